@@ -1,0 +1,88 @@
+"""Time the measuring of policies beside the reference formula and the bare matrix products: python benchmarks/kernel.py.
+
+One thread, process CPU time, the candidates in turn, medians; every line is a ratio to the fastest exact bare product.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+import reference
+import torch
+import tyro
+
+from internal_policy import metrics, product
+
+MEASURED = ("entropy", "kl", "rank", "logprob")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Time the measuring of policies beside the reference formula and the bare matrix products."""
+
+    d_model: int = 1024
+    """Width of the hidden states."""
+    d_vocab: int = 32768
+    """Rows of the unembedding."""
+    points: int = 24
+    """Hook points, the first of them final, half of the others with a norm control."""
+    positions: int = 64
+    """Positions at each hook point."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of hidden states and unembedding."""
+    runs: int = 7
+    """Timed runs of each candidate."""
+
+
+def main(asked: Benchmark) -> None:
+    """Print a line for each candidate."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dtype = getattr(torch, asked.dtype)
+    hidden = torch.randn(asked.points, asked.positions, asked.d_model).to(dtype)
+    weight = (torch.randn(asked.d_vocab, asked.d_model) * asked.d_model**-0.5 * 3).to(dtype)
+    targets = torch.randint(asked.d_vocab, (asked.positions,))
+    scale = torch.rand(asked.points // 2, asked.positions) + 0.5
+    rows = hidden.flatten(0, 1)
+
+    def ours(measures: tuple[str, ...]) -> None:
+        metrics.norm(hidden)
+        metrics.measure(hidden, weight, targets, scale=scale, measures=measures, product=chosen)
+
+    def bare(name: str) -> None:
+        for start in range(0, asked.d_vocab, metrics.TILE_VOCAB):
+            multiply = product.PRODUCTS[name](weight[start : start + metrics.TILE_VOCAB], metrics.TILE_ROWS)
+            for row in range(0, len(rows), metrics.TILE_ROWS):
+                multiply(rows[row : row + metrics.TILE_ROWS])
+
+    def paper() -> None:
+        for states in hidden:
+            reference.entropy(states.float() @ weight.float().T)
+
+    chosen = product.choose(weight, dtype)
+    exact = product.exact(dtype, dtype, weight.device, asked.d_model)
+    candidates: dict[str, Callable[[], None]] = {
+        **{f"bare product, {name}": lambda name=name: bare(name) for name in exact},
+        "ours: entropy": lambda: ours(("entropy",)),
+        "ours: entropy, KL, rank, norm": lambda: ours(MEASURED),
+        "ours: all measures, top 5": lambda: ours(metrics.MEASURES),
+        "reference formula: entropy": paper,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for run in range(asked.runs + 1):
+        for name, candidate in candidates.items():
+            start = time.process_time()
+            candidate()
+            if run:  # the first warms up
+                seconds[name].append(time.process_time() - start)
+    fastest = min(median(seconds[name]) for name in candidates if name.startswith("bare"))
+    logits = asked.points * asked.positions * asked.d_vocab
+    print(f"{asked}\nproduct chosen: {chosen}")
+    for name, spent in seconds.items():
+        print(f"{name:36} {median(spent):7.3f} s {median(spent) / logits * 1e9:6.2f} ns a logit {median(spent) / fastest:6.2f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))

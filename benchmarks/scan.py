@@ -1,0 +1,154 @@
+"""Time a scan, and its peak memory, beside the reference algorithm and the bare products: python benchmarks/scan.py.
+
+A folder with random weights of a model's true shape is scanned. Each candidate runs in a process of its own, one
+thread, process CPU time, in turn, medians; memory is the growth of the peak over the loaded model.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import torch
+import tyro
+from transformers import AutoConfig, AutoModelForCausalLM
+
+SHAPES = {
+    "qwen3-0.6b": {
+        "family": "qwen3",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "llama-3.2-1b": {
+        "family": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+}
+CANDIDATES = ("bare products", "ours: entropy, KL, rank, norm", "ours: all measures, top 5", "reference algorithm")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Time a scan, and its peak memory, beside the reference algorithm and the bare products."""
+
+    shape: Literal["qwen3-0.6b", "llama-3.2-1b"] = "qwen3-0.6b"
+    """Whose configuration the random model has."""
+    layers: int | None = None
+    """Fewer layers than the shape has."""
+    tokens: int = 64
+    """Response tokens; the prompt is one token."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the weights."""
+    runs: int = 3
+    """Processes of each candidate."""
+    candidate: str = ""
+    """Used by the benchmark itself: run one candidate and print its numbers."""
+    folder: str = ""
+    """Used by the benchmark itself: where the model is."""
+
+
+def make(asked: Benchmark, folder: Path) -> None:
+    """Save a model with random weights."""
+    shape = dict(SHAPES[asked.shape])
+    config = AutoConfig.for_model(shape.pop("family"), **shape)
+    config.num_hidden_layers = asked.layers or config.num_hidden_layers
+    if hasattr(config, "layer_types"):
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, asked.dtype)).save_pretrained(folder)
+
+
+def run(asked: Benchmark) -> dict[str, float]:
+    """One candidate in this process: CPU seconds, and growth of the peak memory in MB."""
+    import reference
+
+    from internal_policy import metrics, product
+    from internal_policy.rollouts import Rollout
+    from internal_policy.scan import measure, unembedding
+    from internal_policy.selection import Selection, plan
+
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(asked.folder).eval()
+    ids = torch.randint(10, 10_000, (1, asked.tokens + 1), generator=torch.Generator().manual_seed(0))
+    response = tuple(ids[0].tolist())
+    rollout = Rollout("", None, 0, response[:1], response[1:], "", None, True)
+    selection = Selection(tuple(range(model.config.num_hidden_layers)))
+    weight = unembedding(model)
+    with torch.inference_mode():
+        model(ids[:, :4])
+    chosen = product.choose(weight, weight.dtype)
+    states = torch.randn(plan(selection).unembedded * asked.tokens, weight.shape[1]).to(weight.dtype)
+
+    def bare() -> None:
+        for start in range(0, len(weight), metrics.TILE_VOCAB):
+            multiply = product.PRODUCTS[chosen](weight[start : start + metrics.TILE_VOCAB], metrics.TILE_ROWS)
+            for rows in states.split(metrics.TILE_ROWS):
+                multiply(rows)
+
+    candidates = dict(
+        zip(
+            CANDIDATES,
+            (
+                bare,
+                lambda: measure(model, [rollout], replace(selection, measures=("entropy", "kl", "rank", "norm"), top_k=0)),
+                lambda: measure(model, [rollout], selection),
+                lambda: reference.scan(model, ids, 1),
+            ),
+            strict=True,
+        )
+    )
+    Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
+    before, start = _memory("VmRSS"), time.process_time()
+    with torch.inference_mode():
+        candidates[asked.candidate]()
+    return {"seconds": time.process_time() - start, "mb": _memory("VmHWM") - before}
+
+
+def _memory(field: str) -> float:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) / 1000
+
+
+def main(asked: Benchmark) -> None:
+    """Print a line for each candidate."""
+    if asked.candidate:
+        print(json.dumps(run(asked)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        make(asked, Path(folder))
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in CANDIDATES}
+        for _ in range(asked.runs):
+            for name in CANDIDATES:
+                options = {**asdict(asked), "candidate": name, "folder": folder}
+                words = [w for key, value in options.items() if value is not None for w in (f"--{key}", str(value))]
+                child = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
+                found[name].append(json.loads(child.stdout.splitlines()[-1]))
+    print(asked)
+    least = median(one["seconds"] for one in found["bare products"])
+    for name, runs in found.items():
+        seconds, mb = median(one["seconds"] for one in runs), median(one["mb"] for one in runs)
+        print(f"{name:32} {seconds:8.1f} s CPU {seconds / least:6.2f} of the bare products {mb:8.0f} MB more")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))

@@ -1,0 +1,46 @@
+"""The command line: arguments in, an exit code out."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+import tyro
+from rich.console import Console
+
+from internal_policy.errors import InputError
+from internal_policy.options import COMMANDS
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        args=arguments,
+        prog="internal-policy",
+        description="See what every layer, attention block and FFN of a Llama or Qwen model would say next, "
+        "and how sure it is.",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    again = shlex.join(["internal-policy", *arguments])
+    say = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    try:
+        from internal_policy import commands
+
+        commands.RUN[type(command)](command)
+    except InputError as error:
+        say.print(f"error: {error}")
+        return WRONG_USAGE
+    except KeyboardInterrupt:
+        say.print(f"Interrupted; what is whole is kept. Continue with: {again}")
+        return INTERRUPTED
+    except OSError as error:  # a full disk, a folder that may not be written
+        say.print(f"error: {error}; what is whole is kept. When that is mended, continue with: {again}")
+        return FAILED
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

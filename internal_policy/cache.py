@@ -1,0 +1,228 @@
+"""Scans on disk: where they lie, what is in them, and how they stay whole."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from internal_policy.errors import InputError
+
+SCHEMA = 1
+"""Version of what stands in the files; it is written into each of them."""
+
+KINDS = ("rollouts", "policies", "layers")
+"""The tables of a scan, each in numbered parts, written in this order: a part is whole when its `layers` is there."""
+
+ASKED, RECORD, VOCABULARY = "asked.json", "scan.json", "vocabulary.parquet"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan in memory: the same tables as on disk."""
+
+    rollouts: pd.DataFrame
+    """One row a rollout: problem, answer, prompt_ids, response_ids, response, reward, ..."""
+    policies: pd.DataFrame
+    """One row a rollout x position x readout x layer, a column a site and measure, such as `attn_out.entropy`.
+
+    The row after the last layer holds the model's own policy, `final.entropy` and so on."""
+    layers: pd.DataFrame
+    """One row a rollout x readout x layer x site: `tokens` and the means over them of each measure."""
+    vocabulary: pd.DataFrame
+    """Token id -> its text, for the ids in `response_ids` and `topk_ids`."""
+
+
+def root() -> Path:
+    """The folder of all scans: $INTERNAL_POLICY_CACHE, else internal-policy in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "internal-policy"
+    return Path(os.environ.get("INTERNAL_POLICY_CACHE", default))
+
+
+def digest(asked: Mapping[str, Any]) -> str:
+    """What was asked, as 12 hexadecimal digits."""
+    text = json.dumps({"schema": SCHEMA, **asked}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def folder_of(model: str, asked: Mapping[str, Any]) -> Path:
+    """Where the scan that `asked` describes lies: <root>/<model name>/<digest>."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "--", model.rstrip("/").removeprefix("/")).lstrip(".") or "model"
+    return root() / name / digest(asked)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, whole and on the disk, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_table(path: Path, table: pa.Table, group: str | None = None) -> None:
+    """Write a Parquet file, whole or not at all, with checksums; one row group for each run of equal values in `group`."""
+    table = table.replace_schema_metadata({"internal_policy.schema": str(SCHEMA)})
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    others = [field.name for field in table.schema if field.name not in floats]
+    ends = [table.num_rows]
+    if group:
+        values = table[group].to_numpy()
+        ends = [*((values[1:] != values[:-1]).nonzero()[0] + 1).tolist(), table.num_rows]
+    with replacing(path) as temporary:
+        writer = pq.ParquetWriter(
+            temporary,
+            table.schema,
+            compression="zstd",
+            use_dictionary=others,  # pyright: ignore[reportArgumentType]
+            use_byte_stream_split=floats,  # pyright: ignore[reportArgumentType]
+            write_page_checksum=True,
+        )
+        with writer:
+            for start, end in zip([0, *ends[:-1]], ends, strict=True):
+                writer.write_table(table.slice(start, end - start))
+
+
+def part_path(folder: Path, kind: str, part: int) -> Path:
+    """The file of one part of a table."""
+    return folder / f"{kind}-{part:05d}.parquet"
+
+
+def is_whole(folder: Path, part: int) -> bool:
+    """Whether every table of a part has been written."""
+    return all(part_path(folder, kind, part).exists() for kind in KINDS)
+
+
+def asked(folder: Path) -> dict[str, Any]:
+    """What a scan, whole or not, was asked (asked.json). Raises InputError if it is damaged."""
+    path = folder / ASKED
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); remove the folder {folder} and scan again.") from error
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """What a whole scan says of itself (scan.json). Raises InputError if the folder is no scan, or not a whole one."""
+    path = folder / RECORD
+    if not path.exists():
+        state = "an unfinished scan; run its command again to finish it" if (folder / ASKED).exists() else "no scan"
+        raise InputError(f"{folder} is {state}." if folder.is_dir() else f"There is no folder {folder}.")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); ask for the scan again with --remeasure.") from error
+    if found.get("schema") != SCHEMA:
+        raise InputError(
+            f"{path} has schema version {found.get('schema')}, this program reads {SCHEMA}; "
+            "update internal-policy, or scan again."
+        )
+    return found
+
+
+def damaged(folder: Path) -> list[str]:
+    """Names of the files of a whole scan that are missing, cut short or altered since they were written."""
+    return [name for name, part in record(folder)["files"].items() if fingerprint(folder / name) != part]
+
+
+def cut_short(folder: Path) -> list[str]:
+    """Names of the files of a whole scan that are missing or of another size than they were written: quick to tell."""
+    files = record(folder)["files"]
+    return [n for n, f in files.items() if not (folder / n).is_file() or (folder / n).stat().st_size != f["bytes"]]
+
+
+def fingerprint(path: Path) -> dict[str, Any] | None:
+    """Size and SHA-256 of a file; None if it is not there."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def read(
+    folder: Path, kind: str, columns: Sequence[str] | None = None, where: ds.Expression | None = None
+) -> pd.DataFrame:
+    """A table of a scan, or some of its columns and rows. Raises InputError for a part that is damaged."""
+    return pa.concat_tables(read_part(path, columns, where) for path in _parts(folder, kind)).to_pandas()
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None, where: ds.Expression | None = None) -> pa.Table:
+    """One part of a table, its checksums checked. Raises InputError if it is damaged."""
+    options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    try:
+        part = ds.dataset(path, format=ds.ParquetFileFormat(default_fragment_scan_options=options))
+        return part.to_table(columns=list(columns) if columns else None, filter=where)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); measure it again with --remeasure."
+        ) from error
+
+
+def _parts(folder: Path, kind: str) -> list[Path]:
+    found = sorted(folder.glob(f"{kind}-*.parquet"))
+    if not found:
+        raise InputError(f"{folder} has no {kind}-*.parquet; it is no scan, or none of its parts is written yet.")
+    return found
+
+
+def export(folder: Path, kind: str, form: str, path: Path) -> int:
+    """Write a table of a scan as one csv, json (an object a line) or parquet file; return the number of rows."""
+    rows, writer = 0, None
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for part in _parts(folder, kind):
+            table = read_part(part)
+            if form == "parquet":
+                writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+                writer.write_table(table)
+            elif form == "json":
+                table.to_pandas().to_json(file, orient="records", lines=True, force_ascii=False)
+            else:
+                frame = table.to_pandas()
+                for name in (field.name for field in table.schema if pa.types.is_nested(field.type)):
+                    frame[name] = [None if cell is None else json.dumps(cell.tolist()) for cell in frame[name]]
+                frame.to_csv(file, index=False, header=rows == 0)
+            rows += table.num_rows
+        if writer:
+            writer.close()
+    return rows
+
+
+def scans() -> list[Path]:
+    """Folders of all scans under `root()`, whole or not, newest first."""
+    found = {path.parent for name in (ASKED, RECORD) for path in root().glob(f"*/*/{name}")}
+    return sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)
+
+
+def find(name: str) -> Path:
+    """The folder of a scan, by its path or by the first digits of its digest. Raises InputError."""
+    if Path(name).is_dir():
+        return Path(name)
+    found = [folder for folder in scans() if folder.name.startswith(name)] if name else []
+    if len(found) == 1:
+        return found[0]
+    what = f"{len(found)} scans begin with '{name}'" if found else f"There is no scan '{name}'"
+    raise InputError(f"{what} under {root()}; `internal-policy ls` lists them.")

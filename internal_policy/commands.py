@@ -1,0 +1,361 @@
+"""What each command does: it opens what the user named, calls the library, and shows the result."""
+
+import dataclasses
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from internal_policy import cache, job, loading, options, show
+from internal_policy.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from internal_policy.rollouts import Rollout
+    from internal_policy.selection import Selection
+    from internal_policy.tasks import Problem
+
+DEMO_PROBLEMS = 64
+"""How many of the bundled problems are asked where nobody says which problems."""
+PRESENTATION = {"output", "json", "dry_run", "remeasure"}
+"""Options that change nothing of what is measured."""
+SAMPLING = {f.name for f in dataclasses.fields(options.SamplingOptions)} - {"batch_size"} | {"problems"}
+"""Options that mean nothing where the responses are given."""
+PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
+
+
+def scan(asked: options.Scan) -> None:
+    """Answer from the cache, or measure what is missing; then show the entropies by layer."""
+    start = time.monotonic()
+    question = _question(asked)
+    folder = asked.output or cache.folder_of(asked.model, question)
+    job.claim(folder, question)
+    cached = (folder / cache.RECORD).exists()
+    if cached and asked.remeasure:
+        cached = not job.discard_damaged(folder)
+    elif cached and (broken := cache.cut_short(folder)):
+        raise InputError(f"{folder / broken[0]} is missing or cut short; measure it again with --remeasure.")
+    if asked.dry_run:
+        show.forecast(_forecast(asked), folder, cached, as_json=asked.json)
+        return
+    if not cached:
+        _measure(asked, question, folder)
+    show.scan(folder, None, as_json=asked.json, extra={"cached": cached})
+    show.note(f"{'From the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
+
+
+def _question(asked: options.Scan | options.Generate) -> dict[str, Any]:
+    """The options that decide the numbers, with what their paths hold: the key of the cache."""
+    unused = PRESENTATION | (SAMPLING if getattr(asked, "rollouts", None) else set())
+    question = {name: value for name, value in dataclasses.asdict(asked).items() if name not in unused}
+    paths = [getattr(asked, "rollouts", None) or _problems_path(asked)[0], asked.chat_template]
+    content = {str(path): cache.fingerprint(Path(path)) for path in paths if path}
+    return {**question, "identity": loading.identity(asked), "content": content}
+
+
+def _problems_path(asked: options.PromptOptions) -> tuple[str, int | None]:
+    """Which problems are asked, and how many at most."""
+    if asked.problems is None:
+        return str(loading.DATA / "problems" / "heldout.jsonl"), asked.limit or DEMO_PROBLEMS
+    return asked.problems, asked.limit
+
+
+def _selection(asked: options.Scan) -> "Selection":
+    from internal_policy.hooks import SITES
+    from internal_policy.metrics import MEASURES
+    from internal_policy.selection import Selection, parse_layers
+
+    config = loading.load_config(asked)
+    if asked.top_k > config.vocab_size:
+        raise InputError(f"--top-k is {asked.top_k}, but the model has only {config.vocab_size} tokens.")
+    return Selection(
+        parse_layers(asked.layers, config.num_hidden_layers),
+        SITES if asked.sites == "all" else tuple(asked.sites.split(",")),
+        ("raw", "norm") if asked.readout == "both" else (asked.readout,),
+        MEASURES if asked.measures == "all" else tuple(asked.measures.split(",")),
+        asked.top_k,
+    )
+
+
+def _given(
+    asked: options.Scan | options.Generate, tokenizer: "PreTrainedTokenizerBase"
+) -> "tuple[list[Rollout], list[Problem], list[int]]":
+    """The rollouts that came with --rollouts, or else the problems and how many tokens each prompt has. All checked."""
+    from internal_policy.rollouts import check_prompts, check_sampling, encode_problem, read_rollouts
+    from internal_policy.tasks import read_problems
+
+    check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size)
+    chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
+    if isinstance(asked, options.Scan) and asked.rollouts:
+        return read_rollouts(asked.rollouts, tokenizer, chat, limit=asked.limit), [], []
+    source, limit = _problems_path(asked)
+    problems = read_problems(
+        source, problem_column=asked.problem_column, answer_column=asked.answer_column, limit=limit
+    )
+    prompts = [encode_problem(tokenizer, problem, chat) for problem in problems]
+    config = loading.load_config(asked)
+    check_prompts(prompts, asked.max_new_tokens, config.max_position_embeddings, config.vocab_size)
+    return [], problems, [len(prompt) for prompt in prompts]
+
+
+def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> None:
+    from internal_policy.scan import check
+
+    _quiet()
+    selection = _selection(asked)
+    tokenizer = loading.load_tokenizer(asked, asked.chat_template)
+    rollouts, problems, _ = _given(asked, tokenizer)
+    model = loading.load_model(asked)
+    if rollouts:
+        check(model, selection, rollouts)
+    tokens = sum(len(rollout.response_ids) for rollout in rollouts) or asked.batch_size * asked.max_new_tokens
+    _check_disk(folder, show.disk_bytes(selection, tokens))
+    smaller = _say_once("Out of memory: measuring {} rollouts at a time.")
+    size = asked.batch_size
+    total = len(rollouts) or len(problems) * asked.samples
+
+    def batch(part: int) -> "Sequence[Rollout]":
+        first = part * size
+        return rollouts[first : first + size] or _sampled(model, tokenizer, problems, asked, first, smaller)
+
+    with _progress(total) as advance:
+        job.run(
+            folder,
+            model,
+            tokenizer,
+            selection,
+            job.Source(total, size, batch),
+            question,
+            _facts(asked, model, tokenizer),
+            advance=advance,
+            smaller=smaller,
+        )
+
+
+def _sampled(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    problems: "Sequence[Problem]",
+    asked: options.Scan | options.Generate,
+    first: int,
+    smaller: Callable[[int], None],
+) -> "list[Rollout]":
+    """The responses to one batch of prompts, from prompt number `first` on; half as many at a time where memory ends."""
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    from internal_policy.rollouts import generate
+
+    stop = min(first + asked.batch_size, len(problems) * asked.samples)
+    at_once = asked.batch_size
+    while True:
+        batches = generate(
+            model,
+            tokenizer,
+            problems,
+            samples=asked.samples,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            max_new_tokens=asked.max_new_tokens,
+            seed=asked.seed,
+            batch_size=at_once,
+            first=first,
+            stop=stop,
+            chat=loading.chat_of(asked.chat_template, asked.chat_template_kwargs),
+        )
+        try:
+            return [rollout for batch in batches for rollout in batch]
+        except RuntimeError as error:
+            if at_once == 1 or not should_reduce_batch_size(error):
+                raise
+        clear_device_cache(garbage_collection=True)
+        at_once = (at_once + 1) // 2
+        smaller(at_once)
+
+
+def _facts(asked: options.Scan, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """What the record says of the model and of the program."""
+    config = model.config
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "model": asked.model,
+        "family": config.model_type,
+        "n_layers": config.num_hidden_layers,
+        "d_model": config.hidden_size,
+        "d_vocab": config.vocab_size,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "chat_template": tokenizer.chat_template if asked.chat_template != "none" else None,
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "command": sys.argv,
+    }
+
+
+def _forecast(asked: options.Scan) -> dict[str, Any]:
+    """What a scan would measure and need, without loading the weights."""
+    from internal_policy.scan import STATE_BYTES
+    from internal_policy.selection import plan
+
+    _quiet()
+    selection, config = _selection(asked), loading.load_config(asked)
+    rollouts, problems, prompts = _given(asked, loading.load_tokenizer(asked, asked.chat_template))
+    planned = plan(selection)
+    products = 1 + len(selection.readouts) * (planned.unembedded - 1)
+    number = len(rollouts) or len(problems) * asked.samples
+    tokens = sum(len(rollout.response_ids) for rollout in rollouts) or number * asked.max_new_tokens
+    return {
+        "model": asked.model,
+        "family": config.model_type,
+        "layers": list(selection.layers),
+        "sites": list(selection.sites),
+        "readouts": list(selection.readouts),
+        "measures": list(selection.measures),
+        "rollouts": number,
+        "response_tokens_at_most": tokens,
+        "prompt_tokens": sum(prompts) * asked.samples,
+        "hidden_states_per_token": len(planned.points),
+        "unembeddings_per_token": products,
+        "gflop_per_token": products * 2 * config.hidden_size * config.vocab_size / 1e9,
+        "weights_bytes": loading.weight_bytes(config, asked.dtype),
+        "hidden_states_bytes_at_most": STATE_BYTES,
+        "disk_bytes_at_most": show.disk_bytes(selection, tokens),
+    }
+
+
+def generate(asked: options.Generate) -> None:
+    """Sample responses and write them to one file; an interrupted run goes on where it stopped."""
+    from internal_policy.hooks import HookPoint
+
+    if asked.output.exists():
+        raise InputError(f"{asked.output} exists; remove it, or give --output another name.")
+    if asked.output.suffix not in (".parquet", ".jsonl") or not asked.output.parent.is_dir():
+        raise InputError(f"--output is {asked.output}; give a .parquet or .jsonl file in a folder that exists.")
+    point = HookPoint.parse(asked.at)
+    _quiet()
+    tokenizer = loading.load_tokenizer(asked, asked.chat_template)
+    folder = cache.root() / "rollouts" / cache.digest(_question(asked))
+    _, problems, _ = _given(asked, tokenizer)
+    model = loading.load_model(asked)
+    rollouts = _generated(asked, model, tokenizer, problems, point, folder)
+    from internal_policy.rollouts import write_rollouts
+
+    write_rollouts(asked.output, rollouts)
+    shutil.rmtree(folder)
+    show.rollouts(asked.output, asked.at, rollouts, as_json=asked.json)
+
+
+def _generated(asked, model, tokenizer, problems, point, folder) -> "list[Rollout]":
+    from internal_policy.policy import as_policy
+    from internal_policy.rollouts import from_table, to_table
+
+    total = len(problems) * asked.samples
+    smaller = _say_once("Out of memory: sampling {} responses at a time.")
+    rollouts: list[Rollout] = []
+    with as_policy(model, point, asked.readout), _progress(total) as advance:
+        for part, first in enumerate(range(0, total, asked.batch_size)):
+            path = cache.part_path(folder, "rollouts", part)
+            if not path.exists():
+                sampled = _sampled(model, tokenizer, problems, asked, first, smaller)
+                cache.write_table(path, to_table(sampled))
+            sampled = from_table(cache.read_part(path))
+            rollouts += sampled
+            advance(len(sampled), sum(len(rollout.response_ids) for rollout in sampled))
+    return rollouts
+
+
+def ls(asked: options.Ls) -> None:
+    """List the scans in the cache."""
+    show.scans(cache.scans(), as_json=asked.json)
+
+
+def show_scan(asked: options.Show) -> None:
+    """Print one scan."""
+    show.scan(cache.find(asked.scan), asked.readout, as_json=asked.json)
+
+
+def export(asked: options.Export) -> None:
+    """Write a table of a scan as one file."""
+    folder = cache.find(asked.scan)
+    cache.record(folder)
+    path = asked.output or Path(f"{asked.table}.{asked.format}")
+    if path.exists():
+        raise InputError(f"{path} exists; remove it, or give --output another name.")
+    rows = cache.export(folder, asked.table, asked.format, path)
+    show.note(f"Wrote {rows:,} rows to {path}.")
+
+
+def families(asked: options.Families) -> None:
+    """List the families."""
+    from internal_policy.families import FAMILIES
+
+    show.families({name: dataclasses.asdict(family) for name, family in FAMILIES.items()}, as_json=asked.json)
+
+
+def _check_disk(folder: Path, need: int) -> None:
+    there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < need:
+        raise InputError(
+            f"{there} has {free / 1e9:.1f} GB free, but {need / 1e9:.1f} GB may be needed; give --output another disk, or "
+            "measure less (--layers, --sites, --top-k 0)."
+        )
+
+
+def _quiet() -> None:
+    """Let transformers speak of nothing but errors, and draw progress bars only where a person looks on."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+
+
+def _say_once(text: str) -> Callable[[int], None]:
+    said: list[int] = []
+
+    def say(number: int) -> None:
+        if not said:
+            show.note(text.format(number))
+        said.append(number)
+
+    return say
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[job.Advance]:
+    """A progress bar on stderr, with rate and time left; nothing where stderr is no terminal."""
+    from rich import progress
+
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("rollouts, {task.fields[rate]:,.0f} tokens/s,"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("left"),
+        console=show.err,
+        disable=not show.err.is_terminal,
+    )
+    with bar:
+        task, start, seen = bar.add_task("Reading", total=total, rate=0.0), time.monotonic(), 0
+
+        def advance(rollouts: int, tokens: int) -> None:
+            nonlocal seen
+            seen += tokens
+            bar.update(task, advance=rollouts, rate=seen / (time.monotonic() - start))
+
+        yield advance
+
+
+RUN: dict[type, Callable[[Any], None]] = {
+    options.Scan: scan,
+    options.Generate: generate,
+    options.Ls: ls,
+    options.Show: show_scan,
+    options.Export: export,
+    options.Families: families,
+}

@@ -1,0 +1,128 @@
+"""Do a scan on disk, part by part, so that an interrupted one goes on where it stopped."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from internal_policy import cache
+from internal_policy.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from internal_policy.rollouts import Rollout
+    from internal_policy.selection import Selection
+
+Advance = Callable[[int, int], None]
+"""Told the rollouts and the response tokens of each part when it is whole."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rollouts of a scan come from, a batch a part."""
+
+    rollouts: int
+    """How many there are."""
+    batch_size: int
+    """How many are in a part; the last may have fewer."""
+    batch: Callable[[int], Sequence["Rollout"]]
+    """Generates, or takes, those of a part."""
+
+    @property
+    def parts(self) -> range:
+        """The numbers of the parts."""
+        return range(-(-self.rollouts // self.batch_size))
+
+
+def claim(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds anything but this scan. Raises InputError."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / cache.ASKED).is_file():
+        raise InputError(f"{folder} is not empty and holds no scan; give --output a new folder.")
+    if cache.asked(folder)["digest"] != cache.digest(asked):
+        raise InputError(f"{folder} holds the scan of another question; give --output a new folder.")
+
+
+def discard_damaged(folder: Path) -> list[str]:
+    """Remove the parts of a finished scan that are not as they were written, so that `run` measures them again.
+
+    Returns the names of the damaged files.
+    """
+    broken = cache.damaged(folder)
+    for name in broken:
+        (folder / name).unlink(missing_ok=True)
+        kind, _, part = name.removesuffix(".parquet").partition("-")
+        if kind == "rollouts":  # what was measured there was another response
+            for other in cache.KINDS:
+                cache.part_path(folder, other, int(part)).unlink(missing_ok=True)
+    if broken:
+        (folder / cache.RECORD).unlink()
+    return broken
+
+
+def run(
+    folder: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    selection: "Selection",
+    source: Source,
+    asked: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    *,
+    advance: Advance = lambda *_: None,
+    smaller: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure what is not whole yet and return the record, scan.json.
+
+    Any number of processes may run the same scan in the same folder: a part is written whole or not at all, and who
+    comes second takes it from the disk. `asked` and `facts` go into the record.
+    """
+    from internal_policy import product, scan
+
+    weight = scan.unembedding(model)
+    if not (folder / cache.ASKED).exists():
+        chosen = product.choose(weight, weight.dtype)  # part of the record, so that a continued scan multiplies alike
+        cache.write_json(folder / cache.ASKED, {"digest": cache.digest(asked), "asked": asked, "product": chosen})
+    chosen = cache.asked(folder)["product"]
+    tokens = 0
+    for part in source.parts:
+        rollouts = _rollouts(folder, part, source)
+        if not cache.is_whole(folder, part):
+            scan.check(model, selection, rollouts)
+            first = part * source.batch_size
+            measured = scan.measure(model, rollouts, selection, first=first, product=chosen, smaller=smaller)
+            for kind, table in zip(("policies", "layers"), measured, strict=True):
+                cache.write_table(cache.part_path(folder, kind, part), table, group="rollout")
+        tokens += sum(len(rollout.response_ids) for rollout in rollouts)
+        advance(len(rollouts), sum(len(rollout.response_ids) for rollout in rollouts))
+    vocabulary = pa.Table.from_pandas(scan.vocabulary(tokenizer, len(weight)), preserve_index=False)
+    cache.write_table(folder / cache.VOCABULARY, vocabulary)
+    names = [cache.part_path(folder, kind, part).name for part in source.parts for kind in cache.KINDS]
+    record = {
+        "schema": cache.SCHEMA,
+        "digest": cache.digest(asked),
+        **facts,
+        "selection": asdict(selection),
+        "product": chosen,
+        "rollouts": source.rollouts,
+        "tokens": tokens,
+        "asked": asked,
+        "files": {name: cache.fingerprint(folder / name) for name in [cache.VOCABULARY, *names]},
+    }
+    cache.write_json(folder / cache.RECORD, record)
+    return record
+
+
+def _rollouts(folder: Path, part: int, source: Source) -> Sequence["Rollout"]:
+    from internal_policy.rollouts import from_table
+    from internal_policy.scan import numbered
+
+    path = cache.part_path(folder, "rollouts", part)
+    if not path.exists():
+        cache.write_table(path, numbered(source.batch(part), part * source.batch_size), group="rollout")
+    return from_table(pq.read_table(path))

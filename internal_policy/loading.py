@@ -1,0 +1,174 @@
+"""Load a model by its name, or say in one sentence why it cannot be."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from internal_policy.errors import InputError
+from internal_policy.options import ModelOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGE = Path(__file__).parent
+DATA = next((p for p in (PACKAGE / "data", PACKAGE.parent / "data") if p.is_dir()), PACKAGE / "data")
+"""The bundled models and problems: inside an installed package, beside the package in a checkout."""
+
+
+def resolve(name: str) -> str:
+    """The folder of a bundled model by its name, else the name itself."""
+    bundled = DATA / "models" / name
+    return str(bundled) if name.startswith("demo-") and bundled.is_dir() else name
+
+
+def identity(options: ModelOptions) -> str:
+    """What tells this model from any other: the commit of one on the hub, a digest of the files of a folder.
+
+    Raises InputError for a folder that holds no model, and for one on the hub that cannot be had.
+    """
+    name = resolve(options.model)
+    folder = Path(name)
+    if not folder.is_dir():
+        with explained(options):
+            from huggingface_hub import hf_hub_download
+
+            return f"commit {Path(hf_hub_download(name, 'config.json', revision=options.revision)).parent.name}"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no model: there is no config.json in it; give a folder that has one.")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        raise InputError(
+            f"{folder} holds only pickled weights, which can run code when they are loaded; convert them to safetensors "
+            "with `save_pretrained` of transformers, and give that folder."
+            if pickled
+            else f"{folder} holds no weights: there is no .safetensors file in it; copy the whole model."
+        )
+    found = hashlib.sha256()
+    for path in sorted(
+        p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")
+    ):
+        with path.open("rb") as file:
+            found.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"sha256 {found.hexdigest()}"
+
+
+def load_config(options: ModelOptions) -> "PreTrainedConfig":
+    """The model's configuration. Raises InputError, also for a family that is not known."""
+    with explained(options):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(
+            resolve(options.model), revision=options.revision, trust_remote_code=options.trust_remote_code
+        )
+    from internal_policy.families import family_of
+
+    family_of(config.model_type)
+    return config
+
+
+def load_tokenizer(options: ModelOptions, chat_template: str | None = None) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer, with the chat template in the file `chat_template` if that is given. Raises InputError."""
+    with explained(options):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve(options.model), revision=options.revision, trust_remote_code=options.trust_remote_code
+        )
+    if chat_template not in (None, "none"):
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"The chat template {chat_template} cannot be read ({error}); give a Jinja file."
+            ) from error
+    return tokenizer
+
+
+def chat_of(chat_template: str | None, chat_template_kwargs: str) -> dict[str, Any] | None:
+    """Arguments for the chat template, None for no template. Raises InputError if they are no JSON object."""
+    try:
+        given = json.loads(chat_template_kwargs)
+    except ValueError as error:
+        raise InputError(f"--chat-template-kwargs is no JSON ({error}); write '{{\"name\": value}}'.") from error
+    if not isinstance(given, dict):
+        raise InputError(f"--chat-template-kwargs is {chat_template_kwargs}; a JSON object is expected.")
+    return None if chat_template == "none" else given
+
+
+def load_model(options: ModelOptions) -> "PreTrainedModel":
+    """The model, with its weights checked: safetensors only, and no NaN. Raises InputError."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(options)
+    device = options.device
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = accelerator.type if accelerator else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"There is no device '{device}' here ({_first_line(error)}); try --device auto.") from error
+    with explained(options):
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve(options.model),
+            config=config,
+            revision=options.revision,
+            dtype=options.dtype,
+            device_map=options.device_map or device,
+            attn_implementation=options.attn_implementation,
+            trust_remote_code=options.trust_remote_code,
+            use_safetensors=True,
+        )
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise InputError(f"{options.model} has NaN or infinite weights in {name}; get a whole checkpoint.")
+    return model.eval()
+
+
+def weight_bytes(config: "PreTrainedConfig", dtype: str) -> int:
+    """Memory of the weights, in bytes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kind = getattr(torch, dtype) if dtype != "auto" else (config.dtype or torch.float32)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=kind)
+    return sum(math.prod(weight.shape) * weight.element_size() for weight in model.parameters())
+
+
+@contextmanager
+def explained(options: ModelOptions) -> Iterator[None]:
+    """Turn what transformers and the hub raise into one sentence with the remedy."""
+    import huggingface_hub.errors as hub
+
+    name = options.model
+    try:
+        yield
+    except hub.GatedRepoError as error:
+        raise InputError(
+            f"{name} is gated: accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`."
+        ) from error
+    except hub.RevisionNotFoundError as error:
+        raise InputError(f"{name} has no revision '{options.revision}'; see https://huggingface.co/{name}.") from error
+    except hub.HFValidationError as error:
+        raise InputError(f"'{name}' is neither a folder nor a hub id such as Qwen/Qwen3-0.6B.") from error
+    except hub.RepositoryNotFoundError as error:
+        raise InputError(f"There is no folder and no model {name} on the hub; check the name, or log in.") from error
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
+        raise InputError(
+            f"{name} is no folder, and not in the local hub cache, and the hub cannot be reached; check the network, "
+            "or give a folder."
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} cannot be loaded: {_first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

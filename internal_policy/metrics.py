@@ -1,0 +1,202 @@
+"""Entropy and the other numbers of a policy, without ever holding all of its logits."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from internal_policy.product import PRODUCTS, precision
+
+MEASURES = ("entropy", "logprob", "rank", "kl", "topk", "norm", "cosine", "entropy_at_input_norm")
+"""What can be measured at a hook point."""
+
+TILE_ROWS, TILE_VOCAB = 512, 2048
+"""Hidden states and vocabulary entries of one product: its logits stay in the processor's cache."""
+LOWEST = -80.0
+"""Logits this far below the largest count as that far: exp is many times slower where it underflows, and e^-80 is nothing."""
+EMPTY = -1e30
+"""The maximum of no logits; finite, so that merging with it gives no NaN."""
+GROUP = 64
+"""The k largest of a tile lie in the k groups of this size with the largest maxima."""
+
+
+def entropy(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
+    """Shannon entropy in nats (Eq. 7 of arXiv 2512.19673): log s - t / s with u = z - max z, s = sum e^u, t = sum u e^u.
+
+    Right for logits in the thousands; a logit of -inf has probability 0; NaN and +inf give NaN.
+    """
+    u = logits.to(precision(logits.dtype))
+    u = (u - u.amax(-1, keepdim=True)).clamp(min=LOWEST)
+    weights = u.exp()
+    total = weights.sum(-1)
+    return total.log() - (weights * u).sum(-1) / total
+
+
+def norm(hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+    """Euclidean length of a hidden state, in float32 or better."""
+    return torch.linalg.vector_norm(hidden, dim=-1, dtype=precision(hidden.dtype))
+
+
+def cosine(hidden: Float[Tensor, "*batch d_model"], stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+    """Cosine of a module's output with the stream it is added to: ~0 new, < 0 suppresses, > 0 amplifies (App. B.5)."""
+    dtype = precision(hidden.dtype)
+    return torch.cosine_similarity(hidden.to(dtype), stream.to(dtype), dim=-1, eps=0)
+
+
+@dataclass
+class Moments:
+    """Running s = sum e^u and t = sum u e^u with u = z - max z, over the vocabulary seen so far."""
+
+    s: Tensor
+    t: Tensor
+
+    def add(self, u: Float[Tensor, "points pos tile"], shrink: Float[Tensor, "points pos"], out: Tensor) -> Tensor:
+        """Take in a tile; the maximum has risen by -`shrink` since the last. Overwrites `u`. Returns e^u, in `out`."""
+        weights = torch.exp(u.clamp_(min=LOWEST), out=out)
+        fade = shrink.exp()
+        self.t = fade * (self.t + self.s * shrink) + (u.mul_(weights)).sum(-1)
+        self.s = fade * self.s + weights.sum(-1)
+        return weights
+
+    def entropy(self) -> Float[Tensor, "points pos"]:
+        """Shannon entropy in nats."""
+        return self.s.log() - self.t / self.s
+
+
+@dataclass(frozen=True)
+class FinalTile:
+    """What the final policy's tile of the vocabulary tells the other policies, so that they can measure KL."""
+
+    weights: Float[Tensor, "points pos tile"]
+    """e^u of the final policy."""
+    shrink: Float[Tensor, "points pos"]
+    s_before: Float[Tensor, "points pos"]
+
+
+class Tally:
+    """The numbers of a few hook points at the same positions, over the vocabulary seen so far."""
+
+    def __init__(
+        self, aim: Float[Tensor, "points pos"], scale: Tensor | None, measures: Sequence[str], top_k: int
+    ) -> None:
+        """`aim` is the logit of the token that came, known before the walk: what ranks compare with."""
+        zero = torch.zeros_like(aim)
+        self.aim, self.scale, self.measures, self.top_k = aim, scale, measures, top_k if "topk" in measures else 0
+        self.largest = torch.full_like(aim, EMPTY)
+        self.policy, self.scaled, self.cross = Moments(zero, zero), Moments(zero, zero), zero
+        self.above, self.target = torch.zeros_like(aim), aim.clone()
+        self.top_logits = aim.new_full((*aim.shape, self.top_k), -torch.inf)
+        self.top_ids = torch.zeros_like(self.top_logits, dtype=torch.int64)
+
+    def add(
+        self,
+        z: Float[Tensor, "points pos tile"],
+        start: int,
+        targets: Int[Tensor, " pos"],
+        final: FinalTile | None,
+        scratch: Float[Tensor, "2 entries"],
+    ) -> FinalTile:
+        """Take in the logits of the vocabulary from `start` on. Overwrites `z` and `scratch`."""
+        one, two = scratch[:, : z.numel()].view(2, *z.shape)
+        if "rank" in self.measures or "logprob" in self.measures:
+            self._follow_target(z, start, targets, one)
+        if self.top_k:
+            self._keep_largest(z, start)
+        largest = torch.maximum(self.largest, z.amax(-1))
+        shrink, self.largest = self.largest - largest, largest
+        u = z.sub_(largest.unsqueeze(-1))
+        if final is not None:
+            fade = final.shrink.exp()
+            self.cross = fade * (self.cross + final.s_before * shrink) + torch.mul(u, final.weights, out=one).sum(-1)
+        if self.scale is not None:
+            self.scaled.add(torch.mul(u, self.scale.unsqueeze(-1), out=one), shrink * self.scale, out=two)
+        s_before = self.policy.s
+        return FinalTile(self.policy.add(u, shrink, out=two), shrink, s_before)
+
+    def _follow_target(self, z: Tensor, start: int, targets: Tensor, scratch: Tensor) -> None:
+        self.above += torch.gt(z, self.aim.unsqueeze(-1), out=scratch).sum(-1)
+        here = ((targets >= start) & (targets < start + z.shape[-1])).nonzero().squeeze(-1)
+        own = z[:, here, targets[here] - start]
+        self.above[:, here] -= (own > self.aim[:, here]).to(
+            z.dtype
+        )  # a token is not above itself, whatever was rounded
+        self.target[:, here] = own
+
+    def _keep_largest(self, z: Tensor, start: int) -> None:
+        groups = z.shape[-1] // GROUP
+        if groups > self.top_k and z.shape[-1] % GROUP == 0:
+            maxima = z.unflatten(-1, (GROUP, groups)).amax(-2)
+            best = maxima.topk(self.top_k).indices  # group g holds the entries g, g + groups, g + 2 groups, ...
+            ids = (best.unsqueeze(-1) + groups * torch.arange(GROUP, device=z.device)).flatten(-2)
+            logits = z.gather(-1, ids)
+        else:
+            ids = torch.arange(z.shape[-1], device=z.device).expand(z.shape)
+            logits = z
+        logits, ids = torch.cat([self.top_logits, logits], -1), torch.cat([self.top_ids, ids + start], -1)
+        self.top_logits, order = logits.topk(self.top_k)
+        self.top_ids = ids.gather(-1, order)
+
+    def result(self, final: "Tally") -> dict[str, Tensor]:
+        """Every number asked for, (points, pos), topk (points, pos, top_k)."""
+        normaliser = self.largest + self.policy.s.log()
+        result = {
+            "entropy": self.policy.entropy(),
+            "logprob": self.target - normaliser,
+            "rank": self.above + 1,
+            "topk_ids": self.top_ids,
+            "topk_probs": (self.top_logits - normaliser.unsqueeze(-1)).exp(),
+            "kl": (self.policy.s.log() - self.cross / final.policy.s - final.policy.entropy()).clamp(min=0),
+            "entropy_at_input_norm": self.aim * torch.nan if self.scale is None else self.scaled.entropy(),
+        }
+        return {n: v for n, v in result.items() if n.removesuffix("_ids").removesuffix("_probs") in self.measures}
+
+
+def measure(
+    hidden: Float[Tensor, "points pos d_model"],
+    weight: Float[Tensor, "d_vocab d_model"],
+    targets: Int[Tensor, " pos"],
+    *,
+    scale: Float[Tensor, "scaled pos"] | None = None,
+    measures: Sequence[str] = MEASURES,
+    top_k: int = 5,
+    product: str = "plain",
+) -> dict[str, Tensor]:
+    """Numbers of the policies softmax(hidden @ weight.T): (points, pos), topk (points, pos, top_k).
+
+    `hidden[0]` was read at FINAL, whose policy is the one that `kl` compares with; `targets` are the tokens that came.
+    `scale` belongs to `hidden[1 : 1 + scaled]`: `entropy_at_input_norm` is the entropy of their logits times that
+    number (NaN at the other points). Entropies and `kl` are in nats, `rank` 1 is the most likely token.
+    Memory does not grow with the vocabulary: logits exist a tile at a time, in float32 or better. Time: one product.
+    """
+    points, positions, d_model = hidden.shape
+    step = max(1, TILE_ROWS // positions)
+    scaled = 0 if scale is None or "entropy_at_input_norm" not in measures else len(scale)
+    starts = [0, *range(1, 1 + scaled, step), *range(1 + scaled, points, step)]
+    spans = [slice(a, b) for a, b in zip(starts, [*starts[1:], points], strict=True)]
+    rows = [hidden[span].reshape(-1, d_model) for span in spans]
+
+    def logits(tile: Tensor) -> Iterator[Tensor]:
+        multiply = PRODUCTS[product](tile, TILE_ROWS)
+        return (multiply(row).unflatten(0, (-1, positions)) for row in rows)
+
+    tallies = [
+        Tally(
+            z.diagonal(dim1=1, dim2=2).clone(),  # the same product as in the walk, so that a token ties with itself
+            scale[span.start - 1 : span.stop - 1] if scale is not None and 0 < span.start <= scaled else None,
+            measures,
+            top_k,
+        )
+        for span, z in zip(spans, logits(weight[targets]), strict=True)
+    ]
+    size = max(len(row) for row in rows) * TILE_VOCAB
+    scratch, final_scratch = tallies[0].aim.new_empty(2, size), tallies[0].aim.new_empty(2, positions * TILE_VOCAB)
+    for start in range(0, len(weight), TILE_VOCAB):
+        tiles = zip(tallies, logits(weight[start : start + TILE_VOCAB]), strict=True)
+        first, z = next(tiles)
+        final = first.add(z, start, targets, None, final_scratch)  # kept while the others compare with it
+        for tally, z in tiles:
+            tally.add(z, start, targets, final if "kl" in measures else None, scratch)
+    results = [tally.result(tallies[0]) for tally in tallies]
+    return {name: torch.cat([result[name] for result in results]) for name in results[0]}

@@ -1,0 +1,188 @@
+"""What can be asked on the command line: a dataclass is a command, its fields are the options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+File = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Output = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+ScanName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how it is loaded."""
+
+    model: str = "demo-qwen3"
+    """Folder or hub id of a Llama or Qwen model (`internal-policy families` lists what can be read); demo-qwen3 and
+    demo-llama are the bundled ones."""
+    revision: str = "main"
+    """Branch, tag or commit of a model on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """What the weights are loaded as; auto: as they were saved."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, ...; auto: the accelerator if there is one."""
+    device_map: Text = None
+    """Spread a large model over devices, as in transformers: auto, balanced, sequential."""
+    attn_implementation: Text = None
+    """eager, sdpa, flash_attention_2, ...; by default what transformers picks."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """What is asked, and how it is put to the model."""
+
+    problems: File = None
+    """File .jsonl, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default the bundled held-out
+    problems, the first 64 of them."""
+    problem_column: Text = None
+    """Column that holds the problem; by default problem, question or prompt."""
+    answer_column: Text = None
+    """Column that holds the answer; by default answer, final_answer, reward_model or solution."""
+    limit: Number = None
+    """Take only so many problems (or rollouts), from the first."""
+    chat_template: File = None
+    """Jinja file to use instead of the tokenizer's own chat template, or `none`: the problem's text as it is."""
+    chat_template_kwargs: str = "{}"
+    """More arguments for the chat template, as JSON, such as '{"enable_thinking": false}'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How responses are sampled."""
+
+    samples: int = 1
+    """Responses per problem."""
+    temperature: float = 1.0
+    """Of sampling; 0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
+    max_new_tokens: int = 1024
+    """Length limit of a response."""
+    seed: int = 0
+    """Of sampling."""
+    batch_size: int = 8
+    """Rollouts at a time; halved where memory runs out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan(SamplingOptions, PromptOptions, ModelOptions):
+    """Measure the policy of every layer, attention block and FFN at every response token.
+
+    The model answers the problems first, unless --rollouts gives it responses. The scan is kept as Parquet: an
+    interrupted one continues where it stopped, and the same question asked again is answered at once.
+
+    For example:
+    $ internal-policy scan
+    $ internal-policy scan --model Qwen/Qwen3-4B --problems HuggingFaceH4/MATH-500@test --limit 100
+    $ internal-policy scan --model ./my-llama --rollouts responses.jsonl --layers 0,5,10-20,-1 --readout both
+    """
+
+    rollouts: File = None
+    """Measure these responses instead: .jsonl, .parquet or .csv, as `generate` writes them, or with columns prompt and
+    response, or messages, or text."""
+    layers: str = "all"
+    """Layers to measure, from 0, such as 0,5,10-20,-1."""
+    sites: str = "all"
+    """Of resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post, separated by commas."""
+    readout: Literal["raw", "norm", "both"] = "raw"
+    """Unembed hidden states as they are (raw, the paper), or through the final norm (norm, the logit lens)."""
+    measures: str = "all"
+    """Of entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm, separated by commas."""
+    top_k: int = 5
+    """How many of the likeliest tokens to keep at each hook point; 0 for none."""
+    output: Output = None
+    """Folder for the scan; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
+    json: bool = False
+    """Print the result as JSON."""
+    dry_run: bool = False
+    """Only say what would be measured, and the memory and disk that it needs."""
+    remeasure: bool = False
+    """Check every file of a finished scan, and measure the damaged parts again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(SamplingOptions, PromptOptions, ModelOptions):
+    """Sample responses, from the model or from one of its internal policies, and mark them.
+
+    For example:
+    $ internal-policy generate --samples 4 --output rollouts.jsonl
+    $ internal-policy generate --at 5.resid_post --limit 8 --output layer5.parquet
+    """
+
+    output: Path = Path("rollouts.parquet")
+    """File to write, .parquet or .jsonl."""
+    at: str = "final"
+    """Hook point to sample from: final is the model itself, 5.resid_post what layer 5 alone would write."""
+    readout: Literal["raw", "norm"] = "raw"
+    """How hidden states of that hook point are unembedded."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ls:
+    """List the scans in the cache, newest first."""
+
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Print a scan: what was measured, and the entropies by layer.
+
+    For example:
+    $ internal-policy show 3fa9
+    $ internal-policy show ./my-scan --readout norm
+    """
+
+    scan: ScanName
+    """Folder of the scan, or the first digits of its name in `internal-policy ls`."""
+    readout: Literal["raw", "norm"] | None = None
+    """Which readout to print; by default the first that was measured."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a table of a scan as one file.
+
+    For example:
+    $ internal-policy export 3fa9 --format csv
+    $ internal-policy export 3fa9 --table policies --format parquet --output policies.parquet
+    """
+
+    scan: ScanName
+    """Folder of the scan, or the first digits of its name in `internal-policy ls`."""
+    format: Literal["csv", "json", "parquet"] = "csv"
+    """Of the file."""
+    table: Literal["layers", "policies", "rollouts"] = "layers"
+    """layers: a row a rollout x layer x site; policies: a row a token x layer; rollouts: the responses."""
+    output: Output = None
+    """File to write; by default TABLE.FORMAT here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Families:
+    """List the model families that can be read, and how to add one."""
+
+    json: bool = False
+    """Print the result as JSON."""
+
+
+COMMANDS = {
+    "scan": Scan,
+    "generate": Generate,
+    "ls": Ls,
+    "show": Show,
+    "export": Export,
+    "families": Families,
+}

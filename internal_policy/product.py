@@ -1,0 +1,96 @@
+"""Multiply hidden states by a slice of the unembedding matrix, as fast as this machine can without losing exactness."""
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Multiply = Callable[[Tensor], Tensor]
+"""(rows, d_model) -> (rows, vocabulary tile), in `precision(...)`, freshly written: the caller may overwrite it."""
+
+WORTH_MEASURING = 2**24
+"""Entries of an unembedding matrix from which choosing the product pays for itself."""
+
+
+def precision(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of logits and statistics for weights of `dtype`: float32 or better."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def plain(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:  # noqa: ARG001
+    """torch.mm in float32 or better, on any device."""
+    dtype = precision(tile.dtype)
+    columns = tile.to(dtype).T
+    return lambda hidden: torch.mm(hidden.to(dtype), columns)
+
+
+def packed(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:
+    """OneDNN in float32 on a weight packed for it: twice as fast as MKL on AMD. torch offers it under private names only."""
+    weight = torch.ops.mkldnn._reorder_linear_weight(tile.float().contiguous(), rows)
+    return lambda hidden: torch.ops.mkldnn._linear_pointwise(hidden.float(), weight, None, "none", [], "")
+
+
+def bfloat16(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:  # noqa: ARG001
+    """OneDNN on bfloat16 factors with float32 sums and output: exact when both factors are bfloat16 already."""
+    columns = tile.float().T
+    setting = torch.backends.mkldnn.matmul
+
+    def multiply(hidden: Tensor) -> Tensor:
+        before, setting.fp32_precision = setting.fp32_precision, "bf16"
+        try:
+            return torch.mm(hidden.float(), columns)
+        finally:
+            setting.fp32_precision = before
+
+    return multiply
+
+
+PRODUCTS: dict[str, Callable[[Tensor, int], Multiply]] = {"plain": plain, "packed": packed, "bfloat16": bfloat16}
+
+
+def candidates(hidden: torch.dtype, weight: torch.dtype, device: torch.device) -> list[str]:
+    """Names of the exact products for these factors."""
+    if device.type != "cpu" or torch.float64 in (hidden, weight):
+        return ["plain"]
+    return ["plain", "packed", *(["bfloat16"] if hidden == weight == torch.bfloat16 else [])]
+
+
+def choose(weight: Float[Tensor, "d_vocab d_model"], hidden: torch.dtype) -> str:
+    """Name of the fastest exact product for this matrix, measured once a process and kept.
+
+    Neither dtype nor vendor tells which one it is: on one processor a library is twice as fast as the other, on the
+    next it is slower. A small matrix is not worth the measuring and always gets "plain".
+    """
+    if weight.numel() < WORTH_MEASURING:
+        return "plain"
+    seconds = exact(hidden, weight.dtype, weight.device, weight.shape[1])
+    return min(seconds, key=seconds.__getitem__)
+
+
+@cache
+def exact(hidden: torch.dtype, weight: torch.dtype, device: torch.device, d_model: int) -> dict[str, float]:
+    """The products that work here and are exact for these factors, with the seconds that one tile takes."""
+    generator = torch.Generator(device).manual_seed(0)
+    rows = torch.randn(256, d_model, generator=generator, device=device).to(hidden)
+    tile = torch.randn(2048, d_model, generator=generator, device=device).to(weight)
+    truth = torch.mm(rows.double(), tile.double().T)
+    bound = 1e-6 * d_model**0.5 * truth.abs().max()
+    seconds: dict[str, float] = {}
+    for name in candidates(hidden, weight, device):
+        try:
+            multiply = PRODUCTS[name](tile, len(rows))
+            error = (multiply(rows).double() - truth).abs().max()
+        except RuntimeError:  # this processor or this build of torch has no such kernel
+            continue
+        if error <= bound:
+            seconds[name] = min(_seconds(multiply, rows) for _ in range(5))
+    return seconds
+
+
+def _seconds(multiply: Multiply, rows: Tensor) -> float:
+    start = time.perf_counter()
+    multiply(rows)
+    return time.perf_counter() - start

@@ -1,0 +1,370 @@
+"""What a model wrote, as the token ids it sampled."""
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from internal_policy import tasks
+from internal_policy.errors import InputError
+from internal_policy.tasks import Message, Problem
+
+Ids = tuple[int, ...]
+Chat = Mapping[str, Any] | None
+"""Extra keyword arguments of the chat template; None for no template."""
+
+ROLLOUT_SCHEMA = pa.schema(
+    {
+        "problem": pa.string(),
+        "answer": pa.string(),
+        "sample": pa.int32(),
+        "prompt_ids": pa.list_(pa.int32()),
+        "response_ids": pa.list_(pa.int32()),
+        "response": pa.string(),
+        "reward": pa.float64(),
+        "finished": pa.bool_(),
+    }
+)
+"""A row a rollout; the columns are the fields of Rollout."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response, with the prompt that it answers."""
+
+    problem: str
+    """What the user asked; empty where a text came without a prompt."""
+    answer: str | None
+    """What the response is marked by."""
+    sample: int
+    """Counts the responses to one problem, from 0."""
+    prompt_ids: Ids
+    """Token ids up to the first token of the response."""
+    response_ids: Ids
+    """Token ids as sampled, the end-of-text token included; never re-tokenised."""
+    response: str
+    """The response as text, without special tokens."""
+    reward: float | None
+    """Its mark; None where there is no answer."""
+    finished: bool
+    """Whether it ends with an end-of-text token; if not it was cut at the length limit."""
+
+    @property
+    def ids(self) -> Ids:
+        """All token ids, as the model read them."""
+        return self.prompt_ids + self.response_ids
+
+
+def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: Chat) -> Ids:
+    """Token ids of the prompt that asks `problem`.
+
+    With `chat` None it is the problem's text as it is. Raises InputError if the tokenizer has no chat template
+    or the template refuses the messages.
+    """
+    if chat is None:
+        return _encode(tokenizer, problem.text, special=True)
+    return _encode(tokenizer, _templated(tokenizer, problem.messages, chat, prompt=True))
+
+
+def split_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat) -> tuple[Ids, Ids]:
+    """Token ids of the prompt, and of the response: the last message, with the template's end of turn.
+
+    The boundary is the end of the template's own prompt for the messages before, never a word that is searched.
+    Raises InputError where the template writes anything else in its place, or a token spans the boundary.
+    """
+    if not messages or messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
+        raise InputError("The last message is no response; it must be the assistant's, and text that is not empty.")
+    *asked, answered = messages
+    if chat is None:
+        prompt = Problem(tuple(asked), None).text
+        whole = prompt + answered["content"]
+    else:
+        prompt = _templated(tokenizer, asked, chat, prompt=True)
+        whole = _templated(tokenizer, messages, chat, prompt=False)
+        _check_verbatim(whole, prompt, answered["content"])
+        end = len(prompt + answered["content"])
+        whole = whole[:end] + whole[end:].rstrip()  # after the end of turn templates write a newline, models nothing
+    prompt_ids = _encode(tokenizer, prompt, special=chat is None)
+    ids = _encode(tokenizer, whole, special=chat is None)
+    if not prompt_ids or ids[: len(prompt_ids)] != prompt_ids:
+        raise InputError(
+            f"A token spans the end of the prompt {prompt[-20:]!r} and the start of the response "
+            f"{answered['content'][:20]!r}; move the white space between them, or give prompt_ids and response_ids."
+        )
+    if ids == prompt_ids:
+        raise InputError(f"The response {answered['content']!r:.40} has no tokens; remove the row.")
+    return prompt_ids, ids[len(prompt_ids) :]
+
+
+def split_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]:
+    """Token ids of a text without a prompt: its first token, and all others. Raises InputError if there is no other."""
+    ids = _encode(tokenizer, text, special=True)
+    if len(ids) < 2:
+        raise InputError(f"The text {text!r:.40} is {len(ids)} token(s) long; 2 or more are needed to predict one.")
+    return ids[:1], ids[1:]
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, prompt: bool) -> str:
+    from jinja2 import TemplateError
+
+    options = {**(chat or {}), "tokenize": False, "add_generation_prompt": prompt}
+    if tokenizer.chat_template is None and "chat_template" not in options:
+        raise InputError(
+            "The tokenizer has no chat template; give one with --chat-template FILE, or --chat-template none."
+        )
+    conversation = [{"role": message["role"], "content": message["content"]} for message in messages]
+    try:
+        return str(tokenizer.apply_chat_template(conversation, **options))
+    except (TemplateError, ValueError) as error:
+        raise InputError(
+            f"The chat template refuses the messages ({error}); change their roles, or --chat-template none."
+        ) from error
+
+
+def _check_verbatim(whole: str, prompt: str, response: str) -> None:
+    """Raise InputError unless `whole` is the prompt, then the response, then the end of turn."""
+    expected = prompt + response
+    if whole.startswith(expected):
+        return
+    same = next((end for end in range(len(prompt)) if whole[end : end + 1] != prompt[end]), len(prompt))
+    raise InputError(
+        f"The chat template writes {whole[same : same + 40]!r} where {expected[same : same + 40]!r} was expected; try "
+        """--chat-template-kwargs '{"enable_thinking": false}' (Qwen3), trim the response, or --chat-template none."""
+    )
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> Ids:
+    """Token ids of `text`; one that a template wrote has its special tokens already, Llama's would get two BOS."""
+    return tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> str:
+    """`ids` as text, without special tokens, and without those of a larger vocabulary that stand for nothing."""
+    size = len(tokenizer)
+    known = [token for token in ids if token < size]
+    return str(tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def end_ids(model: PreTrainedModel) -> frozenset[int]:
+    """The token ids that end a response of `model`."""
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    *,
+    samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+    batch_size: int = 8,
+    first: int = 0,
+    stop: int | None = None,
+    chat: Chat = MappingProxyType({}),
+) -> Iterator[list[Rollout]]:
+    """Sample `samples` responses to each problem, `batch_size` at a time; temperature 0 takes the likeliest token.
+
+    A batch depends on its prompts, the options and `seed`, not on what was generated before: one that samples the
+    prompts from `first` up to `stop` (problem by problem, sample by sample) writes what an undisturbed run would.
+    Of the checkpoint's generation_config only the end-of-text ids count. Raises InputError, before it generates, for options out of range and prompts too long.
+    """
+    check_sampling(samples, temperature, top_p, max_new_tokens, batch_size)
+    asked = range(len(problems) * samples)[first:stop]
+    prompt_of = {number: encode_problem(tokenizer, problems[number], chat) for number in {n // samples for n in asked}}
+    check_prompts(
+        list(prompt_of.values()), max_new_tokens, model.config.max_position_embeddings, model.config.vocab_size
+    )
+    ends = end_ids(model)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+    shaping = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    config = GenerationConfig(
+        do_sample=temperature > 0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad,
+        **shaping,
+    )
+    for start in range(0, len(asked), batch_size):
+        batch = asked[start : start + batch_size]
+        with _seeded(model, seed, first + start):
+            responses = _sample(model, [prompt_of[n // samples] for n in batch], config, ends)
+        rollouts = []
+        for n, ids in zip(batch, responses, strict=True):
+            problem, prompt = problems[n // samples], prompt_of[n // samples]
+            text, answer = _decode(tokenizer, ids), problem.answer
+            mark = None if answer is None else tasks.reward(text, answer)
+            rollouts.append(Rollout(problem.text, answer, n % samples, prompt, ids, text, mark, ids[-1] in ends))
+        yield rollouts
+
+
+def check_sampling(samples: int, temperature: float, top_p: float, max_new_tokens: int, batch_size: int) -> None:
+    """Raise InputError for options that are out of range."""
+    if min(samples, max_new_tokens, batch_size) < 1 or not 0 <= temperature < math.inf or not 0 < top_p <= 1:
+        raise InputError(
+            f"Cannot sample with {samples=}, {max_new_tokens=}, {batch_size=}, {temperature=}, {top_p=}; "
+            "the first three must be 1 or more, temperature 0 or more, and top_p above 0 and at most 1."
+        )
+
+
+def check_prompts(prompts: Sequence[Ids], max_new_tokens: int, longest: int, d_vocab: int) -> None:
+    """Raise InputError for a prompt without tokens, with foreign ones, or too long with its response for `longest`."""
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt:
+            raise InputError(f"Problem {number} has no tokens; give it a text, or remove it.")
+        if max(prompt) >= d_vocab:
+            raise InputError(
+                f"Problem {number} has the token id {max(prompt)}, but the model's ids end at {d_vocab - 1}; "
+                "use the tokenizer that belongs to the model."
+            )
+        if len(prompt) + max_new_tokens > longest:
+            raise InputError(
+                f"Problem {number} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, which is more than "
+                f"the {longest} positions of the model; lower --max-new-tokens, or remove the problem."
+            )
+
+
+@contextmanager
+def _seeded(model: PreTrainedModel, seed: int, first: int) -> Iterator[None]:
+    """Inside, random numbers depend on `seed` and the number of the batch's `first` prompt; afterwards they go on."""
+    devices = {parameter.device for parameter in model.parameters()}
+    digest = hashlib.sha256(f"{seed} {first}".encode()).digest()
+    with torch.random.fork_rng([device.index for device in devices if device.type == "cuda"]):
+        torch.manual_seed(int.from_bytes(digest[:8], "big"))
+        yield
+
+
+def _left_pad(prompts: Sequence[Ids], pad: int) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Prompts as one tensor that ends where they end, and its attention mask."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+def _sample(
+    model: PreTrainedModel, prompts: Sequence[Ids], config: GenerationConfig, ends: frozenset[int]
+) -> list[Ids]:
+    """A response to each prompt, cut after its first end-of-text token."""
+    ids, mask = (tensor.to(model.device) for tensor in _left_pad(prompts, config.pad_token_id))
+    checkpoints = model.generation_config
+    model.generation_config = config  # what `config` leaves open, `generate` would fill from the checkpoint's
+    try:
+        sampled = cast(Any, model).generate(inputs=ids, attention_mask=mask, generation_config=config)
+    finally:
+        model.generation_config = checkpoints
+    responses = sampled[:, ids.shape[1] :].tolist()
+    return [tuple(row[: next((t for t, token in enumerate(row, 1) if token in ends), None)]) for row in responses]
+
+
+def read_rollouts(
+    path: Path | str, tokenizer: PreTrainedTokenizerBase, chat: Chat, *, limit: int | None = None
+) -> list[Rollout]:
+    """The first `limit` rollouts of a .jsonl, .parquet or .csv file: token ids are kept, texts are split.
+
+    A row holds prompt_ids and response_ids (`write_rollouts`), prompt and response, messages, or text; answer and
+    reward are optional, and a reward that is missing is computed from the answer. Raises InputError.
+    """
+    rollouts, seen = [], Counter[str]()
+    for row in tasks.read_rows(Path(path), limit):
+        with tasks.at(row):
+            rollout = _rollout_of(tokenizer, row.values, chat)
+        sample = row.values.get("sample")
+        rollouts.append(replace(rollout, sample=sample if isinstance(sample, int) else seen[rollout.problem]))
+        seen[rollout.problem] += 1
+    return rollouts
+
+
+def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], chat: Chat) -> Rollout:
+    problem, answer, response = "", tasks.answer_of(values.get("answer")), values.get("response")
+    if values.keys() >= {"prompt_ids", "response_ids"}:
+        split = _ids_of(values, "prompt_ids"), _ids_of(values, "response_ids")
+        problem = values.get("problem") or ""
+        answer = values["answer"] if isinstance(values.get("answer"), str) else answer  # as it was written
+    elif values.keys() >= {"prompt", "response"} or "messages" in values:
+        if values.keys() >= {"prompt", "response"}:
+            answered = Message(role="assistant", content=response if isinstance(response, str) else "")
+            messages = (*tasks.messages_of(values, "prompt"), answered)
+        else:
+            messages = tasks.messages_of(values, "messages")
+        split = split_messages(tokenizer, messages, chat)
+        problem, response = Problem(messages, None).text, messages[-1]["content"]
+    elif isinstance(values.get("text"), str):
+        split = split_text(tokenizer, values["text"])
+    else:
+        raise InputError(
+            f"the columns are {', '.join(values)}; expected are prompt_ids and response_ids, prompt and response, "
+            "messages, or text."
+        )
+    text = response if isinstance(response, str) else _decode(tokenizer, split[1])
+    finished = split[1][-1] in tokenizer.all_special_ids if values.get("finished") is None else bool(values["finished"])
+    return Rollout(problem, answer, 0, *split, text, _reward_of(values.get("reward"), text, answer), finished)
+
+
+def _ids_of(values: Mapping[str, Any], column: str) -> Ids:
+    ids = values[column]
+    if not isinstance(ids, list) or not ids or not all(type(token) is int and token >= 0 for token in ids):
+        raise InputError(f"'{column}' holds {ids!r:.40}; expected is a list of one or more token ids.")
+    return tuple(ids)
+
+
+def _reward_of(cell: Any, response: str, answer: str | None) -> float | None:
+    """The reward in a cell, or else by the answer."""
+    if cell is None or cell == "" or cell != cell:  # NaN is how pandas writes that there is none
+        return None if answer is None else tasks.reward(response, answer)
+    try:
+        return float(cell)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the reward is {cell!r:.40}; expected is a number.") from error
+
+
+def to_table(rollouts: Sequence[Rollout]) -> pa.Table:
+    """Rollouts as a table of ROLLOUT_SCHEMA."""
+    return pa.Table.from_pylist([vars(rollout) for rollout in rollouts], ROLLOUT_SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[Rollout]:
+    """The rollouts of a table that has the columns of ROLLOUT_SCHEMA; others are ignored."""
+    rows = table.select(ROLLOUT_SCHEMA.names).to_pylist()
+    return [
+        Rollout(**{**row, "prompt_ids": tuple(row["prompt_ids"]), "response_ids": tuple(row["response_ids"])})
+        for row in rows
+    ]
+
+
+def write_rollouts(path: Path | str, rollouts: Sequence[Rollout]) -> None:
+    """Write a .parquet or .jsonl file that is there whole or not at all. Raises InputError for another ending."""
+    path = Path(path)
+    if path.suffix not in (".parquet", ".jsonl"):
+        raise InputError(f"{path} ends in '{path.suffix}'; rollouts are written as .parquet or .jsonl.")
+    if not path.parent.is_dir():
+        raise InputError(f"There is no folder {path.parent}; make it first.")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            if path.suffix == ".parquet":
+                pq.write_table(to_table(rollouts), file)
+            else:
+                file.writelines(json.dumps(vars(rollout), ensure_ascii=False).encode() + b"\n" for rollout in rollouts)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

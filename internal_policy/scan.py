@@ -1,0 +1,241 @@
+"""Measure every internal policy of a model at every token of its responses."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from internal_policy import metrics
+from internal_policy.cache import Scan
+from internal_policy.errors import InputError
+from internal_policy.families import decoder_layers
+from internal_policy.hooks import SITES, HookPoint, hooked
+from internal_policy.policy import Readout, read_out
+from internal_policy.product import choose
+from internal_policy.rollouts import Rollout, to_table
+from internal_policy.selection import Plan, Selection, plan
+from internal_policy.tables import layers_table, policies_table
+
+STATE_BYTES = 64 * 2**20
+"""Hidden states held at once; longer texts are read in pieces, each going on from the key-value cache of the last."""
+BLOCK = 128
+"""Positions measured together."""
+
+
+def scan(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rollouts: Sequence[Rollout],
+    *,
+    layers: Sequence[int] | None = None,
+    sites: Sequence[str] = SITES,
+    readouts: Sequence[Readout] = ("raw",),
+    measures: Sequence[str] = metrics.MEASURES,
+    top_k: int = 5,
+    batch_size: int = 8,
+) -> Scan:
+    """Measure the policies of `model` at every response token of `rollouts`; `layers=None` for all of them.
+
+    Raises InputError for a layer, site, readout or measure that does not exist, and for a rollout that the model
+    cannot read.
+    """
+    chosen = Selection(
+        tuple(range(len(decoder_layers(model))) if layers is None else layers),
+        tuple(sites),
+        tuple(readouts),
+        tuple(measures),
+        top_k,
+    )
+    check(model, chosen, rollouts)
+    batches = range(0, len(rollouts), batch_size)
+    tables = [measure(model, rollouts[first : first + batch_size], chosen, first=first) for first in batches]
+    policies, summaries = (pa.concat_tables(kind).to_pandas() for kind in zip(*tables, strict=True))
+    return Scan(numbered(rollouts).to_pandas(), policies, summaries, vocabulary(tokenizer, len(unembedding(model))))
+
+
+def numbered(rollouts: Sequence[Rollout], first: int = 0) -> pa.Table:
+    """The table `rollouts`: the rollouts with their numbers, from `first` on."""
+    table = to_table(rollouts)
+    return table.add_column(0, "rollout", pa.array(np.arange(first, first + len(rollouts), dtype=np.int32)))
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> pd.DataFrame:
+    """The text of each of `d_vocab` token ids, one row an id.
+
+    An id that the tokenizer does not know is written `<|id|>`, a token that is only part of a character as it stands
+    in the vocabulary.
+    """
+    known = min(len(tokenizer), d_vocab)
+    texts = tokenizer.batch_decode([[i] for i in range(known)], clean_up_tokenization_spaces=False)
+    pieces = tokenizer.convert_ids_to_tokens(list(range(known)))
+    tokens = [piece if "\ufffd" in text else text for text, piece in zip(texts, pieces, strict=True)]
+    return pd.DataFrame({"id": np.arange(d_vocab), "token": [*tokens, *(f"<|{i}|>" for i in range(known, d_vocab))]})
+
+
+def unembedding(model: PreTrainedModel) -> Float[Tensor, "d_vocab d_model"]:
+    """The model's own unembedding matrix."""
+    return model.get_output_embeddings().weight
+
+
+def check(model: PreTrainedModel, selection: Selection, rollouts: Sequence[Rollout]) -> None:
+    """Refuse before any work what the model cannot measure. Raises InputError."""
+    n_layers, d_vocab = len(decoder_layers(model)), len(unembedding(model))
+    if outside := [layer for layer in selection.layers if not 0 <= layer < n_layers]:
+        raise InputError(f"There is no layer {outside[0]}: the model's layers are 0 to {n_layers - 1}.")
+    if selection.top_k > d_vocab:
+        raise InputError(f"top-k is {selection.top_k}, but the model has only {d_vocab} tokens.")
+    if not rollouts:
+        raise InputError("There are no rollouts to measure.")
+    longest = model.config.max_position_embeddings
+    for number, rollout in enumerate(rollouts):
+        if not rollout.prompt_ids or not rollout.response_ids:
+            raise InputError(f"Rollout {number} has no {'response' if rollout.prompt_ids else 'prompt'} tokens.")
+        if outside := [token for token in rollout.ids if not 0 <= token < d_vocab]:
+            raise InputError(f"Rollout {number} has token id {outside[0]}, but the model's are 0 to {d_vocab - 1}.")
+        if len(rollout.ids) > longest:
+            raise InputError(f"Rollout {number} has {len(rollout.ids)} tokens, but the model reads at most {longest}.")
+
+
+def measure(
+    model: PreTrainedModel,
+    rollouts: Sequence[Rollout],
+    selection: Selection,
+    *,
+    first: int = 0,
+    product: str | None = None,
+    smaller: Callable[[int], None] = lambda _: None,
+) -> tuple[pa.Table, pa.Table]:
+    """The tables `policies` and `layers` of one batch, whose first rollout is number `first`.
+
+    Where the batch does not fit into memory, halves of it are measured, and `smaller` is told how many rollouts.
+    """
+    try:
+        return _measure(model, rollouts, selection, first, product)
+    except RuntimeError as error:
+        if len(rollouts) == 1 or not should_reduce_batch_size(error):
+            raise
+    clear_device_cache(garbage_collection=True)
+    half = (len(rollouts) + 1) // 2
+    smaller(half)
+    parts = [
+        measure(model, part, selection, first=first + start, product=product, smaller=smaller)
+        for start, part in ((0, rollouts[:half]), (half, rollouts[half:]))
+    ]
+    policies, summaries = (pa.concat_tables(kind) for kind in zip(*parts, strict=True))
+    return policies, summaries
+
+
+@torch.inference_mode()
+def _measure(
+    model: PreTrainedModel, rollouts: Sequence[Rollout], selection: Selection, first: int, product: str | None
+) -> tuple[pa.Table, pa.Table]:
+    planned, weight = plan(selection), unembedding(model)
+    product = product or choose(weight, weight.dtype)
+    collected: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
+    order: list[Tensor] = []
+    with evaluating(model):
+        for index, targets, hidden in blocks(model, rollouts, planned.points):
+            order.append(index)
+            for readout in selection.readouts:
+                for name, values in _numbers(model, hidden, targets, planned, selection, readout, product).items():
+                    collected[readout, name].append(_numpy(name, values.transpose(0, 1)))
+    back = torch.cat(order).argsort().cpu().numpy()
+    numbers = {key: np.concatenate(values)[back] for key, values in collected.items()}
+    layout = (numbers, selection, planned, len(decoder_layers(model)), [len(r.response_ids) for r in rollouts], first)
+    return policies_table(*layout), layers_table(*layout)
+
+
+def _numbers(
+    model: PreTrainedModel,
+    hidden: Float[Tensor, "points pos d_model"],
+    targets: Int[Tensor, " pos"],
+    planned: Plan,
+    selection: Selection,
+    readout: Readout,
+    product: str,
+) -> dict[str, Tensor]:
+    """Each number (points, pos), of one block under one readout."""
+    norms = metrics.norm(hidden)
+    scale = norms[list(planned.inputs)] / norms[1 : 1 + len(planned.inputs)]
+    states = hidden[: planned.unembedded]
+    if readout != "raw":  # the policy at FINAL is the model's own whatever the readout
+        states = torch.cat([states[:1], read_out(model, states[1:], readout)])
+    measured = metrics.measure(
+        states,
+        unembedding(model),
+        targets,
+        scale=scale if readout == "raw" and planned.inputs else None,
+        measures=selection.measures,
+        top_k=selection.top_k,
+        product=product,
+    )
+    cosines = torch.full_like(norms, torch.nan)
+    for module, stream in planned.streams:
+        cosines[module] = metrics.cosine(hidden[module], hidden[stream])
+    return {**measured, "norm": norms, "cosine": cosines}
+
+
+def _numpy(name: str, values: Tensor) -> np.ndarray:
+    return values.to(torch.int32 if name in ("rank", "topk_ids") else torch.float32).cpu().numpy()
+
+
+def blocks(
+    model: PreTrainedModel, rollouts: Sequence[Rollout], points: Sequence[HookPoint]
+) -> Iterator[tuple[Int[Tensor, " pos"], Int[Tensor, " pos"], Float[Tensor, "points pos d_model"]]]:
+    """Run the model over a batch; yield the hidden states at `points` where the response tokens are predicted.
+
+    Each yield is (number of each position in the batch, rollout by rollout; the token that came; hidden states), at
+    most BLOCK positions. Rollouts are padded on the right, where causal attention lets no real token see it, and read
+    in pieces, so that memory grows with neither the length of a text nor the number of points.
+    """
+    width = max(len(rollout.ids) for rollout in rollouts)
+    ids = torch.zeros(len(rollouts), width, dtype=torch.int64)
+    number = torch.full((len(rollouts), width), -1)
+    count = 0
+    for row, rollout in enumerate(rollouts):
+        ids[row, : len(rollout.ids)] = torch.tensor(rollout.ids)
+        # token t is predicted at position t - 1
+        span = slice(len(rollout.prompt_ids) - 1, len(rollout.ids) - 1)
+        number[row, span] = torch.arange(count, count := count + len(rollout.response_ids))
+    weight, device = unembedding(model), model.device
+    ids = ids.to(device)
+    per_position = len(points) * weight.shape[1] * weight.element_size() * len(rollouts)
+    step = max(1, STATE_BYTES // per_position)
+    cache = DynamicCache(config=model.config) if step < width else None
+    backbone = model.get_decoder()
+    assert backbone is not None
+    row_of = {point: row for row, point in enumerate(points)}
+    for start in range(0, width, step):
+        piece = slice(start, start + step)
+        here = (number[:, piece] >= 0).to(device)
+        hidden = weight.new_empty(len(points), int(here.sum()), weight.shape[1])
+
+        def store(point: HookPoint, state: Tensor, hidden: Tensor = hidden, here: Tensor = here) -> None:
+            hidden[row_of[point]] = state[here.to(state.device)]
+
+        with hooked(model, points if hidden.shape[1] else (), store):
+            backbone(input_ids=ids[:, piece], past_key_values=cache, use_cache=cache is not None)
+        index = number[:, piece][here.cpu()]
+        targets = ids.roll(-1, 1)[:, piece][here]
+        for block in torch.arange(len(index)).split(BLOCK):
+            at = slice(int(block[0]), int(block[-1]) + 1)
+            yield index[at], targets[at], hidden[:, at]
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, `model` is in evaluation mode; after, as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,121 @@
+"""What of a model is measured, and which hidden states that takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from internal_policy.errors import InputError
+from internal_policy.hooks import FINAL, SITES, HookPoint
+from internal_policy.metrics import MEASURES
+from internal_policy.policy import Readout
+
+INPUT_OF = {"attn_out": "attn_in", "mlp_out": "mlp_in", "resid_post": "resid_pre"}
+"""What the norm control scales an output to: the norm of this site of the same layer."""
+STREAM_OF = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}
+"""The stream that a module's output is added to."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of a model is measured."""
+
+    layers: tuple[int, ...]
+    """Decoder layers, from 0."""
+    sites: tuple[str, ...] = SITES
+    """Sites of each of the layers."""
+    readouts: tuple[Readout, ...] = ("raw",)
+    """How hidden states are brought to the unembedding."""
+    measures: tuple[str, ...] = MEASURES
+    """Which numbers."""
+    top_k: int = 5
+    """How many of the likeliest tokens are kept; 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not exist."""
+        for what, given, known in (
+            ("site", self.sites, SITES),
+            ("readout", self.readouts, get_args(Readout)),
+            ("measure", self.measures, MEASURES),
+        ):
+            if unknown := [name for name in given if name not in known]:
+                raise InputError(f"There is no {what} '{unknown[0]}'; known are {', '.join(known)}.")
+            if not given:
+                raise InputError(f"No {what} is chosen; known are {', '.join(known)}.")
+        if not self.layers or self.top_k < 0:
+            raise InputError("Nothing to measure: choose at least one layer, and a top-k of 0 or more.")
+
+    def names(self, site: str) -> list[str]:
+        """The measures that exist at `site` ("final" too), in order."""
+        missing = set()
+        if site not in INPUT_OF:
+            missing.add("entropy_at_input_norm")
+        if site not in STREAM_OF:
+            missing.add("cosine")
+        if site == "final":
+            missing.add("kl")
+        if not self.top_k:
+            missing.add("topk")
+        return [name for name in MEASURES if name in self.measures and name not in missing]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The hidden states that a selection takes, as rows of one tensor."""
+
+    points: tuple[HookPoint, ...]
+    """FINAL, then the points that the norm control scales, then the others that are unembedded, then the rest."""
+    inputs: tuple[int, ...]
+    """Rows whose norms the points 1, 2, ... are scaled to."""
+    unembedded: int
+    """How many of the points, from the first, are unembedded; the rest serve norms and cosines alone."""
+    streams: tuple[tuple[int, int], ...]
+    """Rows of a module's output and of the stream that it is added to."""
+
+    def rows(self, layers: Sequence[int], site: str) -> list[int]:
+        """The rows that hold `site` of each of `layers`."""
+        return [self.points.index(canonical(layer, site)) for layer in layers]
+
+
+def canonical(layer: int, site: str) -> HookPoint:
+    """The hook point that is read for a site: a layer's input is the output of the layer before, and read once."""
+    return HookPoint(layer - 1, "resid_post") if site == "resid_pre" and layer else HookPoint(layer, site)
+
+
+def plan(selection: Selection) -> Plan:
+    """The hidden states that `selection` takes, each once."""
+    cells = [(layer, site) for layer in selection.layers for site in selection.sites]
+
+    def partners(measure: str, table: dict[str, str]) -> dict[HookPoint, HookPoint]:
+        chosen = cells if measure in selection.measures else []
+        return {canonical(*cell): canonical(cell[0], table[cell[1]]) for cell in chosen if cell[1] in table}
+
+    inputs, streams = partners("entropy_at_input_norm", INPUT_OF), partners("cosine", STREAM_OF)
+    unembedded = dict.fromkeys([FINAL, *inputs, *(canonical(*cell) for cell in cells)])
+    points = tuple(dict.fromkeys([*unembedded, *inputs.values(), *streams.values()]))
+    row = {point: number for number, point in enumerate(points)}
+    return Plan(
+        points,
+        tuple(row[point] for point in inputs.values()),
+        len(unembedded),
+        tuple((row[module], row[stream]) for module, stream in streams.items()),
+    )
+
+
+def parse_layers(text: str, n_layers: int) -> tuple[int, ...]:
+    """Read `0,5,10-20,-1` (negative: from the end) or `all`. Raises InputError for a layer that is not there."""
+    if text == "all":
+        return tuple(range(n_layers))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().removeprefix("-").partition("-")
+        negative = part.strip().startswith("-")
+        if not first.isdecimal() or (dash and (negative or not last.isdecimal())):
+            raise InputError(
+                f"'{part.strip()}' in --layers is no layer or range; write for example 0,5,10-20,-1 or all."
+            )
+        start = n_layers - int(first) if negative else int(first)
+        stop = int(last) if dash else start
+        if not 0 <= start <= stop < n_layers:
+            raise InputError(f"--layers has {part.strip()}, but the model's layers are 0 to {n_layers - 1}.")
+        chosen.update(range(start, stop + 1))
+    return tuple(sorted(chosen))

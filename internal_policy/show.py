@@ -1,0 +1,195 @@
+"""Print scans, rollouts and families, as tables for people or as JSON."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from internal_policy import analysis, cache
+from internal_policy.errors import InputError
+
+if TYPE_CHECKING:
+    from internal_policy.rollouts import Rollout
+    from internal_policy.selection import Selection
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+BY_LAYER = {
+    "resid_post": "layer",
+    "attn_out": "attention",
+    "mlp_out": "FFN",
+    "change_layer": "Δ layer",
+    "change_attn": "Δ attention",
+    "change_mlp": "Δ FFN",
+}
+"""Column of `analysis.by_layer` -> what the table calls it."""
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    err.print(escape(text))
+
+
+def document(value: Any) -> None:
+    """A value as JSON on stdout; numbers that are not finite become null."""
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Mapping[str, Any] | None = None) -> None:
+    """A scan: what was measured, and the entropies by layer. Raises InputError for a readout that was not measured."""
+    record = cache.record(folder)
+    readouts = record["selection"]["readouts"]
+    if readout not in (None, *readouts):
+        raise InputError(f"{folder} was not measured under the readout '{readout}', only {', '.join(readouts)}.")
+    readout = readout or readouts[0]
+    rollouts = cache.read(folder, "rollouts", ["reward", "finished"])
+    if "entropy" in record["selection"]["measures"]:
+        frame = analysis.by_layer(cache.read(folder, "layers"), readout)
+    else:
+        frame = pd.DataFrame()
+    if as_json:
+        kept = {name: value for name, value in record.items() if name not in ("files", "asked", "chat_template")}
+        rows = frame.reset_index().to_dict("records")
+        document({"scan": str(folder), **(extra or {}), **kept, "readout": readout, "entropy": rows})
+        return
+    if len(frame):
+        out.print(_entropies(frame, record, readout))
+    marked = rollouts["reward"].dropna()
+    solved = f", {marked.mean():.0%} of them right" if len(marked) else ""
+    cut = f", {(~rollouts['finished']).mean():.0%} cut at the length limit" if not rollouts["finished"].all() else ""
+    out.print(f"{record['rollouts']} rollouts{solved}{cut}; {record['tokens']:,} response tokens.")
+    out.print(f"Scan: {escape(str(folder))}")
+
+
+def _entropies(frame: pd.DataFrame, record: Mapping[str, Any], readout: str) -> Table:
+    how = {"raw": "raw hidden states", "norm": "through the final norm"}[readout]
+    title = f"{record['model']}: entropy in nats and its change, {how}"
+    table = Table(title=escape(title), caption="layers from 0; final: the model's own policy", title_justify="left")
+    table.add_column("", justify="right")
+    shown = {name: label for name, label in BY_LAYER.items() if name in frame}
+    for label in shown.values():
+        table.add_column(label, justify="right")
+    for layer, row in frame.iterrows():
+        if layer == record["n_layers"]:
+            table.add_section()
+            table.add_row("final", f"{row['final']:.3f}", *[""] * (len(shown) - 1))
+        else:
+            cells = [f"{row[name]:{'+.3f' if name.startswith('change') else '.3f'}}" for name in shown]
+            table.add_row(str(layer), *cells)
+    return table
+
+
+def forecast(found: Mapping[str, Any], folder: Path, cached: bool, *, as_json: bool = False) -> None:
+    """What a scan would measure and need."""
+    if as_json:
+        document({**found, "scan": str(folder), "cached": cached})
+        return
+    table = Table(title="What would be measured", show_header=False, title_justify="left")
+    for name, value in found.items():
+        words = name.replace("_bytes", "").replace("_", " ")
+        if name.endswith("bytes") or "_bytes_" in name:
+            value = f"{value / 1e6:,.1f} MB"
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif isinstance(value, int | float):
+            value = f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
+        table.add_row(words, escape(str(value)))
+    out.print(table)
+    out.print(f"Scan: {escape(str(folder))} ({'there already' if cached else 'not there yet'}). Nothing was written.")
+
+
+def rollouts(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: bool = False) -> None:
+    """What was generated."""
+    marks = [rollout.reward for rollout in written if rollout.reward is not None]
+    found = {
+        "output": str(path),
+        "at": at,
+        "rollouts": len(written),
+        "tokens": sum(len(rollout.response_ids) for rollout in written),
+        "reward": sum(marks) / len(marks) if marks else None,
+        "finished": sum(rollout.finished for rollout in written) / len(written),
+    }
+    if as_json:
+        document(found)
+        return
+    first = written[0]
+    out.print(f"{escape(first.problem)}\n→ {escape(first.response)}\n", emoji=False)
+    right = f", {found['reward']:.1%} of them right" if marks else ""
+    out.print(
+        f"{len(written)} responses from the policy at {at}{right}, {found['finished']:.1%} ended by themselves; "
+        f"{found['tokens']:,} tokens."
+    )
+    out.print(f"Written to {escape(str(path))}")
+
+
+def scans(folders: Sequence[Path], *, as_json: bool = False) -> None:
+    """The scans in the cache."""
+    rows = []
+    for folder in folders:
+        try:
+            record = cache.record(folder)
+            state, size = "whole", sum(file["bytes"] for file in record["files"].values())
+        except InputError as error:
+            record, state, size = {"model": folder.parent.name}, "unfinished", 0
+            if (folder / cache.RECORD).exists():
+                state = str(error)
+        rows.append(
+            {"scan": folder.name, "model": record["model"], "state": state, "folder": str(folder), "bytes": size}
+            | {name: record.get(name) for name in ("rollouts", "tokens", "created")}
+        )
+    if as_json:
+        document(rows)
+    elif not rows:
+        out.print(f"No scans in {escape(str(cache.root()))} yet; `internal-policy scan` makes one.")
+    else:
+        table = Table()
+        for name in ("scan", "model", "rollouts", "tokens", "MB", "created", "state"):
+            right = name in ("rollouts", "tokens", "MB")
+            table.add_column(name, overflow="fold", no_wrap=name == "scan", justify="right" if right else "left")
+        for row in rows:
+            counts = [f"{row[name]:,}" if row[name] else "" for name in ("rollouts", "tokens")]
+            size = f"{row['bytes'] / 1e6:,.1f}" if row["bytes"] else ""
+            created = (row["created"] or "").replace("T", " ").removesuffix("Z")
+            table.add_row(row["scan"], escape(row["model"]), *counts, size, created, escape(row["state"]))
+        out.print(table)
+        out.print(f"In {escape(str(cache.root()))}")
+
+
+def families(found: Mapping[str, Mapping[str, Any]], *, as_json: bool = False) -> None:
+    """The model families, and how to add one."""
+    if as_json:
+        document(found)
+        return
+    table = Table("model_type", "layers", "final norm", "attention", "FFN")
+    for name, family in found.items():
+        modules = (family["sites"][site][0] for site in ("attn_out", "mlp_out"))
+        table.add_row(name, family["layers"], family["final_norm"], *modules)
+    out.print(table)
+    out.print(
+        "A model belongs to the family that `model_type` in its config.json names. To add one, add a row\n"
+        "to FAMILIES in internal_policy/families.py: where its layers, final norm and sites are.\n"
+        "tests/test_families.py then proves it: the modules add up to the residual stream, and the policy\n"
+        "at final is the model's own."
+    )
+
+
+def disk_bytes(selection: "Selection", tokens: int) -> int:
+    """Size that the tables of a scan have at most, uncompressed."""
+    kinds = [name for site in (*selection.sites, "final") for name in selection.names(site)]
+    row = 4 * 4 + sum(8 * selection.top_k if name == "topk" else 4 for name in kinds)
+    return tokens * len(selection.readouts) * (len(selection.layers) + 1) * row

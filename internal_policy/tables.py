@@ -1,0 +1,118 @@
+"""Lay the numbers of a batch out as the tables of a scan."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from internal_policy.selection import Plan, Selection
+
+Numbers = Mapping[tuple[str, str], np.ndarray]
+"""(readout, name) -> (positions, points of the plan); topk_ids and topk_probs have the k as a third axis."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measure of one site at every layer that is measured."""
+
+    site: str
+    name: str
+    values: np.ndarray
+    """(positions, readouts, layers), or with the top k as a fourth axis."""
+    layers: tuple[int, ...]
+
+
+def columns(numbers: Numbers, selection: Selection, plan: Plan, n_layers: int) -> Iterator[Column]:
+    """Every column there is; `final` stands at the layer after the last, `n_layers`."""
+    for site in (*selection.sites, "final"):
+        layers = (n_layers,) if site == "final" else selection.layers
+        rows = [0] if site == "final" else plan.rows(layers, site)
+        for measure in selection.names(site):
+            for name in ("topk_ids", "topk_probs") if measure == "topk" else (measure,):
+                values = np.stack([numbers[readout, name][:, rows] for readout in selection.readouts], 1)
+                yield Column(site, name, values, layers)
+
+
+def policies_table(
+    numbers: Numbers, selection: Selection, plan: Plan, n_layers: int, lengths: Sequence[int], first: int
+) -> pa.Table:
+    """One row a rollout x position x readout x layer, a column a site and measure; `first` numbers the first rollout.
+
+    `lengths` are the response tokens of each rollout. A site's columns are null in the row of `final`, and the other
+    way round; `entropy_at_input_norm` is null under the norm readout, which does not see a norm.
+    """
+    layers = (*selection.layers, n_layers)
+    shape = (sum(lengths), len(selection.readouts), len(layers))
+    rollout = np.repeat(np.arange(first, first + len(lengths), dtype=np.int32), lengths)
+    position = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
+    table = {
+        "rollout": pa.array(_spread(rollout[:, None, None], shape)),
+        "position": pa.array(_spread(position[:, None, None], shape)),
+        "layer": pa.array(_spread(np.array(layers, dtype=np.int32), shape)),
+        "readout": pa.array(_spread(np.array(selection.readouts)[:, None], shape)),
+    }
+    for column in columns(numbers, selection, plan, n_layers):
+        there = np.isin(layers, column.layers)
+        values = np.zeros((*shape, *column.values.shape[3:]), dtype=column.values.dtype)
+        values[:, :, there] = column.values
+        absent = np.broadcast_to(~there, shape).copy()
+        if column.name == "entropy_at_input_norm":
+            absent |= (np.array(selection.readouts) != "raw")[:, None]
+        table[f"{column.site}.{column.name}"] = _array(values.reshape(-1, *values.shape[3:]), absent.ravel())
+    return pa.table(table)
+
+
+def layers_table(
+    numbers: Numbers, selection: Selection, plan: Plan, n_layers: int, lengths: Sequence[int], first: int
+) -> pa.Table:
+    """One row a rollout x readout x layer x site: `tokens`, and the mean over them of each measure, in float64.
+
+    `top1` is the share of tokens that were the policy's first choice.
+    """
+    starts = np.cumsum([0, *lengths[:-1]])
+    count = np.array(lengths)[:, None, None]
+    found: dict[str, dict[str, np.ndarray]] = {}
+    at: dict[str, tuple[int, ...]] = {}
+    for column in columns(numbers, selection, plan, n_layers):
+        means = found.setdefault(column.site, {})
+        at[column.site] = column.layers
+        if column.name.startswith("topk"):
+            continue
+        values = column.values.astype(np.float64)
+        if column.name == "entropy_at_input_norm":
+            values[:, np.array(selection.readouts) != "raw"] = np.nan
+        means[column.name] = np.add.reduceat(values, starts) / count
+        if column.name == "rank":
+            means["top1"] = np.add.reduceat((column.values == 1).astype(np.float64), starts) / count
+    names = list(dict.fromkeys(name for means in found.values() for name in means))
+    return pa.concat_tables(
+        pa.table(
+            {
+                "rollout": pa.array(
+                    _spread(np.arange(first, first + len(lengths), dtype=np.int32)[:, None, None], shape)
+                ),
+                "readout": pa.array(_spread(np.array(selection.readouts)[:, None], shape)),
+                "layer": pa.array(_spread(np.array(at[site], dtype=np.int32), shape)),
+                "site": pa.array([site] * int(np.prod(shape))),
+                "tokens": pa.array(_spread(count.astype(np.int32), shape)),
+                **{name: _mean(means.get(name), shape) for name in names},
+            }
+        )
+        for site, means in found.items()
+        for shape in [(len(lengths), len(selection.readouts), len(at[site]))]
+    ).sort_by([("rollout", "ascending"), ("readout", "ascending"), ("layer", "ascending")])
+
+
+def _spread(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(values, shape).ravel()
+
+
+def _mean(values: np.ndarray | None, shape: tuple[int, ...]) -> pa.Array:
+    return pa.nulls(int(np.prod(shape)), pa.float64()) if values is None else pa.array(values.ravel())
+
+
+def _array(values: np.ndarray, absent: np.ndarray) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values, mask=absent)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1], mask=pa.array(absent))

@@ -1,0 +1,143 @@
+"""Scans on disk stay whole."""
+
+import json
+import multiprocessing
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from internal_policy import cache
+from internal_policy.errors import InputError
+
+TABLE = pa.table({"rollout": [0, 0, 1], "entropy": pa.array([1.5, float("nan"), 2.5], pa.float32())})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A whole scan of one part that holds TABLE three times."""
+    for kind in cache.KINDS:
+        cache.write_table(cache.part_path(tmp_path, kind, 0), TABLE, group="rollout")
+    names = [cache.part_path(tmp_path, kind, 0).name for kind in cache.KINDS]
+    files = {name: cache.fingerprint(tmp_path / name) for name in names}
+    cache.write_json(tmp_path / cache.ASKED, {"digest": "d", "asked": {}, "product": "plain"})
+    cache.write_json(tmp_path / cache.RECORD, {"schema": cache.SCHEMA, "files": files})
+    return tmp_path
+
+
+def test_a_row_group_a_rollout_and_the_schema_version_stand_in_the_file(folder):
+    file = pq.ParquetFile(folder / "policies-00000.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 1]
+    assert file.schema_arrow.metadata[b"internal_policy.schema"] == str(cache.SCHEMA).encode()
+
+
+def test_nan_stays_nan_and_is_not_null(folder):
+    read = cache.read_part(folder / "policies-00000.parquet")["entropy"]
+    assert read.null_count == 0
+    assert str(read[1].as_py()) == "nan"
+
+
+def test_some_rows_and_columns_can_be_read(folder):
+    read = cache.read(folder, "policies", ["entropy"], ds.field("rollout") == 1)
+    assert read.to_dict("list") == {"entropy": [2.5]}
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_no_temporary_file(tmp_path):
+    path = tmp_path / "x.json"
+    cache.write_json(path, {"a": 1})
+    with pytest.raises(ZeroDivisionError), cache.replacing(path) as temporary:
+        temporary.write_text("half")
+        _ = 1 / 0
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def _write(path, number):
+    for _ in range(20):
+        cache.write_table(path, pa.table({"x": [number] * 1000}))
+
+
+def test_processes_that_write_the_same_file_leave_one_whole_file(tmp_path):
+    path = tmp_path / "x.parquet"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(path, number)) for number in (1, 2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    values = set(cache.read_part(path)["x"].to_pylist())
+    assert values in ({1}, {2})
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_part_cut_short_is_named(folder):
+    path = folder / "policies-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert cache.cut_short(folder) == [path.name]
+    with pytest.raises(InputError, match=r"policies-00000\.parquet is damaged .* --remeasure"):
+        cache.read(folder, "policies")
+
+
+def test_a_part_with_an_altered_byte_is_named(folder):
+    path = folder / "policies-00000.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4] ^= 1
+    path.write_bytes(content)
+    assert cache.damaged(folder) == [path.name]
+
+
+def test_an_altered_page_is_refused_on_reading(tmp_path):
+    path = tmp_path / "policies-00000.parquet"
+    cache.write_table(path, pa.table({"x": pa.array([i**0.5 for i in range(1000)], pa.float32())}))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged"):
+        cache.read(tmp_path, "policies")
+
+
+def test_an_unknown_schema_version_is_refused(folder):
+    cache.write_json(folder / cache.RECORD, {"schema": 99, "files": {}})
+    with pytest.raises(InputError, match="schema version 99, this program reads 1"):
+        cache.record(folder)
+
+
+def test_a_folder_that_is_no_scan_is_told_from_an_unfinished_one(folder, tmp_path):
+    (folder / cache.RECORD).unlink()
+    with pytest.raises(InputError, match="is an unfinished scan"):
+        cache.record(folder)
+    (folder / cache.ASKED).unlink()
+    with pytest.raises(InputError, match="is no scan"):
+        cache.record(folder)
+    with pytest.raises(InputError, match="There is no folder"):
+        cache.record(tmp_path / "nowhere")
+
+
+def test_a_scan_is_found_by_the_first_digits_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
+    for name in ("abc1", "abd2"):
+        cache.write_json(tmp_path / "model" / name / cache.ASKED, {})
+    assert cache.find("abc") == tmp_path / "model" / "abc1"
+    with pytest.raises(InputError, match="2 scans begin with 'ab'"):
+        cache.find("ab")
+    with pytest.raises(InputError, match="There is no scan 'x'"):
+        cache.find("x")
+
+
+def test_the_folder_of_a_scan_depends_on_everything_asked_and_stays_under_the_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
+    folders = {cache.folder_of("Qwen/Qwen3-4B", {"seed": seed}) for seed in (0, 1)}
+    assert len(folders) == 2
+    assert cache.folder_of("../../etc", {}).parent.parent == tmp_path
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_a_table_is_exported_whole(folder, tmp_path, form):
+    path = tmp_path / f"out.{form}"
+    assert cache.export(folder, "policies", form, path) == 3
+    import pandas as pd
+
+    read = {"csv": pd.read_csv, "json": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}[form](path)
+    assert read["rollout"].tolist() == [0, 0, 1]
+    assert read["entropy"].fillna(-1).tolist() == [1.5, -1, 2.5]

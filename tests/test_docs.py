@@ -1,0 +1,47 @@
+"""The documentation runs, and names what there is."""
+
+import re
+from pathlib import Path
+
+from internal_policy.options import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_of_the_readme_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    names: dict = {}
+    for block in blocks("python"):
+        exec(block, names)
+    printed = capsys.readouterr().out
+    assert "resid_post" in printed
+    assert "5.attn_out torch.Size([1, " in printed
+
+
+def test_the_readme_names_every_command():
+    assert set(re.findall(r"`internal-policy ([a-z]+)", README)) == set(COMMANDS)
+
+
+def test_the_readme_names_every_file_of_the_package():
+    files = {path.name for path in (ROOT / "internal_policy").glob("*.py")} - {"__init__.py"}
+    assert {name for name in files if f"      {name} " not in README} == set()
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    assert blocks("bash")[1].strip() in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_every_option_has_a_help_text():
+    from dataclasses import fields
+
+    import tyro
+
+    for name, command in COMMANDS.items():
+        text = tyro.extras.get_parser(command).format_help()
+        for field in fields(command):
+            assert field.name.replace("_", "-") in text.lower(), (name, field.name)

@@ -1,0 +1,179 @@
+"""Hidden states are read live, by the thread that asked, and nothing stays behind."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import all_points, hook_count, read
+from hypothesis import given
+from hypothesis import strategies as st
+
+from internal_policy.errors import InputError
+from internal_policy.hooks import FINAL, SITES, HookPoint, hooked
+from internal_policy.policy import policy_logits
+
+
+def nothing(point, hidden):
+    pass
+
+
+def test_a_visitor_gets_one_state_a_position(model, input_ids):
+    assert {state.shape for state in read(model, all_points(model), input_ids).values()} == {(2, 11, 32)}
+
+
+def test_a_visitor_gets_tensors_on_the_graph(model, input_ids):
+    states = read(model, all_points(model), input_ids)
+    embedding = model.get_input_embeddings().weight
+    for state in states.values():
+        (gradient,) = torch.autograd.grad(state.pow(2).sum(), embedding, retain_graph=True)
+        assert gradient.abs().max() > 0
+
+
+def test_a_state_is_the_one_that_the_loss_flows_through(model, input_ids):
+    point = HookPoint(1, "attn_out")
+    seen = []
+    with hooked(model, [point], lambda _, hidden: seen.append(hidden)):
+        loss = model(input_ids).logits.pow(2).sum()
+    (gradient,) = torch.autograd.grad(loss, seen[0])
+    assert gradient.abs().max() > 0
+
+
+def test_hooks_do_not_change_the_pass(model, input_ids):
+    alone = model(input_ids).logits
+    with hooked(model, all_points(model), nothing):
+        assert torch.equal(model(input_ids).logits, alone)
+
+
+def test_a_point_asked_for_twice_is_visited_once(llama, input_ids):
+    seen = []
+    with hooked(llama, [FINAL, FINAL], lambda point, _: seen.append(point)):
+        llama(input_ids)
+    assert seen == [FINAL]
+
+
+def test_each_pass_is_visited(llama, input_ids):
+    seen = []
+    with hooked(llama, [FINAL], lambda _, hidden: seen.append(hidden.shape)):
+        llama(input_ids)
+        llama(input_ids[:1, :3])
+    assert seen == [(2, 11, 32), (1, 3, 32)]
+
+
+def test_nothing_is_visited_after_closing(llama, input_ids):
+    seen = []
+    with hooked(llama, [FINAL], lambda point, _: seen.append(point)):
+        pass
+    llama(input_ids)
+    assert seen == []
+
+
+def test_an_inner_visitor_sees_its_own_passes_and_an_outer_one_all(llama, input_ids):
+    outer, inner = [], []
+    with hooked(llama, [FINAL], lambda point, _: outer.append(str(point))):
+        llama(input_ids)
+        with hooked(llama, [HookPoint(0, "mlp_in")], lambda point, _: inner.append(str(point))):
+            llama(input_ids)
+        llama(input_ids)
+    assert (outer, inner) == (["final"] * 3, ["0.mlp_in"])
+
+
+def test_threads_on_a_shared_model_each_see_their_own_pass(model):
+    points = all_points(model)
+    texts = [torch.randint(5, 256, (1, 4 + n), generator=torch.Generator().manual_seed(n)) for n in range(4)]
+    alone = [read(model, points, text) for text in texts]
+    together = threading.Barrier(4)
+
+    def work(text):
+        seen = []
+        with hooked(model, points, lambda point, hidden: seen.append((point, hidden))):
+            together.wait()  # all four have their hooks on the model before the first pass
+            for _ in range(3):
+                model(text)
+            together.wait()
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        passes = list(pool.map(work, texts))
+    for states, seen in zip(alone, passes, strict=True):
+        assert len(seen) == 3 * len(points)
+        assert max((hidden - states[point]).abs().max().item() for point, hidden in seen) == 0.0
+
+
+def test_threads_on_a_shared_model_get_the_policies_they_get_alone(model):
+    jobs = [
+        (HookPoint(n % 3, SITES[n]), torch.randint(5, 256, (1, 4 + n), generator=torch.Generator().manual_seed(n)))
+        for n in range(4)
+    ]
+    alone = [policy_logits(model, point, input_ids=text) for point, text in jobs]
+    together = threading.Barrier(4)
+
+    def work(job):
+        together.wait()
+        return [policy_logits(model, job[0], input_ids=job[1]) for _ in range(5)]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(work, jobs))
+    assert all(torch.equal(logits, own) for own, many in zip(alone, found, strict=True) for logits in many)
+
+
+def test_a_thread_without_hooks_is_not_seen(llama, input_ids):
+    seen = []
+    with hooked(llama, [FINAL], lambda point, _: seen.append(point)), ThreadPoolExecutor(1) as pool:
+        pool.submit(llama, input_ids).result()
+    assert seen == []
+
+
+@pytest.mark.parametrize("layer", [-1, 3, 100])
+def test_a_layer_that_is_not_there_is_refused(model, layer):
+    sentence = rf"There is no hook point {layer}\.mlp_out: the model's layers are 0 to 2\."
+    with pytest.raises(InputError, match=sentence), hooked(model, [HookPoint(layer, "mlp_out")], nothing):
+        pass
+
+
+def test_a_layer_that_is_not_there_leaves_no_hook_of_those_that_are(model):
+    before = hook_count(model)
+    with pytest.raises(InputError), hooked(model, [*all_points(model), HookPoint(3, "resid_pre")], nothing):
+        pass
+    assert hook_count(model) == before
+
+
+def test_a_site_that_is_not_there_is_refused():
+    with pytest.raises(
+        InputError, match=r"There is no hook point 5\.attn; .* a site of resid_pre, .*, resid_post, or final"
+    ):
+        HookPoint(5, "attn")
+
+
+def test_final_belongs_to_no_layer():
+    with pytest.raises(InputError, match=r"There is no hook point 5\.final;"):
+        HookPoint(5, "final")
+
+
+@given(layer=st.integers(0, 10**6), site=st.sampled_from(SITES))
+def test_a_hook_point_is_read_as_it_is_written(layer, site):
+    assert HookPoint.parse(str(HookPoint(layer, site))) == HookPoint(layer, site)
+
+
+def test_final_is_read_as_it_is_written():
+    assert HookPoint.parse(str(FINAL)) is FINAL
+
+
+def test_a_hook_point_is_written_as_layer_and_site():
+    assert str(HookPoint(5, "attn_out")) == "5.attn_out"
+
+
+@given(st.text(alphabet="0123456789.-_ adefilnoprstu", max_size=15))
+def test_any_text_is_a_hook_point_or_refused_in_a_sentence(text):
+    layer, _, site = text.partition(".")
+    if text == "final" or (layer.isdecimal() and site in SITES):
+        assert HookPoint.parse(str(HookPoint.parse(text))) == HookPoint.parse(text)
+    else:
+        with pytest.raises(InputError, match=r"LAYER\.SITE .* or final\.$"):
+            HookPoint.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "5", "attn_out", "attn_out.5", "-1.attn_out", "5.attn_out ", "5.final", "Final"])
+def test_a_text_that_is_no_hook_point_is_refused(text):
+    with pytest.raises(InputError, match="no hook point"):
+        HookPoint.parse(text)

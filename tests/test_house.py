@@ -1,0 +1,58 @@
+"""What must never be: which room may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "internal_policy"
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms of the package that a file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("internal_policy"):
+            inside = node.module.removeprefix("internal_policy").removeprefix(".")
+            found |= {inside} if inside else {alias.name for alias in node.names}
+    return found
+
+
+def loaded(statement: str) -> set[str]:
+    """Modules that a fresh interpreter has loaded after a statement."""
+    code = f"import sys; {statement}; print(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("room", ["families", "hooks", "policy", "metrics"])
+def test_reading_knows_nothing_of_problems_rollouts_or_files(room):
+    assert not imports(PACKAGE / f"{room}.py") & {"tasks", "rollouts", "cache"}
+
+
+@pytest.mark.parametrize("room", ["cache", "analysis"])
+def test_looking_at_a_scan_never_reaches_torch(room):
+    assert not loaded(f"import internal_policy.{room}") & {"torch", "transformers"}
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert not loaded("import internal_policy") & {"torch", "transformers", "pandas", "transformer_lens", "nnsight"}
+
+
+def test_help_is_printed_without_torch():
+    code = "import internal_policy.__main__ as m\ntry: m.main(['scan', '--help'])\nexcept SystemExit: pass"
+    assert not loaded(f"exec({code!r})") & {"torch", "transformers", "pandas"}
+
+
+def test_only_loading_loads_a_model_by_name():
+    users = {path.stem for path in PACKAGE.rglob("*.py") if ".from_pretrained(" in path.read_text()}
+    assert users == {"loading"}
+
+
+def test_every_file_opens_with_one_sentence():
+    for path in PACKAGE.rglob("*.py"):
+        first = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[:1]
+        assert first, path
+        assert first[0].endswith((".", "?")), path

@@ -1,0 +1,455 @@
+"""The command line, from arguments to exit code: scans, cache, interruptions and bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_model
+
+from internal_policy import cache, scan
+from internal_policy.__main__ import main
+
+PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A folder with a tiny Qwen3 model and a tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    tiny_model("qwen3").float().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty folder to work in, and a cache of its own."""
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def problems(tmp_path) -> Path:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
+    return path
+
+
+@pytest.fixture
+def asked(folder, problems) -> list[str]:
+    return ["scan", "--model", str(folder), "--problems", str(problems), "--max-new-tokens", "6", "--batch-size", "4"]
+
+
+def numbers(path: Path) -> dict[str, bytes]:
+    """The content of every table of a scan."""
+    return {part.name: part.read_bytes() for part in path.glob("*.parquet")}
+
+
+def undisturbed(asked: list[str], path: Path) -> dict[str, bytes]:
+    assert main([*asked, "--output", str(path)]) == 0
+    return numbers(path)
+
+
+def test_a_scan_shows_the_entropies_by_layer_and_where_it_is(asked, here, capsys):
+    assert main([*asked, "--output", "mine"]) == 0
+    printed = capsys.readouterr()
+    assert "Δ attention" in printed.out
+    assert "final" in printed.out
+    assert "Scan: mine" in printed.out
+    assert len(numbers(here / "mine")) == 3 * 3 + 1
+    layers = cache.read(here / "mine", "layers")
+    assert set(layers["site"]) == {*scan.SITES, "final"}
+    assert layers["rollout"].nunique() == len(PROBLEMS)
+
+
+def test_the_same_question_is_answered_from_the_cache(asked, capsys, monkeypatch):
+    assert main([*asked, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(scan, "measure", None)
+    monkeypatch.setattr(torch.nn.Module, "__call__", None)
+    assert main([*asked, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (first.pop("cached"), again.pop("cached")) == (False, True)
+    assert first == again
+
+
+@pytest.mark.parametrize("other", [["--seed", "1"], ["--layers", "0"], ["--readout", "norm"], ["--top-k", "0"]])
+def test_another_question_has_another_scan(asked, other, capsys):
+    for words in (asked, [*asked, *other]):
+        assert main([*words, "--dry-run", "--json"]) == 0
+    one, two = (json.loads(text)["scan"] for text in capsys.readouterr().out.replace("}\n{", "}\0{").split("\0"))
+    assert one != two
+
+
+def test_a_model_whose_weights_changed_is_another_model(asked, folder, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    words = ["--model" if word == "--model" else str(copy) if word == str(folder) else word for word in asked]
+    assert main([*words, "--dry-run", "--json"]) == 0
+    before = json.loads(capsys.readouterr().out)["scan"]
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert main([*words, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scan"] != before
+
+
+def test_a_dry_run_says_what_is_needed_and_writes_nothing(asked, here, capsys):
+    assert main([*asked, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "unembeddings per token" in printed
+    assert "disk at most" in printed
+    assert not list(here.iterdir())
+    assert not cache.root().exists()
+
+
+def test_options_are_accepted_with_underscores_too(asked):
+    assert main([*asked, "--dry_run", "--top_k", "2"]) == 0
+
+
+def test_an_interrupted_scan_exits_130_says_how_to_go_on_and_equals_an_undisturbed_one(asked, here, capsys, monkeypatch):
+    whole = undisturbed(asked, here / "whole")
+    measure, measured = scan.measure, []
+
+    def interrupted(*given, first, **options):
+        if first == 4 and len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.append(first)
+        return measure(*given, first=first, **options)
+
+    monkeypatch.setattr(scan, "measure", interrupted)
+    words = [*asked, "--output", "mine"]
+    assert main(words) == 130
+    assert "Continue with: internal-policy scan --model" in capsys.readouterr().err
+    assert not (here / "mine" / cache.RECORD).exists()
+    monkeypatch.setattr(scan, "measure", lambda *given, **options: (measured.append(options["first"]), measure(*given, **options))[1])
+    assert main(words) == 0
+    assert measured == [0, 4, 8]  # nothing that was whole is measured again
+    assert numbers(here / "mine") == whole
+
+
+def test_a_killed_scan_goes_on_and_equals_an_undisturbed_one(asked, here):
+    whole = undisturbed(asked, here / "whole")
+    slowly = (  # stop for long after the first part, so that the kill comes in the middle
+        "import sys, time; from internal_policy import job, cache; from internal_policy.__main__ import main\n"
+        "write = cache.write_table\n"
+        "def wait(path, *rest, **options):\n"
+        "    if path.name == 'policies-00001.parquet': path.with_name('here').touch(); time.sleep(600)\n"
+        "    write(path, *rest, **options)\n"
+        "cache.write_table = wait; main(sys.argv[1:])"
+    )
+    child = subprocess.Popen([sys.executable, "-c", slowly, *asked, "--output", "mine"])
+    while not (here / "mine" / "here").exists():
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    (here / "mine" / "here").unlink()
+    assert cache.is_whole(here / "mine", 0)
+    assert not cache.is_whole(here / "mine", 1)
+    assert main([*asked, "--output", "mine"]) == 0
+    assert numbers(here / "mine") == whole
+
+
+def test_two_processes_that_ask_the_same_write_one_whole_scan(asked, here):
+    whole = undisturbed(asked, here / "whole")
+    words = [sys.executable, "-m", "internal_policy", *asked, "--output", "mine"]
+    children = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [child.wait() for child in children] == [0, 0]
+    assert numbers(here / "mine") == whole
+    assert not cache.damaged(here / "mine")
+
+
+def test_a_damaged_part_is_named_and_measured_again_on_request(asked, here, capsys):
+    whole = undisturbed(asked, here / "mine")
+    part = here / "mine" / "policies-00001.parquet"
+    part.write_bytes(part.read_bytes()[:1000])
+    assert main([*asked, "--output", "mine"]) == 2
+    assert "policies-00001.parquet is missing or cut short; measure it again with --remeasure" in capsys.readouterr().err
+    assert main([*asked, "--output", "mine", "--remeasure"]) == 0
+    assert numbers(here / "mine") == whole
+
+
+def test_an_altered_rollout_is_generated_again_with_what_was_measured_of_it(asked, here):
+    whole = undisturbed(asked, here / "mine")
+    part = here / "mine" / "rollouts-00001.parquet"
+    content = bytearray(part.read_bytes())
+    content[100] ^= 1
+    part.write_bytes(content)
+    assert main([*asked, "--output", "mine", "--remeasure"]) == 0
+    assert numbers(here / "mine") == whole
+
+
+def test_out_of_memory_halves_the_batch_and_is_said_once(asked, here, capsys, monkeypatch):
+    undisturbed(asked, here / "whole")
+    blocks = scan.blocks
+
+    def small(model, rollouts, points):
+        if len(rollouts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return blocks(model, rollouts, points)
+
+    monkeypatch.setattr(scan, "blocks", small)
+    capsys.readouterr()
+    assert main([*asked, "--output", "mine"]) == 0
+    assert capsys.readouterr().err.count("Out of memory: measuring 2 rollouts at a time.") == 1
+    one, two = (cache.read(here / name, "layers") for name in ("whole", "mine"))
+    pd.testing.assert_frame_equal(one, two, rtol=1e-4)
+
+
+def test_nothing_is_drawn_on_stderr_where_it_is_no_terminal(asked, capsys):
+    assert main([*asked, "--output", "mine"]) == 0
+    assert capsys.readouterr().err.splitlines()[1:] == []
+
+
+def test_both_readouts_share_the_final_policy(asked, here):
+    assert main([*asked, "--output", "mine", "--readout", "both"]) == 0
+    policies = cache.read(here / "mine", "policies", ["rollout", "position", "layer", "readout", "final.entropy"])
+    final = policies.dropna().pivot_table(index=["rollout", "position"], columns="readout", values="final.entropy")
+    assert (final["raw"] == final["norm"]).all()
+
+
+# generate
+
+
+def test_generated_rollouts_are_scanned_as_the_token_ids_that_they_are(asked, folder, problems, here):
+    options = ["--model", str(folder), "--problems", str(problems), "--max-new-tokens", "6", "--batch-size", "4"]
+    assert main(["generate", *options, "--output", "r.jsonl"]) == 0
+    assert main(["scan", "--model", str(folder), "--rollouts", "r.jsonl", "--batch-size", "4", "--output", "given"]) == 0
+    whole = undisturbed(asked, here / "whole")
+    given = numbers(here / "given")
+    assert {n: c for n, c in given.items() if "policies" in n} == {n: c for n, c in whole.items() if "policies" in n}
+
+
+def test_an_internal_policy_writes_something_else_than_the_model(folder, problems, here):
+    options = ["--model", str(folder), "--problems", str(problems), "--max-new-tokens", "6", "--limit", "3"]
+    for at in ("final", "1.attn_out", "0.resid_post"):
+        assert main(["generate", *options, "--at", at, "--output", f"{at}.jsonl"]) == 0
+    assert len({(here / f"{at}.jsonl").read_text() for at in ("final", "1.attn_out", "0.resid_post")}) == 3
+
+
+def test_an_interrupted_generate_goes_on_and_equals_an_undisturbed_one(folder, problems, here, monkeypatch):
+    from internal_policy import commands
+
+    options = ["--model", str(folder), "--problems", str(problems), "--max-new-tokens", "6", "--batch-size", "4"]
+    assert main(["generate", *options, "--output", "whole.jsonl"]) == 0
+    sampled, first_prompts = commands._sampled, []
+
+    def interrupted(*given):
+        first_prompts.append(given[4])
+        if first_prompts == [0, 4]:
+            raise KeyboardInterrupt
+        return sampled(*given)
+
+    monkeypatch.setattr(commands, "_sampled", interrupted)
+    assert main(["generate", *options, "--output", "mine.jsonl"]) == 130
+    assert not (here / "mine.jsonl").exists()
+    assert main(["generate", *options, "--output", "mine.jsonl"]) == 0
+    assert first_prompts == [0, 4, 4, 8]
+    assert (here / "mine.jsonl").read_bytes() == (here / "whole.jsonl").read_bytes()
+
+
+# ls, show, export, families
+
+
+def test_scans_are_listed_shown_and_exported(asked, here, capsys):
+    assert main([*asked, "--readout", "both"]) == 0
+    capsys.readouterr()
+    assert main(["ls", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(row["state"], row["rollouts"]) for row in listed] == [("whole", 10)]
+    name = listed[0]["scan"]
+    assert main(["show", name[:5], "--readout", "norm", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert len(shown["entropy"]) == 3 + 1
+    assert main(["ls"]) == 0
+    assert name in capsys.readouterr().out
+    assert main(["export", name[:5], "--table", "policies"]) == 0
+    exported = pd.read_csv(here / "policies.csv")
+    assert len(exported) == listed[0]["tokens"] * 2 * 4
+    assert len(json.loads(exported["resid_post.topk_ids"].dropna()[0])) == 5
+
+
+def test_export_overwrites_nothing(asked, here, capsys):
+    assert main([*asked, "--output", "mine"]) == 0
+    (here / "layers.csv").write_text("mine")
+    assert main(["export", "mine"]) == 2
+    assert (here / "layers.csv").read_text() == "mine"
+
+
+def test_families_says_what_can_be_read_and_how_to_add_one(capsys):
+    assert main(["families"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("llama", "mistral", "qwen2", "qwen3", "internal_policy/families.py"))
+
+
+# bad input: one sentence with the remedy, exit 2, nothing written
+
+
+def _model(here: Path, folder: Path, **changes) -> Path:
+    """A copy of the model with another config.json."""
+    copy = here.parent / "broken"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **changes}))
+    return copy
+
+
+def _pickled(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    (copy / "model.safetensors").unlink()
+    torch.save({}, copy / "pytorch_model.bin")
+    return copy
+
+
+def _with_nan(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    model = tiny_model("qwen3").float()
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = torch.nan
+    model.save_pretrained(copy)
+    return copy
+
+
+def _without_template(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    (copy / "chat_template.jinja").unlink()
+    return copy
+
+
+BAD_MODELS = {
+    "no model": (lambda here, _: here, "holds no model: there is no config.json"),
+    "unknown family": (lambda *a: _model(*a, model_type="opt"), "Unknown model family 'opt'; known are llama, mistral"),
+    "pickled": (_pickled, "holds only pickled weights"),
+    "NaN": (_with_nan, "NaN or infinite weights in model.layers.1.mlp.up_proj.weight"),
+    "no chat template": (_without_template, "no chat template; give one with --chat-template FILE"),
+    "hub id offline": (lambda *_: "Qwen/Qwen3-0.6B", "the hub cannot be reached"),
+    "no name": (lambda *_: "what is this?", "neither a folder nor a hub id"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_a_bad_model_is_refused_in_a_sentence(case, folder, problems, here, capsys):
+    make, sentence = BAD_MODELS[case]
+    name = make(here, folder)
+    assert main(["scan", "--model", str(name), "--problems", str(problems), "--max-new-tokens", "6"]) == 2
+    _one_sentence(capsys, sentence, here)
+
+
+BAD_PROBLEMS = {
+    "no file": (None, "There is no file"),
+    "empty": ("", "is empty"),
+    "malformed": ('{"problem": "1 + 1"}\n{"problem": ', "line 2 is not JSON"),
+    "no column": ('{"quest": "1 + 1", "answer": "2"}\n', "quest, answer; name the one"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PROBLEMS)
+def test_a_bad_problems_file_is_refused_in_a_sentence(case, asked, problems, here, capsys):
+    content, sentence = BAD_PROBLEMS[case]
+    problems.unlink() if content is None else problems.write_text(content)
+    assert main(asked) == 2
+    _one_sentence(capsys, sentence, here)
+
+
+BAD_OPTIONS = {
+    "layers": (["--layers", "0-9"], "--layers has 0-9, but the model's layers are 0 to 2"),
+    "sites": (["--sites", "attn"], "There is no site 'attn'"),
+    "measures": (["--measures", "entropy,surprise"], "There is no measure 'surprise'"),
+    "top-k": (["--top-k", "100000"], "--top-k is 100000, but the model has only 320 tokens"),
+    "device": (["--device", "cuda:7"], "There is no device 'cuda:7' here"),
+    "template": (["--chat-template", "nowhere.jinja"], "nowhere.jinja cannot be read"),
+    "template arguments": (["--chat-template-kwargs", "{"], "--chat-template-kwargs is no JSON"),
+    "temperature": (["--temperature", "-1"], "temperature"),
+    "too long": (["--max-new-tokens", "9999"], "the 512 positions of the model"),
+    "output": (["--output", "/"], "is not empty and holds no scan"),
+    "batch size": (["--batch-size", "0"], "batch_size"),
+    "rollouts": (["--rollouts", "nowhere.jsonl"], "There is no file nowhere.jsonl"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_a_bad_option_is_refused_in_a_sentence(case, asked, here, capsys):
+    words, sentence = BAD_OPTIONS[case]
+    assert main([*asked, *words]) == 2
+    _one_sentence(capsys, sentence, here)
+
+
+def test_a_full_disk_is_refused_before_work_starts(asked, here, capsys, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
+    assert main(asked) == 2
+    _one_sentence(capsys, "0.0 GB free", here)
+
+
+def test_a_disk_that_fills_up_ends_with_1_and_keeps_what_is_whole(asked, here, capsys, monkeypatch):
+    write = cache.write_table
+
+    def full(path, *rest, **options):
+        if path.name == "layers-00001.parquet":
+            raise OSError(28, "No space left on device", str(path))
+        write(path, *rest, **options)
+
+    monkeypatch.setattr(cache, "write_table", full)
+    assert main([*asked, "--output", "mine"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert cache.is_whole(here / "mine", 0)
+
+
+def test_a_gated_model_says_where_to_accept_its_terms(asked, folder, capsys, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def gated(*_, **__):
+        raise GatedRepoError("gated", response=cast(Any, SimpleNamespace(headers={}, request=None)))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", gated)
+    assert main([*asked, "--model", "meta-llama/Llama-3.1-8B"]) == 2
+    assert "accept its terms at https://huggingface.co/meta-llama/Llama-3.1-8B" in capsys.readouterr().err
+
+
+def test_the_folder_of_another_scan_is_refused(asked, here, capsys):
+    assert main([*asked, "--output", "mine"]) == 0
+    assert main([*asked, "--output", "mine", "--seed", "5"]) == 2
+    assert "holds the scan of another question" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["show", "nowhere"], ["export", "nowhere"], ["generate", "--at", "5.nowhere"]])
+def test_other_commands_refuse_in_a_sentence_too(words, here, capsys):
+    assert main(words) == 2
+    _one_sentence(capsys, "", here)
+
+
+def test_wrong_usage_exits_2():
+    with pytest.raises(SystemExit) as error:
+        main(["scan", "--nonsense"])
+    assert error.value.code == 2
+
+
+def _one_sentence(capsys, sentence: str, here: Path) -> None:
+    """What stderr must hold after bad input, and that nothing was written."""
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.startswith("error: ")
+    assert len(printed.strip().splitlines()) == 1
+    assert not list(here.iterdir())
+    assert not cache.root().exists()
+
+
+def test_the_demo_is_scanned_where_no_model_is_named(capsys):
+    assert main(["scan", "--limit", "2", "--json", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "demo-qwen3"
+
+

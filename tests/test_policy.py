@@ -1,0 +1,381 @@
+"""A hidden state times the unembedding is a policy; inside `as_policy` the model is that policy, after it as before."""
+
+import copy
+
+import pytest
+import torch
+from conftest import all_points, hook_count, read, tiny_model
+from safetensors.torch import load_file
+
+from internal_policy.errors import InputError
+from internal_policy.families import decoder_layers, final_norm
+from internal_policy.hooks import FINAL, SITES, HookPoint, hooked
+from internal_policy.policy import as_policy, policy_logits, unembed
+
+LAST = HookPoint(2, "resid_post")
+
+
+def endless(model):
+    """`model` without an end-of-text token: responses have the length that was asked for."""
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 1
+    return model
+
+
+def greedy(model, ids, n, **options):
+    return model.generate(ids, max_new_tokens=n, do_sample=False, **options)
+
+
+def step_by_step(model, point, ids, n, readout="raw"):
+    for _ in range(n):
+        logits = policy_logits(model, point, readout, input_ids=ids)
+        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+    return ids
+
+
+def touched(model):
+    """Names of the parameters that have a gradient which is not zero."""
+    return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+
+# unembed, policy_logits
+
+
+def test_hidden_states_are_unembedded_by_the_models_own_matrix(model, input_ids):
+    point = HookPoint(0, "mlp_out")
+    state = read(model, [point], input_ids)[point]
+    assert torch.equal(policy_logits(model, point, input_ids=input_ids), state @ model.lm_head.weight.T)
+
+
+def test_the_norm_readout_goes_through_the_final_norm(model, input_ids):
+    point = HookPoint(0, "resid_post")
+    state = read(model, [point], input_ids)[point]
+    expected = final_norm(model)(state) @ model.lm_head.weight.T
+    assert torch.equal(policy_logits(model, point, "norm", input_ids=input_ids), expected)
+
+
+def test_the_last_layers_raw_policy_is_not_the_models_own(model, input_ids):
+    logits = policy_logits(model, LAST, input_ids=input_ids)
+    assert (logits - model(input_ids).logits).abs().max() > 0.1
+
+
+def test_the_last_layers_normed_policy_is_the_models_own(model, input_ids):
+    assert torch.equal(policy_logits(model, LAST, "norm", input_ids=input_ids), model(input_ids).logits)
+
+
+def test_final_is_never_normed_twice(model, input_ids):
+    assert torch.equal(policy_logits(model, FINAL, "norm", input_ids=input_ids), model(input_ids).logits)
+
+
+def test_logits_add_up_along_the_residual_stream(model, input_ids):
+    pre, out, mid = (
+        policy_logits(model, HookPoint(1, site), input_ids=input_ids) for site in ("resid_pre", "attn_out", "resid_mid")
+    )
+    torch.testing.assert_close(mid, pre + out, rtol=1e-12, atol=1e-12)  # unembedding is linear
+
+
+def test_a_model_without_its_own_unembedding_reads_with_its_embedding(family, input_ids):
+    tied = tiny_model(family, tie_word_embeddings=True)
+    state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(unembed(tied, state), state @ tied.get_input_embeddings().weight.T)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_gradient_stops_at_the_hook_point(model, input_ids, site):
+    policy_logits(model, HookPoint(1, site), input_ids=input_ids).log_softmax(-1)[..., 7].sum().backward()
+    names = touched(model)
+    assert {"model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.down_proj.weight"} <= names
+    assert not [name for name in names if name.startswith("model.layers.2.") or name == "model.norm.weight"]
+
+
+@pytest.mark.parametrize(
+    ("site", "last"), [("attn_out", "self_attn.o_proj.weight"), ("resid_post", "mlp.down_proj.weight")]
+)
+def test_gradient_reaches_every_module_up_to_the_hook_point(model, input_ids, site, last):
+    policy_logits(model, HookPoint(1, site), input_ids=input_ids).log_softmax(-1)[..., 7].sum().backward()
+    order = [name for name, _ in model.named_parameters() if not name.endswith("k_proj.bias")]  # softmax ignores it
+    wanted = [name for name in order if ".layers.0." in name or ".layers.1." in name]
+    if site == "attn_out":
+        wanted = [name for name in wanted if ".layers.1.mlp" not in name and ".layers.1.post_att" not in name]
+    assert f"model.layers.1.{last}" in wanted
+    assert set(wanted) <= touched(model)
+
+
+# as_policy: the logits
+
+
+@pytest.mark.parametrize("readout", ["raw", "norm"])
+@pytest.mark.parametrize("site", SITES)
+def test_inside_the_model_has_the_logits_of_the_internal_policy(model, input_ids, site, readout):
+    for layer in range(3):
+        point = HookPoint(layer, site)
+        expected = policy_logits(model, point, readout, input_ids=input_ids)
+        with as_policy(model, point, readout):
+            assert torch.equal(model(input_ids).logits, expected)
+
+
+def test_inside_policies_can_be_read(model, input_ids):
+    point = HookPoint(1, "attn_out")
+    expected = policy_logits(model, HookPoint(0, "mlp_in"), input_ids=input_ids)
+    with as_policy(model, point):
+        assert torch.equal(policy_logits(model, HookPoint(0, "mlp_in"), input_ids=input_ids), expected)
+
+
+def test_final_is_the_model_itself(model, input_ids):
+    alone, hooks = model(input_ids).logits, hook_count(model)
+    with as_policy(model, FINAL):
+        assert hook_count(model) == hooks
+        assert torch.equal(model(input_ids).logits, alone)
+
+
+def test_every_pass_inside_is_the_policys(llama, input_ids):
+    point = HookPoint(1, "mlp_out")
+    with as_policy(llama, point):
+        passes = [llama(ids).logits for ids in (input_ids, input_ids[:1, :4], input_ids)]
+    assert torch.equal(passes[0], passes[2])
+    assert torch.equal(passes[1], policy_logits(llama, point, input_ids=input_ids[:1, :4]))
+
+
+@pytest.mark.parametrize(("layer", "calls"), [(0, [0]), (1, [0, 1]), (2, [0, 1, 2])])
+def test_the_layers_above_are_not_computed(model, input_ids, layer, calls):
+    called = []
+    for number, block in enumerate(decoder_layers(model)):
+        block.register_forward_pre_hook(lambda _, __, number=number: called.append(number))
+    with as_policy(model, HookPoint(layer, "attn_out")):
+        model(input_ids)
+    assert called == calls
+
+
+def test_inside_the_loss_is_the_internal_policys(model, input_ids):
+    point = HookPoint(1, "mlp_out")
+    logits = policy_logits(model, point, input_ids=input_ids)[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, input_ids[:, 1:].flatten())
+    with as_policy(model, point):
+        loss = model(input_ids, labels=input_ids).loss
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-6, atol=0)  # transformers takes the loss in float32
+
+
+@pytest.mark.parametrize("site", ["attn_out", "resid_post"])
+@pytest.mark.parametrize("readout", ["raw", "norm"])
+def test_inside_gradients_are_those_of_policy_logits(model, input_ids, site, readout):
+    point, other = HookPoint(1, site), copy.deepcopy(model)
+    policy_logits(other, point, readout, input_ids=input_ids).pow(2).sum().backward()
+    with as_policy(model, point, readout):
+        model(input_ids).logits.pow(2).sum().backward()
+    for (name, mine), (_, theirs) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        same = mine.grad is theirs.grad is None or torch.equal(mine.grad, theirs.grad)
+        assert same, name
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")  # v5.0 has no other
+@pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_out", "resid_post"])
+def test_gradient_checkpointing_gives_the_same_gradients(model, input_ids, site):
+    def gradients(each):
+        calls = []
+        decoder_layers(each)[0].get_submodule("mlp").register_forward_pre_hook(lambda *_: calls.append(1))
+        each.train()
+        with as_policy(each, HookPoint(1, site)):
+            for _ in range(2):  # the second pass meets what recomputing the first left behind
+                each.zero_grad()
+                each(input_ids).logits.log_softmax(-1)[..., 7].sum().backward()
+        return {name: p.grad for name, p in each.named_parameters() if p.grad is not None}, len(calls)
+
+    checkpointing = copy.deepcopy(model)
+    checkpointing.gradient_checkpointing_enable({"use_reentrant": False})
+    (plain, once), (recomputed, twice) = gradients(model), gradients(checkpointing)
+    assert (once, twice) == (2, 4)
+    assert plain.keys() == recomputed.keys()
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+# as_policy: generating
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(
+    "point", [HookPoint(0, "resid_post"), HookPoint(1, "attn_out"), HookPoint(2, "mlp_in")], ids=str
+)
+def test_generate_inside_takes_the_internal_policys_tokens(model, input_ids, point, use_cache):
+    endless(model)
+    expected = step_by_step(model, point, input_ids, 6)
+    with as_policy(model, point):
+        assert torch.equal(greedy(model, input_ids, 6, use_cache=use_cache), expected)
+
+
+def test_generate_inside_takes_other_tokens_than_the_model(model, input_ids):
+    endless(model)
+    with as_policy(model, HookPoint(1, "resid_post")):
+        inside = greedy(model, input_ids, 6)
+    assert not torch.equal(inside, greedy(model, input_ids, 6))
+
+
+def test_generate_inside_with_the_norm_readout(model, input_ids):
+    endless(model)
+    expected = step_by_step(model, HookPoint(1, "mlp_out"), input_ids, 6, "norm")
+    with as_policy(model, HookPoint(1, "mlp_out"), "norm"):
+        assert torch.equal(greedy(model, input_ids, 6), expected)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generate_inside_with_left_padding_is_generate_one_by_one(model, input_ids, use_cache):
+    endless(model)
+    point, short = HookPoint(1, "mlp_out"), input_ids[:1, :4]
+    padded = torch.cat([torch.cat([torch.full((1, 7), 1), short], 1), input_ids[1:]])
+    with as_policy(model, point):
+        found = greedy(model, padded, 6, attention_mask=(padded != 1).long(), use_cache=use_cache)
+    assert torch.equal(found[0, 11:], step_by_step(model, point, short, 6)[0, 4:])
+    assert torch.equal(found[1], step_by_step(model, point, input_ids[1:], 6)[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "window"),
+    [
+        ("mistral", {"sliding_window": 5}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    ],
+    ids=["mistral", "qwen2"],
+)
+def test_generate_inside_with_a_sliding_window(family, window, input_ids):
+    model, point = endless(tiny_model(family, **window)), HookPoint(1, "resid_post")
+    expected = step_by_step(model, point, input_ids, 8)
+    with as_policy(model, point):
+        assert torch.equal(greedy(model, input_ids, 8), expected)
+
+
+def test_generate_inside_samples_the_internal_policys_probabilities(llama):
+    endless(llama).lm_head.weight.data.mul_(0.1)  # a policy that is not sure of itself
+    point, ids, n = HookPoint(1, "resid_post"), torch.tensor([[7, 9, 30]]), 4000
+    expected = policy_logits(llama, point, input_ids=ids)[0, -1].softmax(-1)
+    torch.manual_seed(0)
+    with as_policy(llama, point):
+        sampled = llama.generate(
+            ids, max_new_tokens=1, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=n
+        )
+    found = sampled[:, -1].bincount(minlength=320) / n
+    # (found - expected)^2 n / expected summed is chi squared, 319 degrees of freedom: 319 +- 25
+    assert ((found - expected).square() * n / expected).sum() < 319 + 8 * 25
+    assert expected.max() < 0.5
+
+
+def test_the_innermost_policy_generates(llama, input_ids):
+    model = endless(llama)
+    outer, inner = HookPoint(2, "mlp_out"), HookPoint(0, "resid_post")
+    expected = [step_by_step(model, point, input_ids, 4) for point in (outer, inner)]
+    with as_policy(model, outer):
+        before = greedy(model, input_ids, 4)
+        with as_policy(model, inner):
+            within = greedy(model, input_ids, 4)
+        after = greedy(model, input_ids, 4)
+    assert torch.equal(before, expected[0])
+    assert torch.equal(within, expected[1])
+    assert torch.equal(after, expected[0])
+
+
+def test_generate_inside_can_be_visited(model, input_ids):
+    endless(model)
+    shapes = []
+    with (
+        as_policy(model, HookPoint(1, "attn_out")),
+        hooked(model, [HookPoint(0, "mlp_in")], lambda _, hidden: shapes.append(hidden.shape)),
+    ):
+        greedy(model, input_ids, 3)
+    assert shapes == [(2, 11, 32), (2, 1, 32), (2, 1, 32)]  # the prompt, then a token at a time
+
+
+# as_policy: leaving
+
+
+def leave(model, point, how, input_ids):
+    if how == "quietly":
+        with as_policy(model, point):
+            greedy(model, input_ids, 2)
+    elif how == "by an exception":
+        with pytest.raises(KeyboardInterrupt), as_policy(model, point):
+            raise KeyboardInterrupt
+    else:
+        handle = decoder_layers(model)[0].get_submodule("mlp").register_forward_hook(fail)
+        with pytest.raises(RuntimeError, match="in the middle of a pass"), as_policy(model, point):
+            model(input_ids)
+        handle.remove()
+
+
+def fail(module, args, output):
+    raise RuntimeError("in the middle of a pass")
+
+
+@pytest.fixture(params=["quietly", "by an exception", "by a failing pass"])
+def how(request):
+    return request.param
+
+
+@pytest.fixture(params=[HookPoint(0, "attn_out"), HookPoint(2, "resid_post"), FINAL], ids=str)
+def point(request):
+    return request.param
+
+
+def test_on_leaving_the_weights_are_as_before(llama, input_ids, point, how):
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in llama.state_dict().items()}
+    leave(llama, point, how, input_ids)
+    after = llama.state_dict()
+    assert list(after) == list(before)
+    assert all(tensor.data_ptr() == before[name][0] for name, tensor in after.items())
+    assert all(torch.equal(tensor, before[name][1]) for name, tensor in after.items())
+
+
+def test_on_leaving_the_modules_are_the_same_objects(llama, input_ids, point, how):
+    before = dict(llama.named_modules())
+    leave(llama, point, how, input_ids)
+    after = dict(llama.named_modules())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+
+
+def test_on_leaving_no_hook_stays_behind(llama, input_ids, point, how):
+    before = hook_count(llama)
+    leave(llama, point, how, input_ids)
+    assert hook_count(llama) == before
+
+
+def test_on_leaving_the_configuration_is_as_before(llama, input_ids, point, how):
+    before = llama.config.to_dict(), llama.generation_config.to_dict()
+    leave(llama, point, how, input_ids)
+    assert (llama.config.to_dict(), llama.generation_config.to_dict()) == before
+
+
+def test_on_leaving_the_logits_are_as_before(model, input_ids, point, how):
+    before = model(input_ids).logits
+    leave(model, point, how, input_ids)
+    assert torch.equal(model(input_ids).logits, before)
+
+
+def test_on_leaving_the_same_checkpoint_is_written(llama, input_ids, point, how, tmp_path):
+    llama.save_pretrained(tmp_path / "before")
+    leave(llama, point, how, input_ids)
+    llama.save_pretrained(tmp_path / "after")
+    before, after = (load_file(tmp_path / which / "model.safetensors") for which in ("before", "after"))
+    assert before.keys() == after.keys() == llama.state_dict().keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_hooks_that_were_there_stay(llama, input_ids):
+    called = []
+    final_norm(llama).register_forward_hook(lambda *_: called.append("norm"))
+    decoder_layers(llama)[2].register_forward_hook(lambda *_: called.append("layer 2"))
+    leave(llama, HookPoint(0, "resid_post"), "by an exception", input_ids)
+    llama(input_ids)
+    assert called == ["layer 2", "norm"]
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_a_layer_that_is_not_there_is_refused_before_anything_changes(llama, input_ids, layer):
+    before, hooks = dict(llama.named_modules()), hook_count(llama)
+    with pytest.raises(InputError, match="the model's layers are 0 to 2"), as_policy(llama, HookPoint(layer, "mlp_in")):
+        pass
+    assert dict(llama.named_modules()) == before
+    assert hook_count(llama) == hooks
+
+
+def test_every_point_of_the_model_is_a_policy(model, input_ids):
+    for point in all_points(model):
+        with as_policy(model, point):
+            assert model(input_ids).logits.isfinite().all()

@@ -1,0 +1,180 @@
+"""Every product on this machine is exact, and the fastest exact one is chosen."""
+
+import pytest
+import torch
+
+from internal_policy import product
+from internal_policy.product import candidates, choose, precision
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def factors(dtype, rows=70, d_model=96, tile=130):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, d_model, dtype=torch.float64, generator=generator) for n in (rows, tile))
+    return hidden.to(dtype), weight.to(dtype)
+
+
+def worth(dtype=torch.float32):
+    """A matrix that is worth measuring, without its memory."""
+    return torch.empty(1, dtype=dtype).expand(product.WORTH_MEASURING // 64, 64)
+
+
+@pytest.fixture(autouse=True)
+def forgetful():
+    product.exact.cache_clear()
+    yield
+    product.exact.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(name, dtype) for dtype in DTYPES for name in candidates(dtype, dtype, CPU)], ids=str
+)
+@pytest.mark.parametrize("rows", [1, 70])
+def test_every_candidate_agrees_with_float64(name, dtype, rows):
+    hidden, weight = factors(dtype, rows)
+    exact = hidden.double() @ weight.double().T
+    found = product.PRODUCTS[name](weight, 512)(hidden)
+    assert found.dtype == precision(dtype)
+    assert (found.double() - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", candidates(torch.bfloat16, torch.bfloat16, CPU))
+def test_products_of_bfloat16_factors_are_exact(name):
+    # integers below 2^8 are bfloat16, their sums below 2^24 float32: nothing may be rounded
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randint(-200, 200, (n, 64), generator=generator).bfloat16() for n in (70, 130))
+    found = product.PRODUCTS[name](weight, 512)(hidden)
+    assert torch.equal(found.double(), hidden.double() @ weight.double().T)
+
+
+@pytest.mark.parametrize("name", candidates(torch.float32, torch.bfloat16, CPU))
+def test_float32_states_are_not_rounded_to_a_bfloat16_weight(name):
+    hidden, weight = factors(torch.float32)[0], factors(torch.bfloat16)[1]
+    exact = hidden.double() @ weight.double().T
+    assert (product.PRODUCTS[name](weight, 512)(hidden).double() - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", sorted(product.PRODUCTS))
+def test_the_result_is_the_callers_to_overwrite(name):
+    hidden, weight = factors(torch.bfloat16)
+    multiply = product.PRODUCTS[name](weight, 512)
+    first = multiply(hidden)
+    kept = first.clone()
+    first.zero_()
+    assert torch.equal(multiply(hidden), kept)
+
+
+def test_the_bfloat16_product_leaves_the_setting_as_it_was():
+    hidden, weight = factors(torch.bfloat16)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    product.bfloat16(weight, 512)(hidden)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_the_bfloat16_product_leaves_the_setting_as_it_was_after_an_exception():
+    hidden, weight = factors(torch.bfloat16)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with pytest.raises(RuntimeError):
+        product.bfloat16(weight, 512)(hidden[:, :-1])
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_precision_is_float32_or_better():
+    found = [precision(dtype) for dtype in DTYPES]
+    assert found == [torch.float64, torch.float32, torch.float32, torch.float32]
+
+
+def test_the_bfloat16_product_is_for_bfloat16_factors_alone():
+    pairs = [
+        (hidden, weight) for hidden in DTYPES for weight in DTYPES if "bfloat16" in candidates(hidden, weight, CPU)
+    ]
+    assert pairs == [(torch.bfloat16, torch.bfloat16)]
+
+
+def test_float64_is_multiplied_in_float64():
+    assert candidates(torch.float64, torch.float64, CPU) == ["plain"]
+
+
+def test_other_devices_get_what_every_device_has():
+    assert candidates(torch.bfloat16, torch.bfloat16, torch.device("cuda")) == ["plain"]
+
+
+def test_a_small_matrix_is_not_worth_the_measuring(monkeypatch):
+    monkeypatch.setattr(product, "PRODUCTS", {})  # nothing can be tried
+    assert choose(worth()[1:], torch.float32) == "plain"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_of_the_candidates_is_chosen(dtype):
+    assert choose(worth(dtype), dtype) in candidates(dtype, dtype, CPU)
+
+
+def test_the_choice_is_measured_once_and_remembered(monkeypatch):
+    measured = []
+
+    def counted(tile, rows):
+        measured.append(len(tile))
+        return product.plain(tile, rows)
+
+    monkeypatch.setitem(product.PRODUCTS, "packed", counted)
+    first = choose(worth(), torch.float32)
+    again = choose(worth().clone()[1:].repeat(2, 1), torch.float32)  # another matrix as wide
+    assert (first == again, len(measured)) == (True, 1)
+
+
+def slow(tile, rows):
+    multiply = product.plain(tile, rows)
+
+    def work(hidden):
+        for _ in range(20):
+            multiply(hidden)
+        return multiply(hidden)
+
+    return work
+
+
+def test_the_fastest_is_chosen(monkeypatch):
+    monkeypatch.setattr(product, "PRODUCTS", {"plain": slow, "packed": product.plain, "bfloat16": slow})
+    assert choose(worth(torch.bfloat16), torch.bfloat16) == "packed"
+
+
+def test_an_inexact_product_is_never_chosen_however_fast(monkeypatch):
+    def rounding(tile, rows):
+        columns = tile.float().T
+        return lambda hidden: torch.mm(hidden.float(), columns).bfloat16().float()
+
+    monkeypatch.setattr(product, "PRODUCTS", {"plain": slow, "packed": rounding})
+    assert choose(worth(), torch.float32) == "plain"
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_product_that_gives_no_numbers_is_never_chosen(monkeypatch, bad):
+    def broken(tile, rows):
+        return lambda hidden: torch.full((len(hidden), len(tile)), bad)
+
+    monkeypatch.setattr(product, "PRODUCTS", {"plain": slow, "packed": broken})
+    assert choose(worth(), torch.float32) == "plain"
+
+
+def raising(tile, rows):
+    raise RuntimeError("no such kernel")
+
+
+def raising_late(tile, rows):
+    return lambda _: raising(tile, rows)
+
+
+@pytest.mark.parametrize("broken", [raising, raising_late])
+def test_a_product_that_this_machine_has_not_is_never_chosen(monkeypatch, broken):
+    monkeypatch.setattr(product, "PRODUCTS", {"plain": slow, "packed": broken})
+    assert choose(worth(), torch.float32) == "plain"
+
+
+def test_choosing_leaves_the_random_numbers_as_they_were():
+    torch.manual_seed(0)
+    alone = torch.rand(3)
+    torch.manual_seed(0)
+    choose(worth(), torch.float32)
+    assert torch.equal(torch.rand(3), alone)

@@ -1,0 +1,484 @@
+"""What a model wrote, as the token ids it sampled."""
+
+import copy
+import json
+from dataclasses import replace
+from itertools import chain
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import tiny_model
+
+from internal_policy import tasks
+from internal_policy.errors import InputError
+from internal_policy.hooks import HookPoint
+from internal_policy.policy import as_policy, policy_logits
+from internal_policy.rollouts import (
+    ROLLOUT_SCHEMA,
+    Rollout,
+    encode_problem,
+    end_ids,
+    from_table,
+    generate,
+    read_rollouts,
+    split_messages,
+    split_text,
+    to_table,
+    write_rollouts,
+)
+from internal_policy.tasks import Message, Problem
+
+END = 2
+TEXTS = [
+    "What is 3 + 4?",
+    "Mia has 47 apples and buys 385 more. How many apples has she now?",
+    "5",
+    "Say: naïve 🙂",
+    "7 + 5",
+]
+PROBLEMS = [Problem((Message(role="user", content=text),), None) for text in TEXTS]
+ROLLOUT = Rollout("3 + 4?", "7", 1, (3, 8), (9, 310, END), r"\boxed{7}", 1.0, True)
+QWEN3 = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+R1 = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def conversation(asked, answered):
+    return Message(role="user", content=asked), Message(role="assistant", content=answered)
+
+
+def with_template(tokenizer, template):
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+def with_bos(tokenizer):
+    """A tokenizer that, as Llama's, adds a BOS to what it is given, and whose template writes one too."""
+    from tokenizers.processors import TemplateProcessing
+
+    changed = with_template(tokenizer, "<|bos|>" + tokenizer.chat_template)
+    changed.backend_tokenizer.post_processor = TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
+    return changed
+
+
+def sampled(model, tokenizer, problems=PROBLEMS, **options):
+    options = {"max_new_tokens": 6, "batch_size": 2, **options}
+    return list(chain.from_iterable(generate(model, tokenizer, problems, **options)))
+
+
+def jsonl(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# prompts and responses
+
+
+def test_the_prompt_is_what_the_template_writes(tokenizer):
+    ids = encode_problem(tokenizer, PROBLEMS[0], {})
+    assert tokenizer.decode(ids) == "<|im_start|>user\nWhat is 3 + 4?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_without_a_template_the_prompt_is_the_text(tokenizer):
+    assert tokenizer.decode(encode_problem(tokenizer, PROBLEMS[0], None)) == "What is 3 + 4?"
+
+
+@pytest.mark.parametrize("chat", [{}, None])
+def test_a_prompt_never_begins_with_two_bos(tokenizer, chat):
+    ids = encode_problem(with_bos(tokenizer), PROBLEMS[0], chat)
+    assert (ids[0], ids.count(0)) == (0, 1)
+
+
+def test_the_templates_arguments_reach_it(tokenizer):
+    ids = encode_problem(with_template(tokenizer, QWEN3), PROBLEMS[0], {"enable_thinking": False})
+    assert tokenizer.decode(ids).endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_missing_template_names_the_options(tokenizer):
+    with pytest.raises(InputError, match="--chat-template FILE, or --chat-template none"):
+        encode_problem(with_template(tokenizer, None), PROBLEMS[0], {})
+
+
+def test_a_template_that_refuses_says_why(tokenizer):
+    with pytest.raises(InputError, match="no system messages here"):
+        encode_problem(with_template(tokenizer, "{{ raise_exception('no system messages here') }}"), PROBLEMS[0], {})
+
+
+@pytest.mark.parametrize("answered", ["7", " 7\n\n", "<|im_start|>assistant\n7<|im_end|>\nassistant\n"])
+@pytest.mark.parametrize(
+    "asked", ["3 + 4?", "The assistant", "<|im_start|>assistant\n", "<|im_end|>\n<|im_start|>assistant\n9"]
+)
+def test_the_boundary_is_the_templates_whatever_the_texts_hold(tokenizer, asked, answered):
+    prompt_ids, response_ids = split_messages(tokenizer, conversation(asked, answered), {})
+    assert prompt_ids == encode_problem(tokenizer, Problem(conversation(asked, answered)[:1], None), {})
+    assert tokenizer.decode(response_ids) == answered + "<|im_end|>"
+
+
+def test_a_response_of_whitespace_keeps_it(tokenizer):
+    assert tokenizer.decode(split_messages(tokenizer, conversation("a", "\n"), {})[1]) == "\n<|im_end|>"
+
+
+def test_what_qwen3s_template_puts_between_is_refused_with_the_remedy(tokenizer):
+    with pytest.raises(InputError, match=r"writes '<think>\\n\\n</think>\\n\\n7<.*where '7' was.*enable_thinking"):
+        split_messages(with_template(tokenizer, QWEN3), conversation("3 + 4?", "7"), {})
+
+
+def test_that_remedy_works(tokenizer):
+    qwen3 = with_template(tokenizer, QWEN3)
+    _, response_ids = split_messages(qwen3, conversation("3 + 4?", "7"), {"enable_thinking": False})
+    assert tokenizer.decode(response_ids) == "7<|im_end|>"
+
+
+def test_a_template_that_drops_the_thinking_is_refused(tokenizer):
+    with pytest.raises(InputError, match=r"writes '7<\|im_end\|>\\n' where '<think>\\n3, 4</think>7' was expected"):
+        split_messages(with_template(tokenizer, R1), conversation("3 + 4?", "3, 4</think>7"), {})
+
+
+def test_a_template_that_trims_is_refused(tokenizer):
+    trims = with_template(tokenizer, tokenizer.chat_template.replace("m['content']", "m['content'] | trim"))
+    with pytest.raises(InputError, match=r"writes '7<\|im_end\|>\\n' where ' 7' was expected; .*trim the response"):
+        split_messages(trims, conversation("3 + 4?", " 7"), {})
+
+
+@pytest.mark.parametrize("messages", [(), conversation("a", "b")[:1], conversation("a", "")])
+def test_what_does_not_end_with_a_response_is_refused(tokenizer, messages):
+    with pytest.raises(InputError, match="The last message is no response"):
+        split_messages(tokenizer, messages, {})
+
+
+def test_without_a_template_the_response_follows_the_prompt(tokenizer):
+    prompt_ids, response_ids = split_messages(with_bos(tokenizer), conversation("3 + 4 =", " 7"), None)
+    assert (tokenizer.decode(prompt_ids), tokenizer.decode(response_ids)) == ("<|bos|>3 + 4 =", " 7")
+
+
+@pytest.mark.parametrize("chat", [{}, None])
+def test_a_token_across_the_boundary_is_refused(tokenizer, chat):
+    piece = tokenizer.decode([299])
+    open_ended = with_template(tokenizer, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(InputError, match="A token spans the end of the prompt"):
+        split_messages(open_ended, conversation(piece[:-1], piece[-1]), chat)
+
+
+def test_a_text_is_predicted_from_its_second_token_on(tokenizer):
+    prompt_ids, response_ids = split_text(with_bos(tokenizer), "7 + 5")
+    assert (prompt_ids, tokenizer.decode(response_ids)) == ((0,), "7 + 5")
+
+
+def test_a_text_of_one_token_is_refused(tokenizer):
+    with pytest.raises(InputError, match=r"'7' is 1 token\(s\) long"):
+        split_text(tokenizer, "7")
+
+
+# generation
+
+
+@pytest.mark.parametrize(("given", "ends"), [(2, {2}), ([2, 5], {2, 5}), (None, set())])
+def test_end_ids_are_the_checkpoints(llama, given, ends):
+    llama.generation_config.eos_token_id = given
+    assert end_ids(llama) == ends
+
+
+def test_batches_hold_the_samples_of_each_problem_in_order(llama, tokenizer):
+    batches = list(generate(llama, tokenizer, PROBLEMS[:3], samples=2, batch_size=4, max_new_tokens=2))
+    assert [len(batch) for batch in batches] == [4, 2]
+    order = [(rollout.problem, rollout.sample) for rollout in chain(*batches)]
+    assert order == [(text, sample) for text in TEXTS[:3] for sample in (0, 1)]
+
+
+def test_greedy_responses_do_not_depend_on_the_batch(model, tokenizer):
+    alone = sampled(model, tokenizer, temperature=0.0, batch_size=1)
+    assert sampled(model, tokenizer, temperature=0.0, batch_size=5) == alone
+
+
+def test_a_seed_says_what_is_sampled(llama, tokenizer):
+    first = sampled(llama, tokenizer, seed=3)
+    torch.manual_seed(8)
+    assert sampled(llama, tokenizer, seed=3) == first
+    assert sampled(llama, tokenizer, seed=4) != first
+
+
+def test_a_batch_of_one_does_not_depend_on_what_follows(llama, tokenizer):
+    assert sampled(llama, tokenizer, batch_size=1)[:2] == sampled(llama, tokenizer, PROBLEMS[:2], batch_size=1)
+
+
+def test_batches_draw_different_numbers(llama, tokenizer):
+    one, other = sampled(llama, tokenizer, PROBLEMS[:1], samples=2, batch_size=1)
+    assert one.response_ids != other.response_ids
+
+
+def test_a_run_that_skips_batches_continues_as_the_undisturbed_one(llama, tokenizer):
+    undisturbed = list(generate(llama, tokenizer, PROBLEMS, samples=3, batch_size=4, max_new_tokens=6))
+    continued = list(generate(llama, tokenizer, PROBLEMS, samples=3, batch_size=4, max_new_tokens=6, first=8))
+    assert continued == undisturbed[2:]
+
+
+def test_generating_leaves_the_random_numbers_of_others_alone(llama, tokenizer):
+    torch.manual_seed(8)
+    expected = torch.rand(3)
+    torch.manual_seed(8)
+    for _ in generate(llama, tokenizer, PROBLEMS[:1], max_new_tokens=2):
+        assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_checkpoints_generation_config_cannot_change_what_is_sampled(llama, tokenizer, temperature):
+    expected = sampled(llama, tokenizer, temperature=temperature)
+    llama.generation_config.update(
+        do_sample=True, top_k=1, top_p=0.1, min_p=0.9, temperature=9.0, repetition_penalty=9.0, no_repeat_ngram_size=1,
+        min_new_tokens=5, suppress_tokens=list(range(100, 200)), forced_eos_token_id=9, max_new_tokens=1, num_beams=2,
+    )  # fmt: skip
+    theirs = llama.generation_config
+    assert sampled(llama, tokenizer, temperature=temperature) == expected
+    assert llama.generation_config is theirs
+
+
+def test_the_checkpoints_generation_config_comes_back_after_an_error(llama, tokenizer):
+    theirs = llama.generation_config
+    handle = llama.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sampled(llama, tokenizer)
+    handle.remove()
+    assert llama.generation_config is theirs
+
+
+def test_no_token_is_cut_off_unless_asked(llama, tokenizer):
+    hot = sampled(llama, tokenizer, PROBLEMS[:1], samples=400, batch_size=400, temperature=50.0, max_new_tokens=1)
+    assert len({rollout.response_ids for rollout in hot}) > 150  # transformers' own default keeps 50
+    cut = sampled(llama, tokenizer, PROBLEMS[:1], samples=50, batch_size=50, top_p=1e-6, max_new_tokens=1)
+    assert len({rollout.response_ids for rollout in cut}) == 1
+
+
+def test_first_tokens_follow_the_models_distribution(llama, tokenizer):
+    drawn = sampled(llama, tokenizer, PROBLEMS[:1], samples=2000, batch_size=2000, temperature=2.0, max_new_tokens=1)
+    counts = torch.bincount(torch.tensor([rollout.response_ids[0] for rollout in drawn]), minlength=320)
+    expected = (llama(torch.tensor([drawn[0].prompt_ids])).logits[0, -1] / 2).softmax(-1) * 2000
+    assert ((counts - expected).abs() <= 5 * expected.sqrt() + 5).all()
+
+
+def test_a_response_ends_with_its_first_end_token_or_at_the_limit(llama, tokenizer):
+    llama.generation_config.eos_token_id = ends = list(range(0, 320, 7))
+    rollouts = sampled(llama, tokenizer, samples=6, batch_size=5, max_new_tokens=6)
+    assert {rollout.finished for rollout in rollouts} == {True, False}
+    for rollout in rollouts:
+        assert not set(rollout.response_ids[:-1]) & set(ends)
+        assert rollout.finished == (rollout.response_ids[-1] in ends)
+        assert rollout.finished or len(rollout.response_ids) == 6
+
+
+def test_models_without_end_and_tokenizers_without_padding_generate_to_the_limit(llama, tokenizer):
+    llama.generation_config.eos_token_id = None
+    unpadded = copy.deepcopy(tokenizer)
+    unpadded.pad_token = None
+    assert {(len(rollout.response_ids), rollout.finished) for rollout in sampled(llama, unpadded)} == {(6, False)}
+
+
+def test_ids_above_the_tokenizers_stay_as_sampled(llama, tokenizer):
+    with torch.no_grad():
+        llama.lm_head.weight[:300] = 0  # nearly all that is sampled is above
+    rollouts = sampled(llama, tokenizer)
+    assert max(chain(*(rollout.response_ids for rollout in rollouts))) >= len(tokenizer)
+    for rollout in rollouts:
+        known = [token for token in rollout.response_ids if token < len(tokenizer)]
+        assert rollout.response == tokenizer.decode(known, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(("answer", "mark"), [("7", 0.0), (None, None)])
+def test_a_response_is_marked_where_there_is_an_answer(llama, tokenizer, answer, mark):
+    problem = replace(PROBLEMS[0], answer=answer)
+    assert {rollout.reward for rollout in sampled(llama, tokenizer, [problem])} == {mark}
+
+
+def test_a_boxed_response_is_rewarded(llama, tokenizer, monkeypatch):
+    monkeypatch.setattr(tasks, "reward", lambda response, answer: float(len(response) + len(answer)))
+    (rollout,) = sampled(llama, tokenizer, [replace(PROBLEMS[0], answer="777")])
+    assert rollout.reward == len(rollout.response) + 3
+
+
+@pytest.mark.parametrize("site", ["resid_post", "attn_out", "mlp_out"])
+def test_inside_as_policy_the_internal_policy_is_sampled(model, tokenizer, site):
+    point = HookPoint(1, site)
+    with as_policy(model, point):
+        rollouts = sampled(model, tokenizer, temperature=0.0)
+    for rollout in rollouts:
+        logits = policy_logits(model, point, input_ids=torch.tensor([rollout.ids]))[0]
+        start = len(rollout.prompt_ids) - 1  # token t is predicted at position t - 1
+        assert tuple(logits[start:-1].argmax(-1).tolist()) == rollout.response_ids
+
+
+def test_a_prompt_too_long_for_the_model_names_both_numbers(llama, tokenizer):
+    length = len(encode_problem(tokenizer, PROBLEMS[1], {}))
+    with pytest.raises(InputError, match=f"Problem 2 has {length} tokens .* 512 positions of the model"):
+        sampled(llama, tokenizer, max_new_tokens=512 - length + 1, problems=[PROBLEMS[2], PROBLEMS[1]])
+
+
+def test_a_tokenizer_of_another_model_is_refused(tokenizer):
+    with pytest.raises(InputError, match="the model's ids end at 99; use the tokenizer that belongs"):
+        sampled(tiny_model("llama", vocab_size=100), tokenizer)
+
+
+def test_a_prompt_without_tokens_is_refused(llama, tokenizer):
+    with pytest.raises(InputError, match="Problem 1 has no tokens"):
+        sampled(llama, tokenizer, [Problem((Message(role="user", content=""),), None)], chat=None)
+
+
+def test_a_prompt_that_just_fits_is_generated(tokenizer):
+    length = len(encode_problem(tokenizer, PROBLEMS[0], {}))
+    short = tiny_model("llama", max_position_embeddings=length + 6)
+    assert len(sampled(short, tokenizer, PROBLEMS[:1])) == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"samples": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"max_new_tokens": 0},
+        {"batch_size": 0},
+        {"first": -1},
+    ],
+)
+def test_options_out_of_range_are_refused(llama, tokenizer, option):
+    ((name, value),) = option.items()
+    with pytest.raises(InputError, match=f"{name}={value}"):
+        sampled(llama, tokenizer, **option)
+
+
+# files
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_what_is_written_is_read(llama, tokenizer, tmp_path, ending):
+    rollouts = [*sampled(llama, tokenizer), replace(ROLLOUT, answer=r"\text{x #### y}", reward=0.5, finished=False)]
+    write_rollouts(tmp_path / f"r.{ending}", rollouts)
+    assert read_rollouts(tmp_path / f"r.{ending}", tokenizer, {}) == rollouts
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_token_ids_are_never_retokenised(tokenizer, tmp_path, ending):
+    letters = tuple(chain(*(tokenizer(letter)["input_ids"] for letter in "apples")))
+    assert tuple(tokenizer("apples")["input_ids"]) != letters
+    write_rollouts(tmp_path / f"r.{ending}", [replace(ROLLOUT, response_ids=letters, response="apples")])
+    assert read_rollouts(tmp_path / f"r.{ending}", tokenizer, {})[0].response_ids == letters
+
+
+def test_a_table_keeps_everything_and_ignores_more():
+    rollouts = [ROLLOUT, replace(ROLLOUT, answer=None, reward=None, finished=False), replace(ROLLOUT, response="")]
+    table = to_table(rollouts)
+    assert table.schema.equals(ROLLOUT_SCHEMA)
+    assert from_table(table.append_column("more", pa.array([1, 2, 3]))) == rollouts
+
+
+def test_all_ids_are_the_prompts_and_the_responses():
+    assert ROLLOUT.ids == (3, 8, 9, 310, END)
+
+
+def test_given_token_ids_are_enough(tokenizer, tmp_path):
+    path = jsonl(
+        tmp_path / "r.jsonl", {"prompt_ids": [3, 4], "response_ids": [*tokenizer("It is 7")["input_ids"], END]}
+    )
+    (rollout,) = read_rollouts(path, tokenizer, {})
+    assert (rollout.response, rollout.finished, rollout.reward) == ("It is 7", True, None)
+
+
+ROWS = {
+    "prompt": {"prompt": "3 + 4?", "response": r"\boxed{7}", "answer": "7"},
+    "chat": {"prompt": [{"role": "user", "content": "3 + 4?"}], "response": r"\boxed{7}", "answer": "7"},
+    "no reward": {"prompt": "3 + 4?", "response": r"\boxed{7}", "answer": 7, "reward": float("nan")},
+    "messages": {"messages": [dict(message) for message in conversation("3 + 4?", r"\boxed{7}")], "answer": "7"},
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_texts_are_split_and_marked(tokenizer, tmp_path, row):
+    split = split_messages(tokenizer, conversation("3 + 4?", r"\boxed{7}"), {})
+    expected = Rollout("3 + 4?", "7", 0, *split, r"\boxed{7}", 1.0, True)
+    jsonl(tmp_path / "r.jsonl", row)
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "r.parquet")
+    for name in ("r.jsonl", "r.parquet"):
+        assert read_rollouts(tmp_path / name, tokenizer, {}) == [expected]
+
+
+def test_csv_holds_prompts_and_responses(tokenizer, tmp_path):
+    (tmp_path / "r.csv").write_text('prompt,response,answer,reward\n3 + 4?,"7, or\n8",7,0.5\n3 + 4?,\\boxed{7},7,\n')
+    first, second = read_rollouts(tmp_path / "r.csv", tokenizer, None)
+    assert (first.response, first.reward, first.sample, first.finished) == ("7, or\n8", 0.5, 0, False)
+    assert (second.reward, second.sample) == (1.0, 1)
+
+
+def test_a_text_alone_is_read_without_a_problem(tokenizer, tmp_path):
+    (rollout,) = read_rollouts(jsonl(tmp_path / "r.jsonl", {"text": "7 + 5 = 12"}), tokenizer, {})
+    assert (rollout.problem, rollout.answer, rollout.response) == ("", None, " + 5 = 12")
+
+
+def test_responses_to_one_problem_are_counted(tokenizer, tmp_path):
+    rows = [{"prompt": prompt, "response": "7"} for prompt in ("a", "b", "a", "a")]
+    rollouts = read_rollouts(jsonl(tmp_path / "r.jsonl", *rows), tokenizer, {})
+    assert [rollout.sample for rollout in rollouts] == [0, 0, 1, 2]
+
+
+def test_a_prompt_beside_messages_does_not_count_without_a_response(tokenizer, tmp_path):
+    path = jsonl(tmp_path / "r.jsonl", {**ROWS["messages"], "prompt": "other"})
+    assert read_rollouts(path, tokenizer, {})[0].problem == "3 + 4?"
+
+
+def test_limit_keeps_the_first_rollouts(tokenizer, tmp_path):
+    path = jsonl(tmp_path / "r.jsonl", ROWS["prompt"], {"nothing": "here"})
+    assert len(read_rollouts(path, tokenizer, {}, limit=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"question": "a", "response": "b"},
+            "columns are question, response; expected are prompt_ids and response_ids",
+        ),
+        ({"prompt": "a", "response": None}, "The last message is no response"),
+        ({"prompt": "", "response": "b"}, "'prompt' is empty"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "must be the assistant's"),
+        ({"prompt_ids": [], "response_ids": [1]}, r"'prompt_ids' holds \[\]"),
+        ({"prompt_ids": [1], "response_ids": "1, 2"}, "'response_ids' holds '1, 2'; expected is a list"),
+        ({"prompt_ids": [1], "response_ids": [-1]}, r"'response_ids' holds \[-1\]"),
+        ({**ROWS["prompt"], "reward": "good"}, "the reward is 'good'; expected is a number"),
+    ],
+)
+def test_a_row_that_is_no_rollout_is_named(tokenizer, tmp_path, row, message):
+    with pytest.raises(InputError, match=r"r\.jsonl, line 2: .*" + message):
+        read_rollouts(jsonl(tmp_path / "r.jsonl", ROWS["prompt"], row), tokenizer, {})
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "is empty"), ("{}\n{", "line 2 is not JSON")])
+def test_a_file_that_is_empty_or_broken_is_refused(tokenizer, tmp_path, text, message):
+    (tmp_path / "r.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_rollouts(tmp_path / "r.jsonl", tokenizer, {})
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, ending):
+    path = tmp_path / f"r.{ending}"
+    write_rollouts(path, [ROLLOUT])
+    before = path.read_bytes()
+    with pytest.raises(UnicodeEncodeError):
+        write_rollouts(path, [ROLLOUT] * 1000 + [replace(ROLLOUT, problem="\ud800")])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("name", "message"), [("r.csv", r"as \.parquet or \.jsonl"), ("no/r.jsonl", "no folder")])
+def test_what_cannot_be_written_is_refused(tmp_path, name, message):
+    with pytest.raises(InputError, match=message):
+        write_rollouts(tmp_path / name, [ROLLOUT])

@@ -1,0 +1,525 @@
+"""A scan says what a plain slow reference says: all logits of the whole text, position t read at t - 1."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FAMILY_NAMES, all_points, hook_count, read, tiny_model
+from torch.distributions import Categorical
+
+from internal_policy import scan as scan_module
+from internal_policy.errors import InputError
+from internal_policy.hooks import FINAL, SITES, HookPoint
+from internal_policy.metrics import MEASURES, entropy
+from internal_policy.policy import policy_logits
+from internal_policy.rollouts import Rollout
+from internal_policy.scan import measure, scan, vocabulary
+from internal_policy.selection import Selection, plan
+
+KEYS = ["rollout", "readout", "layer"]
+INPUTS = {"attn_out": "attn_in", "mlp_out": "mlp_in", "resid_post": "resid_pre"}
+STREAMS = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}
+WINDOWS = {
+    "llama": {},
+    "mistral": {"sliding_window": 6},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "qwen3": {},
+}
+
+
+def rollout(n_prompt, n_response, seed=0, d_vocab=320):
+    ids = torch.randint(0, d_vocab, (n_prompt + n_response,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Rollout("a problem", None, 0, tuple(ids[:n_prompt]), tuple(ids[n_prompt:]), "a response", None, True)
+
+
+@pytest.fixture
+def rollouts():
+    """Prompts and responses of very different lengths."""
+    return [rollout(n, m, seed) for seed, (n, m) in enumerate([(3, 5), (1, 30), (25, 1), (2, 17), (9, 2)])]
+
+
+def reference(model, one, points, readouts, top_k):
+    """(point, readout, every number at every response token), from all logits of the whole text."""
+    ids, targets = torch.tensor([one.ids]), torch.tensor(one.response_ids)
+    at = slice(len(one.prompt_ids) - 1, len(one.ids) - 1)  # token t is predicted at position t - 1
+    states = {place: hidden[0, at] for place, hidden in read(model, all_points(model), ids).items()}
+    final = Categorical(logits=policy_logits(model, FINAL, input_ids=ids)[0, at])
+    for point, readout in product(points, readouts):
+        logits = policy_logits(model, point, readout, input_ids=ids)[0, at]
+        policy = Categorical(logits=logits)
+        top = policy.probs.topk(top_k)
+        numbers = {
+            "entropy": policy.entropy(),
+            "logprob": policy.log_prob(targets),
+            "rank": (logits > logits.gather(-1, targets.unsqueeze(-1))).sum(-1) + 1,
+            "topk_ids": top.indices,
+            "topk_probs": top.values,
+            "norm": states[point].norm(dim=-1),
+        }
+        if point != FINAL:
+            numbers["kl"] = (final.probs * (final.logits - policy.logits)).sum(-1)
+        if point.site in STREAMS:
+            stream = states[HookPoint(point.layer, STREAMS[point.site])]
+            numbers["cosine"] = torch.cosine_similarity(states[point], stream, dim=-1)
+        if point.site in INPUTS and readout == "raw":
+            scaled = states[HookPoint(point.layer, INPUTS[point.site])].norm(dim=-1) / numbers["norm"]
+            numbers["entropy_at_input_norm"] = Categorical(logits=logits * scaled.unsqueeze(-1)).entropy()
+        yield point, readout, {name: values.detach().numpy() for name, values in numbers.items()}
+
+
+def column(policies, number, readout, layer, name):
+    """One column of one rollout at one layer, by position."""
+    rows = policies[(policies["rollout"] == number) & (policies["readout"] == readout) & (policies["layer"] == layer)]
+    rows = rows.sort_values("position")
+    assert rows["position"].tolist() == list(range(len(rows)))
+    return np.stack(rows[name].to_list())
+
+
+def assert_says_the_reference(policies, model, rollouts, points, readouts=("raw",), top_k=5):
+    """Every number, at `points`, to float32's rounding; ranks and likeliest tokens exactly."""
+    last = model.config.num_hidden_layers
+    there = {key: rows.sort_values("position") for key, rows in policies.groupby(KEYS)}
+    for number, one in enumerate(rollouts):
+        for point, readout, numbers in reference(model, one, points, readouts, top_k):
+            rows = there[number, readout, last if point == FINAL else point.layer]
+            for name, expected in numbers.items():
+                found = np.stack(rows[f"{point.site}.{name}"].to_list())
+                tolerance = 0 if name in ("rank", "topk_ids") else 1e-6
+                what = f"{number} {point} {name}"
+                np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance, err_msg=what)
+
+
+def assert_same(found, expected):
+    """Two scans say the same: ranks and likeliest tokens exactly, the rest to float32's rounding."""
+    for one, other in ((found.policies, expected.policies), (found.layers, expected.layers)):
+        assert list(one.columns) == list(other.columns)
+        for name in one.columns:
+            a, b = one[name], other[name]
+            assert a.isna().tolist() == b.isna().tolist(), name
+            if name.endswith("topk_ids") or not (a.dtype == object or pd.api.types.is_float_dtype(a)):
+                assert [np.array(x).tolist() for x in a.dropna()] == [np.array(x).tolist() for x in b.dropna()], name
+            elif a.dtype == object and not name.endswith("topk_probs"):
+                assert a.dropna().tolist() == b.dropna().tolist(), name
+            else:
+                stacked = [np.stack(x.dropna().to_list()) for x in (a, b) if x.notna().any()]
+                if stacked:
+                    np.testing.assert_allclose(*stacked, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def in_pieces_of(monkeypatch, length, model, batch, points):
+    """Let a scan read `length` positions at a time."""
+    weight = model.get_output_embeddings().weight
+    monkeypatch.setattr(scan_module, "STATE_BYTES", length * points * weight.shape[1] * weight.element_size() * batch)
+
+
+ALL_POINTS = len(plan(Selection((0, 1, 2))).points)
+
+
+# every number
+
+
+def test_every_number_is_the_slow_references(model, tokenizer, rollouts):
+    found = scan(model, tokenizer, rollouts, readouts=("raw", "norm"))
+    assert_says_the_reference(found.policies, model, rollouts[:3], all_points(model), ("raw", "norm"))
+
+
+def test_the_models_own_policy_is_the_same_under_every_readout(model, tokenizer, rollouts):
+    policies = scan(model, tokenizer, rollouts, readouts=("raw", "norm")).policies
+    last = policies[policies["layer"] == 3]
+    raw, normed = (last[last["readout"] == readout].reset_index(drop=True) for readout in ("raw", "norm"))
+    assert raw["final.entropy"].equals(normed["final.entropy"])
+
+
+def test_the_models_own_policy_is_generates(model, tokenizer):
+    model.generation_config.eos_token_id = None
+    one = rollout(6, 1)
+    ids = model.generate(torch.tensor([one.prompt_ids]), max_new_tokens=9, do_sample=False, pad_token_id=1)[0, 6:]
+    found = scan(model, tokenizer, [replace(one, response_ids=tuple(ids.tolist()))])
+    assert (
+        column(found.policies, 0, "raw", 3, "final.rank").tolist() == [1] * 9
+    )  # it took the likeliest token each time
+
+
+def test_a_layers_input_is_the_output_of_the_layer_before(model, tokenizer, rollouts):
+    policies = scan(model, tokenizer, rollouts).policies
+    for number in range(len(rollouts)):
+        before = column(policies, number, "raw", 0, "resid_post.entropy")
+        assert np.array_equal(before, column(policies, number, "raw", 1, "resid_pre.entropy"))
+
+
+def test_layers_are_the_means_of_the_policies(llama, tokenizer, rollouts):
+    found = scan(llama, tokenizer, rollouts, readouts=("raw", "norm"))
+    names = [name for name in found.policies.columns if name not in (*KEYS, "position") and "topk" not in name]
+    means = found.policies[KEYS + names].astype(dict.fromkeys(names, np.float64)).groupby(KEYS).mean()
+    for site, rows in found.layers.groupby("site"):
+        at = means.loc[pd.MultiIndex.from_frame(rows[KEYS])]
+        for name in names:
+            if name.startswith(f"{site}."):
+                np.testing.assert_allclose(rows[name.split(".")[1]], at[name], rtol=1e-12, err_msg=name)
+
+
+def test_layers_have_every_site_at_every_layer_and_final_after_the_last(llama, tokenizer, rollouts):
+    layers = scan(llama, tokenizer, rollouts[:1]).layers
+    assert set(zip(layers["layer"], layers["site"], strict=True)) == {*product(range(3), SITES), (3, "final")}
+    assert (layers["tokens"] == 5).all()
+
+
+def test_a_scan_holds_the_rollouts_as_they_were(llama, tokenizer, rollouts):
+    found = scan(llama, tokenizer, rollouts).rollouts
+    assert found["rollout"].tolist() == [0, 1, 2, 3, 4]
+    assert [tuple(ids) for ids in found["response_ids"]] == [one.response_ids for one in rollouts]
+    assert [tuple(ids) for ids in found["prompt_ids"]] == [one.prompt_ids for one in rollouts]
+
+
+def test_a_row_is_there_for_every_response_token(llama, tokenizer, rollouts):
+    policies = scan(llama, tokenizer, rollouts).policies
+    counts = policies[policies["layer"] == 3].groupby("rollout").size()
+    assert counts.tolist() == [5, 30, 1, 17, 2]
+
+
+# other models
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 45])
+def test_a_model_of_any_depth_is_measured(tokenizer, rollouts, n_layers):
+    model = tiny_model("llama", num_hidden_layers=n_layers)
+    found = scan(model, tokenizer, rollouts[:2], sites=("attn_out", "resid_post"))
+    points = [
+        HookPoint(layer, site) for layer in {0, n_layers // 2, n_layers - 1} for site in ("attn_out", "resid_post")
+    ]
+    assert_says_the_reference(found.policies, model, rollouts[:2], [*points, FINAL])
+    assert sorted(set(found.policies["layer"])) == list(range(n_layers + 1))
+
+
+def test_a_tied_model_is_measured(family, tokenizer, rollouts):
+    model = tiny_model(family, tie_word_embeddings=True)
+    found = scan(model, tokenizer, rollouts)
+    assert_says_the_reference(
+        found.policies, model, rollouts[:2], [HookPoint(1, "mlp_out"), HookPoint(2, "resid_post"), FINAL]
+    )
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+def test_a_sliding_window_is_kept(family, tokenizer, rollouts):
+    model = tiny_model(family, **WINDOWS[family])
+    found = scan(model, tokenizer, rollouts)
+    assert_says_the_reference(
+        found.policies, model, rollouts[:2], [HookPoint(1, "attn_out"), HookPoint(2, "resid_post")]
+    )
+    everywhere = scan(tiny_model(family), tokenizer, rollouts)
+    assert not np.allclose(found.policies["attn_out.entropy"], everywhere.policies["attn_out.entropy"], equal_nan=True)
+
+
+def test_a_vocabulary_larger_than_the_tokenizers_is_measured_whole(llama, tokenizer):
+    assert len(tokenizer) < 315 < 320
+    one = replace(rollout(4, 1), response_ids=(315, 319, 316))
+    found = scan(llama, tokenizer, [one], top_k=320)
+    assert_says_the_reference(found.policies, llama, [one], [HookPoint(1, "resid_post"), FINAL], top_k=320)
+    assert sorted(column(found.policies, 0, "raw", 3, "final.topk_ids")[0].tolist()) == list(range(320))
+
+
+def test_a_model_in_bfloat16_is_measured_with_statistics_in_float32(family, tokenizer):
+    model, one = tiny_model(family).bfloat16(), rollout(3, 40)
+    found = scan(model, tokenizer, [one]).policies
+    with torch.inference_mode():
+        states = read(model, all_points(model), torch.tensor([one.ids]))
+    for point, hidden in states.items():
+        logits = hidden[0, 2:-1].double() @ model.get_output_embeddings().weight.double().T
+        layer = 3 if point == FINAL else point.layer
+        error = column(found, 0, "raw", layer, f"{point.site}.entropy") - entropy(logits).detach().numpy()
+        assert np.abs(error).max() < 1e-4, point
+
+
+def test_a_model_in_float32_is_measured_closely(family, tokenizer, rollouts):
+    double = tiny_model(family)
+    exact = scan(double, tokenizer, rollouts).layers
+    found = scan(double.float(), tokenizer, rollouts).layers
+    np.testing.assert_allclose(found["entropy"], exact["entropy"], atol=1e-3)
+
+
+# what is read, and how
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_a_batch_is_measured_as_one_by_one(model, tokenizer, rollouts, batch_size):
+    alone = scan(model, tokenizer, rollouts, batch_size=1)
+    assert_same(scan(model, tokenizer, rollouts, batch_size=batch_size), alone)
+
+
+def test_the_order_of_rollouts_does_not_matter(model, tokenizer, rollouts):
+    forth, back = scan(model, tokenizer, rollouts), scan(model, tokenizer, rollouts[::-1])
+    for number in range(5):
+        np.testing.assert_allclose(
+            column(forth.policies, number, "raw", 2, "mlp_out.kl"),
+            column(back.policies, 4 - number, "raw", 2, "mlp_out.kl"),
+            rtol=1e-6,
+        )
+
+
+@pytest.mark.parametrize(
+    ("family", "length"), [*product(FAMILY_NAMES, [4, 7, 11]), ("mistral", 1), ("mistral", 30)], ids=str
+)
+def test_reading_in_pieces_is_reading_at_once(monkeypatch, family, tokenizer, rollouts, length):
+    model = tiny_model(family, **WINDOWS[family])
+    at_once = scan(model, tokenizer, rollouts)
+    passes = []
+    model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
+    in_pieces_of(monkeypatch, length, model, len(rollouts), ALL_POINTS)
+    in_pieces = scan(model, tokenizer, rollouts)
+    assert len(passes) >= 30 // length  # the longest is 31 tokens, of which the last predicts nothing
+    assert_same(in_pieces, at_once)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_blocks_of_any_size_are_the_same(monkeypatch, model, tokenizer, rollouts, block):
+    expected = scan(model, tokenizer, rollouts)
+    monkeypatch.setattr(scan_module, "BLOCK", block)
+    assert_same(scan(model, tokenizer, rollouts), expected)
+
+
+def test_reading_in_pieces_says_the_slow_reference(monkeypatch, model, tokenizer, rollouts):
+    in_pieces_of(monkeypatch, 6, model, len(rollouts), ALL_POINTS)
+    found = scan(model, tokenizer, rollouts)
+    assert_says_the_reference(
+        found.policies, model, rollouts[:2], [HookPoint(1, "attn_out"), HookPoint(2, "resid_post")]
+    )
+
+
+# a part of it
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"layers": [1]},
+        {"layers": [0, 2]},
+        {"sites": ["attn_out"]},
+        {"sites": ["resid_pre", "mlp_out"]},
+        {"measures": ["entropy"]},
+        {"measures": ["kl", "rank"]},
+        {"measures": ["cosine", "norm"]},
+        {"measures": ["entropy_at_input_norm"]},
+        {"layers": [2], "sites": ["resid_post"], "measures": ["topk"]},
+    ],
+    ids=str,
+)
+def test_a_part_has_the_same_numbers_and_only_those(llama, tokenizer, rollouts, part):
+    whole, found = scan(llama, tokenizer, rollouts).policies, scan(llama, tokenizer, rollouts, **part).policies
+    sites, measures = part.get("sites", SITES), part.get("measures", MEASURES)
+    names = {"topk_ids": "topk", "topk_probs": "topk"}
+    wanted = [
+        name
+        for name in whole.columns
+        if name in (*KEYS, "position")
+        or (name.split(".")[0] in (*sites, "final") and names.get(end := name.split(".")[1], end) in measures)
+    ]
+    rows = whole[whole["layer"].isin([*part.get("layers", range(3)), 3])].reset_index(drop=True)
+    assert list(found.columns) == wanted
+    for name in wanted:
+        a, b = found[name], rows[name]
+        assert a.isna().tolist() == b.isna().tolist(), name
+        if a.notna().any():
+            if name.endswith("readout"):
+                assert a.tolist() == b.tolist()
+            else:
+                np.testing.assert_allclose(*(np.stack(x.dropna().to_list()) for x in (a, b)), rtol=1e-6, atol=1e-6)
+
+
+def test_a_top_k_of_0_keeps_no_likeliest_tokens(llama, tokenizer, rollouts):
+    found = scan(llama, tokenizer, rollouts, top_k=0).policies
+    assert not [name for name in found.columns if "topk" in name]
+
+
+# memory
+
+
+CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
+CPU = (
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+)
+
+
+def of_at_most(n, error):
+    """`blocks` on a machine whose memory is full with more than `n` rollouts."""
+
+    def blocks(model, rollouts, points):
+        if len(rollouts) > n:
+            raise error
+        return full(model, rollouts, points)
+
+    full = scan_module.blocks
+    return blocks
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(CUDA), RuntimeError(CPU)], ids=["cuda", "cpu"])
+def test_a_batch_that_does_not_fit_is_measured_in_halves(monkeypatch, llama, rollouts, error):
+    selection, told = Selection((0, 1, 2)), []
+    expected = measure(llama, rollouts, selection, first=10)
+    monkeypatch.setattr(scan_module, "blocks", of_at_most(2, error))
+    found = measure(llama, rollouts, selection, first=10, smaller=told.append)
+    assert told == [3, 2]  # 5 are 3 and 2; 3 are 2 and 1
+    for one, other in zip(found, expected, strict=True):
+        assert one["rollout"].equals(other["rollout"])
+        for name in ("resid_post.entropy", "final.rank", "position", "entropy", "site"):
+            if name in one.column_names:
+                pd.testing.assert_series_equal(one[name].to_pandas(), other[name].to_pandas(), rtol=1e-6)
+
+
+def test_a_rollout_that_does_not_fit_alone_is_an_error(monkeypatch, llama, rollouts):
+    monkeypatch.setattr(scan_module, "blocks", of_at_most(0, torch.OutOfMemoryError(CUDA)))
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        measure(llama, rollouts, Selection((0,)))
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch, llama, rollouts):
+    told = []
+    monkeypatch.setattr(scan_module, "blocks", of_at_most(2, RuntimeError("a kernel that is not there")))
+    with pytest.raises(RuntimeError, match="a kernel that is not there"):
+        measure(llama, rollouts, Selection((0,)), smaller=told.append)
+    assert told == []
+
+
+# the model afterwards
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_in_the_same_mode_afterwards(model, tokenizer, rollouts, training):
+    model.train(training)
+    scan(model, tokenizer, rollouts)
+    assert {module.training for module in model.modules()} == {training}
+
+
+def test_a_frozen_part_stays_in_evaluation_mode(llama, tokenizer, rollouts):
+    llama.train().get_submodule("model.layers.0").eval()
+    before = {name: module.training for name, module in llama.named_modules()}
+    scan(llama, tokenizer, rollouts)
+    assert {name: module.training for name, module in llama.named_modules()} == before
+
+
+def test_the_model_is_in_the_same_mode_after_an_exception(monkeypatch, llama, rollouts):
+    monkeypatch.setattr(scan_module, "blocks", of_at_most(0, RuntimeError("in the middle")))
+    with pytest.raises(RuntimeError, match="in the middle"):
+        measure(llama.train(), rollouts, Selection((0,)))
+    assert llama.training
+
+
+def test_a_model_in_training_mode_is_measured_without_dropout(tokenizer, rollouts):
+    model = tiny_model("llama", attention_dropout=0.5)
+    expected = scan(model.eval(), tokenizer, rollouts)
+    assert_same(scan(model.train(), tokenizer, rollouts), expected)
+
+
+def test_no_hook_stays_behind(model, tokenizer, rollouts):
+    before = hook_count(model)
+    scan(model, tokenizer, rollouts)
+    assert hook_count(model) == before
+
+
+def test_a_model_can_be_trained_after_a_scan(model, tokenizer, rollouts, input_ids):
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scan(model, tokenizer, rollouts)
+    model(input_ids, labels=input_ids).loss.backward()
+    assert model.get_input_embeddings().weight.grad.abs().max() > 0
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+# numbers that are none
+
+
+def test_weights_that_are_not_numbers_give_nan_from_there_on(family, tokenizer, rollouts):
+    model = tiny_model(family)
+    model.get_submodule("model.layers.1.mlp.down_proj").weight.data[3, 4] = torch.nan
+    policies = scan(model, tokenizer, rollouts[:2]).policies
+    for number, point in product(range(2), all_points(model)):
+        layer = 3 if point == FINAL else point.layer
+        found = column(policies, number, "raw", layer, f"{point.site}.entropy")
+        broken = layer >= 2 or (layer, point.site) in {(1, "mlp_out"), (1, "resid_post")}
+        assert np.isnan(found).all() if broken else np.isfinite(found).all(), point
+
+
+@pytest.mark.parametrize(
+    "name", ["entropy", "logprob", "kl", "norm", "cosine", "rank", "top1", "entropy_at_input_norm"]
+)
+def test_a_broken_model_has_no_means(llama, tokenizer, rollouts, name):
+    llama.get_submodule("model.embed_tokens").weight.data[:] = torch.nan
+    layers = scan(llama, tokenizer, rollouts[:2]).layers
+    assert layers.loc[layers["site"] == "mlp_out", name].isna().all()
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"prompt_ids": ()}, r"Rollout 1 has no prompt tokens\."),
+        ({"response_ids": ()}, r"Rollout 1 has no response tokens\."),
+        ({"response_ids": (5, 320)}, r"Rollout 1 has token id 320, but the model's are 0 to 319\."),
+        ({"prompt_ids": (-1, 5)}, r"Rollout 1 has token id -1, but the model's are 0 to 319\."),
+        ({"response_ids": (5,) * 512}, r"Rollout 1 has 515 tokens, but the model reads at most 512\."),
+    ],
+)
+def test_a_rollout_that_the_model_cannot_read_is_refused(llama, tokenizer, change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        scan(llama, tokenizer, [rollout(3, 4), replace(rollout(3, 4), **change)])
+
+
+def test_a_rollout_as_long_as_the_model_reads_is_measured(llama, tokenizer):
+    found = scan(llama, tokenizer, [rollout(1, 511)], layers=[0], sites=["resid_post"], measures=["entropy"])
+    assert len(found.policies) == 2 * 511
+
+
+def test_no_rollouts_are_refused(llama, tokenizer):
+    with pytest.raises(InputError, match="no rollouts"):
+        scan(llama, tokenizer, [])
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ({"layers": [0, 3]}, r"There is no layer 3: the model's layers are 0 to 2\."),
+        ({"layers": [-1]}, r"There is no layer -1"),
+        ({"layers": []}, r"at least one layer"),
+        ({"sites": ["attn"]}, r"There is no site 'attn'"),
+        ({"measures": ["entropi"]}, r"There is no measure 'entropi'"),
+        ({"top_k": 321}, r"top-k is 321, but the model has only 320 tokens\."),
+    ],
+    ids=str,
+)
+def test_what_the_model_has_not_is_refused(llama, tokenizer, rollouts, part, sentence):
+    with pytest.raises(InputError, match=sentence):
+        scan(llama, tokenizer, rollouts, **part)
+
+
+# the vocabulary
+
+
+def test_the_vocabulary_has_a_row_for_every_id_of_the_model(llama, tokenizer, rollouts):
+    found = scan(llama, tokenizer, rollouts[:1]).vocabulary
+    assert found["id"].tolist() == list(range(320))
+
+
+def test_tokens_are_written_as_text(tokenizer):
+    tokens = vocabulary(tokenizer, 320)["token"]
+    for word in (" apples", "<|im_end|>", "\n"):
+        (token,) = tokenizer(word)["input_ids"]
+        assert tokens[token] == word
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_written_as_numbers(tokenizer):
+    tokens = vocabulary(tokenizer, 320)["token"].tolist()
+    assert tokens[len(tokenizer) :] == [f"<|{token}|>" for token in range(len(tokenizer), 320)]
+
+
+def test_a_piece_of_a_character_is_written_as_it_stands_in_the_vocabulary(tokenizer):
+    pieces = tokenizer("龘")["input_ids"]  # three bytes that the vocabulary has not put together
+    tokens = vocabulary(tokenizer, 320)["token"]
+    assert [tokens[piece] for piece in pieces] == tokenizer.convert_ids_to_tokens(pieces)
+    assert len(pieces) == 3
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_cut(tokenizer):
+    assert len(vocabulary(tokenizer, 50)) == 50
