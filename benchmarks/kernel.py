@@ -1,4 +1,4 @@
-"""Time the measuring of policies beside the reference formula and the bare matrix products: python benchmarks/kernel.py.
+"""Time the measuring of policies beside the reference formula and bare matrix products: python benchmarks/kernel.py.
 
 One thread, process CPU time, the candidates in turn, medians; every line is a ratio to the fastest exact bare product.
 """
@@ -81,7 +81,8 @@ def main(asked: Benchmark) -> None:
     logits = asked.points * asked.positions * asked.d_vocab
     print(f"{asked}\nproduct chosen: {chosen}")
     for name, spent in seconds.items():
-        print(f"{name:36} {median(spent):7.3f} s {median(spent) / logits * 1e9:6.2f} ns a logit {median(spent) / fastest:6.2f}")
+        middle = median(spent)
+        print(f"{name:36} {middle:7.3f} s {middle / logits * 1e9:6.2f} ns a logit {middle / fastest:6.2f}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from internal_policy.families import decoder_layers
+from internal_policy.families import decoder_layers, unembedding
 from internal_policy.hooks import FINAL, HookPoint, hooked
 
 SITES = ("resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post")
@@ -23,5 +23,5 @@ def scan(model: PreTrainedModel, ids: Int[Tensor, "1 seq"], first: int) -> dict[
     points = [HookPoint(layer, site) for layer in range(len(decoder_layers(model))) for site in SITES] + [FINAL]
     with hooked(model, points, lambda point, hidden: kept.__setitem__(point, hidden.detach().cpu())):
         model(ids, use_cache=False)
-    weight = model.get_output_embeddings().weight.float()
+    weight = unembedding(model).weight.float()
     return {point: entropy(hidden[0, first - 1 : -1].float() @ weight.T) for point, hidden in kept.items()}

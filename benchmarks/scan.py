@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -82,8 +83,9 @@ def run(asked: Benchmark) -> dict[str, float]:
     import reference
 
     from internal_policy import metrics, product
+    from internal_policy.families import unembedding
     from internal_policy.rollouts import Rollout
-    from internal_policy.scan import measure, unembedding
+    from internal_policy.scan import measure
     from internal_policy.selection import Selection, plan
 
     torch.set_num_threads(1)
@@ -92,7 +94,7 @@ def run(asked: Benchmark) -> dict[str, float]:
     response = tuple(ids[0].tolist())
     rollout = Rollout("", None, 0, response[:1], response[1:], "", None, True)
     selection = Selection(tuple(range(model.config.num_hidden_layers)))
-    weight = unembedding(model)
+    weight = unembedding(model).weight
     with torch.inference_mode():
         model(ids[:, :4])
     chosen = product.choose(weight, weight.dtype)
@@ -104,12 +106,12 @@ def run(asked: Benchmark) -> dict[str, float]:
             for rows in states.split(metrics.TILE_ROWS):
                 multiply(rows)
 
-    candidates = dict(
+    candidates: dict[str, Callable[[], object]] = dict(
         zip(
             CANDIDATES,
             (
                 bare,
-                lambda: measure(model, [rollout], replace(selection, measures=("entropy", "kl", "rank", "norm"), top_k=0)),
+                lambda: measure(model, [rollout], replace(selection, measures=("entropy", "kl", "rank", "norm"))),
                 lambda: measure(model, [rollout], selection),
                 lambda: reference.scan(model, ids, 1),
             ),

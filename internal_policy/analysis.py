@@ -13,9 +13,9 @@ def by_layer(layers: pd.DataFrame, readout: str) -> pd.DataFrame:
     """
     chosen = layers[layers["readout"] == readout]
     weighted = chosen.assign(total=chosen["entropy"] * chosen["tokens"])
-    sums = weighted.pivot_table(index="layer", columns="site", values=["total", "tokens"], aggfunc="sum", dropna=False)
-    means = sums["total"] / sums["tokens"]
+    sums = weighted.groupby(["layer", "site"])[["total", "tokens"]].sum(min_count=1)
+    means = (sums["total"] / sums["tokens"]).unstack("site")
     for name, (before, after) in CHANGES.items():
         if before in means and after in means:
             means[f"change_{name}"] = means[after] - means[before]
-    return means.rename_axis(columns=None)
+    return means

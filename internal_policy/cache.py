@@ -63,7 +63,7 @@ def folder_of(model: str, asked: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, whole and on the disk, when the block ends without an error."""
+    """A temporary path beside `path` that takes its place, whole and on the disk, when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -85,7 +85,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_table(path: Path, table: pa.Table, group: str | None = None) -> None:
-    """Write a Parquet file, whole or not at all, with checksums; one row group for each run of equal values in `group`."""
+    """Write a Parquet file, whole or not at all, with checksums; a row group for each run of values in `group`."""
     table = table.replace_schema_metadata({"internal_policy.schema": str(SCHEMA)})
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     others = [field.name for field in table.schema if field.name not in floats]

@@ -86,7 +86,8 @@ def _given(
     asked: options.Scan | options.Generate, tokenizer: "PreTrainedTokenizerBase"
 ) -> "tuple[list[Rollout], list[Problem], list[int]]":
     """The rollouts that came with --rollouts, or else the problems and how many tokens each prompt has. All checked."""
-    from internal_policy.rollouts import check_prompts, check_sampling, encode_problem, read_rollouts
+    from internal_policy.prompts import encode_problem
+    from internal_policy.rollouts import check_prompts, check_sampling, read_rollouts
     from internal_policy.tasks import read_problems
 
     check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size)
@@ -99,7 +100,7 @@ def _given(
     )
     prompts = [encode_problem(tokenizer, problem, chat) for problem in problems]
     config = loading.load_config(asked)
-    check_prompts(prompts, asked.max_new_tokens, config.max_position_embeddings, config.vocab_size)
+    check_prompts(dict(enumerate(prompts)), asked.max_new_tokens, config.max_position_embeddings, config.vocab_size)
     return [], problems, [len(prompt) for prompt in prompts]
 
 
@@ -145,7 +146,7 @@ def _sampled(
     first: int,
     smaller: Callable[[int], None],
 ) -> "list[Rollout]":
-    """The responses to one batch of prompts, from prompt number `first` on; half as many at a time where memory ends."""
+    """The responses to the batch from prompt number `first` on; half as many at a time where memory runs out."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     from internal_policy.rollouts import generate
@@ -300,8 +301,8 @@ def _check_disk(folder: Path, need: int) -> None:
     free = shutil.disk_usage(there).free
     if free < need:
         raise InputError(
-            f"{there} has {free / 1e9:.1f} GB free, but {need / 1e9:.1f} GB may be needed; give --output another disk, or "
-            "measure less (--layers, --sites, --top-k 0)."
+            f"{there} has {free / 1e9:.1f} GB free, but {need / 1e9:.1f} GB may be needed; give --output another disk, "
+            "or measure less (--layers, --sites, --top-k 0)."
         )
 
 

@@ -21,7 +21,7 @@ class Family:
     final_norm: str
     """The norm between the last layer and the unembedding."""
     sites: Mapping[str, tuple[str, Side]]
-    """Site -> (module inside the decoder layer, which side of it); "" is the layer itself. In the order they are reached."""
+    """Site -> (module inside the decoder layer, which side of it), as they are reached; "" is the layer itself."""
 
 
 LLAMA = Family(
@@ -62,3 +62,10 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 def final_norm(model: PreTrainedModel) -> nn.Module:
     """The norm between the last layer and the unembedding of a loaded model."""
     return model.get_submodule(family_of(model.config.model_type).final_norm)
+
+
+def unembedding(model: PreTrainedModel) -> nn.Linear:
+    """The unembedding of a loaded model: its weight is (d_vocab, d_model)."""
+    module = model.get_output_embeddings()
+    assert isinstance(module, nn.Linear)
+    return module

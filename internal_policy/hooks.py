@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from internal_policy.errors import InputError
-from internal_policy.families import decoder_layers, family_of, final_norm
+from internal_policy.families import Side, decoder_layers, family_of, final_norm
 
 SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 """The sites of a decoder layer in the order a forward pass reaches them."""
@@ -19,7 +21,7 @@ SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "
 
 @dataclass(frozen=True)
 class HookPoint:
-    """A place where hidden states are read; prints as `5.attn_out`. `HookPoint(5, "resid_post")` is the paper's layer 6."""
+    """Where hidden states are read; prints as `5.attn_out`. `HookPoint(5, "resid_post")` is the paper's layer 6."""
 
     layer: int
     """Decoder layer, counted from 0; -1 at `FINAL`, which belongs to no layer."""
@@ -56,7 +58,7 @@ FINAL = HookPoint(-1, "final")
 
 Visit = Callable[[HookPoint, Float[Tensor, "batch seq d_model"]], None]
 
-_open_here: ContextVar[frozenset[int]] = ContextVar("_open_here", default=frozenset())
+_open_here: ContextVar[frozenset[object]] = ContextVar("_open_here", default=frozenset())
 
 
 @contextmanager
@@ -67,22 +69,18 @@ def hooked(model: PreTrainedModel, points: Iterable[HookPoint], visit: Visit) ->
     nothing, one that trains backpropagates through it. Threads may read one shared model at the same
     time: each sees its own passes only. Raises InputError for a point that the model does not have.
     """
-    opened = object()
+    me = object()
+
+    def report(point: HookPoint, hidden: Any) -> None:
+        if me in _open_here.get():
+            visit(point, hidden[0] if isinstance(hidden, tuple) else hidden)
+
     handles = []
     try:
         for point in dict.fromkeys(points):
             module, side = locate(model, point)
-
-            def report(hidden: Any, point: HookPoint = point) -> None:
-                if id(opened) in _open_here.get():
-                    visit(point, hidden[0] if isinstance(hidden, tuple) else hidden)
-
-            if side == "input":
-                hook = module.register_forward_pre_hook(lambda _, args, report=report: report(args))
-            else:
-                hook = module.register_forward_hook(lambda _, __, out, report=report: report(out))
-            handles.append(hook)
-        before = _open_here.set(_open_here.get() | {id(opened)})
+            handles.append(_register(module, side, partial(report, point)))
+        before = _open_here.set(_open_here.get() | {me})
         try:
             yield
         finally:
@@ -92,7 +90,13 @@ def hooked(model: PreTrainedModel, points: Iterable[HookPoint], visit: Visit) ->
             handle.remove()
 
 
-def locate(model: PreTrainedModel, point: HookPoint) -> tuple[nn.Module, str]:
+def _register(module: nn.Module, side: Side, report: Callable[[Any], None]) -> RemovableHandle:
+    if side == "input":
+        return module.register_forward_pre_hook(lambda _, args: report(args))
+    return module.register_forward_hook(lambda _, __, out: report(out))
+
+
+def locate(model: PreTrainedModel, point: HookPoint) -> tuple[nn.Module, Side]:
     """The module at `point` and the side of it. Raises InputError for a layer that the model does not have."""
     if point == FINAL:
         return final_norm(model), "output"

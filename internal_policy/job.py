@@ -40,6 +40,8 @@ class Source:
 
 def claim(folder: Path, asked: Mapping[str, Any]) -> None:
     """Refuse a folder that holds anything but this scan. Raises InputError."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give --output a new folder.")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / cache.ASKED).is_file():
@@ -83,8 +85,9 @@ def run(
     comes second takes it from the disk. `asked` and `facts` go into the record.
     """
     from internal_policy import product, scan
+    from internal_policy.families import unembedding
 
-    weight = scan.unembedding(model)
+    weight = unembedding(model).weight
     if not (folder / cache.ASKED).exists():
         chosen = product.choose(weight, weight.dtype)  # part of the record, so that a continued scan multiplies alike
         cache.write_json(folder / cache.ASKED, {"digest": cache.digest(asked), "asked": asked, "product": chosen})

@@ -18,6 +18,9 @@ PACKAGE = Path(__file__).parent
 DATA = next((p for p in (PACKAGE / "data", PACKAGE.parent / "data") if p.is_dir()), PACKAGE / "data")
 """The bundled models and problems: inside an installed package, beside the package in a checkout."""
 
+OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".txt")
+"""Endings of the files that make a model what it is."""
+
 
 def resolve(name: str) -> str:
     """The folder of a bundled model by its name, else the name itself."""
@@ -42,8 +45,8 @@ def identity(options: ModelOptions) -> str:
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise InputError(
-            f"{folder} holds only pickled weights, which can run code when they are loaded; convert them to safetensors "
-            "with `save_pretrained` of transformers, and give that folder."
+            f"{folder} holds only pickled weights, which can run code when they are loaded; convert them to "
+            "safetensors with `save_pretrained` of transformers, and give that folder."
             if pickled
             else f"{folder} holds no weights: there is no .safetensors file in it; copy the whole model."
         )
@@ -125,6 +128,8 @@ def load_model(options: ModelOptions) -> "PreTrainedModel":
             use_safetensors=True,
         )
     for name, weight in model.named_parameters():
+        if weight.is_meta:
+            raise InputError(f"{options.model} does not fit on the devices here ({name} was left out); try --dtype bfloat16.")
         if not weight.isfinite().all():
             raise InputError(f"{options.model} has NaN or infinite weights in {name}; get a whole checkpoint.")
     return model.eval()

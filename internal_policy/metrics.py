@@ -11,11 +11,13 @@ from internal_policy.product import PRODUCTS, precision
 
 MEASURES = ("entropy", "logprob", "rank", "kl", "topk", "norm", "cosine", "entropy_at_input_norm")
 """What can be measured at a hook point."""
+FROM_LOGITS = set(MEASURES) - {"norm", "cosine"}
+"""Those that take a product with the unembedding."""
 
 TILE_ROWS, TILE_VOCAB = 512, 2048
 """Hidden states and vocabulary entries of one product: its logits stay in the processor's cache."""
 LOWEST = -80.0
-"""Logits this far below the largest count as that far: exp is many times slower where it underflows, and e^-80 is nothing."""
+"""Logits further below the largest count as this far: exp is many times slower where it underflows."""
 EMPTY = -1e30
 """The maximum of no logits; finite, so that merging with it gives no NaN."""
 GROUP = 64
@@ -23,8 +25,9 @@ GROUP = 64
 
 
 def entropy(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
-    """Shannon entropy in nats (Eq. 7 of arXiv 2512.19673): log s - t / s with u = z - max z, s = sum e^u, t = sum u e^u.
+    """Shannon entropy in nats (Eq. 7 of arXiv 2512.19673).
 
+    It is log s - t / s with u = z - max z, s = sum e^u and t = sum u e^u.
     Right for logits in the thousands; a logit of -inf has probability 0; NaN and +inf give NaN.
     """
     u = logits.to(precision(logits.dtype))
@@ -170,6 +173,8 @@ def measure(
     number (NaN at the other points). Entropies and `kl` are in nats, `rank` 1 is the most likely token.
     Memory does not grow with the vocabulary: logits exist a tile at a time, in float32 or better. Time: one product.
     """
+    if not set(measures) & FROM_LOGITS:
+        return {}
     points, positions, d_model = hidden.shape
     step = max(1, TILE_ROWS // positions)
     scaled = 0 if scale is None or "entropy_at_input_norm" not in measures else len(scale)

@@ -8,18 +8,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from internal_policy.families import decoder_layers, family_of, final_norm
+from internal_policy.families import decoder_layers, family_of, final_norm, unembedding
 from internal_policy.hooks import FINAL, HookPoint, hooked, locate
 
 Readout = Literal["raw", "norm"]
-"""How a hidden state is brought to the unembedding: as it is (the paper), or through the final norm (the logit lens)."""
+"""How a hidden state is brought to the unembedding: as it is (the paper), or by the final norm (the logit lens)."""
 
 
 def unembed(
     model: PreTrainedModel, hidden: Float[Tensor, "*batch d_model"], readout: Readout = "raw"
 ) -> Float[Tensor, "*batch d_vocab"]:
     """Logits of `hidden` by the model's own unembedding matrix (Eqs. 5 and 6 of arXiv 2512.19673; `norm`: Eq. 1)."""
-    return model.get_output_embeddings()(read_out(model, hidden, readout))
+    return unembedding(model)(read_out(model, hidden, readout))
 
 
 def read_out(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,7 +29,7 @@ def plain(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:  # noqa: 
 
 
 def packed(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:
-    """OneDNN in float32 on a weight packed for it: twice as fast as MKL on AMD. torch offers it under private names only."""
+    """OneDNN in float32 on a weight packed for it: on some processors twice as fast. Private names of torch."""
     weight = torch.ops.mkldnn._reorder_linear_weight(tile.float().contiguous(), rows)
     return lambda hidden: torch.ops.mkldnn._linear_pointwise(hidden.float(), weight, None, "none", [], "")
 
@@ -36,7 +37,7 @@ def packed(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:
 def bfloat16(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:  # noqa: ARG001
     """OneDNN on bfloat16 factors with float32 sums and output: exact when both factors are bfloat16 already."""
     columns = tile.float().T
-    setting = torch.backends.mkldnn.matmul
+    setting: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
 
     def multiply(hidden: Tensor) -> Tensor:
         before, setting.fp32_precision = setting.fp32_precision, "bf16"

@@ -19,13 +19,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from internal_policy import tasks
+from internal_policy import rows, tasks
 from internal_policy.errors import InputError
+from internal_policy.prompts import Chat, Ids, encode_problem, split_messages, split_text
 from internal_policy.tasks import Message, Problem
-
-Ids = tuple[int, ...]
-Chat = Mapping[str, Any] | None
-"""Extra keyword arguments of the chat template; None for no template."""
 
 ROLLOUT_SCHEMA = pa.schema(
     {
@@ -69,89 +66,6 @@ class Rollout:
         return self.prompt_ids + self.response_ids
 
 
-def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: Chat) -> Ids:
-    """Token ids of the prompt that asks `problem`.
-
-    With `chat` None it is the problem's text as it is. Raises InputError if the tokenizer has no chat template
-    or the template refuses the messages.
-    """
-    if chat is None:
-        return _encode(tokenizer, problem.text, special=True)
-    return _encode(tokenizer, _templated(tokenizer, problem.messages, chat, prompt=True))
-
-
-def split_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat) -> tuple[Ids, Ids]:
-    """Token ids of the prompt, and of the response: the last message, with the template's end of turn.
-
-    The boundary is the end of the template's own prompt for the messages before, never a word that is searched.
-    Raises InputError where the template writes anything else in its place, or a token spans the boundary.
-    """
-    if not messages or messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
-        raise InputError("The last message is no response; it must be the assistant's, and text that is not empty.")
-    *asked, answered = messages
-    if chat is None:
-        prompt = Problem(tuple(asked), None).text
-        whole = prompt + answered["content"]
-    else:
-        prompt = _templated(tokenizer, asked, chat, prompt=True)
-        whole = _templated(tokenizer, messages, chat, prompt=False)
-        _check_verbatim(whole, prompt, answered["content"])
-        end = len(prompt + answered["content"])
-        whole = whole[:end] + whole[end:].rstrip()  # after the end of turn templates write a newline, models nothing
-    prompt_ids = _encode(tokenizer, prompt, special=chat is None)
-    ids = _encode(tokenizer, whole, special=chat is None)
-    if not prompt_ids or ids[: len(prompt_ids)] != prompt_ids:
-        raise InputError(
-            f"A token spans the end of the prompt {prompt[-20:]!r} and the start of the response "
-            f"{answered['content'][:20]!r}; move the white space between them, or give prompt_ids and response_ids."
-        )
-    if ids == prompt_ids:
-        raise InputError(f"The response {answered['content']!r:.40} has no tokens; remove the row.")
-    return prompt_ids, ids[len(prompt_ids) :]
-
-
-def split_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]:
-    """Token ids of a text without a prompt: its first token, and all others. Raises InputError if there is no other."""
-    ids = _encode(tokenizer, text, special=True)
-    if len(ids) < 2:
-        raise InputError(f"The text {text!r:.40} is {len(ids)} token(s) long; 2 or more are needed to predict one.")
-    return ids[:1], ids[1:]
-
-
-def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, prompt: bool) -> str:
-    from jinja2 import TemplateError
-
-    options = {**(chat or {}), "tokenize": False, "add_generation_prompt": prompt}
-    if tokenizer.chat_template is None and "chat_template" not in options:
-        raise InputError(
-            "The tokenizer has no chat template; give one with --chat-template FILE, or --chat-template none."
-        )
-    conversation = [{"role": message["role"], "content": message["content"]} for message in messages]
-    try:
-        return str(tokenizer.apply_chat_template(conversation, **options))
-    except (TemplateError, ValueError) as error:
-        raise InputError(
-            f"The chat template refuses the messages ({error}); change their roles, or --chat-template none."
-        ) from error
-
-
-def _check_verbatim(whole: str, prompt: str, response: str) -> None:
-    """Raise InputError unless `whole` is the prompt, then the response, then the end of turn."""
-    expected = prompt + response
-    if whole.startswith(expected):
-        return
-    same = next((end for end in range(len(prompt)) if whole[end : end + 1] != prompt[end]), len(prompt))
-    raise InputError(
-        f"The chat template writes {whole[same : same + 40]!r} where {expected[same : same + 40]!r} was expected; try "
-        """--chat-template-kwargs '{"enable_thinking": false}' (Qwen3), trim the response, or --chat-template none."""
-    )
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> Ids:
-    """Token ids of `text`; one that a template wrote has its special tokens already, Llama's would get two BOS."""
-    return tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-
-
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> str:
     """`ids` as text, without special tokens, and without those of a larger vocabulary that stand for nothing."""
     size = len(tokenizer)
@@ -182,16 +96,16 @@ def generate(
 ) -> Iterator[list[Rollout]]:
     """Sample `samples` responses to each problem, `batch_size` at a time; temperature 0 takes the likeliest token.
 
-    A batch depends on its prompts, the options and `seed`, not on what was generated before: one that samples the
-    prompts from `first` up to `stop` (problem by problem, sample by sample) writes what an undisturbed run would.
-    Of the checkpoint's generation_config only the end-of-text ids count. Raises InputError, before it generates, for options out of range and prompts too long.
+    A batch depends on its prompts, the options, `batch_size` and `seed`, not on what was generated before: prompts are
+    counted problem by problem and sample by sample, and sampling those from `first` (the first of a batch) up to `stop`
+    writes what an undisturbed run would. Of the checkpoint's generation_config only the end-of-text ids count.
+    Raises InputError, before it generates, for options out of range and prompts too long.
     """
     check_sampling(samples, temperature, top_p, max_new_tokens, batch_size)
     asked = range(len(problems) * samples)[first:stop]
-    prompt_of = {number: encode_problem(tokenizer, problems[number], chat) for number in {n // samples for n in asked}}
-    check_prompts(
-        list(prompt_of.values()), max_new_tokens, model.config.max_position_embeddings, model.config.vocab_size
-    )
+    numbers = sorted({n // samples for n in asked})
+    prompt_of = {number: encode_problem(tokenizer, problems[number], chat) for number in numbers}
+    check_prompts(prompt_of, max_new_tokens, model.config.max_position_embeddings, model.config.vocab_size)
     ends = end_ids(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     shaping = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
@@ -224,20 +138,20 @@ def check_sampling(samples: int, temperature: float, top_p: float, max_new_token
         )
 
 
-def check_prompts(prompts: Sequence[Ids], max_new_tokens: int, longest: int, d_vocab: int) -> None:
-    """Raise InputError for a prompt without tokens, with foreign ones, or too long with its response for `longest`."""
-    for number, prompt in enumerate(prompts, 1):
+def check_prompts(prompts: Mapping[int, Ids], max_new_tokens: int, longest: int, d_vocab: int) -> None:
+    """Raise InputError, by its number, for a prompt with no or foreign tokens, or too long with its response."""
+    for number, prompt in prompts.items():
         if not prompt:
-            raise InputError(f"Problem {number} has no tokens; give it a text, or remove it.")
+            raise InputError(f"Problem {number + 1} has no tokens; give it a text, or remove it.")
         if max(prompt) >= d_vocab:
             raise InputError(
-                f"Problem {number} has the token id {max(prompt)}, but the model's ids end at {d_vocab - 1}; "
+                f"Problem {number + 1} has the token id {max(prompt)}, but the model's ids end at {d_vocab - 1}; "
                 "use the tokenizer that belongs to the model."
             )
         if len(prompt) + max_new_tokens > longest:
             raise InputError(
-                f"Problem {number} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, which is more than "
-                f"the {longest} positions of the model; lower --max-new-tokens, or remove the problem."
+                f"Problem {number + 1} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, which is more "
+                f"than the {longest} positions of the model; lower --max-new-tokens, or remove the problem."
             )
 
 
@@ -283,8 +197,8 @@ def read_rollouts(
     reward are optional, and a reward that is missing is computed from the answer. Raises InputError.
     """
     rollouts, seen = [], Counter[str]()
-    for row in tasks.read_rows(Path(path), limit):
-        with tasks.at(row):
+    for row in rows.read_rows(Path(path), limit):
+        with rows.at(row):
             rollout = _rollout_of(tokenizer, row.values, chat)
         sample = row.values.get("sample")
         rollouts.append(replace(rollout, sample=sample if isinstance(sample, int) else seen[rollout.problem]))

@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from internal_policy import metrics
 from internal_policy.cache import Scan
 from internal_policy.errors import InputError
-from internal_policy.families import decoder_layers
+from internal_policy.families import decoder_layers, unembedding
 from internal_policy.hooks import SITES, HookPoint, hooked
 from internal_policy.policy import Readout, read_out
 from internal_policy.product import choose
@@ -58,7 +58,9 @@ def scan(
     batches = range(0, len(rollouts), batch_size)
     tables = [measure(model, rollouts[first : first + batch_size], chosen, first=first) for first in batches]
     policies, summaries = (pa.concat_tables(kind).to_pandas() for kind in zip(*tables, strict=True))
-    return Scan(numbered(rollouts).to_pandas(), policies, summaries, vocabulary(tokenizer, len(unembedding(model))))
+    return Scan(
+        numbered(rollouts).to_pandas(), policies, summaries, vocabulary(tokenizer, unembedding(model).out_features)
+    )
 
 
 def numbered(rollouts: Sequence[Rollout], first: int = 0) -> pa.Table:
@@ -80,14 +82,9 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> pd.DataFrame
     return pd.DataFrame({"id": np.arange(d_vocab), "token": [*tokens, *(f"<|{i}|>" for i in range(known, d_vocab))]})
 
 
-def unembedding(model: PreTrainedModel) -> Float[Tensor, "d_vocab d_model"]:
-    """The model's own unembedding matrix."""
-    return model.get_output_embeddings().weight
-
-
 def check(model: PreTrainedModel, selection: Selection, rollouts: Sequence[Rollout]) -> None:
     """Refuse before any work what the model cannot measure. Raises InputError."""
-    n_layers, d_vocab = len(decoder_layers(model)), len(unembedding(model))
+    n_layers, d_vocab = len(decoder_layers(model)), unembedding(model).out_features
     if outside := [layer for layer in selection.layers if not 0 <= layer < n_layers]:
         raise InputError(f"There is no layer {outside[0]}: the model's layers are 0 to {n_layers - 1}.")
     if selection.top_k > d_vocab:
@@ -137,7 +134,7 @@ def measure(
 def _measure(
     model: PreTrainedModel, rollouts: Sequence[Rollout], selection: Selection, first: int, product: str | None
 ) -> tuple[pa.Table, pa.Table]:
-    planned, weight = plan(selection), unembedding(model)
+    planned, weight = plan(selection), unembedding(model).weight
     product = product or choose(weight, weight.dtype)
     collected: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
     order: list[Tensor] = []
@@ -170,7 +167,7 @@ def _numbers(
         states = torch.cat([states[:1], read_out(model, states[1:], readout)])
     measured = metrics.measure(
         states,
-        unembedding(model),
+        unembedding(model).weight,
         targets,
         scale=scale if readout == "raw" and planned.inputs else None,
         measures=selection.measures,
@@ -205,7 +202,7 @@ def blocks(
         # token t is predicted at position t - 1
         span = slice(len(rollout.prompt_ids) - 1, len(rollout.ids) - 1)
         number[row, span] = torch.arange(count, count := count + len(rollout.response_ids))
-    weight, device = unembedding(model), model.device
+    weight, device = unembedding(model).weight, model.device
     ids = ids.to(device)
     per_position = len(points) * weight.shape[1] * weight.element_size() * len(rollouts)
     step = max(1, STATE_BYTES // per_position)

@@ -43,6 +43,8 @@ class Selection:
                 raise InputError(f"No {what} is chosen; known are {', '.join(known)}.")
         if not self.layers or self.top_k < 0:
             raise InputError("Nothing to measure: choose at least one layer, and a top-k of 0 or more.")
+        if not any(self.names(site) for site in (*self.sites, "final")):
+            raise InputError(f"Nothing to measure: there is no {', '.join(self.measures)} at {', '.join(self.sites)}.")
 
     def names(self, site: str) -> list[str]:
         """The measures that exist at `site` ("final" too), in order."""

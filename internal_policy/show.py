@@ -56,22 +56,23 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
     readouts = record["selection"]["readouts"]
     if readout not in (None, *readouts):
         raise InputError(f"{folder} was not measured under the readout '{readout}', only {', '.join(readouts)}.")
-    readout = readout or readouts[0]
+    chosen: str = readout or readouts[0]
     rollouts = cache.read(folder, "rollouts", ["reward", "finished"])
     if "entropy" in record["selection"]["measures"]:
-        frame = analysis.by_layer(cache.read(folder, "layers"), readout)
+        frame = analysis.by_layer(cache.read(folder, "layers"), chosen)
     else:
         frame = pd.DataFrame()
     if as_json:
         kept = {name: value for name, value in record.items() if name not in ("files", "asked", "chat_template")}
         rows = frame.reset_index().to_dict("records")
-        document({"scan": str(folder), **(extra or {}), **kept, "readout": readout, "entropy": rows})
+        document({"scan": str(folder), **(extra or {}), **kept, "readout": chosen, "entropy": rows})
         return
     if len(frame):
-        out.print(_entropies(frame, record, readout))
+        out.print(_entropies(frame, record, chosen))
     marked = rollouts["reward"].dropna()
     solved = f", {marked.mean():.0%} of them right" if len(marked) else ""
-    cut = f", {(~rollouts['finished']).mean():.0%} cut at the length limit" if not rollouts["finished"].all() else ""
+    unfinished = float((~rollouts["finished"]).mean())
+    cut = f", {unfinished:.0%} cut at the length limit" if unfinished else ""
     out.print(f"{record['rollouts']} rollouts{solved}{cut}; {record['tokens']:,} response tokens.")
     out.print(f"Scan: {escape(str(folder))}")
 

@@ -103,7 +103,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     special = ["<|bos|>", "<|endoftext|>", "<|im_end|>", "<|im_start|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|endoftext|>", eos_token="<|im_end|>")
     fast.chat_template = CHAT_TEMPLATE

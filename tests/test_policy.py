@@ -1,6 +1,7 @@
 """A hidden state times the unembedding is a policy; inside `as_policy` the model is that policy, after it as before."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from internal_policy.errors import InputError
 from internal_policy.families import decoder_layers, final_norm
 from internal_policy.hooks import FINAL, SITES, HookPoint, hooked
-from internal_policy.policy import as_policy, policy_logits, unembed
+from internal_policy.policy import Readout, as_policy, policy_logits, unembed
 
 LAST = HookPoint(2, "resid_post")
 
@@ -26,7 +27,7 @@ def greedy(model, ids, n, **options):
     return model.generate(ids, max_new_tokens=n, do_sample=False, **options)
 
 
-def step_by_step(model, point, ids, n, readout="raw"):
+def step_by_step(model, point, ids, n, readout: Readout = "raw"):
     for _ in range(n):
         logits = policy_logits(model, point, readout, input_ids=ids)
         ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
@@ -75,7 +76,7 @@ def test_logits_add_up_along_the_residual_stream(model, input_ids):
 
 
 def test_a_model_without_its_own_unembedding_reads_with_its_embedding(family, input_ids):
-    tied = tiny_model(family, tie_word_embeddings=True)
+    tied: Any = tiny_model(family, tie_word_embeddings=True)
     state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(unembed(tied, state), state @ tied.get_input_embeddings().weight.T)
 
@@ -342,10 +343,10 @@ def test_on_leaving_the_configuration_is_as_before(llama, input_ids, point, how)
     assert (llama.config.to_dict(), llama.generation_config.to_dict()) == before
 
 
-def test_on_leaving_the_logits_are_as_before(model, input_ids, point, how):
-    before = model(input_ids).logits
-    leave(model, point, how, input_ids)
-    assert torch.equal(model(input_ids).logits, before)
+def test_on_leaving_the_logits_are_as_before(llama, input_ids, point, how):
+    before = llama(input_ids).logits
+    leave(llama, point, how, input_ids)
+    assert torch.equal(llama(input_ids).logits, before)
 
 
 def test_on_leaving_the_same_checkpoint_is_written(llama, input_ids, point, how, tmp_path):

@@ -1,5 +1,7 @@
 """Every product on this machine is exact, and the fastest exact one is chosen."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from internal_policy import product
 from internal_policy.product import candidates, choose, precision
 
 CPU = torch.device("cpu")
+ONEDNN: Any = torch.backends.mkldnn
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -68,17 +71,17 @@ def test_the_result_is_the_callers_to_overwrite(name):
 
 def test_the_bfloat16_product_leaves_the_setting_as_it_was():
     hidden, weight = factors(torch.bfloat16)
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    before = ONEDNN.matmul.fp32_precision
     product.bfloat16(weight, 512)(hidden)
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert ONEDNN.matmul.fp32_precision == before
 
 
 def test_the_bfloat16_product_leaves_the_setting_as_it_was_after_an_exception():
     hidden, weight = factors(torch.bfloat16)
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    before = ONEDNN.matmul.fp32_precision
     with pytest.raises(RuntimeError):
         product.bfloat16(weight, 512)(hidden[:, :-1])
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert ONEDNN.matmul.fp32_precision == before
 
 
 def test_precision_is_float32_or_better():

@@ -15,16 +15,14 @@ from internal_policy import tasks
 from internal_policy.errors import InputError
 from internal_policy.hooks import HookPoint
 from internal_policy.policy import as_policy, policy_logits
+from internal_policy.prompts import encode_problem, split_messages, split_text
 from internal_policy.rollouts import (
     ROLLOUT_SCHEMA,
     Rollout,
-    encode_problem,
     end_ids,
     from_table,
     generate,
     read_rollouts,
-    split_messages,
-    split_text,
     to_table,
     write_rollouts,
 )
@@ -347,7 +345,6 @@ def test_a_prompt_that_just_fits_is_generated(tokenizer):
         {"top_p": 1.1},
         {"max_new_tokens": 0},
         {"batch_size": 0},
-        {"first": -1},
     ],
 )
 def test_options_out_of_range_are_refused(llama, tokenizer, option):

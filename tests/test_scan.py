@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -127,7 +128,7 @@ def test_every_number_is_the_slow_references(model, tokenizer, rollouts):
 
 
 def test_the_models_own_policy_is_the_same_under_every_readout(model, tokenizer, rollouts):
-    policies = scan(model, tokenizer, rollouts, readouts=("raw", "norm")).policies
+    policies: Any = scan(model, tokenizer, rollouts, readouts=("raw", "norm")).policies
     last = policies[policies["layer"] == 3]
     raw, normed = (last[last["readout"] == readout].reset_index(drop=True) for readout in ("raw", "norm"))
     assert raw["final.entropy"].equals(normed["final.entropy"])
@@ -151,7 +152,7 @@ def test_a_layers_input_is_the_output_of_the_layer_before(model, tokenizer, roll
 
 
 def test_layers_are_the_means_of_the_policies(llama, tokenizer, rollouts):
-    found = scan(llama, tokenizer, rollouts, readouts=("raw", "norm"))
+    found: Any = scan(llama, tokenizer, rollouts, readouts=("raw", "norm"))
     names = [name for name in found.policies.columns if name not in (*KEYS, "position") and "topk" not in name]
     means = found.policies[KEYS + names].astype(dict.fromkeys(names, np.float64)).groupby(KEYS).mean()
     for site, rows in found.layers.groupby("site"):
@@ -162,7 +163,7 @@ def test_layers_are_the_means_of_the_policies(llama, tokenizer, rollouts):
 
 
 def test_layers_have_every_site_at_every_layer_and_final_after_the_last(llama, tokenizer, rollouts):
-    layers = scan(llama, tokenizer, rollouts[:1]).layers
+    layers: Any = scan(llama, tokenizer, rollouts[:1]).layers
     assert set(zip(layers["layer"], layers["site"], strict=True)) == {*product(range(3), SITES), (3, "final")}
     assert (layers["tokens"] == 5).all()
 
@@ -222,7 +223,8 @@ def test_a_vocabulary_larger_than_the_tokenizers_is_measured_whole(llama, tokeni
 
 
 def test_a_model_in_bfloat16_is_measured_with_statistics_in_float32(family, tokenizer):
-    model, one = tiny_model(family).bfloat16(), rollout(3, 40)
+    model: Any = tiny_model(family).bfloat16()
+    one = rollout(3, 40)
     found = scan(model, tokenizer, [one]).policies
     with torch.inference_mode():
         states = read(model, all_points(model), torch.tensor([one.ids]))
@@ -243,7 +245,7 @@ def test_a_model_in_float32_is_measured_closely(family, tokenizer, rollouts):
 # what is read, and how
 
 
-@pytest.mark.parametrize("batch_size", [3, 8])
+@pytest.mark.parametrize(("family", "batch_size"), [*product(FAMILY_NAMES, [8]), ("llama", 2), ("llama", 3)])
 def test_a_batch_is_measured_as_one_by_one(model, tokenizer, rollouts, batch_size):
     alone = scan(model, tokenizer, rollouts, batch_size=1)
     assert_same(scan(model, tokenizer, rollouts, batch_size=batch_size), alone)
@@ -274,10 +276,10 @@ def test_reading_in_pieces_is_reading_at_once(monkeypatch, family, tokenizer, ro
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
-def test_blocks_of_any_size_are_the_same(monkeypatch, model, tokenizer, rollouts, block):
-    expected = scan(model, tokenizer, rollouts)
+def test_blocks_of_any_size_are_the_same(monkeypatch, llama, tokenizer, rollouts, block):
+    expected = scan(llama, tokenizer, rollouts)
     monkeypatch.setattr(scan_module, "BLOCK", block)
-    assert_same(scan(model, tokenizer, rollouts), expected)
+    assert_same(scan(llama, tokenizer, rollouts), expected)
 
 
 def test_reading_in_pieces_says_the_slow_reference(monkeypatch, model, tokenizer, rollouts):
@@ -307,7 +309,8 @@ def test_reading_in_pieces_says_the_slow_reference(monkeypatch, model, tokenizer
     ids=str,
 )
 def test_a_part_has_the_same_numbers_and_only_those(llama, tokenizer, rollouts, part):
-    whole, found = scan(llama, tokenizer, rollouts).policies, scan(llama, tokenizer, rollouts, **part).policies
+    whole: Any = scan(llama, tokenizer, rollouts).policies
+    found: Any = scan(llama, tokenizer, rollouts, **part).policies
     sites, measures = part.get("sites", SITES), part.get("measures", MEASURES)
     names = {"topk_ids": "topk", "topk_probs": "topk"}
     wanted = [
@@ -430,7 +433,7 @@ def test_a_model_can_be_trained_after_a_scan(model, tokenizer, rollouts, input_i
 
 
 def test_weights_that_are_not_numbers_give_nan_from_there_on(family, tokenizer, rollouts):
-    model = tiny_model(family)
+    model: Any = tiny_model(family)
     model.get_submodule("model.layers.1.mlp.down_proj").weight.data[3, 4] = torch.nan
     policies = scan(model, tokenizer, rollouts[:2]).policies
     for number, point in product(range(2), all_points(model)):
@@ -503,7 +506,7 @@ def test_the_vocabulary_has_a_row_for_every_id_of_the_model(llama, tokenizer, ro
 
 
 def test_tokens_are_written_as_text(tokenizer):
-    tokens = vocabulary(tokenizer, 320)["token"]
+    tokens = vocabulary(tokenizer, 320)["token"].tolist()
     for word in (" apples", "<|im_end|>", "\n"):
         (token,) = tokenizer(word)["input_ids"]
         assert tokens[token] == word

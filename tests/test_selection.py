@@ -18,7 +18,9 @@ def some(of):
 
 
 LAYERS = st.lists(st.integers(0, 12), min_size=1, unique=True).map(lambda layers: tuple(sorted(layers)))
-anything = given(layers=LAYERS, sites=some(SITES), measures=some(MEASURES))
+anything = given(
+    layers=LAYERS, sites=some(SITES), measures=some(MEASURES).map(lambda names: tuple({*names, "entropy"}))
+)
 
 
 # layers
@@ -81,6 +83,15 @@ def test_any_set_of_layers_can_be_written(layers):
 def test_what_does_not_exist_is_refused(what, given, sentence):
     with pytest.raises(InputError, match=sentence):
         Selection(**{"layers": (0,), what: given})
+
+
+@pytest.mark.parametrize(
+    ("site", "measure", "top_k"),
+    [("resid_post", "cosine", 5), ("attn_in", "entropy_at_input_norm", 5), ("mlp_out", "topk", 0)],
+)
+def test_measures_that_mean_nothing_at_any_site_are_refused(site, measure, top_k):
+    with pytest.raises(InputError, match=rf"Nothing to measure: there is no {measure} at {site}\."):
+        Selection((0,), (site,), measures=(measure,), top_k=top_k)
 
 
 @pytest.mark.parametrize(

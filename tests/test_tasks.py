@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from internal_policy.errors import InputError
-from internal_policy.tasks import answer_of, boxed, normalised, read_problems, read_rows, reward
+from internal_policy.rows import read_rows
+from internal_policy.tasks import answer_of, boxed, normalised, read_problems, reward
 
 
 def written(path, *rows):
