@@ -23,7 +23,7 @@ SIZE: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 2048,
     "initializer_range": 0.05,  # with the usual 0.02, heads this narrow attend to nothing for long
 }
 WORD = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"  # a digit stands alone, a word keeps the space before it

@@ -4,8 +4,7 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from internal_policy.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from internal_policy.hooks import HookPoint
     from internal_policy.rollouts import Rollout
     from internal_policy.selection import Selection
     from internal_policy.tasks import Problem
@@ -61,7 +61,8 @@ def _question(asked: options.Scan | options.Generate) -> dict[str, Any]:
 def _problems_path(asked: options.PromptOptions) -> tuple[str, int | None]:
     """Which problems are asked, and how many at most."""
     if asked.problems is None:
-        return str(loading.DATA / "problems" / "heldout.jsonl"), asked.limit or DEMO_PROBLEMS
+        limit = DEMO_PROBLEMS if asked.limit is None else asked.limit
+        return str(loading.DATA / "problems" / "heldout.jsonl"), limit
     return asked.problems, asked.limit
 
 
@@ -107,7 +108,7 @@ def _given(
 def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> None:
     from internal_policy.scan import check
 
-    _quiet()
+    show.quiet()
     selection = _selection(asked)
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     rollouts, problems, _ = _given(asked, tokenizer)
@@ -116,7 +117,7 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
         check(model, selection, rollouts)
     tokens = sum(len(rollout.response_ids) for rollout in rollouts) or asked.batch_size * asked.max_new_tokens
     _check_disk(folder, show.disk_bytes(selection, tokens))
-    smaller = _say_once("Out of memory: measuring {} rollouts at a time.")
+    smaller = show.saying_once("Out of memory: measuring {} rollouts at a time.")
     size = asked.batch_size
     total = len(rollouts) or len(problems) * asked.samples
 
@@ -124,7 +125,7 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
         first = part * size
         return rollouts[first : first + size] or _sampled(model, tokenizer, problems, asked, first, smaller)
 
-    with _progress(total) as advance:
+    with show.progress(total) as advance:
         job.run(
             folder,
             model,
@@ -201,7 +202,7 @@ def _forecast(asked: options.Scan) -> dict[str, Any]:
     from internal_policy.scan import STATE_BYTES
     from internal_policy.selection import plan
 
-    _quiet()
+    show.quiet()
     selection, config = _selection(asked), loading.load_config(asked)
     rollouts, problems, prompts = _given(asked, loading.load_tokenizer(asked, asked.chat_template))
     planned = plan(selection)
@@ -236,7 +237,7 @@ def generate(asked: options.Generate) -> None:
     if asked.output.suffix not in (".parquet", ".jsonl") or not asked.output.parent.is_dir():
         raise InputError(f"--output is {asked.output}; give a .parquet or .jsonl file in a folder that exists.")
     point = HookPoint.parse(asked.at)
-    _quiet()
+    show.quiet()
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     folder = cache.root() / "rollouts" / cache.digest(_question(asked))
     _, problems, _ = _given(asked, tokenizer)
@@ -249,14 +250,22 @@ def generate(asked: options.Generate) -> None:
     show.rollouts(asked.output, asked.at, rollouts, as_json=asked.json)
 
 
-def _generated(asked, model, tokenizer, problems, point, folder) -> "list[Rollout]":
+def _generated(
+    asked: options.Generate,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    problems: "Sequence[Problem]",
+    point: "HookPoint",
+    folder: Path,
+) -> "list[Rollout]":
+    """All responses, part by part through `folder`, where an interrupted run finds what was whole."""
     from internal_policy.policy import as_policy
     from internal_policy.rollouts import from_table, to_table
 
     total = len(problems) * asked.samples
-    smaller = _say_once("Out of memory: sampling {} responses at a time.")
+    smaller = show.saying_once("Out of memory: sampling {} responses at a time.")
     rollouts: list[Rollout] = []
-    with as_policy(model, point, asked.readout), _progress(total) as advance:
+    with as_policy(model, point, asked.readout), show.progress(total) as advance:
         for part, first in enumerate(range(0, total, asked.batch_size)):
             path = cache.part_path(folder, "rollouts", part)
             if not path.exists():
@@ -304,52 +313,6 @@ def _check_disk(folder: Path, need: int) -> None:
             f"{there} has {free / 1e9:.1f} GB free, but {need / 1e9:.1f} GB may be needed; give --output another disk, "
             "or measure less (--layers, --sites, --top-k 0)."
         )
-
-
-def _quiet() -> None:
-    """Let transformers speak of nothing but errors, and draw progress bars only where a person looks on."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()
-
-
-def _say_once(text: str) -> Callable[[int], None]:
-    said: list[int] = []
-
-    def say(number: int) -> None:
-        if not said:
-            show.note(text.format(number))
-        said.append(number)
-
-    return say
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[job.Advance]:
-    """A progress bar on stderr, with rate and time left; nothing where stderr is no terminal."""
-    from rich import progress
-
-    bar = progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("rollouts, {task.fields[rate]:,.0f} tokens/s,"),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("left"),
-        console=show.err,
-        disable=not show.err.is_terminal,
-    )
-    with bar:
-        task, start, seen = bar.add_task("Reading", total=total, rate=0.0), time.monotonic(), 0
-
-        def advance(rollouts: int, tokens: int) -> None:
-            nonlocal seen
-            seen += tokens
-            bar.update(task, advance=rollouts, rate=seen / (time.monotonic() - start))
-
-        yield advance
 
 
 RUN: dict[type, Callable[[Any], None]] = {

@@ -53,9 +53,12 @@ def claim(folder: Path, asked: Mapping[str, Any]) -> None:
 def discard_damaged(folder: Path) -> list[str]:
     """Remove the parts of a finished scan that are not as they were written, so that `run` measures them again.
 
-    Returns the names of the damaged files.
+    Returns the names of the damaged files: all of them where the record itself cannot be read.
     """
-    broken = cache.damaged(folder)
+    try:
+        broken = cache.damaged(folder)
+    except InputError:
+        broken = [path.name for path in folder.glob("*.parquet")]
     for name in broken:
         (folder / name).unlink(missing_ok=True)
         kind, _, part = name.removesuffix(".parquet").partition("-")

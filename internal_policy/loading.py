@@ -129,7 +129,9 @@ def load_model(options: ModelOptions) -> "PreTrainedModel":
         )
     for name, weight in model.named_parameters():
         if weight.is_meta:
-            raise InputError(f"{options.model} does not fit on the devices here ({name} was left out); try --dtype bfloat16.")
+            raise InputError(
+                f"{options.model} does not fit on the devices here ({name} was left out); try --dtype bfloat16."
+            )
         if not weight.isfinite().all():
             raise InputError(f"{options.model} has NaN or infinite weights in {name}; get a whole checkpoint.")
     return model.eval()

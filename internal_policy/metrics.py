@@ -122,9 +122,6 @@ class Tally:
         self.above += torch.gt(z, self.aim.unsqueeze(-1), out=scratch).sum(-1)
         here = ((targets >= start) & (targets < start + z.shape[-1])).nonzero().squeeze(-1)
         own = z[:, here, targets[here] - start]
-        self.above[:, here] -= (own > self.aim[:, here]).to(
-            z.dtype
-        )  # a token is not above itself, whatever was rounded
         self.target[:, here] = own
 
     def _keep_largest(self, z: Tensor, start: int) -> None:
@@ -147,7 +144,7 @@ class Tally:
         result = {
             "entropy": self.policy.entropy(),
             "logprob": self.target - normaliser,
-            "rank": self.above + 1,
+            "rank": (self.above + 1).masked_fill(normaliser.isnan(), torch.nan),
             "topk_ids": self.top_ids,
             "topk_probs": (self.top_logits - normaliser.unsqueeze(-1)).exp(),
             "kl": (self.policy.s.log() - self.cross / final.policy.s - final.policy.entropy()).clamp(min=0),
@@ -170,7 +167,8 @@ def measure(
 
     `hidden[0]` was read at FINAL, whose policy is the one that `kl` compares with; `targets` are the tokens that came.
     `scale` belongs to `hidden[1 : 1 + scaled]`: `entropy_at_input_norm` is the entropy of their logits times that
-    number (NaN at the other points). Entropies and `kl` are in nats, `rank` 1 is the most likely token.
+    number (NaN at the other points). Entropies and `kl` are in nats, `rank` 1 is the most likely token. A policy that
+    is NaN has NaN numbers.
     Memory does not grow with the vocabulary: logits exist a tile at a time, in float32 or better. Time: one product.
     """
     if not set(measures) & FROM_LOGITS:
@@ -188,7 +186,8 @@ def measure(
 
     tallies = [
         Tally(
-            z.diagonal(dim1=1, dim2=2).clone(),  # the same product as in the walk, so that a token ties with itself
+            # a token's copies, and itself, are not above it by what their products round differently
+            z.diagonal(dim1=1, dim2=2) + 2 * torch.finfo(z.dtype).eps * norm(hidden[span]) * norm(weight[targets]),
             scale[span.start - 1 : span.stop - 1] if scale is not None and 0 < span.start <= scaled else None,
             measures,
             top_k,

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
+from weakref import WeakSet
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from internal_policy.errors import InputError
 from internal_policy.families import decoder_layers, family_of, final_norm, unembedding
 from internal_policy.hooks import FINAL, HookPoint, hooked, locate
 
@@ -43,6 +45,9 @@ def policy_logits(
     return unembed(model, seen[-1], "raw" if point == FINAL else readout)
 
 
+_open: WeakSet[nn.Module] = WeakSet()
+
+
 @contextmanager
 def as_policy(model: PreTrainedModel, point: HookPoint, readout: Readout = "raw") -> Iterator[None]:
     """Inside, `model` is the internal policy at `point`: `model(...)`, `model.generate(...)` and losses are its own.
@@ -50,8 +55,10 @@ def as_policy(model: PreTrainedModel, point: HookPoint, readout: Readout = "raw"
     The backbone is shortened to the layers up to `point`, so that nothing above is computed or stored, and
     the final norm hands over the hidden state as it is (`readout="norm"`: normed). On leaving, the model is as it
     was, also after an exception. Changes the model while open: other threads must not use it meanwhile.
-    Raises InputError for a point that the model does not have.
+    Raises InputError for a point that the model does not have, and for a model that is an internal policy already.
     """
+    if model in _open:
+        raise InputError(f"The model already is one of its internal policies; leave that before it becomes {point}.")
     if point == FINAL:
         yield
         return
@@ -75,9 +82,11 @@ def as_policy(model: PreTrainedModel, point: HookPoint, readout: Readout = "raw"
         if readout == "raw":
             handles.append(norm.register_forward_hook(hand_over))
         try:
+            _open.add(model)
             setattr(parent, name, layers[: point.layer + 1])
             yield
         finally:
             setattr(parent, name, layers)
+            _open.remove(model)
             for handle in handles:
                 handle.remove()

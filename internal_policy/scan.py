@@ -181,7 +181,7 @@ def _numbers(
 
 
 def _numpy(name: str, values: Tensor) -> np.ndarray:
-    return values.to(torch.int32 if name in ("rank", "topk_ids") else torch.float32).cpu().numpy()
+    return values.to(torch.int32 if name == "topk_ids" else torch.float32).cpu().numpy()
 
 
 def blocks(
@@ -222,17 +222,18 @@ def blocks(
             backbone(input_ids=ids[:, piece], past_key_values=cache, use_cache=cache is not None)
         index = number[:, piece][here.cpu()]
         targets = ids.roll(-1, 1)[:, piece][here]
-        for block in torch.arange(len(index)).split(BLOCK):
-            at = slice(int(block[0]), int(block[-1]) + 1)
+        for first in range(0, len(index), BLOCK):
+            at = slice(first, first + BLOCK)
             yield index[at], targets[at], hidden[:, at]
 
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Inside, `model` is in evaluation mode; after, as it was."""
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, before in training.items():
+            module.training = before

@@ -2,7 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,3 +197,50 @@ def disk_bytes(selection: "Selection", tokens: int) -> int:
     kinds = [name for site in (*selection.sites, "final") for name in selection.names(site)]
     row = 4 * 4 + sum(8 * selection.top_k if name == "topk" else 4 for name in kinds)
     return tokens * len(selection.readouts) * (len(selection.layers) + 1) * row
+
+
+def quiet() -> None:
+    """Let transformers speak of nothing but errors, and draw progress bars only where a person looks on."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+
+
+def saying_once(text: str) -> Callable[[int], None]:
+    """A function that fills its number into `text` and says it, the first time that it is called."""
+    said: list[int] = []
+
+    def say(number: int) -> None:
+        if not said:
+            note(text.format(number))
+        said.append(number)
+
+    return say
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, with rate and time left; nothing where stderr is no terminal."""
+    import rich.progress as rich
+
+    bar = rich.Progress(
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("rollouts, {task.fields[rate]:,.0f} tokens/s,"),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("left"),
+        console=err,
+        disable=not err.is_terminal,
+    )
+    with bar:
+        task, start, seen = bar.add_task("Reading", total=total, rate=0.0), time.monotonic(), 0
+
+        def advance(rollouts: int, tokens: int) -> None:
+            nonlocal seen
+            seen += tokens
+            bar.update(task, advance=rollouts, rate=seen / (time.monotonic() - start))
+
+        yield advance

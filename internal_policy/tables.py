@@ -59,6 +59,9 @@ def policies_table(
         absent = np.broadcast_to(~there, shape).copy()
         if column.name == "entropy_at_input_norm":
             absent |= (np.array(selection.readouts) != "raw")[:, None]
+        if column.name == "rank":  # an integer, which cannot be NaN: a policy that is NaN has none
+            absent |= np.isnan(values)
+            values = np.nan_to_num(values).astype(np.int32)
         table[f"{column.site}.{column.name}"] = _array(values.reshape(-1, *values.shape[3:]), absent.ravel())
     return pa.table(table)
 
@@ -84,7 +87,8 @@ def layers_table(
             values[:, np.array(selection.readouts) != "raw"] = np.nan
         means[column.name] = np.add.reduceat(values, starts) / count
         if column.name == "rank":
-            means["top1"] = np.add.reduceat((column.values == 1).astype(np.float64), starts) / count
+            hits = np.where(np.isnan(values), np.nan, values == 1)
+            means["top1"] = np.add.reduceat(hits, starts) / count
     names = list(dict.fromkeys(name for means in found.values() for name in means))
     return pa.concat_tables(
         pa.table(

@@ -187,6 +187,15 @@ def test_a_damaged_part_is_named_and_measured_again_on_request(asked, here, caps
     assert numbers(here / "mine") == whole
 
 
+def test_a_scan_whose_record_is_damaged_is_measured_again_on_request(asked, here, capsys):
+    whole = undisturbed(asked, here / "mine")
+    (here / "mine" / cache.RECORD).write_text("{")
+    assert main([*asked, "--output", "mine"]) == 2
+    assert "scan.json is damaged" in capsys.readouterr().err
+    assert main([*asked, "--output", "mine", "--remeasure"]) == 0
+    assert numbers(here / "mine") == whole
+
+
 def test_an_altered_rollout_is_generated_again_with_what_was_measured_of_it(asked, here):
     whole = undisturbed(asked, here / "mine")
     part = here / "mine" / "rollouts-00001.parquet"
@@ -382,6 +391,7 @@ BAD_OPTIONS = {
     "too long": (["--max-new-tokens", "9999"], "the 512 positions of the model"),
     "output": (["--output", "/"], "is not empty and holds no scan"),
     "batch size": (["--batch-size", "0"], "batch_size"),
+    "limit": (["--limit", "0"], "The limit is 0; it must be 1 or more"),
     "rollouts": (["--rollouts", "nowhere.jsonl"], "There is no file nowhere.jsonl"),
 }
 

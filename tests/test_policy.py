@@ -258,18 +258,14 @@ def test_generate_inside_samples_the_internal_policys_probabilities(llama):
     assert expected.max() < 0.5
 
 
-def test_the_innermost_policy_generates(llama, input_ids):
-    model = endless(llama)
-    outer, inner = HookPoint(2, "mlp_out"), HookPoint(0, "resid_post")
-    expected = [step_by_step(model, point, input_ids, 4) for point in (outer, inner)]
-    with as_policy(model, outer):
-        before = greedy(model, input_ids, 4)
-        with as_policy(model, inner):
-            within = greedy(model, input_ids, 4)
-        after = greedy(model, input_ids, 4)
-    assert torch.equal(before, expected[0])
-    assert torch.equal(within, expected[1])
-    assert torch.equal(after, expected[0])
+@pytest.mark.parametrize("inner", [HookPoint(0, "resid_post"), HookPoint(2, "mlp_out"), FINAL])
+def test_a_model_that_is_an_internal_policy_becomes_no_other(llama, inner):
+    with (
+        as_policy(llama, HookPoint(1, "mlp_out")),
+        pytest.raises(InputError, match="already is one of its internal policies"),
+        as_policy(llama, inner),
+    ):
+        pass
 
 
 def test_generate_inside_can_be_visited(model, input_ids):
