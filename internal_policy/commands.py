@@ -125,7 +125,7 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
         first = part * size
         return rollouts[first : first + size] or _sampled(model, tokenizer, problems, asked, first, smaller)
 
-    with show.progress(total) as advance:
+    with show.progress("Scanning", total) as advance:
         job.run(
             folder,
             model,
@@ -265,7 +265,7 @@ def _generated(
     total = len(problems) * asked.samples
     smaller = show.saying_once("Out of memory: sampling {} responses at a time.")
     rollouts: list[Rollout] = []
-    with as_policy(model, point, asked.readout), show.progress(total) as advance:
+    with as_policy(model, point, asked.readout), show.progress("Sampling", total) as advance:
         for part, first in enumerate(range(0, total, asked.batch_size)):
             path = cache.part_path(folder, "rollouts", part)
             if not path.exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -83,7 +84,13 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
 def _entropies(frame: pd.DataFrame, record: Mapping[str, Any], readout: str) -> Table:
     how = {"raw": "raw hidden states", "norm": "through the final norm"}[readout]
     title = f"{record['model']}: entropy in nats and its change, {how}"
-    table = Table(title=escape(title), caption="layers from 0; final: the model's own policy", title_justify="left")
+    table = Table(
+        title=escape(title),
+        caption="layers from 0; final: the model's own policy",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("", justify="right")
     shown = {name: label for name, label in BY_LAYER.items() if name in frame}
     for label in shown.values():
@@ -103,7 +110,7 @@ def forecast(found: Mapping[str, Any], folder: Path, cached: bool, *, as_json: b
     if as_json:
         document({**found, "scan": str(folder), "cached": cached})
         return
-    table = Table(title="What would be measured", show_header=False, title_justify="left")
+    table = Table(title="What would be measured", show_header=False, title_justify="left", box=None)
     for name, value in found.items():
         words = name.replace("_bytes", "").replace("_", " ")
         if name.endswith("bytes") or "_bytes_" in name:
@@ -161,7 +168,7 @@ def scans(folders: Sequence[Path], *, as_json: bool = False) -> None:
     elif not rows:
         out.print(f"No scans in {escape(str(cache.root()))} yet; `internal-policy scan` makes one.")
     else:
-        table = Table()
+        table = Table(box=box.SIMPLE_HEAD)
         for name in ("scan", "model", "rollouts", "tokens", "MB", "created", "state"):
             right = name in ("rollouts", "tokens", "MB")
             table.add_column(name, overflow="fold", no_wrap=name == "scan", justify="right" if right else "left")
@@ -179,7 +186,7 @@ def families(found: Mapping[str, Mapping[str, Any]], *, as_json: bool = False) -
     if as_json:
         document(found)
         return
-    table = Table("model_type", "layers", "final norm", "attention", "FFN")
+    table = Table("model_type", "layers", "final norm", "attention", "FFN", box=box.SIMPLE_HEAD)
     for name, family in found.items():
         modules = (family["sites"][site][0] for site in ("attn_out", "mlp_out"))
         table.add_row(name, family["layers"], family["final_norm"], *modules)
@@ -221,7 +228,7 @@ def saying_once(text: str) -> Callable[[int], None]:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr, with rate and time left; nothing where stderr is no terminal."""
     import rich.progress as rich
 
@@ -236,7 +243,7 @@ def progress(total: int) -> Iterator[Callable[[int, int], None]]:
         disable=not err.is_terminal,
     )
     with bar:
-        task, start, seen = bar.add_task("Reading", total=total, rate=0.0), time.monotonic(), 0
+        task, start, seen = bar.add_task(what, total=total, rate=0.0), time.monotonic(), 0
 
         def advance(rollouts: int, tokens: int) -> None:
             nonlocal seen
