@@ -46,7 +46,7 @@ class Scan:
 def root() -> Path:
     """The folder of all scans: $INTERNAL_POLICY_CACHE, else internal-policy in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "internal-policy"
-    return Path(os.environ.get("INTERNAL_POLICY_CACHE", default))
+    return Path(os.environ.get("INTERNAL_POLICY_CACHE", default)).expanduser()
 
 
 def digest(asked: Mapping[str, Any]) -> str:

@@ -130,6 +130,12 @@ def test_a_scan_is_found_by_the_first_digits_of_its_name(tmp_path, monkeypatch):
         cache.find("x")
 
 
+def test_the_cache_may_be_named_from_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", "~/scans")
+    assert cache.root() == tmp_path / "scans"
+
+
 def test_the_folder_of_a_scan_depends_on_everything_asked_and_stays_under_the_root(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
     folders = {cache.folder_of("Qwen/Qwen3-4B", {"seed": seed}) for seed in (0, 1)}
