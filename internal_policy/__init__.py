@@ -1,1 +1,12 @@
-"""See what every layer, attention block and FFN of a language model would say next, and how sure it is."""
+"""See what every layer, attention block and FFN of a language model would say next, and how sure it is.
+
+A hidden state at a hook point, times the unembedding, is a policy.
+
+    READ   families -> hooks -> policy                        any Hugging Face model goes in
+    SCAN   tasks -> prompts -> rollouts -> scan -> cache      Parquet comes out
+           (scan: selection says what, metrics measures it with product, tables lay it out)
+    LOOK   cache -> analysis                                  small frames, without torch
+    ASK    __main__ -> options -> commands -> job, loading, show
+
+Importing the package imports nothing; import the rooms: `from internal_policy.scan import scan`.
+"""
