@@ -2,7 +2,7 @@
 
 A hidden state at a hook point, times the unembedding, is a policy.
 
-    READ   families -> hooks -> policy                        any Hugging Face model goes in
+    READ   families -> hooks -> policy                        a Hugging Face model of a known family goes in
     SCAN   tasks -> prompts -> rollouts -> scan -> cache      Parquet comes out
            (scan: selection says what, metrics measures it with product, tables lay it out)
     LOOK   cache -> analysis                                  small frames, without torch

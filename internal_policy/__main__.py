@@ -1,5 +1,7 @@
 """The command line: arguments in, an exit code out."""
 
+import io
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,9 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show Δ gets its number
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         args=arguments,
@@ -36,6 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say.print(f"Interrupted; what is whole is kept. Continue with: {again}")
         return INTERRUPTED
+    except BrokenPipeError:  # who reads our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "allocate memory" not in str(error):
+            raise
+        say.print("error: one rollout at a time is too much for the memory; try --dtype bfloat16, or a shorter text.")
+        return FAILED
     except OSError as error:  # a full disk, a folder that may not be written
         say.print(f"error: {error}; what is whole is kept. When that is mended, continue with: {again}")
         return FAILED

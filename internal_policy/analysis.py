@@ -13,7 +13,7 @@ def by_layer(layers: pd.DataFrame, readout: str) -> pd.DataFrame:
     """
     chosen = layers[layers["readout"] == readout]
     weighted = chosen.assign(total=chosen["entropy"] * chosen["tokens"])
-    sums = weighted.groupby(["layer", "site"])[["total", "tokens"]].sum(min_count=1)
+    sums = weighted.groupby(["layer", "site"])[["total", "tokens"]].sum(skipna=False)
     means = (sums["total"] / sums["tokens"]).unstack("site")
     for name, (before, after) in CHANGES.items():
         if before in means and after in means:

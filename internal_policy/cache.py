@@ -6,10 +6,10 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -17,6 +17,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from internal_policy.errors import InputError
+
+if TYPE_CHECKING:
+    from internal_policy.selection import Selection
 
 SCHEMA = 1
 """Version of what stands in the files; it is written into each of them."""
@@ -62,8 +65,11 @@ def folder_of(model: str, asked: Mapping[str, Any]) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, whole and on the disk, when the block ends well."""
+def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, whole and on the disk, when the block ends well.
+
+    With `once` the first to come stays: what another process has put there is not replaced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -73,18 +79,22 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-        temporary.replace(path)
+        if once:
+            with suppress(FileExistsError):
+                path.hardlink_to(temporary)
+        else:
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
     """Write a JSON file, whole or not at all."""
-    with replacing(path) as temporary:
+    with replacing(path, once=once) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def write_table(path: Path, table: pa.Table, group: str | None = None) -> None:
+def write_table(path: Path, table: pa.Table, group: str | None = None, *, once: bool = False) -> None:
     """Write a Parquet file, whole or not at all, with checksums; a row group for each run of values in `group`."""
     table = table.replace_schema_metadata({"internal_policy.schema": str(SCHEMA)})
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
@@ -93,7 +103,7 @@ def write_table(path: Path, table: pa.Table, group: str | None = None) -> None:
     if group:
         values = table[group].to_numpy()
         ends = [*((values[1:] != values[:-1]).nonzero()[0] + 1).tolist(), table.num_rows]
-    with replacing(path) as temporary:
+    with replacing(path, once=once) as temporary:
         writer = pq.ParquetWriter(
             temporary,
             table.schema,
@@ -113,8 +123,17 @@ def part_path(folder: Path, kind: str, part: int) -> Path:
 
 
 def is_whole(folder: Path, part: int) -> bool:
-    """Whether every table of a part has been written."""
-    return all(part_path(folder, kind, part).exists() for kind in KINDS)
+    """Whether every table of a part has been written, to its end."""
+    return all(has_end(part_path(folder, kind, part)) for kind in KINDS)
+
+
+def has_end(path: Path) -> bool:
+    """Whether a Parquet file is there, and not cut short."""
+    try:
+        pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return True
 
 
 def asked(folder: Path) -> dict[str, Any]:
@@ -190,7 +209,7 @@ def _parts(folder: Path, kind: str) -> list[Path]:
 
 
 def export(folder: Path, kind: str, form: str, path: Path) -> int:
-    """Write a table of a scan as one csv, json (an object a line) or parquet file; return the number of rows."""
+    """Write a table of a scan as one csv, json or parquet file; return the number of rows."""
     rows, writer = 0, None
     with replacing(path) as temporary, temporary.open("wb") as file:
         for part in _parts(folder, kind):
@@ -198,17 +217,28 @@ def export(folder: Path, kind: str, form: str, path: Path) -> int:
             if form == "parquet":
                 writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
                 writer.write_table(table)
-            elif form == "json":
-                table.to_pandas().to_json(file, orient="records", lines=True, force_ascii=False)
             else:
-                frame = table.to_pandas()
+                frame = table.to_pandas(types_mapper=pd.ArrowDtype)  # integers stay integers beside what is missing
                 for name in (field.name for field in table.schema if pa.types.is_nested(field.type)):
-                    frame[name] = [None if cell is None else json.dumps(cell.tolist()) for cell in frame[name]]
-                frame.to_csv(file, index=False, header=rows == 0)
+                    frame[name] = pd.Series(table[name].to_pylist(), dtype=object)
+                if form == "json":
+                    text = frame.to_json(orient="records", force_ascii=False, double_precision=15)
+                    file.write((("," if rows else "[") + text[1:-1]).encode())
+                else:
+                    frame.to_csv(file, index=False, header=rows == 0)
             rows += table.num_rows
         if writer:
             writer.close()
+        if form == "json":
+            file.write(b"]")
     return rows
+
+
+def disk_bytes(selection: "Selection", tokens: int) -> int:
+    """Size of what a scan writes of so many response tokens, at most: compression makes it smaller."""
+    kinds = [name for site in (*selection.sites, "final") for name in selection.names(site)]
+    row = 4 * 4 + sum(8 * selection.top_k if name == "topk" else 4 for name in kinds)
+    return tokens * len(selection.readouts) * (len(selection.layers) + 1) * row
 
 
 def scans() -> list[Path]:

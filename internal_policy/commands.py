@@ -31,13 +31,15 @@ PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
 
 def scan(asked: options.Scan) -> None:
     """Answer from the cache, or measure what is missing; then show the entropies by layer."""
+    if asked.problems is not None and asked.rollouts is not None:
+        raise InputError("Both --problems and --rollouts are given; give one of them.")
     start = time.monotonic()
     question = _question(asked)
     folder = asked.output or cache.folder_of(asked.model, question)
     job.claim(folder, question)
     cached = (folder / cache.RECORD).exists()
     if cached and asked.remeasure:
-        cached = not job.discard_damaged(folder)
+        cached = not (cache.damaged(folder) if asked.dry_run else job.discard_damaged(folder))
     elif cached and (broken := cache.cut_short(folder)):
         raise InputError(f"{folder / broken[0]} is missing or cut short; measure it again with --remeasure.")
     if asked.dry_run:
@@ -51,9 +53,10 @@ def scan(asked: options.Scan) -> None:
 
 def _question(asked: options.Scan | options.Generate) -> dict[str, Any]:
     """The options that decide the numbers, with what their paths hold: the key of the cache."""
-    unused = PRESENTATION | (SAMPLING if getattr(asked, "rollouts", None) else set())
+    given = asked.rollouts if isinstance(asked, options.Scan) else None
+    unused = PRESENTATION | (SAMPLING if given is not None else set())
     question = {name: value for name, value in dataclasses.asdict(asked).items() if name not in unused}
-    paths = [getattr(asked, "rollouts", None) or _problems_path(asked)[0], asked.chat_template]
+    paths = [given if given is not None else _problems_path(asked)[0], asked.chat_template]
     content = {str(path): cache.fingerprint(Path(path)) for path in paths if path}
     return {**question, "identity": loading.identity(asked), "content": content}
 
@@ -93,7 +96,7 @@ def _given(
 
     check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size)
     chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
-    if isinstance(asked, options.Scan) and asked.rollouts:
+    if isinstance(asked, options.Scan) and asked.rollouts is not None:
         return read_rollouts(asked.rollouts, tokenizer, chat, limit=asked.limit), [], []
     source, limit = _problems_path(asked)
     problems = read_problems(
@@ -115,8 +118,10 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
     model = loading.load_model(asked)
     if rollouts:
         check(model, selection, rollouts)
-    tokens = sum(len(rollout.response_ids) for rollout in rollouts) or asked.batch_size * asked.max_new_tokens
-    _check_disk(folder, show.disk_bytes(selection, tokens))
+    if rollouts:
+        _check_disk(folder, cache.disk_bytes(selection, sum(len(rollout.response_ids) for rollout in rollouts)))
+    else:  # how long responses get is not known
+        _check_disk(folder, cache.disk_bytes(selection, asked.batch_size * asked.max_new_tokens))
     smaller = show.saying_once("Out of memory: measuring {} rollouts at a time.")
     size = asked.batch_size
     total = len(rollouts) or len(problems) * asked.samples
@@ -199,6 +204,7 @@ def _facts(asked: options.Scan, model: "PreTrainedModel", tokenizer: "PreTrained
 
 def _forecast(asked: options.Scan) -> dict[str, Any]:
     """What a scan would measure and need, without loading the weights."""
+    from internal_policy.metrics import FROM_LOGITS
     from internal_policy.scan import STATE_BYTES
     from internal_policy.selection import plan
 
@@ -206,7 +212,7 @@ def _forecast(asked: options.Scan) -> dict[str, Any]:
     selection, config = _selection(asked), loading.load_config(asked)
     rollouts, problems, prompts = _given(asked, loading.load_tokenizer(asked, asked.chat_template))
     planned = plan(selection)
-    products = 1 + len(selection.readouts) * (planned.unembedded - 1)
+    products = 1 + len(selection.readouts) * (planned.unembedded - 1) if FROM_LOGITS & {*selection.measures} else 0
     number = len(rollouts) or len(problems) * asked.samples
     tokens = sum(len(rollout.response_ids) for rollout in rollouts) or number * asked.max_new_tokens
     return {
@@ -218,13 +224,13 @@ def _forecast(asked: options.Scan) -> dict[str, Any]:
         "measures": list(selection.measures),
         "rollouts": number,
         "response_tokens_at_most": tokens,
-        "prompt_tokens": sum(prompts) * asked.samples,
+        "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in rollouts) or sum(prompts) * asked.samples,
         "hidden_states_per_token": len(planned.points),
         "unembeddings_per_token": products,
         "gflop_per_token": products * 2 * config.hidden_size * config.vocab_size / 1e9,
         "weights_bytes": loading.weight_bytes(config, asked.dtype),
         "hidden_states_bytes_at_most": STATE_BYTES,
-        "disk_bytes_at_most": show.disk_bytes(selection, tokens),
+        "disk_bytes_at_most": cache.disk_bytes(selection, tokens),
     }
 
 
@@ -239,7 +245,8 @@ def generate(asked: options.Generate) -> None:
     point = HookPoint.parse(asked.at)
     show.quiet()
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
-    folder = cache.root() / "rollouts" / cache.digest(_question(asked))
+    question = {**_question(asked), "output": asked.output.absolute()}  # two files at a time do not share their parts
+    folder = cache.root() / "rollouts" / cache.digest(question)
     _, problems, _ = _given(asked, tokenizer)
     model = loading.load_model(asked)
     rollouts = _generated(asked, model, tokenizer, problems, point, folder)
@@ -292,8 +299,11 @@ def export(asked: options.Export) -> None:
     folder = cache.find(asked.scan)
     cache.record(folder)
     path = asked.output or Path(f"{asked.table}.{asked.format}")
-    if path.exists():
-        raise InputError(f"{path} exists; remove it, or give --output another name.")
+    if path.suffix != f".{asked.format}":
+        raise InputError(f"--output is {path}, but --format is {asked.format}; let the name end in .{asked.format}.")
+    if path.exists() or not path.parent.is_dir():
+        why = "exists; remove it" if path.exists() else "is in no folder; make it"
+        raise InputError(f"{path} {why}, or give --output another name.")
     rows = cache.export(folder, asked.table, asked.format, path)
     show.note(f"Wrote {rows:,} rows to {path}.")
 

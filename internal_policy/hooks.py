@@ -46,7 +46,7 @@ class HookPoint:
         layer, _, site = text.partition(".")
         if text == "final":
             return FINAL
-        if not layer.isdecimal():
+        if not layer.isdecimal() or site not in SITES:
             raise InputError(
                 f"'{text}' is no hook point; it is LAYER.SITE such as 5.resid_post (layers from 0), or final."
             )

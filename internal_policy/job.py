@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from internal_policy import cache
 from internal_policy.errors import InputError
@@ -42,8 +41,8 @@ def claim(folder: Path, asked: Mapping[str, Any]) -> None:
     """Refuse a folder that holds anything but this scan. Raises InputError."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give --output a new folder.")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
+        return  # a name with a dot is what a killed run was about to write
     if not (folder / cache.ASKED).is_file():
         raise InputError(f"{folder} is not empty and holds no scan; give --output a new folder.")
     if cache.asked(folder)["digest"] != cache.digest(asked):
@@ -93,8 +92,11 @@ def run(
     weight = unembedding(model).weight
     if not (folder / cache.ASKED).exists():
         chosen = product.choose(weight, weight.dtype)  # part of the record, so that a continued scan multiplies alike
-        cache.write_json(folder / cache.ASKED, {"digest": cache.digest(asked), "asked": asked, "product": chosen})
+        question = {"digest": cache.digest(asked), "asked": asked, "product": chosen}
+        cache.write_json(folder / cache.ASKED, question, once=True)
     chosen = cache.asked(folder)["product"]
+    if chosen not in product.candidates(weight.dtype, weight.dtype, weight.device):
+        raise InputError(f"{folder} was begun on another device; go on there, or give --output a new folder.")
     tokens = 0
     for part in source.parts:
         rollouts = _rollouts(folder, part, source)
@@ -129,6 +131,9 @@ def _rollouts(folder: Path, part: int, source: Source) -> Sequence["Rollout"]:
     from internal_policy.scan import numbered
 
     path = cache.part_path(folder, "rollouts", part)
+    if path.exists() and not cache.has_end(path):  # damaged since: what was measured may be of another response
+        for kind in cache.KINDS:
+            cache.part_path(folder, kind, part).unlink(missing_ok=True)
     if not path.exists():
-        cache.write_table(path, numbered(source.batch(part), part * source.batch_size), group="rollout")
-    return from_table(pq.read_table(path))
+        cache.write_table(path, numbered(source.batch(part), part * source.batch_size), group="rollout", once=True)
+    return from_table(cache.read_part(path))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from internal_policy.errors import InputError
 from internal_policy.options import ModelOptions
+from internal_policy.rows import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -35,10 +36,14 @@ def identity(options: ModelOptions) -> str:
     """
     name = resolve(options.model)
     folder = Path(name)
+    if not name or folder.is_file():
+        raise InputError(f"--model is '{name}'; give a folder that holds a model, or a hub id such as Qwen/Qwen3-0.6B.")
     if not folder.is_dir():
         with explained(options):
             from huggingface_hub import hf_hub_download
+            from huggingface_hub.utils.logging import set_verbosity_error
 
+            set_verbosity_error()  # it would tell of every retry
             return f"commit {Path(hf_hub_download(name, 'config.json', revision=options.revision)).parent.name}"
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no model: there is no config.json in it; give a folder that has one.")
@@ -51,9 +56,7 @@ def identity(options: ModelOptions) -> str:
             else f"{folder} holds no weights: there is no .safetensors file in it; copy the whole model."
         )
     found = hashlib.sha256()
-    for path in sorted(
-        p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")
-    ):
+    for path in sorted(path for path in folder.iterdir() if path.suffix in OF_A_MODEL):
         with path.open("rb") as file:
             found.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"sha256 {found.hexdigest()}"
@@ -81,6 +84,8 @@ def load_tokenizer(options: ModelOptions, chat_template: str | None = None) -> "
         tokenizer = AutoTokenizer.from_pretrained(
             resolve(options.model), revision=options.revision, trust_remote_code=options.trust_remote_code
         )
+    if len(tokenizer) < 2:
+        raise InputError(f"{options.model} has no tokenizer: there is no tokenizer.json in it; copy the whole model.")
     if chat_template not in (None, "none"):
         try:
             tokenizer.chat_template = Path(chat_template).read_text()
@@ -115,9 +120,9 @@ def load_model(options: ModelOptions) -> "PreTrainedModel":
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"There is no device '{device}' here ({_first_line(error)}); try --device auto.") from error
+        raise InputError(f"There is no device '{device}' here ({first_line(error)}); try --device auto.") from error
     with explained(options):
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolve(options.model),
             config=config,
             revision=options.revision,
@@ -126,7 +131,11 @@ def load_model(options: ModelOptions) -> "PreTrainedModel":
             attn_implementation=options.attn_implementation,
             trust_remote_code=options.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
+    model, found = loaded
+    if found["missing_keys"]:
+        raise InputError(f"{options.model} has no weights for {min(found['missing_keys'])}; get a whole checkpoint.")
     for name, weight in model.named_parameters():
         if weight.is_meta:
             raise InputError(
@@ -152,6 +161,7 @@ def weight_bytes(config: "PreTrainedConfig", dtype: str) -> int:
 def explained(options: ModelOptions) -> Iterator[None]:
     """Turn what transformers and the hub raise into one sentence with the remedy."""
     import huggingface_hub.errors as hub
+    from safetensors import SafetensorError
 
     name = options.model
     try:
@@ -171,11 +181,7 @@ def explained(options: ModelOptions) -> Iterator[None]:
             f"{name} is no folder, and not in the local hub cache, and the hub cannot be reached; check the network, "
             "or give a folder."
         ) from error
-    except (OSError, ValueError, ImportError) as error:
-        if isinstance(error, InputError):
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, InputError | MemoryError) or "out of memory" in str(error):
             raise
-        raise InputError(f"{name} cannot be loaded: {_first_line(error)}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise InputError(f"{name} cannot be loaded ({first_line(error)}); check that its files are whole.") from error

@@ -167,8 +167,9 @@ def measure(
 
     `hidden[0]` was read at FINAL, whose policy is the one that `kl` compares with; `targets` are the tokens that came.
     `scale` belongs to `hidden[1 : 1 + scaled]`: `entropy_at_input_norm` is the entropy of their logits times that
-    number (NaN at the other points). Entropies and `kl` are in nats, `rank` 1 is the most likely token. A policy that
-    is NaN has NaN numbers.
+    number (NaN at the other points). Entropies and `kl` are in nats, `rank` 1 is the most likely token. Logits that
+    lie within the rounding bound of the token's own, 2 eps |hidden| |row|, tie with it. A policy that is NaN has NaN
+    numbers.
     Memory does not grow with the vocabulary: logits exist a tile at a time, in float32 or better. Time: one product.
     """
     if not set(measures) & FROM_LOGITS:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
-Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Number = Annotated[int | None, tyro.conf.arg(constructor=int, metavar="INT", help_behavior_hint="")]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Output = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 ScanName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN")]
@@ -23,7 +23,7 @@ class ModelOptions:
     revision: str = "main"
     """Branch, tag or commit of a model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """What the weights are loaded as; auto: as they were saved."""
+    """What the weights are loaded as, and so how exact the hidden states are; auto: as they were saved."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, ...; auto: the accelerator if there is one."""
     device_map: Text = None
@@ -145,8 +145,8 @@ class Show:
 
     scan: ScanName
     """Folder of the scan, or the first digits of its name in `internal-policy ls`."""
-    readout: Literal["raw", "norm"] | None = None
-    """Which readout to print; by default the first that was measured."""
+    readout: Text = None
+    """raw or norm; by default the first that was measured."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -165,7 +165,8 @@ class Export:
     format: Literal["csv", "json", "parquet"] = "csv"
     """Of the file."""
     table: Literal["layers", "policies", "rollouts"] = "layers"
-    """layers: a row a rollout x layer x site; policies: a row a token x layer; rollouts: the responses."""
+    """layers: a row a rollout x readout x layer x site; policies: a row a token x readout x layer; rollouts: the
+    responses."""
     output: Output = None
     """File to write; by default TABLE.FORMAT here."""
 

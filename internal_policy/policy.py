@@ -52,7 +52,7 @@ _open: WeakSet[nn.Module] = WeakSet()
 def as_policy(model: PreTrainedModel, point: HookPoint, readout: Readout = "raw") -> Iterator[None]:
     """Inside, `model` is the internal policy at `point`: `model(...)`, `model.generate(...)` and losses are its own.
 
-    The backbone is shortened to the layers up to `point`, so that nothing above is computed or stored, and
+    The backbone is shortened to the layers up to `point`, so that no layer above is computed or stored, and
     the final norm hands over the hidden state as it is (`readout="norm"`: normed). On leaving, the model is as it
     was, also after an exception. Changes the model while open: other threads must not use it meanwhile.
     Raises InputError for a point that the model does not have, and for a model that is an internal policy already.

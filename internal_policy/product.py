@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ Multiply = Callable[[Tensor], Tensor]
 
 WORTH_MEASURING = 2**24
 """Entries of an unembedding matrix from which choosing the product pays for itself."""
+
+
+_switch = Lock()
 
 
 def precision(dtype: torch.dtype) -> torch.dtype:
@@ -35,16 +39,21 @@ def packed(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:
 
 
 def bfloat16(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:  # noqa: ARG001
-    """OneDNN on bfloat16 factors with float32 sums and output: exact when both factors are bfloat16 already."""
+    """OneDNN on bfloat16 factors with float32 sums and output: exact when both factors are bfloat16 already.
+
+    torch offers it as a switch of the whole process, which is on while a product runs: threads that multiply other
+    matrices meanwhile get bfloat16 factors too.
+    """
     columns = tile.float().T
     setting: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
 
     def multiply(hidden: Tensor) -> Tensor:
-        before, setting.fp32_precision = setting.fp32_precision, "bf16"
-        try:
-            return torch.mm(hidden.float(), columns)
-        finally:
-            setting.fp32_precision = before
+        with _switch:
+            before, setting.fp32_precision = setting.fp32_precision, "bf16"
+            try:
+                return torch.mm(hidden.float(), columns)
+            finally:
+                setting.fp32_precision = before
 
     return multiply
 
@@ -65,10 +74,10 @@ def choose(weight: Float[Tensor, "d_vocab d_model"], hidden: torch.dtype) -> str
     Neither dtype nor vendor tells which one it is: on one processor a library is twice as fast as the other, on the
     next it is slower. A small matrix is not worth the measuring and always gets "plain".
     """
-    if weight.numel() < WORTH_MEASURING:
+    if weight.numel() < WORTH_MEASURING or candidates(hidden, weight.dtype, weight.device) == ["plain"]:
         return "plain"
     seconds = exact(hidden, weight.dtype, weight.device, weight.shape[1])
-    return min(seconds, key=seconds.__getitem__)
+    return min(seconds, key=seconds.__getitem__, default="plain")
 
 
 @cache

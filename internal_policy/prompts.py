@@ -39,8 +39,7 @@ def split_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messag
     else:
         prompt = _templated(tokenizer, asked, chat, prompt=True)
         whole = _templated(tokenizer, messages, chat, prompt=False)
-        _check_verbatim(whole, prompt, answered["content"])
-        end = len(prompt + answered["content"])
+        end = _check_verbatim(whole, prompt, answered["content"])
         whole = whole[:end] + whole[end:].rstrip()  # after the end of turn templates write a newline, models nothing
     prompt_ids = _encode(tokenizer, prompt, special=chat is None)
     ids = _encode(tokenizer, whole, special=chat is None)
@@ -79,15 +78,23 @@ def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
         ) from error
 
 
-def _check_verbatim(whole: str, prompt: str, response: str) -> None:
-    """Raise InputError unless `whole` is the prompt, then the response, then the end of turn."""
+def _check_verbatim(whole: str, prompt: str, response: str) -> int:
+    """Where the response ends in `whole`, which must be the prompt, then the response, then the end of turn.
+
+    Around the response a template may add or trim white space, as Mistral's and Llama's do. Raises InputError.
+    """
+    answer = whole[len(prompt) :].lstrip()
+    if whole.startswith(prompt) and answer.startswith(response.strip()):
+        start = len(whole) - len(answer)
+        return start + len(response if answer.startswith(response) else response.strip())
     expected = prompt + response
-    if whole.startswith(expected):
-        return
-    same = next((end for end in range(len(prompt)) if whole[end : end + 1] != prompt[end]), len(prompt))
+    same = next((end for end in range(len(expected)) if whole[end : end + 1] != expected[end]), len(expected))
+    remedy = "trim the response, or --chat-template none"
+    if "<think>" in whole[same:] and "<think>" not in expected[same:]:
+        remedy = """--chat-template-kwargs '{"enable_thinking": false}' (Qwen3), or --chat-template none"""
     raise InputError(
         f"The chat template writes {whole[same : same + 40]!r} where {expected[same : same + 40]!r} was expected; try "
-        """--chat-template-kwargs '{"enable_thinking": false}' (Qwen3), trim the response, or --chat-template none."""
+        f"{remedy}."
     )
 
 

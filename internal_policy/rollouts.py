@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from internal_policy import rows, tasks
+from internal_policy import cache, rows, tasks
 from internal_policy.errors import InputError
 from internal_policy.prompts import Chat, Ids, encode_problem, split_messages, split_text
 from internal_policy.tasks import Message, Problem
@@ -37,6 +36,10 @@ ROLLOUT_SCHEMA = pa.schema(
     }
 )
 """A row a rollout; the columns are the fields of Rollout."""
+
+
+COLDEST = 0.01
+"""The lowest temperature but 0: below it logits overflow."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def generate(
     samples: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    max_new_tokens: int = 512,
+    max_new_tokens: int = 1024,
     seed: int = 0,
     batch_size: int = 8,
     first: int = 0,
@@ -99,6 +102,7 @@ def generate(
     A batch depends on its prompts, the options, `batch_size` and `seed`, not on what was generated before: prompts are
     counted problem by problem and sample by sample, and sampling those from `first` (the first of a batch) up to `stop`
     writes what an undisturbed run would. Of the checkpoint's generation_config only the end-of-text ids count.
+    It is replaced meanwhile, so threads must not share the model.
     Raises InputError, before it generates, for options out of range and prompts too long.
     """
     check_sampling(samples, temperature, top_p, max_new_tokens, batch_size)
@@ -131,11 +135,13 @@ def generate(
 
 def check_sampling(samples: int, temperature: float, top_p: float, max_new_tokens: int, batch_size: int) -> None:
     """Raise InputError for options that are out of range."""
-    if min(samples, max_new_tokens, batch_size) < 1 or not 0 <= temperature < math.inf or not 0 < top_p <= 1:
-        raise InputError(
-            f"Cannot sample with {samples=}, {max_new_tokens=}, {batch_size=}, {temperature=}, {top_p=}; "
-            "the first three must be 1 or more, temperature 0 or more, and top_p above 0 and at most 1."
-        )
+    for name, value in (("samples", samples), ("max-new-tokens", max_new_tokens), ("batch-size", batch_size)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be 1 or more.")
+    if temperature and not COLDEST <= temperature < math.inf:
+        raise InputError(f"temperature is {temperature}; it must be 0 (the likeliest token), or {COLDEST} or more.")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top-p is {top_p}; it must be above 0 and at most 1.")
 
 
 def check_prompts(prompts: Mapping[int, Ids], max_new_tokens: int, longest: int, d_vocab: int) -> None:
@@ -270,15 +276,9 @@ def write_rollouts(path: Path | str, rollouts: Sequence[Rollout]) -> None:
         raise InputError(f"{path} ends in '{path.suffix}'; rollouts are written as .parquet or .jsonl.")
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent}; make it first.")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            if path.suffix == ".parquet":
-                pq.write_table(to_table(rollouts), file)
-            else:
-                file.writelines(json.dumps(vars(rollout), ensure_ascii=False).encode() + b"\n" for rollout in rollouts)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with cache.replacing(path) as temporary:
+        if path.suffix == ".parquet":
+            pq.write_table(to_table(rollouts), temporary)
+        else:
+            lines = (json.dumps(vars(rollout), ensure_ascii=False) for rollout in rollouts)
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

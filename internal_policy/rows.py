@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def _parquet(path: Path) -> Iterator[Row]:
             yield from (Row(f"{path}, row {number}", values) for number, values in enumerate(rows, 1))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(
-            f"{path} is not a whole Parquet file ({_first_line(error)}); write or copy it again."
+            f"{path} is not a whole Parquet file ({first_line(error)}); write or copy it again."
         ) from error
 
 
@@ -106,7 +107,7 @@ def hub_rows(source: str, limit: int | None) -> list[Row]:
         loaded: Any = datasets.load_dataset(path, config or None, split=split)
     except Exception as error:  # the hub, the network, the cache and the data set's own files fail in a dozen ways
         raise InputError(
-            f"The data set {source} could not be loaded ({_first_line(error)}); check NAME[:CONFIG]@SPLIT and the "
+            f"The data set {source} could not be loaded ({first_line(error)}); check NAME[:CONFIG]@SPLIT and the "
             "network, log in with `hf auth login` if it is gated, or give a local .jsonl, .csv or .parquet file."
         ) from error
     rows = (Row(f"{source}, row {number}", values) for number, values in enumerate(loaded, 1))
@@ -116,7 +117,7 @@ def hub_rows(source: str, limit: int | None) -> list[Row]:
 def _some(rows: Iterator[Row], limit: int | None, source: str) -> list[Row]:
     if limit is not None and limit < 1:
         raise InputError(f"The limit is {limit}; it must be 1 or more.")
-    some = list(islice(rows, limit))
+    some = list(islice(rows, limit if limit is None else min(limit, sys.maxsize)))
     if not some:
         raise InputError(f"{source} is empty; a row for each problem or rollout was expected.")
     return some
@@ -127,5 +128,6 @@ def quoted(cell: Any) -> str:
     return "nothing" if cell is None else f"{cell!r:.60}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, as part of a sentence."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

@@ -27,7 +27,9 @@ from internal_policy.tables import layers_table, policies_table
 
 STATE_BYTES = 64 * 2**20
 """Hidden states held at once; longer texts are read in pieces, each going on from the key-value cache of the last."""
-BLOCK = 128
+PREFILL = 1024
+"""Positions of the prompt read at once: nothing of them is held."""
+TOGETHER = 128
 """Positions measured together."""
 
 
@@ -105,9 +107,13 @@ def check(model: PreTrainedModel, selection: Selection, rollouts: Sequence[Rollo
         if not rollout.prompt_ids or not rollout.response_ids:
             raise InputError(f"Rollout {number} has no {'response' if rollout.prompt_ids else 'prompt'} tokens.")
         if outside := [token for token in rollout.ids if not 0 <= token < d_vocab]:
-            raise InputError(f"Rollout {number} has token id {outside[0]}, but the model's are 0 to {d_vocab - 1}.")
+            raise InputError(
+                f"Rollout {number} has token id {outside[0]}, but the model's are 0 to {d_vocab - 1}; is it another's?"
+            )
         if len(rollout.ids) > longest:
-            raise InputError(f"Rollout {number} has {len(rollout.ids)} tokens, but the model reads at most {longest}.")
+            raise InputError(
+                f"Rollout {number} has {len(rollout.ids)} tokens, but the model reads at most {longest}; remove it."
+            )
 
 
 def measure(
@@ -173,7 +179,7 @@ def _numbers(
     scale = norms[list(planned.inputs)] / norms[1 : 1 + len(planned.inputs)]
     states = hidden[: planned.unembedded]
     if readout != "raw":  # the policy at FINAL is the model's own whatever the readout
-        states = torch.cat([states[:1], read_out(model, states[1:], readout)])
+        states = torch.cat([states[:1], read_out(model, states[1:], readout).to(states.device)])
     measured = metrics.measure(
         states,
         unembedding(model).weight,
@@ -199,8 +205,9 @@ def blocks(
     """Run the model over a batch; yield the hidden states at `points` where the response tokens are predicted.
 
     Each yield is (number of each position in the batch, rollout by rollout; the token that came; hidden states), at
-    most BLOCK positions. Rollouts are padded on the right, where causal attention lets no real token see it, and read
-    in pieces, so that memory grows with neither the length of a text nor the number of points.
+    most TOGETHER positions. Rollouts are padded on the right, where causal attention lets no real token see it, and
+    read in pieces: what is held grows with neither the length of a text nor the number of points, but for the
+    key-value cache.
     """
     width = max(len(rollout.ids) for rollout in rollouts)
     ids = torch.zeros(len(rollouts), width, dtype=torch.int64)
@@ -215,12 +222,15 @@ def blocks(
     ids = ids.to(device)
     per_position = len(points) * weight.shape[1] * weight.element_size() * len(rollouts)
     step = max(1, STATE_BYTES // per_position)
-    cache = DynamicCache(config=model.config) if step < width else None
     backbone = model.get_decoder()
     assert backbone is not None
     row_of = {point: row for row, point in enumerate(points)}
-    for start in range(0, width, step):
-        piece = slice(start, start + step)
+    first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # before it nothing is kept
+    pieces = [*range(0, first, max(step, PREFILL)), *range(first, width, step)]
+    starts = [0] if step >= width else pieces
+    cache = DynamicCache(config=model.config) if len(starts) > 1 else None
+    for start, end in zip(starts, [*starts[1:], width], strict=True):
+        piece = slice(start, end)
         here = (number[:, piece] >= 0).to(device)
         hidden = weight.new_empty(len(points), int(here.sum()), weight.shape[1])
 
@@ -230,9 +240,9 @@ def blocks(
         with hooked(model, points if hidden.shape[1] else (), store):
             backbone(input_ids=ids[:, piece], past_key_values=cache, use_cache=cache is not None)
         index = number[:, piece][here.cpu()]
-        targets = ids.roll(-1, 1)[:, piece][here]
-        for first in range(0, len(index), BLOCK):
-            at = slice(first, first + BLOCK)
+        targets = ids.roll(-1, 1)[:, piece][here].to(weight.device)
+        for first in range(0, len(index), TOGETHER):
+            at = slice(first, first + TOGETHER)
             yield index[at], targets[at], hidden[:, at]
 
 

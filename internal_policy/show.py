@@ -20,7 +20,6 @@ from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
     from internal_policy.rollouts import Rollout
-    from internal_policy.selection import Selection
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -76,8 +75,12 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
     marked = rollouts["reward"].dropna()
     solved = f", {marked.mean():.0%} of them right" if len(marked) else ""
     unfinished = float((~rollouts["finished"]).mean())
-    cut = f", {unfinished:.0%} cut at the length limit" if unfinished else ""
+    sampled = record["asked"].get("rollouts") is None
+    cut = f", {unfinished:.0%} cut at the length limit" if unfinished and sampled else ""
     out.print(f"{record['rollouts']} rollouts{solved}{cut}; {record['tokens']:,} response tokens.")
+    others = [other for other in readouts if other != chosen]
+    if others:
+        out.print(f"Also measured: {others[0]}; `internal-policy show {escape(str(folder))} --readout {others[0]}`")
     out.print(f"Scan: {escape(str(folder))}")
 
 
@@ -175,7 +178,7 @@ def scans(folders: Sequence[Path], *, as_json: bool = False) -> None:
         for row in rows:
             counts = [f"{row[name]:,}" if row[name] else "" for name in ("rollouts", "tokens")]
             size = f"{row['bytes'] / 1e6:,.1f}" if row["bytes"] else ""
-            created = (row["created"] or "").replace("T", " ").removesuffix("Z")
+            created = (row["created"] or "").replace("T", " ")[:16]
             table.add_row(row["scan"], escape(row["model"]), *counts, size, created, escape(row["state"]))
         out.print(table)
         out.print(f"In {escape(str(cache.root()))}")
@@ -197,13 +200,6 @@ def families(found: Mapping[str, Mapping[str, Any]], *, as_json: bool = False) -
         "tests/test_families.py then proves it: the modules add up to the residual stream, and the policy\n"
         "at final is the model's own."
     )
-
-
-def disk_bytes(selection: "Selection", tokens: int) -> int:
-    """Size that the tables of a scan have at most, uncompressed."""
-    kinds = [name for site in (*selection.sites, "final") for name in selection.names(site)]
-    row = 4 * 4 + sum(8 * selection.top_k if name == "topk" else 4 for name in kinds)
-    return tokens * len(selection.readouts) * (len(selection.layers) + 1) * row
 
 
 def quiet() -> None:

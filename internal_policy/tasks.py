@@ -14,6 +14,9 @@ PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "reward_model", "solution")
 """Where its answer is looked for, in this order; `reward_model` is verl's, and holds `ground_truth`."""
 
+LONGEST_ANSWER = 60
+"""A `solution` of more characters, without a box, is working, which marks nothing."""
+
 
 class Message(TypedDict):
     """One turn of a conversation."""
@@ -64,7 +67,11 @@ def read_problems(
             messages = messages_of(row.values, asked)
             if messages[-1]["role"] != "user":
                 raise InputError(f"the conversation in '{asked}' ends with the {messages[-1]['role']}, not the user.")
-            problems.append(Problem(messages, answer_of(row.values.get(marked)) if marked else None))
+            cell = row.values.get(marked) if marked else None
+            answer = answer_of(cell)
+            if marked == "solution" and answer == str(cell).strip() and len(str(cell)) > LONGEST_ANSWER:
+                answer = None
+            problems.append(Problem(messages, answer))
     return problems
 
 
@@ -135,6 +142,7 @@ REWRITES = (
     (re.compile(r"\\!\s*|\\[,$]"), ""),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\[dt]frac"), r"\\frac"),
+    (re.compile(r"\\frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)\s*(\d))"), r"\1\3/\2\4"),
     (re.compile(r"\\text\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\s+"), " "),
 )

@@ -23,3 +23,9 @@ def test_entropies_are_means_over_tokens_and_changes_their_differences():
     assert found.loc[0, "change_layer"] == pytest.approx(2.5)
     assert found.loc[1, "final"] == pytest.approx(7 / 4)
     assert "change_attn" not in found
+
+
+def test_a_rollout_that_is_not_a_number_makes_the_mean_not_a_number():
+    rows = [(n, "raw", 0, "resid_post", 1, entropy) for n, entropy in enumerate([float("nan"), 2.0])]
+    layers = pd.DataFrame(rows, columns=["rollout", "readout", "layer", "site", "tokens", "entropy"])
+    assert by_layer(layers, "raw")["resid_post"].isna().all()

@@ -149,6 +149,6 @@ def test_a_table_is_exported_whole(folder, tmp_path, form):
     assert cache.export(folder, "policies", form, path) == 3
     import pandas as pd
 
-    read = {"csv": pd.read_csv, "json": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}[form](path)
+    read = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[form](path)
     assert read["rollout"].tolist() == [0, 0, 1]
     assert read["entropy"].fillna(-1).tolist() == [1.5, -1, 2.5]

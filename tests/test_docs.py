@@ -17,13 +17,16 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_of_the_readme_runs(monkeypatch, capsys):
+def test_the_python_of_the_readme_runs(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
+    assert main(["scan", "--limit", "2", "--max-new-tokens", "8"]) == 0
     names: dict = {}
     for block in blocks("python"):
         exec(block, names)
     printed = capsys.readouterr().out
     assert "resid_post" in printed
+    assert len(names["cells"]) == len(names["tokens"]["response_ids"][0]) * 9
     assert "5.attn_out torch.Size([1, " in printed
 
 

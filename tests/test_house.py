@@ -1,6 +1,7 @@
 """What must never be: which room may import which."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,16 @@ def loaded(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
+
+
+def test_rooms_import_from_the_floors_below_alone():
+    lines = re.findall(r"^    floor (\d+) +(.*)$", (PACKAGE.parent / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    floor = {room: int(number) for number, rooms in lines for room in rooms.split()}
+    assert set(floor) == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    upwards = {
+        (room, other) for room in floor for other in imports(PACKAGE / f"{room}.py") if floor[other] >= floor[room]
+    }
+    assert not upwards
 
 
 @pytest.mark.parametrize("room", ["families", "hooks", "policy", "metrics"])

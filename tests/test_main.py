@@ -15,9 +15,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_model
+from safetensors.torch import load_file, save_file
 
 from internal_policy import cache, scan
 from internal_policy.__main__ import main
+from internal_policy.loading import DATA
+from internal_policy.tasks import read_problems
 
 PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
 
@@ -115,6 +118,15 @@ def test_a_dry_run_says_what_is_needed_and_writes_nothing(asked, here, capsys):
     assert not cache.root().exists()
 
 
+def test_a_dry_run_removes_no_damaged_part(asked, here):
+    undisturbed(asked, here / "mine")
+    part = here / "mine" / "policies-00001.parquet"
+    part.write_bytes(part.read_bytes()[:1000])
+    before = {path.name: path.read_bytes() for path in (here / "mine").iterdir()}
+    assert main([*asked, "--output", "mine", "--remeasure", "--dry-run"]) == 0
+    assert {path.name: path.read_bytes() for path in (here / "mine").iterdir()} == before
+
+
 def test_options_are_accepted_with_underscores_too(asked):
     assert main([*asked, "--dry_run", "--top_k", "2"]) == 0
 
@@ -174,6 +186,40 @@ def test_two_processes_that_ask_the_same_write_one_whole_scan(asked, here):
     children = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [child.wait() for child in children] == [0, 0]
     assert numbers(here / "mine") == whole
+    assert not cache.damaged(here / "mine")
+
+
+def test_what_a_killed_run_was_about_to_write_is_no_obstacle(asked, here):
+    (here / "mine").mkdir()
+    (here / "mine" / ".asked.json.x1.json").write_text("{")
+    assert main([*asked, "--output", "mine"]) == 0
+
+
+@pytest.mark.parametrize("kind", cache.KINDS)
+def test_a_part_of_an_unfinished_scan_that_was_cut_short_is_measured_again(kind, asked, here):
+    whole = undisturbed(asked, here / "mine")
+    (here / "mine" / cache.RECORD).unlink()
+    part = cache.part_path(here / "mine", kind, 1)
+    part.write_bytes(part.read_bytes()[:500])
+    assert main([*asked, "--output", "mine"]) == 0
+    assert numbers(here / "mine") == whole
+
+
+def test_whoever_comes_second_measures_the_rollouts_of_the_first(asked, here, monkeypatch):
+    from internal_policy import commands
+
+    sampled = commands._sampled
+    monkeypatch.setattr(commands, "_sampled", lambda *given: sampled(*given)[::-1])  # another machine, other samples
+    first = undisturbed(asked, here / "first")
+
+    def late(*given):
+        monkeypatch.setattr(commands, "_sampled", lambda *given: sampled(*given)[::-1])
+        assert main([*asked, "--output", "mine"]) == 0  # somebody else begins and ends meanwhile
+        return sampled(*given)
+
+    monkeypatch.setattr(commands, "_sampled", late)
+    assert main([*asked, "--output", "mine"]) == 0
+    assert numbers(here / "mine") == first
     assert not cache.damaged(here / "mine")
 
 
@@ -344,7 +390,33 @@ def _without_template(here: Path, folder: Path) -> Path:
     return copy
 
 
+def _cut_short(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    (copy / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:50_000])
+    return copy
+
+
+def _without_a_weight(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+def _without_tokenizer(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (copy / name).unlink()
+    return copy
+
+
 BAD_MODELS = {
+    "cut short": (_cut_short, "cannot be loaded"),
+    "a weight missing": (_without_a_weight, "has no weights for model.layers.1.mlp.up_proj.weight"),
+    "no tokenizer": (_without_tokenizer, "tokenizer"),
+    "a file": (lambda _, folder: folder / "config.json", "give a folder that holds a model"),
+    "nothing": (lambda *_: "", "--model is ''; give a folder"),
     "no model": (lambda here, _: here, "holds no model: there is no config.json"),
     "unknown family": (lambda *a: _model(*a, model_type="opt"), "Unknown model family 'opt'; known are llama, mistral"),
     "pickled": (_pickled, "holds only pickled weights"),
@@ -387,12 +459,14 @@ BAD_OPTIONS = {
     "device": (["--device", "cuda:7"], "There is no device 'cuda:7' here"),
     "template": (["--chat-template", "nowhere.jinja"], "nowhere.jinja cannot be read"),
     "template arguments": (["--chat-template-kwargs", "{"], "--chat-template-kwargs is no JSON"),
-    "temperature": (["--temperature", "-1"], "temperature"),
+    "temperature": (["--temperature", "-1"], "temperature is -1.0; it must be 0"),
     "too long": (["--max-new-tokens", "9999"], "the 512 positions of the model"),
     "output": (["--output", "/"], "is not empty and holds no scan"),
-    "batch size": (["--batch-size", "0"], "batch_size"),
+    "batch size": (["--batch-size", "0"], "batch-size is 0; it must be 1 or more"),
     "limit": (["--limit", "0"], "The limit is 0; it must be 1 or more"),
-    "rollouts": (["--rollouts", "nowhere.jsonl"], "There is no file nowhere.jsonl"),
+    "huge limit": (["--limit", "99999999999999999999", "--layers", "9"], "--layers has 9"),
+    "cold": (["--temperature", "1e-40"], "temperature is 1e-40; it must be 0"),
+    "both": (["--rollouts", "nowhere.jsonl"], "Both --problems and --rollouts are given"),
 }
 
 
@@ -462,6 +536,45 @@ def _one_sentence(capsys, sentence: str, here: Path) -> None:
     assert len(printed.strip().splitlines()) == 1
     assert not list(here.iterdir())
     assert not cache.root().exists()
+
+
+@pytest.mark.parametrize("name", ["demo-qwen3", "demo-llama"])
+def test_the_bundled_models_solve_some_of_their_problems(name, here, capsys):
+    words = ["--model", name, "--limit", "8", "--dtype", "float32", "--max-new-tokens", "80", "--json"]
+    assert main(["generate", *words, "--output", "r.jsonl"]) == 0
+    generated = json.loads(capsys.readouterr().out)
+    assert generated["reward"] > 0
+    assert main(["scan", "--model", name, "--rollouts", "r.jsonl", "--dtype", "float32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == generated["tokens"]
+
+
+def test_no_held_out_problem_is_in_the_training_problems():
+    train, heldout = (
+        {problem.text for problem in read_problems(str(DATA / "problems" / f"{name}.jsonl"))}
+        for name in ("train", "heldout")
+    )
+    assert (len(train), len(heldout)) == (2000, 500)
+    assert not train & heldout
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "Mia has 47 apples."},
+        {"messages": [{"role": "user", "content": "4 + 5?"}, {"role": "assistant", "content": "9"}]},
+    ],
+)
+def test_responses_that_come_as_text_or_messages_are_scanned(row, folder, here, capsys):
+    Path("r.jsonl").write_text(json.dumps(row))
+    assert main(["scan", "--model", str(folder), "--rollouts", "r.jsonl", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rollouts"] == 1
+
+
+def test_without_a_chat_template_the_text_is_the_prompt(asked, here):
+    assert main([*asked, "--chat-template", "none", "--output", "mine"]) == 0
+    prompt = cache.read(here / "mine", "rollouts", ["prompt_ids"])["prompt_ids"][0]
+    assert main([*asked, "--output", "chat"]) == 0
+    assert len(prompt) < len(cache.read(here / "chat", "rollouts", ["prompt_ids"])["prompt_ids"][0])
 
 
 def test_the_demo_is_scanned_where_no_model_is_named(capsys):

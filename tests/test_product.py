@@ -1,5 +1,6 @@
 """Every product on this machine is exact, and the fastest exact one is chosen."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -181,3 +182,17 @@ def test_choosing_leaves_the_random_numbers_as_they_were():
     torch.manual_seed(0)
     choose(worth(), torch.float32)
     assert torch.equal(torch.rand(3), alone)
+
+
+def test_where_no_product_is_exact_the_plain_one_is_taken(monkeypatch):
+    monkeypatch.setattr(product, "exact", lambda *_: {})
+    monkeypatch.setattr(product, "WORTH_MEASURING", 0)
+    assert product.choose(torch.zeros(64, 8), torch.float32) == "plain"
+
+
+def test_threads_leave_the_precision_of_the_process_as_it_was():
+    before = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
+    multiply = product.bfloat16(torch.zeros(64, 8, dtype=torch.bfloat16), 4)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(multiply, [torch.zeros(4, 8, dtype=torch.bfloat16)] * 400))
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # pyright: ignore[reportAttributeAccessIssue]

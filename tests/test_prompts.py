@@ -108,10 +108,18 @@ def test_a_template_that_drops_the_thinking_is_refused(tokenizer):
         split_messages(with_template(tokenizer, R1), conversation("3 + 4?", "3, 4</think>7"), {})
 
 
-def test_a_template_that_trims_is_refused(tokenizer):
-    trims = with_template(tokenizer, tokenizer.chat_template.replace("m['content']", "m['content'] | trim"))
-    with pytest.raises(InputError, match=r"writes '7<\|im_end\|>\\n' where ' 7' was expected; .*trim the response"):
-        split_messages(trims, conversation("3 + 4?", " 7"), {})
+@pytest.mark.parametrize(
+    ("template", "response", "written"),
+    [
+        ("{{ m['content'] | trim }}", " 7\n", "7<|im_end|>"),  # Llama 3
+        ("{{ ' ' + m['content'] }}", "7", " 7<|im_end|>"),  # Mistral
+    ],
+)
+def test_white_space_around_the_response_is_the_templates(tokenizer, template, response, written):
+    changed = with_template(tokenizer, tokenizer.chat_template.replace("{{ m['content'] }}", template))
+    prompt, ids = split_messages(changed, conversation("3 + 4?", response), {})
+    assert tokenizer.decode(ids) == written
+    assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize("messages", [(), conversation("a", "b")[:1], conversation("a", "")])

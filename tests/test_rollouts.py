@@ -222,7 +222,7 @@ def test_a_prompt_that_just_fits_is_generated(tokenizer):
 )
 def test_options_out_of_range_are_refused(llama, tokenizer, option):
     ((name, value),) = option.items()
-    with pytest.raises(InputError, match=f"{name}={value}"):
+    with pytest.raises(InputError, match=f"{name.replace('_', '-')} is {value}; it must be"):
         sampled(llama, tokenizer, **option)
 
 

@@ -278,7 +278,7 @@ def test_reading_in_pieces_is_reading_at_once(monkeypatch, family, tokenizer, ro
 @pytest.mark.parametrize("block", [1, 7, 1000])
 def test_blocks_of_any_size_are_the_same(monkeypatch, llama, tokenizer, rollouts, block):
     expected = scan(llama, tokenizer, rollouts)
-    monkeypatch.setattr(scan_module, "BLOCK", block)
+    monkeypatch.setattr(scan_module, "TOGETHER", block)
     assert_same(scan(llama, tokenizer, rollouts), expected)
 
 
@@ -460,9 +460,9 @@ def test_a_broken_model_has_no_means(llama, tokenizer, rollouts, name):
     [
         ({"prompt_ids": ()}, r"Rollout 1 has no prompt tokens\."),
         ({"response_ids": ()}, r"Rollout 1 has no response tokens\."),
-        ({"response_ids": (5, 320)}, r"Rollout 1 has token id 320, but the model's are 0 to 319\."),
-        ({"prompt_ids": (-1, 5)}, r"Rollout 1 has token id -1, but the model's are 0 to 319\."),
-        ({"response_ids": (5,) * 512}, r"Rollout 1 has 515 tokens, but the model reads at most 512\."),
+        ({"response_ids": (5, 320)}, r"Rollout 1 has token id 320, but the model's are 0 to 319; is it another's"),
+        ({"prompt_ids": (-1, 5)}, r"Rollout 1 has token id -1, but the model's are 0 to 319; is it another's"),
+        ({"response_ids": (5,) * 512}, r"Rollout 1 has 515 tokens, but the model reads at most 512; remove it"),
     ],
 )
 def test_a_rollout_that_the_model_cannot_read_is_refused(llama, tokenizer, change, sentence):

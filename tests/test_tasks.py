@@ -257,3 +257,14 @@ def test_no_box_and_an_empty_box_earn_nothing():
 def test_answers_are_never_evaluated():
     assert reward(r"\boxed{9^9^9^9}", "9^9^9^9") == 1.0
     assert reward(r"\boxed{__import__('os').getpid()}", "0") == 0.0
+
+
+@pytest.mark.parametrize("written", [r"\frac{3}{4}", r"\dfrac34", r"\frac{3} {4}", "3/4"])
+def test_fractions_of_whole_numbers_are_equal_however_they_are_written(written):
+    assert reward(rf"so \boxed{{{written}}}", "3/4") == 1.0
+
+
+def test_a_solution_without_an_answer_marks_nothing(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"problem": "1 + 1?", "solution": "We add one to one, " * 9}))
+    assert read_problems(str(path))[0].answer is None
