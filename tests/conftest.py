@@ -11,7 +11,11 @@ install_import_hook("internal_policy", "beartype.beartype")
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+settings.register_profile("tests", deadline=None, derandomize=True)  # a busy machine is no failure
+settings.load_profile("tests")
 
 TINY = {
     "vocab_size": 320,
