@@ -106,8 +106,9 @@ def run(
             measured = scan.measure(model, rollouts, selection, first=first, product=chosen, smaller=smaller)
             for kind, table in zip(("policies", "layers"), measured, strict=True):
                 cache.write_table(cache.part_path(folder, kind, part), table, group="rollout")
-        tokens += sum(len(rollout.response_ids) for rollout in rollouts)
-        advance(len(rollouts), sum(len(rollout.response_ids) for rollout in rollouts))
+        length = sum(len(rollout.response_ids) for rollout in rollouts)
+        tokens += length
+        advance(len(rollouts), length)
     vocabulary = pa.Table.from_pandas(scan.vocabulary(tokenizer, len(weight)), preserve_index=False)
     cache.write_table(folder / cache.VOCABULARY, vocabulary)
     names = [cache.part_path(folder, kind, part).name for part in source.parts for kind in cache.KINDS]

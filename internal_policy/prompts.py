@@ -84,7 +84,9 @@ def _check_verbatim(whole: str, prompt: str, response: str) -> int:
     Around the response a template may add or trim white space, as Mistral's and Llama's do. Raises InputError.
     """
     answer = whole[len(prompt) :].lstrip()
-    if whole.startswith(prompt) and answer.startswith(response.strip()):
+    if whole.startswith(prompt + response):
+        return len(prompt + response)
+    if whole.startswith(prompt) and response.strip() and answer.startswith(response.strip()):
         start = len(whole) - len(answer)
         return start + len(response if answer.startswith(response) else response.strip())
     expected = prompt + response

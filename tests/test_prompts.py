@@ -8,14 +8,7 @@ from internal_policy.errors import InputError
 from internal_policy.prompts import encode_problem, split_messages, split_text
 from internal_policy.tasks import Message, Problem
 
-TEXTS = [
-    "What is 3 + 4?",
-    "Mia has 47 apples and buys 385 more. How many apples has she now?",
-    "5",
-    "Say: naïve 🙂",
-    "7 + 5",
-]
-PROBLEMS = [Problem((Message(role="user", content=text),), None) for text in TEXTS]
+PROBLEM = Problem((Message(role="user", content="What is 3 + 4?"),), None)
 QWEN3 = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
@@ -49,33 +42,33 @@ def with_bos(tokenizer):
 
 
 def test_the_prompt_is_what_the_template_writes(tokenizer):
-    ids = encode_problem(tokenizer, PROBLEMS[0], {})
+    ids = encode_problem(tokenizer, PROBLEM, {})
     assert tokenizer.decode(ids) == "<|im_start|>user\nWhat is 3 + 4?<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_without_a_template_the_prompt_is_the_text(tokenizer):
-    assert tokenizer.decode(encode_problem(tokenizer, PROBLEMS[0], None)) == "What is 3 + 4?"
+    assert tokenizer.decode(encode_problem(tokenizer, PROBLEM, None)) == "What is 3 + 4?"
 
 
 @pytest.mark.parametrize("chat", [{}, None])
 def test_a_prompt_never_begins_with_two_bos(tokenizer, chat):
-    ids = encode_problem(with_bos(tokenizer), PROBLEMS[0], chat)
+    ids = encode_problem(with_bos(tokenizer), PROBLEM, chat)
     assert (ids[0], ids.count(0)) == (0, 1)
 
 
 def test_the_templates_arguments_reach_it(tokenizer):
-    ids = encode_problem(with_template(tokenizer, QWEN3), PROBLEMS[0], {"enable_thinking": False})
+    ids = encode_problem(with_template(tokenizer, QWEN3), PROBLEM, {"enable_thinking": False})
     assert tokenizer.decode(ids).endswith("<think>\n\n</think>\n\n")
 
 
 def test_a_missing_template_names_the_options(tokenizer):
     with pytest.raises(InputError, match="--chat-template FILE, or --chat-template none"):
-        encode_problem(with_template(tokenizer, None), PROBLEMS[0], {})
+        encode_problem(with_template(tokenizer, None), PROBLEM, {})
 
 
 def test_a_template_that_refuses_says_why(tokenizer):
     with pytest.raises(InputError, match="no system messages here"):
-        encode_problem(with_template(tokenizer, "{{ raise_exception('no system messages here') }}"), PROBLEMS[0], {})
+        encode_problem(with_template(tokenizer, "{{ raise_exception('no system messages here') }}"), PROBLEM, {})
 
 
 @pytest.mark.parametrize("answered", ["7", " 7\n\n", "<|im_start|>assistant\n7<|im_end|>\nassistant\n"])
@@ -95,6 +88,11 @@ def test_a_response_of_whitespace_keeps_it(tokenizer):
 def test_what_qwen3s_template_puts_between_is_refused_with_the_remedy(tokenizer):
     with pytest.raises(InputError, match=r"writes '<think>\\n\\n</think>\\n\\n7<.*where '7' was.*enable_thinking"):
         split_messages(with_template(tokenizer, QWEN3), conversation("3 + 4?", "7"), {})
+
+
+def test_a_response_of_whitespace_does_not_hide_what_the_template_adds(tokenizer):
+    with pytest.raises(InputError, match="enable_thinking"):
+        split_messages(with_template(tokenizer, QWEN3), conversation("3 + 4?", " "), {})
 
 
 def test_that_remedy_works(tokenizer):
