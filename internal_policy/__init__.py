@@ -5,8 +5,9 @@ A hidden state at a hook point, times the unembedding, is a policy.
     READ   families -> hooks -> policy                        a Hugging Face model of a known family goes in
     SCAN   tasks -> prompts -> rollouts -> scan -> cache      Parquet comes out
            (scan: selection says what, metrics measures it with product, tables lay it out)
-    LOOK   cache -> analysis                                  small frames, without torch
-    ASK    __main__ -> options -> commands -> job, loading, show
+    LOOK   cache -> view -> analysis, tokens -> plots, heatmaps -> figures -> report, app
+           (small frames, one look, without torch)
+    ASK    __main__ -> options -> commands -> job, loading, show, drawing
 
 Importing the package imports nothing; import the rooms: `from internal_policy.scan import scan`.
 """

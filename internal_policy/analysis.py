@@ -1,9 +1,24 @@
 """The paper's quantities of a scan, as small frames."""
 
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
 import pandas as pd
 
 CHANGES = {"layer": ("resid_pre", "resid_post"), "attn": ("attn_in", "attn_out"), "mlp": ("mlp_in", "mlp_out")}
 """Entropy change: after minus before, of these sites (Eqs. 11 to 13 of arXiv 2512.19673)."""
+SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post", "final")
+"""The sites of a layer in the order of a forward pass; `final` stands one layer past the last."""
+STAGES = ("exploration", "integration", "convergence")
+"""What the interval of the FFN's entropy change is called above, around and below 0."""
+RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0
+"""Of the bootstrap: what is drawn anew, with replacement, is the rollouts, whose tokens depend on one another."""
+
+Average = Literal["tokens", "rollouts"]
+"""Every token counts the same (the paper's micro average), or every rollout does."""
+Part = Literal["total", "direction", "norm"]
+"""Of an entropy change: all of it, or what comes from the direction, or from the norm, of the hidden state."""
 
 
 def by_layer(layers: pd.DataFrame, readout: str) -> pd.DataFrame:
@@ -19,3 +34,173 @@ def by_layer(layers: pd.DataFrame, readout: str) -> pd.DataFrame:
         if before in means and after in means:
             means[f"change_{name}"] = means[after] - means[before]
     return means
+
+
+def means(layers: pd.DataFrame, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
+    """The mean of `measure` at every layer and site, with its 95 % interval: layer, site, mean, low, high.
+
+    `layers` is a scan's table of one readout. The unit is the measure's own (nats for entropy, kl and logprob).
+    """
+    values = _wide(layers, measure)
+    found = _summed(values, layers, average)
+    order = {site: number for number, site in enumerate(SITES)}
+    return found.sort_values(
+        ["layer", "site"], key=lambda c: c.map(order) if c.name == "site" else c, ignore_index=True
+    )
+
+
+def changes(layers: pd.DataFrame, average: Average = "tokens") -> pd.DataFrame:
+    """Entropy changes in nats, with 95 % intervals: layer, change, part, mean, low, high.
+
+    The total is after minus before (Eqs. 11 to 13). Where the norm control was measured it is split, with
+    h* = h_out |h_in| / |h_out|, into direction, H(h*) - H(h_in), and norm, H(h_out) - H(h*).
+    """
+    entropy = _wide(layers, "entropy")
+    controlled = _wide(layers, "entropy_at_input_norm") if "entropy_at_input_norm" in layers else None
+    columns: dict[tuple[Any, ...], pd.Series] = {}
+    for layer, site in entropy.columns:
+        for change, (before, after) in CHANGES.items():
+            if site != after or (layer, before) not in entropy:
+                continue
+            output, source = entropy[layer, after], entropy[layer, before]
+            columns[layer, change, "total"] = output - source
+            if controlled is not None and (layer, after) in controlled:
+                columns[layer, change, "direction"] = controlled[layer, after] - source
+                columns[layer, change, "norm"] = output - controlled[layer, after]
+    names = ["layer", "change", "part"]
+    if not columns:
+        return pd.DataFrame(columns=[*names, "mean", "low", "high"])
+    wide = pd.DataFrame(columns)
+    wide.columns.names = names
+    return _summed(wide, layers, average).sort_values(names, ignore_index=True)
+
+
+def _wide(layers: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """A row a rollout, a column a layer and site; what no rollout has (a null column) is left out."""
+    if measure not in layers:
+        return pd.DataFrame(index=pd.Index([], name="rollout"), columns=pd.MultiIndex.from_arrays([[], []]))
+    measured = layers.groupby("site")[measure].transform("count") > 0
+    return layers[measured].pivot(index="rollout", columns=["layer", "site"], values=measure)
+
+
+def _summed(values: pd.DataFrame, layers: pd.DataFrame, average: Average) -> pd.DataFrame:
+    """Mean, low and high of each column of `values`, whose rows are rollouts."""
+    tokens = layers.groupby("rollout")["tokens"].first().reindex(values.index).to_numpy(dtype=float)
+    weights = tokens if average == "tokens" else np.ones_like(tokens)
+    found = values.columns.to_frame(index=False)
+    if not len(found):
+        return found.assign(mean=[], low=[], high=[])
+    found["mean"], found["low"], found["high"] = interval(values.to_numpy(dtype=float), weights)
+    return found
+
+
+def interval(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weighted mean over the rows of `values` (n, columns), and the ends of its 95 % bootstrap percentile interval.
+
+    Rows are drawn anew with their weights (n,), so that a token average keeps the tokens of a rollout together. The
+    ends are NaN where there is one row alone, and everything is where a value is.
+    """
+    from scipy.stats import bootstrap  # a third of a second, which the command line does not wait for
+
+    n = len(values)
+    totals = values * weights[:, None]
+    mean = totals.sum(0) / weights.sum()
+    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    known = np.isfinite(mean)
+    if n < 2 or not known.any():
+        return mean, low, high
+
+    def resampled(rows: np.ndarray, axis: int = -1) -> np.ndarray:
+        """The mean of each draw of rows (draws, n) -> (columns, draws): one product with how often each row came."""
+        draws = np.moveaxis(rows, axis, -1).reshape(-1, n)
+        counts = np.zeros((len(draws), n))
+        np.add.at(counts, (np.arange(len(draws))[:, None], draws), 1)
+        return ((counts @ totals[:, known]) / (counts @ weights)[:, None]).T
+
+    ends = bootstrap(
+        (np.arange(n),),
+        resampled,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    low[known], high[known] = ends
+    return mean, low, high
+
+
+def stages(changes: pd.DataFrame, part: Part = "total") -> pd.DataFrame:
+    """The stage of each layer, by the FFN's entropy change: layer, stage.
+
+    Exploration where its 95 % interval is above 0, convergence where it is below, integration where it contains 0. The
+    paper gives no threshold for "about 0". With one rollout there is no interval, and no stage.
+    """
+    mlp = changes[(changes["change"] == "mlp") & (changes["part"] == part)].dropna(subset=["low", "high"])
+    stage = np.where(mlp["low"] > 0, STAGES[0], np.where(mlp["high"] < 0, STAGES[2], STAGES[1]))
+    return pd.DataFrame({"layer": mlp["layer"].to_numpy(), "stage": stage}).sort_values("layer", ignore_index=True)
+
+
+def target(stages: pd.DataFrame) -> int | None:
+    """The layer that BuPO would train, from 0: the last one of exploration. None if there is none."""
+    explored = stages.loc[stages["stage"] == STAGES[0], "layer"]
+    return int(explored.max()) if len(explored) else None
+
+
+def spans(stages: pd.DataFrame) -> list[tuple[str, int, int]]:
+    """Runs of layers of one stage: its name, its first and its last layer, from 0."""
+    found: list[tuple[str, int, int]] = []
+    for layer, stage in stages.itertuples(index=False):
+        if found and found[-1][0] == stage and found[-1][2] == layer - 1:
+            found[-1] = (stage, found[-1][1], int(layer))
+        else:
+            found.append((stage, int(layer), int(layer)))
+    return found
+
+
+def targets(changes: pd.DataFrame) -> pd.DataFrame:
+    """Stages and target layer under the change as it is and under each part of it: part, target, and a row's spans."""
+    parts: list[Part] = [part for part in get_args(Part) if (changes["part"] == part).any()]
+    found = [stages(changes, part) for part in parts]
+    return pd.DataFrame(
+        {"part": parts, "target": [target(s) for s in found], "spans": [spans(s) for s in found]}
+    ).astype({"target": "Int64"})
+
+
+def settling(settled: pd.DataFrame) -> int | None:
+    """The depth by which half of the tokens have settled on the model's choice: a layer from 0; None if none has.
+
+    `settled` is `means` of the measure `settled`.
+    """
+    reached = settled.loc[settled["mean"] >= 0.5, "layer"]
+    return int(reached.min()) if len(reached) else None
+
+
+def relative(frame: pd.DataFrame, n_layers: int) -> pd.DataFrame:
+    """The frame with `depth`, the share of the model's layers that has been passed after a layer: 1 is all of them.
+
+    A layer's input is drawn where the layer before ended; `final` stands at 1.
+    """
+    passed = frame["layer"] + (frame["site"] != "resid_pre" if "site" in frame else 1)
+    return frame.assign(depth=np.minimum(passed / n_layers, 1.0))
+
+
+def differences(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What else than the model differs between scans that are compared, in sentences: caveats of the comparison."""
+    questions = {
+        "the problems": lambda r: (
+            sorted((r["asked"].get("content") or {}).values(), key=str) or r["asked"].get("problems")
+        ),
+        "how many rollouts": lambda r: r["rollouts"],
+        "the temperature": lambda r: r["asked"].get("temperature"),
+        "the length limit of a response": lambda r: r["asked"].get("max_new_tokens"),
+        "the size of the vocabulary, and so the largest possible entropy": lambda r: r["d_vocab"],
+        "the weights' precision": lambda r: r["dtype"],
+    }
+    found = []
+    for what, ask in questions.items():
+        answers = [ask(record) for record in records]
+        if any(answer != answers[0] for answer in answers):
+            plain = all(isinstance(answer, int | float | str) for answer in answers)
+            found.append(f"The scans differ in {what}{': ' + ', '.join(map(str, answers)) if plain else ''}.")
+    return found

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from internal_policy import bundle
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -186,22 +187,46 @@ def read(
     folder: Path, kind: str, columns: Sequence[str] | None = None, where: ds.Expression | None = None
 ) -> pd.DataFrame:
     """A table of a scan, or some of its columns and rows. Raises InputError for a part that is damaged."""
-    return pa.concat_tables(read_part(path, columns, where) for path in _parts(folder, kind)).to_pandas()
+    return pa.concat_tables(read_part(path, columns, where) for path in parts(folder, kind)).to_pandas()
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None, where: ds.Expression | None = None) -> pa.Table:
     """One part of a table, its checksums checked. Raises InputError if it is damaged."""
     options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-    try:
+    with _readable(path):
         part = ds.dataset(path, format=ds.ParquetFileFormat(default_fragment_scan_options=options))
         return part.to_table(columns=list(columns) if columns else None, filter=where)
+
+
+def columns(path: Path) -> list[str]:
+    """Names of the columns of a part. Raises InputError if it is damaged."""
+    with _readable(path):
+        return pq.read_schema(path).names
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
             f"{path} is damaged ({str(error).splitlines()[0]}); measure it again with --remeasure."
         ) from error
 
 
-def _parts(folder: Path, kind: str) -> list[Path]:
+def part_with(folder: Path, kind: str, rollout: int) -> Path:
+    """The file of a table that holds a rollout. Raises InputError if none does, or for one that is damaged."""
+    for path in parts(folder, kind):
+        with _readable(path):
+            found = pq.read_metadata(path)
+        groups = (found.row_group(n).column(0).statistics for n in range(found.num_row_groups))  # column 0: rollout
+        if any(group.min <= rollout <= group.max for group in groups):
+            return path
+    raise InputError(f"{folder} has no rollout {rollout}.")
+
+
+def parts(folder: Path, kind: str) -> list[Path]:
+    """The files of a table, in order. Raises InputError if there are none."""
     found = sorted(folder.glob(f"{kind}-*.parquet"))
     if not found:
         raise InputError(f"{folder} has no {kind}-*.parquet; it is no scan, or none of its parts is written yet.")
@@ -212,7 +237,7 @@ def export(folder: Path, kind: str, form: str, path: Path) -> int:
     """Write a table of a scan as one csv, json or parquet file; return the number of rows."""
     rows, writer = 0, None
     with replacing(path) as temporary, temporary.open("wb") as file:
-        for part in _parts(folder, kind):
+        for part in parts(folder, kind):
             table = read_part(part)
             if form == "parquet":
                 writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
@@ -248,9 +273,11 @@ def scans() -> list[Path]:
 
 
 def find(name: str) -> Path:
-    """The folder of a scan, by its path or by the first digits of its digest. Raises InputError."""
+    """The folder of a scan, by its path, the first digits of its digest or a bundled one's name. Raises InputError."""
     if Path(name).is_dir():
         return Path(name)
+    if bundled := [folder for folder in bundle.scans() if folder.name == name]:
+        return bundled[0]
     found = [folder for folder in scans() if folder.name.startswith(name)] if name else []
     if len(found) == 1:
         return found[0]

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import cache, job, loading, options, show
+from internal_policy import bundle, cache, drawing, job, loading, options, show
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _problems_path(asked: options.PromptOptions) -> tuple[str, int | None]:
     """Which problems are asked, and how many at most."""
     if asked.problems is None:
         limit = DEMO_PROBLEMS if asked.limit is None else asked.limit
-        return str(loading.DATA / "problems" / "heldout.jsonl"), limit
+        return str(bundle.DATA / "problems" / "heldout.jsonl"), limit
     return asked.problems, asked.limit
 
 
@@ -331,5 +331,8 @@ RUN: dict[type, Callable[[Any], None]] = {
     options.Ls: ls,
     options.Show: show_scan,
     options.Export: export,
+    options.Plot: drawing.plot,
+    options.Report: drawing.report,
+    options.Dashboard: drawing.dashboard,
     options.Families: families,
 }

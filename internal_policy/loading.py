@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from internal_policy.bundle import DATA
 from internal_policy.errors import InputError
 from internal_policy.options import ModelOptions
 from internal_policy.rows import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-PACKAGE = Path(__file__).parent
-DATA = next((p for p in (PACKAGE / "data", PACKAGE.parent / "data") if p.is_dir()), PACKAGE / "data")
-"""The bundled models and problems: inside an installed package, beside the package in a checkout."""
 
 OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".txt")
 """Endings of the files that make a model what it is."""

@@ -11,6 +11,11 @@ Number = Annotated[int | None, tyro.conf.arg(constructor=int, metavar="INT", hel
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Output = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 ScanName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN")]
+ScanNames = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SCAN")]
+Others = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SCAN", help_behavior_hint="")]
+Figure = Literal[
+    "flow", "change", "norm-control", "residual", "convergence", "distribution", "tokens", "cell", "compare"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +177,90 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """What of a scan is looked at."""
+
+    readout: Text = None
+    """raw or norm; by default the first that was measured."""
+    outcome: Literal["all", "correct", "incorrect"] = "all"
+    """Which responses, by their reward."""
+    positions: Text = None
+    """Window of the responses' tokens, from 0, such as 0-99 or 100-; by default all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot(ViewOptions):
+    """Draw one figure of a scan, as .html that needs no network, or as .png, .svg or .pdf.
+
+    flow: entropy from layer to layer (Fig. 2 of the paper); change: entropy change with the stages (Fig. 3);
+    norm-control: the change as direction and norm; residual: cosines with the residual stream, and norms (Fig. 12);
+    convergence: KL to the model's policy and where its first choice settles; distribution: spread over the tokens;
+    tokens: token x layer heatmap of a response; cell: what the policies of a layer would say at a token; compare: up to
+    four scans side by side.
+
+    For example:
+    $ internal-policy plot demo-qwen3 flow -o flow.png
+    $ internal-policy plot 3fa9 change --style paper -o change.pdf
+    $ internal-policy plot demo-qwen3 tokens --rollout 3 --site mlp_out --measure change -o tokens.html
+    $ internal-policy plot demo-qwen3 compare --against demo-llama -o compare.svg
+    """
+
+    scan: ScanName
+    """Folder of the scan, the first digits of its name in `internal-policy ls`, or demo-qwen3 or demo-llama."""
+    figure: Annotated[Figure, tyro.conf.Positional]
+    """What to draw."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
+    """File to write: .html, .png, .svg or .pdf. An existing one is replaced."""
+    style: Literal["screen", "paper"] = "screen"
+    """paper: black on white, sized for a column of print, without a title."""
+    average: Literal["tokens", "rollouts"] = "tokens"
+    """Every token counts the same (the paper), or every rollout does."""
+    against: Others = ()
+    """Of compare: the other scans."""
+    measure: str = "entropy"
+    """Of tokens and distribution: entropy, logprob, rank, kl, norm, cosine or entropy_at_input_norm; of tokens and
+    compare also change."""
+    site: str = "resid_post"
+    """Of tokens and distribution: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post."""
+    rollout: Number = None
+    """Of tokens and cell: number of the response; by default the first."""
+    position: Number = None
+    """Of cell: which token of the response, from 0; by default the first."""
+    layer: int = 0
+    """Of cell: from 0; one past the last for the model's own policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(ViewOptions):
+    """Write one offline HTML file with every figure of one or more scans, their table and provenance.
+
+    For example:
+    $ internal-policy report demo-qwen3 demo-llama -o report.html
+    $ internal-policy report 3fa9 --readout norm --outcome correct -o correct.html
+    """
+
+    scans: ScanNames
+    """Folders of the scans, first digits of their names in `internal-policy ls`, or demo-qwen3 or demo-llama."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = Path("report.html")
+    """File to write. An existing one is replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dashboard:
+    """Open the dashboard on this machine; it shows the scans in the cache, and the bundled ones.
+
+    For example:
+    $ internal-policy dashboard
+    $ internal-policy dashboard --scan 3fa9 --port 8600
+    """
+
+    scan: Text = None
+    """Scan to begin with: its folder, or the first digits of its name in `internal-policy ls`."""
+    port: int = 8501
+    """Where it listens, on 127.0.0.1 alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Families:
     """List the model families that can be read, and how to add one."""
 
@@ -185,5 +274,8 @@ COMMANDS = {
     "ls": Ls,
     "show": Show,
     "export": Export,
+    "plot": Plot,
+    "report": Report,
+    "dashboard": Dashboard,
     "families": Families,
 }

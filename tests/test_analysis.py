@@ -1,31 +1,242 @@
-"""The paper's quantities, by hand."""
+"""The paper's quantities, by hand and against slow plain code."""
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from internal_policy.analysis import by_layer
+from internal_policy import analysis
+from internal_policy.analysis import (
+    by_layer,
+    changes,
+    interval,
+    means,
+    relative,
+    settling,
+    spans,
+    stages,
+    target,
+    targets,
+)
+
+
+def table(rows: list[tuple], *measures: str) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["rollout", "layer", "site", "tokens", *(measures or ("entropy",))])
+
+
+THREE_TOKENS = table(  # a rollout of one token and one of two; entropies are the means over a rollout's tokens
+    [
+        (0, 0, "resid_pre", 1, 4.0),
+        (1, 0, "resid_pre", 2, 1.0),
+        (0, 0, "resid_post", 1, 5.0),
+        (1, 0, "resid_post", 2, 0.5),
+        (0, 0, "attn_in", 1, 2.0),
+        (1, 0, "attn_in", 2, 2.0),
+        (0, 0, "attn_out", 1, 3.0),
+        (1, 0, "attn_out", 2, 6.0),
+        (0, 0, "mlp_in", 1, 1.0),
+        (1, 0, "mlp_in", 2, 4.0),
+        (0, 0, "mlp_out", 1, 7.0),
+        (1, 0, "mlp_out", 2, 1.0),
+        (0, 1, "final", 1, 0.3),
+        (1, 1, "final", 2, 0.6),
+    ]
+)
+
+
+def changes_of(*rows: tuple) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["layer", "change", "part", "mean", "low", "high"])
 
 
 def test_entropies_are_means_over_tokens_and_changes_their_differences():
-    rows = [  # two rollouts of 1 and 3 tokens, one layer
-        (0, "raw", 0, "resid_pre", 1, 4.0),
-        (1, "raw", 0, "resid_pre", 3, 2.0),
-        (0, "raw", 0, "resid_post", 1, 8.0),
-        (1, "raw", 0, "resid_post", 3, 4.0),
-        (0, "raw", 1, "final", 1, 1.0),
-        (1, "raw", 1, "final", 3, 2.0),
-        (0, "norm", 0, "resid_post", 1, 100.0),
+    layers = THREE_TOKENS.assign(readout="raw")
+    found = by_layer(pd.concat([layers, layers.assign(readout="norm", entropy=100.0)]), "raw")
+    assert found.loc[0, "resid_pre"] == pytest.approx((4 + 2 * 1) / 3)
+    assert found.loc[0, "resid_post"] == pytest.approx((5 + 2 * 0.5) / 3)
+    assert found.loc[0, "change_layer"] == pytest.approx(0.0)
+    assert found.loc[1, "final"] == pytest.approx((0.3 + 2 * 0.6) / 3)
+
+
+def test_a_change_whose_input_was_not_measured_is_left_out():
+    layers = THREE_TOKENS[THREE_TOKENS["site"] != "attn_in"].assign(readout="raw")
+    assert "change_attn" not in by_layer(layers, "raw")
+    assert set(changes(layers)["change"]) == {"layer", "mlp"}
+
+
+def test_the_mean_over_tokens_and_the_mean_over_rollouts():
+    over_tokens = means(THREE_TOKENS).set_index(["layer", "site"])["mean"]
+    over_rollouts = means(THREE_TOKENS, average="rollouts").set_index(["layer", "site"])["mean"]
+    assert over_tokens[0, "resid_pre"] == pytest.approx((4 + 1 + 1) / 3)
+    assert over_rollouts[0, "resid_pre"] == pytest.approx((4 + 1) / 2)
+    assert over_tokens[1, "final"] == pytest.approx((0.3 + 0.6 + 0.6) / 3)
+
+
+def test_sites_stand_in_the_order_of_a_forward_pass():
+    assert list(means(THREE_TOKENS)["site"]) == [
+        "resid_pre",
+        "attn_in",
+        "attn_out",
+        "mlp_in",
+        "mlp_out",
+        "resid_post",
+        "final",
     ]
-    layers = pd.DataFrame(rows, columns=["rollout", "readout", "layer", "site", "tokens", "entropy"])
-    found = by_layer(layers, "raw")
-    assert found.loc[0, "resid_pre"] == pytest.approx((4 + 3 * 2) / 4)
-    assert found.loc[0, "resid_post"] == pytest.approx((8 + 3 * 4) / 4)
-    assert found.loc[0, "change_layer"] == pytest.approx(2.5)
-    assert found.loc[1, "final"] == pytest.approx(7 / 4)
-    assert "change_attn" not in found
+
+
+def test_entropy_changes_are_equations_11_to_13():
+    found = changes(THREE_TOKENS).set_index("change")["mean"]
+    assert found["layer"] == pytest.approx(((5 - 4) + 2 * (0.5 - 1)) / 3)
+    assert found["attn"] == pytest.approx(((3 - 2) + 2 * (6 - 2)) / 3)
+    assert found["mlp"] == pytest.approx(((7 - 1) + 2 * (1 - 4)) / 3)
+
+
+def test_the_norm_control_splits_a_change_into_direction_and_norm():
+    nan = float("nan")
+    layers = table(
+        [
+            (0, 0, "mlp_in", 1, 1.0, nan),
+            (1, 0, "mlp_in", 2, 4.0, nan),
+            (0, 0, "mlp_out", 1, 7.0, 3.0),
+            (1, 0, "mlp_out", 2, 1.0, 2.0),
+        ],
+        "entropy",
+        "entropy_at_input_norm",
+    )
+    found = changes(layers).set_index("part")["mean"]
+    assert found["direction"] == pytest.approx(((3 - 1) + 2 * (2 - 4)) / 3)
+    assert found["norm"] == pytest.approx(((7 - 3) + 2 * (1 - 2)) / 3)
+    assert found["direction"] + found["norm"] == pytest.approx(found["total"])
+
+
+def test_there_is_no_norm_control_where_it_was_not_measured():
+    layers = THREE_TOKENS.assign(entropy_at_input_norm=float("nan"))  # as under the norm readout
+    assert set(changes(layers)["part"]) == {"total"}
 
 
 def test_a_rollout_that_is_not_a_number_makes_the_mean_not_a_number():
-    rows = [(n, "raw", 0, "resid_post", 1, entropy) for n, entropy in enumerate([float("nan"), 2.0])]
-    layers = pd.DataFrame(rows, columns=["rollout", "readout", "layer", "site", "tokens", "entropy"])
-    assert by_layer(layers, "raw")["resid_post"].isna().all()
+    layers = table([(0, 0, "resid_post", 1, float("nan")), (1, 0, "resid_post", 1, 2.0)])
+    assert by_layer(layers.assign(readout="raw"), "raw")["resid_post"].isna().all()
+    assert means(layers)[["mean", "low", "high"]].isna().all(axis=None)
+
+
+def test_one_rollout_has_a_mean_and_no_interval_and_no_stage():
+    found = changes(THREE_TOKENS[THREE_TOKENS["rollout"] == 0])
+    assert found["mean"].notna().all()
+    assert found[["low", "high"]].isna().all(axis=None)
+    assert not len(stages(found))
+    assert target(stages(found)) is None
+
+
+def slow_interval(values: np.ndarray, weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Percentiles of the weighted mean of rollouts drawn anew, one draw after the other."""
+    random = np.random.default_rng(seed)
+    draws = []
+    for _ in range(4000):
+        rows = random.integers(0, len(values), len(values))
+        draws.append(sum(values[row] * weights[row] for row in rows) / sum(weights[row] for row in rows))
+    return np.percentile(draws, 2.5, axis=0), np.percentile(draws, 97.5, axis=0)
+
+
+def test_means_and_intervals_equal_slow_plain_ones():
+    random = np.random.default_rng(1)
+    values, weights = random.normal([0, 5], [1, 3], (25, 2)), random.integers(1, 60, 25).astype(float)
+    mean, low, high = interval(values, weights)
+    slow_low, slow_high = slow_interval(values, weights, seed=7)
+    assert mean == pytest.approx(sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights))
+    assert low == pytest.approx(slow_low, abs=0.06 * np.ptp([slow_low, slow_high]))
+    assert high == pytest.approx(slow_high, abs=0.06 * np.ptp([slow_low, slow_high]))
+
+
+def test_intervals_are_wider_where_the_tokens_of_a_rollout_agree():
+    """An interval over tokens would not see it: the same 100 numbers, once in 10 rollouts that agree, once spread."""
+    agreeing, spread = np.repeat(np.arange(10.0), 10), np.tile(np.arange(10.0), 10)
+    widths = []
+    for tokens in (agreeing, spread):
+        _, low, high = interval(tokens.reshape(10, 10).mean(1, keepdims=True), np.full(10, 10.0))
+        widths.append(float(high[0] - low[0]))
+    assert widths[0] > 1
+    assert widths[1] == pytest.approx(0, abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.floats(-10, 10), st.integers(1, 50)), min_size=2, max_size=12))
+def test_an_interval_lies_within_the_values_and_is_the_same_each_time(pairs):
+    values, weights = np.array([[value] for value, _ in pairs]), np.array([float(weight) for _, weight in pairs])
+    first, again = interval(values, weights), interval(values, weights)
+    assert [end.tolist() for end in first] == [end.tolist() for end in again]
+    assert values.min() - 1e-9 <= first[1][0] <= first[2][0] <= values.max() + 1e-9
+
+
+PLANTED = changes_of(
+    (0, "mlp", "total", 2.0, 1.0, 3.0),
+    (1, "mlp", "total", 0.5, 0.1, 0.9),
+    (2, "mlp", "total", 0.1, -0.2, 0.4),
+    (3, "mlp", "total", -2.0, -3.0, -1.0),
+    (4, "mlp", "total", -0.1, -0.3, 0.0),
+    (0, "attn", "total", -9.0, -9.5, -8.5),
+    (0, "mlp", "direction", -1.0, -2.0, -0.5),
+    (1, "mlp", "direction", 0.0, -1.0, 1.0),
+    (2, "mlp", "direction", 1.0, 0.5, 1.5),
+)
+
+
+def test_stages_follow_the_interval_of_the_ffn():
+    found = stages(PLANTED)
+    expected = ["exploration", "exploration", "integration", "convergence", "integration"]
+    assert list(found["stage"]) == expected
+    assert spans(found) == [
+        ("exploration", 0, 1),
+        ("integration", 2, 2),
+        ("convergence", 3, 3),
+        ("integration", 4, 4),
+    ]
+
+
+def test_bupo_trains_the_last_layer_of_exploration():
+    assert target(stages(PLANTED)) == 1
+    assert target(stages(PLANTED, "direction")) == 2
+    assert target(stages(changes_of((0, "mlp", "total", -1.0, -2.0, -0.5)))) is None
+
+
+def test_targets_under_each_part_of_the_change():
+    found = targets(PLANTED).set_index("part")
+    assert dict(found["target"]) == {"total": 1, "direction": 2}
+    assert found.loc["direction", "spans"] == [("convergence", 0, 0), ("integration", 1, 1), ("exploration", 2, 2)]
+
+
+def test_layers_that_were_not_measured_part_a_span():
+    found = pd.DataFrame({"layer": [0, 5], "stage": ["exploration", "exploration"]})
+    assert spans(found) == [("exploration", 0, 0), ("exploration", 5, 5)]
+
+
+def test_half_of_the_tokens_have_settled():
+    frame = pd.DataFrame({"layer": [0, 1, 2], "mean": [0.2, 0.5, 1.0]})
+    assert settling(frame) == 1
+    assert settling(frame[:1]) is None
+
+
+def test_relative_depth_is_the_share_of_layers_passed():
+    frame = pd.DataFrame({"layer": [0, 0, 3, 4], "site": ["resid_pre", "mlp_out", "resid_post", "final"]})
+    assert list(relative(frame, 4)["depth"]) == [0.0, 0.25, 1.0, 1.0]
+    assert list(relative(frame[["layer"]], 8)["depth"]) == [1 / 8, 1 / 8, 4 / 8, 5 / 8]
+
+
+RECORD = {
+    "rollouts": 20,
+    "d_vocab": 448,
+    "dtype": "bfloat16",
+    "asked": {"content": {"a.jsonl": {"sha256": "1"}}, "temperature": 1.0, "max_new_tokens": 64},
+}
+
+
+def test_what_differs_between_scans_is_said():
+    other = {**RECORD, "d_vocab": 151936, "asked": {**RECORD["asked"], "content": {"b.jsonl": {"sha256": "2"}}}}
+    said = " ".join(analysis.differences([RECORD, other]))
+    assert "the problems" in said
+    assert "448, 151936" in said
+    assert "temperature" not in said
+
+
+def test_the_same_problems_under_another_path_are_the_same():
+    moved = {**RECORD, "asked": {**RECORD["asked"], "content": {"elsewhere/a.jsonl": {"sha256": "1"}}}}
+    assert analysis.differences([RECORD, moved]) == []

@@ -43,7 +43,7 @@ def test_reading_knows_nothing_of_problems_rollouts_or_files(room):
     assert not imports(PACKAGE / f"{room}.py") & {"tasks", "rollouts", "cache"}
 
 
-@pytest.mark.parametrize("room", ["cache", "analysis"])
+@pytest.mark.parametrize("room", ["cache", "analysis", "tokens", "figures", "report", "drawing"])
 def test_looking_at_a_scan_never_reaches_torch(room):
     assert not loaded(f"import internal_policy.{room}") & {"torch", "transformers"}
 

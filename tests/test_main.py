@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from internal_policy import cache, scan
 from internal_policy.__main__ import main
-from internal_policy.loading import DATA
+from internal_policy.bundle import DATA
 from internal_policy.tasks import read_problems
 
 PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]

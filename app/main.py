@@ -1,0 +1,44 @@
+"""The dashboard, for the person at this machine and nobody else: `streamlit run app/main.py`."""
+
+import streamlit as st
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+VIEWS = {
+    "overview": "Overview",
+    "flow": "Entropy flow",
+    "tokens": "Tokens",
+    "compare": "Compare",
+    "training": "Training",
+    "geometry": "Geometry",
+    "prompt": "Try a prompt",
+}
+"""Address -> title, without icons: Streamlit would fetch them from elsewhere for the browser's tab."""
+WITHOUT_A_SCAN = ("training", "prompt")
+
+
+def dashboard() -> None:
+    """Draw the sidebar and the page that the address names."""
+    import scans  # what they remember lives in Streamlit's runtime, which the server has not started when it imports this
+    import show
+
+    st.set_page_config(page_title="internal-policy", layout="wide")
+    page = st.navigation(
+        [
+            st.Page(f"views/{name}.py", title=title, url_path=name, default=name == "overview")
+            for name, title in VIEWS.items()
+        ]
+    )
+    scans.choose()
+    st.title(page.title)
+    with show.refusing():
+        if scans.none() and page.url_path not in WITHOUT_A_SCAN:
+            show.nothing_yet()
+        else:
+            page.run()
+
+
+if __name__ == "__main__":  # Streamlit runs this file for every page,
+    dashboard()
+else:  # and imports it once for the server, which by itself refuses a foreign Host on its websocket alone
+    app = st.App(__file__, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])])

@@ -1,0 +1,234 @@
+"""The scan that is looked at: chosen in the sidebar, kept in the URL, read once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, get_args
+
+import pandas as pd
+import streamlit as st
+
+from internal_policy import analysis, bundle, cache, tokens, view
+from internal_policy.analysis import Average
+from internal_policy.errors import InputError
+from internal_policy.view import About, Outcome, View
+
+READOUTS = {
+    "raw": "hidden states as they are: the paper",
+    "norm": "through the final norm: the logit lens",
+}
+P, R = ParamSpec("P"), TypeVar("R")
+OF_ONE_SCAN = ("rollout", "layer", "position")
+"""What is chosen within a scan, and forgotten when another one is opened."""
+
+
+def listed() -> dict[str, Path]:
+    """The whole scans, by the name that stands in the URL: those of the cache, newest first, and the bundled ones."""
+    root = cache.root()
+    whole = [folder for folder in cache.scans() if (folder / cache.RECORD).exists()]
+    return {folder.relative_to(root).as_posix(): folder for folder in whole} | {
+        f.name: f for f in reversed(bundle.scans())
+    }
+
+
+def find(name: str) -> Path:
+    """The folder of a scan by its name in the list, the first digits of its digest, or its path. Raises InputError."""
+    known = listed()
+    if name in known:
+        return known[name]
+    try:
+        if name and (cache.root() / name / cache.ASKED).exists():
+            return cache.root() / name
+        return cache.find(str(Path(name).expanduser()) if name.startswith("~") else name)
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file system takes, ~ of nobody
+        raise InputError(f"'{name[:80]}' is no folder ({error}); choose a scan from the list.") from error
+
+
+def stamp(folder: Path) -> tuple[str, int, int]:
+    """What tells a scan from another one that took its folder."""
+    try:
+        found = (folder / cache.RECORD).stat()
+    except OSError:
+        return str(folder), 0, 0
+    return str(folder), found.st_mtime_ns, found.st_size
+
+
+def _identity(looked: View) -> tuple[Any, ...]:
+    return (*stamp(looked.folder), looked.readout, looked.outcome, looked.first, looked.last)
+
+
+def kept(entries: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Remember a function's last answers for as long as the scans it read are the same."""
+    return st.cache_data(  # pyright: ignore[reportReturnType]
+        max_entries=entries, show_spinner="Reading the scan", hash_funcs={View: _identity}
+    )
+
+
+@st.cache_data(max_entries=1000, show_spinner=False)
+def _label(name: str, of: tuple[str, int, int]) -> str:
+    try:
+        record = cache.record(Path(of[0]))
+    except InputError:
+        return f"{name} · cannot be read"
+    readouts = " and ".join(record["selection"]["readouts"])
+    day, digest = record["created"][:10], record["digest"][:8]
+    return f"{record['model']} · {readouts} · {record['rollouts']} rollouts · {day} · {digest}"
+
+
+@st.cache_data(max_entries=100, show_spinner=False)
+def _marked(of: tuple[str, int, int]) -> bool:
+    """Whether the rollouts of a scan have rewards."""
+    return bool(cache.read(Path(of[0]), "rollouts", ["reward"])["reward"].notna().any())
+
+
+def choose() -> None:
+    """Draw the sidebar; `chosen` has what was chosen there."""
+    known = listed()
+    if opened := st.session_state.pop("opened", None):
+        st.session_state["scan"] = opened
+        _forget()
+    elif not st.session_state.get("scan") and known:
+        st.session_state["scan"] = next(iter(known))
+    with st.sidebar:
+        above = st.container()  # the list stands above the box that owns the choice
+        name = st.text_input(
+            "Folder or name of a scan",
+            key="scan",
+            bind="query-params",
+            on_change=_forget,
+            help="The folder of any scan, or the first digits of a digest: `internal-policy ls` lists the scans.",
+        )
+        try:
+            folder = find(name) if name else None
+            st.session_state["looked"] = _filtered(folder) if folder else None
+        except InputError as error:
+            folder, st.session_state["looked"] = None, error
+        if name:
+            with above:
+                _list(known, name, folder)
+
+
+def _list(known: dict[str, Path], name: str, folder: Path | None) -> None:
+    """The list of scans, with what was typed if that is none of them."""
+    labels = {name: _label(name, stamp(path)) for name, path in known.items()}
+    shown = next((name for name, path in known.items() if path == folder), name)
+    st.session_state["listed"] = shown
+    st.selectbox(
+        "Scan",
+        list(dict.fromkeys([*known, shown])),
+        format_func=lambda name: labels.get(name, name),
+        key="listed",
+        on_change=_open_listed,
+    )
+
+
+def _filtered(folder: Path) -> View:
+    """The view of a scan that the rest of the sidebar asks for. Raises InputError if it is no whole scan."""
+    measured = cache.record(folder)["selection"]["readouts"]
+    asked = st.query_params.get("readout")
+    readout = st.radio(
+        "Readout", measured, captions=[READOUTS[name] for name in measured], key="readout", bind="query-params"
+    )
+    if asked in READOUTS and asked not in measured:
+        st.caption(f"This scan was not measured under the readout {asked}.")
+    outcome: Outcome = "all"
+    if _marked(stamp(folder)):
+        outcome = st.segmented_control(
+            "Rollouts", get_args(Outcome), default="all", required=True, key="outcome", bind="query-params"
+        )
+    left, right = st.columns(2)
+    first = left.number_input("From position", min_value=0, value=0, step=1, key="first", bind="query-params")
+    last = right.number_input(
+        "to position", min_value=0, value=None, step=1, key="last", bind="query-params", placeholder="the end"
+    )
+    st.segmented_control(
+        "Average over",
+        get_args(Average),
+        default="tokens",
+        required=True,
+        key="average",
+        bind="query-params",
+        help="Averages and intervals over all tokens (the paper), or over the means of the rollouts.",
+    )
+    return View(folder, readout, outcome, int(first), None if last is None else int(last))
+
+
+def _open_listed() -> None:
+    st.session_state["scan"] = st.session_state["listed"]
+    _forget()
+
+
+def _forget() -> None:
+    for key in OF_ONE_SCAN:
+        st.session_state[key] = None
+
+
+def none() -> bool:
+    """Whether there is no scan to look at, and none was asked for."""
+    return st.session_state["looked"] is None
+
+
+def chosen() -> View:
+    """What is looked at. Raises InputError where what was asked for cannot be."""
+    looked = st.session_state["looked"]
+    if isinstance(looked, InputError):
+        raise looked
+    return looked
+
+
+def average() -> Average:
+    """Whether every token or every rollout counts the same."""
+    return st.session_state["average"]
+
+
+@kept(3)
+def layers(looked: View) -> pd.DataFrame:
+    """The table `layers` of a view."""
+    return view.layers(looked)
+
+
+@kept(50)
+def about(looked: View) -> About:
+    """What every figure of a view says."""
+    return view.about(looked)
+
+
+@kept(50)
+def means(looked: View, measure: str, average: Average) -> pd.DataFrame:
+    """Means of a measure with their intervals. Raises InputError if it was not measured."""
+    found = analysis.means(layers(looked), measure, average)
+    if not len(found):
+        raise InputError(f"{looked.folder} has no {measure}; scan again with --measures all.")
+    return found
+
+
+@kept(50)
+def changes(looked: View, average: Average) -> pd.DataFrame:
+    """Entropy changes with their intervals. Raises InputError if they were not measured."""
+    found = analysis.changes(layers(looked), average)
+    if not len(found):
+        raise InputError(f"{looked.folder} has no entropy before and after a layer; scan again with --sites all.")
+    return found
+
+
+@kept(50)
+def settled(looked: View, average: Average) -> pd.DataFrame:
+    """The share of tokens whose first choice has settled, with its interval."""
+    return analysis.means(tokens.settled(looked), "settled", average)
+
+
+@kept(50)
+def quantiles(looked: View, site: str, measure: str) -> pd.DataFrame:
+    """How a measure is spread over the tokens."""
+    return tokens.quantiles(looked, site, measure)
+
+
+@kept(4)
+def rollouts(looked: View) -> pd.DataFrame:
+    """The rollouts of a view: rollout, reward, problem, answer, tokens."""
+    return view.rollouts(looked, ["problem", "answer"])
+
+
+@kept(8)
+def cells(looked: View, rollout: int, site: str, measure: str) -> pd.DataFrame:
+    """A measure at every token and layer of a response."""
+    return tokens.cells(looked, rollout, site, measure)

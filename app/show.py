@@ -1,0 +1,120 @@
+"""Show a figure with the data behind it, a table, or why there is nothing to show."""
+
+import html
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from internal_policy import analysis, look
+from internal_policy.errors import InputError
+
+FIRST_SCAN = "internal-policy scan"
+PARTS = {"total": "as measured", "direction": "direction alone", "norm": "norm alone"}
+OWN_SCAN = "internal-policy scan --model ./my-model --problems problems.jsonl --limit 100"
+
+
+def figure(key: str, drawn: go.Figure, data: pd.DataFrame, *, clicked: Callable[[], None] | None = None) -> None:
+    """A chart, and below it its data to read and to download; `clicked` is called when a point is."""
+    said = drawn.layout.meta
+    st.plotly_chart(
+        drawn,
+        key=key,
+        theme="streamlit",
+        config=dict(look.CONFIG),
+        alt=f"{said['title']}: {said['caption']}",
+        on_select=clicked or "ignore",
+        selection_mode="points",
+    )
+    below(key, data)
+
+
+@st.fragment
+def below(key: str, data: pd.DataFrame) -> None:
+    """The data behind a chart, sent when it is asked for."""
+    box = st.expander("Data", key=f"{key}-data", on_change="rerun")
+    if box.open:
+        with box:
+            table(f"{key}-table", data)
+
+
+def table(key: str, data: pd.DataFrame) -> None:
+    """A table as plain text and numbers, and a button that downloads it."""
+    shown = data.copy()
+    for name in shown.select_dtypes(["object", "string"]):
+        safe = glyphs if name == "token" else plain
+        shown[name] = [safe(value) if isinstance(value, str) else value for value in shown[name]]
+    st.dataframe(shown, key=key, hide_index=True, placeholder="–")
+    st.download_button(
+        "Download as CSV",
+        lambda: data.to_csv(index=False).encode(errors="backslashreplace"),
+        file_name=f"{key.removesuffix('-table')}.csv",
+        mime="text/csv",
+        key=f"{key}-csv",
+        on_click="ignore",
+        type="tertiary",
+        icon=":material/download:",
+    )
+
+
+def targets(changes: pd.DataFrame) -> pd.DataFrame:
+    """The layer to train under the FFN's entropy change and under each part of it; layers count from 1, as in print."""
+    found = analysis.targets(changes)
+    spans = ["; ".join(map(span, spans)) for spans in found["spans"]]
+    points = [None if pd.isna(layer) else f"{layer}.resid_post" for layer in found["target"]]
+    parts = [PARTS[part] for part in found["part"]]
+    return pd.DataFrame(
+        {"FFN's entropy change": parts, "layer": found["target"] + 1, "hook point": points, "stages, by layer": spans}
+    )
+
+
+def span(found: tuple[str, int, int]) -> str:
+    """A run of layers of one stage, in words; layers count from 1."""
+    stage, first, last = found
+    return f"{stage} {first + 1}" if first == last else f"{stage} {first + 1} to {last + 1}"
+
+
+def stacked(*frames: pd.DataFrame) -> pd.DataFrame:
+    """Several frames behind one chart as one."""
+    return pd.concat(frames, ignore_index=True)
+
+
+def glyphs(token: str) -> str:
+    """A token as one line of plain text in which white space and what cannot be seen is visible."""
+    return html.unescape(look.glyphs(token))
+
+
+def plain(text: str) -> str:
+    """Text as it stands, lines and spaces too, but for what cannot be seen."""
+    return "\n".join(glyphs(line).replace("␣", " ") if line else "" for line in text.split("\n"))
+
+
+def refuse(error: InputError) -> None:
+    """Why something is not shown, as plain text: it may hold any name."""
+    with st.container(key="refusal", border=True):
+        st.text(f"⚠ {error}")
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Show the InputError of the block instead of what it would have shown."""
+    try:
+        yield
+    except InputError as error:
+        refuse(error)
+
+
+def make_your_own() -> None:
+    """How to make a scan."""
+    st.markdown("Of the bundled model, or of any Llama or Qwen model; then reload this page.")
+    st.code(f"{FIRST_SCAN}\n{OWN_SCAN}", language="bash")
+
+
+def nothing_yet() -> None:
+    """What to do where there is no scan at all."""
+    with st.container(key="nothing-yet"):
+        st.markdown("There is no scan yet. This command makes one with the bundled model, in about a minute:")
+        st.code(FIRST_SCAN, language="bash")
+        make_your_own()

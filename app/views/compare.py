@@ -1,0 +1,58 @@
+"""Up to four scans side by side, at the same relative depth."""
+
+from dataclasses import replace
+
+import pandas as pd
+import scans
+import show
+import streamlit as st
+
+from internal_policy import analysis, plots, view
+from internal_policy.analysis import Average
+from internal_policy.view import View
+
+MOST = 4
+WHAT = {"entropy": "Entropy", "change": "Entropy change"}
+
+
+def page(looked: View, average: Average) -> None:
+    """Draw the page."""
+    st.markdown(
+        "Models of different depth, each drawn from its first layer (0) to its last (1), on one scale (Figs. 13 and 14 "
+        "of the paper). The sidebar's readout, responses and positions hold for all of them."
+    )
+    known = list(scans.listed())
+    names = st.multiselect(
+        "Scans, two to four",
+        known,
+        default=known[-2:],
+        key="compare",
+        bind="query-params",
+        max_selections=MOST,
+        accept_new_options=True,
+        help="Choose from the list, or type the folder of a scan.",
+    )
+    if len(names) < 2:
+        st.text("Choose at least two scans.")
+        return
+    views = [replace(looked, folder=scans.find(name)) for name in names]
+    records = view.comparable(views)
+    for sentence in analysis.differences(records):
+        st.text(f"• {sentence}")
+    abouts = [scans.about(one) for one in views]
+    frames = [scans.means(one, "entropy", average) for one in views]
+    changes = [scans.changes(one, average) for one in views]
+    for what, found in (("entropy", frames), ("change", changes)):
+        deep = [analysis.relative(frame, about.n_layers) for frame, about in zip(found, abouts, strict=True)]
+        data = [frame.assign(scan=name) for frame, name in zip(deep, names, strict=True)]
+        with show.refusing():
+            drawn = plots.compare(list(zip(abouts, deep, strict=True)), what)
+            show.figure(f"compare-{what}", drawn, show.stacked(*data))
+    st.subheader("The layer to train")
+    named = [show.targets(found).assign(scan=name) for found, name in zip(changes, names, strict=True)]
+    table = pd.concat(named, ignore_index=True)
+    show.table("targets", table[["scan", *table.columns.drop("scan")]])
+
+
+if __name__ == "__main__":
+    page(scans.chosen(), scans.average())

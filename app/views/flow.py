@@ -1,0 +1,47 @@
+"""How entropy goes through the layers, on average and over the tokens."""
+
+import scans
+import show
+import streamlit as st
+
+from internal_policy import analysis, plots
+from internal_policy.analysis import Average
+from internal_policy.view import View
+
+SPREAD = analysis.SITES[:-1]
+"""Sites whose distribution can be looked at: those that every layer has."""
+
+
+def page(looked: View, average: Average) -> None:
+    """Draw the page."""
+    st.markdown(
+        "Entropy of the policy at each point of the residual stream, from the embeddings to the model's own policy "
+        "(Fig. 2 of the paper), and how much each layer, attention block and FFN changes it (Fig. 3): E is "
+        "exploration, I integration, C convergence. Bands are 95 % intervals over responses."
+    )
+    about = scans.about(looked)
+    with show.refusing():
+        means = scans.means(looked, "entropy", average)
+        show.figure("flow", plots.flow(means, about), means)
+    with show.refusing():
+        changes = scans.changes(looked, average)
+        stages = analysis.spans(analysis.stages(changes))
+        show.figure("change", plots.change(changes, about, stages), changes)
+    st.subheader("Over the tokens")
+    st.markdown("Half of the tokens lie in the dark band, nine of ten in the light one: a mean can hide two crowds.")
+    site = st.selectbox("Site", SPREAD, index=SPREAD.index("resid_post"), key="spread", bind="query-params")
+    with show.refusing():
+        quantiles = scans.quantiles(looked, site, "entropy")
+        show.figure("distribution", plots.distribution(quantiles, about, site), quantiles)
+    st.subheader("Towards the model's own policy")
+    st.markdown(
+        "How far each policy is from the model's own, and the share of tokens whose likeliest token no longer changes."
+    )
+    with show.refusing():
+        kl, settled = scans.means(looked, "kl", average), scans.settled(looked, average)
+        both = kl.assign(measure="kl"), settled.assign(measure="settled")
+        show.figure("convergence", plots.convergence(kl, settled, about), show.stacked(*both))
+
+
+if __name__ == "__main__":
+    page(scans.chosen(), scans.average())

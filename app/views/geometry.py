@@ -1,0 +1,37 @@
+"""Directions and lengths of the hidden states, and what of an entropy change is length alone."""
+
+import scans
+import show
+import streamlit as st
+
+from internal_policy import plots
+from internal_policy.analysis import Average
+from internal_policy.view import View
+
+
+def page(looked: View, average: Average) -> None:
+    """Draw the page."""
+    st.markdown(
+        "The cosine of what attention and FFN add with the stream they add it to: around 0 it is new, below 0 it "
+        "suppresses, above 0 it amplifies (Fig. 12 of the paper). Below, the lengths of these vectors."
+    )
+    about = scans.about(looked)
+    with show.refusing():
+        cosine, norm = scans.means(looked, "cosine", average), scans.means(looked, "norm", average)
+        both = cosine.assign(measure="cosine"), norm.assign(measure="norm")
+        show.figure("residual", plots.residual(cosine, norm, about), show.stacked(*both))
+    st.subheader("The norm control")
+    st.markdown(
+        "A longer hidden state has a lower entropy, whatever it points at. The change is split into what comes from "
+        "the direction, and what from the length, of the hidden state; the paper has no such control."
+    )
+    changes = scans.changes(looked, average)
+    with show.refusing():
+        show.figure("norm-control", plots.norm_control(changes, about), changes)
+    st.subheader("The layer to train, under each part")
+    with show.refusing():
+        show.table("targets", show.targets(changes))
+
+
+if __name__ == "__main__":
+    page(scans.chosen(), scans.average())

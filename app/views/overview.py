@@ -1,0 +1,83 @@
+"""What a scan says at a glance."""
+
+import json
+
+import pandas as pd
+import scans
+import show
+import streamlit as st
+
+from internal_policy import analysis, cache, plots
+from internal_policy.analysis import Average
+from internal_policy.view import View
+
+FACTS = ("model", "family", "dtype", "device", "created", "digest", "n_layers", "d_model", "d_vocab", "product")
+ASKED = ("problems", "rollouts", "limit", "samples", "temperature", "top_p", "max_new_tokens", "seed", "revision")
+
+
+def page(looked: View, average: Average) -> None:
+    """Draw the page."""
+    st.markdown(
+        "Every layer, attention block and FFN of the model, read as a policy of its own: how unsure it is, and where "
+        "that changes (Figs. 2 and 3 of [arXiv 2512.19673](https://arxiv.org/abs/2512.19673))."
+    )
+    record = cache.record(looked.folder)
+    st.text(show.plain(record["model"]))
+    numbers(looked, average)
+    means, changes = scans.means(looked, "entropy", average), scans.changes(looked, average)
+    left, right = st.columns(2)
+    with left, show.refusing():
+        few = means[~means["site"].isin(["attn_in", "mlp_in"])]
+        show.figure("flow", plots.flow(few, scans.about(looked)), means)
+    with right, show.refusing():
+        stages = analysis.spans(analysis.stages(changes))
+        show.figure("change", plots.change(changes, scans.about(looked), stages), changes)
+    st.subheader("The layer to train")
+    st.markdown(
+        "BuPO trains the last layer of exploration: where the interval of the FFN's entropy change lies above 0. "
+        "The norm control says what remains of that when the length of the hidden states is left out."
+    )
+    show.table("targets", show.targets(changes))
+    st.subheader("By layer, in nats")
+    show.table("by-layer", by_layer(means, changes))
+    st.subheader("How it was measured")
+    show.table("provenance", provenance(record))
+
+
+def numbers(looked: View, average: Average) -> None:
+    """The key facts."""
+    about, rewards = scans.about(looked), scans.rollouts(looked)["reward"].astype(float)
+    facts = {"Layers": f"{about.n_layers}", "Rollouts": f"{about.rollouts:,}", "Tokens": f"{about.tokens:,}"}
+    facts["Vocabulary"] = f"{about.d_vocab:,}"
+    if rewards.notna().any():
+        facts["Correct"] = f"{(rewards >= 1).sum() / rewards.notna().sum():.0%}"
+    with show.refusing():
+        depth = analysis.settling(scans.settled(looked, average))
+        facts["Half settled after"] = "at the end" if depth is None else f"layer {depth + 1}"
+    for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
+        column.metric(name, value)
+
+
+def by_layer(means: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
+    """Entropies in nats and their changes: a row a layer."""
+    wide = means.pivot(index="layer", columns="site", values="mean")
+    wide = wide[[site for site in analysis.SITES if site in wide]]
+    total = changes[changes["part"] == "total"].pivot(index="layer", columns="change", values="mean")
+    table = wide.join(total.rename(columns=lambda name: f"change of {name}")).reset_index()
+    return table.round(3)
+
+
+def provenance(record: dict) -> pd.DataFrame:
+    """What the record says of how the scan was made, as text."""
+    rows = {name: record.get(name) for name in FACTS}
+    rows |= {name: record.get("asked", {}).get(name) for name in ASKED}
+    rows |= {f"version of {name}": version for name, version in record.get("versions", {}).items()}
+    rows |= {"command": " ".join(map(str, record.get("command", [])))}
+    said = {k: v if isinstance(v, str) else json.dumps(v) for k, v in rows.items() if v is not None}
+    return pd.DataFrame({"what": said.keys(), "value": said.values()})
+
+
+if __name__ == "__main__":
+    page(scans.chosen(), scans.average())
+    with st.expander("Make your own scan", key="make-your-own"):
+        show.make_your_own()

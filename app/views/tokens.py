@@ -1,0 +1,180 @@
+"""One response token by token: what every layer would say there, and how sure it is."""
+
+import pandas as pd
+import plotly.graph_objects as go
+import scans
+import show
+import streamlit as st
+
+from internal_policy import heatmaps, look, tokens
+from internal_policy.analysis import SITES
+from internal_policy.errors import InputError
+from internal_policy.view import View
+
+WINDOW = 512
+"""How many tokens are drawn at once."""
+MEASURES = ("entropy", "change", "kl", "rank", "logprob", "norm", "cosine", "entropy_at_input_norm")
+
+
+def page(looked: View) -> None:
+    """Draw the page."""
+    st.markdown(
+        "Each column is a token of the response and each row a layer: the policy that had to predict that token. Click "
+        "a cell, or type its layer and position, to see what attention and FFN do to the likeliest tokens there."
+    )
+    rollout = choose_rollout(looked)
+    cells(looked, rollout)
+
+
+def choose_rollout(looked: View) -> int:
+    """The rollout of the URL, the number or the list, the first one if none is named; what was asked and answered."""
+    known = scans.rollouts(looked).set_index("rollout")
+    labels = {number: label(int(number), row) for number, row in known.iterrows()}
+    left, right = st.columns([1, 4])
+    typed = left.number_input(
+        "Rollout",
+        min_value=0,
+        value=None,
+        step=1,
+        key="rollout",
+        bind="query-params",
+        on_change=forget_cell,
+        placeholder=str(known.index[0]),
+    )
+    rollout = int(known.index[0] if typed is None else typed)
+    st.session_state["listed_rollout"] = rollout
+    right.selectbox(
+        "Response",
+        list(dict.fromkeys([*labels, rollout])),
+        format_func=lambda number: labels.get(number, str(number)),
+        key="listed_rollout",
+        on_change=open_rollout,
+    )
+    if rollout not in known.index:
+        raise InputError(f"Rollout {rollout} is not among those that are looked at; choose one from the list.")
+    row = known.loc[rollout]
+    with st.container(key="problem", border=True):
+        st.text(show.plain(row["problem"]))
+        answer = "" if pd.isna(row["answer"]) else f"answer {show.plain(str(row['answer']))} · "
+        st.text(f"{answer}{marked(row['reward'])} · {row['tokens']} tokens")
+    return rollout
+
+
+def label(number: int, row: pd.Series) -> str:
+    """A rollout in the list."""
+    return f"{number} · {marked(row['reward'])} · {row['tokens']} tokens · {show.plain(row['problem'][:80])}"
+
+
+def marked(reward: float | None) -> str:
+    """A reward in words."""
+    if reward is None or pd.isna(reward):
+        return "not marked"
+    return "correct" if reward >= 1 else "incorrect"
+
+
+@st.fragment
+def cells(looked: View, rollout: int) -> None:
+    """The heatmap of the window around the chosen cell, and what is said there."""
+    left, right = st.columns(2)
+    site = left.selectbox("Site", SITES[:-1], index=SITES.index("resid_post"), key="site", bind="query-params")
+    measure = right.selectbox("Measure", MEASURES, key="measure", bind="query-params")
+    above = st.container()
+    with show.refusing():
+        about, response = scans.about(looked), tokens.response(looked, rollout)
+        layer, position = choose_cell(about.n_layers, response)
+        shown = window(response, position)
+        with above, show.refusing():
+            found = scans.cells(looked, rollout, site, measure)
+            found = found[found["position"].isin(shown["position"])]
+            drawn = heatmaps.tokens(found, shown, about, site, measure)
+            show.figure("cells", point_at(drawn, layer, position), found.merge(shown), clicked=clicked)
+        strip(shown, position)
+        said = tokens.predictions(looked, rollout, position, layer)
+        show.figure("predictions", heatmaps.predictions(said, about, layer, position), said)
+
+
+def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
+    """The layer and position that the URL, a click or the numbers say; else the first token at the layer half way."""
+    left, middle, right = st.columns([1, 1, 3], vertical_alignment="bottom")
+    layer = left.number_input(
+        "Layer, from 0",
+        min_value=0,
+        value=None,
+        step=1,
+        key="layer",
+        bind="query-params",
+        placeholder=str(n_layers // 2),
+    )
+    first = int(response["position"].iloc[0])
+    position = middle.number_input(
+        "Position, from 0", min_value=0, value=None, step=1, key="position", bind="query-params", placeholder=str(first)
+    )
+    layer, position = n_layers // 2 if layer is None else int(layer), first if position is None else int(position)
+    if layer > n_layers:
+        raise InputError(
+            f"There is no layer {layer}: they are 0 to {n_layers - 1}, and {n_layers} is the model itself."
+        )
+    there = response.loc[response["position"] == position, "token"]
+    if not len(there):
+        last = int(response["position"].iloc[-1])
+        raise InputError(f"There is no position {position} in this response: they are {first} to {last}.")
+    what = "the model's own policy" if layer == n_layers else f"layer {layer + 1} as the paper counts"
+    right.text(f"The token that came is {show.glyphs(there.iloc[0])}, read at {what}.")
+    return layer, position
+
+
+def window(response: pd.DataFrame, position: int) -> pd.DataFrame:
+    """The tokens around a position that are drawn at once; buttons go to those before and after."""
+    first = int(response["position"].iloc[0])
+    if len(response) <= WINDOW:
+        return response
+    start = first + (position - first) // WINDOW * WINDOW
+    last = int(response["position"].iloc[-1])
+    before, after, said = st.columns([1, 1, 3], vertical_alignment="center")
+    before.button("Tokens before", key="before", on_click=go_to, args=[start - WINDOW], disabled=start == first)
+    after.button("Tokens after", key="after", on_click=go_to, args=[start + WINDOW], disabled=start + WINDOW > last)
+    said.text(f"Positions {start} to {min(start + WINDOW - 1, last)} of {first} to {last}.")
+    return response[response["position"].between(start, start + WINDOW - 1)]
+
+
+def strip(shown: pd.DataFrame, position: int) -> None:
+    """The tokens of the window as text, the chosen one in brackets."""
+    said = [
+        f"⟦{show.glyphs(token)}⟧" if at == position else show.glyphs(token)
+        for at, token in zip(shown["position"], shown["token"], strict=True)
+    ]
+    with st.container(key="strip", border=True):
+        st.text(" ".join(said))
+
+
+def point_at(drawn: go.Figure, layer: int, position: int) -> go.Figure:
+    """A frame around the chosen cell."""
+    line = {"color": look.ORANGE, "width": 2}
+    edges = {"x0": position - 0.5, "x1": position + 0.5, "y0": layer + 0.5, "y1": layer + 1.5}
+    return drawn.add_shape(type="rect", **edges, line=line)
+
+
+def clicked() -> None:
+    """Take the layer and the position of the cell that was clicked."""
+    if points := st.session_state["cells"]["selection"]["points"]:
+        st.session_state["layer"], st.session_state["position"] = (int(n) for n in points[0]["customdata"][:2])
+
+
+def go_to(position: int) -> None:
+    """Choose a position."""
+    st.session_state["position"] = position
+
+
+def open_rollout() -> None:
+    """Take the rollout that was chosen in the list."""
+    st.session_state["rollout"] = st.session_state["listed_rollout"]
+    forget_cell()
+
+
+def forget_cell() -> None:
+    """Another response has other positions."""
+    st.session_state["position"] = None
+
+
+if __name__ == "__main__":
+    page(scans.chosen())

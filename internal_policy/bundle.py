@@ -1,0 +1,14 @@
+"""What comes with the package: demo models, problems, demo scans and the dashboard."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+DATA = next((p for p in (PACKAGE / "data", PACKAGE.parent / "data") if p.is_dir()), PACKAGE / "data")
+"""The bundled models, problems and scans: inside an installed package, beside the package in a checkout."""
+APP = next((p for p in (PACKAGE / "app", PACKAGE.parent / "app") if p.is_dir()), PACKAGE / "app")
+"""The dashboard's folder, likewise."""
+
+
+def scans() -> list[Path]:
+    """Folders of the bundled demo scans."""
+    return sorted(path.parent for path in (DATA / "scans").glob("*/scan.json"))

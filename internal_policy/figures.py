@@ -1,0 +1,146 @@
+"""Every figure of a scan by its name, from the scan on disk to the drawing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from internal_policy import analysis, heatmaps, plots, tokens, view
+from internal_policy.analysis import Average
+from internal_policy.errors import InputError
+from internal_policy.look import Style
+from internal_policy.view import View
+
+WINDOW = 512
+"""The most tokens that a heatmap shows at once."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a figure shows of a scan, beyond the view; each figure takes what it uses."""
+
+    average: Average = "tokens"
+    """Every token counts the same, or every rollout does."""
+    site: str = "resid_post"
+    """Of the distribution and of the heatmap."""
+    measure: str = "entropy"
+    """Of the heatmap and of the distribution; for a comparison entropy or change."""
+    rollout: int | None = None
+    """Whose tokens are shown; None for the first of the view."""
+    position: int | None = None
+    """Of a cell; None for the first of the view."""
+    layer: int = 0
+    """Of a cell, from 0; one past the last for the model's own policy."""
+    style: Style = "screen"
+    """For a screen, or for print."""
+
+
+def flow(views: Sequence[View], choice: Choice) -> go.Figure:
+    """Entropy from layer to layer (Fig. 2)."""
+    (one,) = views
+    return plots.flow(means(one, "entropy", choice.average), view.about(one), choice.style)
+
+
+def change(views: Sequence[View], choice: Choice) -> go.Figure:
+    """Entropy change of layers, attention and FFN with the stages (Fig. 3)."""
+    (one,) = views
+    found = changes(one, choice.average)
+    return plots.change(found, view.about(one), analysis.spans(analysis.stages(found)), choice.style)
+
+
+def norm_control(views: Sequence[View], choice: Choice) -> go.Figure:
+    """Entropy change as direction and norm."""
+    (one,) = views
+    return plots.norm_control(changes(one, choice.average), view.about(one), choice.style)
+
+
+def residual(views: Sequence[View], choice: Choice) -> go.Figure:
+    """Cosine of the modules' outputs with the residual stream, and norms (Fig. 12)."""
+    (one,) = views
+    cosine, norm = means(one, "cosine", choice.average), means(one, "norm", choice.average)
+    return plots.residual(cosine, norm, view.about(one), choice.style)
+
+
+def convergence(views: Sequence[View], choice: Choice) -> go.Figure:
+    """KL to the model's own policy, and where its first choice settles."""
+    (one,) = views
+    settled = analysis.means(tokens.settled(one), "settled", choice.average)
+    return plots.convergence(means(one, "kl", choice.average), settled, view.about(one), choice.style)
+
+
+def distribution(views: Sequence[View], choice: Choice) -> go.Figure:
+    """A measure's quantiles over the tokens."""
+    (one,) = views
+    found = tokens.quantiles(one, choice.site, choice.measure)
+    return plots.distribution(found, view.about(one), choice.site, choice.measure, choice.style)
+
+
+def heatmap(views: Sequence[View], choice: Choice) -> go.Figure:
+    """A measure at every token and layer of one response; of a long one the first tokens."""
+    (one,) = views
+    rollout = first_rollout(one) if choice.rollout is None else choice.rollout
+    response = tokens.response(one, rollout)[:WINDOW]
+    found = tokens.cells(one, rollout, choice.site, choice.measure)
+    shown = found[found["position"] <= response["position"].iloc[-1]]
+    return heatmaps.tokens(shown, response, view.about(one), choice.site, choice.measure, choice.style)
+
+
+def cell(views: Sequence[View], choice: Choice) -> go.Figure:
+    """What the policies of a layer would say at one position."""
+    (one,) = views
+    rollout = first_rollout(one) if choice.rollout is None else choice.rollout
+    position = one.first if choice.position is None else choice.position
+    found = tokens.predictions(one, rollout, position, choice.layer)
+    return heatmaps.predictions(found, view.about(one), choice.layer, position, choice.style)
+
+
+def compare(views: Sequence[View], choice: Choice) -> go.Figure:
+    """Up to four scans side by side at relative depth; entropy or change."""
+    records = view.comparable(views)
+    if choice.measure not in ("entropy", "change"):
+        raise InputError(f"Scans are compared by entropy or change, not by {choice.measure}.")
+    if not 2 <= len(views) <= 4:
+        raise InputError(f"A comparison takes two to four scans, not {len(views)}; name the others with --against.")
+    frames = []
+    for one, record in zip(views, records, strict=True):
+        found = changes(one, choice.average) if choice.measure == "change" else means(one, "entropy", choice.average)
+        frames.append((view.about(one), analysis.relative(found, record["n_layers"])))
+    return plots.compare(frames, choice.measure, choice.style)
+
+
+FIGURES: Mapping[str, Callable[[Sequence[View], Choice], go.Figure]] = {
+    "flow": flow,
+    "change": change,
+    "norm-control": norm_control,
+    "residual": residual,
+    "convergence": convergence,
+    "distribution": distribution,
+    "tokens": heatmap,
+    "cell": cell,
+    "compare": compare,
+}
+"""Name -> what draws it. All but `compare` take one view."""
+
+
+def means(one: View, measure: str, average: Average = "tokens") -> pd.DataFrame:
+    """`analysis.means` of a view. Raises InputError if the measure was not made."""
+    found = analysis.means(view.layers(one), measure, average)
+    if not len(found):
+        raise InputError(f"{one.folder} has no {measure}; scan again with --measures all.")
+    return found
+
+
+def changes(one: View, average: Average = "tokens") -> pd.DataFrame:
+    """`analysis.changes` of a view. Raises InputError if the sites or the entropy were not measured."""
+    found = analysis.changes(view.layers(one), average)
+    if not len(found):
+        raise InputError(
+            f"{one.folder} has no entropy before and after a layer, attention or FFN; scan again with --sites all."
+        )
+    return found
+
+
+def first_rollout(one: View) -> int:
+    """The number of the first rollout of a view."""
+    return int(view.rollouts(one)["rollout"].iloc[0])

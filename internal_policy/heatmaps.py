@@ -1,0 +1,300 @@
+"""Figures of tokens and of training steps."""
+
+from dataclasses import dataclass, replace
+from math import log
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from internal_policy import look
+from internal_policy.look import GREY, Mark, Style
+from internal_policy.view import About
+
+WINDOW = 512
+"""The most tokens that can be told apart side by side."""
+SVG = 5000
+"""The most markers that are drawn as shapes; more are drawn by WebGL."""
+LOGARITHMIC = ("rank", "norm")
+AROUND_ZERO = ("change", "cosine")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From a measure's values to colours."""
+
+    colours: str
+    low: float
+    high: float
+    logarithmic: bool = False
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """What is coloured: the values, or their logarithms to the base 10."""
+        return np.log10(np.maximum(values, 1e-12)) if self.logarithmic else values
+
+    def bar(self, title: str) -> dict[str, Any]:
+        """The colour bar; under a logarithm it says the values themselves."""
+        found: dict[str, Any] = {"title": {"text": title, "side": "right"}, "thickness": 14, "outlinewidth": 0}
+        if self.logarithmic:
+            steps = np.arange(np.ceil(self.low), np.floor(self.high) + 1)
+            found |= {
+                "tickvals": steps.tolist(),
+                "ticktext": [f"{10.0**step:,.0f}" if step >= 0 else f"{10.0**step:g}" for step in steps],
+            }
+        return found
+
+
+def scale(measure: str, values: np.ndarray, d_vocab: int | None = None) -> Scale:
+    """The colours of a measure: Cividis from 0 to ln V for entropy, blue to red around 0 for what has a sign."""
+    seen = values[np.isfinite(values)]
+    seen = seen if len(seen) else np.zeros(1)
+    if measure in AROUND_ZERO:
+        most = float(np.abs(seen).max()) or 1.0
+        return Scale("RdBu_r", -most, most)
+    if measure in LOGARITHMIC:
+        positive = np.log10(seen[seen > 0]) if (seen > 0).any() else np.zeros(1)
+        return Scale("Viridis", float(positive.min()), max(float(positive.max()), float(positive.min()) + 1), True)
+    if measure == "logprob":
+        return Scale("Viridis", min(float(seen.min()), -1e-3), 0.0)
+    if measure.startswith("entropy"):
+        return Scale("Cividis", 0.0, log(d_vocab) if d_vocab else float(seen.max()) or 1.0)
+    return Scale("Viridis", 0.0, float(seen.max()) or 1.0)
+
+
+def tokens(
+    cells: pd.DataFrame, response: pd.DataFrame, about: About, site: str, measure: str, style: Style = "screen"
+) -> go.Figure:
+    """A measure at every layer and token of a response.
+
+    `cells` is layer, position, value, `response` is position, token; the row after the last layer is the model's own
+    policy. Every cell has a marker that nobody sees, with customdata [layer, position], because plotly reports clicks
+    on markers alone. Raises ValueError for more than 512 tokens: show a window of them.
+    """
+    if len(response) > WINDOW:
+        raise ValueError(
+            f"{len(response)} tokens are too many to be told apart, at most {WINDOW}; show a window of them."
+        )
+    grid = cells.pivot(index="layer", columns="position", values="value")
+    grid = grid.reindex(index=range(int(grid.index.min()), int(grid.index.max()) + 1), columns=response["position"])
+    values = grid.to_numpy(dtype=np.float32)
+    colours = scale(measure, values, about.d_vocab)
+    figure = go.Figure(_heat(grid, colours, look.label(measure)))
+    figure.add_trace(_markers(grid, response, about.n_layers, site, measure))
+    _rows(figure, grid.index, about.n_layers)
+    room = 50 if style == "screen" else 40
+    every = -(-len(response) // room)
+    ticks = response.iloc[::every]
+    figure.update_xaxes(
+        tickvals=ticks["position"].tolist(),
+        ticktext=[look.glyphs(token, 12) for token in ticks["token"]],
+        tickangle=-90,
+        title={"text": "Token" if every == 1 else f"Token (one in {every} is named)"},
+        range=[response["position"].iloc[0] - 0.5, response["position"].iloc[-1] + 0.5],
+    )
+    title = f"{look.MEASURES[measure][0]} by layer and token: {look.SITES[site].name}"
+    height = 220 + int(np.clip(22 * len(grid), 120 if style == "screen" else 260, 720))
+    one = replace(about, rollouts=1, tokens=len(response))
+    look.layout(figure, title, one, style, height=height, wide=True)
+    return figure.update_layout(hoverdistance=-1)  # each pixel belongs to the nearest cell
+
+
+def _heat(grid: pd.DataFrame, colours: Scale, title: str, **bar: Any) -> go.Heatmap:
+    return go.Heatmap(
+        z=colours.of(grid.to_numpy(dtype=np.float32)),
+        x=grid.columns.to_numpy(),
+        y=grid.index.to_numpy() + 1,
+        colorscale=colours.colours,
+        zmin=colours.low,
+        zmax=colours.high,
+        colorbar={**colours.bar(title), **bar},
+        hoverinfo="skip",
+        hoverongaps=False,
+    )
+
+
+def _markers(
+    grid: pd.DataFrame, response: pd.DataFrame, n_layers: int, site: str, measure: str
+) -> go.Scatter | go.Scattergl:
+    """A marker on each cell that has a value."""
+    shown = grid.reset_index().melt("layer", value_name="value").dropna(subset="value")
+    names = dict(zip(response["position"], map(look.glyphs, response["token"]), strict=True))
+    unit = look.MEASURES[measure][1]
+    layers = [int(layer) for layer in shown["layer"]]
+    points = {
+        layer: "the model · final" if layer == n_layers else f"layer {layer + 1} · {layer}.{site}" for layer in layers
+    }
+    kind = go.Scatter if len(shown) <= SVG else go.Scattergl
+    cells = zip(layers, shown["position"].tolist(), shown["value"].tolist(), strict=True)
+    return kind(
+        x=shown["position"].to_numpy(),
+        y=(shown["layer"] + 1).to_numpy(),
+        mode="markers",
+        marker={"size": 10, "color": "white", "opacity": 0, "line": {"color": "black", "width": 2}},
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 0}},
+        customdata=[[layer, at, points[layer], float(f"{value:.5g}")] for layer, at, value in cells],
+        text=[names[at] for at in shown["position"]],
+        hovertemplate="%{customdata[2]}<br>position %{customdata[1]}: %{text}<br>%{customdata[3]} "
+        + unit
+        + "<extra></extra>",
+        showlegend=False,
+    )
+
+
+def _rows(figure: go.Figure, layers: pd.Index, n_layers: int, **place: Any) -> None:
+    """The axis of layers, upwards, counted from 1; the row after the last is the model."""
+    first, last = int(layers.min()) + 1, int(layers.max()) + 1
+    model = last > n_layers
+    ticks = look.ticks(first, last - model, 16)
+    near = [tick for tick in ticks if not model or last - tick > (last - first) / 25]
+    figure.update_yaxes(
+        tickvals=[*near, *([last] if model else [])],
+        ticktext=[*map(str, near), *(["model"] if model else [])],
+        title={"text": "Layer"},
+        range=[first - 0.5, last + 0.5],
+        showgrid=False,
+        **place,
+    )
+    figure.update_xaxes(showgrid=False, **place)
+
+
+def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, style: Style = "screen") -> go.Figure:
+    """The likeliest tokens at one position of the policies of one layer, a column a site.
+
+    `frame` is site, rank, token, probability, before. Behind the probability stands how many ranks a token rose (▲) or
+    fell (▼) since the layer's input, or that it was not among the likeliest there (new).
+    """
+    columns = [(site, rows.sort_values("rank")) for site, rows in frame.groupby("site", sort=False)]
+    most = max(len(rows) for _, rows in columns)
+    heads, cells = [""], [[f"{rank}" for rank in range(1, most + 1)]]
+    for site, rows in columns:
+        point = "final" if site == "final" else f"{layer}.{site}"
+        heads.append(f"{look.SITES[str(site)].name}<br>{point}")
+        moved = (
+            [""] * len(rows)
+            if site in ("resid_pre", "final")
+            else [_moved(r, b) for r, b in zip(rows["rank"], rows["before"], strict=True)]
+        )
+        said = zip(rows["token"], rows["probability"], moved, strict=True)
+        cells.append([f"{look.glyphs(token, 16)}  {100 * share:.3g}%  {move}".rstrip() for token, share, move in said])
+    clear = {"color": "rgba(0,0,0,0)"} if style == "screen" else {"color": "white"}
+    common = {"fill": clear, "line": {"color": look.FAINT if style == "screen" else GREY, "width": 1}, "align": "left"}
+    tall = 25 if style == "screen" else 22
+    table = go.Table(
+        header={"values": heads, "height": 2 * tall - 8, **common},
+        cells={"values": cells, "height": tall, **common},
+        columnwidth=[0.25, *[1] * len(columns)],
+    )
+    where = "the model" if layer == about.n_layers else f"layer {layer + 1}"
+    margins = 84 if style == "screen" else 16
+    height = round((margins + tall * (most + 3)) / (1 if style == "screen" else 0.58))
+    title = f"What {where} would say at position {position}"
+    one = replace(about, rollouts=1, tokens=1)
+    return look.layout(go.Figure(table), title, one, style, height=height, wide=True).update_layout(
+        margin={"l": 8, "r": 8, "t": margins - 8, "b": 8}
+    )
+
+
+def _moved(rank: int, before: Any) -> str:
+    if pd.isna(before):
+        return "new"
+    return "=" if before == rank else f"▲{before - rank}" if before > rank else f"▼{rank - before}"
+
+
+def dynamics(
+    frame: pd.DataFrame,
+    metrics: pd.DataFrame | None,
+    caption: str,
+    measure: str,
+    site: str,
+    style: Style = "screen",
+) -> go.Figure:
+    """A measure by layer and training step, with the step from which the whole policy was trained; reward below.
+
+    `frame` is step, layer, site and a column of that measure (Figs. 5 and 7).
+    """
+    chosen = frame[frame["site"] == site]
+    grid = chosen.pivot(index="layer", columns="step", values=measure)
+    grid = grid.reindex(index=range(int(grid.index.min()), int(grid.index.max()) + 1))
+    rows = 1 if metrics is None else 2
+    figure = make_subplots(rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.7, 0.3][:rows])
+    colours = scale(measure, grid.to_numpy(dtype=np.float32))
+    heat = _heat(grid, colours, look.label(measure), **({"len": 0.7, "y": 1, "yanchor": "top"} if rows == 2 else {}))
+    unit = look.MEASURES[measure][1]
+    heat.update(
+        text=[[f"{layer}.{site}"] * grid.shape[1] for layer in grid.index],
+        customdata=grid.to_numpy(dtype=np.float32),
+        hovertemplate=f"layer %{{y}} · %{{text}}<br>step %{{x}}<br>%{{customdata:.4g}} {unit}<extra></extra>",
+        hoverinfo=None,
+    )
+    figure.add_trace(heat, row=1, col=1)
+    _rows(figure, grid.index, int(grid.index.max()) + 1, row=1)
+    if metrics is not None:
+        _curve(figure, metrics, "reward", look.SITES["final"], row=2)
+        figure.update_yaxes(title={"text": "Reward"}, row=2)
+        _switch(figure, metrics, rows)
+    figure.update_xaxes(title={"text": "Step"}, row=rows)
+    title = f"{look.MEASURES[measure][0]} while training: {look.SITES[site].name}"
+    look.layout(figure, title, caption, style, height=560 if rows == 2 else 420, wide=True, above=16)
+    return figure.update_layout(showlegend=False)
+
+
+def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.Figure:
+    """Entropy, clip fraction, reward and perplexity by training step, with the step where the policy was switched."""
+    wanted = (
+        (
+            "Entropy (nats)",
+            {
+                "entropy": ("whole policy", look.PURPLE, "star"),
+                "internal_entropy": ("internal policy", look.ORANGE, "square"),
+            },
+        ),
+        ("Reward", {"reward": ("reward", look.BLUE, "diamond")}),
+        ("Clipped", {"clip_fraction": ("clip fraction", GREY, "circle")}),
+        ("Perplexity", {"perplexity": ("perplexity", GREY, "circle")}),
+    )
+    panels = [
+        (title, {name: line for name, line in lines.items() if name in metrics and metrics[name].notna().any()})
+        for title, lines in wanted
+    ]
+    panels = [(title, lines) for title, lines in panels if lines]
+    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.05)
+    for number, (title, lines) in enumerate(panels, start=1):
+        for name, (said, colour, symbol) in lines.items():
+            _curve(figure, metrics, name, Mark(said, colour, symbol), row=number, legend=len(lines) > 1)
+        figure.update_yaxes(title={"text": title}, row=number)
+    _switch(figure, metrics, len(panels))
+    figure.update_xaxes(title={"text": "Step"}, row=len(panels))
+    return look.layout(figure, "Training", caption, style, height=130 + 140 * len(panels), above=16)
+
+
+def _curve(figure: go.Figure, metrics: pd.DataFrame, name: str, mark: Mark, row: int, *, legend: bool = False) -> None:
+    metrics = metrics.sort_values("step")
+    figure.add_scatter(
+        x=metrics["step"].to_numpy(),
+        y=metrics[name].to_numpy(dtype=float),
+        mode="lines",
+        name=mark.name,
+        line={"color": mark.colour, "width": 2},
+        hovertemplate=f"step %{{x}}<br>{mark.name} %{{y:.4g}}<extra></extra>",
+        showlegend=legend,
+        row=row,
+        col=1,
+    )
+
+
+def _switch(figure: go.Figure, metrics: pd.DataFrame, rows: int) -> None:
+    """A dotted line through all rows where training went from the internal to the whole policy."""
+    internal, final = (metrics.loc[metrics["phase"] == phase, "step"] for phase in ("internal", "final"))
+    if not len(internal) or not len(final):
+        return
+    at = (internal.max() + final.min()) / 2
+    for row in range(1, rows + 1):
+        place: Any = {"row": row, "col": 1}
+        figure.add_vline(at, line={"color": GREY, "width": 1.5, "dash": "dot"}, **place)
+    for text, side in (("internal", "right"), ("whole", "left")):
+        figure.add_annotation(
+            x=at, y=1, yref="paper", xanchor=side, yanchor="bottom", text=text, showarrow=False, font={"size": 11}
+        )

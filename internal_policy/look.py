@@ -1,0 +1,327 @@
+"""How every figure looks, wherever it is shown or written."""
+
+import html as markup
+import unicodedata
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import pairwise
+from math import log
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from internal_policy import cache
+from internal_policy.errors import InputError
+from internal_policy.view import About
+
+Style = Literal["screen", "paper"]
+"""`screen` takes the page's colours, light or dark; `paper` is black on white, as wide as a column of print."""
+
+GREY = "#8C8C8C"
+"""Of every line that is no data: it can be seen on white and on black."""
+FAINT = "rgba(140,140,140,0.22)"
+ORANGE, BLUE, PURPLE = "#D55E00", "#0072B2", "#CC79A7"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a quantity is drawn: its shape tells it from the others where its colour does not."""
+
+    name: str
+    colour: str
+    symbol: str
+
+
+SITES = {
+    "resid_pre": Mark("layer input", GREY, "circle-open"),
+    "attn_in": Mark("attention input", ORANGE, "square-open"),
+    "attn_out": Mark("attention", ORANGE, "square"),
+    "resid_mid": Mark("after attention", GREY, "circle-open"),
+    "mlp_in": Mark("FFN input", BLUE, "diamond-open"),
+    "mlp_out": Mark("FFN", BLUE, "diamond"),
+    "resid_post": Mark("layer output", GREY, "circle"),
+    "final": Mark("the model", PURPLE, "star"),
+}
+"""What a site is called for people, and how it is drawn."""
+CHANGES = {
+    "layer": Mark("layer", GREY, "circle"),
+    "attn": Mark("attention", ORANGE, "square"),
+    "mlp": Mark("FFN", BLUE, "diamond"),
+}
+READOUTS = {"raw": "raw hidden states", "norm": "through the final norm"}
+MEASURES = {
+    "entropy": ("Entropy", "nats"),
+    "change": ("Entropy change", "nats"),
+    "entropy_at_input_norm": ("Entropy at the input's norm", "nats"),
+    "kl": ("KL from the model", "nats"),
+    "logprob": ("Log probability", "nats"),
+    "rank": ("Rank of the token", ""),
+    "top1": ("Token is the top choice", "share"),
+    "settled": ("Top choice has settled", "share of tokens"),
+    "norm": ("Norm", ""),
+    "cosine": ("Cosine", ""),
+}
+"""A measure -> what it is called, and its unit."""
+
+CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
+"""For plotly.js: no button that uploads the figure to a cloud service. Hand over a copy: plotly changes it."""
+COLUMN, PAGE = 312, 648
+"""Widths in print, 3.25 and 6.75 inches, at 96 pixels to the inch."""
+IMAGES = (".png", ".svg", ".pdf")
+
+_TITLE = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container", "pad": {"t": 10, "l": 4}}
+_CLEAR = "rgba(0,0,0,0)"
+_SHOWN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+_UNSEEN = {"C", "Z"}
+_BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and marks, by their category, that nobody can see."""
+
+
+def glyphs(token: str, most: int | None = None) -> str:
+    """A token's text as plotly may draw it: white space and unseen characters shown, markup and maths inert.
+
+    At most `most` characters of it. The empty text is `∅`.
+    """
+    cut = token if most is None or len(token) <= most else token[: most - 1] + "…"
+    seat = "◌" if unicodedata.category(cut[:1] or "x").startswith("M") else ""  # a mark would sit on what is before
+    return inert(seat + "".join(_SHOWN.get(char) or _seen(char) for char in cut)) or "∅"
+
+
+def short(text: str, most: int = 48) -> str:
+    """A model's name or path on one line; of a long one the end, which tells it from others. Plain, not yet inert."""
+    cut = text if len(text) <= most else "…" + text[1 - most :]
+    return "".join(char if char == " " else _seen(char) for char in cut)
+
+
+def inert(text: str) -> str:
+    """Text that plotly draws as it stands, not as markup, an entity or (between dollars) mathematics."""
+    return markup.escape(text, quote=False).replace("$", "&#36;")  # plotly knows no &quot;
+
+
+def _seen(char: str) -> str:
+    hidden = unicodedata.category(char)[0] in _UNSEEN or char in _BLANK
+    return f"⟨U+{ord(char):04X}⟩" if hidden else char
+
+
+def caption(about: About | str) -> str:
+    """The model, the readout, n and the filter in one plain line."""
+    if isinstance(about, str):
+        return about
+    said = [short(about.model), READOUTS[about.readout], n(about), about.which]
+    return " · ".join(part for part in said if part)
+
+
+def n(about: About) -> str:
+    """How many rollouts and tokens."""
+    counts = ((about.rollouts, "rollout"), (about.tokens, "token"))
+    return ", ".join(f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts)
+
+
+def label(measure: str) -> str:
+    """What an axis of a measure says: its name and its unit."""
+    text, unit = MEASURES[measure]
+    return f"{text} ({unit})" if unit else text
+
+
+def ticks(first: int, last: int, room: int) -> list[int]:
+    """At most about `room` round numbers from `first` to `last`."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if (last - first) <= room * step)
+    return [number for number in range(first, last + 1) if number % step == 0]
+
+
+def layout(
+    figure: go.Figure,
+    title: str,
+    about: About | str,
+    style: Style = "screen",
+    *,
+    height: int = 420,
+    wide: bool = False,
+    above: int = 0,
+) -> go.Figure:
+    """Give a figure the common layout, in place, and return it.
+
+    `height` is that on the screen, in pixels; `wide` figures take a whole page in print; `above` pixels are kept free
+    between the axes and the legend. Title and caption stand in `figure.layout.meta` as plain text too, for what is
+    said beside a figure: in print it has neither.
+    """
+    named = sum(trace.type in ("scatter", "bar") and trace.showlegend is not False for trace in traces(figure))
+    if style == "screen":
+        _screen(figure, inert(title), inert(caption(about)), height, above, named)
+    else:
+        _paper(figure, height, wide, above)
+    meta = {"title": title, "caption": caption(about)}
+    return figure.update_layout(meta=meta, template="none", showlegend=named > 1, hovermode="closest")
+
+
+def _screen(figure: go.Figure, title: str, said: str, height: int, above: int, named: int) -> None:
+    if len(said) > 60:  # in two lines
+        parts = said.split(" · ")
+        said = " · ".join(parts[:-2]) + "<br>" + " · ".join(parts[-2:]) if len(parts) > 2 else said
+    legend = 0 if named < 2 else 30 if named < 4 else 50  # on a narrow page a long one takes two rows
+    top, bottom = 70 + above + legend, 52
+    below = {"text": said, "font": {"size": 12, "color": GREY}}
+    figure.update_layout(
+        title={**_TITLE, "text": title, "font_size": 17, "subtitle": below},
+        height=height,
+        margin={"l": 64, "r": 20, "t": top, "b": bottom},
+        paper_bgcolor=_CLEAR,
+        plot_bgcolor=_CLEAR,
+        legend=_legend(above + 4, height - top - bottom),
+    )
+    axis = {"gridcolor": FAINT, "linecolor": GREY, "zeroline": False, "automargin": True, "title": {"standoff": 8}}
+    figure.update_xaxes(**axis).update_yaxes(**axis)
+
+
+def _paper(figure: go.Figure, height: int, wide: bool, above: int) -> None:
+    tall, top, bottom = round(height * 0.58), 8 + above, 42
+    figure.update_layout(
+        title=None,
+        width=PAGE if wide else COLUMN,
+        height=tall,
+        margin={"l": 52, "r": 8, "t": top, "b": bottom},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        font={"family": "Times New Roman, Times, serif", "size": 12, "color": "black"},
+        legend={**_legend(above + 2, tall - top - bottom), "font": {"size": 11}, "indentation": -6},
+    )
+    frame = {"showline": True, "mirror": True, "linecolor": "black", "linewidth": 0.75, "zeroline": False}
+    marks = {"ticks": "outside", "ticklen": 3, "tickwidth": 0.75, "tickfont": {"size": 11}, "showgrid": False}
+    axis = {**frame, **marks, "automargin": True, "title": {"standoff": 4, "font": {"size": 12}}}
+    figure.update_xaxes(**axis).update_yaxes(**axis)
+    for trace in (trace for trace in traces(figure) if trace.type == "scatter"):
+        small = 8 if trace.marker.symbol == "star" else 4 if len(trace.y) <= 45 else 2.5
+        trace.update(marker={"size": small}, line={"width": 0 if trace.fill else 1.2}, error_y={"thickness": 0.8})
+
+
+def traces(figure: go.Figure) -> list[Any]:
+    """What a figure draws; plotly's own type is wrong."""
+    return list(figure.data)  # pyright: ignore[reportReturnType]
+
+
+def _legend(above: int, axes: int) -> dict[str, Any]:
+    y = 1 + above / axes
+    return {"orientation": "h", "x": 0, "xanchor": "left", "y": y, "yanchor": "bottom", "bgcolor": _CLEAR}
+
+
+def line(
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    mark: Mark,
+    *,
+    x: str = "at",
+    legend: bool = True,
+    visible: bool | str = True,
+    thin: bool = False,
+    **place: Any,
+) -> None:
+    """A line with its interval, broken where layers were not measured; nothing where there are no rows."""
+    if not len(rows):
+        return
+    if rows["low"].notna().any() and not thin:
+        figure.add_trace(band(rows, mark.colour, 0.2, x, legendgroup=mark.name, visible=visible), **place)
+    gaps = pd.concat([pd.concat([run, run.iloc[:1].assign(mean=np.nan)]) for run in runs(rows)]).iloc[:-1]
+    points = gaps["layer"] if "layer" in gaps else gaps["at"]
+    figure.add_scatter(
+        x=gaps[x].to_numpy(),
+        y=gaps["mean"].to_numpy(),
+        mode="lines+markers",
+        name=mark.name,
+        line={"color": mark.colour, "width": 1 if thin else 2},
+        marker={"symbol": mark.symbol, "size": 12 if mark.symbol == "star" else 5 if thin else 6, "color": mark.colour},
+        selected={"marker": {"opacity": 1, "size": 11}},
+        unselected={"marker": {"opacity": 1}},
+        customdata=[[layer] for layer in points.tolist()],  # a list: what a click hands over of an array is none
+        hovertext=gaps["hover"].tolist(),
+        hoverinfo="text",
+        legendgroup=mark.name,
+        showlegend=legend,
+        visible=visible,
+        cliponaxis=mark.symbol != "star",
+        **place,
+    )
+
+
+def runs(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """Runs of rows one step apart; the step is 1, or 2 where every second layer was measured, and so on."""
+    steps = np.diff(rows["at"].to_numpy())
+    usual = int(np.median(steps)) if len(steps) else 1
+    ends = [0, *(np.flatnonzero(steps > usual) + 1).tolist(), len(rows)]
+    return [rows.iloc[start:end] for start, end in pairwise(ends)]
+
+
+def band(rows: pd.DataFrame, colour: str, opacity: float, x: str = "at", **named: Any) -> go.Scatter:
+    """The area between `low` and `high`: an outline for each run of layers, a short bar for a layer alone."""
+    outline: list[np.ndarray] = []
+    for run in runs(rows):
+        at, low, high = (run[name].to_numpy(dtype=float) for name in (x, "low", "high"))
+        if len(run) == 1:
+            width = 0.1 if x == "at" else 0.005
+            at, low, high = np.array([at[0] - width, at[0] + width]), low.repeat(2), high.repeat(2)
+        outline.append(np.array([[*at, *at[::-1], np.nan], [*high, *low[::-1], np.nan]]))
+    area = np.concatenate(outline, axis=1)[:, :-1]
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    fill = {"fill": "toself", "fillcolor": f"rgba({red},{green},{blue},{opacity})", "line": {"width": 0}}
+    return go.Scatter(x=area[0], y=area[1], mode="lines", hoverinfo="skip", **{"showlegend": False, **fill, **named})
+
+
+def maximum(figure: go.Figure, about: About, brief: bool = False, **place: Any) -> None:
+    """The largest entropy there can be, ln V, as a dotted line near the end of the axis."""
+    most = log(about.d_vocab)
+    figure.add_hline(
+        most,
+        line={"color": GREY, "width": 1, "dash": "dot"},
+        annotation={"text": "ln V" if brief else f"ln V = {most:.2f}", "font": {"color": GREY, "size": 11}},
+        annotation_position="top right",
+        exclude_empty_subplots=False,
+        **place,
+    )
+    figure.update_yaxes(range=[0, 1.12 * most], row=place.get("row"), col=place.get("col"))
+
+
+def html(figure: go.Figure) -> str:
+    """A figure as one HTML page that needs no network."""
+    return figure.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, config=dict(CONFIG))
+
+
+def write(figure: go.Figure, path: Path) -> None:
+    """Write a figure as .html, .png, .svg or .pdf, whole or not at all. Raises InputError if that cannot be done."""
+    check(path)
+    ending = path.suffix.lower().removeprefix(".")
+    whole = html(figure).encode() if ending == "html" else image(figure, ending)
+    with cache.replacing(path) as temporary:
+        temporary.write_bytes(whole)
+
+
+def check(path: Path) -> None:
+    """Raise InputError if a figure cannot be written there, before it is drawn."""
+    ending = path.suffix.lower()
+    if ending not in (".html", *IMAGES):
+        raise InputError(f"'{path.name}' is no figure, expected .html, .png, .svg or .pdf; end its name so.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written; name a file in a folder that exists.")
+    if ending in IMAGES and find_spec("kaleido") is None:
+        raise InputError(f"A {ending} needs the package kaleido; `pip install kaleido` adds it, .html does without.")
+
+
+def image(figure: go.Figure, form: str) -> bytes:
+    """A figure as png, svg or pdf, drawn by Chromium on white. Raises InputError where there is none."""
+    import kaleido
+
+    drawn = go.Figure(figure)
+    if drawn.layout.paper_bgcolor != "white":
+        drawn.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=drawn.layout.width or 960)
+    options = {"format": form, "width": drawn.layout.width, "height": drawn.layout.height, "scale": 1}
+    options |= {"scale": 3} if form == "png" else {}
+    offline = {"mathjax": False, "proxy_server": "127.0.0.1:9"}  # kaleido would fetch MathJax; Chromium calls home
+    try:
+        return kaleido.calc_fig_sync(drawn.to_dict(), opts=options, kopts=offline)
+    except RuntimeError as error:
+        said = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+        raise InputError(
+            f"Chromium did not draw the image ({said}); install it (`apt install chromium`, or "
+            "`kaleido_get_chrome`), or write .html, which does without."
+        ) from error

@@ -1,0 +1,318 @@
+"""Figures by layer, from the small frames of `analysis`."""
+
+from collections.abc import Sequence
+from math import log
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from internal_policy import look
+from internal_policy.errors import InputError
+from internal_policy.look import GREY, Mark, Style
+from internal_policy.view import About
+
+ROWS = ("layer", "attn", "mlp")
+HATCH = {"shape": "/", "size": 5, "solidity": 0.25, "fillmode": "overlay"}
+TOTAL = "#D6419A"
+CURVES = (
+    (look.GREY, "circle"),
+    (look.ORANGE, "square"),
+    (look.BLUE, "diamond"),
+    (look.PURPLE, "triangle-up"),
+    ("#009E73", "triangle-down"),
+    ("#E69F00", "x"),
+)
+
+
+def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
+    """Entropy of attention, FFN and layer output by layer, and of the model (Fig. 2).
+
+    `means` is `analysis.means` of the entropy. At 0 stand the embeddings, one past the last layer the model's policy.
+    """
+    figure = go.Figure()
+    rows = _drawn(means, "entropy")
+    look.maximum(figure, about)
+    look.line(figure, _stream(rows), look.SITES["resid_post"])
+    for site in ("attn_out", "mlp_out"):
+        look.line(figure, rows[rows["site"] == site], look.SITES[site])
+    for site in ("attn_in", "mlp_in") if style == "screen" else ():
+        look.line(figure, rows[rows["site"] == site], look.SITES[site], visible="legendonly", thin=True)
+    look.line(figure, rows[rows["site"] == "final"], look.SITES["final"])
+    _by_layer(figure, style)
+    figure.update_yaxes(title={"text": look.label("entropy")})
+    return look.layout(figure, "Entropy by layer", about, style)
+
+
+def change(
+    changes: pd.DataFrame, about: About, spans: Sequence[tuple[str, int, int]] = (), style: Style = "screen"
+) -> go.Figure:
+    """Entropy change of layer, attention and FFN by layer, with the stages above (Fig. 3).
+
+    `changes` and `spans` are those of `analysis`; stages are drawn as E, I and C.
+    """
+    figure = go.Figure()
+    rows = _drawn(changes[changes["part"] == "total"], "change")
+    _zero(figure)
+    for kind in ROWS:
+        look.line(figure, rows[rows["change"] == kind], look.CHANGES[kind])
+    _by_layer(figure, style)
+    figure.update_yaxes(title={"text": look.label("change")})
+    _stages(figure, spans, len(set(rows["at"])), style)
+    if spans and style == "screen":
+        said = dict.fromkeys(f"{stage[0].upper()} {stage}" for stage, _, _ in spans)
+        figure.update_xaxes(title={"text": f"Layer ({', '.join(said)})"})
+    return look.layout(figure, "Entropy change by layer", about, style, above=18 if spans else 0)
+
+
+def _stages(figure: go.Figure, spans: Sequence[tuple[str, int, int]], layers: int, style: Style) -> None:
+    """A letter above each span that has room for one, dotted lines between them."""
+    room = layers / (60 if style == "screen" else 25)
+    for number, (stage, first, last) in enumerate(spans):
+        if number:
+            figure.add_vline(first + 0.5, line={"color": GREY, "width": 1, "dash": "dot"})
+        if last - first + 1 >= room:
+            figure.add_annotation(
+                x=(first + last) / 2 + 1,
+                y=1,
+                yref="paper",
+                yanchor="bottom",
+                text=stage[0].upper(),
+                hovertext=f"{stage}, layers {first + 1} to {last + 1}",
+                showarrow=False,
+            )
+
+
+def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
+    """How much of each entropy change comes from the direction, and how much from the norm, of the hidden state.
+
+    Raises InputError where that was not measured.
+    """
+    rows = _drawn(changes, "change")
+    split = rows[rows["part"] != "total"]
+    if not len(split):
+        raise InputError(
+            "No entropy change here is split into direction and norm, which is measured under the raw readout alone; "
+            "choose that readout, or scan again with --readout raw --measures all."
+        )
+    kinds = [kind for kind in ROWS if (split["change"] == kind).any()]
+    figure = make_subplots(rows=len(kinds), cols=1, shared_xaxes=True, vertical_spacing=0.07)
+    for number, kind in enumerate(kinds, start=1):
+        mark, mine = look.CHANGES[kind], rows[rows["change"] == kind]
+        for part, opacity in (("direction", 0.75), ("norm", 0.35)):
+            bar = mine[mine["part"] == part]
+            fill = {"color": mark.colour, "opacity": opacity, "pattern": HATCH if part == "norm" else {}}
+            figure.add_bar(
+                x=bar["at"].to_numpy(),
+                y=bar["mean"].to_numpy(),
+                name=part,
+                marker=fill,
+                hovertext=(part + " · " + bar["hover"]).tolist(),
+                hoverinfo="text",
+                legendgroup=part,
+                showlegend=number == 1,
+                row=number,
+                col=1,
+            )
+        _total(figure, mine[mine["part"] == "total"], number)
+        figure.update_yaxes(
+            title={"text": f"{mark.name}<br>{'Δ (nats)' if style == 'paper' else 'change (nats)'}"}, row=number
+        )
+        _zero(figure, row=number, col=1)
+    _by_layer(figure, style, bottom=len(kinds))
+    figure.update_layout(barmode="relative", bargap=0.25)
+    return look.layout(
+        figure,
+        "Entropy change: direction and norm",
+        about,
+        style,
+        height=140 + 150 * len(kinds),
+        wide=len(set(rows["at"])) > 40,
+    )
+
+
+def _total(figure: go.Figure, rows: pd.DataFrame, number: int) -> None:
+    figure.add_scatter(
+        x=rows["at"].to_numpy(),
+        y=rows["mean"].to_numpy(),
+        error_y={
+            "array": (rows["high"] - rows["mean"]).to_numpy(),
+            "arrayminus": (rows["mean"] - rows["low"]).to_numpy(),
+            "color": TOTAL,
+            "thickness": 1.2,
+            "width": 0,
+        },
+        mode="markers",
+        name="total",
+        marker={"color": "white", "symbol": "circle", "size": 6, "line": {"color": TOTAL, "width": 1.5}},
+        hovertext=("total · " + rows["hover"]).tolist(),
+        hoverinfo="text",
+        legendgroup="total",
+        showlegend=number == 1,
+        row=number,
+        col=1,
+    )
+
+
+def residual(cosine_means: pd.DataFrame, norm_means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
+    """Cosine of what attention and FFN add with the stream they add it to, and the norms below (Fig. 12)."""
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    cosines, norms = _drawn(cosine_means, "cosine"), _drawn(norm_means, "norm")
+    _zero(figure, row=1, col=1)
+    for number, rows in enumerate((cosines, norms), start=1):
+        for site in ("resid_post", "attn_out", "mlp_out")[2 - number :]:
+            mine = rows[rows["site"] == site]
+            look.line(
+                figure, mine, look.SITES[site], row=number, col=1, legend=number == 2 or site not in set(norms["site"])
+            )
+    _by_layer(figure, style, bottom=2)
+    figure.update_yaxes(title={"text": look.label("cosine")}, row=1)
+    steps = (1, 2, 5) if norms["mean"].max() < 300 * norms["mean"].min() else (1,)
+    ticks = [step * 10.0**power for power in range(-3, 7) for step in steps]
+    said = {"tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
+    figure.update_yaxes(title={"text": look.label("norm")}, type="log", **said, row=2)
+    return look.layout(figure, "What modules add to the residual stream", about, style, height=560)
+
+
+def convergence(
+    kl_means: pd.DataFrame, settled_means: pd.DataFrame, about: About, style: Style = "screen"
+) -> go.Figure:
+    """How far each layer's policy is from the model's, and how many tokens have their final top choice by then."""
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
+    kl, settled = _drawn(kl_means, "kl"), _drawn(settled_means, "settled")
+    for site in ("resid_post", "attn_out", "mlp_out"):
+        look.line(figure, kl[kl["site"] == site], look.SITES[site], row=1, col=1)
+    none = "resid_post" not in set(kl["site"])
+    look.line(figure, settled[settled["site"] == "resid_post"], look.SITES["resid_post"], row=2, col=1, legend=none)
+    _by_layer(figure, style, bottom=2)
+    figure.update_yaxes(title={"text": "KL (nats)"}, rangemode="tozero", row=1)
+    figure.update_yaxes(title={"text": "Tokens settled"}, range=[0, 1.04], tickformat=".0%", row=2)
+    return look.layout(figure, "Convergence to the model's policy", about, style, height=560)
+
+
+def distribution(
+    quantiles: pd.DataFrame, about: About, site: str, measure: str = "entropy", style: Style = "screen"
+) -> go.Figure:
+    """The middle 90 %, the middle half and the median over tokens, by layer, of a measure at a site."""
+    figure = go.Figure()
+    mark = look.SITES[site]
+    rows = quantiles.sort_values("layer").assign(site=site)
+    rows["at"] = rows["layer"] + (site != "resid_pre")
+    for low, high, opacity, name in (("q05", "q95", 0.18, "5 to 95 %"), ("q25", "q75", 0.35, "25 to 75 %")):
+        band = rows.rename(columns={low: "low", high: "high"})
+        figure.add_trace(look.band(band, mark.colour, opacity, name=name, showlegend=True))
+    said = [
+        f"layer {at} · {layer}.{site}<br>median {middle:.4g}<br>half of the tokens {low:.4g} to {high:.4g}"
+        for at, layer, middle, low, high in rows[["at", "layer", "q50", "q25", "q75"]].itertuples(index=False)
+    ]
+    median = rows.assign(mean=rows["q50"], hover=said, low=np.nan, high=np.nan)
+    look.line(figure, median, Mark("median", mark.colour, mark.symbol))
+    if measure == "entropy":
+        look.maximum(figure, about)
+    _by_layer(figure, style)
+    figure.update_yaxes(title={"text": look.label(measure)})
+    title = f"{look.MEASURES[measure][0]} over tokens: {mark.name}"
+    return look.layout(figure, title, about, style)
+
+
+def compare(
+    columns: Sequence[tuple[About, pd.DataFrame]],
+    what: Literal["entropy", "change"] = "entropy",
+    style: Style = "screen",
+) -> go.Figure:
+    """A column a model, at relative depth, with one y axis: entropies, or entropy changes.
+
+    Each frame is `analysis.means` or `analysis.changes` through `analysis.relative`.
+    """
+    figure = make_subplots(rows=1, cols=len(columns), shared_yaxes=True, horizontal_spacing=0.02)
+    seen: set[str] = set()
+    for number, (about, frame) in enumerate(columns, start=1):
+        rows = _drawn(frame[frame["part"] == "total"] if what == "change" else frame, what)
+        key, marks = ("change", look.CHANGES) if what == "change" else ("site", look.SITES)
+        lines = {name: rows[rows[key] == name] for name in (*ROWS, "attn_out", "mlp_out", "final")}
+        if what == "entropy":
+            lines = {"resid_post": _stream(rows), **lines}
+            look.maximum(figure, about, style == "paper" or len(columns) > 2, row=1, col=number)
+        else:
+            _zero(figure, row=1, col=number)
+        for name, line in lines.items():
+            if len(line):
+                look.line(figure, line, marks[name], x="depth", row=1, col=number, legend=name not in seen)
+                seen.add(name)
+        _heading(figure, about, number, len(columns), style)
+    figure.update_xaxes(range=[-0.03, 1.05], tickvals=[0, 0.5, 1], title={"text": "Relative depth"})
+    if what == "entropy":  # the axis is shared, so it has to hold the largest of the vocabularies
+        figure.update_yaxes(range=[0, 1.12 * log(max(about.d_vocab for about, _ in columns))])
+    if len(columns) > 1:
+        figure.update_traces(marker={"size": 4}, selector=lambda trace: trace.marker.symbol not in (None, "star"))
+    figure.update_yaxes(title={"text": look.label(what)}, col=1)
+    said = [look.READOUTS[about.readout] for about, _ in columns] + [about.which for about, _ in columns if about.which]
+    caption = " · ".join(dict.fromkeys(said))
+    title = f"{look.MEASURES[what][0]} at relative depth"
+    return look.layout(figure, title, caption, style, height=460, wide=True, above=40)
+
+
+def _heading(figure: go.Figure, about: About, number: int, of: int, style: Style) -> None:
+    """The model, and n, above its column."""
+    model = look.inert(look.short(about.model, (34, 24, 20, 18)[of - 1] if style == "paper" else 72 // of))
+    figure.add_annotation(
+        x=0.5,
+        y=1,
+        xref=f"x{number if number > 1 else ''} domain",
+        yref="paper",
+        yanchor="bottom",
+        text=f"{model}<br>{look.n(about)}",
+        font={"size": 11},
+        showarrow=False,
+    )
+
+
+def pass_at_k(curves: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.Figure:
+    """The share of problems solved by at least one of k responses: label, k, mean, low, high (Fig. 6)."""
+    figure = go.Figure()
+    for number, (label, rows) in enumerate(curves.groupby("label", sort=False)):
+        colour, symbol = CURVES[number % len(CURVES)]
+        rows = rows.sort_values("k")
+        said = [f"k = {k}: {mean:.1%}" for k, mean in zip(rows["k"], rows["mean"], strict=True)]
+        rows = rows.assign(at=np.arange(len(rows)), hover=said)
+        look.line(figure, rows, Mark(look.inert(look.short(str(label))), colour, symbol), x="k")
+    drawn = sorted({int(k) for k in curves["k"]})
+    figure.update_xaxes(type="log", title={"text": "k"}, tickvals=drawn, ticktext=[str(k) for k in drawn])
+    figure.update_yaxes(title={"text": "Pass@k"}, tickformat=".0%")
+    return look.layout(figure, "Pass@k", caption, style)
+
+
+def _drawn(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The rows in order, with where they are drawn (`at`, counted from 1; 0: embeddings) and what hovering says."""
+    frame = frame.dropna(subset=["mean"]).sort_values("layer")
+    before = frame["site"] == "resid_pre" if "site" in frame else pd.Series(False, frame.index)
+    unit = look.MEASURES[measure][1]
+    said = []
+    for row in frame.to_dict("records"):
+        point = "final" if row.get("site") == "final" else f"{row['layer']}.{row.get('site') or row['change']}"
+        where = "the model" if point == "final" else f"layer {row['layer'] + 1}"
+        between = "" if np.isnan(row["low"]) else f" ({row['low']:.4g} to {row['high']:.4g})"
+        said.append(f"{where} · {point}<br>{row['mean']:.4g}{between} {unit}".rstrip())
+    return frame.assign(at=(frame["layer"] + ~before).to_numpy(dtype=int), hover=np.array(said, dtype=object))
+
+
+def _stream(rows: pd.DataFrame) -> pd.DataFrame:
+    """The stream: the first layer's input, then the output of each; the inputs where no output was measured."""
+    outputs, inputs = (rows[rows["site"] == site] for site in ("resid_post", "resid_pre"))
+    return pd.concat([inputs[:1], outputs]) if len(outputs) else inputs
+
+
+def _zero(figure: go.Figure, **place: Any) -> None:
+    figure.add_hline(0, line={"color": GREY, "width": 1, "dash": "dash"}, exclude_empty_subplots=False, **place)
+
+
+def _by_layer(figure: go.Figure, style: Style, bottom: int | None = None) -> None:
+    """The axis of layers, under the last of `bottom` rows, with as many numbers as there is room for."""
+    drawn = np.concatenate([np.asarray(trace.x, dtype=float) for trace in look.traces(figure)] or [np.ones(1)])
+    first, last = round(np.nanmin(drawn)), round(np.nanmax(drawn))
+    figure.update_xaxes(
+        range=[first - 0.6, last + 0.6], tickvals=look.ticks(first, last, 20 if style == "screen" else 9)
+    )
+    figure.update_xaxes(title={"text": "Layer"}, row=bottom)

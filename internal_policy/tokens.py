@@ -1,0 +1,182 @@
+"""What a scan says token by token: of one rollout, of one cell, and spread over all of them."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from internal_policy import cache
+from internal_policy.analysis import CHANGES
+from internal_policy.errors import InputError
+from internal_policy.view import View, check, rollouts
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+READ_AT_A_CELL = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+"""The policies that are set side by side at a cell: layer input, attention, FFN, layer output."""
+
+
+class Tokens(NamedTuple):
+    """Some columns of one part: a row a token, a column a layer."""
+
+    rollout: np.ndarray
+    """Of each token, (tokens,)."""
+    layers: np.ndarray
+    """Of each column, (layers,); the last is that of `final`."""
+    values: list[np.ndarray]
+    """For each name that was asked, (tokens, layers); the first choice alone of a list."""
+
+
+def read(view: View, names: Sequence[str]) -> Iterator[Tokens]:
+    """Some columns of the view, part by part. Raises InputError if one was not measured."""
+    check(view)
+    kept = rollouts(view)["rollout"].to_numpy()
+    where = (ds.field("readout") == view.readout) & (ds.field("position") >= view.first)
+    if view.last is not None:
+        where &= ds.field("position") <= view.last
+    for path in cache.parts(view.folder, "policies"):
+        _measured(view, cache.columns(path), names)
+        table = cache.read_part(path, ["rollout", "layer", *names], where)
+        layer = table["layer"].to_numpy()
+        n = len(np.unique(layer))
+        if not n:
+            continue
+        rollout = table["rollout"].to_numpy()[::n]  # the layers of a token stand together
+        chosen = np.isin(rollout, kept)
+        if chosen.any():
+            values = [_first(table[name]).reshape(-1, n)[chosen] for name in names]
+            yield Tokens(rollout[chosen], layer[:n], values)
+
+
+def _measured(view: View, columns: Sequence[str], names: Sequence[str]) -> None:
+    if missing := [name for name in names if name not in columns]:
+        site, _, measure = missing[0].partition(".")
+        what = "the top-k tokens" if measure.startswith("topk") else measure
+        raise InputError(f"{view.folder} has no {what} at {site}; scan again with that site and measure.")
+
+
+def _first(column: pa.ChunkedArray) -> np.ndarray:
+    """The values of a column, NaN where null; of lists the first entry, -1 where null."""
+    array = column.combine_chunks()
+    if not pa.types.is_fixed_size_list(array.type):
+        return array.to_numpy(zero_copy_only=False)
+    firsts = array.values.to_numpy(zero_copy_only=False)[array.offset * array.type.list_size :: array.type.list_size]
+    return np.where(array.is_valid().to_numpy(zero_copy_only=False), firsts[: len(array)], -1)
+
+
+def quantiles(view: View, site: str, measure: str = "entropy") -> pd.DataFrame:
+    """How a measure is spread over the tokens, exactly: layer, q05, q25, q50, q75, q95."""
+    parts = list(read(view, [f"{site}.{measure}"]))
+    layers = parts[0].layers[-1:] if site == "final" else parts[0].layers[:-1]
+    columns = slice(-1, None) if site == "final" else slice(0, -1)
+    values = np.concatenate([part.values[0][:, columns] for part in parts])
+    found = [np.quantile(np.ascontiguousarray(values[:, n]), QUANTILES) for n in range(values.shape[1])]
+    names = [f"q{round(100 * q):02d}" for q in QUANTILES]
+    return pd.DataFrame(found, columns=names).assign(layer=layers)[["layer", *names]]
+
+
+def settled(view: View) -> pd.DataFrame:
+    """The share of a rollout's tokens whose first choice is the model's own from this layer's output on.
+
+    Columns rollout, layer, site (resid_post), tokens, settled: `analysis.means(settled, "settled")` sums them up.
+    Raises InputError where no top-k tokens were kept.
+    """
+    frames = []
+    for part in read(view, ["resid_post.topk_ids", "final.topk_ids"]):
+        choice, final = part.values[0][:, :-1], part.values[1][:, -1:]
+        same = np.logical_and.accumulate((choice == final)[:, ::-1], axis=1)[:, ::-1]
+        starts = np.flatnonzero(np.r_[True, part.rollout[1:] != part.rollout[:-1]])
+        tokens = np.diff(np.r_[starts, len(part.rollout)])
+        shares = np.add.reduceat(same, starts, axis=0, dtype=float) / tokens[:, None]
+        n = len(part.layers) - 1
+        columns = {
+            "rollout": np.repeat(part.rollout[starts], n),
+            "layer": np.tile(part.layers[:-1], len(starts)),
+            "site": "resid_post",
+            "tokens": np.repeat(tokens, n),
+            "settled": shares.ravel(),
+        }
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def response(view: View, rollout: int) -> pd.DataFrame:
+    """The tokens of a response within the view: position, id, token (its text, from the vocabulary)."""
+    found = cache.read(view.folder, "rollouts", ["response_ids"], ds.field("rollout") == rollout)
+    if not len(found):
+        raise InputError(f"{view.folder} has no rollout {rollout}.")
+    ids = np.asarray(found["response_ids"].iloc[0], dtype=int)
+    stop = len(ids) if view.last is None else view.last + 1
+    frame = pd.DataFrame({"position": np.arange(len(ids)), "id": ids})[view.first : stop]
+    if not len(frame):
+        raise InputError(f"Rollout {rollout} of {view.folder} has no response tokens there; choose other positions.")
+    return frame.assign(token=_texts(view, frame["id"])).reset_index(drop=True)
+
+
+def _texts(view: View, ids: pd.Series) -> pd.Series:
+    path = view.folder / cache.VOCABULARY
+    known = cache.read_part(path, ["id", "token"], ds.field("id").isin(pa.array(ids.unique()))).to_pandas()
+    return ids.map(known.set_index("id")["token"])
+
+
+def _rows(view: View, rollout: int, names: Sequence[str], where: ds.Expression) -> pd.DataFrame:
+    """Rows of one rollout's policies; raises InputError for a rollout or a measure that is not there."""
+    path = cache.part_with(view.folder, "policies", rollout)
+    _measured(view, cache.columns(path), names)
+    here = (ds.field("rollout") == rollout) & (ds.field("readout") == view.readout) & where
+    return cache.read_part(path, ["layer", "position", *names], here).to_pandas()
+
+
+def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.DataFrame:
+    """A measure at every token and layer of a response: layer, position, value.
+
+    `change` is the entropy at the site less that at its input (Eqs. 11 to 13). The model's own policy is added as the
+    layer after the last where the site is a layer's output.
+    """
+    where = ds.field("position") >= view.first
+    if view.last is not None:
+        where &= ds.field("position") <= view.last
+    n_layers = check(view)["n_layers"]
+    if measure == "change":
+        before = next((before for before, after in CHANGES.values() if after == site), None)
+        if before is None:
+            outputs = ", ".join(after for _, after in CHANGES.values())
+            raise InputError(f"There is no entropy change at {site}; choose one of {outputs}.")
+        rows = _rows(view, rollout, [f"{site}.entropy", f"{before}.entropy"], where)
+        value = rows[f"{site}.entropy"] - rows[f"{before}.entropy"]
+    else:
+        with_final = site == "resid_post" and measure not in ("kl", "entropy_at_input_norm")
+        names = [f"{site}.{measure}", *([f"final.{measure}"] if with_final else [])]
+        rows = _rows(view, rollout, names, where)
+        value = rows[names[0]].fillna(rows[names[-1]])
+    shown = (rows["layer"] < n_layers) | value.notna()
+    return rows[["layer", "position"]].assign(value=value.astype(float))[shown].reset_index(drop=True)
+
+
+def predictions(view: View, rollout: int, position: int, layer: int) -> pd.DataFrame:
+    """What the policies of one layer would say at one position: site, rank, id, token, probability, before.
+
+    The sites are the layer's input, attention, FFN and output; at the layer after the last, `final` alone. `before` is
+    the token's rank at the layer's input, missing where it was not among the likeliest there.
+    """
+    record = check(view)
+    sites = (
+        ["final"] if layer == record["n_layers"] else [s for s in READ_AT_A_CELL if s in record["selection"]["sites"]]
+    )
+    names = [f"{site}.{name}" for site in sites for name in ("topk_ids", "topk_probs")]
+    rows = _rows(view, rollout, names, (ds.field("position") == position) & (ds.field("layer") == layer))
+    if not len(rows):
+        raise InputError(f"Rollout {rollout} of {view.folder} has no position {position} at layer {layer}.")
+    row = rows.iloc[0]
+    frames = []
+    for site in sites:
+        ids, probabilities = row[f"{site}.topk_ids"], row[f"{site}.topk_probs"]
+        ranks = np.arange(1, len(ids) + 1)
+        frames.append(pd.DataFrame({"site": site, "rank": ranks, "id": ids, "probability": probabilities}))
+    found = pd.concat(frames, ignore_index=True)
+    entered = found[found["site"] == "resid_pre"].set_index("id")["rank"]
+    found["before"] = found["id"].map(entered).astype("Int64")
+    found["token"] = _texts(view, found["id"])
+    return found[["site", "rank", "id", "token", "probability", "before"]]

@@ -1,0 +1,170 @@
+"""A scan on disk, as what one looks at: one readout, all rollouts or some, all positions or a window."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow.dataset as ds
+
+from internal_policy import cache
+from internal_policy.errors import InputError
+
+Outcome = Literal["all", "correct", "incorrect"]
+"""Which rollouts: those whose reward is 1 or more are correct."""
+NOT_MEASURES = ("topk_ids", "topk_probs")
+
+
+@dataclass(frozen=True)
+class View:
+    """What of a scan is looked at."""
+
+    folder: Path
+    """Of the scan."""
+    readout: str = "raw"
+    """How hidden states were unembedded."""
+    outcome: Outcome = "all"
+    """Which rollouts, by their reward."""
+    first: int = 0
+    """The first position of a response that counts."""
+    last: int | None = None
+    """The last one; None for all."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What every figure says of its numbers."""
+
+    model: str
+    readout: str
+    rollouts: int
+    tokens: int
+    n_layers: int
+    d_vocab: int
+    """Size of the vocabulary; its logarithm is the largest possible entropy."""
+    which: str = ""
+    """The filter in words; empty where everything is looked at."""
+
+
+def default(folder: Path) -> View:
+    """Everything of a scan, under the first readout that was measured."""
+    return View(folder, cache.record(folder)["selection"]["readouts"][0])
+
+
+def check(view: View) -> dict[str, Any]:
+    """The record of the scan. Raises InputError if it is no whole scan, or was not measured under that readout."""
+    record = cache.record(view.folder)
+    readouts = record["selection"]["readouts"]
+    if view.readout not in readouts:
+        raise InputError(
+            f"{view.folder} was not measured under the readout '{view.readout}', only {', '.join(readouts)}; "
+            f"scan again with --readout {view.readout}."
+        )
+    if short := cache.cut_short(view.folder):
+        raise InputError(f"{view.folder / short[0]} is missing or cut short; measure it again with --remeasure.")
+    return record
+
+
+def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """The rollouts that are looked at: rollout, reward, tokens (how many of them count), and more `columns`.
+
+    A rollout that has no token in the window is left out. Raises InputError where none is left.
+    """
+    columns = list(dict.fromkeys(["rollout", "reward", *columns]))
+    found = cache.read(view.folder, "rollouts", [*dict.fromkeys([*columns, "response_ids"])])
+    length = found["response_ids"].map(len)
+    stop = length if view.last is None else np.minimum(length, view.last + 1)
+    found["tokens"] = np.maximum(stop - view.first, 0).astype(int)
+    if view.outcome != "all":
+        correct = found["reward"].astype(float)
+        found = found[correct >= 1 if view.outcome == "correct" else correct < 1]
+    found = found[found["tokens"] > 0]
+    if not len(found):
+        raise InputError(
+            f"{view.folder} has no response tokens among {words(view) or 'its rollouts'}; widen the filter."
+        )
+    return found[[*columns, "tokens"]].reset_index(drop=True)
+
+
+def words(view: View) -> str:
+    """The filter in words; empty where everything is looked at."""
+    said = [] if view.outcome == "all" else [f"{view.outcome} responses"]
+    if view.last is not None:
+        said.append(f"positions {view.first} to {view.last}")
+    elif view.first:
+        said.append(f"positions from {view.first}")
+    return ", ".join(said)
+
+
+def about(view: View) -> About:
+    """What every figure of this view says of its numbers."""
+    record, found = check(view), rollouts(view)
+    return About(
+        record["model"],
+        view.readout,
+        len(found),
+        int(found["tokens"].sum()),
+        record["n_layers"],
+        record["d_vocab"],
+        words(view),
+    )
+
+
+def layers(view: View) -> pd.DataFrame:
+    """The table `layers` of the view: a row a rollout x layer x site, means over the rollout's tokens that count."""
+    check(view)
+    kept = rollouts(view)["rollout"]
+    if view.first == 0 and view.last is None:
+        found = cache.read(view.folder, "layers", where=ds.field("readout") == view.readout)
+        return found[found["rollout"].isin(kept)].drop(columns="readout").reset_index(drop=True)
+    return pd.concat([_window(view, part, kept) for part in cache.parts(view.folder, "policies")], ignore_index=True)
+
+
+def _window(view: View, path: Path, kept: pd.Series) -> pd.DataFrame:
+    """The same from the tokens of one part, for positions that no table sums up."""
+    where = (ds.field("readout") == view.readout) & (ds.field("position") >= view.first)
+    if view.last is not None:
+        where &= ds.field("position") <= view.last
+    names = [name for name in cache.columns(path) if "." in name and not name.endswith(NOT_MEASURES)]
+    rows = cache.read_part(path, ["rollout", "layer", *names], where).to_pandas()
+    rows = rows[rows["rollout"].isin(kept)]
+    for name in [name for name in names if name.endswith(".rank")]:
+        rows[f"{name.removesuffix('.rank')}.top1"] = (rows[name] == 1).where(rows[name].notna()).astype(float)
+    groups = rows.groupby(["rollout", "layer"])
+    wide, tokens = groups.mean(), groups.size()
+    counts = groups.count()
+    wide = wide.where(counts.eq(tokens, axis=0))  # a value that is not a number makes the mean not a number
+    by_site = []
+    for site in dict.fromkeys(name.partition(".")[0] for name in names):
+        mine = [name for name in wide if name.partition(".")[0] == site]
+        final = wide.index.get_level_values("layer") == cache.record(view.folder)["n_layers"]
+        chosen = wide.loc[final if site == "final" else ~final, mine]
+        chosen = chosen.rename(columns=lambda name: name.partition(".")[2])
+        by_site.append(chosen.assign(site=site, tokens=tokens[chosen.index]).reset_index())
+    return pd.concat(by_site, ignore_index=True)
+
+
+def comparable(views: Sequence[View], measure: str = "entropy") -> list[dict[str, Any]]:
+    """The records of scans that can be compared. Raises InputError that says why if they cannot."""
+    records = [check(view) for view in views]
+    for view, record in zip(views, records, strict=True):
+        if view.readout != views[0].readout:
+            raise InputError(
+                f"{views[0].folder} is read {views[0].readout} and {view.folder} {view.readout}: entropies of hidden "
+                "states with and without the final norm cannot be compared; choose one readout."
+            )
+        if measure not in record["selection"]["measures"]:
+            raise InputError(f"{view.folder} has no {measure}; scan again with --measures {measure}.")
+    common = set.intersection(*({*record["selection"]["sites"]} for record in records))
+    if not common:
+        raise InputError(
+            f"{' and '.join(str(v.folder) for v in views)} have no site in common; scan again with --sites all."
+        )
+    return records
+
+
+def under(view: View, readout: str) -> View:
+    """The same under another readout."""
+    return replace(view, readout=readout)

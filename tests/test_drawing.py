@@ -1,0 +1,155 @@
+"""The commands that draw: plot, report, dashboard."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from internal_policy import bundle, cache, look
+from internal_policy.__main__ import main
+from internal_policy.drawing import positions
+from internal_policy.errors import InputError
+from internal_policy.options import Figure
+
+FIGURES = ["flow", "change", "norm-control", "residual", "convergence", "distribution", "tokens", "cell"]
+DEMO = bundle.DATA / "scans" / "demo-qwen3"
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
+
+
+def test_every_figure_has_its_name_on_the_command_line():
+    from internal_policy.figures import FIGURES as drawn
+
+    assert set(drawn) == set(Figure.__args__)
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_each_figure_of_a_scan_is_written_as_a_page_that_needs_no_network(figure, tmp_path, capsys):
+    path = tmp_path / "figure.html"
+    assert main(["plot", "demo-qwen3", figure, "-o", str(path)]) == 0
+    page = path.read_text()
+    assert "Wrote" in capsys.readouterr().err
+    assert "plotly.js v" in page
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?http", page)
+
+
+def test_scans_are_compared(tmp_path):
+    path = tmp_path / "compare.html"
+    assert main(["plot", "demo-qwen3", "compare", "--against", "demo-llama", "-o", str(path)]) == 0
+    assert "demo-llama" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["demo-qwen3", "flow", "-o", "x.gif"], "expected .html, .png, .svg or .pdf"),
+        (["demo-qwen3", "flow", "-o", "nowhere/x.html"], "in a folder that exists"),
+        (["nothing", "flow", "-o", "x.html"], "There is no scan 'nothing'"),
+        (["demo-qwen3", "flow", "--readout", "both", "-o", "x.html"], "not measured under the readout 'both'"),
+        (["demo-qwen3", "flow", "--positions", "9-3", "-o", "x.html"], "--positions is '9-3'"),
+        (
+            ["demo-qwen3", "flow", "--positions", "9000-", "-o", "x.html"],
+            "no response tokens among positions from 9000",
+        ),
+        (["demo-qwen3", "compare", "-o", "x.html"], "two to four scans, not 1"),
+        (["demo-qwen3", "flow", "--against", "demo-llama", "-o", "x.html"], "--against is for compare"),
+        (["demo-qwen3", "tokens", "--rollout", "99", "-o", "x.html"], "no rollout 99"),
+        (["demo-qwen3", "tokens", "--site", "attention", "-o", "x.html"], "has no entropy at attention"),
+        (["demo-qwen3", "distribution", "--measure", "colour", "-o", "x.html"], "has no colour at resid_post"),
+        (["demo-qwen3", "cell", "--layer", "9", "-o", "x.html"], "no position 0 at layer 9"),
+        (["demo-qwen3", "norm-control", "--readout", "norm", "-o", "x.html"], "norm"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_a_sentence(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plot", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error.replace("\n", " ")
+    assert len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_a_window_is_read_from_its_words():
+    assert [positions(text) for text in (None, "0-99", "100-", "7")] == [(0, None), (0, 99), (100, None), (7, 7)]
+    for wrong in ("", "-3", "a-b", "5-x"):
+        with pytest.raises(InputError, match="write for example 0-99"):
+            positions(wrong)
+
+
+def test_without_a_browser_an_image_is_refused_with_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-chromium"))
+    monkeypatch.setattr(look, "image", _no_browser)
+    assert main(["plot", "demo-qwen3", "flow", "-o", str(tmp_path / "x.png")]) == 2
+    assert "apt install chromium" in capsys.readouterr().err
+
+
+def _no_browser(figure, form):
+    raise InputError("Chromium did not draw the figure; install Chromium or Chrome (`apt install chromium`).")
+
+
+def test_a_report_holds_every_figure_the_table_and_the_provenance_in_one_offline_file(tmp_path, capsys):
+    path = tmp_path / "report.html"
+    assert main(["report", "demo-qwen3", "demo-llama", "-o", str(path)]) == 0
+    assert "MB" in capsys.readouterr().err
+    page = path.read_text()
+    assert page.count('class="plotly-graph-div"') == 2 * 8 + 2
+    assert page.count("plotly.js v") == 1
+    assert "Not drawn" not in page
+    assert "internal-policy scan --model demo-llama" in page
+    assert cache.record(DEMO)["asked"]["identity"] in page
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?http", page)
+    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+
+
+def test_a_report_says_why_a_figure_is_missing(tmp_path):
+    path = tmp_path / "report.html"
+    assert main(["report", "demo-qwen3", "--readout", "norm", "-o", str(path)]) == 0
+    page = path.read_text()
+    assert page.count("Not drawn") == 1
+    assert page.count('class="plotly-graph-div"') == 7
+
+
+def test_what_a_scan_says_of_itself_is_no_markup_in_a_report(tmp_path):
+    folder = shutil.copytree(DEMO, tmp_path / "scan")
+    record = json.loads((folder / cache.RECORD).read_text())
+    cache.write_json(folder / cache.RECORD, {**record, "model": "<script>alert(1)</script>", "device": "<b>cpu</b>"})
+    path = tmp_path / "report.html"
+    assert main(["report", str(folder), "-o", str(path)]) == 0
+    page = path.read_text()
+    assert "<script>alert(1)" not in page
+    assert "<b>cpu" not in page
+    assert "&lt;b&gt;cpu" in page
+
+
+def test_a_report_of_nothing_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report"]) == 2
+    assert "No scan is given" in capsys.readouterr().err
+    assert main(["report", "demo-qwen3", "-o", "report.pdf"]) == 2
+    assert "give a .html file" in capsys.readouterr().err
+
+
+def test_a_dashboard_of_a_scan_that_is_not_there_is_refused(capsys):
+    assert main(["dashboard", "--scan", "nothing"]) == 2
+    assert "There is no scan 'nothing'" in capsys.readouterr().err
+
+
+def test_drawing_without_plotly_says_what_to_install(tmp_path):
+    code = (
+        "import sys, importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name in ('plotly', 'streamlit') else find(name, *rest)\n"
+        "from internal_policy.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    for arguments in (["plot", "demo-qwen3", "flow", "-o", "x.html"], ["dashboard"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert done.returncode == 2
+        assert "pip install 'internal-policy[app]'" in done.stderr

@@ -1,0 +1,133 @@
+"""What of a scan is looked at: readout, outcome, positions."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from internal_policy import analysis, bundle, cache
+from internal_policy.errors import InputError
+from internal_policy.view import View, about, check, comparable, default, layers, rollouts
+
+DEMO = bundle.DATA / "scans" / "demo-qwen3"
+
+
+@pytest.fixture(scope="module")
+def policies() -> pd.DataFrame:
+    """Every number of the demo scan."""
+    return cache.read(DEMO, "policies")
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """The demo scan, to be damaged."""
+    return shutil.copytree(DEMO, tmp_path / "scan")
+
+
+def test_the_demo_scans_of_both_models_are_bundled_whole():
+    assert [folder.name for folder in bundle.scans()] == ["demo-llama", "demo-qwen3"]
+    assert [cache.damaged(folder) for folder in bundle.scans()] == [[], []]
+
+
+def test_everything_is_looked_at_under_the_first_readout():
+    view = default(DEMO)
+    record = cache.record(DEMO)
+    found = about(view)
+    assert view.readout == "raw"
+    assert (found.model, found.rollouts, found.tokens, found.which) == ("demo-qwen3", 20, record["tokens"], "")
+    assert (found.n_layers, found.d_vocab) == (8, 448)
+
+
+@pytest.mark.parametrize("readout", ["raw", "norm"])
+def test_means_over_all_tokens_are_those_of_the_policies_one_by_one(policies, readout):
+    found = analysis.means(layers(View(DEMO, readout))).set_index(["layer", "site"])["mean"]
+    rows = policies[policies["readout"] == readout]
+    for site in analysis.SITES:
+        plain = rows.groupby("layer")[f"{site}.entropy"].mean().dropna()
+        assert list(found.xs(site, level="site").index) == list(plain.index)
+        assert found.xs(site, level="site").to_numpy() == pytest.approx(plain.to_numpy(), rel=1e-5, abs=1e-7)
+
+
+def test_a_window_of_positions_counts_its_tokens_alone(policies):
+    found = (
+        analysis.changes(layers(View(DEMO, first=3, last=10)))
+        .set_index(["change", "part", "layer"])["mean"]
+        .sort_index()
+    )
+    rows = policies[(policies["readout"] == "raw") & policies["position"].between(3, 10)]
+    total = (rows["mlp_out.entropy"] - rows["mlp_in.entropy"]).groupby(rows["layer"]).mean().dropna()
+    norm = (rows["mlp_out.entropy"] - rows["mlp_out.entropy_at_input_norm"]).groupby(rows["layer"]).mean().dropna()
+    assert found["mlp", "total"].to_numpy() == pytest.approx(total.to_numpy(), rel=1e-4)
+    assert found["mlp", "norm"].to_numpy() == pytest.approx(norm.to_numpy(), rel=1e-4)
+
+
+def test_a_window_of_all_positions_is_the_table_of_the_scan():
+    summed, counted = layers(View(DEMO)), layers(View(DEMO, last=10**6))
+    order = ["rollout", "layer", "site"]
+    summed, counted = (frame.sort_values(order, ignore_index=True) for frame in (summed, counted))
+    pd.testing.assert_frame_equal(summed, counted[summed.columns], check_dtype=False, rtol=1e-5, atol=1e-6)
+
+
+def test_a_window_says_how_many_tokens_it_holds():
+    lengths = cache.read(DEMO, "rollouts", ["response_ids"])["response_ids"].map(len)
+    found = about(View(DEMO, first=30, last=49))
+    assert found.tokens == int(np.clip(lengths - 30, 0, 20).sum())
+    assert found.rollouts == int((lengths > 30).sum())
+    assert found.which == "positions 30 to 49"
+
+
+def test_correct_and_incorrect_responses_are_all_of_them():
+    counts = {outcome: about(View(DEMO, outcome=outcome)) for outcome in ("all", "correct", "incorrect")}
+    reward = cache.read(DEMO, "rollouts", ["reward"])["reward"]
+    assert counts["correct"].rollouts == int((reward == 1).sum()) > 0
+    assert counts["correct"].tokens + counts["incorrect"].tokens == counts["all"].tokens
+    kept = rollouts(View(DEMO, outcome="correct"))["rollout"]
+    assert set(layers(View(DEMO, outcome="correct"))["rollout"]) == set(kept)
+
+
+def test_a_filter_that_leaves_nothing_is_refused():
+    with pytest.raises(InputError, match=r"no response tokens among positions from 9999; widen the filter"):
+        about(View(DEMO, first=9999))
+
+
+def test_a_readout_that_was_not_measured_is_refused(copied):
+    record = cache.record(copied)
+    cache.write_json(copied / cache.RECORD, {**record, "selection": {**record["selection"], "readouts": ["norm"]}})
+    with pytest.raises(InputError, match=r"not measured under the readout 'raw', only norm; scan again with --readout"):
+        check(View(copied, "raw"))
+
+
+def test_a_part_cut_short_is_named(copied):
+    path = copied / "layers-00001.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"layers-00001.parquet is missing or cut short; measure it again"):
+        layers(default(copied))
+
+
+def test_scans_under_different_readouts_cannot_be_compared():
+    with pytest.raises(InputError, match="choose one readout"):
+        comparable([View(DEMO, "raw"), View(bundle.DATA / "scans" / "demo-llama", "norm")])
+
+
+def test_a_scan_without_the_measure_cannot_be_compared(copied):
+    record = json.loads((copied / cache.RECORD).read_text())
+    record["selection"]["measures"] = ["norm"]
+    cache.write_json(copied / cache.RECORD, record)
+    with pytest.raises(InputError, match=r"has no entropy; scan again with --measures entropy"):
+        comparable([View(DEMO), View(copied)])
+
+
+def test_scans_without_a_site_in_common_cannot_be_compared(copied):
+    record = json.loads((copied / cache.RECORD).read_text())
+    shutil.copytree(copied, copied.parent / "other")
+    for folder, sites in ((copied, ["attn_out"]), (copied.parent / "other", ["mlp_out"])):
+        cache.write_json(folder / cache.RECORD, {**record, "selection": {**record["selection"], "sites": sites}})
+    with pytest.raises(InputError, match="have no site in common"):
+        comparable([View(copied), View(copied.parent / "other")])
+
+
+def test_the_demo_scans_can_be_compared_and_differ_in_no_question():
+    records = comparable([View(folder) for folder in bundle.scans()])
+    assert analysis.differences(records) == []
