@@ -154,8 +154,10 @@ def record(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} is {state}." if folder.is_dir() else f"There is no folder {folder}.")
     try:
         found = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); ask for the scan again with --remeasure.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged (it holds no record); ask for the scan again with --remeasure.")
     if found.get("schema") != SCHEMA:
         raise InputError(
             f"{path} has schema version {found.get('schema')}, this program reads {SCHEMA}; "

@@ -126,7 +126,8 @@ def _markers(
         layer: "the model · final" if layer == n_layers else f"layer {layer + 1} · {layer}.{site}" for layer in layers
     }
     kind = go.Scatter if len(shown) <= SVG else go.Scattergl
-    cells = zip(layers, shown["position"].tolist(), shown["value"].tolist(), strict=True)
+    values = [float(f"{value:.5g}") for value in shown["value"].tolist()]
+    told = zip(layers, shown["position"].tolist(), map(points.get, layers), values, strict=True)
     return kind(
         x=shown["position"].to_numpy(),
         y=(shown["layer"] + 1).to_numpy(),
@@ -134,8 +135,8 @@ def _markers(
         marker={"size": 10, "color": "white", "opacity": 0, "line": {"color": "black", "width": 2}},
         selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 0}},
-        customdata=[[layer, at, points[layer], float(f"{value:.5g}")] for layer, at, value in cells],
-        text=[names[at] for at in shown["position"]],
+        customdata=np.array(list(told), dtype=object),  # lists would be looked through one by one
+        text=shown["position"].map(names).to_numpy(dtype=object),
         hovertemplate="%{customdata[2]}<br>position %{customdata[1]}: %{text}<br>%{customdata[3]} "
         + unit
         + "<extra></extra>",
@@ -178,7 +179,7 @@ def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, st
             else [_moved(r, b) for r, b in zip(rows["rank"], rows["before"], strict=True)]
         )
         said = zip(rows["token"], rows["probability"], moved, strict=True)
-        cells.append([f"{look.glyphs(token, 16)}  {100 * share:.3g}%  {move}".rstrip() for token, share, move in said])
+        cells.append([f"{look.glyphs(token, 16)}  {_percent(share)}  {move}".rstrip() for token, share, move in said])
     clear = {"color": "rgba(0,0,0,0)"} if style == "screen" else {"color": "white"}
     common = {"fill": clear, "line": {"color": look.FAINT if style == "screen" else GREY, "width": 1}, "align": "left"}
     tall = 25 if style == "screen" else 22
@@ -298,3 +299,8 @@ def _switch(figure: go.Figure, metrics: pd.DataFrame, rows: int) -> None:
         figure.add_annotation(
             x=at, y=1, yref="paper", xanchor=side, yanchor="bottom", text=text, showarrow=False, font={"size": 11}
         )
+
+
+def _percent(share: float) -> str:
+    """A probability in percent; a tiny one is no more than that."""
+    return f"{100 * share:.3g}%" if share >= 1e-5 else "&lt;0.001%"

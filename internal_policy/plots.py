@@ -42,8 +42,18 @@ def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figur
         look.line(figure, rows[rows["site"] == site], look.SITES[site], visible="legendonly", thin=True)
     look.line(figure, rows[rows["site"] == "final"], look.SITES["final"])
     _by_layer(figure, style)
+    _ends(figure, about.n_layers, style)
     figure.update_yaxes(title={"text": look.label("entropy")})
     return look.layout(figure, "Entropy by layer", about, style)
+
+
+def _ends(figure: go.Figure, n_layers: int, style: Style) -> None:
+    """Words instead of numbers where the embeddings and the model stand, which are no layers."""
+    room = 20 if style == "screen" else 9
+    beside = n_layers / room  # so near the end a number would touch the word
+    numbers = [n for n in look.ticks(1, n_layers, room) if beside / 2 < n < n_layers + 1 - beside]
+    texts = ["emb.", *map(str, numbers), "model"]
+    figure.update_xaxes(tickvals=[0, *numbers, n_layers + 1], ticktext=texts)
 
 
 def change(

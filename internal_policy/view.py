@@ -1,7 +1,7 @@
 """A scan on disk, as what one looks at: one readout, all rollouts or some, all positions or a window."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,8 +163,3 @@ def comparable(views: Sequence[View], measure: str = "entropy") -> list[dict[str
             f"{' and '.join(str(v.folder) for v in views)} have no site in common; scan again with --sites all."
         )
     return records
-
-
-def under(view: View, readout: str) -> View:
-    """The same under another readout."""
-    return replace(view, readout=readout)

@@ -152,3 +152,10 @@ def test_a_table_is_exported_whole(folder, tmp_path, form):
     read = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[form](path)
     assert read["rollout"].tolist() == [0, 0, 1]
     assert read["entropy"].fillna(-1).tolist() == [1.5, -1, 2.5]
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{", '{"schema": 99}'])
+def test_a_record_that_is_none_is_refused_in_a_sentence(folder, text):
+    (folder / cache.RECORD).write_text(text)
+    with pytest.raises(InputError, match=r"is damaged|schema version 99"):
+        cache.record(folder)

@@ -423,3 +423,21 @@ def test_training_draws_the_metrics_and_the_switch():
 def test_training_leaves_out_what_was_not_recorded():
     figure = heatmaps.training(metrics()[["step", "reward", "phase"]])
     assert [trace.name for trace in look.traces(figure)] == ["reward"]
+
+
+@pytest.mark.parametrize("n_layers", [2, 8, 80])
+def test_the_star_of_the_model_stands_at_no_layer_number(n_layers):
+    axis = plots.flow(means(n_layers), about(n_layers)).layout.xaxis
+    named = dict(zip(axis.tickvals, axis.ticktext, strict=True))
+    assert named[0] == "emb."
+    assert named[n_layers + 1] == "model"
+    assert max(int(text) for text in named.values() if text.isdecimal()) <= n_layers
+
+
+def test_a_tiny_probability_is_no_row_of_digits():
+    frame = pd.DataFrame({"site": ["resid_post"] * 2, "rank": [1, 2], "id": [5, 6], "token": ["a", "b"]})
+    frame = frame.assign(probability=[0.25, 3e-21], before=pd.array([1, 2], dtype="Int64"))
+    (table,) = heatmaps.predictions(frame, about(), 1, 0).data
+    shown = " ".join(str(cell) for column in table.cells.values for cell in column)
+    assert "25%" in shown
+    assert "&lt;0.001%" in shown
