@@ -19,10 +19,10 @@ WITHOUT_A_SCAN = ("training", "prompt")
 
 def dashboard() -> None:
     """Draw the sidebar and the page that the address names."""
-    import scans  # what they remember lives in Streamlit's runtime, which the server has not started when it imports this
+    import scans  # not above: what these remember lives in a runtime that runs only after the server has imported this
     import show
 
-    st.set_page_config(page_title="internal-policy", layout="wide")
+    st.set_page_config(page_title="internal-policy", layout="wide", initial_sidebar_state=340)
     page = st.navigation(
         [
             st.Page(f"views/{name}.py", title=title, url_path=name, default=name == "overview")

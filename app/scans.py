@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import pandas as pd
 import streamlit as st
@@ -16,7 +16,7 @@ READOUTS = {
     "raw": "hidden states as they are: the paper",
     "norm": "through the final norm: the logit lens",
 }
-P, R = ParamSpec("P"), TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 OF_ONE_SCAN = ("rollout", "layer", "position")
 """What is chosen within a scan, and forgotten when another one is opened."""
 
@@ -39,6 +39,8 @@ def find(name: str) -> Path:
         if name and (cache.root() / name / cache.ASKED).exists():
             return cache.root() / name
         return cache.find(str(Path(name).expanduser()) if name.startswith("~") else name)
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:  # a name that no file system takes, ~ of nobody
         raise InputError(f"'{name[:80]}' is no folder ({error}); choose a scan from the list.") from error
 
@@ -56,7 +58,7 @@ def _identity(looked: View) -> tuple[Any, ...]:
     return (*stamp(looked.folder), looked.readout, looked.outcome, looked.first, looked.last)
 
 
-def kept(entries: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def kept(entries: int) -> Callable[[F], F]:
     """Remember a function's last answers for as long as the scans it read are the same."""
     return st.cache_data(  # pyright: ignore[reportReturnType]
         max_entries=entries, show_spinner="Reading the scan", hash_funcs={View: _identity}
@@ -115,7 +117,7 @@ def _list(known: dict[str, Path], name: str, folder: Path | None) -> None:
     st.selectbox(
         "Scan",
         list(dict.fromkeys([*known, shown])),
-        format_func=lambda name: labels.get(name, name),
+        format_func=lambda name: labels.get(str(name), str(name)),
         key="listed",
         on_change=_open_listed,
     )
@@ -123,7 +125,7 @@ def _list(known: dict[str, Path], name: str, folder: Path | None) -> None:
 
 def _filtered(folder: Path) -> View:
     """The view of a scan that the rest of the sidebar asks for. Raises InputError if it is no whole scan."""
-    measured = cache.record(folder)["selection"]["readouts"]
+    measured: list[str] = cache.record(folder)["selection"]["readouts"]
     asked = st.query_params.get("readout")
     readout = st.radio(
         "Readout", measured, captions=[READOUTS[name] for name in measured], key="readout", bind="query-params"

@@ -18,7 +18,7 @@ OWN_SCAN = "internal-policy scan --model ./my-model --problems problems.jsonl --
 
 def figure(key: str, drawn: go.Figure, data: pd.DataFrame, *, clicked: Callable[[], None] | None = None) -> None:
     """A chart, and below it its data to read and to download; `clicked` is called when a point is."""
-    said = drawn.layout.meta
+    said = drawn.layout.to_plotly_json()["meta"]
     st.plotly_chart(
         drawn,
         key=key,
@@ -66,7 +66,12 @@ def targets(changes: pd.DataFrame) -> pd.DataFrame:
     points = [None if pd.isna(layer) else f"{layer}.resid_post" for layer in found["target"]]
     parts = [PARTS[part] for part in found["part"]]
     return pd.DataFrame(
-        {"FFN's entropy change": parts, "layer": found["target"] + 1, "hook point": points, "stages, by layer": spans}
+        {
+            "FFN's entropy change": parts,
+            "layer, from 1": found["target"] + 1,
+            "hook point": points,
+            "stages, layers from 1": spans,
+        }
     )
 
 

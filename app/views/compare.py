@@ -1,6 +1,7 @@
 """Up to four scans side by side, at the same relative depth."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pandas as pd
 import scans
@@ -12,7 +13,6 @@ from internal_policy.analysis import Average
 from internal_policy.view import View
 
 MOST = 4
-WHAT = {"entropy": "Entropy", "change": "Entropy change"}
 
 
 def page(looked: View, average: Average) -> None:
@@ -42,7 +42,8 @@ def page(looked: View, average: Average) -> None:
     abouts = [scans.about(one) for one in views]
     frames = [scans.means(one, "entropy", average) for one in views]
     changes = [scans.changes(one, average) for one in views]
-    for what, found in (("entropy", frames), ("change", changes)):
+    of_each: dict[Literal["entropy", "change"], list[pd.DataFrame]] = {"entropy": frames, "change": changes}
+    for what, found in of_each.items():
         deep = [analysis.relative(frame, about.n_layers) for frame, about in zip(found, abouts, strict=True)]
         data = [frame.assign(scan=name) for frame, name in zip(deep, names, strict=True)]
         with show.refusing():

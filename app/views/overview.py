@@ -6,6 +6,7 @@ import pandas as pd
 import scans
 import show
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy import analysis, cache, plots
 from internal_policy.analysis import Average
@@ -23,7 +24,7 @@ def page(looked: View, average: Average) -> None:
     )
     record = cache.record(looked.folder)
     st.text(show.plain(record["model"]))
-    numbers(looked, average)
+    last = numbers(looked)
     means, changes = scans.means(looked, "entropy", average), scans.changes(looked, average)
     left, right = st.columns(2)
     with left, show.refusing():
@@ -42,20 +43,22 @@ def page(looked: View, average: Average) -> None:
     show.table("by-layer", by_layer(means, changes))
     st.subheader("How it was measured")
     show.table("provenance", provenance(record))
+    with show.refusing():  # reads every token of the scan, so it comes when all else is there
+        depth = analysis.settling(scans.settled(looked, average))
+        last.metric("Half settled after", "at the end" if depth is None else f"layer {depth + 1}")
 
 
-def numbers(looked: View, average: Average) -> None:
-    """The key facts."""
+def numbers(looked: View) -> DeltaGenerator:
+    """The key facts; returns the place for one more."""
     about, rewards = scans.about(looked), scans.rollouts(looked)["reward"].astype(float)
     facts = {"Layers": f"{about.n_layers}", "Rollouts": f"{about.rollouts:,}", "Tokens": f"{about.tokens:,}"}
     facts["Vocabulary"] = f"{about.d_vocab:,}"
     if rewards.notna().any():
         facts["Correct"] = f"{(rewards >= 1).sum() / rewards.notna().sum():.0%}"
-    with show.refusing():
-        depth = analysis.settling(scans.settled(looked, average))
-        facts["Half settled after"] = "at the end" if depth is None else f"layer {depth + 1}"
-    for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
+    *columns, last = st.columns(len(facts) + 1)
+    for column, (name, value) in zip(columns, facts.items(), strict=True):
         column.metric(name, value)
+    return last.empty()
 
 
 def by_layer(means: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
@@ -63,7 +66,7 @@ def by_layer(means: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
     wide = means.pivot(index="layer", columns="site", values="mean")
     wide = wide[[site for site in analysis.SITES if site in wide]]
     total = changes[changes["part"] == "total"].pivot(index="layer", columns="change", values="mean")
-    table = wide.join(total.rename(columns=lambda name: f"change of {name}")).reset_index()
+    table = wide.join(total.rename(columns=lambda name: f"change of {name}")).reset_index(names="layer, from 0")
     return table.round(3)
 
 

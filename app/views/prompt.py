@@ -60,6 +60,9 @@ def page() -> None:
     if importlib.util.find_spec("torch") is None:
         st.text("This needs torch, which is not installed here: pip install torch, then start the dashboard again.")
         return
+    job: Job | None = st.session_state.get("job")
+    if job is not None and (code := job.process.poll()) is not None:
+        finish(job, code)
     if "job" in st.session_state:
         watch()
     else:
@@ -152,21 +155,28 @@ def start(asked: Asked) -> Job:
 
 @st.fragment(run_every=EVERY)
 def watch() -> None:
-    """Show how far the scan is; open it when it is done."""
-    job: Job = st.session_state["job"]
-    code = job.process.poll()
-    if code is None:
-        done, n = len(list(job.asked.folder().glob("layers-*.parquet"))), job.asked.responses
-        st.progress(done / n, f"{done} of {n} responses measured, {time.monotonic() - job.started:.0f} s")
-        st.button("Stop", key="prompt_stop", on_click=stop)
+    """Show how far the scan is."""
+    job: Job | None = st.session_state.get("job")
+    if job is None:  # a last look after the end
         return
+    if job.process.poll() is not None:
+        st.rerun()
+    done, n = len(list(job.asked.folder().glob("layers-*.parquet"))), job.asked.responses
+    st.progress(min(done / n, 1.0), f"{done} of {n} responses measured, {time.monotonic() - job.started:.0f} s")
+    if st.button("Stop", key="prompt_stop"):
+        stop(st.session_state.pop("job"))
+        st.rerun()
+
+
+def finish(job: Job, code: int) -> None:
+    """Open the scan, or keep why there is none."""
     del st.session_state["job"]
-    if code == 0:
-        name = f"prompts/{job.asked.folder().name}"
-        st.session_state["opened"] = name
-        st.switch_page("views/tokens.py", query_params={"scan": name})
-    st.session_state["failure"] = InputError(reason(job.errors, code))
-    st.rerun()
+    with job.errors:
+        if code:
+            st.session_state["failure"] = InputError(reason(job.errors, code))
+            return
+    st.session_state["opened"] = f"prompts/{job.asked.folder().name}"
+    st.switch_page("views/tokens.py")
 
 
 def reason(errors: IO[bytes], code: int) -> str:
@@ -177,12 +187,11 @@ def reason(errors: IO[bytes], code: int) -> str:
     return (said or lines or [f"The scan ended with code {code}."])[-1]
 
 
-def stop() -> None:
+def stop(job: Job) -> None:
     """End the scan; what it has measured is kept, and the same question goes on from there."""
-    job: Job = st.session_state["job"]
-    job.process.terminate()
-    job.process.wait()
-    del st.session_state["job"]
+    with job.errors:
+        job.process.terminate()
+        job.process.wait()
     st.session_state["failure"] = InputError("Stopped; the same prompt continues where it was.")
 
 

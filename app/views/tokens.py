@@ -1,12 +1,14 @@
 """One response token by token: what every layer would say there, and how sure it is."""
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 import scans
 import show
 import streamlit as st
 
-from internal_policy import heatmaps, look, tokens
+from internal_policy import heatmaps, tokens
 from internal_policy.analysis import SITES
 from internal_policy.errors import InputError
 from internal_policy.view import View
@@ -29,7 +31,7 @@ def page(looked: View) -> None:
 def choose_rollout(looked: View) -> int:
     """The rollout of the URL, the number or the list, the first one if none is named; what was asked and answered."""
     known = scans.rollouts(looked).set_index("rollout")
-    labels = {number: label(int(number), row) for number, row in known.iterrows()}
+    labels = {int(row["rollout"]): label(row) for row in known.reset_index().to_dict("records")}
     left, right = st.columns([1, 4])
     typed = left.number_input(
         "Rollout",
@@ -52,7 +54,7 @@ def choose_rollout(looked: View) -> int:
     )
     if rollout not in known.index:
         raise InputError(f"Rollout {rollout} is not among those that are looked at; choose one from the list.")
-    row = known.loc[rollout]
+    row = known.loc[rollout].to_dict()
     with st.container(key="problem", border=True):
         st.text(show.plain(row["problem"]))
         answer = "" if pd.isna(row["answer"]) else f"answer {show.plain(str(row['answer']))} · "
@@ -60,9 +62,10 @@ def choose_rollout(looked: View) -> int:
     return rollout
 
 
-def label(number: int, row: pd.Series) -> str:
+def label(row: dict[Any, Any]) -> str:
     """A rollout in the list."""
-    return f"{number} · {marked(row['reward'])} · {row['tokens']} tokens · {show.plain(row['problem'][:80])}"
+    problem = show.glyphs(row["problem"][:80]).replace("␣", " ")
+    return f"{row['rollout']} · {marked(row['reward'])} · {row['tokens']} tokens · {problem}"
 
 
 def marked(reward: float | None) -> str:
@@ -148,10 +151,11 @@ def strip(shown: pd.DataFrame, position: int) -> None:
 
 
 def point_at(drawn: go.Figure, layer: int, position: int) -> go.Figure:
-    """A frame around the chosen cell."""
-    line = {"color": look.ORANGE, "width": 2}
+    """A frame around the chosen cell, black within white so that it stands out from every colour."""
     edges = {"x0": position - 0.5, "x1": position + 0.5, "y0": layer + 0.5, "y1": layer + 1.5}
-    return drawn.add_shape(type="rect", **edges, line=line)
+    for colour, width in (("white", 5), ("black", 2)):
+        drawn.add_shape(type="rect", **edges, line={"color": colour, "width": width})
+    return drawn
 
 
 def clicked() -> None:

@@ -33,11 +33,11 @@ def page() -> None:
     metrics = read(folder, METRICS)
     layers(read(folder, DYNAMICS), metrics, folder.name)
     with show.refusing():
-        show.figure("training", heatmaps.training(metrics), metrics)
+        show.figure("training", heatmaps.training(metrics, folder.name), metrics)
     if (folder / PASS_AT_K).exists():
         with show.refusing():
             passed = read(folder, PASS_AT_K)
-            show.figure("pass-at-k", plots.pass_at_k(passed), passed)
+            show.figure("pass-at-k", plots.pass_at_k(passed, folder.name), passed)
 
 
 def choose() -> Path | None:
@@ -90,7 +90,7 @@ def layers(dynamics: pd.DataFrame, metrics: pd.DataFrame, title: str) -> None:
     measures = [name for name in changed.columns if name not in NOT_MEASURES]
     left, right = st.columns(2)
     measure = left.selectbox("Measure", measures, key="training_measure", bind="query-params")
-    sites = changed.loc[changed[measure].notna(), "site"].unique().tolist()
+    sites = sorted(changed.loc[changed[measure].notna(), "site"].unique(), key=lambda site: site != "resid_post")
     site = right.selectbox("Site", sites, key="training_site", bind="query-params")
     if site is None or not len(changed):
         raise InputError(f"{DYNAMICS} has no values of {measure}; choose another measure.")

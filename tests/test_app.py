@@ -1,0 +1,387 @@
+"""The dashboard's pages, without a browser."""
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from internal_policy import bundle, cache
+from internal_policy.errors import InputError
+
+pytest.importorskip("streamlit")
+from streamlit.testing.v1 import AppTest
+
+APP = Path(__file__).parent.parent / "app"
+PAGES = ("overview", "flow", "tokens", "compare", "training", "geometry", "prompt")
+HOSTILE = ["<script>alert(1)</script>", "<b>", "$x$", "[a](http://evil.example)", "\n", "<0xF0>", "\u202e", "![a](b)"]
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def opened(page: str = "overview", **query) -> AppTest:
+    """A page as it comes up under an address."""
+    app = AppTest.from_file(str(APP / "main.py"), default_timeout=30)
+    for name, value in query.items():
+        app.query_params[name] = value
+    app.run()
+    if page != "overview":
+        app.switch_page(f"views/{page}.py").run()
+    assert not app.exception, app.exception[0].message
+    return app
+
+
+def texts(app: AppTest) -> list[str]:
+    return [text.value for text in app.text]
+
+
+def refusals(app: AppTest) -> list[str]:
+    return [text for text in texts(app) if text.startswith("⚠")]
+
+
+def charts(app: AppTest) -> list[str]:
+    return [chart.proto.alt for chart in app.get("plotly_chart")]
+
+
+@pytest.fixture
+def copied(tmp_path) -> Path:
+    """A scan that may be harmed."""
+    return Path(shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", tmp_path / "copied"))
+
+
+def rewrite(folder: Path, **changes) -> None:
+    record = json.loads((folder / cache.RECORD).read_text())
+    (folder / cache.RECORD).write_text(json.dumps({**record, **changes}))
+
+
+@pytest.mark.parametrize(("page", "n"), [("overview", 2), ("flow", 4), ("tokens", 2), ("compare", 2), ("geometry", 2)])
+def test_every_page_draws_its_figures(page, n):
+    app = opened(page, scan="demo-qwen3")
+    assert len(charts(app)) == n
+    assert all("raw hidden states" in said for said in charts(app))
+    assert not refusals(app)
+
+
+def test_the_bundled_scan_opens_where_there_is_no_other():
+    assert opened().text_input(key="scan").value == "demo-qwen3"
+
+
+def test_a_deep_link_sets_what_is_chosen():
+    app = opened(
+        "tokens",
+        scan="demo-llama",
+        readout="norm",
+        outcome="correct",
+        first="1",
+        last="30",
+        average="rollouts",
+        rollout="2",
+        layer="3",
+        position="5",
+        site="mlp_out",
+        measure="change",
+    )
+    keys = ("scan", "readout", "outcome", "first", "last", "average", "rollout", "layer", "position", "site", "measure")
+    chosen = ["demo-llama", "norm", "correct", 1, 30, "rollouts", 2, 3, 5, "mlp_out", "change"]
+    assert [app.session_state[key] for key in keys] == chosen
+    assert charts(app)[0].startswith("Entropy change by layer and token: FFN: demo-llama · through the final norm")
+    assert charts(app)[1].startswith("What layer 4 would say at position 5")
+
+
+def test_typing_a_layer_and_a_position_chooses_the_cell():
+    app = opened("tokens", scan="demo-qwen3")
+    app.number_input(key="layer").set_value(3)
+    app.number_input(key="position").set_value(5).run()
+    assert charts(app)[1].startswith("What layer 4 would say at position 5")
+    assert any("⟦" in text for text in texts(app))
+
+
+def test_the_number_of_the_last_layer_is_the_models_own_policy():
+    app = opened("tokens", scan="demo-qwen3", layer="8")
+    assert any("read at the model's own policy" in text for text in texts(app))
+    assert not refusals(app)
+
+
+def test_a_long_response_is_shown_in_windows(monkeypatch):
+    def windows():  # its source is run as a script
+        import importlib
+
+        import pandas as pd
+        import streamlit as st
+
+        tokens = importlib.import_module("views.tokens")
+        response = pd.DataFrame({"position": range(2, 1102)})
+        st.session_state.setdefault("position", 600)
+        st.text(str(tokens.window(response, st.session_state["position"])["position"].tolist()))
+
+    monkeypatch.syspath_prepend(str(APP))
+    app = AppTest.from_function(windows, default_timeout=30).run()
+    assert not app.exception
+    assert json.loads(texts(app)[-1]) == [*range(514, 1026)]
+    app.button(key="after").click().run()
+    assert json.loads(texts(app)[-1]) == [*range(1026, 1102)]
+    assert app.button(key="after").disabled
+    app.button(key="before").click().run()
+    assert "Positions 514 to 1025 of 2 to 1101." in texts(app)
+
+
+def test_what_is_chosen_survives_a_change_of_page():
+    app = opened("tokens", scan="demo-llama", rollout="2", layer="3")
+    app.switch_page("views/flow.py").run()
+    app.switch_page("views/tokens.py").run()
+    assert (app.session_state["scan"], app.session_state["rollout"], app.session_state["layer"]) == ("demo-llama", 2, 3)
+
+
+def test_another_scan_forgets_the_cell():
+    app = opened("tokens", scan="demo-llama", rollout="2", layer="3")
+    app.selectbox(key="listed").select("demo-qwen3").run()
+    assert (app.session_state["scan"], app.session_state["rollout"], app.session_state["layer"]) == (
+        "demo-qwen3",
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ({"scan": "nothing"}, "There is no scan 'nothing'"),
+        ({"scan": "x" * 5000}, "is no folder"),
+        ({"scan": "/"}, "is no scan"),
+        ({"rollout": "99"}, "Rollout 99 is not among"),
+        ({"layer": "99"}, "There is no layer 99"),
+        ({"position": "9999"}, "There is no position 9999"),
+        ({"site": "resid_mid", "measure": "change"}, "no entropy change at resid_mid"),
+        ({"first": "900"}, "no response tokens among positions from 900"),
+    ],
+)
+def test_an_address_that_names_nothing_is_refused_in_a_sentence(query, sentence):
+    (said,) = refusals(opened("tokens", **query))
+    assert sentence in said
+
+
+def test_an_unknown_readout_in_the_address_is_ignored():
+    assert opened(scan="demo-qwen3", readout="<b>").session_state["readout"] == "raw"
+
+
+def test_no_scan_at_all_shows_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr(bundle, "DATA", tmp_path)
+    for page in PAGES:
+        app = opened(page)
+        if page not in ("training", "prompt"):
+            assert "internal-policy scan" in app.code[0].value
+
+
+def test_a_cut_part_is_named(copied):
+    path = copied / "policies-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-10])
+    (said,) = refusals(opened(scan=str(copied)))
+    assert "policies-00001.parquet is missing or cut short" in said
+
+
+def test_a_part_that_cannot_be_read_is_named(copied):
+    path = copied / "layers-00001.parquet"
+    path.write_bytes(b"x" * path.stat().st_size)
+    (said,) = refusals(opened(scan=str(copied)))
+    assert "layers-00001.parquet is damaged" in said
+
+
+def test_an_unknown_schema_is_refused(copied):
+    rewrite(copied, schema=99)
+    (said,) = refusals(opened(scan=str(copied)))
+    assert "schema version 99" in said
+
+
+@pytest.mark.parametrize("text", ["{", "", "[]", "null", '"x"'])
+def test_a_damaged_record_is_refused(copied, text):
+    (copied / cache.RECORD).write_text(text)
+    (said,) = refusals(opened(scan=str(copied)))
+    assert "scan.json is damaged" in said
+
+
+def test_an_unfinished_scan_is_refused(copied):
+    (copied / cache.RECORD).unlink()
+    (said,) = refusals(opened(scan=str(copied)))
+    assert "unfinished" in said
+
+
+def test_a_scan_of_the_cache_is_listed_and_opens_by_its_digest(copied, empty_cache):
+    folder = Path(shutil.copytree(copied, empty_cache / "model" / "0123456789ab"))
+    assert opened().session_state["scan"] == "model/0123456789ab"
+    assert opened(scan="0123").selectbox(key="listed").value == "model/0123456789ab"
+    (folder / cache.RECORD).unlink()
+    assert opened().session_state["scan"] == "demo-qwen3"
+
+
+def hostile(folder: Path) -> None:
+    """Names and tokens that are markup, everywhere where a scan has text."""
+    vocabulary = pq.read_table(folder / cache.VOCABULARY)
+    tokens = [HOSTILE[n % len(HOSTILE)] for n in range(vocabulary.num_rows)]
+    pq.write_table(vocabulary.set_column(1, "token", pa.array(tokens)), folder / cache.VOCABULARY)
+    path = folder / "rollouts-00000.parquet"
+    rollouts = pq.read_table(path)
+    place = rollouts.column_names.index("problem")
+    pq.write_table(rollouts.set_column(place, "problem", pa.array(["<b>$x$ [a](b)"] * rollouts.num_rows)), path)
+    files = {p.name: {"bytes": p.stat().st_size} for p in folder.glob("*.parquet")}
+    rewrite(folder, model="<img src=x onerror=alert(1)> $x$ **b**", files=files)
+
+
+def test_hostile_text_is_never_markup(copied):
+    hostile(copied)
+    for page in PAGES:
+        app = opened(page, scan=str(copied))
+        marked = [text.value for kind in (app.markdown, app.caption, app.title, app.subheader) for text in kind]
+        marked += [metric.value for metric in app.metric]
+        assert not any(bad in text for text in marked for bad in ("<b>", "<img", "<script", "$x$", "evil.example"))
+        for chart in app.get("plotly_chart"):
+            spec = json.loads(chart.proto.spec)
+            del spec["layout"]["meta"]  # plain text, which plotly does not draw
+            assert not any(bad in json.dumps(spec) for bad in ("<script", "<img", "$x$"))
+    assert "<b>$x$ [a](b)" in texts(opened("tokens", scan=str(copied)))
+
+
+def test_scans_under_different_sites_are_not_compared(copied):
+    record = json.loads((copied / cache.RECORD).read_text())
+    rewrite(copied, selection={**record["selection"], "measures": ["norm"]})
+    (said,) = refusals(opened("compare", compare=["demo-llama", str(copied)]))
+    assert "has no entropy" in said
+
+
+def test_differences_of_compared_scans_are_said(copied):
+    rewrite(copied, dtype="float32")
+    assert any("precision" in text for text in texts(opened("compare", compare=["demo-llama", str(copied)])))
+
+
+def test_one_scan_alone_is_not_compared():
+    assert "Choose at least two scans." in texts(opened("compare", compare="demo-llama"))
+
+
+@pytest.fixture
+def run(empty_cache) -> Path:
+    """A training run of three layers and six steps."""
+    folder = empty_cache / "training" / "one"
+    folder.mkdir(parents=True)
+    sites = ("resid_pre", "resid_post", "mlp_in", "mlp_out")
+    index = pd.MultiIndex.from_product([range(6), range(3), sites], names=["step", "layer", "site"])
+    random = np.random.default_rng(0)
+    dynamics = pd.DataFrame({name: random.random(len(index)) for name in ("entropy", "cosine", "kl")}, index)
+    dynamics.reset_index().to_parquet(folder / "dynamics.parquet")
+    metrics = {
+        "step": range(6),
+        "reward": random.random(6),
+        "entropy": 1.0,
+        "internal_entropy": [1.0] * 3 + [np.nan] * 3,
+    }
+    phases = {"clip_fraction": 0.0, "perplexity": 2.0, "phase": ["internal"] * 3 + ["final"] * 3, "target": 1}
+    pd.DataFrame({**metrics, **phases}).to_parquet(folder / "metrics.parquet")
+    return folder
+
+
+def test_a_training_run_of_the_cache_is_drawn(run):
+    app = opened("training")
+    assert len(charts(app)) == 2
+    app.selectbox(key="training_measure").select("change").run()
+    assert charts(app)[0].startswith("Entropy change while training")
+    pd.DataFrame({"label": "BuPO", "k": [1, 2], "mean": [0.1, 0.2], "low": 0.0, "high": 1.0}).to_parquet(
+        run / "pass_at_k.parquet"
+    )
+    assert len(charts(opened("training", run=str(run)))) == 3
+
+
+def test_no_training_run_says_what_one_holds():
+    assert any("metrics.parquet" in text for text in texts(opened("training")))
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged", "columns", "empty"])
+def test_a_training_run_that_cannot_be_read_is_refused(run, harm):
+    path = run / "dynamics.parquet"
+    if harm == "missing":
+        path.unlink()
+    elif harm == "damaged":
+        path.write_bytes(b"PAR1")
+    elif harm == "columns":
+        pd.DataFrame({"x": [1]}).to_parquet(path)
+    else:
+        pd.read_parquet(path).head(0).to_parquet(path)
+    assert len(refusals(opened("training", run=str(run)))) == 1
+
+
+@pytest.fixture
+def prompt(monkeypatch):
+    monkeypatch.syspath_prepend(str(APP))
+    return importlib.import_module("views.prompt")
+
+
+def test_the_command_of_a_prompt(prompt, tmp_path):
+    asked = prompt.Asked("demo-qwen3", "--evil; rm $HOME", 3, 16)
+    command = prompt.command(asked, tmp_path / "p.jsonl")
+    assert command[:4] == [sys.executable, "-m", "internal_policy", "scan"]
+    assert command[command.index("--samples") + 1] == "3"
+    assert not any("evil" in word for word in command)
+    assert command[command.index("--output") + 1] == str(asked.folder())
+
+
+@pytest.mark.parametrize("model", ["", "Qwen/Qwen3-4B", "--help", "x" * 5000, "a\0b", "~nobody/x", "."])
+def test_only_local_models_are_taken(prompt, model):
+    with pytest.raises(InputError, match="no folder with a model"):
+        prompt.checked(model)
+
+
+def ask(app: AppTest) -> AppTest:
+    """Fill the form of a prompt, and send it."""
+    app.text_area(key="prompt_text").input("What is 1 + 2?")
+    app.number_input(key="prompt_tokens").set_value(4)
+    app.number_input(key="prompt_responses").set_value(1)
+    return next(button for button in app.button if button.label == "Scan").click().run()
+
+
+def test_a_prompt_is_scanned_in_a_process_of_its_own_and_opened(prompt):
+    app = ask(opened("prompt"))
+    job = app.session_state["job"]
+    job.process.wait(60)
+    app.run()
+    assert not app.exception
+    assert app.session_state["scan"] == f"prompts/{job.asked.folder().name}"
+    assert "What is 1 + 2?" in texts(app)
+
+
+def test_a_scan_that_fails_says_why(prompt):
+    with tempfile.TemporaryFile() as errors:
+        errors.write(b"warning: x\nerror: <b>no</b> memory\nBye\n")
+        assert prompt.reason(errors, 1) == "<b>no</b> memory"
+    with tempfile.TemporaryFile() as errors:
+        assert prompt.reason(errors, 9) == "The scan ended with code 9."
+
+
+def test_a_running_scan_is_stopped(monkeypatch):
+    endless = [sys.executable, "-c", "import time; time.sleep(60)"]
+    begin = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: begin(endless, **options))
+    app = ask(opened("prompt"))
+    process = app.session_state["job"].process
+    app.button(key="prompt_stop").click().run()
+    assert process.poll() is not None
+    assert refusals(app) == ["⚠ Stopped; the same prompt continues where it was."]
+
+
+def test_the_dashboard_never_reaches_torch(tmp_path):
+    code = (
+        "import sys; from streamlit.testing.v1 import AppTest\n"
+        f"app = AppTest.from_file({str(APP / 'main.py')!r}, default_timeout=30).run()\n"
+        f"for page in {PAGES[1:]!r}: app.switch_page(f'views/{{page}}.py').run(); assert not app.exception\n"
+        "print({'torch', 'transformers'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
