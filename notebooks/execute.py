@@ -1,0 +1,44 @@
+"""Execute the notebooks and keep their figures as images, which GitHub shows: `python notebooks/execute.py`."""
+
+import base64
+import os
+from io import BytesIO
+from pathlib import Path
+
+import nbformat
+import plotly.graph_objects as go
+from nbclient import NotebookClient
+from PIL import Image
+
+from internal_policy import look
+
+HERE = Path(__file__).parent
+FIGURE = "application/json"
+"""What plotly's renderer `json` gives: the figure, which needs no browser."""
+
+
+def execute(path: Path, folder: Path, seconds: int = 60) -> nbformat.NotebookNode:
+    """The notebook, executed in a fresh kernel that starts in `folder`, its figures as JSON."""
+    quiet = {"PYTHONWARNINGS": "ignore:IProgress"}  # a progress bar that misses a package, with a path of the machine
+    env = {**os.environ, "PLOTLY_RENDERER": "json", "HF_HUB_OFFLINE": "1", **quiet}
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=seconds, kernel_name="python3", record_timing=False)
+    client.execute(cwd=str(folder), env=env)
+    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    return notebook
+
+
+def draw(notebook: nbformat.NotebookNode) -> None:
+    """Put an image in the place of each figure, of few enough pixels to be committed."""
+    for data in (output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output):
+        if FIGURE in data:
+            image = Image.open(BytesIO(look.image(go.Figure(data.pop(FIGURE)), "png"))).convert("RGB").reduce(2)
+            image.save(small := BytesIO(), "png", optimize=True)
+            data["image/png"] = base64.b64encode(small.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    for path in sorted(HERE.glob("*.ipynb")):
+        notebook = execute(path, HERE)
+        draw(notebook)
+        nbformat.write(notebook, path)

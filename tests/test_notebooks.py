@@ -1,0 +1,79 @@
+"""The notebooks run, and are committed with what they show."""
+
+import ast
+import json
+import re
+import runpy
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SECONDS = 60
+"""What a notebook may take."""
+
+
+def outputs(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return cell.get("outputs", [])
+
+
+def count(notebook: nbformat.NotebookNode, kind: str) -> list[int]:
+    """How many outputs of a kind each cell has."""
+    return [sum(kind in output.get("data", {}) for output in outputs(cell)) for cell in notebook.cells]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def committed(path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def test_there_are_four_notebooks():
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
+
+
+def test_a_notebook_runs_from_any_folder_and_its_figures_are_committed_as_images(
+    path, committed, tmp_path, monkeypatch
+):
+    for name in ("INTERNAL_POLICY_CACHE", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    run = runpy.run_path(str(FOLDER / "execute.py"))
+    begun = time.monotonic()
+    fresh = run["execute"](path, tmp_path, SECONDS)  # raises what a cell raises
+    assert time.monotonic() - begun < SECONDS
+    assert count(fresh, run["FIGURE"]) == count(committed, "image/png")
+
+
+def test_a_committed_notebook_was_run_from_top_to_bottom(committed):
+    code = [cell for cell in committed.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+
+
+def test_a_committed_notebook_shows_no_errors_and_no_warnings(committed):
+    for cell in committed.cells:
+        assert not [out for out in outputs(cell) if out.output_type == "error" or out.get("name") == "stderr"]
+
+
+def test_a_notebook_has_no_logic_of_its_own(committed):
+    for cell in committed.cells:
+        if cell.cell_type == "code":
+            defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+            assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, defined)]
+
+
+def test_a_notebook_names_no_folder_of_a_machine(committed):
+    for cell in committed.cells:
+        for output in outputs(cell):
+            output.get("data", {}).pop("image/png", None)  # letters that mean nothing
+    assert not re.findall(r"/(?:work|root|home|Users|tmp|usr|opt|var)/|[A-Z]:\\\\", json.dumps(committed))
+
+
+def test_a_notebook_is_small(path):
+    assert path.stat().st_size < 1_500_000
