@@ -1,0 +1,364 @@
+"""The dashboard in a real browser: clicks, keys, addresses, hostile text, and no request to anywhere else."""
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pandas as pd
+import pytest
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+
+from internal_policy import bundle, cache
+
+ROOT = Path(__file__).parent.parent
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DRAWN = ".js-plotly-plot .plot-container"
+HOSTILE = (
+    "<script>window.hacked=1</script>",
+    "<img src=x onerror=window.hacked=1>",
+    "$x$",
+    "[a](http://evil.example)",
+    "![a](http://evil.example/a.png)",
+)
+WAIT = 30_000
+"""Milliseconds: a busy machine is no failure."""
+expect.set_options(timeout=WAIT)
+WHITE = "rgb(255, 255, 255)"
+
+
+def chromium() -> str:
+    """The machine's Chromium; without one the tests are skipped, or fail where they are required."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    if found := next(filter(None, map(shutil.which, names)), None):
+        return found
+    if os.environ.get("INTERNAL_POLICY_BROWSER_TESTS") == "required":
+        pytest.fail("no Chromium here (apt install chromium), and INTERNAL_POLICY_BROWSER_TESTS=required")
+    pytest.skip("no Chromium here (apt install chromium)")
+
+
+@contextmanager
+def serving(home: Path, folder: Path, **environment: str) -> Iterator[str]:
+    """A dashboard with its cache in `folder`; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streamlit", "run", str(home / "app" / "main.py"), "--server.port", str(port)],
+            env={**os.environ, "INTERNAL_POLICY_CACHE": str(folder / "cache"), **environment},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_for(process, port, folder / "server.log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for(process: subprocess.Popen, port: int, log: Path) -> None:
+    """Until the server answers."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if asked(port, "/_stcore/health")[0] == 200:
+                return
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail(f"the dashboard did not start:\n{log.read_text()}")
+
+
+def asked(port: int, path: str, **headers: str) -> tuple[int, bytes]:
+    """Status and text of the answer to a request."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        with connection.getresponse() as answer:
+            return answer.status, b"" if answer.status == 101 else answer.read()
+
+
+@pytest.fixture(scope="module")
+def executable() -> str:
+    return chromium()
+
+
+@pytest.fixture(scope="module")
+def server(executable, tmp_path_factory) -> Iterator[str]:
+    with serving(ROOT, tmp_path_factory.mktemp("dashboard")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser(executable) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def tab(browser: Browser) -> Iterator[Page]:
+    """A window of its own; a request to anywhere but this machine is refused, and fails the test."""
+    left: list[str] = []
+
+    def guard(route: Route) -> None:
+        if urlsplit(route.request.url).hostname in ("127.0.0.1", "localhost"):
+            route.continue_()
+        else:
+            left.append(route.request.url)
+            route.abort()
+
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    try:
+        context.route("**/*", guard)
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        yield page
+        context.unroute_all(behavior="ignoreErrors")
+    finally:
+        context.close()
+    assert not left
+
+
+@pytest.fixture
+def page(browser) -> Iterator[Page]:
+    with tab(browser) as page:
+        yield page
+
+
+def settle(page: Page) -> None:
+    """Wait until the script has run to its end."""
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+
+
+def opened(page: Page, address: str, drawn: str = DRAWN) -> Page:
+    """A page, when what is looked for is there and the script has run."""
+    page.goto(address)
+    page.wait_for_selector(drawn)
+    settle(page)
+    assert not page.locator("[data-testid=stException]").count()
+    return page
+
+
+def chosen(page: Page) -> dict[str, str]:
+    """What stands in the address."""
+    return {name: values[-1] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def field(page: Page, key: str) -> Locator:
+    """The box one types into, of a widget."""
+    return page.locator(f".st-key-{key} input")
+
+
+def says(page: Page, *texts: str) -> None:
+    """Expect what is predicted at the chosen cell to say all of these, once the cell chosen before has gone."""
+    table = page.locator(".st-key-predictions .js-plotly-plot")
+    for text in texts:
+        expect(table.filter(has_text=text).first).to_be_visible()
+    expect(table).to_have_count(1)
+
+
+def pixel(page: Page, layer: int, position: int) -> dict[str, float]:
+    """Where a cell of the heatmap lies within its chart."""
+    chart = page.locator(".st-key-cells .js-plotly-plot")
+    chart.scroll_into_view_if_needed()
+    where = (
+        "([g.getBoundingClientRect().x + x._offset + x.l2p(at), g.getBoundingClientRect().y + y._offset + y.l2p(up)])"
+    )
+    found = chart.evaluate(
+        "(g, [at, up]) => { const {xaxis: x, yaxis: y} = g._fullLayout; return " + where + " }", [position, layer + 1]
+    )
+    return dict(zip("xy", found, strict=True))
+
+
+def test_right_after_a_clone_the_overview_draws_a_bundled_scan(server, page):
+    opened(page, server)
+    assert field(page, "scan").input_value() in {folder.name for folder in bundle.scans()}
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    assert page.locator(".st-key-flow .scatterlayer .trace").count() > 2
+    page.get_by_text("Make your own scan").click()
+    expect(page.get_by_text("internal-policy scan").first).to_be_visible()
+
+
+def test_a_click_on_a_cell_says_what_is_predicted_there_and_stands_in_the_address(server, page):
+    opened(page, f"{server}/tokens?scan=demo-qwen3", ".st-key-cells .js-plotly-plot .plot-container")
+    says(page, "What layer 5 would say at position 0")
+    page.mouse.click(*pixel(page, 6, 3).values())
+    says(page, "What layer 7 would say at position 3")
+    says(page, "6.attn_out")
+    settle(page)
+    assert (chosen(page)["layer"], chosen(page)["position"]) == ("6", "3")
+    expect(field(page, "layer")).to_have_value("6")
+    page.reload()
+    says(page, "What layer 7 would say at position 3")
+    assert chosen(page)["scan"] == "demo-qwen3"
+
+
+def test_a_link_to_a_cell_opens_it(server, page):
+    opened(page, f"{server}/tokens?scan=demo-llama&rollout=2&layer=4&position=5&readout=norm&measure=kl")
+    says(page, "What layer 5 would say at position 5")
+    says(page, "demo-llama")
+    for key, value in {"scan": "demo-llama", "rollout": "2", "layer": "4", "position": "5"}.items():
+        expect(field(page, key)).to_have_value(value)
+    expect(page.locator(".st-key-cells")).to_contain_text("KL")
+
+
+def test_the_keyboard_goes_from_cell_to_cell(server, page):
+    opened(page, f"{server}/tokens?scan=demo-qwen3&layer=2&position=4")
+    field(page, "layer").focus()
+    page.keyboard.press("ArrowUp")
+    says(page, "What layer 4 would say at position 4")
+    page.wait_for_url("**layer=3*")
+
+
+def test_another_page_shows_the_same_scan(server, page):
+    opened(page, f"{server}/?scan=demo-llama&readout=norm")
+    for name in ("Entropy flow", "Geometry", "Tokens", "Overview"):
+        page.get_by_test_id("stSidebarNav").get_by_role("link", name=name).click()
+        expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+        expect(page.locator(".js-plotly-plot").first).to_contain_text("demo-llama")
+        settle(page)
+        assert chosen(page)["scan"] == "demo-llama"
+        assert chosen(page)["readout"] == "norm"
+
+
+@pytest.mark.parametrize("asked_for", ["?scan=nothing", "tokens?scan=demo-qwen3&layer=99", "?scan=%00"])
+def test_what_is_not_there_is_one_sentence(server, page, asked_for):
+    opened(page, f"{server}/{asked_for}", ".st-key-refusal")
+    said = page.locator(".st-key-refusal")
+    expect(said).to_have_count(1)
+    assert "Traceback" not in page.content()
+    assert len(said.inner_text().splitlines()) == 1
+
+
+def test_without_any_scan_the_command_that_makes_one_is_shown(executable, browser, tmp_path):
+    for name in ("internal_policy", "app"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    with serving(tmp_path, tmp_path, PYTHONPATH=str(tmp_path)) as address, tab(browser) as page:
+        opened(page, address, ".st-key-nothing-yet")
+        assert page.locator("[data-testid=stCode]").first.inner_text().strip() == "internal-policy scan"
+
+
+@pytest.fixture
+def hostile(tmp_path) -> Path:
+    """A scan whose tokens, problems and model's name would be markup."""
+    folder = tmp_path / "hostile"
+    shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", folder)
+    vocabulary = pd.read_parquet(folder / cache.VOCABULARY)
+    vocabulary["token"] = [HOSTILE[n % len(HOSTILE)] for n in range(len(vocabulary))]
+    vocabulary.to_parquet(folder / cache.VOCABULARY)
+    record = json.loads((folder / cache.RECORD).read_text())
+    record["model"] = " ".join(HOSTILE)
+    for path in folder.glob("rollouts-*.parquet"):
+        rows = pd.read_parquet(path)
+        rows.assign(problem=" ".join(HOSTILE), answer=HOSTILE[1]).to_parquet(path)
+    for name in record["files"]:
+        record["files"][name] = cache.fingerprint(folder / name)
+    (folder / cache.RECORD).write_text(json.dumps(record))
+    return folder
+
+
+def test_hostile_tokens_and_names_are_text(server, page, hostile):
+    for name in ("tokens", "", "compare"):
+        more = f"&compare=demo-llama&compare={hostile}" if name == "compare" else ""
+        opened(page, f"{server}/{name}?scan={hostile}{more}")
+        assert page.evaluate("window.hacked") is None
+        assert not page.locator("a[href*=evil], img[src*=evil], img[src=x], .katex").count()
+        if name == "tokens":
+            says(page, "<script>window.")
+            expect(page.locator(".st-key-strip")).to_contain_text("$x$")
+            page.mouse.move(*pixel(page, 3, 2).values())
+            page.locator(".st-key-cells .hoverlayer .hovertext").wait_for()
+        if name == "":
+            expect(page.get_by_test_id("stMain")).to_contain_text("[a](http://evil.example)")
+    assert page.evaluate("window.hacked") is None
+
+
+def test_another_host_or_origin_is_not_answered(server):
+    port = urlsplit(server).port
+    assert port
+    assert asked(port, "/_stcore/health")[0] == 200
+    assert asked(port, "/_stcore/health", Host="evil.example")[0] == 400
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec_WebSocket_Version": "13",
+        "Sec_WebSocket_Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }
+    assert asked(port, "/_stcore/stream", **upgrade, Origin=server)[0] == 101
+    assert asked(port, "/_stcore/stream", **upgrade, Origin="http://evil.example")[0] != 101
+    assert asked(port, "/_stcore/stream", **upgrade, Host="evil.example")[0] != 101
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Where the pictures of the pages are left: $INTERNAL_POLICY_SCREENSHOTS, else pytest's folder."""
+    named = os.environ.get("INTERNAL_POLICY_SCREENSHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"pictures of the dashboard are in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A training run of three steps."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    folder.mkdir()
+    steps = range(0, 30, 10)
+    phases = ["internal", "internal", "final"]
+    metrics = pd.DataFrame({"step": steps, "reward": [0.1, 0.3, 0.6], "entropy": [2.0, 1.5, 1.2], "phase": phases})
+    metrics.to_parquet(folder / "metrics.parquet")
+    rows = [(step, layer, "resid_post", 5.0 - layer - step / 20) for step in steps for layer in range(4)]
+    pd.DataFrame(rows, columns=["step", "layer", "site", "entropy"]).to_parquet(folder / "dynamics.parquet")
+    return folder
+
+
+def test_every_page_is_drawn_in_light_and_dark(server, page, pictures, run):
+    pages = {
+        "overview": "?scan=demo-qwen3",
+        "flow": "flow?scan=demo-qwen3",
+        "tokens": "tokens?scan=demo-llama&rollout=1&layer=4&position=8",
+        "compare": "compare?scan=demo-qwen3",
+        "training": f"training?run={run}",
+        "geometry": "geometry?scan=demo-qwen3",
+        "prompt": "prompt",
+    }
+    for name, address in pages.items():
+        page.set_viewport_size({"width": 1400, "height": 1000})
+        opened(page, f"{server}/{address}", ".st-key-prompt_text" if name == "prompt" else DRAWN)
+        tall = page.get_by_test_id("stMain").evaluate("main => main.scrollHeight")
+        page.set_viewport_size({"width": 1400, "height": min(tall, 4000)})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            is_white = expect(page.get_by_test_id("stApp"))
+            (is_white.to_have_css if scheme == "light" else is_white.not_to_have_css)("background-color", WHITE)
+            page.wait_for_timeout(300)  # charts find their place and colours again
+            path = pictures / f"{name}-{scheme}.png"
+            page.screenshot(path=path)
+            assert path.stat().st_size > 20_000
+        assert not page.locator("[data-testid=stException]").count()
