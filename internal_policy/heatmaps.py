@@ -303,4 +303,4 @@ def _switch(figure: go.Figure, metrics: pd.DataFrame, rows: int) -> None:
 
 def _percent(share: float) -> str:
     """A probability in percent; a tiny one is no more than that."""
-    return f"{100 * share:.3g}%" if share >= 1e-5 else "&lt;0.001%"
+    return f"{100 * share:.3g}%" if share >= 1e-5 else "~0%"

@@ -99,7 +99,7 @@ def _table(one: View) -> dict[str, Any]:
     layers = view.layers(one)
     if "entropy" not in layers:
         return {"columns": [], "rows": []}
-    frame = analysis.by_layer(layers.assign(readout=one.readout), one.readout)
+    frame = analysis.by_layer(layers, one.readout)
     named = {site: mark.name for site, mark in look.SITES.items() if site in frame}
     named |= {f"change_{key}": f"Δ {mark.name}" for key, mark in look.CHANGES.items() if f"change_{key}" in frame}
     n_layers = cache.record(one.folder)["n_layers"]

@@ -118,8 +118,9 @@ def layers(view: View) -> pd.DataFrame:
     kept = rollouts(view)["rollout"]
     if view.first == 0 and view.last is None:
         found = cache.read(view.folder, "layers", where=ds.field("readout") == view.readout)
-        return found[found["rollout"].isin(kept)].drop(columns="readout").reset_index(drop=True)
-    return pd.concat([_window(view, part, kept) for part in cache.parts(view.folder, "policies")], ignore_index=True)
+        return found[found["rollout"].isin(kept)].reset_index(drop=True)
+    windows = [_window(view, part, kept) for part in cache.parts(view.folder, "policies")]
+    return pd.concat(windows, ignore_index=True).assign(readout=view.readout)
 
 
 def _window(view: View, path: Path, kept: pd.Series) -> pd.DataFrame:

@@ -20,16 +20,8 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_play
 from internal_policy import bundle, cache
 
 ROOT = Path(__file__).parent.parent
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
 DRAWN = ".js-plotly-plot .plot-container"
 HOSTILE = (
     "<script>window.hacked=1</script>",
@@ -44,7 +36,8 @@ expect.set_options(timeout=WAIT)
 WHITE = "rgb(255, 255, 255)"
 
 
-def chromium() -> str:
+@pytest.fixture(scope="module")
+def executable() -> str:
     """The machine's Chromium; without one the tests are skipped, or fail where they are required."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     if found := next(filter(None, map(shutil.which, names)), None):
@@ -99,11 +92,6 @@ def asked(port: int, path: str, **headers: str) -> tuple[int, bytes]:
         connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         with connection.getresponse() as answer:
             return answer.status, b"" if answer.status == 101 else answer.read()
-
-
-@pytest.fixture(scope="module")
-def executable() -> str:
-    return chromium()
 
 
 @pytest.fixture(scope="module")
@@ -303,12 +291,8 @@ def test_another_host_or_origin_is_not_answered(server):
     assert port
     assert asked(port, "/_stcore/health")[0] == 200
     assert asked(port, "/_stcore/health", Host="evil.example")[0] == 400
-    upgrade = {
-        "Connection": "Upgrade",
-        "Upgrade": "websocket",
-        "Sec_WebSocket_Version": "13",
-        "Sec_WebSocket_Key": "AAAAAAAAAAAAAAAAAAAAAA==",
-    }
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
+    upgrade["Sec_WebSocket_Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
     assert asked(port, "/_stcore/stream", **upgrade, Origin=server)[0] == 101
     assert asked(port, "/_stcore/stream", **upgrade, Origin="http://evil.example")[0] != 101
     assert asked(port, "/_stcore/stream", **upgrade, Host="evil.example")[0] != 101

@@ -437,7 +437,7 @@ def test_the_star_of_the_model_stands_at_no_layer_number(n_layers):
 def test_a_tiny_probability_is_no_row_of_digits():
     frame = pd.DataFrame({"site": ["resid_post"] * 2, "rank": [1, 2], "id": [5, 6], "token": ["a", "b"]})
     frame = frame.assign(probability=[0.25, 3e-21], before=pd.array([1, 2], dtype="Int64"))
-    (table,) = heatmaps.predictions(frame, about(), 1, 0).data
+    (table,) = look.traces(heatmaps.predictions(frame, about(), 1, 0))
     shown = " ".join(str(cell) for column in table.cells.values for cell in column)
     assert "25%" in shown
-    assert "&lt;0.001%" in shown
+    assert "~0%" in shown

@@ -131,3 +131,10 @@ def test_scans_without_a_site_in_common_cannot_be_compared(copied):
 def test_the_demo_scans_can_be_compared_and_differ_in_no_question():
     records = comparable([View(folder) for folder in bundle.scans()])
     assert analysis.differences(records) == []
+
+
+@pytest.mark.parametrize("last", [None, 10])
+def test_the_table_of_a_view_is_one_of_its_readout(last):
+    found = layers(View(DEMO, "norm", last=last))
+    assert set(found["readout"]) == {"norm"}
+    assert analysis.by_layer(found, "norm")["resid_post"].notna().sum() == 8
