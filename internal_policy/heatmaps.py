@@ -190,7 +190,8 @@ def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, st
     )
     where = "the model" if layer == about.n_layers else f"layer {layer + 1}"
     margins = 84 if style == "screen" else 16
-    height = round((margins + tall * (most + 3)) / (1 if style == "screen" else 0.58))
+    room = tall * 3 + (tall + 7) * most  # plotly makes a row taller that holds an entity, such as that of <
+    height = round((margins + room) / (1 if style == "screen" else 0.58))
     title = f"What {where} would say at position {position}"
     one = replace(about, rollouts=1, tokens=1)
     return look.layout(go.Figure(table), title, one, style, height=height, wide=True).update_layout(
