@@ -4,7 +4,6 @@ import ast
 import json
 import re
 import runpy
-import time
 from pathlib import Path
 
 import nbformat
@@ -45,9 +44,8 @@ def test_a_notebook_runs_from_any_folder_and_its_figures_are_committed_as_images
     for name in ("INTERNAL_POLICY_CACHE", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     run = runpy.run_path(str(FOLDER / "execute.py"))
-    begun = time.monotonic()
-    fresh = run["execute"](path, tmp_path, SECONDS)  # raises what a cell raises
-    assert time.monotonic() - begun < SECONDS
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for one another are slow where others work too
+    fresh = run["execute"](path, tmp_path, SECONDS)  # raises what a cell raises, or that it takes too long
     assert count(fresh, run["FIGURE"]) == count(committed, "image/png")
 
 
