@@ -104,9 +104,8 @@ def settled(view: View) -> pd.DataFrame:
 
 def response(view: View, rollout: int) -> pd.DataFrame:
     """The tokens of a response within the view: position, id, token (its text, from the vocabulary)."""
-    found = cache.read(view.folder, "rollouts", ["response_ids"], ds.field("rollout") == rollout)
-    if not len(found):
-        raise InputError(f"{view.folder} has no rollout {rollout}.")
+    path = cache.part_with(view.folder, "rollouts", rollout)
+    found = cache.read_part(path, ["response_ids"], ds.field("rollout") == rollout).to_pandas()
     ids = np.asarray(found["response_ids"].iloc[0], dtype=int)
     stop = len(ids) if view.last is None else view.last + 1
     frame = pd.DataFrame({"position": np.arange(len(ids)), "id": ids})[view.first : stop]
