@@ -7,7 +7,9 @@ A hidden state at a hook point, times the unembedding, is a policy.
            (scan: selection says what, metrics measures it with product, tables lay it out)
     LOOK   cache -> view -> analysis, tokens -> plots, heatmaps -> figures -> report, app
            (small frames, one look, without torch)
-    ASK    __main__ -> options -> commands -> job, loading, show, drawing
+    MARK   verify -> tasks -> rollouts -> evaluate            Avg@K and Pass@k
+    TRAIN  tasks -> policy -> bupo -> journal (dynamics)      GRPO with a schedule of hook points
+    ASK    __main__ -> options -> commands -> job, sampling, evaluating, training, loading, show, drawing
 
 Importing the package imports nothing; import the rooms: `from internal_policy.scan import scan`.
 """

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from internal_policy.errors import InputError
-from internal_policy.options import COMMANDS
+from internal_policy.options import COMMANDS, Train
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "and how sure it is.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    again = shlex.join(["internal-policy", *arguments])
+    resume = ["--resume"] if isinstance(command, Train) and "--resume" not in arguments else []
+    again = shlex.join(["internal-policy", *arguments, *resume])
     say = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
         from internal_policy import commands

@@ -12,3 +12,8 @@ APP = next((p for p in (PACKAGE / "app", PACKAGE.parent / "app") if p.is_dir()),
 def scans() -> list[Path]:
     """Folders of the bundled demo scans."""
     return sorted(path.parent for path in (DATA / "scans").glob("*/scan.json"))
+
+
+def runs() -> list[Path]:
+    """Folders of the bundled training runs."""
+    return sorted(path.parent for path in (DATA / "experiments").glob("*/metrics.parquet"))

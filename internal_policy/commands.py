@@ -9,19 +9,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import bundle, cache, drawing, job, loading, options, show
+from internal_policy import cache, drawing, evaluating, job, loading, options, sampling, show, training
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from internal_policy.hooks import HookPoint
     from internal_policy.rollouts import Rollout
     from internal_policy.selection import Selection
     from internal_policy.tasks import Problem
 
-DEMO_PROBLEMS = 64
-"""How many of the bundled problems are asked where nobody says which problems."""
 PRESENTATION = {"output", "json", "dry_run", "remeasure"}
 """Options that change nothing of what is measured."""
 SAMPLING = {f.name for f in dataclasses.fields(options.SamplingOptions)} - {"batch_size"} | {"problems"}
@@ -55,18 +52,8 @@ def _question(asked: options.Scan | options.Generate) -> dict[str, Any]:
     """The options that decide the numbers, with what their paths hold: the key of the cache."""
     given = asked.rollouts if isinstance(asked, options.Scan) else None
     unused = PRESENTATION | (SAMPLING if given is not None else set())
-    question = {name: value for name, value in dataclasses.asdict(asked).items() if name not in unused}
-    paths = [given if given is not None else _problems_path(asked)[0], asked.chat_template]
-    content = {str(path): cache.fingerprint(Path(path)) for path in paths if path}
-    return {**question, "identity": loading.identity(asked), "content": content}
-
-
-def _problems_path(asked: options.PromptOptions) -> tuple[str, int | None]:
-    """Which problems are asked, and how many at most."""
-    if asked.problems is None:
-        limit = DEMO_PROBLEMS if asked.limit is None else asked.limit
-        return str(bundle.DATA / "problems" / "heldout.jsonl"), limit
-    return asked.problems, asked.limit
+    problems = given if given is not None else sampling.source(asked.problems, asked.limit)[0]
+    return sampling.question(asked, [problems, asked.chat_template], unused)
 
 
 def _selection(asked: options.Scan) -> "Selection":
@@ -90,22 +77,13 @@ def _given(
     asked: options.Scan | options.Generate, tokenizer: "PreTrainedTokenizerBase"
 ) -> "tuple[list[Rollout], list[Problem], list[int]]":
     """The rollouts that came with --rollouts, or else the problems and how many tokens each prompt has. All checked."""
-    from internal_policy.prompts import encode_problem
-    from internal_policy.rollouts import check_prompts, check_sampling, read_rollouts
-    from internal_policy.tasks import read_problems
+    from internal_policy.rollouts import check_sampling, read_rollouts
 
     check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size)
-    chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
     if isinstance(asked, options.Scan) and asked.rollouts is not None:
+        chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
         return read_rollouts(asked.rollouts, tokenizer, chat, limit=asked.limit), [], []
-    source, limit = _problems_path(asked)
-    problems = read_problems(
-        source, problem_column=asked.problem_column, answer_column=asked.answer_column, limit=limit
-    )
-    prompts = [encode_problem(tokenizer, problem, chat) for problem in problems]
-    config = loading.load_config(asked)
-    check_prompts(dict(enumerate(prompts)), asked.max_new_tokens, config.max_position_embeddings, config.vocab_size)
-    return [], problems, [len(prompt) for prompt in prompts]
+    return [], *sampling.read(asked, asked.problems, tokenizer)
 
 
 def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> None:
@@ -128,7 +106,7 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
 
     def batch(part: int) -> "Sequence[Rollout]":
         first = part * size
-        return rollouts[first : first + size] or _sampled(model, tokenizer, problems, asked, first, smaller)
+        return rollouts[first : first + size] or sampling.sampled(model, tokenizer, problems, asked, first, smaller)
 
     with show.progress("Scanning", total) as advance:
         job.run(
@@ -142,46 +120,6 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
             advance=advance,
             smaller=smaller,
         )
-
-
-def _sampled(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    problems: "Sequence[Problem]",
-    asked: options.Scan | options.Generate,
-    first: int,
-    smaller: Callable[[int], None],
-) -> "list[Rollout]":
-    """The responses to the batch from prompt number `first` on; half as many at a time where memory runs out."""
-    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-    from internal_policy.rollouts import generate
-
-    stop = min(first + asked.batch_size, len(problems) * asked.samples)
-    at_once = asked.batch_size
-    while True:
-        batches = generate(
-            model,
-            tokenizer,
-            problems,
-            samples=asked.samples,
-            temperature=asked.temperature,
-            top_p=asked.top_p,
-            max_new_tokens=asked.max_new_tokens,
-            seed=asked.seed,
-            batch_size=at_once,
-            first=first,
-            stop=stop,
-            chat=loading.chat_of(asked.chat_template, asked.chat_template_kwargs),
-        )
-        try:
-            return [rollout for batch in batches for rollout in batch]
-        except RuntimeError as error:
-            if at_once == 1 or not should_reduce_batch_size(error):
-                raise
-        clear_device_cache(garbage_collection=True)
-        at_once = (at_once + 1) // 2
-        smaller(at_once)
 
 
 def _facts(asked: options.Scan, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
@@ -249,39 +187,12 @@ def generate(asked: options.Generate) -> None:
     folder = cache.root() / "rollouts" / cache.digest(question)
     _, problems, _ = _given(asked, tokenizer)
     model = loading.load_model(asked)
-    rollouts = _generated(asked, model, tokenizer, problems, point, folder)
+    rollouts = sampling.all_of(asked, model, tokenizer, problems, point, folder)
     from internal_policy.rollouts import write_rollouts
 
     write_rollouts(asked.output, rollouts)
     shutil.rmtree(folder)
     show.rollouts(asked.output, asked.at, rollouts, as_json=asked.json)
-
-
-def _generated(
-    asked: options.Generate,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    problems: "Sequence[Problem]",
-    point: "HookPoint",
-    folder: Path,
-) -> "list[Rollout]":
-    """All responses, part by part through `folder`, where an interrupted run finds what was whole."""
-    from internal_policy.policy import as_policy
-    from internal_policy.rollouts import from_table, to_table
-
-    total = len(problems) * asked.samples
-    smaller = show.saying_once("Out of memory: sampling {} responses at a time.")
-    rollouts: list[Rollout] = []
-    with as_policy(model, point, asked.readout), show.progress("Sampling", total) as advance:
-        for part, first in enumerate(range(0, total, asked.batch_size)):
-            path = cache.part_path(folder, "rollouts", part)
-            if not path.exists():
-                sampled = _sampled(model, tokenizer, problems, asked, first, smaller)
-                cache.write_table(path, to_table(sampled))
-            sampled = from_table(cache.read_part(path))
-            rollouts += sampled
-            advance(len(sampled), sum(len(rollout.response_ids) for rollout in sampled))
-    return rollouts
 
 
 def ls(asked: options.Ls) -> None:
@@ -328,6 +239,8 @@ def _check_disk(folder: Path, need: int) -> None:
 RUN: dict[type, Callable[[Any], None]] = {
     options.Scan: scan,
     options.Generate: generate,
+    options.Evaluate: evaluating.run,
+    options.Train: training.train,
     options.Ls: ls,
     options.Show: show_scan,
     options.Export: export,

@@ -2,6 +2,7 @@
 
 import html as markup
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -65,6 +66,14 @@ MEASURES = {
     "cosine": ("Cosine", ""),
 }
 """A measure -> what it is called, and its unit."""
+WHILE_TRAINING = {
+    **MEASURES,
+    "change_direction": ("Entropy change by direction", "nats"),
+    "change_norm": ("Entropy change by norm", "nats"),
+    "cosine": ("Cosine with the trained layer", ""),
+    "kl": ("KL from the trained layer", "nats"),
+}
+"""The same over training steps, where layers are compared with the one that is trained."""
 
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
 """For plotly.js: no button that uploads the figure to a cloud service. Hand over a copy: plotly changes it."""
@@ -120,9 +129,9 @@ def n(about: About) -> str:
     return ", ".join(f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts)
 
 
-def label(measure: str) -> str:
+def label(measure: str, names: Mapping[str, tuple[str, str]] = MEASURES) -> str:
     """What an axis of a measure says: its name and its unit."""
-    text, unit = MEASURES[measure]
+    text, unit = names[measure]
     return f"{text} ({unit})" if unit else text
 
 
@@ -172,7 +181,7 @@ def _screen(figure: go.Figure, title: str, said: str, height: int, above: int, n
         plot_bgcolor=_CLEAR,
         legend=_legend(above + 4, height - top - bottom),
     )
-    axis = {"gridcolor": FAINT, "linecolor": GREY, "zeroline": False, "automargin": True, "title": {"standoff": 8}}
+    axis = {"gridcolor": FAINT, "linecolor": GREY, "zeroline": False, "automargin": True, "title": {"standoff": 14}}
     figure.update_xaxes(**axis).update_yaxes(**axis)
 
 

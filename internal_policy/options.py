@@ -8,10 +8,13 @@ import tyro
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Number = Annotated[int | None, tyro.conf.arg(constructor=int, metavar="INT", help_behavior_hint="")]
+Fraction = Annotated[float | None, tyro.conf.arg(constructor=float, metavar="FLOAT", help_behavior_hint="")]
+Readout = Annotated[Literal["raw", "norm"] | None, tyro.conf.arg(metavar="{raw,norm}", help_behavior_hint="")]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Output = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 ScanName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN")]
 ScanNames = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SCAN")]
+Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Others = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SCAN", help_behavior_hint="")]
 Figure = Literal[
     "flow", "change", "norm-control", "residual", "convergence", "distribution", "tokens", "cell", "compare"
@@ -40,12 +43,9 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptOptions:
-    """What is asked, and how it is put to the model."""
+class ReadingOptions:
+    """How problems are read, and put to the model."""
 
-    problems: File = None
-    """File .jsonl, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default the bundled held-out
-    problems, the first 64 of them."""
     problem_column: Text = None
     """Column that holds the problem; by default problem, question or prompt."""
     answer_column: Text = None
@@ -56,6 +56,20 @@ class PromptOptions:
     """Jinja file to use instead of the tokenizer's own chat template, or `none`: the problem's text as it is."""
     chat_template_kwargs: str = "{}"
     """More arguments for the chat template, as JSON, such as '{"enable_thinking": false}'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemOptions:
+    """What is asked."""
+
+    problems: File = None
+    """File .jsonl, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default the bundled held-out
+    problems, the first 64 of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions(ReadingOptions, ProblemOptions):
+    """What is asked, and how it is put to the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +141,102 @@ class Generate(SamplingOptions, PromptOptions, ModelOptions):
     """Hook point to sample from: final is the model itself, 5.resid_post what layer 5 alone would write."""
     readout: Literal["raw", "norm"] = "raw"
     """How hidden states of that hook point are unembedded."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(SamplingOptions, ReadingOptions, ModelOptions):
+    """Sample K responses to every problem, and say how many are right: Avg@K and Pass@k, with 95 % intervals.
+
+    The intervals are over the problems. An interrupted evaluation continues where it stopped, and the same question
+    asked again is answered at once. pass_at_k.parquet holds the curves, rollouts.parquet the responses.
+
+    For example:
+    $ internal-policy evaluate --samples 16
+    $ internal-policy evaluate --at 5.resid_post --limit 32 --output layer5
+    $ internal-policy evaluate --model Qwen/Qwen3-4B --problems amc.jsonl HuggingFaceH4/MATH-500@test
+    """
+
+    problems: Sources = ()
+    """Files .jsonl, .csv or .parquet, or data sets of the hub, NAME[:CONFIG]@SPLIT, that have answers; by default the
+    bundled held-out problems, the first 64 of them. --limit is for each."""
+    samples: int = 8
+    """Responses per problem: K."""
+    at: str = "final"
+    """Hook point to sample from: final is the model itself, 5.resid_post what layer 5 alone would write."""
+    readout: Literal["raw", "norm"] = "raw"
+    """How hidden states of that hook point are unembedded."""
+    label: Text = None
+    """Name of the curve; by default the model's, with @5.resid_post for an internal policy."""
+    output: Output = None
+    """Folder for the two files; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(PromptOptions, ModelOptions):
+    """Train a model with BuPO: on one internal policy first, then on the whole; or with plain GRPO.
+
+    With no options the bundled demo-qwen3 model is trained on bundled problems, sums of three numbers. The run's folder
+    gets metrics.parquet (a row a step), dynamics.parquet (what happens to every layer), checkpoints and, at the end,
+    the model. Ctrl-C writes a checkpoint and prints the command that goes on.
+
+    For example:
+    $ internal-policy train
+    $ internal-policy train --method grpo --steps 40 --output grpo
+    $ internal-policy train --layer 3 --internal-steps 20 --report-to tensorboard
+    $ accelerate launch --num-processes 2 -m internal_policy train --model ./my-qwen --problems problems.jsonl
+    data/recipes/ has the paper's runs on 8 GPUs, each with its command.
+    """
+
+    problems: File = None
+    """File .jsonl, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default bundled ones."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "float32"
+    """What the weights are loaded as, and trained in; bf16 (a key of --config) computes in bfloat16 beside that."""
+    method: Literal["bupo", "grpo"] = "bupo"
+    """grpo trains the whole policy from the start."""
+    layer: Number = None
+    """Layer that BuPO trains first, from 0; by default the last of the stage of exploration, for which a few responses
+    are scanned. With grpo: the layer that later ones are compared with in dynamics.parquet."""
+    site: Literal["resid_post", "attn_out", "mlp_out"] = "resid_post"
+    """What of that layer: its output, or that of its attention or FFN."""
+    readout: Readout = None
+    """How its hidden states are unembedded: raw (the paper, and the default) or norm (through the final norm)."""
+    internal_steps: Number = None
+    """Steps on the internal policy; by default a sixth of all."""
+    steps: Number = None
+    """Steps in all; a step is a batch of sampled responses, whatever the number of updates. By default 60."""
+    prompts: Number = None
+    """Prompts of a step; by default 16."""
+    samples: Number = None
+    """Responses to each prompt; by default 8."""
+    updates: Number = None
+    """Optimizer updates of a step; by default 1."""
+    micro_batch: Number = None
+    """Responses that one process computes at a time, for the memory; by default 16."""
+    learning_rate: Fraction = None
+    """Of AdamW; by default 2e-4 for a bundled model, 1e-6 (the paper's) for others."""
+    temperature: Fraction = None
+    """Of sampling; by default 1."""
+    max_new_tokens: Number = None
+    """Length limit of a response; by default 64 for a bundled model, 1024 for others."""
+    seed: Number = None
+    """Of sampling and of the order of problems; by default 0."""
+    save_every: Number = None
+    """Steps between two checkpoints, of which the last two are kept; by default 20."""
+    scan_every: int = 5
+    """Steps between two scans of the layers for dynamics.parquet; 0 for none."""
+    report_to: Text = None
+    """Where else to log, as in TRL: tensorboard, wandb, trackio, ...; by default nowhere."""
+    config: File = None
+    """YAML file whose keys are any fields of TRL's GRPOConfig and of BuPOConfig; options given here win over it."""
+    output: Output = None
+    """Folder of the run; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE), where the dashboard
+    finds it."""
+    resume: bool = False
+    """Go on from the last checkpoint in the folder."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -271,6 +381,8 @@ class Families:
 COMMANDS = {
     "scan": Scan,
     "generate": Generate,
+    "evaluate": Evaluate,
+    "train": Train,
     "ls": Ls,
     "show": Show,
     "export": Export,

@@ -151,6 +151,50 @@ def rollouts(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: bool
     out.print(f"Written to {escape(str(path))}")
 
 
+def evaluation(
+    folder: Path,
+    label: str,
+    curves: pd.DataFrame,
+    samples: int,
+    responses: Mapping[str, int],
+    cut: Mapping[str, float],
+    *,
+    as_json: bool = False,
+) -> None:
+    """What was evaluated: a row a set of problems. `cut` is the share of responses that the length limit cut."""
+    sets = {name: rows.set_index("k") for name, rows in curves.groupby("problems", sort=False)}
+    found = [
+        {
+            "problems": name,
+            "number": responses[str(name)] // samples,
+            "samples": samples,
+            "avg": rows[["mean", "low", "high"]].to_dict("records")[0],  # Avg@K is Pass@1, the first row
+            "pass_at_k": dict(zip(rows.index.tolist(), rows["mean"].tolist(), strict=True)),
+            "cut": cut[str(name)],
+        }
+        for name, rows in sets.items()
+    ]
+    if as_json:
+        document({"output": str(folder), "label": label, "evaluated": found})
+        return
+    table = Table(title=escape(label), title_justify="left", box=box.SIMPLE_HEAD)
+    ks = [k for k in found[0]["pass_at_k"] if k > 1]
+    table.add_column("", no_wrap=True)
+    for name in ("problems", f"Avg@{samples}", "95 %", *(f"Pass@{k}" for k in ks), "cut"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in found:
+        mean, low, high = (f"{100 * share:.1f}" for share in row["avg"].values())
+        between = "" if low == "nan" else f"{low} to {high}"
+        passed = [f"{100 * row['pass_at_k'][k]:.1f}" for k in ks]
+        table.add_row(escape(row["problems"]), f"{row['number']:,}", mean, between, *passed, f"{100 * row['cut']:.1f}")
+    wanted = out.measure(table, options=out.options.update(width=1000)).maximum
+    out.print(table, width=max(out.width, wanted))  # no number is left out on a narrow terminal
+    out.print(
+        f"In percent, of {samples} responses to each problem; the interval is over problems, cut: at the length limit."
+    )
+    out.print(f"Written to {escape(str(folder))}")
+
+
 def scans(folders: Sequence[Path], *, as_json: bool = False) -> None:
     """The scans in the cache."""
     rows = []
@@ -200,6 +244,29 @@ def families(found: Mapping[str, Mapping[str, Any]], *, as_json: bool = False) -
         "tests/test_families.py then proves it: the modules add up to the residual stream, and the policy\n"
         "at final is the model's own."
     )
+
+
+def trained(folder: Path, metrics: pd.DataFrame, seconds: float, *, as_json: bool = False) -> None:
+    """A training run: the reward in tenths of it, and what to do with the model."""
+    tenth = max(1, len(metrics) // 10)
+    told = []
+    for start in range(0, len(metrics), tenth):
+        part = metrics.iloc[start : start + tenth]
+        steps = [int(step) for step in part["step"]]
+        means = part.reindex(columns=["reward", "entropy", "clip_fraction"]).mean().to_dict()
+        told.append({"steps": f"{steps[0]}-{steps[-1]}", "trained": ", ".join(dict.fromkeys(part["target"])), **means})
+    if as_json:
+        document({"run": str(folder), "model": str(folder / "model"), "seconds": seconds, "steps": told})
+        return
+    table = Table(title="Means over steps", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("steps", "trained", "reward", "entropy", "clip_fraction"):
+        table.add_column(name.replace("_", " "), justify="left" if name == "trained" else "right")
+    for row in told:
+        numbers = [f"{row[name]:.3f}" for name in ("reward", "entropy", "clip_fraction")]
+        table.add_row(row["steps"], row["trained"], *numbers)
+    out.print(table)
+    out.print(f"{len(metrics)} steps in {seconds:.0f} s. Model: {escape(str(folder / 'model'))}")
+    out.print(f"Measure it: internal-policy evaluate --model {escape(str(folder / 'model'))}")
 
 
 def quiet() -> None:

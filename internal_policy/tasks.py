@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from internal_policy import verify
 from internal_policy.errors import InputError
 from internal_policy.rows import READERS, at, columns_of, hub_rows, quoted, read_rows
 
@@ -112,9 +113,31 @@ def answer_of(cell: Any) -> str | None:
 
 
 def reward(response: str, answer: str) -> float:
-    """1.0 if the last box of `response` holds `answer`, both normalised, else 0.0; nothing is ever evaluated."""
-    given = normalised(boxed(response) or "")
-    return float(given != "" and given == normalised(answer))
+    r"""1.0 if the last complete \boxed{} of `response` holds `answer`, else 0.0; nothing in it is ever executed.
+
+    It holds it if both are equal once normalised, or if math-verify finds that they mean the same (`verify.equal`).
+    Two plain numbers are never asked about. Where the answer is one, the box has to be one value too: `47 + 385` is no
+    answer to what 47 + 385 is.
+    """
+    content = boxed(response) or ""
+    given, expected = normalised(content), normalised(answer)
+    if not given or given == expected:
+        return float(given != "")
+    if NUMBER.fullmatch(expected) and (NUMBER.fullmatch(given) or _calculates(given)):
+        return 0.0
+    return float(verify.equal(content, answer))
+
+
+JOINED = re.compile(r"\.|[})\s]*[/^][{(\s]*-?|[}\]]\s*\{|\s*\\frac\s*\{?")
+"""What stands between the digits of one value: a decimal point, a fraction, a power, a root, a mixed number."""
+OF_ONE_NUMBER = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))|\s*\\(?:times|cdot)\s*10(?=\s*\^)")
+"""Thousands commas and powers of ten, which join digits to one number."""
+
+
+def _calculates(given: str) -> bool:
+    """Whether numbers stand in `given` side by side or with an operator between: 47 + 385, (2)(3), 1, 2."""
+    between = re.split(r"[0-9]+", OF_ONE_NUMBER.sub("", given))[1:-1]
+    return not all(map(JOINED.fullmatch, between))
 
 
 BRACES = re.compile(r"(\\boxed\s*\{)|\\\\(?!boxed)|\\[{}]|([{}])")
@@ -142,7 +165,7 @@ REWRITES = (
     (re.compile(r"\\!\s*|\\[,$]"), ""),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\[dt]frac"), r"\\frac"),
-    (re.compile(r"\\frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)\s*(\d))"), r"\1\3/\2\4"),
+    (re.compile(r"(?<!\d)(?<!\d\s)\\frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)\s*(\d))"), r"\1\3/\2\4"),
     (re.compile(r"\\text\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\s+"), " "),
 )

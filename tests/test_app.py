@@ -277,30 +277,64 @@ def run(empty_cache) -> Path:
     index = pd.MultiIndex.from_product([range(6), range(3), sites], names=["step", "layer", "site"])
     random = np.random.default_rng(0)
     dynamics = pd.DataFrame({name: random.random(len(index)) for name in ("entropy", "cosine", "kl")}, index)
-    dynamics.reset_index().to_parquet(folder / "dynamics.parquet")
+    frame = dynamics.reset_index()
+    compared = (frame["site"] == "resid_post") & (frame["layer"] > 1)  # the others have no values, as in a real run
+    frame[["cosine", "kl"]] = frame[["cosine", "kl"]].where(compared)
+    frame.to_parquet(folder / "dynamics.parquet")
     metrics = {
         "step": range(6),
         "reward": random.random(6),
         "entropy": 1.0,
         "internal_entropy": [1.0] * 3 + [np.nan] * 3,
     }
-    phases = {"clip_fraction": 0.0, "perplexity": 2.0, "phase": ["internal"] * 3 + ["final"] * 3, "target": 1}
-    pd.DataFrame({**metrics, **phases}).to_parquet(folder / "metrics.parquet")
+    phase, target = ["internal"] * 3 + ["final"] * 3, ["1.resid_post"] * 3 + ["final"] * 3
+    others = {"clip_fraction": 0.0, "perplexity": [np.nan, 2.0] * 3, "phase": phase, "target": target}
+    pd.DataFrame({**metrics, **others}).to_parquet(folder / "metrics.parquet")
     return folder
 
 
 def test_a_training_run_of_the_cache_is_drawn(run):
     app = opened("training")
-    assert len(charts(app)) == 2
+    assert len(charts(app)) == 3
+    assert charts(app)[1].startswith("Layer 2 beside later layers")
+    assert app.selectbox(key="listed_run").value == "training/one"
     app.selectbox(key="training_measure").select("change").run()
     assert charts(app)[0].startswith("Entropy change while training")
     pd.DataFrame({"label": "BuPO", "k": [1, 2], "mean": [0.1, 0.2], "low": 0.0, "high": 1.0}).to_parquet(
         run / "pass_at_k.parquet"
     )
-    assert len(charts(opened("training", run=str(run)))) == 3
+    assert len(charts(opened("training", run=str(run)))) == 4
 
 
-def test_no_training_run_says_what_one_holds():
+@pytest.mark.parametrize("measure", ["entropy", "cosine", "kl", "change"])
+def test_every_measure_of_a_training_run_is_drawn_where_it_was_measured(run, measure):
+    app = opened("training", training_measure=measure)
+    assert not refusals(app)
+    sites = {"entropy": ["resid_post", "resid_pre", "mlp_in", "mlp_out"], "change": ["resid_post", "mlp_out"]}
+    assert app.selectbox(key="training_site").options == sites.get(measure, ["resid_post"])
+    title = {"entropy": "Entropy", "change": "Entropy change", "kl": "KL from the trained layer"}
+    assert charts(app)[0].startswith(title.get(measure, "Cosine with the trained layer"))
+
+
+def test_a_run_whose_layers_were_not_scanned_still_has_its_steps(run):
+    (run / "dynamics.parquet").unlink()
+    assert [said.split(":")[0] for said in charts(opened("training"))] == ["Training"]
+
+
+def test_bundled_runs_are_listed_and_opened_by_their_name(run, monkeypatch, tmp_path):
+    shutil.copytree(run, tmp_path / "data" / "experiments" / "bupo")
+    monkeypatch.setattr(bundle, "DATA", tmp_path / "data")
+    app = opened("training", run="experiments/bupo")
+    assert app.selectbox(key="listed_run").options == ["training/one", "experiments/bupo"]
+    assert app.selectbox(key="listed_run").value == "experiments/bupo"
+    assert "experiments/bupo · 5 steps, 3 of them on 1.resid_post" in charts(app)[2]
+    app.selectbox(key="listed_run").select("training/one").run()
+    assert app.session_state["run"] == "training/one"
+    assert "training/one" in charts(app)[0]
+
+
+def test_no_training_run_says_what_one_holds(monkeypatch, tmp_path):
+    monkeypatch.setattr(bundle, "DATA", tmp_path)
     assert any("metrics.parquet" in text for text in texts(opened("training")))
 
 

@@ -315,8 +315,9 @@ def run(tmp_path_factory) -> Path:
     folder.mkdir()
     steps = range(0, 30, 10)
     phases = ["internal", "internal", "final"]
+    targets = ["1.resid_post", "1.resid_post", "final"]
     metrics = pd.DataFrame({"step": steps, "reward": [0.1, 0.3, 0.6], "entropy": [2.0, 1.5, 1.2], "phase": phases})
-    metrics.to_parquet(folder / "metrics.parquet")
+    metrics.assign(target=targets).to_parquet(folder / "metrics.parquet")
     rows = [(step, layer, "resid_post", 5.0 - layer - step / 20) for step in steps for layer in range(4)]
     pd.DataFrame(rows, columns=["step", "layer", "site", "entropy"]).to_parquet(folder / "dynamics.parquet")
     return folder

@@ -43,7 +43,18 @@ def test_reading_knows_nothing_of_problems_rollouts_or_files(room):
     assert not imports(PACKAGE / f"{room}.py") & {"tasks", "rollouts", "cache"}
 
 
-@pytest.mark.parametrize("room", ["cache", "analysis", "tokens", "figures", "report", "drawing"])
+def test_scanning_and_training_know_nothing_of_each_other():
+    assert "bupo" not in imports(PACKAGE / "scan.py")
+    assert "scan" not in imports(PACKAGE / "bupo.py")
+
+
+def test_the_trainer_never_reaches_other_readers():
+    assert not loaded("import internal_policy.bupo, internal_policy.journal") & {"transformer_lens", "nnsight"}
+
+
+@pytest.mark.parametrize(
+    "room", ["cache", "analysis", "tokens", "figures", "report", "drawing", "runs", "experiments", "outcomes"]
+)
 def test_looking_at_a_scan_never_reaches_torch(room):
     assert not loaded(f"import internal_policy.{room}") & {"torch", "transformers"}
 

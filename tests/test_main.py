@@ -206,18 +206,18 @@ def test_a_part_of_an_unfinished_scan_that_was_cut_short_is_measured_again(kind,
 
 
 def test_whoever_comes_second_measures_the_rollouts_of_the_first(asked, here, monkeypatch):
-    from internal_policy import commands
+    from internal_policy import sampling
 
-    sampled = commands._sampled
-    monkeypatch.setattr(commands, "_sampled", lambda *given: sampled(*given)[::-1])  # another machine, other samples
+    sampled = sampling.sampled
+    monkeypatch.setattr(sampling, "sampled", lambda *given: sampled(*given)[::-1])  # another machine, other samples
     first = undisturbed(asked, here / "first")
 
     def late(*given):
-        monkeypatch.setattr(commands, "_sampled", lambda *given: sampled(*given)[::-1])
+        monkeypatch.setattr(sampling, "sampled", lambda *given: sampled(*given)[::-1])
         assert main([*asked, "--output", "mine"]) == 0  # somebody else begins and ends meanwhile
         return sampled(*given)
 
-    monkeypatch.setattr(commands, "_sampled", late)
+    monkeypatch.setattr(sampling, "sampled", late)
     assert main([*asked, "--output", "mine"]) == 0
     assert numbers(here / "mine") == first
     assert not cache.damaged(here / "mine")
@@ -303,11 +303,11 @@ def test_an_internal_policy_writes_something_else_than_the_model(folder, problem
 
 
 def test_an_interrupted_generate_goes_on_and_equals_an_undisturbed_one(folder, problems, here, monkeypatch):
-    from internal_policy import commands
+    from internal_policy import sampling
 
     options = ["--model", str(folder), "--problems", str(problems), "--max-new-tokens", "6", "--batch-size", "4"]
     assert main(["generate", *options, "--output", "whole.jsonl"]) == 0
-    sampled, first_prompts = commands._sampled, []
+    sampled, first_prompts = sampling.sampled, []
 
     def interrupted(*given):
         first_prompts.append(given[4])
@@ -315,12 +315,122 @@ def test_an_interrupted_generate_goes_on_and_equals_an_undisturbed_one(folder, p
             raise KeyboardInterrupt
         return sampled(*given)
 
-    monkeypatch.setattr(commands, "_sampled", interrupted)
+    monkeypatch.setattr(sampling, "sampled", interrupted)
     assert main(["generate", *options, "--output", "mine.jsonl"]) == 130
     assert not (here / "mine.jsonl").exists()
     assert main(["generate", *options, "--output", "mine.jsonl"]) == 0
     assert first_prompts == [0, 4, 4, 8]
     assert (here / "mine.jsonl").read_bytes() == (here / "whole.jsonl").read_bytes()
+
+
+# evaluate
+
+
+@pytest.fixture
+def evaluated(folder, problems) -> list[str]:
+    options = ["--model", str(folder), "--max-new-tokens", "6", "--batch-size", "4", "--samples", "2"]
+    return ["evaluate", "--problems", str(problems), *options]
+
+
+def right(monkeypatch) -> None:
+    """Mark by the length of the response: a tiny random model solves nothing."""
+    monkeypatch.setattr("internal_policy.tasks.reward", lambda response, _: float(len(response) % 2))
+
+
+def test_an_evaluation_writes_its_curves_and_responses(evaluated, here, capsys, monkeypatch):
+    right(monkeypatch)
+    assert main([*evaluated, "--output", "mine", "--label", "tiny"]) == 0
+    printed = capsys.readouterr().out
+    assert "tiny" in printed
+    assert "Pass@2" in printed
+    rollouts = pd.read_parquet(here / "mine" / "rollouts.parquet")
+    assert (rollouts["problems"] == "problems").all()
+    assert rollouts["sample"].tolist() == [0, 1] * len(PROBLEMS)
+    curves = pd.read_parquet(here / "mine" / "pass_at_k.parquet")
+    assert curves.columns.tolist() == ["label", "problems", "k", "mean", "low", "high"]
+    assert curves["label"].tolist() == ["tiny", "tiny"]
+    by_problem = rollouts.groupby("problem")["reward"]
+    assert curves["mean"].tolist() == pytest.approx([by_problem.mean().mean(), by_problem.max().mean()])
+
+
+def test_the_same_evaluation_is_answered_from_its_folder_under_another_label_too(evaluated, capsys, monkeypatch):
+    assert main([*evaluated, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(torch.nn.Module, "__call__", None)
+    assert main([*evaluated, "--json", "--label", "other"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["label"] == "other"
+    assert pd.read_parquet(Path(again["output"]) / "pass_at_k.parquet")["label"].unique().tolist() == ["other"]
+    assert {**first, "label": ""} == {**again, "label": ""}
+    assert main(["ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []  # it is no scan
+
+
+def test_an_interrupted_evaluation_goes_on_and_equals_an_undisturbed_one(evaluated, here, monkeypatch):
+    from internal_policy import sampling
+
+    assert main([*evaluated, "--output", "whole"]) == 0
+    sampled, first_prompts = sampling.sampled, []
+
+    def interrupted(*given):
+        first_prompts.append(given[4])
+        if first_prompts == [0, 4]:
+            raise KeyboardInterrupt
+        return sampled(*given)
+
+    monkeypatch.setattr(sampling, "sampled", interrupted)
+    assert main([*evaluated, "--output", "mine"]) == 130
+    assert not (here / "mine").exists()
+    assert main([*evaluated, "--output", "mine"]) == 0
+    assert first_prompts == [0, 4, 4, 8, 12, 16]
+    assert numbers(here / "mine") == numbers(here / "whole")
+    assert not list((cache.root() / "rollouts").iterdir())
+
+
+def test_sets_of_problems_have_a_curve_each_and_one_together(evaluated, problems, here, capsys, monkeypatch):
+    right(monkeypatch)
+    other = problems.with_name("other.jsonl")
+    other.write_text(problems.read_text())
+    words = [evaluated[0], "--problems", str(problems), str(other), *evaluated[3:], "--limit", "3"]
+    assert main([*words, "--at", "0.resid_post", "--readout", "norm", "--label", "a", "--output", "mine"]) == 0
+    assert "other" in capsys.readouterr().out
+    curves = pd.read_parquet(here / "mine" / "pass_at_k.parquet")
+    assert curves["label"].unique().tolist() == ["a, problems", "a, other", "a, all"]
+    means = curves[curves["k"] == 1].set_index("problems")["mean"]
+    assert means["all"] == pytest.approx((means["problems"] + means["other"]) / 2)
+
+
+def test_an_internal_policy_names_its_curve(evaluated, folder, capsys):
+    assert main([*evaluated, "--limit", "1", "--at", "0.resid_post", "--readout", "norm", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["label"] == f"{folder.name}@0.resid_post, norm"
+    assert found["evaluated"][0]["avg"]["low"] is None  # one problem has no interval
+
+
+BAD_EVALUATIONS = {
+    "no samples": (["--samples", "0"], "samples is 0; it must be 1 or more"),
+    "no answers": (["--answer-column", "without"], "10 of the 10 problems of problems have no answer, the first is"),
+    "hook point": (["--at", "5.nowhere"], "nowhere"),
+    "twice": (["--problems", "a.jsonl", "a.jsonl"], "--problems names a.jsonl more than once"),
+    "output": (["--output", "/"], "/ is not empty and holds no evaluation; give --output a new folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EVALUATIONS)
+def test_a_bad_evaluation_is_refused_in_a_sentence(case, evaluated, problems, here, capsys):
+    problems.write_text("".join(json.dumps({**problem, "without": None}) + "\n" for problem in PROBLEMS))
+    words, sentence = BAD_EVALUATIONS[case]
+    assert main([*evaluated, *words]) == 2
+    _one_sentence(capsys, sentence, here)
+
+
+def test_the_folder_of_another_evaluation_is_refused(evaluated, here, capsys):
+    assert main([*evaluated, "--output", "mine"]) == 0
+    assert main([*evaluated, "--output", "mine", "--seed", "5"]) == 2
+    assert "holds the evaluation of another question" in capsys.readouterr().err
+    (here / "mine" / "rollouts.parquet").write_bytes(b"PAR1")
+    assert main([*evaluated, "--output", "mine"]) == 2
+    assert "rollouts.parquet is damaged; remove the folder" in capsys.readouterr().err
 
 
 # ls, show, export, families

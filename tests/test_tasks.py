@@ -264,6 +264,63 @@ def test_fractions_of_whole_numbers_are_equal_however_they_are_written(written):
     assert reward(rf"so \boxed{{{written}}}", "3/4") == 1.0
 
 
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (r"\frac{864}{2}", "432"),
+        ("x = 432", "432"),
+        (r"4.32 \times 10^2", "432"),
+        ("1,080 apples", "1080"),
+        (r"90^\circ", "90"),
+        (r"1\frac12", "1.5"),
+        ("0.5", r"\frac12"),
+        (r"\frac{\sqrt3}{2}", r"\frac{\sqrt{3}}{2}"),
+        (r"\text{(A)}", "A"),
+        ("-q + p", "p - q"),
+    ],
+)
+def test_another_writing_of_the_answer_is_right(content, answer):
+    assert reward(rf"Hence \boxed{{{content}}}.", answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("433", "432"),
+        (r"\frac{866}{2}", "432"),
+        (r"10,\!081", r"10,\!080"),
+        ("11/2", r"1\frac12"),
+        ("431, 432", "432"),
+        ("q - p", "p - q"),
+        (r"\text{(B)}", "A"),
+    ],
+)
+def test_another_value_is_wrong(content, answer):
+    assert reward(rf"Hence \boxed{{{content}}}.", answer) == 0.0
+
+
+@pytest.mark.parametrize(
+    "undone", ["47 + 385", "47 385", "47+385=432", r"(216)(2)", r"144 \cdot 3", r"\frac{47+385}{1}"]
+)
+def test_a_calculation_that_is_not_done_is_no_number(undone):
+    assert reward(rf"\boxed{{{undone}}}", "432") == 0.0
+
+
+def test_plain_numbers_are_never_given_to_the_verifier(monkeypatch):
+    monkeypatch.setattr("internal_policy.verify.equal", None)
+    assert [reward(rf"\boxed{{{box}}}", "432") for box in ("432", "433", "-1,000.5", "")] == [1.0, 0.0, 0.0, 0.0]
+    assert reward(r"No box, but \boxed{", r"\frac12") == 0.0
+    assert reward(r"\boxed{\frac12}", r"\frac{1}{2}") == 1.0  # nor what is equal as it is written
+
+
+@pytest.mark.parametrize(
+    "response",
+    [r"\boxed{\frac24} but \boxed{3}", r"\boxed{\frac24", r"\boxed{\boxed{5}}", r"\boxed{} \frac24", r"\frac24"],
+)
+def test_only_the_last_complete_box_is_verified(response):
+    assert reward(response, r"\frac12") == 0.0
+
+
 def test_a_solution_without_an_answer_marks_nothing(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps({"problem": "1 + 1?", "solution": "We add one to one, " * 9}))

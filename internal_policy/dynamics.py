@@ -1,0 +1,68 @@
+"""What training does to the layers: the policies of a model over the same rollouts, again and again."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+from internal_policy import metrics
+from internal_policy.families import decoder_layers, unembedding
+from internal_policy.hooks import FINAL, HookPoint
+from internal_policy.product import choose
+from internal_policy.rollouts import Rollout
+from internal_policy.scan import blocks, check, evaluating
+from internal_policy.scan import measure as scan
+from internal_policy.selection import Selection
+
+MEASURES = ("entropy", "entropy_at_input_norm", "norm")
+"""Of every site; means over the tokens."""
+
+
+def measure(model: PreTrainedModel, rollouts: Sequence[Rollout], watched: HookPoint | None) -> pd.DataFrame:
+    """The numbers of every policy as the model is now: layer, site, and means over the response tokens.
+
+    `entropy` (nats), `entropy_at_input_norm` and `norm` are those of a scan. For the hook point `watched`, the later
+    layers' `resid_post` and `final` have `cosine` (of the hidden state with that of `watched`; not at `final`, whose
+    norm is another space) and `kl`, KL(watched || there) in nats (Fig. 5 of arXiv 2512.19673). `logprob` at `final` is
+    that of the tokens that came. Raises InputError for rollouts that the model cannot read.
+    """
+    layers = tuple(range(len(decoder_layers(model))))
+    chosen = Selection(layers, measures=(*MEASURES, "logprob"), top_k=0)
+    check(model, chosen, rollouts)
+    table = scan(model, rollouts, chosen)[1].to_pandas()
+    weighted = table[["layer", "site", "tokens"]].assign(
+        **{name: table[name] * table["tokens"] for name in (*MEASURES, "logprob")}
+    )
+    sums = weighted.groupby(["layer", "site"], sort=False).sum(min_count=1)
+    means = sums.drop(columns="tokens").div(sums["tokens"], axis=0).reset_index()
+    if watched is None or watched == FINAL:
+        return means.assign(cosine=math.nan, kl=math.nan)
+    return means.merge(_compared(model, rollouts, watched, len(layers)), how="left", on=["layer", "site"])
+
+
+@torch.inference_mode()
+def _compared(model: PreTrainedModel, rollouts: Sequence[Rollout], watched: HookPoint, n_layers: int) -> pd.DataFrame:
+    """Cosine with, and KL from, the policy at `watched`: of the later layers and of the model."""
+    later = [HookPoint(layer, "resid_post") for layer in range(watched.layer, n_layers)]
+    later = [point for point in later if point != watched]
+    weight, sums, count = unembedding(model).weight, torch.zeros(2, len(later) + 1, dtype=torch.float64), 0
+    with evaluating(model):
+        for _, targets, hidden in blocks(model, rollouts, (watched, *later, FINAL)):
+            found = metrics.measure(
+                hidden, weight, targets, measures=("kl",), top_k=0, product=choose(weight, weight.dtype)
+            )
+            cosine = metrics.cosine(hidden[1:], hidden[:1].expand_as(hidden[1:]))
+            sums += torch.stack([cosine, found["kl"][1:]]).double().sum(-1).cpu()
+            count += len(targets)
+    cosines, kls = (sums / max(count, 1)).tolist()
+    cosines[-1] = math.nan
+    names = [(point.layer, point.site) for point in later] + [(n_layers, "final")]
+    frame = pd.DataFrame(names, columns=["layer", "site"])
+    return frame.assign(cosine=cosines, kl=kls)
+
+
+def perplexity(frame: pd.DataFrame) -> float:
+    """Of the model's own policy over the tokens that `measure` looked at."""
+    return math.exp(-float(frame.loc[frame["site"] == "final", "logprob"].iloc[0]))

@@ -1,0 +1,198 @@
+"""What training runs reached on held-out problems, with intervals over their seeds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+GROUP = ["model", "method", "layer", "internal_steps"]
+"""Runs that differ in their seed alone. The layer of `grpo` and `rloo` has no meaning."""
+METHODS = {
+    "grpo": "GRPO",
+    "bupo": "BuPO",
+    "frozen": "GRPO, lower layers frozen",
+    "tenth": "GRPO, upper layers at 1/10",
+    "rloo": "RLOO",
+}
+"""Method -> its name. What the third and the fourth treat apart are the layers up to, and above, BuPO's."""
+BASELINE, UNTRAINED = "grpo", "untrained"
+CHOOSING = 100
+"""Seed of the runs that learning rates were chosen by, of which nothing is reported."""
+CONFIDENCE = 0.95
+
+
+def reported(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of trained models that results are made of, of `evaluations.parquet` or `steps.parquet`."""
+    return runs[(runs["method"] != UNTRAINED) & (runs["seed"] != CHOOSING)].astype(
+        dict.fromkeys(("layer", "internal_steps", "seed"), "int64")
+    )
+
+
+def ends(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """The last evaluation of every reported run."""
+    last = reported(evaluations).sort_values("step").groupby([*GROUP, "seed"], sort=False).tail(1)
+    order = {method: number for number, method in enumerate(METHODS)}
+    by = [*GROUP, "seed"]
+    return last.sort_values(by, key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True)
+
+
+def untrained(evaluations: pd.DataFrame) -> Mapping[str, float]:
+    """Model -> Avg@K before training."""
+    rows = evaluations[evaluations["method"] == UNTRAINED]
+    return dict(zip(rows["model"], rows["avg"], strict=True))
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean of a few independent values, and its 95 % interval by Student's t; NaN for the ends of one value alone."""
+    from scipy.stats import t  # a third of a second, which the dashboard does not wait for
+
+    n = len(values)
+    mean = float(np.mean(values)) if n else float("nan")
+    if n < 2:
+        return mean, float("nan"), float("nan")
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
+
+
+def at(evaluations: pd.DataFrame, run: Mapping[str, Any], seconds: float) -> float:
+    """Avg@K of a run after so many CPU seconds of training, on the straight lines between its evaluations.
+
+    The first of them is that of the untrained model, at 0 seconds; beyond the last one it is NaN.
+    """
+    mine = evaluations["method"] == run["method"]
+    for name in ("model", "layer", "internal_steps", "seed"):
+        mine &= evaluations[name] == run[name]
+    rows = evaluations[mine].sort_values("cpu_seconds")
+    times = np.array([0.0, *rows["cpu_seconds"]])
+    marks = np.array([untrained(evaluations)[run["model"]], *rows["avg"]])
+    return float(np.interp(seconds, times, marks, right=float("nan")))
+
+
+def pairs(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Every run less the GRPO run of its model and seed: GROUP, seed, difference, equal, seconds.
+
+    `difference` is that of Avg@K at the ends; `equal` that at equal compute, `seconds`, which is where the one of the
+    two that took less CPU time ended.
+    """
+    last = ends(evaluations)
+    others = last[last["method"] != BASELINE]
+    both = others.merge(last[last["method"] == BASELINE], on=["model", "seed"], suffixes=("", "_baseline"))
+    rows = []
+    for pair in both.to_dict("records"):
+        run: dict[str, Any] = {str(name): value for name, value in pair.items()}
+        baseline = {name: run.get(f"{name}_baseline", run[name]) for name in [*GROUP, "seed"]}
+        seconds = min(run["cpu_seconds"], run["cpu_seconds_baseline"])
+        rows.append(
+            {
+                **{name: run[name] for name in [*GROUP, "seed"]},
+                "difference": run["avg"] - run["avg_baseline"],
+                "equal": at(evaluations, run, seconds) - at(evaluations, baseline, seconds),
+                "seconds": seconds,
+            }
+        )
+    return pd.DataFrame(rows, columns=[*GROUP, "seed", "difference", "equal", "seconds"])
+
+
+def table(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """A row a group: GROUP, learning_rate, seeds, cpu_seconds, and Avg@K at the end with its interval over seeds.
+
+    `avg`, `difference` (to GRPO over the same seeds, of which there are `pairs`) and `equal` (the same at equal
+    compute) each have `_low` and `_high`. Avg@K is a share, cpu_seconds a mean.
+    """
+    last, paired = ends(evaluations), pairs(evaluations)
+    rows = []
+    for key, runs in last.groupby(GROUP, sort=False):
+        names = key if isinstance(key, tuple) else (key,)
+        mine = paired[(paired[GROUP] == list(names)).all(axis=1)]
+        row: dict[str, Any] = dict(zip(GROUP, names, strict=True))
+        row |= {"learning_rate": runs["learning_rate"].iloc[0], "seeds": len(runs)}
+        row |= {"cpu_seconds": runs["cpu_seconds"].mean(), "pairs": len(mine)}
+        for name, values in (("avg", runs["avg"]), ("difference", mine["difference"]), ("equal", mine["equal"])):
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = interval(values.to_numpy(dtype=float))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main(groups: pd.DataFrame) -> pd.DataFrame:
+    """Of a frame with GROUP, the main comparison: every method, with BuPO at GRPO's layer and its shortest phase."""
+    layers = groups[groups["method"] == BASELINE].groupby("model")["layer"].first()
+    here = groups[groups["layer"] == groups["model"].map(layers)]
+    lengths = here[here["method"] == "bupo"].groupby("model")["internal_steps"].min()
+    return here[(here["method"] != "bupo") | (here["internal_steps"] == here["model"].map(lengths))]
+
+
+def grid(groups: pd.DataFrame) -> pd.DataFrame:
+    """Of a frame with GROUP, the BuPO rows of the models of which more than one layer was trained."""
+    bupo = groups[groups["method"] == "bupo"]
+    return bupo[bupo.groupby("model")["layer"].transform("nunique") > 1]
+
+
+def rewards(steps: pd.DataFrame, window: int) -> pd.DataFrame:
+    """Training reward, a mean over seeds with its interval: GROUP, step, mean, low, high, seeds.
+
+    That of each seed is first averaged over a step and the `window` - 1 steps before it; the first steps, which have
+    fewer before them, are left out.
+    """
+    runs = reported(steps).sort_values("step")
+    smooth = runs.groupby([*GROUP, "seed"])["reward"].transform(lambda reward: reward.rolling(window).mean())
+    found = runs.assign(smooth=smooth).dropna(subset="smooth")
+    rows = [
+        (*(key if isinstance(key, tuple) else (key,)), *interval(values.to_numpy(dtype=float)), len(values))
+        for key, values in found.groupby([*GROUP, "step"])["smooth"]
+    ]
+    return pd.DataFrame(rows, columns=[*GROUP, "step", "mean", "low", "high", "seeds"])
+
+
+def label(group: Mapping[str, Any]) -> str:
+    """A group in words; layers count from 1, as in figures."""
+    name = METHODS[group["method"]]
+    steps = group["internal_steps"]
+    return f"{name}, layer {group['layer'] + 1}, {steps} steps" if group["method"] == "bupo" else name
+
+
+def sentences(groups: pd.DataFrame) -> list[str]:
+    """What `table` says of each group beside GRPO, in words that claim no more than its intervals."""
+    said = []
+    for row in groups[groups["method"] != BASELINE].to_dict("records"):
+        group = {str(name): value for name, value in row.items()}
+        ends = [
+            f"{_points(group, name)} {what}"
+            for name, what in (("difference", "at the end of training"), ("equal", "at equal CPU time"))
+        ]
+        n = f"{group['pairs']} seed{'' if group['pairs'] == 1 else 's'}"
+        said.append(f"{group['model']}, {label(group)}, less GRPO over {n}: {', and '.join(ends)}.")
+    return said
+
+
+def shown(groups: pd.DataFrame) -> pd.DataFrame:
+    """`table` to read: a row a group, with Avg@K in percent and differences in points, each with its interval."""
+    rows = [{str(name): value for name, value in row.items()} for row in groups.to_dict("records")]
+    return pd.DataFrame(
+        {
+            "model": groups["model"],
+            "method": [label(row) for row in rows],
+            "learning rate": [f"{row['learning_rate']:g}" for row in rows],
+            "seeds": groups["seeds"],
+            "CPU s": [f"{row['cpu_seconds']:,.0f}" for row in rows],
+            "Avg@K (%)": [_between(row, "avg", ".1f") for row in rows],
+            "less GRPO": [_between(row, "difference", "+.1f") for row in rows],
+            "at equal CPU time": [_between(row, "equal", "+.1f") for row in rows],
+        }
+    )
+
+
+def _between(group: Mapping[str, Any], name: str, form: str) -> str:
+    mean, low, high = (100 * group[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if np.isnan(mean):
+        return ""
+    return f"{mean:{form}}" + ("" if np.isnan(low) else f" ({low:{form}} to {high:{form}})")
+
+
+def _points(group: Mapping[str, Any], name: str) -> str:
+    low, high = group[f"{name}_low"], group[f"{name}_high"]
+    said = _between(group, name, "+.1f").removesuffix(")")
+    if np.isnan(low):
+        return f"{said} points (one seed: no interval)"
+    verdict = "above GRPO" if low > 0 else "below GRPO" if high < 0 else "no difference shown"
+    return f"{said.replace(' (', ' points (')}: {verdict})"

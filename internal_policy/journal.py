@@ -1,0 +1,160 @@
+"""Keep the numbers of a training run as Parquet while it runs."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import torch
+from accelerate.utils import reduce
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from internal_policy import cache, dynamics
+from internal_policy.bupo import Phase, point_at
+from internal_policy.hooks import FINAL, HookPoint
+from internal_policy.rollouts import Rollout
+
+METRICS, DYNAMICS = "metrics.parquet", "dynamics.parquet"
+
+NAMES = {
+    "reward": "reward",
+    "entropy": "entropy",
+    "internal/entropy": "internal_entropy",
+    "frac_reward_zero_std": "groups_without_spread",
+    "completions/clipped_ratio": "cut",
+    "completions/mean_length": "length",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+}
+"""What the trainer logs -> its column. Of no meaning to a step, and left out: the loss, which is about 0 always."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is scanned while training goes on."""
+
+    rollouts: Sequence[Rollout]
+    """The same ones each time."""
+    point: HookPoint | None
+    """The hook point that later layers are compared with."""
+    every: int
+    """Steps between two scans; 0 for none."""
+
+
+class Journal(TrainerCallback):
+    """Writes metrics.parquet, a row a step, and dynamics.parquet, a row a scan, layer and site.
+
+    A run that is resumed goes on behind the rows of its checkpoint. The trainer has to log once a step.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        updates_per_step: int,
+        phases: Sequence[Phase],
+        watch: Watch,
+        tell: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> None:
+        """`tell` hears each row of metrics."""
+        self.folder, self.updates, self.phases, self.watch, self.tell = folder, updates_per_step, phases, watch, tell
+        self.metrics, self.dynamics = pd.DataFrame(), pd.DataFrame()
+        self.clocks = time.monotonic(), time.process_time()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        """Take up what was written up to the checkpoint, or scan the untrained model."""
+        step = state.global_step // self.updates
+        for name in (METRICS, DYNAMICS):
+            if (self.folder / name).exists() and step:
+                rows = cache.read_part(self.folder / name).to_pandas()
+                setattr(self, name.removesuffix(".parquet"), rows[rows["step"] <= step])
+        if not step:
+            self._scan(0, state, more["model"])
+        self.clocks = time.monotonic(), time.process_time()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
+        """Write the row of the step that has ended."""
+        if logs is None or "reward" not in logs:  # an evaluation, or the end
+            return
+        step = state.global_step // self.updates
+        point = point_at(self.phases, step - 1)
+        row = {column: float(logs[name]) for name, column in NAMES.items() if logs.get(name) is not None}
+        clipped = "clip_ratio/region_mean" if point == FINAL else "internal/clip_ratio/region_mean"
+        now = time.monotonic(), time.process_time()
+        row |= {
+            "step": step,
+            "phase": "final" if point == FINAL else "internal",
+            "target": str(point),
+            "clip_fraction": float(logs.get(clipped, float("nan"))),
+            "seconds": now[0] - self.clocks[0],
+            "cpu_seconds": now[1] - self.clocks[1],
+        }
+        if self.watch.every and (step % self.watch.every == 0 or state.global_step == state.max_steps):
+            row["perplexity"] = self._scan(step, state, more["model"])
+        self.metrics = _appended(self.metrics, pd.DataFrame([row]))
+        self._write(METRICS, self.metrics, state)
+        self.tell(row)
+        self.clocks = time.monotonic(), time.process_time()
+
+    def _scan(self, step: int, state: TrainerState, model: Any) -> float:
+        """Measure the layers and append them; return the perplexity."""
+        if not self.watch.every:
+            return float("nan")
+        causal = model.get_base_model() if hasattr(model, "peft_config") else model
+        found = dynamics.measure(causal, self.watch.rollouts, self.watch.point)
+        self.dynamics = _appended(self.dynamics, found.assign(step=step))
+        self._write(DYNAMICS, self.dynamics, state)
+        return dynamics.perplexity(found)
+
+    def _write(self, name: str, frame: pd.DataFrame, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            cache.write_table(self.folder / name, pa.Table.from_pandas(frame, preserve_index=False))
+
+
+def _appended(rows: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Both, with the types of their columns."""
+    return pd.concat([rows, new], ignore_index=True) if len(rows) else new
+
+
+class Interrupt(TrainerCallback):
+    """Ends training with a checkpoint after Ctrl-C, on every process at the same update."""
+
+    def __init__(self) -> None:
+        """Nobody has pressed it yet."""
+        self.pressed = False
+
+    @contextmanager
+    def listening(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Inside, the first Ctrl-C asks for a checkpoint; the second interrupts at once."""
+
+        def press(*_: Any) -> None:
+            if self.pressed:
+                raise KeyboardInterrupt
+            self.pressed = True
+            say("Interrupted: writing a checkpoint when this step is done. Ctrl-C again stops at once.")
+
+        before = signal.signal(signal.SIGINT, press)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for it."""
+        pressed = torch.tensor(float(self.pressed), device=args.device)
+        self.pressed = bool(reduce(pressed, reduction="sum"))
+        if self.pressed:
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,207 @@
+"""Figures of what training runs reached, from the frames of `experiments`."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from internal_policy import experiments, look
+from internal_policy.experiments import GROUP
+from internal_policy.look import GREY, Mark, Style
+
+METHODS = {
+    "grpo": (look.BLUE, "diamond"),
+    "bupo": (look.ORANGE, "square"),
+    "frozen": ("#009E73", "triangle-down"),
+    "tenth": ("#E69F00", "x"),
+    "rloo": (look.PURPLE, "triangle-up"),
+}
+"""Method -> its colour and shape."""
+
+
+def reached(
+    table: pd.DataFrame, ends: pd.DataFrame, untrained: Mapping[str, float], style: Style = "screen"
+) -> go.Figure:
+    """Avg@K at the end of training: a row a group with its mean, its 95 % interval over seeds and a dot a seed.
+
+    Frames are those of `experiments`; the dotted line is the model before training.
+    """
+    models = list(dict.fromkeys(table["model"]))
+    sizes = [int((table["model"] == model).sum()) for model in models]
+    figure = make_subplots(
+        rows=len(models),
+        cols=1,
+        shared_xaxes=True,
+        row_heights=sizes,
+        vertical_spacing=0.24 / sum(sizes) if len(models) > 1 else 0,
+    )
+    for number, model in enumerate(models, start=1):
+        rows = table[table["model"] == model].iloc[::-1]
+        named = [experiments.label({str(k): v for k, v in row.items()}) for row in rows.to_dict("records")]
+        for place, (row, name) in enumerate(zip(rows.to_dict("records"), named, strict=True)):
+            group = {str(key): value for key, value in row.items()}
+            seeds = ends[(ends[GROUP] == [group[key] for key in GROUP]).all(axis=1)]
+            _group(figure, group, seeds, place, name, number)
+        figure.add_vline(
+            100 * untrained[model],
+            line={"color": GREY, "width": 1.5, "dash": "dot"},
+            row=number,  # pyright: ignore[reportArgumentType]
+            col=1,  # pyright: ignore[reportArgumentType]
+        )
+        ticks = [f"{name} ({n})" for name, n in zip(named, rows["seeds"], strict=True)]
+        figure.update_yaxes(
+            tickvals=[*range(len(named))],
+            ticktext=[look.inert(tick) for tick in ticks],
+            range=[-0.6, len(named) - 0.4],
+            showgrid=False,
+            title={"text": look.inert(look.short(model))},
+            row=number,
+        )
+    figure.update_traces(showlegend=False)
+    low, high = _room(table, ends, untrained)
+    figure.update_xaxes(range=[low, high])
+    figure.update_xaxes(title={"text": f"Avg@{_only(ends['samples'])} on held-out problems (%)"}, row=len(models))
+    said = (
+        f"{_only(ends['problems'])} problems, seeds in brackets · 95 % intervals over seeds · dotted: before training"
+    )
+    height = 150 + 34 * sum(sizes) + 20 * len(models)
+    return look.layout(figure, "What training reached", said, style, height=height, wide=True)
+
+
+def _room(table: pd.DataFrame, ends: pd.DataFrame, untrained: Mapping[str, float]) -> tuple[float, float]:
+    """From the lowest to the highest in percent, with a little beside."""
+    before = [untrained[model] for model in set(table["model"])]
+    values = 100 * np.concatenate([table[["avg", "avg_low", "avg_high"]].to_numpy().ravel(), ends["avg"], before])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    return low - 0.04 * (high - low) - 0.1, high + 0.04 * (high - low) + 0.1
+
+
+def _group(
+    figure: go.Figure, group: Mapping[str, float | str], seeds: pd.DataFrame, place: int, name: str, number: int
+) -> None:
+    colour, symbol = METHODS[str(group["method"])]
+    mean, low, high = (100 * float(group[key]) for key in ("avg", "avg_low", "avg_high"))
+    figure.add_scatter(
+        x=100 * seeds["avg"].to_numpy(),
+        y=place + np.linspace(-0.22, 0.22, len(seeds)) if len(seeds) > 1 else np.array([float(place)]),
+        mode="markers",
+        marker={"symbol": "circle-open", "size": 6, "color": GREY},
+        hovertext=[f"{name}<br>seed {seed}: {100 * avg:.2f} %" for seed, avg in seeds[["seed", "avg"]].to_numpy()],
+        hoverinfo="text",
+        row=number,
+        col=1,
+    )
+    said = "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
+    figure.add_scatter(
+        x=np.array([mean]),
+        y=np.array([place]),
+        error_x={
+            "array": [0 if np.isnan(high) else high - mean],
+            "arrayminus": [0 if np.isnan(low) else mean - low],
+            "color": colour,
+            "thickness": 2,
+            "width": 0,
+        },
+        mode="markers",
+        name=name,
+        marker={"symbol": symbol, "size": 10, "color": colour},
+        hovertext=[f"{name}<br>mean {mean:.2f} %{said}"],
+        hoverinfo="text",
+        row=number,
+        col=1,
+    )
+
+
+def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.Figure:
+    """BuPO by target layer and internal steps: mean Avg@K, coloured by its difference to GRPO of the same seeds.
+
+    `table` is `experiments.grid` of `experiments.table`, of one model.
+    """
+    cells = table.set_index(["layer", "internal_steps"]).sort_index()
+    mean, difference, low, high = (
+        100 * cells[name].unstack() for name in ("avg", "difference", "difference_low", "difference_high")
+    )
+    most = float(np.nanmax(np.abs(difference.to_numpy()))) or 1.0
+    said = [
+        [
+            ""
+            if np.isnan(mean.loc[layer, steps])
+            else f"{mean.loc[layer, steps]:.1f} %<br>{difference.loc[layer, steps]:+.1f}"
+            + (
+                ""
+                if np.isnan(low.loc[layer, steps])
+                else f" ({low.loc[layer, steps]:+.1f} to {high.loc[layer, steps]:+.1f})"
+            )
+            for steps in mean.columns
+        ]
+        for layer in mean.index
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=difference.to_numpy(dtype=np.float32),
+            x=[*range(mean.shape[1])],
+            y=[*range(mean.shape[0])],
+            text=said,
+            texttemplate="%{text}",
+            colorscale="RdBu_r",
+            zmin=-most,
+            zmax=most,
+            xgap=2,
+            ygap=2,
+            hoverinfo="skip",
+            colorbar={"title": {"text": "less GRPO (points)", "side": "right"}, "thickness": 14, "outlinewidth": 0},
+        )
+    )
+    figure.update_xaxes(
+        tickvals=[*range(mean.shape[1])],
+        ticktext=[str(steps) for steps in mean.columns],
+        title={"text": "Steps on the internal policy"},
+        showgrid=False,
+    )
+    figure.update_yaxes(
+        tickvals=[*range(mean.shape[0])],
+        ticktext=[str(layer + 1) for layer in mean.index],
+        title={"text": "Trained layer"},
+        showgrid=False,
+    )
+
+    n = _only(table["seeds"])
+    about = " · ".join(part for part in (caption, f"mean over {n} seeds", "below: less GRPO, 95 % interval") if part)
+    return look.layout(figure, "Avg@K by trained layer and length of phase one", about, style, height=420, wide=True)
+
+
+def rewards(curves: pd.DataFrame, window: int, caption: str = "", style: Style = "screen") -> go.Figure:
+    """Reward by training step, a line a group: `experiments.rewards` with the same window, of one model.
+
+    Two groups have their intervals over seeds; those of more would hide one another.
+    """
+    figure = go.Figure()
+    bands = len(curves[GROUP].drop_duplicates()) < 3
+    curves = curves if bands else curves.assign(low=np.nan, high=np.nan)
+    for _, rows in curves.groupby(GROUP, sort=False):
+        group = {str(column): value for column, value in rows[GROUP].iloc[0].items()}
+        rows = rows.sort_values("step")
+        name = experiments.label(group)
+        hover = [
+            f"{look.inert(name)}<br>step {step}: {mean:.3f}"
+            for step, mean in zip(rows["step"], rows["mean"], strict=True)
+        ]
+        mark = Mark(name, *METHODS[group["method"]])
+        look.line(figure, rows.drop(columns="layer").assign(at=rows["step"], hover=hover), mark)
+    figure.update_traces(mode="lines", selector={"mode": "lines+markers"})
+    figure.update_xaxes(title={"text": "Step"})
+    figure.update_yaxes(title={"text": "Training reward"})
+
+    n = _only(curves["seeds"])
+    smooth = f"each point a mean of {window} steps up to it"
+    over = f"mean over {n} seeds" + (", bands 95 % over seeds" if bands else "")
+    about = " · ".join(part for part in (caption, smooth, over) if part)
+    return look.layout(figure, "Reward while training", about, style)
+
+
+def _only(values: pd.Series) -> str:
+    """The value that all have, or the smallest and the largest."""
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low} to {high}"

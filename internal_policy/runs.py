@@ -1,0 +1,109 @@
+"""A training run on disk, as what one looks at: its steps, and what happened to its layers."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from internal_policy import bundle, cache
+from internal_policy.analysis import CHANGES
+from internal_policy.errors import InputError
+
+METRICS, DYNAMICS, PASS_AT_K = "metrics.parquet", "dynamics.parquet", "pass_at_k.parquet"
+NEEDED = {
+    METRICS: {"step", "reward", "phase", "target"},
+    DYNAMICS: {"step", "layer", "site"},
+    PASS_AT_K: {"label", "k", "mean", "low", "high"},
+}
+"""File -> columns that it must have; any others may be missing."""
+NOT_MEASURES = ("step", "layer", "site")
+
+
+def listed() -> dict[str, Path]:
+    """Training runs by name: those of the cache, newest first, and the bundled ones."""
+    root = cache.root()
+    found = {path.parent for depth in ("*", "*/*") for path in root.glob(f"{depth}/{METRICS}")}
+    newest = sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    return {folder.relative_to(root).as_posix(): folder for folder in newest} | {
+        f"{folder.parent.name}/{folder.name}": folder for folder in bundle.runs()
+    }
+
+
+def find(name: str) -> Path:
+    """The folder of a run by its name in the list, or its path. Raises InputError where that is none."""
+    known = listed()
+    try:
+        return known[name] if name in known else Path(name).expanduser()
+    except RuntimeError as error:  # ~ of nobody
+        raise InputError(f"'{name[:80]}' is no folder ({error}); choose a run from the list.") from error
+
+
+def read(folder: Path, name: str) -> pd.DataFrame:
+    """A table of a run. Raises InputError if it is not there, damaged, empty, or of other columns."""
+    path = folder / name
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file system takes
+        there = False
+    if not there:
+        raise InputError(f"{str(folder)[:200]} has no {name}; name the folder of a training run.")
+    found = cache.read_part(path).to_pandas()
+    if missing := NEEDED[name] - {*found.columns}:
+        raise InputError(f"{path} has no column {', '.join(sorted(missing))}; it was not written by a training run.")
+    if not len(found):
+        raise InputError(f"{path} has no rows yet; look again after the first step.")
+    return found
+
+
+def dynamics(folder: Path) -> pd.DataFrame:
+    """The table of scans, layers and sites, with the entropy changes. Raises InputError as `read` does."""
+    return with_changes(read(folder, DYNAMICS))
+
+
+def with_changes(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same with `change`, the entropy at a site less that at its input (Eqs. 11 to 13 of arXiv 2512.19673).
+
+    `change_direction` and `change_norm` are its two parts, where `entropy_at_input_norm` was measured. All in nats.
+    """
+    if "entropy" not in frame:
+        return frame
+    at = frame.set_index(["step", "layer", "site"])["entropy"]
+    inputs = frame["site"].map({after: before for before, after in CHANGES.values()})
+    before = at.reindex(pd.MultiIndex.from_arrays([frame["step"], frame["layer"], inputs])).to_numpy(dtype=float)
+    changed = frame.assign(change=frame["entropy"] - before)
+    if "entropy_at_input_norm" not in frame:
+        return changed
+    control = frame["entropy_at_input_norm"].where(changed["change"].notna())
+    return changed.assign(change_direction=control - before, change_norm=frame["entropy"] - control)
+
+
+def measures(frame: pd.DataFrame) -> list[str]:
+    """What was measured somewhere."""
+    return [name for name in frame.columns if name not in NOT_MEASURES and frame[name].notna().any()]
+
+
+def sites(frame: pd.DataFrame, measure: str) -> list[str]:
+    """Where it was measured, the layers' outputs first, with which the model itself is shown."""
+    found = sorted(frame.loc[frame[measure].notna(), "site"].unique(), key=lambda site: site != "resid_post")
+    return [site for site in found if site != "final" or found == ["final"]]
+
+
+def trained(metrics: pd.DataFrame, frame: pd.DataFrame) -> int | None:
+    """The layer that was trained first, or that later ones were compared with; None if there was none."""
+    targets = metrics.loc[metrics["phase"] == "internal", "target"]
+    found = re.match(r"\d+(?=\.)", str(targets.iloc[0])) if len(targets) else None
+    if found:
+        return int(found[0])
+    later = frame.loc[frame["kl"].notna(), "layer"] if "kl" in frame else frame["layer"][:0]
+    return int(later.min()) - 1 if len(later) else None  # plain GRPO watches the output of a layer
+
+
+def caption(name: str, metrics: pd.DataFrame, frame: pd.DataFrame | None = None) -> str:
+    """The run, its phases and the number of its scans in one plain line."""
+    internal = metrics[metrics["phase"] == "internal"]
+    first = f", {len(internal)} of them on {', '.join(dict.fromkeys(internal['target'].astype(str)))}"
+    said = [name, f"{int(metrics['step'].max())} steps{first if len(internal) else ''}"]
+    if frame is not None:
+        scans = frame["step"].nunique()
+        said.append(f"{scans} scan{'' if scans == 1 else 's'} of the same responses")
+    return " · ".join(said)

@@ -1,0 +1,446 @@
+"""What the command that trains does."""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+
+from internal_policy import analysis, bundle, cache, loading, options, show
+from internal_policy.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from internal_policy.bupo import BuPOConfig
+    from internal_policy.hooks import HookPoint
+    from internal_policy.rollouts import Rollout
+    from internal_policy.tasks import Problem
+
+RUN, MODEL, ROLLOUTS = "run.json", "model", "rollouts.parquet"
+"""In the folder of a run: what was asked, the trained model, the responses whose layers are scanned."""
+DEFAULTS: dict[str, Any] = {"num_generations": 8, "per_device_train_batch_size": 16, "save_total_limit": 2, "seed": 0}
+SMALL: dict[str, Any] = {
+    "learning_rate": 2e-4,
+    "max_completion_length": 64,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 5,
+    "adam_beta2": 0.99,
+}
+LARGE: dict[str, Any] = {"learning_rate": 1e-6, "max_completion_length": 1024}
+"""Where neither an option nor --config says otherwise; SMALL for the bundled models."""
+STEPS, PROMPTS, UPDATES, SAVE_EVERY, SHARE = 60, 16, 1, 20, 6
+"""Steps of a run, prompts and updates of a step, steps between checkpoints; one step in SHARE is internal."""
+SCANNED, WATCHED = 32, 8
+"""Problems whose responses are scanned: to suggest a layer, and again and again for the dynamics."""
+FLAGS = {
+    "samples": "num_generations",
+    "micro_batch": "per_device_train_batch_size",
+    "learning_rate": "learning_rate",
+    "temperature": "temperature",
+    "max_new_tokens": "max_completion_length",
+    "seed": "seed",
+    "readout": "readout",
+}
+"""Option -> the field of BuPOConfig that it sets."""
+CHANGEABLE = {"resume", "json", "output", "report_to", "save_every", "config"}
+"""Options that may be others when a run is resumed; what stands in the configuration file is compared by itself."""
+
+
+def train(asked: options.Train) -> None:
+    """Train, or go on; then say what came of it."""
+    _check(asked)
+    show.err.quiet = int(os.environ.get("RANK", 0)) > 0  # of several processes one speaks
+    given = _file(asked.config)
+    problems = _problems(asked)
+    folder = asked.output or cache.root() / "runs" / _name(asked, given)
+    start = _claim(folder, _question(asked, given), asked.resume)
+    show.quiet()
+    tokenizer = loading.load_tokenizer(asked, asked.chat_template)
+    chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
+    model = loading.load_model(_placed(asked))
+    layer = _layer(asked, given, model, tokenizer, problems, folder)
+    config = configured(asked, given, folder, layer)
+    _check_prompts(problems, tokenizer, chat, config, model)
+    _run(asked, config, model, tokenizer, problems, folder, start, layer)
+
+
+def _check(asked: options.Train) -> None:
+    if find_spec("trl") is None:
+        raise InputError("Training needs trl, which is not installed; `pip install 'internal-policy[train]'` adds it.")
+    for name in ("steps", "prompts", "samples", "updates", "micro_batch", "internal_steps", "save_every"):
+        value = getattr(asked, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more.")
+    if asked.scan_every < 0:
+        raise InputError(f"--scan-every is {asked.scan_every}; it must be 0 (never) or more.")
+    if asked.method == "grpo" and asked.internal_steps is not None:
+        raise InputError("--internal-steps is of bupo; grpo trains the whole policy from the start.")
+    for name in asked.report_to.split(",") if asked.report_to else []:
+        from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+        if name not in ("none", "all", *(there := get_available_reporting_integrations())):
+            raise InputError(f"--report-to {name} is not installed here; there is {', '.join(there) or 'none'}.")
+    for name in ("learning_rate", "temperature"):
+        value = getattr(asked, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be above 0.")
+
+
+def _file(path: str | None) -> dict[str, Any]:
+    """The fields in a YAML file. Raises InputError for one that BuPOConfig does not have."""
+    if path is None:
+        return {}
+    import yaml
+
+    from internal_policy.bupo import BuPOConfig
+
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}); give a YAML file.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds {type(found).__name__}; write a line NAME: VALUE for each field.")
+    fields = {field.name: field for field in dataclasses.fields(BuPOConfig)}
+    for key in found:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, 1)
+            raise InputError(f"{path} has {key!r}, which is no field of BuPOConfig{f'; {near[0]} is' if near else ''}.")
+    return {key: _typed(path, fields[key], value) for key, value in found.items()}
+
+
+def _typed(path: str, field: "dataclasses.Field[Any]", value: Any) -> Any:
+    """The value of a field; YAML reads 1e-6 as text, which is a number where one is expected. Raises InputError."""
+    union = get_origin(field.type) in (Union, UnionType)
+    kinds = {int, float, bool, str} & set(get_args(field.type) if union else [field.type])
+    if value is None or not kinds or isinstance(value, dict | list) or type(value) in kinds:
+        return value
+    if float in kinds and not isinstance(value, bool):
+        with suppress(ValueError):
+            return float(value)
+    expected = " or ".join(sorted(kind.__name__ for kind in kinds))
+    raise InputError(f"{path} has {field.name}: {value}; expected is {expected}.")
+
+
+def _problems(asked: options.Train) -> "list[Problem]":
+    from internal_policy.tasks import read_problems
+
+    source = asked.problems or str(bundle.DATA / "problems" / "sums.jsonl")
+    problems = read_problems(
+        source, problem_column=asked.problem_column, answer_column=asked.answer_column, limit=asked.limit
+    )
+    if not problems:
+        raise InputError(f"{source} has no problems.")
+    return problems
+
+
+def _question(asked: options.Train, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the run; what its files hold, not where they lie."""
+    plain = {name: value for name, value in dataclasses.asdict(asked).items() if name not in CHANGEABLE}
+    content = {str(path): cache.fingerprint(Path(path)) for path in (asked.problems, asked.chat_template) if path}
+    found = {**plain, "file": dict(given), "content": content, "identity": loading.identity(asked)}
+    return json.loads(json.dumps(found, default=str))
+
+
+def _name(asked: options.Train, given: Mapping[str, Any]) -> str:
+    """Of the run's folder: model, method and a digest of the rest."""
+    return f"{Path(asked.model).name}-{asked.method}-{cache.digest(_question(asked, given))[:6]}"
+
+
+def _claim(folder: Path, question: Mapping[str, Any], resume: bool) -> str | None:
+    """The checkpoint to go on from, None for the start. Raises InputError for a folder that holds anything else."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give --output a new folder.")
+    there = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if there and not (folder / RUN).is_file():
+        raise InputError(f"{folder} is not empty and holds no training run; give --output a new folder.")
+    if there:
+        try:
+            before = json.loads((folder / RUN).read_text())
+        except ValueError as error:
+            raise InputError(f"{folder / RUN} is damaged ({error}); give --output a new folder.") from error
+        if (other := _difference(before, question)) is not None:
+            raise InputError(f"{folder} holds a run with another {other}; give --output a new folder.")
+        if (folder / MODEL).is_dir():
+            raise InputError(
+                f"{folder} holds a finished run; its model is {folder / MODEL}. Give --output a new folder."
+            )
+    checkpoint = get_last_checkpoint(str(folder)) if there else None
+    if checkpoint and not resume:
+        step = checkpoint.rpartition("-")[2]
+        raise InputError(f"{folder} holds a run with a checkpoint (update {step}); go on with --resume.")
+    if resume and not there:
+        raise InputError(f"There is no run in {folder} to go on with; leave out --resume, or name its --output.")
+    if not there:
+        cache.write_json(folder / RUN, question)
+    return checkpoint
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first option that is not what it was."""
+    names = (name for name in now if before.get(name) != now[name])
+    return next((f"--{name.replace('_', '-')}" if name != "file" else "configuration file" for name in names), None)
+
+
+def _placed(asked: options.Train) -> options.Train:
+    """Each of several processes loads onto its own device."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    if asked.device == "auto" and rank and torch.cuda.is_available():
+        return dataclasses.replace(asked, device=f"cuda:{rank}")
+    return asked
+
+
+def _layer(
+    asked: options.Train,
+    given: Mapping[str, Any],
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    problems: "list[Problem]",
+    folder: Path,
+) -> int | None:
+    """The layer that is trained first, or watched. Raises InputError if none was given and none stands out."""
+    if asked.layer is not None or "schedule" in given:
+        return asked.layer
+    known = folder / "stages.json"
+    if not known.exists():  # it is decided once a run
+        rollouts = _responses(asked, model, tokenizer, problems[:SCANNED])
+        target = suggested(model, tokenizer, rollouts)
+        cache.write_json(known, {"target": target, "problems": len(rollouts)}, once=True)
+    target = json.loads(known.read_text())["target"]
+    if target is None and asked.method == "bupo":
+        raise InputError("No layer of this model explores, so none is suggested; choose one with --layer.")
+    if asked.method == "bupo":
+        show.note(
+            f"Layer {target} is trained first: the last whose FFN raises entropy, in a scan of {SCANNED} responses."
+        )
+    return target
+
+
+def suggested(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rollouts: "list[Rollout]") -> int | None:
+    """BuPO's target by the stages of a scan: the last layer of exploration, from 0; None if none explores."""
+    from internal_policy.scan import scan
+
+    scanned = scan(model, tokenizer, rollouts, sites=("mlp_in", "mlp_out"), measures=("entropy",), top_k=0)
+    return analysis.target(analysis.stages(analysis.changes(scanned.layers)))
+
+
+def _responses(
+    asked: options.Train, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", problems: "list[Problem]"
+) -> "list[Rollout]":
+    from internal_policy.rollouts import generate
+
+    chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
+    longest = asked.max_new_tokens or _sizes(asked)["max_completion_length"]
+    with show.progress("Sampling", len(problems)) as advance:
+        found = []
+        for batch in generate(model, tokenizer, problems, max_new_tokens=longest, chat=chat):
+            found += batch
+            advance(len(batch), sum(len(rollout.response_ids) for rollout in batch))
+    return found
+
+
+def _sizes(asked: options.ModelOptions) -> dict[str, Any]:
+    """Defaults that fit the model."""
+    return SMALL if asked.model.startswith("demo-") else LARGE
+
+
+def configured(asked: options.Train, given: Mapping[str, Any], folder: Path, layer: int | None) -> "BuPOConfig":
+    """The options as a configuration of the trainer: options win over the file's fields, those over the defaults."""
+    from internal_policy.bupo import BuPOConfig
+
+    flags = {field: value for name, field in FLAGS.items() if (value := getattr(asked, name)) is not None}
+    values = {**DEFAULTS, **_sizes(asked), **given, **flags, "output_dir": str(folder), "disable_tqdm": True}
+    shaped = {"generation_batch_size", "steps_per_generation", "gradient_accumulation_steps"} & given.keys()
+    if not shaped or asked.prompts is not None or asked.updates is not None:
+        values |= _shape(asked, values)
+    if asked.report_to is not None:
+        values["report_to"] = asked.report_to.split(",")
+    values.setdefault("report_to", [])
+    steps = asked.steps or (None if {"max_steps", "num_train_epochs"} & given.keys() else STEPS)
+    if asked.method == "grpo":
+        values["schedule"] = []
+    elif asked.layer is not None or asked.internal_steps is not None or "schedule" not in values:
+        total = steps or STEPS
+        values["schedule"] = [f"{_point(asked, layer)}:{asked.internal_steps or max(1, total // SHARE)}"]
+    try:
+        config = BuPOConfig(**values)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The configuration cannot be used: {' '.join(str(error).split())}") from error
+    updates = config.updates_per_step
+    config.logging_steps = updates  # a row a step
+    if steps is not None:
+        config.max_steps = steps * updates
+    if asked.save_every is not None or "save_steps" not in given:
+        config.save_steps = (asked.save_every or SAVE_EVERY) * updates
+    return config
+
+
+def _point(asked: options.Train, layer: int | None) -> "HookPoint":
+    from internal_policy.hooks import HookPoint
+
+    if layer is None:
+        raise InputError("--internal-steps needs a layer; give --layer too.")
+    return HookPoint(layer, asked.site)
+
+
+def _shape(asked: options.Train, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Prompts, responses and updates of a step as TRL counts them. Raises InputError for what does not divide."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    prompts, updates = asked.prompts or PROMPTS, asked.updates or UPDATES
+    responses = prompts * values["num_generations"]
+    at_once = min(values["per_device_train_batch_size"], max(1, responses // updates // processes))
+    if responses % (at_once * processes * updates):
+        fitting = [n for n in range(1, at_once + 1) if responses % (n * processes * updates) == 0]
+        would = f"--micro-batch {', '.join(map(str, fitting))}" if fitting else "--updates 1 or other --prompts"
+        raise InputError(
+            f"A step has {responses} responses ({prompts} prompts x {values['num_generations']}), which {updates} "
+            f"updates of {processes} x {at_once} at a time do not divide; {would} would do."
+        )
+    passes = responses // (at_once * processes)
+    return {
+        "per_device_train_batch_size": at_once,
+        "steps_per_generation": passes,
+        "gradient_accumulation_steps": passes // updates,
+        "generation_batch_size": None,
+    }
+
+
+def _check_prompts(
+    problems: "list[Problem]",
+    tokenizer: "PreTrainedTokenizerBase",
+    chat: Mapping[str, Any] | None,
+    config: "BuPOConfig",
+    model: "PreTrainedModel",
+) -> None:
+    from internal_policy.prompts import encode_problem
+    from internal_policy.rollouts import check_prompts
+
+    prompts = {number: encode_problem(tokenizer, problem, chat) for number, problem in enumerate(problems)}
+    longest = min(model.config.max_position_embeddings, config.vllm_max_model_length or math.inf)
+    check_prompts(prompts, config.max_completion_length or 0, longest, model.config.vocab_size)
+    group = config.num_generations or 1
+    needed = (config.generation_batch_size or group) // group
+    if len(problems) < needed:
+        raise InputError(
+            f"There are {len(problems)} problems, but a step takes {needed}; lower --prompts, or give more."
+        )
+
+
+def _run(
+    asked: options.Train,
+    config: "BuPOConfig",
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    problems: "list[Problem]",
+    folder: Path,
+    start: str | None,
+    layer: int | None,
+) -> None:
+    from transformers import PrinterCallback
+
+    from internal_policy.bupo import BuPOTrainer, dataset_of, right
+    from internal_policy.hooks import HookPoint
+    from internal_policy.journal import Interrupt, Journal, Watch
+
+    chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
+    config.chat_template_kwargs = dict(chat) if chat else None
+    point = config.phases[0].point if config.phases else None if layer is None else HookPoint(layer, asked.site)
+    watch = Watch(_watched(asked, model, tokenizer, problems, folder), point, asked.scan_every)
+    interrupt, begun = Interrupt(), time.monotonic()
+    total = config.max_steps // config.updates_per_step if config.max_steps > 0 else None
+    with _progress(total) as tell, interrupt.listening(show.note), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TRL's use of names that transformers has renamed
+        journal = Journal(folder, config.updates_per_step, config.phases, watch, tell)
+        trainer = BuPOTrainer(
+            model,
+            right,
+            config,
+            train_dataset=dataset_of(problems, chat),
+            processing_class=tokenizer,
+            callbacks=[journal, interrupt],
+        )
+        trainer.remove_callback(PrinterCallback)
+        if asked.scan_every and trainer.is_fsdp_enabled:
+            raise InputError("Layers cannot be scanned while FSDP holds them in pieces; give --scan-every 0.")
+        trainer.train(resume_from_checkpoint=start)
+    if interrupt.pressed:
+        raise KeyboardInterrupt
+    trainer.save_model(str(folder / MODEL))
+    trainer.accelerator.end_training()  # several processes that do not part may abort
+    if trainer.is_world_process_zero():
+        show.trained(folder, journal.metrics, time.monotonic() - begun, as_json=asked.json)
+
+
+def _watched(
+    asked: options.Train,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    problems: "list[Problem]",
+    folder: Path,
+) -> "list[Rollout]":
+    """The responses of the untrained model whose layers are scanned: the same after a resume."""
+    from internal_policy.rollouts import read_rollouts, write_rollouts
+
+    if not asked.scan_every:
+        return []
+    path = folder / ROLLOUTS
+    if not path.exists():
+        write_rollouts(path, _responses(asked, model, tokenizer, problems[:WATCHED]))
+    return read_rollouts(path, tokenizer, None)
+
+
+@contextmanager
+def _progress(total: int | None) -> Iterator[Any]:
+    """Tells each step: a bar with rate and time left on a terminal, else a line now and then."""
+    import rich.progress as rich
+
+    bar = rich.Progress(
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(bar_width=20),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("steps"),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("left"),
+        console=show.err,
+        disable=not show.err.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("Training", total=total)
+        warned = False
+
+        def tell(row: Mapping[str, Any]) -> None:
+            nonlocal warned
+            words = in_words(row)
+            bar.update(task, completed=row["step"], description=words)
+            if not show.err.is_terminal and (row["step"] == 1 or row["step"] % 5 == 0):
+                show.note(f"step {row['step']}{f' of {total}' if total else ''}: {words}")
+            if row.get("cut", 0) == 1 and not warned:
+                warned = True
+                show.note("All responses were cut at the length limit, so none can be right; raise --max-new-tokens.")
+
+        yield tell
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """A row of metrics for a person; the loss is about 0 always, and not told."""
+    whose = "" if row["phase"] == "final" else f", {row['target']} {row['internal_entropy']:.3f}"
+    return (
+        f"{'whole policy' if row['phase'] == 'final' else row['target']}: reward {row['reward']:.2f}, "
+        f"entropy {row.get('entropy', math.nan):.3f}{whose}, clipped {row['clip_fraction']:.1%}, "
+        f"no spread {row['groups_without_spread']:.0%}, cut {row['cut']:.0%}"
+    )

@@ -1,0 +1,591 @@
+"""BuPO is GRPO whose ratio is that of the policy at the hook point that the schedule names."""
+
+import json
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import hook_count, tiny_model
+from trainer import Fixed, trainer, weights
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from internal_policy.bupo import BuPOConfig, BuPOTrainer, EpochSampler, Phase, dataset_of, point_at, right
+from internal_policy.errors import InputError
+from internal_policy.hooks import FINAL, HookPoint
+from internal_policy.policy import policy_logits
+from internal_policy.prompts import encode_problem
+from internal_policy.tasks import Message, Problem
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+ONE = "1.resid_post"
+
+
+class Record(TrainerCallback):
+    """What was logged, and the weights after each update."""
+
+    def __init__(self):
+        self.logs, self.weights = [], []
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        self.weights.append(weights(model))
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        self.weights.append(weights(model))
+
+    def on_log(self, args, state, control, logs: Any = None, **_):
+        if "reward" in logs or "entropy" in logs or "internal/entropy" in logs:
+            self.logs.append(dict(logs))
+
+    def changed(self, update: int) -> set[str]:
+        """Names of what an update, counted from 0, has changed."""
+        before, after = self.weights[update : update + 2]
+        return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+class Ratios(BuPOTrainer):
+    """Keeps the ratio of each pass with the hook point that was trained."""
+
+    def _generate_and_score_completions(self, inputs):
+        seen.append([])
+        return super()._generate_and_score_completions(inputs)
+
+    def _compute_loss(self, model, inputs):
+        with torch.no_grad():
+            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+            keep = inputs["completion_ids"].shape[1]
+            now = self._get_per_token_logps_and_entropies(model, ids, mask, keep)[0]
+            old = inputs.get("old_per_token_logps", now)
+            ratio = ((now - old).exp())[inputs["completion_mask"].bool()]
+        seen[-1].append((str(self.point), self.state.global_step, ratio))
+        return super()._compute_loss(model, inputs)
+
+
+seen: list = []
+
+
+def layers_of(names) -> set[int]:
+    return {int(found.group(1)) for name in names if (found := re.search(r"layers\.(\d+)", name))}
+
+
+# the schedule
+
+
+def test_a_phase_is_read_as_it_is_written():
+    assert Phase.parse("5.resid_post:30") == Phase(HookPoint(5, "resid_post"), 30)
+
+
+@pytest.mark.parametrize("text", ["5.resid_post", "5.resid_post:0", "5.resid_post:-1", "5.nowhere:3", ":3", "5:3"])
+def test_what_is_no_phase_is_refused(text):
+    with pytest.raises(InputError, match=r"hook point|phase"):
+        Phase.parse(text)
+
+
+def test_phases_follow_one_another_and_end_in_the_whole_policy():
+    phases = tuple(map(Phase.parse, ["0.mlp_out:1", "1.attn_out:2", "2.resid_post:1"]))
+    assert [str(point_at(phases, step)) for step in range(6)] == [
+        "0.mlp_out", "1.attn_out", "1.attn_out", "2.resid_post", "final", "final",
+    ]  # fmt: skip
+
+
+def test_without_phases_it_is_the_whole_policy_from_the_start():
+    assert point_at((), 0) == FINAL
+
+
+# what is computed
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("point", ["0.resid_post", "1.resid_post", "1.attn_out", "2.mlp_out", "2.resid_post"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_are_those_of_the_hidden_state_times_the_unembedding(
+    tmp_path, tokenizer, family, point, temperature
+):
+    model = tiny_model(family)
+    run = trainer(tmp_path, tokenizer, model, schedule=[f"{point}:2"], temperature=temperature)
+    run.point = HookPoint.parse(point)
+    ids = torch.randint(5, 256, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    model.train()
+    logps, entropies, _ = run._get_per_token_logps_and_entropies(model, ids, mask, 5, compute_entropy=True)
+    logits = policy_logits(model, run.point, input_ids=ids, attention_mask=mask)[:, -6:-1] / temperature
+    expected = logits.log_softmax(-1)
+    own = expected.gather(-1, ids[:, -5:, None]).squeeze(-1)
+    assert logps.dtype == entropies.dtype
+    torch.testing.assert_close(logps.double(), own, atol=3e-5, rtol=0)
+    torch.testing.assert_close(entropies.double(), -(expected.exp() * expected).sum(-1), atol=3e-5, rtol=0)
+
+
+def test_norm_readout_goes_through_the_final_norm(tmp_path, tokenizer):
+    model = tiny_model("llama")
+    run = trainer(tmp_path, tokenizer, model, schedule=["1.resid_post:2"], readout="norm")
+    run.point = HookPoint(1, "resid_post")
+    ids = torch.randint(5, 256, (2, 9))
+    model.train()
+    logps = run._get_per_token_logps_and_entropies(model, ids, torch.ones_like(ids), 4)[0]
+    expected = policy_logits(model, run.point, "norm", input_ids=ids)[:, -5:-1].log_softmax(-1)
+    own = expected.gather(-1, ids[:, -4:, None]).squeeze(-1)
+    torch.testing.assert_close(logps.double(), own, atol=3e-5, rtol=0)
+
+
+def test_evaluation_scores_with_the_whole_policy(tmp_path, tokenizer):
+    model = tiny_model("llama")
+    run = trainer(tmp_path, tokenizer, model, schedule=["1.resid_post:2"])
+    run.point = HookPoint(1, "resid_post")
+    ids = torch.randint(5, 256, (2, 9))
+    model.eval()
+    logps = run._get_per_token_logps_and_entropies(model, ids, torch.ones_like(ids), 4)[0]
+    own = model(ids).logits[:, -5:-1].log_softmax(-1).gather(-1, ids[:, -4:, None]).squeeze(-1)
+    torch.testing.assert_close(logps.double(), own.detach(), atol=3e-5, rtol=0)
+
+
+def test_evaluating_within_a_step_leaves_its_phase_alone(tmp_path, tokenizer):
+    record = Record()
+    problem = Problem((Message(role="user", content="What is 2 + 2?"),), "4")
+    run = trainer(
+        tmp_path, tokenizer, kind=Fixed, schedule=[f"{ONE}:2"], callbacks=[record],
+        eval_dataset=dataset_of([problem] * 2, None), eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=2,
+    )  # fmt: skip
+    run.train()
+    assert sum("eval_reward" in row for row in run.state.log_history) == 8
+    assert not any("eval_internal" in name for row in run.state.log_history for name in row)
+    assert [layers_of(record.changed(update)) for update in range(4)] == [{0, 1}] * 4
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_the_ratio_is_one_at_the_first_update_after_each_generation_and_at_no_later_one(
+    tmp_path, tokenizer, accumulation, iterations
+):
+    seen.clear()
+    updates = 4 * iterations // accumulation
+    options = {"gradient_accumulation_steps": accumulation, "num_iterations": iterations, "max_steps": 4 * updates}
+    run = trainer(tmp_path, tokenizer, kind=Ratios, schedule=[f"{ONE}:2"], **options)
+    run.train()
+    assert [batch[0][0] for batch in seen] == [ONE, ONE, "final", "final"]
+    for number, batch in enumerate(seen):
+        first = [ratio for _, update, ratio in batch if update == number * updates]
+        later = [ratio for _, update, ratio in batch if update > number * updates]
+        torch.testing.assert_close(torch.cat(first), torch.ones_like(torch.cat(first)), atol=1e-6, rtol=0)
+        assert all((ratio - 1).abs().max() > 1e-4 for ratio in later)
+        assert len({update for _, update, _ in batch}) == updates
+        assert len({point for point, _, _ in batch}) == 1
+
+
+def test_the_loss_is_grpos_worked_by_hand(tmp_path, tokenizer):
+    run = trainer(tmp_path, tokenizer, epsilon=0.2)
+    run.model.train()
+    run.current_gradient_accumulation_steps = 1
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 10]])
+    with torch.no_grad():
+        now = run._get_per_token_logps_and_entropies(run.model, ids, torch.ones_like(ids), 2)[0]
+    ratio = torch.tensor([[1.5, 1.1], [0.5, 1.0]])
+    mask = torch.tensor([[1, 1], [1, 0]])
+    # rewards 1 and 0: mean 0.5, standard deviation sqrt(0.5), so A = +-0.5 / (0.7071 + 1e-4)
+    advantage = 0.5 / (math.sqrt(0.5) + 1e-4)
+    batch = {
+        "prompt_ids": ids[:, :2],
+        "prompt_mask": torch.ones(2, 2, dtype=torch.int64),
+        "completion_ids": ids[:, 2:],
+        "completion_mask": mask,
+        "advantages": torch.tensor([advantage, -advantage]),
+        "old_per_token_logps": now - ratio.log(),
+        "num_items_in_batch": torch.tensor(3),
+    }
+    loss = run._compute_loss(run.model, batch)
+    # first response: min(1.5 A, 1.2 A) = 1.2 A and 1.1 A, mean 1.15 A
+    # second: the larger loss of -0.5 A and -0.8 A is that of -0.8 A; its other token is no token
+    expected = -(1.15 * advantage - 0.8 * advantage) / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    assert run._metrics["train"]["clip_ratio/region_mean"][-1] == pytest.approx(2 / 3)
+
+
+def test_advantages_compare_the_responses_to_one_prompt(tmp_path, tokenizer):
+    batches = []
+
+    class Kept(Fixed):
+        def _generate_and_score_completions(self, inputs):
+            batches.append(super()._generate_and_score_completions(inputs))
+            return batches[-1]
+
+    run = trainer(tmp_path, tokenizer, kind=Kept, max_steps=2)
+    run.train()
+    advantages = batches[0]["advantages"].view(-1, 2)
+    rewards = torch.tensor(list(run._logs["rewards"]["by_length"])).view(-1, 2)[:4]
+    spread = rewards.std(1, keepdim=True)  # Eq. 3: (R - mean) / standard deviation
+    torch.testing.assert_close(advantages, ((rewards - rewards.mean(1, keepdim=True)) / (spread + 1e-4)).float())
+
+
+# what changes
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_layers_up_to_the_hook_point_and_embeddings_change_in_phase_one_and_all_after(tmp_path, tokenizer, tied):
+    record = Record()
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    trainer(tmp_path, tokenizer, model, schedule=["1.resid_post:2"], max_steps=8, callbacks=[record]).train()
+    everything = set(weights(model))
+    head = set() if tied else {"lm_head.weight"}
+    for update in range(4):  # 2 steps of 2 updates
+        changed = record.changed(update)
+        assert layers_of(changed) == {0, 1}
+        assert changed - {name for name in changed if "layers" in name} == {"model.embed_tokens.weight"} | head
+    assert set().union(*(record.changed(update) for update in range(4, 8))) == everything
+
+
+@pytest.mark.parametrize(("point", "outside"), [("1.attn_out", "layers.1.mlp"), ("1.mlp_out", "layers.2")])
+def test_a_modular_policy_trains_what_it_is_made_of(tmp_path, tokenizer, point, outside):
+    record = Record()
+    trainer(tmp_path, tokenizer, schedule=[f"{point}:4"], callbacks=[record]).train()
+    changed = set().union(*(record.changed(update) for update in range(8)))
+    site = {"attn_out": "self_attn", "mlp_out": "mlp"}[point.partition(".")[2]]
+    assert any(f"layers.1.{site}" in name for name in changed)
+    assert not any(outside in name for name in changed)
+    assert layers_of(changed) == {0, 1}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_phase_one_lasts_its_steps_whatever_the_number_of_updates(tmp_path, tokenizer, accumulation, iterations):
+    record = Record()
+    updates = 4 * iterations // accumulation
+    trainer(
+        tmp_path, tokenizer, schedule=["0.resid_post:3"], num_iterations=iterations,
+        gradient_accumulation_steps=accumulation, max_steps=4 * updates, callbacks=[record],
+    ).train()  # fmt: skip
+    internal = [layers_of(record.changed(update)) <= {0} for update in range(4 * updates)]
+    assert internal == [True] * 3 * updates + [False] * updates
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_without_a_schedule_it_is_trls_grpo(tmp_path, tokenizer, accumulation):
+    ours = trainer(tmp_path / "ours", tokenizer, gradient_accumulation_steps=accumulation, max_steps=4)
+    ours.train()
+    plain = {name: value for name, value in vars(ours.args).items() if name in GRPOConfig.__dataclass_fields__}
+    config = GRPOConfig(
+        output_dir=str(tmp_path / "theirs"), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[],
+        disable_tqdm=True, save_strategy="no",
+        **{name: plain[name] for name in ("per_device_train_batch_size", "steps_per_generation", "num_generations",
+        "max_completion_length", "learning_rate", "max_steps", "gradient_accumulation_steps", "loss_type",
+        "lr_scheduler_type")},
+    )  # fmt: skip
+    model = tiny_model("qwen3")
+    theirs = GRPOTrainer(model, ours.reward_funcs, config, train_dataset=ours.train_dataset, processing_class=tokenizer)
+    sampler = ours._get_train_sampler
+    theirs._get_train_sampler = lambda dataset=None: sampler(dataset)  # the same order
+    theirs.train()
+    assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("point", ["1.resid_post", "1.attn_out", "0.mlp_out"])
+def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer, point):
+    models = [tiny_model("qwen3") for _ in range(2)]
+    for model, on in zip(models, (False, True), strict=True):
+        trainer(
+            tmp_path / str(on), tokenizer, model, kind=Fixed, schedule=[f"{point}:2"], gradient_checkpointing=on
+        ).train()
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
+
+
+def test_lora_trains_the_adapters_up_to_the_hook_point(tmp_path, tokenizer):
+    from peft import LoraConfig
+
+    record = Record()
+    lora = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    run = trainer(tmp_path, tokenizer, schedule=[f"{ONE}:2"], peft_config=lora, callbacks=[record])
+    run.train()
+    for update in range(4):
+        changed = record.changed(update)
+        assert layers_of(changed) == {0, 1}
+        assert all("lora_" in name for name in changed)
+    later = set().union(*(record.changed(update) for update in range(4, 8)))
+    assert layers_of(later) == {0, 1, 2}
+
+
+# what is logged
+
+
+def test_what_describes_the_internal_policy_is_named_so(tmp_path, tokenizer):
+    record = Record()
+    trainer(tmp_path, tokenizer, schedule=[f"{ONE}:2"], callbacks=[record], logging_steps=2).train()
+    internal, whole = record.logs[0], record.logs[-1]
+    assert internal["internal/entropy"] != internal["entropy"]
+    assert "internal/clip_ratio/region_mean" in internal
+    assert "clip_ratio/region_mean" not in internal
+    assert not any(name.startswith("internal/") for name in whole)
+
+
+def test_the_whole_policys_entropy_is_logged_in_phase_one(tmp_path, tokenizer):
+    batches, record = [], Record()
+
+    class Kept(Fixed):
+        def _generate_and_score_completions(self, inputs):
+            batches.append(super()._generate_and_score_completions(inputs))
+            return batches[-1]
+
+    model = tiny_model("qwen3")
+    before = tiny_model("qwen3")
+    trainer(
+        tmp_path, tokenizer, model, kind=Kept, schedule=[f"{ONE}:1"], max_steps=2, logging_steps=2, callbacks=[record]
+    ).train()
+    batch = batches[0]
+    ids, mask = (torch.cat([batch[f"prompt_{k}"], batch[f"completion_{k}"]], 1)[::2] for k in ("ids", "mask"))
+    keep = batch["completion_ids"].shape[1]
+    with torch.no_grad():
+        policy = before(ids, attention_mask=mask).logits[:, -keep - 1 : -1].log_softmax(-1)
+    entropy = -(policy.exp() * policy).sum(-1)[batch["completion_mask"][::2].bool()].mean()
+    assert record.logs[0]["entropy"] == pytest.approx(entropy.item(), abs=1e-5)
+
+
+def test_nothing_is_sent_to_anybody(tmp_path, tokenizer, monkeypatch):
+    import trl.trainer.base_trainer as base
+
+    monkeypatch.setattr(base, "send_telemetry", lambda **_: pytest.fail("it called home"))
+    monkeypatch.delenv("CI", raising=False)
+    trainer(tmp_path, tokenizer)
+
+
+# vLLM's correction
+
+
+def test_vllms_correction_compares_with_the_whole_policy(tmp_path, tokenizer):
+    run = trainer(tmp_path, tokenizer, kind=Fixed, schedule=[f"{ONE}:2"], max_steps=2)
+    whole = tiny_model("qwen3")
+
+    def sampled(prompt_ids, *_, **__):
+        """As vLLM would: the responses with their log-probabilities under the whole policy."""
+        made, _ = Fixed._generate_single_turn(run, prompt_ids)
+        logprobs = []
+        for prompt, ids in zip(prompt_ids, made, strict=True):
+            with torch.no_grad():
+                policy = whole(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            logprobs.append(policy.gather(-1, torch.tensor(ids)[:, None]).squeeze(-1).tolist())
+        return made, logprobs
+
+    run._generate_single_turn = sampled
+    run.use_vllm, run._last_loaded_step = True, 0
+    run.model.train()
+    inputs = [{"prompt": prompt} for prompt in ["What is 3 + 2?"] * 2 + ["What is 4 + 2?"] * 2]
+    batch = run._generate_and_score_completions(inputs)
+    mask = batch["completion_mask"].bool()
+    ratio = batch["importance_sampling_ratio"]
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-4, rtol=0)
+    internal = run._score(batch, slice(None))[0]
+    torch.testing.assert_close(batch["old_per_token_logps"][mask], internal[mask])
+    run.whole = True
+    assert (run._score(batch, slice(None))[0] - internal)[mask].abs().max() > 0.1
+
+
+# going on
+
+
+class StopAt(TrainerCallback):
+    """Saves, and stops, at one update."""
+
+    def __init__(self, update):
+        self.update = update
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.update:
+            control.should_save = control.should_training_stop = True
+
+
+@pytest.mark.parametrize(
+    ("stop", "written"), [(2, 2), (3, 4), (8, 8), (11, 12)], ids=["phase one", "within a batch", "epoch", "phase two"]
+)
+def test_a_resumed_run_is_as_if_it_had_not_stopped(tmp_path, tokenizer, stop, written):
+    options = {"schedule": [f"{ONE}:3"], "max_steps": 16, "save_strategy": "steps", "save_steps": 100}
+    undisturbed = trainer(tmp_path / "whole", tokenizer, **options)
+    undisturbed.train()
+    trainer(tmp_path / "part", tokenizer, callbacks=[StopAt(stop)], **options).train()
+    checkpoint = get_last_checkpoint(str(tmp_path / "part"))
+    assert checkpoint == str(tmp_path / "part" / f"checkpoint-{written}")  # within a batch it waits for the end of it
+    record = Record()
+    resumed = trainer(tmp_path / "part", tokenizer, callbacks=[record], **options)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    internal = [layers_of(record.changed(update)) <= {0, 1} for update in range(16 - written)]
+    assert internal == [True] * max(0, 6 - written) + [False] * min(10, 16 - written)
+    for a, b in zip(undisturbed.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_checkpoints_fall_on_the_ends_of_generation_batches(tmp_path, tokenizer):
+    trainer(tmp_path, tokenizer, max_steps=12, save_strategy="steps", save_steps=3).train()
+    found = sorted(int(path.name.partition("-")[2]) for path in tmp_path.glob("checkpoint-*"))
+    assert found == [4, 6, 10, 12]  # 3 -> 4, 6, 9 -> 10, 12
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    sampler = EpochSampler(list(range(50)), 1, seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[2] != orders[1]
+
+
+# several processes
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def distributed(tmp_path, tokenizer, processes, name, options, **environment):
+    """The weights that so many processes train."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    asked = {
+        "folder": str(tmp_path / name), "tokenizer": str(tmp_path / "tokenizer"), "options": options,
+        "output": str(tmp_path / f"{name}.pt"),
+    }  # fmt: skip
+    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": str(processes)}
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "trainer.py"), json.dumps(asked)]
+    started = [
+        subprocess.Popen(
+            command, env={**os.environ, **master, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank),
+            "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, "\n".join(said)[-3000:]
+    return torch.load(asked["output"], weights_only=True)
+
+
+SAME = {"schedule": [f"{ONE}:2"], "max_steps": 4, "num_generations": 2, "ddp_backend": "gloo"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tokenizer):
+    """What one process trains: one update a generation batch of 8."""
+    options = {**SAME, "per_device_train_batch_size": 4, "steps_per_generation": 2}
+    return distributed(tmp_path_factory.mktemp("alone"), tokenizer, 1, "one", options)
+
+
+def test_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
+    options = {**SAME, "per_device_train_batch_size": 2, "steps_per_generation": 2}
+    both = distributed(tmp_path, tokenizer, 2, "two", options)
+    for name, weight in alone.items():
+        torch.testing.assert_close(both[name], weight, atol=1e-5, rtol=0)  # TRL's head is float32
+
+
+def test_sharded_by_fsdp_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
+    options = {**SAME, "per_device_train_batch_size": 2, "steps_per_generation": 2}
+    sharded = {
+        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3DecoderLayer",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    }  # fmt: skip
+    both = distributed(tmp_path, tokenizer, 2, "sharded", options, **sharded)
+    assert set(both) == set(alone)
+    before = tiny_model("qwen3").state_dict()
+    for name, weight in alone.items():
+        moved = (weight - before[name]).abs().max()
+        assert (both[name] - weight).abs().max() < 0.02 * moved  # TRL's head is float32, and Adam divides
+
+
+# what cannot be right
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"schedule": [f"{ONE}:1"], "beta": 0.1}, "beta is 0.1"),
+        ({"schedule": [f"{ONE}:1"], "use_liger_kernel": True}, "use_liger_kernel"),
+        ({"schedule": [f"{ONE}:1"], "use_vllm": True, "off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold"),
+        ({"readout": "tuned"}, "raw, norm"),
+        ({"schedule": ["7.resid_post"]}, "no phase"),
+        ({"num_generations": 3}, "num_generations 2, 4, 8, or batches of 6 or 9 responses would do"),
+        ({"num_generations": 1}, "2 or more responses"),
+        ({"gradient_accumulation_steps": 3}, "gradient_accumulation_steps 1, 2, 4 would do"),
+        ({"steps_per_generation": None, "generation_batch_size": 7}, "6 or 8 would do"),
+        ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant"),
+    ],
+)
+def test_a_configuration_that_cannot_be_right_is_refused_in_a_sentence(tmp_path, tokenizer, options, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        trainer(tmp_path, tokenizer, **options)
+
+
+def test_a_layer_that_is_not_there_is_refused(tmp_path, tokenizer):
+    with pytest.raises(InputError, match="layers are 0 to 2"):
+        trainer(tmp_path, tokenizer, schedule=["3.resid_post:1"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"schedule": [f"{ONE}:5"]}, "The schedule is 5 steps long, training only 4"),
+        ({"max_steps": 7}, "max_steps 6 or 8 would do"),
+    ],
+)
+def test_a_schedule_that_training_has_no_room_for_is_refused_before_it_begins(tmp_path, tokenizer, options, said):
+    run = trainer(tmp_path, tokenizer, **options)
+    with pytest.raises(InputError, match=re.escape(said)):
+        run.train()
+    assert run.state.global_step == 0
+
+
+def test_a_schedule_as_long_as_training_never_reaches_the_whole_policy(tmp_path, tokenizer):
+    record = Record()
+    trainer(tmp_path, tokenizer, schedule=[f"{ONE}:4"], callbacks=[record]).train()
+    assert layers_of(set().union(*(record.changed(update) for update in range(8)))) == {0, 1}
+
+
+def test_after_an_error_the_model_is_as_it_was(tmp_path, tokenizer):
+    class Broken(BuPOTrainer):
+        def _compute_loss(self, model, inputs):
+            super()._compute_loss(model, inputs)
+            raise RuntimeError("broken")
+
+    model = tiny_model("qwen3")
+    hooks, names, before = hook_count(model), list(model.state_dict()), weights(model)
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer(tmp_path, tokenizer, model, kind=Broken, schedule=[f"{ONE}:2"]).train()
+    assert hook_count(model) == hooks
+    assert list(model.state_dict()) == names
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
+
+
+# problems
+
+
+def test_prompts_are_tokenised_as_everywhere_else(tmp_path, tokenizer):
+    problem = Problem((Message(role="user", content="What is 2 + 2?"),), "4")
+    for chat in (None, {}):
+        run = trainer(tmp_path, tokenizer)
+        row = dataset_of([problem], chat)[0]
+        ids = run._tokenize_prompts([row["prompt"]])[0][0]
+        assert tuple(ids) == encode_problem(tokenizer, problem, chat)
+
+
+def test_a_problem_without_an_answer_is_refused():
+    with pytest.raises(InputError, match="Problem 1 has no answer"):
+        dataset_of([Problem((Message(role="user", content="Why?"),), None)], {})
+
+
+def test_the_reward_is_one_for_a_right_last_box():
+    said = [[{"role": "assistant", "content": text}] for text in (r"\boxed{4}", r"\boxed{4} \boxed{5}", "4")]
+    assert right(said, ["4", "4", "4"]) == [1.0, 0.0, 0.0]
+    assert right([r"\boxed{4}"], ["4"]) == [1.0]
+
+
+def test_the_paper_is_the_default():
+    config = BuPOConfig(output_dir="unused", use_cpu=True, report_to=[])
+    assert (config.loss_type, config.beta, config.epsilon, config.scale_rewards) == ("grpo", 0.0, 0.2, "group")
+    assert (config.num_generations, config.learning_rate, config.temperature) == (8, 1e-6, 1.0)

@@ -1,0 +1,86 @@
+"""What training does to the layers is measured as a scan measures them."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_model
+
+from internal_policy import dynamics
+from internal_policy.hooks import FINAL, HookPoint
+from internal_policy.policy import policy_logits
+from internal_policy.rollouts import Rollout
+from internal_policy.scan import scan
+
+
+def rollouts() -> list[Rollout]:
+    made = []
+    for number, length in enumerate((4, 7)):
+        ids = torch.randint(5, 256, (3 + length,), generator=torch.Generator().manual_seed(number)).tolist()
+        made.append(Rollout("", None, 0, tuple(ids[:3]), tuple(ids[3:]), "", None, True))
+    return made
+
+
+def policies(model, point) -> torch.Tensor:
+    """Log-probabilities at every response token, (11, d_vocab)."""
+    read = [
+        policy_logits(model, point, input_ids=torch.tensor([r.ids]))[0, len(r.prompt_ids) - 1 : -1] for r in rollouts()
+    ]
+    return torch.cat(read).detach().log_softmax(-1)
+
+
+@pytest.mark.parametrize("point", [HookPoint(0, "resid_post"), HookPoint(1, "attn_out"), HookPoint(1, "mlp_out")])
+def test_kl_is_from_the_watched_policy_to_those_of_later_layers_and_of_the_model(model, point):
+    frame = dynamics.measure(model, rollouts(), point).set_index(["layer", "site"])
+    watched = policies(model, point)
+    later = [HookPoint(layer, "resid_post") for layer in range(point.layer, 3)]
+    for other in [*(p for p in later if p != point), FINAL]:
+        row = (3, "final") if other == FINAL else (other.layer, other.site)
+        there = policies(model, other)
+        expected = (watched.exp() * (watched - there)).sum(-1).mean()
+        assert frame.loc[row, "kl"] == pytest.approx(expected.item(), rel=1e-5)
+    assert frame["kl"].notna().sum() == len([p for p in later if p != point]) + 1
+
+
+def test_cosine_is_that_of_hidden_states(llama):
+    from conftest import read
+
+    points = [HookPoint(1, "resid_post"), HookPoint(2, "resid_post")]
+    cosines = []
+    for rollout in rollouts():
+        seen = read(llama, points, torch.tensor([rollout.ids]))
+        a, b = (seen[point][0, len(rollout.prompt_ids) - 1 : -1] for point in points)
+        cosines.append(torch.cosine_similarity(a, b, dim=-1))
+    frame = dynamics.measure(llama, rollouts(), points[0]).set_index(["layer", "site"])
+    assert frame.loc[(2, "resid_post"), "cosine"] == pytest.approx(torch.cat(cosines).mean().item(), rel=1e-6)
+    assert pd.isna(frame["cosine"].iloc[-1])  # behind the final norm
+
+
+def test_the_rest_is_a_scans(llama, tokenizer):
+    frame = dynamics.measure(llama, rollouts(), None).set_index(["layer", "site"])
+    layers = scan(llama, tokenizer, rollouts()).layers
+    for measure in dynamics.MEASURES:
+        weighted = layers.assign(total=layers[measure] * layers["tokens"]).groupby(["layer", "site"])
+        expected = weighted["total"].sum(min_count=1) / weighted["tokens"].sum()
+        torch.testing.assert_close(
+            torch.tensor(frame[measure].to_numpy(), dtype=torch.float64),
+            torch.tensor(expected.reindex(frame.index).to_numpy(), dtype=torch.float64),
+            equal_nan=True, rtol=1e-5, atol=1e-6,
+        )  # fmt: skip
+    assert frame["kl"].isna().all()
+
+
+def test_perplexity_is_that_of_the_models_own_policy(llama):
+    frame = dynamics.measure(llama, rollouts(), HookPoint(0, "resid_post"))
+    came = torch.tensor([token for rollout in rollouts() for token in rollout.response_ids])
+    own = policies(llama, FINAL).gather(-1, came[:, None]).mean()
+    assert dynamics.perplexity(frame) == pytest.approx(math.exp(-own.item()), rel=1e-5)
+
+
+def test_measuring_leaves_a_model_in_training_as_it_was():
+    model = tiny_model("qwen3").train()
+    before = torch.get_rng_state()
+    dynamics.measure(model, rollouts(), HookPoint(0, "resid_post"))
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)

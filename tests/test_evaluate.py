@@ -1,0 +1,82 @@
+"""Avg@K and Pass@k."""
+
+from itertools import combinations, pairwise
+from math import comb, isnan
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from internal_policy.errors import InputError
+from internal_policy.evaluate import avg_at_k, curves, ks, pass_at_k
+
+
+@st.composite
+def counts(draw):
+    n = draw(st.integers(1, 8))
+    return n, draw(st.integers(0, n)), draw(st.integers(1, n))
+
+
+@given(counts())
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one(case):
+    n, c, k = case
+    draws = list(combinations([True] * c + [False] * (n - c), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws), abs=1e-12)
+
+
+@given(st.integers(1, 500), st.data())
+def test_pass_at_k_is_the_formula(n, data):
+    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    exact = (comb(n, k) - comb(n - c, k)) / comb(n, k)
+    assert pass_at_k(n, c, k) == pytest.approx(exact, rel=1e-11, abs=0)
+
+
+@given(st.integers(1, 500), st.data())
+def test_avg_at_k_is_pass_at_1_and_pass_grows_with_k(n, data):
+    c = data.draw(st.integers(0, n))
+    assert avg_at_k(n, c) == pytest.approx(c / n)
+    passed = [pass_at_k(n, c, k) for k in range(1, n + 1)]
+    assert all(0 <= one <= two + 1e-12 for one, two in pairwise(passed))
+    assert passed[-1] == (c > 0)
+
+
+def test_pass_at_k_by_hand():
+    assert pass_at_k(300, 4, 4) == pytest.approx(0.0525342, abs=1e-7)  # 1 - (296 295 294 293) / (300 299 298 297)
+    assert pass_at_k(10**6, 1, 10) == pytest.approx(1e-5, rel=1e-9)
+    assert pass_at_k(10**6, 500, 1000) == pytest.approx(0.3936967972, abs=1e-9)
+    assert str(pass_at_k(8, 0, 4)) == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k", "message"),
+    [
+        (4, 1, 5, "Pass@5 takes 5 responses"),
+        (4, 5, 1, "5 of 4"),
+        (4, -1, 1, "-1 of 4"),
+        (4, 1, 0, "k = 0"),
+        (0, 0, 1, "Pass@1 takes 1 responses a problem, and there are 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(n, c, k, message):
+    with pytest.raises(InputError, match=message):
+        pass_at_k(n, c, k)
+
+
+@pytest.mark.parametrize(("samples", "found"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_k_doubles_up_to_the_samples(samples, found):
+    assert ks(samples) == found
+
+
+def test_a_curve_is_the_mean_over_problems_inside_its_interval():
+    frame = curves([0, 1, 4, 2], 4)
+    assert list(frame.columns) == ["k", "mean", "low", "high"]
+    assert frame["mean"].tolist() == pytest.approx([np.mean([pass_at_k(4, c, k) for c in (0, 1, 4, 2)]) for k in ks(4)])
+    assert ((frame["low"] <= frame["mean"]) & (frame["mean"] <= frame["high"])).all()
+    assert (frame["low"] < frame["high"]).all()
+
+
+def test_one_problem_has_no_interval_and_none_is_refused():
+    assert all(map(isnan, curves([1], 2)["low"]))
+    with pytest.raises(InputError, match="no problems"):
+        curves([], 2)

@@ -1,0 +1,184 @@
+"""The recipes are what the paper did, and the command that each names can be given."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import tyro
+from accelerate.commands.launch import launch_command_parser
+from conftest import tiny_model
+from transformers import PreTrainedTokenizerFast, TrainingArguments
+
+from internal_policy import training
+from internal_policy.bupo import BuPOConfig, Phase
+from internal_policy.families import decoder_layers
+from internal_policy.hooks import HookPoint
+from internal_policy.loading import load_tokenizer
+from internal_policy.options import COMMANDS, ModelOptions, Train
+from internal_policy.prompts import encode_problem, split_messages
+from internal_policy.tasks import Message, Problem
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "data" / "recipes"
+GPUS = 8
+RECIPES = {  # model, its depth, its family, the layer from 0, internal steps, length of a response
+    "qwen3-4b": ("Qwen/Qwen3-4B", 36, "qwen3", 5, 30, 7168),
+    "qwen3-8b": ("Qwen/Qwen3-8B", 36, "qwen3", 5, 20, 7168),
+    "octothinker-3b": ("OctoThinker/OctoThinker-3B-Long-Base", 28, "llama", 26, 20, 3072),
+    "octothinker-8b": ("OctoThinker/OctoThinker-8B-Long-Base", 32, "llama", 30, 20, 3072),
+}
+
+
+@pytest.fixture(params=RECIPES)
+def name(request) -> str:
+    return request.param
+
+
+def launched(name: str):
+    """What accelerate makes of the command in the recipe's comment."""
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if "accelerate launch" in line)
+    end = next(number for number in range(start, len(lines)) if not lines[number].endswith("\\"))
+    words = shlex.split(" ".join(line.strip("# \\") for line in lines[start : end + 1]))
+    assert words[:2] == ["accelerate", "launch"]
+    return launch_command_parser().parse_args(words[2:])
+
+
+def asked_of(name: str, more: str = "") -> Train:
+    """What the command line makes of the rest of it."""
+    found = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, args=[*launched(name).training_script_args, *more.split()], config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    assert isinstance(found, Train)
+    return found
+
+
+@pytest.fixture
+def configured(monkeypatch, tmp_path):
+    """The configuration that each of 8 processes gets, made by the command's own code.
+
+    Two things are not as on the GPUs: where TRL asks how many processes have met it is told 8, since none are there to
+    meet, and `use_cpu` lets bf16 pass.
+    """
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WORLD_SIZE", str(GPUS))
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda _: GPUS))
+    monkeypatch.setattr(TrainingArguments, "device", property(lambda _: torch.device("cpu")))
+
+    def make(name: str, more: str = "") -> BuPOConfig:
+        asked = asked_of(name, more)
+        return training.configured(asked, {**training._file(asked.config), "use_cpu": True}, tmp_path, None)
+
+    return make
+
+
+def test_the_command_starts_8_sharded_processes_of_this_program(name):
+    launch = launched(name)
+    assert (launch.num_processes, launch.use_fsdp, launch.fsdp_version) == (GPUS, True, "2")
+    assert (launch.module, launch.training_script) == (True, "internal_policy")
+    assert launch.fsdp_state_dict_type == "FULL_STATE_DICT"
+    assert launch.fsdp_auto_wrap_policy == "TRANSFORMER_BASED_WRAP"
+
+
+def test_the_command_names_its_recipe_and_its_model(name):
+    asked = asked_of(name)
+    assert asked.config == f"data/recipes/{name}.yaml"
+    assert (asked.model, asked.method, asked.scan_every) == (RECIPES[name][0], "bupo", 0)
+    assert asked.dtype == "float32"
+    assert asked.chat_template is None or (ROOT / asked.chat_template).is_file()
+
+
+def test_the_sharded_class_is_the_decoder_layer_of_the_family(name):
+    layers = decoder_layers(tiny_model(RECIPES[name][2]))
+    assert launched(name).fsdp_transformer_layer_cls_to_wrap == type(layers[0]).__name__
+
+
+def test_a_step_is_8_responses_to_128_prompts_in_16_updates(name, configured):
+    config = configured(name)
+    assert (config.generation_batch_size, config.num_generations) == (1024, 8)
+    assert config.updates_per_step == 16
+    assert config.per_device_train_batch_size * GPUS * config.gradient_accumulation_steps * 16 == 1024
+
+
+def test_a_run_is_300_steps(name, configured):
+    config = configured(name)
+    assert config.max_steps == 300 * config.updates_per_step
+    assert config.save_steps == 100 * config.updates_per_step
+
+
+def test_the_scripts_4_updates_are_four_options_away(name, configured):
+    config = configured(name, "--prompts 128 --updates 4 --steps 300 --save-every 100")
+    assert (config.generation_batch_size, config.updates_per_step) == (1024, 4)
+    assert (config.max_steps, config.save_steps) == (1200, 400)
+
+
+def test_four_gpus_take_the_same_batch_with_two_options(name, configured, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda _: 4))
+    config = configured(name, "--prompts 128 --updates 16")
+    assert (config.generation_batch_size, config.updates_per_step, config.max_steps) == (1024, 16, 4800)
+
+
+def test_the_papers_layer_is_trained_for_its_steps_and_is_there(name, configured):
+    _, depth, _, layer, steps, _ = RECIPES[name]
+    assert configured(name).phases == (Phase(HookPoint(layer, "resid_post"), steps),)
+    assert layer < depth
+
+
+def test_loss_and_optimizer_are_the_papers(name, configured):
+    config = configured(name)
+    assert (config.loss_type, config.scale_rewards, config.beta) == ("grpo", "group", 0.0)
+    assert (config.epsilon, config.epsilon_high, config.delta) == (0.2, None, 10.0)
+    assert (config.learning_rate, config.lr_scheduler_type, config.warmup_steps) == (1e-6, "constant", 0)
+    assert (config.weight_decay, config.max_grad_norm) == (0.01, 1.0)
+    assert config.readout == "raw"
+
+
+def test_prompt_and_response_fit_what_vllm_takes(name, configured):
+    config = configured(name)
+    assert config.max_completion_length == RECIPES[name][5]
+    assert config.vllm_max_model_length == 1024 + config.max_completion_length
+    assert (config.use_vllm, config.vllm_mode) == (True, "colocate")
+    assert config.temperature == config.top_p == 1.0
+    assert not config.vllm_importance_sampling_correction
+
+
+def test_memory_is_saved_on_gpus(name, configured):
+    config = configured(name)
+    assert config.bf16
+    assert config.gradient_checkpointing
+
+
+def test_there_are_no_other_recipes():
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(RECIPES)
+
+
+# the prompt of a base model
+
+
+@pytest.fixture
+def base(tokenizer, tmp_path) -> transformers.PreTrainedTokenizerBase:
+    """A tokenizer with a BOS and without a chat template, loaded with the one of the recipes."""
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token="<|bos|>", eos_token="<|endoftext|>"
+    )
+    plain.save_pretrained(tmp_path)
+    return load_tokenizer(ModelOptions(model=str(tmp_path)), str(FOLDER / "base.jinja"))
+
+
+ASKED = (Message(role="system", content="Use \\boxed{}."), Message(role="user", content="What is 2 + 2?"))
+
+
+def test_a_base_model_reads_instructions_and_question_after_one_bos(base):
+    ids = encode_problem(base, Problem(ASKED, "4"), {})
+    assert base.decode(ids) == "<|bos|>Use \\boxed{}.\nQuestion: What is 2 + 2?\nAnswer:"
+    assert ids.count(base.bos_token_id) == 1
+
+
+def test_its_response_is_told_from_the_prompt(base):
+    answered = Message(role="assistant", content="\\boxed{4}")
+    prompt, response = split_messages(base, [*ASKED, answered], {})
+    assert prompt == encode_problem(base, Problem(ASKED, "4"), {})
+    assert base.decode(response) == " \\boxed{4}<|endoftext|>"

@@ -1,0 +1,126 @@
+"""A training run is read, named and refused as one expects."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from internal_policy import bundle, look, runs
+from internal_policy.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bundle, "DATA", tmp_path / "data")
+    return tmp_path
+
+
+def scanned(layer: int, site: str, entropy: float, control: float = np.nan, kl: float = np.nan, step: int = 0):
+    return {"step": step, "layer": layer, "site": site, "entropy": entropy, "entropy_at_input_norm": control, "kl": kl}
+
+
+FRAME = pd.DataFrame(
+    [
+        scanned(0, "resid_pre", 6.0),
+        scanned(0, "mlp_in", 1.0),
+        scanned(0, "mlp_out", 3.0, 2.5),
+        scanned(0, "resid_post", 4.0, 4.5),
+        scanned(1, "resid_pre", 4.0),
+        scanned(1, "resid_post", 1.0, 3.0, 0.5),
+        scanned(2, "final", 0.5, kl=0.25),
+    ]
+)
+
+
+def steps(*targets: str) -> pd.DataFrame:
+    phase = ["final" if target == "final" else "internal" for target in targets]
+    return pd.DataFrame({"step": range(1, len(targets) + 1), "reward": 0.5, "phase": phase, "target": targets})
+
+
+def write(folder, metrics: pd.DataFrame | None = None):
+    folder.mkdir(parents=True)
+    (steps("final") if metrics is None else metrics).to_parquet(folder / runs.METRICS)
+    return folder
+
+
+def test_entropy_changes_are_after_minus_before_and_split_by_the_norm_control():
+    names = ["change", "change_direction", "change_norm"]
+    found = runs.with_changes(FRAME)[names].set_axis(pd.MultiIndex.from_frame(FRAME[["layer", "site"]]))
+    rows = {key: row.tolist() for key, row in found.dropna().iterrows()}
+    assert rows == {
+        (0, "mlp_out"): [2.0, 1.5, 0.5],
+        (0, "resid_post"): [-2.0, -1.5, -0.5],
+        (1, "resid_post"): [-3.0, -1.0, -2.0],
+    }
+
+
+def test_each_step_has_its_own_changes():
+    later = FRAME.assign(step=5, entropy=FRAME["entropy"] * 2)
+    found = runs.with_changes(pd.concat([FRAME, later])).set_index(["step", "layer", "site"])["change"]
+    assert (found[0, 1, "resid_post"], found[5, 1, "resid_post"]) == (-3.0, -6.0)
+
+
+def test_without_entropy_there_are_no_changes():
+    assert runs.measures(runs.with_changes(FRAME[["step", "layer", "site", "kl"]])) == ["kl"]
+    assert "change_norm" not in runs.with_changes(FRAME.drop(columns="entropy_at_input_norm"))
+
+
+def test_measures_and_sites_without_values_are_not_offered():
+    found = runs.with_changes(FRAME.assign(cosine=np.nan))
+    assert "cosine" not in runs.measures(found)
+    assert runs.sites(found, "change") == ["resid_post", "mlp_out"]
+    assert runs.sites(found, "kl") == ["resid_post"]
+    assert runs.sites(found[found["layer"] != 1], "kl") == ["final"]
+
+
+def test_every_measure_of_a_run_has_a_label():
+    for measure in runs.measures(runs.with_changes(FRAME.assign(norm=1.0, logprob=-1.0, cosine=0.5))):
+        assert look.label(measure, look.WHILE_TRAINING)
+    assert "trained layer" in look.label("kl", look.WHILE_TRAINING)
+    assert "trained layer" not in look.label("kl")
+
+
+def test_the_trained_layer_is_the_first_target():
+    assert runs.trained(steps("3.resid_post", "5.resid_post", "final"), FRAME) == 3
+
+
+def test_of_plain_grpo_it_is_the_layer_before_those_compared_with_it():
+    assert runs.trained(steps("final"), FRAME) == 0
+    assert runs.trained(steps("final"), FRAME[FRAME["site"] == "final"]) == 1
+    assert runs.trained(steps("final"), FRAME.assign(kl=np.nan)) is None
+    assert runs.trained(steps("final"), FRAME.drop(columns="kl")) is None
+
+
+def test_the_caption_says_steps_phases_and_scans():
+    said = runs.caption("one", steps("3.resid_post", "3.resid_post", "final"), FRAME)
+    assert said == "one · 3 steps, 2 of them on 3.resid_post · 1 scan of the same responses"
+    assert runs.caption("two", steps("final")) == "two · 1 steps"
+
+
+def test_runs_of_the_cache_come_first_and_the_newest_before_the_others(root):
+    old, new = (write(root / "cache" / "runs" / name) for name in ("old", "new"))
+    os.utime(old, (1, 1))
+    bundled = write(root / "data" / "experiments" / "bupo")
+    assert [*runs.listed().items()] == [("runs/new", new), ("runs/old", old), ("experiments/bupo", bundled)]
+    assert runs.find("experiments/bupo") == bundled
+    assert runs.find(str(root)) == root
+
+
+def test_a_home_of_nobody_is_refused():
+    with pytest.raises(InputError, match="is no folder"):
+        runs.find("~nobody-has-this-name/x")
+
+
+@pytest.mark.parametrize("name", ["nothing", "x" * 5000, "a\0b"])
+def test_what_is_no_run_is_refused(name):
+    with pytest.raises(InputError, match=r"has no metrics\.parquet"):
+        runs.read(runs.find(name), runs.METRICS)
+
+
+def test_a_file_of_other_columns_and_one_without_rows_are_refused(root):
+    with pytest.raises(InputError, match="no column phase, target"):
+        runs.read(write(root / "a", pd.DataFrame({"step": [1], "reward": [0.5]})), runs.METRICS)
+    with pytest.raises(InputError, match="no rows yet"):
+        runs.read(write(root / "b", steps("final").head(0)), runs.METRICS)

@@ -1,0 +1,254 @@
+"""The command that trains: from problems to a run's folder, and on from there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from internal_policy import bundle, options, training
+from internal_policy.__main__ import main
+
+PROBLEMS = ["--problems", str(bundle.DATA / "problems" / "train.jsonl")]
+SHORT = [*PROBLEMS, "--prompts", "2", "--samples", "8", "--micro-batch", "8", "--max-new-tokens", "64", "--limit", "60"]
+LEARN = [
+    "--layer",
+    "3",
+    "--updates",
+    "2",
+    "--internal-steps",
+    "2",
+    "--steps",
+    "4",
+    "--scan-every",
+    "2",
+    "--learning-rate",
+    "1e-4",
+]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a finished run of 4 steps, 2 of them on layer 3."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", *SHORT, *LEARN, "--save-every", "2", "--output", str(folder)]) == 0
+    return folder
+
+
+def given(folder: Path, **fields) -> str:
+    """A configuration file."""
+    path = folder / "given.yaml"
+    path.write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in fields.items()))
+    return str(path)
+
+
+def configured(*arguments: str, file=None, layer: int | None = 3, folder: Path = Path("unused")):
+    import tyro
+
+    asked = tyro.cli(options.Train, args=arguments)
+    return training.configured(asked, file or {}, folder, layer)
+
+
+# what a run leaves
+
+
+def test_a_run_writes_a_row_of_metrics_a_step(run):
+    metrics = pd.read_parquet(run / "metrics.parquet")
+    assert metrics["step"].tolist() == [1, 2, 3, 4]
+    assert metrics["phase"].tolist() == ["internal", "internal", "final", "final"]
+    assert metrics["target"].tolist() == ["3.resid_post", "3.resid_post", "final", "final"]
+    assert metrics["internal_entropy"].notna().tolist() == [True, True, False, False]
+    assert metrics[["reward", "entropy", "clip_fraction", "cut", "seconds"]].notna().all().all()
+    assert metrics["perplexity"].notna().tolist() == [False, True, False, True]
+
+
+def test_a_run_scans_the_layers_before_and_every_few_steps(run):
+    dynamics = pd.read_parquet(run / "dynamics.parquet")
+    assert dynamics["step"].unique().tolist() == [0, 2, 4]
+    entropy = dynamics[dynamics["site"] == "resid_post"].pivot(index="layer", columns="step", values="entropy")
+    assert (entropy[0] != entropy[4]).all()
+    compared = dynamics[dynamics["kl"].notna() & (dynamics["step"] == 0)]
+    assert compared["layer"].tolist() == [4, 5, 6, 7, 8]
+
+
+def test_the_trained_model_can_be_scanned(run, capsys):
+    assert main(["scan", "--model", str(run / "model"), "--limit", "1", "--max-new-tokens", "8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["family"] == "qwen3"
+
+
+def test_a_resumed_run_has_the_numbers_of_an_undisturbed_one(run, tmp_path):
+    part = tmp_path / "part"
+    code = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "train", *SHORT, *LEARN, "--save-every", "9", "--output", str(part)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert code.returncode == 130, code.stderr
+    assert "Continue with: internal-policy train" in code.stderr
+    assert code.stderr.strip().endswith(" --resume")
+    assert len(pd.read_parquet(part / "metrics.parquet")) == 2
+    again = ["train", *SHORT, *LEARN, "--save-every", "9", "--output", str(part)]
+    assert main(again) == 2  # a checkpoint is there, and nobody said --resume
+    assert main([*again, "--resume"]) == 0
+    for name in ("metrics.parquet", "dynamics.parquet"):
+        a, b = (pd.read_parquet(folder / name) for folder in (run, part))
+        timed = ["seconds", "cpu_seconds"]
+        one, other = (frame.drop(columns=timed, errors="ignore") for frame in (a, b))
+        pd.testing.assert_frame_equal(one, other)
+
+
+INTERRUPTED = """
+import os, signal, sys
+from internal_policy import journal
+from internal_policy.__main__ import main
+told = journal.Journal.on_log
+def press(self, args, state, control, **more):
+    told(self, args, state, control, **more)
+    if state.global_step == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+journal.Journal.on_log = press
+sys.exit(main(sys.argv[1:]))
+"""
+"""Ctrl-C after the first step: a checkpoint is written at the end of the second."""
+
+
+def test_a_layer_is_suggested_by_the_stages_of_a_scan(tmp_path, capsys):
+    few = ["--prompts", "2", "--samples", "2", "--steps", "2", "--internal-steps", "1", "--scan-every", "0"]
+    folder = tmp_path / "suggested"
+    assert main(["train", *few, "--max-new-tokens", "48", "--output", str(folder), "--json"]) == 0
+    said = capsys.readouterr()
+    layer = json.loads((folder / "stages.json").read_text())["target"]
+    assert f"Layer {layer} is trained first" in said.err
+    assert json.loads(said.out)["steps"][0]["trained"] == f"{layer}.resid_post"
+    assert not (folder / "dynamics.parquet").exists()
+
+
+def test_grpo_has_no_internal_phase(tmp_path):
+    folder = tmp_path / "grpo"
+    assert (
+        main(["train", *SHORT, "--method", "grpo", "--steps", "1", "--scan-every", "0", "--output", str(folder)]) == 0
+    )
+    assert pd.read_parquet(folder / "metrics.parquet")["phase"].tolist() == ["final"]
+
+
+# options, files and defaults
+
+
+def test_options_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    file = {"learning_rate": 3e-6, "temperature": 0.9, "epsilon": 0.3}
+    config = configured("--learning-rate", "5e-6", file=file)
+    assert (config.learning_rate, config.temperature, config.epsilon) == (5e-6, 0.9, 0.3)
+    assert config.max_completion_length == 64
+
+
+def test_a_step_is_a_generation_batch_whatever_the_updates():
+    config = configured("--prompts", "8", "--samples", "4", "--updates", "4", "--micro-batch", "4", "--steps", "10")
+    assert config.generation_batch_size == 32
+    assert config.updates_per_step == 4
+    assert (config.max_steps, config.logging_steps, config.save_steps) == (40, 4, 80)
+
+
+def test_several_processes_share_a_step(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shape = training._shape(
+        options.Train(prompts=8, updates=2), {"num_generations": 4, "per_device_train_batch_size": 4}
+    )
+    assert shape["steps_per_generation"] == 4
+    assert shape["gradient_accumulation_steps"] == 2
+
+
+def test_a_sixth_of_the_steps_is_internal_by_default():
+    assert configured("--steps", "60").schedule == ["3.resid_post:10"]
+    assert configured("--steps", "60", "--site", "attn_out", "--internal-steps", "7").schedule == ["3.attn_out:7"]
+    assert configured("--method", "grpo").schedule == []
+
+
+def test_a_schedule_in_the_file_stands_unless_a_layer_is_given():
+    file = {"schedule": ["1.resid_post:3", "5.mlp_out:4"]}
+    assert configured(file=file, layer=None).schedule == file["schedule"]
+    assert configured("--layer", "2", "--internal-steps", "9", file=file, layer=2).schedule == ["2.resid_post:9"]
+
+
+def test_a_number_in_the_file_may_be_written_as_yaml_does_not_read_it(tmp_path):
+    assert training._file(given(tmp_path, learning_rate="1e-6")) == {"learning_rate": 1e-6}
+
+
+def test_max_steps_of_the_file_counts_updates():
+    file = {"max_steps": 12, "per_device_train_batch_size": 8, "steps_per_generation": 2}
+    assert configured(file=file).max_steps == 12
+
+
+def test_large_models_get_the_papers_learning_rate():
+    assert configured("--model", "Qwen/Qwen3-4B").learning_rate == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "0"], "--steps is 0; it must be 1 or more"),
+        (["--learning-rate", "0"], "--learning-rate is 0.0; it must be above 0"),
+        (["--scan-every", "-1"], "--scan-every is -1"),
+        (["--method", "grpo", "--internal-steps", "3"], "--internal-steps is of bupo"),
+        (["--prompts", "3", "--samples", "3", "--updates", "2", "--layer", "1"], "A step has 9 responses"),
+        (["--samples", "1", "--layer", "1"], "num_generations is 1"),
+        (["--layer", "8"], "layers are 0 to 7"),
+        (["--layer", "3", "--steps", "4", "--internal-steps", "5"], "The schedule is 5 steps long, training only 4"),
+        (["--layer", "3", "--limit", "3"], "There are 3 problems, but a step takes 16"),
+        (["--layer", "3", "--max-new-tokens", "9999"], "2048 positions"),
+        (["--report-to", "papyrus"], "--report-to papyrus is not installed here"),
+        (["--resume"], "no run in"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--problems", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_in_a_sentence_before_training(arguments, said, tmp_path, capsys):
+    assert main(["train", "--output", str(tmp_path / "run"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("learning_rat: 1e-6", "'learning_rat', which is no field of BuPOConfig; learning_rate is"),
+        ("- 1", "holds list"),
+        ("a: [", "cannot be read"),
+        ("beta: 0.04", "beta is 0.04"),
+        ("learning_rate: fast", "has learning_rate: fast; expected is float"),
+        ("max_steps: 1.5", "expected is int"),
+        ("seed: true", "expected is int"),
+    ],
+)
+def test_a_file_that_cannot_be_right_is_refused_in_a_sentence(text, said, tmp_path, capsys):
+    path = tmp_path / "given.yaml"
+    path.write_text(text)
+    assert main(["train", "--layer", "3", "--config", str(path), "--output", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_folders_of_others_are_refused(run, tmp_path, capsys):
+    again = ["train", *SHORT, *LEARN, "--save-every", "2"]
+    assert main([*again, "--output", str(run)]) == 2
+    assert "finished run" in capsys.readouterr().err
+    assert main(["train", *SHORT, *LEARN, "--seed", "5", "--output", str(run), "--resume"]) == 2
+    assert "another --seed" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    assert main([*again, "--output", str(tmp_path / "mine")]) == 2
+    assert "holds no training run" in capsys.readouterr().err
+
+
+def test_a_problem_without_an_answer_is_refused(tmp_path, capsys):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"What is {n}?"}) + "\n" for n in range(20)))
+    assert main(["train", "--layer", "1", "--problems", str(path), "--output", str(tmp_path / "run")]) == 2
+    assert "has no answer" in capsys.readouterr().err
