@@ -152,6 +152,24 @@ def _multiples(size: int, of: int) -> str:
     return f"{below} or {below + of}" if below else f"{of}"
 
 
+def check_length(config: BuPOConfig, updates: int) -> None:
+    """Refuse a training of so many updates that is no whole number of steps, or shorter than its schedule.
+
+    Raises InputError.
+    """
+    each, scheduled = config.updates_per_step, sum(phase.steps for phase in config.phases)
+    if updates % each:
+        raise InputError(
+            f"Training is {updates} updates long, but a generation batch takes {each}; max_steps "
+            f"{_multiples(updates, each)} would do."
+        )
+    if scheduled > updates // each:
+        raise InputError(
+            f"The schedule is {scheduled} steps long, training only {updates // each} "
+            f"(a step is a generation batch, {each} updates here); shorten it, or train longer."
+        )
+
+
 class EpochSampler(RepeatSampler):
     """TRL's sampler in an order that the epoch decides, so that a resumed run meets the same prompts."""
 
@@ -171,17 +189,8 @@ class Boundaries(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Refuse a schedule longer than training, and what is no whole number of generation batches."""
         assert isinstance(args, BuPOConfig)
-        updates, scheduled = args.updates_per_step, sum(phase.steps for phase in args.phases)
-        if state.max_steps % updates:
-            raise InputError(
-                f"Training is {state.max_steps} updates long, but a generation batch takes {updates}; max_steps "
-                f"{_multiples(state.max_steps, updates)} would do."
-            )
-        if scheduled > state.max_steps // updates:
-            raise InputError(
-                f"The schedule is {scheduled} steps long, training only {state.max_steps // updates} "
-                f"(a step is a generation batch, {updates} updates here); shorten it, or train longer."
-            )
+        updates = args.updates_per_step
+        check_length(args, state.max_steps)
         if state.global_step % updates:
             raise InputError(
                 f"The checkpoint is from update {state.global_step}, within a generation batch of {updates} updates; "

@@ -18,8 +18,7 @@ from internal_policy import cache, dynamics
 from internal_policy.bupo import Phase, point_at
 from internal_policy.hooks import FINAL, HookPoint
 from internal_policy.rollouts import Rollout
-
-METRICS, DYNAMICS = "metrics.parquet", "dynamics.parquet"
+from internal_policy.runs import DYNAMICS, METRICS
 
 NAMES = {
     "reward": "reward",

@@ -1,56 +1,32 @@
 """What the command that trains does."""
 
 import dataclasses
-import difflib
 import json
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
-from internal_policy import analysis, bundle, cache, loading, options, show
+from internal_policy import analysis, bundle, cache, configuration, loading, options, show
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from internal_policy.bupo import BuPOConfig
-    from internal_policy.hooks import HookPoint
     from internal_policy.rollouts import Rollout
     from internal_policy.tasks import Problem
 
 RUN, MODEL, ROLLOUTS = "run.json", "model", "rollouts.parquet"
 """In the folder of a run: what was asked, the trained model, the responses whose layers are scanned."""
-DEFAULTS: dict[str, Any] = {"num_generations": 8, "per_device_train_batch_size": 16, "save_total_limit": 2, "seed": 0}
-SMALL: dict[str, Any] = {
-    "learning_rate": 2e-4,
-    "max_completion_length": 64,
-    "lr_scheduler_type": "constant_with_warmup",
-    "warmup_steps": 5,
-    "adam_beta2": 0.99,
-}
-LARGE: dict[str, Any] = {"learning_rate": 1e-6, "max_completion_length": 1024}
-"""Where neither an option nor --config says otherwise; SMALL for the bundled models."""
-STEPS, PROMPTS, UPDATES, SAVE_EVERY, SHARE = 60, 16, 1, 20, 6
-"""Steps of a run, prompts and updates of a step, steps between checkpoints; one step in SHARE is internal."""
 SCANNED, WATCHED = 32, 8
 """Problems whose responses are scanned: to suggest a layer, and again and again for the dynamics."""
-FLAGS = {
-    "samples": "num_generations",
-    "micro_batch": "per_device_train_batch_size",
-    "learning_rate": "learning_rate",
-    "temperature": "temperature",
-    "max_new_tokens": "max_completion_length",
-    "seed": "seed",
-    "readout": "readout",
-}
-"""Option -> the field of BuPOConfig that it sets."""
 CHANGEABLE = {"resume", "json", "output", "report_to", "save_every", "config"}
 """Options that may be others when a run is resumed; what stands in the configuration file is compared by itself."""
 
@@ -59,17 +35,21 @@ def train(asked: options.Train) -> None:
     """Train, or go on; then say what came of it."""
     _check(asked)
     show.err.quiet = int(os.environ.get("RANK", 0)) > 0  # of several processes one speaks
-    given = _file(asked.config)
+    given = configuration.read(asked.config)
     problems = _problems(asked)
-    folder = asked.output or cache.root() / "runs" / _name(asked, given)
-    start = _claim(folder, _question(asked, given), asked.resume)
+    question = _question(asked, given)
+    folder = asked.output or cache.root() / "runs" / _name(asked, question)
+    start = _claim(folder, question, asked.resume)
+    guess = asked.layer if "schedule" in given else asked.layer or 0  # which layer it is changes no size
+    config = configuration.configured(asked, given, folder, guess)
     show.quiet()
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
-    chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
     model = loading.load_model(_placed(asked))
+    _check_problems(asked, problems, tokenizer, config, model)
+    if not (folder / RUN).exists():  # nothing is written before everything is checked
+        cache.write_json(folder / RUN, question, once=True)
     layer = _layer(asked, given, model, tokenizer, problems, folder)
-    config = configured(asked, given, folder, layer)
-    _check_prompts(problems, tokenizer, chat, config, model)
+    config = configuration.configured(asked, given, folder, layer)
     _run(asked, config, model, tokenizer, problems, folder, start, layer)
 
 
@@ -95,41 +75,6 @@ def _check(asked: options.Train) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be above 0.")
 
 
-def _file(path: str | None) -> dict[str, Any]:
-    """The fields in a YAML file. Raises InputError for one that BuPOConfig does not have."""
-    if path is None:
-        return {}
-    import yaml
-
-    from internal_policy.bupo import BuPOConfig
-
-    try:
-        found = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}); give a YAML file.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds {type(found).__name__}; write a line NAME: VALUE for each field.")
-    fields = {field.name: field for field in dataclasses.fields(BuPOConfig)}
-    for key in found:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, 1)
-            raise InputError(f"{path} has {key!r}, which is no field of BuPOConfig{f'; {near[0]} is' if near else ''}.")
-    return {key: _typed(path, fields[key], value) for key, value in found.items()}
-
-
-def _typed(path: str, field: "dataclasses.Field[Any]", value: Any) -> Any:
-    """The value of a field; YAML reads 1e-6 as text, which is a number where one is expected. Raises InputError."""
-    union = get_origin(field.type) in (Union, UnionType)
-    kinds = {int, float, bool, str} & set(get_args(field.type) if union else [field.type])
-    if value is None or not kinds or isinstance(value, dict | list) or type(value) in kinds:
-        return value
-    if float in kinds and not isinstance(value, bool):
-        with suppress(ValueError):
-            return float(value)
-    expected = " or ".join(sorted(kind.__name__ for kind in kinds))
-    raise InputError(f"{path} has {field.name}: {value}; expected is {expected}.")
-
-
 def _problems(asked: options.Train) -> "list[Problem]":
     from internal_policy.tasks import read_problems
 
@@ -150,9 +95,9 @@ def _question(asked: options.Train, given: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(found, default=str))
 
 
-def _name(asked: options.Train, given: Mapping[str, Any]) -> str:
+def _name(asked: options.Train, question: Mapping[str, Any]) -> str:
     """Of the run's folder: model, method and a digest of the rest."""
-    return f"{Path(asked.model).name}-{asked.method}-{cache.digest(_question(asked, given))[:6]}"
+    return f"{Path(asked.model).name}-{asked.method}-{cache.digest(question)[:6]}"
 
 
 def _claim(folder: Path, question: Mapping[str, Any], resume: bool) -> str | None:
@@ -181,8 +126,6 @@ def _claim(folder: Path, question: Mapping[str, Any], resume: bool) -> str | Non
         raise InputError(f"{folder} holds a run with a checkpoint (update {step}); go on with --resume.")
     if resume and not there:
         raise InputError(f"There is no run in {folder} to go on with; leave out --resume, or name its --output.")
-    if not there:
-        cache.write_json(folder / RUN, question)
     return checkpoint
 
 
@@ -242,7 +185,7 @@ def _responses(
     from internal_policy.rollouts import generate
 
     chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
-    longest = asked.max_new_tokens or _sizes(asked)["max_completion_length"]
+    longest = asked.max_new_tokens or configuration.sizes(asked)["max_completion_length"]
     with show.progress("Sampling", len(problems)) as advance:
         found = []
         for batch in generate(model, tokenizer, problems, max_new_tokens=longest, chat=chat):
@@ -251,86 +194,25 @@ def _responses(
     return found
 
 
-def _sizes(asked: options.ModelOptions) -> dict[str, Any]:
-    """Defaults that fit the model."""
-    return SMALL if asked.model.startswith("demo-") else LARGE
-
-
-def configured(asked: options.Train, given: Mapping[str, Any], folder: Path, layer: int | None) -> "BuPOConfig":
-    """The options as a configuration of the trainer: options win over the file's fields, those over the defaults."""
-    from internal_policy.bupo import BuPOConfig
-
-    flags = {field: value for name, field in FLAGS.items() if (value := getattr(asked, name)) is not None}
-    values = {**DEFAULTS, **_sizes(asked), **given, **flags, "output_dir": str(folder), "disable_tqdm": True}
-    shaped = {"generation_batch_size", "steps_per_generation", "gradient_accumulation_steps"} & given.keys()
-    if not shaped or asked.prompts is not None or asked.updates is not None:
-        values |= _shape(asked, values)
-    if asked.report_to is not None:
-        values["report_to"] = asked.report_to.split(",")
-    values.setdefault("report_to", [])
-    steps = asked.steps or (None if {"max_steps", "num_train_epochs"} & given.keys() else STEPS)
-    if asked.method == "grpo":
-        values["schedule"] = []
-    elif asked.layer is not None or asked.internal_steps is not None or "schedule" not in values:
-        total = steps or STEPS
-        values["schedule"] = [f"{_point(asked, layer)}:{asked.internal_steps or max(1, total // SHARE)}"]
-    try:
-        config = BuPOConfig(**values)
-    except (ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"The configuration cannot be used: {' '.join(str(error).split())}") from error
-    updates = config.updates_per_step
-    config.logging_steps = updates  # a row a step
-    if steps is not None:
-        config.max_steps = steps * updates
-    if asked.save_every is not None or "save_steps" not in given:
-        config.save_steps = (asked.save_every or SAVE_EVERY) * updates
-    return config
-
-
-def _point(asked: options.Train, layer: int | None) -> "HookPoint":
-    from internal_policy.hooks import HookPoint
-
-    if layer is None:
-        raise InputError("--internal-steps needs a layer; give --layer too.")
-    return HookPoint(layer, asked.site)
-
-
-def _shape(asked: options.Train, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Prompts, responses and updates of a step as TRL counts them. Raises InputError for what does not divide."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    prompts, updates = asked.prompts or PROMPTS, asked.updates or UPDATES
-    responses = prompts * values["num_generations"]
-    at_once = min(values["per_device_train_batch_size"], max(1, responses // updates // processes))
-    if responses % (at_once * processes * updates):
-        fitting = [n for n in range(1, at_once + 1) if responses % (n * processes * updates) == 0]
-        would = f"--micro-batch {', '.join(map(str, fitting))}" if fitting else "--updates 1 or other --prompts"
-        raise InputError(
-            f"A step has {responses} responses ({prompts} prompts x {values['num_generations']}), which {updates} "
-            f"updates of {processes} x {at_once} at a time do not divide; {would} would do."
-        )
-    passes = responses // (at_once * processes)
-    return {
-        "per_device_train_batch_size": at_once,
-        "steps_per_generation": passes,
-        "gradient_accumulation_steps": passes // updates,
-        "generation_batch_size": None,
-    }
-
-
-def _check_prompts(
+def _check_problems(
+    asked: options.Train,
     problems: "list[Problem]",
     tokenizer: "PreTrainedTokenizerBase",
-    chat: Mapping[str, Any] | None,
     config: "BuPOConfig",
     model: "PreTrainedModel",
 ) -> None:
+    """Refuse before any work what training would stumble over. Raises InputError."""
+    from internal_policy.bupo import dataset_of
+    from internal_policy.hooks import locate
     from internal_policy.prompts import encode_problem
     from internal_policy.rollouts import check_prompts
 
+    for phase in config.phases:
+        locate(model, phase.point)
+    chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
+    dataset_of(problems, chat)
     prompts = {number: encode_problem(tokenizer, problem, chat) for number, problem in enumerate(problems)}
-    longest = min(model.config.max_position_embeddings, config.vllm_max_model_length or math.inf)
+    longest = min(model.config.max_position_embeddings, config.vllm_max_model_length or sys.maxsize)
     check_prompts(prompts, config.max_completion_length or 0, longest, model.config.vocab_size)
     group = config.num_generations or 1
     needed = (config.generation_batch_size or group) // group

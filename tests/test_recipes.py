@@ -11,7 +11,7 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import tiny_model
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from internal_policy import training
+from internal_policy import configuration
 from internal_policy.bupo import BuPOConfig, Phase
 from internal_policy.families import decoder_layers
 from internal_policy.hooks import HookPoint
@@ -69,7 +69,7 @@ def configured(monkeypatch, tmp_path):
 
     def make(name: str, more: str = "") -> BuPOConfig:
         asked = asked_of(name, more)
-        return training.configured(asked, {**training._file(asked.config), "use_cpu": True}, tmp_path, None)
+        return configuration.configured(asked, {**configuration.read(asked.config), "use_cpu": True}, tmp_path, None)
 
     return make
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from internal_policy import bundle, options, training
+from internal_policy import bundle, configuration, options
 from internal_policy.__main__ import main
 
 PROBLEMS = ["--problems", str(bundle.DATA / "problems" / "train.jsonl")]
@@ -54,7 +54,7 @@ def configured(*arguments: str, file=None, layer: int | None = 3, folder: Path =
     import tyro
 
     asked = tyro.cli(options.Train, args=arguments)
-    return training.configured(asked, file or {}, folder, layer)
+    return configuration.configured(asked, file or {}, folder, layer)
 
 
 # what a run leaves
@@ -157,7 +157,7 @@ def test_a_step_is_a_generation_batch_whatever_the_updates():
 
 def test_several_processes_share_a_step(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    shape = training._shape(
+    shape = configuration._shape(
         options.Train(prompts=8, updates=2), {"num_generations": 4, "per_device_train_batch_size": 4}
     )
     assert shape["steps_per_generation"] == 4
@@ -177,12 +177,14 @@ def test_a_schedule_in_the_file_stands_unless_a_layer_is_given():
 
 
 def test_a_number_in_the_file_may_be_written_as_yaml_does_not_read_it(tmp_path):
-    assert training._file(given(tmp_path, learning_rate="1e-6")) == {"learning_rate": 1e-6}
+    assert configuration.read(given(tmp_path, learning_rate="1e-6")) == {"learning_rate": 1e-6}
 
 
 def test_max_steps_of_the_file_counts_updates():
     file = {"max_steps": 12, "per_device_train_batch_size": 8, "steps_per_generation": 2}
-    assert configured(file=file).max_steps == 12
+    config = configured(file=file)
+    assert config.max_steps == 12
+    assert config.schedule == ["3.resid_post:1"]  # a sixth of its 6 steps of 2 updates
 
 
 def test_large_models_get_the_papers_learning_rate():
@@ -199,6 +201,7 @@ def test_large_models_get_the_papers_learning_rate():
         (["--prompts", "3", "--samples", "3", "--updates", "2", "--layer", "1"], "A step has 9 responses"),
         (["--samples", "1", "--layer", "1"], "num_generations is 1"),
         (["--layer", "8"], "layers are 0 to 7"),
+        (["--layer", "1", "--prompts", "500"], "There are 410 problems, but a step takes 500"),
         (["--layer", "3", "--steps", "4", "--internal-steps", "5"], "The schedule is 5 steps long, training only 4"),
         (["--layer", "3", "--limit", "3"], "There are 3 problems, but a step takes 16"),
         (["--layer", "3", "--max-new-tokens", "9999"], "2048 positions"),
