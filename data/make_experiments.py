@@ -44,14 +44,9 @@ from internal_policy.tasks import read_problems
 
 HERE = Path(__file__).parent
 EVALUATIONS, HELDOUT = "evaluations.parquet", "heldout.jsonl"
-Method = Literal["grpo", "bupo", "frozen", "tenth", "rloo"]
-METHODS: dict[Method, str] = {
-    "grpo": "GRPO",
-    "bupo": "BuPO",
-    "frozen": "GRPO, layers up to k frozen",
-    "tenth": "GRPO, a tenth of the learning rate above k",
-    "rloo": "RLOO",
-}
+Method = Literal["grpo", "bupo", "same", "frozen", "tenth", "rloo"]
+CHOSEN: tuple[Method, ...] = ("grpo", "bupo", "frozen", "tenth", "rloo")
+"""Methods that get a learning rate each; `same` is GRPO at BuPO's."""
 MODELS = ("demo-qwen3", "demo-llama")
 RATES = (1e-4, 2e-4, 4e-4)
 """Learning rates to choose from, for each method alike, on the first model."""
@@ -115,7 +110,7 @@ class Run:
     @property
     def name(self) -> str:
         """Its folder."""
-        k = "" if self.method in ("grpo", "rloo") else f"-{self.layer}"
+        k = "" if self.method in ("grpo", "same", "rloo") else f"-{self.layer}"
         length = f"-{self.internal_steps}" if self.method == "bupo" else ""
         return f"{self.model}-{self.method}{k}{length}-{self.learning_rate:g}-{self.seed}"
 
@@ -280,7 +275,7 @@ def choosing(sizes: Sizes) -> list[Run]:
     model, k = MODELS[0], suggested(MODELS[0])
     return [
         Run(model, method, k, sizes.short if method == "bupo" else 0, rate, CHOOSING)
-        for rate, method in product(RATES, METHODS)
+        for rate, method in product(RATES, CHOSEN)
     ]
 
 
@@ -308,6 +303,8 @@ def compared(sizes: Sizes) -> list[Run]:
     found += [Run(model, "bupo", at, n, rates["bupo"], s) for s, at, n in product(few, layers, lengths)]
     others: list[Method] = ["frozen", "tenth", "rloo"]
     found += [Run(model, method, k, 0, rates[method], s) for s, method in product(few, others)]
+    if rates["grpo"] != rates["bupo"]:
+        found += [Run(model, "same", k, 0, rates["bupo"], seed) for seed in range(sizes.seeds)]
     return list(dict.fromkeys(found))
 
 
@@ -328,8 +325,6 @@ def collect(runs: Sequence[Run], sizes: Sizes) -> None:
     for name, frames in ((EVALUATIONS, evaluations), ("steps.parquet", steps)):
         table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False)
         cache.write_table(sizes.output / name, table)
-    shutil.copy(sizes.work / f"{MODELS[0]}.jsonl", sizes.output / "sums.jsonl")
-    shutil.copy(sizes.work / HELDOUT, sizes.output / "sums-heldout.jsonl")
     k, rates = suggested(MODELS[0]), chosen(sizes)
     shown = [Run(MODELS[0], m, k, n, rates[m], 0) for m, n in (("grpo", 0), ("bupo", sizes.short))]
     for run, name in product(shown, (METRICS, DYNAMICS)):

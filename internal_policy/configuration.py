@@ -125,7 +125,7 @@ def _share(steps: int | None, values: Mapping[str, Any]) -> int:
     if steps is None:
         if values.get("max_steps", -1) < 1:
             raise InputError("How long training will be is not known beforehand; give --internal-steps, or --steps.")
-        steps = values["max_steps"] // _built({**values, "schedule": []}).updates_per_step
+        steps = int(values["max_steps"]) // _built({**values, "schedule": []}).updates_per_step
     return max(1, steps // SHARE)
 
 

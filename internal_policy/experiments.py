@@ -11,11 +11,12 @@ GROUP = ["model", "method", "layer", "internal_steps"]
 METHODS = {
     "grpo": "GRPO",
     "bupo": "BuPO",
+    "same": "GRPO at BuPO's rate",
     "frozen": "GRPO, lower layers frozen",
     "tenth": "GRPO, upper layers at 1/10",
     "rloo": "RLOO",
 }
-"""Method -> its name. What the third and the fourth treat apart are the layers up to, and above, BuPO's."""
+"""Method -> its name. `frozen` and `tenth` treat the layers up to, and above, BuPO's apart."""
 BASELINE, UNTRAINED = "grpo", "untrained"
 CHOOSING = 100
 """Seed of the runs that learning rates were chosen by, of which nothing is reported."""
@@ -69,38 +70,38 @@ def at(evaluations: pd.DataFrame, run: Mapping[str, Any], seconds: float) -> flo
     return float(np.interp(seconds, times, marks, right=float("nan")))
 
 
-def pairs(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """Every run less the GRPO run of its model and seed: GROUP, seed, difference, equal, seconds.
+def pairs(evaluations: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
+    """Every run less the one of `baseline` of its model and seed: GROUP, seed, difference, equal, seconds.
 
     `difference` is that of Avg@K at the ends; `equal` that at equal compute, `seconds`, which is where the one of the
     two that took less CPU time ended.
     """
     last = ends(evaluations)
-    others = last[last["method"] != BASELINE]
-    both = others.merge(last[last["method"] == BASELINE], on=["model", "seed"], suffixes=("", "_baseline"))
+    others = last[last["method"] != baseline]
+    both = others.merge(last[last["method"] == baseline], on=["model", "seed"], suffixes=("", "_baseline"))
     rows = []
     for pair in both.to_dict("records"):
         run: dict[str, Any] = {str(name): value for name, value in pair.items()}
-        baseline = {name: run.get(f"{name}_baseline", run[name]) for name in [*GROUP, "seed"]}
+        other = {name: run.get(f"{name}_baseline", run[name]) for name in [*GROUP, "seed"]}
         seconds = min(run["cpu_seconds"], run["cpu_seconds_baseline"])
         rows.append(
             {
                 **{name: run[name] for name in [*GROUP, "seed"]},
                 "difference": run["avg"] - run["avg_baseline"],
-                "equal": at(evaluations, run, seconds) - at(evaluations, baseline, seconds),
+                "equal": at(evaluations, run, seconds) - at(evaluations, other, seconds),
                 "seconds": seconds,
             }
         )
     return pd.DataFrame(rows, columns=[*GROUP, "seed", "difference", "equal", "seconds"])
 
 
-def table(evaluations: pd.DataFrame) -> pd.DataFrame:
+def table(evaluations: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     """A row a group: GROUP, learning_rate, seeds, cpu_seconds, and Avg@K at the end with its interval over seeds.
 
-    `avg`, `difference` (to GRPO over the same seeds, of which there are `pairs`) and `equal` (the same at equal
+    `avg`, `difference` (to `baseline` over the same seeds, of which there are `pairs`) and `equal` (the same at equal
     compute) each have `_low` and `_high`. Avg@K is a share, cpu_seconds a mean.
     """
-    last, paired = ends(evaluations), pairs(evaluations)
+    last, paired = ends(evaluations), pairs(evaluations, baseline)
     rows = []
     for key, runs in last.groupby(GROUP, sort=False):
         names = key if isinstance(key, tuple) else (key,)
@@ -151,17 +152,18 @@ def label(group: Mapping[str, Any]) -> str:
     return f"{name}, layer {group['layer'] + 1}, {steps} steps" if group["method"] == "bupo" else name
 
 
-def sentences(groups: pd.DataFrame) -> list[str]:
-    """What `table` says of each group beside GRPO, in words that claim no more than its intervals."""
+def sentences(groups: pd.DataFrame, baseline: str = BASELINE) -> list[str]:
+    """What `table` says of each group beside `baseline`, in words that claim no more than its intervals."""
     said = []
-    for row in groups[groups["method"] != BASELINE].to_dict("records"):
+    name = METHODS[baseline]
+    for row in groups[(groups["method"] != baseline) & (groups["pairs"] > 0)].to_dict("records"):
         group = {str(name): value for name, value in row.items()}
         ends = [
-            f"{_points(group, name)} {what}"
-            for name, what in (("difference", "at the end of training"), ("equal", "at equal CPU time"))
+            f"{_points(group, column, name)} {what}"
+            for column, what in (("difference", "at the end of training"), ("equal", "at equal CPU time"))
         ]
         n = f"{group['pairs']} seed{'' if group['pairs'] == 1 else 's'}"
-        said.append(f"{group['model']}, {label(group)}, less GRPO over {n}: {', and '.join(ends)}.")
+        said.append(f"{group['model']}, {label(group)}, less {name} over {n}: {', and '.join(ends)}.")
     return said
 
 
@@ -189,10 +191,10 @@ def _between(group: Mapping[str, Any], name: str, form: str) -> str:
     return f"{mean:{form}}" + ("" if np.isnan(low) else f" ({low:{form}} to {high:{form}})")
 
 
-def _points(group: Mapping[str, Any], name: str) -> str:
-    low, high = group[f"{name}_low"], group[f"{name}_high"]
-    said = _between(group, name, "+.1f").removesuffix(")")
+def _points(group: Mapping[str, Any], column: str, baseline: str) -> str:
+    low, high = group[f"{column}_low"], group[f"{column}_high"]
+    said = _between(group, column, "+.1f").removesuffix(")")
     if np.isnan(low):
         return f"{said} points (one seed: no interval)"
-    verdict = "above GRPO" if low > 0 else "below GRPO" if high < 0 else "no difference shown"
+    verdict = f"above {baseline}" if low > 0 else f"below {baseline}" if high < 0 else "no difference shown"
     return f"{said.replace(' (', ' points (')}: {verdict})"

@@ -14,6 +14,7 @@ from internal_policy.look import GREY, Mark, Style
 METHODS = {
     "grpo": (look.BLUE, "diamond"),
     "bupo": (look.ORANGE, "square"),
+    "same": (GREY, "circle"),
     "frozen": ("#009E73", "triangle-down"),
     "tenth": ("#E69F00", "x"),
     "rloo": (look.PURPLE, "triangle-up"),
