@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULTS: dict[str, Any] = {"num_generations": 8, "per_device_train_batch_size": 16, "save_total_limit": 2, "seed": 0}
 SMALL: dict[str, Any] = {
-    "learning_rate": 2e-4,
+    "learning_rate": 1e-4,
     "max_completion_length": 64,
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 5,
@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
 }
 LARGE: dict[str, Any] = {"learning_rate": 1e-6, "max_completion_length": 1024}
 """Where neither an option nor --config says otherwise; SMALL for the bundled models."""
-STEPS, PROMPTS, UPDATES, SAVE_EVERY, SHARE = 60, 16, 1, 20, 6
+STEPS, PROMPTS, UPDATES, SAVE_EVERY, SHARE = 120, 16, 1, 20, 6
 """Steps of a run, prompts and updates of a step, steps between checkpoints; one step in SHARE is internal."""
 FLAGS = {
     "samples": "num_generations",

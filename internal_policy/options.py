@@ -207,7 +207,7 @@ class Train(PromptOptions, ModelOptions):
     internal_steps: Number = None
     """Steps on the internal policy; by default a sixth of all."""
     steps: Number = None
-    """Steps in all; a step is a batch of sampled responses, whatever the number of updates. By default 60."""
+    """Steps in all; a step is a batch of sampled responses, whatever the number of updates. By default 120."""
     prompts: Number = None
     """Prompts of a step; by default 16."""
     samples: Number = None
@@ -217,7 +217,7 @@ class Train(PromptOptions, ModelOptions):
     micro_batch: Number = None
     """Responses that one process computes at a time, for the memory; by default 16."""
     learning_rate: Fraction = None
-    """Of AdamW; by default 2e-4 for a bundled model, 1e-6 (the paper's) for others."""
+    """Of AdamW; by default 1e-4 for a bundled model, 1e-6 (the paper's) for others."""
     temperature: Fraction = None
     """Of sampling; by default 1."""
     max_new_tokens: Number = None

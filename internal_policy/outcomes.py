@@ -115,8 +115,8 @@ def _group(
     )
 
 
-def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.Figure:
-    """BuPO by target layer and internal steps: mean Avg@K, coloured by its difference to GRPO of the same seeds.
+def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen", baseline: str = "grpo") -> go.Figure:
+    """BuPO by target layer and internal steps: mean Avg@K, coloured by its difference to `baseline`, same seeds.
 
     `table` is `experiments.grid` of `experiments.table`, of one model.
     """
@@ -152,7 +152,7 @@ def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.
             xgap=2,
             ygap=2,
             hoverinfo="skip",
-            colorbar={"title": {"text": "less GRPO (points)", "side": "right"}, "thickness": 14, "outlinewidth": 0},
+            colorbar={"title": {"text": "difference (points)", "side": "right"}, "thickness": 14, "outlinewidth": 0},
         )
     )
     figure.update_xaxes(
@@ -169,7 +169,11 @@ def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.
     )
 
     n = _only(table["seeds"])
-    about = " · ".join(part for part in (caption, f"mean over {n} seeds", "below: less GRPO, 95 % interval") if part)
+    about = " · ".join(
+        part
+        for part in (caption, f"mean over {n} seeds", f"below: less {experiments.METHODS[baseline]}, 95 % interval")
+        if part
+    )
     return look.layout(figure, "Avg@K by trained layer and length of phase one", about, style, height=420, wide=True)
 
 
