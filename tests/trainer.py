@@ -94,3 +94,5 @@ if __name__ == "__main__":
     if run.is_world_process_zero():
         torch.save({name: tensor.clone() for name, tensor in state.items()}, asked["output"])
     run.accelerator.end_training()
+    sys.stdout.flush()
+    os._exit(0)  # a thread of gloo that is still there when Python ends may abort the process
