@@ -48,7 +48,8 @@ def train(asked: options.Train) -> None:
     _check_problems(asked, problems, tokenizer, config, model)
     if not (folder / RUN).exists():  # nothing is written before everything is checked
         cache.write_json(folder / RUN, question, once=True)
-    layer = _layer(asked, given, model, tokenizer, problems, folder)
+    longest = config.max_completion_length or 0
+    layer = _layer(asked, given, model, tokenizer, problems, folder, longest)
     config = configuration.configured(asked, given, folder, layer)
     _run(asked, config, model, tokenizer, problems, folder, start, layer)
 
@@ -152,21 +153,24 @@ def _layer(
     tokenizer: "PreTrainedTokenizerBase",
     problems: "list[Problem]",
     folder: Path,
+    longest: int,
 ) -> int | None:
     """The layer that is trained first, or watched. Raises InputError if none was given and none stands out."""
     if asked.layer is not None or "schedule" in given:
         return asked.layer
     known = folder / "stages.json"
     if not known.exists():  # it is decided once a run
-        rollouts = _responses(asked, model, tokenizer, problems[:SCANNED])
+        rollouts = _responses(asked, model, tokenizer, problems[:SCANNED], longest)
         target = suggested(model, tokenizer, rollouts)
         cache.write_json(known, {"target": target, "problems": len(rollouts)}, once=True)
-    target = json.loads(known.read_text())["target"]
+    stages = json.loads(known.read_text())
+    target = stages["target"]
     if target is None and asked.method == "bupo":
         raise InputError("No layer of this model explores, so none is suggested; choose one with --layer.")
     if asked.method == "bupo":
         show.note(
-            f"Layer {target} is trained first: the last whose FFN raises entropy, in a scan of {SCANNED} responses."
+            f"Layer {target} is trained first: the last whose FFN raises entropy, "
+            f"in a scan of {stages['problems']} responses."
         )
     return target
 
@@ -180,12 +184,15 @@ def suggested(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ro
 
 
 def _responses(
-    asked: options.Train, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", problems: "list[Problem]"
+    asked: options.Train,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    problems: "list[Problem]",
+    longest: int,
 ) -> "list[Rollout]":
     from internal_policy.rollouts import generate
 
     chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
-    longest = asked.max_new_tokens or configuration.sizes(asked)["max_completion_length"]
     with show.progress("Sampling", len(problems)) as advance:
         found = []
         for batch in generate(model, tokenizer, problems, max_new_tokens=longest, chat=chat):
@@ -241,7 +248,8 @@ def _run(
     chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
     config.chat_template_kwargs = dict(chat) if chat else None
     point = config.phases[0].point if config.phases else None if layer is None else HookPoint(layer, asked.site)
-    watch = Watch(_watched(asked, model, tokenizer, problems, folder), point, asked.scan_every)
+    rollouts = _watched(asked, model, tokenizer, problems, folder, config.max_completion_length or 0)
+    watch = Watch(rollouts, point, asked.scan_every)
     interrupt, begun = Interrupt(), time.monotonic()
     total = config.max_steps // config.updates_per_step if config.max_steps > 0 else None
     with _progress(total) as tell, interrupt.listening(show.note), warnings.catch_warnings():
@@ -273,6 +281,7 @@ def _watched(
     tokenizer: "PreTrainedTokenizerBase",
     problems: "list[Problem]",
     folder: Path,
+    longest: int,
 ) -> "list[Rollout]":
     """The responses of the untrained model whose layers are scanned: the same after a resume."""
     from internal_policy.rollouts import read_rollouts, write_rollouts
@@ -281,7 +290,7 @@ def _watched(
         return []
     path = folder / ROLLOUTS
     if not path.exists():
-        write_rollouts(path, _responses(asked, model, tokenizer, problems[:WATCHED]))
+        write_rollouts(path, _responses(asked, model, tokenizer, problems[:WATCHED], longest))
     return read_rollouts(path, tokenizer, None)
 
 

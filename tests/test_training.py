@@ -130,6 +130,13 @@ def test_a_layer_is_suggested_by_the_stages_of_a_scan(tmp_path, capsys):
     assert not (folder / "dynamics.parquet").exists()
 
 
+def test_watched_responses_are_as_long_as_the_file_lets_them_be(tmp_path):
+    folder, file = tmp_path / "short", given(tmp_path, max_completion_length=5)
+    few = ["--prompts", "2", "--samples", "2", "--steps", "1", "--internal-steps", "1", "--layer", "3"]
+    assert main(["train", *PROBLEMS, *few, "--config", file, "--output", str(folder)]) == 0
+    assert pd.read_parquet(folder / "rollouts.parquet")["response_ids"].map(len).max() == 5
+
+
 def test_grpo_has_no_internal_phase(tmp_path):
     folder = tmp_path / "grpo"
     assert (
