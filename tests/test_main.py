@@ -302,11 +302,10 @@ def test_an_internal_policy_writes_something_else_than_the_model(folder, problem
     assert len({(here / f"{at}.jsonl").read_text() for at in ("final", "1.attn_out", "0.resid_post")}) == 3
 
 
-def test_an_interrupted_generate_goes_on_and_equals_an_undisturbed_one(folder, problems, here, monkeypatch):
+def interrupt_the_second_batch(monkeypatch) -> list[int]:
+    """Ctrl-C in the second batch of 4; the list gets the first prompt of each batch that is begun."""
     from internal_policy import sampling
 
-    options = ["--model", str(folder), "--problems", str(problems), "--max-new-tokens", "6", "--batch-size", "4"]
-    assert main(["generate", *options, "--output", "whole.jsonl"]) == 0
     sampled, first_prompts = sampling.sampled, []
 
     def interrupted(*given):
@@ -316,6 +315,13 @@ def test_an_interrupted_generate_goes_on_and_equals_an_undisturbed_one(folder, p
         return sampled(*given)
 
     monkeypatch.setattr(sampling, "sampled", interrupted)
+    return first_prompts
+
+
+def test_an_interrupted_generate_goes_on_and_equals_an_undisturbed_one(folder, problems, here, monkeypatch):
+    options = ["--model", str(folder), "--problems", str(problems), "--max-new-tokens", "6", "--batch-size", "4"]
+    assert main(["generate", *options, "--output", "whole.jsonl"]) == 0
+    first_prompts = interrupt_the_second_batch(monkeypatch)
     assert main(["generate", *options, "--output", "mine.jsonl"]) == 130
     assert not (here / "mine.jsonl").exists()
     assert main(["generate", *options, "--output", "mine.jsonl"]) == 0
@@ -367,18 +373,8 @@ def test_the_same_evaluation_is_answered_from_its_folder_under_another_label_too
 
 
 def test_an_interrupted_evaluation_goes_on_and_equals_an_undisturbed_one(evaluated, here, monkeypatch):
-    from internal_policy import sampling
-
     assert main([*evaluated, "--output", "whole"]) == 0
-    sampled, first_prompts = sampling.sampled, []
-
-    def interrupted(*given):
-        first_prompts.append(given[4])
-        if first_prompts == [0, 4]:
-            raise KeyboardInterrupt
-        return sampled(*given)
-
-    monkeypatch.setattr(sampling, "sampled", interrupted)
+    first_prompts = interrupt_the_second_batch(monkeypatch)
     assert main([*evaluated, "--output", "mine"]) == 130
     assert not (here / "mine").exists()
     assert main([*evaluated, "--output", "mine"]) == 0
