@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import pandas as pd
+import show
 import streamlit as st
 
 from internal_policy import analysis, bundle, cache, tokens, view
@@ -15,7 +16,9 @@ from internal_policy.view import About, Outcome, View
 READOUTS = {
     "raw": "hidden states as they are: the paper",
     "norm": "through the final norm: the logit lens",
+    "tuned": "through fitted maps and the final norm: the tuned lens",
 }
+"""What is said below a readout; below another lens only what it is called."""
 F = TypeVar("F", bound=Callable[..., Any])
 OF_ONE_SCAN = ("rollout", "layer", "position")
 """What is chosen within a scan, and forgotten when another one is opened."""
@@ -128,7 +131,12 @@ def _filtered(folder: Path) -> View:
     measured: list[str] = cache.record(folder)["selection"]["readouts"]
     asked = st.query_params.get("readout")
     readout = st.radio(
-        "Readout", measured, captions=[READOUTS[name] for name in measured], key="readout", bind="query-params"
+        "Readout",
+        measured,
+        format_func=show.unmarked,
+        captions=[READOUTS.get(name) or show.unmarked(view.how(name)) for name in measured],
+        key="readout",
+        bind="query-params",
     )
     if asked in READOUTS and asked not in measured:
         st.caption(f"This scan was not measured under the readout {asked}.")

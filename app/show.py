@@ -1,6 +1,7 @@
 """Show a figure with the data behind it, a table, or why there is nothing to show."""
 
 import html
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -94,6 +95,11 @@ def glyphs(token: str) -> str:
 def plain(text: str) -> str:
     """Text as it stands, lines and spaces too, but for what cannot be seen."""
     return "\n".join(glyphs(line).replace("␣", " ") if line else "" for line in text.split("\n"))
+
+
+def unmarked(text: str) -> str:
+    """Text as markdown that shows it as it stands, where a widget knows no plain text."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", glyphs(text).replace("␣", " "))
 
 
 def refuse(error: InputError) -> None:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS,
         args=arguments,
         prog="internal-policy",
-        description="See what every layer, attention block and FFN of a Llama or Qwen model would say next, "
+        description="See what every layer, attention block and FFN of a language model would say next, "
         "and how sure it is.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from internal_policy import commands
 
-        commands.RUN[type(command)](command)
+        wrong = commands.RUN[type(command)](command)
     except InputError as error:
         say.print(f"error: {error}")
         return WRONG_USAGE
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         say.print(f"error: {error}; what is whole is kept. When that is mended, continue with: {again}")
         return FAILED
-    return DONE
+    return FAILED if wrong else DONE
 
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ def changes(layers: pd.DataFrame, average: Average = "tokens") -> pd.DataFrame:
 def _wide(layers: pd.DataFrame, measure: str) -> pd.DataFrame:
     """A row a rollout, a column a layer and site; what no rollout has (a null column) is left out."""
     if measure not in layers:
-        return pd.DataFrame(index=pd.Index([], name="rollout"), columns=pd.MultiIndex.from_arrays([[], []]))
+        return pd.DataFrame(
+            index=pd.Index([], name="rollout"), columns=pd.MultiIndex.from_arrays([[], []], names=["layer", "site"])
+        )
     measured = layers.groupby("site")[measure].transform("count") > 0
     return layers[measured].pivot(index="rollout", columns=["layer", "site"], values=measure)
 
@@ -185,12 +187,16 @@ def relative(frame: pd.DataFrame, n_layers: int) -> pd.DataFrame:
     return frame.assign(depth=np.minimum(passed / n_layers, 1.0))
 
 
+def _problems(asked: dict[str, Any]) -> Any:
+    """What tells problems from others: what is in the files, but not the lens, of which every model has its own."""
+    found = [content for path, content in (asked.get("content") or {}).items() if path != asked.get("lens")]
+    return sorted(found, key=str) or asked.get("problems")
+
+
 def differences(records: Sequence[dict[str, Any]]) -> list[str]:
     """What else than the model differs between scans that are compared, in sentences: caveats of the comparison."""
     questions = {
-        "the problems": lambda r: (
-            sorted((r["asked"].get("content") or {}).values(), key=str) or r["asked"].get("problems")
-        ),
+        "the problems": lambda r: _problems(r["asked"]),
         "how many rollouts": lambda r: r["rollouts"],
         "the temperature": lambda r: r["asked"].get("temperature"),
         "the length limit of a response": lambda r: r["asked"].get("max_new_tokens"),

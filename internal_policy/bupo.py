@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, ClassVar, cast, get_args, no_type_check
+from typing import Any, ClassVar, cast, no_type_check
 
 import torch
 from datasets import Dataset
@@ -23,7 +23,7 @@ from trl.trainer.utils import RepeatSampler
 
 from internal_policy.errors import InputError
 from internal_policy.hooks import FINAL, HookPoint, locate
-from internal_policy.policy import Readout, as_policy
+from internal_policy.policy import READOUTS, Readout, as_policy
 from internal_policy.prompts import Chat
 from internal_policy.tasks import Problem, reward
 
@@ -80,8 +80,8 @@ class BuPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         """Check what can be checked without a model, and set what internal phases need."""
         self.phases: tuple[Phase, ...] = tuple(map(Phase.parse, self.schedule))
-        if self.readout not in get_args(Readout):
-            raise InputError(f"readout is '{self.readout}'; it must be one of {', '.join(get_args(Readout))}.")
+        if self.readout not in READOUTS:
+            raise InputError(f"readout is '{self.readout}'; it must be one of {', '.join(READOUTS)}.")
         if self.phases and self.beta:
             raise InputError(f"beta is {self.beta}, but no KL term is defined for an internal policy; set it to 0.")
         if self.phases and self.use_liger_kernel:

@@ -9,12 +9,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import cache, drawing, evaluating, job, loading, options, sampling, show, training
+from internal_policy import (
+    cache,
+    drawing,
+    evaluating,
+    fitting,
+    job,
+    loading,
+    opening,
+    options,
+    sampling,
+    show,
+    training,
+)
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from internal_policy.lens import Maps
     from internal_policy.rollouts import Rollout
     from internal_policy.selection import Selection
     from internal_policy.tasks import Problem
@@ -30,6 +43,7 @@ def scan(asked: options.Scan) -> None:
     """Answer from the cache, or measure what is missing; then show the entropies by layer."""
     if asked.problems is not None and asked.rollouts is not None:
         raise InputError("Both --problems and --rollouts are given; give one of them.")
+    opening.check(asked)
     start = time.monotonic()
     question = _question(asked)
     folder = asked.output or cache.folder_of(asked.model, question)
@@ -53,24 +67,37 @@ def _question(asked: options.Scan | options.Generate) -> dict[str, Any]:
     given = asked.rollouts if isinstance(asked, options.Scan) else None
     unused = PRESENTATION | (SAMPLING if given is not None else set())
     problems = given if given is not None else sampling.source(asked.problems, asked.limit)[0]
-    return sampling.question(asked, [problems, asked.chat_template], unused)
+    return sampling.question(asked, [problems, asked.chat_template, asked.lens], unused)
 
 
 def _selection(asked: options.Scan) -> "Selection":
-    from internal_policy.hooks import SITES
+    from internal_policy.families import place, sites_of
     from internal_policy.metrics import MEASURES
     from internal_policy.selection import Selection, parse_layers
 
     config = loading.load_config(asked)
-    if asked.top_k > config.vocab_size:
-        raise InputError(f"--top-k is {asked.top_k}, but the model has only {config.vocab_size} tokens.")
-    return Selection(
-        parse_layers(asked.layers, config.num_hidden_layers),
-        SITES if asked.sites == "all" else tuple(asked.sites.split(",")),
-        ("raw", "norm") if asked.readout == "both" else (asked.readout,),
+    text = config.get_text_config()
+    if asked.top_k > text.vocab_size:
+        raise InputError(f"--top-k is {asked.top_k}, but the model has only {text.vocab_size} tokens.")
+    selection = Selection(
+        parse_layers(asked.layers, text.num_hidden_layers),
+        sites_of(config) if asked.sites == "all" else tuple(asked.sites.split(",")),
+        (*(("raw", "norm") if asked.readout == "both" else (asked.readout,)), *(["tuned"] if asked.lens else [])),
         MEASURES if asked.measures == "all" else tuple(asked.measures.split(",")),
         asked.top_k,
     )
+    for site in selection.sites:
+        place(config, site)
+    return selection
+
+
+def _maps(asked: options.Scan, selection: "Selection") -> "Maps | None":
+    """The maps of --lens, checked against what is unembedded."""
+    from internal_policy.families import sites_of
+    from internal_policy.selection import plan
+
+    planned = plan(selection, sites_of(loading.load_config(asked)))
+    return sampling.maps_of(asked, planned.points[1 : planned.unembedded])  # the first is final
 
 
 def _given(
@@ -87,15 +114,19 @@ def _given(
 
 
 def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> None:
+    from internal_policy import lens
     from internal_policy.scan import check
 
+    opening.check_there(asked)
     show.quiet()
     selection = _selection(asked)
+    maps = _maps(asked, selection)
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     rollouts, problems, _ = _given(asked, tokenizer)
-    model = loading.load_model(asked)
+    reader = opening.opened(asked, tokenizer)
+    lenses = {lens.NAME: lens.of(maps, reader.model)} if maps else {}
     if rollouts:
-        check(model, selection, rollouts)
+        check(reader, selection, rollouts, lenses)
     if rollouts:
         _check_disk(folder, cache.disk_bytes(selection, sum(len(rollout.response_ids) for rollout in rollouts)))
     else:  # how long responses get is not known
@@ -106,50 +137,57 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
 
     def batch(part: int) -> "Sequence[Rollout]":
         first = part * size
-        return rollouts[first : first + size] or sampling.sampled(model, tokenizer, problems, asked, first, smaller)
+        given = rollouts[first : first + size]
+        return given or sampling.sampled(reader.model, tokenizer, problems, asked, first, smaller)
 
     with show.progress("Scanning", total) as advance:
         job.run(
             folder,
-            model,
+            reader,
             tokenizer,
             selection,
             job.Source(total, size, batch),
             question,
-            _facts(asked, model, tokenizer),
+            _facts(asked, reader.model, tokenizer),
             advance=advance,
             smaller=smaller,
+            lenses=lenses,
         )
 
 
 def _facts(asked: options.Scan, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """What the record says of the model and of the program."""
-    config = model.config
+    text = model.config.get_text_config()
+    packages = (*PACKAGES, *([] if asked.reader == "hooks" else [asked.reader]))
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "model": asked.model,
-        "family": config.model_type,
-        "n_layers": config.num_hidden_layers,
-        "d_model": config.hidden_size,
-        "d_vocab": config.vocab_size,
+        "family": model.config.model_type,
+        "n_layers": text.num_hidden_layers,
+        "d_model": text.hidden_size,
+        "d_vocab": text.vocab_size,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "chat_template": tokenizer.chat_template if asked.chat_template != "none" else None,
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": {name: metadata.version(name) for name in packages},
         "command": sys.argv,
+        **opening.facts(asked),
     }
 
 
 def _forecast(asked: options.Scan) -> dict[str, Any]:
     """What a scan would measure and need, without loading the weights."""
+    from internal_policy.families import sites_of
     from internal_policy.metrics import FROM_LOGITS
     from internal_policy.scan import STATE_BYTES
     from internal_policy.selection import plan
 
     show.quiet()
     selection, config = _selection(asked), loading.load_config(asked)
+    _maps(asked, selection)
+    text = config.get_text_config()
     rollouts, problems, prompts = _given(asked, loading.load_tokenizer(asked, asked.chat_template))
-    planned = plan(selection)
+    planned = plan(selection, sites_of(config))
     products = 1 + len(selection.readouts) * (planned.unembedded - 1) if FROM_LOGITS & {*selection.measures} else 0
     number = len(rollouts) or len(problems) * asked.samples
     tokens = sum(len(rollout.response_ids) for rollout in rollouts) or number * asked.max_new_tokens
@@ -165,7 +203,7 @@ def _forecast(asked: options.Scan) -> dict[str, Any]:
         "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in rollouts) or sum(prompts) * asked.samples,
         "hidden_states_per_token": len(planned.points),
         "unembeddings_per_token": products,
-        "gflop_per_token": products * 2 * config.hidden_size * config.vocab_size / 1e9,
+        "gflop_per_token": products * 2 * text.hidden_size * text.vocab_size / 1e9,
         "weights_bytes": loading.weight_bytes(config, asked.dtype),
         "hidden_states_bytes_at_most": STATE_BYTES,
         "disk_bytes_at_most": cache.disk_bytes(selection, tokens),
@@ -181,13 +219,17 @@ def generate(asked: options.Generate) -> None:
     if asked.output.suffix not in (".parquet", ".jsonl") or not asked.output.parent.is_dir():
         raise InputError(f"--output is {asked.output}; give a .parquet or .jsonl file in a folder that exists.")
     point = HookPoint.parse(asked.at)
+    sampling.check_lens(asked)
     show.quiet()
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     question = {**_question(asked), "output": asked.output.absolute()}  # two files at a time do not share their parts
+    sampling.check_point(asked, point)
+    maps = sampling.maps_of(asked, [point])
     folder = cache.root() / "rollouts" / cache.digest(question)
     _, problems, _ = _given(asked, tokenizer)
     model = loading.load_model(asked)
-    rollouts = sampling.all_of(asked, model, tokenizer, problems, point, folder)
+    readout = sampling.readout_of(asked, maps, model)
+    rollouts = sampling.all_of(asked, model, tokenizer, problems, point, readout, folder)
     from internal_policy.rollouts import write_rollouts
 
     write_rollouts(asked.output, rollouts)
@@ -219,11 +261,16 @@ def export(asked: options.Export) -> None:
     show.note(f"Wrote {rows:,} rows to {path}.")
 
 
-def families(asked: options.Families) -> None:
-    """List the families."""
+def families(asked: options.Families) -> bool:
+    """List the families, each proved now; True where a row is wrong."""
     from internal_policy.families import FAMILIES
+    from internal_policy.proofs import prove
 
-    show.families({name: dataclasses.asdict(family) for name, family in FAMILIES.items()}, as_json=asked.json)
+    show.quiet()
+    found = {name: prove(name) for name in show.tracked("Proving", FAMILIES)}
+    rows = {name: {**dataclasses.asdict(row), "contradictions": found[name]} for name, row in FAMILIES.items()}
+    show.families(rows, metadata.version("transformers"), as_json=asked.json)
+    return any(text for proofs in found.values() for text in proofs.values())
 
 
 def _check_disk(folder: Path, need: int) -> None:
@@ -236,10 +283,11 @@ def _check_disk(folder: Path, need: int) -> None:
         )
 
 
-RUN: dict[type, Callable[[Any], None]] = {
+RUN: dict[type, Callable[[Any], bool | None]] = {
     options.Scan: scan,
     options.Generate: generate,
     options.Evaluate: evaluating.run,
+    options.FitLens: fitting.run,
     options.Train: training.train,
     options.Ls: ls,
     options.Show: show_scan,
@@ -249,3 +297,4 @@ RUN: dict[type, Callable[[Any], None]] = {
     options.Dashboard: drawing.dashboard,
     options.Families: families,
 }
+"""A command is True where it did its work and something is wrong."""

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from internal_policy import metrics
-from internal_policy.families import decoder_layers, unembedding
+from internal_policy.families import decoder_layers, head, sites_of, unembedding
 from internal_policy.hooks import FINAL, HookPoint
 from internal_policy.product import choose
 from internal_policy.rollouts import Rollout
@@ -29,7 +29,7 @@ def measure(model: PreTrainedModel, rollouts: Sequence[Rollout], watched: HookPo
     that of the tokens that came. Raises InputError for rollouts that the model cannot read.
     """
     layers = tuple(range(len(decoder_layers(model))))
-    chosen = Selection(layers, measures=(*MEASURES, "logprob"), top_k=0)
+    chosen = Selection(layers, sites_of(model.config), measures=(*MEASURES, "logprob"), top_k=0)
     check(model, chosen, rollouts)
     table = scan(model, rollouts, chosen)[1].to_pandas()
     weighted = table[["layer", "site", "tokens"]].assign(
@@ -51,7 +51,13 @@ def _compared(model: PreTrainedModel, rollouts: Sequence[Rollout], watched: Hook
     with evaluating(model):
         for _, targets, hidden in blocks(model, rollouts, (watched, *later, FINAL)):
             found = metrics.measure(
-                hidden, weight, targets, measures=("kl",), top_k=0, product=choose(weight, weight.dtype)
+                hidden,
+                weight,
+                targets,
+                head=head(model),
+                measures=("kl",),
+                top_k=0,
+                product=choose(weight, weight.dtype),
             )
             cosine = metrics.cosine(hidden[1:], hidden[:1].expand_as(hidden[1:]))
             sums += torch.stack([cosine, found["kl"][1:]]).double().sum(-1).cpu()

@@ -31,9 +31,10 @@ def run(asked: options.Evaluate) -> None:
     from internal_policy.hooks import HookPoint
 
     start, point = time.monotonic(), HookPoint.parse(asked.at)
+    sampling.check_lens(asked)
     names = names_of(asked.problems or (None,))
     sources = [sampling.source(source, asked.limit)[0] for source in names.values()]
-    question = sampling.question(asked, [*sources, asked.chat_template], PRESENTATION)
+    question = sampling.question(asked, [*sources, asked.chat_template, asked.lens], PRESENTATION)
     folder = asked.output or cache.root() / "evaluations" / cache.digest(question)
     claim(folder, cache.digest(question))
     cached = (folder / ROLLOUTS).exists()
@@ -65,7 +66,8 @@ def names_of(sources: tuple[str | None, ...]) -> dict[str, str | None]:
 def label_of(asked: options.Evaluate) -> str:
     """The model's name, with the hook point and the readout where they are not the model's own."""
     name = Path(asked.model).resolve().name if Path(asked.model).is_dir() else asked.model
-    readout = f", {asked.readout}" if asked.readout != "raw" else ""
+    name_of_readout = asked.readout if asked.lens is None else "tuned"
+    readout = f", {name_of_readout}" if name_of_readout != "raw" else ""
     return name if asked.at == "final" else f"{name}@{asked.at}{readout}"
 
 
@@ -117,16 +119,19 @@ def _sample(
 
     check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size)
     show.quiet()
+    sampling.check_point(asked, point)
+    maps = sampling.maps_of(asked, [point])
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     sets = {name: sampling.read(asked, source, tokenizer)[0] for name, source in names.items()}
     for name, problems in sets.items():
         _check_answers(name, problems)
     model = loading.load_model(asked)
+    readout = sampling.readout_of(asked, maps, model)
     parts = cache.root() / "rollouts" / cache.digest({**question, "output": folder.absolute()})
     tables = []
     for number, (name, problems) in enumerate(sets.items()):
         what = f"Sampling {name}"
-        rollouts = sampling.all_of(asked, model, tokenizer, problems, point, parts / str(number), what)
+        rollouts = sampling.all_of(asked, model, tokenizer, problems, point, readout, parts / str(number), what)
         tables.append(_table(name, rollouts))
     cache.write_json(folder / ASKED, {"digest": cache.digest(question), "asked": question})
     cache.write_table(folder / ROLLOUTS, pa.concat_tables(tables))

@@ -1,27 +1,47 @@
 """Where each model family keeps its residual stream: one row of data a family."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from internal_policy.errors import InputError
+from internal_policy.head import Head
 
 Side = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Paths of modules inside a Hugging Face causal language model."""
+    """Paths of modules inside a Hugging Face causal language model, and what its configuration does to their states."""
 
     layers: str
     """The list of decoder layers."""
     final_norm: str
     """The norm between the last layer and the unembedding."""
     sites: Mapping[str, tuple[str, Side]]
-    """Site -> (module inside the decoder layer, which side of it), as they are reached; "" is the layer itself."""
+    """Site -> (module inside the decoder layer, which side of it), as they are reached; "" is the layer itself.
+
+    `attn_in` and `mlp_in` are what the module reads; `attn_out` and `mlp_out` what is added to the stream.
+    """
+    norms: Literal["before", "after", "both"]
+    """Whether a layer norms what a module reads, what it wrote, or both."""
+    note: str = ""
+    """What else tells this family from others, in words."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Site that the family does not have -> why."""
+    multiplier: str | None = None
+    """Attribute of the configuration by which `attn_out` and `mlp_out` are multiplied before they are added."""
+    divisor: str | None = None
+    """Attribute of the configuration by which the logits are divided."""
+    cap: str | None = None
+    """Attribute of the configuration that caps the logits; None in it means that they are not."""
+    model_type: str | None = None
+    """`config.model_type`, where it is not the row's own name."""
+    needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Attributes of the configuration that the row is for -> the values it is for."""
 
 
 LLAMA = Family(
@@ -36,36 +56,172 @@ LLAMA = Family(
         "mlp_out": ("mlp", "output"),
         "resid_post": ("", "output"),
     },
+    norms="before",
+)
+EXPERTS = replace(LLAMA, note="the FFN is the block of experts")
+GEMMA = replace(
+    LLAMA,
+    sites={
+        **LLAMA.sites,
+        "attn_out": ("post_attention_layernorm", "output"),
+        "resid_mid": ("pre_feedforward_layernorm", "input"),
+        "mlp_in": ("pre_feedforward_layernorm", "output"),
+        "mlp_out": ("post_feedforward_layernorm", "output"),
+    },
+    norms="both",
+)
+OLMO2 = replace(
+    LLAMA,
+    sites={
+        **LLAMA.sites,
+        "attn_in": ("", "input"),
+        "attn_out": ("post_attention_layernorm", "output"),
+        "resid_mid": ("mlp", "input"),
+        "mlp_in": ("mlp", "input"),
+        "mlp_out": ("post_feedforward_layernorm", "output"),
+    },
+    norms="after",
+    note="attn_in is resid_pre, mlp_in resid_mid",
+)
+PHI3 = replace(
+    LLAMA,
+    sites={**LLAMA.sites, "attn_out": ("resid_attn_dropout", "output"), "mlp_out": ("resid_mlp_dropout", "output")},
+    note="dropout before what is added",
+)
+GPT2 = replace(
+    LLAMA,
+    layers="transformer.h",
+    final_norm="transformer.ln_f",
+    sites={
+        **LLAMA.sites,
+        "attn_in": ("ln_1", "output"),
+        "attn_out": ("attn", "output"),
+        "resid_mid": ("ln_2", "input"),
+        "mlp_in": ("ln_2", "output"),
+    },
+)
+NEOX = replace(
+    LLAMA,
+    layers="gpt_neox.layers",
+    final_norm="gpt_neox.final_layer_norm",
+    sites={
+        **LLAMA.sites,
+        "attn_out": ("post_attention_dropout", "output"),
+        "mlp_out": ("post_mlp_dropout", "output"),
+    },
+    note=PHI3.note,
+    model_type="gpt_neox",
+    needs={"use_parallel_residual": (False,)},
+)
+NEOX_PARALLEL = replace(
+    NEOX,
+    sites={site: place for site, place in NEOX.sites.items() if site != "resid_mid"},
+    absent={"resid_mid": "attention and FFN read the same stream, and are added to it together"},
+    needs={"use_parallel_residual": (True,)},
 )
 
-FAMILIES: dict[str, Family] = {"llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA}
-"""`config.model_type` -> its row. tests/test_families.py proves every row on a tiny random model."""
+CAUSAL = {"use_bidirectional_attention": (False, None)}
+"""Where a token sees those that come after it there is no next token to predict."""
+
+FAMILIES: dict[str, Family] = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "smollm3": LLAMA,
+    "qwen2_moe": EXPERTS,
+    "qwen3_moe": EXPERTS,
+    "mixtral": EXPERTS,
+    "gpt_oss": EXPERTS,
+    "deepseek_v2": EXPERTS,
+    "deepseek_v3": EXPERTS,
+    "granite": replace(LLAMA, multiplier="residual_multiplier", divisor="logits_scaling"),
+    "gemma2": replace(GEMMA, cap="final_logit_softcapping"),
+    "gemma3_text": replace(GEMMA, cap="final_logit_softcapping", needs=CAUSAL),
+    "gemma3": replace(
+        GEMMA,
+        layers="model.language_model.layers",
+        final_norm="model.language_model.norm",
+        note="sees images too, read as text alone",
+        needs=CAUSAL,
+    ),
+    "olmo2": OLMO2,
+    "olmo3": OLMO2,
+    "phi3": PHI3,
+    "gpt2": GPT2,
+    "gpt_neox": NEOX_PARALLEL,
+    "gpt_neox_sequential": NEOX,
+}
+"""Name of a row, which is the `config.model_type` it is for unless it says another -> the row.
+
+`internal-policy families` and tests/test_families.py prove every row on a tiny random model, which
+internal_policy/proofs.py makes. A model's name says nothing: DeepSeek-Math-7B and DeepSeek-R1-Distill-Llama-8B are
+llama, DeepSeek-R1-Distill-Qwen-7B is qwen2, and Pythia is gpt_neox.
+"""
 
 
-def family_of(model_type: str) -> Family:
-    """The row of `config.model_type`. Raises InputError if there is none."""
-    if model_type not in FAMILIES:
+def family_of(config: PreTrainedConfig) -> Family:
+    """The row for a model of this configuration. Raises InputError if there is none."""
+    rows = [row for name, row in FAMILIES.items() if (row.model_type or name) == config.model_type]
+    if not rows:
+        known = sorted({row.model_type or name for name, row in FAMILIES.items()})
         raise InputError(
-            f"Unknown model family '{model_type}'; known are {', '.join(sorted(FAMILIES))}. "
+            f"Unknown model family '{config.model_type}'; known are {', '.join(known)}. "
             "Add a row to FAMILIES in internal_policy/families.py."
         )
-    return FAMILIES[model_type]
+    text = config.get_text_config()
+    for row in rows:
+        if all(getattr(text, name) in values for name, values in row.needs.items()):
+            return row
+    found = ", ".join(f"{name} {getattr(text, name)}" for name in rows[0].needs)
+    raise InputError(
+        f"No row for {config.model_type} is for {found}. Add one to FAMILIES in internal_policy/families.py."
+    )
+
+
+def sites_of(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The sites that a model of this configuration has, in the order a forward pass reaches them."""
+    return tuple(family_of(config).sites)
+
+
+def place(config: PreTrainedConfig, site: str) -> tuple[str, Side]:
+    """The module of a decoder layer, and the side of it, where `site` is. Raises InputError for one that is absent."""
+    family = family_of(config)
+    if site in family.absent:
+        raise InputError(f"{config.model_type} has no {site}: {family.absent[site]}. It has {', '.join(family.sites)}.")
+    return family.sites[site]
+
+
+def multiplier(config: PreTrainedConfig, site: str) -> float:
+    """What the state at `site` is multiplied by before it is added to the stream; 1 where it is not."""
+    name = family_of(config).multiplier
+    return float(getattr(config.get_text_config(), name)) if name and site in ("attn_out", "mlp_out") else 1.0
+
+
+def head(model: PreTrainedModel) -> Head:
+    """What a loaded model does to the logits after the unembedding."""
+    family, text = family_of(model.config), model.config.get_text_config()
+    cap = getattr(text, family.cap) if family.cap else None
+    return Head(
+        divisor=float(getattr(text, family.divisor)) if family.divisor else 1.0, cap=None if cap is None else float(cap)
+    )
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers of a loaded model, first to last."""
-    layers = model.get_submodule(family_of(model.config.model_type).layers)
+    layers = model.get_submodule(family_of(model.config).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
     """The norm between the last layer and the unembedding of a loaded model."""
-    return model.get_submodule(family_of(model.config.model_type).final_norm)
+    return model.get_submodule(family_of(model.config).final_norm)
 
 
 def unembedding(model: PreTrainedModel) -> nn.Linear:
-    """The unembedding of a loaded model: its weight is (d_vocab, d_model)."""
+    """The unembedding of a loaded model: its weight is (d_vocab, d_model), and is all of it."""
     module = model.get_output_embeddings()
     assert isinstance(module, nn.Linear)
+    assert module.bias is None
     return module

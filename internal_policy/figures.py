@@ -1,7 +1,7 @@
 """Every figure of a scan by its name, from the scan on disk to the drawing."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,9 +23,9 @@ class Choice:
     average: Average = "tokens"
     """Every token counts the same, or every rollout does."""
     site: str = "resid_post"
-    """Of the distribution and of the heatmap."""
+    """Of the distribution, of readouts and of the heatmap."""
     measure: str = "entropy"
-    """Of the heatmap and of the distribution; for a comparison entropy or change."""
+    """Of the heatmap, of the distribution and of readouts; for a comparison entropy or change."""
     rollout: int | None = None
     """Whose tokens are shown; None for the first of the view."""
     position: int | None = None
@@ -67,6 +67,18 @@ def convergence(views: Sequence[View], choice: Choice) -> go.Figure:
     (one,) = views
     settled = analysis.means(tokens.settled(one), "settled", choice.average)
     return plots.convergence(means(one, "kl", choice.average), settled, view.about(one), choice.style)
+
+
+def readouts(views: Sequence[View], choice: Choice) -> go.Figure:
+    """A measure under every readout of the scan."""
+    (one,) = views
+    read = [replace(one, readout=name) for name in view.check(one)["selection"]["readouts"]]
+    columns = [(view.about(each), means(each, choice.measure, choice.average)) for each in read]
+    if choice.site not in set(columns[0][1]["site"]):
+        raise InputError(
+            f"{one.folder} has no {choice.measure} at {choice.site}; scan again with that site and measure."
+        )
+    return plots.readouts(columns, choice.measure, choice.site, choice.style)
 
 
 def distribution(views: Sequence[View], choice: Choice) -> go.Figure:
@@ -115,6 +127,7 @@ FIGURES: Mapping[str, Callable[[Sequence[View], Choice], go.Figure]] = {
     "norm-control": norm_control,
     "residual": residual,
     "convergence": convergence,
+    "readouts": readouts,
     "distribution": distribution,
     "tokens": heatmap,
     "cell": cell,

@@ -10,10 +10,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from internal_policy.errors import InputError
-from internal_policy.families import Side, decoder_layers, family_of, final_norm
+from internal_policy.families import Side, decoder_layers, final_norm, multiplier, place
 
 SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 """The sites of a decoder layer in the order a forward pass reaches them."""
@@ -66,20 +66,25 @@ def hooked(model: PreTrainedModel, points: Iterable[HookPoint], visit: Visit) ->
     """While open, call `visit(point, hidden)` each time `model` reaches one of `points`.
 
     `hidden` is (batch, seq, d_model), live and on the autograd graph: a visitor that measures keeps
-    nothing, one that trains backpropagates through it. Threads may read one shared model at the same
-    time: each sees its own passes only. Raises InputError for a point that the model does not have.
+    nothing, one that trains backpropagates through it. `attn_out` and `mlp_out` are what is added to the
+    stream; where the model first multiplies what the module wrote (Granite), `hidden` is that product once
+    more. Threads may read one shared model at the same time: each sees its own passes only. Raises
+    InputError for a point that the model does not have.
     """
     me = object()
 
-    def report(point: HookPoint, hidden: Any) -> None:
+    def report(point: HookPoint, factor: float, hidden: Any) -> None:
         if me in _open_here.get():
-            visit(point, hidden[0] if isinstance(hidden, tuple) else hidden)
+            state = hidden[0] if isinstance(hidden, tuple) else hidden
+            visit(point, state if factor == 1 else state * factor)
 
     handles = []
     try:
-        for point in dict.fromkeys(points):
+        # two sites may be one state (OLMo 2), and a module calls its hooks in the order they came
+        for point in sorted(dict.fromkeys(points), key=lambda point: (*SITES, "final").index(point.site)):
             module, side = locate(model, point)
-            handles.append(_register(module, side, partial(report, point)))
+            factor = multiplier(model.config, point.site)
+            handles.append(_register(module, side, partial(report, point, factor)))
         before = _open_here.set(_open_here.get() | {me})
         try:
             yield
@@ -97,11 +102,19 @@ def _register(module: nn.Module, side: Side, report: Callable[[Any], None]) -> R
 
 
 def locate(model: PreTrainedModel, point: HookPoint) -> tuple[nn.Module, Side]:
-    """The module at `point` and the side of it. Raises InputError for a layer that the model does not have."""
+    """The module at `point` and the side of it. Raises InputError for a point that the model does not have."""
     if point == FINAL:
         return final_norm(model), "output"
     layers = decoder_layers(model)
-    if not 0 <= point.layer < len(layers):
-        raise InputError(f"There is no hook point {point}: the model's layers are 0 to {len(layers) - 1}.")
-    path, side = family_of(model.config.model_type).sites[point.site]
+    check(model.config, point, len(layers))
+    path, side = place(model.config, point.site)
     return layers[point.layer].get_submodule(path), side
+
+
+def check(config: PreTrainedConfig, point: HookPoint, n_layers: int) -> None:
+    """Raise InputError for a layer or site that a model of this configuration with so many layers does not have."""
+    if point == FINAL:
+        return
+    if not 0 <= point.layer < n_layers:
+        raise InputError(f"There is no hook point {point}: the model's layers are 0 to {n_layers - 1}.")
+    place(config, point.site)

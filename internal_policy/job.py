@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,8 +12,9 @@ from internal_policy import cache
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
+    from internal_policy.policy import Lens
     from internal_policy.rollouts import Rollout
     from internal_policy.selection import Selection
 
@@ -71,7 +73,7 @@ def discard_damaged(folder: Path) -> list[str]:
 
 def run(
     folder: Path,
-    model: "PreTrainedModel",
+    model: Any,
     tokenizer: "PreTrainedTokenizerBase",
     selection: "Selection",
     source: Source,
@@ -80,6 +82,7 @@ def run(
     *,
     advance: Advance = lambda *_: None,
     smaller: Callable[[int], None] = lambda _: None,
+    lenses: "Mapping[str, Lens]" = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Measure what is not whole yet and return the record, scan.json.
 
@@ -87,9 +90,9 @@ def run(
     comes second takes it from the disk. `asked` and `facts` go into the record.
     """
     from internal_policy import product, scan
-    from internal_policy.families import unembedding
+    from internal_policy.reader import reader_of
 
-    weight = unembedding(model).weight
+    weight = reader_of(model).unembedding.weight
     if not (folder / cache.ASKED).exists():
         chosen = product.choose(weight, weight.dtype)  # part of the record, so that a continued scan multiplies alike
         question = {"digest": cache.digest(asked), "asked": asked, "product": chosen}
@@ -101,9 +104,11 @@ def run(
     for part in source.parts:
         rollouts = _rollouts(folder, part, source)
         if not cache.is_whole(folder, part):
-            scan.check(model, selection, rollouts)
+            scan.check(model, selection, rollouts, lenses)
             first = part * source.batch_size
-            measured = scan.measure(model, rollouts, selection, first=first, product=chosen, smaller=smaller)
+            measured = scan.measure(
+                model, rollouts, selection, first=first, product=chosen, smaller=smaller, lenses=lenses
+            )
             for kind, table in zip(("policies", "layers"), measured, strict=True):
                 cache.write_table(cache.part_path(folder, kind, part), table, group="rollout")
         length = sum(len(rollout.response_ids) for rollout in rollouts)

@@ -69,7 +69,7 @@ def load_config(options: ModelOptions) -> "PreTrainedConfig":
         )
     from internal_policy.families import family_of
 
-    family_of(config.model_type)
+    family_of(config)
     return config
 
 
@@ -140,6 +140,8 @@ def load_model(options: ModelOptions) -> "PreTrainedModel":
             )
         if not weight.isfinite().all():
             raise InputError(f"{options.model} has NaN or infinite weights in {name}; get a whole checkpoint.")
+    if model.dtype == torch.float64:
+        model.set_experts_implementation("eager")  # the fast one multiplies no float64
     return model.eval()
 
 

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from internal_policy import cache
 from internal_policy.errors import InputError
-from internal_policy.view import About
+from internal_policy.view import About, how
 
 Style = Literal["screen", "paper"]
 """`screen` takes the page's colours, light or dark; `paper` is black on white, as wide as a column of print."""
@@ -52,7 +52,6 @@ CHANGES = {
     "attn": Mark("attention", ORANGE, "square"),
     "mlp": Mark("FFN", BLUE, "diamond"),
 }
-READOUTS = {"raw": "raw hidden states", "norm": "through the final norm"}
 MEASURES = {
     "entropy": ("Entropy", "nats"),
     "change": ("Entropy change", "nats"),
@@ -119,7 +118,7 @@ def caption(about: About | str) -> str:
     """The model, the readout, n and the filter in one plain line."""
     if isinstance(about, str):
         return about
-    said = [short(about.model), READOUTS[about.readout], n(about), about.which]
+    said = [short(about.model), how(about.readout), n(about), about.which]
     return " · ".join(part for part in said if part)
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from internal_policy.head import Head
 from internal_policy.product import PRODUCTS, precision
 
 MEASURES = ("entropy", "logprob", "rank", "kl", "topk", "norm", "cosine", "entropy_at_input_norm")
@@ -82,11 +83,16 @@ class Tally:
     """The numbers of a few hook points at the same positions, over the vocabulary seen so far."""
 
     def __init__(
-        self, aim: Float[Tensor, "points pos"], scale: Tensor | None, measures: Sequence[str], top_k: int
+        self, aim: Float[Tensor, "points pos"], scale: Tensor | None, head: Head, measures: Sequence[str], top_k: int
     ) -> None:
-        """`aim` is the logit of the token that came, known before the walk: what ranks compare with."""
+        """`aim` is the logit of the token that came, known before the walk: what ranks compare with.
+
+        `aim`, `largest`, `target` and `top_logits` are of the unembedding, where `head` has not yet made ties: its
+        order is the policy's, but tanh is 1 of everything that is large.
+        """
         zero = torch.zeros_like(aim)
-        self.aim, self.scale, self.measures, self.top_k = aim, scale, measures, top_k if "topk" in measures else 0
+        self.aim, self.scale, self.head = aim, scale, head
+        self.measures, self.top_k = measures, top_k if "topk" in measures else 0
         self.largest = torch.full_like(aim, EMPTY)
         self.policy, self.scaled, self.cross = Moments(zero, zero), Moments(zero, zero), zero
         self.above, self.target = torch.zeros_like(aim), aim.clone()
@@ -101,22 +107,32 @@ class Tally:
         final: FinalTile | None,
         scratch: Float[Tensor, "2 entries"],
     ) -> FinalTile:
-        """Take in the logits of the vocabulary from `start` on. Overwrites `z` and `scratch`."""
+        """Take in the unembedding's logits of the vocabulary from `start` on. Overwrites `z` and `scratch`."""
         one, two = scratch[:, : z.numel()].view(2, *z.shape)
         if "rank" in self.measures or "logprob" in self.measures:
             self._follow_target(z, start, targets, one)
         if self.top_k:
             self._keep_largest(z, start)
-        largest = torch.maximum(self.largest, z.amax(-1))
-        shrink, self.largest = self.largest - largest, largest
-        u = z.sub_(largest.unsqueeze(-1))
+        before, self.largest = self.largest, torch.maximum(self.largest, z.amax(-1))
+        if self.scale is not None and self.head.cap is not None:  # a longer state has longer logits, and then the cap
+            scaled = torch.mul(z, self.scale.unsqueeze(-1), out=one)
+            self.scaled.add(*self._below(scaled, self.scale * before, self.scale * self.largest), out=two)
+        u, shrink = self._below(z, before, self.largest)
         if final is not None:
             fade = final.shrink.exp()
             self.cross = fade * (self.cross + final.s_before * shrink) + torch.mul(u, final.weights, out=one).sum(-1)
-        if self.scale is not None:
+        if self.scale is not None and self.head.cap is None:
             self.scaled.add(torch.mul(u, self.scale.unsqueeze(-1), out=one), shrink * self.scale, out=two)
         s_before = self.policy.s
         return FinalTile(self.policy.add(u, shrink, out=two), shrink, s_before)
+
+    def _below(self, z: Tensor, before: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+        """How far the policy's logits lie below their maximum, in place of `z`, and by how much it has risen, negated.
+
+        The maximum is that of the largest logit, now and `before`, because a head keeps the order.
+        """
+        maximum = self.head(largest)
+        return self.head.overwrite(z).sub_(maximum.unsqueeze(-1)), self.head(before) - maximum
 
     def _follow_target(self, z: Tensor, start: int, targets: Tensor, scratch: Tensor) -> None:
         self.above += torch.gt(z, self.aim.unsqueeze(-1), out=scratch).sum(-1)
@@ -140,13 +156,13 @@ class Tally:
 
     def result(self, final: "Tally") -> dict[str, Tensor]:
         """Every number asked for, (points, pos), topk (points, pos, top_k)."""
-        normaliser = self.largest + self.policy.s.log()
+        normaliser = self.head(self.largest) + self.policy.s.log()
         result = {
             "entropy": self.policy.entropy(),
-            "logprob": self.target - normaliser,
+            "logprob": self.head(self.target) - normaliser,
             "rank": (self.above + 1).masked_fill(normaliser.isnan(), torch.nan),
             "topk_ids": self.top_ids,
-            "topk_probs": (self.top_logits - normaliser.unsqueeze(-1)).exp(),
+            "topk_probs": (self.head(self.top_logits) - normaliser.unsqueeze(-1)).exp(),
             "kl": (self.policy.s.log() - self.cross / final.policy.s - final.policy.entropy()).clamp(min=0),
             "entropy_at_input_norm": self.aim * torch.nan if self.scale is None else self.scaled.entropy(),
         }
@@ -159,14 +175,15 @@ def measure(
     targets: Int[Tensor, " pos"],
     *,
     scale: Float[Tensor, "scaled pos"] | None = None,
+    head: Head = Head(),  # noqa: B008
     measures: Sequence[str] = MEASURES,
     top_k: int = 5,
     product: str = "plain",
 ) -> dict[str, Tensor]:
-    """Numbers of the policies softmax(hidden @ weight.T): (points, pos), topk (points, pos, top_k).
+    """Numbers of the policies softmax(head(hidden @ weight.T)): (points, pos), topk (points, pos, top_k).
 
     `hidden[0]` was read at FINAL, whose policy is the one that `kl` compares with; `targets` are the tokens that came.
-    `scale` belongs to `hidden[1 : 1 + scaled]`: `entropy_at_input_norm` is the entropy of their logits times that
+    `scale` belongs to `hidden[1 : 1 + scaled]`: `entropy_at_input_norm` is the entropy with these states times that
     number (NaN at the other points). Entropies and `kl` are in nats, `rank` 1 is the most likely token. Logits that
     lie within the rounding bound of the token's own, 2 eps |hidden| |row|, tie with it. A policy that is NaN has NaN
     numbers.
@@ -190,6 +207,7 @@ def measure(
             # a token's copies, and itself, are not above it by what their products round differently
             z.diagonal(dim1=1, dim2=2) + 2 * torch.finfo(z.dtype).eps * norm(hidden[span]) * norm(weight[targets]),
             scale[span.start - 1 : span.stop - 1] if scale is not None and 0 < span.start <= scaled else None,
+            head,
             measures,
             top_k,
         )
@@ -205,3 +223,30 @@ def measure(
             tally.add(z, start, targets, final if "kl" in measures else None, scratch)
     results = [tally.result(tallies[0]) for tally in tallies]
     return {name: torch.cat([result[name] for result in results]) for name in results[0]}
+
+
+def numbers(
+    hidden: Float[Tensor, "points pos d_model"],
+    states: Float[Tensor, "unembedded pos d_model"],
+    weight: Float[Tensor, "d_vocab d_model"],
+    targets: Int[Tensor, " pos"],
+    *,
+    inputs: Sequence[int] = (),
+    streams: Sequence[tuple[int, int]] = (),
+    head: Head = Head(),  # noqa: B008
+    measures: Sequence[str] = MEASURES,
+    top_k: int = 5,
+    product: str = "plain",
+) -> dict[str, Tensor]:
+    """Every number: those of `measure`, of the hidden states as the unembedding is to see them, with norms and cosines.
+
+    `inputs` are the rows of `hidden` whose norms the rows 1, 2, ... are scaled to, and `streams` pairs of the row of a
+    module's output and of the stream that it is added to.
+    """
+    norms = norm(hidden)
+    scale = norms[list(inputs)] / norms[1 : 1 + len(inputs)] if inputs else None
+    measured = measure(states, weight, targets, scale=scale, head=head, measures=measures, top_k=top_k, product=product)
+    cosines = torch.full_like(norms, torch.nan)
+    for module, stream in streams:
+        cosines[module] = cosine(hidden[module], hidden[stream])
+    return {**measured, "norm": norms, "cosine": cosines}

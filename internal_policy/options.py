@@ -17,7 +17,7 @@ ScanNames = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metav
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Others = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SCAN", help_behavior_hint="")]
 Figure = Literal[
-    "flow", "change", "norm-control", "residual", "convergence", "distribution", "tokens", "cell", "compare"
+    "flow", "change", "norm-control", "residual", "convergence", "readouts", "distribution", "tokens", "cell", "compare"
 ]
 
 
@@ -26,8 +26,8 @@ class ModelOptions:
     """Which model, and how it is loaded."""
 
     model: str = "demo-qwen3"
-    """Folder or hub id of a Llama or Qwen model (`internal-policy families` lists what can be read); demo-qwen3 and
-    demo-llama are the bundled ones."""
+    """Folder or hub id of a model, such as Llama, Qwen or Gemma (`internal-policy families` lists what can be read);
+    demo-qwen3 and demo-llama are the bundled ones."""
     revision: str = "main"
     """Branch, tag or commit of a model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
@@ -109,13 +109,21 @@ class Scan(SamplingOptions, PromptOptions, ModelOptions):
     layers: str = "all"
     """Layers to measure, from 0, such as 0,5,10-20,-1."""
     sites: str = "all"
-    """Of resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post, separated by commas."""
+    """Of resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post, separated by commas; all: those that the
+    model's family has."""
     readout: Literal["raw", "norm", "both"] = "raw"
     """Unembed hidden states as they are (raw, the paper), or through the final norm (norm, the logit lens)."""
+    lens: File = None
+    """Also read them through this lens, as `fit-lens` writes it, or the tuned-lens library as .safetensors; the readout
+    is called tuned."""
     measures: str = "all"
     """Of entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm, separated by commas."""
     top_k: int = 5
     """How many of the likeliest tokens to keep at each hook point; 0 for none."""
+    reader: Literal["hooks", "transformer-lens", "nnsight"] = "hooks"
+    """What reads the hidden states: hooks of our own, or a library, which is an extra: internal-policy[nnsight]."""
+    remote: bool = False
+    """With --reader nnsight and --rollouts: measure on NDIF (ndif.us), which holds the model; precision is its own."""
     output: Output = None
     """Folder for the scan; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
     json: bool = False
@@ -141,6 +149,8 @@ class Generate(SamplingOptions, PromptOptions, ModelOptions):
     """Hook point to sample from: final is the model itself, 5.resid_post what layer 5 alone would write."""
     readout: Literal["raw", "norm"] = "raw"
     """How hidden states of that hook point are unembedded."""
+    lens: File = None
+    """Unembed them through this lens instead, as `fit-lens` writes it."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -167,10 +177,52 @@ class Evaluate(SamplingOptions, ReadingOptions, ModelOptions):
     """Hook point to sample from: final is the model itself, 5.resid_post what layer 5 alone would write."""
     readout: Literal["raw", "norm"] = "raw"
     """How hidden states of that hook point are unembedded."""
+    lens: File = None
+    """Unembed them through this lens instead, as `fit-lens` writes it."""
     label: Text = None
     """Name of the curve; by default the model's, with @5.resid_post for an internal policy."""
     output: Output = None
     """Folder for the two files; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitLens(SamplingOptions, ReadingOptions, ModelOptions):
+    """Fit a tuned lens: at each hook point an affine map whose policy comes close to the model's own.
+
+    The model answers problems first, unless --rollouts gives it responses. The maps begin as the norm readout (the
+    logit lens), and are then fitted to what the model's own policy says at the response tokens. What is printed is
+    KL(final || readout) on problems that were held out. `scan --lens FILE` measures what layers say through the lens.
+
+    For example:
+    $ internal-policy fit-lens --output lens.safetensors
+    $ internal-policy fit-lens --model Qwen/Qwen3-0.6B --problems train.jsonl --sites all
+    $ internal-policy scan --lens lens.safetensors --sites resid_pre,resid_post
+    """
+
+    problems: File = None
+    """File .jsonl, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default the bundled training
+    problems, the first 512 of them."""
+    rollouts: File = None
+    """Fit on these responses instead: what `scan --rollouts` reads."""
+    sites: str = "resid_pre,resid_post"
+    """Sites that get a map in each layer, separated by commas, or all: of resid_pre, attn_in, attn_out, resid_mid,
+    mlp_in, mlp_out, resid_post. The last layer's resid_post needs none: normed it is the model's own policy."""
+    held_out: float = 0.2
+    """Share of the problems that are not fitted on: what the KL is measured on."""
+    steps: int = 800
+    """Updates of the maps."""
+    batch_tokens: int = 256
+    """Response tokens of a step."""
+    learning_rate: float = 1.0
+    """Of Adam, times the size of a hidden state (d_model); it falls to 0 over the steps."""
+    max_new_tokens: int = 128
+    """Length limit of a response."""
+    batch_size: int = 32
+    """Responses sampled at a time; halved where memory runs out."""
+    output: Path = Path("lens.safetensors")
+    """File to write."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -261,7 +313,7 @@ class Show:
     scan: ScanName
     """Folder of the scan, or the first digits of its name in `internal-policy ls`."""
     readout: Text = None
-    """raw or norm; by default the first that was measured."""
+    """raw, norm or tuned; by default the first that was measured."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -291,7 +343,7 @@ class ViewOptions:
     """What of a scan is looked at."""
 
     readout: Text = None
-    """raw or norm; by default the first that was measured."""
+    """raw, norm or tuned; by default the first that was measured."""
     outcome: Literal["all", "correct", "incorrect"] = "all"
     """Which responses, by their reward."""
     positions: Text = None
@@ -304,9 +356,9 @@ class Plot(ViewOptions):
 
     flow: entropy from layer to layer (Fig. 2 of the paper); change: entropy change with the stages (Fig. 3);
     norm-control: the change as direction and norm; residual: cosines with the residual stream, and norms (Fig. 12);
-    convergence: KL to the model's policy and where its first choice settles; distribution: spread over the tokens;
-    tokens: token x layer heatmap of a response; cell: what the policies of a layer would say at a token; compare: up to
-    four scans side by side.
+    convergence: KL to the model's policy and where its first choice settles; readouts: raw, norm and a lens in one
+    figure; distribution: spread over the tokens; tokens: token x layer heatmap of a response; cell: what the policies
+    of a layer would say at a token; compare: up to four scans side by side.
 
     For example:
     $ internal-policy plot demo-qwen3 flow -o flow.png
@@ -328,10 +380,10 @@ class Plot(ViewOptions):
     against: Others = ()
     """Of compare: the other scans."""
     measure: str = "entropy"
-    """Of tokens and distribution: entropy, logprob, rank, kl, norm, cosine or entropy_at_input_norm; of tokens and
-    compare also change."""
+    """Of tokens, distribution and readouts: entropy, logprob, rank, kl, norm, cosine or entropy_at_input_norm; of
+    tokens and compare also change."""
     site: str = "resid_post"
-    """Of tokens and distribution: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post."""
+    """Of tokens, distribution and readouts: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post."""
     rollout: Number = None
     """Of tokens and cell: number of the response; by default the first."""
     position: Number = None
@@ -372,7 +424,11 @@ class Dashboard:
 
 @dataclass(frozen=True, kw_only=True)
 class Families:
-    """List the model families that can be read, and how to add one."""
+    """List the model families that can be read, each proved now, and how to add one.
+
+    Every row of the table is put to the proof on a tiny random model, with the transformers that is installed: that
+    what is read is what the model adds to its residual stream, to the last bit. The exit code is 1 where a row fails.
+    """
 
     json: bool = False
     """Print the result as JSON."""
@@ -382,6 +438,7 @@ COMMANDS = {
     "scan": Scan,
     "generate": Generate,
     "evaluate": Evaluate,
+    "fit-lens": FitLens,
     "train": Train,
     "ls": Ls,
     "show": Show,

@@ -1,6 +1,7 @@
 """Figures by layer, from the small frames of `analysis`."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from math import log
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from internal_policy import look
+from internal_policy import look, view
 from internal_policy.errors import InputError
 from internal_policy.look import GREY, Mark, Style
 from internal_policy.view import About
@@ -202,6 +203,30 @@ def convergence(
     return look.layout(figure, "Convergence to the model's policy", about, style, height=560)
 
 
+def readouts(
+    columns: Sequence[tuple[About, pd.DataFrame]],
+    measure: str = "kl",
+    site: str = "resid_post",
+    style: Style = "screen",
+) -> go.Figure:
+    """A measure at one site by layer under each readout of a scan; each frame is `analysis.means` of the measure."""
+    figure = go.Figure()
+    named = dict.fromkeys([*view.READOUTS, "tuned", *(about.readout for about, _ in columns)])
+    curves = dict(zip(named, cycle(CURVES), strict=False))  # those that are known look alike in every figure
+    for about, frame in columns:
+        rows = _drawn(frame[frame["site"] == site], measure)
+        look.line(figure, rows, Mark(look.inert(view.how(about.readout)), *curves[about.readout]))
+    about, frame = columns[0]  # the model's own policy is the same under all of them
+    final = _drawn(frame[frame["site"] == "final"], measure)
+    look.line(figure, final, look.SITES["final"])
+    _by_layer(figure, style)
+    if len(final):
+        _ends(figure, about.n_layers, style)
+    figure.update_yaxes(title={"text": look.label(measure)}, rangemode="tozero")
+    caption = " · ".join(part for part in (look.short(about.model), look.n(about), about.which) if part)
+    return look.layout(figure, f"{look.MEASURES[measure][0]} by readout: {look.SITES[site].name}", caption, style)
+
+
 def distribution(
     quantiles: pd.DataFrame, about: About, site: str, measure: str = "entropy", style: Style = "screen"
 ) -> go.Figure:
@@ -258,7 +283,7 @@ def compare(
     if len(columns) > 1:
         figure.update_traces(marker={"size": 4}, selector=lambda trace: trace.marker.symbol not in (None, "star"))
     figure.update_yaxes(title={"text": look.label(what)}, col=1)
-    said = [look.READOUTS[about.readout] for about, _ in columns] + [about.which for about, _ in columns if about.which]
+    said = [view.how(about.readout) for about, _ in columns] + [about.which for about, _ in columns if about.which]
     caption = " · ".join(dict.fromkeys(said))
     title = f"{look.MEASURES[what][0]} at relative depth"
     return look.layout(figure, title, caption, style, height=460, wide=True, above=40)

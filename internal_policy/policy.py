@@ -1,7 +1,8 @@
 """Turn hidden states into internal policies: distributions over the next token."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakSet
 
@@ -10,25 +11,73 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from internal_policy.errors import InputError
-from internal_policy.families import decoder_layers, family_of, final_norm, unembedding
+from internal_policy.families import decoder_layers, family_of, final_norm, head, unembedding
 from internal_policy.hooks import FINAL, HookPoint, hooked, locate
 
-Readout = Literal["raw", "norm"]
-"""How a hidden state is brought to the unembedding: as it is (the paper), or by the final norm (the logit lens)."""
+Lens = Callable[[Float[Tensor, "*batch d_model"], HookPoint], Float[Tensor, "*batch d_model"]]
+"""Brings a hidden state from a hook point to the unembedding, by the final norm if it wants that.
+
+A scan reads a layer's input as the output of the layer before, and so the lens is told."""
+Readout = Literal["raw", "norm"] | Lens
+"""How a hidden state is brought to the unembedding: as it is (the paper), by the final norm (the logit lens), or by
+a lens of one's own."""
+READOUTS = ("raw", "norm")
+"""Those that every model has."""
+
+
+def readout_name(readout: Readout) -> str:
+    """What tables and figures call a readout: raw, norm, or the lens's `__name__`.
+
+    A `functools.partial` has its function's name, and an object without one its class's. Raises InputError for a lens
+    that is called raw or norm.
+    """
+    if isinstance(readout, str):
+        return readout
+    called = readout.func if isinstance(readout, partial) and not hasattr(readout, "__name__") else readout
+    name = getattr(called, "__name__", type(called).__name__)
+    if name in READOUTS:
+        raise InputError(f"A lens is called '{name}', which is another readout; give it another __name__.")
+    return name
 
 
 def unembed(
-    model: PreTrainedModel, hidden: Float[Tensor, "*batch d_model"], readout: Readout = "raw"
+    model: PreTrainedModel,
+    hidden: Float[Tensor, "*batch d_model"],
+    readout: Readout = "raw",
+    point: HookPoint | None = None,
 ) -> Float[Tensor, "*batch d_vocab"]:
-    """Logits of `hidden` by the model's own unembedding matrix (Eqs. 5 and 6 of arXiv 2512.19673; `norm`: Eq. 1)."""
-    return unembedding(model)(read_out(model, hidden, readout))
+    """Logits of `hidden` by the model's own unembedding matrix (Eqs. 5 and 6 of arXiv 2512.19673; `norm`: Eq. 1).
+
+    What the model does to its logits, such as capping them (Gemma 2), is done to these.
+    `point` is where `hidden` was read, which a lens has to know. Raises InputError if it is missing then.
+    """
+    return head(model)(unembedding(model)(read_out(model, hidden, readout, point)))
 
 
 def read_out(
-    model: PreTrainedModel, hidden: Float[Tensor, "*batch d_model"], readout: Readout
+    model: PreTrainedModel, hidden: Float[Tensor, "*batch d_model"], readout: Readout, point: HookPoint | None = None
 ) -> Float[Tensor, "*batch d_model"]:
-    """`hidden` as the unembedding is to see it."""
-    return final_norm(model)(hidden) if readout == "norm" else hidden
+    """`hidden` as the unembedding is to see it; at `FINAL` that is as it is, whatever the readout.
+
+    Raises InputError for a lens that does not know the `point`, or returns anything but a tensor of the same shape.
+    """
+    if readout == "raw" or point == FINAL:
+        return hidden
+    if readout == "norm":
+        return final_norm(model)(hidden)
+    if point is None:
+        raise InputError(
+            f"The lens '{readout_name(readout)}' needs to know where the hidden state was read; give the `point` too, "
+            "such as HookPoint(5, 'resid_post')."
+        )
+    found = readout(hidden, point)
+    if not isinstance(found, Tensor) or found.shape != hidden.shape:
+        came = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise InputError(
+            f"The lens '{readout_name(readout)}' returned {came} at {point}; expected is one of shape "
+            f"{tuple(hidden.shape)}, which the unembedding then sees."
+        )
+    return found.to(hidden.dtype)
 
 
 def policy_logits(
@@ -42,7 +91,7 @@ def policy_logits(
     seen: list[Tensor] = []
     with hooked(model, [point], lambda _, hidden: seen.append(hidden)):
         model.get_decoder()(**inputs, use_cache=False)
-    return unembed(model, seen[-1], "raw" if point == FINAL else readout)
+    return unembed(model, seen[-1], readout, point)
 
 
 _open: WeakSet[nn.Module] = WeakSet()
@@ -53,8 +102,9 @@ def as_policy(model: PreTrainedModel, point: HookPoint, readout: Readout = "raw"
     """Inside, `model` is the internal policy at `point`: `model(...)`, `model.generate(...)` and losses are its own.
 
     The backbone is shortened to the layers up to `point`, so that no layer above is computed or stored, and
-    the final norm hands over the hidden state as it is (`readout="norm"`: normed). On leaving, the model is as it
-    was, also after an exception. Changes the model while open: other threads must not use it meanwhile.
+    the final norm hands over the hidden state as it is (`readout="norm"`: normed; a lens: what that returns). On
+    leaving, the model is as it was, also after an exception. Changes the model while open: other
+    threads must not use it meanwhile.
     Raises InputError for a point that the model does not have, and for a model that is an internal policy already.
     """
     if model in _open:
@@ -63,23 +113,31 @@ def as_policy(model: PreTrainedModel, point: HookPoint, readout: Readout = "raw"
         yield
         return
     locate(model, point)
-    path = family_of(model.config.model_type).layers
+    path = family_of(model.config).layers
     parent, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
     layers, norm = decoder_layers(model), final_norm(model)
     captured: list[Tensor] = []
+    reading = False
 
     def capture(_: HookPoint, hidden: Tensor) -> None:
         captured[:] = [hidden]
 
-    def to_norm(_: nn.Module, __: Any) -> tuple[Tensor]:
-        return (captured.pop(),)
+    def to_norm(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return args if reading else (captured.pop(),)
 
-    def hand_over(_: nn.Module, args: tuple[Tensor], __: Tensor) -> Tensor:
-        return args[0]
+    def hand_over(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        nonlocal reading
+        if reading:  # a lens may use this norm
+            return output
+        reading = True
+        try:
+            return read_out(model, args[0], readout, point)
+        finally:
+            reading = False
 
     with hooked(model, [point], capture):
         handles = [norm.register_forward_pre_hook(to_norm)]
-        if readout == "raw":
+        if readout != "norm":
             handles.append(norm.register_forward_hook(hand_over))
         try:
             _open.add(model)

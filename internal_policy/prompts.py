@@ -94,6 +94,8 @@ def _check_verbatim(whole: str, prompt: str, response: str) -> int:
     remedy = "trim the response, or --chat-template none"
     if "<think>" in whole[same:] and "<think>" not in expected[same:]:
         remedy = """--chat-template-kwargs '{"enable_thinking": false}' (Qwen3), or --chat-template none"""
+    elif any(tag in expected[same:] and tag not in whole[same:] for tag in ("<think>", "</think>")):
+        remedy = "--chat-template FILE with one that keeps the reasoning, or give prompt_ids and response_ids"
     raise InputError(
         f"The chat template writes {whole[same : same + 40]!r} where {expected[same : same + 40]!r} was expected; try "
         f"{remedy}."

@@ -16,7 +16,13 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from internal_policy import cache, rows, tasks
 from internal_policy.errors import InputError
@@ -109,7 +115,8 @@ def generate(
     asked = range(len(problems) * samples)[first:stop]
     numbers = sorted({n // samples for n in asked})
     prompt_of = {number: encode_problem(tokenizer, problems[number], chat) for number in numbers}
-    check_prompts(prompt_of, max_new_tokens, model.config.max_position_embeddings, model.config.vocab_size)
+    text = model.config.get_text_config()
+    check_prompts(prompt_of, max_new_tokens, text.max_position_embeddings, text.vocab_size)
     ends = end_ids(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     shaping = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
@@ -127,9 +134,9 @@ def generate(
         rollouts = []
         for n, ids in zip(batch, responses, strict=True):
             problem, prompt = problems[n // samples], prompt_of[n // samples]
-            text, answer = _decode(tokenizer, ids), problem.answer
-            mark = None if answer is None else tasks.reward(text, answer)
-            rollouts.append(Rollout(problem.text, answer, n % samples, prompt, ids, text, mark, ids[-1] in ends))
+            written, answer = _decode(tokenizer, ids), problem.answer
+            mark = None if answer is None else tasks.reward(written, answer)
+            rollouts.append(Rollout(problem.text, answer, n % samples, prompt, ids, written, mark, ids[-1] in ends))
         yield rollouts
 
 
@@ -179,6 +186,19 @@ def _left_pad(prompts: Sequence[Ids], pad: int) -> tuple[Int[Tensor, "batch seq"
     return ids, mask
 
 
+class NoNaN(LogitsProcessor):
+    """Refuses logits that are no numbers, of which the likeliest would be token 0."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The logits as they are. Raises InputError."""
+        if scores.isnan().any():
+            raise InputError(
+                f"The model's logits are NaN after {input_ids.shape[1]} tokens; with weights in float64 it may not "
+                "read a padded batch (Gemma 2): take another --dtype, or --batch-size 1."
+            )
+        return scores
+
+
 def _sample(
     model: PreTrainedModel, prompts: Sequence[Ids], config: GenerationConfig, ends: frozenset[int]
 ) -> list[Ids]:
@@ -187,7 +207,9 @@ def _sample(
     checkpoints = model.generation_config
     model.generation_config = config  # what `config` leaves open, `generate` would fill from the checkpoint's
     try:
-        sampled = cast(Any, model).generate(inputs=ids, attention_mask=mask, generation_config=config)
+        sampled = cast(Any, model).generate(
+            inputs=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([NoNaN()])
+        )
     finally:
         model.generation_config = checkpoints
     responses = sampled[:, ids.shape[1] :].tolist()
@@ -267,6 +289,25 @@ def from_table(table: pa.Table) -> list[Rollout]:
         Rollout(**{**row, "prompt_ids": tuple(row["prompt_ids"]), "response_ids": tuple(row["response_ids"])})
         for row in rows
     ]
+
+
+def of_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]], prompt: int = 1) -> list[Rollout]:
+    """Rollouts of texts that are token ids already: the first `prompt` of each are what was asked, the rest came.
+
+    Raises InputError for a text that has no token after those.
+    """
+    rollouts = []
+    for number, ids in enumerate(texts):
+        if not 1 <= prompt < len(ids):
+            raise InputError(
+                f"Text {number} has {len(ids)} tokens and prompt is {prompt}; that must be 1 or more, and fewer."
+            )
+        response = tuple(ids[prompt:])
+        finished = response[-1] in tokenizer.all_special_ids
+        rollouts.append(
+            Rollout("", None, 0, tuple(ids[:prompt]), response, _decode(tokenizer, response), None, finished)
+        )
+    return rollouts
 
 
 def write_rollouts(path: Path | str, rollouts: Sequence[Rollout]) -> None:

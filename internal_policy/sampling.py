@@ -6,20 +6,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy import bundle, cache, loading, options, show
+from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from internal_policy.hooks import HookPoint
+    from internal_policy.lens import Maps
+    from internal_policy.policy import Readout
     from internal_policy.rollouts import Rollout
     from internal_policy.tasks import Problem
 
 DEMO_PROBLEMS = 64
 """How many of the bundled problems are asked where nobody says which problems."""
 
+LATER: dict[str, Any] = {"lens": None, "reader": "hooks", "remote": False}
+"""Options that came later -> their defaults, with which a question is the one that was asked before they came."""
+
 Internal = options.Generate | options.Evaluate
 """Commands that sample from any internal policy."""
-Asked = options.Scan | Internal
+Lensed = options.Scan | Internal
+"""Commands that take a lens."""
+Asked = Lensed | options.FitLens
 """Commands that sample."""
 
 
@@ -32,7 +40,8 @@ def source(problems: str | None, limit: int | None) -> tuple[str, int | None]:
 
 def question(asked: Asked, paths: Iterable[str | None], unused: Set[str]) -> dict[str, Any]:
     """The options that decide the numbers, with what their paths hold: the key of the cache."""
-    decisive = {name: value for name, value in dataclasses.asdict(asked).items() if name not in unused}
+    given = dataclasses.asdict(asked).items()
+    decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
     content = {str(path): cache.fingerprint(Path(path)) for path in paths if path}
     return {**decisive, "identity": loading.identity(asked), "content": content}
 
@@ -47,9 +56,51 @@ def read(asked: Asked, problems: str | None, tokenizer: "PreTrainedTokenizerBase
     path, limit = source(problems, asked.limit)
     found = read_problems(path, problem_column=asked.problem_column, answer_column=asked.answer_column, limit=limit)
     prompts = [encode_problem(tokenizer, problem, chat) for problem in found]
-    config = loading.load_config(asked)
-    check_prompts(dict(enumerate(prompts)), asked.max_new_tokens, config.max_position_embeddings, config.vocab_size)
+    text = loading.load_config(asked).get_text_config()
+    check_prompts(dict(enumerate(prompts)), asked.max_new_tokens, text.max_position_embeddings, text.vocab_size)
     return found, [len(prompt) for prompt in prompts]
+
+
+def check_point(asked: Internal, point: "HookPoint") -> None:
+    """Refuse, before its weights are loaded, a hook point that the model does not have. Raises InputError."""
+    from internal_policy.hooks import check
+
+    config = loading.load_config(asked)
+    check(config, point, config.get_text_config().num_hidden_layers)
+
+
+def maps_of(asked: Lensed, points: "Iterable[HookPoint]") -> "Maps | None":
+    """The maps of --lens, checked against the model and against what is to be read; None without that option.
+
+    Says so where the file says that they were fitted to another model. Raises InputError.
+    """
+    if asked.lens is None:
+        return None
+    from internal_policy import lens
+
+    text = loading.load_config(asked).get_text_config()
+    maps = lens.read(Path(asked.lens), text.num_hidden_layers, text.hidden_size)
+    maps.check(points)
+    if maps.about.get("identity") not in (None, loading.identity(asked)):
+        show.note(f"The lens {asked.lens} was fitted to other weights than these, those of {maps.about.get('model')}.")
+    return maps
+
+
+def check_lens(asked: Internal) -> None:
+    """Refuse a lens where none is used. Raises InputError."""
+    if asked.lens is not None and asked.at == "final":
+        raise InputError(
+            "--lens reads a hook point, and --at is final, the model's own policy; give --at 5.resid_post."
+        )
+    if asked.lens is not None and asked.readout != "raw":
+        raise InputError(f"Both --lens and --readout {asked.readout} are given; give one of them.")
+
+
+def readout_of(asked: Internal, maps: "Maps | None", model: "PreTrainedModel") -> "Readout":
+    """How the hidden states that are sampled from are brought to the unembedding."""
+    from internal_policy import lens
+
+    return lens.of(maps, model) if maps else asked.readout
 
 
 def sampled(
@@ -93,11 +144,12 @@ def sampled(
 
 
 def all_of(
-    asked: Internal,
+    asked: Internal | options.FitLens,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "Sequence[Problem]",
     point: "HookPoint",
+    readout: "Readout",
     folder: Path,
     what: str = "Sampling",
 ) -> "list[Rollout]":
@@ -108,7 +160,7 @@ def all_of(
     total = len(problems) * asked.samples
     smaller = show.saying_once("Out of memory: sampling {} responses at a time.")
     rollouts: list[Rollout] = []
-    with as_policy(model, point, asked.readout), show.progress(what, total) as advance:
+    with as_policy(model, point, readout), show.progress(what, total) as advance:
         for part, first in enumerate(range(0, total, asked.batch_size)):
             path = cache.part_path(folder, "rollouts", part)
             if not path.exists():

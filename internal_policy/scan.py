@@ -1,8 +1,10 @@
 """Measure every internal policy of a model at every token of its responses."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,10 +19,11 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from internal_policy import metrics
 from internal_policy.cache import Scan
 from internal_policy.errors import InputError
-from internal_policy.families import decoder_layers, unembedding
-from internal_policy.hooks import SITES, HookPoint, hooked
-from internal_policy.policy import Readout, read_out
+from internal_policy.families import head, place, sites_of
+from internal_policy.hooks import HookPoint
+from internal_policy.policy import READOUTS, Lens, Readout, read_out, readout_name
 from internal_policy.product import choose
+from internal_policy.reader import Measured, Reader, reader_of
 from internal_policy.rollouts import Rollout, to_table
 from internal_policy.selection import Plan, Selection, plan
 from internal_policy.tables import layers_table, policies_table
@@ -31,38 +34,44 @@ PREFILL = 1024
 """Positions of the prompt read at once: nothing of them is held."""
 TOGETHER = 128
 """Positions measured together."""
+NO_LENSES: Mapping[str, Lens] = MappingProxyType({})
+"""By the names that a selection has for them."""
 
 
 def scan(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     rollouts: Sequence[Rollout],
     *,
     layers: Sequence[int] | None = None,
-    sites: Sequence[str] = SITES,
+    sites: Sequence[str] | None = None,
     readouts: Sequence[Readout] = ("raw",),
     measures: Sequence[str] = metrics.MEASURES,
     top_k: int = 5,
     batch_size: int = 8,
 ) -> Scan:
-    """Measure the policies of `model` at every response token of `rollouts`; `layers=None` for all of them.
+    """Measure the policies of `model` at every response token of `rollouts`; `layers` or `sites` None for all it has.
 
-    Raises InputError for a layer, site, readout or measure that does not exist, and for a rollout that the model
-    cannot read.
+    `model` is one of Hugging Face, or what TransformerLens or nnsight made of it (`reader.reader_of`). Raises
+    InputError for a layer, site, readout or measure that does not exist, and for a rollout that the model cannot read.
     """
+    reader = reader_of(model)
     chosen = Selection(
-        tuple(range(len(decoder_layers(model))) if layers is None else layers),
-        tuple(sites),
-        tuple(readouts),
+        tuple(range(reader.n_layers) if layers is None else layers),
+        tuple(sites_of(reader.model.config) if sites is None else sites),
+        tuple(map(readout_name, readouts)),
         tuple(measures),
         top_k,
     )
-    check(model, chosen, rollouts)
+    lenses = {readout_name(readout): readout for readout in readouts if not isinstance(readout, str)}
+    check(reader, chosen, rollouts, lenses)
     batches = range(0, len(rollouts), batch_size)
-    tables = [measure(model, rollouts[first : first + batch_size], chosen, first=first) for first in batches]
+    tables = [
+        measure(reader, rollouts[first : first + batch_size], chosen, first=first, lenses=lenses) for first in batches
+    ]
     policies, summaries = (pa.concat_tables(kind).to_pandas() for kind in zip(*tables, strict=True))
     return Scan(
-        numbered(rollouts).to_pandas(), policies, summaries, vocabulary(tokenizer, unembedding(model).out_features)
+        numbered(rollouts).to_pandas(), policies, summaries, vocabulary(tokenizer, reader.unembedding.out_features)
     )
 
 
@@ -93,16 +102,23 @@ def _bytes(piece: str) -> str:
     return "".join(f"<0x{byte_of[character]:02X}>" for character in piece)
 
 
-def check(model: PreTrainedModel, selection: Selection, rollouts: Sequence[Rollout]) -> None:
+def check(
+    model: Any, selection: Selection, rollouts: Sequence[Rollout], lenses: Mapping[str, Lens] = NO_LENSES
+) -> None:
     """Refuse before any work what the model cannot measure. Raises InputError."""
-    n_layers, d_vocab = len(decoder_layers(model)), unembedding(model).out_features
+    reader = reader_of(model)
+    n_layers, d_vocab = reader.n_layers, reader.unembedding.out_features
     if outside := [layer for layer in selection.layers if not 0 <= layer < n_layers]:
         raise InputError(f"There is no layer {outside[0]}: the model's layers are 0 to {n_layers - 1}.")
+    for site in selection.sites:
+        place(reader.model.config, site)
+    if unknown := [name for name in selection.readouts if name not in (*READOUTS, *lenses)]:
+        raise InputError(f"There is no readout '{unknown[0]}'; known are {', '.join((*READOUTS, *lenses))}.")
     if selection.top_k > d_vocab:
         raise InputError(f"top-k is {selection.top_k}, but the model has only {d_vocab} tokens.")
     if not rollouts:
         raise InputError("There are no rollouts to measure.")
-    longest = model.config.max_position_embeddings
+    longest = reader.model.config.get_text_config().max_position_embeddings
     for number, rollout in enumerate(rollouts):
         if not rollout.prompt_ids or not rollout.response_ids:
             raise InputError(f"Rollout {number} has no {'response' if rollout.prompt_ids else 'prompt'} tokens.")
@@ -117,20 +133,21 @@ def check(model: PreTrainedModel, selection: Selection, rollouts: Sequence[Rollo
 
 
 def measure(
-    model: PreTrainedModel,
+    model: Any,
     rollouts: Sequence[Rollout],
     selection: Selection,
     *,
     first: int = 0,
     product: str | None = None,
     smaller: Callable[[int], None] = lambda _: None,
+    lenses: Mapping[str, Lens] = NO_LENSES,
 ) -> tuple[pa.Table, pa.Table]:
     """The tables `policies` and `layers` of one batch, whose first rollout is number `first`.
 
     Where the batch does not fit into memory, halves of it are measured, and `smaller` is told how many rollouts.
     """
     try:
-        return _measure(model, rollouts, selection, first, product)
+        return _measure(reader_of(model), rollouts, selection, first, product, lenses)
     except RuntimeError as error:
         if len(rollouts) == 1 or not should_reduce_batch_size(error):
             raise
@@ -138,7 +155,7 @@ def measure(
     half = (len(rollouts) + 1) // 2
     smaller(half)
     parts = [
-        measure(model, part, selection, first=first + start, product=product, smaller=smaller)
+        measure(model, part, selection, first=first + start, product=product, smaller=smaller, lenses=lenses)
         for start, part in ((0, rollouts[:half]), (half, rollouts[half:]))
     ]
     policies, summaries = (pa.concat_tables(kind) for kind in zip(*parts, strict=True))
@@ -147,26 +164,51 @@ def measure(
 
 @torch.inference_mode()
 def _measure(
-    model: PreTrainedModel, rollouts: Sequence[Rollout], selection: Selection, first: int, product: str | None
+    reader: Reader,
+    rollouts: Sequence[Rollout],
+    selection: Selection,
+    first: int,
+    product: str | None,
+    lenses: Mapping[str, Lens],
 ) -> tuple[pa.Table, pa.Table]:
-    planned, weight = plan(selection), unembedding(model).weight
-    product = product or choose(weight, weight.dtype)
+    planned = plan(selection, sites_of(reader.model.config))
     collected: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
     order: list[Tensor] = []
-    with evaluating(model):
-        for index, targets, hidden in blocks(model, rollouts, planned.points):
+    with evaluating(reader.model):
+        if reader.measure:
+            measured = reader.measure(rollouts, planned, selection)
+        else:
+            measured = _measured(reader, rollouts, planned, selection, product, lenses)
+        for index, numbers in measured:
             order.append(index)
-            for readout in selection.readouts:
-                for name, values in _numbers(model, hidden, targets, planned, selection, readout, product).items():
-                    collected[readout, name].append(_numpy(name, values.transpose(0, 1)))
+            for (readout, name), values in numbers.items():
+                collected[readout, name].append(_numpy(name, values.transpose(0, 1)))
     back = torch.cat(order).argsort().cpu().numpy()
     numbers = {key: np.concatenate(values)[back] for key, values in collected.items()}
-    layout = (numbers, selection, planned, len(decoder_layers(model)), [len(r.response_ids) for r in rollouts], first)
+    layout = (numbers, selection, planned, reader.n_layers, [len(r.response_ids) for r in rollouts], first)
     return policies_table(*layout), layers_table(*layout)
 
 
+def _measured(
+    reader: Reader,
+    rollouts: Sequence[Rollout],
+    planned: Plan,
+    selection: Selection,
+    product: str | None,
+    lenses: Mapping[str, Lens],
+) -> Iterator[Measured]:
+    product = product or choose(reader.unembedding.weight, reader.unembedding.weight.dtype)
+    for index, targets, hidden in blocks(reader, rollouts, planned.points):
+        numbers: dict[tuple[str, str], Tensor] = {}
+        for called in selection.readouts:
+            readout: Any = lenses.get(called, called)
+            found = _numbers(reader, hidden, targets, planned, selection, readout, product)
+            numbers |= {(called, name): values for name, values in found.items()}
+        yield index, numbers
+
+
 def _numbers(
-    model: PreTrainedModel,
+    reader: Reader,
     hidden: Float[Tensor, "points pos d_model"],
     targets: Int[Tensor, " pos"],
     planned: Plan,
@@ -175,24 +217,24 @@ def _numbers(
     product: str,
 ) -> dict[str, Tensor]:
     """Each number (points, pos), of one block under one readout."""
-    norms = metrics.norm(hidden)
-    scale = norms[list(planned.inputs)] / norms[1 : 1 + len(planned.inputs)]
     states = hidden[: planned.unembedded]
-    if readout != "raw":  # the policy at FINAL is the model's own whatever the readout
-        states = torch.cat([states[:1], read_out(model, states[1:], readout).to(states.device)])
-    measured = metrics.measure(
+    if readout == "norm":  # the policy at FINAL is the model's own whatever the readout
+        states = torch.cat([states[:1], read_out(reader.model, states[1:], readout).to(states.device)])
+    elif readout != "raw":
+        seen = zip(planned.points, states, strict=False)
+        states = torch.stack([read_out(reader.model, s, readout, point).to(s.device) for point, s in seen])
+    return metrics.numbers(
+        hidden,
         states,
-        unembedding(model).weight,
+        reader.unembedding.weight,
         targets,
-        scale=scale if readout == "raw" and planned.inputs else None,
+        inputs=planned.inputs if readout == "raw" else (),
+        streams=planned.streams,
+        head=head(reader.model),
         measures=selection.measures,
         top_k=selection.top_k,
         product=product,
     )
-    cosines = torch.full_like(norms, torch.nan)
-    for module, stream in planned.streams:
-        cosines[module] = metrics.cosine(hidden[module], hidden[stream])
-    return {**measured, "norm": norms, "cosine": cosines}
 
 
 def _numpy(name: str, values: Tensor) -> np.ndarray:
@@ -200,7 +242,7 @@ def _numpy(name: str, values: Tensor) -> np.ndarray:
 
 
 def blocks(
-    model: PreTrainedModel, rollouts: Sequence[Rollout], points: Sequence[HookPoint]
+    model: Any, rollouts: Sequence[Rollout], points: Sequence[HookPoint]
 ) -> Iterator[tuple[Int[Tensor, " pos"], Int[Tensor, " pos"], Float[Tensor, "points pos d_model"]]]:
     """Run the model over a batch; yield the hidden states at `points` where the response tokens are predicted.
 
@@ -208,6 +250,40 @@ def blocks(
     most TOGETHER positions. Rollouts are padded on the right, where causal attention lets no real token see it, and
     read in pieces: what is held grows with neither the length of a text nor the number of points, but for the
     key-value cache.
+    """
+    reader = reader_of(model)
+    ids, number = padded(rollouts)
+    width = ids.shape[1]
+    weight, device = reader.unembedding.weight, reader.model.device
+    ids = ids.to(device)
+    per_position = len(points) * weight.shape[1] * weight.element_size() * len(rollouts)
+    step = max(1, STATE_BYTES // per_position)
+    row_of = {point: row for row, point in enumerate(points)}
+    first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # before it nothing is kept
+    pieces = [*range(0, first, max(step, PREFILL)), *range(first, width, step)]
+    starts = [0] if step >= width else pieces
+    cache = DynamicCache(config=reader.model.config) if len(starts) > 1 else None
+    for start, end in zip(starts, [*starts[1:], width], strict=True):
+        piece = slice(start, end)
+        here = (number[:, piece] >= 0).to(device)
+        hidden = weight.new_empty(len(points), int(here.sum()), weight.shape[1])
+
+        def store(point: HookPoint, state: Tensor, hidden: Tensor = hidden, here: Tensor = here) -> None:
+            hidden[row_of[point]] = state[here.to(state.device)]
+
+        visited = points if hidden.shape[1] else ()
+        reader.run(visited, store, input_ids=ids[:, piece], past_key_values=cache, use_cache=cache is not None)
+        index = number[:, piece][here.cpu()]
+        targets = ids.roll(-1, 1)[:, piece][here].to(weight.device)
+        for first in range(0, len(index), TOGETHER):
+            at = slice(first, first + TOGETHER)
+            yield index[at], targets[at], hidden[:, at]
+
+
+def padded(rollouts: Sequence[Rollout]) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Their token ids, padded on the right, and the number of each position that is measured, rollout by rollout.
+
+    The number is -1 where none is: all but those where a response token is predicted.
     """
     width = max(len(rollout.ids) for rollout in rollouts)
     ids = torch.zeros(len(rollouts), width, dtype=torch.int64)
@@ -218,32 +294,7 @@ def blocks(
         # token t is predicted at position t - 1
         span = slice(len(rollout.prompt_ids) - 1, len(rollout.ids) - 1)
         number[row, span] = torch.arange(count, count := count + len(rollout.response_ids))
-    weight, device = unembedding(model).weight, model.device
-    ids = ids.to(device)
-    per_position = len(points) * weight.shape[1] * weight.element_size() * len(rollouts)
-    step = max(1, STATE_BYTES // per_position)
-    backbone = model.get_decoder()
-    assert backbone is not None
-    row_of = {point: row for row, point in enumerate(points)}
-    first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # before it nothing is kept
-    pieces = [*range(0, first, max(step, PREFILL)), *range(first, width, step)]
-    starts = [0] if step >= width else pieces
-    cache = DynamicCache(config=model.config) if len(starts) > 1 else None
-    for start, end in zip(starts, [*starts[1:], width], strict=True):
-        piece = slice(start, end)
-        here = (number[:, piece] >= 0).to(device)
-        hidden = weight.new_empty(len(points), int(here.sum()), weight.shape[1])
-
-        def store(point: HookPoint, state: Tensor, hidden: Tensor = hidden, here: Tensor = here) -> None:
-            hidden[row_of[point]] = state[here.to(state.device)]
-
-        with hooked(model, points if hidden.shape[1] else (), store):
-            backbone(input_ids=ids[:, piece], past_key_values=cache, use_cache=cache is not None)
-        index = number[:, piece][here.cpu()]
-        targets = ids.roll(-1, 1)[:, piece][here].to(weight.device)
-        for first in range(0, len(index), TOGETHER):
-            at = slice(first, first + TOGETHER)
-            yield index[at], targets[at], hidden[:, at]
+    return ids, number
 
 
 @contextmanager

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 from internal_policy.errors import InputError
 from internal_policy.hooks import FINAL, SITES, HookPoint
 from internal_policy.metrics import MEASURES
-from internal_policy.policy import Readout
+from internal_policy.policy import READOUTS
 
 INPUT_OF = {"attn_out": "attn_in", "mlp_out": "mlp_in", "resid_post": "resid_pre"}
 """What the norm control scales an output to: the norm of this site of the same layer."""
-STREAM_OF = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}
-"""The stream that a module's output is added to."""
+STREAM_OF = {"attn_out": ("resid_pre",), "mlp_out": ("resid_mid", "resid_pre")}
+"""The stream that a module's output is added to: the first of these sites that the model has."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class Selection:
     """Decoder layers, from 0."""
     sites: tuple[str, ...] = SITES
     """Sites of each of the layers."""
-    readouts: tuple[Readout, ...] = ("raw",)
-    """How hidden states are brought to the unembedding."""
+    readouts: tuple[str, ...] = ("raw",)
+    """How hidden states are brought to the unembedding: raw, norm, or the name of a lens."""
     measures: tuple[str, ...] = MEASURES
     """Which numbers."""
     top_k: int = 5
@@ -34,13 +33,15 @@ class Selection:
         """Refuse what does not exist."""
         for what, given, known in (
             ("site", self.sites, SITES),
-            ("readout", self.readouts, get_args(Readout)),
+            ("readout", self.readouts, (*READOUTS, *self.readouts)),  # a lens has any name
             ("measure", self.measures, MEASURES),
         ):
             if unknown := [name for name in given if name not in known]:
                 raise InputError(f"There is no {what} '{unknown[0]}'; known are {', '.join(known)}.")
             if not given:
                 raise InputError(f"No {what} is chosen; known are {', '.join(known)}.")
+        if twice := [name for name in self.readouts if self.readouts.count(name) > 1]:
+            raise InputError(f"Two readouts are called '{twice[0]}'; give a lens another __name__.")
         if not self.layers or self.top_k < 0:
             raise InputError("Nothing to measure: choose at least one layer, and a top-k of 0 or more.")
         if not any(self.names(site) for site in (*self.sites, "final")):
@@ -83,15 +84,16 @@ def canonical(layer: int, site: str) -> HookPoint:
     return HookPoint(layer - 1, "resid_post") if site == "resid_pre" and layer else HookPoint(layer, site)
 
 
-def plan(selection: Selection) -> Plan:
-    """The hidden states that `selection` takes, each once."""
+def plan(selection: Selection, sites: Sequence[str] = SITES) -> Plan:
+    """The hidden states that `selection` takes of a model that has these sites, each once."""
     cells = [(layer, site) for layer in selection.layers for site in selection.sites]
+    stream_of = {module: next(site for site in streams if site in sites) for module, streams in STREAM_OF.items()}
 
     def partners(measure: str, table: dict[str, str]) -> dict[HookPoint, HookPoint]:
         chosen = cells if measure in selection.measures else []
         return {canonical(*cell): canonical(cell[0], table[cell[1]]) for cell in chosen if cell[1] in table}
 
-    inputs, streams = partners("entropy_at_input_norm", INPUT_OF), partners("cosine", STREAM_OF)
+    inputs, streams = partners("entropy_at_input_norm", INPUT_OF), partners("cosine", stream_of)
     unembedded = dict.fromkeys([FINAL, *inputs, *(canonical(*cell) for cell in cells)])
     points = tuple(dict.fromkeys([*unembedded, *inputs.values(), *streams.values()]))
     row = {point: number for number, point in enumerate(points)}

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import analysis, cache
+from internal_policy import analysis, cache, view
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,13 +80,13 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
     out.print(f"{record['rollouts']} rollouts{solved}{cut}; {record['tokens']:,} response tokens.")
     others = [other for other in readouts if other != chosen]
     if others:
-        out.print(f"Also measured: {others[0]}; `internal-policy show {escape(str(folder))} --readout {others[0]}`")
+        command = f"internal-policy show {folder} --readout {others[0]}"
+        out.print(escape(f"Also measured: {', '.join(others)}; `{command}`"))
     out.print(f"Scan: {escape(str(folder))}")
 
 
 def _entropies(frame: pd.DataFrame, record: Mapping[str, Any], readout: str) -> Table:
-    how = {"raw": "raw hidden states", "norm": "through the final norm"}[readout]
-    title = f"{record['model']}: entropy in nats and its change, {how}"
+    title = f"{record['model']}: entropy in nats and its change, {view.how(readout)}"
     table = Table(
         title=escape(title),
         caption="layers from 0; final: the model's own policy",
@@ -228,22 +228,71 @@ def scans(folders: Sequence[Path], *, as_json: bool = False) -> None:
         out.print(f"In {escape(str(cache.root()))}")
 
 
-def families(found: Mapping[str, Mapping[str, Any]], *, as_json: bool = False) -> None:
-    """The model families, and how to add one."""
+def families(found: Mapping[str, Mapping[str, Any]], version: str, *, as_json: bool = False) -> None:
+    """The rows of the families with what contradicts each of their proofs, and how to add one."""
     if as_json:
-        document(found)
+        document({name: {**row, "proved": not any(row["contradictions"].values())} for name, row in found.items()})
         return
-    table = Table("model_type", "layers", "final norm", "attention", "FFN", box=box.SIMPLE_HEAD)
-    for name, family in found.items():
-        modules = (family["sites"][site][0] for site in ("attn_out", "mlp_out"))
-        table.add_row(name, family["layers"], family["final_norm"], *modules)
+    claims = list(next(iter(found.values()))["contradictions"])
+    numbers = "".join(str(number) for number, _ in enumerate(claims, 1))
+    table = Table("family", numbers, "sites", "norms", box=box.SIMPLE_HEAD)
+    table.add_column("what is different", overflow="fold")
+    for name, row in found.items():
+        marks = "".join("[red]✗[/]" if text else "[green]✓[/]" for text in row["contradictions"].values())
+        table.add_row(name, marks, str(len(row["sites"])), row["norms"], escape("; ".join(_differences(row))))
     out.print(table)
+    for name, row in found.items():
+        for number, text in enumerate(row["contradictions"].values(), 1):
+            if text:
+                out.print(f"[red]{name}, {number}:[/] {escape(text)}")
+    out.print(f"Tried just now on tiny random models in float64, with transformers {version}; ✓ is exact:")
+    for number, claim in enumerate(claims, 1):
+        out.print(f"  {number}  {claim}")
     out.print(
-        "A model belongs to the family that `model_type` in its config.json names. To add one, add a row\n"
-        "to FAMILIES in internal_policy/families.py: where its layers, final norm and sites are.\n"
-        "tests/test_families.py then proves it: the modules add up to the residual stream, and the policy\n"
-        "at final is the model's own."
+        "Norms stand before what a module reads, after what it wrote, or both.\n\n"
+        "A model belongs to the family that `model_type` in its config.json names. To add\n"
+        "one, add a row to FAMILIES in internal_policy/families.py: where its layers, its\n"
+        "final norm and its sites are; and to OWN in internal_policy/proofs.py what makes\n"
+        "its model tiny. This command then proves it."
     )
+
+
+def _differences(row: Mapping[str, Any]) -> list[str]:
+    """What a row says besides where its modules are, in words."""
+    return [
+        *(f"where {name} is {' or '.join(map(str, values))}" for name, values in row["needs"].items()),
+        *([row["note"]] if row["note"] else []),
+        *(f"no {site}: {why}" for site, why in row["absent"].items()),
+        *([f"attn_out and mlp_out times {row['multiplier']}"] if row["multiplier"] else []),
+        *([f"logits over {row['divisor']}"] if row["divisor"] else []),
+        *([f"logits capped by {row['cap']}"] if row["cap"] else []),
+    ]
+
+
+def fitted(path: Path, about: Mapping[str, Any], kl: pd.DataFrame, *, as_json: bool = False) -> None:
+    """A lens: how far each readout is from the model's own policy, hook point by hook point, on held-out problems.
+
+    `kl` has layer, site, readout, mean, low and high, in the order of the table's columns.
+    """
+    if as_json:
+        document({"lens": str(path), **about})
+        return
+    table = Table(title="KL from the model's own policy, in nats", title_justify="left", box=box.SIMPLE_HEAD)
+    readouts = list(dict.fromkeys(kl["readout"]))
+    for name in ("", *readouts, f"{readouts[-1]}, 95 %"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for (layer, site), rows in kl.groupby(["layer", "site"], sort=False):
+        last = rows.iloc[-1]
+        between = "" if math.isnan(last["low"]) else f"{last['low']:.3f} to {last['high']:.3f}"
+        table.add_row(f"{layer}.{site}", *(f"{mean:.3f}" for mean in rows["mean"]), between)
+    out.print(table)
+    fitted, held = about["fitted_on"], about["held_out"]
+    out.print(
+        f"Of {held['rollouts']:,} held-out responses ({held['tokens']:,} tokens), fitted on {fitted['rollouts']:,} "
+        f"({fitted['tokens']:,}); the interval is over responses."
+    )
+    command = f"internal-policy scan --model {about['model']} --lens {path} --sites {about['sites']}"
+    out.print(f"Lens: {escape(str(path))}. Scan with it: {escape(command)}")
 
 
 def trained(folder: Path, metrics: pd.DataFrame, seconds: float, *, as_json: bool = False) -> None:
@@ -278,6 +327,19 @@ def quiet() -> None:
         transformers.logging.disable_progress_bar()
 
 
+def tracked(what: str, items: Collection[str]) -> Iterator[str]:
+    """The items one by one, each named on stderr while it takes its time; nothing where stderr is no terminal."""
+    import rich.progress as rich
+
+    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
+    with rich.Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=len(items))
+        for item in items:
+            bar.update(task, description=f"{what} {item}")
+            yield item
+            bar.advance(task)
+
+
 def saying_once(text: str) -> Callable[[int], None]:
     """A function that fills its number into `text` and says it, the first time that it is called."""
     said: list[int] = []
@@ -291,7 +353,7 @@ def saying_once(text: str) -> Callable[[int], None]:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str, total: int, unit: str = "rollouts") -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr, with rate and time left; nothing where stderr is no terminal."""
     import rich.progress as rich
 
@@ -299,7 +361,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
-        rich.TextColumn("rollouts, {task.fields[rate]:,.0f} tokens/s,"),
+        rich.TextColumn(unit + ", {task.fields[rate]:,.0f} tokens/s,"),
         rich.TimeRemainingColumn(),
         rich.TextColumn("left"),
         console=err,
@@ -308,9 +370,9 @@ def progress(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
     with bar:
         task, start, seen = bar.add_task(what, total=total, rate=0.0), time.monotonic(), 0
 
-        def advance(rollouts: int, tokens: int) -> None:
+        def advance(number: int, tokens: int) -> None:
             nonlocal seen
             seen += tokens
-            bar.update(task, advance=rollouts, rate=seen / (time.monotonic() - start))
+            bar.update(task, advance=number, rate=seen / (time.monotonic() - start))
 
         yield advance

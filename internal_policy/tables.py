@@ -40,7 +40,7 @@ def policies_table(
     """One row a rollout x position x readout x layer, a column a site and measure; `first` numbers the first rollout.
 
     `lengths` are the response tokens of each rollout. A site's columns are null in the row of `final`, and the other
-    way round; `entropy_at_input_norm` is null under the norm readout, which does not see a norm.
+    way round; `entropy_at_input_norm` is null under any readout but raw, the only one that sees a norm as it is.
     """
     layers = (*selection.layers, n_layers)
     shape = (sum(lengths), len(selection.readouts), len(layers))

@@ -219,8 +219,9 @@ def _check_problems(
     chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
     dataset_of(problems, chat)
     prompts = {number: encode_problem(tokenizer, problem, chat) for number, problem in enumerate(problems)}
-    longest = min(model.config.max_position_embeddings, config.vllm_max_model_length or sys.maxsize)
-    check_prompts(prompts, config.max_completion_length or 0, longest, model.config.vocab_size)
+    text = model.config.get_text_config()
+    longest = min(text.max_position_embeddings, config.vllm_max_model_length or sys.maxsize)
+    check_prompts(prompts, config.max_completion_length or 0, longest, text.vocab_size)
     group = config.num_generations or 1
     needed = (config.generation_batch_size or group) // group
     if len(problems) < needed:

@@ -14,6 +14,8 @@ from internal_policy.errors import InputError
 
 Outcome = Literal["all", "correct", "incorrect"]
 """Which rollouts: those whose reward is 1 or more are correct."""
+READOUTS = {"raw": "raw hidden states", "norm": "through the final norm"}
+"""What a readout is called for people."""
 NOT_MEASURES = ("topk_ids", "topk_probs")
 
 
@@ -48,6 +50,11 @@ class About:
     """The filter in words; empty where everything is looked at."""
 
 
+def how(readout: str) -> str:
+    """A readout in words: raw hidden states, through the final norm, or through a lens by its name."""
+    return READOUTS.get(readout, f"through the {readout} lens")
+
+
 def default(folder: Path) -> View:
     """Everything of a scan, under the first readout that was measured."""
     return View(folder, cache.record(folder)["selection"]["readouts"][0])
@@ -58,9 +65,10 @@ def check(view: View) -> dict[str, Any]:
     record = cache.record(view.folder)
     readouts = record["selection"]["readouts"]
     if view.readout not in readouts:
+        remedy = f"--readout {view.readout}" if view.readout in READOUTS else "--lens FILE"
         raise InputError(
             f"{view.folder} was not measured under the readout '{view.readout}', only {', '.join(readouts)}; "
-            f"scan again with --readout {view.readout}."
+            f"scan again with {remedy}."
         )
     if short := cache.cut_short(view.folder):
         raise InputError(f"{view.folder / short[0]} is missing or cut short; measure it again with --remeasure.")
@@ -153,8 +161,8 @@ def comparable(views: Sequence[View], measure: str = "entropy") -> list[dict[str
     for view, record in zip(views, records, strict=True):
         if view.readout != views[0].readout:
             raise InputError(
-                f"{views[0].folder} is read {views[0].readout} and {view.folder} {view.readout}: entropies of hidden "
-                "states with and without the final norm cannot be compared; choose one readout."
+                f"{views[0].folder} is read {views[0].readout} and {view.folder} {view.readout}: entropies under "
+                "different readouts cannot be compared; choose one readout."
             )
         if measure not in record["selection"]["measures"]:
             raise InputError(f"{view.folder} has no {measure}; scan again with --measures {measure}.")

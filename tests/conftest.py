@@ -12,24 +12,19 @@ install_import_hook("internal_policy", "beartype.beartype")
 import pytest
 import torch
 from hypothesis import settings
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from internal_policy.families import FAMILIES
+from internal_policy.hooks import hooked
+from internal_policy.proofs import hook_count, tiny
+from internal_policy.proofs import points_of as all_points
+
+__all__ = ["FAMILY_NAMES", "FEW", "LLAMA_SHAPED", "all_points", "hook_count", "read", "tiny_model"]
 
 settings.register_profile("tests", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("tests")
+torch.set_num_threads(1)  # waiting for a second one takes longer than all of a tiny model
 
-TINY = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 1,
-}
 CORPUS = [
     "Mia has 47 apples and buys 385 more. How many apples has she now?",
     "The assistant adds the units first: 7 + 5 = 12, so write 2 and carry 1. The answer is \\boxed{432}.",
@@ -44,17 +39,18 @@ CHAT_TEMPLATE = (
 def tiny_model(family: str, **changes) -> PreTrainedModel:
     """A random model of `family` in float64 whose entropies vary from layer to layer."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**TINY, "tie_word_embeddings": False, **changes})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
-    for parameter in model.parameters():  # the default initialisation is so small that every policy is uniform
-        parameter.data.normal_(0, 0.3) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
-    return model.eval()
+    return tiny(family, **changes)
 
 
-FAMILY_NAMES = ["llama", "mistral", "qwen2", "qwen3"]
+FAMILY_NAMES = list(FAMILIES)
+"""Every row."""
+LLAMA_SHAPED = ["llama", "mistral", "qwen2", "qwen3"]
+"""Those whose modules have Llama's names."""
+FEW = ["llama", "qwen2", "gemma2", "granite", "olmo2", "gpt2", "gpt_neox", "gpt_oss"]
+"""One of each kind, where every row would take too long."""
 
 
-@pytest.fixture(params=FAMILY_NAMES)
+@pytest.fixture(params=FEW)
 def family(request) -> str:
     return request.param
 
@@ -66,24 +62,10 @@ def model(family) -> PreTrainedModel:
 
 def read(model, points, input_ids) -> dict:
     """The hidden states at `points`, each as it was reached."""
-    from internal_policy.hooks import hooked
-
     seen = {}
     with hooked(model, points, seen.__setitem__):
         model(input_ids)
     return seen
-
-
-def all_points(model) -> list:
-    """Every hook point of a model, in the order of a forward pass."""
-    from internal_policy.hooks import FINAL, SITES, HookPoint
-
-    return [*(HookPoint(layer, site) for layer in range(model.config.num_hidden_layers) for site in SITES), FINAL]
-
-
-def hook_count(model) -> int:
-    """How many hooks the modules of a model carry."""
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 @pytest.fixture

@@ -237,6 +237,17 @@ def test_what_differs_between_scans_is_said():
     assert "temperature" not in said
 
 
+def test_scans_with_a_lens_each_have_the_same_problems():
+    content = {**RECORD["asked"]["content"], "mine.safetensors": {"sha256": "3"}}
+    lensed = {**RECORD, "asked": {**RECORD["asked"], "content": content, "lens": "mine.safetensors"}}
+    assert analysis.differences([RECORD, lensed]) == []
+
+
+def test_a_measure_that_no_site_has_gives_no_means():
+    layers = pd.DataFrame({"rollout": [0], "layer": [0], "site": ["resid_post"], "tokens": [3], "entropy": [1.0]})
+    assert len(analysis.means(layers, "cosine")) == 0
+
+
 def test_the_same_problems_under_another_path_are_the_same():
     moved = {**RECORD, "asked": {**RECORD["asked"], "content": {"elsewhere/a.jsonl": {"sha256": "1"}}}}
     assert analysis.differences([RECORD, moved]) == []

@@ -172,6 +172,46 @@ def test_an_address_that_names_nothing_is_refused_in_a_sentence(query, sentence)
     assert sentence in said
 
 
+def read_as(folder: Path, name: str) -> Path:
+    """A scan whose norm readout is called by another name, that of a lens."""
+    for path in [*folder.glob("policies-*"), *folder.glob("layers-*")]:
+        table = cache.read_part(path)
+        readouts = [name if readout == "norm" else readout for readout in table["readout"].to_pylist()]
+        place = table.schema.names.index("readout")
+        cache.write_table(path, table.set_column(place, "readout", pa.array(readouts)), group="rollout")
+    record = cache.record(folder)
+    files = {part: cache.fingerprint(folder / part) for part in record["files"]}
+    rewrite(folder, files=files, selection={**record["selection"], "readouts": ["raw", name]})
+    return folder
+
+
+@pytest.mark.parametrize("page", ["overview", "flow", "tokens", "geometry"])
+def test_a_lens_is_a_readout_that_is_looked_at_like_the_others(page, copied):
+    app = opened(page, scan=str(read_as(copied, "tuned")), readout="tuned")
+    assert app.session_state["readout"] == "tuned"
+    assert charts(app)
+    assert all("through the tuned lens" in said for said in charts(app))
+    assert "the tuned lens" in str(app.radio(key="readout").proto.captions)
+
+
+def test_scans_are_compared_through_their_lenses(copied, tmp_path):
+    other = Path(shutil.copytree(read_as(copied, "tuned"), tmp_path / "other"))
+    app = opened("compare", scan=str(copied), readout="tuned", compare=[str(copied), str(other)])
+    assert len(charts(app)) == 2
+    assert all("through the tuned lens" in said for said in charts(app))
+
+
+def test_the_name_of_a_lens_is_shown_as_it_stands(copied):
+    name = "![x](http://evil) *b* :red[r]"
+    app = opened(scan=str(read_as(copied, name)))
+    (_, option), (_, caption) = app.radio(key="readout").options, app.radio(key="readout").proto.captions
+    for shown in (option, caption):
+        assert r"\!\[x\]\(http\:\/\/evil\) \*b\* \:red\[r\]" in shown
+    app.radio(key="readout").set_value(name).run()
+    assert not app.exception
+    assert app.session_state["readout"] == name
+
+
 def test_an_unknown_readout_in_the_address_is_ignored():
     assert opened(scan="demo-qwen3", readout="<b>").session_state["readout"] == "raw"
 

@@ -39,7 +39,7 @@ def test_the_python_of_the_readme_runs(monkeypatch, capsys, tmp_path):
 
 
 def test_the_readme_names_every_command():
-    assert set(re.findall(r"`internal-policy ([a-z]+)", README)) == set(COMMANDS)
+    assert set(re.findall(r"`internal-policy ([a-z-]+)", README)) == set(COMMANDS)
 
 
 def test_the_readme_names_every_file_of_the_package():

@@ -14,7 +14,7 @@ from internal_policy.drawing import positions
 from internal_policy.errors import InputError
 from internal_policy.options import Figure
 
-FIGURES = ["flow", "change", "norm-control", "residual", "convergence", "distribution", "tokens", "cell"]
+FIGURES = ["flow", "change", "norm-control", "residual", "convergence", "readouts", "distribution", "tokens", "cell"]
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
 
@@ -52,6 +52,10 @@ def test_scans_are_compared(tmp_path):
         (["demo-qwen3", "flow", "-o", "nowhere/x.html"], "in a folder that exists"),
         (["nothing", "flow", "-o", "x.html"], "There is no scan 'nothing'"),
         (["demo-qwen3", "flow", "--readout", "both", "-o", "x.html"], "not measured under the readout 'both'"),
+        (
+            ["demo-qwen3", "readouts", "--site", "attn", "-o", "x.html"],
+            "has no entropy at attn; scan again with that si",
+        ),
         (["demo-qwen3", "flow", "--positions", "9-3", "-o", "x.html"], "--positions is '9-3'"),
         (
             ["demo-qwen3", "flow", "--positions", "9000-", "-o", "x.html"],

@@ -2,12 +2,38 @@
 
 import pytest
 import torch
-from conftest import FAMILY_NAMES, all_points, hook_count, read, tiny_model
+from conftest import FAMILY_NAMES, LLAMA_SHAPED, all_points, hook_count, read, tiny_model
+from transformers import AutoConfig
 
 from internal_policy.errors import InputError
-from internal_policy.families import FAMILIES, decoder_layers, family_of, final_norm
+from internal_policy.families import FAMILIES, decoder_layers, family_of, final_norm, head, multiplier, sites_of
 from internal_policy.hooks import FINAL, SITES, HookPoint, hooked
-from internal_policy.policy import policy_logits
+from internal_policy.policy import as_policy, policy_logits
+from internal_policy.proofs import PROOFS, prove
+
+NORMS = {
+    **dict.fromkeys(FAMILY_NAMES, ("input_layernorm", "post_attention_layernorm")),
+    **dict.fromkeys(["gemma2", "gemma3_text", "gemma3"], ("input_layernorm", "pre_feedforward_layernorm")),
+    **dict.fromkeys(["olmo2", "olmo3"], (None, None)),
+    "gpt2": ("ln_1", "ln_2"),
+}
+"""The norms before attention and FFN in transformers' own code; the modules of OLMo 2 read the stream itself."""
+AFTER = dict.fromkeys(["gemma2", "gemma3_text", "gemma3", "olmo2", "olmo3"], "post_feedforward_layernorm")
+"""The norm between the FFN and the stream."""
+DROPOUT = {
+    "phi3": {"resid_pdrop": 0.5},
+    "gpt2": {"resid_pdrop": 0.5},
+    "gpt_neox": {"hidden_dropout": 0.5},
+    "gpt_neox_sequential": {"hidden_dropout": 0.5},
+}
+"""Families that drop some of what a module wrote, in training."""
+PARALLEL = [name for name, row in FAMILIES.items() if "resid_mid" in row.absent]
+MULTIPLIED = [name for name, row in FAMILIES.items() if row.multiplier]
+
+
+@pytest.fixture(params=FAMILY_NAMES)
+def family(request):
+    return request.param
 
 
 @pytest.fixture
@@ -15,28 +41,72 @@ def states(model, input_ids):
     return read(model, all_points(model), input_ids)
 
 
-def test_every_row_is_proved_here():
-    assert set(FAMILIES) == set(FAMILY_NAMES)
+# the proofs, as `internal-policy families` runs them
 
 
-def test_every_row_names_every_site_in_the_order_they_are_reached():
-    assert all(tuple(row.sites) == SITES for row in FAMILIES.values())
+def test_every_row_is_proved(family):
+    assert prove(family) == dict.fromkeys(PROOFS, "")
+
+
+# rows
+
+
+def test_every_row_names_its_sites_in_the_order_they_are_reached():
+    for row in FAMILIES.values():
+        assert tuple(row.sites) == tuple(site for site in SITES if site not in row.absent)
+        assert {*row.sites, *row.absent} == set(SITES)
 
 
 def test_a_row_is_found_by_the_models_own_type(model, family):
-    assert model.config.model_type == family
+    assert model.config.model_type == family.removesuffix("_sequential")
+    assert family_of(model.config) is FAMILIES[family]
 
 
-def test_attention_is_what_is_added_to_the_stream(states):
-    for layer in range(3):
+def test_no_two_rows_are_for_one_model(family):
+    config = tiny_model(family).config
+    text = config.get_text_config()
+    fitting = [
+        name
+        for name, row in FAMILIES.items()
+        if (row.model_type or name) == config.model_type
+        and all(getattr(text, key) in values for key, values in row.needs.items())
+    ]
+    assert fitting == [family]
+
+
+# what the sites are
+
+
+def test_attention_is_what_is_added_to_the_stream(family, states):
+    for layer in range(3) if family not in PARALLEL else ():
         pre, out = states[HookPoint(layer, "resid_pre")], states[HookPoint(layer, "attn_out")]
         assert torch.equal(states[HookPoint(layer, "resid_mid")], pre + out)
 
 
-def test_the_mlp_is_what_is_added_to_the_stream(states):
+def test_the_mlp_is_what_is_added_to_the_stream(family, states):
     for layer in range(3):
-        mid, out = states[HookPoint(layer, "resid_mid")], states[HookPoint(layer, "mlp_out")]
-        assert torch.equal(states[HookPoint(layer, "resid_post")], mid + out)
+        out, post = states[HookPoint(layer, "mlp_out")], states[HookPoint(layer, "resid_post")]
+        if family in PARALLEL:
+            attn, pre = states[HookPoint(layer, "attn_out")], states[HookPoint(layer, "resid_pre")]
+            assert torch.equal(post, out + attn + pre)
+        else:
+            assert torch.equal(post, states[HookPoint(layer, "resid_mid")] + out)
+
+
+@pytest.mark.parametrize("family", DROPOUT)
+def test_what_is_added_is_read_after_dropout(family, input_ids):
+    model = tiny_model(family, **DROPOUT[family]).train()
+    states = read(model, all_points(model), input_ids)
+    for layer in range(3):
+        out = states[HookPoint(layer, "mlp_out")]
+        assert (out == 0).float().mean() > 0.3
+        if family in PARALLEL:
+            added = out + states[HookPoint(layer, "attn_out")] + states[HookPoint(layer, "resid_pre")]
+        else:
+            mid = states[HookPoint(layer, "resid_mid")]
+            assert torch.equal(mid, states[HookPoint(layer, "attn_out")] + states[HookPoint(layer, "resid_pre")])
+            added = mid + out
+        assert torch.equal(states[HookPoint(layer, "resid_post")], added)
 
 
 def test_a_layer_reads_what_the_layer_before_wrote(states):
@@ -51,8 +121,13 @@ def test_the_stream_is_the_embedding_and_all_that_was_added(states):
         torch.testing.assert_close(states[HookPoint(layer, "resid_post")], stream, rtol=1e-13, atol=1e-13)
 
 
-def test_the_stream_starts_with_the_embedding(model, states, input_ids):
-    assert torch.equal(states[HookPoint(0, "resid_pre")], model.get_input_embeddings()(input_ids))
+def test_the_stream_starts_with_the_embedding(family, model, states, input_ids):
+    embedded = model.get_input_embeddings()(input_ids)  # Gemma scales inside of it
+    if family == "gpt2":
+        embedded = embedded + model.get_submodule("transformer.wpe")(torch.arange(11))
+    if family == "granite":
+        embedded = embedded * 3.0
+    assert torch.equal(states[HookPoint(0, "resid_pre")], embedded)
 
 
 def test_resid_pre_is_transformers_hidden_state(model, states, input_ids):
@@ -65,22 +140,28 @@ def test_final_is_transformers_last_hidden_state(model, states, input_ids):
     assert torch.equal(states[FINAL], model(input_ids, output_hidden_states=True).hidden_states[-1])
 
 
-def test_attn_in_is_the_layers_own_norm_of_the_stream(model, states):
+def test_what_a_module_reads_is_the_layers_own_norm_of_the_stream(family, model, states):
     for number, layer in enumerate(decoder_layers(model)):
-        normed = layer.get_submodule("input_layernorm")(states[HookPoint(number, "resid_pre")])
-        assert torch.equal(states[HookPoint(number, "attn_in")], normed)
+        pre = states[HookPoint(number, "resid_pre")]
+        streams = {"attn_in": pre, "mlp_in": states.get(HookPoint(number, "resid_mid"), pre)}
+        for (site, stream), norm in zip(streams.items(), NORMS[family], strict=True):
+            expected = layer.get_submodule(norm)(stream) if norm else stream
+            assert torch.equal(states[HookPoint(number, site)], expected)
 
 
-def test_mlp_in_is_the_layers_own_norm_of_the_stream(model, states):
-    for number, layer in enumerate(decoder_layers(model)):
-        normed = layer.get_submodule("post_attention_layernorm")(states[HookPoint(number, "resid_mid")])
-        assert torch.equal(states[HookPoint(number, "mlp_in")], normed)
-
-
-def test_mlp_out_is_the_mlp_of_mlp_in(model, states):
+def test_mlp_out_is_the_mlp_of_mlp_in(family, model, states):
     for number, layer in enumerate(decoder_layers(model)):
         out = layer.get_submodule("mlp")(states[HookPoint(number, "mlp_in")])
-        assert torch.equal(states[HookPoint(number, "mlp_out")], out)
+        out = out[0] if isinstance(out, tuple) else out
+        if family in AFTER:
+            out = layer.get_submodule(AFTER[family])(out)
+        assert torch.equal(states[HookPoint(number, "mlp_out")], out * multiplier(model.config, "mlp_out"))
+
+
+@pytest.mark.parametrize("family", MULTIPLIED)
+def test_what_is_multiplied_before_it_is_added_is_read_multiplied(family, model, states):
+    assert multiplier(model.config, "attn_out") == multiplier(model.config, "mlp_out") == 0.22
+    assert {multiplier(model.config, site) for site in SITES if not site.endswith("_out")} == {1.0}
 
 
 def test_final_is_the_final_norm_of_the_last_stream(model, states):
@@ -91,16 +172,28 @@ def test_final_policy_is_the_models_own(model, input_ids):
     assert torch.equal(policy_logits(model, FINAL, input_ids=input_ids), model(input_ids).logits)
 
 
+@pytest.mark.parametrize(("family", "name", "value"), [("granite", "divisor", 2.0), ("gemma2", "cap", 3.0)])
+def test_a_head_is_what_the_configuration_says(family, name, value):
+    assert getattr(head(tiny_model(family)), name) == value
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
+def test_logits_are_not_capped_where_the_configuration_has_no_cap(family, input_ids):
+    model = tiny_model(family, final_logit_softcapping=None)
+    assert torch.equal(policy_logits(model, FINAL, input_ids=input_ids), model(input_ids).logits)
+    assert model(input_ids).logits.abs().max() > 3
+
+
 def test_hook_points_come_in_order(model, input_ids):
     points = all_points(model)
     assert list(read(model, reversed(points), input_ids)) == points
 
 
 def test_no_hook_stays_behind_after_an_exception(model):
-    before = hook_count(model)
-    with hooked(model, all_points(model), print):
-        assert hook_count(model) == before + 22  # 3 layers of 7 sites, and FINAL
-    with pytest.raises(KeyboardInterrupt), hooked(model, all_points(model), print):
+    before, points = hook_count(model), all_points(model)
+    with hooked(model, points, print):
+        assert hook_count(model) == before + len(points)
+    with pytest.raises(KeyboardInterrupt), hooked(model, points, print):
         raise KeyboardInterrupt
     assert hook_count(model) == before
 
@@ -115,13 +208,50 @@ def test_no_hook_stays_behind_after_a_visitor_fails(model, input_ids):
     assert hook_count(model) == before
 
 
+# refusals
+
+
+SENTENCE = (
+    r"gpt_neox has no resid_mid: attention and FFN read the same stream, and are added to it together\. "
+    r"It has resid_pre, attn_in, attn_out, mlp_in, mlp_out, resid_post\."
+)
+
+
+@pytest.mark.parametrize("family", PARALLEL)
+def test_a_site_that_the_family_does_not_have_is_refused_with_the_reason(model, input_ids):
+    point = HookPoint(1, "resid_mid")
+    assert "resid_mid" not in sites_of(model.config)
+    with pytest.raises(InputError, match=SENTENCE), hooked(model, [point], print):
+        pass
+    with pytest.raises(InputError, match=SENTENCE):
+        policy_logits(model, point, input_ids=input_ids)
+    with pytest.raises(InputError, match=SENTENCE), as_policy(model, point):
+        pass
+
+
 def test_unknown_family_is_refused_with_the_known_ones_and_the_place_to_add_it():
-    sentence = r"'opt'; known are llama, mistral, qwen2, qwen3\. Add a row to FAMILIES in internal_policy/families\.py"
+    sentence = (
+        r"Unknown model family 'opt'; known are deepseek_v2, deepseek_v3, gemma2, gemma3, gemma3_text, gpt2, gpt_neox, "
+        r"gpt_oss, granite, llama, mistral, mixtral, olmo2, olmo3, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, smollm3\. "
+        r"Add a row to FAMILIES in internal_policy/families\.py"
+    )
     with pytest.raises(InputError, match=sentence):
-        family_of("opt")
+        family_of(AutoConfig.for_model("opt"))
 
 
 def test_a_model_of_an_unknown_family_is_refused(input_ids):
-    model = tiny_model("gpt_neox")
-    with pytest.raises(InputError, match="Unknown model family 'gpt_neox'"):
+    model = tiny_model("opt", hidden_size=32, word_embed_proj_dim=32)
+    with pytest.raises(InputError, match="Unknown model family 'opt'"):
         policy_logits(model, FINAL, input_ids=input_ids)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gemma3"])
+def test_a_model_that_sees_what_comes_after_is_refused(family):
+    config = tiny_model(family, use_bidirectional_attention=True).config
+    with pytest.raises(InputError, match=rf"No row for {family} is for use_bidirectional_attention True\. Add one"):
+        family_of(config)
+
+
+def test_llamas_names_are_those_of_many(family):
+    same = FAMILIES[family].sites == FAMILIES["llama"].sites and FAMILIES[family].layers == "model.layers"
+    assert same >= (family in LLAMA_SHAPED)

@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import all_points, hook_count, read
+from conftest import FEW, all_points, hook_count, read
 from hypothesis import given
 from hypothesis import strategies as st
 
 from internal_policy.errors import InputError
+from internal_policy.families import FAMILIES, multiplier, sites_of
 from internal_policy.hooks import FINAL, SITES, HookPoint, hooked
 from internal_policy.policy import policy_logits
 
@@ -30,6 +31,7 @@ def test_a_visitor_gets_tensors_on_the_graph(model, input_ids):
         assert gradient.abs().max() > 0
 
 
+@pytest.mark.parametrize("family", [name for name in FEW if not FAMILIES[name].multiplier])
 def test_a_state_is_the_one_that_the_loss_flows_through(model, input_ids):
     point = HookPoint(1, "attn_out")
     seen = []
@@ -37,6 +39,19 @@ def test_a_state_is_the_one_that_the_loss_flows_through(model, input_ids):
         loss = model(input_ids).logits.pow(2).sum()
     (gradient,) = torch.autograd.grad(loss, seen[0])
     assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("family", ["granite"])
+@pytest.mark.parametrize(("site", "module"), [("attn_out", "self_attn"), ("mlp_out", "mlp")])
+def test_what_the_model_multiplies_is_visited_multiplied_and_on_the_graph(model, input_ids, site, module):
+    point, seen, written = HookPoint(1, site), [], []
+    inside = model.get_submodule(f"model.layers.1.{module}")
+    inside.register_forward_hook(lambda _, __, out: written.append(out[0] if isinstance(out, tuple) else out))
+    with hooked(model, [point], lambda _, hidden: seen.append(hidden)):
+        model(input_ids)
+    assert torch.equal(seen[0], written[0] * multiplier(model.config, site))
+    (gradient,) = torch.autograd.grad(seen[0].sum(), written[0])
+    assert (gradient == 0.22).all()
 
 
 def test_hooks_do_not_change_the_pass(model, input_ids):
@@ -102,7 +117,10 @@ def test_threads_on_a_shared_model_each_see_their_own_pass(model):
 
 def test_threads_on_a_shared_model_get_the_policies_they_get_alone(model):
     jobs = [
-        (HookPoint(n % 3, SITES[n]), torch.randint(5, 256, (1, 4 + n), generator=torch.Generator().manual_seed(n)))
+        (
+            HookPoint(n % 3, sites_of(model.config)[n]),
+            torch.randint(5, 256, (1, 4 + n), generator=torch.Generator().manual_seed(n)),
+        )
         for n in range(4)
     ]
     alone = [policy_logits(model, point, input_ids=text) for point, text in jobs]

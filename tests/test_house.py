@@ -17,8 +17,17 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("internal_policy"):
             inside = node.module.removeprefix("internal_policy").removeprefix(".")
-            found |= {inside} if inside else {alias.name for alias in node.names}
+            if (PACKAGE / inside.replace(".", "/")).is_dir():
+                found |= {f"{inside}.{alias.name}".removeprefix(".") for alias in node.names}
+            else:
+                found |= {inside}
     return found
+
+
+def rooms() -> dict[str, Path]:
+    """Every room by the name that CONTRIBUTING has for it, such as hooks or readers.nnsight."""
+    paths = [path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in paths}
 
 
 def loaded(statement: str) -> set[str]:
@@ -30,10 +39,10 @@ def loaded(statement: str) -> set[str]:
 
 def test_rooms_import_from_the_floors_below_alone():
     lines = re.findall(r"^    floor (\d+) +(.*)$", (PACKAGE.parent / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    floor = {room: int(number) for number, rooms in lines for room in rooms.split()}
-    assert set(floor) == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    floor = {room: int(number) for number, names in lines for room in names.split()}
+    assert set(floor) == set(rooms())
     upwards = {
-        (room, other) for room in floor for other in imports(PACKAGE / f"{room}.py") if floor[other] >= floor[room]
+        (room, other) for room, path in rooms().items() for other in imports(path) if floor[other] >= floor[room]
     }
     assert not upwards
 

@@ -66,6 +66,12 @@ def test_the_caption_says_model_readout_n_and_filter():
     assert look.caption(about) == expected
 
 
+def test_the_caption_names_a_lens_and_says_it_as_it_stands():
+    assert "through the tuned lens" in look.caption(About("demo", "tuned", 1, 1, 8, 448))
+    figure = line(about=About("demo", "<b>$x$", 1, 1, 8, 448))
+    assert "through the &lt;b&gt;&#36;x&#36; lens" in figure.layout.title.subtitle.text
+
+
 def test_of_a_long_model_path_the_end_is_kept():
     assert look.short("/a" * 40 + "/step-300").endswith("/step-300")
     assert len(look.short("/a" * 40 + "/step-300")) == 48

@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pandas as pd
 import pytest
@@ -17,9 +18,13 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
-from internal_policy import cache, scan
+from internal_policy import cache, report, scan
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
+from internal_policy.families import FAMILIES
+from internal_policy.hooks import SITES
+from internal_policy.options import Figure
+from internal_policy.proofs import PROOFS
 from internal_policy.tasks import read_problems
 
 PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
@@ -73,7 +78,7 @@ def test_a_scan_shows_the_entropies_by_layer_and_where_it_is(asked, here, capsys
     assert "Scan: mine" in printed.out
     assert len(numbers(here / "mine")) == 3 * 3 + 1
     layers = cache.read(here / "mine", "layers")
-    assert set(layers["site"]) == {*scan.SITES, "final"}
+    assert set(layers["site"]) == {*SITES, "final"}
     assert layers["rollout"].nunique() == len(PROBLEMS)
 
 
@@ -457,10 +462,108 @@ def test_export_overwrites_nothing(asked, here, capsys):
     assert (here / "layers.csv").read_text() == "mine"
 
 
-def test_families_says_what_can_be_read_and_how_to_add_one(capsys):
+def test_families_says_what_can_be_read_what_was_proved_and_how_to_add_one(capsys):
     assert main(["families"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("llama", "mistral", "qwen2", "qwen3", "internal_policy/families.py"))
+    assert all(name in printed for name in (*FAMILIES, *PROOFS, "internal_policy/families.py"))
+    assert "no resid_mid: attention and FFN read" in " ".join(printed.split())
+    assert printed.count("✓" * len(PROOFS)) == len(FAMILIES)
+    assert "✗" not in printed
+
+
+def test_families_as_json_says_the_same(capsys):
+    assert main(["families", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == list(FAMILIES)
+    assert all(row["proved"] and row["contradictions"] == dict.fromkeys(PROOFS, "") for row in found.values())
+    assert found["gpt_neox"]["absent"] == FAMILIES["gpt_neox"].absent
+
+
+def test_a_family_whose_row_is_wrong_is_shown_as_wrong_and_fails(monkeypatch, capsys):
+    sites = FAMILIES["llama"].sites
+    for name in [name for name in FAMILIES if name not in ("llama", "gemma2")]:
+        monkeypatch.delitem(FAMILIES, name)
+    monkeypatch.setitem(FAMILIES, "gemma2", replace(FAMILIES["gemma2"], sites=sites))
+    assert main(["families"]) == 1
+    printed = capsys.readouterr().out
+    assert "✗✓✓✓✓✓✓" in printed
+    assert "gemma2, 1: 0.resid_mid is not resid_pre + attn_out" in printed
+    assert main(["families", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert {name: row["proved"] for name, row in found.items()} == {"llama": True, "gemma2": False}
+
+
+# other families
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tokenizer) -> dict[str, Path]:
+    """Folders with a tiny model and a tokenizer, by family: with other names in its configuration, or sites missing."""
+    paths = {}
+    for name in ("gpt2", "gemma3", "gpt_neox", "granite", "mixtral"):
+        paths[name] = tmp_path_factory.mktemp(name)
+        tiny_model(name).save_pretrained(paths[name])
+        tokenizer.save_pretrained(paths[name])
+    return paths
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "gpt_neox", "granite", "mixtral"])
+def test_a_model_of_another_family_is_scanned_and_sampled_from(name, folders, problems, here, capsys):
+    words = ["--model", str(folders[name]), "--problems", str(problems), "--max-new-tokens", "6", "--limit", "2"]
+    assert main(["scan", *words, "--dry-run", "--json"]) == 0
+    forecast = json.loads(capsys.readouterr().out)
+    has = list(FAMILIES[name].sites)
+    assert (forecast["family"], forecast["sites"], forecast["layers"]) == (name, has, [0, 1, 2])
+    assert forecast["hidden_states_per_token"] == 3 * (len(has) - 1) + 2  # a layer's input is read once
+    assert main(["scan", *words, "--output", "mine"]) == 0
+    record = cache.record(here / "mine")
+    assert (record["family"], record["n_layers"], record["d_model"], record["d_vocab"]) == (name, 3, 32, 320)
+    assert record["selection"]["sites"] == has
+    assert set(cache.read(here / "mine", "layers")["site"]) == {*has, "final"}
+    assert main(["generate", *words, "--at", "1.attn_out"]) == 0
+    assert main(["evaluate", *words, "--at", "1.mlp_out", "--samples", "2"]) == 0
+
+
+def test_a_scan_without_resid_mid_is_drawn_whole(folders, problems, here, capsys):
+    words = ["--model", str(folders["gpt_neox"]), "--problems", str(problems), "--max-new-tokens", "6"]
+    assert main(["scan", *words, "--output", "mine"]) == 0
+    assert main(["report", "mine", "demo-qwen3", "-o", "report.html"]) == 0
+    written = (here / "report.html").read_text()
+    assert "Not drawn" not in written
+    assert written.count("plotly-graph-div") == 2 * len(report.SECTIONS) + len(report.COMPARISONS)
+    for figure in get_args(Figure):
+        against = ["--against", "demo-qwen3"] if figure == "compare" else []
+        assert main(["plot", "mine", figure, *against, "-o", "figure.html"]) == 0
+    capsys.readouterr()
+    assert main(["plot", "mine", "tokens", "--site", "resid_mid", "-o", "mid.html"]) == 2
+    assert "mine has no entropy at resid_mid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["scan", "--sites", "resid_mid,resid_post"],
+        ["scan", "--sites", "resid_mid", "--dry-run"],
+        ["generate", "--at", "1.resid_mid"],
+        ["evaluate", "--at", "1.resid_mid"],
+    ],
+    ids=" ".join,
+)
+def test_a_site_that_the_family_does_not_have_is_refused_before_work(
+    command, folders, problems, here, capsys, monkeypatch
+):
+    monkeypatch.setattr("internal_policy.loading.load_model", None)
+    assert main([*command, "--model", str(folders["gpt_neox"]), "--problems", str(problems)]) == 2
+    _one_sentence(capsys, "gpt_neox has no resid_mid: attention and FFN read the same stream, and are added to", here)
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_a_layer_that_the_model_does_not_have_is_refused_before_work(
+    command, folder, problems, here, capsys, monkeypatch
+):
+    monkeypatch.setattr("internal_policy.loading.load_model", None)
+    assert main([command, "--at", "3.attn_out", "--model", str(folder), "--problems", str(problems)]) == 2
+    _one_sentence(capsys, "There is no hook point 3.attn_out: the model's layers are 0 to 2.", here)
 
 
 # bad input: one sentence with the remedy, exit 2, nothing written
@@ -524,7 +627,7 @@ BAD_MODELS = {
     "a file": (lambda _, folder: folder / "config.json", "give a folder that holds a model"),
     "nothing": (lambda *_: "", "--model is ''; give a folder"),
     "no model": (lambda here, _: here, "holds no model: there is no config.json"),
-    "unknown family": (lambda *a: _model(*a, model_type="opt"), "Unknown model family 'opt'; known are llama, mistral"),
+    "unknown family": (lambda *a: _model(*a, model_type="opt"), "Unknown model family 'opt'; known are deepseek_v2, "),
     "pickled": (_pickled, "holds only pickled weights"),
     "NaN": (_with_nan, "NaN or infinite weights in model.layers.1.mlp.up_proj.weight"),
     "no chat template": (_without_template, "no chat template; give one with --chat-template FILE"),

@@ -8,12 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Categorical
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from internal_policy import metrics, product
+from internal_policy.head import Head
 from internal_policy.metrics import MEASURES, cosine, entropy, measure, norm
 
 SCALES = [1.0, 3.0, 30.0, 1_000.0, 10_000.0]
 """Standard deviations of logits: a raw residual stream reaches the last ones."""
+HEADS = [Head(divisor=3.0), Head(cap=5.0), Head(divisor=3.0, cap=5.0)]
 POINTWISE = ("entropy", "logprob", "rank", "kl", "entropy_at_input_norm")
 
 
@@ -25,16 +28,16 @@ def states(points=4, positions=5, d_vocab=300, std=3.0, d_model=16, dtype=torch.
     return hidden, weight, torch.randint(0, d_vocab, (positions,), generator=generator)
 
 
-def reference(hidden, weight, targets, scale=None, top_k=5):
+def reference(hidden, weight, targets, scale=None, top_k=5, head=Head()):  # noqa: B008
     """The same numbers from all logits at once, in float64."""
-    logits = hidden.double() @ weight.double().T
-    policy = Categorical(logits=logits)
-    final = Categorical(logits=logits[:1])
+    logits = hidden.double() @ weight.double().T  # in the order of the policy, but with none of the ties of a head
+    policy = Categorical(logits=head(logits))
+    final = Categorical(logits=head(logits[:1]))
     aim = logits.gather(-1, targets.expand(len(hidden), -1).unsqueeze(-1))
     at_input_norm = torch.full(logits.shape[:2], torch.nan, dtype=torch.float64)
     if scale is not None:
         scaled = logits[1 : 1 + len(scale)] * scale.double().unsqueeze(-1)
-        at_input_norm[1 : 1 + len(scale)] = Categorical(logits=scaled).entropy()
+        at_input_norm[1 : 1 + len(scale)] = Categorical(logits=head(scaled)).entropy()
     top = policy.probs.topk(top_k)
     return {
         "entropy": policy.entropy(),
@@ -345,6 +348,163 @@ def test_what_is_given_is_left_as_it_was(small_tiles):
     before = [tensor.clone() for tensor in given_]
     measure(*given_, scale=torch.ones(2, 5, dtype=torch.float64))
     assert all(torch.equal(a, b) for a, b in zip(given_, before, strict=True))
+
+
+# measure: a head
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("std", SCALES)  # nearly every logit lies beyond the cap at the last
+def test_every_number_is_right_with_a_head(small_tiles, std, head):
+    hidden, weight, targets = states(std=std)
+    scale = torch.rand(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2
+    found = measure(hidden, weight, targets, scale=scale, head=head)
+    assert_close(found, reference(hidden, weight, targets, scale, head=head), atol=1e-10, rtol=1e-12)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("std", [1.0, 30.0])
+def test_every_number_from_float32_states_is_close_with_a_head(std, head):
+    hidden, weight, targets = states(d_vocab=3000, std=std, dtype=torch.float32)
+    scale = torch.rand(2, 5, generator=torch.Generator().manual_seed(1))
+    found = measure(hidden, weight, targets, scale=scale, head=head)
+    assert found["entropy"].dtype == torch.float32
+    assert_close(found, reference(hidden, weight, targets, scale, head=head), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("tile_vocab", [13, 192, 299, 2048])
+@pytest.mark.parametrize("tile_rows", [1, 11, 512])
+def test_tiles_of_any_size_give_the_same_with_a_head(monkeypatch, tile_rows, tile_vocab, head):
+    monkeypatch.setattr(metrics, "TILE_ROWS", tile_rows)
+    monkeypatch.setattr(metrics, "TILE_VOCAB", tile_vocab)
+    hidden, weight, targets = states(points=6)
+    scale = torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2
+    found = measure(hidden, weight, targets, scale=scale, top_k=3, head=head)
+    assert_close(found, reference(hidden, weight, targets, scale, top_k=3, head=head), atol=1e-11)
+
+
+@settings(max_examples=25)
+@given(st.floats(0.1, 100), st.none() | st.floats(0.1, 1e3), st.floats(0.01, 1e4), st.integers(0, 2**32))
+def test_any_head_is_measured(divisor, cap, std, seed):
+    hidden, weight, targets = states(std=std, seed=seed)
+    head = Head(divisor, cap)
+    scale = torch.rand(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2
+    found = measure(hidden, weight, targets, scale=scale, head=head)
+    assert_close(found, reference(hidden, weight, targets, scale, head=head), atol=1e-9, rtol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("divisor", [1.0, 8.0])
+def test_dividing_the_logits_is_dividing_the_states_bit_for_bit(small_tiles, divisor, dtype):
+    hidden, weight, targets = states(points=6, dtype=dtype)
+    scale = torch.rand(3, 5, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 2
+    found = measure(hidden, weight, targets, scale=scale, head=Head(divisor=divisor))
+    expected = measure(hidden / divisor, weight, targets, scale=scale)  # exact: a power of two
+    assert_close(found, expected, atol=0)
+
+
+def test_a_cap_far_above_the_logits_changes_nothing(small_tiles):
+    hidden, weight, targets = states(points=6)
+    scale = torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2
+    found = measure(hidden, weight, targets, scale=scale, head=Head(cap=1e9))
+    assert_close(found, measure(hidden, weight, targets, scale=scale), atol=1e-11)
+
+
+def test_policies_under_a_cap_by_hand():
+    # the logits 1e6 and -1e6 under a cap of (ln 3) / 2 are that and minus that: q = (3/4, 1/4), and p = (1/2, 1/2)
+    hidden = torch.tensor([[[0.0]], [[1e6]]], dtype=torch.float64)
+    weight = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    found = measure(hidden, weight, torch.tensor([1]), top_k=2, head=Head(cap=math.log(3) / 2))
+    assert found["entropy"][1].item() == pytest.approx(math.log(4) - 0.75 * math.log(3), abs=1e-15)
+    assert found["logprob"][1].item() == pytest.approx(-math.log(4), abs=1e-15)
+    assert found["kl"][1].item() == pytest.approx(math.log(2) - math.log(3) / 2, abs=1e-15)
+    assert found["topk_probs"][1].flatten().tolist() == pytest.approx([0.75, 0.25], abs=1e-15)
+
+
+def test_logits_that_a_cap_makes_equal_keep_their_order():
+    weight = torch.tensor([[2e6], [3e6], [-1e6], [1e6]], dtype=torch.float64)
+    ones = torch.ones(1, 4, 1, dtype=torch.float64)
+    found = measure(ones, weight, torch.arange(4), measures=["rank", "topk"], top_k=4, head=Head(cap=30.0))
+    assert found["rank"].tolist() == [[2, 1, 4, 3]]
+    assert found["topk_ids"][0, 0].tolist() == [1, 0, 3, 2]
+    assert found["topk_probs"][0, 0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=1e-15)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_head_pushes_no_token_down_that_others_copy(dtype, head):
+    hidden, weight, _ = states(points=4, positions=64, d_vocab=5000, d_model=48, std=30.0, dtype=dtype)
+    weight[:] = weight[torch.arange(5000) % 50]
+    targets = torch.arange(64) * 77
+    found = measure(hidden, weight, targets, measures=["rank"], head=head)["rank"]
+    assert torch.equal(found, measure(hidden, weight, targets, measures=["rank"])["rank"])
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("std", SCALES)
+def test_entropy_at_input_norm_is_the_entropy_of_scaled_states(small_tiles, std, head):
+    hidden, weight, targets = states(std=std)
+    scale = torch.logspace(-3, 3, 15, dtype=torch.float64).view(3, 5)
+    found = measure(hidden, weight, targets, scale=scale, head=head)["entropy_at_input_norm"]
+    expected = entropy(head((hidden[1:] * scale.unsqueeze(-1)) @ weight.T))
+    torch.testing.assert_close(found[1:], expected, atol=1e-10, rtol=0)
+
+
+def test_the_norm_comes_before_the_cap():
+    hidden, weight, targets = states(std=30.0)
+    scale, head = torch.full((3, 5), 0.1, dtype=torch.float64), Head(cap=5.0)
+    found = measure(hidden, weight, targets, scale=scale, head=head)["entropy_at_input_norm"][1:]
+    other = entropy(head(hidden[1:] @ weight.T) * scale.unsqueeze(-1))
+    assert (found - other).abs().min() > 0.1
+
+
+def test_entropy_can_rise_with_the_norm_under_a_cap():
+    # logits 2 and 1 under a cap of 1 are 0.96 and 0.76; a million times as long they both are 1
+    hidden, weight = torch.ones(2, 1, 1, dtype=torch.float64), torch.tensor([[2.0], [1.0]], dtype=torch.float64)
+    found = measure(
+        hidden,
+        weight,
+        torch.tensor([0]),
+        scale=torch.full((1, 1), 1e6, dtype=torch.float64),
+        top_k=1,
+        head=Head(cap=1.0),
+    )
+    assert found["entropy_at_input_norm"][1].item() == pytest.approx(math.log(2), abs=1e-15)
+    assert found["entropy"][1].item() < math.log(2) - 1e-3
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_a_bad_state_gives_nan_in_its_own_row_alone_with_a_head(small_tiles, head):
+    hidden, weight, targets = states(points=6)
+    hidden[3, 2, 0] = torch.nan
+    found = measure(hidden, weight, targets, scale=torch.ones(5, 5, dtype=torch.float64), head=head)
+    for name in ("entropy", "logprob", "rank", "kl"):
+        assert found[name].isnan().nonzero().tolist() == [[3, 2]], name
+    assert found["entropy_at_input_norm"][1:].isnan().nonzero().tolist() == [[2, 2]]
+
+
+@pytest.mark.parametrize("head", [Head(), *HEADS], ids=str)
+def test_a_head_makes_no_tensor_of_the_size_of_a_tile(monkeypatch, head):
+    monkeypatch.setattr(metrics, "TILE_VOCAB", 64)
+    made = set()
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() >= 40 * 64 * 8:
+                storages = [
+                    a.untyped_storage() for a in [*args, *(kwargs or {}).values()] if isinstance(a, torch.Tensor)
+                ]
+                if not any(out.untyped_storage().data_ptr() == storage.data_ptr() for storage in storages):
+                    made.add(func.__name__)
+            return out
+
+    hidden, weight, targets = states(points=20, positions=40, d_vocab=1000)
+    scale = torch.ones(5, 40, dtype=torch.float64)
+    with Recorder():
+        measure(hidden, weight, targets, scale=scale, measures=POINTWISE, head=head)
+    assert made == {"mm.default", "new_empty.default"}  # the logits of a tile and the scratch
 
 
 # measure: numbers that are none

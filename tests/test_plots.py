@@ -148,6 +148,42 @@ def test_a_hostile_model_name_is_drawn_as_it_stands(style):
         assert HOSTILE not in str(drawn)
 
 
+def by_readout(names=("raw", "norm", "tuned", "mine"), n_layers=8, model="demo"):
+    """What `plots.readouts` takes: each readout's means are the first one's and its number."""
+    return [
+        (About(model, name, 20, 856, n_layers, 448), means(n_layers).assign(mean=means(n_layers)["mean"] + number))
+        for number, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("measure", ["kl", "entropy"])
+def test_readouts_draw_one_line_each_and_the_model_once(measure):
+    columns = by_readout()
+    figure = plots.readouts(columns, measure)
+    words = ["raw hidden states", "through the final norm", "through the tuned lens", "through the mine lens"]
+    for (_, frame), name in zip(columns, words, strict=True):
+        (drawn,) = traces(figure, name)
+        assert values(drawn).tolist() == of(frame, site="resid_post")
+    (model,) = traces(figure, "the model")
+    assert values(model).tolist() == of(columns[0][1], site="final")
+    assert figure.layout.xaxis.ticktext[-1] == "model"
+    assert figure.layout.meta["caption"] == "demo · 20 rollouts, 856 tokens"
+    assert look.label(measure) in [axis.title.text for axis in figure.select_yaxes()]
+
+
+def test_a_readout_looks_alike_in_every_figure():
+    one, other = plots.readouts(by_readout()), plots.readouts(by_readout(("tuned", "mine", "norm")))
+    for name in ("through the final norm", "through the tuned lens", "through the mine lens"):
+        assert traces(one, name)[0].line.color == traces(other, name)[0].line.color
+
+
+@pytest.mark.parametrize("style", ["screen", "paper"])
+def test_a_hostile_name_of_a_lens_or_model_is_drawn_as_it_stands(style):
+    drawn = plots.readouts(by_readout(("raw", HOSTILE), model=HOSTILE), "kl", "attn_out", style).to_dict()
+    del drawn["layout"]["meta"]
+    assert HOSTILE not in str(drawn)
+
+
 @depths
 def test_flow_draws_the_means_from_the_embeddings_to_the_model(n_layers):
     frame = means(n_layers)

@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,9 +68,18 @@ def test_batches_hold_the_samples_of_each_problem_in_order(llama, tokenizer):
     assert order == [(text, sample) for text in TEXTS[:3] for sample in (0, 1)]
 
 
-def test_greedy_responses_do_not_depend_on_the_batch(model, tokenizer):
+def test_greedy_responses_do_not_depend_on_the_batch(family, tokenizer):
+    model: Any = tiny_model(family).float()
     alone = sampled(model, tokenizer, temperature=0.0, batch_size=1)
     assert sampled(model, tokenizer, temperature=0.0, batch_size=5) == alone
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused_and_not_taken_for_token_0(tokenizer, temperature):
+    model = tiny_model("gemma2")  # in float64 its attention makes NaN of padding
+    sampled(model, tokenizer, temperature=temperature, batch_size=1)
+    with pytest.raises(InputError, match=r"logits are NaN after \d+ tokens; .* another --dtype, or --batch-size 1"):
+        sampled(model, tokenizer, temperature=temperature, batch_size=5)
 
 
 def test_a_seed_says_what_is_sampled(llama, tokenizer):
@@ -177,7 +187,8 @@ def test_a_boxed_response_is_rewarded(llama, tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("site", ["resid_post", "attn_out", "mlp_out"])
-def test_inside_as_policy_the_internal_policy_is_sampled(model, tokenizer, site):
+def test_inside_as_policy_the_internal_policy_is_sampled(family, tokenizer, site):
+    model: Any = tiny_model(family).float()
     point = HookPoint(1, site)
     with as_policy(model, point):
         rollouts = sampled(model, tokenizer, temperature=0.0)

@@ -199,4 +199,13 @@ def test_cosines_are_of_modules_with_the_stream_they_are_added_to(layers, sites,
     assert len(planned.streams) == len(wanted) * len(selection.layers)
     for module, stream in planned.streams:
         point = planned.points[module]
-        assert planned.points[stream] == canonical(point.layer, STREAM_OF[point.site])
+        assert planned.points[stream] == canonical(point.layer, STREAM_OF[point.site][0])
+
+
+def test_an_ffn_beside_the_attention_is_compared_with_the_stream_that_both_read():
+    sites = tuple(site for site in SITES if site != "resid_mid")
+    planned = plan(Selection((3,), sites), sites)
+    assert all(point.site != "resid_mid" for point in planned.points)
+    compared = {planned.points[module]: planned.points[stream] for module, stream in planned.streams}
+    before = canonical(3, "resid_pre")
+    assert compared == {HookPoint(3, "attn_out"): before, HookPoint(3, "mlp_out"): before}

@@ -9,7 +9,7 @@ import pytest
 
 from internal_policy import analysis, bundle, cache
 from internal_policy.errors import InputError
-from internal_policy.view import View, about, check, comparable, default, layers, rollouts
+from internal_policy.view import View, about, check, comparable, default, how, layers, rollouts
 
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
@@ -97,6 +97,19 @@ def test_a_readout_that_was_not_measured_is_refused(copied):
     cache.write_json(copied / cache.RECORD, {**record, "selection": {**record["selection"], "readouts": ["norm"]}})
     with pytest.raises(InputError, match=r"not measured under the readout 'raw', only norm; scan again with --readout"):
         check(View(copied, "raw"))
+
+
+def test_a_readout_that_a_lens_gives_is_asked_for_with_the_lens():
+    with pytest.raises(
+        InputError, match=r"not measured under the readout 'tuned', only raw, norm; scan again with --lens"
+    ):
+        check(View(DEMO, "tuned"))
+
+
+def test_a_readout_is_said_in_words():
+    said = [how(name) for name in ("raw", "norm", "tuned", "my_own")]
+    assert said[:2] == ["raw hidden states", "through the final norm"]
+    assert said[2:] == ["through the tuned lens", "through the my_own lens"]
 
 
 def test_a_part_cut_short_is_named(copied):

@@ -13,7 +13,18 @@ from internal_policy.analysis import Average
 from internal_policy.view import View
 
 FACTS = ("model", "family", "dtype", "device", "created", "digest", "n_layers", "d_model", "d_vocab", "product")
-ASKED = ("problems", "rollouts", "limit", "samples", "temperature", "top_p", "max_new_tokens", "seed", "revision")
+ASKED = (
+    "problems",
+    "rollouts",
+    "limit",
+    "samples",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "seed",
+    "revision",
+    "lens",
+)
 
 
 def page(looked: View, average: Average) -> None:

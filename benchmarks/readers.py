@@ -1,0 +1,104 @@
+"""Time what each reader costs beside hooks: python benchmarks/readers.py.
+
+The same random model of a true shape is read by hooks, through TransformerLens and through nnsight: reading alone (the
+norms of all hidden states, which take no product with the unembedding) and a whole scan. Each runs in a process of its
+own, one thread, process CPU time, in turn, medians; every reader computes attention eagerly, as TransformerLens does.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import scan
+import torch
+import tyro
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from internal_policy.bundle import DATA
+
+READERS = ("hooks", "transformer-lens", "nnsight")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Time what each reader costs beside hooks."""
+
+    shape: Literal["qwen3-0.6b", "llama-3.2-1b"] = "qwen3-0.6b"
+    """Whose configuration the random model has."""
+    layers: int = 8
+    """How many of its layers."""
+    tokens: int = 128
+    """Response tokens; the prompt is one token."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights."""
+    runs: int = 5
+    """Processes of each reader."""
+    reader: str = ""
+    """Used by the benchmark itself: run one reader and print its numbers."""
+    folder: str = ""
+    """Used by the benchmark itself: where the model is."""
+
+
+def run(asked: Benchmark) -> dict[str, float]:
+    """One reader in this process: CPU seconds to import and wrap, to read, and to scan."""
+    from internal_policy.reader import reader_of
+    from internal_policy.rollouts import Rollout
+    from internal_policy.scan import measure
+    from internal_policy.selection import Selection
+
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(asked.folder, attn_implementation="eager").eval()
+    ids = tuple(torch.randint(10, 10_000, (asked.tokens + 1,), generator=torch.Generator().manual_seed(0)).tolist())
+    rollout = Rollout("", None, 0, ids[:1], ids[1:], "", None, True)
+    layers = tuple(range(asked.layers))
+    start = time.process_time()
+    held: Any = model
+    if asked.reader == "transformer-lens":
+        from internal_policy.readers.transformer_lens import boot
+
+        held = boot(model, AutoTokenizer.from_pretrained(DATA / "models" / "demo-qwen3"))
+    if asked.reader == "nnsight":
+        import nnsight
+
+        held = nnsight.NNsight(model)
+    read = reader_of(held)
+    seconds = {"wrap": time.process_time() - start}
+    measure(read, [rollout], Selection(layers, measures=("norm",)))
+    for name, selection in {"read": Selection(layers, measures=("norm",)), "scan": Selection(layers)}.items():
+        start = time.process_time()
+        measure(read, [rollout], selection)
+        seconds[name] = time.process_time() - start
+    return seconds
+
+
+def main(asked: Benchmark) -> None:
+    """Print a line for each reader."""
+    if asked.reader:
+        print(json.dumps(run(asked)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        scan.make(scan.Benchmark(shape=asked.shape, layers=asked.layers, dtype=asked.dtype), Path(folder))
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
+        for _ in range(asked.runs):
+            for name in READERS:
+                options = {**asdict(asked), "reader": name, "folder": folder}
+                words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+                child = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
+                found[name].append(json.loads(child.stdout.splitlines()[-1]))
+    print(asked)
+    for name, runs in found.items():
+        line = f"{name:18} import and wrap {median(one['wrap'] for one in runs):5.1f} s CPU"
+        for what in ("read", "scan"):
+            ratio = median(one[what] / base[what] for one, base in zip(runs, found["hooks"], strict=True))
+            line += f"   {what} {median(one[what] for one in runs):6.2f} s, {ratio:5.2f} of hooks"
+        print(line)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))

@@ -1,0 +1,154 @@
+"""Fit a lens to a model: affine maps whose policies come as close as they can to the model's own."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import pandas as pd
+import psutil
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import kl_div
+from transformers import PreTrainedModel
+
+from internal_policy import analysis, lens
+from internal_policy.errors import InputError
+from internal_policy.families import decoder_layers, sites_of, unembedding
+from internal_policy.hooks import FINAL, HookPoint
+from internal_policy.lens import Map, Maps
+from internal_policy.policy import READOUTS, unembed
+from internal_policy.product import precision
+from internal_policy.rollouts import Rollout
+from internal_policy.scan import blocks, evaluating, measure
+from internal_policy.selection import Selection, canonical
+
+STREAM = ("resid_pre", "resid_post")
+"""Sites that a lens has maps for where nobody says which: those of the tuned lens."""
+BATCH = 8
+"""Rollouts read together."""
+
+
+def points_of(n_layers: int, sites: Iterable[str]) -> list[HookPoint]:
+    """The hook points that take a map, in the order of a forward pass: all but the output of the last layer."""
+    sites, last = tuple(sites), HookPoint(n_layers - 1, "resid_post")
+    cells = dict.fromkeys(canonical(layer, site) for layer in range(n_layers) for site in sites)
+    return [point for point in cells if point != last]
+
+
+def apart(rollouts: Sequence[Rollout], share: float, seed: int) -> tuple[list[Rollout], list[Rollout]]:
+    """The rollouts to fit on, and those of a `share` of the problems that are held out. Raises InputError."""
+    problem_of = [rollout.problem or str(number) for number, rollout in enumerate(rollouts)]
+    problems = list(dict.fromkeys(problem_of))
+    if len(problems) < 2:
+        raise InputError("A lens is fitted on some problems and measured on others, but here is one alone; give more.")
+    shuffled = torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed)).tolist()
+    number = min(max(1, round(share * len(problems))), len(problems) - 1)
+    held = {problems[n] for n in shuffled[:number]}
+    both = list(zip(rollouts, problem_of, strict=True))
+    return [r for r, problem in both if problem not in held], [r for r, problem in both if problem in held]
+
+
+def fit(
+    model: PreTrainedModel,
+    rollouts: Sequence[Rollout],
+    points: Sequence[HookPoint],
+    *,
+    steps: int = 800,
+    learning_rate: float = 1.0,
+    batch_tokens: int = 256,
+    seed: int = 0,
+    advance: Callable[[int, int], None] = lambda *_: None,
+) -> Maps:
+    """Maps of `points` that make KL(final || lens) small at the response tokens of `rollouts` (arXiv 2303.08112).
+
+    They begin as 0, which is the norm readout. Adam, whose rate is `learning_rate` / d_model and falls to 0 over the
+    steps, moves them alone: the model stays as it is. Hidden states are read once and kept. The maps and the loss are
+    float32 or better. Raises InputError where the memory is too small, and for options out of range.
+    """
+    check_options(steps, learning_rate, batch_tokens)
+    if not points:
+        raise InputError("There is no hook point to fit: the output of the last layer needs no map; name more sites.")
+    weight, dtype = unembedding(model).weight, precision(model.dtype)
+    d_model = weight.shape[1]
+    check_memory(len(points), sum(len(r.response_ids) for r in rollouts), d_model, weight.element_size())
+    new = {"dtype": dtype, "device": weight.device, "requires_grad": True}
+    at = {point: Map(torch.zeros(d_model, d_model, **new), torch.zeros(d_model, **new)) for point in points}
+    maps = Maps(at, len(decoder_layers(model)))
+    tuned = lens.of(maps, model)
+    optimizer = torch.optim.Adam([tensor for one in at.values() for tensor in one], learning_rate / d_model)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
+    hidden = states(model, rollouts, [FINAL, *points])
+    shuffled, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        while len(order) < batch_tokens:
+            order = torch.cat([order, torch.randperm(hidden.shape[1], generator=shuffled)])
+        batch, order = hidden[:, order[:batch_tokens]].to(weight.device), order[batch_tokens:]
+        with torch.no_grad():
+            wanted = unembed(model, batch[0]).to(dtype).log_softmax(-1)
+        for state, (point, one) in zip(batch[1:], at.items(), strict=True):
+            found = unembed(model, state, tuned, point).to(dtype).log_softmax(-1)
+            loss = kl_div(found, wanted, reduction="batchmean", log_target=True)
+            for tensor, gradient in zip(one, torch.autograd.grad(loss, one), strict=True):
+                tensor.grad = gradient  # of the maps alone: the model gets none
+        optimizer.step()
+        schedule.step()
+        advance(1, batch_tokens)
+    if not all(tensor.isfinite().all() for one in at.values() for tensor in one):
+        raise InputError(f"The maps became infinite at a learning rate of {learning_rate}; lower --learning-rate.")
+    return Maps({point: Map(*(tensor.detach() for tensor in one)) for point, one in at.items()}, maps.n_layers)
+
+
+def check_options(steps: int, learning_rate: float, batch_tokens: int, held_out: float = 0.2) -> None:
+    """Raise InputError for options that are out of range."""
+    for name, value in (("steps", steps), ("learning-rate", learning_rate), ("batch-tokens", batch_tokens)):
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} is {value}; it must be above 0.")
+    if not 0 < held_out < 1:
+        raise InputError(f"held-out is {held_out}; it must be above 0 and below 1, such as 0.2.")
+
+
+def check_memory(points: int, tokens: int, d_model: int, item: int) -> None:
+    """Raise InputError if the hidden states, or the maps with what Adam keeps of them, do not fit into memory."""
+    need = (points + 1) * tokens * d_model * item + 4 * 4 * points * d_model * (d_model + 1)
+    free = psutil.virtual_memory().available
+    if need > free:
+        raise InputError(
+            f"The maps of {points} hook points and their hidden states at {tokens:,} tokens take {need / 1e9:.1f} GB, "
+            f"but {free / 1e9:.1f} GB are free; fit on fewer responses (--limit), or fewer --sites."
+        )
+
+
+@torch.no_grad()
+def states(
+    model: PreTrainedModel, rollouts: Sequence[Rollout], points: Sequence[HookPoint]
+) -> Float[Tensor, "points pos d_model"]:
+    """The hidden states at `points` where the response tokens are predicted, in no particular order."""
+    weight, count, start = unembedding(model).weight, sum(len(rollout.response_ids) for rollout in rollouts), 0
+    kept = weight.new_empty(len(points), count, weight.shape[1], device="cpu")
+    with evaluating(model):
+        for first in range(0, len(rollouts), BATCH):
+            for index, _, hidden in blocks(model, rollouts[first : first + BATCH], points):
+                kept[:, start : start + len(index)] = hidden
+                start += len(index)
+    return kept
+
+
+def kl(model: PreTrainedModel, rollouts: Sequence[Rollout], maps: Maps) -> pd.DataFrame:
+    """KL(final || readout) in nats at each hook point that has a map: layer, site, readout, mean, low, high.
+
+    Means are over the response tokens of `rollouts`, with 95 % intervals over the rollouts.
+    """
+    sites = tuple(site for site in sites_of(model.config) if site in {point.site for point in maps.at})
+    readouts = (*READOUTS, lens.NAME)
+    selection = Selection(tuple(sorted({p.layer for p in maps.at})), sites, readouts, ("kl",), 0)
+    lenses = {lens.NAME: lens.of(maps, model)}
+    parts = [
+        measure(model, rollouts[first : first + BATCH], selection, first=first, lenses=lenses)[1]
+        for first in range(0, len(rollouts), BATCH)
+    ]
+    layers = pa.concat_tables(parts).to_pandas()
+    found = [analysis.means(layers[layers["readout"] == name], "kl").assign(readout=name) for name in readouts]
+    frame = pd.concat(found, ignore_index=True)
+    fitted = [HookPoint(layer, site) in maps.at for layer, site in zip(frame["layer"], frame["site"], strict=True)]
+    return frame[fitted].reset_index(drop=True)

@@ -1,0 +1,179 @@
+"""The tuned lens: at each hook point an affine map that brings a hidden state to the unembedding."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from internal_policy import cache
+from internal_policy.errors import InputError
+from internal_policy.families import decoder_layers, final_norm, unembedding
+from internal_policy.hooks import SITES, HookPoint
+from internal_policy.selection import canonical
+
+NAME = "tuned"
+"""What the readout is called where nobody calls it something else."""
+ABOUT = "internal_policy"
+"""The key of the file's metadata that holds what it says of the maps, as JSON."""
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+
+
+class Map(NamedTuple):
+    """What is added to a hidden state: hidden @ weight.T + bias."""
+
+    weight: Float[Tensor, "d_model d_model"]
+    bias: Float[Tensor, " d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """The maps of a lens, without the model that they belong to."""
+
+    at: Mapping[HookPoint, Map]
+    """By hook point; a layer's input is the output of the layer before, and stands there."""
+    n_layers: int
+    """Of the model."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What the file says of them: model, identity, d_model, what they were fitted on, kl."""
+
+    @property
+    def last(self) -> HookPoint:
+        """The output of the last layer, which needs no map: the final norm makes it the model's own policy."""
+        return HookPoint(self.n_layers - 1, "resid_post")
+
+    def check(self, points: Iterable[HookPoint]) -> None:
+        """Raise InputError for a hook point that has no map, with those that have one."""
+        missing = [point for point in points if canonical(point.layer, point.site) not in (*self.at, self.last)]
+        if not missing:
+            return
+        sites = [site for site in SITES if site in {point.site for point in self.at}]
+        layers = ",".join(str(point.layer) for point in self.at if point.site == missing[0].site)
+        remedy = f"--sites {','.join(sites)}" if missing[0].site not in sites else f"--layers {layers}"
+        raise InputError(
+            f"The lens has no map for {missing[0]}, only for {len(self.at)} hook points of {', '.join(sites)}; scan "
+            f"with {remedy}, or fit it with --sites all."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """hidden + hidden @ weight.T + bias, then the model's final norm (arXiv 2303.08112): a readout.
+
+    Where all maps are 0 it is the norm readout, the logit lens. Maps are applied in float32 or better.
+    """
+
+    maps: Maps
+    norm: nn.Module
+    """The model's own."""
+    name: str = NAME
+    """What the readout is called."""
+
+    @property
+    def __name__(self) -> str:
+        """What a lens that is a function would be called by."""
+        return self.name
+
+    def __call__(self, hidden: Float[Tensor, "*batch d_model"], point: HookPoint) -> Float[Tensor, "*batch d_model"]:
+        """`hidden` of `point` as the unembedding is to see it. Raises InputError for a point that has no map."""
+        self.maps.check([point])
+        at = canonical(point.layer, point.site)
+        if at in self.maps.at:
+            weight, bias = (tensor.to(hidden.device) for tensor in self.maps.at[at])
+            dtype = torch.promote_types(hidden.dtype, weight.dtype)
+            exact = hidden.to(dtype)
+            hidden = (exact + exact @ weight.to(dtype).T + bias.to(dtype)).to(hidden.dtype)
+        return self.norm(hidden)
+
+
+def load(path: Path | str, model: PreTrainedModel) -> Tuned:
+    """The lens in a file, for `model`. Raises InputError; see `read`."""
+    return of(read(Path(path), len(decoder_layers(model)), unembedding(model).in_features), model)
+
+
+def of(maps: Maps, model: PreTrainedModel, name: str = NAME) -> Tuned:
+    """The lens of these maps for `model`."""
+    return Tuned(maps, final_norm(model), name)
+
+
+def read(path: Path, n_layers: int, d_model: int) -> Maps:
+    """The maps in a safetensors file, in float32 or better, for a model of that size.
+
+    Its keys are 5.resid_post.weight and 5.resid_post.bias, or, of the tuned-lens library, 5.weight and 5.bias, which
+    counts `hidden_states` of transformers: number 5 is the input of layer 5. Raises InputError for any other key, for
+    maps of another model, and for a file that is damaged or a pickle.
+    """
+    found: dict[HookPoint, dict[str, Tensor]] = {}
+    tensors, about = _tensors(path)
+    for key, tensor in tensors.items():
+        point, kind = _place(key, path)
+        if point.layer >= n_layers:
+            raise InputError(
+                f"{path} has a map for layer {point.layer}, but the model's layers are 0 to {n_layers - 1}; "
+                "it is a lens of another model."
+            )
+        shape = (d_model, d_model) if kind == "weight" else (d_model,)
+        if tensor.shape != shape:
+            raise InputError(
+                f"{path} has {key} of shape {tuple(tensor.shape)}, but the model's hidden states have {d_model} "
+                f"entries, so {shape} is expected; it is a lens of another model."
+            )
+        if not tensor.isfinite().all():
+            raise InputError(f"{path} has NaN or infinite values in {key}; fit the lens again.")
+        kinds = found.setdefault(canonical(point.layer, point.site), {})
+        if kind in kinds:
+            raise InputError(f"{path} has two maps for {canonical(point.layer, point.site)}; leave one out.")
+        kinds[kind] = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    for point, kinds in found.items():
+        if missing := {"weight", "bias"} - kinds.keys():
+            raise InputError(f"{path} has no {missing.pop()} for {point}; get the whole lens.")
+    if not found:
+        raise InputError(f"{path} holds no maps; fit a lens with `internal-policy fit-lens`.")
+    order = sorted(found, key=lambda point: (point.layer, SITES.index(point.site)))
+    return Maps({point: Map(**found[point]) for point in order}, n_layers, about)
+
+
+def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What is in a safetensors file, and its metadata."""
+    if path.suffix in PICKLES:
+        raise InputError(
+            f'{path} is a pickle, which can run code when it is loaded; convert it with `python -c "import torch, '
+            f"safetensors.torch as s; s.save_file(torch.load('{path.name}', weights_only=True), 'lens.safetensors')\"`."
+        )
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise InputError(f"The lens {path} {what}; give a .safetensors file, as `internal-policy fit-lens` writes it.")
+    try:
+        with safe_open(path, "pt") as file:
+            about = (file.metadata() or {}).get(ABOUT, "{}")
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(json.loads(about))  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise InputError(f"The lens {path} is damaged, or no safetensors file ({error}); get a whole one.") from error
+
+
+def _place(key: str, path: Path) -> tuple[HookPoint, str]:
+    """The hook point that a tensor belongs to, and whether it is the weight or the bias."""
+    found = re.fullmatch(rf"(\d+)(?:\.({'|'.join(SITES)}))?\.(weight|bias)", key)
+    if not found:
+        raise InputError(
+            f"{path} has the key '{key}', expected are keys such as 5.resid_post.weight and 5.resid_post.bias, or "
+            "5.weight and 5.bias as the tuned-lens library has them; it is no affine lens."
+        )
+    layer, site, kind = found.groups()
+    return HookPoint(int(layer), site or "resid_pre"), kind
+
+
+def save(path: Path | str, maps: Maps) -> None:
+    """Write a safetensors file that is there whole or not at all."""
+    tensors = {f"{point}.{kind}": tensor for point, one in maps.at.items() for kind, tensor in one._asdict().items()}
+    about = {ABOUT: json.dumps(maps.about, default=str)}  # one key: of several, safetensors shuffles the order
+    with cache.replacing(Path(path)) as temporary:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary, about)

@@ -1,0 +1,278 @@
+"""Prove a family's row on a tiny random model."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from internal_policy.families import FAMILIES, decoder_layers, sites_of
+from internal_policy.hooks import FINAL, HookPoint, hooked
+from internal_policy.policy import as_policy, policy_logits
+
+TINY: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+    "tie_word_embeddings": False,
+}
+"""The configuration of every tiny model."""
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
+GEMMA = {"sliding_window": 6, "query_pre_attn_scalar": 8}
+GEMMA3 = {**GEMMA, "sliding_window_pattern": 2}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+OWN: dict[str, dict[str, Any]] = {
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 16},
+    "qwen3_moe": EXPERTS,
+    "mixtral": {"num_local_experts": 4},
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK,
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 2.0,
+    },
+    "gemma2": {**GEMMA, "final_logit_softcapping": 3.0},
+    "gemma3_text": {**GEMMA3, "final_logit_softcapping": 3.0},
+    "gemma3": GEMMA3,
+    "olmo3": {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "gpt2": NO_DROPOUT,
+    "gpt_neox_sequential": {"use_parallel_residual": False},
+}
+"""What the tiny model of a row has besides: what would be large by default, and what the row has to account for."""
+
+INSIDE = {
+    "gemma3": (
+        "text_config",
+        {
+            "vision_config": {
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 1,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+        },
+    )
+}
+"""Row whose configuration holds that of the language model -> under which name, and what stands beside it."""
+
+SCALE = 0.3
+"""Of random weights: at the default, which is far smaller, every policy would be uniform."""
+
+
+def tiny(name: str, **changes: Any) -> PreTrainedModel:
+    """A random model of the row `name` in float64, always the same, whose entropies vary from layer to layer.
+
+    `changes` are of its configuration; a name that is no row is taken for a `model_type`.
+    """
+    row = FAMILIES.get(name)
+    model_type = (row.model_type if row else None) or name
+    values = {**TINY, **OWN.get(name, {}), **changes}
+    if name in INSIDE:
+        inside, beside = INSIDE[name]
+        values = {inside: values, "tie_word_embeddings": values["tie_word_embeddings"], **beside}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(model_type, **values)
+        # the faster computation of experts is not there in float64
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, experts_implementation="eager")
+        for parameter in model.parameters():
+            parameter.data.normal_(0, SCALE) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def points_of(model: PreTrainedModel) -> list[HookPoint]:
+    """Every hook point of a model, in the order of a forward pass."""
+    layers = range(len(decoder_layers(model)))
+    return [*(HookPoint(layer, site) for layer in layers for site in sites_of(model.config)), FINAL]
+
+
+def read(model: PreTrainedModel, input_ids: Tensor) -> dict[HookPoint, Tensor]:
+    """The hidden states at every hook point, on the graph, each as it was reached."""
+    seen: dict[HookPoint, Tensor] = {}
+    with torch.random.fork_rng(devices=[]), hooked(model, reversed(points_of(model)), seen.__setitem__):
+        model(input_ids)
+    return seen
+
+
+Found = Iterator[str]
+"""What contradicts a claim, if anything does."""
+
+
+def adds_up(model: PreTrainedModel, input_ids: Tensor) -> Found:
+    """The stream is what came in and what the modules add to it, to the last bit, also where training drops some."""
+    for when, each in (("", model), (" in training", dropping(model))):
+        states = read(each, input_ids)
+        for layer in range(len(decoder_layers(model))):
+            pre, attn, mlp, post = (
+                states[HookPoint(layer, site)] for site in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+            )
+            if "resid_mid" in sites_of(model.config):
+                mid = states[HookPoint(layer, "resid_mid")]
+                yield from differs(f"{layer}.resid_mid is not resid_pre + attn_out{when}", mid, pre + attn)
+                yield from differs(f"{layer}.resid_post is not resid_mid + mlp_out{when}", post, mid + mlp)
+            else:
+                added = mlp + attn + pre
+                yield from differs(f"{layer}.resid_post is not mlp_out + attn_out + resid_pre{when}", post, added)
+
+
+def dropping(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model as it is in training, where every dropout drops half."""
+    trained = copy.deepcopy(model).train()
+    for module in trained.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    return trained
+
+
+def reads(model: PreTrainedModel, input_ids: Tensor) -> Found:
+    """All that attention and FFN know of the stream reaches them through attn_in and mlp_in: gradients say so."""
+    states = read(model, input_ids)
+    mid = "resid_mid" if "resid_mid" in sites_of(model.config) else "resid_pre"
+    for layer in range(len(decoder_layers(model))):
+        for stream, source, out in (("resid_pre", "attn_in", "attn_out"), (mid, "mlp_in", "mlp_out")):
+            before, at, after = (states[HookPoint(layer, site)] for site in (stream, source, out))
+            weights = torch.linspace(-1, 1, after.numel(), dtype=after.dtype).view_as(after)
+            known, through = torch.autograd.grad(after, (before, at), weights, retain_graph=True)
+            (seen,) = torch.autograd.grad(at, before, through, retain_graph=True)
+            if not known.any():
+                yield f"{layer}.{out} does not depend on {stream}"
+            yield from differs(f"{layer}.{out} sees {stream} past {source}", seen, known)
+
+
+def is_the_stream(model: PreTrainedModel, input_ids: Tensor) -> Found:
+    """resid_pre of each layer is transformers' own hidden state, and so is final."""
+    states, theirs = read(model, input_ids), model(input_ids, output_hidden_states=True).hidden_states
+    points = [*(HookPoint(layer, "resid_pre") for layer in range(len(decoder_layers(model)))), FINAL]
+    for number, point in enumerate(points):
+        yield from differs(f"{point} is not hidden_states[{number}]", states[point], theirs[number])
+
+
+def final_is_the_model(model: PreTrainedModel, input_ids: Tensor) -> Found:
+    """The policy at final is the model's own."""
+    found = policy_logits(model, FINAL, input_ids=input_ids)
+    yield from differs("the policy at final is not the model's", found, model(input_ids).logits)
+
+
+def comes_in_order(model: PreTrainedModel, input_ids: Tensor) -> Found:
+    """Hook points come in the order of their names."""
+    for one, other in zip(read(model, input_ids), points_of(model), strict=True):
+        if one != other:
+            yield f"{one} comes where {other} should"
+
+
+def leaves_nothing(model: PreTrainedModel, input_ids: Tensor) -> Found:
+    """No hook stays behind, also after an exception in the middle of a pass."""
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = hook_count(model)
+    try:
+        with hooked(model, points_of(model), fail):
+            model(input_ids)
+    except KeyboardInterrupt:
+        pass
+    else:
+        yield "no hook point was visited"
+    if left := hook_count(model) - before:
+        yield f"{left} hooks stay behind"
+
+
+def becomes(model: PreTrainedModel, input_ids: Tensor) -> Found:
+    """Inside `as_policy` the model has the logits of the internal policy, and after it its own."""
+    own = model(input_ids).logits
+    for site in sites_of(model.config):
+        for layer in range(len(decoder_layers(model)))[-2:]:
+            point = HookPoint(layer, site)
+            expected = policy_logits(model, point, input_ids=input_ids)
+            with as_policy(model, point):
+                yield from differs(f"the model as {point} is not that policy", model(input_ids).logits, expected)
+    yield from differs("the model is another after it", model(input_ids).logits, own)
+
+
+PROOFS: Mapping[str, Callable[[PreTrainedModel, Tensor], Found]] = {
+    "what attention and FFN add makes the stream, exactly": adds_up,
+    "they know of the stream what attn_in and mlp_in hold": reads,
+    "resid_pre is transformers' own hidden state": is_the_stream,
+    "the policy at final is the model's own": final_is_the_model,
+    "hook points come in order": comes_in_order,
+    "no hook stays behind after an exception": leaves_nothing,
+    "as_policy makes the model each of its policies": becomes,
+}
+"""What is claimed of every row -> what looks for a contradiction."""
+
+
+def prove(name: str) -> dict[str, str]:
+    """Claim -> what contradicts it for the row `name`; nothing, an empty text, where it is proved."""
+    input_ids = torch.randint(5, 256, (2, 11), generator=torch.Generator().manual_seed(1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # waiting for a second one takes longer than all of a tiny model
+    try:
+        model = tiny(name)
+        return {claim: _contradiction(proof, model, input_ids) for claim, proof in PROOFS.items()}
+    except Exception as error:  # the transformers that is installed may not have the family
+        return dict.fromkeys(PROOFS, _said(error))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _contradiction(proof: Callable[[PreTrainedModel, Tensor], Found], model: PreTrainedModel, ids: Tensor) -> str:
+    try:
+        return next(proof(model, ids), "")
+    except Exception as error:  # a row may name a module that is not there, or one of another shape
+        return _said(error)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def differs(what: str, found: Tensor, expected: Tensor) -> Found:
+    """Say `what` if two tensors are not equal, bit for bit."""
+    if not torch.equal(found, expected):
+        apart = f"{(found - expected).abs().max():.2g} apart" if found.shape == expected.shape else "another shape"
+        yield f"{what} ({apart})"
+
+
+def hook_count(model: PreTrainedModel) -> int:
+    """How many hooks the modules of a model carry."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())

@@ -1,0 +1,63 @@
+"""What hands over the hidden states of a model: hooks of our own, or the library that already holds it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from internal_policy.families import decoder_layers, unembedding
+from internal_policy.hooks import hooked
+
+LIBRARIES = {
+    "transformer_lens": "internal_policy.readers.transformer_lens",
+    "nnsight": "internal_policy.readers.nnsight",
+}
+"""Package that a model's class comes from -> the room with its reader, which alone imports that package."""
+
+
+Measured = tuple[Tensor, Mapping[tuple[str, str], Tensor]]
+"""The number of each position, as `scan.padded` counts them, and (readout, name) -> numbers (points, pos)."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model as a scan reads it, whoever holds it."""
+
+    model: PreTrainedModel
+    """The Hugging Face model inside: its configuration, its layers and its final norm."""
+    unembedding: nn.Linear
+    """The model's own; its weight is (d_vocab, d_model)."""
+    run: Callable[..., None]
+    """`run(points, visit, **inputs)` gives the backbone its inputs once, and visits each hook point it reaches."""
+    measure: Callable[..., Iterator[Measured]] | None = None
+    """`measure(rollouts, plan, selection)` in place of `run`, where the hidden states do not come here."""
+
+    @property
+    def n_layers(self) -> int:
+        """How many decoder layers the model has."""
+        return len(decoder_layers(self.model))
+
+
+def reader_of(model: Any) -> Reader:
+    """The reader of a Hugging Face model, of a TransformerBridge (TransformerLens) or of an NNsight wrapper.
+
+    Raises InputError for one whose hidden states or unembedding are not the model's own.
+    """
+    if isinstance(model, Reader):
+        return model
+    packages = [kind.__module__.partition(".")[0] for kind in type(model).__mro__]
+    for package in packages:
+        if package in LIBRARIES:
+            return import_module(LIBRARIES[package]).reader(model)
+    return Reader(model, unembedding(model), partial(_run, model))
+
+
+def _run(model: PreTrainedModel, points: Any, visit: Any, **inputs: Any) -> None:
+    backbone = model.get_decoder()
+    assert backbone is not None
+    with hooked(model, points, visit):
+        backbone(**inputs)

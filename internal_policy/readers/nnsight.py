@@ -1,0 +1,243 @@
+"""Read hidden states inside an nnsight trace, or let NDIF measure them where it holds the model.
+
+Importing this imports nnsight, which changes the whole process: every object gets a method `save` (but not where
+nnsight's own configuration has `APP: {PYMOUNT: false}`), and `Tensor.backward` may open a block. A model that nnsight
+has wrapped is not for several threads at a time.
+
+Everything of a scan on NDIF was tried but NDIF: what is sent was run in another process that had torch, transformers
+and nnsight and nothing of ours, with the weights at hand and, as in the sandbox of NDIF, without. Its queue, models
+spread over several GPUs, and keys could not be tried.
+"""
+
+import ast
+import copy
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cache, partial
+from typing import Any
+
+import nnsight
+import torch
+from httpx import HTTPError
+from nnsight import CONFIG, Envoy, TransformersModel
+from nnsight.intervention.backends.remote import RemoteError
+from nnsight.intervention.interleaver import OutOfOrderError
+from nnsight.schema.config import ApiConfig
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from websocket import WebSocketException
+
+from internal_policy import head, metrics, product, scan
+from internal_policy.errors import InputError
+from internal_policy.families import Side, family_of, final_norm, multiplier, unembedding
+from internal_policy.families import head as head_of
+from internal_policy.hooks import FINAL, SITES, HookPoint, Visit, locate
+from internal_policy.policy import READOUTS
+from internal_policy.reader import Measured, Reader
+from internal_policy.readers import there
+from internal_policy.rollouts import Rollout
+from internal_policy.selection import Plan, Selection
+
+STATE_BYTES = 2**31
+"""Hidden states that a server is asked to hold at once; it is asked about longer texts piece by piece."""
+SENT = (product, head, metrics, there)
+"""The rooms whose text goes to a server, each after those that it needs."""
+
+Place = tuple[Any, Side, float]
+"""Where hidden states are: an envoy, the side of it, and what they are multiplied by."""
+
+
+def reader(envoy: Envoy) -> Reader:
+    """How a scan reads a model that nnsight has wrapped: in traces, with the wrapper's edits, without the final logits.
+
+    Raises InputError for anything but a causal language model of a known family, and for one without its weights.
+    """
+    model = _model(envoy)
+    if model.device.type == "meta":
+        raise InputError(
+            "The model that nnsight wraps has no weights yet: call its dispatch(), or let NDIF measure it with "
+            "internal_policy.readers.nnsight.remote."
+        )
+    return Reader(model, unembedding(model), partial(_run, envoy))
+
+
+def remote(envoy: Envoy, at: bool | str = True) -> Reader:
+    """What a scan takes in place of the model so that NDIF measures: numbers come back, hidden states stay there.
+
+    `at` is nnsight's `remote`: True for NDIF, the address of another server, or "local" to go through the same motions
+    here. The weights need not be here. Precision and device are the server's; its logits are float32 or better, except
+    from weights in float32 where it multiplies those in TF32.
+    Raises InputError for a wrapper that cannot tell a server which model it is, and where there is no key for NDIF.
+    """
+    model = _model(envoy)
+    if not isinstance(envoy, TransformersModel):
+        raise InputError(
+            f"No server knows which model {type(envoy).__name__} wraps; use nnsight.TransformersModel('ITS/NAME')."
+        )
+    if at is True:
+        check_key()
+    return Reader(model, unembedding(model), _stay, partial(_measure, envoy, at))
+
+
+def check_key() -> None:
+    """Raise InputError where there is no key for NDIF; a server of one's own may do without."""
+    if CONFIG.API.HOST == ApiConfig().HOST and not CONFIG.API.APIKEY:
+        raise InputError(
+            "NDIF wants a key: get one at https://login.ndif.us, then set NDIF_API_KEY to it, or keep it with "
+            "`nnsight login`."
+        )
+
+
+def boot(
+    name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, revision: str, **options: Any
+) -> TransformersModel:
+    """A model of the hub as NDIF knows it, without its weights."""
+    own = copy.deepcopy(tokenizer)  # nnsight changes its padding
+    known = None if revision == "main" else revision  # under which NDIF keeps the usual one
+    return TransformersModel(name, task="text-generation", config=config, tokenizer=own, revision=known, **options)
+
+
+def _model(envoy: Envoy) -> PreTrainedModel:
+    model = envoy._module
+    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+        raise InputError(f"nnsight wraps a {type(model).__name__}; give what wraps a whole causal language model.")
+    family_of(model.config)
+    return model
+
+
+def _places(envoy: Envoy, points: Iterable[HookPoint]) -> dict[HookPoint, Place]:
+    """Where each point is, in the order of a forward pass, which a trace has to keep."""
+    model = _model(envoy)
+    path = {module: name for name, module in model.named_modules()}
+    places = {}
+    for point in sorted(set(points), key=lambda p: (p == FINAL, p.layer, (*SITES, "final").index(p.site))):
+        module, side = locate(model, point)
+        places[point] = (envoy.get(path[module]), side, multiplier(model.config, point.site))
+    return places
+
+
+def _run(envoy: Any, points: Iterable[HookPoint], visit: Visit, **inputs: Any) -> None:
+    places = _places(envoy, points)
+    last, _, _ = _places(envoy, [FINAL])[FINAL]
+    to_the_end = bool(inputs.get("use_cache") or envoy._edits)  # every layer fills the cache, and may have an edit
+    try:
+        with envoy.trace(fn=_model(envoy).get_decoder(), **inputs) as tracer:
+            for point, (module, side, factor) in places.items():
+                state = module.input if side == "input" else module.output
+                state = state[0] if isinstance(state, tuple) else state
+                visit(point, state if factor == 1 else state * factor)
+            if to_the_end and FINAL not in places:
+                last.output  # noqa: B018
+            tracer.stop()
+    except OutOfOrderError as error:
+        raise InputError(
+            f"An edit of the wrapper comes after the hidden states, where a scan does not go ({error}); "
+            "remove it with clear_edits()."
+        ) from error
+
+
+def _stay(*_: Any, **__: Any) -> None:
+    raise InputError("Hidden states stay where the model is, and a scan measures them there; for this load the model.")
+
+
+def _measure(
+    envoy: TransformersModel, at: bool | str, rollouts: Sequence[Rollout], planned: Plan, selection: Selection
+) -> Iterator[Measured]:
+    """Measure a batch where the model is, piece by piece. Raises InputError where the server does not."""
+    if lenses := [readout for readout in selection.readouts if readout not in READOUTS]:
+        raise InputError(f"The lens '{lenses[0]}' is here, but the model is not; measure {' or '.join(READOUTS)}.")
+    model = _model(envoy)
+    weight = unembedding(model).weight
+    asked = {
+        "shape": tuple(weight.shape),
+        "readouts": selection.readouts,
+        "unembedded": planned.unembedded,
+        "inputs": planned.inputs,
+        "streams": planned.streams,
+        "head": asdict(head_of(model)),
+        "measures": selection.measures,
+        "top_k": selection.top_k,
+        "together": scan.TOGETHER,
+    }
+    ids, number = scan.padded(rollouts)
+    states = len(planned.points) + planned.unembedded * ("norm" in selection.readouts)
+    step = max(1, STATE_BYTES // (states * weight.shape[1] * weight.element_size() * len(rollouts)))
+    first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # before it nothing is measured
+    for start in range(first, ids.shape[1], step):
+        read = slice(0, start + step)  # always from the beginning: a key-value cache does not stay there
+        here = number[:, read] >= 0
+        here[:, :start] = False
+        if here.any():
+            found = _ask(envoy, at, planned.points, ids[:, read], here, ids.roll(-1, 1)[:, read][here], asked)
+            numbers = {(readout, name): values for readout, one in found.items() for name, values in one.items()}
+            yield number[:, read][here], numbers
+
+
+def _ask(
+    envoy: Any,
+    at: bool | str,
+    points: Sequence[HookPoint],
+    ids: Tensor,
+    here: Tensor,
+    targets: Tensor,
+    asked: dict[str, Any],
+) -> dict[str, dict[str, Tensor]]:
+    """The numbers at the positions `here`, of one pass over `ids`.
+
+    The block below is what is sent, with what it names: nothing of ours, which a server would have to import. It calls
+    the model's modules and looks at nothing inside them, because where NDIF runs it there are no weights: the
+    unembedding is asked for its matrix by what it makes of the identity.
+    """
+    model = _model(envoy)
+    path = {module: name for name, module in model.named_modules()}
+    unembed, norm = envoy.get(path[unembedding(model)]), envoy.get(path[final_norm(model)])
+    places = [(points.index(point), *place) for point, place in _places(envoy, points).items()]
+    normed_too = range(1, asked["unembedded"]) if "norm" in asked["readouts"] else ()
+    text, found = program(), {}
+    try:
+        with envoy.trace(input_ids=ids, use_cache=False, remote=at) as tracer:
+            states, normed, weight = {}, {}, None
+            for row, spot, side, factor in places:
+                state = spot.input if side == "input" else spot.output
+                state = state[0] if isinstance(state, tuple) else state
+                if weight is None:
+                    identity = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)
+                    weight = unembed(identity).T.contiguous()
+                state = state[here.to(state.device)]
+                states[row] = state if factor == 1 else state * factor
+                if row in normed_too:  # row 0 is FINAL, and normed already
+                    normed[row] = norm(states[row])
+            normed[0] = states[0]
+            inside = {}
+            exec(text, inside)
+            ordered = [[rows[row] for row in sorted(rows)] for rows in (states, normed)]
+            found = nnsight.save(inside["measured"](*ordered, weight, targets, **asked))
+            tracer.stop()
+    except (RemoteError, HTTPError, WebSocketException) as error:
+        raise _failure(error) from error
+    return found
+
+
+def _failure(error: Exception) -> Exception:
+    """What a server's answer means here: to ask for less at a time, or a sentence."""
+    said = str(error).strip() or type(error).__name__
+    if "out of memory" in said:
+        return torch.OutOfMemoryError(f"CUDA out of memory. {said}")
+    return InputError(f"The server did not measure this ({said.splitlines()[-1]}); nnsight.status() lists its models.")
+
+
+@cache
+def program() -> str:
+    """The text of the rooms that measure, as one that imports nothing but torch and what comes with Python.
+
+    As text, because the server's Python may be another one, and nnsight sends the bytecode of a dataclass. Their
+    annotations are jaxtyping's, and are not evaluated.
+    """
+    statements = ["from __future__ import annotations"]
+    for room in SENT:
+        for node in ast.parse(inspect.getsource(room)).body:
+            package = (node.module or "").partition(".")[0] if isinstance(node, ast.ImportFrom) else ""
+            if package not in ("internal_policy", "jaxtyping"):
+                statements.append(ast.unparse(node))
+    return "\n".join(statements)

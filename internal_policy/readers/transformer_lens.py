@@ -1,0 +1,187 @@
+"""Read hidden states at TransformerLens's hook points, while a bridge runs or from a cache that is already there."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformer_lens import ActivationCache
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from internal_policy import metrics, scan
+from internal_policy.cache import Scan
+from internal_policy.errors import InputError
+from internal_policy.families import family_of
+from internal_policy.hooks import FINAL, SITES, HookPoint, Visit
+from internal_policy.policy import Readout
+from internal_policy.reader import Reader
+from internal_policy.rollouts import of_ids
+from internal_policy.selection import canonical
+
+NAMES = {
+    "resid_pre": "hook_resid_pre",
+    "attn_in": "ln1.hook_out",
+    "attn_out": "hook_attn_out",
+    "resid_mid": "hook_resid_mid",
+    "mlp_in": "ln2.hook_out",
+    "mlp_out": "hook_mlp_out",
+    "resid_post": "hook_resid_post",
+}
+"""Site -> TransformerLens's name inside a block."""
+
+FAMILIES = (
+    "gemma2",
+    "gemma3_text",
+    "gpt_oss",
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+)
+"""Those whose hidden states under these names equal ours bit for bit (tests/test_transformer_lens.py)."""
+
+
+def name(point: HookPoint) -> str:
+    """TransformerLens's name of a hook point, such as `blocks.5.hook_attn_out`."""
+    return "ln_final.hook_out" if point == FINAL else f"blocks.{point.layer}.{NAMES[point.site]}"
+
+
+def boot(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TransformerBridge:
+    """A bridge over a loaded model, without a copy of its weights.
+
+    The model is the bridge's from then on: it computes attention eagerly and cannot be saved. Raises InputError for a
+    family that is not read here.
+    """
+    _known(model)
+    model.config.architectures = [type(model).__name__]  # a model that was never saved does not have it
+    own = copy.deepcopy(tokenizer)  # booting changes its padding and its special tokens
+    return TransformerBridge.boot_transformers(
+        model.config.name_or_path, hf_model=model, tokenizer=own, dtype=model.dtype
+    )
+
+
+def reader(bridge: TransformerBridge) -> Reader:
+    """How a scan reads a bridge: at the hook points of TransformerLens, without its final logits.
+
+    Hooks that the bridge carries take part, and stay. Raises InputError for a bridge whose weights were folded, and for
+    one of a family that is not read here.
+    """
+    model = bridge.original_model
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"The bridge holds a {type(model).__name__}; only models of Hugging Face are read.")
+    if bridge._weights_processed:
+        raise InputError(
+            "The bridge's weights were folded, which changes its raw policies: the final norm is in its unembedding. "
+            "Boot it again without enable_compatibility_mode() or process_weights()."
+        )
+    _known(model)
+    head = bridge.unembed.original_component
+    assert isinstance(head, nn.Linear)
+    return Reader(model, head, partial(_run, bridge, model))
+
+
+def _known(model: PreTrainedModel) -> None:
+    family_of(model.config)
+    if model.config.model_type not in FAMILIES:
+        raise InputError(
+            f"'{model.config.model_type}' is not read through TransformerLens; that is {', '.join(FAMILIES)}. "
+            "Give the model itself."
+        )
+
+
+def _run(
+    bridge: TransformerBridge, model: PreTrainedModel, points: Iterable[HookPoint], visit: Visit, **inputs: Any
+) -> None:
+    with ExitStack() as stack:
+        for point in points:
+            hook = bridge.hook_dict[name(point)].register_forward_hook(partial(_report, visit, point))
+            stack.callback(hook.remove)  # TransformerLens's own way to remove them would take the user's along
+        model.get_decoder()(**inputs)
+
+
+def _report(visit: Visit, point: HookPoint, _: nn.Module, __: Any, hidden: Tensor) -> None:
+    visit(point, hidden)
+
+
+def measure_cache(
+    bridge: TransformerBridge,
+    cache: ActivationCache,
+    tokens: Int[Tensor, "batch seq"],
+    *,
+    prompt: int = 1,
+    layers: Sequence[int] | None = None,
+    sites: Sequence[str] | None = None,
+    readouts: Sequence[Readout] = ("raw",),
+    measures: Sequence[str] = metrics.MEASURES,
+    top_k: int = 5,
+) -> Scan:
+    """Measure what `bridge.run_with_cache(tokens)` has cached, at every token after the first `prompt` of each row.
+
+    `sites=None` takes those that are cached at every layer. The rows must not be padded: scan them otherwise. Raises
+    InputError for hidden states that the cache lacks, with the names to cache, and for a cache of other tokens.
+    """
+    live = reader(bridge)
+    layers = range(live.n_layers) if layers is None else layers
+    if sites is None:
+        sites = [site for site in SITES if all(_cached(cache, canonical(layer, site)) is not None for layer in layers)]
+    if bridge.tokenizer is None:
+        raise InputError("The bridge has no tokenizer, which the tokens' texts take; boot it with one.")
+    rollouts = of_ids(bridge.tokenizer, tokens.tolist(), prompt)
+    replayed = replace(live, run=partial(_replay, cache, tokens, iter(range(tokens.shape[1]))))
+    return scan.scan(
+        replayed,
+        bridge.tokenizer,
+        rollouts,
+        layers=layers,
+        sites=sites,
+        readouts=readouts,
+        measures=measures,
+        top_k=top_k,
+        batch_size=len(rollouts),
+    )
+
+
+def _cached(cache: ActivationCache, point: HookPoint) -> Tensor | None:
+    """The hidden states at a point, if they are cached, which may be as the next layer's input."""
+    following = HookPoint(point.layer + 1, "resid_pre") if point.site == "resid_post" else point
+    return cache.cache_dict.get(name(point), cache.cache_dict.get(name(following)))
+
+
+def _replay(
+    cache: ActivationCache,
+    tokens: Tensor,
+    position: Iterator[int],
+    points: Iterable[HookPoint],
+    visit: Visit,
+    *,
+    input_ids: Tensor,
+    **_: Any,
+) -> None:
+    """Visit what is cached of the next `input_ids`, which come in order, in as many pieces as the caller likes."""
+    here = slice((span := list(islice(position, input_ids.shape[1])))[0], span[-1] + 1)
+    assert torch.equal(input_ids, tokens[:, here].to(input_ids.device))
+    for point in points:
+        hidden = _cached(cache, point)
+        if hidden is None:
+            raise InputError(
+                f"The cache lacks {name(point)}: run_with_cache with names_filter=None, or with that name among its "
+                "names, or measure less (layers, sites, measures)."
+            )
+        batched = hidden if cache.has_batch_dim else hidden.unsqueeze(0)
+        if batched.shape[:2] != tokens.shape:
+            raise InputError(
+                f"{name(point)} is cached for {' x '.join(map(str, batched.shape[:2]))} tokens, but the tokens given "
+                f"are {' x '.join(map(str, tokens.shape))}; give those that run_with_cache got."
+            )
+        visit(point, batched[:, here])

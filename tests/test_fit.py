@@ -1,0 +1,203 @@
+"""A lens is fitted to the model's own policy, measured on what it has not seen, and leaves the model alone."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import FEW, hook_count, tiny_model
+from torch.nn.functional import kl_div
+
+from internal_policy import fit, lens
+from internal_policy.errors import InputError
+from internal_policy.families import sites_of
+from internal_policy.hooks import FINAL, HookPoint
+from internal_policy.policy import policy_logits, unembed
+from internal_policy.rollouts import Rollout
+
+POINTS = fit.points_of(3, fit.STREAM)
+
+
+def rollouts(number, seed=0, problem="problem {}"):
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 320, (number, 16), generator=draw).tolist()
+    return [
+        Rollout(problem.format(n), None, 0, tuple(row[:4]), tuple(row[4:]), "a response", None, True)
+        for n, row in enumerate(ids)
+    ]
+
+
+def flat(model):
+    """`model` with a policy that is not sure of itself, as a language model's is not: fewer texts say more about it."""
+    model.get_output_embeddings().weight.data.mul_(0.1)
+    return model
+
+
+# what is fitted
+
+
+def test_the_stream_takes_a_map_at_the_embeddings_and_after_each_layer_but_the_last():
+    assert [str(point) for point in POINTS] == ["0.resid_pre", "0.resid_post", "1.resid_post"]
+
+
+def test_other_sites_take_a_map_in_each_layer():
+    assert fit.points_of(2, ["attn_out"]) == [HookPoint(0, "attn_out"), HookPoint(1, "attn_out")]
+    assert (
+        len(fit.points_of(3, ["resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"]))
+        == 18
+    )
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_a_fitted_lens_is_closer_to_the_model_on_texts_that_it_has_not_seen(family):
+    model: Any = flat(tiny_model(family)).float()
+    points = fit.points_of(3, sites_of(model.config))
+    maps = fit.fit(model, rollouts(48), points, steps=60, batch_tokens=128)
+    found = fit.kl(model, rollouts(12, seed=1), maps)
+    wide = found.pivot(index=["layer", "site"], columns="readout", values="mean")
+    assert len(wide) == len(points)
+    assert (wide["tuned"] < wide["norm"]).all()
+    assert wide["tuned"].mean() < 0.8 * wide["norm"].mean()
+
+
+def test_no_step_has_moved_nothing_so_that_the_lens_begins_as_the_norm_readout(llama):
+    maps = fit.fit(llama, rollouts(4), POINTS, steps=1, learning_rate=1e-12)
+    state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for point in POINTS:
+        mapped = unembed(llama, state, lens.of(maps, llama), point)
+        torch.testing.assert_close(mapped, unembed(llama, state, "norm"), rtol=0, atol=1e-9)
+
+
+def test_one_step_goes_against_the_gradient_of_the_kl(llama):
+    texts, point = rollouts(2), HookPoint(0, "resid_post")
+    maps = fit.fit(llama, texts, [point], steps=1, learning_rate=0.32, batch_tokens=24)  # 2 responses of 12 tokens
+    weight = torch.zeros(32, 32, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([one.ids for one in texts])
+    with torch.no_grad():
+        final = policy_logits(llama, FINAL, input_ids=ids)[:, 3:-1].flatten(0, 1).log_softmax(-1)
+        state = fit.states(llama, texts, [point])[0]
+        own = fit.states(llama, texts, [FINAL])[0]
+        final_too = unembed(llama, own).log_softmax(-1)
+    torch.testing.assert_close(final.sort(0).values, final_too.sort(0).values)
+    logits = unembed(llama, state + state @ weight.T, "norm").log_softmax(-1)
+    (gradient,) = torch.autograd.grad(kl_div(logits, final_too, reduction="batchmean", log_target=True), weight)
+    # the first step of Adam is its rate, 0.32 / 32, against the sign of the gradient
+    clear = gradient.abs() > 1e-4
+    assert clear.double().mean() > 0.9
+    torch.testing.assert_close(maps.at[point].weight[clear], -0.01 * gradient.sign()[clear], rtol=1e-3, atol=0)
+
+
+def test_the_same_seed_gives_the_same_maps_and_another_others(llama):
+    one, same, other = (
+        fit.fit(llama, rollouts(6), POINTS, steps=5, batch_tokens=16, seed=seed).at[POINTS[1]].weight
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_fitting_leaves_the_model_as_it_was(llama):
+    llama.train()
+    before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    hooks = hook_count(llama)
+    maps = fit.fit(llama, rollouts(4), POINTS, steps=3, batch_tokens=16)
+    fit.kl(llama, rollouts(2, seed=1), maps)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in llama.parameters())
+    assert all(not tensor.requires_grad for one in maps.at.values() for tensor in one)
+    assert hook_count(llama) == hooks
+    assert llama.training
+
+
+def test_a_bfloat16_model_has_maps_in_float32():
+    model: Any = flat(tiny_model("qwen3")).bfloat16()
+    maps = fit.fit(model, rollouts(24), POINTS, steps=40, batch_tokens=64)
+    assert {tensor.dtype for one in maps.at.values() for tensor in one} == {torch.float32}
+    wide = fit.kl(model, rollouts(8, seed=1), maps).pivot(index=["layer", "site"], columns="readout", values="mean")
+    assert (wide["tuned"] < wide["norm"]).all()
+
+
+def test_each_step_is_told(llama):
+    told = []
+    fit.fit(llama, rollouts(2), POINTS, steps=3, batch_tokens=10, advance=lambda *step: told.append(step))
+    assert told == [(1, 10)] * 3
+
+
+# what it is measured on
+
+
+def test_no_problem_is_in_both_parts():
+    texts = [replace(one, sample=sample) for one in rollouts(10) for sample in range(3)]
+    fitted, held = fit.apart(texts, 0.2, seed=0)
+    assert (len(fitted), len(held)) == (24, 6)
+    assert not {one.problem for one in fitted} & {one.problem for one in held}
+    assert {one.problem for one in held} != {one.problem for one in fit.apart(texts, 0.2, seed=1)[1]}
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.001, 1), (0.5, 5), (0.999, 9)])
+def test_both_parts_have_a_problem(share, number):
+    fitted, held = fit.apart(rollouts(10), share, seed=0)
+    assert (len(fitted), len(held)) == (10 - number, number)
+
+
+def test_texts_without_a_problem_are_told_apart():
+    assert len(fit.apart(rollouts(10, problem=""), 0.2, seed=0)[1]) == 2
+
+
+def test_one_problem_alone_is_refused():
+    with pytest.raises(InputError, match="fitted on some problems and measured on others, but here is one alone"):
+        fit.apart([replace(one, problem="the same") for one in rollouts(3)], 0.2, seed=0)
+
+
+def test_the_kl_is_that_of_the_policies(llama):
+    maps = fit.fit(llama, rollouts(4), POINTS, steps=2, batch_tokens=16)
+    texts = rollouts(3, seed=1)
+    found = fit.kl(llama, texts, maps).set_index(["layer", "site", "readout"])["mean"]
+    ids = torch.tensor([one.ids for one in texts])
+    readouts: dict[str, Any] = {"raw": "raw", "norm": "norm", "tuned": lens.of(maps, llama)}
+    for point in POINTS:
+        for name, readout in readouts.items():
+            with torch.no_grad():
+                final = policy_logits(llama, FINAL, input_ids=ids)[:, 3:-1].log_softmax(-1)
+                mine = policy_logits(llama, point, readout, input_ids=ids)[:, 3:-1].log_softmax(-1)
+            expected = kl_div(mine.flatten(0, 1), final.flatten(0, 1), reduction="batchmean", log_target=True)
+            assert found[point.layer, point.site, name] == pytest.approx(expected.item(), rel=1e-5)
+
+
+# what cannot be
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 0}, "steps is 0; it must be above 0"),
+        ({"batch_tokens": -1}, "batch-tokens is -1; it must be above 0"),
+        ({"learning_rate": 0.0}, "learning-rate is 0.0; it must be above 0"),
+        ({"learning_rate": float("nan")}, "learning-rate is nan; it must be above 0"),
+        ({"learning_rate": 1e38, "steps": 3}, "became infinite at a learning rate of 1e.38; lower --learning-rate"),
+    ],
+)
+def test_a_bad_option_is_refused_in_a_sentence(llama, options, said):
+    with pytest.raises(InputError, match=said):
+        fit.fit(llama.float(), rollouts(2), POINTS, **options)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(InputError, match=r"held-out is .*; it must be above 0 and below 1"):
+        fit.check_options(1, 1.0, 1, share)
+
+
+def test_no_hook_point_is_refused(llama):
+    with pytest.raises(InputError, match="There is no hook point to fit"):
+        fit.fit(llama, rollouts(2), fit.points_of(1, ["resid_post"]))
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_anything_is_read(llama, monkeypatch):
+    monkeypatch.setattr(fit, "states", None)
+    memory = type("memory", (), {"available": 1000})
+    monkeypatch.setattr(fit.psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(
+        InputError, match=r"3 hook points and their hidden states at 24 tokens take 0.0 GB, but 0.0 GB are f"
+    ):
+        fit.fit(llama, rollouts(2), POINTS)

@@ -1,0 +1,289 @@
+"""A lens on the command line: fitted, written, scanned with, sampled through, looked at; and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_model
+from safetensors.torch import load_file, save_file
+
+from internal_policy import cache, loading, options, sampling
+from internal_policy.__main__ import main
+from internal_policy.bundle import DATA
+
+PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
+STREAM = "resid_pre,resid_post"
+SHAPES = {"weight": (32, 32), "bias": (32,)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A folder with a tiny Qwen3 model, whose policy is not sure of itself, and a tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    model: Any = tiny_model("qwen3").float()
+    model.get_output_embeddings().weight.data.mul_(0.1)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty folder to work in, and a cache of its own."""
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def words(folder, tmp_path) -> list[str]:
+    """Options that every command takes here."""
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
+    return ["--model", str(folder), "--problems", str(path), "--max-new-tokens", "12"]
+
+
+@pytest.fixture
+def asked(words) -> list[str]:
+    return ["fit-lens", *words, "--samples", "4", "--steps", "40", "--batch-tokens", "64"]
+
+
+@pytest.fixture(scope="module")
+def fitted(folder, tmp_path_factory) -> Path:
+    """A lens of the stream, in a file."""
+    path = tmp_path_factory.mktemp("lens") / "lens.safetensors"
+    tensors = {f"{n}.{kind}": torch.zeros(shape) for n in range(3) for kind, shape in SHAPES.items()}
+    save_file(tensors | {"1.weight": torch.eye(32).flip(0)}, path)
+    return path
+
+
+def entropies(folder: Path, readout: str) -> list[float]:
+    layers = cache.read(folder, "layers")
+    return layers[layers["readout"] == readout]["entropy"].tolist()
+
+
+def test_a_lens_is_fitted_scanned_with_and_shown(asked, words, here, capsys):
+    assert main(asked) == 0
+    printed = capsys.readouterr().out
+    assert "KL from the model's own policy, in nats" in printed
+    assert "0.resid_pre" in printed
+    assert "Of 8 held-out responses" in printed
+    assert f"--lens lens.safetensors --sites {STREAM}" in printed
+    assert [path.name for path in here.iterdir()] == ["lens.safetensors"]
+    scan = ["scan", *words, "--lens", "lens.safetensors", "--sites", STREAM]
+    assert main([*scan, "--readout", "both", "--output", "mine"]) == 0
+    assert "Also measured: norm, tuned;" in capsys.readouterr().out
+    assert cache.record(here / "mine")["selection"]["readouts"] == ["raw", "norm", "tuned"]
+    assert main(["show", "mine", "--readout", "tuned"]) == 0
+    assert "through the tuned lens" in " ".join(capsys.readouterr().out.split())
+    for figure in ("flow", "convergence", "readouts"):
+        assert main(["plot", "mine", figure, "--readout", "tuned", "-o", f"{figure}.html"]) == 0
+    assert main(["report", "mine", "--readout", "tuned", "-o", "report.html"]) == 0
+    assert "through the tuned lens" in (here / "report.html").read_text()
+
+
+def test_what_was_fitted_is_said_as_json_and_in_the_file(asked, folder, capsys):
+    assert main([*asked, "--json", "--output", "mine.safetensors", "--sites", "resid_post"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    with Path("mine.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    about = json.loads(header["__metadata__"]["internal_policy"])
+    assert said == {"lens": "mine.safetensors", **about}
+    assert about["model"] == str(folder)
+    assert about["identity"] == loading.identity(options.Scan(model=str(folder)))
+    assert (about["d_model"], about["sites"], about["steps"]) == (32, "resid_post", 40)
+    assert about["fitted_on"]["file"] == "problems.jsonl"
+    assert (about["fitted_on"]["rollouts"], about["held_out"]["rollouts"]) == (32, 8)
+    kl = pd.DataFrame(about["kl"]).pivot(index=["layer", "site"], columns="readout", values="mean")
+    assert kl.index.tolist() == [(0, "resid_post"), (1, "resid_post")]
+    assert (kl["tuned"] < kl["norm"]).all()
+    assert load_file("mine.safetensors").keys() == {f"{n}.resid_post.{kind}" for n in (0, 1) for kind in SHAPES}
+
+
+def test_all_sites_are_fitted_and_scanned(asked, words, here):
+    assert main([*asked, "--sites", "all", "--steps", "2"]) == 0
+    assert len(load_file("lens.safetensors")) == 2 * 18
+    assert main(["scan", *words, "--lens", "lens.safetensors", "--output", "mine"]) == 0
+    assert len(entropies(here / "mine", "tuned")) == 10 * (3 * 7 + 1)
+
+
+def test_the_same_seed_writes_the_same_file(asked):
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        assert main([*asked, "--steps", "3", "--seed", seed, "--output", f"{name}.safetensors"]) == 0
+    one, same, other = (Path(f"{name}.safetensors").read_bytes() for name in "abc")
+    assert one == same
+    assert one != other
+
+
+def test_responses_that_are_there_are_fitted_on(asked, words, folder, capsys):
+    assert main(["generate", *words, "--output", "r.jsonl"]) == 0
+    capsys.readouterr()
+    given = ["fit-lens", "--model", str(folder), "--rollouts", "r.jsonl", "--steps", "2", "--json"]
+    assert main(given) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["fitted_on"]["file"] == "r.jsonl"
+    assert said["fitted_on"]["rollouts"] + said["held_out"]["rollouts"] == len(PROBLEMS)
+
+
+def test_an_interrupted_fit_writes_nothing_and_samples_nothing_twice(asked, here, capsys, monkeypatch):
+    from internal_policy import fit
+
+    assert main([*asked, "--output", "whole.safetensors"]) == 0
+    capsys.readouterr()
+    states, sampled, batches = fit.states, sampling.sampled, []
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "states", interrupted)
+    monkeypatch.setattr(sampling, "sampled", lambda *given: (batches.append(given[4]), sampled(*given))[1])
+    assert main([*asked, "--output", "mine.safetensors"]) == 130
+    assert "Continue with: internal-policy fit-lens" in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["whole.safetensors"]
+    monkeypatch.setattr(fit, "states", states)
+    assert main([*asked, "--output", "mine.safetensors"]) == 0
+    assert batches == [0, 32]
+    assert (here / "mine.safetensors").read_bytes() == (here / "whole.safetensors").read_bytes()
+    assert not list((cache.root() / "rollouts").iterdir())
+
+
+BAD = {
+    "output": (["--output", "lens.bin"], "--output is lens.bin; give a .safetensors file in a folder that exists"),
+    "folder": (["--output", "nowhere/lens.safetensors"], "in a folder that exists"),
+    "both": (["--rollouts", "r.jsonl"], "Both --problems and --rollouts are given"),
+    "sites": (["--sites", "resid_pre,attn"], "There is no site 'attn'"),
+    "steps": (["--steps", "0"], "steps is 0; it must be above 0"),
+    "held out": (["--held-out", "1"], "held-out is 1.0; it must be above 0 and below 1"),
+    "samples": (["--samples", "0"], "samples is 0; it must be 1 or more"),
+    "one problem": (["--limit", "1"], "here is one alone; give more"),
+    "nothing to fit": (["--sites", "resid_post", "--model", "ONE LAYER"], "There is no hook point to fit"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_fit_that_cannot_be_is_refused_in_a_sentence(case, asked, here, capsys, tmp_path, tokenizer):
+    words, sentence = BAD[case]
+    if "ONE LAYER" in words:
+        tiny_model("qwen3", num_hidden_layers=1, layer_types=["full_attention"]).save_pretrained(tmp_path / "small")
+        tokenizer.save_pretrained(tmp_path / "small")
+        words = [str(tmp_path / "small") if word == "ONE LAYER" else word for word in words]
+    assert main([*asked, *words]) == 2
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert len(printed.strip().splitlines()) == 1
+    assert not list(here.iterdir())
+
+
+def test_a_file_that_is_there_is_not_overwritten(asked, here, capsys):
+    (here / "lens.safetensors").write_text("mine")
+    assert main(asked) == 2
+    assert "lens.safetensors exists; remove it, or give --output another name" in capsys.readouterr().err
+    assert (here / "lens.safetensors").read_text() == "mine"
+
+
+# scan --lens
+
+
+def test_a_lens_is_part_of_the_question(words, fitted, tmp_path, capsys):
+    other = tmp_path / "other.safetensors"
+    save_file({**load_file(fitted), "2.bias": torch.ones(32)}, other)
+    asked, found = ["scan", *words, "--sites", STREAM, "--dry-run", "--json"], []
+    for lens in ([], ["--lens", str(fitted)], ["--lens", str(other)]):
+        assert main([*asked, *lens]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert len({one["scan"] for one in found}) == 3
+    assert [one["readouts"] for one in found] == [["raw"], ["raw", "tuned"], ["raw", "tuned"]]
+
+
+def test_options_that_came_later_do_not_change_the_question_of_an_earlier_scan():
+    earlier = json.loads((DATA / "scans" / "demo-qwen3" / "scan.json").read_text())
+    path = str(DATA / "problems" / "heldout.jsonl")
+    asked = options.Scan(problems=path, limit=20, readout="both")
+    unused = {"output", "json", "dry_run", "remeasure"}
+    found = sampling.question(asked, [path, asked.chat_template, asked.lens], unused)
+    assert found.keys() == earlier["asked"].keys()
+    same = {"problems": earlier["asked"]["problems"], "content": earlier["asked"]["content"]}
+    assert cache.digest({**found, **same}) == earlier["digest"]
+    with_lens = sampling.question(options.Scan(problems=path, lens="x"), [path], unused)
+    assert with_lens.keys() - found.keys() == {"lens"}
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["", "--dry-run"])
+def test_a_lens_without_the_maps_that_a_scan_takes_is_refused_before_work(
+    words, fitted, dry, here, capsys, monkeypatch
+):
+    monkeypatch.setattr(loading, "load_model", None)
+    assert main(["scan", *words, "--lens", str(fitted), *dry]) == 2
+    printed = capsys.readouterr().err
+    assert "no map for 0.attn_out, only for 3 hook points of resid_pre, resid_post; scan with --sites resid" in printed
+    assert len(printed.strip().splitlines()) == 1
+    assert not cache.root().exists()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["", "--dry-run"])
+@pytest.mark.parametrize("name", ["lens.pt", "nowhere.safetensors", "wide.safetensors"])
+def test_a_lens_that_cannot_be_read_is_refused_before_work(words, name, dry, here, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", None)
+    save_file({"0.weight": torch.zeros(64, 64)}, here / "wide.safetensors")
+    assert main(["scan", *words, "--sites", STREAM, "--lens", name, *dry]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert name in printed
+    assert len(printed.strip().splitlines()) == 1
+    assert not cache.root().exists()
+
+
+def test_a_lens_of_other_weights_is_used_and_that_is_said(asked, words, folder, here, tmp_path, capsys):
+    assert main([*asked, "--steps", "1"]) == 0
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    tiny_model("qwen3").float().save_pretrained(copy)
+    scan = ["scan", *words, "--sites", STREAM, "--lens", "lens.safetensors"]
+    capsys.readouterr()
+    assert main(scan) == 0
+    assert "was fitted to other weights" not in capsys.readouterr().err
+    assert main([*scan, "--model", str(copy)]) == 0
+    assert capsys.readouterr().err.count("lens.safetensors was fitted to other weights than these, those of ") == 1
+
+
+# generate and evaluate --lens
+
+
+def test_responses_are_sampled_through_a_lens(words, fitted):
+    for name, lens in (("raw", []), ("norm", ["--readout", "norm"]), ("lens", ["--lens", str(fitted)])):
+        command = ["generate", *words, "--at", "0.resid_post", "--output", f"{name}.jsonl"]
+        assert main([*command, *lens]) == 0
+    assert len({Path(f"{name}.jsonl").read_text() for name in ("raw", "norm", "lens")}) == 3
+
+
+def test_an_evaluation_through_a_lens_is_named_so(words, fitted, folder, capsys):
+    asked = ["evaluate", *words, "--samples", "2", "--limit", "2", "--at", "0.resid_post", "--json"]
+    found = []
+    for lens in ([], ["--lens", str(fitted)]):
+        assert main([*asked, *lens]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [one["label"] for one in found] == [f"{folder.name}@0.resid_post", f"{folder.name}@0.resid_post, tuned"]
+    assert found[0]["output"] != found[1]["output"]
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "--lens reads a hook point, and --at is final, the model's own policy; give --at 5.resid_post"),
+        (["--at", "1.resid_post", "--readout", "norm"], "Both --lens and --readout norm are given; give one of them"),
+        (["--at", "1.mlp_out"], "no map for 1.mlp_out"),
+    ],
+)
+def test_a_lens_that_is_not_used_is_refused(command, options, sentence, words, fitted, here, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", None)
+    assert main([command, *words, "--lens", str(fitted), *options]) == 2
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert len(printed.strip().splitlines()) == 1
+    assert not list(here.iterdir())
+    assert not cache.root().exists()

@@ -1,0 +1,421 @@
+"""A lens is one more readout: any callable, or affine maps that a file holds."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import hook_count, tiny_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from internal_policy import lens
+from internal_policy.errors import InputError
+from internal_policy.families import final_norm
+from internal_policy.hooks import FINAL, SITES, HookPoint
+from internal_policy.lens import Map, Maps, Tuned
+from internal_policy.policy import as_policy, policy_logits, readout_name, unembed
+from internal_policy.rollouts import Rollout
+from internal_policy.scan import check, scan
+from internal_policy.selection import Selection, canonical
+
+STREAM = ("resid_pre", "resid_post")
+POINTS = [HookPoint(0, "resid_pre"), HookPoint(0, "resid_post"), HookPoint(1, "resid_post")]
+"""Those of the stream of a model of 3 layers that take a map."""
+
+
+def halved(hidden, point):
+    """A lens that depends on the hook point, and does without the norm."""
+    return hidden / (2 + point.layer)
+
+
+def random_maps(points=POINTS, d_model=32, scale=0.1, **about) -> Maps:
+    draw = torch.Generator().manual_seed(0)
+    at = {
+        point: Map(
+            torch.randn(d_model, d_model, generator=draw).double() * scale,
+            torch.randn(d_model, generator=draw).double() * scale,
+        )
+        for point in points
+    }
+    return Maps(at, 3, about)
+
+
+def rollout(seed=0, n_prompt=4, n_response=9):
+    ids = torch.randint(0, 320, (n_prompt + n_response,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Rollout("a problem", None, 0, tuple(ids[:n_prompt]), tuple(ids[n_prompt:]), "a response", None, True)
+
+
+@pytest.fixture
+def tuned(llama) -> Tuned:
+    return lens.of(random_maps(), llama)
+
+
+# any callable
+
+
+def test_a_lens_brings_the_hidden_state_to_the_unembedding(model, input_ids):
+    point = HookPoint(1, "resid_post")
+    raw = policy_logits(model, point, lambda hidden, _: hidden, input_ids=input_ids)
+    assert torch.equal(raw, policy_logits(model, point, input_ids=input_ids))
+    normed = policy_logits(model, point, lambda hidden, _: final_norm(model)(hidden), input_ids=input_ids)
+    assert torch.equal(normed, policy_logits(model, point, "norm", input_ids=input_ids))
+
+
+def test_a_lens_is_told_the_hook_point(llama, input_ids):
+    told = []
+    policy_logits(llama, HookPoint(1, "mlp_out"), lambda h, point: (told.append(point), h)[1], input_ids=input_ids)
+    assert told == [HookPoint(1, "mlp_out")]
+
+
+def test_at_final_a_lens_is_never_applied(model, input_ids):
+    own = model(input_ids).logits
+    assert torch.equal(policy_logits(model, FINAL, halved, input_ids=input_ids), own)
+    with as_policy(model, FINAL, halved):
+        assert torch.equal(model(input_ids).logits, own)
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("normed", [False, True], ids=["without the norm", "through the model's norm"])
+def test_inside_as_policy_the_model_has_the_logits_of_the_lens(llama, input_ids, site, normed):
+    point, hooks = HookPoint(1, site), hook_count(llama)
+
+    def through(hidden, point):
+        return final_norm(llama)(halved(hidden, point)) if normed else halved(hidden, point)
+
+    expected = policy_logits(llama, point, through, input_ids=input_ids)
+    with as_policy(llama, point, through):
+        assert torch.equal(llama(input_ids).logits, expected)
+        assert torch.equal(llama(input_ids).logits, expected)
+    assert hook_count(llama) == hooks
+    assert not torch.equal(expected, policy_logits(llama, point, "norm", input_ids=input_ids))
+
+
+def test_a_lens_that_fails_inside_as_policy_leaves_nothing_behind(llama, input_ids):
+    before, hooks = llama(input_ids).logits, hook_count(llama)
+
+    def broken(hidden, point):
+        raise RuntimeError("in the lens")
+
+    with pytest.raises(RuntimeError, match="in the lens"), as_policy(llama, HookPoint(1, "mlp_out"), broken):
+        llama(input_ids)
+    assert hook_count(llama) == hooks
+    assert torch.equal(llama(input_ids).logits, before)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generate_inside_samples_through_the_lens(llama, tuned, input_ids, use_cache):
+    llama.generation_config.eos_token_id, llama.generation_config.pad_token_id = None, 1
+    point, ids = HookPoint(1, "resid_post"), input_ids
+    for _ in range(5):
+        ids = torch.cat([ids, policy_logits(llama, point, tuned, input_ids=ids)[:, -1:].argmax(-1)], 1)
+    with as_policy(llama, point, tuned):
+        assert torch.equal(llama.generate(input_ids, max_new_tokens=5, do_sample=False, use_cache=use_cache), ids)
+
+
+def test_gradient_goes_through_a_lens(llama, input_ids):
+    with as_policy(llama, HookPoint(1, "resid_post"), halved):
+        llama(input_ids).logits.log_softmax(-1)[..., 7].sum().backward()
+    assert llama.model.layers[1].mlp.down_proj.weight.grad.abs().max() > 0
+    assert llama.model.norm.weight.grad is None
+
+
+def test_a_lens_that_is_not_told_the_hook_point_is_refused(llama):
+    state = torch.ones(32, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"'halved' needs to know where .* give the `point` too, such as HookPoint\(5"):
+        unembed(llama, state, halved)
+    assert unembed(llama, state, halved, HookPoint(0, "attn_out")).shape == (320,)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (
+            lambda hidden: hidden[..., :16],
+            r"returned a tensor of shape \(2, 11, 16\) at 1.mlp_out; expected .* \(2, 11, 3",
+        ),
+        (lambda hidden: hidden[:, -1], r"returned a tensor of shape \(2, 32\)"),
+        (lambda _: None, r"returned a NoneType"),
+    ],
+)
+def test_a_lens_that_returns_anything_else_is_refused(llama, input_ids, returned, said):
+    def strange(hidden, point):
+        return returned(hidden)
+
+    with pytest.raises(InputError, match=rf"The lens 'strange' {said}"):
+        policy_logits(llama, HookPoint(1, "mlp_out"), strange, input_ids=input_ids)
+
+
+# its name
+
+
+class Called:
+    """A lens that is an object."""
+
+    def __call__(self, hidden, point):
+        return hidden
+
+
+def test_a_readout_has_the_name_of_its_function_or_class(tuned):
+    named = partial(halved)
+    named.__name__ = "my_own"  # pyright: ignore[reportAttributeAccessIssue]
+    names = [readout_name(readout) for readout in ("raw", "norm", halved, partial(halved), named, Called(), tuned)]
+    assert names == ["raw", "norm", "halved", "halved", "my_own", "Called", "tuned"]
+    assert readout_name(replace(tuned, name="mine")) == "mine"
+
+
+def test_a_lens_that_is_called_as_another_readout_is_refused():
+    def norm(hidden, point):
+        return hidden
+
+    with pytest.raises(
+        InputError, match=r"A lens is called 'norm', which is another readout; give it another __name__"
+    ):
+        readout_name(norm)
+
+
+def test_two_readouts_of_one_name_are_refused(llama, tokenizer):
+    with pytest.raises(InputError, match="Two readouts are called 'halved'; give a lens another __name__"):
+        scan(llama, tokenizer, [rollout()], readouts=(halved, partial(halved)))
+
+
+def test_a_readout_that_does_not_exist_is_refused(llama):
+    selection = Selection((0,), readouts=("raw", "rwa"))
+    with pytest.raises(InputError, match="There is no readout 'rwa'; known are raw, norm, halved"):
+        check(llama, selection, [rollout()], {"halved": halved})
+
+
+# in a scan
+
+
+def test_a_scan_measures_what_policy_logits_say(model, tokenizer):
+    one = rollout()
+    found = scan(model, tokenizer, [one], layers=[1], readouts=("raw", halved))
+    rows = found.policies[(found.policies["readout"] == "halved") & (found.policies["layer"] == 1)]
+    for site in {*SITES} & {str(name).partition(".")[0] for name in rows}:
+        point = canonical(1, site)  # what the lens is told
+        with torch.no_grad():
+            logits = policy_logits(model, point, halved, input_ids=torch.tensor([one.ids]))[0, 3:-1]
+        expected = torch.distributions.Categorical(logits=logits).entropy()
+        np.testing.assert_allclose(rows[f"{site}.entropy"], expected.numpy(), atol=1e-5)
+
+
+def test_a_lens_changes_neither_the_other_readouts_nor_the_final_policy(llama, tokenizer):
+    rollouts = [rollout(0), rollout(1, 2, 5)]
+    alone, both = scan(llama, tokenizer, rollouts), scan(llama, tokenizer, rollouts, readouts=("raw", "norm", halved))
+    raw = both.policies[both.policies["readout"] == "raw"].reset_index(drop=True)
+    for name in alone.policies.columns:
+        assert raw[name].map(str).tolist() == alone.policies[name].map(str).tolist()
+    final = both.policies[["rollout", "position", "readout", "final.entropy"]].dropna()
+    wide = final.pivot(index=["rollout", "position"], columns="readout", values="final.entropy")
+    assert (wide["raw"] == wide["halved"]).all()
+    assert (wide["raw"] == wide["norm"]).all()
+
+
+def test_the_norm_control_is_measured_under_raw_alone(llama, tokenizer):
+    found = scan(llama, tokenizer, [rollout()], readouts=("raw", halved)).layers
+    known = found[found["site"].isin(["attn_out", "mlp_out", "resid_post"])].groupby("readout")
+    assert known["entropy_at_input_norm"].count().to_dict() == {"raw": 9, "halved": 0}
+
+
+def test_after_a_scan_through_a_lens_no_hook_stays_behind(llama, tuned, tokenizer):
+    before = hook_count(llama)
+    scan(llama, tokenizer, [rollout()], sites=STREAM, readouts=("norm", tuned))
+    assert hook_count(llama) == before
+
+
+# affine maps
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_maps_of_0_are_the_norm_readout_bit_for_bit(family, tokenizer, dtype):
+    model: Any = tiny_model(family).to(dtype)
+    identity = lens.of(Maps({p: Map(torch.zeros(32, 32), torch.zeros(32)) for p in POINTS}, 3), model)
+    found = scan(model, tokenizer, [rollout()], sites=STREAM, readouts=("norm", identity)).policies
+    normed, mapped = (found[found["readout"] == name].drop(columns="readout") for name in ("norm", "tuned"))
+    assert normed.map(str).to_numpy().tolist() == mapped.map(str).to_numpy().tolist()
+
+
+def test_a_map_is_added_to_the_hidden_state_and_then_comes_the_norm(llama, tuned, input_ids):
+    state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight, bias = tuned.maps.at[POINTS[1]]
+    expected = torch.stack([llama.model.norm(h + weight @ h + bias) for h in state]) @ llama.lm_head.weight.T
+    torch.testing.assert_close(unembed(llama, state, tuned, POINTS[1]), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_layers_input_has_the_map_of_the_layer_before(llama, tuned, input_ids):
+    one, other = (
+        policy_logits(llama, point, tuned, input_ids=input_ids)
+        for point in (HookPoint(1, "resid_pre"), HookPoint(0, "resid_post"))
+    )
+    assert torch.equal(one, other)
+
+
+def test_the_output_of_the_last_layer_needs_no_map(llama, tuned, input_ids):
+    logits = policy_logits(llama, HookPoint(2, "resid_post"), tuned, input_ids=input_ids)
+    assert torch.equal(logits, llama(input_ids).logits)
+
+
+def test_a_bfloat16_model_is_mapped_in_float32(llama):
+    model, state = llama.bfloat16(), torch.randn(4, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    maps = Maps({point: Map(*(tensor.float() for tensor in one)) for point, one in random_maps().at.items()}, 3)
+    weight, bias = maps.at[POINTS[1]]
+    exact = state.float() + state.float() @ weight.T + bias
+    assert torch.equal(Tuned(maps, nn.Identity())(state, POINTS[1]), exact.bfloat16())
+    assert unembed(model, state, lens.of(maps, model), POINTS[1]).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("points", "asked", "said"),
+    [
+        (POINTS, HookPoint(1, "attn_out"), r"no map for 1.attn_out, only for 3 hook points of resid_pre, resid_post; "),
+        (POINTS, HookPoint(1, "attn_out"), r"scan with --sites resid_pre,resid_post, or fit it with --sites all\."),
+        (POINTS[:2], HookPoint(1, "resid_post"), r"no map for 1.resid_post, .*; scan with --layers 0, or fit it"),
+        (
+            [HookPoint(2, "mlp_out")],
+            HookPoint(2, "resid_pre"),
+            r"for 1 hook points of mlp_out; scan with --sites mlp_out",
+        ),
+    ],
+)
+def test_a_hook_point_without_a_map_is_refused_with_those_that_have_one(llama, points, asked, said):
+    maps = random_maps(points)
+    with pytest.raises(InputError, match=said):
+        maps.check([*points, HookPoint(2, "resid_post"), asked])
+    with pytest.raises(InputError, match=said):
+        unembed(llama, torch.ones(32, dtype=torch.float64), lens.of(maps, llama), asked)
+
+
+# files
+
+
+def test_a_lens_is_written_and_read(llama, tmp_path):
+    maps = random_maps(model="tiny", kl=[{"layer": 0, "mean": 0.5}])
+    lens.save(tmp_path / "lens.safetensors", maps)
+    found = lens.load(tmp_path / "lens.safetensors", llama)
+    assert found.maps.about == {"model": "tiny", "kl": [{"layer": 0, "mean": 0.5}]}
+    keys = {f"{point}.{kind}" for point in POINTS for kind in ("bias", "weight")}
+    assert load_file(tmp_path / "lens.safetensors").keys() == keys
+    assert found.maps.at.keys() == maps.at.keys()
+    for point, one in maps.at.items():
+        assert all(torch.equal(a, b) for a, b in zip(found.maps.at[point], one, strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["lens.safetensors"]
+
+
+def test_the_same_lens_is_the_same_file(tmp_path):
+    for name in ("a", "b"):
+        lens.save(tmp_path / name, random_maps(model="tiny", identity="x", d_model=32, seed=0))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lens, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lens.save(tmp_path / "lens.safetensors", random_maps())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def theirs(tmp_path, llama):
+    """A lens in the layout of the tuned-lens library, which has a map for the input of every layer."""
+    draw = torch.Generator().manual_seed(0)
+    tensors = {f"{n}.weight": 0.1 * torch.randn(32, 32, generator=draw) for n in range(3)}
+    tensors |= {f"{n}.bias": 0.1 * torch.randn(32, generator=draw) for n in range(3)}
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    return tmp_path / "theirs.safetensors", tensors
+
+
+def test_a_lens_of_the_tuned_lens_library_maps_what_transformers_calls_hidden_states(llama, theirs, input_ids):
+    path, tensors = theirs
+    tuned, head = lens.load(path, llama), llama.lm_head.weight
+    states = llama(input_ids, output_hidden_states=True).hidden_states
+    for number in range(3):
+        weight, bias = tensors[f"{number}.weight"].double(), tensors[f"{number}.bias"].double()
+        expected = llama.model.norm(states[number] + states[number] @ weight.T + bias) @ head.T
+        found = policy_logits(llama, HookPoint(number, "resid_pre"), tuned, input_ids=input_ids)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_lens_of_the_tuned_lens_library_is_written_in_our_own_layout(llama, theirs, tmp_path):
+    path, tensors = theirs
+    lens.save(tmp_path / "ours.safetensors", lens.load(path, llama).maps)
+    ours = load_file(tmp_path / "ours.safetensors")
+    assert torch.equal(ours["0.resid_pre.weight"], tensors["0.weight"])
+    assert torch.equal(ours["1.resid_post.bias"], tensors["2.bias"])
+    again = lens.load(tmp_path / "ours.safetensors", llama).maps
+    assert [str(point) for point in again.at] == ["0.resid_pre", "0.resid_post", "1.resid_post"]
+
+
+def square(**changes):
+    return {"0.resid_post.weight": torch.zeros(32, 32), "0.resid_post.bias": torch.zeros(32), **changes}
+
+
+BAD = {
+    "another key": (
+        {"model.norm.weight": torch.ones(32)},
+        "has the key 'model.norm.weight', expected are keys such as 5.r",
+    ),
+    "another site": ({"0.attn.weight": torch.ones(32)}, "has the key '0.attn.weight', expected"),
+    "final": (square(**{"final.weight": torch.zeros(32, 32)}), "has the key 'final.weight', expected"),
+    "another width": (
+        {"0.resid_post.weight": torch.zeros(16, 16)},
+        r"has 0.resid_post.weight of shape \(16, 16\), but the model's hidden states have 32 entries",
+    ),
+    "more layers": (
+        {"3.weight": torch.zeros(32, 32)},
+        "has a map for layer 3, but the model's layers are 0 to 2; it is a lens of another model",
+    ),
+    "NaN": (
+        square(**{"0.resid_post.bias": torch.full((32,), torch.nan)}),
+        "has NaN or infinite values in 0.resid_post.bias",
+    ),
+    "half a map": ({"1.weight": torch.zeros(32, 32)}, "has no bias for 0.resid_post; get the whole lens"),
+    "two maps": (square(**{"1.resid_pre.bias": torch.zeros(32)}), "has two maps for 0.resid_post; leave one out"),
+    "nothing": ({}, "holds no maps; fit a lens with `internal-policy fit-lens`"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_lens_is_refused_in_a_sentence(case, llama, tmp_path):
+    tensors, said = BAD[case]
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(InputError, match=said) as error:
+        lens.load(tmp_path / "bad.safetensors", llama)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged, or no safetensors file"),
+        (lambda path: path.write_bytes(b"nonsense"), "is damaged, or no safetensors file"),
+        (lambda path: save_file(square(), path, {"internal_policy": "{"}), "is damaged, or no safetensors file"),
+        (lambda path: save_file(square(), path, {"internal_policy": "7"}), "is damaged, or no safetensors file"),
+        (lambda path: path.unlink(), "is not there; give a .safetensors file, as `internal-policy fit-lens` writes it"),
+        (lambda path: (path.unlink(), path.mkdir()), "is a folder; give a .safetensors file"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_a_sentence(make, said, llama, tmp_path):
+    path = tmp_path / "lens.safetensors"
+    lens.save(path, random_maps())
+    make(path)
+    with pytest.raises(InputError, match=said):
+        lens.load(path, llama)
+
+
+@pytest.mark.parametrize("name", ["params.pt", "lens.bin", "lens.pkl"])
+def test_a_pickle_is_refused_with_the_command_that_converts_it(name, llama, tmp_path, theirs, monkeypatch):
+    path, tensors = theirs
+    torch.save(tensors, tmp_path / name)
+    with pytest.raises(InputError, match="is a pickle, which can run code when it is loaded; convert it with") as error:
+        lens.load(tmp_path / name, llama)
+    command = str(error.value).partition('python -c "')[2].partition('"`')[0]
+    monkeypatch.chdir(tmp_path)
+    exec(command, {})  # what the sentence says works
+    assert lens.load(tmp_path / "lens.safetensors", llama).maps.at.keys() == lens.load(path, llama).maps.at.keys()

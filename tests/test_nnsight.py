@@ -1,0 +1,44 @@
+"""nnsight hands over the hidden states that our hooks do, here and on a server; who does not ask never meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from internal_policy import bundle, cache, commands, options, sampling
+
+TESTS = Path(__file__).parent
+
+
+def test_every_case_holds_in_a_process_of_its_own():
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "nnsight_cases.py")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=TESTS.parent)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_scan_by_hooks_leaves_every_object_as_it_was(tmp_path):
+    code = f"""
+import sys, torch
+backward = torch.Tensor.backward
+import internal_policy.bupo, internal_policy.journal, internal_policy.drawing
+sys.path.insert(0, {str(TESTS.parent / "app")!r})
+import scans, show
+from internal_policy.__main__ import main
+assert main(["scan", "--limit", "1", "--max-new-tokens", "4", "--output", {str(tmp_path / "scan")!r}]) == 0
+assert not hasattr(object(), "save")
+assert torch.Tensor.backward is backward
+assert not {{"nnsight", "transformer_lens"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_package_works_in_a_process_that_began_with_nnsight():
+    code = "import nnsight, internal_policy.commands, internal_policy.scan, internal_policy.bupo"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_scan_of_an_earlier_version_is_asked_the_same_question():
+    asked = cache.record(bundle.DATA / "scans" / "demo-qwen3")["asked"]
+    assert commands._question(options.Scan()).keys() == asked.keys()
+    assert all(getattr(options.Scan(), name, default) == default for name, default in sampling.LATER.items())

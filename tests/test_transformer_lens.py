@@ -1,0 +1,240 @@
+"""TransformerLens hands over the same hidden states as our hooks, and its own readout agrees with ours."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import all_points, hook_count, read, tiny_model
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of what it imports
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources import boot_native
+    from transformer_lens.tools.analysis import logit_readout
+
+from internal_policy import scan as scanning
+from internal_policy.errors import InputError
+from internal_policy.hooks import FINAL, SITES, HookPoint
+from internal_policy.policy import unembed
+from internal_policy.reader import reader_of
+from internal_policy.readers import transformer_lens
+from internal_policy.readers.transformer_lens import boot, measure_cache
+from internal_policy.rollouts import of_ids
+from internal_policy.scan import scan
+
+
+def states(bridge, points, input_ids) -> dict:
+    """The hidden states that the reader hands over, each as it was reached."""
+    seen = {}
+    with torch.no_grad():
+        reader_of(bridge).run(points, seen.__setitem__, input_ids=input_ids, use_cache=False)
+    return seen
+
+
+def pair(family: str, tokenizer, dtype=torch.float32, attention: str = "eager"):
+    """A model, and a bridge over another with the same weights."""
+    model, wrapped = tiny_model(family), tiny_model(family)
+    for one in (model, wrapped):
+        torch.nn.Module.to(one, dtype)
+        one.set_attn_implementation(attention)
+    return model, boot(wrapped, tokenizer)
+
+
+@pytest.fixture(params=transformer_lens.FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def bridge(tokenizer) -> TransformerBridge:
+    return boot(tiny_model("qwen3").float(), tokenizer)
+
+
+@pytest.fixture
+def rollouts(tokenizer):
+    texts = torch.randint(5, 256, (3, 17), generator=torch.Generator().manual_seed(2)).tolist()
+    return of_ids(tokenizer, [texts[0], texts[1][:9], texts[2][:12]], prompt=4)
+
+
+def same(one, other) -> None:
+    pd.testing.assert_frame_equal(one.policies, other.policies, check_exact=True)
+    pd.testing.assert_frame_equal(one.layers, other.layers, check_exact=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_hidden_states_are_ours_bit_for_bit(family, dtype, tokenizer, input_ids):
+    model, bridge = pair(family, tokenizer, dtype)
+    ours, theirs = read(model, all_points(model), input_ids), states(bridge, all_points(model), input_ids)
+    assert list(theirs) == all_points(model)
+    assert all(torch.equal(theirs[point], ours[point]) for point in ours)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_with_sdpa_computes_eagerly_in_a_bridge(family, dtype, tokenizer, input_ids):
+    model, bridge = pair(family, tokenizer, dtype, "sdpa")
+    theirs = states(bridge, all_points(model), input_ids)
+    away = max((theirs[p] - hidden).abs().max() for p, hidden in read(model, all_points(model), input_ids).items())
+    assert 0 < away < 500 * torch.finfo(dtype).eps
+    model.set_attn_implementation("eager")
+    assert all(torch.equal(theirs[p], hidden) for p, hidden in read(model, all_points(model), input_ids).items())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_measures_are_ours_bit_for_bit(family, dtype, tokenizer, rollouts):
+    model, bridge = pair(family, tokenizer, dtype)
+    same(
+        scan(bridge, tokenizer, rollouts, readouts=("raw", "norm")),
+        scan(model, tokenizer, rollouts, readouts=("raw", "norm")),
+    )
+
+
+def test_a_text_read_in_pieces_is_measured_alike(tokenizer, rollouts, monkeypatch):
+    model, bridge = pair("llama", tokenizer)
+    monkeypatch.setattr(scanning, "STATE_BYTES", 20_000)
+    monkeypatch.setattr(scanning, "PREFILL", 2)
+    same(scan(bridge, tokenizer, rollouts), scan(model, tokenizer, rollouts))
+
+
+@pytest.mark.parametrize(("readout", "normed"), [("raw", False), ("norm", True)])
+def test_its_own_readout_agrees_with_our_entropies(bridge, tokenizer, readout, normed):
+    tokens = torch.randint(5, 256, (1, 40), generator=torch.Generator().manual_seed(3))
+    ours = scan(bridge, tokenizer, of_ids(tokenizer, tokens.tolist()), readouts=(readout,), top_k=3).policies
+    hidden = states(bridge, all_points(bridge.original_model), tokens)
+    for layer in range(3):
+        rows = ours[ours["layer"] == layer]
+        for site in SITES:
+            theirs = logit_readout(bridge, hidden[HookPoint(layer, site)][0, :-1], apply_ln=normed, top_k=3)
+            away = torch.tensor(rows[f"{site}.entropy"].to_numpy()) - theirs.entropy
+            assert away.abs().max() < 1e-5
+            assert rows[f"{site}.topk_ids"].map(list).tolist() == torch.as_tensor(theirs.top_ids).tolist()
+
+
+def test_a_readout_by_hand_is_the_same(bridge, input_ids):
+    hidden = states(bridge, [HookPoint(1, "mlp_out")], input_ids)[HookPoint(1, "mlp_out")]
+    reader = reader_of(bridge)
+    assert torch.equal(reader.unembedding(hidden), hidden @ bridge.W_U)
+    assert torch.equal(reader.unembedding.weight, tiny_model("qwen3").float().lm_head.weight)
+    torch.testing.assert_close(unembed(tiny_model("qwen3").float(), hidden), hidden @ bridge.W_U)
+
+
+def test_a_folded_bridge_is_refused(bridge, tokenizer, rollouts):
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    with pytest.raises(InputError, match="weights were folded, which changes its raw policies"):
+        scan(bridge, tokenizer, rollouts)
+
+
+def test_folding_does_change_the_raw_policies(bridge, input_ids):
+    """Why it is refused: the refusal would be for nothing if the numbers were the same."""
+    point = HookPoint(2, "resid_post")
+    before = states(bridge, [point], input_ids)[point] @ bridge.W_U
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    _, cache = bridge.run_with_cache(input_ids, names_filter=transformer_lens.name(point))
+    after = cache[transformer_lens.name(point)] @ bridge.W_U
+    assert (after.softmax(-1) - before.softmax(-1)).abs().max() > 0.01
+
+
+def test_compatibility_of_names_alone_is_read(bridge, tokenizer, rollouts):
+    expected = scan(bridge, tokenizer, rollouts)
+    bridge.enable_compatibility_mode(disable_warnings=True, no_processing=True)
+    same(scan(bridge, tokenizer, rollouts), expected)
+
+
+def test_a_family_that_was_not_compared_is_refused(tokenizer):
+    with pytest.raises(InputError, match=r"'gpt2' is not read through TransformerLens; that is gemma2, "):
+        boot(tiny_model("gpt2"), tokenizer)
+
+
+def test_hooks_of_the_user_take_part_and_stay(bridge, input_ids):
+    point = HookPoint(1, "mlp_out")
+    bridge.add_hook("blocks.1.hook_mlp_out", lambda hidden, **_: torch.zeros_like(hidden))
+    bridge(input_ids)  # what the bridge registers itself as it first runs
+    before = hook_count(bridge.original_model)
+    for _ in range(2):
+        assert not states(bridge, [point], input_ids)[point].any()
+    assert hook_count(bridge.original_model) == before
+
+
+def test_no_hook_stays_behind_after_an_exception(bridge, input_ids):
+    def fail(point, hidden):
+        raise KeyboardInterrupt
+
+    bridge(input_ids)
+    before = hook_count(bridge.original_model)
+    with pytest.raises(KeyboardInterrupt):
+        reader_of(bridge).run([HookPoint(0, "attn_in"), FINAL], fail, input_ids=input_ids)
+    assert hook_count(bridge.original_model) == before
+
+
+def test_the_final_logits_are_not_computed(bridge, input_ids):
+    computed = []
+    bridge.unembed.register_forward_hook(lambda *_: computed.append(1))
+    states(bridge, [FINAL], input_ids)
+    assert not computed
+
+
+def test_booting_leaves_the_tokenizer_alone(tokenizer):
+    before = (tokenizer.padding_side, tokenizer.pad_token, tokenizer.bos_token, tokenizer("a b")["input_ids"])
+    boot(tiny_model("llama"), tokenizer)
+    assert (tokenizer.padding_side, tokenizer.pad_token, tokenizer.bos_token, tokenizer("a b")["input_ids"]) == before
+
+
+def test_a_cache_is_measured_as_a_scan_would(bridge, tokenizer, input_ids, monkeypatch):
+    _, cache = bridge.run_with_cache(input_ids)
+    expected = scan(bridge, tokenizer, of_ids(tokenizer, input_ids.tolist(), prompt=3))
+    same(measure_cache(bridge, cache, input_ids, prompt=3), expected)
+    monkeypatch.setattr(scanning, "STATE_BYTES", 20_000)
+    monkeypatch.setattr(scanning, "PREFILL", 1)
+    in_pieces = measure_cache(bridge, cache, input_ids, prompt=3)
+    pd.testing.assert_frame_equal(in_pieces.policies, expected.policies, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cache_of_the_stream_alone_gives_its_sites(bridge, tokenizer, input_ids):
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
+    _, cache = bridge.run_with_cache(input_ids, names_filter=["blocks.0.hook_resid_pre", *names, "ln_final.hook_out"])
+    measured = measure_cache(bridge, cache, input_ids)
+    assert {str(name).partition(".")[0] for name in measured.policies.filter(like=".entropy")} == {
+        "resid_pre",
+        "resid_post",
+        "final",
+    }
+    expected = scan(bridge, tokenizer, of_ids(tokenizer, input_ids.tolist()), sites=("resid_pre", "resid_post"))
+    same(measured, expected)
+
+
+def test_a_cache_without_a_batch_is_measured(bridge, tokenizer, input_ids):
+    one = input_ids[:1]
+    _, cache = bridge.run_with_cache(one, remove_batch_dim=True)
+    same(measure_cache(bridge, cache, one), scan(bridge, tokenizer, of_ids(tokenizer, one.tolist())))
+
+
+def test_what_a_cache_lacks_is_named(bridge, input_ids):
+    _, cache = bridge.run_with_cache(input_ids, names_filter=lambda name: name.endswith("hook_mlp_out"))
+    with pytest.raises(InputError, match=r"The cache lacks ln_final\.hook_out: run_with_cache with names_filter=None"):
+        measure_cache(bridge, cache, input_ids, measures=("entropy",))
+
+
+def test_a_cache_of_other_tokens_is_refused(bridge, input_ids):
+    _, cache = bridge.run_with_cache(input_ids)
+    with pytest.raises(InputError, match="is cached for 2 x 11 tokens, but the tokens given are 2 x 9"):
+        measure_cache(bridge, cache, input_ids[:, :9])
+
+
+def test_a_bridge_over_no_hugging_face_model_is_refused():
+    sizes = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 16, "d_vocab": 20, "d_mlp": 16}
+    with pytest.raises(InputError, match="The bridge holds a NativeModel; only models of Hugging Face are read"):
+        reader_of(boot_native({**sizes, "act_fn": "relu"}))
+
+
+def test_the_readmes_example_runs(bridge, tokenizer, rollouts):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (example,) = re.findall(r"```py\n(from internal_policy.readers.transformer_lens.*?)```", text, re.DOTALL)
+    tokens = torch.randint(5, 256, (2, 20), generator=torch.Generator().manual_seed(4))
+    names = {"scan": scan, "bridge": bridge, "tokenizer": tokenizer, "rollouts": rollouts, "tokens": tokens}
+    exec(example, names)
+    same(names["live"], scan(bridge, tokenizer, rollouts))
+    same(names["cached"], scan(bridge, tokenizer, of_ids(tokenizer, tokens.tolist(), prompt=12)))
