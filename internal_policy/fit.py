@@ -69,9 +69,11 @@ def fit(
     check_options(steps, learning_rate, batch_tokens)
     if not points:
         raise InputError("There is no hook point to fit: the output of the last layer needs no map; name more sites.")
+    if not (tokens := sum(len(rollout.response_ids) for rollout in rollouts)):
+        raise InputError("There are no response tokens to fit on; give rollouts.")
     weight, dtype = unembedding(model).weight, precision(model.dtype)
     d_model = weight.shape[1]
-    check_memory(len(points), sum(len(r.response_ids) for r in rollouts), d_model, weight.element_size())
+    check_memory(len(points), tokens, d_model, weight.element_size())
     new = {"dtype": dtype, "device": weight.device, "requires_grad": True}
     at = {point: Map(torch.zeros(d_model, d_model, **new), torch.zeros(d_model, **new)) for point in points}
     maps = Maps(at, len(decoder_layers(model)))

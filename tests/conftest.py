@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # of every process: waiting for a second takes longer than all of a tiny model
 
 from jaxtyping import install_import_hook
 
@@ -23,7 +24,6 @@ __all__ = ["FAMILY_NAMES", "FEW", "LLAMA_SHAPED", "all_points", "hook_count", "r
 
 settings.register_profile("tests", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("tests")
-torch.set_num_threads(1)  # waiting for a second one takes longer than all of a tiny model
 
 CORPUS = [
     "Mia has 47 apples and buys 385 more. How many apples has she now?",

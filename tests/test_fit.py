@@ -193,6 +193,11 @@ def test_no_hook_point_is_refused(llama):
         fit.fit(llama, rollouts(2), fit.points_of(1, ["resid_post"]))
 
 
+def test_no_rollouts_are_refused(llama):
+    with pytest.raises(InputError, match="There are no response tokens to fit on"):
+        fit.fit(llama, [], POINTS)
+
+
 def test_what_does_not_fit_into_memory_is_refused_before_anything_is_read(llama, monkeypatch):
     monkeypatch.setattr(fit, "states", None)
     memory = type("memory", (), {"available": 1000})
