@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,9 @@ with warnings.catch_warnings():
     from transformer_lens.model_bridge.sources import boot_native
     from transformer_lens.tools.analysis import logit_readout
 
+from internal_policy import cache
 from internal_policy import scan as scanning
+from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.hooks import FINAL, SITES, HookPoint
 from internal_policy.policy import unembed
@@ -238,3 +241,16 @@ def test_the_readmes_example_runs(bridge, tokenizer, rollouts):
     exec(example, names)
     same(names["live"], scan(bridge, tokenizer, rollouts))
     same(names["cached"], scan(bridge, tokenizer, of_ids(tokenizer, tokens.tolist(), prompt=12)))
+
+
+def test_the_command_line_scans_through_it(tmp_path):
+    asked = ["scan", "--limit", "3", "--max-new-tokens", "12", "--dtype", "float32", "--attn-implementation", "eager"]
+    for reader in ("hooks", "transformer-lens"):
+        assert main([*asked, "--reader", reader, "--output", str(tmp_path / reader)]) == 0
+    for kind in ("rollouts", "policies", "layers"):
+        ours, theirs = (cache.read(tmp_path / reader, kind) for reader in ("hooks", "transformer-lens"))
+        pd.testing.assert_frame_equal(theirs, ours, check_exact=True)
+    said = cache.record(tmp_path / "transformer-lens")
+    assert said["reader"] == "transformer-lens"
+    assert said["versions"]["transformer-lens"] == metadata.version("transformer-lens")
+    assert "reader" not in cache.record(tmp_path / "hooks")
