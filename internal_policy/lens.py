@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,8 +100,11 @@ def load(path: Path | str, model: PreTrainedModel) -> Tuned:
 
 
 def of(maps: Maps, model: PreTrainedModel, name: str = NAME) -> Tuned:
-    """The lens of these maps for `model`."""
-    return Tuned(maps, final_norm(model), name)
+    """The lens of these maps for `model`, on the device of its final norm."""
+    norm = final_norm(model)
+    device = next(norm.parameters()).device
+    at = {point: Map(*(tensor.to(device) for tensor in one)) for point, one in maps.at.items()}
+    return Tuned(replace(maps, at=at), norm, name)
 
 
 def read(path: Path, n_layers: int, d_model: int) -> Maps:

@@ -64,6 +64,11 @@ def test_a_lens_brings_the_hidden_state_to_the_unembedding(model, input_ids):
     assert torch.equal(normed, policy_logits(model, point, "norm", input_ids=input_ids))
 
 
+def test_the_maps_go_once_to_the_device_of_the_model(llama):
+    there = lens.of(random_maps(), llama.to("meta"))
+    assert {tensor.device.type for one in there.maps.at.values() for tensor in one} == {"meta"}
+
+
 def test_a_lens_is_told_the_hook_point(llama, input_ids):
     told = []
     policy_logits(llama, HookPoint(1, "mlp_out"), lambda h, point: (told.append(point), h)[1], input_ids=input_ids)
