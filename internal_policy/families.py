@@ -220,8 +220,16 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
 
 
 def unembedding(model: PreTrainedModel) -> nn.Linear:
-    """The unembedding of a loaded model: its weight is (d_vocab, d_model), and is all of it."""
-    module = model.get_output_embeddings()
+    """The unembedding of a loaded model: its weight is (d_vocab, d_model). Raises InputError; see `weight_alone`."""
+    return weight_alone(model.get_output_embeddings())
+
+
+def weight_alone(module: nn.Module | None) -> nn.Linear:
+    """An unembedding whose weight is all of it. Raises InputError for one with a bias, which no policy here would add.
+
+    A bias of 0 is none: TransformerLens gives every unembedding one.
+    """
     assert isinstance(module, nn.Linear)
-    assert module.bias is None
+    if module.bias is not None and (module.bias.is_meta or module.bias.any()):
+        raise InputError("The unembedding has a bias, which internal policies leave out; give a model without one.")
     return module

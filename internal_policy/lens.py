@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,11 +100,8 @@ def load(path: Path | str, model: PreTrainedModel) -> Tuned:
 
 
 def of(maps: Maps, model: PreTrainedModel, name: str = NAME) -> Tuned:
-    """The lens of these maps for `model`, on the device of its final norm."""
-    norm = final_norm(model)
-    device = next(norm.parameters()).device
-    at = {point: Map(*(tensor.to(device) for tensor in one)) for point, one in maps.at.items()}
-    return Tuned(replace(maps, at=at), norm, name)
+    """The lens of these maps for `model`: of the maps themselves, so that to train them trains the lens."""
+    return Tuned(maps, final_norm(model), name)
 
 
 def read(path: Path, n_layers: int, d_model: int) -> Maps:
@@ -147,9 +144,10 @@ def read(path: Path, n_layers: int, d_model: int) -> Maps:
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What is in a safetensors file, and its metadata."""
     if path.suffix in PICKLES:
+        new = path.with_suffix(".safetensors")
         raise InputError(
             f'{path} is a pickle, which can run code when it is loaded; convert it with `python -c "import torch, '
-            f"safetensors.torch as s; s.save_file(torch.load('{path.name}', weights_only=True), 'lens.safetensors')\"`."
+            f"safetensors.torch as s; s.save_file(torch.load('{path}', weights_only=True), '{new}')\"`."
         )
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is not there"

@@ -59,12 +59,15 @@ def read_out(
 ) -> Float[Tensor, "*batch d_model"]:
     """`hidden` as the unembedding is to see it; at `FINAL` that is as it is, whatever the readout.
 
-    Raises InputError for a lens that does not know the `point`, or returns anything but a tensor of the same shape.
+    Raises InputError for a readout that does not exist, and for a lens that does not know the `point`, or returns
+    anything but a tensor of the same shape.
     """
     if readout == "raw" or point == FINAL:
         return hidden
     if readout == "norm":
         return final_norm(model)(hidden)
+    if isinstance(readout, str):
+        raise InputError(f"There is no readout '{readout}'; known are {', '.join(READOUTS)}, or give a callable.")
     if point is None:
         raise InputError(
             f"The lens '{readout_name(readout)}' needs to know where the hidden state was read; give the `point` too, "

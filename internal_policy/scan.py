@@ -222,7 +222,7 @@ def _numbers(
         states = torch.cat([states[:1], read_out(reader.model, states[1:], readout).to(states.device)])
     elif readout != "raw":
         seen = zip(planned.points, states, strict=False)
-        states = torch.stack([read_out(reader.model, s, readout, point).to(s.device) for point, s in seen])
+        states = torch.stack([read_out(reader.model, s.clone(), readout, point).to(s.device) for point, s in seen])
     return metrics.numbers(
         hidden,
         states,

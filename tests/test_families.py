@@ -1,12 +1,24 @@
 """Every row of FAMILIES, proved on a tiny random model in float64: exact equality."""
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import FAMILY_NAMES, LLAMA_SHAPED, all_points, hook_count, read, tiny_model
+from torch import nn
 from transformers import AutoConfig
 
 from internal_policy.errors import InputError
-from internal_policy.families import FAMILIES, decoder_layers, family_of, final_norm, head, multiplier, sites_of
+from internal_policy.families import (
+    FAMILIES,
+    decoder_layers,
+    family_of,
+    final_norm,
+    head,
+    multiplier,
+    sites_of,
+    unembedding,
+)
 from internal_policy.hooks import FINAL, SITES, HookPoint, hooked
 from internal_policy.policy import as_policy, policy_logits
 from internal_policy.proofs import PROOFS, prove
@@ -227,6 +239,14 @@ def test_a_site_that_the_family_does_not_have_is_refused_with_the_reason(model, 
         policy_logits(model, point, input_ids=input_ids)
     with pytest.raises(InputError, match=SENTENCE), as_policy(model, point):
         pass
+
+
+def test_an_unembedding_with_a_bias_is_refused():
+    model = tiny_model("llama")
+    last: Any = model.get_output_embeddings()
+    last.bias = nn.Parameter(torch.ones(320, dtype=torch.float64))
+    with pytest.raises(InputError, match="The unembedding has a bias"):
+        unembedding(model)
 
 
 def test_unknown_family_is_refused_with_the_known_ones_and_the_place_to_add_it():

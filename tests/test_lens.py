@@ -1,5 +1,6 @@
 """A lens is one more readout: any callable, or affine maps that a file holds."""
 
+import inspect
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from internal_policy.errors import InputError
 from internal_policy.families import final_norm
 from internal_policy.hooks import FINAL, SITES, HookPoint
 from internal_policy.lens import Map, Maps, Tuned
-from internal_policy.policy import as_policy, policy_logits, readout_name, unembed
+from internal_policy.policy import as_policy, policy_logits, read_out, readout_name, unembed
 from internal_policy.rollouts import Rollout
 from internal_policy.scan import check, scan
 from internal_policy.selection import Selection, canonical
@@ -64,9 +65,25 @@ def test_a_lens_brings_the_hidden_state_to_the_unembedding(model, input_ids):
     assert torch.equal(normed, policy_logits(model, point, "norm", input_ids=input_ids))
 
 
-def test_the_maps_go_once_to_the_device_of_the_model(llama):
-    there = lens.of(random_maps(), llama.to("meta"))
-    assert {tensor.device.type for one in there.maps.at.values() for tensor in one} == {"meta"}
+def test_a_lens_holds_the_very_maps_so_that_to_train_them_trains_the_lens(llama):
+    maps = random_maps()
+    assert lens.of(maps, llama.to("meta")).maps is maps
+
+
+def test_a_lens_that_writes_to_what_it_is_given_changes_no_other_readout(llama, tokenizer):
+    def twice(hidden, _):
+        return hidden.mul_(2)
+
+    both = scan(llama, tokenizer, [rollout()], readouts=[twice, "raw"]).policies
+    alone = scan(llama, tokenizer, [rollout()]).policies
+    raw = both[both["readout"] == "raw"].reset_index(drop=True)
+    assert raw.equals(alone)
+
+
+def test_a_misspelled_readout_is_refused(llama):
+    unchecked = inspect.unwrap(read_out)  # as it is outside tests, where nothing checks types
+    with pytest.raises(InputError, match="There is no readout 'norn'; known are raw, norm, or give a callable"):
+        unchecked(llama, torch.zeros(1, 32), "norn", HookPoint(1, "resid_post"))
 
 
 def test_a_lens_is_told_the_hook_point(llama, input_ids):
@@ -415,12 +432,14 @@ def test_a_damaged_file_is_refused_in_a_sentence(make, said, llama, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["params.pt", "lens.bin", "lens.pkl"])
-def test_a_pickle_is_refused_with_the_command_that_converts_it(name, llama, tmp_path, theirs, monkeypatch):
+def test_a_pickle_is_refused_with_the_command_that_converts_it(name, llama, tmp_path, theirs):
     path, tensors = theirs
     torch.save(tensors, tmp_path / name)
     with pytest.raises(InputError, match="is a pickle, which can run code when it is loaded; convert it with") as error:
         lens.load(tmp_path / name, llama)
     command = str(error.value).partition('python -c "')[2].partition('"`')[0]
-    monkeypatch.chdir(tmp_path)
-    exec(command, {})  # what the sentence says works
-    assert lens.load(tmp_path / "lens.safetensors", llama).maps.at.keys() == lens.load(path, llama).maps.at.keys()
+    exec(command, {})  # what the sentence says works, in any folder
+    assert (
+        lens.load((tmp_path / name).with_suffix(".safetensors"), llama).maps.at.keys()
+        == lens.load(path, llama).maps.at.keys()
+    )

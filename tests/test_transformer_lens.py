@@ -125,6 +125,12 @@ def test_a_readout_by_hand_is_the_same(bridge, input_ids):
     torch.testing.assert_close(unembed(tiny_model("qwen3").float(), hidden), hidden @ bridge.W_U)
 
 
+def test_a_bridge_whose_unembedding_has_a_bias_is_refused(bridge):
+    bridge.unembed.original_component.bias.data.fill_(1)
+    with pytest.raises(InputError, match="The unembedding has a bias"):
+        reader_of(bridge)
+
+
 def test_a_folded_bridge_is_refused(bridge, tokenizer, rollouts):
     bridge.enable_compatibility_mode(disable_warnings=True)
     with pytest.raises(InputError, match="weights were folded, which changes its raw policies"):

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from internal_policy import metrics, scan
 from internal_policy.cache import Scan
 from internal_policy.errors import InputError
-from internal_policy.families import family_of
+from internal_policy.families import family_of, weight_alone
 from internal_policy.hooks import FINAL, SITES, HookPoint, Visit
 from internal_policy.policy import Readout
 from internal_policy.reader import Reader
@@ -86,9 +86,7 @@ def reader(bridge: TransformerBridge) -> Reader:
             "Boot it again without enable_compatibility_mode() or process_weights()."
         )
     _known(model)
-    head = bridge.unembed.original_component
-    assert isinstance(head, nn.Linear)
-    return Reader(model, head, partial(_run, bridge, model))
+    return Reader(model, weight_alone(bridge.unembed.original_component), partial(_run, bridge, model))
 
 
 def _known(model: PreTrainedModel) -> None:
