@@ -13,7 +13,7 @@ from internal_policy.analysis import Average
 from internal_policy.errors import InputError
 from internal_policy.view import About, Outcome, View
 
-READOUTS = {
+CAPTIONS = {
     "raw": "hidden states as they are: the paper",
     "norm": "through the final norm: the logit lens",
     "tuned": "through fitted maps and the final norm: the tuned lens",
@@ -134,11 +134,11 @@ def _filtered(folder: Path) -> View:
         "Readout",
         measured,
         format_func=show.unmarked,
-        captions=[READOUTS.get(name) or show.unmarked(view.how(name)) for name in measured],
+        captions=[CAPTIONS.get(name) or show.unmarked(view.how(name)) for name in measured],
         key="readout",
         bind="query-params",
     )
-    if asked in READOUTS and asked not in measured:
+    if asked in CAPTIONS and asked not in measured:
         st.caption(f"This scan was not measured under the readout {asked}.")
     outcome: Outcome = "all"
     if _marked(stamp(folder)):

@@ -18,6 +18,7 @@ from internal_policy import (
     loading,
     opening,
     options,
+    progress,
     sampling,
     show,
     training,
@@ -59,7 +60,7 @@ def scan(asked: options.Scan) -> None:
     if not cached:
         _measure(asked, question, folder)
     show.scan(folder, None, as_json=asked.json, extra={"cached": cached})
-    show.note(f"{'From the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
+    progress.note(f"{'From the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
 
 
 def _question(asked: options.Scan | options.Generate) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
     from internal_policy.scan import check
 
     opening.check_there(asked)
-    show.quiet()
+    progress.quiet()
     selection = _selection(asked)
     maps = _maps(asked, selection)
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
@@ -131,7 +132,7 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
         _check_disk(folder, cache.disk_bytes(selection, sum(len(rollout.response_ids) for rollout in rollouts)))
     else:  # how long responses get is not known
         _check_disk(folder, cache.disk_bytes(selection, asked.batch_size * asked.max_new_tokens))
-    smaller = show.saying_once("Out of memory: measuring {} rollouts at a time.")
+    smaller = progress.saying_once("Out of memory: measuring {} rollouts at a time.")
     size = asked.batch_size
     total = len(rollouts) or len(problems) * asked.samples
 
@@ -140,7 +141,7 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
         given = rollouts[first : first + size]
         return given or sampling.sampled(reader.model, tokenizer, problems, asked, first, smaller)
 
-    with show.progress("Scanning", total) as advance:
+    with progress.bar("Scanning", total) as advance:
         job.run(
             folder,
             reader,
@@ -182,7 +183,7 @@ def _forecast(asked: options.Scan) -> dict[str, Any]:
     from internal_policy.scan import STATE_BYTES
     from internal_policy.selection import plan
 
-    show.quiet()
+    progress.quiet()
     selection, config = _selection(asked), loading.load_config(asked)
     _maps(asked, selection)
     text = config.get_text_config()
@@ -220,7 +221,7 @@ def generate(asked: options.Generate) -> None:
         raise InputError(f"--output is {asked.output}; give a .parquet or .jsonl file in a folder that exists.")
     point = HookPoint.parse(asked.at)
     sampling.check_lens(asked)
-    show.quiet()
+    progress.quiet()
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     question = {**_question(asked), "output": asked.output.absolute()}  # two files at a time do not share their parts
     sampling.check_point(asked, point)
@@ -258,7 +259,7 @@ def export(asked: options.Export) -> None:
         why = "exists; remove it" if path.exists() else "is in no folder; make it"
         raise InputError(f"{path} {why}, or give --output another name.")
     rows = cache.export(folder, asked.table, asked.format, path)
-    show.note(f"Wrote {rows:,} rows to {path}.")
+    progress.note(f"Wrote {rows:,} rows to {path}.")
 
 
 def families(asked: options.Families) -> bool:
@@ -266,8 +267,8 @@ def families(asked: options.Families) -> bool:
     from internal_policy.families import FAMILIES
     from internal_policy.proofs import prove
 
-    show.quiet()
-    found = {name: prove(name) for name in show.tracked("Proving", FAMILIES)}
+    progress.quiet()
+    found = {name: prove(name) for name in progress.tracked("Proving", FAMILIES)}
     rows = {name: {**dataclasses.asdict(row), "contradictions": found[name]} for name, row in FAMILIES.items()}
     show.families(rows, metadata.version("transformers"), as_json=asked.json)
     return any(text for proofs in found.values() for text in proofs.values())

@@ -5,7 +5,7 @@ import sys
 from importlib.util import find_spec
 from urllib.parse import urlencode
 
-from internal_policy import bundle, cache, options, show
+from internal_policy import bundle, cache, options, progress
 from internal_policy.errors import InputError
 from internal_policy.view import View, check, default
 
@@ -23,7 +23,7 @@ def plot(asked: options.Plot) -> None:
         asked.average, asked.site, asked.measure, asked.rollout, asked.position, asked.layer, asked.style
     )
     look.write(figures.FIGURES[asked.figure](views, choice), asked.output)
-    show.note(f"Wrote {asked.output}.")
+    progress.note(f"Wrote {asked.output}.")
 
 
 def report(asked: options.Report) -> None:
@@ -38,7 +38,7 @@ def report(asked: options.Report) -> None:
     page = report.report([_view(name, asked) for name in asked.scans])
     with cache.replacing(asked.output) as temporary:
         temporary.write_text(page)
-    show.note(f"Wrote {asked.output}, {asked.output.stat().st_size / 1e6:.1f} MB.")
+    progress.note(f"Wrote {asked.output}, {asked.output.stat().st_size / 1e6:.1f} MB.")
 
 
 def dashboard(asked: options.Dashboard) -> None:
@@ -47,7 +47,9 @@ def dashboard(asked: options.Dashboard) -> None:
     folder = cache.find(asked.scan).absolute() if asked.scan is not None else None
     if folder:
         check(default(folder))
-    show.note(f"http://127.0.0.1:{asked.port}/{'?' + urlencode({'scan': folder}) if folder else ''} (Ctrl-C ends it)")
+    progress.note(
+        f"http://127.0.0.1:{asked.port}/{'?' + urlencode({'scan': folder}) if folder else ''} (Ctrl-C ends it)"
+    )
     command = [sys.executable, "-m", "streamlit", "run", str(bundle.APP / "main.py"), "--server.port", str(asked.port)]
     process = subprocess.Popen(command)
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from internal_policy import cache, evaluate, loading, options, sampling, show
+from internal_policy import cache, evaluate, loading, options, progress, sampling, show
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run(asked: options.Evaluate) -> None:
     cache.write_table(folder / CURVES, pa.Table.from_pandas(curves, preserve_index=False))
     cut = {name: float((~rows["finished"]).mean()) for name, rows in sets.items()}
     show.evaluation(folder, label, curves, asked.samples, {n: len(r) for n, r in sets.items()}, cut, as_json=asked.json)
-    show.note(f"{'From the cache' if cached else 'Sampled'} in {time.monotonic() - start:.1f} s.")
+    progress.note(f"{'From the cache' if cached else 'Sampled'} in {time.monotonic() - start:.1f} s.")
 
 
 def names_of(sources: tuple[str | None, ...]) -> dict[str, str | None]:
@@ -118,7 +118,7 @@ def _sample(
     from internal_policy.rollouts import check_sampling
 
     check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size)
-    show.quiet()
+    progress.quiet()
     sampling.check_point(asked, point)
     maps = sampling.maps_of(asked, [point])
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from internal_policy import bundle, cache, loading, options, sampling, show
+from internal_policy import bundle, cache, loading, options, progress, sampling, show
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def run(asked: options.FitLens) -> None:
     from internal_policy.scan import check
     from internal_policy.selection import Selection
 
-    show.quiet()
+    progress.quiet()
     config = loading.load_config(asked)
     text = config.get_text_config()
     sites = sites_of(config) if asked.sites == "all" else tuple(asked.sites.split(","))
@@ -49,7 +49,7 @@ def run(asked: options.FitLens) -> None:
     rollouts = given or _sampled(asked, model, tokenizer, problems, folder)
     check(model, selection, rollouts)
     fitted, held = fit.apart(rollouts, asked.held_out, asked.seed)
-    with show.progress("Fitting", asked.steps, "steps") as advance:
+    with progress.bar("Fitting", asked.steps, "steps") as advance:
         maps = fit.fit(
             model,
             fitted,
@@ -74,7 +74,7 @@ def run(asked: options.FitLens) -> None:
     lens.save(asked.output, dataclasses.replace(maps, about=about))
     shutil.rmtree(folder, ignore_errors=True)
     show.fitted(asked.output, about, kl, as_json=asked.json)
-    show.note(f"Fitted in {time.monotonic() - start:.1f} s.")
+    progress.note(f"Fitted in {time.monotonic() - start:.1f} s.")
 
 
 def _completed(asked: options.FitLens) -> options.FitLens:

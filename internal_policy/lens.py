@@ -59,8 +59,8 @@ class Maps:
         layers = ",".join(str(point.layer) for point in self.at if point.site == missing[0].site)
         remedy = f"--sites {','.join(sites)}" if missing[0].site not in sites else f"--layers {layers}"
         raise InputError(
-            f"The lens has no map for {missing[0]}, only for {len(self.at)} hook points of {', '.join(sites)}; scan "
-            f"with {remedy}, or fit it with --sites all."
+            f"The lens has no map for {missing[0]}, only for {len(self.at)} hook points of {', '.join(sites)}; read "
+            f"those alone (scan {remedy}), or fit-lens --sites all."
         )
 
 

@@ -18,7 +18,12 @@ PACKAGES = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
 
 
 def check(asked: Scan) -> None:
-    """Refuse options that contradict each other. Raises InputError."""
+    """Refuse options that contradict each other, or would have no effect. Raises InputError."""
+    if asked.reader == "transformer-lens" and asked.attn_implementation not in (None, "eager"):
+        raise InputError(
+            f"TransformerLens computes attention eagerly, but --attn-implementation is {asked.attn_implementation}; "
+            "leave that out."
+        )
     if not asked.remote:
         return
     if asked.lens is not None:
@@ -30,6 +35,9 @@ def check(asked: Scan) -> None:
             "--remote measures responses that are there; give them as --rollouts, such as what `internal-policy "
             "generate` or another program wrote."
         )
+    for name in ("dtype", "device", "device_map"):
+        if getattr(asked, name) != getattr(Scan, name):
+            raise InputError(f"--{name.replace('_', '-')} is the server's own with --remote; leave it out.")
     if Path(loading.resolve(asked.model)).is_dir():
         raise InputError(f"NDIF has models of the hub, but --model is the folder {asked.model}; give a hub id.")
 

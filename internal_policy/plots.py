@@ -211,7 +211,7 @@ def readouts(
 ) -> go.Figure:
     """A measure at one site by layer under each readout of a scan; each frame is `analysis.means` of the measure."""
     figure = go.Figure()
-    named = dict.fromkeys([*view.READOUTS, "tuned", *(about.readout for about, _ in columns)])
+    named = dict.fromkeys([*view.WORDS, "tuned", *(about.readout for about, _ in columns)])
     curves = dict(zip(named, cycle(CURVES), strict=False))  # those that are known look alike in every figure
     for about, frame in columns:
         rows = _drawn(frame[frame["site"] == site], measure)

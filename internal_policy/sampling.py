@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import bundle, cache, loading, options, show
+from internal_policy import bundle, cache, loading, options, progress
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ def maps_of(asked: Lensed, points: "Iterable[HookPoint]") -> "Maps | None":
     maps = lens.read(Path(asked.lens), text.num_hidden_layers, text.hidden_size)
     maps.check(points)
     if maps.about.get("identity") not in (None, loading.identity(asked)):
-        show.note(f"The lens {asked.lens} was fitted to other weights than these, those of {maps.about.get('model')}.")
+        progress.note(
+            f"The lens {asked.lens} was fitted to other weights than these, those of {maps.about.get('model')}."
+        )
     return maps
 
 
@@ -158,9 +160,9 @@ def all_of(
     from internal_policy.rollouts import from_table, to_table
 
     total = len(problems) * asked.samples
-    smaller = show.saying_once("Out of memory: sampling {} responses at a time.")
+    smaller = progress.saying_once("Out of memory: sampling {} responses at a time.")
     rollouts: list[Rollout] = []
-    with as_policy(model, point, readout), show.progress(what, total) as advance:
+    with as_policy(model, point, readout), progress.bar(what, total) as advance:
         for part, first in enumerate(range(0, total, asked.batch_size)):
             path = cache.part_path(folder, "rollouts", part)
             if not path.exists():

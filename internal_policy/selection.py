@@ -33,13 +33,14 @@ class Selection:
         """Refuse what does not exist."""
         for what, given, known in (
             ("site", self.sites, SITES),
-            ("readout", self.readouts, (*READOUTS, *self.readouts)),  # a lens has any name
             ("measure", self.measures, MEASURES),
         ):
             if unknown := [name for name in given if name not in known]:
                 raise InputError(f"There is no {what} '{unknown[0]}'; known are {', '.join(known)}.")
             if not given:
                 raise InputError(f"No {what} is chosen; known are {', '.join(known)}.")
+        if not self.readouts:  # what a lens is called is for who brings it
+            raise InputError(f"No readout is chosen; known are {', '.join(READOUTS)}.")
         if twice := [name for name in self.readouts if self.readouts.count(name) > 1]:
             raise InputError(f"Two readouts are called '{twice[0]}'; give a lens another __name__.")
         if not self.layers or self.top_k < 0:

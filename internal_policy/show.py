@@ -2,10 +2,7 @@
 
 import json
 import math
-import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
     from internal_policy.rollouts import Rollout
 
 out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 BY_LAYER = {
     "resid_post": "layer",
@@ -33,11 +29,6 @@ BY_LAYER = {
     "change_mlp": "Δ FFN",
 }
 """Column of `analysis.by_layer` -> what the table calls it."""
-
-
-def note(text: str) -> None:
-    """One line on stderr."""
-    err.print(escape(text))
 
 
 def document(value: Any) -> None:
@@ -316,63 +307,3 @@ def trained(folder: Path, metrics: pd.DataFrame, seconds: float, *, as_json: boo
     out.print(table)
     out.print(f"{len(metrics)} steps in {seconds:.0f} s. Model: {escape(str(folder / 'model'))}")
     out.print(f"Measure it: internal-policy evaluate --model {escape(str(folder / 'model'))}")
-
-
-def quiet() -> None:
-    """Let transformers speak of nothing but errors, and draw progress bars only where a person looks on."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()
-
-
-def tracked(what: str, items: Collection[str]) -> Iterator[str]:
-    """The items one by one, each named on stderr while it takes its time; nothing where stderr is no terminal."""
-    import rich.progress as rich
-
-    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
-    with rich.Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=len(items))
-        for item in items:
-            bar.update(task, description=f"{what} {item}")
-            yield item
-            bar.advance(task)
-
-
-def saying_once(text: str) -> Callable[[int], None]:
-    """A function that fills its number into `text` and says it, the first time that it is called."""
-    said: list[int] = []
-
-    def say(number: int) -> None:
-        if not said:
-            note(text.format(number))
-        said.append(number)
-
-    return say
-
-
-@contextmanager
-def progress(what: str, total: int, unit: str = "rollouts") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, with rate and time left; nothing where stderr is no terminal."""
-    import rich.progress as rich
-
-    bar = rich.Progress(
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn(unit + ", {task.fields[rate]:,.0f} tokens/s,"),
-        rich.TimeRemainingColumn(),
-        rich.TextColumn("left"),
-        console=err,
-        disable=not err.is_terminal,
-    )
-    with bar:
-        task, start, seen = bar.add_task(what, total=total, rate=0.0), time.monotonic(), 0
-
-        def advance(number: int, tokens: int) -> None:
-            nonlocal seen
-            seen += tokens
-            bar.update(task, advance=number, rate=seen / (time.monotonic() - start))
-
-        yield advance

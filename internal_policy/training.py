@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import analysis, bundle, cache, configuration, loading, options, show
+from internal_policy import analysis, bundle, cache, configuration, loading, options, progress, show
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ CHANGEABLE = {"resume", "json", "output", "report_to", "save_every", "config"}
 def train(asked: options.Train) -> None:
     """Train, or go on; then say what came of it."""
     _check(asked)
-    show.err.quiet = int(os.environ.get("RANK", 0)) > 0  # of several processes one speaks
+    progress.err.quiet = int(os.environ.get("RANK", 0)) > 0  # of several processes one speaks
     given = configuration.read(asked.config)
     problems = _problems(asked)
     question = _question(asked, given)
@@ -42,7 +42,7 @@ def train(asked: options.Train) -> None:
     start = _claim(folder, question, asked.resume)
     guess = asked.layer if "schedule" in given else asked.layer or 0  # which layer it is changes no size
     config = configuration.configured(asked, given, folder, guess)
-    show.quiet()
+    progress.quiet()
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     model = loading.load_model(_placed(asked))
     _check_problems(asked, problems, tokenizer, config, model)
@@ -168,7 +168,7 @@ def _layer(
     if target is None and asked.method == "bupo":
         raise InputError("No layer of this model explores, so none is suggested; choose one with --layer.")
     if asked.method == "bupo":
-        show.note(
+        progress.note(
             f"Layer {target} is trained first: the last whose FFN raises entropy, "
             f"in a scan of {stages['problems']} responses."
         )
@@ -193,7 +193,7 @@ def _responses(
     from internal_policy.rollouts import generate
 
     chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
-    with show.progress("Sampling", len(problems)) as advance:
+    with progress.bar("Sampling", len(problems)) as advance:
         found = []
         for batch in generate(model, tokenizer, problems, max_new_tokens=longest, chat=chat):
             found += batch
@@ -253,7 +253,7 @@ def _run(
     watch = Watch(rollouts, point, asked.scan_every)
     interrupt, begun = Interrupt(), time.monotonic()
     total = config.max_steps // config.updates_per_step if config.max_steps > 0 else None
-    with _progress(total) as tell, interrupt.listening(show.note), warnings.catch_warnings():
+    with _progress(total) as tell, interrupt.listening(progress.note), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TRL's use of names that transformers has renamed
         journal = Journal(folder, config.updates_per_step, config.phases, watch, tell)
         trainer = BuPOTrainer(
@@ -308,8 +308,8 @@ def _progress(total: int | None) -> Iterator[Any]:
         rich.TimeElapsedColumn(),
         rich.TimeRemainingColumn(),
         rich.TextColumn("left"),
-        console=show.err,
-        disable=not show.err.is_terminal,
+        console=progress.err,
+        disable=not progress.err.is_terminal,
     )
     with bar:
         task = bar.add_task("Training", total=total)
@@ -319,11 +319,13 @@ def _progress(total: int | None) -> Iterator[Any]:
             nonlocal warned
             words = in_words(row)
             bar.update(task, completed=row["step"], description=words)
-            if not show.err.is_terminal and (row["step"] == 1 or row["step"] % 5 == 0):
-                show.note(f"step {row['step']}{f' of {total}' if total else ''}: {words}")
+            if not progress.err.is_terminal and (row["step"] == 1 or row["step"] % 5 == 0):
+                progress.note(f"step {row['step']}{f' of {total}' if total else ''}: {words}")
             if row.get("cut", 0) == 1 and not warned:
                 warned = True
-                show.note("All responses were cut at the length limit, so none can be right; raise --max-new-tokens.")
+                progress.note(
+                    "All responses were cut at the length limit, so none can be right; raise --max-new-tokens."
+                )
 
         yield tell
 

@@ -14,7 +14,7 @@ from internal_policy.errors import InputError
 
 Outcome = Literal["all", "correct", "incorrect"]
 """Which rollouts: those whose reward is 1 or more are correct."""
-READOUTS = {"raw": "raw hidden states", "norm": "through the final norm"}
+WORDS = {"raw": "raw hidden states", "norm": "through the final norm"}
 """What a readout is called for people."""
 NOT_MEASURES = ("topk_ids", "topk_probs")
 
@@ -52,7 +52,7 @@ class About:
 
 def how(readout: str) -> str:
     """A readout in words: raw hidden states, through the final norm, or through a lens by its name."""
-    return READOUTS.get(readout, f"through the {readout} lens")
+    return WORDS.get(readout, f"through the {readout} lens")
 
 
 def default(folder: Path) -> View:
@@ -65,7 +65,7 @@ def check(view: View) -> dict[str, Any]:
     record = cache.record(view.folder)
     readouts = record["selection"]["readouts"]
     if view.readout not in readouts:
-        remedy = f"--readout {view.readout}" if view.readout in READOUTS else "--lens FILE"
+        remedy = f"--readout {view.readout}" if view.readout in WORDS else "--lens FILE"
         raise InputError(
             f"{view.folder} was not measured under the readout '{view.readout}', only {', '.join(readouts)}; "
             f"scan again with {remedy}."

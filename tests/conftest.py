@@ -1,6 +1,7 @@
 """Tiny random models, one per family, and a small tokenizer; every test is a shape test (jaxtyping + beartype)."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -66,6 +67,15 @@ def read(model, points, input_ids) -> dict:
     with hooked(model, points, seen.__setitem__):
         model(input_ids)
     return seen
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty folder to work in, and a cache of its own."""
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
 
 
 @pytest.fixture

@@ -523,6 +523,7 @@ def test_the_command_line_measures_on_ndif(served, responses, tmp_path, monkeypa
         (["--remote"], "--remote measures through nnsight, but --reader is hooks; give --reader nnsight."),
         (["--remote", "--reader", "nnsight"], "give them as --rollouts"),
         (["--remote", "--reader", "nnsight", "--rollouts", "r.jsonl"], "but --model is the folder demo-qwen3"),
+        (["--remote", "--reader", "nnsight", "--rollouts", "r.jsonl", "--dtype", "float32"], "--dtype is the server's"),
     ],
 )
 def test_remote_without_what_it_takes_is_refused(words, sentence, responses, capsys):

@@ -105,7 +105,7 @@ def test_without_phases_it_is_the_whole_policy_from_the_start():
 # what is computed
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text", "granite", "gpt_neox", "mixtral"])
 @pytest.mark.parametrize("point", ["0.resid_post", "1.resid_post", "1.attn_out", "2.mlp_out", "2.resid_post"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_are_those_of_the_hidden_state_times_the_unembedding(

@@ -89,8 +89,9 @@ def test_no_two_rows_are_for_one_model(family):
 # what the sites are
 
 
-def test_attention_is_what_is_added_to_the_stream(family, states):
-    for layer in range(3) if family not in PARALLEL else ():
+@pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if name not in PARALLEL])
+def test_attention_is_what_is_added_to_the_stream(states):
+    for layer in range(3):
         pre, out = states[HookPoint(layer, "resid_pre")], states[HookPoint(layer, "attn_out")]
         assert torch.equal(states[HookPoint(layer, "resid_mid")], pre + out)
 

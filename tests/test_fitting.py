@@ -20,6 +20,9 @@ STREAM = "resid_pre,resid_post"
 SHAPES = {"weight": (32, 32), "bias": (32,)}
 
 
+pytestmark = pytest.mark.usefixtures("here")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
     """A folder with a tiny Qwen3 model, whose policy is not sure of itself, and a tokenizer."""
@@ -29,15 +32,6 @@ def folder(tmp_path_factory, tokenizer) -> Path:
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> Path:
-    """An empty folder to work in, and a cache of its own."""
-    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
 
 
 @pytest.fixture
@@ -220,7 +214,10 @@ def test_a_lens_without_the_maps_that_a_scan_takes_is_refused_before_work(
     monkeypatch.setattr(loading, "load_model", None)
     assert main(["scan", *words, "--lens", str(fitted), *dry]) == 2
     printed = capsys.readouterr().err
-    assert "no map for 0.attn_out, only for 3 hook points of resid_pre, resid_post; scan with --sites resid" in printed
+    assert (
+        "no map for 0.attn_out, only for 3 hook points of resid_pre, resid_post; read those alone (scan --sites resid"
+        in printed
+    )
     assert len(printed.strip().splitlines()) == 1
     assert not cache.root().exists()
 

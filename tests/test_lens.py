@@ -293,12 +293,20 @@ def test_a_bfloat16_model_is_mapped_in_float32(llama):
     ("points", "asked", "said"),
     [
         (POINTS, HookPoint(1, "attn_out"), r"no map for 1.attn_out, only for 3 hook points of resid_pre, resid_post; "),
-        (POINTS, HookPoint(1, "attn_out"), r"scan with --sites resid_pre,resid_post, or fit it with --sites all\."),
-        (POINTS[:2], HookPoint(1, "resid_post"), r"no map for 1.resid_post, .*; scan with --layers 0, or fit it"),
+        (
+            POINTS,
+            HookPoint(1, "attn_out"),
+            r"read those alone \(scan --sites resid_pre,resid_post\), or fit-lens --sites all\.",
+        ),
+        (
+            POINTS[:2],
+            HookPoint(1, "resid_post"),
+            r"no map for 1.resid_post, .*; read those alone \(scan --layers 0\), or fit-lens",
+        ),
         (
             [HookPoint(2, "mlp_out")],
             HookPoint(2, "resid_pre"),
-            r"for 1 hook points of mlp_out; scan with --sites mlp_out",
+            r"for 1 hook points of mlp_out; read those alone \(scan --sites mlp_out\)",
         ),
     ],
 )

@@ -30,6 +30,9 @@ from internal_policy.tasks import read_problems
 PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
 
 
+pytestmark = pytest.mark.usefixtures("here")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
     """A folder with a tiny Qwen3 model and a tokenizer."""
@@ -37,15 +40,6 @@ def folder(tmp_path_factory, tokenizer) -> Path:
     tiny_model("qwen3").float().save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> Path:
-    """An empty folder to work in, and a cache of its own."""
-    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
 
 
 @pytest.fixture

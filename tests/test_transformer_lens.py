@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     from transformer_lens.model_bridge.sources import boot_native
     from transformer_lens.tools.analysis import logit_readout
 
-from internal_policy import cache
+from internal_policy import cache, metrics
 from internal_policy import scan as scanning
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
@@ -221,6 +221,16 @@ def test_a_cache_without_a_batch_is_measured(bridge, tokenizer, input_ids):
     same(measure_cache(bridge, cache, one), scan(bridge, tokenizer, of_ids(tokenizer, one.tolist())))
 
 
+def test_a_cache_that_is_too_much_for_the_memory_is_said_to_be(bridge, input_ids, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    _, cached = bridge.run_with_cache(input_ids)
+    monkeypatch.setattr(metrics, "numbers", full)
+    with pytest.raises(InputError, match="too much for the memory; measure fewer rows"):
+        measure_cache(bridge, cached, input_ids)
+
+
 def test_what_a_cache_lacks_is_named(bridge, input_ids):
     _, cache = bridge.run_with_cache(input_ids, names_filter=lambda name: name.endswith("hook_mlp_out"))
     with pytest.raises(InputError, match=r"The cache lacks ln_final\.hook_out: run_with_cache with names_filter=None"):
@@ -243,7 +253,8 @@ def test_the_readmes_example_runs(bridge, tokenizer, rollouts):
     text = (Path(__file__).parent.parent / "README.md").read_text()
     (example,) = re.findall(r"```py\n(from internal_policy.readers.transformer_lens.*?)```", text, re.DOTALL)
     tokens = torch.randint(5, 256, (2, 20), generator=torch.Generator().manual_seed(4))
-    names = {"scan": scan, "bridge": bridge, "tokenizer": tokenizer, "rollouts": rollouts, "tokens": tokens}
+    given = {"model": tiny_model("qwen3").float(), "tokenizer": tokenizer, "rollouts": rollouts, "tokens": tokens}
+    names = {"scan": scan, **given}
     exec(example, names)
     same(names["live"], scan(bridge, tokenizer, rollouts))
     same(names["cached"], scan(bridge, tokenizer, of_ids(tokenizer, tokens.tolist(), prompt=12)))
@@ -260,3 +271,8 @@ def test_the_command_line_scans_through_it(tmp_path):
     assert said["reader"] == "transformer-lens"
     assert said["versions"]["transformer-lens"] == metadata.version("transformer-lens")
     assert "reader" not in cache.record(tmp_path / "hooks")
+
+
+def test_another_attention_than_its_own_is_refused_on_the_command_line(capsys):
+    assert main(["scan", "--reader", "transformer-lens", "--attn-implementation", "sdpa"]) == 2
+    assert "TransformerLens computes attention eagerly, but --attn-implementation is sdpa" in capsys.readouterr().err

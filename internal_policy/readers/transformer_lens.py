@@ -167,6 +167,10 @@ def _replay(
     **_: Any,
 ) -> None:
     """Visit what is cached of the next `input_ids`, which come in order, in as many pieces as the caller likes."""
+    if len(input_ids) != len(tokens):  # a scan takes half of the rows where the memory is full
+        raise InputError(
+            "The cache is too much for the memory; measure fewer rows at a time, or fewer layers or sites."
+        )
     here = slice((span := list(islice(position, input_ids.shape[1])))[0], span[-1] + 1)
     assert torch.equal(input_ids, tokens[:, here].to(input_ids.device))
     for point in points:
