@@ -38,6 +38,7 @@ def test_there_are_six_notebooks():
     assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
+@pytest.mark.slow
 def test_a_notebook_runs_from_any_folder_and_its_figures_are_committed_as_images(
     path, committed, tmp_path, monkeypatch
 ):
