@@ -23,9 +23,10 @@ from trl.trainer.utils import RepeatSampler
 
 from internal_policy.errors import InputError
 from internal_policy.hooks import FINAL, HookPoint, locate
+from internal_policy.marking import reward
 from internal_policy.policy import READOUTS, Readout, as_policy
 from internal_policy.prompts import Chat
-from internal_policy.tasks import Problem, reward
+from internal_policy.tasks import Problem
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from internal_policy import cache, rows, tasks
+from internal_policy import cache, marking, rows, tasks
 from internal_policy.errors import InputError
 from internal_policy.prompts import Chat, Ids, encode_problem, split_messages, split_text
 from internal_policy.tasks import Message, Problem
@@ -135,7 +135,7 @@ def generate(
         for n, ids in zip(batch, responses, strict=True):
             problem, prompt = problems[n // samples], prompt_of[n // samples]
             written, answer = _decode(tokenizer, ids), problem.answer
-            mark = None if answer is None else tasks.reward(written, answer)
+            mark = None if answer is None else marking.reward(written, answer)
             rollouts.append(Rollout(problem.text, answer, n % samples, prompt, ids, written, mark, ids[-1] in ends))
         yield rollouts
 
@@ -270,7 +270,7 @@ def _ids_of(values: Mapping[str, Any], column: str) -> Ids:
 def _reward_of(cell: Any, response: str, answer: str | None) -> float | None:
     """The reward in a cell, or else by the answer."""
     if cell is None or cell == "" or cell != cell:  # NaN is how pandas writes that there is none
-        return None if answer is None else tasks.reward(response, answer)
+        return None if answer is None else marking.reward(response, answer)
     try:
         return float(cell)
     except (TypeError, ValueError) as error:

@@ -339,7 +339,7 @@ def evaluated(folder, problems) -> list[str]:
 
 def right(monkeypatch) -> None:
     """Mark by the length of the response: a tiny random model solves nothing."""
-    monkeypatch.setattr("internal_policy.tasks.reward", lambda response, _: float(len(response) % 2))
+    monkeypatch.setattr("internal_policy.marking.reward", lambda response, _: float(len(response) % 2))
 
 
 def test_an_evaluation_writes_its_curves_and_responses(evaluated, here, capsys, monkeypatch):

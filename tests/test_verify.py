@@ -11,7 +11,7 @@ import time
 import pytest
 
 from internal_policy import verify
-from internal_policy.tasks import reward
+from internal_policy.marking import reward
 from internal_policy.verify import equal
 
 FACTS = [

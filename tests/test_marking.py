@@ -1,0 +1,153 @@
+"""How a response is marked: the answer in its last box, beside the right one."""
+
+import time
+
+import pytest
+
+from internal_policy.marking import boxed, normalised, reward
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"It is \boxed{432}.", "432"),
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1} then \boxed{2", "1"),
+        (r"\boxed{ \boxed{5}", "5"),
+        (r"\boxed{\text{so } \boxed{5}}", "5"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{x \} y}", r"x \} y"),
+        (r"\boxed{a \\}", r"a \\"),
+        (r"x \\\boxed{5}", "5"),
+        (r"x \\boxed{5}", "5"),
+        (r"}} \boxed {5} }", "5"),
+        (r"\boxed{}", ""),
+        (r"\boxed 5, \fbox{5}, boxed{5}", None),
+        ("", None),
+    ],
+)
+def test_the_last_complete_box_counts(text, content):
+    assert boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\boxed{", r"\boxed{}", "{", "}", "\\", r"\boxed", r"\boxed ", r"\text{", "1,000", "$", "9", r"\boxed{\text{"],
+)
+def test_marking_hostile_text_takes_linear_time(text):
+    start = time.process_time()
+    reward(text * 100_000, "7")
+    reward(r"\boxed{" + text * 100_000 + "}" * 100_001, text * 100_000)
+    assert time.process_time() - start < 5  # quadratic time would be minutes
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("42", " $42$. "),
+        ("1,000", "1000"),
+        (r"10{,}000", r"10,\! 000"),
+        ("+42", "42"),
+        ("42.0", "42"),
+        ("0.50", ".5"),
+        ("-0.0", "0"),
+        ("007", "7"),
+        ("9" * 10_000 + ".0", "9" * 10_000),
+        (r"\dfrac{1}{2}", r"\tfrac{1}{2}"),
+        (r"\text{Evelyn}", "Evelyn"),
+        (r"5\,\text{cm}", r"5\text{cm}"),
+        (r"\$18.90", "18.9"),
+        ("p  - q", "p - q"),
+    ],
+)
+def test_writings_of_one_value_are_equal(one, other):
+    assert normalised(one) == normalised(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1,2", "12"), ("1,20", "120"), ("42", "-42"), ("1e3", "1000"), ("9^9^9^9", "9"), ("12", "1 2"), ("0x10", "16")],
+)
+def test_different_values_stay_different(one, other):
+    assert normalised(one) != normalised(other)
+
+
+def test_the_reward_is_for_the_last_box():
+    assert reward(r"First \boxed{7}, but no: \boxed{8}.", "8") == 1.0
+    assert reward(r"First \boxed{7}, but no: \boxed{8}.", "7") == 0.0
+
+
+def test_no_box_and_an_empty_box_earn_nothing():
+    assert [reward(text, answer) for text, answer in [("7", "7"), (r"\boxed{}", ""), (r"\boxed{}", "$")]] == [
+        0.0,
+        0.0,
+        0.0,
+    ]
+
+
+def test_answers_are_never_evaluated():
+    assert reward(r"\boxed{9^9^9^9}", "9^9^9^9") == 1.0
+    assert reward(r"\boxed{__import__('os').getpid()}", "0") == 0.0
+
+
+@pytest.mark.parametrize("written", [r"\frac{3}{4}", r"\dfrac34", r"\frac{3} {4}", "3/4"])
+def test_fractions_of_whole_numbers_are_equal_however_they_are_written(written):
+    assert reward(rf"so \boxed{{{written}}}", "3/4") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (r"\frac{864}{2}", "432"),
+        ("x = 432", "432"),
+        (r"4.32 \times 10^2", "432"),
+        ("1,080 apples", "1080"),
+        (r"90^\circ", "90"),
+        (r"1\frac12", "1.5"),
+        ("0.5", r"\frac12"),
+        (r"\frac{\sqrt3}{2}", r"\frac{\sqrt{3}}{2}"),
+        (r"\text{(A)}", "A"),
+        ("-q + p", "p - q"),
+    ],
+)
+def test_another_writing_of_the_answer_is_right(content, answer):
+    assert reward(rf"Hence \boxed{{{content}}}.", answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("433", "432"),
+        (r"\frac{866}{2}", "432"),
+        (r"10,\!081", r"10,\!080"),
+        ("11/2", r"1\frac12"),
+        ("431, 432", "432"),
+        ("q - p", "p - q"),
+        (r"\text{(B)}", "A"),
+    ],
+)
+def test_another_value_is_wrong(content, answer):
+    assert reward(rf"Hence \boxed{{{content}}}.", answer) == 0.0
+
+
+@pytest.mark.parametrize(
+    "undone", ["47 + 385", "47 385", "47+385=432", r"(216)(2)", r"144 \cdot 3", r"\frac{47+385}{1}"]
+)
+def test_a_calculation_that_is_not_done_is_no_number(undone):
+    assert reward(rf"\boxed{{{undone}}}", "432") == 0.0
+
+
+def test_plain_numbers_are_never_given_to_the_verifier(monkeypatch):
+    monkeypatch.setattr("internal_policy.verify.equal", None)
+    assert [reward(rf"\boxed{{{box}}}", "432") for box in ("432", "433", "-1,000.5", "")] == [1.0, 0.0, 0.0, 0.0]
+    assert reward(r"No box, but \boxed{", r"\frac12") == 0.0
+    assert reward(r"\boxed{\frac12}", r"\frac{1}{2}") == 1.0  # nor what is equal as it is written
+
+
+@pytest.mark.parametrize(
+    "response",
+    [r"\boxed{\frac24} but \boxed{3}", r"\boxed{\frac24", r"\boxed{\boxed{5}}", r"\boxed{} \frac24", r"\frac24"],
+)
+def test_only_the_last_complete_box_is_verified(response):
+    assert reward(response, r"\frac12") == 0.0
