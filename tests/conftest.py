@@ -1,4 +1,4 @@
-"""Tiny random models, one per family, and a small tokenizer; every test is a shape test (jaxtyping + beartype)."""
+"""Tiny random models, one per family, and two small tokenizers; every test is a shape test (jaxtyping + beartype)."""
 
 import os
 from pathlib import Path
@@ -105,3 +105,45 @@ def tokenizer() -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|endoftext|>", eos_token="<|im_end|>")
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+PIECES_CORPUS = ["the boat and the other boat", "the answer is \\boxed{12}.", "What is 3 + 4?", "adds the units: 7 + 5"]
+INST_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}"
+    "{% else %}[INST] {{ m['content'] }} [/INST]{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="session")
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """Llama 2's kind with 319 tokens: pieces that begin with a space, a token for each byte, and a BOS that is added.
+
+    Its decoder drops the first space of a text. The template is Llama 2's, which has no generation prompt.
+    """
+    import json
+
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator(PIECES_CORPUS, trainers.BpeTrainer(vocab_size=60, show_progress=False))
+    pieces = json.loads(trained.to_str())["model"]
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces["vocab"]]
+    merges = [tuple(merge) for merge in pieces["merges"]]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    bpe = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    bpe.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[:3]])
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = INST_TEMPLATE
+    return fast
+
+
+@pytest.fixture(params=["tokenizer", "sentencepiece"])
+def either(request) -> PreTrainedTokenizerFast:
+    """Tokenizers of both kinds, one after the other."""
+    return request.getfixturevalue(request.param)
