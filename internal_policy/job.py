@@ -91,6 +91,7 @@ def run(
     """
     from internal_policy import product, scan
     from internal_policy.reader import reader_of
+    from internal_policy.vocabulary import vocabulary
 
     weight = reader_of(model).unembedding.weight
     if not (folder / cache.ASKED).exists():
@@ -114,8 +115,8 @@ def run(
         length = sum(len(rollout.response_ids) for rollout in rollouts)
         tokens += length
         advance(len(rollouts), length)
-    vocabulary = pa.Table.from_pandas(scan.vocabulary(tokenizer, len(weight)), preserve_index=False)
-    cache.write_table(folder / cache.VOCABULARY, vocabulary)
+    texts = pa.Table.from_pandas(vocabulary(tokenizer, len(weight)), preserve_index=False)
+    cache.write_table(folder / cache.VOCABULARY, texts)
     names = [cache.part_path(folder, kind, part).name for part in source.parts for kind in cache.KINDS]
     record = {
         "schema": cache.SCHEMA,

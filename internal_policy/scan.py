@@ -7,14 +7,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from internal_policy import metrics
 from internal_policy.cache import Scan
@@ -27,6 +25,7 @@ from internal_policy.reader import Measured, Reader, reader_of
 from internal_policy.rollouts import Rollout, to_table
 from internal_policy.selection import Plan, Selection, plan
 from internal_policy.tables import layers_table, policies_table
+from internal_policy.vocabulary import vocabulary
 
 STATE_BYTES = 64 * 2**20
 """Hidden states held at once; longer texts are read in pieces, each going on from the key-value cache of the last."""
@@ -79,27 +78,6 @@ def numbered(rollouts: Sequence[Rollout], first: int = 0) -> pa.Table:
     """The table `rollouts`: the rollouts with their numbers, from `first` on."""
     table = to_table(rollouts)
     return table.add_column(0, "rollout", pa.array(np.arange(first, first + len(rollouts), dtype=np.int32)))
-
-
-def vocabulary(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> pd.DataFrame:
-    """The text of each of `d_vocab` token ids, one row an id.
-
-    An id that the tokenizer does not know is written `<|id|>`, a token that is only part of a character as its bytes,
-    such as `<0xF0><0x9F>`.
-    """
-    known = min(len(tokenizer), d_vocab)
-    texts = tokenizer.batch_decode([[i] for i in range(known)], clean_up_tokenization_spaces=False)
-    pieces = tokenizer.convert_ids_to_tokens(list(range(known)))
-    tokens = [_bytes(piece) if "\ufffd" in text else text for text, piece in zip(texts, pieces, strict=True)]
-    return pd.DataFrame({"id": np.arange(d_vocab), "token": [*tokens, *(f"<|{i}|>" for i in range(known, d_vocab))]})
-
-
-def _bytes(piece: str) -> str:
-    """The bytes of a piece of a byte-level vocabulary, where each is written as a character of its own."""
-    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
-    if not set(piece) <= byte_of.keys():
-        return piece  # vocabularies of other kinds write <0xF0> themselves
-    return "".join(f"<0x{byte_of[character]:02X}>" for character in piece)
 
 
 def check(

@@ -18,7 +18,7 @@ from internal_policy.hooks import FINAL, SITES, HookPoint
 from internal_policy.metrics import MEASURES, entropy
 from internal_policy.policy import policy_logits, unembed
 from internal_policy.rollouts import Rollout
-from internal_policy.scan import measure, scan, vocabulary
+from internal_policy.scan import measure, scan
 from internal_policy.selection import Selection
 
 KEYS = ["rollout", "readout", "layer"]
@@ -508,27 +508,3 @@ def test_what_the_model_has_not_is_refused(llama, tokenizer, rollouts, part, sen
 def test_the_vocabulary_has_a_row_for_every_id_of_the_model(llama, tokenizer, rollouts):
     found = scan(llama, tokenizer, rollouts[:1]).vocabulary
     assert found["id"].tolist() == list(range(320))
-
-
-def test_tokens_are_written_as_text(tokenizer):
-    tokens = vocabulary(tokenizer, 320)["token"].tolist()
-    for word in (" apples", "<|im_end|>", "\n"):
-        (token,) = tokenizer(word)["input_ids"]
-        assert tokens[token] == word
-
-
-def test_ids_that_the_tokenizer_does_not_know_are_written_as_numbers(tokenizer):
-    tokens = vocabulary(tokenizer, 320)["token"].tolist()
-    assert tokens[len(tokenizer) :] == [f"<|{token}|>" for token in range(len(tokenizer), 320)]
-
-
-def test_part_of_a_character_is_written_as_its_bytes(tokenizer):
-    ids = tokenizer("🙂", add_special_tokens=False)["input_ids"]
-    token = vocabulary(tokenizer, 320).set_index("id")["token"]
-    assert len(ids) > 1
-    assert "".join(token[ids]).replace("><", "> <").split() == ["<0xF0>", "<0x9F>", "<0x99>", "<0x82>"]
-    assert token[tokenizer.convert_tokens_to_ids("<|im_end|>")] == "<|im_end|>"
-
-
-def test_a_vocabulary_smaller_than_the_tokenizers_is_cut(tokenizer):
-    assert len(vocabulary(tokenizer, 50)) == 50

@@ -1,0 +1,44 @@
+"""The text of each token id, as the tokenizer's own decoder writes it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
+"""Byte-level vocabularies write each byte as a character of its own."""
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> pd.DataFrame:
+    """The text that each of `d_vocab` token ids adds in the middle of a text, one row an id.
+
+    An id that the tokenizer does not know is written `<|id|>`, a token that is only part of a character as its bytes,
+    such as `<0xF0><0x9F>`.
+    """
+    known = min(len(tokenizer), d_vocab)
+    before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]  # the first token of a text may lose its space
+    start = len(_decode(tokenizer, [before])[0])
+    texts = [text[start:] for text in _decode(tokenizer, [[*before, token] for token in range(known)])]
+    pieces = tokenizer.convert_ids_to_tokens(list(range(known)))
+    added, is_byte_level = tokenizer.added_tokens_decoder, _is_byte_level(tokenizer)
+    for token, piece in enumerate(pieces):
+        if "\ufffd" in texts[token]:  # the decoder makes no text of it
+            texts[token] = _bytes(piece) if is_byte_level and token not in added else piece
+    return pd.DataFrame({"id": np.arange(d_vocab), "token": [*texts, *(f"<|{i}|>" for i in range(known, d_vocab))]})
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, texts: list[list[int]]) -> list[str]:
+    return tokenizer.batch_decode(texts, clean_up_tokenization_spaces=False)
+
+
+def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.backend_tokenizer.decoder is None:
+        return False
+    decoder = json.loads(tokenizer.backend_tokenizer.decoder.__getstate__())
+    return any(step["type"] == "ByteLevel" for step in decoder.get("decoders", [decoder]))
+
+
+def _bytes(piece: str) -> str:
+    return "".join(f"<0x{BYTE_OF[character]:02X}>" for character in piece)
