@@ -21,7 +21,7 @@ import psutil
 import pyarrow as pa
 import tyro
 
-from internal_policy import bundle, cache
+from internal_policy import bundle, cache, files
 from internal_policy.selection import Plan, Selection, plan
 from internal_policy.tables import layers_table, policies_table
 
@@ -118,7 +118,7 @@ def make(asked: Benchmark) -> None:
         "selection": {**demo["selection"], "layers": list(selection.layers), "readouts": ["raw"]},
         "files": {name: {"bytes": (asked.folder / name).stat().st_size} for name in [cache.VOCABULARY, *names]},
     }
-    cache.write_json(asked.folder / cache.RECORD, record)
+    files.write_json(asked.folder / cache.RECORD, record)
 
 
 def heatmap(page: "Page", rollout: int) -> float:

@@ -33,7 +33,7 @@ from transformers.utils import logging
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
-from internal_policy import analysis, cache, view
+from internal_policy import analysis, cache, files, view
 from internal_policy.bupo import BuPOConfig, BuPOTrainer, dataset_of, right
 from internal_policy.hooks import HookPoint
 from internal_policy.journal import Journal, Watch
@@ -146,7 +146,7 @@ def prepare(model: str, sizes: Sizes) -> None:
 
 def write(path: Path, problems: Mapping[str, str]) -> None:
     """Write a problem file, whole or not at all."""
-    with cache.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         lines = (json.dumps({"problem": problem, "answer": answer}) for problem, answer in problems.items())
         temporary.write_text("".join(f"{line}\n" for line in lines))
 

@@ -4,9 +4,8 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from internal_policy import bundle
+from internal_policy import bundle, files
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,36 +64,6 @@ def folder_of(model: str, asked: Mapping[str, Any]) -> Path:
     return root() / name / digest(asked)
 
 
-@contextmanager
-def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, whole and on the disk, when the block ends well.
-
-    With `once` the first to come stays: what another process has put there is not replaced.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        if once:
-            with suppress(FileExistsError):
-                path.hardlink_to(temporary)
-        else:
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
-    """Write a JSON file, whole or not at all."""
-    with replacing(path, once=once) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
 def write_table(path: Path, table: pa.Table, group: str | None = None, *, once: bool = False) -> None:
     """Write a Parquet file, whole or not at all, with checksums; a row group for each run of values in `group`."""
     table = table.replace_schema_metadata({"internal_policy.schema": str(SCHEMA)})
@@ -104,7 +73,7 @@ def write_table(path: Path, table: pa.Table, group: str | None = None, *, once: 
     if group:
         values = table[group].to_numpy()
         ends = [*((values[1:] != values[:-1]).nonzero()[0] + 1).tolist(), table.num_rows]
-    with replacing(path, once=once) as temporary:
+    with files.replacing(path, once=once) as temporary:
         writer = pq.ParquetWriter(
             temporary,
             table.schema,
@@ -168,21 +137,13 @@ def record(folder: Path) -> dict[str, Any]:
 
 def damaged(folder: Path) -> list[str]:
     """Names of the files of a whole scan that are missing, cut short or altered since they were written."""
-    return [name for name, part in record(folder)["files"].items() if fingerprint(folder / name) != part]
+    return [name for name, part in record(folder)["files"].items() if files.fingerprint(folder / name) != part]
 
 
 def cut_short(folder: Path) -> list[str]:
     """Names of the files of a whole scan that are missing or of another size than they were written: quick to tell."""
-    files = record(folder)["files"]
-    return [n for n, f in files.items() if not (folder / n).is_file() or (folder / n).stat().st_size != f["bytes"]]
-
-
-def fingerprint(path: Path) -> dict[str, Any] | None:
-    """Size and SHA-256 of a file; None if it is not there."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    written = record(folder)["files"]
+    return [n for n, f in written.items() if not (folder / n).is_file() or (folder / n).stat().st_size != f["bytes"]]
 
 
 def read(
@@ -238,7 +199,7 @@ def parts(folder: Path, kind: str) -> list[Path]:
 def export(folder: Path, kind: str, form: str, path: Path) -> int:
     """Write a table of a scan as one csv, json or parquet file; return the number of rows."""
     rows, writer = 0, None
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
         for part in parts(folder, kind):
             table = read_part(part)
             if form == "parquet":

@@ -5,7 +5,7 @@ import sys
 from importlib.util import find_spec
 from urllib.parse import urlencode
 
-from internal_policy import bundle, cache, options, progress
+from internal_policy import bundle, cache, files, options, progress
 from internal_policy.errors import InputError
 from internal_policy.view import View, check, default
 
@@ -36,7 +36,7 @@ def report(asked: options.Report) -> None:
     if not asked.scans:
         raise InputError("No scan is given; name one, or more, such as demo-qwen3. `internal-policy ls` lists them.")
     page = report.report([_view(name, asked) for name in asked.scans])
-    with cache.replacing(asked.output) as temporary:
+    with files.replacing(asked.output) as temporary:
         temporary.write_text(page)
     progress.note(f"Wrote {asked.output}, {asked.output.stat().st_size / 1e6:.1f} MB.")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from internal_policy import cache, evaluate, loading, options, progress, sampling, show
+from internal_policy import cache, evaluate, files, loading, options, progress, sampling, show
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _sample(
         what = f"Sampling {name}"
         rollouts = sampling.all_of(asked, model, tokenizer, problems, point, readout, parts / str(number), what)
         tables.append(_table(name, rollouts))
-    cache.write_json(folder / ASKED, {"digest": cache.digest(question), "asked": question})
+    files.write_json(folder / ASKED, {"digest": cache.digest(question), "asked": question})
     cache.write_table(folder / ROLLOUTS, pa.concat_tables(tables))
     shutil.rmtree(parts)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from internal_policy import cache
+from internal_policy import cache, files
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def run(
     if not (folder / cache.ASKED).exists():
         chosen = product.choose(weight, weight.dtype)  # part of the record, so that a continued scan multiplies alike
         question = {"digest": cache.digest(asked), "asked": asked, "product": chosen}
-        cache.write_json(folder / cache.ASKED, question, once=True)
+        files.write_json(folder / cache.ASKED, question, once=True)
     chosen = cache.asked(folder)["product"]
     if chosen not in product.candidates(weight.dtype, weight.dtype, weight.device):
         raise InputError(f"{folder} was begun on another device; go on there, or give --output a new folder.")
@@ -127,9 +127,9 @@ def run(
         "rollouts": source.rollouts,
         "tokens": tokens,
         "asked": asked,
-        "files": {name: cache.fingerprint(folder / name) for name in [cache.VOCABULARY, *names]},
+        "files": {name: files.fingerprint(folder / name) for name in [cache.VOCABULARY, *names]},
     }
-    cache.write_json(folder / cache.RECORD, record)
+    files.write_json(folder / cache.RECORD, record)
     return record
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from internal_policy import cache
+from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.families import decoder_layers, final_norm, unembedding
 from internal_policy.hooks import SITES, HookPoint
@@ -176,5 +176,5 @@ def save(path: Path | str, maps: Maps) -> None:
     """Write a safetensors file that is there whole or not at all."""
     tensors = {f"{point}.{kind}": tensor for point, one in maps.at.items() for kind, tensor in one._asdict().items()}
     about = {ABOUT: json.dumps(maps.about, default=str)}  # one key: of several, safetensors shuffles the order
-    with cache.replacing(Path(path)) as temporary:
+    with files.replacing(Path(path)) as temporary:
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary, about)

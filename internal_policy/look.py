@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from internal_policy import cache
+from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.view import About, how
 
@@ -300,7 +300,7 @@ def write(figure: go.Figure, path: Path) -> None:
     check(path)
     ending = path.suffix.lower().removeprefix(".")
     whole = html(figure).encode() if ending == "html" else image(figure, ending)
-    with cache.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         temporary.write_bytes(whole)
 
 

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from internal_policy import cache, marking, rows, tasks
+from internal_policy import files, marking, rows, tasks
 from internal_policy.errors import InputError
 from internal_policy.prompts import Chat, Ids, encode_problem, split_messages, split_text
 from internal_policy.tasks import Message, Problem
@@ -317,7 +317,7 @@ def write_rollouts(path: Path | str, rollouts: Sequence[Rollout]) -> None:
         raise InputError(f"{path} ends in '{path.suffix}'; rollouts are written as .parquet or .jsonl.")
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent}; make it first.")
-    with cache.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         if path.suffix == ".parquet":
             pq.write_table(to_table(rollouts), temporary)
         else:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import bundle, cache, loading, options, progress
+from internal_policy import bundle, cache, files, loading, options, progress
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def question(asked: Asked, paths: Iterable[str | None], unused: Set[str]) -> dic
     """The options that decide the numbers, with what their paths hold: the key of the cache."""
     given = dataclasses.asdict(asked).items()
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
-    content = {str(path): cache.fingerprint(Path(path)) for path in paths if path}
+    content = {str(path): files.fingerprint(Path(path)) for path in paths if path}
     return {**decisive, "identity": loading.identity(asked), "content": content}
 
 

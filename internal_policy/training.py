@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import analysis, bundle, cache, configuration, loading, options, progress, show
+from internal_policy import analysis, bundle, cache, configuration, files, loading, options, progress, show
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def train(asked: options.Train) -> None:
     model = loading.load_model(_placed(asked))
     _check_problems(asked, problems, tokenizer, config, model)
     if not (folder / RUN).exists():  # nothing is written before everything is checked
-        cache.write_json(folder / RUN, question, once=True)
+        files.write_json(folder / RUN, question, once=True)
     longest = config.max_completion_length or 0
     layer = _layer(asked, given, model, tokenizer, problems, folder, longest)
     config = configuration.configured(asked, given, folder, layer)
@@ -91,7 +91,7 @@ def _problems(asked: options.Train) -> "list[Problem]":
 def _question(asked: options.Train, given: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the run; what its files hold, not where they lie."""
     plain = {name: value for name, value in dataclasses.asdict(asked).items() if name not in CHANGEABLE}
-    content = {str(path): cache.fingerprint(Path(path)) for path in (asked.problems, asked.chat_template) if path}
+    content = {str(path): files.fingerprint(Path(path)) for path in (asked.problems, asked.chat_template) if path}
     found = {**plain, "file": dict(given), "content": content, "identity": loading.identity(asked)}
     return json.loads(json.dumps(found, default=str))
 
@@ -162,7 +162,7 @@ def _layer(
     if not known.exists():  # it is decided once a run
         rollouts = _responses(asked, model, tokenizer, problems[:SCANNED], longest)
         target = suggested(model, tokenizer, rollouts)
-        cache.write_json(known, {"target": target, "problems": len(rollouts)}, once=True)
+        files.write_json(known, {"target": target, "problems": len(rollouts)}, once=True)
     stages = json.loads(known.read_text())
     target = stages["target"]
     if target is None and asked.method == "bupo":

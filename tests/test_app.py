@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from internal_policy import bundle, cache
+from internal_policy import bundle, cache, files
 from internal_policy.errors import InputError
 
 pytest.importorskip("streamlit")
@@ -180,8 +180,8 @@ def read_as(folder: Path, name: str) -> Path:
         place = table.schema.names.index("readout")
         cache.write_table(path, table.set_column(place, "readout", pa.array(readouts)), group="rollout")
     record = cache.record(folder)
-    files = {part: cache.fingerprint(folder / part) for part in record["files"]}
-    rewrite(folder, files=files, selection={**record["selection"], "readouts": ["raw", name]})
+    written = {part: files.fingerprint(folder / part) for part in record["files"]}
+    rewrite(folder, files=written, selection={**record["selection"], "readouts": ["raw", name]})
     return folder
 
 
@@ -274,8 +274,8 @@ def hostile(folder: Path) -> None:
     rollouts = pq.read_table(path)
     place = rollouts.column_names.index("problem")
     pq.write_table(rollouts.set_column(place, "problem", pa.array(["<b>$x$ [a](b)"] * rollouts.num_rows)), path)
-    files = {p.name: {"bytes": p.stat().st_size} for p in folder.glob("*.parquet")}
-    rewrite(folder, model="<img src=x onerror=alert(1)> $x$ **b**", files=files)
+    written = {p.name: {"bytes": p.stat().st_size} for p in folder.glob("*.parquet")}
+    rewrite(folder, model="<img src=x onerror=alert(1)> $x$ **b**", files=written)
 
 
 def test_hostile_text_is_never_markup(copied):

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
-from internal_policy import bundle, cache
+from internal_policy import bundle, cache, files
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -265,7 +265,7 @@ def hostile(tmp_path) -> Path:
         rows = pd.read_parquet(path)
         rows.assign(problem=" ".join(HOSTILE), answer=HOSTILE[1]).to_parquet(path)
     for name in record["files"]:
-        record["files"][name] = cache.fingerprint(folder / name)
+        record["files"][name] = files.fingerprint(folder / name)
     (folder / cache.RECORD).write_text(json.dumps(record))
     return folder
 

@@ -1,14 +1,11 @@
 """Scans on disk stay whole."""
 
-import json
-import multiprocessing
-
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from internal_policy import cache
+from internal_policy import cache, files
 from internal_policy.errors import InputError
 
 TABLE = pa.table({"rollout": [0, 0, 1], "entropy": pa.array([1.5, float("nan"), 2.5], pa.float32())})
@@ -20,9 +17,9 @@ def folder(tmp_path):
     for kind in cache.KINDS:
         cache.write_table(cache.part_path(tmp_path, kind, 0), TABLE, group="rollout")
     names = [cache.part_path(tmp_path, kind, 0).name for kind in cache.KINDS]
-    files = {name: cache.fingerprint(tmp_path / name) for name in names}
-    cache.write_json(tmp_path / cache.ASKED, {"digest": "d", "asked": {}, "product": "plain"})
-    cache.write_json(tmp_path / cache.RECORD, {"schema": cache.SCHEMA, "files": files})
+    written = {name: files.fingerprint(tmp_path / name) for name in names}
+    files.write_json(tmp_path / cache.ASKED, {"digest": "d", "asked": {}, "product": "plain"})
+    files.write_json(tmp_path / cache.RECORD, {"schema": cache.SCHEMA, "files": written})
     return tmp_path
 
 
@@ -41,39 +38,6 @@ def test_nan_stays_nan_and_is_not_null(folder):
 def test_some_rows_and_columns_can_be_read(folder):
     read = cache.read(folder, "policies", ["entropy"], ds.field("rollout") == 1)
     assert read.to_dict("list") == {"entropy": [2.5]}
-
-
-def test_a_write_that_fails_leaves_what_was_there_and_no_temporary_file(tmp_path):
-    path = tmp_path / "x.json"
-    cache.write_json(path, {"a": 1})
-
-    def fail() -> None:
-        with cache.replacing(path) as temporary:
-            temporary.write_text("half")
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        fail()
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
-
-
-def _write(path, number):
-    for _ in range(20):
-        cache.write_table(path, pa.table({"x": [number] * 1000}))
-
-
-def test_processes_that_write_the_same_file_leave_one_whole_file(tmp_path):
-    path = tmp_path / "x.parquet"
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write, args=(path, number)) for number in (1, 2)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    values = set(cache.read_part(path)["x"].to_pylist())
-    assert values in ({1}, {2})
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_part_cut_short_is_named(folder):
@@ -103,7 +67,7 @@ def test_an_altered_page_is_refused_on_reading(tmp_path):
 
 
 def test_an_unknown_schema_version_is_refused(folder):
-    cache.write_json(folder / cache.RECORD, {"schema": 99, "files": {}})
+    files.write_json(folder / cache.RECORD, {"schema": 99, "files": {}})
     with pytest.raises(InputError, match="schema version 99, this program reads 1"):
         cache.record(folder)
 
@@ -122,7 +86,7 @@ def test_a_folder_that_is_no_scan_is_told_from_an_unfinished_one(folder, tmp_pat
 def test_a_scan_is_found_by_the_first_digits_of_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
     for name in ("abc1", "abd2"):
-        cache.write_json(tmp_path / "model" / name / cache.ASKED, {})
+        files.write_json(tmp_path / "model" / name / cache.ASKED, {})
     assert cache.find("abc") == tmp_path / "model" / "abc1"
     with pytest.raises(InputError, match="2 scans begin with 'ab'"):
         cache.find("ab")

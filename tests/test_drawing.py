@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from internal_policy import bundle, cache
+from internal_policy import bundle, cache, files
 from internal_policy.__main__ import main
 from internal_policy.drawing import positions
 from internal_policy.errors import InputError
@@ -118,7 +118,7 @@ def test_a_report_says_why_a_figure_is_missing(tmp_path):
 def test_what_a_scan_says_of_itself_is_no_markup_in_a_report(tmp_path):
     folder = shutil.copytree(DEMO, tmp_path / "scan")
     record = json.loads((folder / cache.RECORD).read_text())
-    cache.write_json(folder / cache.RECORD, {**record, "model": "<script>alert(1)</script>", "device": "<b>cpu</b>"})
+    files.write_json(folder / cache.RECORD, {**record, "model": "<script>alert(1)</script>", "device": "<b>cpu</b>"})
     path = tmp_path / "report.html"
     assert main(["report", str(folder), "-o", str(path)]) == 0
     page = path.read_text()

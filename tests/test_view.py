@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from internal_policy import analysis, bundle, cache
+from internal_policy import analysis, bundle, cache, files
 from internal_policy.errors import InputError
 from internal_policy.view import View, about, check, comparable, default, how, layers, rollouts
 
@@ -94,7 +94,7 @@ def test_a_filter_that_leaves_nothing_is_refused():
 
 def test_a_readout_that_was_not_measured_is_refused(copied):
     record = cache.record(copied)
-    cache.write_json(copied / cache.RECORD, {**record, "selection": {**record["selection"], "readouts": ["norm"]}})
+    files.write_json(copied / cache.RECORD, {**record, "selection": {**record["selection"], "readouts": ["norm"]}})
     with pytest.raises(InputError, match=r"not measured under the readout 'raw', only norm; scan again with --readout"):
         check(View(copied, "raw"))
 
@@ -127,7 +127,7 @@ def test_scans_under_different_readouts_cannot_be_compared():
 def test_a_scan_without_the_measure_cannot_be_compared(copied):
     record = json.loads((copied / cache.RECORD).read_text())
     record["selection"]["measures"] = ["norm"]
-    cache.write_json(copied / cache.RECORD, record)
+    files.write_json(copied / cache.RECORD, record)
     with pytest.raises(InputError, match=r"has no entropy; scan again with --measures entropy"):
         comparable([View(DEMO), View(copied)])
 
@@ -136,7 +136,7 @@ def test_scans_without_a_site_in_common_cannot_be_compared(copied):
     record = json.loads((copied / cache.RECORD).read_text())
     shutil.copytree(copied, copied.parent / "other")
     for folder, sites in ((copied, ["attn_out"]), (copied.parent / "other", ["mlp_out"])):
-        cache.write_json(folder / cache.RECORD, {**record, "selection": {**record["selection"], "sites": sites}})
+        files.write_json(folder / cache.RECORD, {**record, "selection": {**record["selection"], "sites": sites}})
     with pytest.raises(InputError, match="have no site in common"):
         comparable([View(copied), View(copied.parent / "other")])
 

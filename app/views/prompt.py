@@ -14,7 +14,7 @@ from typing import IO
 import show
 import streamlit as st
 
-from internal_policy import bundle, cache
+from internal_policy import bundle, cache, files
 from internal_policy.errors import InputError
 
 LONGEST = 4000
@@ -140,7 +140,7 @@ def start(asked: Asked) -> Job:
     """Begin the scan in a process of its own, without the network."""
     problems = asked.folder().with_suffix(".jsonl")
     if not problems.exists():
-        with cache.replacing(problems) as temporary:
+        with files.replacing(problems) as temporary:
             temporary.write_text(json.dumps({"problem": asked.prompt}) + "\n")
     errors = tempfile.TemporaryFile()  # noqa: SIM115  read when the process has ended
     process = subprocess.Popen(

@@ -1,0 +1,111 @@
+"""Write files whole or not at all, and tell whether two hold the same."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+"""Tells this machine from others that share a disk."""
+TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.]*)?")
+"""Name of a temporary file: machine, process, random digits, and the ending of the file that it will be."""
+OLD = 24 * 3600
+"""Age in seconds from which a temporary file is taken for abandoned, whoever wrote it."""
+PATIENCE = 10.0
+"""Seconds after which a lock is taken for abandoned: its owner needs milliseconds."""
+
+
+@contextmanager
+def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, whole and on the disk, when the block ends well.
+
+    With `once` the first process to finish wins: a file that exists is not replaced. Permissions follow the umask.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent.absolute())
+    temporary = path.with_name(f".internal-policy-{HERE}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if once:
+            _put_once(temporary, path)
+        else:
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
+    """Write a JSON file, whole or not at all."""
+    with replacing(path, once=once) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def fingerprint(path: Path) -> dict[str, Any] | None:
+    """Size and SHA-256 of a file; None if it does not exist."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _put_once(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # exFAT, SMB and many network disks have no hard links
+        _put_under_lock(temporary, path)
+
+
+def _put_under_lock(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path` unless that exists; a lock file keeps other processes from doing so meanwhile."""
+    lock = path.with_name(f".{path.name}.lock")
+    patience = time.monotonic() + PATIENCE
+    while not path.exists():
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            if time.monotonic() > patience:  # its owner was killed
+                lock.unlink(missing_ok=True)
+                patience = time.monotonic() + PATIENCE
+            time.sleep(0.02)
+            continue
+        try:
+            if not path.exists():
+                temporary.replace(path)
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left in a folder; looked for once a process."""
+    for path in folder.iterdir():
+        found = TEMPORARY.fullmatch(path.name)
+        with suppress(OSError):  # another process was quicker
+            if found and (_gone(found[1], int(found[2])) or time.time() - path.stat().st_mtime > OLD):
+                path.unlink()
+
+
+def _gone(machine: str, process: int) -> bool:
+    """Whether a process of this machine has ended; that of another machine can't be told."""
+    if machine != HERE or os.name != "posix":  # on Windows the question itself would end the process
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False

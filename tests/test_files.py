@@ -1,0 +1,161 @@
+"""Files are written whole or not at all, on any file system."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+
+from internal_policy import cache, files
+
+
+@pytest.fixture
+def no_links(monkeypatch):
+    """A file system without hard links, such as exFAT."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    files._sweep.cache_clear()
+
+
+def ended() -> int:
+    """The number of a process that has ended."""
+    return int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_file(tmp_path):
+    path = tmp_path / "x.json"
+    files.write_json(path, {"a": 1})
+
+    def fail() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fail()
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def _write(path, number):
+    for _ in range(20):
+        cache.write_table(path, pa.table({"x": [number] * 1000}))
+
+
+def test_processes_that_write_the_same_file_leave_one_whole_file(tmp_path):
+    path = tmp_path / "x.parquet"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(path, number)) for number in (1, 2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    values = set(cache.read_part(path)["x"].to_pylist())
+    assert values in ({1}, {2})
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_first_file_written_once_stays(tmp_path):
+    for number in (1, 2):
+        files.write_json(tmp_path / "x.json", {"a": number}, once=True)
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+
+
+@pytest.mark.usefixtures("no_links")
+def test_the_first_file_written_once_stays_where_there_are_no_hard_links(tmp_path):
+    for number in (1, 2):
+        files.write_json(tmp_path / "x.json", {"a": number}, once=True)
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def _write_once(path, number, ready, go):
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    os.link = refuse
+    ready.release()
+    go.wait()
+    for turn in range(20):
+        files.write_json(path / f"{turn}.json", {"a": number}, once=True)
+        files.write_json(path / f"{number}-{turn}.json", json.loads((path / f"{turn}.json").read_text()))
+
+
+def test_processes_without_hard_links_agree_on_the_first_file(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Semaphore(0), context.Event()
+    writers = [context.Process(target=_write_once, args=(tmp_path, number, ready, go)) for number in (1, 2)]
+    for writer in writers:
+        writer.start()
+    for _ in writers:
+        ready.acquire()
+    go.set()
+    for writer in writers:
+        writer.join()
+    for turn in range(20):
+        seen = {(tmp_path / f"{name}{turn}.json").read_text() for name in ("", "1-", "2-")}
+        assert len(seen) == 1, turn
+
+
+@pytest.mark.usefixtures("no_links")
+def test_the_lock_of_a_killed_process_does_not_block_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.0)
+    (tmp_path / ".x.json.lock").touch()
+    files.write_json(tmp_path / "x.json", {"a": 1}, once=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_permissions_follow_the_umask(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        files.write_json(tmp_path / "x.json", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == mode
+
+
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
+    killed = tmp_path / f".internal-policy-{files.HERE}-{ended()}-01234567.parquet"
+    killed.touch()
+    files.write_json(tmp_path / "x.json", {})
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_temporary_files_of_any_machine_are_removed_after_a_day(tmp_path):
+    elsewhere = tmp_path / ".internal-policy-00000000-1-01234567.json"
+    elsewhere.touch()
+    os.utime(elsewhere, (0, 0))
+    files.write_json(tmp_path / "x.json", {})
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_files_of_others_and_of_running_processes_are_kept(tmp_path):
+    names = [
+        f".internal-policy-{files.HERE}-{os.getpid()}-01234567.json",
+        ".internal-policy-00000000-999999999-01234567.json",
+        ".internal-policy-notes.txt",
+        ".x.json",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    for name in names[2:]:
+        os.utime(tmp_path / name, (0, 0))
+    files.write_json(tmp_path / "x.json", {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "x.json"])
+
+
+def test_a_file_with_a_long_name_is_written(tmp_path):
+    files.write_json(tmp_path / f"{'x' * 250}.json", {})
+    assert [len(p.name) for p in tmp_path.iterdir()] == [255]
