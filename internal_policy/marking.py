@@ -6,21 +6,37 @@ from internal_policy import verify
 
 
 def reward(response: str, answer: str) -> float:
-    r"""1.0 if the last complete \boxed{} of `response` holds `answer`, else 0.0; nothing in it is ever executed.
+    r"""1.0 if the last complete box of `response` holds `answer`, else 0.0; nothing in it is ever executed.
 
     It holds it if both are equal once normalised, or if math-verify finds that they mean the same (`verify.equal`).
-    Two plain numbers are never asked about. Where the answer is one, the box has to be one value too: `47 + 385` is no
-    answer to what 47 + 385 is.
+    Two plain numbers are never asked about. Where the answer is one, the box has to hold one value too, or an equation
+    that ends with it: `47 + 385` is no answer to what 47 + 385 is, but `47 + 385 = 432` is.
     """
     content = boxed(response) or ""
     given, expected = normalised(content), normalised(answer)
     if not given or given == expected:
         return float(given != "")
-    if NUMBER.fullmatch(expected) and (NUMBER.fullmatch(given) or _calculates(given)):
+    if len(content) > verify.LONGEST:
         return 0.0
+    if NUMBER.fullmatch(expected):
+        content = UNIT.sub(" ", content)
+        if NUMBER.fullmatch(given) or _calculates(normalised(content)):
+            return 0.0
+        left, equals, value = content.rpartition("=")
+        if equals and NUMBER.fullmatch(normalised(value)):  # math-verify reads x = 10,080 as two numbers
+            content = left + equals + normalised(value)
     return float(verify.equal(content, answer))
 
 
+POWER = r"\s*\^\s*(?:-?[0-9]|\{\s*-?[0-9]\s*\})"
+UNIT = re.compile(rf"\\(?:text|textrm|mbox|mathrm)\s*\{{[^{{}}0-9^]*(?:{POWER}\$?\s*\}}|\}}{POWER})")
+r"""A unit with its power, whose digits are none of the value: \text{ cm}^2 or \mathrm{cm^2}."""
+EQUALS = re.compile(r"=(?![^{}]*\})")
+"""Between the sides of an equation; not the one below a sum."""
+SEVERAL = re.compile(r"\\q?quad|\\\\")
+"""What separates two equations, and math-verify overlooks."""
+UNDONE = re.compile(r"\\(?:sum|prod|i*int|lim)(?![a-zA-Z])")
+"""What is yet to be calculated, whatever numbers there are."""
 JOINED = re.compile(r"\.|[})\s]*[/^][{(\s]*-?|[}\]]\s*\{|\s*\\frac\s*\{?")
 """What stands between the digits of one value: a decimal point, a fraction, a power, a root, a mixed number."""
 OF_ONE_NUMBER = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))|\s*\\(?:times|cdot)\s*10(?=\s*\^)")
@@ -28,24 +44,38 @@ OF_ONE_NUMBER = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))|\s*\\(?:times|cdot
 
 
 def _calculates(given: str) -> bool:
-    """Whether numbers stand in `given` side by side or with an operator between: 47 + 385, (2)(3), 1, 2."""
-    between = re.split(r"[0-9]+", OF_ONE_NUMBER.sub("", given))[1:-1]
-    return not all(map(JOINED.fullmatch, between))
+    """Whether the value in `given` is yet to be calculated, or is several: 47 + 385, (2)(3), x = 47 + 385, 1, 2."""
+    *sides, value = EQUALS.split(given)
+    between = re.split(r"[0-9]+", OF_ONE_NUMBER.sub("", value))[1:-1]
+    several = any(map(SEVERAL.search, sides))
+    return several or UNDONE.search(value) is not None or not all(map(JOINED.fullmatch, between))
 
 
-BRACES = re.compile(r"(\\boxed\s*\{)|\\\\(?!boxed)|\\[{}]|([{}])")
+BARE = r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?"
+FRACTION = r"\\[dt]?frac\s*(?:[0-9]\s*[0-9]|\{[^{}]*\}\s*\{[^{}]*\})"
+BRACES = re.compile(
+    rf"""(\\(?:boxed|fbox)\s*\{{)
+    | \\boxed\s*({BARE}|{FRACTION}) (?=[\s$,;:!?] | \.(?![0-9]) | \\[)\]] | \Z)
+    | \\\\(?!boxed|fbox) | \\[{{}}]
+    | ([{{}}])""",
+    re.VERBOSE,
+)
+"""A box that opens, one that has no braces but a number or a fraction, an escape that opens none, a brace."""
 
 
 def boxed(text: str) -> str | None:
-    r"""Content of the last complete \boxed{...}, None if there is none; time grows linearly with the text.
+    r"""Content of the last complete \boxed{...} or \fbox{...}, None if there is none; in time linear in the text.
 
-    Where boxes are nested the inner one is the last. Escaped braces (`\{`) do not count, nor do boxes never closed.
+    A number or a fraction may go without braces: \boxed 5. Where boxes are nested the inner one is the last. Escaped
+    braces (`\{`) do not count, nor do boxes never closed.
     """
     unclosed: list[tuple[bool, int]] = []
     last, content = -1, None
     for match in BRACES.finditer(text):
-        box, brace = match.groups()
-        if box or brace == "{":
+        box, bare, brace = match.groups()
+        if bare:
+            last, content = match.start(2), bare
+        elif box or brace == "{":
             unclosed.append((box is not None, match.end()))
         elif brace and unclosed:
             is_box, start = unclosed.pop()

@@ -4,6 +4,7 @@ import atexit
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -104,6 +105,9 @@ atexit.register(lambda: _worker.close())
 
 # what runs in the worker
 
+SMALL = re.compile(r"(?<![0-9])0?\.(0+)[1-9]")
+"""A decimal below a tenth; the group is its zeros behind the point."""
+
 
 def _prepare() -> None:
     import resource
@@ -118,8 +122,10 @@ def _prepare() -> None:
 def _verify(given: str, answer: str) -> bool:
     from math_verify import verify
 
+    zeros = [len(match[1]) for text in (given, answer) for match in SMALL.finditer(text)]
+    rounded = max([6, *(number + 3 for number in zeros)])  # else all that is below a millionth is 0
     try:
-        return bool(verify(_parsed(answer), _parsed(given), timeout_seconds=0))
+        return bool(verify(_parsed(answer), _parsed(given), float_rounding=rounded, timeout_seconds=0))
     except (MemoryError, RecursionError):
         return False
 

@@ -23,7 +23,20 @@ from internal_policy.marking import boxed, normalised, reward
         (r"x \\boxed{5}", "5"),
         (r"}} \boxed {5} }", "5"),
         (r"\boxed{}", ""),
-        (r"\boxed 5, \fbox{5}, boxed{5}", None),
+        (r"\fbox{5}", "5"),
+        (r"\fbox{\boxed{5} so}", "5"),
+        (r"\boxed{1} then \fbox{2}", "2"),
+        (r"$\boxed 5$", "5"),
+        (r"\boxed 1,432.", "1,432"),
+        (r"\boxed -3.5\)", "-3.5"),
+        (r"\boxed\frac{1}{2}$", r"\frac{1}{2}"),
+        (r"\boxed \dfrac12, so", r"\dfrac12"),
+        (r"\boxed{1} then \boxed 2", "2"),
+        (r"\boxed 1 then \boxed{2}", "2"),
+        (r"\boxed{5}, as asked in a \boxed form", "5"),
+        (r"\boxed{5}, in \boxed.", "5"),
+        (r"\boxed 5x, \boxed 2^{10}, \boxed 12\pi", None),
+        (r"boxed{5}, \box{5}, \fbox 5", None),
         ("", None),
     ],
 )
@@ -33,7 +46,27 @@ def test_the_last_complete_box_counts(text, content):
 
 @pytest.mark.parametrize(
     "text",
-    [r"\boxed{", r"\boxed{}", "{", "}", "\\", r"\boxed", r"\boxed ", r"\text{", "1,000", "$", "9", r"\boxed{\text{"],
+    [
+        r"\boxed{",
+        r"\fbox{",
+        r"\boxed 1,",
+        r"\boxed\frac{",
+        "=",
+        "1=",
+        r"\text{ cm}^2",
+        r"\text{a^",
+        r"\boxed{}",
+        "{",
+        "}",
+        "\\",
+        r"\boxed",
+        r"\boxed ",
+        r"\text{",
+        "1,000",
+        "$",
+        "9",
+        r"\boxed{\text{",
+    ],
 )
 def test_marking_hostile_text_takes_linear_time(text):
     start = time.process_time()
@@ -109,6 +142,21 @@ def test_fractions_of_whole_numbers_are_equal_however_they_are_written(written):
         (r"\frac{\sqrt3}{2}", r"\frac{\sqrt{3}}{2}"),
         (r"\text{(A)}", "A"),
         ("-q + p", "p - q"),
+        ("x_1 = 5", "5"),
+        ("f(2)=7", "7"),
+        ("a_{10} = 55", "55"),
+        (r"S_{10} = \frac{10}{2}(2 + 9) = 55", "55"),
+        (r"12\text{ cm}^2", "12"),
+        (r"12\,\mathrm{cm}^{2}", "12"),
+        (r"12\text{ cm$^2$}", "12"),
+        (r"\text{Area} = 12\text{ cm}^2", "12"),
+        (r"9.8\text{ m/s}^{2}", "9.8"),
+        ("47+385=432", "432"),
+        ("x^2 + 1 = 5", "5"),
+        (r"x = 10,\!080", "10080"),
+        (r"P(2) = 1/2", "0.5"),
+        (r"10^{-5}", "0.00001"),
+        (r"10^{-8}", "0.00000001"),
     ],
 )
 def test_another_writing_of_the_answer_is_right(content, answer):
@@ -125,6 +173,17 @@ def test_another_writing_of_the_answer_is_right(content, answer):
         ("431, 432", "432"),
         ("q - p", "p - q"),
         (r"\text{(B)}", "A"),
+        ("x_1 = 2, x_2 = 3", "3"),
+        (r"x_1 = 4\quad x_2 = 32", "32"),
+        (r"x_1 = 4 \\ x_2 = 32", "32"),
+        (r"x = 2\text{ or }x = 3", "3"),
+        ("f(7) = 2", "7"),
+        (r"x = \{10,080\}", "10080"),
+        (r"12\text{ cm}^2", "144"),
+        (r"10^{-8}", "0.0000001"),
+        (r"2 \times 10^{-7}", "0.0000001"),
+        (r"2 \times 10^{-7}", r"10^{-7}"),
+        (r"10^{-7}", "0"),
     ],
 )
 def test_another_value_is_wrong(content, answer):
@@ -132,7 +191,20 @@ def test_another_value_is_wrong(content, answer):
 
 
 @pytest.mark.parametrize(
-    "undone", ["47 + 385", "47 385", "47+385=432", r"(216)(2)", r"144 \cdot 3", r"\frac{47+385}{1}"]
+    "undone",
+    [
+        "47 + 385",
+        "47 385",
+        "432=47+385",
+        "x = 47 + 385",
+        "f(2) = (216)(2)",
+        r"47\text{ cm}^2 + 385\text{ cm}^2",
+        r"(216)(2)",
+        r"144 \cdot 3",
+        r"\frac{47+385}{1}",
+        r"\sum_{k=1}^{1} 432",
+        r"\int_{0}^{432} dx",
+    ],
 )
 def test_a_calculation_that_is_not_done_is_no_number(undone):
     assert reward(rf"\boxed{{{undone}}}", "432") == 0.0
