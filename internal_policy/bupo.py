@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SchedulerType
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -51,7 +52,7 @@ def point_at(phases: Sequence[Phase], step: int) -> HookPoint:
     return next((phase.point for phase, end in zip(phases, ends, strict=True) if step < end), FINAL)
 
 
-@no_type_check  # what transformers' fields become does not match their own types
+@no_type_check  # what transformers' fields become does not match their own types, which the tests check
 @dataclass
 class BuPOConfig(GRPOConfig):
     """TRL's GRPOConfig with a schedule, and the paper's loss by default. Raises InputError for what cannot be right.
@@ -73,8 +74,8 @@ class BuPOConfig(GRPOConfig):
     )
     num_generations: int | None = 8
     loss_type: str = "grpo"
-    lr_scheduler_type: Any = "constant"
-    gradient_checkpointing: Any = field(
+    lr_scheduler_type: SchedulerType | str = "constant"
+    gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Compute activations again when they are needed; by default not on a CPU."}
     )
 
@@ -101,7 +102,7 @@ class BuPOConfig(GRPOConfig):
         if self.bf16 is None and on_cpu:
             self.bf16 = False
         if self.gradient_checkpointing is None:
-            self.gradient_checkpointing = not on_cpu
+            self.gradient_checkpointing = not on_cpu  # pyright: ignore[reportIncompatibleVariableOverride]
         if self.gradient_checkpointing:
             self.gradient_checkpointing_kwargs = {**checkpointing, "use_reentrant": False}
         if self.phases and self.ddp_find_unused_parameters is None:
@@ -147,6 +148,9 @@ class BuPOConfig(GRPOConfig):
         return cast(int, self.steps_per_generation) * self.num_iterations // self.gradient_accumulation_steps
 
 
+del BuPOConfig.__no_type_check__  # pyright: ignore[reportAttributeAccessIssue]  # HfArgumentParser needs the hints
+
+
 def _multiples(size: int, of: int) -> str:
     """The multiples of `of` around `size`, as text."""
     below = size // of * of
@@ -190,6 +194,7 @@ class Boundaries(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Refuse a schedule longer than training, and what is no whole number of generation batches."""
         assert isinstance(args, BuPOConfig)
+        self.save = self.stop = False
         updates = args.updates_per_step
         check_length(args, state.max_steps)
         if state.global_step % updates:
@@ -232,6 +237,12 @@ class BuPOTrainer(GRPOTrainer):
         for phase in args.phases:
             locate(self._causal(self.model), phase.point)
         self.add_callback(Boundaries())
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As GRPOTrainer, also after a training that was broken off within a generation batch."""
+        self._step, self._buffered_inputs = 0, None
+        self._metrics["train"].clear()
+        return super().train(*args, **kwargs)
 
     def _send_telemetry(self) -> None:
         """TRL would call home; this does not."""

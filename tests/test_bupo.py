@@ -14,8 +14,9 @@ import pytest
 import torch
 from conftest import hook_count, tiny_model
 from trainer import Fixed, trainer, weights
-from transformers import TrainerCallback
+from transformers import HfArgumentParser, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
+from trl import TrlParser
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -549,6 +550,37 @@ def test_a_schedule_as_long_as_training_never_reaches_the_whole_policy(tmp_path,
     assert layers_of(set().union(*(record.changed(update) for update in range(8)))) == {0, 1}
 
 
+def test_training_again_goes_as_far_as_the_first_time(tmp_path, tokenizer):
+    run = trainer(tmp_path, tokenizer, schedule=[f"{ONE}:1"], max_steps=4)
+    run.train()
+    run.train()
+    assert run.state.global_step == 4
+
+
+def test_training_again_after_an_error_begins_with_a_batch_of_its_own(tmp_path, tokenizer):
+    class Once(Fixed):
+        broken = False
+
+        def _compute_loss(self, model, inputs):
+            seen[-1].append(str(self.point))
+            if len(seen) == 2 and len(seen[-1]) == 3 and not self.broken:
+                self.broken = True
+                raise KeyboardInterrupt
+            return super()._compute_loss(model, inputs)
+
+        def _generate_and_score_completions(self, inputs):
+            seen.append([])
+            return super()._generate_and_score_completions(inputs)
+
+    seen.clear()
+    run = trainer(tmp_path, tokenizer, kind=Once, schedule=[f"{ONE}:1"], max_steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    seen.clear()
+    run.train()
+    assert seen == [[ONE] * 4, ["final"] * 4]
+
+
 def test_after_an_error_the_model_is_as_it_was(tmp_path, tokenizer):
     class Broken(BuPOTrainer):
         def _compute_loss(self, model, inputs):
@@ -585,6 +617,20 @@ def test_the_reward_is_one_for_a_right_last_box():
     said = [[{"role": "assistant", "content": text}] for text in (r"\boxed{4}", r"\boxed{4} \boxed{5}", "4")]
     assert right(said, ["4", "4", "4"]) == [1.0, 0.0, 0.0]
     assert right([r"\boxed{4}"], ["4"]) == [1.0]
+
+
+@pytest.mark.parametrize("parser", [HfArgumentParser, TrlParser])
+def test_the_parsers_of_transformers_and_trl_read_the_configuration(tmp_path, parser):
+    arguments = ["--output_dir", str(tmp_path), "--schedule", f"{ONE}:2", "2.mlp_out:3", "--use_cpu", "true"]
+    (config,) = parser(BuPOConfig).parse_args_into_dataclasses(arguments)
+    assert config == BuPOConfig(output_dir=str(tmp_path), schedule=[f"{ONE}:2", "2.mlp_out:3"], use_cpu=True)
+
+
+def test_trls_parser_reads_a_configuration_file(tmp_path):
+    file = tmp_path / "given.yaml"
+    file.write_text(f"schedule: [{ONE}:2]\nlr_scheduler_type: cosine\ngradient_checkpointing: true\nuse_cpu: true\n")
+    (config,) = TrlParser(BuPOConfig).parse_args_and_config(["--config", str(file), "--output_dir", str(tmp_path)])
+    assert (config.schedule, config.lr_scheduler_type, config.gradient_checkpointing) == ([f"{ONE}:2"], "cosine", True)
 
 
 def test_the_paper_is_the_default():
