@@ -5,6 +5,7 @@ is whose log-probabilities stand in the ratio of GRPO's loss.
 """
 
 import os
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ from internal_policy.marking import reward
 from internal_policy.policy import READOUTS, Readout, as_policy
 from internal_policy.prompts import Chat
 from internal_policy.tasks import Problem
+
+MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
+"""What TRL logs as means over the tokens of a pass."""
 
 
 @dataclass(frozen=True)
@@ -303,17 +307,21 @@ class BuPOTrainer(GRPOTrainer):
         mask = batch["completion_mask"][rows]
         sums = cast(Tensor, self.accelerator.reduce(torch.stack([(entropy * mask).sum(), mask.sum()]), "sum"))
         total, count = sums.tolist()
-        self._metrics["train"]["entropy"].append(total / max(count, 1))
+        if count:  # else every response is masked
+            self._metrics["train"]["entropy"].append(total / count)
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
-        """GRPO's loss; what it logs of an internal policy is named as such."""
-        if self.point == FINAL or not self.model.training:
+        """GRPO's loss; what it logs of an internal policy is named as such, and a mean over no tokens is not logged."""
+        if not self.model.training:
             return super()._compute_loss(model, inputs)
         logged, self._metrics["train"] = self._metrics["train"], defaultdict(list)
         loss = super()._compute_loss(model, inputs)
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        tokens = cast(Tensor, self.accelerator.reduce(mask.sum(), "sum")).item()
         for name, values in self._metrics["train"].items():
-            internal = name == "entropy" or name.startswith("clip_ratio/")
-            logged[f"internal/{name}" if internal else name] += values
+            if tokens or not MEANS.fullmatch(name):
+                internal = self.point != FINAL and (name == "entropy" or name.startswith("clip_ratio/"))
+                logged[f"internal/{name}" if internal else name] += values
         self._metrics["train"] = logged
         return loss
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
+from internal_policy import loading
 from internal_policy.errors import InputError
 from internal_policy.options import ModelOptions, Train
 
@@ -89,6 +90,8 @@ def configured(asked: Train, given: Mapping[str, Any], folder: Path, layer: int 
     shaped = {"generation_batch_size", "steps_per_generation", "gradient_accumulation_steps"} & given.keys()
     if not shaped or asked.prompts is not None or asked.updates is not None:
         values |= _shape(asked, values)
+    if asked.chat_template_kwargs != "{}":
+        values["chat_template_kwargs"] = loading.chat_of(None, asked.chat_template_kwargs)
     if asked.report_to is not None:
         values["report_to"] = asked.report_to.split(",")
     values.setdefault("report_to", [])
@@ -99,7 +102,8 @@ def configured(asked: Train, given: Mapping[str, Any], folder: Path, layer: int 
         values["schedule"] = [f"{_point(asked, layer)}:{asked.internal_steps or _share(steps, values)}"]
     config = _built(values)
     updates = config.updates_per_step
-    config.logging_steps = updates  # a row a step
+    if "logging_steps" not in given:
+        config.logging_steps = updates
     if steps is not None:
         config.max_steps = steps * updates
     if config.max_steps > 0:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from internal_policy import metrics
 from internal_policy.families import decoder_layers, head, sites_of, unembedding
 from internal_policy.hooks import FINAL, HookPoint
+from internal_policy.policy import read_out
 from internal_policy.product import choose
 from internal_policy.rollouts import Rollout
 from internal_policy.scan import blocks, check, evaluating
@@ -20,7 +22,12 @@ MEASURES = ("entropy", "entropy_at_input_norm", "norm")
 """Of every site; means over the tokens."""
 
 
-def measure(model: PreTrainedModel, rollouts: Sequence[Rollout], watched: HookPoint | None) -> pd.DataFrame:
+def measure(
+    model: PreTrainedModel,
+    rollouts: Sequence[Rollout],
+    watched: HookPoint | None,
+    readout: Literal["raw", "norm"] = "raw",
+) -> pd.DataFrame:
     """The numbers of every policy as the model is now: layer, site, and means over the response tokens.
 
     `entropy` (nats), `entropy_at_input_norm` and `norm` are those of a scan. For the hook point `watched`, the later
@@ -29,7 +36,7 @@ def measure(model: PreTrainedModel, rollouts: Sequence[Rollout], watched: HookPo
     that of the tokens that came. Raises InputError for rollouts that the model cannot read.
     """
     layers = tuple(range(len(decoder_layers(model))))
-    chosen = Selection(layers, sites_of(model.config), measures=(*MEASURES, "logprob"), top_k=0)
+    chosen = Selection(layers, sites_of(model.config), (readout,), (*MEASURES, "logprob"), 0)
     check(model, chosen, rollouts)
     table = scan(model, rollouts, chosen)[1].to_pandas()
     weighted = table[["layer", "site", "tokens"]].assign(
@@ -39,11 +46,17 @@ def measure(model: PreTrainedModel, rollouts: Sequence[Rollout], watched: HookPo
     means = sums.drop(columns="tokens").div(sums["tokens"], axis=0).reset_index()
     if watched is None or watched == FINAL:
         return means.assign(cosine=math.nan, kl=math.nan)
-    return means.merge(_compared(model, rollouts, watched, len(layers)), how="left", on=["layer", "site"])
+    return means.merge(_compared(model, rollouts, watched, readout, len(layers)), how="left", on=["layer", "site"])
 
 
 @torch.inference_mode()
-def _compared(model: PreTrainedModel, rollouts: Sequence[Rollout], watched: HookPoint, n_layers: int) -> pd.DataFrame:
+def _compared(
+    model: PreTrainedModel,
+    rollouts: Sequence[Rollout],
+    watched: HookPoint,
+    readout: Literal["raw", "norm"],
+    n_layers: int,
+) -> pd.DataFrame:
     """Cosine with, and KL from, the policy at `watched`: of the later layers and of the model."""
     later = [HookPoint(layer, "resid_post") for layer in range(watched.layer, n_layers)]
     later = [point for point in later if point != watched]
@@ -51,7 +64,7 @@ def _compared(model: PreTrainedModel, rollouts: Sequence[Rollout], watched: Hook
     with evaluating(model):
         for _, targets, hidden in blocks(model, rollouts, (watched, *later, FINAL)):
             found = metrics.measure(
-                hidden,
+                torch.cat([read_out(model, hidden[:-1], readout), hidden[-1:]]),
                 weight,
                 targets,
                 head=head(model),

@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
@@ -31,6 +33,8 @@ NAMES = {
     "grad_norm": "grad_norm",
 }
 """What the trainer logs -> its column. Of no meaning to a step, and left out: the loss, which is about 0 always."""
+OF_THE_LAST = ("learning_rate", "grad_norm")
+"""Columns that tell of the last update of a step; the others are means over its updates."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,15 @@ class Watch:
     """The hook point that later layers are compared with."""
     every: int
     """Steps between two scans; 0 for none."""
+    readout: Literal["raw", "norm"] = "raw"
+    """How hidden states are unembedded."""
 
 
 class Journal(TrainerCallback):
     """Writes metrics.parquet, a row a step, and dynamics.parquet, a row a scan, layer and site.
 
-    A run that is resumed goes on behind the rows of its checkpoint. The trainer has to log once a step.
+    A run that is resumed goes on behind the rows of its checkpoint. The trainer logs at the end of every step,
+    however seldom it was told to log; where it logs more often, a row is the mean.
     """
 
     def __init__(
@@ -62,13 +69,15 @@ class Journal(TrainerCallback):
         """`tell` hears each row of metrics."""
         self.folder, self.updates, self.phases, self.watch, self.tell = folder, updates_per_step, phases, watch, tell
         self.metrics, self.dynamics = pd.DataFrame(), pd.DataFrame()
+        self.logs: list[tuple[int, Mapping[str, Any]]] = []
         self.clocks = time.monotonic(), time.process_time()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
         """Take up what was written up to the checkpoint, or scan the untrained model."""
-        step = state.global_step // self.updates
+        step, self.logs = state.global_step // self.updates, []
+        self.metrics, self.dynamics = pd.DataFrame(), pd.DataFrame()
         for name in (METRICS, DYNAMICS):
             if (self.folder / name).exists() and step:
                 rows = cache.read_part(self.folder / name).to_pandas()
@@ -76,6 +85,10 @@ class Journal(TrainerCallback):
         if not step:
             self._scan(0, state, more["model"])
         self.clocks = time.monotonic(), time.process_time()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for a log when a step has ended."""
+        control.should_log = control.should_log or state.global_step % self.updates == 0
 
     def on_log(
         self,
@@ -86,18 +99,21 @@ class Journal(TrainerCallback):
         **more: Any,
     ) -> None:
         """Write the row of the step that has ended."""
-        if logs is None or "reward" not in logs:  # an evaluation, or the end
+        if logs is None or "learning_rate" not in logs:  # an evaluation, or the end
+            return
+        self.logs.append((state.global_step, dict(logs)))
+        if state.global_step % self.updates:
             return
         step = state.global_step // self.updates
         point = point_at(self.phases, step - 1)
-        row = {column: float(logs[name]) for name, column in NAMES.items() if logs.get(name) is not None}
         clipped = "clip_ratio/region_mean" if point == FINAL else "internal/clip_ratio/region_mean"
+        row: dict[str, Any] = _mean(self.logs, {**NAMES, clipped: "clip_fraction"}, state.global_step - self.updates)
+        self.logs = []
         now = time.monotonic(), time.process_time()
         row |= {
             "step": step,
             "phase": "final" if point == FINAL else "internal",
             "target": str(point),
-            "clip_fraction": float(logs.get(clipped, float("nan"))),
             "seconds": now[0] - self.clocks[0],
             "cpu_seconds": now[1] - self.clocks[1],
         }
@@ -113,7 +129,7 @@ class Journal(TrainerCallback):
         if not self.watch.every:
             return float("nan")
         causal = model.get_base_model() if hasattr(model, "peft_config") else model
-        found = dynamics.measure(causal, self.watch.rollouts, self.watch.point)
+        found = dynamics.measure(causal, self.watch.rollouts, self.watch.point, self.watch.readout)
         self.dynamics = _appended(self.dynamics, found.assign(step=step))
         self._write(DYNAMICS, self.dynamics, state)
         return dynamics.perplexity(found)
@@ -121,6 +137,21 @@ class Journal(TrainerCallback):
     def _write(self, name: str, frame: pd.DataFrame, state: TrainerState) -> None:
         if state.is_world_process_zero:
             cache.write_table(self.folder / name, pa.Table.from_pandas(frame, preserve_index=False))
+
+
+def _mean(logs: Sequence[tuple[int, Mapping[str, Any]]], columns: Mapping[str, str], before: int) -> dict[str, float]:
+    """The columns of one step from its logs, each with the update that it was written after.
+
+    A log tells of the updates since the one before it, the first of those since update `before`, and weighs as many.
+    """
+    spans = [update - start for start, update in pairwise([before, *(update for update, _ in logs)])]
+    row: dict[str, float] = {}
+    for name, column in columns.items():
+        told = [(float(log[name]), n) for n, (_, log) in zip(spans, logs, strict=True) if log.get(name) is not None]
+        if told:
+            values, weights = zip(*told, strict=True)
+            row[column] = values[-1] if column in OF_THE_LAST else float(np.average(values, weights=weights))
+    return row
 
 
 def _appended(rows: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

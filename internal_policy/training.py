@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from internal_policy import analysis, bundle, cache, configuration, files, loading, options, progress, show
 from internal_policy.errors import InputError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from internal_policy.bupo import BuPOConfig
+    from internal_policy.prompts import Chat
     from internal_policy.rollouts import Rollout
     from internal_policy.tasks import Problem
 
@@ -38,7 +39,7 @@ def train(asked: options.Train) -> None:
     given = configuration.read(asked.config)
     problems = _problems(asked)
     question = _question(asked, given)
-    folder = asked.output or cache.root() / "runs" / _name(asked, question)
+    folder = asked.output or _named(given) or cache.root() / "runs" / _name(asked, question)
     start = _claim(folder, question, asked.resume)
     guess = asked.layer if "schedule" in given else asked.layer or 0  # which layer it is changes no size
     config = configuration.configured(asked, given, folder, guess)
@@ -48,8 +49,7 @@ def train(asked: options.Train) -> None:
     _check_problems(asked, problems, tokenizer, config, model)
     if not (folder / RUN).exists():  # nothing is written before everything is checked
         files.write_json(folder / RUN, question, once=True)
-    longest = config.max_completion_length or 0
-    layer = _layer(asked, given, model, tokenizer, problems, folder, longest)
+    layer = _layer(asked, given, config, model, tokenizer, problems, folder)
     config = configuration.configured(asked, given, folder, layer)
     _run(asked, config, model, tokenizer, problems, folder, start, layer)
 
@@ -96,6 +96,11 @@ def _question(asked: options.Train, given: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(found, default=str))
 
 
+def _named(given: Mapping[str, Any]) -> Path | None:
+    """The folder that the configuration file names."""
+    return Path(given["output_dir"]).expanduser() if given.get("output_dir") else None
+
+
 def _name(asked: options.Train, question: Mapping[str, Any]) -> str:
     """Of the run's folder: model, method and a digest of the rest."""
     return f"{Path(asked.model).name}-{asked.method}-{cache.digest(question)[:6]}"
@@ -136,6 +141,11 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     return next((f"--{name.replace('_', '-')}" if name != "file" else "configuration file" for name in names), None)
 
 
+def _chat(asked: options.Train, config: "BuPOConfig") -> "Chat":
+    """Arguments for the chat template, None for no template."""
+    return None if asked.chat_template == "none" else cast("dict[str, Any]", config.chat_template_kwargs or {})
+
+
 def _placed(asked: options.Train) -> options.Train:
     """Each of several processes loads onto its own device."""
     import torch
@@ -149,19 +159,20 @@ def _placed(asked: options.Train) -> options.Train:
 def _layer(
     asked: options.Train,
     given: Mapping[str, Any],
+    config: "BuPOConfig",
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "list[Problem]",
     folder: Path,
-    longest: int,
 ) -> int | None:
     """The layer that is trained first, or watched. Raises InputError if none was given and none stands out."""
-    if asked.layer is not None or "schedule" in given:
+    unused = asked.method == "grpo" and not asked.scan_every
+    if asked.layer is not None or "schedule" in given or unused:
         return asked.layer
     known = folder / "stages.json"
     if not known.exists():  # it is decided once a run
-        rollouts = _responses(asked, model, tokenizer, problems[:SCANNED], longest)
-        target = suggested(model, tokenizer, rollouts)
+        rollouts = _responses(asked, config, model, tokenizer, problems[:SCANNED])
+        target = suggested(model, tokenizer, rollouts, config.readout)
         files.write_json(known, {"target": target, "problems": len(rollouts)}, once=True)
     stages = json.loads(known.read_text())
     target = stages["target"]
@@ -175,24 +186,29 @@ def _layer(
     return target
 
 
-def suggested(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rollouts: "list[Rollout]") -> int | None:
+def suggested(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rollouts: "list[Rollout]", readout: str = "raw"
+) -> int | None:
     """BuPO's target by the stages of a scan: the last layer of exploration, from 0; None if none explores."""
     from internal_policy.scan import scan
 
-    scanned = scan(model, tokenizer, rollouts, sites=("mlp_in", "mlp_out"), measures=("entropy",), top_k=0)
+    readouts: Any = (readout,)
+    scanned = scan(
+        model, tokenizer, rollouts, sites=("mlp_in", "mlp_out"), readouts=readouts, measures=("entropy",), top_k=0
+    )
     return analysis.target(analysis.stages(analysis.changes(scanned.layers)))
 
 
 def _responses(
     asked: options.Train,
+    config: "BuPOConfig",
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "list[Problem]",
-    longest: int,
 ) -> "list[Rollout]":
     from internal_policy.rollouts import generate
 
-    chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
+    chat, longest = _chat(asked, config), config.max_completion_length or 0
     with progress.bar("Sampling", len(problems)) as advance:
         found = []
         for batch in generate(model, tokenizer, problems, max_new_tokens=longest, chat=chat):
@@ -216,7 +232,7 @@ def _check_problems(
 
     for phase in config.phases:
         locate(model, phase.point)
-    chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
+    chat = _chat(asked, config)
     dataset_of(problems, chat)
     prompts = {number: encode_problem(tokenizer, problem, chat) for number, problem in enumerate(problems)}
     text = model.config.get_text_config()
@@ -246,11 +262,10 @@ def _run(
     from internal_policy.hooks import HookPoint
     from internal_policy.journal import Interrupt, Journal, Watch
 
-    chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
-    config.chat_template_kwargs = dict(chat) if chat else None
+    chat = _chat(asked, config)
     point = config.phases[0].point if config.phases else None if layer is None else HookPoint(layer, asked.site)
-    rollouts = _watched(asked, model, tokenizer, problems, folder, config.max_completion_length or 0)
-    watch = Watch(rollouts, point, asked.scan_every)
+    rollouts = _watched(asked, config, model, tokenizer, problems, folder)
+    watch = Watch(rollouts, point, asked.scan_every, cast(Any, config.readout))
     interrupt, begun = Interrupt(), time.monotonic()
     total = config.max_steps // config.updates_per_step if config.max_steps > 0 else None
     with _progress(total) as tell, interrupt.listening(progress.note), warnings.catch_warnings():
@@ -278,11 +293,11 @@ def _run(
 
 def _watched(
     asked: options.Train,
+    config: "BuPOConfig",
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "list[Problem]",
     folder: Path,
-    longest: int,
 ) -> "list[Rollout]":
     """The responses of the untrained model whose layers are scanned: the same after a resume."""
     from internal_policy.rollouts import read_rollouts, write_rollouts
@@ -291,7 +306,7 @@ def _watched(
         return []
     path = folder / ROLLOUTS
     if not path.exists():
-        write_rollouts(path, _responses(asked, model, tokenizer, problems[:WATCHED], longest))
+        write_rollouts(path, _responses(asked, config, model, tokenizer, problems[:WATCHED]))
     return read_rollouts(path, tokenizer, None)
 
 
@@ -331,10 +346,14 @@ def _progress(total: int | None) -> Iterator[Any]:
 
 
 def in_words(row: Mapping[str, Any]) -> str:
-    """A row of metrics for a person; the loss is about 0 always, and not told."""
-    whose = "" if row["phase"] == "final" else f", {row['target']} {row['internal_entropy']:.3f}"
-    return (
-        f"{'whole policy' if row['phase'] == 'final' else row['target']}: reward {row['reward']:.2f}, "
-        f"entropy {row.get('entropy', math.nan):.3f}{whose}, clipped {row['clip_fraction']:.1%}, "
-        f"no spread {row['groups_without_spread']:.0%}, cut {row['cut']:.0%}"
-    )
+    """A row of metrics for a person; the loss is about 0 always, and not told, nor is what has no number."""
+    trained = "whole policy" if row["phase"] == "final" else row["target"]
+    formats = {
+        "reward": "reward {:.2f}",
+        "entropy": "entropy {:.3f}",
+        "internal_entropy": f"{row['target']} {{:.3f}}",
+        "clip_fraction": "clipped {:.1%}",
+        "groups_without_spread": "no spread {:.0%}",
+        "cut": "cut {:.0%}",
+    }
+    return f"{trained}: " + ", ".join(form.format(row[name]) for name, form in formats.items() if name in row)

@@ -350,6 +350,34 @@ def test_the_whole_policys_entropy_is_logged_in_phase_one(tmp_path, tokenizer):
     assert record.logs[0]["entropy"] == pytest.approx(entropy.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("schedule", [[f"{ONE}:1"], []], ids=["internal", "whole"])
+def test_where_every_response_is_masked_no_mean_over_tokens_is_logged(tmp_path, tokenizer, schedule):
+    class Cut(Fixed):
+        def _generate_single_turn(self, prompt_ids, *_, **__):
+            return [[5, 6, 7, 8, 9, 10] for _ in prompt_ids], None
+
+    record = Record()
+    options = {"mask_truncated_completions": True, "max_steps": 2, "logging_steps": 2}
+    trainer(tmp_path, tokenizer, kind=Cut, schedule=schedule, callbacks=[record], **options).train()
+    assert record.logs[0]["completions/clipped_ratio"] == 1
+    assert not [name for name in record.logs[0] if "entropy" in name or "clip_ratio" in name.replace("clipped", "")]
+
+
+def test_passes_without_tokens_do_not_pull_the_mean_entropy_down(tmp_path, tokenizer):
+    class Half(Fixed):
+        def _generate_single_turn(self, prompt_ids, *_, **__):
+            made = [[5 + number, 6, 7, 8, 9, 10 if number < 4 else end] for number, _ in enumerate(prompt_ids)]
+            return made, None
+
+    end, logs = tokenizer.eos_token_id, {}
+    for masked in (False, True):
+        record = Record()
+        options = {"mask_truncated_completions": masked, "max_steps": 2, "logging_steps": 2, "learning_rate": 0.0}
+        trainer(tmp_path, tokenizer, kind=Half, callbacks=[record], shuffle_dataset=False, **options).train()
+        logs[masked] = record.logs[0]["entropy"]
+    assert logs[True] > 0.8 * logs[False]
+
+
 def test_nothing_is_sent_to_anybody(tmp_path, tokenizer, monkeypatch):
     import trl.trainer.base_trainer as base
 

@@ -22,10 +22,11 @@ def rollouts() -> list[Rollout]:
     return made
 
 
-def policies(model, point) -> torch.Tensor:
+def policies(model, point, readout="raw") -> torch.Tensor:
     """Log-probabilities at every response token, (11, d_vocab)."""
     read = [
-        policy_logits(model, point, input_ids=torch.tensor([r.ids]))[0, len(r.prompt_ids) - 1 : -1] for r in rollouts()
+        policy_logits(model, point, readout, input_ids=torch.tensor([r.ids]))[0, len(r.prompt_ids) - 1 : -1]
+        for r in rollouts()
     ]
     return torch.cat(read).detach().log_softmax(-1)
 
@@ -41,6 +42,16 @@ def test_kl_is_from_the_watched_policy_to_those_of_later_layers_and_of_the_model
         expected = (watched.exp() * (watched - there)).sum(-1).mean()
         assert frame.loc[row, "kl"] == pytest.approx(expected.item(), rel=1e-5)
     assert frame["kl"].notna().sum() == len([p for p in later if p != point]) + 1
+
+
+def test_through_the_norm_kl_is_between_normed_policies(llama):
+    point, last = HookPoint(0, "resid_post"), HookPoint(2, "resid_post")
+    frame = dynamics.measure(llama, rollouts(), point, "norm").set_index(["layer", "site"])
+    watched, there = policies(llama, point, "norm"), policies(llama, last, "norm")
+    expected = (watched.exp() * (watched - there)).sum(-1).mean()
+    assert frame.loc[(2, "resid_post"), "kl"] == pytest.approx(expected.item(), rel=1e-5)
+    assert frame.loc[(2, "resid_post"), "kl"] == pytest.approx(frame.loc[(3, "final"), "kl"], rel=1e-5)
+    assert frame.loc[(0, "resid_post"), "entropy"] == pytest.approx(-(watched.exp() * watched).sum(-1).mean().item())
 
 
 def test_cosine_is_that_of_hidden_states(llama):

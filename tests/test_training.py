@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from internal_policy import bundle, configuration, options
+from internal_policy import bundle, configuration, loading, options, training
 from internal_policy.__main__ import main
 
 PROBLEMS = ["--problems", str(bundle.DATA / "problems" / "train.jsonl")]
@@ -143,6 +143,7 @@ def test_grpo_has_no_internal_phase(tmp_path):
         main(["train", *SHORT, "--method", "grpo", "--steps", "1", "--scan-every", "0", "--output", str(folder)]) == 0
     )
     assert pd.read_parquet(folder / "metrics.parquet")["phase"].tolist() == ["final"]
+    assert not (folder / "stages.json").exists()  # no layer is watched, so none is looked for
 
 
 # options, files and defaults
@@ -185,6 +186,39 @@ def test_a_schedule_in_the_file_stands_unless_a_layer_is_given():
 
 def test_a_number_in_the_file_may_be_written_as_yaml_does_not_read_it(tmp_path):
     assert configuration.read(given(tmp_path, learning_rate="1e-6")) == {"learning_rate": 1e-6}
+
+
+def test_the_files_logging_fields_are_kept():
+    config = configured("--updates", "2", file={"logging_steps": 3, "logging_first_step": True})
+    assert (config.logging_steps, config.logging_first_step) == (3, True)
+    assert configured(file={"logging_strategy": "no"}).logging_strategy == "no"
+
+
+def test_the_files_template_arguments_are_kept_unless_the_option_is_given():
+    file = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert configured(file=file).chat_template_kwargs == {"enable_thinking": False}
+    option = '{"enable_thinking": true}'
+    assert configured("--chat-template-kwargs", option, file=file).chat_template_kwargs == {"enable_thinking": True}
+
+
+def test_the_file_names_the_folder_and_the_template_arguments_reach_the_prompts(tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ greeting }}: {{ messages[0].content }} =")
+    folder = tmp_path / "named"
+    file = given(tmp_path, output_dir=str(folder), chat_template_kwargs={"greeting": "Ahoy"}, max_completion_length=5)
+    few = ["--prompts", "2", "--samples", "2", "--steps", "1", "--internal-steps", "1", "--layer", "3"]
+    assert main(["train", *PROBLEMS, *few, "--limit", "4", "--config", file, "--chat-template", str(template)]) == 0
+    prompt = pd.read_parquet(folder / "rollouts.parquet")["prompt_ids"][0]
+    tokenizer = loading.load_tokenizer(options.Train())
+    assert tokenizer.decode(prompt).startswith("Ahoy: ")
+
+
+def test_a_layer_is_suggested_through_the_readout_that_is_trained(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, "suggested", lambda *given: asked.append(given[-1]) or 2)
+    few = [*SHORT, "--steps", "1", "--internal-steps", "1", "--scan-every", "0", "--readout", "norm"]
+    assert main(["train", *few, "--output", str(tmp_path / "run")]) == 0
+    assert asked == ["norm"]
 
 
 def test_max_steps_of_the_file_counts_updates():

@@ -1,0 +1,65 @@
+"""A training run is kept as a row a step, however the trainer logs."""
+
+import pandas as pd
+import pytest
+from conftest import tiny_model
+from trainer import Fixed, trainer
+from transformers import TrainerState
+
+from internal_policy.bupo import Phase
+from internal_policy.hooks import HookPoint
+from internal_policy.journal import Journal, Watch
+from internal_policy.rollouts import Rollout
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+SCHEDULE = ["1.resid_post:1"]
+
+
+def journal(folder, every: int = 0, **more) -> Journal:
+    rollouts = [Rollout("", None, 0, (5, 6, 7), (8, 9, 10, 11), "", None, True)]
+    watch = Watch(rollouts, HookPoint(1, "resid_post"), every, **more)
+    return Journal(folder, 2, tuple(map(Phase.parse, SCHEDULE)), watch)
+
+
+def metrics(folder, tokenizer, **options) -> pd.DataFrame:
+    """The rows of a training of 3 steps of 2 updates."""
+    kept = journal(folder)
+    run = trainer(folder, tokenizer, kind=Fixed, callbacks=[kept], schedule=SCHEDULE, max_steps=6, **options)
+    run.train()
+    return pd.read_parquet(folder / "metrics.parquet").drop(columns=["seconds", "cpu_seconds"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logging_steps": 2, "logging_first_step": True},
+        {"logging_steps": 1},
+        {"logging_steps": 100},
+        {"logging_strategy": "no"},
+        {"logging_strategy": "epoch"},
+    ],
+    ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
+)
+def test_rows_are_the_same_whenever_the_trainer_logs(tmp_path, tokenizer, options):
+    expected = metrics(tmp_path / "once", tokenizer, logging_steps=2)
+    assert expected["step"].tolist() == [1, 2, 3]
+    found = metrics(tmp_path / "other", tokenizer, **options)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-12)
+
+
+def test_training_again_begins_a_table_of_its_own(tmp_path, tokenizer):
+    kept = journal(tmp_path)
+    run = trainer(tmp_path, tokenizer, kind=Fixed, callbacks=[kept], schedule=SCHEDULE, max_steps=4)
+    run.train()
+    run.train()
+    assert kept.metrics["step"].tolist() == [1, 2]
+
+
+def test_layers_are_scanned_through_the_readout_that_is_trained(tmp_path, tokenizer):
+    model, entropy = tiny_model("qwen3"), {}
+    for readout in ("raw", "norm"):
+        kept = journal(tmp_path, every=1, readout=readout)
+        kept._scan(0, TrainerState(), model)
+        entropy[readout] = kept.dynamics.set_index("site")["entropy"]
+    same = entropy["raw"] == entropy["norm"]
+    assert set(same[same].index) == {"final"}
