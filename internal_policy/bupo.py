@@ -28,6 +28,7 @@ from internal_policy.hooks import FINAL, HookPoint, locate
 from internal_policy.marking import reward
 from internal_policy.policy import READOUTS, Readout, as_policy
 from internal_policy.prompts import Chat
+from internal_policy.rollouts import end_ids
 from internal_policy.tasks import Problem
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
@@ -238,6 +239,9 @@ class BuPOTrainer(GRPOTrainer):
         args = args or BuPOConfig()
         self.point, self.whole = FINAL, False
         super().__init__(model, reward_funcs, args, **more)
+        self.eos_token_ids = sorted(end_ids(self._causal(self.model), self._tokenizer))
+        if not self.use_vllm:
+            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
         for phase in args.phases:
             locate(self._causal(self.model), phase.point)
         self.add_callback(Boundaries())

@@ -82,10 +82,26 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> str:
     return str(tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def end_ids(model: PreTrainedModel) -> frozenset[int]:
-    """The token ids that end a response of `model`."""
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The token ids that end a response: those of generation_config, the tokenizer's, and those of the configuration.
+
+    The configuration's count where the tokenizer calls them special: transformers fills in some that nobody chose.
+    """
+    generation = model.generation_config.eos_token_id if model.generation_config else None
+    configs = (model.config, model.config.get_text_config())
+    of_config = {end for config in configs for end in _listed(getattr(config, "eos_token_id", None))}
+    chosen = {*_listed(generation), *_listed(tokenizer.eos_token_id)}
+    return frozenset(chosen | of_config & special_ids(tokenizer))
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The special tokens, also those that only tokenizer.json marks as such, as Gemma's `<end_of_turn>`."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(token for token, piece in added if piece.special)}
+
+
+def _listed(ids: Any) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else ids
 
 
 def generate(
@@ -107,8 +123,8 @@ def generate(
 
     A batch depends on its prompts, the options, `batch_size` and `seed`, not on what was generated before: prompts are
     counted problem by problem and sample by sample, and sampling those from `first` (the first of a batch) up to `stop`
-    writes what an undisturbed run would. Of the checkpoint's generation_config only the end-of-text ids count.
-    It is replaced meanwhile, so threads must not share the model.
+    writes what an undisturbed run would. Of the checkpoint's generation_config only the end-of-text ids count, as one
+    of the sources of `end_ids`. It is replaced meanwhile, so threads must not share the model.
     Raises InputError, before it generates, for options out of range and prompts too long.
     """
     check_sampling(samples, temperature, top_p, max_new_tokens, batch_size)
@@ -117,7 +133,7 @@ def generate(
     prompt_of = {number: encode_problem(tokenizer, problems[number], chat) for number in numbers}
     text = model.config.get_text_config()
     check_prompts(prompt_of, max_new_tokens, text.max_position_embeddings, text.vocab_size)
-    ends = end_ids(model)
+    ends = end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     shaping = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     config = GenerationConfig(
@@ -256,7 +272,7 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
             "messages, or text."
         )
     text = response if isinstance(response, str) else _decode(tokenizer, split[1])
-    finished = split[1][-1] in tokenizer.all_special_ids if values.get("finished") is None else bool(values["finished"])
+    finished = split[1][-1] in special_ids(tokenizer) if values.get("finished") is None else bool(values["finished"])
     return Rollout(problem, answer, 0, *split, text, _reward_of(values.get("reward"), text, answer), finished)
 
 
@@ -303,7 +319,7 @@ def of_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]], p
                 f"Text {number} has {len(ids)} tokens and prompt is {prompt}; that must be 1 or more, and fewer."
             )
         response = tuple(ids[prompt:])
-        finished = response[-1] in tokenizer.all_special_ids
+        finished = response[-1] in special_ids(tokenizer)
         rollouts.append(
             Rollout("", None, 0, tuple(ids[:prompt]), response, _decode(tokenizer, response), None, finished)
         )

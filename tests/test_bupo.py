@@ -25,6 +25,7 @@ from internal_policy.errors import InputError
 from internal_policy.hooks import FINAL, HookPoint
 from internal_policy.policy import policy_logits
 from internal_policy.prompts import encode_problem
+from internal_policy.rollouts import end_ids
 from internal_policy.tasks import Message, Problem
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -634,6 +635,13 @@ def test_prompts_are_tokenised_as_everywhere_else(tmp_path, tokenizer):
         row = dataset_of([problem], chat)[0]
         ids = run._tokenize_prompts([row["prompt"]])[0][0]
         assert tuple(ids) == encode_problem(tokenizer, problem, chat)
+
+
+def test_training_ends_responses_where_generate_does(tmp_path, tokenizer):
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id, model.config.eos_token_id = 0, 1
+    run = trainer(tmp_path, tokenizer, model)
+    assert run.eos_token_ids == run.generation_config.eos_token_id == sorted(end_ids(model, tokenizer)) == [0, 1, 2]
 
 
 def test_a_problem_without_an_answer_is_refused():

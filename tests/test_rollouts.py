@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from internal_policy import tasks
+from internal_policy import marking
 from internal_policy.errors import InputError
 from internal_policy.hooks import HookPoint
 from internal_policy.policy import as_policy, policy_logits
@@ -23,6 +23,7 @@ from internal_policy.rollouts import (
     end_ids,
     from_table,
     generate,
+    of_ids,
     read_rollouts,
     to_table,
     write_rollouts,
@@ -55,10 +56,45 @@ def jsonl(path, *rows):
     return path
 
 
-@pytest.mark.parametrize(("given", "ends"), [(2, {2}), ([2, 5], {2, 5}), (None, set())])
-def test_end_ids_are_the_checkpoints(llama, given, ends):
-    llama.generation_config.eos_token_id = given
-    assert end_ids(llama) == ends
+@pytest.mark.parametrize(
+    ("generation", "config", "tokens", "ends"),
+    [
+        (7, None, None, {7}),
+        ([7, 5], None, None, {7, 5}),
+        (None, None, "<|im_end|>", {END}),
+        (None, 1, None, {1}),
+        (None, [1, 0], None, {1, 0}),
+        (None, 9, None, set()),  # an ordinary token, which the class of the configuration fills in
+        (None, None, None, set()),
+        (0, 1, "<|im_end|>", {0, 1, END}),
+    ],
+)
+def test_ends_of_the_checkpoint_its_configuration_and_its_tokenizer_all_count(
+    llama, tokenizer, generation, config, tokens, ends
+):
+    llama.generation_config.eos_token_id, llama.config.eos_token_id = generation, config
+    changed = copy.deepcopy(tokenizer)
+    changed.eos_token = tokens
+    assert end_ids(llama, changed) == ends
+
+
+def test_responses_end_where_only_the_tokenizer_knows_the_end(llama, tokenizer):
+    llama.generation_config.eos_token_id = llama.config.eos_token_id = 0
+    with torch.no_grad():
+        llama.lm_head.weight[:] = torch.eye(320, 32)  # the first 32 tokens are likelier
+    rollouts = sampled(llama, tokenizer, samples=20, max_new_tokens=40)
+    assert not any(END in rollout.response_ids[:-1] for rollout in rollouts)
+    assert any(rollout.finished for rollout in rollouts)
+
+
+def test_an_end_of_turn_that_only_the_added_tokens_mark_as_special_finishes_a_response(tokenizer, tmp_path):
+    unnamed = copy.deepcopy(tokenizer)
+    unnamed.eos_token = unnamed.pad_token = "<|bos|>"
+    assert END not in unnamed.all_special_ids
+    assert unnamed.added_tokens_decoder[END].special
+    (read,) = read_rollouts(jsonl(tmp_path / "r.jsonl", ROWS["prompt"]), unnamed, {})
+    (given,) = of_ids(unnamed, [[3, 8, END]])
+    assert (read.finished, given.finished) == (True, True)
 
 
 def test_batches_hold_the_samples_of_each_problem_in_order(llama, tokenizer):
@@ -148,7 +184,7 @@ def test_first_tokens_follow_the_models_distribution(llama, tokenizer):
 
 
 def test_a_response_ends_with_its_first_end_token_or_at_the_limit(llama, tokenizer):
-    llama.generation_config.eos_token_id = ends = list(range(0, 320, 7))
+    llama.generation_config.eos_token_id = ends = [END, *range(7, 320, 7)]
     rollouts = sampled(llama, tokenizer, samples=6, batch_size=5, max_new_tokens=6)
     assert {rollout.finished for rollout in rollouts} == {True, False}
     for rollout in rollouts:
@@ -160,7 +196,7 @@ def test_a_response_ends_with_its_first_end_token_or_at_the_limit(llama, tokeniz
 def test_models_without_end_and_tokenizers_without_padding_generate_to_the_limit(llama, tokenizer):
     llama.generation_config.eos_token_id = None
     unpadded = copy.deepcopy(tokenizer)
-    unpadded.pad_token = None
+    unpadded.pad_token = unpadded.eos_token = None
     assert {(len(rollout.response_ids), rollout.finished) for rollout in sampled(llama, unpadded)} == {(6, False)}
 
 
@@ -181,7 +217,7 @@ def test_a_response_is_marked_where_there_is_an_answer(llama, tokenizer, answer,
 
 
 def test_a_boxed_response_is_rewarded(llama, tokenizer, monkeypatch):
-    monkeypatch.setattr(tasks, "reward", lambda response, answer: float(len(response) + len(answer)))
+    monkeypatch.setattr(marking, "reward", lambda response, answer: float(len(response) + len(answer)))
     (rollout,) = sampled(llama, tokenizer, [replace(PROBLEMS[0], answer="777")])
     assert rollout.reward == len(rollout.response) + 3
 
