@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from internal_policy.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 @dataclass(frozen=True)
@@ -84,34 +87,100 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
+    number = 0
     try:
         with ParquetFile(path) as file:
-            rows = (values for batch in file.iter_batches(1024) for values in batch.to_pylist())
-            yield from (Row(f"{path}, row {number}", values) for number, values in enumerate(rows, 1))
-    except (pyarrow.ArrowException, OSError) as error:
+            for batch in file.iter_batches(1024):
+                for index in range(batch.num_rows):
+                    number += 1
+                    where = f"{path}, row {number}"
+                    cells = zip(batch.schema, batch.columns, strict=True)
+                    yield Row(where, {field.name: _cell(where, field, column[index]) for field, column in cells})
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} is not a whole Parquet file ({first_line(error)}); write or copy it again."
         ) from error
 
 
+def _cell(where: str, field: "pyarrow.Field", cell: "pyarrow.Scalar") -> Any:
+    """A cell as Python has it. Raises InputError for bytes that are no text, and for a date out of Python's range."""
+    try:
+        return shortest(cell.as_py(), field.type)
+    except (ValueError, OverflowError) as error:
+        raise InputError(
+            f"{where}: '{field.name}' can't be read as {field.type} ({first_line(error)}); correct or remove the row."
+        ) from error
+
+
+def shortest(value: Any, kind: "pyarrow.DataType") -> Any:
+    """`value` with its short floats as they were written: a float32 that Python has as 3.299999952316284 is 3.3."""
+    from pyarrow import types
+
+    if value is None or "float" not in str(kind):  # a long float is a double
+        return value
+    if types.is_floating(kind):
+        return float(str(kind.to_pandas_dtype()(value)))
+    if types.is_struct(kind):
+        return {field.name: shortest(value[field.name], field.type) for field in kind}
+    return [shortest(item, kind.value_type) for item in value] if types.is_list(kind) else value
+
+
 READERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
 
 
+def from_hub(source: str) -> bool:
+    """Whether `source` names a data set `name[:config]@split` of the hub; else it is a file."""
+    path = Path(source)
+    return "@" in source and path.suffix.lower() not in READERS and not path.exists()
+
+
 def hub_rows(source: str, limit: int | None) -> list[Row]:
-    """The first `limit` rows of a data set `name[:config]@split` of the hub. Raises InputError."""
+    """The first `limit` rows of a data set `name[:config]@split` of the hub. Raises InputError.
+
+    With a limit they are streamed, so that the rest is not downloaded; a split that is sliced, such as train[:10%], can
+    only be had whole.
+    """
     import datasets
 
+    path, config, split = _parts(source)
+    streamed = limit is not None and "[" not in split
+    with _reachable(source):
+        loaded: Any = datasets.load_dataset(path, config, split=split, streaming=streamed)
+        kinds = loaded.features.arrow_schema if loaded.features else ()
+        rows = (
+            Row(f"{source}, row {number}", values | {k.name: shortest(values.get(k.name), k.type) for k in kinds})
+            for number, values in enumerate(loaded, 1)
+        )
+        return _some(rows, limit, source)
+
+
+def hub_revision(source: str) -> str:
+    """The commit of a data set of the hub as it is now, or as it was when it was loaded last. Raises InputError."""
+    import datasets
+
+    path, config, _ = _parts(source)
+    with _reachable(source):
+        return str(datasets.load_dataset_builder(path, config).hash)
+
+
+def _parts(source: str) -> tuple[str, str | None, str]:
+    """The name, the configuration and the split in `name[:config]@split`."""
     name, _, split = source.rpartition("@")
     path, _, config = name.partition(":")
+    return path, config or None, split
+
+
+@contextmanager
+def _reachable(source: str) -> Iterator[None]:
     try:
-        loaded: Any = datasets.load_dataset(path, config or None, split=split)
+        yield
+    except InputError:
+        raise
     except Exception as error:  # the hub, the network, the cache and the data set's own files fail in a dozen ways
         raise InputError(
             f"The data set {source} could not be loaded ({first_line(error)}); check NAME[:CONFIG]@SPLIT and the "
             "network, log in with `hf auth login` if it is gated, or give a local .jsonl, .csv or .parquet file."
         ) from error
-    rows = (Row(f"{source}, row {number}", values) for number, values in enumerate(loaded, 1))
-    return _some(rows, limit, source)
 
 
 def _some(rows: Iterator[Row], limit: int | None, source: str) -> list[Row]:

@@ -1,13 +1,16 @@
 """Problems: what is asked, and the answer that it is marked by."""
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypedDict
 
 from internal_policy.errors import InputError
 from internal_policy.marking import boxed
-from internal_policy.rows import READERS, at, columns_of, hub_rows, quoted, read_rows
+from internal_policy.rows import at, columns_of, from_hub, hub_rows, quoted, read_rows
 
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
 """Where a problem is looked for, in this order."""
@@ -47,9 +50,7 @@ def read_problems(
 
     Columns are found by name (PROBLEM_COLUMNS, ANSWER_COLUMNS) unless they are given. Raises InputError.
     """
-    path = Path(source)
-    from_hub = "@" in source and path.suffix.lower() not in READERS and not path.exists()
-    rows = hub_rows(source, limit) if from_hub else read_rows(path, limit)
+    rows = hub_rows(source, limit) if from_hub(source) else read_rows(Path(source), limit)
     columns = columns_of(rows)
     for given in (problem_column, answer_column):
         if given is not None and given not in columns:
@@ -93,11 +94,15 @@ def messages_of(values: Mapping[str, Any], column: str) -> tuple[Message, ...]:
     return messages
 
 
+PRINTED = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?e[+-][0-9]{2,3}")
+"""A number as Python prints a very small or large one; in LaTeX, 1e-05 is a product with Euler's number."""
+
+
 def answer_of(cell: Any) -> str | None:
     r"""The answer in a cell: the last \boxed{} of a solution, what follows GSM8K's `####`, or all of it.
 
-    verl's `reward_model` holds it as `ground_truth`. None if the cell is empty.
-    Raises InputError if it is neither text nor a number.
+    verl's `reward_model` holds it as `ground_truth`. Numbers are written out: 0.00001 is not 1e-05. None if the cell is
+    empty. Raises InputError if it is neither text nor a finite number.
     """
     if isinstance(cell, Mapping):
         cell = cell.get("ground_truth")
@@ -105,10 +110,12 @@ def answer_of(cell: Any) -> str | None:
         cell = cell[0]
     if cell is None or cell != cell:  # NaN is how pandas writes that there is none
         return None
-    if not isinstance(cell, str | int | float):
+    is_decimal = isinstance(cell, float | Decimal)
+    if not (math.isfinite(cell) if is_decimal else isinstance(cell, str | int)):
         raise InputError(f"the answer is {quoted(cell)}; expected is text or a number.")
     text = str(cell)
-    return (boxed(text) or text.rpartition("####")[2]).strip() or None
+    answer = (boxed(text) or text.rpartition("####")[2]).strip()
+    return f"{Decimal(answer):f}" if is_decimal or PRINTED.fullmatch(answer) else answer or None
 
 
 def _first(names: Iterable[str], columns: Sequence[str]) -> str | None:

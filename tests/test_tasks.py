@@ -1,12 +1,16 @@
 """Problems: what is asked, and the answer that it is marked by."""
 
 import json
+from datetime import date
+from decimal import Decimal
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from internal_policy.errors import InputError
+from internal_policy.marking import normalised
 from internal_policy.rows import read_rows
 from internal_policy.tasks import answer_of, read_problems
 
@@ -81,6 +85,64 @@ def test_a_data_set_is_named_with_its_split(tmp_path, monkeypatch):
     written(tmp_path / "sums" / "test.jsonl", {"problem": "3 + 4", "answer": "7"}, {"problem": "4 + 4", "answer": "8"})
     problems = read_problems(f"{tmp_path / 'sums'}@test", limit=1)
     assert [(problem.text, problem.answer) for problem in problems] == [("3 + 4", "7")]
+
+
+def stand_in(monkeypatch, rows, *, features=None):
+    """Puts rows where the hub would be; returns what was asked of it, and how many rows were taken."""
+    import datasets
+
+    taken = []
+
+    def source():
+        for row in rows:
+            taken.append(row)
+            if isinstance(row, Exception):
+                raise row
+            yield row
+
+    def load_dataset(path, config=None, *, split, streaming=False):
+        taken.append((path, config, split, streaming))
+        if streaming:
+            return datasets.IterableDataset.from_generator(source, features=features)
+        return datasets.Dataset.from_list(list(source()), features=features)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return taken
+
+
+def test_a_limit_streams_a_data_set_and_takes_no_further_row(monkeypatch):
+    taken = stand_in(monkeypatch, [{"problem": f"{n} + 1", "answer": str(n + 1)} for n in range(1000)])
+    problems = read_problems("org/sums:main@train", limit=10)
+    assert [problem.answer for problem in problems] == [str(n + 1) for n in range(10)]
+    assert taken[0] == ("org/sums", "main", "train", True)
+    assert len(taken) - 1 <= 10
+
+
+def test_a_data_set_without_a_limit_is_loaded_whole(monkeypatch):
+    taken = stand_in(monkeypatch, [{"problem": "1 + 1", "answer": "2"}] * 3)
+    assert len(read_problems("org/sums@train")) == 3
+    assert taken[0] == ("org/sums", None, "train", False)
+
+
+def test_a_sliced_split_is_loaded_because_it_cannot_be_streamed(monkeypatch):
+    taken = stand_in(monkeypatch, [{"problem": "1 + 1", "answer": "2"}] * 3)
+    assert len(read_problems("org/sums@train[:50%]", limit=2)) == 2
+    assert taken[0] == ("org/sums", None, "train[:50%]", False)
+
+
+@pytest.mark.parametrize("limit", [1, None])
+def test_numbers_of_a_data_set_are_read_as_they_were_written(monkeypatch, limit):
+    import datasets
+
+    features = datasets.Features({"problem": datasets.Value("string"), "answer": datasets.Value("float32")})
+    stand_in(monkeypatch, [{"problem": "a", "answer": 3.3}], features=features)
+    assert read_problems("org/sums@train", limit=limit)[0].answer == "3.3"
+
+
+def test_a_data_set_that_breaks_off_while_it_is_streamed_is_one_sentence(monkeypatch):
+    stand_in(monkeypatch, [{"problem": "1 + 1", "answer": "2"}, ConnectionError("the line is cut")])
+    with pytest.raises(InputError, match=r"^The data set org/sums@train could not be loaded \(the line is cut\)"):
+        read_problems("org/sums@train", limit=2)
 
 
 def test_a_data_set_that_cannot_be_loaded_is_one_sentence_with_a_remedy():
@@ -164,6 +226,17 @@ def test_a_limit_below_one_is_refused(tmp_path):
         ({"ground_truth": "42", "style": "rule"}, "42"),
         (["42"], "42"),
         (42, "42"),
+        (0.00001, "0.00001"),
+        (-1e16, "-10000000000000000"),
+        (3.3, "3.3"),
+        (Decimal("12.50"), "12.50"),
+        (Decimal("1E+3"), "1000"),
+        (2**70, "1180591620717411303424"),
+        ("1e-05", "0.00001"),
+        ("1e+16", "10000000000000000"),
+        ("2.5e-07", "0.00000025"),
+        ("e-5", "e-5"),
+        ("2e3", "2e3"),
         (float("nan"), None),
         (" ", None),
         (None, None),
@@ -172,6 +245,69 @@ def test_a_limit_below_one_is_refused(tmp_path):
 )
 def test_the_answer_is_taken_out_of_its_cell(cell, answer):
     assert answer_of(cell) == answer
+
+
+@pytest.mark.parametrize("cell", [float("inf"), Decimal("-Infinity"), date(2026, 1, 2), b"7", {1: 2}, [[7]], object()])
+def test_a_cell_that_holds_no_answer_is_refused(cell):
+    with pytest.raises(InputError, match=r"the answer is .* expected is text or a number"):
+        answer_of({"ground_truth": cell})
+
+
+@pytest.mark.parametrize(("written", "text"), [("0.00001", "0.00001"), ("1e16", "10000000000000000"), ("3.3", "3.3")])
+def test_answers_of_a_numeric_csv_column_are_decimals(tmp_path, written, text):
+    pd.DataFrame({"problem": ["a"], "answer": [float(written)]}).to_csv(tmp_path / "p.csv", index=False)
+    assert normalised(read_problems(str(tmp_path / "p.csv"))[0].answer or "") == text
+
+
+SINGLE = {
+    "number": pa.float32(),
+    "half": pa.float16(),
+    "list": pa.list_(pa.float32()),
+    "struct": pa.struct({"ground_truth": pa.float32()}),
+    "double": pa.float64(),
+    "decimal": pa.decimal128(5, 1),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_numbers_of_parquet_are_read_as_they_were_written(tmp_path, name):
+    cell = {"list": [3.3], "struct": {"ground_truth": 3.3}, "decimal": Decimal("3.3")}.get(name, 3.3)
+    table = pa.table({"problem": ["a"], "answer": pa.array([cell], SINGLE[name])})
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert read_problems(str(tmp_path / "p.parquet"))[0].answer == "3.3"
+
+
+NO_TEXT = pa.array([b"ok", b"\xff"], pa.binary()).view(pa.string())
+FAR = pa.array([0, 10**14], pa.timestamp("s"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("problem", NO_TEXT, r"row 2: 'problem' .*utf-8"),
+        ("answer", NO_TEXT, r"row 2: 'answer' .*utf-8"),
+        ("answer", FAR, r"row 2: 'answer' .*can't be read as timestamp"),
+        (
+            "answer",
+            pa.array([None, 7], pa.date32()),
+            r"row 2: the answer is datetime.date\(1970, 1, 8\); expected is text",
+        ),
+        ("answer", pa.array([None, b"7"], pa.binary()), r"row 2: the answer is b'7'; expected is text"),
+        ("answer", pa.array([None, [7, 8]]), r"row 2: the answer is \[7, 8\]; expected is text"),
+        ("problem", pa.array(["a", None]), r"row 2: 'problem' holds nothing; expected is text"),
+    ],
+)
+def test_a_cell_of_parquet_that_cannot_be_read_is_named_with_its_row(tmp_path, column, values, message):
+    columns = {"problem": pa.array(["a", "b"]), "answer": pa.array(["1", "2"]), column: values}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=r"p\.parquet, " + message):
+        read_problems(str(tmp_path / "p.parquet"))
+
+
+def test_numbers_that_are_no_problem_are_refused_in_parquet(tmp_path):
+    pq.write_table(pa.table({"problem": [1.5], "answer": ["7"]}), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=r"row 1: 'problem' holds 1\.5; expected is text"):
+        read_problems(str(tmp_path / "p.parquet"))
 
 
 def test_a_solution_without_an_answer_marks_nothing(tmp_path):
