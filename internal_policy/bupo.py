@@ -24,6 +24,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from internal_policy.errors import InputError
+from internal_policy.families import inside
 from internal_policy.hooks import FINAL, HookPoint, locate
 from internal_policy.marking import reward
 from internal_policy.policy import READOUTS, Readout, as_policy
@@ -263,8 +264,7 @@ class BuPOTrainer(GRPOTrainer):
 
     def _causal(self, model: Any) -> PreTrainedModel:
         """The causal language model inside what DDP, FSDP and PEFT wrap around it."""
-        inner = self.accelerator.unwrap_model(model)
-        return inner.get_base_model() if hasattr(inner, "peft_config") else inner
+        return inside(self.accelerator.unwrap_model(model))
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Log-probabilities and entropies of the policy that is trained; of the whole one where that is asked for."""

@@ -6,10 +6,10 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from internal_policy import metrics
-from internal_policy.families import decoder_layers, head, sites_of, unembedding
+from internal_policy.families import decoder_layers, head, inside, sites_of, unembedding
 from internal_policy.hooks import FINAL, HookPoint
 from internal_policy.policy import read_out
 from internal_policy.product import choose
@@ -23,7 +23,7 @@ MEASURES = ("entropy", "entropy_at_input_norm", "norm")
 
 
 def measure(
-    model: PreTrainedModel,
+    model: nn.Module,
     rollouts: Sequence[Rollout],
     watched: HookPoint | None,
     readout: Literal["raw", "norm"] = "raw",
@@ -36,7 +36,7 @@ def measure(
     that of the tokens that came. Raises InputError for rollouts that the model cannot read.
     """
     layers = tuple(range(len(decoder_layers(model))))
-    chosen = Selection(layers, sites_of(model.config), (readout,), (*MEASURES, "logprob"), 0)
+    chosen = Selection(layers, sites_of(inside(model).config), (readout,), (*MEASURES, "logprob"), 0)
     check(model, chosen, rollouts)
     table = scan(model, rollouts, chosen)[1].to_pandas()
     weighted = table[["layer", "site", "tokens"]].assign(
@@ -51,7 +51,7 @@ def measure(
 
 @torch.inference_mode()
 def _compared(
-    model: PreTrainedModel,
+    model: nn.Module,
     rollouts: Sequence[Rollout],
     watched: HookPoint,
     readout: Literal["raw", "norm"],
@@ -61,7 +61,7 @@ def _compared(
     later = [HookPoint(layer, "resid_post") for layer in range(watched.layer, n_layers)]
     later = [point for point in later if point != watched]
     weight, sums, count = unembedding(model).weight, torch.zeros(2, len(later) + 1, dtype=torch.float64), 0
-    with evaluating(model):
+    with evaluating(inside(model)):
         for _, targets, hidden in blocks(model, rollouts, (watched, *later, FINAL)):
             found = metrics.measure(
                 torch.cat([read_out(model, hidden[:-1], readout), hidden[-1:]]),

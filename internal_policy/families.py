@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -159,6 +159,12 @@ internal_policy/proofs.py makes. A model's name says nothing: DeepSeek-Math-7B a
 llama, DeepSeek-R1-Distill-Qwen-7B is qwen2, and Pythia is gpt_neox.
 """
 
+ADAPTERS = frozenset(["LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "HRA", "LN_TUNING", "VERA", "FOURIERFT"])
+"""Kinds of adapters that are all inside the modules of the model, so that its own forward pass is the adapted one.
+
+tests/test_adapters.py proves each. Others put tokens before the text, or decide anew in each pass what is added.
+"""
+
 
 def family_of(config: PreTrainedConfig) -> Family:
     """The row for a model of this configuration. Raises InputError if there is none."""
@@ -198,30 +204,72 @@ def multiplier(config: PreTrainedConfig, site: str) -> float:
     return float(getattr(config.get_text_config(), name)) if name and site in ("attn_out", "mlp_out") else 1.0
 
 
-def head(model: PreTrainedModel) -> Head:
+def head(model: nn.Module) -> Head:
     """What a loaded model does to the logits after the unembedding."""
-    family, text = family_of(model.config), model.config.get_text_config()
+    config = inside(model).config
+    family, text = family_of(config), config.get_text_config()
     cap = getattr(text, family.cap) if family.cap else None
     return Head(
         divisor=float(getattr(text, family.divisor)) if family.divisor else 1.0, cap=None if cap is None else float(cap)
     )
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+def inside(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model that computes, with its adapters in place; any other model as it is.
+
+    Raises InputError for adapters that change more than the modules of the model, such as prompt tuning.
+    """
+    if not _of_peft(model):
+        return cast(PreTrainedModel, model)
+    wrapper = cast(Any, model)
+    check_adapters(wrapper.peft_config)
+    return wrapper.base_model.model
+
+
+def check_adapters(configs: Mapping[str, Any]) -> None:
+    """Raise InputError for the first of these adapters that is not all inside the modules of its model."""
+    for name, config in configs.items():
+        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        activated = getattr(config, "alora_invocation_tokens", None) is not None
+        if kind not in ADAPTERS or activated:
+            raise InputError(
+                f"The adapter '{name}' is {'an activated LoRA' if activated else kind}, which can't be read layer by "
+                f"layer; those that can are {', '.join(sorted(ADAPTERS))}. Give the model without it."
+            )
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder layers of a loaded model, first to last."""
+    model = inside(model)
     layers = model.get_submodule(family_of(model.config).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
 
-def final_norm(model: PreTrainedModel) -> nn.Module:
+def final_norm(model: nn.Module) -> nn.Module:
     """The norm between the last layer and the unembedding of a loaded model."""
+    model = inside(model)
     return model.get_submodule(family_of(model.config).final_norm)
 
 
-def unembedding(model: PreTrainedModel) -> nn.Linear:
-    """The unembedding of a loaded model: its weight is (d_vocab, d_model). Raises InputError; see `weight_alone`."""
-    return weight_alone(model.get_output_embeddings())
+def unembedding(model: nn.Module) -> nn.Linear:
+    """The unembedding of a loaded model: its weight is (d_vocab, d_model), an adapter merged into it or none.
+
+    Raises InputError for an adapter that is not merged, and for a bias; see `weight_alone`.
+    """
+    return weight_alone(_unwrapped(_output(model)))
+
+
+def to_logits(model: nn.Module) -> nn.Module:
+    """What computes the logits of a hidden state: the unembedding, with the adapters on it. Raises InputError."""
+    module = _output(model)
+    return module if _of_peft(module) else weight_alone(module)
+
+
+def _output(model: nn.Module) -> nn.Module:
+    module = inside(model).get_output_embeddings()
+    assert module is not None
+    return module
 
 
 def weight_alone(module: nn.Module | None) -> nn.Linear:
@@ -233,3 +281,31 @@ def weight_alone(module: nn.Module | None) -> nn.Linear:
     if module.bias is not None and (module.bias.is_meta or module.bias.any()):
         raise InputError("The unembedding has a bias, which internal policies leave out; give a model without one.")
     return module
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module whose weight is what an adapted module multiplies by, such as the active copy of `modules_to_save`.
+
+    Raises InputError for an adapter that is added to that weight in each pass.
+    """
+    if not _of_peft(module):
+        return module
+    from peft.utils import ModulesToSaveWrapper
+
+    wrapper = cast(Any, module)
+    on = not wrapper.disable_adapters and wrapper.active_adapters
+    if isinstance(module, ModulesToSaveWrapper):
+        copies, name = wrapper.modules_to_save, on and wrapper.active_adapters[0]
+        return cast(nn.Module, copies[name] if on else wrapper.original_module)
+    layer = getattr(wrapper, "token_adapter", wrapper)  # trainable_token_indices
+    if on and not layer.merged:
+        raise InputError(
+            "The unembedding has an adapter that is not merged into its weight; call `merge_adapter()` of the PEFT "
+            "model first, or save what its `merge_and_unload()` returns and give that folder."
+        )
+    return layer.base_layer
+
+
+def _of_peft(module: nn.Module) -> bool:
+    """Whether PEFT made this module, around a model or one of its modules."""
+    return any(kind.__module__.partition(".")[0] == "peft" for kind in type(module).__mro__)

@@ -8,13 +8,12 @@ import psutil
 import pyarrow as pa
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import kl_div
-from transformers import PreTrainedModel
 
 from internal_policy import analysis, lens
 from internal_policy.errors import InputError
-from internal_policy.families import decoder_layers, sites_of, unembedding
+from internal_policy.families import decoder_layers, inside, sites_of, unembedding
 from internal_policy.hooks import FINAL, HookPoint
 from internal_policy.lens import Map, Maps
 from internal_policy.policy import READOUTS, unembed
@@ -50,7 +49,7 @@ def apart(rollouts: Sequence[Rollout], share: float, seed: int) -> tuple[list[Ro
 
 
 def fit(
-    model: PreTrainedModel,
+    model: nn.Module,
     rollouts: Sequence[Rollout],
     points: Sequence[HookPoint],
     *,
@@ -71,7 +70,7 @@ def fit(
         raise InputError("There is no hook point to fit: the output of the last layer needs no map; name more sites.")
     if not (tokens := sum(len(rollout.response_ids) for rollout in rollouts)):
         raise InputError("There are no response tokens to fit on; give rollouts.")
-    weight, dtype = unembedding(model).weight, precision(model.dtype)
+    weight, dtype = unembedding(model).weight, precision(inside(model).dtype)
     d_model = weight.shape[1]
     check_memory(len(points), tokens, d_model, weight.element_size())
     new = {"dtype": dtype, "device": weight.device, "requires_grad": True}
@@ -123,12 +122,12 @@ def check_memory(points: int, tokens: int, d_model: int, item: int) -> None:
 
 @torch.no_grad()
 def states(
-    model: PreTrainedModel, rollouts: Sequence[Rollout], points: Sequence[HookPoint]
+    model: nn.Module, rollouts: Sequence[Rollout], points: Sequence[HookPoint]
 ) -> Float[Tensor, "points pos d_model"]:
     """The hidden states at `points` where the response tokens are predicted, in no particular order."""
     weight, count, start = unembedding(model).weight, sum(len(rollout.response_ids) for rollout in rollouts), 0
     kept = weight.new_empty(len(points), count, weight.shape[1], device="cpu")
-    with evaluating(model):
+    with evaluating(inside(model)):
         for first in range(0, len(rollouts), BATCH):
             for index, _, hidden in blocks(model, rollouts[first : first + BATCH], points):
                 kept[:, start : start + len(index)] = hidden
@@ -136,12 +135,12 @@ def states(
     return kept
 
 
-def kl(model: PreTrainedModel, rollouts: Sequence[Rollout], maps: Maps) -> pd.DataFrame:
+def kl(model: nn.Module, rollouts: Sequence[Rollout], maps: Maps) -> pd.DataFrame:
     """KL(final || readout) in nats at each hook point that has a map: layer, site, readout, mean, low, high.
 
     Means are over the response tokens of `rollouts`, with 95 % intervals over the rollouts.
     """
-    sites = tuple(site for site in sites_of(model.config) if site in {point.site for point in maps.at})
+    sites = tuple(site for site in sites_of(inside(model).config) if site in {point.site for point in maps.at})
     readouts = (*READOUTS, lens.NAME)
     selection = Selection(tuple(sorted({p.layer for p in maps.at})), sites, readouts, ("kl",), 0)
     lenses = {lens.NAME: lens.of(maps, model)}

@@ -10,10 +10,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from internal_policy.errors import InputError
-from internal_policy.families import Side, decoder_layers, final_norm, multiplier, place
+from internal_policy.families import Side, decoder_layers, final_norm, inside, multiplier, place
 
 SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 """The sites of a decoder layer in the order a forward pass reaches them."""
@@ -62,16 +62,16 @@ _open_here: ContextVar[frozenset[object]] = ContextVar("_open_here", default=fro
 
 
 @contextmanager
-def hooked(model: PreTrainedModel, points: Iterable[HookPoint], visit: Visit) -> Iterator[None]:
+def hooked(model: nn.Module, points: Iterable[HookPoint], visit: Visit) -> Iterator[None]:
     """While open, call `visit(point, hidden)` each time `model` reaches one of `points`.
 
-    `hidden` is (batch, seq, d_model), live and on the autograd graph: a visitor that measures keeps
-    nothing, one that trains backpropagates through it. `attn_out` and `mlp_out` are what is added to the
-    stream; where the model first multiplies what the module wrote (Granite), `hidden` is that product once
+    `model` may be wrapped by PEFT. `hidden` is (batch, seq, d_model), live and on the autograd graph: a visitor that
+    measures keeps nothing, one that trains backpropagates through it. `attn_out` and `mlp_out` are what is added to
+    the stream; where the model first multiplies what the module wrote (Granite), `hidden` is that product once
     more. Threads may read one shared model at the same time: each sees its own passes only. Raises
     InputError for a point that the model does not have.
     """
-    me = object()
+    me, config = object(), inside(model).config
 
     def report(point: HookPoint, factor: float, hidden: Any) -> None:
         if me in _open_here.get():
@@ -83,7 +83,7 @@ def hooked(model: PreTrainedModel, points: Iterable[HookPoint], visit: Visit) ->
         # two sites may be one state (OLMo 2), and a module calls its hooks in the order they came
         for point in sorted(dict.fromkeys(points), key=lambda point: (*SITES, "final").index(point.site)):
             module, side = locate(model, point)
-            factor = multiplier(model.config, point.site)
+            factor = multiplier(config, point.site)
             handles.append(_register(module, side, partial(report, point, factor)))
         before = _open_here.set(_open_here.get() | {me})
         try:
@@ -101,13 +101,14 @@ def _register(module: nn.Module, side: Side, report: Callable[[Any], None]) -> R
     return module.register_forward_hook(lambda _, __, out: report(out))
 
 
-def locate(model: PreTrainedModel, point: HookPoint) -> tuple[nn.Module, Side]:
+def locate(model: nn.Module, point: HookPoint) -> tuple[nn.Module, Side]:
     """The module at `point` and the side of it. Raises InputError for a point that the model does not have."""
     if point == FINAL:
         return final_norm(model), "output"
     layers = decoder_layers(model)
-    check(model.config, point, len(layers))
-    path, side = place(model.config, point.site)
+    config = inside(model).config
+    check(config, point, len(layers))
+    path, side = place(config, point.site)
     return layers[point.layer].get_submodule(path), side
 
 

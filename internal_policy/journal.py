@@ -128,8 +128,7 @@ class Journal(TrainerCallback):
         """Measure the layers and append them; return the perplexity."""
         if not self.watch.every:
             return float("nan")
-        causal = model.get_base_model() if hasattr(model, "peft_config") else model
-        found = dynamics.measure(causal, self.watch.rollouts, self.watch.point, self.watch.readout)
+        found = dynamics.measure(model, self.watch.rollouts, self.watch.point, self.watch.readout)
         self.dynamics = _appended(self.dynamics, found.assign(step=step))
         self._write(DYNAMICS, self.dynamics, state)
         return dynamics.perplexity(found)

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from internal_policy import files
 from internal_policy.errors import InputError
@@ -94,12 +93,12 @@ class Tuned:
         return self.norm(hidden)
 
 
-def load(path: Path | str, model: PreTrainedModel) -> Tuned:
+def load(path: Path | str, model: nn.Module) -> Tuned:
     """The lens in a file, for `model`. Raises InputError; see `read`."""
     return of(read(Path(path), len(decoder_layers(model)), unembedding(model).in_features), model)
 
 
-def of(maps: Maps, model: PreTrainedModel, name: str = NAME) -> Tuned:
+def of(maps: Maps, model: nn.Module, name: str = NAME) -> Tuned:
     """The lens of these maps for `model`: of the maps themselves, so that to train them trains the lens."""
     return Tuned(maps, final_norm(model), name)
 

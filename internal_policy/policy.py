@@ -8,10 +8,9 @@ from weakref import WeakSet
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from internal_policy.errors import InputError
-from internal_policy.families import decoder_layers, family_of, final_norm, head, unembedding
+from internal_policy.families import decoder_layers, family_of, final_norm, head, inside, to_logits
 from internal_policy.hooks import FINAL, HookPoint, hooked, locate
 
 Lens = Callable[[Float[Tensor, "*batch d_model"], HookPoint], Float[Tensor, "*batch d_model"]]
@@ -41,7 +40,7 @@ def readout_name(readout: Readout) -> str:
 
 
 def unembed(
-    model: PreTrainedModel,
+    model: nn.Module,
     hidden: Float[Tensor, "*batch d_model"],
     readout: Readout = "raw",
     point: HookPoint | None = None,
@@ -51,11 +50,11 @@ def unembed(
     What the model does to its logits, such as capping them (Gemma 2), is done to these.
     `point` is where `hidden` was read, which a lens has to know. Raises InputError if it is missing then.
     """
-    return head(model)(unembedding(model)(read_out(model, hidden, readout, point)))
+    return head(model)(to_logits(model)(read_out(model, hidden, readout, point)))
 
 
 def read_out(
-    model: PreTrainedModel, hidden: Float[Tensor, "*batch d_model"], readout: Readout, point: HookPoint | None = None
+    model: nn.Module, hidden: Float[Tensor, "*batch d_model"], readout: Readout, point: HookPoint | None = None
 ) -> Float[Tensor, "*batch d_model"]:
     """`hidden` as the unembedding is to see it; at `FINAL` that is as it is, whatever the readout.
 
@@ -84,14 +83,14 @@ def read_out(
 
 
 def policy_logits(
-    model: PreTrainedModel, point: HookPoint, readout: Readout = "raw", **inputs: Any
+    model: nn.Module, point: HookPoint, readout: Readout = "raw", **inputs: Any
 ) -> Float[Tensor, "batch seq d_vocab"]:
     """Logits of the internal policy at `point` for `inputs` of the model, on the graph.
 
     At `FINAL` they are the model's own, whatever the readout: the final norm is never applied twice.
     Threads may read a shared model at the same time. Raises InputError for a point that the model does not have.
     """
-    seen: list[Tensor] = []
+    model, seen = inside(model), list[Tensor]()
     with hooked(model, [point], lambda _, hidden: seen.append(hidden)):
         model.get_decoder()(**inputs, use_cache=False)
     return unembed(model, seen[-1], readout, point)
@@ -101,7 +100,7 @@ _open: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
-def as_policy(model: PreTrainedModel, point: HookPoint, readout: Readout = "raw") -> Iterator[None]:
+def as_policy(model: nn.Module, point: HookPoint, readout: Readout = "raw") -> Iterator[None]:
     """Inside, `model` is the internal policy at `point`: `model(...)`, `model.generate(...)` and losses are its own.
 
     The backbone is shortened to the layers up to `point`, so that no layer above is computed or stored, and
@@ -110,6 +109,7 @@ def as_policy(model: PreTrainedModel, point: HookPoint, readout: Readout = "raw"
     threads must not use it meanwhile.
     Raises InputError for a point that the model does not have, and for a model that is an internal policy already.
     """
+    model = inside(model)
     if model in _open:
         raise InputError(f"The model already is one of its internal policies; leave that before it becomes {point}.")
     if point == FINAL:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from internal_policy.families import decoder_layers, unembedding
+from internal_policy.families import decoder_layers, inside, unembedding
 from internal_policy.hooks import hooked
 
 LIBRARIES = {
@@ -43,7 +43,7 @@ class Reader:
 
 
 def reader_of(model: Any) -> Reader:
-    """The reader of a Hugging Face model, of a TransformerBridge (TransformerLens) or of an NNsight wrapper.
+    """The reader of a Hugging Face model (PEFT may wrap it), of a TransformerBridge or of an NNsight wrapper.
 
     Raises InputError for one whose hidden states or unembedding are not the model's own.
     """
@@ -53,6 +53,7 @@ def reader_of(model: Any) -> Reader:
     for package in packages:
         if package in LIBRARIES:
             return import_module(LIBRARIES[package]).reader(model)
+    model = inside(model)
     return Reader(model, unembedding(model), partial(_run, model))
 
 

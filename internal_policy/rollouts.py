@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -26,6 +26,7 @@ from transformers import (
 
 from internal_policy import files, marking, rows, tasks
 from internal_policy.errors import InputError
+from internal_policy.families import inside
 from internal_policy.prompts import Chat, Ids, encode_problem, split_messages, split_text
 from internal_policy.tasks import Message, Problem
 
@@ -105,7 +106,7 @@ def _listed(ids: Any) -> list[int]:
 
 
 def generate(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     *,
@@ -127,6 +128,7 @@ def generate(
     of the sources of `end_ids`. It is replaced meanwhile, so threads must not share the model.
     Raises InputError, before it generates, for options out of range and prompts too long.
     """
+    model = inside(model)
     check_sampling(samples, temperature, top_p, max_new_tokens, batch_size)
     asked = range(len(problems) * samples)[first:stop]
     numbers = sorted({n // samples for n in asked})

@@ -51,7 +51,7 @@ def scan(
 ) -> Scan:
     """Measure the policies of `model` at every response token of `rollouts`; `layers` or `sites` None for all it has.
 
-    `model` is one of Hugging Face, or what TransformerLens or nnsight made of it (`reader.reader_of`). Raises
+    `model` is one of Hugging Face, or what PEFT, TransformerLens or nnsight made of it (`reader.reader_of`). Raises
     InputError for a layer, site, readout or measure that does not exist, and for a rollout that the model cannot read.
     """
     reader = reader_of(model)
