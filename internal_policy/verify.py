@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+from contextlib import suppress
 from functools import lru_cache
 from multiprocessing import process
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -20,7 +21,7 @@ LONGEST = 300
 TIME_LIMIT = 3.0
 """Seconds for a pair, of which one takes about a millisecond; then the process is killed."""
 MEMORY_LIMIT = 2**30
-"""Bytes that the process may hold; with math-verify loaded it holds 60 million."""
+"""Bytes that the process may hold, on Linux; with math-verify loaded it holds 60 million."""
 
 
 def equal(given: str, answer: str) -> bool:
@@ -99,7 +100,8 @@ def _forget() -> None:
     started -= {child for child in started if isinstance(child, _Process)}
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_forget)
 atexit.register(lambda: _worker.close())
 
 
@@ -110,13 +112,21 @@ SMALL = re.compile(r"(?<![0-9])0?\.(0+)[1-9]")
 
 
 def _prepare() -> None:
-    import resource
-
     import math_verify  # noqa: F401  # loaded now, so that no pair pays for it
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler would wait for the end of a long power
     logging.disable()  # math-verify warns that its own time-outs are off
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, resource.RLIM_INFINITY))
+    _limit_memory()
+
+
+def _limit_memory() -> None:
+    """Keep the process below MEMORY_LIMIT where the platform can: macOS refuses, and Windows has no such limit."""
+    try:
+        import resource
+    except ImportError:
+        return
+    with suppress(ValueError, OSError):  # also where a lower limit is set already
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _verify(given: str, answer: str) -> bool:

@@ -1,12 +1,13 @@
 """Whether two answers mean the same mathematics, whatever a model wrote."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,8 @@ def test_what_is_hostile_is_wrong_in_time_and_the_next_pair_is_marked(name, monk
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the limit of another process")
 def test_memory_has_a_limit():
+    import resource
+
     assert equal("1/2", "0.5")
     assert resource.prlimit(worker_pid(), resource.RLIMIT_AS)[0] == verify.MEMORY_LIMIT
 
@@ -119,6 +122,42 @@ def ran(tmp_path, code: str) -> subprocess.CompletedProcess[str]:
     (tmp_path / "script.py").write_text("from internal_policy.verify import equal\n" + code)
     script = [sys.executable, str(tmp_path / "script.py")]
     return subprocess.run(script, capture_output=True, text=True, timeout=60)
+
+
+PLATFORMS = {
+    "macos": """
+        import resource
+        def refuse(*_): raise ValueError("current limit exceeds maximum limit")
+        resource.setrlimit = refuse
+    """,
+    "windows": """
+        import os, sys
+        del os.fork, os.register_at_fork
+        sys.modules["resource"] = None
+    """,
+    "limited": """
+        import resource
+        resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))
+    """,
+}
+"""What every Python process finds there: no limit of memory, no fork either, or a limit that may not be raised."""
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_answers_are_marked_on_platforms_that_cannot_limit_or_fork(tmp_path, monkeypatch, platform):
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(PLATFORMS[platform]))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    done = ran(tmp_path, r"print(equal('1/2', '0.5'), equal('9^9^9^9', '5'), equal(r'\frac24', '0.5'))")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True False True\n", "")
+
+
+@pytest.mark.slow
+def test_what_other_platforms_are_checked_by_passes_where_memory_cannot_be_limited(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(PLATFORMS["macos"]))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    script = Path(__file__).parent.parent / ".ci" / "imports.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_script_without_a_guard_runs_once_and_ends(tmp_path):
