@@ -48,18 +48,41 @@ class Scan:
 
 def root() -> Path:
     """The folder of all scans: $INTERNAL_POLICY_CACHE, else internal-policy in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "internal-policy"
-    return Path(os.environ.get("INTERNAL_POLICY_CACHE", default)).expanduser()
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        named = os.environ.get("INTERNAL_POLICY_CACHE")
+        if named:
+            return Path(named).expanduser()
+        # an empty or relative XDG_CACHE_HOME counts as unset, as its specification says
+        return (caches if caches.is_absolute() else Path.home() / ".cache") / "internal-policy"
+    except RuntimeError as error:
+        raise InputError(f"The cache has no home folder ({error}); set INTERNAL_POLICY_CACHE to a folder.") from error
 
 
 def digest(asked: Mapping[str, Any]) -> str:
-    """What was asked, as 12 hexadecimal digits."""
-    text = json.dumps({"schema": SCHEMA, **asked}, sort_keys=True, default=str)
+    """What was asked, as 12 hexadecimal digits.
+
+    `content` has what the files among the values hold: that counts, and not where they are or how their paths were
+    typed. `identity` tells which model it is, likewise.
+    """
+    content = asked.get("content", {})
+    held = {path: [Path(path).suffix, found] for path, found in content.items() if found and "sha256" in found}
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [resolved(item) for item in value]
+        return held.get(value, value) if isinstance(value, str) else value
+
+    named = {"model", "revision"} if "identity" in asked else set()
+    plain = {name: resolved(value) for name, value in asked.items() if name not in named}
+    others = {path: found for path, found in content.items() if path not in held}
+    text = json.dumps({"schema": SCHEMA, **plain, "content": others}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def folder_of(model: str, asked: Mapping[str, Any]) -> Path:
     """Where the scan that `asked` describes lies: <root>/<model name>/<digest>."""
+    model = Path(model).resolve().name if Path(model).is_dir() else model
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", model.rstrip("/").removeprefix("/")).lstrip(".") or "model"
     return root() / name / digest(asked)
 

@@ -64,15 +64,30 @@ def scan(asked: options.Scan) -> None:
 
 
 def _question(asked: options.Scan | options.Generate) -> dict[str, Any]:
-    """The options that decide the numbers, with what their paths hold: the key of the cache."""
+    """The options that decide the numbers, resolved, with what their paths hold: the key of the cache."""
+    selected = _selected(asked) if isinstance(asked, options.Scan) else {}
     given = asked.rollouts if isinstance(asked, options.Scan) else None
     unused = PRESENTATION | (SAMPLING if given is not None else set())
-    problems = given if given is not None else sampling.source(asked.problems, asked.limit)[0]
-    return sampling.question(asked, [problems, asked.chat_template, asked.lens], unused)
+    if given is None:
+        problems, limit = sampling.source(asked.problems, asked.limit)
+        asked = dataclasses.replace(asked, problems=problems, limit=limit)
+    question = sampling.question(asked, [given or asked.problems, asked.chat_template, asked.lens], unused)
+    return {**question, **selected}
+
+
+def _selected(asked: options.Scan) -> dict[str, Any]:
+    """Layers, sites and measures as they were resolved, `all` for all of them, however they were typed."""
+    if asked.layers == asked.sites == asked.measures == "all":
+        return {}  # without transformers, which takes seconds to import
+    every = _selection(dataclasses.replace(asked, layers="all", sites="all", measures="all"))
+    selection = _selection(asked)
+    pairs = {name: (getattr(selection, name), getattr(every, name)) for name in ("layers", "sites", "measures")}
+    return {name: "all" if some == whole else list(some) for name, (some, whole) in pairs.items()}
 
 
 def _selection(asked: options.Scan) -> "Selection":
     from internal_policy.families import place, sites_of
+    from internal_policy.hooks import SITES
     from internal_policy.metrics import MEASURES
     from internal_policy.selection import Selection, parse_layers
 
@@ -89,7 +104,11 @@ def _selection(asked: options.Scan) -> "Selection":
     )
     for site in selection.sites:
         place(config, site)
-    return selection
+    return dataclasses.replace(  # however they were typed, so that one question has one order of columns
+        selection,
+        sites=tuple(site for site in SITES if site in selection.sites),
+        measures=tuple(name for name in MEASURES if name in selection.measures),
+    )
 
 
 def _maps(asked: options.Scan, selection: "Selection") -> "Maps | None":

@@ -35,6 +35,8 @@ def run(asked: options.Evaluate) -> None:
     names = names_of(asked.problems or (None,))
     sources = [sampling.source(source, asked.limit)[0] for source in names.values()]
     question = sampling.question(asked, [*sources, asked.chat_template, asked.lens], PRESENTATION)
+    limit = sampling.source(next(iter(names.values())), asked.limit)[1]
+    question |= {"problems": sources, "limit": limit, "names": list(names)}  # responses are kept under these names
     folder = asked.output or cache.root() / "evaluations" / cache.digest(question)
     claim(folder, cache.digest(question))
     cached = (folder / ROLLOUTS).exists()

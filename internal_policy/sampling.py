@@ -1,6 +1,7 @@
 """Sample responses to problems part by part, so that an interrupted run goes on where it stopped."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,11 +40,21 @@ def source(problems: str | None, limit: int | None) -> tuple[str, int | None]:
 
 
 def question(asked: Asked, paths: Iterable[str | None], unused: Set[str]) -> dict[str, Any]:
-    """The options that decide the numbers, with what their paths hold: the key of the cache."""
+    """The options that decide the numbers, with what their paths hold: the key of the cache.
+
+    Whatever else decides the numbers belongs here: what a source of data holds is `held`, the model is `identity`.
+    """
     given = dataclasses.asdict(asked).items()
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
-    content = {str(path): files.fingerprint(Path(path)) for path in paths if path}
+    arguments = loading.chat_of(None, asked.chat_template_kwargs)
+    decisive["chat_template_kwargs"] = json.dumps(arguments, sort_keys=True)
+    content = {path: held(path) for path in paths if path}
     return {**decisive, "identity": loading.identity(asked), "content": content}
+
+
+def held(source: str) -> dict[str, Any] | None:
+    """What a source of data holds, as far as it decides the numbers: the bytes of a file; None if it is no file."""
+    return files.fingerprint(Path(source))
 
 
 def read(asked: Asked, problems: str | None, tokenizer: "PreTrainedTokenizerBase") -> "tuple[list[Problem], list[int]]":

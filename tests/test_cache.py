@@ -100,6 +100,34 @@ def test_the_cache_may_be_named_from_the_home_folder(monkeypatch, tmp_path):
     assert cache.root() == tmp_path / "scans"
 
 
+@pytest.mark.parametrize("value", ["", "relative/folder"])
+def test_an_empty_or_relative_cache_home_counts_as_unset(value, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert cache.root() == tmp_path / ".cache" / "internal-policy"
+
+
+def test_without_a_home_folder_the_cache_asks_for_a_folder(monkeypatch):
+    def homeless() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("INTERNAL_POLICY_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(cache.Path, "home", homeless)
+    with pytest.raises(InputError, match="set INTERNAL_POLICY_CACHE to a folder"):
+        cache.root()
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-4B", "local"])
+def test_the_folder_of_a_scan_is_named_by_the_model_and_not_by_its_place(model, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").mkdir()
+    asked = {"identity": "sha256 0"}
+    assert cache.folder_of(model, asked).parent.name == model.replace("/", "--")
+    assert cache.folder_of(str(tmp_path / "local"), asked) == cache.folder_of("./local/", asked)
+
+
 def test_the_folder_of_a_scan_depends_on_everything_asked_and_stays_under_the_root(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
     folders = {cache.folder_of("Qwen/Qwen3-4B", {"seed": seed}) for seed in (0, 1)}

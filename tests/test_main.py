@@ -95,6 +95,58 @@ def test_another_question_has_another_scan(asked, other, capsys):
     assert one != two
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["--layers", "all"], ["--layers", "2,0,1"]),
+        (["--layers", "0"], ["--layers=-3"]),
+        (["--sites", "mlp_out,attn_out"], ["--sites", "attn_out,mlp_out"]),
+        (["--sites", "all"], ["--sites", ",".join(SITES[::-1])]),
+        (["--measures", "entropy,kl"], ["--measures", "kl,entropy"]),
+        (["--chat-template-kwargs", '{"a": 1, "b": 2}'], ["--chat-template-kwargs", '{"b":2,"a":1}']),
+        (["--problems", "problems.jsonl"], ["--problems", "./problems.jsonl"]),
+        (["--problems", "problems.jsonl"], ["--problems", "../work/problems.jsonl"]),
+        (["--problems", "problems.jsonl"], []),
+        (["--model", "model"], ["--model", "./model/"]),
+        (["--model", "model"], []),
+    ],
+)
+def test_one_question_typed_in_two_ways_is_one_scan(asked, one, other, here, folder, problems, capsys):
+    (here / "problems.jsonl").symlink_to(problems)
+    (here / "model").symlink_to(folder)
+    found = []
+    for words in (one, other):
+        assert main([*asked, *words, "--dry-run", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["scan"])
+    assert found[0] == found[1]
+
+
+def test_columns_stand_in_one_order_however_the_sites_were_typed(asked, here):
+    for name, sites in (("one", "attn_out,mlp_out"), ("two", "mlp_out,attn_out")):
+        assert main([*asked, "--sites", sites, "--output", name]) == 0
+    assert numbers(here / "one") == numbers(here / "two")
+
+
+def test_two_files_with_other_problems_are_two_scans(asked, problems, capsys):
+    assert main([*asked, "--dry-run", "--json"]) == 0
+    before = json.loads(capsys.readouterr().out)["scan"]
+    problems.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS[:5]))
+    assert main([*asked, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scan"] != before
+
+
+def test_all_bundled_problems_are_another_evaluation_than_the_default_ones(monkeypatch):
+    from internal_policy import evaluating
+
+    claimed = []
+    monkeypatch.setattr(evaluating, "claim", lambda _, digest: claimed.append(digest))
+    monkeypatch.setattr(evaluating, "_sample", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    bundled = str(DATA / "problems" / "heldout.jsonl")
+    for words in ([], ["--problems", bundled, "--limit", "64"], ["--problems", bundled]):
+        assert main(["evaluate", *words]) == 130
+    assert claimed[0] == claimed[1] != claimed[2]
+
+
 def test_a_model_whose_weights_changed_is_another_model(asked, folder, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
