@@ -6,23 +6,26 @@ is whose log-probabilities stand in the ratio of GRPO's loss.
 
 import os
 import re
+import shutil
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, ClassVar, cast, no_type_check
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from internal_policy import checkpoints
 from internal_policy.errors import InputError
 from internal_policy.families import inside
 from internal_policy.hooks import FINAL, HookPoint, locate
@@ -238,7 +241,7 @@ class BuPOTrainer(GRPOTrainer):
     def __init__(self, model: Any, reward_funcs: Any = None, args: BuPOConfig | None = None, **more: Any) -> None:
         """As GRPOTrainer."""
         args = args or BuPOConfig()
-        self.point, self.whole = FINAL, False
+        self.point, self.whole, self.writing = FINAL, False, False
         super().__init__(model, reward_funcs, args, **more)
         self.eos_token_ids = sorted(end_ids(self._causal(self.model), self._tokenizer))
         if not self.use_vllm:
@@ -252,6 +255,43 @@ class BuPOTrainer(GRPOTrainer):
         self._step, self._buffered_inputs = 0, None
         self._metrics["train"].clear()
         return super().train(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As GRPOTrainer, but a training that is at its end trains no further when it is resumed."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where checkpoints are written: beside their place while one is under way."""
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / checkpoints.PARTIAL) if self.writing else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As GRPOTrainer, but a checkpoint gets its name when all of it is on the disk."""
+        run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        partial, writes = run / checkpoints.PARTIAL, self.accelerator.is_local_main_process
+        named = self.args.push_to_hub or self.args.metric_for_best_model  # TRL keeps the name for later
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        self.accelerator.wait_for_everyone()
+        self.writing = not named
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.writing = False
+        self.accelerator.wait_for_everyone()
+        if writes and named:
+            checkpoints.seal(run / name)
+        elif writes:
+            with suppress(FileNotFoundError):  # another node has been quicker on a disk that they share
+                checkpoints.put(partial / name, run / name)
+                partial.rmdir()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(run), self.args.save_total_limit, best, use_mtime=True)
 
     def _send_telemetry(self) -> None:
         """TRL would call home; this does not."""

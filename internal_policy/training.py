@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -13,13 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from internal_policy import analysis, bundle, cache, configuration, files, loading, options, progress, show
+from internal_policy import analysis, bundle, cache, checkpoints, configuration, files, loading, options, progress, show
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from internal_policy.bupo import BuPOConfig
+    from internal_policy.bupo import BuPOConfig, BuPOTrainer
     from internal_policy.prompts import Chat
     from internal_policy.rollouts import Rollout
     from internal_policy.tasks import Problem
@@ -108,8 +109,6 @@ def _name(asked: options.Train, question: Mapping[str, Any]) -> str:
 
 def _claim(folder: Path, question: Mapping[str, Any], resume: bool) -> str | None:
     """The checkpoint to go on from, None for the start. Raises InputError for a folder that holds anything else."""
-    from transformers.trainer_utils import get_last_checkpoint
-
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give --output a new folder.")
     there = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
@@ -122,17 +121,21 @@ def _claim(folder: Path, question: Mapping[str, Any], resume: bool) -> str | Non
             raise InputError(f"{folder / RUN} is damaged ({error}); give --output a new folder.") from error
         if (other := _difference(before, question)) is not None:
             raise InputError(f"{folder} holds a run with another {other}; give --output a new folder.")
-        if (folder / MODEL).is_dir():
+        if checkpoints.is_whole(folder / MODEL):
             raise InputError(
                 f"{folder} holds a finished run; its model is {folder / MODEL}. Give --output a new folder."
             )
-    checkpoint = get_last_checkpoint(str(folder)) if there else None
-    if checkpoint and not resume:
-        step = checkpoint.rpartition("-")[2]
-        raise InputError(f"{folder} holds a run with a checkpoint (update {step}); go on with --resume.")
+    written = checkpoints.found(folder) if there else {}
+    if written and not resume:
+        raise InputError(f"{folder} holds a run with a checkpoint (update {max(written)}); go on with --resume.")
     if resume and not there:
         raise InputError(f"There is no run in {folder} to go on with; leave out --resume, or name its --output.")
-    return checkpoint
+    start = next((path for path in written.values() if checkpoints.is_whole(path)), None)
+    if (folder / MODEL).is_dir():
+        progress.note(f"{folder / MODEL} is cut short; it is written again.")
+    if written and start != (newest := written[max(written)]):
+        progress.note(f"{newest.name} is cut short, so training goes on from {start.name if start else 'the start'}.")
+    return str(start) if start else None
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -285,10 +288,23 @@ def _run(
         trainer.train(resume_from_checkpoint=start)
     if interrupt.pressed:
         raise KeyboardInterrupt
-    trainer.save_model(str(folder / MODEL))
+    _save(trainer, folder)
     trainer.accelerator.end_training()  # several processes that do not part may abort
     if trainer.is_world_process_zero():
         show.trained(folder, journal.metrics, time.monotonic() - begun, as_json=asked.json)
+
+
+def _save(trainer: "BuPOTrainer", folder: Path) -> None:
+    """Write the model, whole or not at all."""
+    partial = folder / checkpoints.PARTIAL
+    if trainer.is_world_process_zero():
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(partial / MODEL))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        checkpoints.put(partial / MODEL, folder / MODEL)
+        partial.rmdir()
 
 
 def _watched(

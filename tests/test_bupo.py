@@ -20,6 +20,7 @@ from trl import TrlParser
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from internal_policy import checkpoints
 from internal_policy.bupo import BuPOConfig, BuPOTrainer, EpochSampler, Phase, dataset_of, point_at, right
 from internal_policy.errors import InputError
 from internal_policy.hooks import FINAL, HookPoint
@@ -457,6 +458,53 @@ def test_checkpoints_fall_on_the_ends_of_generation_batches(tmp_path, tokenizer)
     trainer(tmp_path, tokenizer, max_steps=12, save_strategy="steps", save_steps=3).train()
     found = sorted(int(path.name.partition("-")[2]) for path in tmp_path.glob("checkpoint-*"))
     assert found == [4, 6, 10, 12]  # 3 -> 4, 6, 9 -> 10, 12
+
+
+def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path, tokenizer):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    first = trainer(tmp_path, tokenizer, **options)
+    first.train()
+    again = trainer(tmp_path, tokenizer, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert again.state.global_step == 4
+    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_checkpoint_that_cannot_be_written_whole_has_no_name(tmp_path, tokenizer, monkeypatch):
+    def full(self, folder):
+        (Path(folder) / "scheduler.pt").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    run = trainer(tmp_path, tokenizer, max_steps=4, save_strategy="steps", save_steps=2)
+    monkeypatch.setattr(BuPOTrainer, "_save_rng_state", full)
+    with pytest.raises(OSError, match="No space"):
+        run.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_checkpoint_takes_the_place_of_one_that_was_cut_short(tmp_path, tokenizer):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(b"half")
+    trainer(tmp_path, tokenizer, max_steps=2, save_strategy="steps", save_steps=2).train()
+    assert checkpoints.is_whole(tmp_path / "checkpoint-2")
+    assert not (tmp_path / checkpoints.PARTIAL).exists()
+
+
+def test_as_many_checkpoints_are_kept_as_were_asked_for(tmp_path, tokenizer):
+    trainer(tmp_path, tokenizer, max_steps=8, save_strategy="steps", save_steps=2, save_total_limit=2).train()
+    assert list(checkpoints.found(tmp_path)) == [8, 6]
+
+
+def test_the_best_checkpoint_can_be_loaded_at_the_end(tmp_path, tokenizer):
+    problem = Problem((Message(role="user", content="What is 2 + 2?"),), "4")
+    run = trainer(
+        tmp_path, tokenizer, kind=Fixed, max_steps=4, eval_dataset=dataset_of([problem] * 2, None),
+        eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=2, save_strategy="steps", save_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="reward", save_total_limit=1,
+    )  # fmt: skip
+    run.train()
+    assert checkpoints.is_whole(Path(run.state.best_model_checkpoint))
 
 
 def test_every_epoch_has_an_order_of_its_own():

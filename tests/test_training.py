@@ -1,6 +1,7 @@
 """The command that trains: from problems to a run's folder, and on from there."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,50 @@ journal.Journal.on_log = press
 sys.exit(main(sys.argv[1:]))
 """
 """Ctrl-C after the first step: a checkpoint is written at the end of the second."""
+
+
+def cut(path: Path) -> None:
+    """As a full disk leaves a file."""
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.fixture
+def copied(run, tmp_path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    return Path(shutil.copytree(run, tmp_path / "copied"))
+
+
+def test_a_cut_model_is_written_again_and_nothing_is_trained(run, copied, capsys):
+    cut(copied / "model" / "model.safetensors")
+    again = ["train", *SHORT, *LEARN, "--save-every", "2", "--output", str(copied)]
+    assert main(again) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    assert main([*again, "--resume"]) == 0
+    assert "model is cut short; it is written again" in " ".join(capsys.readouterr().err.split())
+    weights = Path("model") / "model.safetensors"
+    assert (copied / weights).read_bytes() == (run / weights).read_bytes()
+    assert len(pd.read_parquet(copied / "metrics.parquet")) == 4
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "trainer_state.json", ".files.json"])
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(run, copied, capsys, name):
+    shutil.rmtree(copied / "model")
+    cut(copied / "checkpoint-8" / name)
+    assert main(["train", *SHORT, *LEARN, "--save-every", "2", "--output", str(copied), "--resume"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "checkpoint-8 is cut short, so training goes on from checkpoint-4." in said
+    weights = Path("model") / "model.safetensors"
+    assert (copied / weights).read_bytes() == (run / weights).read_bytes()
+
+
+def test_a_run_without_a_whole_checkpoint_starts_anew(run, copied, capsys):
+    shutil.rmtree(copied / "model")
+    for checkpoint in copied.glob("checkpoint-*"):
+        (checkpoint / "scheduler.pt").unlink()
+    assert main(["train", *SHORT, *LEARN, "--save-every", "2", "--output", str(copied), "--resume"]) == 0
+    assert "goes on from the start" in " ".join(capsys.readouterr().err.split())
+    weights = Path("model") / "model.safetensors"
+    assert (copied / weights).read_bytes() == (run / weights).read_bytes()
 
 
 def test_a_layer_is_suggested_by_the_stages_of_a_scan(tmp_path, capsys):
