@@ -142,14 +142,13 @@ def _filtered(folder: Path) -> View:
         st.caption(f"This scan was not measured under the readout {asked}.")
     outcome: Outcome = "all"
     if _marked(stamp(folder)):
-        outcome = st.segmented_control(
+        picked: Outcome | None = st.segmented_control(
             "Rollouts", get_args(Outcome), default="all", required=True, key="outcome", bind="query-params"
         )
+        outcome = picked or "all"  # an empty parameter of the address chooses none
     left, right = st.columns(2)
-    first = left.number_input("From position", min_value=0, value=0, step=1, key="first", bind="query-params")
-    last = right.number_input(
-        "to position", min_value=0, value=None, step=1, key="last", bind="query-params", placeholder="the end"
-    )
+    first = show.number(left, "From position", key="first", value=0)
+    last = show.number(right, "to position", key="last", placeholder="the end")
     st.segmented_control(
         "Average over",
         get_args(Average),
@@ -159,7 +158,7 @@ def _filtered(folder: Path) -> View:
         bind="query-params",
         help="Averages and intervals over all tokens (the paper), or over the means of the rollouts.",
     )
-    return View(folder, readout, outcome, int(first), None if last is None else int(last))
+    return View(folder, readout, outcome, first or 0, last)
 
 
 def _open_listed() -> None:
@@ -187,7 +186,7 @@ def chosen() -> View:
 
 def average() -> Average:
     """Whether every token or every rollout counts the same."""
-    return st.session_state["average"]
+    return st.session_state["average"] or "tokens"  # an empty parameter of the address chooses none
 
 
 @kept(3)

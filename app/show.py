@@ -4,15 +4,19 @@ import html
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy import analysis, look
 from internal_policy.errors import InputError
 
 FIRST_SCAN = "internal-policy scan"
+LARGEST = 2**31 - 1
+"""Of a position or a rollout."""
 PARTS = {"total": "as measured", "direction": "direction alone", "norm": "norm alone"}
 OWN_SCAN = "internal-policy scan --model ./my-model --problems problems.jsonl --limit 100"
 
@@ -58,6 +62,25 @@ def table(key: str, data: pd.DataFrame) -> None:
         type="tertiary",
         icon=":material/download:",
     )
+
+
+def number(place: DeltaGenerator, label: str, *, key: str, value: int | None = None, **given: Any) -> int | None:
+    """A box for a whole number from 0, which the address can set too; anything else in the address is ignored.
+
+    Streamlit's boxes for integers raise OverflowError if the address says 1e400, so this is one for decimals.
+    """
+    found = place.number_input(
+        label,
+        min_value=0.0,
+        max_value=float(LARGEST),
+        value=None if value is None else float(value),
+        step=1.0,
+        format="%.0f",
+        key=key,
+        bind="query-params",
+        **given,
+    )
+    return None if found is None else round(found)
 
 
 def targets(changes: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The dashboard's pages, without a browser."""
 
+import ast
 import importlib
 import json
 import shutil
@@ -22,6 +23,17 @@ from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).parent.parent / "app"
 PAGES = ("overview", "flow", "tokens", "compare", "training", "geometry", "prompt")
+SIDEBAR = ("scan", "readout", "outcome", "first", "last", "average")
+ADDRESSES = {
+    "overview": SIDEBAR,
+    "flow": ("spread",),
+    "tokens": ("rollout", "layer", "position", "site", "measure"),
+    "compare": ("compare",),
+    "training": ("run", "training_measure", "training_site"),
+}
+"""Page -> the parameters of its address; those of the sidebar are every page's."""
+ABSURD = ("nan", "1e400", "2147483647", "-1", "1.5", "", "~nobody/x", "\0", "x" * 100_000, "<b>$x$ [a](http://b.c)")
+"""What no parameter means."""
 HOSTILE = ["<script>alert(1)</script>", "<b>", "$x$", "[a](http://evil.example)", "\n", "<0xF0>", "\u202e", "![a](b)"]
 
 
@@ -170,6 +182,33 @@ def test_another_scan_forgets_the_cell():
 def test_an_address_that_names_nothing_is_refused_in_a_sentence(query, sentence):
     (said,) = refusals(opened("tokens", **query))
     assert sentence in said
+
+
+@pytest.mark.parametrize("absurd", ["1e400", "-inf", "9" * 400, "nan", "-1", "", "x" * 100_000, "<b>", "\0"])
+def test_an_absurd_address_is_as_if_it_said_nothing(absurd):
+    named = [name for names in ADDRESSES.values() for name in names if name not in ("scan", "compare", "run")]
+    app, plain = (opened("tokens", scan="demo-qwen3", **dict.fromkeys(given, absurd)) for given in (named, ()))
+    assert not refusals(app)
+    assert charts(app) == charts(plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "name"), [(page, name) for page, names in ADDRESSES.items() for name in names])
+def test_no_parameter_of_an_address_can_break_a_page(page, name, run):
+    for absurd in ABSURD:
+        app = opened(page, **{"scan": "demo-qwen3", name: absurd})
+        assert len(refusals(app)) < 2
+
+
+def test_every_parameter_of_an_address_is_in_the_table():
+    trees = [ast.parse(path.read_text()) for path in [*APP.glob("*.py"), *APP.glob("views/*.py")]]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    named = [{word.arg: ast.unparse(word.value) for word in call.keywords} for call in calls]
+    numbers = [ast.unparse(call.func) == "show.number" for call in calls]
+    bound = [words["key"] for words, number in zip(named, numbers, strict=True) if number or "bind" in words]
+    assert {ast.literal_eval(key) for key in bound if key != "key"} == {
+        n for names in ADDRESSES.values() for n in names
+    }
 
 
 def read_as(folder: Path, name: str) -> Path:

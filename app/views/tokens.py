@@ -33,17 +33,8 @@ def choose_rollout(looked: View) -> int:
     known = scans.rollouts(looked).set_index("rollout")
     labels = {int(row["rollout"]): label(row) for row in known.reset_index().to_dict("records")}
     left, right = st.columns([1, 4])
-    typed = left.number_input(
-        "Rollout",
-        min_value=0,
-        value=None,
-        step=1,
-        key="rollout",
-        bind="query-params",
-        on_change=forget_cell,
-        placeholder=str(known.index[0]),
-    )
-    rollout = int(known.index[0] if typed is None else typed)
+    typed = show.number(left, "Rollout", key="rollout", on_change=forget_cell, placeholder=str(known.index[0]))
+    rollout = int(known.index[0]) if typed is None else typed
     st.session_state["listed_rollout"] = rollout
     right.selectbox(
         "Response",
@@ -99,20 +90,10 @@ def cells(looked: View, rollout: int) -> None:
 def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
     """The layer and position that the URL, a click or the numbers say; else the first token at the layer half way."""
     left, middle, right = st.columns([1, 1, 3], vertical_alignment="bottom")
-    layer = left.number_input(
-        "Layer, from 0",
-        min_value=0,
-        value=None,
-        step=1,
-        key="layer",
-        bind="query-params",
-        placeholder=str(n_layers // 2),
-    )
+    layer = show.number(left, "Layer, from 0", key="layer", placeholder=str(n_layers // 2))
     first = int(response["position"].iloc[0])
-    position = middle.number_input(
-        "Position, from 0", min_value=0, value=None, step=1, key="position", bind="query-params", placeholder=str(first)
-    )
-    layer, position = n_layers // 2 if layer is None else int(layer), first if position is None else int(position)
+    position = show.number(middle, "Position, from 0", key="position", placeholder=str(first))
+    layer, position = n_layers // 2 if layer is None else layer, first if position is None else position
     if layer > n_layers:
         raise InputError(
             f"There is no layer {layer}: they are 0 to {n_layers - 1}, and {n_layers} is the model itself."
