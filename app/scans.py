@@ -45,7 +45,8 @@ def find(name: str) -> Path:
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # a name that no file system takes, ~ of nobody
-        raise InputError(f"'{name[:80]}' is no folder ({error}); choose a scan from the list.") from error
+        why = error.strerror if isinstance(error, OSError) else error  # str(error) has the whole name in it
+        raise InputError(f"'{name[:80]}' is no folder ({why}); choose a scan from the list.") from error
 
 
 def stamp(folder: Path) -> tuple[str, int, int]:

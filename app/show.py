@@ -17,6 +17,8 @@ from internal_policy.errors import InputError
 FIRST_SCAN = "internal-policy scan"
 LARGEST = 2**31 - 1
 """Of a position or a rollout."""
+LONGEST = 600
+"""Characters of what is said instead of a figure."""
 PARTS = {"total": "as measured", "direction": "direction alone", "norm": "norm alone"}
 OWN_SCAN = "internal-policy scan --model ./my-model --problems problems.jsonl --limit 100"
 
@@ -126,9 +128,10 @@ def unmarked(text: str) -> str:
 
 
 def refuse(error: InputError) -> None:
-    """Why something is not shown, as plain text: it may hold any name."""
-    with st.container(key="refusal", border=True):
-        st.text(f"⚠ {error}")
+    """Why something is not shown, as plain text: it may hold any name, of any length."""
+    said = plain(str(error))
+    with st.container(border=True):  # without a key: a page may refuse several things
+        st.text(f"⚠ {said if len(said) <= LONGEST else said[: LONGEST - 1] + '…'}")
 
 
 @contextmanager

@@ -200,6 +200,27 @@ def test_no_parameter_of_an_address_can_break_a_page(page, name, run):
         assert len(refusals(app)) < 2
 
 
+@pytest.mark.parametrize(("page", "name"), [("overview", "scan"), ("training", "run")])
+def test_a_refusal_of_a_long_name_is_short(page, name):
+    (said,) = refusals(opened(page, **{name: "x" * 100_000}))
+    assert len(said) < 500
+
+
+def test_a_page_that_refuses_two_things_says_both(copied):
+    record = json.loads((copied / cache.RECORD).read_text())
+    for path in [*copied.glob("layers-*"), *copied.glob("policies-*")]:
+        table = cache.read_part(path)
+        lost = [name for name in table.column_names if name == "kl" or name.startswith("resid_post")]
+        cache.write_table(path, table.drop_columns(lost))
+    rewrite(copied, files={name: files.fingerprint(copied / name) for name in record["files"]})
+    assert len(refusals(opened("flow", scan=str(copied)))) == 2
+
+
+def test_a_refusal_shows_what_cannot_be_seen():
+    (said,) = refusals(opened(scan="\u202e\x1b[31m\0"))
+    assert "⟨U+202E⟩⟨U+001B⟩[31m⟨U+0000⟩" in said
+
+
 def test_every_parameter_of_an_address_is_in_the_table():
     trees = [ast.parse(path.read_text()) for path in [*APP.glob("*.py"), *APP.glob("views/*.py")]]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
