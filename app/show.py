@@ -96,6 +96,7 @@ def targets(changes: pd.DataFrame) -> pd.DataFrame:
             "FFN's entropy change": parts,
             "layer, from 1": found["target"] + 1,
             "hook point": points,
+            "runner-up": found["runner_up"] + 1,
             "stages, layers from 1": spans,
         }
     )

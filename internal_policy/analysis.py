@@ -1,6 +1,6 @@
 """The paper's quantities of a scan, as small frames."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +14,8 @@ STAGES = ("exploration", "integration", "convergence")
 """What the interval of the FFN's entropy change is called above, around and below 0."""
 RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0
 """Of the bootstrap: what is drawn anew, with replacement, is the rollouts, whose tokens depend on one another."""
+FEWEST = 4
+"""Rollouts that intervals for all layers at once need: 1 of 9 draws of three rollouts is one rollout three times."""
 
 Average = Literal["tokens", "rollouts"]
 """Every token counts the same (the paper's micro average), or every rollout does."""
@@ -50,7 +52,10 @@ def means(layers: pd.DataFrame, measure: str = "entropy", average: Average = "to
 
 
 def changes(layers: pd.DataFrame, average: Average = "tokens") -> pd.DataFrame:
-    """Entropy changes in nats, with 95 % intervals: layer, change, part, mean, low, high.
+    """Entropy changes in nats: layer, change, part, mean, and the ends of two 95 % intervals.
+
+    `low` and `high` are those of the layer by itself; `low_all` and `high_all` hold for all layers of a change and part
+    at once (`simultaneous`), which a choice among layers needs.
 
     The total is after minus before (Eqs. 11 to 13). Where the norm control was measured it is split, with
     h* = h_out |h_in| / |h_out|, into direction, H(h*) - H(h_in), and norm, H(h_out) - H(h*).
@@ -69,10 +74,15 @@ def changes(layers: pd.DataFrame, average: Average = "tokens") -> pd.DataFrame:
                 columns[layer, change, "norm"] = output - controlled[layer, after]
     names = ["layer", "change", "part"]
     if not columns:
-        return pd.DataFrame(columns=[*names, "mean", "low", "high"])
+        return pd.DataFrame(columns=[*names, "mean", "low", "high", "low_all", "high_all"])
     wide = pd.DataFrame(columns)
     wide.columns.names = names
-    return _summed(wide, layers, average).sort_values(names, ignore_index=True)
+    found = _summed(wide, layers, average)
+    weights = _weights(wide, layers, average)
+    for _, rows in found.groupby(["change", "part"]):
+        ends = simultaneous(wide.iloc[:, rows.index].to_numpy(dtype=float), weights)
+        found.loc[rows.index, "low_all"], found.loc[rows.index, "high_all"] = ends
+    return found.sort_values(names, ignore_index=True)
 
 
 def _wide(layers: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -87,13 +97,18 @@ def _wide(layers: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 def _summed(values: pd.DataFrame, layers: pd.DataFrame, average: Average) -> pd.DataFrame:
     """Mean, low and high of each column of `values`, whose rows are rollouts."""
-    tokens = layers.groupby("rollout")["tokens"].first().reindex(values.index).to_numpy(dtype=float)
-    weights = tokens if average == "tokens" else np.ones_like(tokens)
     found = values.columns.to_frame(index=False)
     if not len(found):
         return found.assign(mean=[], low=[], high=[])
+    weights = _weights(values, layers, average)
     found["mean"], found["low"], found["high"] = interval(values.to_numpy(dtype=float), weights)
     return found
+
+
+def _weights(values: pd.DataFrame, layers: pd.DataFrame, average: Average) -> np.ndarray:
+    """What each rollout, a row of `values`, counts."""
+    tokens = layers.groupby("rollout")["tokens"].first().reindex(values.index).to_numpy(dtype=float)
+    return tokens if average == "tokens" else np.ones_like(tokens)
 
 
 def interval(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,21 +147,70 @@ def interval(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
     return mean, low, high
 
 
+def simultaneous(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of 95 % intervals of the weighted means of all columns of `values` (n, columns) at once.
+
+    In 95 % of samples every interval contains its true mean, and in 97.5 % none lies wholly above it. This is the
+    bootstrap-t (Efron and Tibshirani 1993, ch. 12) of the largest of the columns' t (Romano and Wolf 2005), where
+    t = (mean of a draw - mean) / the draw's own standard error. The ends are NaN with fewer than 4 rows, and in a
+    column that has a NaN.
+    """
+    n, total = len(values), weights.sum()
+    low, high = np.full((2, values.shape[1]), np.nan)
+    mean = (values * weights[:, None]).sum(0) / total
+    known = np.isfinite(mean)
+    if n < FEWEST or not known.any():
+        return low, high
+    mean, off = mean[known], (values - mean)[:, known]
+    off[np.abs(off) < 1e-12 * np.abs(mean)] = 0  # the same number in every row, but for rounding
+    errors = np.sqrt((weights[:, None] ** 2 * off**2).sum(0)) / total  # times the same sqrt(n / (n - 1)) as the draws'
+    draws = np.random.default_rng(SEED).integers(0, n, (RESAMPLES, n))
+    counts = np.zeros((RESAMPLES, n))
+    np.add.at(counts, (np.arange(RESAMPLES)[:, None], draws), 1)
+    weighted, squares = counts * weights, counts * weights**2
+    drawn = weighted.sum(1, keepdims=True)
+    moved = weighted @ off / drawn
+    variance = squares @ off**2 - 2 * moved * (squares @ off) + moved**2 * squares.sum(1, keepdims=True)
+    floor = np.finfo(float).eps * (squares @ off**2)  # a draw of one row again and again has no spread
+    spread = np.sqrt(np.maximum(variance, floor))
+    t = np.divide(moved * drawn, spread, out=np.zeros_like(moved), where=spread > 0)
+    outside = (1 - CONFIDENCE) / 2
+    low[known] = mean - np.quantile(t.max(1), 1 - outside) * errors
+    high[known] = mean - np.quantile(t.min(1), outside) * errors
+    return low, high
+
+
 def stages(changes: pd.DataFrame, part: Part = "total") -> pd.DataFrame:
     """The stage of each layer, by the FFN's entropy change: layer, stage.
 
-    Exploration where its 95 % interval is above 0, convergence where it is below, integration where it contains 0. The
-    paper gives no threshold for "about 0". With one rollout there is no interval, and no stage.
+    Exploration where its interval is above 0, convergence where it is below, integration where it contains 0; these are
+    the 95 % intervals that hold for all layers at once, because with an interval for each layer alone about one of 36
+    flat layers would seem to rise. The paper gives no threshold for "about 0". With fewer than 4 rollouts there are no
+    such intervals, and no stages.
     """
-    mlp = changes[(changes["change"] == "mlp") & (changes["part"] == part)].dropna(subset=["low", "high"])
-    stage = np.where(mlp["low"] > 0, STAGES[0], np.where(mlp["high"] < 0, STAGES[2], STAGES[1]))
+    mlp = _ffn(changes, part).dropna(subset=["low_all", "high_all"])
+    stage = np.where(mlp["low_all"] > 0, STAGES[0], np.where(mlp["high_all"] < 0, STAGES[2], STAGES[1]))
     return pd.DataFrame({"layer": mlp["layer"].to_numpy(), "stage": stage}).sort_values("layer", ignore_index=True)
+
+
+def _ffn(changes: pd.DataFrame, part: Part) -> pd.DataFrame:
+    return changes[(changes["change"] == "mlp") & (changes["part"] == part)]
 
 
 def target(stages: pd.DataFrame) -> int | None:
     """The layer that BuPO would train, from 0: the last one of exploration. None if there is none."""
     explored = stages.loc[stages["stage"] == STAGES[0], "layer"]
     return int(explored.max()) if len(explored) else None
+
+
+def runner_up(changes: pd.DataFrame, part: Part = "total") -> int | None:
+    """The layer to consider beside the target: the last other one whose interval by itself is above 0, or None.
+
+    It is a later layer than the target if one seems to rise, but not significantly among so many; else an earlier one.
+    """
+    mlp, chosen = _ffn(changes, part), target(stages(changes, part))
+    rising = mlp.loc[(mlp["low"] > 0) & (mlp["layer"] != chosen), "layer"]
+    return int(rising.max()) if len(rising) else None
 
 
 def spans(stages: pd.DataFrame) -> list[tuple[str, int, int]]:
@@ -161,12 +225,45 @@ def spans(stages: pd.DataFrame) -> list[tuple[str, int, int]]:
 
 
 def targets(changes: pd.DataFrame) -> pd.DataFrame:
-    """Stages and target layer under the change as it is and under each part of it: part, target, and a row's spans."""
+    """Stages and target layer under the change as it is and under each part of it, a row a part.
+
+    Columns: part, target, runner_up (layers from 0), spans, and of the target's change mean, low and high (nats; the
+    interval holds for all layers at once).
+    """
     parts: list[Part] = [part for part in get_args(Part) if (changes["part"] == part).any()]
     found = [stages(changes, part) for part in parts]
-    return pd.DataFrame(
-        {"part": parts, "target": [target(s) for s in found], "spans": [spans(s) for s in found]}
-    ).astype({"target": "Int64"})
+    frame = pd.DataFrame(
+        {
+            "part": parts,
+            "target": [target(s) for s in found],
+            "runner_up": [runner_up(changes, part) for part in parts],
+            "spans": [spans(s) for s in found],
+        }
+    ).astype({"target": "Int64", "runner_up": "Int64"})
+    ends = changes[changes["change"] == "mlp"].set_index(["part", "layer"])[["mean", "low_all", "high_all"]]
+    ends.columns = ["mean", "low", "high"]
+    return frame.join(ends, on=["part", "target"])
+
+
+def suggestion(changes: pd.DataFrame) -> dict[str, Any]:
+    """The row of `targets` for the change as it is, in plain values that JSON can hold; None for what is missing."""
+    (row,) = targets(changes).query("part == 'total'").to_dict("records")
+    return {str(name): value if isinstance(value, list) or pd.notna(value) else None for name, value in row.items()}
+
+
+def target_in_words(found: Mapping[str, Any]) -> str:
+    """A `suggestion` as a sentence: which layer BuPO trains first, by which rule, and the runner-up."""
+    if not found["spans"]:
+        return f"No target layer: it takes {FEWEST} or more responses, and the entropy before and after the FFN."
+    if found["target"] is None:
+        other = "" if found["runner_up"] is None else f"; layer {found['runner_up']} comes closest"
+        return f"No layer's FFN raises entropy significantly, so there is no target layer{other}."
+    interval = f"{found['mean']:+.3g} nats, {found['low']:.3g} to {found['high']:.3g}"
+    other = "there is no runner-up" if found["runner_up"] is None else f"the runner-up is layer {found['runner_up']}"
+    return (
+        f"Target layer: {found['target']}, the last whose FFN raises entropy significantly ({interval}, with 95 % "
+        f"confidence for all layers at once); {other}."
+    )
 
 
 def settling(settled: pd.DataFrame) -> int | None:

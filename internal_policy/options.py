@@ -250,8 +250,9 @@ class Train(PromptOptions, ModelOptions):
     method: Literal["bupo", "grpo"] = "bupo"
     """grpo trains the whole policy from the start."""
     layer: Number = None
-    """Layer that BuPO trains first, from 0; by default the last of the stage of exploration, for which a few responses
-    are scanned. With grpo: the layer that later ones are compared with in dynamics.parquet."""
+    """Layer that BuPO trains first, from 0; by default the last whose FFN raises entropy significantly in a scan of a
+    few responses (its 95 % interval, widened for the number of layers, is above 0). With grpo: the layer that later
+    ones are compared with in dynamics.parquet."""
     site: Literal["resid_post", "attn_out", "mlp_out"] = "resid_post"
     """What of that layer: its output, or that of its attention or FFN."""
     readout: Readout = None

@@ -83,6 +83,7 @@ def _targets(one: View) -> list[dict[str, Any]]:
             "part": names[row["part"]],
             "stages": stages_in_words(row["spans"]),
             "layer": "none" if pd.isna(row["target"]) else row["target"] + 1,
+            "runner_up": "none" if pd.isna(row["runner_up"]) else row["runner_up"] + 1,
             "point": "" if pd.isna(row["target"]) else f"{row['target']}.resid_post",
         }
         for row in found.to_dict("records")

@@ -52,17 +52,21 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
         raise InputError(f"{folder} was not measured under the readout '{readout}', only {', '.join(readouts)}.")
     chosen: str = readout or readouts[0]
     rollouts = cache.read(folder, "rollouts", ["reward", "finished"])
+    frame, suggested = pd.DataFrame(), None
     if "entropy" in record["selection"]["measures"]:
-        frame = analysis.by_layer(cache.read(folder, "layers"), chosen)
-    else:
-        frame = pd.DataFrame()
+        layers = cache.read(folder, "layers")
+        frame = analysis.by_layer(layers, chosen)
+        suggested = _suggested(layers[layers["readout"] == chosen])
     if as_json:
         kept = {name: value for name, value in record.items() if name not in ("files", "asked", "chat_template")}
         rows = frame.reset_index().to_dict("records")
-        document({"scan": str(folder), **(extra or {}), **kept, "readout": chosen, "entropy": rows})
+        found = {"readout": chosen, "suggested": suggested, "entropy": rows}
+        document({"scan": str(folder), **(extra or {}), **kept, **found})
         return
     if len(frame):
         out.print(_entropies(frame, record, chosen))
+    if suggested:
+        out.print(analysis.target_in_words(suggested))
     marked = rollouts["reward"].dropna()
     solved = f", {marked.mean():.0%} of them right" if len(marked) else ""
     unfinished = float((~rollouts["finished"]).mean())
@@ -74,6 +78,12 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
         command = f"internal-policy show {folder} --readout {others[0]}"
         out.print(escape(f"Also measured: {', '.join(others)}; `{command}`"))
     out.print(f"Scan: {escape(str(folder))}")
+
+
+def _suggested(layers: pd.DataFrame) -> dict[str, Any] | None:
+    """The target layer with its runner-up; None where the FFN's entropy change was not measured."""
+    changes = analysis.changes(layers[layers["site"].isin(analysis.CHANGES["mlp"])])
+    return analysis.suggestion(changes) if len(changes) else None
 
 
 def _entropies(frame: pd.DataFrame, record: Mapping[str, Any], readout: str) -> Table:

@@ -175,31 +175,28 @@ def _layer(
     known = folder / "stages.json"
     if not known.exists():  # it is decided once a run
         rollouts = _responses(asked, config, model, tokenizer, problems[:SCANNED])
-        target = suggested(model, tokenizer, rollouts, config.readout)
-        files.write_json(known, {"target": target, "problems": len(rollouts)}, once=True)
+        found = suggested(model, tokenizer, rollouts, config.readout)
+        files.write_json(known, {**found, "problems": len(rollouts)}, once=True)
     stages = json.loads(known.read_text())
-    target = stages["target"]
-    if target is None and asked.method == "bupo":
-        raise InputError("No layer of this model explores, so none is suggested; choose one with --layer.")
+    said = f"{analysis.target_in_words(stages)} This is from a scan of {stages['problems']} responses."
+    if stages["target"] is None and asked.method == "bupo":
+        raise InputError(f"{said} Choose a layer with --layer.")
     if asked.method == "bupo":
-        progress.note(
-            f"Layer {target} is trained first: the last whose FFN raises entropy, "
-            f"in a scan of {stages['problems']} responses."
-        )
-    return target
+        progress.note(said)
+    return stages["target"]
 
 
 def suggested(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rollouts: "list[Rollout]", readout: str = "raw"
-) -> int | None:
-    """BuPO's target by the stages of a scan: the last layer of exploration, from 0; None if none explores."""
+) -> dict[str, Any]:
+    """BuPO's target layer by the stages of a scan, with its runner-up: `analysis.suggestion`."""
     from internal_policy.scan import scan
 
     readouts: Any = (readout,)
     scanned = scan(
         model, tokenizer, rollouts, sites=("mlp_in", "mlp_out"), readouts=readouts, measures=("entropy",), top_k=0
     )
-    return analysis.target(analysis.stages(analysis.changes(scanned.layers)))
+    return analysis.suggestion(analysis.changes(scanned.layers))
 
 
 def _responses(

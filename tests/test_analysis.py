@@ -13,10 +13,14 @@ from internal_policy.analysis import (
     interval,
     means,
     relative,
+    runner_up,
     settling,
+    simultaneous,
     spans,
     stages,
+    suggestion,
     target,
+    target_in_words,
     targets,
 )
 
@@ -46,7 +50,9 @@ THREE_TOKENS = table(  # a rollout of one token and one of two; entropies are th
 
 
 def changes_of(*rows: tuple) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["layer", "change", "part", "mean", "low", "high"])
+    """Changes whose intervals hold for all layers at once where no others are given."""
+    columns = ["layer", "change", "part", "mean", "low", "high", "low_all", "high_all"]
+    return pd.DataFrame([row if len(row) == len(columns) else (*row, *row[-2:]) for row in rows], columns=columns)
 
 
 def test_entropies_are_means_over_tokens_and_changes_their_differences():
@@ -198,10 +204,120 @@ def test_bupo_trains_the_last_layer_of_exploration():
     assert target(stages(changes_of((0, "mlp", "total", -1.0, -2.0, -0.5)))) is None
 
 
+RISES = {"three stages": ([1.5] * 6 + [0.0] * 20 + [-1.5] * 10, 5), "all but the last": ([1.5] * 31 + [-1.5], 30)}
+"""Entropy changes of the FFNs, in standard deviations between responses, and the layer to train."""
+FLAT = {"none rises": ([0.0] * 36, None), "all fall": ([-1.5] * 36, None)}
+
+
+def simulated(rises: list[float], random: np.random.Generator, skew: bool = False, n: int = 32) -> pd.DataFrame:
+    """The table `layers` of a scan of `n` responses of different lengths, whose FFNs change entropy by `rises`."""
+    tokens = np.maximum(1, np.round(np.exp(random.normal(4, 0.5, n)))).astype(int)
+    noise = random.exponential(1, (n, len(rises))) - 1 if skew else random.normal(0, 1, (n, len(rises)))
+    before = random.normal(3, 1, (n, len(rises)))
+    after = before + np.array(rises) + noise
+    rollout, layer = (axis.ravel() for axis in np.indices(before.shape))
+    cells = pd.DataFrame({"rollout": rollout, "layer": layer, "tokens": tokens[rollout]})
+    return pd.concat(
+        cells.assign(site=site, entropy=values.ravel()) for site, values in (("mlp_in", before), ("mlp_out", after))
+    )
+
+
+def share_right(rises: list[float], layer: int | None, runs: int, skew: bool = False) -> float:
+    random = np.random.default_rng(0)
+    found = [target(stages(changes(simulated(rises, random, skew)))) for _ in range(runs)]
+    return sum(one == layer for one in found) / runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "skew"),
+    [("three stages", False), ("three stages", True), ("none rises", False), ("all but the last", False)],
+)
+def test_the_target_layer_is_right_in_95_of_100_scans(case, skew):
+    assert share_right(*(RISES | FLAT)[case], runs=400, skew=skew) >= 0.95
+
+
+@pytest.mark.parametrize("case", [*RISES, *FLAT])
+def test_the_target_layer_is_right_in_most_of_a_few_scans(case):
+    assert share_right(*(RISES | FLAT)[case], runs=10) >= 0.9
+
+
+def test_intervals_hold_for_all_columns_at_once():
+    random, missed = np.random.default_rng(3), 0
+    for _ in range(200):
+        weights = np.exp(random.normal(4, 0.5, 32))
+        low, high = simultaneous(random.normal(0, 1, (32, 20)), weights)
+        missed += bool(((low > 0) | (high < 0)).any())
+    assert missed <= 16  # 10 are expected, and 17 or more in 1 of 40 tries
+
+
+def test_an_interval_for_all_columns_is_wider_than_that_of_one():
+    values, weights = np.random.default_rng(1).normal(0, 1, (32, 20)), np.ones(32)
+    _, low, high = interval(values, weights)
+    low_all, high_all = simultaneous(values, weights)
+    assert (low_all < low).all()
+    assert (high_all > high).all()
+
+
+def test_a_column_without_spread_has_an_interval_without_width():
+    values = np.column_stack([np.full(8, 0.3), np.random.default_rng(1).normal(0, 1, 8)])
+    low, high = simultaneous(values, np.ones(8))
+    assert (low[0], high[0]) == pytest.approx((0.3, 0.3))
+    assert low[1] < high[1]
+
+
+def test_three_rollouts_are_too_few_to_tell_stages():
+    found = changes(simulated([1.0, -1.0], np.random.default_rng(0), n=3))
+    assert found["low"].notna().all()
+    assert found[["low_all", "high_all"]].isna().all(axis=None)
+    assert not len(stages(found))
+    assert len(stages(changes(simulated([1.0, -1.0], np.random.default_rng(0), n=4)))) == 2
+
+
+def test_a_column_that_is_not_a_number_leaves_the_others_their_intervals():
+    values = np.random.default_rng(1).normal(0, 1, (32, 3))
+    alone = simultaneous(values[:, 1:], np.ones(32))
+    values[3, 0] = np.nan
+    low, high = simultaneous(values, np.ones(32))
+    assert np.isnan([low[0], high[0]]).all()
+    assert [low[1:].tolist(), high[1:].tolist()] == [end.tolist() for end in alone]
+
+
+def test_the_runner_up_is_the_last_other_layer_that_rises_by_itself():
+    rising = (0, "mlp", "total", 1.0, 0.5, 1.5), (1, "mlp", "total", 1.0, 0.5, 1.5)
+    uncertain = (7, "mlp", "total", 0.2, 0.1, 0.3, -0.1, 0.5)
+    assert target(stages(changes_of(*rising, uncertain))) == 1
+    assert runner_up(changes_of(*rising, uncertain)) == 7
+    assert runner_up(changes_of(*rising)) == 0
+    assert runner_up(changes_of(*rising[:1])) is None
+    assert runner_up(changes_of(uncertain)) == 7
+
+
 def test_targets_under_each_part_of_the_change():
     found = targets(PLANTED).set_index("part")
     assert dict(found["target"]) == {"total": 1, "direction": 2}
+    assert found.loc["total", "runner_up"] == 0
+    assert found["runner_up"].isna().to_dict() == {"total": False, "direction": True}
+    assert list(found.loc["total", ["mean", "low", "high"]]) == [0.5, 0.1, 0.9]
     assert found.loc["direction", "spans"] == [("convergence", 0, 0), ("integration", 1, 1), ("exploration", 2, 2)]
+
+
+def test_the_target_is_said_with_its_interval_and_the_runner_up():
+    rising = changes_of((0, "mlp", "total", 1.0, 0.5, 1.5), (1, "mlp", "total", 2.0, 1.5, 2.5))
+    assert target_in_words(suggestion(rising)) == (
+        "Target layer: 1, the last whose FFN raises entropy significantly (+2 nats, 1.5 to 2.5, with 95 % confidence "
+        "for all layers at once); the runner-up is layer 0."
+    )
+    uncertain = changes_of((7, "mlp", "total", 0.2, 0.1, 0.3, -0.1, 0.5))
+    assert target_in_words(suggestion(uncertain)) == (
+        "No layer's FFN raises entropy significantly, so there is no target layer; layer 7 comes closest."
+    )
+
+
+def test_three_rollouts_have_no_target_and_are_told_why():
+    found = suggestion(changes(simulated([1.0, -1.0], np.random.default_rng(0), n=3)))
+    assert found["target"] is None
+    assert target_in_words(found).startswith("No target layer: it takes 4 or more responses")
 
 
 def test_layers_that_were_not_measured_part_a_span():

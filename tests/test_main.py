@@ -501,6 +501,15 @@ def test_scans_are_listed_shown_and_exported(asked, here, capsys):
     assert len(json.loads(str(exported["resid_post.topk_ids"].dropna().iloc[0]))) == 5
 
 
+def test_show_names_the_target_layer_its_interval_and_the_runner_up(here, capsys):
+    assert main(["show", "demo-qwen3"]) == 0
+    said = "Target layer: 6, the last whose FFN raises entropy significantly (+2.34 nats, 2.04 to 2.55, with 95 %"
+    assert said in capsys.readouterr().out
+    assert main(["show", "demo-qwen3", "--json"]) == 0
+    suggested = json.loads(capsys.readouterr().out)["suggested"]
+    assert (suggested["target"], suggested["runner_up"]) == (6, 5)
+
+
 def test_export_overwrites_nothing(asked, here, capsys):
     assert main([*asked, "--output", "mine"]) == 0
     (here / "layers.csv").write_text("mine")

@@ -169,8 +169,10 @@ def test_a_layer_is_suggested_by_the_stages_of_a_scan(tmp_path, capsys):
     folder = tmp_path / "suggested"
     assert main(["train", *few, "--max-new-tokens", "48", "--output", str(folder), "--json"]) == 0
     said = capsys.readouterr()
-    layer = json.loads((folder / "stages.json").read_text())["target"]
-    assert f"Layer {layer} is trained first" in said.err
+    stages = json.loads((folder / "stages.json").read_text())
+    layer = stages["target"]
+    assert f"Target layer: {layer}, the last whose FFN raises entropy significantly" in said.err
+    assert f"the runner-up is layer {stages['runner_up']}" in said.err
     assert json.loads(said.out)["steps"][0]["trained"] == f"{layer}.resid_post"
     assert not (folder / "dynamics.parquet").exists()
 

@@ -46,7 +46,9 @@ def page(looked: View, average: Average) -> None:
         show.figure("change", plots.change(changes, scans.about(looked), stages), changes)
     st.subheader("The layer to train")
     st.markdown(
-        "BuPO trains the last layer of exploration: where the interval of the FFN's entropy change lies above 0. "
+        "BuPO trains the last layer of exploration: the last whose FFN raises entropy significantly, by the 95 % "
+        "interval that holds for all layers at once (wider than the bands above). The runner-up is the last other "
+        "layer whose interval by itself is above 0. "
         "The norm control says what remains of that when the length of the hidden states is left out."
     )
     show.table("targets", show.targets(changes))
