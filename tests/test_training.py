@@ -262,7 +262,8 @@ def test_the_file_names_the_folder_and_the_template_arguments_reach_the_prompts(
 
 def test_a_layer_is_suggested_through_the_readout_that_is_trained(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(training, "suggested", lambda *given: asked.append(given[-1]) or 2)
+    found = {"target": 2, "runner_up": None, "mean": 1.0, "low": 0.5, "high": 1.5, "spans": [["exploration", 0, 2]]}
+    monkeypatch.setattr(training, "suggested", lambda *given: asked.append(given[-1]) or found)
     few = [*SHORT, "--steps", "1", "--internal-steps", "1", "--scan-every", "0", "--readout", "norm"]
     assert main(["train", *few, "--output", str(tmp_path / "run")]) == 0
     assert asked == ["norm"]
