@@ -303,8 +303,8 @@ class BuPOTrainer(GRPOTrainer):
         return cast(EpochSampler, sampler)
 
     def _causal(self, model: Any) -> PreTrainedModel:
-        """The causal language model inside what DDP, FSDP and PEFT wrap around it."""
-        return inside(self.accelerator.unwrap_model(model))
+        """The causal language model inside what DDP, FSDP, torch.compile and PEFT wrap around it."""
+        return inside(self.accelerator.unwrap_model(model, keep_torch_compile=False))
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Log-probabilities and entropies of the policy that is trained; of the whole one where that is asked for."""

@@ -238,18 +238,38 @@ def check_adapters(configs: Mapping[str, Any]) -> None:
             )
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a loaded model, first to last."""
+def backbone(model: nn.Module) -> nn.Module:
+    """The module of a loaded model that runs the decoder layers and the final norm. Raises InputError."""
     model = inside(model)
-    layers = model.get_submodule(family_of(model.config).layers)
-    assert isinstance(layers, nn.ModuleList)
+    return part(model, family_of(model.config).layers.rpartition(".")[0])
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers of a loaded model, first to last. Raises InputError."""
+    model = inside(model)
+    layers = part(model, path := family_of(model.config).layers)
+    if not isinstance(layers, nn.ModuleList):
+        raise InputError(
+            f"{path} of this {type(model).__name__} is a {type(layers).__name__}, but internal policies need the "
+            "torch.nn.ModuleList of decoder layers that transformers makes; load the model with AutoModelForCausalLM."
+        )
     return layers
 
 
 def final_norm(model: nn.Module) -> nn.Module:
-    """The norm between the last layer and the unembedding of a loaded model."""
+    """The norm between the last layer and the unembedding of a loaded model. Raises InputError."""
     model = inside(model)
-    return model.get_submodule(family_of(model.config).final_norm)
+    return part(model, family_of(model.config).final_norm)
+
+
+def part(module: nn.Module, path: str) -> nn.Module:
+    """The module at `path` inside another. Raises InputError if there is none."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError as error:
+        raise InputError(
+            f"This {type(module).__name__} has no module {path}; load the whole model with AutoModelForCausalLM."
+        ) from error
 
 
 def unembedding(model: nn.Module) -> nn.Linear:
@@ -268,16 +288,22 @@ def to_logits(model: nn.Module) -> nn.Module:
 
 def _output(model: nn.Module) -> nn.Module:
     module = inside(model).get_output_embeddings()
-    assert module is not None
+    if module is None:
+        raise InputError("This model has no unembedding; load it with AutoModelForCausalLM.")
     return module
 
 
-def weight_alone(module: nn.Module | None) -> nn.Linear:
-    """An unembedding whose weight is all of it. Raises InputError for one with a bias, which no policy here would add.
+def weight_alone(module: nn.Module) -> nn.Linear:
+    """An unembedding whose weight is all of it: (d_vocab, d_model), and no bias.
 
-    A bias of 0 is none: TransformerLens gives every unembedding one.
+    Raises InputError for any other, such as one that is quantized, whose weight is packed. A bias of 0 is none:
+    TransformerLens gives every unembedding one.
     """
-    assert isinstance(module, nn.Linear)
+    if not isinstance(module, nn.Linear) or module.weight.shape != (module.out_features, module.in_features):
+        raise InputError(
+            f"The unembedding is a {type(module).__name__} whose weight isn't one plain matrix; load the model "
+            "without quantizing, sharding or adapting its unembedding (lm_head)."
+        )
     if module.bias is not None and (module.bias.is_meta or module.bias.any()):
         raise InputError("The unembedding has a bias, which internal policies leave out; give a model without one.")
     return module

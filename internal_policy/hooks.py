@@ -1,7 +1,8 @@
 """Read hidden states from the residual stream while a model runs."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
 from internal_policy.errors import InputError
-from internal_policy.families import Side, decoder_layers, final_norm, inside, multiplier, place
+from internal_policy.families import Side, backbone, decoder_layers, final_norm, inside, multiplier, part, place
+from internal_policy.passes import eager
 
 SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 """The sites of a decoder layer in the order a forward pass reaches them."""
@@ -68,37 +70,72 @@ def hooked(model: nn.Module, points: Iterable[HookPoint], visit: Visit) -> Itera
     `model` may be wrapped by PEFT. `hidden` is (batch, seq, d_model), live and on the autograd graph: a visitor that
     measures keeps nothing, one that trains backpropagates through it. `attn_out` and `mlp_out` are what is added to
     the stream; where the model first multiplies what the module wrote (Granite), `hidden` is that product once
-    more. Threads may read one shared model at the same time: each sees its own passes only. Raises
-    InputError for a point that the model does not have.
+    more. Threads may read one shared model at the same time: each sees its own passes only. Compiled modules run
+    uncompiled meanwhile. Raises InputError for a point that the model does not have, at the end of a pass that did not
+    visit each point exactly once, and on leaving if all passes ran in other threads.
     """
-    me, config = object(), inside(model).config
+    me, wanted, visits, elsewhere, here = object(), list(dict.fromkeys(points)), Counter[HookPoint](), 0, 0
 
-    def report(point: HookPoint, factor: float, hidden: Any) -> None:
+    def report(point: HookPoint, hidden: Tensor) -> None:
         if me in _open_here.get():
-            state = hidden[0] if isinstance(hidden, tuple) else hidden
-            visit(point, state if factor == 1 else state * factor)
+            visits[point] += 1
+            visit(point, hidden)
 
-    handles = []
-    try:
+    def begin(*_: Any) -> None:
+        nonlocal here, elsewhere
+        if me in _open_here.get():
+            here += 1
+            visits.clear()
+        else:
+            elsewhere += 1
+
+    def end(*_: Any) -> None:
+        if me in _open_here.get():
+            check_visits(wanted, visits)
+
+    with ExitStack() as stack:
+        if wanted:
+            stack.enter_context(eager())
+            stack.callback(backbone(model).register_forward_pre_hook(begin).remove)
         # two sites may be one state (OLMo 2), and a module calls its hooks in the order they came
-        for point in sorted(dict.fromkeys(points), key=lambda point: (*SITES, "final").index(point.site)):
-            module, side = locate(model, point)
-            factor = multiplier(config, point.site)
-            handles.append(_register(module, side, partial(report, point, factor)))
+        for point in sorted(wanted, key=lambda point: (*SITES, "final").index(point.site)):
+            stack.callback(attach(model, point, partial(report, point)).remove)
+        if wanted:
+            stack.callback(backbone(model).register_forward_hook(end).remove)
         before = _open_here.set(_open_here.get() | {me})
         try:
             yield
         finally:
             _open_here.reset(before)
-    finally:
-        for handle in handles:
-            handle.remove()
+        if elsewhere and not here:
+            raise InputError(
+                f"{wanted[0]} was never visited because the model only ran in another thread; open `hooked` in the "
+                "thread that runs the model."
+            )
 
 
-def _register(module: nn.Module, side: Side, report: Callable[[Any], None]) -> RemovableHandle:
+def check_visits(points: Iterable[HookPoint], visits: Mapping[HookPoint, int]) -> None:
+    """Raise InputError for the first of `points` that a forward pass did not visit exactly once."""
+    for point in points:
+        if (times := visits.get(point, 0)) != 1:
+            raise InputError(
+                f"A forward pass visited {point} {times} times, but exactly once was expected; load the model with "
+                "AutoModelForCausalLM, without anything that replaces or skips its modules."
+            )
+
+
+def attach(model: nn.Module, point: HookPoint, report: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call `report(hidden)` in every pass that reaches `point`, in any thread, until the handle is removed."""
+    module, side = locate(model, point)
+    factor = multiplier(inside(model).config, point.site)
+
+    def hand_over(hidden: Any) -> None:
+        state = hidden[0] if isinstance(hidden, tuple) else hidden
+        report(state if factor == 1 else state * factor)
+
     if side == "input":
-        return module.register_forward_pre_hook(lambda _, args: report(args))
-    return module.register_forward_hook(lambda _, __, out: report(out))
+        return module.register_forward_pre_hook(lambda _, args: hand_over(args))
+    return module.register_forward_hook(lambda _, __, out: hand_over(out))
 
 
 def locate(model: nn.Module, point: HookPoint) -> tuple[nn.Module, Side]:
@@ -109,7 +146,7 @@ def locate(model: nn.Module, point: HookPoint) -> tuple[nn.Module, Side]:
     config = inside(model).config
     check(config, point, len(layers))
     path, side = place(config, point.site)
-    return layers[point.layer].get_submodule(path), side
+    return part(layers[point.layer], path), side
 
 
 def check(config: PreTrainedConfig, point: HookPoint, n_layers: int) -> None:

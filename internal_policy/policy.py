@@ -1,7 +1,7 @@
 """Turn hidden states into internal policies: distributions over the next token."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakSet
@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from internal_policy.errors import InputError
-from internal_policy.families import decoder_layers, family_of, final_norm, head, inside, to_logits
-from internal_policy.hooks import FINAL, HookPoint, hooked, locate
+from internal_policy.families import backbone, decoder_layers, family_of, final_norm, head, inside, to_logits
+from internal_policy.hooks import FINAL, HookPoint, attach, check_visits, hooked, locate
+from internal_policy.passes import eager
 
 Lens = Callable[[Float[Tensor, "*batch d_model"], HookPoint], Float[Tensor, "*batch d_model"]]
 """Brings a hidden state from a hook point to the unembedding, by the final norm if it wants that.
@@ -92,7 +93,7 @@ def policy_logits(
     """
     model, seen = inside(model), list[Tensor]()
     with hooked(model, [point], lambda _, hidden: seen.append(hidden)):
-        model.get_decoder()(**inputs, use_cache=False)
+        backbone(model)(**inputs, use_cache=False)
     return unembed(model, seen[-1], readout, point)
 
 
@@ -105,9 +106,11 @@ def as_policy(model: nn.Module, point: HookPoint, readout: Readout = "raw") -> I
 
     The backbone is shortened to the layers up to `point`, so that no layer above is computed or stored, and
     the final norm hands over the hidden state as it is (`readout="norm"`: normed; a lens: what that returns). On
-    leaving, the model is as it was, also after an exception. Changes the model while open: other
-    threads must not use it meanwhile.
-    Raises InputError for a point that the model does not have, and for a model that is an internal policy already.
+    leaving, the model is as it was, also after an exception. Changes the model while open, in every thread: a thread
+    started inside generates from the policy too, and no other may use the model meanwhile. Compiled modules run
+    uncompiled inside.
+    Raises InputError for a point that the model does not have, for one that a pass does not visit exactly once, and
+    for a model that is an internal policy already.
     """
     model = inside(model)
     if model in _open:
@@ -116,21 +119,34 @@ def as_policy(model: nn.Module, point: HookPoint, readout: Readout = "raw") -> I
         yield
         return
     locate(model, point)
-    path = family_of(model.config).layers
-    parent, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+    parent, name = backbone(model), family_of(model.config).layers.rpartition(".")[2]
     layers, norm = decoder_layers(model), final_norm(model)
     captured: list[Tensor] = []
-    reading = False
+    running = reading = False  # a pass of the backbone; a readout, which may use this norm
 
-    def capture(_: HookPoint, hidden: Tensor) -> None:
-        captured[:] = [hidden]
+    def begin(*_: Any) -> None:
+        nonlocal running
+        running = True
+        captured.clear()
+
+    def end(*_: Any) -> None:
+        nonlocal running
+        running = False
+        captured.clear()
+
+    def capture(hidden: Tensor) -> None:
+        if running:  # gradient checkpointing computes layers again, after the pass
+            captured.append(hidden)
 
     def to_norm(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        return args if reading else (captured.pop(),)
+        if reading or not running:
+            return args
+        check_visits([point], {point: len(captured)})
+        return (captured[0],)
 
     def hand_over(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         nonlocal reading
-        if reading:  # a lens may use this norm
+        if reading or not running:
             return output
         reading = True
         try:
@@ -138,16 +154,16 @@ def as_policy(model: nn.Module, point: HookPoint, readout: Readout = "raw") -> I
         finally:
             reading = False
 
-    with hooked(model, [point], capture):
-        handles = [norm.register_forward_pre_hook(to_norm)]
+    with ExitStack() as stack:
+        stack.enter_context(eager())
+        stack.callback(parent.register_forward_pre_hook(begin).remove)
+        stack.callback(parent.register_forward_hook(end, always_call=True).remove)
+        stack.callback(attach(model, point, capture).remove)
+        stack.callback(norm.register_forward_pre_hook(to_norm).remove)
         if readout != "norm":
-            handles.append(norm.register_forward_hook(hand_over))
-        try:
-            _open.add(model)
-            setattr(parent, name, layers[: point.layer + 1])
-            yield
-        finally:
-            setattr(parent, name, layers)
-            _open.remove(model)
-            for handle in handles:
-                handle.remove()
+            stack.callback(norm.register_forward_hook(hand_over).remove)
+        stack.callback(_open.remove, model)
+        stack.callback(setattr, parent, name, layers)
+        _open.add(model)
+        setattr(parent, name, layers[: point.layer + 1])
+        yield

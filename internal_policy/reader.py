@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from internal_policy.families import decoder_layers, inside, unembedding
+from internal_policy.families import backbone, decoder_layers, inside, unembedding
 from internal_policy.hooks import hooked
 
 LIBRARIES = {
@@ -58,7 +58,5 @@ def reader_of(model: Any) -> Reader:
 
 
 def _run(model: PreTrainedModel, points: Any, visit: Any, **inputs: Any) -> None:
-    backbone = model.get_decoder()
-    assert backbone is not None
     with hooked(model, points, visit):
-        backbone(**inputs)
+        backbone(model)(**inputs)

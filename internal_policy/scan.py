@@ -1,6 +1,6 @@
 """Measure every internal policy of a model at every token of its responses."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from internal_policy import metrics
 from internal_policy.cache import Scan
 from internal_policy.errors import InputError
 from internal_policy.families import head, place, sites_of
-from internal_policy.hooks import HookPoint
+from internal_policy.hooks import HookPoint, check_visits
 from internal_policy.policy import READOUTS, Lens, Readout, read_out, readout_name
 from internal_policy.product import choose
 from internal_policy.reader import Measured, Reader, reader_of
@@ -246,11 +246,17 @@ def blocks(
         here = (number[:, piece] >= 0).to(device)
         hidden = weight.new_empty(len(points), int(here.sum()), weight.shape[1])
 
-        def store(point: HookPoint, state: Tensor, hidden: Tensor = hidden, here: Tensor = here) -> None:
+        visits = Counter[HookPoint]()
+
+        def store(
+            point: HookPoint, state: Tensor, hidden: Tensor = hidden, here: Tensor = here, visits: Any = visits
+        ) -> None:
+            visits[point] += 1
             hidden[row_of[point]] = state[here.to(state.device)]
 
         visited = points if hidden.shape[1] else ()
         reader.run(visited, store, input_ids=ids[:, piece], past_key_values=cache, use_cache=cache is not None)
+        check_visits(visited, visits)
         index = number[:, piece][here.cpu()]
         targets = ids.roll(-1, 1)[:, piece][here].to(weight.device)
         for first in range(0, len(index), TOGETHER):

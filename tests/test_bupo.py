@@ -302,6 +302,24 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer, point):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [True, False], ids=["each layer compiled", "compiled whole"])
+def test_compiling_the_model_changes_nothing_at_a_switch_of_the_schedule(tmp_path, tokenizer, layers):
+    runs = []
+    for number, compile_it in enumerate((False, True)):
+        torch.manual_seed(0)
+        model = tiny_model("llama").float()
+        if compile_it and layers:
+            for layer in model.model.layers:
+                layer.compile(backend="eager")
+        options = {"torch_compile": True, "torch_compile_backend": "eager"} if compile_it and not layers else {}
+        run = trainer(tmp_path / str(number), tokenizer, model, schedule=[f"{ONE}:1", "0.attn_out:1"], **options)
+        run.train()
+        runs.append(weights(model))
+    for name, weight in runs[0].items():
+        torch.testing.assert_close(runs[1][name], weight, atol=1e-4, rtol=1e-3)
+
+
 def test_lora_trains_the_adapters_up_to_the_hook_point(tmp_path, tokenizer):
     from peft import LoraConfig
 

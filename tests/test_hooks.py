@@ -5,12 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from accelerate.utils import compile_regions
 from conftest import FEW, all_points, hook_count, read
 from hypothesis import given
 from hypothesis import strategies as st
 
 from internal_policy.errors import InputError
-from internal_policy.families import FAMILIES, multiplier, sites_of
+from internal_policy.families import FAMILIES, decoder_layers, multiplier, sites_of
 from internal_policy.hooks import FINAL, SITES, HookPoint, hooked
 from internal_policy.policy import policy_logits
 
@@ -135,11 +136,81 @@ def test_threads_on_a_shared_model_get_the_policies_they_get_alone(model):
     assert all(torch.equal(logits, own) for own, many in zip(alone, found, strict=True) for logits in many)
 
 
-def test_a_thread_without_hooks_is_not_seen(llama, input_ids):
+def test_a_pass_of_another_thread_is_not_seen(llama, input_ids):
     seen = []
-    with hooked(llama, [FINAL], lambda point, _: seen.append(point)), ThreadPoolExecutor(1) as pool:
+    with hooked(llama, [FINAL], lambda _, hidden: seen.append(hidden.shape)), ThreadPoolExecutor(1) as pool:
         pool.submit(llama, input_ids).result()
-    assert seen == []
+        llama(input_ids[:1, :3])
+    assert seen == [(1, 3, 32)]
+
+
+def test_passes_in_another_thread_alone_are_refused(llama, input_ids):
+    sentence = r"1\.mlp_out was never visited because the model only ran in another thread"
+    with (
+        pytest.raises(InputError, match=sentence),
+        hooked(llama, [HookPoint(1, "mlp_out")], nothing),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        pool.submit(llama, input_ids).result()
+
+
+def compiled(model, how):
+    """`model` with each of its layers compiled."""
+    if how == "compile_regions":
+        return compile_regions(model, backend="eager")
+    for layer in decoder_layers(model):
+        layer.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("how", ["layer.compile", "compile_regions"])
+def test_layers_compiled_one_by_one_are_visited_like_others(llama, input_ids, how):
+    points = all_points(llama)
+    expected = read(llama, points, input_ids)
+    each = compiled(llama, how)
+    with torch.no_grad():
+        each(input_ids)  # compiles them without hooks
+        found = read(each, points, input_ids)
+    assert list(found) == points
+    for point in points:
+        torch.testing.assert_close(found[point], expected[point], rtol=1e-12, atol=1e-12)
+
+
+def test_compiled_code_runs_again_after_the_last_of_several_visits(llama, input_ids):
+    seen = []
+    counted = torch.compile(lambda x: x + 1, backend=lambda graph, _: seen.append(1) or graph)
+    first, second = (hooked(llama, [FINAL], nothing) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    counted(torch.ones(2))
+    assert not seen
+    second.__exit__(None, None, None)
+    counted(torch.ones(2))
+    assert seen
+
+
+def test_a_point_that_a_pass_does_not_reach_is_refused(llama, input_ids):
+    decoder_layers(llama)[1].forward = lambda hidden, **_: hidden
+    sentence = r"visited 1\.attn_out 0 times, but exactly once was expected"
+    with pytest.raises(InputError, match=sentence), hooked(llama, [FINAL, HookPoint(1, "attn_out")], nothing):
+        llama(input_ids)
+
+
+def test_a_point_that_a_pass_reaches_twice_is_refused(llama, input_ids):
+    layer = decoder_layers(llama)[1]
+    once = layer.forward
+    layer.forward = lambda hidden, **options: once(once(hidden, **options), **options)
+    with (
+        pytest.raises(InputError, match=r"visited 1\.mlp_in 2 times"),
+        hooked(llama, [HookPoint(1, "mlp_in")], nothing),
+    ):
+        llama(input_ids)
+
+
+def test_an_open_visit_without_a_pass_is_no_error(llama):
+    with hooked(llama, [FINAL], nothing):
+        pass
 
 
 @pytest.mark.parametrize("layer", [-1, 3, 100])

@@ -1,12 +1,14 @@
 """A hidden state times the unembedding is a policy; inside `as_policy` the model is that policy, after it as before."""
 
 import copy
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from conftest import FEW, LLAMA_SHAPED, all_points, hook_count, read, tiny_model
 from safetensors.torch import load_file
+from transformers import TextIteratorStreamer
 
 from internal_policy.errors import InputError
 from internal_policy.families import FAMILIES, decoder_layers, family_of, final_norm, head
@@ -293,6 +295,70 @@ def test_generate_inside_can_be_visited(model, input_ids):
     ):
         greedy(model, input_ids, 3)
     assert shapes == [(2, 11, 32), (2, 1, 32), (2, 1, 32)]  # the prompt, then a token at a time
+
+
+def test_a_thread_started_inside_generates_from_the_policy(llama, input_ids, tokenizer):
+    endless(llama)
+    point, ids = HookPoint(1, "attn_out"), input_ids[:1]
+    expected = step_by_step(llama, point, ids, 6)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
+    with as_policy(llama, point):
+        thread = Thread(target=greedy, args=(llama, ids, 6), kwargs={"streamer": streamer})
+        thread.start()
+        text = "".join(streamer)
+        thread.join()
+    assert text == tokenizer.decode(expected[0, 11:])
+
+
+# as_policy: what else the model may be
+
+
+@pytest.fixture
+def compiled(llama, input_ids):
+    for layer in decoder_layers(llama):
+        layer.compile(backend="eager")
+    with torch.no_grad():
+        llama(input_ids)  # compiles them without hooks
+    return llama
+
+
+def test_policies_of_compiled_layers_are_those_of_others(compiled, input_ids):
+    point = HookPoint(1, "attn_out")
+    expected = policy_logits(tiny_model("llama"), point, input_ids=input_ids)
+    torch.testing.assert_close(policy_logits(compiled, point, input_ids=input_ids), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("point", [HookPoint(0, "attn_in"), HookPoint(1, "attn_out"), HookPoint(2, "resid_post")])
+def test_a_model_with_compiled_layers_becomes_each_policy(compiled, input_ids, point):
+    expected = policy_logits(tiny_model("llama"), point, input_ids=input_ids)
+    with as_policy(compiled, point):
+        torch.testing.assert_close(compiled(input_ids).logits, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_inside_the_final_norm_is_the_models_own_between_passes(llama, input_ids):
+    point, state = HookPoint(1, "mlp_out"), torch.randn(2, 32, dtype=torch.float64)
+    expected = final_norm(llama)(state), policy_logits(llama, HookPoint(0, "mlp_in"), "norm", input_ids=input_ids)
+    with as_policy(llama, point):
+        llama(input_ids)
+        assert torch.equal(final_norm(llama)(state), expected[0])
+        assert torch.equal(policy_logits(llama, HookPoint(0, "mlp_in"), "norm", input_ids=input_ids), expected[1])
+
+
+def test_inside_the_final_norm_is_the_models_own_after_a_failed_pass(llama, input_ids):
+    state = torch.randn(2, 32, dtype=torch.float64)
+    expected = final_norm(llama)(state)
+    with as_policy(llama, HookPoint(1, "mlp_out")):
+        handle = decoder_layers(llama)[0].get_submodule("mlp").register_forward_hook(fail)
+        with pytest.raises(RuntimeError, match="in the middle of a pass"):
+            llama(input_ids)
+        handle.remove()
+        assert torch.equal(final_norm(llama)(state), expected)
+
+
+def test_a_policy_whose_point_a_pass_does_not_reach_is_refused(llama, input_ids):
+    decoder_layers(llama)[1].forward = lambda hidden, **_: hidden
+    with pytest.raises(InputError, match=r"visited 1\.attn_out 0 times"), as_policy(llama, HookPoint(1, "attn_out")):
+        llama(input_ids)
 
 
 # as_policy: leaving

@@ -13,12 +13,13 @@ from torch.distributions import Categorical
 
 from internal_policy import scan as scan_module
 from internal_policy.errors import InputError
-from internal_policy.families import head
+from internal_policy.families import decoder_layers, head
 from internal_policy.hooks import FINAL, SITES, HookPoint
 from internal_policy.metrics import MEASURES, entropy
-from internal_policy.policy import policy_logits, unembed
+from internal_policy.policy import as_policy, policy_logits, unembed
+from internal_policy.reader import reader_of
 from internal_policy.rollouts import Rollout
-from internal_policy.scan import measure, scan
+from internal_policy.scan import blocks, measure, scan
 from internal_policy.selection import Selection
 
 KEYS = ["rollout", "readout", "layer"]
@@ -292,6 +293,37 @@ def test_reading_in_pieces_says_the_slow_reference(monkeypatch, model, tokenizer
     assert_says_the_reference(
         found.policies, model, rollouts[:2], [HookPoint(1, "attn_out"), HookPoint(2, "resid_post")]
     )
+
+
+@pytest.mark.parametrize("readout", ["raw", "norm"])
+def test_layers_compiled_one_by_one_are_measured_like_others(tokenizer, rollouts, readout):
+    expected, model = scan(tiny_model("llama"), tokenizer, rollouts, readouts=[readout]), tiny_model("llama")
+    for layer in decoder_layers(model):
+        layer.compile(backend="eager")
+    with torch.no_grad():
+        model(torch.tensor([rollouts[0].ids]))  # compiles them without hooks
+    assert_same(scan(model, tokenizer, rollouts, readouts=[readout]), expected)
+
+
+def test_a_policy_can_be_scanned_as_a_model(llama, tokenizer, rollouts):
+    expected = scan(llama, tokenizer, rollouts, layers=[0, 1], readouts=["raw", "norm"], measures=["entropy"])
+    with as_policy(llama, HookPoint(1, "resid_post")):
+        found = scan(llama, tokenizer, rollouts, readouts=["raw", "norm"], measures=["entropy"])
+    a, b = (each.policies[each.policies["layer"] < 2].drop(columns="final.entropy") for each in (found, expected))
+    pd.testing.assert_frame_equal(a.reset_index(drop=True), b.reset_index(drop=True), rtol=1e-6)
+    for number in range(5):
+        np.testing.assert_allclose(
+            column(found.policies, number, "raw", 2, "final.entropy"),
+            column(expected.policies, number, "raw", 1, "resid_post.entropy"),
+            rtol=1e-6,
+        )
+
+
+def test_a_reader_that_leaves_a_hook_point_out_is_refused(llama, rollouts):
+    reader = reader_of(llama)
+    lazy = replace(reader, run=lambda points, visit, **inputs: reader.run(points[:-1], visit, **inputs))
+    with pytest.raises(InputError, match=r"visited 1\.mlp_out 0 times, but exactly once was expected"):
+        list(blocks(lazy, rollouts, [FINAL, HookPoint(1, "mlp_out")]))
 
 
 # a part of it
