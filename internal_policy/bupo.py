@@ -32,7 +32,7 @@ from internal_policy.hooks import FINAL, HookPoint, locate
 from internal_policy.marking import reward
 from internal_policy.policy import READOUTS, Readout, as_policy
 from internal_policy.prompts import Chat
-from internal_policy.rollouts import end_ids
+from internal_policy.rollouts import end_ids, pad_id
 from internal_policy.tasks import Problem
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
@@ -243,11 +243,17 @@ class BuPOTrainer(GRPOTrainer):
         args = args or BuPOConfig()
         self.point, self.whole, self.writing = FINAL, False, False
         super().__init__(model, reward_funcs, args, **more)
-        self.eos_token_ids = sorted(end_ids(self._causal(self.model), self._tokenizer))
+        causal = self._causal(self.model)
+        pad = self._tokenizer.pad_token_id = pad_id(
+            causal, self._tokenizer
+        )  # TRL takes one that the model may not have
+        causal.config.get_text_config().pad_token_id = causal.generation_config.pad_token_id = pad
+        self.eos_token_ids = sorted(end_ids(causal, self._tokenizer))
         if not self.use_vllm:
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
+            self.generation_config.pad_token_id = self.generation_kwargs["pad_token_id"] = pad
         for phase in args.phases:
-            locate(self._causal(self.model), phase.point)
+            locate(causal, phase.point)
         self.add_callback(Boundaries())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -95,6 +95,16 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
     return frozenset(chosen | of_config & special_ids(tokenizer))
 
 
+def pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token id to pad with: the tokenizer's where the model has it, else an end, else 0.
+
+    A `[PAD]` that was added to a tokenizer whose model was not resized is no token of the model.
+    """
+    size = model.config.get_text_config().vocab_size
+    wanted = [tokenizer.pad_token_id, *sorted(end_ids(model, tokenizer))]
+    return next((token for token in wanted if token is not None and token < size), 0)
+
+
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The special tokens, also those that only tokenizer.json marks as such, as Gemma's `<end_of_turn>`."""
     added = tokenizer.added_tokens_decoder.items()
@@ -136,13 +146,12 @@ def generate(
     text = model.config.get_text_config()
     check_prompts(prompt_of, max_new_tokens, text.max_position_embeddings, text.vocab_size)
     ends = end_ids(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     shaping = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     config = GenerationConfig(
         do_sample=temperature > 0,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends) or None,
-        pad_token_id=pad,
+        pad_token_id=pad_id(model, tokenizer),
         **shaping,
     )
     for start in range(0, len(asked), batch_size):

@@ -1,5 +1,6 @@
 """BuPO is GRPO whose ratio is that of the policy at the hook point that the schedule names."""
 
+import copy
 import json
 import math
 import os
@@ -333,6 +334,17 @@ def test_lora_trains_the_adapters_up_to_the_hook_point(tmp_path, tokenizer):
         assert all("lora_" in name for name in changed)
     later = set().union(*(record.changed(update) for update in range(4, 8)))
     assert layers_of(later) == {0, 1, 2}
+
+
+def test_a_padding_token_that_the_model_does_not_have_changes_no_training(tmp_path, tokenizer):
+    padded = copy.deepcopy(tokenizer)
+    padded.add_tokens([f"<|{n}|>" for n in range(len(tokenizer), 320)])
+    padded.add_special_tokens({"pad_token": "[PAD]"})  # and the model is not resized
+    models = [tiny_model("qwen3"), tiny_model("qwen3")]
+    for model, its in zip(models, (tokenizer, padded), strict=True):
+        trainer(tmp_path, its, model, kind=Fixed, schedule=[f"{ONE}:2"], max_steps=4).train()
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 # what is logged

@@ -200,6 +200,15 @@ def test_models_without_end_and_tokenizers_without_padding_generate_to_the_limit
     assert {(len(rollout.response_ids), rollout.finished) for rollout in sampled(llama, unpadded)} == {(6, False)}
 
 
+def test_a_padding_token_that_the_model_does_not_have_changes_nothing(llama, tokenizer):
+    padded = copy.deepcopy(tokenizer)
+    padded.add_tokens([f"<|{n}|>" for n in range(len(tokenizer), llama.config.vocab_size)])
+    padded.add_special_tokens({"pad_token": "[PAD]"})  # and the model is not resized
+    assert padded.pad_token_id == llama.config.vocab_size
+    ids = [[rollout.response_ids for rollout in sampled(llama, its)] for its in (padded, tokenizer)]
+    assert ids[0] == ids[1]
+
+
 def test_ids_above_the_tokenizers_stay_as_sampled(llama, tokenizer):
     with torch.no_grad():
         llama.lm_head.weight[:300] = 0  # nearly all that is sampled is above
