@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from internal_policy import files, marking, rows, tasks
+from internal_policy import cells, files, marking, rows, tasks
 from internal_policy.errors import InputError
 from internal_policy.families import inside
 from internal_policy.prompts import Chat, Ids, encode_problem, split_messages, split_text
@@ -255,21 +255,21 @@ def read_rollouts(
     for row in rows.read_rows(Path(path), limit):
         with rows.at(row):
             rollout = _rollout_of(tokenizer, row.values, chat)
-        sample = row.values.get("sample")
-        rollouts.append(replace(rollout, sample=sample if isinstance(sample, int) else seen[rollout.problem]))
+            sample = cells.sample(row.values, "sample")
+        rollouts.append(replace(rollout, sample=seen[rollout.problem] if sample is None else sample))
         seen[rollout.problem] += 1
     return rollouts
 
 
 def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], chat: Chat) -> Rollout:
-    problem, answer, response = "", tasks.answer_of(values.get("answer")), values.get("response")
+    problem, answer, response = "", tasks.answer_of(values.get("answer")), cells.text(values, "response")
     if values.keys() >= {"prompt_ids", "response_ids"}:
-        split = _ids_of(values, "prompt_ids"), _ids_of(values, "response_ids")
-        problem = values.get("problem") or ""
+        split = cells.ids(values, "prompt_ids"), cells.ids(values, "response_ids")
+        problem = cells.text(values, "problem") or ""
         answer = values["answer"] if isinstance(values.get("answer"), str) else answer  # as it was written
     elif values.keys() >= {"prompt", "response"} or "messages" in values:
         if values.keys() >= {"prompt", "response"}:
-            answered = Message(role="assistant", content=response if isinstance(response, str) else "")
+            answered = Message(role="assistant", content=response or "")
             messages = (*tasks.messages_of(values, "prompt"), answered)
         else:
             messages = tasks.messages_of(values, "messages")
@@ -282,26 +282,13 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
             f"the columns are {', '.join(values)}; expected are prompt_ids and response_ids, prompt and response, "
             "messages, or text."
         )
-    text = response if isinstance(response, str) else _decode(tokenizer, split[1])
-    finished = split[1][-1] in special_ids(tokenizer) if values.get("finished") is None else bool(values["finished"])
-    return Rollout(problem, answer, 0, *split, text, _reward_of(values.get("reward"), text, answer), finished)
-
-
-def _ids_of(values: Mapping[str, Any], column: str) -> Ids:
-    ids = values[column]
-    if not isinstance(ids, list) or not ids or not all(type(token) is int and token >= 0 for token in ids):
-        raise InputError(f"'{column}' holds {ids!r:.40}; expected is a list of one or more token ids.")
-    return tuple(ids)
-
-
-def _reward_of(cell: Any, response: str, answer: str | None) -> float | None:
-    """The reward in a cell, or else by the answer."""
-    if cell is None or cell == "" or cell != cell:  # NaN is how pandas writes that there is none
-        return None if answer is None else marking.reward(response, answer)
-    try:
-        return float(cell)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the reward is {cell!r:.40}; expected is a number.") from error
+    text = _decode(tokenizer, split[1]) if response is None else response
+    reward, finished = cells.number(values, "reward"), cells.flag(values, "finished")
+    if reward is None and answer is not None:
+        reward = marking.reward(text, answer)
+    if finished is None:
+        finished = split[1][-1] in special_ids(tokenizer)
+    return Rollout(problem, answer, 0, *split, text, reward, finished)
 
 
 def to_table(rollouts: Sequence[Rollout]) -> pa.Table:

@@ -386,6 +386,97 @@ def test_a_row_that_is_no_rollout_is_named(tokenizer, tmp_path, row, message):
         read_rollouts(jsonl(tmp_path / "r.jsonl", ROWS["prompt"], row), tokenizer, {})
 
 
+WRONG = {
+    "problem": (["a list"], r"'problem' holds \['a list'\]; expected is text"),
+    "response": (7, "'response' holds 7; expected is text"),
+    "answer": ([1, 2], r"the answer is \[1, 2\]; expected is text or a number"),
+    "sample": (10**12, "'sample' holds 1000000000000; expected is a whole number from 0 to 2147483647"),
+    "reward": (10**400, "the reward is 1000.*; expected is a number"),
+    "finished": ("perhaps", "'finished' holds 'perhaps'; expected is true or false"),
+    "prompt_ids": ([5, 2**40], r"'prompt_ids' holds \[5, 1099511627776\]; .* but 1099511627776 is none"),
+    "response_ids": ([[5]], r"'response_ids' holds \[\[5\]\]; .* but \[5\] is none"),
+}
+
+
+@pytest.mark.parametrize("column", WRONG)
+def test_a_cell_of_the_wrong_type_is_named_with_its_row(tokenizer, tmp_path, column):
+    cell, message = WRONG[column]
+    path = jsonl(tmp_path / "r.jsonl", vars(ROLLOUT), {**vars(ROLLOUT), column: cell})
+    with pytest.raises(InputError, match=r"r\.jsonl, line 2: .*" + message):
+        read_rollouts(path, tokenizer, {})
+
+
+@pytest.mark.parametrize("sample", [-1, 1.5, "one", [0], float("inf"), 2**70])
+def test_a_sample_that_is_no_whole_number_is_refused(tokenizer, tmp_path, sample):
+    path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), "sample": sample})
+    with pytest.raises(InputError, match=r"line 1: 'sample' holds .* expected is a whole number"):
+        read_rollouts(path, tokenizer, {})
+
+
+@pytest.mark.parametrize("reward", [float("inf"), "-inf", "1e400", [1.0], {"score": 1}, "good"])
+def test_a_reward_that_is_no_finite_number_is_refused(tokenizer, tmp_path, reward):
+    path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), "reward": reward})
+    with pytest.raises(InputError, match=r"line 1: the reward is .* expected is a number"):
+        read_rollouts(path, tokenizer, {})
+
+
+@pytest.mark.parametrize("token", [5.0, "5", True, None, -1, 2**31, 2**70])
+@pytest.mark.parametrize("column", ["prompt_ids", "response_ids"])
+def test_what_is_no_token_id_is_refused(tokenizer, tmp_path, column, token):
+    path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), column: [3, token]})
+    with pytest.raises(InputError, match=f"line 1: '{column}' holds .* expected is a list of token ids"):
+        read_rollouts(path, tokenizer, {})
+
+
+WRONG_COLUMNS = {
+    "problem": pa.array([b"ok", b"\xff"], pa.binary()).view(pa.string()),
+    "response": pa.array([None, 10**8], pa.timestamp("s")),
+    "reward": pa.array([None, 9], pa.date32()),
+    "sample": pa.array([0, 2**63], pa.uint64()),
+    "finished": pa.array([None, 9], pa.date32()),
+    "response_ids": pa.array([[1], [2**40]], pa.list_(pa.int64())),
+    "answer": pa.array([None, b"7"], pa.binary()),
+}
+
+
+@pytest.mark.parametrize("column", WRONG_COLUMNS)
+def test_a_column_of_parquet_of_the_wrong_type_names_its_row(tokenizer, tmp_path, column):
+    table = to_table([ROLLOUT, ROLLOUT])
+    table = table.set_column(table.schema.get_field_index(column), column, WRONG_COLUMNS[column])
+    pq.write_table(table, tmp_path / "r.parquet")
+    with pytest.raises(InputError, match=r"r\.parquet, row 2: .*" + column):
+        read_rollouts(tmp_path / "r.parquet", tokenizer, {})
+
+
+@pytest.mark.parametrize(
+    ("cell", "finished"),
+    [("False", False), ("false", False), ("True", True), (0, False), (1, True), (1.0, True), (True, True)],
+)
+def test_whether_a_response_finished_is_read_however_it_is_written(tokenizer, tmp_path, cell, finished):
+    path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), "finished": cell})
+    assert read_rollouts(path, tokenizer, {})[0].finished is finished
+
+
+@pytest.mark.parametrize("cell", ["", None, float("nan"), "nan"])
+@pytest.mark.parametrize(("last", "finished"), [(END, True), (310, False)])
+def test_an_empty_cell_leaves_finished_to_the_last_token(tokenizer, tmp_path, cell, last, finished):
+    path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), "response_ids": [9, last], "finished": cell})
+    assert read_rollouts(path, tokenizer, {})[0].finished is finished
+
+
+@pytest.mark.parametrize("cell", ["", None, float("nan"), "nan", "NaN"])
+def test_an_empty_reward_is_computed_from_the_answer(tokenizer, tmp_path, cell):
+    row = {**vars(ROLLOUT), "reward": cell}
+    path = jsonl(tmp_path / "r.jsonl", row, {**row, "answer": None})
+    assert [rollout.reward for rollout in read_rollouts(path, tokenizer, {})] == [1.0, None]
+
+
+@pytest.mark.parametrize(("cell", "sample"), [("3", 3), (3.0, 3), (3, 3), ("", 0), (float("nan"), 0), (None, 0)])
+def test_a_sample_is_read_however_it_is_written(tokenizer, tmp_path, cell, sample):
+    path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), "sample": cell})
+    assert read_rollouts(path, tokenizer, {})[0].sample == sample
+
+
 @pytest.mark.parametrize(("text", "message"), [("", "is empty"), ("{}\n{", "line 2 is not JSON")])
 def test_a_file_that_is_empty_or_broken_is_refused(tokenizer, tmp_path, text, message):
     (tmp_path / "r.jsonl").write_text(text)

@@ -1,0 +1,81 @@
+"""Check what the cells of a rollout's row hold."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from internal_policy.errors import InputError
+from internal_policy.rows import quoted
+
+LARGEST = 2**31 - 1
+"""The largest token id, and the largest number of a sample: both are kept as 32-bit integers."""
+FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""How a yes or no is written, in small letters: CSV and pandas have texts and numbers of it."""
+
+
+def is_empty(cell: Any) -> bool:
+    """Whether there is nothing in a cell; NaN is how pandas writes that."""
+    return cell is None or cell == "" or cell != cell or (isinstance(cell, str) and cell.lower() == "nan")
+
+
+def text(values: Mapping[str, Any], column: str) -> str | None:
+    """The text in a cell, None where there is none. Raises InputError for anything else."""
+    cell = values.get(column)
+    if isinstance(cell, str):
+        return cell
+    if not is_empty(cell):
+        raise InputError(f"'{column}' holds {quoted(cell)}; expected is text.")
+    return None
+
+
+def ids(values: Mapping[str, Any], column: str) -> tuple[int, ...]:
+    """The token ids in a cell. Raises InputError for anything else."""
+    cell = values[column]
+    if not isinstance(cell, list) or not cell:
+        raise InputError(f"'{column}' holds {quoted(cell)}; expected is a list of one or more token ids.")
+    for token in cell:
+        if type(token) is not int or not 0 <= token <= LARGEST:
+            raise InputError(
+                f"'{column}' holds {quoted(cell)}; expected is a list of token ids, but {quoted(token)} is none."
+            )
+    return tuple(cell)
+
+
+def sample(values: Mapping[str, Any], column: str) -> int | None:
+    """The number of a sample in a cell, from 0; None where there is none. Raises InputError for anything else."""
+    cell = values.get(column)
+    if is_empty(cell):
+        return None
+    number = _number(cell)
+    if number is None or not number.is_integer() or not 0 <= number <= LARGEST:
+        raise InputError(f"'{column}' holds {quoted(cell)}; expected is a whole number from 0 to {LARGEST}.")
+    return int(number)
+
+
+def number(values: Mapping[str, Any], column: str) -> float | None:
+    """The finite number in a cell, None where there is none. Raises InputError for anything else."""
+    cell = values.get(column)
+    if is_empty(cell):
+        return None
+    if (found := _number(cell)) is None:
+        raise InputError(f"the {column} is {quoted(cell)}; expected is a number.")
+    return found
+
+
+def flag(values: Mapping[str, Any], column: str) -> bool | None:
+    """The yes or no in a cell, None where there is none. Raises InputError for anything else."""
+    cell = values.get(column)
+    if is_empty(cell):
+        return None
+    if (found := FLAGS.get(str(cell).lower())) is None:
+        raise InputError(f"'{column}' holds {quoted(cell)}; expected is true or false.")
+    return found
+
+
+def _number(cell: Any) -> float | None:
+    """A cell as a finite number, None if it is none."""
+    try:
+        found = float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
