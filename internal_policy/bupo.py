@@ -31,9 +31,9 @@ from internal_policy.families import inside
 from internal_policy.hooks import FINAL, HookPoint, locate
 from internal_policy.marking import reward
 from internal_policy.policy import READOUTS, Readout, as_policy
-from internal_policy.prompts import Chat
+from internal_policy.prompts import Chat, encode_problem, encode_text
 from internal_policy.rollouts import end_ids, pad_id
-from internal_policy.tasks import Problem
+from internal_policy.tasks import Problem, messages_of
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
 """What TRL logs as means over the tokens of a pass."""
@@ -308,6 +308,21 @@ class BuPOTrainer(GRPOTrainer):
         sampler.__class__ = EpochSampler
         return cast(EpochSampler, sampler)
 
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """Token ids as everywhere else: one BOS, no EOS, and messages whole."""
+        if self._is_vlm or self.tools or self.environment_factories is not None:
+            return super()._tokenize_prompts(prompts)
+        chat = dict(cast(Any, self.chat_template_kwargs))
+        if self.chat_template:
+            chat["chat_template"] = self.chat_template
+        ids = [
+            encode_text(self._tokenizer, prompt)
+            if isinstance(prompt, str)
+            else encode_problem(self._tokenizer, Problem(messages_of({"prompt": prompt}, "prompt"), None), chat)
+            for prompt in prompts
+        ]
+        return list(map(list, ids)), None, {}
+
     def _causal(self, model: Any) -> PreTrainedModel:
         """The causal language model inside what DDP, FSDP, torch.compile and PEFT wrap around it."""
         return inside(self.accelerator.unwrap_model(model, keep_torch_compile=False))
@@ -385,6 +400,10 @@ def dataset_of(problems: Sequence[Problem], chat: Chat) -> Dataset:
     for number, problem in enumerate(problems, 1):
         if problem.answer is None:
             raise InputError(f"Problem {number} has no answer to mark responses by; remove it, or give it one.")
+        if problem.tools:
+            raise InputError(
+                f"Problem {number} has 'tools', which training can't put to the model; remove that column."
+            )
         prompt = problem.text if chat is None else [dict(message) for message in problem.messages]
         rows.append({"prompt": prompt, "answer": problem.answer})
     return Dataset.from_list(rows)

@@ -1,7 +1,8 @@
 """Put a problem to a model, and tell the prompt of a text from the response: token ids, split by the chat template."""
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,38 +12,56 @@ from internal_policy.tasks import Message, Problem
 Ids = tuple[int, ...]
 Chat = Mapping[str, Any] | None
 """Extra keyword arguments of the chat template; None for no template."""
+Tools = Sequence[Mapping[str, Any]]
+"""JSON schemas of the tools that the chat template tells the model of."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold what was thought before its content."""
+CONTROL = r"<[|｜][^<>\s]*[|｜]>"
+"""What control tokens look like, also in a template that was made for another tokenizer."""
 
 
 def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: Chat) -> Ids:
-    """Token ids of the prompt that asks `problem`.
+    """Token ids of the prompt that asks `problem`, with one BOS at most and no EOS.
 
-    With `chat` None it is the problem's text as it is. Raises InputError if the tokenizer has no chat template
-    or the template refuses the messages.
+    With `chat` None it is the problem's text as it is. Raises InputError if the tokenizer has no chat template, the
+    template refuses the messages, or the text is a rendered prompt already.
     """
     if chat is None:
-        return _encode(tokenizer, problem.text, special=True)
-    return _encode(tokenizer, _templated(tokenizer, problem.messages, chat, prompt=True))
+        _need_no_template({"tools": problem.tools})
+        return encode_text(tokenizer, problem.text)
+    return _encode(tokenizer, _prompt(tokenizer, problem.messages, chat, problem.tools))
 
 
-def split_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat) -> tuple[Ids, Ids]:
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
+    """Token ids of `text` as it is: after the BOS that the tokenizer adds, unless it begins so; without an EOS."""
+    ids = _encode(tokenizer, text)
+    sample = _encode(tokenizer, "a")
+    added = tuple(tokenizer("a", verbose=False)["input_ids"])
+    start = next(n for n in range(len(added)) if added[n : n + len(sample)] == sample)
+    return ids if ids[:start] == added[:start] else added[:start] + ids
+
+
+def split_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools = ()
+) -> tuple[Ids, Ids]:
     """Token ids of the prompt, and of the response: the last message, with the template's end of turn.
 
-    The boundary is the end of the template's own prompt for the messages before, never a word that is searched.
-    Raises InputError where the template writes anything else in its place, or a token spans the boundary.
+    The boundary is the end of the template's own prompt for the messages before, never a word that is searched. A
+    response that ends with an end of turn gets no second one. Raises InputError where the template writes anything
+    else in its place, leaves out a part of the response, or a token spans the boundary.
     """
-    if not messages or messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
+    if not messages or messages[-1]["role"] != "assistant" or not _said(messages[-1]):
         raise InputError("The last message is no response; it must be the assistant's, and text that is not empty.")
     *asked, answered = messages
     if chat is None:
+        _need_no_template({**_said(answered), "content": None, "tools": tools})
         prompt = Problem(tuple(asked), None).text
         whole = prompt + answered["content"]
+        prompt_ids, ids = encode_text(tokenizer, prompt), encode_text(tokenizer, whole)
     else:
-        prompt = _templated(tokenizer, asked, chat, prompt=True)
-        whole = _templated(tokenizer, messages, chat, prompt=False)
-        end = _check_verbatim(whole, prompt, answered["content"])
-        whole = whole[:end] + whole[end:].rstrip()  # after the end of turn templates write a newline, models nothing
-    prompt_ids = _encode(tokenizer, prompt, special=chat is None)
-    ids = _encode(tokenizer, whole, special=chat is None)
+        prompt = _prompt(tokenizer, asked, chat, tools)
+        whole = _whole(tokenizer, asked, answered, chat, tools, prompt)
+        prompt_ids, ids = _encode(tokenizer, prompt), _encode(tokenizer, whole)
     if not prompt_ids or ids[: len(prompt_ids)] != prompt_ids:
         raise InputError(
             f"A token spans the end of the prompt {prompt[-20:]!r} and the start of the response "
@@ -55,22 +74,95 @@ def split_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messag
 
 def split_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]:
     """Token ids of a text without a prompt: its first token, and all others. Raises InputError if there is no other."""
-    ids = _encode(tokenizer, text, special=True)
+    ids = encode_text(tokenizer, text)
     if len(ids) < 2:
         raise InputError(f"The text {text!r:.40} is {len(ids)} token(s) long; 2 or more are needed to predict one.")
     return ids[:1], ids[1:]
 
 
-def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, prompt: bool) -> str:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The special tokens, also those that only tokenizer.json marks as such, as Gemma's `<end_of_turn>`."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(token for token, piece in added if piece.special)}
+
+
+def _said(answered: Message) -> Mapping[str, Any]:
+    """What a response consists of, by the key of its message."""
+    message = cast(Mapping[str, Any], answered)
+    return {key: message[key] for key in (*REASONING, "content", "tool_calls") if message.get(key)}
+
+
+def _need_no_template(parts: Mapping[str, Any]) -> None:
+    for key, value in parts.items():
+        if value:
+            raise InputError(f"'{key}' can only be written by a chat template; leave out --chat-template none.")
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools) -> str:
+    """What the template writes up to the response. Raises InputError for a question that is a rendered prompt."""
+    rendered = _templated(tokenizer, messages, chat, tools, prompt=True)
+    questions = [message["content"].strip() for message in messages if message["role"] == "user"]
+    if not questions or questions[-1] not in rendered:
+        return rendered
+    bos = str(tokenizer.bos_token or "")
+    before, _, after = rendered.rpartition(questions[-1])
+    before, question = before.removeprefix(bos), questions[-1].removeprefix(bos).lstrip()
+    pieces = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
+    special = re.compile("|".join([*map(re.escape, pieces), CONTROL]))
+    marks = list(special.finditer(before))
+    begins = marks[0].group() if marks else before.strip()  # the template's first mark, ...
+    opens = before[marks[-1].start() :].strip() if marks else begins  # ... its last before the question, ...
+    end = special.search(after)
+    closes = after[: end.end()].strip() if end else after.strip()  # ... and its first after the question
+    opened = question.find(opens)
+    if opens and closes and question.startswith(begins) and 0 <= opened < question.find(closes, opened + len(opens)):
+        raise InputError(
+            f"The text {question!r:.40} is a prompt that a chat template has written already, and would be templated "
+            "twice; give --chat-template none, or the question alone."
+        )
+    return rendered
+
+
+def _whole(
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Message],
+    answered: Message,
+    chat: Chat,
+    tools: Tools,
+    prompt: str,
+) -> str:
+    """Prompt, response and one end of turn; after that templates write a newline, models nothing."""
+    whole = _templated(tokenizer, [*asked, answered], chat, tools, prompt=False)
+    end = _check_verbatim(whole, prompt, answered)
+    turn_end, content = whole[end:].strip(), answered["content"].rstrip()
+    if turn_end and content.endswith(turn_end):
+        answered = cast(Message, {**answered, "content": content.removesuffix(turn_end)})
+        whole = _templated(tokenizer, [*asked, answered], chat, tools, prompt=False)
+        end = _check_verbatim(whole, prompt, answered)
+    elif tokenizer.eos_token and content.endswith(str(tokenizer.eos_token)):
+        return whole[:end].rstrip()
+    return whole[:end] + whole[end:].rstrip()
+
+
+def _templated(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools, prompt: bool
+) -> str:
     from jinja2 import TemplateError
 
     options = {**(chat or {}), "tokenize": False, "add_generation_prompt": prompt}
+    options["tools"] = [dict(tool) for tool in tools] or options.get("tools")
+    if tools:
+        template = tokenizer.get_chat_template(options.get("chat_template"), options["tools"])
+        if "tools" not in template:
+            raise InputError(
+                "The chat template leaves out 'tools'; give --chat-template FILE with one that writes them."
+            )
     if tokenizer.chat_template is None and "chat_template" not in options:
         raise InputError(
             "The tokenizer has no chat template; give one with --chat-template FILE, or --chat-template none."
         )
-    conversation = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
+        conversation: Any = [dict(message) for message in messages]
         return str(tokenizer.apply_chat_template(conversation, **options))
     except (TemplateError, ValueError) as error:
         raise InputError(
@@ -78,17 +170,23 @@ def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
         ) from error
 
 
-def _check_verbatim(whole: str, prompt: str, response: str) -> int:
+def _check_verbatim(whole: str, prompt: str, answered: Message) -> int:
     """Where the response ends in `whole`, which must be the prompt, then the response, then the end of turn.
 
-    Around the response a template may add or trim white space, as Mistral's and Llama's do. Raises InputError.
+    Around the response a template may add or trim white space, as Mistral's and Llama's do, and around its reasoning
+    and tool calls whatever marks them. Raises InputError.
     """
-    answer = whole[len(prompt) :].lstrip()
-    if whole.startswith(prompt + response):
+    response, start = answered["content"], _after_reasoning(whole, prompt, answered)
+    answer = whole[start:].lstrip()
+    if start == len(prompt) and whole.startswith(prompt + response):
         return len(prompt + response)
+    if start > len(prompt):  # what marks the end of the reasoning
+        answer = answer[max(answer.find(response.strip()), 0) :]
     if whole.startswith(prompt) and response.strip() and answer.startswith(response.strip()):
         start = len(whole) - len(answer)
         return start + len(response if answer.startswith(response) else response.strip())
+    if start > len(prompt) and not response.strip():
+        return start
     expected = prompt + response
     same = next((end for end in range(len(expected)) if whole[end : end + 1] != expected[end]), len(expected))
     remedy = "trim the response, or --chat-template none"
@@ -102,6 +200,20 @@ def _check_verbatim(whole: str, prompt: str, response: str) -> int:
     )
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> Ids:
-    """Token ids of `text`; one that a template wrote has its special tokens already, Llama's would get two BOS."""
-    return tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+def _after_reasoning(whole: str, prompt: str, answered: Message) -> int:
+    """Where the content of the response may begin. Raises InputError for reasoning or tool calls that are left out."""
+    said, written = _said(answered), whole[len(prompt) :] if whole.startswith(prompt) else ""
+    calls = said.get("tool_calls", ())
+    key, end = next(((key, str(said[key]).strip()) for key in REASONING if key in said), ("", ""))
+    names = [str(call.get("function", call).get("name")) for call in calls]
+    if end not in written or any(name not in written for name in names):
+        raise InputError(
+            f"The chat template leaves out '{key if end not in written else 'tool_calls'}' of the response; give "
+            "--chat-template FILE with one that writes it, or give prompt_ids and response_ids."
+        )
+    return len(prompt) + (written.index(end) + len(end) if end else 0)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
+    """Token ids of `text`; one that a template wrote has its special tokens already."""
+    return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -27,7 +27,7 @@ from transformers import (
 from internal_policy import cells, files, marking, rows, tasks
 from internal_policy.errors import InputError
 from internal_policy.families import inside
-from internal_policy.prompts import Chat, Ids, encode_problem, split_messages, split_text
+from internal_policy.prompts import Chat, Ids, encode_problem, special_ids, split_messages, split_text
 from internal_policy.tasks import Message, Problem
 
 ROLLOUT_SCHEMA = pa.schema(
@@ -103,12 +103,6 @@ def pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     size = model.config.get_text_config().vocab_size
     wanted = [tokenizer.pad_token_id, *sorted(end_ids(model, tokenizer))]
     return next((token for token in wanted if token is not None and token < size), 0)
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The special tokens, also those that only tokenizer.json marks as such, as Gemma's `<end_of_turn>`."""
-    added = tokenizer.added_tokens_decoder.items()
-    return {*tokenizer.all_special_ids, *(token for token, piece in added if piece.special)}
 
 
 def _listed(ids: Any) -> list[int]:
@@ -273,8 +267,8 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
             messages = (*tasks.messages_of(values, "prompt"), answered)
         else:
             messages = tasks.messages_of(values, "messages")
-        split = split_messages(tokenizer, messages, chat)
-        problem, response = Problem(messages, None).text, messages[-1]["content"]
+        split = split_messages(tokenizer, messages, chat, tasks.tools_of(values))
+        problem, response = Problem(messages, None).text, None  # what is measured, not what the template trimmed
     elif isinstance(values.get("text"), str):
         split = split_text(tokenizer, values["text"])
     else:

@@ -113,15 +113,18 @@ def _cell(where: str, field: "pyarrow.Field", cell: "pyarrow.Scalar") -> Any:
 
 
 def shortest(value: Any, kind: "pyarrow.DataType") -> Any:
-    """`value` with its short floats as they were written: a float32 that Python has as 3.299999952316284 is 3.3."""
+    """`value` with its short floats as they were written: a float32 that Python has as 3.299999952316284 is 3.3.
+
+    Records are without the nulls that Arrow gives them for the keys of others.
+    """
     from pyarrow import types
 
-    if value is None or "float" not in str(kind):  # a long float is a double
+    if value is None or not any(name in str(kind) for name in ("float", "struct")):  # a long float is a double
         return value
     if types.is_floating(kind):
         return float(str(kind.to_pandas_dtype()(value)))
     if types.is_struct(kind):
-        return {field.name: shortest(value[field.name], field.type) for field in kind}
+        return {f.name: shortest(value[f.name], f.type) for f in kind if value[f.name] is not None}
     return [shortest(item, kind.value_type) for item in value] if types.is_list(kind) else value
 
 

@@ -1,12 +1,14 @@
 """Problems: what is asked, and the answer that it is marked by."""
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from internal_policy.errors import InputError
 from internal_policy.marking import boxed
@@ -22,7 +24,7 @@ LONGEST_ANSWER = 60
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation; it may hold more for the chat template, such as tool_calls."""
 
     role: str
     content: str
@@ -36,6 +38,8 @@ class Problem:
     """The conversation that asks it; one of them at least is the user's."""
     answer: str | None
     """What a right response has in its last box; None if it cannot be marked."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of the tools that the chat template tells the model of."""
 
     @property
     def text(self) -> str:
@@ -72,14 +76,15 @@ def read_problems(
             answer = answer_of(cell)
             if marked == "solution" and answer == str(cell).strip() and len(str(cell)) > LONGEST_ANSWER:
                 answer = None
-            problems.append(Problem(messages, answer))
+            problems.append(Problem(messages, answer, tools_of(row.values)))
     return problems
 
 
 def messages_of(values: Mapping[str, Any], column: str) -> tuple[Message, ...]:
     """The conversation in a cell: a list of chat messages, or text, which is one message of the user's.
 
-    Raises InputError if it is neither, or if the last thing the user says is empty.
+    Messages keep all of their keys, for the chat template. Raises InputError if the cell is neither, or if the last
+    thing the user says is empty.
     """
     cell = values.get(column)
     turns = [{"role": "user", "content": cell}] if isinstance(cell, str) else cell
@@ -87,11 +92,25 @@ def messages_of(values: Mapping[str, Any], column: str) -> tuple[Message, ...]:
         raise InputError(
             f"'{column}' holds {quoted(cell)}; expected is text, or a list of messages with a text role and content."
         )
-    messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
+    given = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
+    messages = tuple(cast(Message, {"content": "", **turn}) for turn in given)
     said = [message["content"] for message in messages if message["role"] == "user"]
     if not said or not said[-1].strip():
         raise InputError(f"'{column}' is empty ({quoted(cell)}); give the user's text, or remove the row.")
     return messages
+
+
+def tools_of(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The JSON schemas in the cell `tools` of a row, or in its JSON text. Raises InputError for anything else."""
+    cell = tools = values.get("tools")
+    if isinstance(cell, str) and cell:
+        with suppress(ValueError):
+            tools = json.loads(cell)
+    if not tools:
+        return ()
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise InputError(f"'tools' holds {quoted(cell)}; expected is a list of JSON schemas, or no such column.")
+    return tuple(tools)
 
 
 PRINTED = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?e[+-][0-9]{2,3}")
@@ -123,4 +142,7 @@ def _first(names: Iterable[str], columns: Sequence[str]) -> str | None:
 
 
 def _is_message(turn: Any) -> bool:
-    return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+        return False
+    more = any(value is not None for key, value in turn.items() if key not in ("role", "content"))
+    return isinstance(turn.get("content"), str) or (more and turn.get("content") is None)

@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from conftest import hook_count, tiny_model
+from tokenizers.processors import TemplateProcessing
 from trainer import Fixed, trainer, weights
 from transformers import HfArgumentParser, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -706,13 +707,23 @@ def test_after_an_error_the_model_is_as_it_was(tmp_path, tokenizer):
 # problems
 
 
-def test_prompts_are_tokenised_as_everywhere_else(tmp_path, tokenizer):
-    problem = Problem((Message(role="user", content="What is 2 + 2?"),), "4")
-    for chat in (None, {}):
-        run = trainer(tmp_path, tokenizer)
-        row = dataset_of([problem], chat)[0]
-        ids = run._tokenize_prompts([row["prompt"]])[0][0]
-        assert tuple(ids) == encode_problem(tokenizer, problem, chat)
+@pytest.mark.parametrize("chat", [None, {}])
+def test_prompts_are_tokenised_as_everywhere_else(tmp_path, either, chat):
+    ends = copy.deepcopy(either)
+    begin, end = ("<s>", "</s>") if either.bos_token else ("<|bos|>", "<|im_end|>")
+    pairs = [(name, either.convert_tokens_to_ids(name)) for name in (begin, end)]
+    ends.backend_tokenizer.post_processor = TemplateProcessing(f"{begin} $A {end}", special_tokens=pairs)
+    run = trainer(tmp_path, ends, tiny_model("llama"))
+    problem = Problem((cast(Message, {"role": "user", "content": "What is 2 + 2?", "name": "Mia"}),), "4")
+    row = dataset_of([problem, Problem((Message(role="user", content="3 + 4?"),), "7")], chat)[1]
+    ids = run._tokenize_prompts([row["prompt"]])[0][0]
+    assert tuple(ids) == encode_problem(ends, Problem((Message(role="user", content="3 + 4?"),), "7"), chat)
+
+
+def test_problems_with_tools_are_refused():
+    problem = Problem((Message(role="user", content="2 + 2?"),), "4", ({"name": "add"},))
+    with pytest.raises(InputError, match="Problem 1 has 'tools'"):
+        dataset_of([problem], {})
 
 
 def test_training_ends_responses_where_generate_does(tmp_path, tokenizer):

@@ -331,7 +331,8 @@ def test_no_response_is_ever_cut_silently(r1, template, pieces):
         _, ids = split_messages(r1, answered("3 + 4?", response), {"chat_template": template})
     except InputError:
         return
-    assert r1.decode(ids) == response + EOS
+    ended = response.rstrip()  # with an end of turn it gets no second
+    assert r1.decode(ids) == (ended if ended.endswith(EOS) else response + EOS)
 
 
 # OctoThinker: a base model, whose tokenizer adds a BOS and has no chat template

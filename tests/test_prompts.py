@@ -1,6 +1,7 @@
 """A problem is put to the model as its chat template says, and the prompt of a text told from the response."""
 
 import copy
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,27 @@ from internal_policy.prompts import encode_problem, split_messages, split_text
 from internal_policy.tasks import Message, Problem
 
 PROBLEM = Problem((Message(role="user", content="What is 3 + 4?"),), None)
+LLAMA3 = (
+    "{% set loop_messages = messages %}{% for m in loop_messages %}{{ '<|bos|>' if loop.first }}"
+    "<|im_start|>{{ m.role }}<|endoftext|>\n\n{{ m.content | trim }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant<|endoftext|>\n\n{% endif %}"
+)
+USER = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+"""Without special tokens, as Vicuna's."""
+THINKS = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content and loop.last %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    "{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Writes the reasoning of the last turn, and tools, as Qwen3's."""
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": None}}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "default": None}}}
 QWEN3 = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
@@ -54,6 +76,96 @@ def test_without_a_template_the_prompt_is_the_text(tokenizer):
 def test_a_prompt_never_begins_with_two_bos(tokenizer, chat):
     ids = encode_problem(with_bos(tokenizer), PROBLEM, chat)
     assert (ids[0], ids.count(0)) == (0, 1)
+
+
+def with_ends(tokenizer):
+    """A tokenizer that adds a BOS before and an EOS after what it is given, as with `add_eos_token`."""
+    from tokenizers.processors import TemplateProcessing
+
+    changed = copy.deepcopy(tokenizer)
+    begins, ends = ("<s>", "</s>") if "<s>" in tokenizer.get_vocab() else ("<|bos|>", "<|im_end|>")
+    pairs = [(name, tokenizer.convert_tokens_to_ids(name)) for name in (begins, ends)]
+    changed.backend_tokenizer.post_processor = TemplateProcessing(f"{begins} $A {ends}", special_tokens=pairs)
+    return changed
+
+
+@pytest.mark.parametrize("chat", [{}, None])
+def test_a_prompt_never_ends_with_an_eos(either, chat):
+    changed = with_ends(either)
+    plain = changed("What is 3 + 4?", add_special_tokens=False)["input_ids"]
+    assert changed("What is 3 + 4?")["input_ids"][-1] == either.eos_token_id
+    ids = encode_problem(changed, PROBLEM, chat)
+    assert ids == (encode_problem(either, PROBLEM, {}) if chat == {} else (changed("a")["input_ids"][0], *plain))
+
+
+def test_a_text_gets_no_eos(either):
+    _, response_ids = split_text(with_ends(either), "What is 3 + 4?")
+    assert response_ids[-1] != either.eos_token_id
+
+
+def rendered(tokenizer, messages, prompt):
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+
+
+def test_a_rendered_transcript_is_read_as_its_messages_are(tokenizer, sentencepiece):
+    for case in (with_bos(tokenizer), with_ends(with_bos(tokenizer)), sentencepiece, with_ends(sentencepiece)):
+        messages = conversation("What is 3 + 4?", "7 + 5")
+        prompt_ids, response_ids = split_messages(case, messages, {})
+        begin, rest = split_text(case, rendered(case, messages, False).rstrip())
+        assert begin + rest == prompt_ids + response_ids
+        assert begin == (case.convert_tokens_to_ids("<s>" if case.bos_token else "<|bos|>"),)
+
+
+def test_a_rendered_prompt_without_a_template_is_read_as_its_messages_are(tokenizer, sentencepiece):
+    for case in (with_bos(tokenizer), sentencepiece):
+        prompt = rendered(case, list(PROBLEM.messages), True)
+        ids = encode_problem(case, Problem((Message(role="user", content=prompt),), None), None)
+        assert ids == encode_problem(case, PROBLEM, {})
+        split = split_messages(case, conversation(prompt, " 7 + 5"), None)
+        assert split[0] == ids
+
+
+@pytest.mark.parametrize("template", [None, "<|bos|>", QWEN3, R1, LLAMA3, USER])
+@pytest.mark.parametrize("system", [False, True])
+def test_a_rendered_prompt_under_a_template_is_refused_with_the_remedy(either, template, system):
+    case = either
+    if template:
+        case = with_template(either, either.chat_template if template == "<|bos|>" else template)
+    system = [{"role": "system", "content": "Box the answer."}] if system and template not in (None, USER) else []
+    prompt = rendered(case, [*system, *PROBLEM.messages], True)
+    for text in (prompt, prompt.strip(), prompt.removeprefix(case.bos_token or "")):
+        with pytest.raises(InputError, match="would be templated twice; give --chat-template none"):
+            encode_problem(case, Problem((Message(role="user", content=text),), None), {})
+        with pytest.raises(InputError, match="would be templated twice; give --chat-template none"):
+            split_messages(case, conversation(text, "7"), {})
+
+
+@pytest.mark.parametrize(
+    "text", ["What does [INST] mean?", "[INST]", "<|im_start|>user", "user: a", "<|im_end|> ends <|im_start|>user\n"]
+)
+def test_a_question_about_templates_is_no_rendered_prompt(either, text):
+    for template in (either.chat_template, LLAMA3, USER):
+        case = with_template(either, template)
+        assert encode_problem(case, Problem((Message(role="user", content=text),), None), {})
+
+
+@pytest.mark.parametrize("after", ["", "\n"])
+def test_a_response_that_ends_with_the_end_of_turn_gets_no_second(either, after):
+    end = either.eos_token
+    split = split_messages(either, conversation("3 + 4?", f"7{end}{after}"), {})
+    assert split == split_messages(either, conversation("3 + 4?", "7"), {})
+    assert split[1].count(either.eos_token_id) == 1
+
+
+def test_a_response_that_ends_with_another_end_keeps_it_alone(tokenizer):
+    changed = with_template(tokenizer, tokenizer.chat_template)
+    changed.eos_token = "<|endoftext|>"
+    _, ids = split_messages(changed, conversation("3 + 4?", "7<|endoftext|>"), {})
+    assert changed.decode(ids) == "7<|endoftext|>"
+
+
+def test_a_response_of_an_end_of_turn_alone_is_one_token(tokenizer):
+    assert split_messages(tokenizer, conversation("3 + 4?", "<|im_end|>"), {})[1] == (tokenizer.eos_token_id,)
 
 
 def test_the_templates_arguments_reach_it(tokenizer):
@@ -150,3 +262,54 @@ def test_a_text_of_one_token_is_refused(tokenizer):
 
 
 # generation
+
+
+# more than a role and a content
+
+
+def more(message, **keys) -> Any:
+    return {**message, **keys}
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_the_reasoning_of_a_response_is_measured(tokenizer, key):
+    asked, answered = conversation("3 + 4?", "It is 7")
+    split = split_messages(with_template(tokenizer, THINKS), [asked, more(answered, **{key: "3, then 4"})], {})
+    assert tokenizer.decode(split[1]) == "<think>\n3, then 4\n</think>\n\nIt is 7<|im_end|>"
+
+
+def test_the_tool_calls_of_a_response_are_measured(tokenizer):
+    asked, answered = conversation("3 + 4?", "")
+    _, ids = split_messages(with_template(tokenizer, THINKS), [asked, more(answered, tool_calls=[CALL])], {})
+    written = '<tool_call>{"name": "add", "arguments": {"a": 3, "b": null}}</tool_call><|im_end|>'
+    assert tokenizer.decode(ids) == written
+
+
+@pytest.mark.parametrize("chat", [{}, None])
+@pytest.mark.parametrize(
+    ("key", "value"), [("reasoning_content", "3, then 4"), ("reasoning", "3, then 4"), ("tool_calls", [CALL])]
+)
+def test_a_part_of_the_response_that_nothing_writes_is_named(tokenizer, chat, key, value):
+    asked, answered = conversation("3 + 4?", "It is 7")
+    with pytest.raises(InputError, match=f"'{key}'"):
+        split_messages(tokenizer, [asked, more(answered, **{key: value})], chat)
+
+
+def test_tools_reach_the_template(tokenizer):
+    problem = Problem(PROBLEM.messages, None, (TOOL,))
+    text = tokenizer.decode(encode_problem(with_template(tokenizer, THINKS), problem, {}))
+    assert '{"name": "add", "parameters": {"type": "object", "default": null}}' in text
+
+
+@pytest.mark.parametrize("chat", [{}, None])
+def test_tools_that_nothing_writes_are_named(tokenizer, chat):
+    with pytest.raises(InputError, match="'tools'"):
+        encode_problem(tokenizer, Problem(PROBLEM.messages, None, (TOOL,)), chat)
+
+
+def test_earlier_turns_reach_the_template_whole(tokenizer):
+    template = "{% for m in messages %}{{ m.role }} {{ m.name }}{{ m.content }}{% endfor %}"
+    turns = (more(PROBLEM.messages[0], content=" asks", name="Mia"),)
+    assert tokenizer.decode(encode_problem(with_template(tokenizer, template), Problem(turns, None), {})) == (
+        "user Mia asks"
+    )

@@ -314,3 +314,30 @@ def test_a_solution_without_an_answer_marks_nothing(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps({"problem": "1 + 1?", "solution": "We add one to one, " * 9}))
     assert read_problems(str(path))[0].answer is None
+
+
+def test_messages_keep_the_keys_that_a_template_may_use(tmp_path):
+    calls = [{"type": "function", "function": {"name": "add", "arguments": given}} for given in ({"a": 3}, {"b": 4})]
+    turns = [
+        {"role": "user", "content": "3 + 4?", "name": "Mia"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "user", "content": "Go on"},
+    ]
+    pq.write_table(pa.Table.from_pylist([{"prompt": turns}]), tmp_path / "p.parquet")
+    for path in (written(tmp_path / "p.jsonl", {"prompt": turns}), str(tmp_path / "p.parquet")):
+        (problem,) = read_problems(path)
+        assert list(problem.messages) == [turns[0], {**turns[1], "content": ""}, turns[2]]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_the_tools_of_a_row_belong_to_the_problem(tmp_path, as_text):
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    row = {"prompt": "3 + 4?", "tools": json.dumps(tools) if as_text else tools}
+    (problem,) = read_problems(written(tmp_path / "p.jsonl", row))
+    assert problem.tools == tuple(tools)
+
+
+@pytest.mark.parametrize("tools", ["a hammer", 3, ["add"]])
+def test_tools_that_are_no_schemas_are_refused(tmp_path, tools):
+    with pytest.raises(InputError, match=r"line 1: 'tools' holds .* expected is a list of JSON schemas"):
+        read_problems(written(tmp_path / "p.jsonl", {"prompt": "3 + 4?", "tools": tools}))
