@@ -1,7 +1,5 @@
 """What the commands that draw do: one figure, a report, the dashboard."""
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from urllib.parse import urlencode
 
@@ -50,15 +48,18 @@ def dashboard(asked: options.Dashboard) -> None:
     progress.note(
         f"http://127.0.0.1:{asked.port}/{'?' + urlencode({'scan': folder}) if folder else ''} (Ctrl-C ends it)"
     )
-    command = [sys.executable, "-m", "streamlit", "run", str(bundle.APP / "main.py"), "--server.port", str(asked.port)]
-    process = subprocess.Popen(command)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # how a server is ended
-        process.wait()
+    from click import Abort
+    from streamlit.web import cli
+
+    try:  # in this process, so that the server ends with it, whatever ends it
+        cli.main(["run", str(bundle.APP / "main.py"), "--server.port", str(asked.port)], standalone_mode=False)
+    except Abort:  # what click makes of Ctrl-C, which is how a server is ended
         return
-    if code:
-        raise InputError(f"The dashboard did not start on port {asked.port}; is the port in use? Try another --port.")
+    except SystemExit as error:
+        if error.code:
+            raise InputError(
+                f"The dashboard did not start on port {asked.port}; is the port in use? Try another --port."
+            ) from error
 
 
 def _view(name: str, asked: options.ViewOptions) -> View:

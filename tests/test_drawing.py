@@ -3,8 +3,14 @@
 import json
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -153,3 +159,49 @@ def test_drawing_without_plotly_says_what_to_install(tmp_path):
         )
         assert done.returncode == 2
         assert "pip install 'internal-policy[app]'" in done.stderr
+
+
+@contextmanager
+def dashboard(folder: Path) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A dashboard that answers, and its port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "internal_policy", "dashboard", "--port", str(port)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        while not answers(port):
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"])
+def test_a_dashboard_that_is_ended_leaves_no_server_behind(name, tmp_path):
+    with dashboard(tmp_path) as (process, port):
+        process.send_signal(getattr(signal, name))
+        process.wait(60)
+        assert not answers(port)
+        assert process.returncode == (0 if name == "SIGINT" else -getattr(signal, name))
+
+
+def test_a_port_that_is_taken_is_one_sentence():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "internal_policy", "dashboard", "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"error: The dashboard did not start on port {port}" in done.stderr
+    assert "Traceback" not in done.stderr
