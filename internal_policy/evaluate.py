@@ -1,4 +1,4 @@
-"""Avg@K and Pass@k: how many responses are right, and how many problems at least one of k responses solves."""
+"""Avg@K and Pass@k: which responses are correct, and how many problems at least one of k responses solves."""
 
 from collections.abc import Sequence
 
@@ -33,6 +33,24 @@ def avg_at_k(n: int, c: int) -> float:
 def ks(samples: int) -> list[int]:
     """The k that Pass@k is given for: 1, 2, 4, ... and the number of samples itself."""
     return sorted({2**power for power in range(samples.bit_length())} | {samples})
+
+
+def correct(rewards: pd.Series) -> pd.Series:
+    """Which responses are correct: those with a reward of 1 or more. One that was not marked is not."""
+    return rewards.astype(float) >= 1
+
+
+def outcome(rewards: pd.Series) -> tuple[str, str] | None:
+    """What there is to say of rewards: the share of correct responses where all are 0 or 1, else the mean reward.
+
+    The name of the number and the number, or None where no response was marked.
+    """
+    marked = rewards.dropna().astype(float)
+    if not len(marked):
+        return None
+    if marked.isin([0, 1]).all():
+        return "correct", f"{correct(marked).mean():.1%}"
+    return "mean reward", f"{(marked / len(marked)).sum():.3g}"  # divided first: huge rewards have no sum
 
 
 def curves(right: Sequence[int], samples: int) -> pd.DataFrame:

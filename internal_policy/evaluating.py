@@ -104,7 +104,7 @@ def curves_of(sets: Mapping[str, pd.DataFrame], samples: int, label: str) -> pd.
     """
     found = []
     for name, rows in sets.items():
-        right = rows["reward"].to_numpy().reshape(-1, samples).sum(1).astype(int).tolist()
+        right = evaluate.correct(rows["reward"]).to_numpy().reshape(-1, samples).sum(1).tolist()
         named = label if len(sets) == 1 else f"{label}, {name}"
         found.append(evaluate.curves(right, samples).assign(label=named, problems=name))
     return pd.concat(found, ignore_index=True)[["label", "problems", "k", "mean", "low", "high"]]

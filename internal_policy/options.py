@@ -346,7 +346,7 @@ class ViewOptions:
     readout: Text = None
     """raw, norm or tuned; by default the first that was measured."""
     outcome: Literal["all", "correct", "incorrect"] = "all"
-    """Which responses, by their reward."""
+    """Which responses: those with a reward of 1 or more are correct."""
     positions: Text = None
     """Window of the responses' tokens, from 0, such as 0-99 or 100-; by default all."""
 

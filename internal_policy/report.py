@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from internal_policy import analysis, cache, figures, look, view
+from internal_policy import analysis, cache, evaluate, figures, look, view
 from internal_policy.errors import InputError
 from internal_policy.figures import Choice
 from internal_policy.view import View
@@ -49,12 +49,12 @@ def report(views: Sequence[View]) -> str:
 
 def _scan(one: View) -> dict[str, Any]:
     about = view.about(one)
-    reward = view.rollouts(one)["reward"].dropna()
+    outcome = evaluate.outcome(view.rollouts(one)["reward"])
     record = cache.record(one.folder)
     return {
         "about": about,
         "caption": look.caption(about),
-        "right": float((reward >= 1).mean()) if len(reward) else None,
+        "outcome": outcome and " ".join(reversed(outcome) if outcome[0] == "correct" else outcome),
         "targets": _targets(one),
         "figures": {called: _figure(name, [one], choice) for called, (name, choice) in SECTIONS.items()},
         "table": _table(one),

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import analysis, cache, view
+from internal_policy import analysis, cache, evaluate, view
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
         out.print(_entropies(frame, record, chosen))
     if suggested:
         out.print(analysis.target_in_words(suggested))
-    marked = rollouts["reward"].dropna()
-    solved = f", {marked.mean():.0%} of them right" if len(marked) else ""
+    solved = _outcome(rollouts["reward"])
     unfinished = float((~rollouts["finished"]).mean())
     sampled = record["asked"].get("rollouts") is None
     cut = f", {unfinished:.0%} cut at the length limit" if unfinished and sampled else ""
@@ -84,6 +83,15 @@ def _suggested(layers: pd.DataFrame) -> dict[str, Any] | None:
     """The target layer with its runner-up; None where the FFN's entropy change was not measured."""
     changes = analysis.changes(layers[layers["site"].isin(analysis.CHANGES["mlp"])])
     return analysis.suggestion(changes) if len(changes) else None
+
+
+def _outcome(rewards: pd.Series) -> str:
+    """How responses were marked, as part of a sentence; empty where none was."""
+    found = evaluate.outcome(rewards)
+    if found is None:
+        return ""
+    name, value = found
+    return f", {value} of them correct" if name == "correct" else f", {name} {value}"
 
 
 def _entropies(frame: pd.DataFrame, record: Mapping[str, Any], readout: str) -> Table:
@@ -144,7 +152,7 @@ def rollouts(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: bool
         return
     first = written[0]
     out.print(f"{escape(first.problem)}\n→ {escape(first.response)}\n", emoji=False)
-    right = f", {found['reward']:.1%} of them right" if marks else ""
+    right = _outcome(pd.Series(marks, dtype=float))
     out.print(
         f"{len(written)} responses from the policy at {at}{right}, {found['finished']:.1%} ended by themselves; "
         f"{found['tokens']:,} tokens."

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
-from internal_policy import cache
+from internal_policy import cache, evaluate
 from internal_policy.errors import InputError
 
 Outcome = Literal["all", "correct", "incorrect"]
-"""Which rollouts: those whose reward is 1 or more are correct."""
+"""Which rollouts, by `evaluate.correct`; one that was not marked is neither correct nor incorrect."""
 WORDS = {"raw": "raw hidden states", "norm": "through the final norm"}
 """What a readout is called for people."""
 NOT_MEASURES = ("topk_ids", "topk_probs")
@@ -86,8 +86,8 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
     stop = length if view.last is None else np.minimum(length, view.last + 1)
     found["tokens"] = np.maximum(stop - view.first, 0).astype(int)
     if view.outcome != "all":
-        correct = found["reward"].astype(float)
-        found = found[correct >= 1 if view.outcome == "correct" else correct < 1]
+        correct = evaluate.correct(found["reward"])
+        found = found[correct if view.outcome == "correct" else ~correct & found["reward"].notna()]
     found = found[found["tokens"] > 0]
     if not len(found):
         raise InputError(

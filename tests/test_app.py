@@ -86,6 +86,27 @@ def test_every_page_draws_its_figures(page, n):
     assert not refusals(app)
 
 
+def rewarded(folder: Path, rewards: list[float]) -> None:
+    record = cache.record(folder)
+    for path in cache.parts(folder, "rollouts"):
+        table = pq.read_table(path)
+        column = pa.array((rewards * len(table))[: len(table)], pa.float64())
+        cache.write_table(path, table.set_column(table.schema.get_field_index("reward"), "reward", column))
+        record["files"][path.name] = files.fingerprint(path)
+    rewrite(folder, files=record["files"])
+
+
+@pytest.mark.parametrize(
+    ("rewards", "fact", "said"),
+    [([1.0, 0.0], ("Correct", "50.0%"), "correct"), ([-0.5, 0.25], ("Mean reward", "-0.125"), "reward -0.5")],
+)
+def test_rewards_are_shown_as_correct_only_where_they_are_0_or_1(copied, rewards, fact, said):
+    rewarded(copied, rewards)
+    facts = {metric.label: metric.value for metric in opened(scan=str(copied)).metric}
+    assert facts.get(fact[0]) == fact[1]
+    assert any(f"{said} · " in text for text in texts(opened("tokens", scan=str(copied))))
+
+
 def test_the_bundled_scan_opens_where_there_is_no_other():
     assert opened().text_input(key="scan").value == "demo-qwen3"
 

@@ -4,12 +4,13 @@ from itertools import combinations, pairwise
 from math import comb, isnan
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from internal_policy.errors import InputError
-from internal_policy.evaluate import avg_at_k, curves, ks, pass_at_k
+from internal_policy.evaluate import avg_at_k, correct, curves, ks, outcome, pass_at_k
 
 
 @st.composite
@@ -80,3 +81,24 @@ def test_one_problem_has_no_interval_and_none_is_refused():
     assert all(map(isnan, curves([1], 2)["low"]))
     with pytest.raises(InputError, match="no problems"):
         curves([], 2)
+
+
+def test_a_response_is_correct_where_its_reward_is_1_or_more():
+    rewards = pd.Series([-1.0, 0.0, 0.5, 1.0, 2.0, None])
+    assert correct(rewards).tolist() == [False, False, False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "said"),
+    [
+        ([1.0, 0.0, 1.0, None], ("correct", "66.7%")),
+        ([True, False], ("correct", "50.0%")),
+        ([-1.0, 0.0], ("mean reward", "-0.5")),
+        ([0.25, 0.5, None], ("mean reward", "0.375")),
+        ([1e308, 1e308], ("mean reward", "1e+308")),
+        ([None, None], None),
+        ([], None),
+    ],
+)
+def test_rewards_are_told_as_a_share_only_where_they_are_0_or_1(rewards, said):
+    assert outcome(pd.Series(rewards, dtype=object)) == said

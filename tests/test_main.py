@@ -501,6 +501,20 @@ def test_scans_are_listed_shown_and_exported(asked, here, capsys):
     assert len(json.loads(str(exported["resid_post.topk_ids"].dropna().iloc[0]))) == 5
 
 
+@pytest.mark.parametrize(("rewards", "said"), [([-1, 0.5], ", mean reward -0.25"), ([1, 0], ", 50.0% of them correct")])
+def test_show_gives_the_mean_reward_where_rewards_are_not_0_or_1(rewards, said, here, capsys):
+    rows = [{"prompt": "1 + 1?", "response": "2", "reward": reward} for reward in rewards]
+    (here / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["scan", "--rollouts", "r.jsonl", "--layers", "0", "--sites", "resid_post"]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_generating_gives_the_mean_reward_where_rewards_are_not_0_or_1(folder, problems, here, capsys, monkeypatch):
+    monkeypatch.setattr("internal_policy.marking.reward", lambda *_: -0.5)
+    assert main(["generate", "--model", str(folder), "--problems", str(problems), "--max-new-tokens", "2"]) == 0
+    assert ", mean reward -0.5, " in capsys.readouterr().out
+
+
 def test_show_names_the_target_layer_its_interval_and_the_runner_up(here, capsys):
     assert main(["show", "demo-qwen3"]) == 0
     said = "Target layer: 6, the last whose FFN raises entropy significantly (+2.34 nats, 2.04 to 2.55, with 95 %"

@@ -5,6 +5,8 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from internal_policy import analysis, bundle, cache, files
@@ -76,6 +78,23 @@ def test_a_window_says_how_many_tokens_it_holds():
     assert found.tokens == int(np.clip(lengths - 30, 0, 20).sum())
     assert found.rollouts == int((lengths > 30).sum())
     assert found.which == "positions 30 to 49"
+
+
+def rewarded(folder, rewards) -> None:
+    """Give the rollouts of a scan other rewards; its record says so."""
+    record = json.loads((folder / cache.RECORD).read_text())
+    for path in cache.parts(folder, "rollouts"):
+        table = pq.read_table(path)
+        column = pa.array((rewards * len(table))[: len(table)], pa.float64())
+        cache.write_table(path, table.set_column(table.schema.get_field_index("reward"), "reward", column))
+        record["files"][path.name] = files.fingerprint(path)
+    (folder / cache.RECORD).write_text(json.dumps(record))
+
+
+def test_responses_that_were_not_marked_are_neither_correct_nor_incorrect(copied):
+    rewarded(copied, [1.0, 0.5, None, -1.0])
+    counts = {outcome: about(View(copied, outcome=outcome)).rollouts for outcome in ("all", "correct", "incorrect")}
+    assert counts == {"all": 20, "correct": 5, "incorrect": 10}
 
 
 def test_correct_and_incorrect_responses_are_all_of_them():

@@ -8,7 +8,7 @@ import show
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from internal_policy import analysis, cache, plots
+from internal_policy import analysis, cache, evaluate, plots
 from internal_policy.analysis import Average
 from internal_policy.view import View
 
@@ -63,11 +63,11 @@ def page(looked: View, average: Average) -> None:
 
 def numbers(looked: View) -> DeltaGenerator:
     """The key facts; returns the place for one more."""
-    about, rewards = scans.about(looked), scans.rollouts(looked)["reward"].astype(float)
+    about, rewards = scans.about(looked), scans.rollouts(looked)["reward"]
     facts = {"Layers": f"{about.n_layers}", "Rollouts": f"{about.rollouts:,}", "Tokens": f"{about.tokens:,}"}
     facts["Vocabulary"] = f"{about.d_vocab:,}"
-    if rewards.notna().any():
-        facts["Correct"] = f"{(rewards >= 1).sum() / rewards.notna().sum():.0%}"
+    if found := evaluate.outcome(rewards):
+        facts[found[0].capitalize()] = found[1]
     *columns, last = st.columns(len(facts) + 1)
     for column, (name, value) in zip(columns, facts.items(), strict=True):
         column.metric(name, value)

@@ -63,7 +63,7 @@ def marked(reward: float | None) -> str:
     """A reward in words."""
     if reward is None or pd.isna(reward):
         return "not marked"
-    return "correct" if reward >= 1 else "incorrect"
+    return {0.0: "incorrect", 1.0: "correct"}.get(reward, f"reward {reward:.3g}")
 
 
 @st.fragment
