@@ -19,6 +19,8 @@ TILE_ROWS, TILE_VOCAB = 512, 2048
 """Hidden states and vocabulary entries of one product: its logits stay in the processor's cache."""
 LOWEST = -80.0
 """Logits further below the largest count as this far: exp is many times slower where it underflows."""
+EXTREMES = 1e-15, 1e15
+"""Norms beyond which the squares of their parts may underflow or overflow float32."""
 EMPTY = -1e30
 """The maximum of no logits; finite, so that merging with it gives no NaN."""
 GROUP = 64
@@ -39,8 +41,24 @@ def entropy(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
 
 
 def norm(hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
-    """Euclidean length of a hidden state, in float32 or better."""
-    return torch.linalg.vector_norm(hidden, dim=-1, dtype=precision(hidden.dtype))
+    """Euclidean length of a hidden state, in float32 or better; no square underflows or overflows."""
+    found = torch.linalg.vector_norm(hidden, dim=-1, dtype=precision(hidden.dtype))
+    extreme = (found < EXTREMES[0]) | (found > EXTREMES[1])
+    if extreme.any():
+        rows = hidden[extreme].to(found.dtype)
+        largest = rows.abs().amax(-1)
+        length = largest * torch.linalg.vector_norm(rows / largest.unsqueeze(-1), dim=-1)
+        found = found.masked_scatter(extreme, torch.where((largest > 0) & largest.isfinite(), length, largest))
+    return found
+
+
+def scale_to(lengths: Float[Tensor, "scaled pos"], outputs: Float[Tensor, "scaled pos"]) -> Float[Tensor, "scaled pos"]:
+    """What brings outputs of these norms to other lengths, for the norm control.
+
+    An output of 0 has no direction. It stays 0 whatever it is multiplied by, so its scale is 1: its policy is uniform,
+    with entropy ln V.
+    """
+    return torch.where(outputs == 0, 1, lengths / outputs)
 
 
 def cosine(hidden: Float[Tensor, "*batch d_model"], stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
@@ -59,6 +77,7 @@ class Moments:
     def add(self, u: Float[Tensor, "points pos tile"], shrink: Float[Tensor, "points pos"], out: Tensor) -> Tensor:
         """Take in a tile; the maximum has risen by -`shrink` since the last. Overwrites `u`. Returns e^u, in `out`."""
         weights = torch.exp(u.clamp_(min=LOWEST), out=out)
+        shrink = shrink.clamp(min=LOWEST)  # a large scale times EMPTY is -inf
         fade = shrink.exp()
         self.t = fade * (self.t + self.s * shrink) + (u.mul_(weights)).sum(-1)
         self.s = fade * self.s + weights.sum(-1)
@@ -184,13 +203,15 @@ def measure(
 
     `hidden[0]` was read at FINAL, whose policy is the one that `kl` compares with; `targets` are the tokens that came.
     `scale` belongs to `hidden[1 : 1 + scaled]`: `entropy_at_input_norm` is the entropy with these states times that
-    number (NaN at the other points). Entropies and `kl` are in nats, `rank` 1 is the most likely token. Logits that
-    lie within the rounding bound of the token's own, 2 eps |hidden| |row|, tie with it. A policy that is NaN has NaN
-    numbers.
+    number (NaN at the other points); as it grows, this becomes ln of how many tokens share the largest logit. Entropies
+    and `kl` are in nats, `rank` 1 is the most likely token. Logits that lie within the rounding bound of the token's
+    own, 2 eps |hidden| |row|, tie with it. A policy that is NaN has NaN numbers.
     Memory does not grow with the vocabulary: logits exist a tile at a time, in float32 or better. Time: one product.
     """
     if not set(measures) & FROM_LOGITS:
         return {}
+    if scale is not None:
+        scale = scale.clamp(max=torch.finfo(scale.dtype).max)  # 0 times infinity would be NaN
     points, positions, d_model = hidden.shape
     step = max(1, TILE_ROWS // positions)
     scaled = 0 if scale is None or "entropy_at_input_norm" not in measures else len(scale)
@@ -244,7 +265,7 @@ def numbers(
     module's output and of the stream that it is added to.
     """
     norms = norm(hidden)
-    scale = norms[list(inputs)] / norms[1 : 1 + len(inputs)] if inputs else None
+    scale = scale_to(norms[list(inputs)], norms[1 : 1 + len(inputs)]) if inputs else None
     measured = measure(states, weight, targets, scale=scale, head=head, measures=measures, top_k=top_k, product=product)
     cosines = torch.full_like(norms, torch.nan)
     for module, stream in streams:

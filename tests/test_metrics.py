@@ -637,3 +637,50 @@ def test_entropy_falls_with_the_norm_by_the_variance_of_the_logits():
 
     slope = (at(c + 1e-5) - at(c - 1e-5)) / 2e-5
     torch.testing.assert_close(slope, -c * variance, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("head", [Head(), Head(divisor=2.0), Head(cap=5.0)], ids=["plain", "divided", "capped"])
+@pytest.mark.parametrize("size", [1e-8, 1e-12, 1e-25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_output_almost_0_is_measured_at_its_inputs_norm(small_tiles, dtype, size, head):
+    hidden, weight, targets = states(points=3, std=2.0, dtype=dtype)
+    whole = at_input_norm(hidden, weight, targets, head)
+    hidden[1] *= size
+    torch.testing.assert_close(at_input_norm(hidden, weight, targets, head), whole, atol=1e-4, rtol=1e-5)
+
+
+def at_input_norm(hidden, weight, targets, head=Head()):  # noqa: B008
+    """Entropy of the second state at the norm of the third."""
+    return metrics.numbers(hidden, hidden, weight, targets, inputs=[2], head=head)["entropy_at_input_norm"][1]
+
+
+@pytest.mark.parametrize("head", [Head(), Head(cap=5.0)], ids=["plain", "capped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_output_of_0_stays_0_at_any_norm_and_has_the_uniform_policy(small_tiles, dtype, head):
+    hidden, weight, targets = states(points=3, dtype=dtype)
+    hidden[1] = 0
+    found = at_input_norm(hidden, weight, targets, head)
+    torch.testing.assert_close(found, torch.full((5,), math.log(300), dtype=dtype))
+    hidden[2] = 0
+    assert torch.equal(at_input_norm(hidden, weight, targets, head), found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_infinite_scale_leaves_the_largest_logits_alone(small_tiles, dtype):
+    hidden, weight, targets = states(points=2, dtype=dtype)
+    weight[1::2] = weight[0::2]  # every token has a twin
+    scale = torch.full((1, 5), torch.inf, dtype=dtype)
+    found = measure(hidden, weight, targets, scale=scale)["entropy_at_input_norm"][1]
+    torch.testing.assert_close(found, torch.full((5,), math.log(2), dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_a_norm_neither_underflows_nor_overflows(dtype, size):
+    found = norm(torch.tensor([[3.0, 4.0]], dtype=dtype) * size)
+    torch.testing.assert_close(found.double(), torch.tensor([5.0 * size], dtype=torch.float64), rtol=1e-2, atol=0)
+
+
+def test_a_norm_keeps_0_infinity_and_nan():
+    hidden = torch.tensor([[0.0, 0.0], [1.0, torch.inf], [1.0, torch.nan]])
+    torch.testing.assert_close(norm(hidden), torch.tensor([0.0, torch.inf, torch.nan]), equal_nan=True)
