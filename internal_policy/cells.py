@@ -1,7 +1,9 @@
 """Check what the cells of a rollout's row hold."""
 
+import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from internal_policy.errors import InputError
@@ -29,8 +31,11 @@ def text(values: Mapping[str, Any], column: str) -> str | None:
 
 
 def ids(values: Mapping[str, Any], column: str) -> tuple[int, ...]:
-    """The token ids in a cell. Raises InputError for anything else."""
+    """The token ids in a cell, or in its JSON text, as CSV has it. Raises InputError for anything else."""
     cell = values[column]
+    if isinstance(cell, str):
+        with suppress(ValueError, RecursionError):
+            cell = json.loads(cell)
     if not isinstance(cell, list) or not cell:
         raise InputError(f"'{column}' holds {quoted(cell)}; expected is a list of one or more token ids.")
     for token in cell:

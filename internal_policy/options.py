@@ -63,8 +63,8 @@ class ProblemOptions:
     """What is asked."""
 
     problems: File = None
-    """File .jsonl, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default the bundled held-out
-    problems, the first 64 of them."""
+    """File .jsonl, .json, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default the bundled
+    held-out problems, the first 64 of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,8 @@ class Scan(SamplingOptions, PromptOptions, ModelOptions):
     """
 
     rollouts: File = None
-    """Measure these responses instead: .jsonl, .parquet or .csv, as `generate` writes them, or with columns prompt and
-    response, or messages, or text."""
+    """Measure these responses instead: .jsonl, .json, .parquet or .csv, as `generate` and `export` write them, or with
+    columns prompt and response, or messages, or text."""
     layers: str = "all"
     """Layers to measure, from 0, such as 0,5,10-20,-1."""
     sites: str = "all"
@@ -169,8 +169,8 @@ class Evaluate(SamplingOptions, ReadingOptions, ModelOptions):
     """
 
     problems: Sources = ()
-    """Files .jsonl, .csv or .parquet, or data sets of the hub, NAME[:CONFIG]@SPLIT, that have answers; by default the
-    bundled held-out problems, the first 64 of them. --limit is for each."""
+    """Files .jsonl, .json, .csv or .parquet, or data sets of the hub, NAME[:CONFIG]@SPLIT, that have answers; by
+    default the bundled held-out problems, the first 64 of them. --limit is for each."""
     samples: int = 8
     """Responses per problem: K."""
     at: str = "final"
@@ -202,8 +202,8 @@ class FitLens(SamplingOptions, ReadingOptions, ModelOptions):
     """
 
     problems: File = None
-    """File .jsonl, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default the bundled training
-    problems, the first 512 of them."""
+    """File .jsonl, .json, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default the bundled
+    training problems, the first 512 of them."""
     rollouts: File = None
     """Fit on these responses instead: what `scan --rollouts` reads."""
     sites: str = "resid_pre,resid_post"
@@ -244,7 +244,7 @@ class Train(PromptOptions, ModelOptions):
     """
 
     problems: File = None
-    """File .jsonl, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default bundled ones."""
+    """File .jsonl, .json, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default bundled ones."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "float32"
     """What the weights are loaded as, and trained in; bf16 (a key of --config) computes in bfloat16 beside that."""
     method: Literal["bupo", "grpo"] = "bupo"

@@ -240,7 +240,7 @@ def _sample(
 def read_rollouts(
     path: Path | str, tokenizer: PreTrainedTokenizerBase, chat: Chat, *, limit: int | None = None
 ) -> list[Rollout]:
-    """The first `limit` rollouts of a .jsonl, .parquet or .csv file: token ids are kept, texts are split.
+    """The first `limit` rollouts of a .jsonl, .json, .parquet or .csv file: token ids are kept, texts are split.
 
     A row holds prompt_ids and response_ids (`write_rollouts`), prompt and response, messages, or text; answer and
     reward are optional, and a reward that is missing is computed from the answer. Raises InputError.
@@ -260,7 +260,8 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
     if values.keys() >= {"prompt_ids", "response_ids"}:
         split = cells.ids(values, "prompt_ids"), cells.ids(values, "response_ids")
         problem = cells.text(values, "problem") or ""
-        answer = values["answer"] if isinstance(values.get("answer"), str) else answer  # as it was written
+        written = values.get("answer")
+        answer = written if isinstance(written, str) and written else answer
     elif values.keys() >= {"prompt", "response"} or "messages" in values:
         if values.keys() >= {"prompt", "response"}:
             answered = Message(role="assistant", content=response or "")

@@ -27,7 +27,7 @@ class Row:
 
 
 def read_rows(path: Path, limit: int | None = None) -> list[Row]:
-    """The first `limit` rows of a .jsonl, .csv or .parquet file; what follows is not parsed. Raises InputError."""
+    """The first `limit` rows of a .jsonl, .json, .csv or .parquet file. Raises InputError."""
     if not path.is_file():
         raise InputError(
             f"There is no file {path}; check the path, or for a data set of the hub write NAME[:CONFIG]@SPLIT, "
@@ -59,14 +59,35 @@ def _jsonl(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
-                if b"\\ud" in line.lower():
-                    json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
+                values = _parsed(line)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{where} is not JSON in UTF-8 ({error}); correct or remove it.") from error
             if not isinstance(values, dict):
                 raise InputError(f"{where} holds {quoted(values)}; expected is one JSON object a line.")
             yield Row(where, values)
+
+
+def _parsed(text: bytes) -> Any:
+    values = json.loads(text)
+    if b"\\ud" in text.lower():
+        json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    return values
+
+
+def _json(path: Path) -> Iterator[Row]:
+    try:
+        found = _parsed(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not JSON in UTF-8 ({error}); correct it, or write one object a line as .jsonl."
+        ) from error
+    if not isinstance(found, list):
+        raise InputError(f"{path} holds {quoted(found)}; expected is a list of JSON objects, one a row.")
+    for number, values in enumerate(found, 1):
+        where = f"{path}, row {number}"
+        if not isinstance(values, dict):
+            raise InputError(f"{where} holds {quoted(values)}; expected is a JSON object.")
+        yield Row(where, values)
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -128,7 +149,7 @@ def shortest(value: Any, kind: "pyarrow.DataType") -> Any:
     return [shortest(item, kind.value_type) for item in value] if types.is_list(kind) else value
 
 
-READERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 
 
 def from_hub(source: str) -> bool:
@@ -182,7 +203,7 @@ def _reachable(source: str) -> Iterator[None]:
     except Exception as error:  # the hub, the network, the cache and the data set's own files fail in a dozen ways
         raise InputError(
             f"The data set {source} could not be loaded ({first_line(error)}); check NAME[:CONFIG]@SPLIT and the "
-            "network, log in with `hf auth login` if it is gated, or give a local .jsonl, .csv or .parquet file."
+            "network, log in with `hf auth login` if it is gated, or give a local .jsonl, .json, .csv or .parquet file."
         ) from error
 
 

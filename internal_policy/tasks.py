@@ -50,7 +50,7 @@ class Problem:
 def read_problems(
     source: str, *, problem_column: str | None = None, answer_column: str | None = None, limit: int | None = None
 ) -> list[Problem]:
-    """The first `limit` problems of a .jsonl, .csv or .parquet file, or of a data set `name[:config]@split` of the hub.
+    """The first `limit` problems of a .jsonl, .json, .csv or .parquet file, or of a hub data set `name[:config]@split`.
 
     Columns are found by name (PROBLEM_COLUMNS, ANSWER_COLUMNS) unless they are given. Raises InputError.
     """

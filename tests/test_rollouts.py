@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from internal_policy import marking
+from internal_policy import cache, marking
 from internal_policy.errors import InputError
 from internal_policy.hooks import HookPoint
 from internal_policy.policy import as_policy, policy_logits
@@ -298,6 +298,24 @@ def test_token_ids_are_never_retokenised(tokenizer, tmp_path, ending):
     assert tuple(tokenizer("apples")["input_ids"]) != letters
     write_rollouts(tmp_path / f"r.{ending}", [replace(ROLLOUT, response_ids=letters, response="apples")])
     assert read_rollouts(tmp_path / f"r.{ending}", tokenizer, {})[0].response_ids == letters
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "json"])
+def test_exported_rollouts_are_read_back(tokenizer, tmp_path, ending):
+    folder = cache.find("demo-qwen3")
+    cache.export(folder, "rollouts", ending, tmp_path / f"r.{ending}")
+    expected = [rollout for path in cache.parts(folder, "rollouts") for rollout in from_table(cache.read_part(path))]
+    assert read_rollouts(tmp_path / f"r.{ending}", tokenizer, {}) == expected
+
+
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_what_is_missing_in_an_export_stays_missing(tokenizer, tmp_path, ending):
+    rollout = replace(ROLLOUT, problem="", answer=None, reward=None, finished=False)
+    frame = to_table([rollout]).to_pandas()
+    frame["prompt_ids"], frame["response_ids"] = [list(rollout.prompt_ids)], [list(rollout.response_ids)]
+    path = tmp_path / f"r.{ending}"
+    frame.to_csv(path, index=False) if ending == "csv" else frame.to_json(path, orient="records")
+    assert read_rollouts(path, tokenizer, {}) == [rollout]
 
 
 def test_a_table_keeps_everything_and_ignores_more():

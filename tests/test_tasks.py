@@ -163,7 +163,7 @@ def test_limit_does_not_parse_the_rest(tmp_path):
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [
-        ("p.txt", ["a"], r"ends in '\.txt'; the files that can be read are \.jsonl, \.csv, \.parquet"),
+        ("p.txt", ["a"], r"ends in '\.txt'; the files that can be read are \.jsonl, \.json, \.csv, \.parquet"),
         ("p.jsonl", [], r"p\.jsonl is empty"),
         ("p.csv", ["problem"], r"p\.csv is empty"),
         ("p.parquet", ["PAR1"], r"p\.parquet is not a whole Parquet file"),
@@ -341,3 +341,18 @@ def test_the_tools_of_a_row_belong_to_the_problem(tmp_path, as_text):
 def test_tools_that_are_no_schemas_are_refused(tmp_path, tools):
     with pytest.raises(InputError, match=r"line 1: 'tools' holds .* expected is a list of JSON schemas"):
         read_problems(written(tmp_path / "p.jsonl", {"prompt": "3 + 4?", "tools": tools}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"problem": "a"}', "expected is a list of JSON objects"),
+        ('[{"problem": "a"}, 3]', r"p\.json, row 2 holds 3; expected is a JSON object"),
+        ('[{"problem": "a"}', "is not JSON in UTF-8"),
+        ('[{"problem": "\\ud800"}]', "is not JSON in UTF-8"),
+    ],
+)
+def test_a_json_file_that_is_no_list_of_rows_is_refused(tmp_path, text, message):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_problems(str(tmp_path / "p.json"))
