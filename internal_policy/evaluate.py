@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from internal_policy import analysis
 from internal_policy.errors import InputError
 
 
@@ -56,11 +55,35 @@ def outcome(rewards: pd.Series) -> tuple[str, str] | None:
 def curves(right: Sequence[int], samples: int) -> pd.DataFrame:
     """Pass@k over problems, each with `samples` responses of which `right` are right: k, mean, low, high.
 
-    A row for each of `ks`; the one of k = 1 is Avg@K too. low and high are a 95 % bootstrap percentile interval over
-    the problems, NaN for one problem alone. Raises InputError where there is no problem.
+    A row for each of `ks`; the one of k = 1 is Avg@K too. low and high are the 95 % Wilson `interval` over problems,
+    NaN for one problem alone. Raises InputError where there is no problem.
     """
     if not right:
         raise InputError("There are no problems to evaluate on; give some that have an answer.")
     values = np.array([[pass_at_k(samples, c, k) for k in ks(samples)] for c in right])
-    mean, low, high = analysis.interval(values, np.ones(len(right)))
-    return pd.DataFrame({"k": ks(samples), "mean": mean, "low": low, "high": high})
+    low, high = interval(values)
+    return pd.DataFrame({"k": ks(samples), "mean": values.mean(0), "low": low, "high": high})
+
+
+Z = 1.959963984540054
+"""Between -Z and Z lie 95 % of a normal distribution."""
+
+
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the 95 % Wilson interval of the mean of `values`: a row a problem, its shares between 0 and 1.
+
+    One draw is a problem, because the responses to one problem depend on one another. n is the number of problems over
+    the design effect (Kish): the variance of the shares, over what it would be if every problem were solved wholly or
+    not at all. It is estimated with two solved and two unsolved problems added (Agresti and Coull), since it vanishes
+    where all problems are alike: 64 of 64 give 94.3 to 100 %. The ends are NaN for one problem alone.
+    """
+    number, mean = len(values), values.mean(0)
+    if number < 2:
+        return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    padded = np.pad(values, ((2, 0), (0, 0)), constant_values=1.0)
+    padded = np.pad(padded, ((2, 0), (0, 0)))
+    middle = padded.mean(0)
+    n = number / (padded.var(0) / (middle * (1 - middle)))
+    centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * np.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
+    return np.clip(centre - half, 0, mean), np.clip(centre + half, mean, 1)  # the edges but for rounding

@@ -159,8 +159,8 @@ class Generate(SamplingOptions, PromptOptions, ModelOptions):
 class Evaluate(SamplingOptions, ReadingOptions, ModelOptions):
     """Sample K responses to every problem, and say how many are right: Avg@K and Pass@k, with 95 % intervals.
 
-    The intervals are over the problems. An interrupted evaluation continues where it stopped, and the same question
-    asked again is answered at once. pass_at_k.parquet holds the curves, rollouts.parquet the responses.
+    They are Wilson intervals over the problems. An interrupted evaluation continues where it stopped, and the same
+    question asked again is answered at once. pass_at_k.parquet holds the curves, rollouts.parquet the responses.
 
     For example:
     $ internal-policy evaluate --samples 16

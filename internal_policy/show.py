@@ -199,7 +199,8 @@ def evaluation(
     wanted = out.measure(table, options=out.options.update(width=1000)).maximum
     out.print(table, width=max(out.width, wanted))  # no number is left out on a narrow terminal
     out.print(
-        f"In percent, of {samples} responses to each problem; the interval is over problems, cut: at the length limit."
+        f"In percent, of {samples} responses to each problem; the interval is Wilson's, over problems; "
+        "cut: at the length limit."
     )
     out.print(f"Written to {escape(str(folder))}")
 

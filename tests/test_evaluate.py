@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from internal_policy.errors import InputError
-from internal_policy.evaluate import avg_at_k, correct, curves, ks, outcome, pass_at_k
+from internal_policy.evaluate import avg_at_k, correct, curves, interval, ks, outcome, pass_at_k
 
 
 @st.composite
@@ -75,6 +75,44 @@ def test_a_curve_is_the_mean_over_problems_inside_its_interval():
     assert frame["mean"].tolist() == pytest.approx([np.mean([pass_at_k(4, c, k) for c in (0, 1, 4, 2)]) for k in ks(4)])
     assert ((frame["low"] <= frame["mean"]) & (frame["mean"] <= frame["high"])).all()
     assert (frame["low"] < frame["high"]).all()
+
+
+@pytest.mark.parametrize(("solved", "low", "high"), [(64, 0.9434, 1.0), (0, 0.0, 0.0566)])
+def test_where_all_responses_are_alike_the_interval_is_wilsons_over_problems(solved, low, high):
+    frame = curves([8] * solved + [0] * (64 - solved), 8)
+    assert frame["low"].tolist() == pytest.approx([low] * 4, abs=1e-4)  # 64 / (64 + 1.96^2), and the rest of it
+    assert frame["high"].tolist() == pytest.approx([high] * 4, abs=1e-4)
+
+
+def test_one_response_a_problem_has_wilsons_interval():
+    low, high = (float(end[0]) for end in interval(np.array([[1.0]] * 7 + [[0.0]] * 3)))
+    assert (low, high) == pytest.approx((0.396773, 0.892211), abs=1e-5)  # 7 of 10
+
+
+def test_the_same_share_of_every_problem_is_known_better_than_whole_problems_solved_or_not():
+    alike, apart = np.full((64, 1), 0.5), np.array([[0.0], [1.0]] * 32)
+    widths = [float(high[0] - low[0]) for low, high in (interval(alike), interval(apart))]
+    assert widths[0] < widths[1] / 3
+
+
+@given(st.integers(1, 8), st.data())
+def test_an_interval_holds_the_mean_and_stays_between_0_and_1(samples, data):
+    right = data.draw(st.lists(st.integers(0, samples), min_size=2, max_size=20))
+    frame = curves(right, samples)
+    assert ((frame["low"] >= 0) & (frame["low"] <= frame["mean"])).all()
+    assert ((frame["mean"] <= frame["high"]) & (frame["high"] <= 1)).all()
+    assert (frame["low"] < frame["high"]).all()
+
+
+@pytest.mark.parametrize("problems", [8, 64])
+@pytest.mark.parametrize("difficulty", [(0.5, 0.5), (20, 20), (5, 0.3), (50, 0.5)])
+def test_intervals_hold_the_true_share_in_more_than_nine_of_ten_draws(problems, difficulty):
+    random = np.random.default_rng(0)
+    shares = random.beta(*difficulty, size=(problems, 1000))
+    for samples in (1, 8):
+        low, high = interval(random.binomial(samples, shares) / samples)
+        true = difficulty[0] / sum(difficulty)
+        assert np.mean((low <= true) & (true <= high)) >= 0.915
 
 
 def test_one_problem_has_no_interval_and_none_is_refused():
