@@ -4,6 +4,7 @@ Equations 3, 9 and 10 of arXiv 2512.19673. Responses are sampled from the whole 
 is whose log-probabilities stand in the ratio of GRPO's loss.
 """
 
+import json
 import os
 import re
 import shutil
@@ -37,6 +38,10 @@ from internal_policy.tasks import Problem, messages_of
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
 """What TRL logs as means over the tokens of a pass."""
+
+
+MANY = 1024
+"""Sizes up to which those that would do are looked for."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ class BuPOConfig(GRPOConfig):
                 "which an internal policy is not; leave it out."
             )
         checkpointing: Any = self.gradient_checkpointing_kwargs or {}
+        if isinstance(checkpointing, str):  # as HfArgumentParser reads it
+            checkpointing = json.loads(checkpointing)
         if checkpointing.get("use_reentrant"):
             raise InputError("use_reentrant loses gradients of layers that end a policy; leave it out.")
         self._check_sizes(int(os.environ.get("WORLD_SIZE", 1)))
@@ -135,7 +142,7 @@ class BuPOConfig(GRPOConfig):
         if group < 2:
             raise InputError(f"num_generations is {group}; advantages compare 2 or more responses to a prompt.")
         if size % group:
-            would = [n for n in range(2, size + 1) if size % n == 0]
+            would = [n for n in range(2, min(size, MANY) + 1) if size % n == 0]
             raise InputError(
                 f"A generation batch has {size} responses (per_device_train_batch_size "
                 f"{self.per_device_train_batch_size} x {processes} processes x {slices}), no multiple of "
@@ -144,7 +151,7 @@ class BuPOConfig(GRPOConfig):
             )
         passes = slices * self.num_iterations
         if passes % self.gradient_accumulation_steps:
-            would = [n for n in range(1, passes + 1) if passes % n == 0]
+            would = [n for n in range(1, min(passes, MANY) + 1) if passes % n == 0]
             raise InputError(
                 f"A generation batch is read in {passes} passes (steps_per_generation x num_iterations), no multiple "
                 f"of gradient_accumulation_steps, {self.gradient_accumulation_steps}, so an update would mix two "

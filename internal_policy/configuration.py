@@ -1,15 +1,13 @@
 """The options of a training run, and a file of fields, as a configuration of the trainer."""
 
 import dataclasses
-import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from internal_policy import loading
+from internal_policy import fields, loading
 from internal_policy.errors import InputError
 from internal_policy.options import ModelOptions, Train
 
@@ -29,6 +27,16 @@ LARGE: dict[str, Any] = {"learning_rate": 1e-6, "max_completion_length": 1024}
 """Where neither an option nor --config says otherwise; SMALL for the bundled models."""
 STEPS, PROMPTS, UPDATES, SAVE_EVERY, SHARE = 120, 16, 1, 20, 6
 """Steps of a run, prompts and updates of a step, steps between checkpoints; one step in SHARE is internal."""
+EVALUATED = (
+    "train has no problems to evaluate on; leave it out, and run `internal-policy evaluate` on the trained model"
+)
+UNHEEDED = {
+    **dict.fromkeys(("do_eval", "do_predict", "eval_strategy", "eval_on_start", "load_best_model_at_end"), EVALUATED),
+    "resume_from_checkpoint": "a run goes on with --resume; leave it out",
+    "model_init_kwargs": "the model is loaded as --dtype, --device-map and --attn-implementation say; leave it out",
+    "auto_find_batch_size": "a step needs all responses to a prompt; leave it out, and lower --micro-batch",
+}
+"""Fields that have no effect on `train` -> why, and what has."""
 FLAGS = {
     "samples": "num_generations",
     "micro_batch": "per_device_train_batch_size",
@@ -42,38 +50,17 @@ FLAGS = {
 
 
 def read(path: str | None) -> dict[str, Any]:
-    """The fields in a YAML file. Raises InputError for one that BuPOConfig does not have."""
+    """The fields in a YAML file. Raises InputError for one that is wrong, or that `train` cannot heed."""
     if path is None:
         return {}
-    import yaml
-
     from internal_policy.bupo import BuPOConfig
 
-    try:
-        found = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}); give a YAML file.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds {type(found).__name__}; write a line NAME: VALUE for each field.")
-    fields = {field.name: field for field in dataclasses.fields(BuPOConfig)}
-    for key in found:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, 1)
-            raise InputError(f"{path} has {key!r}, which is no field of BuPOConfig{f'; {near[0]} is' if near else ''}.")
-    return {key: _typed(path, fields[key], value) for key, value in found.items()}
-
-
-def _typed(path: str, field: "dataclasses.Field[Any]", value: Any) -> Any:
-    """The value of a field; YAML reads 1e-6 as text, which is a number where one is expected. Raises InputError."""
-    union = get_origin(field.type) in (Union, UnionType)
-    kinds = {int, float, bool, str} & set(get_args(field.type) if union else [field.type])
-    if value is None or not kinds or isinstance(value, dict | list) or type(value) in kinds:
-        return value
-    if float in kinds and not isinstance(value, bool):
-        with suppress(ValueError):
-            return float(value)
-    expected = " or ".join(sorted(kind.__name__ for kind in kinds))
-    raise InputError(f"{path} has {field.name}: {value}; expected is {expected}.")
+    types, default = get_type_hints(BuPOConfig), {field.name: field.default for field in dataclasses.fields(BuPOConfig)}
+    found = fields.read(Path(path), {name: types[name] for name in default})
+    for name, remedy in UNHEEDED.items():
+        if name in found and found[name] not in (default[name], None):
+            raise InputError(f"{path} has {name}: {found[name]}, but {remedy}.")
+    return found
 
 
 def sizes(asked: ModelOptions) -> dict[str, Any]:
@@ -92,15 +79,13 @@ def configured(asked: Train, given: Mapping[str, Any], folder: Path, layer: int 
         values |= _shape(asked, values)
     if asked.chat_template_kwargs != "{}":
         values["chat_template_kwargs"] = loading.chat_of(None, asked.chat_template_kwargs)
-    if asked.report_to is not None:
-        values["report_to"] = asked.report_to.split(",")
-    values.setdefault("report_to", [])
+    values["report_to"] = _reporters(asked, given.get("report_to"))
     steps = asked.steps or (None if {"max_steps", "num_train_epochs"} & given.keys() else STEPS)
     if asked.method == "grpo":
         values["schedule"] = []
     elif asked.layer is not None or asked.internal_steps is not None or "schedule" not in values:
         values["schedule"] = [f"{_point(asked, layer)}:{asked.internal_steps or _share(steps, values)}"]
-    config = _built(values)
+    config = _built(values, asked.config, given)
     updates = config.updates_per_step
     if "logging_steps" not in given:
         config.logging_steps = updates
@@ -113,15 +98,44 @@ def configured(asked: Train, given: Mapping[str, Any], folder: Path, layer: int 
     return config
 
 
-def _built(values: Mapping[str, Any]) -> "BuPOConfig":
+def _built(values: Mapping[str, Any], file: str | None = None, given: Iterable[str] = ()) -> "BuPOConfig":
+    """The configuration. Raises InputError, which names the field of the file without which it can be built."""
     from internal_policy.bupo import BuPOConfig
 
     try:
         return BuPOConfig(**values)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # whatever transformers, accelerate and TRL raise
+        wrong = [name for name in given if _builds({key: values[key] for key in values if key != name})]
+        where = f"{file} has {wrong[0]}: {values[wrong[0]]}, which cannot be used" if wrong else ""
         if isinstance(error, InputError):
-            raise
-        raise InputError(f"The configuration cannot be used: {' '.join(str(error).split())}") from error
+            raise (InputError(f"{where}: {error}") if wrong else error) from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{where or 'The configuration cannot be used'}: {said}") from error
+
+
+def _builds(values: Mapping[str, Any]) -> bool:
+    from internal_policy.bupo import BuPOConfig
+
+    with suppress(Exception):
+        BuPOConfig(**values)
+        return True
+    return False
+
+
+def _reporters(asked: Train, given: str | list[str] | None) -> list[str]:
+    """Where else the trainer logs, by the option or else by the file. Raises InputError for what is not installed."""
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+    option = asked.report_to is not None
+    names = asked.report_to.split(",") if asked.report_to is not None else given or []
+    names = [names] if isinstance(names, str) else names
+    known = get_available_reporting_integrations() if names else []
+    for name in names:
+        if name not in ("none", "all", *known):
+            where = f"--report-to {name}".rstrip() if option else f"{asked.config} has report_to: {name}, which"
+            what = "is not installed here" if name else "is empty"
+            raise InputError(f"{where} {what}; there is {', '.join(known) or 'none'}, or leave it out.")
+    return names
 
 
 def _share(steps: int | None, values: Mapping[str, Any]) -> int:
@@ -145,10 +159,10 @@ def _shape(asked: Train, values: Mapping[str, Any]) -> dict[str, Any]:
     """Prompts, responses and updates of a step as TRL counts them. Raises InputError for what does not divide."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     prompts, updates = asked.prompts or PROMPTS, asked.updates or UPDATES
-    responses = prompts * values["num_generations"]
+    responses = prompts * (values["num_generations"] or 0)
     at_once = min(values["per_device_train_batch_size"], max(1, responses // updates // processes))
     if responses % (at_once * processes * updates):
-        fitting = [n for n in range(1, at_once + 1) if responses % (n * processes * updates) == 0]
+        fitting = [n for n in range(1, min(at_once, 1024) + 1) if responses % (n * processes * updates) == 0]
         would = f"--micro-batch {', '.join(map(str, fitting))}" if fitting else "--updates 1 or other --prompts"
         raise InputError(
             f"A step has {responses} responses ({prompts} prompts x {values['num_generations']}), which {updates} "

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,11 +66,6 @@ def _check(asked: options.Train) -> None:
         raise InputError(f"--scan-every is {asked.scan_every}; it must be 0 (never) or more.")
     if asked.method == "grpo" and asked.internal_steps is not None:
         raise InputError("--internal-steps is of bupo; grpo trains the whole policy from the start.")
-    for name in asked.report_to.split(",") if asked.report_to else []:
-        from transformers.integrations.integration_utils import get_available_reporting_integrations
-
-        if name not in ("none", "all", *(there := get_available_reporting_integrations())):
-            raise InputError(f"--report-to {name} is not installed here; there is {', '.join(there) or 'none'}.")
     for name in ("learning_rate", "temperature"):
         value = getattr(asked, name)
         if value is not None and not 0 < value < math.inf:
@@ -271,24 +266,39 @@ def _run(
     with _progress(total) as tell, interrupt.listening(progress.note), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TRL's use of names that transformers has renamed
         journal = Journal(folder, config.updates_per_step, config.phases, watch, tell)
-        trainer = BuPOTrainer(
-            model,
-            right,
-            config,
-            train_dataset=dataset_of(problems, chat),
-            processing_class=tokenizer,
-            callbacks=[journal, interrupt],
-        )
-        trainer.remove_callback(PrinterCallback)
-        if asked.scan_every and trainer.is_fsdp_enabled:
-            raise InputError("Layers cannot be scanned while FSDP holds them in pieces; give --scan-every 0.")
-        trainer.train(resume_from_checkpoint=start)
+        with _explained(asked.config, lambda: len(journal.metrics) > 0):
+            trainer = BuPOTrainer(
+                model,
+                right,
+                config,
+                train_dataset=dataset_of(problems, chat),
+                processing_class=tokenizer,
+                callbacks=[journal, interrupt],
+            )
+            trainer.remove_callback(PrinterCallback)
+            if asked.scan_every and trainer.is_fsdp_enabled:
+                raise InputError("Layers cannot be scanned while FSDP holds them in pieces; give --scan-every 0.")
+            trainer.train(resume_from_checkpoint=start)
     if interrupt.pressed:
         raise KeyboardInterrupt
     _save(trainer, folder)
     trainer.accelerator.end_training()  # several processes that do not part may abort
     if trainer.is_world_process_zero():
         show.trained(folder, journal.metrics, time.monotonic() - begun, as_json=asked.json)
+
+
+@contextmanager
+def _explained(file: str | None, begun: Callable[[], bool]) -> Iterator[None]:
+    """Turn what a configuration file leads to before the first step is done into a sentence."""
+    try:
+        yield
+    except OSError:  # a full disk
+        raise
+    except Exception as error:
+        if file is None or begun() or isinstance(error, InputError) or "out of memory" in str(error):
+            raise
+        said = " ".join(str(error).split())[:500] or type(error).__name__
+        raise InputError(f"{file} cannot be trained with: {said}") from error
 
 
 def _save(trainer: "BuPOTrainer", folder: Path) -> None:

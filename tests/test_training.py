@@ -11,6 +11,7 @@ import pytest
 
 from internal_policy import bundle, configuration, loading, options, training
 from internal_policy.__main__ import main
+from internal_policy.errors import InputError
 
 PROBLEMS = ["--problems", str(bundle.DATA / "problems" / "train.jsonl")]
 SHORT = [*PROBLEMS, "--prompts", "2", "--samples", "8", "--micro-batch", "8", "--max-new-tokens", "64", "--limit", "60"]
@@ -109,6 +110,7 @@ INTERRUPTED = """
 import os, signal, sys
 from internal_policy import journal
 from internal_policy.__main__ import main
+from internal_policy.errors import InputError
 told = journal.Journal.on_log
 def press(self, args, state, control, **more):
     told(self, args, state, control, **more)
@@ -295,6 +297,8 @@ def test_large_models_get_the_papers_learning_rate():
         (["--layer", "3", "--limit", "3"], "There are 3 problems, but a step takes 16"),
         (["--layer", "3", "--max-new-tokens", "9999"], "2048 positions"),
         (["--report-to", "papyrus"], "--report-to papyrus is not installed here"),
+        (["--report-to", ""], "--report-to is empty"),
+        (["--report-to", "none,"], "--report-to is empty"),
         (["--resume"], "no run in"),
         (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["--problems", "nowhere.jsonl"], "nowhere.jsonl"),
@@ -311,20 +315,87 @@ def test_what_cannot_be_right_is_refused_in_a_sentence_before_training(arguments
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("learning_rat: 1e-6", "'learning_rat', which is no field of BuPOConfig; learning_rate is"),
+        ("learning_rat: 1e-6", "has learning_rat, which is not a field of BuPOConfig; did you mean learning_rate?"),
+        ("1: 2", "has 1, which is not a field"),
         ("- 1", "holds list"),
+        ("", "holds nothing"),
         ("a: [", "cannot be read"),
-        ("beta: 0.04", "beta is 0.04"),
+        ("seed: 1\n---\nseed: 2", "cannot be read"),
+        ("seed: !!python/object:os.system {}", "cannot be read"),
+        ("run_name: 2026-99-99", "cannot be read"),
+        ("seed: !!timestamp x", "cannot be read"),
+        ("seed: " + "9" * 5000, "cannot be read"),
+        ("seed: 1\nseed: 2", "has seed twice"),
+        ("a: &a [1]\nb: *a", "has the alias *a"),
+        ("report_to: " + "[" * 100 + "]" * 100, "nested more than 8 levels"),
+        ("report_to: " + "[" * 30000, "nested more than 8 levels"),
+        ("#" * 70000, "larger than 64 KiB"),
+        ('run_name: "\\0"', "has run_name"),
+        ("beta: 0.04", "has beta: 0.04, which cannot be used: beta is 0.04"),
         ("learning_rate: fast", "has learning_rate: fast; expected is float"),
-        ("max_steps: 1.5", "expected is int"),
-        ("seed: true", "expected is int"),
+        ("learning_rate: .nan", "has learning_rate: nan; expected is a number above 0"),
+        ("learning_rate: .inf", "has learning_rate: inf"),
+        ("learning_rate: 1e400", "has learning_rate: inf"),
+        ("learning_rate: 0", "has learning_rate: 0; expected is a number above 0"),
+        ("learning_rate: {a: 1}", "has learning_rate: {'a': 1}; expected is float"),
+        ("learning_rate: [1, 2]", "has learning_rate: [1, 2]; expected is float"),
+        ("learning_rate: 2026-11-25", "has learning_rate: datetime.date(2026, 11, 25); expected is float"),
+        ("learning_rate: null", "has learning_rate: None; expected is float"),
+        ("adam_beta2: 1.0", "has adam_beta2: 1.0; expected is 0 or more, less than 1"),
+        ("top_p: 1.5", "has top_p: 1.5"),
+        ("max_steps: 1.5", "has max_steps: 1.5; expected is int"),
+        ("max_steps: 99999999999999999999", "has max_steps: 99999999999999999999"),
+        ("seed: true", "has seed: True; expected is int"),
+        ("seed: -1", "has seed: -1; expected is 0 or more, at most 4294967295"),
+        ("num_generations: 0", "has num_generations: 0; expected is 1 or more"),
+        ("num_generations: null", "num_generations is 0"),
+        ("per_device_train_batch_size: 0", "has per_device_train_batch_size: 0"),
+        ("run_name: 2026-11-25", "has run_name: datetime.date(2026, 11, 25); expected is str or null"),
+        ("schedule: 5.resid_post:3", "has schedule: 5.resid_post:3; expected is a list of str"),
+        ("schedule: [5]", "has schedule: [5]; expected is a list of str"),
+        ("optim: sgdd", "has optim: sgdd, which cannot be used"),
+        ("lr_scheduler_type: wavy", "has lr_scheduler_type: wavy, which cannot be used"),
+        ("loss_type: gppo", "has loss_type: gppo; expected is one of grpo, dapo"),
+        ("chat_template_kwargs: hello", "has chat_template_kwargs: hello; expected is a mapping"),
+        ("chat_template_kwargs: '{bad'", "has chat_template_kwargs: {bad; expected is a mapping"),
+        ("chat_template_kwargs: {1: 2}", "has chat_template_kwargs: {1: 2}; expected is a mapping"),
+        ("lr_scheduler_kwargs: {a: 2026-11-25}", "has lr_scheduler_kwargs"),
+        ("report_to: papyrus", "has report_to: papyrus, which is not installed here"),
+        ("output_dir: [a]", "has output_dir: ['a']"),
+        ("eval_strategy: steps", "has eval_strategy: steps, but train has no problems to evaluate on"),
+        ("load_best_model_at_end: true", "has load_best_model_at_end: True, but train has no problems"),
+        ("resume_from_checkpoint: x", "has resume_from_checkpoint: x, but a run goes on with --resume"),
+        ("reward_weights: [1.0, 2.0]", "cannot be trained with: Number of reward weights"),
+        ("lr_scheduler_type: cosine_with_min_lr", "cannot be trained with:"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_a_file_that_cannot_be_right_is_refused_in_a_sentence(text, said, tmp_path, capsys):
     path = tmp_path / "given.yaml"
     path.write_text(text)
-    assert main(["train", "--layer", "3", "--config", str(path), "--output", str(tmp_path / "run")]) == 2
-    assert said in capsys.readouterr().err
+    few = [*PROBLEMS, "--layer", "3", "--prompts", "2", "--scan-every", "0"]
+    assert main(["train", *few, "--config", str(path), "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith(f"error: {path} ") or "num_generations is 0" in error
+    assert error.count("\n") == 1
+
+
+def test_a_large_file_is_not_read_to_its_end():
+    with pytest.raises(InputError, match="larger than 64 KiB"):
+        configuration.read("/dev/zero")
+
+
+@pytest.mark.parametrize("word", ["no", "'no'"])
+def test_yamls_no_is_the_word_where_a_strategy_is_expected(word, tmp_path):
+    path = tmp_path / "given.yaml"
+    path.write_text(f"logging_strategy: {word}\neval_strategy: {word}\n")
+    assert configuration.read(str(path)) == {"logging_strategy": "no", "eval_strategy": "no"}
+
+
+def test_a_mapping_may_be_written_as_json(tmp_path):
+    file = given(tmp_path, chat_template_kwargs='{"enable_thinking": false}')
+    assert configuration.read(file) == {"chat_template_kwargs": {"enable_thinking": False}}
 
 
 def test_folders_of_others_are_refused(run, tmp_path, capsys):

@@ -1,0 +1,210 @@
+"""Read a YAML file of fields, each of which is checked against its type and its range."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from internal_policy.errors import InputError
+
+LARGEST, DEEPEST = 64 * 1024, 8
+"""Bytes of a file, and levels of nesting, past which it holds something else than fields."""
+COUNT, ABOVE_0, FROM_0, SHARE = (1, 2**31 - 1), (math.nextafter(0, 1), math.inf), (0, math.inf), (0, 1)
+RANGES: dict[str, tuple[float, float]] = {
+    "per_device_train_batch_size": COUNT,
+    "per_device_eval_batch_size": COUNT,
+    "gradient_accumulation_steps": COUNT,
+    "steps_per_generation": COUNT,
+    "generation_batch_size": COUNT,
+    "num_generations": COUNT,
+    "num_generations_eval": COUNT,
+    "num_iterations": COUNT,
+    "max_completion_length": COUNT,
+    "save_total_limit": COUNT,
+    "vllm_max_model_length": COUNT,
+    "vllm_tensor_parallel_size": COUNT,
+    "ddp_timeout": COUNT,
+    "pad_to_multiple_of": COUNT,
+    "num_train_epochs": ABOVE_0,
+    "save_steps": ABOVE_0,
+    "logging_steps": ABOVE_0,
+    "learning_rate": ABOVE_0,
+    "adam_epsilon": ABOVE_0,
+    "temperature": ABOVE_0,
+    "repetition_penalty": ABOVE_0,
+    "delta": ABOVE_0,
+    "weight_decay": FROM_0,
+    "warmup_steps": FROM_0,
+    "max_grad_norm": FROM_0,
+    "beta": FROM_0,
+    "epsilon": FROM_0,
+    "epsilon_high": FROM_0,
+    "top_k": FROM_0,
+    "dataloader_num_workers": FROM_0,
+    "top_p": (math.nextafter(0, 1), 1),
+    "min_p": SHARE,
+    "top_entropy_quantile": SHARE,
+    "vllm_gpu_memory_utilization": SHARE,
+    "adam_beta1": (0, math.nextafter(1, 0)),
+    "adam_beta2": (0, math.nextafter(1, 0)),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
+}
+"""Field -> the least and the greatest value that it can have."""
+CHOICES = {
+    "loss_type": ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_mode": ("server", "colocate"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
+    **dict.fromkeys(
+        ("log_level", "log_level_replica"), ("passive", "debug", "info", "warning", "error", "critical", "detail")
+    ),
+}
+"""Fields that TRL annotates as text, and that it reads only once training has begun."""
+PATHS = {"deepspeed", "fsdp_config", "accelerator_config"}
+"""Fields that are mappings, or the name of a file that holds one."""
+
+
+def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields in a YAML file, which are those of `types`. Raises InputError, which names the file and the field."""
+    found = _loaded(path)
+    for name in found:
+        if name not in types:
+            near = get_close_matches(str(name), types, 1)
+            remedy = f"did you mean {near[0]}?" if near else "remove it."
+            raise InputError(f"{path} has {_shown(name)}, which is not a field of BuPOConfig; {remedy}")
+    return {name: _checked(path, name, types[name], value) for name, value in found.items()}
+
+
+def _loaded(path: Path) -> dict[Any, Any]:
+    """The mapping in a YAML file; nothing of it is built before its size, depth and anchors are known."""
+    import yaml
+
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise InputError(f"{path} is larger than {LARGEST // 1024} KiB; give a YAML file of fields.")
+        _check_shape(path, yaml.parse(text, yaml.SafeLoader))
+        node = yaml.compose(text, yaml.SafeLoader)
+        found = yaml.safe_load(text)
+    except InputError:
+        raise
+    except Exception as error:  # PyYAML lets through what int, datetime and others raise
+        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); give a YAML file.") from error
+    if not isinstance(found, dict):
+        kind = "nothing" if found is None else type(found).__name__
+        raise InputError(f"{path} holds {kind}; write a line NAME: VALUE for each field.")
+    names = [key.value for key, _ in node.value]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{path} has {_shown(twice[0])} twice; remove one of them.")
+    return found
+
+
+def _check_shape(path: Path, events: Iterator[Any]) -> None:
+    """Refuse what a few lines can make huge. Raises InputError."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise InputError(f"{path} has the alias *{event.anchor}; write out what it stands for.")
+        if depth > DEEPEST:
+            raise InputError(f"{path} is nested more than {DEEPEST} levels deep; give a YAML file of fields.")
+
+
+def _checked(path: Path, name: str, kind: Any, value: Any) -> Any:
+    """The value of a field; YAML reads 1e-6 as text, and `no` as false. Raises InputError."""
+    members: tuple[Any, ...] = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    enums = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
+    if value is False and bool not in members and any(item.value == "no" for enum in enums for item in enum):
+        value = "no"
+    if isinstance(value, str) and float in members and str not in members:
+        with suppress(ValueError):
+            value = float(value)
+    if not any(_fits(value, member) for member in members):
+        expected = " or ".join(dict.fromkeys(_named(member) for member in members))
+        raise InputError(f"{path} has {name}: {_shown(value)}; expected is {expected}.")
+    if isinstance(value, str) and name not in PATHS and any((get_origin(m) or m) is dict for m in members):
+        value = _json(path, name, value)
+    low, high = RANGES.get(name, (-math.inf, math.inf))
+    if isinstance(value, int | float) and not (low <= value <= high and abs(value) < 2**63):  # NaN is in no range
+        raise InputError(f"{path} has {name}: {_shown(value)}; expected is {_range(float(low), float(high))}.")
+    if name in CHOICES and isinstance(value, str) and value not in CHOICES[name]:
+        raise InputError(f"{path} has {name}: {_shown(value)}; expected is one of {', '.join(CHOICES[name])}.")
+    return value
+
+
+def _json(path: Path, name: str, text: str) -> dict[str, Any]:
+    """The mapping that a text holds as JSON, as on TRL's command line. Raises InputError."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not _plain(found):
+        raise InputError(f"{path} has {name}: {_shown(text)}; expected is a mapping, such as {{name: value}}.")
+    return found
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value that YAML has read is of a type."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is Literal:
+        return value in inner
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) and _plain(item) for key, item in value.items())
+    if isinstance(origin, type) and issubclass(origin, Enum):
+        return value in [item.value for item in origin]
+    if isinstance(value, str) and "\0" in value:  # a path cannot hold it
+        return False
+    return type(value) is origin or (origin is float and type(value) is int)
+
+
+def _plain(value: Any) -> bool:
+    """Whether JSON can hold a value: no date, no NaN."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_plain, value))
+    return isinstance(value, str | int | NoneType) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _named(kind: Any) -> str:
+    """A type as one would say it."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin is list:
+        return f"a list of {_named(inner[0])}"
+    if origin is dict:
+        return "a mapping"
+    if isinstance(origin, type) and issubclass(origin, Enum):
+        return "one of " + ", ".join(str(item.value) for item in origin)
+    return {NoneType: "null"}.get(origin, origin.__name__)
+
+
+def _range(low: float, high: float) -> str:
+    """The numbers from `low` to `high` in words."""
+    least = "a finite number" if low == -math.inf else "a number above 0" if 0 < low < 1 else f"{low:g} or more"
+    most = "" if high > 2**32 else ", less than 1" if 0 < high < 1 else f", at most {high:.0f}"
+    return least + most
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    try:
+        text = repr(value) if not isinstance(value, str) else value
+    except ValueError:  # an integer of more digits than Python writes
+        text = "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:60]}..."
