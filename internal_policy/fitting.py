@@ -12,7 +12,8 @@ from internal_policy import bundle, cache, loading, options, progress, sampling,
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
     from internal_policy.rollouts import Rollout
     from internal_policy.tasks import Problem
@@ -112,7 +113,7 @@ def _given(asked: options.FitLens, tokenizer: "PreTrainedTokenizerBase") -> "tup
 
 def _sampled(
     asked: options.FitLens,
-    model: "PreTrainedModel",
+    model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "Sequence[Problem]",
     folder: Path,

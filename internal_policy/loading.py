@@ -1,23 +1,26 @@
 """Load a model by its name, or say in one sentence why it cannot be."""
 
-import hashlib
+import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from internal_policy import folder
 from internal_policy.bundle import DATA
 from internal_policy.errors import InputError
 from internal_policy.options import ModelOptions
 from internal_policy.rows import first_line
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".txt")
-"""Endings of the files that make a model what it is."""
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 def resolve(name: str) -> str:
@@ -29,38 +32,62 @@ def resolve(name: str) -> str:
 def identity(options: ModelOptions) -> str:
     """What tells this model from any other: the commit of one on the hub, a digest of the files of a folder.
 
-    Raises InputError for a folder that holds no model, and for one on the hub that cannot be had.
+    That of an adapter covers its base model, and with `trust_remote_code` the Python that is run counts too. Raises
+    InputError for a folder that holds no model, and for one on the hub that cannot be had.
     """
     name = resolve(options.model)
-    folder = Path(name)
-    if not name or folder.is_file():
+    path = Path(name)
+    if not name or path.is_file():
         raise InputError(f"--model is '{name}'; give a folder that holds a model, or a hub id such as Qwen/Qwen3-0.6B.")
-    if not folder.is_dir():
-        with explained(options):
-            from huggingface_hub import hf_hub_download
-            from huggingface_hub.utils.logging import set_verbosity_error
+    if path.is_dir():
+        folder.check(path)
+        found = f"sha256 {folder.digest(path, options.trust_remote_code)}"
+        if folder.is_adapter(path):
+            with _named_by(path):
+                return f"{found} on {identity(base(options))}"
+    else:
+        path = _commit(options, name, "config.json", options.revision)
+        found = f"commit {path.name}"
+    elsewhere = sorted(folder.code_elsewhere(path)) if options.trust_remote_code else []
+    code = (f" with {place} at {_commit(options, place, file, 'main').name}" for place, file in elsewhere)
+    return found + "".join(code)
 
-            set_verbosity_error()  # it would tell of every retry
-            return f"commit {Path(hf_hub_download(name, 'config.json', revision=options.revision)).parent.name}"
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no model: there is no config.json in it; give a folder that has one.")
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+
+def _commit(options: ModelOptions, name: str, file: str, revision: str) -> Path:
+    """The folder of the local hub cache that holds a file; its name is the commit's."""
+    with explained(options):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils.logging import set_verbosity_error
+
+        set_verbosity_error()  # it would tell of every retry
+        return Path(hf_hub_download(name, file, revision=revision)).parent
+
+
+def base(options: ModelOptions) -> ModelOptions:
+    """The same options for the base model where --model is an adapter's folder. Raises InputError without PEFT."""
+    path = Path(resolve(options.model))
+    if not folder.is_adapter(path):
+        return options
+    if find_spec("peft") is None:
         raise InputError(
-            f"{folder} holds only pickled weights, which can run code when they are loaded; convert them to "
-            "safetensors with `save_pretrained` of transformers, and give that folder."
-            if pickled
-            else f"{folder} holds no weights: there is no .safetensors file in it; copy the whole model."
+            f"{path} holds an adapter, for which peft is needed; `pip install 'internal-policy[peft]'` adds it."
         )
-    found = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in OF_A_MODEL):
-        with path.open("rb") as file:
-            found.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return f"sha256 {found.hexdigest()}"
+    name, revision = folder.base_of(path)
+    return dataclasses.replace(options, model=name, revision=revision)
+
+
+@contextmanager
+def _named_by(path: Path) -> Iterator[None]:
+    """Say in an error about a base model which adapter names it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error} It is the base model that {path / folder.ADAPTER} names.") from error
 
 
 def load_config(options: ModelOptions) -> "PreTrainedConfig":
-    """The model's configuration. Raises InputError, also for a family that is not known."""
+    """The model's configuration, or its base's. Raises InputError, also for a family that is not known."""
+    options = base(options)
     with explained(options):
         from transformers import AutoConfig
 
@@ -74,7 +101,12 @@ def load_config(options: ModelOptions) -> "PreTrainedConfig":
 
 
 def load_tokenizer(options: ModelOptions, chat_template: str | None = None) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer, with the chat template in the file `chat_template` if that is given. Raises InputError."""
+    """The model's tokenizer, with the chat template in the file `chat_template` if that is given. Raises InputError.
+
+    An adapter's folder may hold a tokenizer of its own; if not it is the base model's.
+    """
+    if not any((Path(resolve(options.model)) / name).is_file() for name in TOKENIZER):
+        options = base(options)
     with explained(options):
         from transformers import AutoTokenizer
 
@@ -104,8 +136,32 @@ def chat_of(chat_template: str | None, chat_template_kwargs: str) -> dict[str, A
     return None if chat_template == "none" else given
 
 
-def load_model(options: ModelOptions) -> "PreTrainedModel":
-    """The model, with its weights checked: safetensors only, and no NaN. Raises InputError."""
+def load_model(options: ModelOptions) -> "nn.Module":
+    """The model, with its weights checked: safetensors only, and no NaN. Raises InputError.
+
+    An adapter's folder gives its base model with the adapter, not merged, as a PeftModel whose adapter can be trained.
+    """
+    import torch
+
+    from internal_policy.families import inside
+
+    model = _loaded(base(options))
+    if folder.is_adapter(path := Path(resolve(options.model))):
+        model = _adapted(model, path, options)
+    for name, weight in model.named_parameters():
+        if weight.is_meta:
+            raise InputError(
+                f"{options.model} does not fit on the devices here ({name} was left out); try --dtype bfloat16."
+            )
+        if not weight.isfinite().all():
+            raise InputError(f"{options.model} has NaN or infinite weights in {name}; get a whole checkpoint.")
+    if inside(model).dtype == torch.float64:
+        inside(model).set_experts_implementation("eager")  # the fast one multiplies no float64
+    return model.eval()
+
+
+def _loaded(options: ModelOptions) -> "PreTrainedModel":
+    """The model of the Hugging Face folder or repository."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -133,16 +189,28 @@ def load_model(options: ModelOptions) -> "PreTrainedModel":
     model, found = loaded
     if found["missing_keys"]:
         raise InputError(f"{options.model} has no weights for {min(found['missing_keys'])}; get a whole checkpoint.")
-    for name, weight in model.named_parameters():
-        if weight.is_meta:
-            raise InputError(
-                f"{options.model} does not fit on the devices here ({name} was left out); try --dtype bfloat16."
-            )
-        if not weight.isfinite().all():
-            raise InputError(f"{options.model} has NaN or infinite weights in {name}; get a whole checkpoint.")
-    if model.dtype == torch.float64:
-        model.set_experts_implementation("eager")  # the fast one multiplies no float64
-    return model.eval()
+    return model
+
+
+def _adapted(model: "PreTrainedModel", path: Path, options: ModelOptions) -> "nn.Module":
+    """The model with the adapter in a folder, all of whose weights have found their place. Raises InputError."""
+    import peft
+
+    from internal_policy.families import check_adapters
+
+    with explained(options), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about keys, which are checked here, and names that transformers calls old
+        config = peft.PeftConfig.from_pretrained(str(path))
+        check_adapters({path.name: config})
+        config.inference_mode = False
+        adapted = peft.PeftModel.from_pretrained(model, path, config=config, is_trainable=True, torch_device="cpu")
+        file = set(peft.utils.load_peft_weights(str(path), device="cpu"))
+        own = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if missing := sorted(own - file):
+        raise InputError(f"{path} has no weights for {missing[0]}; get the whole adapter.")
+    if foreign := sorted(file - own - set(adapted.state_dict())):
+        raise InputError(f"{path} has {foreign[0]}, which its base model does not; it is an adapter of another model.")
+    return adapted
 
 
 def weight_bytes(config: "PreTrainedConfig", dtype: str) -> int:
@@ -183,4 +251,10 @@ def explained(options: ModelOptions) -> Iterator[None]:
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError | MemoryError) or "out of memory" in str(error):
             raise
-        raise InputError(f"{name} cannot be loaded ({first_line(error)}); check that its files are whole.") from error
+        raise InputError(f"{name} cannot be loaded ({_told(error)}); check that its files are whole.") from error
+
+
+def _told(error: Exception) -> str:
+    """What an error says, as part of a sentence: the heading of its first line would not tell what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{' '.join(lines[:2]):.300}".rstrip(".:") or type(error).__name__

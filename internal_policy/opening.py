@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import loading
+from internal_policy import folder, loading
 from internal_policy.errors import InputError
 from internal_policy.options import Scan
 
@@ -23,6 +23,11 @@ def check(asked: Scan) -> None:
         raise InputError(
             f"TransformerLens computes attention eagerly, but --attn-implementation is {asked.attn_implementation}; "
             "leave that out."
+        )
+    if asked.reader == "transformer-lens" and folder.is_adapter(Path(loading.resolve(asked.model))):
+        raise InputError(
+            f"TransformerLens reads no adapters, but {asked.model} holds one; leave out --reader, or merge the adapter "
+            "into its model."
         )
     if not asked.remote:
         return
@@ -57,6 +62,7 @@ def check_there(asked: Scan) -> None:
 
 def opened(asked: Scan, tokenizer: "PreTrainedTokenizerBase") -> "Reader":
     """The model, in what reads it. Raises InputError, also for a family that the library does not read."""
+    from internal_policy.families import inside
     from internal_policy.reader import reader_of
 
     if asked.remote:
@@ -65,11 +71,11 @@ def opened(asked: Scan, tokenizer: "PreTrainedTokenizerBase") -> "Reader":
     if asked.reader == "transformer-lens":
         from internal_policy.readers.transformer_lens import boot
 
-        return reader_of(boot(model, tokenizer))
+        return reader_of(boot(inside(model), tokenizer))
     if asked.reader == "nnsight":
         import nnsight
 
-        return reader_of(nnsight.NNsight(model))
+        return reader_of(nnsight.NNsight(inside(model)))
     return reader_of(model)
 
 

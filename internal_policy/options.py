@@ -26,8 +26,8 @@ class ModelOptions:
     """Which model, and how it is loaded."""
 
     model: str = "demo-qwen3"
-    """Folder or hub id of a model, such as Llama, Qwen or Gemma (`internal-policy families` lists what can be read);
-    demo-qwen3 and demo-llama are the bundled ones."""
+    """Folder or hub id of a model, such as Llama, Qwen or Gemma (`internal-policy families` lists what can be read), or
+    the folder of a PEFT adapter; demo-qwen3 and demo-llama are the bundled ones."""
     revision: str = "main"
     """Branch, tag or commit of a model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"

@@ -10,7 +10,8 @@ from internal_policy import bundle, cache, files, loading, options, progress
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
     from internal_policy.hooks import HookPoint
     from internal_policy.lens import Maps
@@ -109,7 +110,7 @@ def check_lens(asked: Internal) -> None:
         raise InputError(f"Both --lens and --readout {asked.readout} are given; give one of them.")
 
 
-def readout_of(asked: Internal, maps: "Maps | None", model: "PreTrainedModel") -> "Readout":
+def readout_of(asked: Internal, maps: "Maps | None", model: "nn.Module") -> "Readout":
     """How the hidden states that are sampled from are brought to the unembedding."""
     from internal_policy import lens
 
@@ -117,7 +118,7 @@ def readout_of(asked: Internal, maps: "Maps | None", model: "PreTrainedModel") -
 
 
 def sampled(
-    model: "PreTrainedModel",
+    model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "Sequence[Problem]",
     asked: Asked,
@@ -158,7 +159,7 @@ def sampled(
 
 def all_of(
     asked: Internal | options.FitLens,
-    model: "PreTrainedModel",
+    model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "Sequence[Problem]",
     point: "HookPoint",

@@ -18,7 +18,8 @@ from internal_policy import analysis, bundle, cache, checkpoints, configuration,
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
     from internal_policy.bupo import BuPOConfig, BuPOTrainer
     from internal_policy.prompts import Chat
@@ -158,7 +159,7 @@ def _layer(
     asked: options.Train,
     given: Mapping[str, Any],
     config: "BuPOConfig",
-    model: "PreTrainedModel",
+    model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "list[Problem]",
     folder: Path,
@@ -182,7 +183,7 @@ def _layer(
 
 
 def suggested(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rollouts: "list[Rollout]", readout: str = "raw"
+    model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", rollouts: "list[Rollout]", readout: str = "raw"
 ) -> dict[str, Any]:
     """BuPO's target layer by the stages of a scan, with its runner-up: `analysis.suggestion`."""
     from internal_policy.scan import scan
@@ -197,7 +198,7 @@ def suggested(
 def _responses(
     asked: options.Train,
     config: "BuPOConfig",
-    model: "PreTrainedModel",
+    model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "list[Problem]",
 ) -> "list[Rollout]":
@@ -217,10 +218,11 @@ def _check_problems(
     problems: "list[Problem]",
     tokenizer: "PreTrainedTokenizerBase",
     config: "BuPOConfig",
-    model: "PreTrainedModel",
+    model: "nn.Module",
 ) -> None:
     """Refuse before any work what training would stumble over. Raises InputError."""
     from internal_policy.bupo import dataset_of
+    from internal_policy.families import inside
     from internal_policy.hooks import locate
     from internal_policy.prompts import encode_problem
     from internal_policy.rollouts import check_prompts
@@ -230,7 +232,7 @@ def _check_problems(
     chat = _chat(asked, config)
     dataset_of(problems, chat)
     prompts = {number: encode_problem(tokenizer, problem, chat) for number, problem in enumerate(problems)}
-    text = model.config.get_text_config()
+    text = inside(model).config.get_text_config()
     longest = min(text.max_position_embeddings, config.vllm_max_model_length or sys.maxsize)
     check_prompts(prompts, config.max_completion_length or 0, longest, text.vocab_size)
     group = config.num_generations or 1
@@ -244,7 +246,7 @@ def _check_problems(
 def _run(
     asked: options.Train,
     config: "BuPOConfig",
-    model: "PreTrainedModel",
+    model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "list[Problem]",
     folder: Path,
@@ -317,7 +319,7 @@ def _save(trainer: "BuPOTrainer", folder: Path) -> None:
 def _watched(
     asked: options.Train,
     config: "BuPOConfig",
-    model: "PreTrainedModel",
+    model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "list[Problem]",
     folder: Path,

@@ -1,0 +1,110 @@
+"""Look at the files of a model's folder, or of an adapter's, before anything is loaded from it."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from internal_policy.errors import InputError
+
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+INDEX = "model.safetensors.index.json"
+READ = (
+    CONFIG,
+    ADAPTER,
+    INDEX,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""Files that are read as JSON objects, if they are there."""
+OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")
+"""Endings of the files that make a model what it is."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter of PEFT, for a model that lies elsewhere."""
+    return (folder / ADAPTER).is_file()
+
+
+def base_of(folder: Path) -> tuple[str, str]:
+    """The folder or hub id of the model that an adapter is for, and its revision. Raises InputError."""
+    values = _object(folder / ADAPTER)
+    name, revision = values.get("base_model_name_or_path"), values.get("revision") or "main"
+    if not (isinstance(name, str) and name and isinstance(revision, str)):
+        raise InputError(
+            f"{folder / ADAPTER} has base_model_name_or_path {name!r:.60} and revision {revision!r:.60}; expected are "
+            "the folder or hub id of the model that the adapter is for, and one of its revisions or null."
+        )
+    if is_adapter(Path(name)):
+        raise InputError(
+            f"{folder / ADAPTER} names {name} as its base model, which is an adapter itself; merge that into its model."
+        )
+    return name, revision
+
+
+def check(folder: Path) -> None:
+    """Raise InputError for a folder that is no whole model or adapter in safetensors, naming the file."""
+    adapter = is_adapter(folder)
+    if not adapter and not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} holds no model: there is no config.json in it; give a folder that has one.")
+    weights = "adapter_model.safetensors" if adapter else "*.safetensors"
+    if not any(folder.glob(weights)):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        raise InputError(
+            f"{folder} holds only pickled weights, which can run code when they are loaded; convert them to "
+            f"safetensors with `save_pretrained` of {'peft' if adapter else 'transformers'}, and give that folder."
+            if pickled
+            else f"{folder} holds no weights: there is no {weights.removeprefix('*')} file in it; copy the whole "
+            f"{'adapter' if adapter else 'model'}."
+        )
+    for path in (folder / name for name in READ if (folder / name).exists()):
+        values = _object(path)
+        if path.name == INDEX:
+            _check_index(path, values)
+
+
+def _check_index(path: Path, values: dict[str, Any]) -> None:
+    """Refuse an index that names files which are not there."""
+    files = values.get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise InputError(f"{path} has no weight_map from weights to files; get a whole copy of the model.")
+    for name in sorted(set(files.values())):
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise InputError(f"{path} names the file {name!r:.80}, which is not in the folder; copy the whole model.")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON in UTF-8 ({error}); get a whole copy of it.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {values!r:.40}; it must hold a JSON object. Get a whole copy of it.")
+    return values
+
+
+def digest(folder: Path, code: bool) -> str:
+    """SHA-256 over the files that make a model or an adapter what it is; with `code` its Python too."""
+    found = hashlib.sha256()
+    more = [*folder.glob("additional_chat_templates/*.jinja"), *(folder.rglob("*.py") if code else [])]
+    for path in sorted([path for path in folder.iterdir() if path.suffix in OF_A_MODEL] + more):
+        with path.open("rb") as file:
+            name = path.relative_to(folder).as_posix()
+            found.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
+def code_elsewhere(folder: Path) -> set[tuple[str, str]]:
+    """Repositories on the hub that hold Python of this model, each with a file of it that is named."""
+    found: set[tuple[str, str]] = set()
+    for path in (folder / name for name in (CONFIG, "tokenizer_config.json")):
+        places = _object(path).get("auto_map") if path.is_file() else None
+        values = places.values() if isinstance(places, dict) else []
+        for place in (part for value in values for part in (value if isinstance(value, list) else [value])):
+            repository, dashes, name = str(place).partition("--")
+            if dashes:
+                found.add((repository, f"{name.partition('.')[0]}.py"))
+    return found

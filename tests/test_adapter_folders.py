@@ -1,0 +1,205 @@
+"""The folder of an adapter is a model: its base, with the adapter."""
+
+import json
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from conftest import tiny_model
+from safetensors.torch import load_file, save_file
+from test_adapters import LINEAR, moved
+
+from internal_policy import cache, loading
+from internal_policy.__main__ import main
+from internal_policy.errors import InputError
+from internal_policy.families import inside
+from internal_policy.options import ModelOptions
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture
+def base(tmp_path, tokenizer) -> Path:
+    path = tmp_path / "base"
+    tiny_model("qwen3").float().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def adapter(tmp_path, base) -> Path:
+    """A LoRA of the tiny model, saved without a tokenizer, as PEFT does."""
+    model = peft.get_peft_model(_model(base), peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=LINEAR))
+    moved(model).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def _model(folder: Path):
+    return loading.load_model(ModelOptions(model=str(folder), device="cpu"))
+
+
+def _identity(folder: Path, **options) -> str:
+    return loading.identity(ModelOptions(model=str(folder), **options))
+
+
+def _opened(folder: Path):
+    return _identity(folder), _model(folder)
+
+
+def _change(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_an_adapters_folder_is_its_base_with_the_adapter(adapter, base, input_ids):
+    merged = peft.PeftModel.from_pretrained(_model(base), adapter).merge_and_unload()
+    torch.testing.assert_close(_model(adapter)(input_ids).logits, merged(input_ids).logits)
+
+
+def test_a_scan_of_an_adapter_is_that_of_the_merged_model(adapter, base, here, tokenizer):
+    merged = peft.PeftModel.from_pretrained(_model(base), adapter).merge_and_unload()
+    merged.save_pretrained(here / "merged")
+    tokenizer.save_pretrained(here / "merged")
+    scans = {"whole": here / "merged", "apart": adapter}
+    for name, folder in scans.items():
+        words = ["--model", str(folder), "--limit", "2", "--max-new-tokens", "6", "--temperature", "0"]
+        assert main(["scan", *words, "--output", name, "--dtype", "float64"]) == 0
+    whole, apart = (cache.read(here / name, "layers") for name in scans)
+    assert torch.allclose(torch.tensor(whole["entropy"]), torch.tensor(apart["entropy"]), atol=1e-3)
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_an_adapter_is_sampled_from(command, adapter, here):
+    words = ["--limit", "2", "--max-new-tokens", "4", "--at", "1.attn_out"]
+    assert main([command, "--model", str(adapter), *words]) == 0
+
+
+def test_an_adapter_is_trained_on_and_what_is_written_is_an_adapter(adapter, here):
+    words = ["--steps", "1", "--prompts", "2", "--samples", "2", "--micro-batch", "4", "--max-new-tokens", "4"]
+    assert main(["train", "--model", str(adapter), *words, "--layer", "1", "--device", "cpu", "--output", "run"]) == 0
+    assert inside(_model(here / "run" / "model")).config.model_type == "qwen3"
+
+
+def test_an_adapters_own_tokenizer_wins_over_its_bases(adapter, tokenizer):
+    assert loading.load_tokenizer(ModelOptions(model=str(adapter))).eos_token == tokenizer.eos_token
+    other = loading.load_tokenizer(ModelOptions(model=str(adapter)))
+    other.eos_token = "<|bos|>"
+    other.save_pretrained(adapter)
+    assert loading.load_tokenizer(ModelOptions(model=str(adapter))).eos_token == "<|bos|>"
+
+
+def test_another_adapter_is_another_model(adapter):
+    before = _identity(adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, adapter / "adapter_model.safetensors")
+    assert _identity(adapter) != before
+
+
+def test_an_adapter_on_another_base_is_another_model(adapter, base):
+    before = _identity(adapter)
+    tiny_model("qwen3", rms_norm_eps=0.1).float().save_pretrained(base)
+    assert _identity(adapter) != before
+
+
+def test_the_python_of_a_folder_counts_where_it_is_trusted(base):
+    plain, trusted = _identity(base), _identity(base, trust_remote_code=True)
+    (base / "inner").mkdir()
+    (base / "inner" / "modeling_own.py").write_text("x = 1")
+    assert _identity(base) == plain
+    assert _identity(base, trust_remote_code=True) != trusted
+
+
+def test_the_commit_of_python_in_another_repository_counts_where_it_is_trusted(base, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, file, revision):
+        asked.append((name, file))
+        return str(tmp_path / f"commit{len(asked)}" / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    _change(base / "config.json", auto_map={"AutoConfig": "their/code--configuration_own.Config"})
+    assert _identity(base, trust_remote_code=True).endswith(" with their/code at commit1")
+    assert _identity(base, trust_remote_code=True) != _identity(base, trust_remote_code=True)
+    assert asked[0] == ("their/code", "configuration_own.py")
+
+
+def _pickled(adapter, base):
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+
+
+def _without_weights(adapter, base):
+    (adapter / "adapter_model.safetensors").unlink()
+
+
+def _without_a_weight(adapter, base):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights.pop(min(weights))
+    save_file(weights, adapter / "adapter_model.safetensors")
+
+
+def _of_a_deeper_model(adapter, base):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = min(weights)
+    save_file({**weights, name.replace(".0.", ".9."): weights[name].clone()}, adapter / "adapter_model.safetensors")
+
+
+def _of_a_wider_model(adapter, base):
+    tiny_model("qwen3", hidden_size=16).float().save_pretrained(base)
+
+
+def _without_its_base(adapter, base):
+    shutil.rmtree(base)
+
+
+def _on_an_adapter(adapter, base):
+    _change(adapter / "adapter_config.json", base_model_name_or_path=str(adapter))
+
+
+def _nameless(adapter, base):
+    _change(adapter / "adapter_config.json", base_model_name_or_path=None)
+
+
+def _prompt_tuning(adapter, base):
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    peft.get_peft_model(_model(base), config).save_pretrained(adapter)
+
+
+def _nan(adapter, base):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: weight * torch.nan for name, weight in weights.items()}, adapter / "adapter_model.safetensors")
+
+
+BAD = {
+    "pickled": (_pickled, "convert them to safetensors with `save_pretrained` of peft"),
+    "no weights": (_without_weights, "there is no adapter_model.safetensors file in it; copy the whole adapter"),
+    "a weight missing": (_without_a_weight, "has no weights for base_model.model.model.layers.0.mlp.down_proj.lora_A"),
+    "a deeper model's": (_of_a_deeper_model, "it is an adapter of another model"),
+    "a wider model's": (_of_a_wider_model, "size mismatch"),
+    "no base": (_without_its_base, r"It is the base model that .*adapter_config.json names"),
+    "on an adapter": (_on_an_adapter, "which is an adapter itself"),
+    "nameless": (_nameless, "has base_model_name_or_path None"),
+    "prompt tuning": (_prompt_tuning, "PROMPT_TUNING, which can't be read layer by layer"),
+    "NaN": (_nan, "has NaN or infinite weights in"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_adapter_is_refused_in_a_sentence(case, adapter, base):
+    breaking, said = BAD[case]
+    breaking(adapter, base)
+    with pytest.raises(InputError, match=said):
+        _opened(adapter)
+
+
+def test_an_adapter_without_peft_says_what_to_install(adapter, monkeypatch):
+    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install 'internal-policy\[peft\]'"):
+        _identity(adapter)
+
+
+def test_transformer_lens_reads_no_adapters(adapter, here, capsys):
+    assert main(["scan", "--model", str(adapter), "--reader", "transformer-lens"]) == 2
+    assert "TransformerLens reads no adapters" in capsys.readouterr().err
