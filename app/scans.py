@@ -27,8 +27,7 @@ OF_ONE_SCAN = ("rollout", "layer", "position")
 def listed() -> dict[str, Path]:
     """The whole scans, by the name that stands in the URL: those of the cache, newest first, and the bundled ones."""
     root = cache.root()
-    whole = [folder for folder in cache.scans() if (folder / cache.RECORD).exists()]
-    return {folder.relative_to(root).as_posix(): folder for folder in whole} | {
+    return {folder.relative_to(root).as_posix(): folder for folder in cache.scans()} | {
         f.name: f for f in reversed(bundle.scans())
     }
 

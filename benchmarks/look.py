@@ -116,7 +116,7 @@ def make(asked: Benchmark) -> None:
         "rollouts": asked.rollouts,
         "tokens": asked.rollouts * asked.tokens,
         "selection": {**demo["selection"], "layers": list(selection.layers), "readouts": ["raw"]},
-        "files": {name: {"bytes": (asked.folder / name).stat().st_size} for name in [cache.VOCABULARY, *names]},
+        "files": {name: files.fingerprint(asked.folder / name) for name in [cache.VOCABULARY, *names]},
     }
     files.write_json(asked.folder / cache.RECORD, record)
 

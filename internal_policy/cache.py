@@ -15,19 +15,15 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from internal_policy import bundle, files
+from internal_policy import bundle, files, records
 from internal_policy.errors import InputError
+from internal_policy.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path  # noqa: F401 as cache.VOCABULARY
 
 if TYPE_CHECKING:
     from internal_policy.selection import Selection
 
-SCHEMA = 1
-"""Version of what stands in the files; it is written into each of them."""
-
-KINDS = ("rollouts", "policies", "layers")
-"""The tables of a scan, each in numbered parts, written in this order: a part is whole when its `layers` is there."""
-
-ASKED, RECORD, VOCABULARY = "asked.json", "scan.json", "vocabulary.parquet"
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
+"""What Arrow raises for a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -110,21 +106,20 @@ def write_table(path: Path, table: pa.Table, group: str | None = None, *, once: 
                 writer.write_table(table.slice(start, end - start))
 
 
-def part_path(folder: Path, kind: str, part: int) -> Path:
-    """The file of one part of a table."""
-    return folder / f"{kind}-{part:05d}.parquet"
-
-
 def is_whole(folder: Path, part: int) -> bool:
-    """Whether every table of a part has been written, to its end."""
-    return all(has_end(part_path(folder, kind, part)) for kind in KINDS)
+    """Whether every table of a part has been written, and still holds what was written."""
+    known = records.of_part(folder, part)
+    paths = [part_path(folder, kind, part) for kind in KINDS]
+    return known is not None and all(
+        path.name in known["files"] and files.fingerprint_once(path) == known["files"][path.name] for path in paths
+    )
 
 
 def has_end(path: Path) -> bool:
     """Whether a Parquet file is there, and not cut short."""
     try:
         pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError):
+    except UNREADABLE:
         return False
     return True
 
@@ -133,9 +128,12 @@ def asked(folder: Path) -> dict[str, Any]:
     """What a scan, whole or not, was asked (asked.json). Raises InputError if it is damaged."""
     path = folder / ASKED
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = records.read(path)
+        if type(found.get("digest")) is not str or type(found.get("product")) is not str:
+            raise ValueError("it holds no question")
+    except records.DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}); remove the folder {folder} and scan again.") from error
+    return found
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -145,16 +143,16 @@ def record(folder: Path) -> dict[str, Any]:
         state = "an unfinished scan; run its command again to finish it" if (folder / ASKED).exists() else "no scan"
         raise InputError(f"{folder} is {state}." if folder.is_dir() else f"There is no folder {folder}.")
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = records.read(path)
+    except records.DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}); ask for the scan again with --remeasure.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is damaged (it holds no record); ask for the scan again with --remeasure.")
     if found.get("schema") != SCHEMA:
         raise InputError(
-            f"{path} has schema version {found.get('schema')}, this program reads {SCHEMA}; "
+            f"{path} has schema version {str(found.get('schema'))[:60]}, this program reads {SCHEMA}; "
             "update internal-policy, or scan again."
         )
+    if wrong := records.complaint(found):
+        raise InputError(f"{path} is damaged ({wrong}); ask for the scan again with --remeasure.")
     return found
 
 
@@ -192,19 +190,28 @@ def columns(path: Path) -> list[str]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
+    """Hand a file to Arrow, which may crash on an altered one, only if it holds what was written."""
     try:
+        written = records.fingerprint_of(path)
+        if written not in (None, found := files.fingerprint_once(path)):
+            raise ValueError("it was altered since it was written" if found else "it is missing")
         yield
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); measure it again with --remeasure."
-        ) from error
+    except (*UNREADABLE, *records.DAMAGE) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is damaged ({why}); {_remedy(path.parent)}.") from error
+
+
+def _remedy(folder: Path) -> str:
+    if (folder / RECORD).exists():
+        return "measure it again with --remeasure"
+    return "run the scan's command again" if (folder / ASKED).exists() else "remove it and write it again"
 
 
 def part_with(folder: Path, kind: str, rollout: int) -> Path:
     """The file of a table that holds a rollout. Raises InputError if none does, or for one that is damaged."""
-    for path in parts(folder, kind):
-        with _readable(path):
-            found = pq.read_metadata(path)
+    for told, path in zip(parts(folder, "rollouts"), parts(folder, kind), strict=True):
+        with _readable(told):
+            found = pq.read_metadata(told)
         groups = (found.row_group(n).column(0).statistics for n in range(found.num_row_groups))  # column 0: rollout
         if any(group.min <= rollout <= group.max for group in groups):
             return path
@@ -212,11 +219,10 @@ def part_with(folder: Path, kind: str, rollout: int) -> Path:
 
 
 def parts(folder: Path, kind: str) -> list[Path]:
-    """The files of a table, in order. Raises InputError if there are none."""
-    found = sorted(folder.glob(f"{kind}-*.parquet"))
-    if not found:
-        raise InputError(f"{folder} has no {kind}-*.parquet; it is no scan, or none of its parts is written yet.")
-    return found
+    """The files of a table of a whole scan, in order. Raises InputError as `record` does."""
+    named = (records.PART.fullmatch(name) for name in record(folder)["files"])
+    numbers = sorted(int(part[2]) for part in named if part and part[1] == kind)
+    return [part_path(folder, kind, number) for number in numbers]
 
 
 def export(folder: Path, kind: str, form: str, path: Path) -> int:
@@ -252,9 +258,10 @@ def disk_bytes(selection: "Selection", tokens: int) -> int:
     return tokens * len(selection.readouts) * (len(selection.layers) + 1) * row
 
 
-def scans() -> list[Path]:
-    """Folders of all scans under `root()`, whole or not, newest first."""
-    found = {path.parent for name in (ASKED, RECORD) for path in root().glob(f"*/*/{name}")}
+def scans(*, unfinished: bool = False) -> list[Path]:
+    """Folders of the whole scans under `root()`, newest first; of the unfinished ones too if wanted."""
+    names = (ASKED, RECORD) if unfinished else (RECORD,)
+    found = {path.parent for name in names for path in root().glob(f"*/*/{name}")}
     return sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
@@ -264,7 +271,7 @@ def find(name: str) -> Path:
         return Path(name)
     if bundled := [folder for folder in bundle.scans() if folder.name == name]:
         return bundled[0]
-    found = [folder for folder in scans() if folder.name.startswith(name)] if name else []
+    found = [folder for folder in scans(unfinished=True) if folder.name.startswith(name)] if name else []
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} scans begin with '{name}'" if found else f"There is no scan '{name}'"

@@ -51,7 +51,7 @@ def scan(asked: options.Scan) -> None:
     job.claim(folder, question)
     cached = (folder / cache.RECORD).exists()
     if cached and asked.remeasure:
-        cached = not (cache.damaged(folder) if asked.dry_run else job.discard_damaged(folder))
+        cached = not (job.broken(folder) if asked.dry_run else job.discard_damaged(folder))
     elif cached and (broken := cache.cut_short(folder)):
         raise InputError(f"{folder / broken[0]} is missing or cut short; measure it again with --remeasure.")
     if asked.dry_run:
@@ -259,7 +259,7 @@ def generate(asked: options.Generate) -> None:
 
 def ls(asked: options.Ls) -> None:
     """List the scans in the cache."""
-    show.scans(cache.scans(), as_json=asked.json)
+    show.scans(cache.scans(unfinished=True), as_json=asked.json)
 
 
 def show_scan(asked: options.Show) -> None:

@@ -19,6 +19,8 @@ TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.
 """Name of a temporary file: machine, process, random digits, and the ending of the file that it will be."""
 OLD = 24 * 3600
 """Age in seconds from which a temporary file is taken for abandoned, whoever wrote it."""
+COARSE = 2.0
+"""Seconds that the clocks of file systems are coarse at most: FAT's."""
 PATIENCE = 10.0
 """Seconds after which a lock is taken for abandoned: its owner needs milliseconds."""
 
@@ -57,6 +59,24 @@ def fingerprint(path: Path) -> dict[str, Any] | None:
         return None
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+_fingerprints: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
+
+
+def fingerprint_once(path: Path) -> dict[str, Any] | None:
+    """The same, remembered for as long as the file looks the same: by its place, size and times."""
+    try:
+        looks = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    seen = (looks.st_size, looks.st_mtime_ns, looks.st_ctime_ns, looks.st_ino)
+    if path in _fingerprints and _fingerprints[path][0] == seen:
+        return _fingerprints[path][1]
+    found = fingerprint(path)
+    if found and time.time() - looks.st_mtime > COARSE:  # a younger one may change again without looking different
+        _fingerprints[path] = (seen, found)
+    return found
 
 
 def _put_once(temporary: Path, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from internal_policy import cache, files
+from internal_policy import cache, files, records
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from internal_policy.policy import Lens
     from internal_policy.rollouts import Rollout
     from internal_policy.selection import Selection
+
+BY = ("device", "dtype", "versions")
+"""The facts that a process which continues a scan may have others of; they are kept for each part."""
 
 Advance = Callable[[int, int], None]
 """Told the rollouts and the response tokens of each part when it is whole."""
@@ -51,24 +54,23 @@ def claim(folder: Path, asked: Mapping[str, Any]) -> None:
         raise InputError(f"{folder} holds the scan of another question; give --output a new folder.")
 
 
-def discard_damaged(folder: Path) -> list[str]:
-    """Remove the parts of a finished scan that are not as they were written, so that `run` measures them again.
-
-    Returns the names of the damaged files: all of them where the record itself cannot be read.
-    """
+def broken(folder: Path) -> list[str]:
+    """Names of the files of a finished scan that are not as they were written; the record's, if it can't be read."""
     try:
-        broken = cache.damaged(folder)
+        return cache.damaged(folder)
     except InputError:
-        broken = [path.name for path in folder.glob("*.parquet")]
-    for name in broken:
-        (folder / name).unlink(missing_ok=True)
-        kind, _, part = name.removesuffix(".parquet").partition("-")
-        if kind == "rollouts":  # what was measured there was another response
-            for other in cache.KINDS:
-                cache.part_path(folder, other, int(part)).unlink(missing_ok=True)
-    if broken:
+        return [cache.RECORD]
+
+
+def discard_damaged(folder: Path) -> list[str]:
+    """Remove the record of a finished scan of which something is `broken`, so that `run` measures that again.
+
+    Nothing else is removed: which parts are whole, `run` finds out.
+    """
+    found = broken(folder)
+    if found:
         (folder / cache.RECORD).unlink()
-    return broken
+    return found
 
 
 def run(
@@ -97,13 +99,14 @@ def run(
     if not (folder / cache.ASKED).exists():
         chosen = product.choose(weight, weight.dtype)  # part of the record, so that a continued scan multiplies alike
         question = {"digest": cache.digest(asked), "asked": asked, "product": chosen}
-        files.write_json(folder / cache.ASKED, question, once=True)
+        records.write(folder / cache.ASKED, question, once=True)
     chosen = cache.asked(folder)["product"]
     if chosen not in product.candidates(weight.dtype, weight.dtype, weight.device):
         raise InputError(f"{folder} was begun on another device; go on there, or give --output a new folder.")
+    by = {name: facts[name] for name in BY}
     tokens = 0
     for part in source.parts:
-        rollouts = _rollouts(folder, part, source)
+        rollouts = _rollouts(folder, part, source, by)
         if not cache.is_whole(folder, part):
             scan.check(model, selection, rollouts, lenses)
             first = part * source.batch_size
@@ -112,12 +115,12 @@ def run(
             )
             for kind, table in zip(("policies", "layers"), measured, strict=True):
                 cache.write_table(cache.part_path(folder, kind, part), table, group="rollout")
+            _write_about(folder, part, by, cache.KINDS)
         length = sum(len(rollout.response_ids) for rollout in rollouts)
         tokens += length
         advance(len(rollouts), length)
     texts = pa.Table.from_pandas(vocabulary(tokenizer, len(weight)), preserve_index=False)
     cache.write_table(folder / cache.VOCABULARY, texts)
-    names = [cache.part_path(folder, kind, part).name for part in source.parts for kind in cache.KINDS]
     record = {
         "schema": cache.SCHEMA,
         "digest": cache.digest(asked),
@@ -127,20 +130,61 @@ def run(
         "rollouts": source.rollouts,
         "tokens": tokens,
         "asked": asked,
-        "files": {name: files.fingerprint(folder / name) for name in [cache.VOCABULARY, *names]},
+        **_of_parts(folder, source.parts),
     }
-    files.write_json(folder / cache.RECORD, record)
+    records.write(folder / cache.RECORD, record)
     return record
 
 
-def _rollouts(folder: Path, part: int, source: Source) -> Sequence["Rollout"]:
+def _rollouts(folder: Path, part: int, source: Source, by: Mapping[str, Any]) -> Sequence["Rollout"]:
+    """The rollouts of a part: those on the disk, else from the source."""
     from internal_policy.rollouts import from_table
     from internal_policy.scan import numbered
 
-    path = cache.part_path(folder, "rollouts", part)
-    if path.exists() and not cache.has_end(path):  # damaged since: what was measured may be of another response
-        for kind in cache.KINDS:
-            cache.part_path(folder, kind, part).unlink(missing_ok=True)
+    path, known = cache.part_path(folder, "rollouts", part), records.of_part(folder, part)
+    about, found = records.about_part(folder, part), files.fingerprint_once(path)
+    sound = cache.has_end(path) if known is None else found == known["files"].get(path.name)
+    if not sound and (known or found):  # altered since: what was measured may be of another response
+        for old in (about, *(cache.part_path(folder, kind, part) for kind in cache.KINDS)):
+            old.unlink(missing_ok=True)
+    elif known is None and about.exists():  # damaged
+        about.unlink(missing_ok=True)
     if not path.exists():
         cache.write_table(path, numbered(source.batch(part), part * source.batch_size), group="rollout", once=True)
+    _write_about(folder, part, by, ["rollouts"], once=True)
     return from_table(cache.read_part(path))
+
+
+def _write_about(folder: Path, part: int, by: Mapping[str, Any], kinds: Sequence[str], *, once: bool = False) -> None:
+    """Note what the files of a part hold, and what wrote them."""
+    known = records.of_part(folder, part)
+    earlier = known["by"] if known else []
+    paths = [cache.part_path(folder, kind, part) for kind in kinds]
+    about = {
+        "files": {path.name: files.fingerprint_once(path) for path in paths},
+        "by": [*earlier, *([] if by in earlier else [by])],
+    }
+    records.write(records.about_part(folder, part), about, once=once)
+
+
+def _of_parts(folder: Path, parts: Sequence[int]) -> dict[str, Any]:
+    """What the record says of the parts: their fingerprints, and the devices and versions of all who did them.
+
+    Raises InputError if a part isn't whole: its files were altered or removed while the scan ran.
+    """
+    known = [records.of_part(folder, part) if cache.is_whole(folder, part) else None for part in parts]
+    whole = [about for about in known if about is not None]
+    written = {cache.VOCABULARY: files.fingerprint(folder / cache.VOCABULARY)}
+    if len(whole) < len(known) or None in written.values():
+        name = f"Part {known.index(None)}" if None in known else cache.VOCABULARY
+        raise InputError(f"{name} of {folder} was altered or removed while the scan ran; run its command again.")
+    by = [one for about in whole for one in about["by"]]
+    return {
+        "files": written | {name: found for about in whole for name, found in about["files"].items()},
+        "device": ", ".join(dict.fromkeys(one["device"] for one in by)),
+        "dtype": ", ".join(dict.fromkeys(one["dtype"] for one in by)),
+        "versions": {
+            name: ", ".join(dict.fromkeys(one["versions"][name] for one in by if name in one["versions"]))
+            for name in dict.fromkeys(name for one in by for name in one["versions"])
+        },
+    }

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -76,6 +77,19 @@ def here(tmp_path, monkeypatch) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
+
+
+def write_record(folder: Path, **given: Any) -> None:
+    """Write scan.json for the Parquet files of a folder, as of a scan of a small model."""
+    from internal_policy import files, records
+
+    selection = {"layers": [0], "sites": ["resid_post"], "readouts": ["raw"], "measures": ["entropy"], "top_k": 0}
+    text = {name: "x" for name, kind in records.FIELDS.items() if kind is str}
+    number = {name: 1 for name, kind in records.FIELDS.items() if kind is int}
+    found = {"schema": records.SCHEMA, **text, **number, "versions": {}, "command": [], "asked": {}, **given}
+    found["selection"] = {**selection, **given.get("selection", {})}
+    found["files"] = {path.name: files.fingerprint(path) for path in sorted(folder.glob("*.parquet"))}
+    records.write(folder / records.RECORD, found)
 
 
 @pytest.fixture

@@ -355,7 +355,7 @@ def hostile(folder: Path) -> None:
     rollouts = pq.read_table(path)
     place = rollouts.column_names.index("problem")
     pq.write_table(rollouts.set_column(place, "problem", pa.array(["<b>$x$ [a](b)"] * rollouts.num_rows)), path)
-    written = {p.name: {"bytes": p.stat().st_size} for p in folder.glob("*.parquet")}
+    written = {p.name: files.fingerprint(p) for p in folder.glob("*.parquet")}
     rewrite(folder, model="<img src=x onerror=alert(1)> $x$ **b**", files=written)
 
 

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from conftest import write_record
 
 from internal_policy import cache, files
 from internal_policy.errors import InputError
@@ -16,10 +17,9 @@ def folder(tmp_path):
     """A whole scan of one part that holds TABLE three times."""
     for kind in cache.KINDS:
         cache.write_table(cache.part_path(tmp_path, kind, 0), TABLE, group="rollout")
-    names = [cache.part_path(tmp_path, kind, 0).name for kind in cache.KINDS]
-    written = {name: files.fingerprint(tmp_path / name) for name in names}
+    cache.write_table(tmp_path / cache.VOCABULARY, pa.table({"id": [0], "token": ["a"]}))
     files.write_json(tmp_path / cache.ASKED, {"digest": "d", "asked": {}, "product": "plain"})
-    files.write_json(tmp_path / cache.RECORD, {"schema": cache.SCHEMA, "files": written})
+    write_record(tmp_path)
     return tmp_path
 
 
@@ -63,7 +63,7 @@ def test_an_altered_page_is_refused_on_reading(tmp_path):
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match="is damaged"):
-        cache.read(tmp_path, "policies")
+        cache.read_part(path)
 
 
 def test_an_unknown_schema_version_is_refused(folder):

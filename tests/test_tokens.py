@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from conftest import write_record
 
-from internal_policy import analysis, bundle, cache, files
+from internal_policy import analysis, bundle, cache
 from internal_policy.errors import InputError
 from internal_policy.tokens import cells, predictions, quantiles, response, settled
 from internal_policy.view import View
@@ -44,10 +45,7 @@ def planted(tmp_path) -> View:
     vocabulary = pa.table({"id": pa.array(range(5), pa.int32()), "token": HOSTILE})
     cache.write_table(tmp_path / cache.VOCABULARY, vocabulary)
     selection = {"readouts": ["raw"], "sites": ["resid_post"], "measures": ["entropy", "topk"]}
-    files.write_json(
-        tmp_path / cache.RECORD,
-        {"schema": cache.SCHEMA, "n_layers": 2, "d_vocab": 5, "model": "planted", "selection": selection, "files": {}},
-    )
+    write_record(tmp_path, n_layers=2, d_vocab=5, model="planted", selection=selection)
     return View(tmp_path)
 
 

@@ -1,0 +1,136 @@
+"""What a scan says of itself, checked before it is believed."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from internal_policy import files
+
+SCHEMA = 1
+"""Version of the files of a scan; it is written into each of them."""
+KINDS = ("rollouts", "policies", "layers")
+"""The tables of a scan, each in numbered parts."""
+ASKED, RECORD, VOCABULARY = "asked.json", "scan.json", "vocabulary.parquet"
+PART = re.compile(rf"({'|'.join(KINDS)})-(\d{{5,}})\.parquet")
+"""Name of a part of a table; no other files are read, and none removed."""
+FIELDS: dict[str, type] = {
+    **dict.fromkeys(("digest", "created", "model", "family", "dtype", "device"), str),
+    **dict.fromkeys(("n_layers", "d_model", "d_vocab", "rollouts", "tokens"), int),
+    **dict.fromkeys(("versions", "selection", "asked", "files"), dict),
+    "command": list,
+}
+"""What every record has -> its type."""
+SELECTED: dict[str, type] = {"layers": int, "sites": str, "readouts": str, "measures": str}
+"""The lists of a record's selection -> the type of what is in them."""
+DAMAGE = (OSError, ValueError, RecursionError)
+"""What `read` raises."""
+
+
+def write(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
+    """Write a JSON file that `read` can tell from an altered one."""
+    files.write_json(path, {**value, "checksum": _checksum(value)}, once=once)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote. Raises one of DAMAGE if it is missing, altered or no JSON object."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("it holds no record")
+    checksum = found.pop("checksum", None)
+    if checksum not in (None, _checksum(found)):  # earlier versions wrote none
+        raise ValueError("it was altered since it was written")
+    return found
+
+
+def complaint(found: Mapping[str, Any]) -> str | None:
+    """What is wrong with the record of a scan, in words; None if it can be believed."""
+    for name, kind in FIELDS.items():
+        if type(found.get(name)) is not kind:
+            return f"'{name}' is {_quoted(found.get(name))}, expected {_a(kind)}"
+    if smallest := next((name for name in ("n_layers", "d_model", "d_vocab", "rollouts") if found[name] < 1), None):
+        return f"'{smallest}' is {found[smallest]}, expected 1 or more"
+    for name, kind in SELECTED.items():
+        given = found["selection"].get(name)
+        if type(given) is not list or not given or any(type(item) is not kind for item in given):
+            return f"'selection.{name}' is {_quoted(given)}, expected a list of {_a(kind)}"
+    if any(type(version) is not str for version in found["versions"].values()):
+        return "'versions' holds something else than text"
+    return _files_complaint(found["files"])
+
+
+def _files_complaint(written: Mapping[str, Any]) -> str | None:
+    parts: dict[str, set[int]] = {kind: set() for kind in KINDS}
+    for name, known in written.items():
+        part = PART.fullmatch(name)
+        if name != (part_path(Path(), part[1], int(part[2])).name if part else VOCABULARY):
+            return f"'files' names {_quoted(name)}, which is no file of a scan"
+        if not _is_fingerprint(known):
+            return f"'files' has no size and SHA-256 of {name}"
+        if part:
+            parts[part[1]].add(int(part[2]))
+    for kind, numbers in parts.items():
+        if not numbers or numbers != set(range(max(map(len, parts.values())))):
+            return f"'files' does not name every part of the table {kind}"
+    return None if VOCABULARY in written else f"'files' does not name {VOCABULARY}"
+
+
+def _is_fingerprint(known: Any) -> bool:
+    if type(known) is not dict or type(known.get("bytes")) is not int or type(known.get("sha256")) is not str:
+        return False
+    return re.fullmatch("[0-9a-f]{64}", known["sha256"]) is not None
+
+
+def part_path(folder: Path, kind: str, part: int) -> Path:
+    """The file of one part of a table."""
+    return folder / f"{kind}-{part:05d}.parquet"
+
+
+def about_part(folder: Path, part: int) -> Path:
+    """The file that says what was written of one part, and by what."""
+    return folder / f"part-{part:05d}.json"
+
+
+def of_part(folder: Path, part: int) -> dict[str, Any] | None:
+    """What is known of a part: `files`, their fingerprints, and `by`, who wrote them; None if nothing sound is."""
+    try:
+        found = read(about_part(folder, part))
+    except DAMAGE:
+        return None
+    written, by = found.get("files"), found.get("by")
+    sound = type(written) is dict and type(by) is list and all(map(_is_fingerprint, written.values()))
+    return found if sound else None
+
+
+def fingerprint_of(path: Path) -> dict[str, Any] | None:
+    """What a file of a scan held when it was written; None where nobody wrote that down. Raises one of DAMAGE."""
+    record = path.parent / RECORD
+    if record.exists():
+        looks = record.stat()
+        return _written(record, (looks.st_size, looks.st_mtime_ns, looks.st_ctime_ns, looks.st_ino)).get(path.name)
+    part = PART.fullmatch(path.name)
+    known = of_part(path.parent, int(part[2])) if part else None
+    return known["files"].get(path.name) if known else None
+
+
+@lru_cache(maxsize=8)
+def _written(record: Path, looks: tuple[int, ...]) -> dict[str, Any]:  # noqa: ARG001
+    """The fingerprints in a record, read once: thousands of parts ask for theirs one by one."""
+    written = read(record).get("files")
+    return written if type(written) is dict else {}
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _quoted(value: Any) -> str:
+    text = "missing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _a(kind: type) -> str:
+    return {str: "text", int: "a whole number", dict: "an object", list: "a list"}[kind]

@@ -1,0 +1,340 @@
+"""Damaged, altered and forged scans are refused in a sentence; no other figures are shown."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from conftest import tiny_model, write_record
+
+from internal_policy import cache, files, records, view
+from internal_policy.__main__ import main
+from internal_policy.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("here")
+
+READERS = (["show", "SCAN", "--json"], ["export", "SCAN", "--output", "x.csv"])
+ALL_READERS = (
+    *READERS,
+    *(["export", "SCAN", "--table", table, "--output", "x.csv"] for table in ("policies", "rollouts")),
+    ["plot", "SCAN", "tokens", "--output", "x.html"],
+)
+LOOK = """
+import contextlib, io, json, os, sys
+from pathlib import Path
+from internal_policy import files
+from internal_policy.__main__ import main
+words = json.loads(sys.argv[1])
+for folder in sys.argv[2:]:
+    found = []
+    for command in words:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
+            code = main([folder if word == "SCAN" else word for word in command])
+        wrote = [path for path in (Path("x.csv"), Path("x.html")) if path.exists()]
+        kept = "".join(path.read_text() for path in wrote if path.suffix == ".csv").splitlines()
+        for path in wrote:
+            path.unlink()
+        found.append([code, out.getvalue().replace(folder, "SCAN").splitlines() + kept, err.getvalue().splitlines()])
+    print(json.dumps(found), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tokenizer) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    tiny_model("qwen3").float().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def words(model, here) -> list[str]:
+    (here / "problems.jsonl").write_text("".join(f'{{"problem": "{n} + 5?", "answer": "{n + 5}"}}\n' for n in range(4)))
+    return ["scan", "--model", str(model), "--max-new-tokens", "5", "--batch-size", "2", "--problems", "problems.jsonl"]
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory) -> Path:
+    """A scan of two parts; not to be harmed."""
+    folder = tmp_path_factory.mktemp("scans")
+    problems = folder / "problems.jsonl"
+    problems.write_text("".join(f'{{"problem": "{n} + 5?", "answer": "{n + 5}"}}\n' for n in range(4)))
+    words = ["scan", "--model", str(model), "--max-new-tokens", "5", "--batch-size", "2", "--problems", str(problems)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTERNAL_POLICY_CACHE", str(folder / "cache"))
+        assert main([*words, "--output", str(folder / "scan")]) == 0
+    return folder / "scan"
+
+
+@pytest.fixture
+def scanned(finished, tmp_path) -> Path:
+    """A copy that may be harmed."""
+    return Path(shutil.copytree(finished, tmp_path / "scanned"))
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << (place % 8)
+    path.write_bytes(content)
+
+
+def looked_at(folders: list[Path], commands) -> list:
+    """(exit code, output, errors) of each command for each folder, from one process, which must not crash."""
+    words = [sys.executable, "-c", LOOK, json.dumps(commands), *map(str, folders)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_all(finished: Path, folders: list[Path], commands) -> None:
+    whole, *found = looked_at([finished, *folders], commands)
+    assert [code for code, _, _ in whole] == [0] * len(commands)
+    for folder, outcomes in zip(folders, found, strict=True):
+        for command, right, (code, out, err) in zip(commands, whole, outcomes, strict=True):
+            said = (folder.name, command, code, err)
+            if code == 0:
+                assert out == right[1], said
+            else:
+                assert (code, len(err)) == (2, 1), said
+                assert err[0].startswith("error: "), said
+
+
+def harmed(finished: Path, to: Path, flips: int) -> list[Path]:
+    """Copies of a scan: in each, one bit of one file is flipped, or the file is cut short."""
+    rng, found = random.Random(0), []
+    names = [*sorted(p.name for p in finished.glob("*.parquet")), "scan.json"]
+    for name in names:
+        size = (finished / name).stat().st_size
+        footer = [size - 9 - rng.randrange(min(size // 2, 600)) for _ in range(flips)]
+        for place in [*footer, *(rng.randrange(size) for _ in range(flips // 2)), -1]:
+            folder = Path(shutil.copytree(finished, to / f"{name}.{place}"))
+            if place < 0:
+                (folder / name).write_bytes((finished / name).read_bytes()[: size * 2 // 3])
+            else:
+                flip(folder / name, place)
+            found.append(folder)
+    return found
+
+
+def test_a_flipped_bit_is_refused_or_changes_no_figure(finished, tmp_path):
+    check_all(finished, harmed(finished, tmp_path / "harmed", 1), READERS)
+
+
+@pytest.mark.slow
+def test_many_flipped_bits_are_refused_or_change_no_figure(finished, tmp_path):
+    check_all(finished, harmed(finished, tmp_path / "harmed", 16), ALL_READERS)
+
+
+@pytest.mark.parametrize("kind", records.KINDS)
+def test_an_altered_footer_is_refused_before_it_is_parsed(scanned, kind):
+    path = records.part_path(scanned, kind, 1)
+    flip(path, path.stat().st_size - 40)
+    with pytest.raises(InputError, match=r"is damaged \(it was altered since it was written\); measure it again with"):
+        cache.read(scanned, kind)
+
+
+def test_a_file_is_checked_once_while_it_looks_the_same(scanned, monkeypatch):
+    monkeypatch.setattr(files, "COARSE", -1.0)
+    cache.read(scanned, "layers")
+    monkeypatch.setattr(files, "fingerprint", None)
+    cache.read(scanned, "layers")
+
+
+def test_a_file_that_changes_is_checked_again(scanned, monkeypatch):
+    monkeypatch.setattr(files, "COARSE", -1.0)
+    cache.read(scanned, "layers")
+    flip(records.part_path(scanned, "layers", 1), 50)
+    with pytest.raises(InputError, match="is damaged"):
+        cache.read(scanned, "layers")
+
+
+def test_a_deleted_part_is_missed(scanned, capsys):
+    records.part_path(scanned, "layers", 1).unlink()
+    assert main(["show", str(scanned)]) == 2
+    assert "layers-00001.parquet is damaged (it is missing)" in capsys.readouterr().err
+
+
+def test_a_part_that_the_record_does_not_name_is_not_read(scanned):
+    before = cache.read(scanned, "layers")
+    shutil.copy(records.part_path(scanned, "layers", 1), records.part_path(scanned, "layers", 2))
+    assert len(cache.read(scanned, "layers")) == len(before)
+    assert cache.export(scanned, "layers", "csv", scanned / "x.csv") == len(before)
+
+
+def test_an_unfinished_scan_is_not_read_as_if_it_were_whole(scanned):
+    (scanned / cache.RECORD).unlink()
+    with pytest.raises(InputError, match="is an unfinished scan"):
+        cache.read(scanned, "layers")
+
+
+def test_scans_are_the_whole_ones(scanned, here):
+    whole, begun = (cache.root() / "model" / name for name in ("a", "b"))
+    shutil.copytree(scanned, whole)
+    shutil.copytree(scanned, begun)
+    (begun / cache.RECORD).unlink()
+    assert cache.scans() == [whole]
+    assert {*cache.scans(unfinished=True)} == {whole, begun}
+
+
+@pytest.mark.parametrize(
+    "name", ["../precious.txt", "precious.txt", "/", "policies-1.parquet", "policies-00001.parquet/x"]
+)
+def test_a_record_that_names_files_of_others_removes_none(words, here, tmp_path, name, capsys):
+    assert main([*words, "--output", "mine"]) == 0
+    precious = [tmp_path / "precious.txt", here / "precious.txt", here / "mine" / "precious.txt"]
+    for path in precious:
+        path.write_text("precious")
+    absolute = str(precious[0]) if name == "/" else name
+    record = json.loads((here / "mine" / cache.RECORD).read_text())
+    record["files"][absolute] = {"bytes": 1, "sha256": "0" * 64}
+    records.write(here / "mine" / cache.RECORD, {k: v for k, v in record.items() if k != "checksum"})
+    capsys.readouterr()
+    assert main(["show", "mine"]) == 2
+    assert "no file of a scan" in capsys.readouterr().err
+    assert main([*words, "--output", "mine", "--remeasure"]) == 0
+    assert [path.read_text() for path in precious] == ["precious"] * 3
+
+
+SHAPES = ["[]", "null", '"x"', '{"schema": 1}', '{"schema": [1]}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", SHAPES)
+def test_a_record_of_another_shape_is_refused_in_a_sentence(scanned, text, capsys):
+    (scanned / cache.RECORD).write_text(text)
+    assert main(["show", str(scanned)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", SHAPES)
+def test_a_broken_scan_is_listed_as_broken_beside_the_others(scanned, text, capsys):
+    for name in ("a", "b"):
+        shutil.copytree(scanned, cache.root() / "model" / name)
+    (cache.root() / "model" / "a" / cache.RECORD).write_text(text)
+    assert main(["ls", "--json"]) == 0
+    listed = {row["scan"]: row["state"] for row in json.loads(capsys.readouterr().out)}
+    assert listed["b"] == "whole"
+    assert "scan.json" in listed["a"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_layers", "8"),
+        ("n_layers", True),
+        ("n_layers", 0),
+        ("model", None),
+        ("versions", {"torch": 2}),
+        ("selection", {}),
+        ("selection", {"layers": [0], "sites": [], "readouts": ["raw"], "measures": ["entropy"]}),
+        ("files", {}),
+        ("files", {"vocabulary.parquet": None}),
+        ("files", {"vocabulary.parquet": {"bytes": 1, "sha256": "x"}}),
+    ],
+)
+def test_a_record_with_a_wrong_field_names_it(scanned, field, value):
+    records.write(scanned / cache.RECORD, {**cache.record(scanned), field: value})
+    with pytest.raises(InputError, match=rf"scan\.json is damaged \('{field}"):
+        view.default(scanned)
+
+
+def test_a_record_must_name_every_part_of_every_table(scanned):
+    record = cache.record(scanned)
+    del record["files"]["layers-00000.parquet"]
+    records.write(scanned / cache.RECORD, record)
+    with pytest.raises(InputError, match="does not name every part of the table layers"):
+        cache.read(scanned, "rollouts")
+
+
+def test_an_altered_number_in_a_record_is_noticed(scanned):
+    text = (scanned / cache.RECORD).read_text()
+    (scanned / cache.RECORD).write_text(text.replace('"n_layers": 3', '"n_layers": 2'))
+    with pytest.raises(InputError, match="it was altered since it was written"):
+        cache.record(scanned)
+
+
+@pytest.mark.parametrize("victim", ["policies-00000.parquet", "rollouts-00001.parquet", "part-00000.json"])
+def test_files_that_vanish_while_a_scan_runs_make_no_record(words, here, victim, capsys, monkeypatch):
+    write = cache.write_table
+
+    def wiped(path, *rest, **options):
+        if path.name == cache.VOCABULARY:
+            (here / "mine" / victim).unlink()
+        write(path, *rest, **options)
+
+    monkeypatch.setattr(cache, "write_table", wiped)
+    assert main([*words, "--output", "mine"]) == 2
+    assert "was altered or removed while the scan ran; run its command again" in capsys.readouterr().err
+    assert not (here / "mine" / cache.RECORD).exists()
+    monkeypatch.setattr(cache, "write_table", write)
+    assert main([*words, "--output", "mine"]) == 0
+    assert cache.damaged(here / "mine") == []
+
+
+@pytest.mark.parametrize("name", ["rollouts-00000.parquet", "policies-00000.parquet", "layers-00001.parquet"])
+def test_a_flipped_bit_in_an_unfinished_scan_is_measured_again(words, here, name):
+    assert main([*words, "--output", "mine"]) == 0
+    whole = {path.name: path.read_bytes() for path in (here / "mine").glob("*.parquet")}
+    (here / "mine" / cache.RECORD).unlink()
+    flip(here / "mine" / name, (here / "mine" / name).stat().st_size - 40)
+    assert main([*words, "--output", "mine"]) == 0
+    assert {path.name: path.read_bytes() for path in (here / "mine").glob("*.parquet")} == whole
+
+
+def test_a_part_without_its_notes_is_measured_again(words, here):
+    assert main([*words, "--output", "mine"]) == 0
+    whole = {path.name: path.read_bytes() for path in (here / "mine").glob("*.parquet")}
+    (here / "mine" / cache.RECORD).unlink()
+    (here / "mine" / "part-00000.json").write_text("{")
+    assert main([*words, "--output", "mine"]) == 0
+    assert {path.name: path.read_bytes() for path in (here / "mine").glob("*.parquet")} == whole
+
+
+def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here, monkeypatch):
+    from internal_policy import commands, scan
+
+    facts, measure = commands._facts, scan.measure
+
+    def interrupted(*given, first, **options):
+        if first:
+            raise KeyboardInterrupt
+        return measure(*given, first=first, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "measure", interrupted)
+        patch.setattr(
+            commands, "_facts", lambda *given: {**facts(*given), "device": "cuda:0", "versions": {"torch": "1"}}
+        )
+        assert main([*words, "--output", "mine"]) == 130
+    monkeypatch.setattr(commands, "_facts", lambda *given: {**facts(*given), "versions": {"torch": "2"}})
+    assert main([*words, "--output", "mine"]) == 0
+    record = cache.record(here / "mine")
+    assert (record["device"], record["versions"]) == ("cuda:0, cpu", {"torch": "1, 2"})
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"digest": 1}', "{"])
+def test_a_damaged_question_is_refused_in_a_sentence(words, here, text, capsys):
+    assert main([*words, "--output", "mine"]) == 0
+    (here / "mine" / cache.ASKED).write_text(text)
+    capsys.readouterr()
+    assert main([*words, "--output", "mine"]) == 2
+    assert "asked.json is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_file_of_no_scan_is_not_measured_again(tmp_path):
+    path = tmp_path / "metrics.parquet"
+    cache.write_table(path, pa.table({"x": [1]}))
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match=r"is damaged .*; remove it and write it again"):
+        cache.read_part(path)
+
+
+def test_a_whole_record_written_by_the_tests_is_believed(tmp_path):
+    for name in ("rollouts-00000", "policies-00000", "layers-00000", "vocabulary"):
+        cache.write_table(tmp_path / f"{name}.parquet", pa.table({"rollout": [1]}))
+    write_record(tmp_path)
+    assert cache.damaged(tmp_path) == []
