@@ -285,9 +285,19 @@ def relative(frame: pd.DataFrame, n_layers: int) -> pd.DataFrame:
 
 
 def _problems(asked: dict[str, Any]) -> Any:
-    """What tells problems from others: what is in the files, but not the lens, of which every model has its own."""
-    found = [content for path, content in (asked.get("content") or {}).items() if path != asked.get("lens")]
-    return sorted(found, key=str) or asked.get("problems")
+    """What tells problems from others: what is in the files, but not the lens, of which every model has its own.
+
+    A data set of the hub is its name and its commit, as text.
+    """
+    held = {path: found for path, found in (asked.get("content") or {}).items() if path != asked.get("lens")}
+    found = [content if "sha256" in (content or {}) else named(path, content) for path, content in held.items()]
+    return (found[0] if len(found) == 1 else sorted(found, key=str)) or asked.get("problems")
+
+
+def named(path: str, content: dict[str, Any] | None) -> str:
+    """A source of problems in words: its path or name, and the commit of one on the hub."""
+    revision = (content or {}).get("revision")
+    return f"{path} (commit {revision[:12]})" if revision else path
 
 
 def differences(records: Sequence[dict[str, Any]]) -> list[str]:

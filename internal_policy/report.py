@@ -131,7 +131,11 @@ def provenance(one: View) -> dict[str, str]:
         "lens": asked.get("lens"),
         "responses": f"{record['rollouts']:,}, {record['tokens']:,} tokens",
         "looked at": view.words(one) or "all of them",
-        "problems": ", ".join(name for name in asked.get("content", {}) if name != asked.get("lens"))
+        "problems": ", ".join(
+            analysis.named(path, content)
+            for path, content in asked.get("content", {}).items()
+            if path != asked.get("lens")
+        )
         or asked.get("problems"),
         "sampling": f"{drawn}, {limit}" if given is None else "the responses were given",
         "measured": record["created"],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import bundle, cache, files, loading, options, progress
+from internal_policy import bundle, cache, files, loading, options, progress, rows
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,7 +54,12 @@ def question(asked: Asked, paths: Iterable[str | None], unused: Set[str]) -> dic
 
 
 def held(source: str) -> dict[str, Any] | None:
-    """What a source of data holds, as far as it decides the numbers: the bytes of a file; None if it is no file."""
+    """What a source of data holds, as far as it decides the numbers; None if it is no file.
+
+    That is the bytes of a file, or the commit of a data set of the hub. Raises InputError if the hub has none.
+    """
+    if rows.from_hub(source):
+        return {"revision": rows.hub_revision(source)}
     return files.fingerprint(Path(source))
 
 

@@ -14,7 +14,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from internal_policy import analysis, bundle, cache, checkpoints, configuration, files, loading, options, progress, show
+from internal_policy import (
+    analysis,
+    bundle,
+    cache,
+    checkpoints,
+    configuration,
+    files,
+    loading,
+    options,
+    progress,
+    sampling,
+    show,
+)
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,7 +100,7 @@ def _problems(asked: options.Train) -> "list[Problem]":
 def _question(asked: options.Train, given: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the run; what its files hold, not where they lie."""
     plain = {name: value for name, value in dataclasses.asdict(asked).items() if name not in CHANGEABLE}
-    content = {str(path): files.fingerprint(Path(path)) for path in (asked.problems, asked.chat_template) if path}
+    content = {path: sampling.held(path) for path in (asked.problems, asked.chat_template) if path}
     found = {**plain, "file": dict(given), "content": content, "identity": loading.identity(asked)}
     return json.loads(json.dumps(found, default=str))
 

@@ -353,6 +353,26 @@ def test_what_differs_between_scans_is_said():
     assert "temperature" not in said
 
 
+def of_hub(**content):
+    return {**RECORD, "asked": {**RECORD["asked"], "content": content}}
+
+
+def test_two_data_sets_of_the_hub_and_two_commits_of_one_differ():
+    one, other = {"org/a@train": {"revision": "1" * 40}}, {"org/b@train": {"revision": "1" * 40}}
+    assert analysis.differences([of_hub(**one), of_hub(**one)]) == []
+    assert analysis.differences([of_hub(**one), of_hub(**other)]) == [
+        "The scans differ in the problems: org/a@train (commit 111111111111), org/b@train (commit 111111111111)."
+    ]
+    later = {"org/a@train": {"revision": "2" * 40}}
+    assert "commit 222222222222" in analysis.differences([of_hub(**one), of_hub(**later)])[0]
+
+
+def test_two_data_sets_of_scans_that_kept_no_commit_differ():
+    assert analysis.differences([of_hub(**{"org/a@train": None}), of_hub(**{"org/b@train": None})]) == [
+        "The scans differ in the problems: org/a@train, org/b@train."
+    ]
+
+
 def test_scans_with_a_lens_each_have_the_same_problems():
     content = {**RECORD["asked"]["content"], "mine.safetensors": {"sha256": "3"}}
     lensed = {**RECORD, "asked": {**RECORD["asked"], "content": content, "lens": "mine.safetensors"}}

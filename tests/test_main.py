@@ -18,12 +18,12 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
-from internal_policy import cache, report, scan
+from internal_policy import cache, report, sampling, scan
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
 from internal_policy.families import FAMILIES
 from internal_policy.hooks import SITES
-from internal_policy.options import Figure
+from internal_policy.options import Evaluate, Figure, FitLens, Generate, Scan, Train
 from internal_policy.proofs import PROOFS
 from internal_policy.tasks import read_problems
 
@@ -133,6 +133,41 @@ def test_two_files_with_other_problems_are_two_scans(asked, problems, capsys):
     problems.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS[:5]))
     assert main([*asked, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["scan"] != before
+
+
+def published(monkeypatch, revision: str) -> None:
+    """Put a data set where the hub would be, at a commit."""
+    import datasets
+
+    rows = [{"problem": f"{n} + 1", "answer": f"{n + 1}"} for n in range(3)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: SimpleNamespace(hash=revision))
+
+
+def test_a_data_set_of_the_hub_that_changed_is_another_scan(folder, here, capsys, monkeypatch):
+    found = []
+    for revision in ("1a2b", "1a2b", "3c4d"):
+        published(monkeypatch, revision)
+        words = ["--problems", "org/sums:main@train", "--limit", "2", "--dry-run", "--json"]
+        assert main(["scan", "--model", str(folder), "--max-new-tokens", "6", *words]) == 0
+        found.append(json.loads(capsys.readouterr().out)["scan"])
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("options", [Scan, Generate, Evaluate, FitLens])
+def test_the_commit_of_a_data_set_of_the_hub_is_in_every_question(options, monkeypatch):
+    published(monkeypatch, "1a2b")
+    question = sampling.question(options(), ["org/sums@train"], set())
+    assert question["content"] == {"org/sums@train": {"revision": "1a2b"}}
+
+
+def test_a_data_set_of_the_hub_that_changed_is_another_training_run(monkeypatch):
+    from internal_policy import training
+
+    published(monkeypatch, "1a2b")
+    assert training._question(Train(problems="org/sums@train"), {})["content"] == {
+        "org/sums@train": {"revision": "1a2b"}
+    }
 
 
 def test_all_bundled_problems_are_another_evaluation_than_the_default_ones(monkeypatch):
