@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 import tyro
-from rich.console import Console
 
+from internal_policy.console import Terminal
 from internal_policy.errors import InputError
 from internal_policy.options import COMMANDS, Train
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     resume = ["--resume"] if isinstance(command, Train) and "--resume" not in arguments else []
     again = shlex.join(["internal-policy", *arguments, *resume])
-    say = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    say = Terminal(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
         from internal_policy import commands
 

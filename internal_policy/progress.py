@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.markup import escape
 
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+from internal_policy.console import Terminal
+
+err = Terminal(stderr=True, soft_wrap=True, highlight=False)
 
 
 def note(text: str) -> None:

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import analysis, cache, evaluate, view
+from internal_policy.console import Terminal, visible_json
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
     from internal_policy.rollouts import Rollout
 
-out = Console(soft_wrap=True, highlight=False)
+out = Terminal(soft_wrap=True, highlight=False)
 
 BY_LAYER = {
     "resid_post": "layer",
@@ -33,7 +33,7 @@ BY_LAYER = {
 
 def document(value: Any) -> None:
     """A value as JSON on stdout; numbers that are not finite become null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+    print(visible_json(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False)))
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,76 @@
+"""No text can command the terminal."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.markup import escape
+from rich.table import Table
+
+from internal_policy import console, show
+from internal_policy.__main__ import main
+from internal_policy.console import Terminal, visible
+
+RED, TITLE, BACK, EIGHT_BIT, REVERSED = "\x1b[31m", "\x1b]0;owned\x07", "\r", "\x9b2J", "\u202e"
+
+
+def printed(*what, **options) -> str:
+    file = io.StringIO()
+    Terminal(file=file, width=200, **options).print(*what)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("text", [RED, TITLE, "a" + BACK + "b", EIGHT_BIT, "\x7f", REVERSED, "\u2066", "\x00"])
+def test_a_control_character_is_printed_as_its_escape(text):
+    assert printed(escape(text)) == visible(text) + "\n"
+    assert visible(text).isascii()
+    assert visible(text).isprintable()
+
+
+def test_lines_tabs_letters_and_emoji_are_printed_as_they_are():
+    text = "数学 naïve 👩\u200d💻\n\tΔ FFN"
+    assert visible(text) == text
+
+
+def test_markup_of_ours_still_has_its_colour():
+    assert "\x1b[31m" in printed("[red]error[/]", force_terminal=True, color_system="standard")
+
+
+def test_a_cell_and_a_title_of_a_table_are_printed_as_text():
+    table = Table("model" + RED, title="scan" + RED)
+    table.add_row("mine" + RED)
+    assert printed(table).count(r"\x1b[31m") == 3
+    assert "\x1b" not in printed(table)
+
+
+def test_json_holds_no_control_character_and_reads_back_the_same(capsys):
+    value = {"model": RED + EIGHT_BIT + REVERSED + "\x7f", "line": "a\nb"}
+    show.document(value)
+    text = capsys.readouterr().out
+    assert all(char.isprintable() or char == "\n" for char in text)
+    assert json.loads(text) == value
+
+
+def test_an_error_about_a_name_prints_the_name_as_text(here, capsys):
+    assert main(["scan", "--model", "evil" + RED]) == 2
+    said = capsys.readouterr().err
+    assert r"evil\x1b[31m" in said
+    assert "\x1b" not in said
+
+
+def test_a_generated_token_is_printed_as_text(capsys, tmp_path):
+    from internal_policy.rollouts import Rollout
+
+    rollout = Rollout("p" + RED, None, 0, (1,), (2,), "r" + TITLE, None, True)
+    show.rollouts(tmp_path / ("o" + RED), "final", [rollout])
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_nothing_is_printed_but_by_this_terminal():
+    pattern = re.compile(r"(?<![\w.])(Console|print|sys\.std\w+\.write)\(.*")
+    folder = Path(console.__file__).parent
+    found = {path.stem: hit[0] for path in folder.rglob("*.py") for hit in pattern.finditer(path.read_text())}
+    assert list(found) == ["show"]
+    assert found["show"].startswith("print(visible_json(")
