@@ -48,6 +48,11 @@ def find(name: str) -> Path:
         raise InputError(f"'{name[:80]}' is no folder ({why}); choose a scan from the list.") from error
 
 
+def name_of(folder: Path) -> str:
+    """The name of a scan in the list, or its path where it isn't listed."""
+    return next((name for name, path in listed().items() if path == folder), str(folder))
+
+
 def stamp(folder: Path) -> tuple[str, int, int]:
     """What tells a scan from another one that took its folder."""
     try:

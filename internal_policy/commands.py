@@ -160,6 +160,7 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
         given = rollouts[first : first + size]
         return given or sampling.sampled(reader.model, tokenizer, problems, asked, first, smaller)
 
+    progress.note(f"Writing the scan to {folder}.")
     with progress.bar("Scanning", total) as advance:
         job.run(
             folder,

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from internal_policy import bundle, cache, files
+from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 
 pytest.importorskip("streamlit")
+from streamlit.runtime.caching import clear_session_resource_cache
 from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).parent.parent / "app"
@@ -479,13 +480,17 @@ def prompt(monkeypatch):
     return importlib.import_module("views.prompt")
 
 
-def test_the_command_of_a_prompt(prompt, tmp_path):
-    asked = prompt.Asked("demo-qwen3", "--evil; rm $HOME", 3, 16)
-    command = prompt.command(asked, tmp_path / "p.jsonl")
-    assert command[:4] == [sys.executable, "-m", "internal_policy", "scan"]
-    assert command[command.index("--samples") + 1] == "3"
-    assert not any("evil" in word for word in command)
-    assert command[command.index("--output") + 1] == str(asked.folder())
+@pytest.fixture
+def jobs(monkeypatch):
+    monkeypatch.syspath_prepend(str(APP))
+    return importlib.import_module("jobs")
+
+
+def test_the_command_of_a_prompt_has_no_text_of_it(jobs):
+    options = jobs.Asked("demo-qwen3", "--evil; rm $HOME", 3, 16).options()
+    assert options[0] == "scan"
+    assert options[options.index("--samples") + 1] == "3"
+    assert not any("evil" in word for word in options)
 
 
 @pytest.mark.parametrize("model", ["", "Qwen/Qwen3-4B", "--help", "x" * 5000, "a\0b", "~nobody/x", "."])
@@ -502,33 +507,94 @@ def ask(app: AppTest) -> AppTest:
     return next(button for button in app.button if button.label == "Scan").click().run()
 
 
-def test_a_prompt_is_scanned_in_a_process_of_its_own_and_opened(prompt):
-    app = ask(opened("prompt"))
-    job = app.session_state["job"]
-    job.process.wait(60)
-    app.run()
+def answered(app: AppTest) -> AppTest:
+    """The page when the scan has ended."""
+    if "job" in app.session_state:
+        app.session_state["job"].process.wait(300)
+        app.run()
     assert not app.exception
-    assert app.session_state["scan"] == f"prompts/{job.asked.folder().name}"
+    return app
+
+
+def test_a_prompt_is_scanned_in_a_process_of_its_own_and_opened():
+    app = answered(ask(opened("prompt")))
+    assert app.session_state["scan"].startswith("demo-qwen3/")
     assert "What is 1 + 2?" in texts(app)
 
 
-def test_a_scan_that_fails_says_why(prompt):
-    with tempfile.TemporaryFile() as errors:
-        errors.write(b"warning: x\nerror: <b>no</b> memory\nBye\n")
-        assert prompt.reason(errors, 1) == "<b>no</b> memory"
-    with tempfile.TemporaryFile() as errors:
-        assert prompt.reason(errors, 9) == "The scan ended with code 9."
+def test_a_prompt_is_scanned_again_when_the_models_folder_has_changed(jobs, tmp_path, empty_cache, capsys):
+    model = Path(shutil.copytree(bundle.DATA / "models" / "demo-qwen3", tmp_path / "model"))
+    asked = jobs.Asked(str(model), "What is 1 + 2?", 1, 4)
+    jobs.write(asked.prompt)
+    assert main(asked.options()) == 0
+    config = model / "generation_config.json"
+    config.write_text(config.read_text() + "\n")
+    assert main(asked.options()) == 0
+    assert len(list(empty_cache.glob("*/*/scan.json"))) == 2
 
 
-def test_a_running_scan_is_stopped(monkeypatch):
-    endless = [sys.executable, "-c", "import time; time.sleep(60)"]
+@pytest.mark.parametrize(
+    ("said", "code", "why"),
+    [
+        ("warning: x\nerror: <b>no</b> memory\nBye\n", 1, "<b>no</b> memory"),
+        ("warning: x\nKeyError: 'y'\n", 1, "KeyError: 'y'"),
+        ("", 9, "The scan was stopped (exit code 9). Scan the same prompt to continue where it was."),
+        ("Writing the scan to x.\n", -9, "The scan was stopped (exit code -9). Scan the same prompt to continue where"),
+    ],
+)
+def test_a_scan_that_fails_says_why(jobs, said, code, why):
+    assert jobs.reason(said, code).startswith(why)
+
+
+@pytest.fixture
+def doing(monkeypatch):
+    """Let the scans of prompts do something else."""
     begin = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: begin(endless, **options))
+    code = ["import time; time.sleep(60)"]
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **given: begin([sys.executable, "-c", code[0]], **given))
+    yield code
+    clear_session_resource_cache("test session id")
+
+
+def test_a_scan_that_failed_is_shown_with_its_command(doing):
+    doing[0] = "import sys; print('error: Too long; try --dtype bfloat16.', file=sys.stderr); sys.exit(2)"
+    app = answered(ask(opened("prompt")))
+    assert refusals(app) == ["⚠ Too long; try --dtype bfloat16."]
+    assert app.code[0].value.startswith("internal-policy scan --model demo-qwen3 ")
+
+
+def test_a_running_scan_is_stopped(doing):
     app = ask(opened("prompt"))
     process = app.session_state["job"].process
     app.button(key="prompt_stop").click().run()
     assert process.poll() is not None
     assert refusals(app) == ["⚠ Stopped; the same prompt continues where it was."]
+
+
+def test_a_second_scan_waits_for_the_first(doing):
+    first, second = ask(opened("prompt")), ask(opened("prompt"))
+    assert refusals(second) == ["⚠ Another tab is scanning a prompt; wait until it is done, or stop it there."]
+    first.button(key="prompt_stop").click().run()
+    assert "job" in ask(second).session_state
+
+
+def test_a_scan_ends_with_its_tab(doing):
+    app = ask(opened("prompt"))
+    clear_session_resource_cache("test session id")  # what Streamlit does when a tab is closed
+    assert app.session_state["job"].process.poll() is not None
+    assert "⚠ The scan was stopped" in refusals(app.run())[0]
+
+
+def test_a_command_ends_when_whoever_began_it_is_gone():
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=subprocess.PIPE)"
+    child = (
+        "import threading, time, internal_policy.attached as a; print('up', flush=True)\n"
+        "threading.Thread(target=a._wait_for_the_end, daemon=True).start(); time.sleep(60); print('slept')"
+    )
+    command = [sys.executable, "-c", code, child]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        assert parent.stdout.read() == b"up\n"  # all of it: the child, which can write to it too, has ended
 
 
 def test_the_dashboard_never_reaches_torch(tmp_path):
