@@ -127,6 +127,10 @@ class BuPOConfig(GRPOConfig):
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
             super().__post_init__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What training_args.bin, which lies beside the weights, holds of it: all but the hub's token."""
+        return {**vars(self), "hub_token": None}
+
     def _check_sizes(self, processes: int) -> None:
         """Refuse sizes that do not divide, with those that would."""
         at_once = self.per_device_train_batch_size * processes

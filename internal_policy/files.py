@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from internal_policy.secrecy import redacted
+
 HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 """Tells this machine from others that share a disk."""
 TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.]*)?")
@@ -48,9 +50,11 @@ def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, whole or not at all, with secrets hidden."""
     with replacing(path, once=once) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(redacted(value), indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+        )
 
 
 def fingerprint(path: Path) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from internal_policy import (
     show,
 )
 from internal_policy.errors import InputError
+from internal_policy.secrecy import redacted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,7 +103,7 @@ def _question(asked: options.Train, given: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: value for name, value in dataclasses.asdict(asked).items() if name not in CHANGEABLE}
     content = {path: sampling.held(path) for path in (asked.problems, asked.chat_template) if path}
     found = {**plain, "file": dict(given), "content": content, "identity": loading.identity(asked)}
-    return json.loads(json.dumps(found, default=str))
+    return json.loads(json.dumps(redacted(found), default=str))
 
 
 def _named(given: Mapping[str, Any]) -> Path | None:

@@ -1,0 +1,81 @@
+"""What is written down tells no secret."""
+
+import pickle
+
+import pytest
+
+from internal_policy import files
+from internal_policy.__main__ import main
+from internal_policy.secrecy import redacted
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.mark.parametrize(
+    "key", ["hub_token", "token", "HF_TOKEN", "api_key", "apiKey", "api-key", "aws_secret_access_key", "db_password"]
+)
+def test_values_of_secret_keys_are_hidden(key):
+    assert redacted({"file": {key: "s3cret"}}) == {"file": {key: "***"}}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"max_new_tokens": 64, "tokens": 5, "tokenizer": "x", "top_k": 5},
+        {"eos_token": "<|im_end|>", "pad_token": "<pad>"},
+        {"hub_token": None, "push_token": False, "token": ""},
+        {"keys": ["a"], "monkey": "b"},
+        {"content": {"https://huggingface.co/a@main": {"bytes": 3}}, "problems": "HuggingFaceH4/MATH-500@test"},
+        {"chat_template_kwargs": '{"enable_thinking":false}'},
+    ],
+)
+def test_what_is_no_secret_stays_as_it_is(record):
+    assert redacted(record) == record
+
+
+def test_json_in_an_argument_is_read():
+    option = '{"api_key": "s3cret", "enable_thinking": false}'
+    hidden = '{"api_key": "***", "enable_thinking": false}'
+    assert redacted(["--chat-template-kwargs", option]) == ["--chat-template-kwargs", hidden]
+    assert redacted([f"--chat-template-kwargs={option}"]) == [f"--chat-template-kwargs={hidden}"]
+
+
+def test_credentials_in_addresses_are_hidden():
+    assert redacted("https://me:s3cret@host.org/a@b.jsonl") == "https://***@host.org/a@b.jsonl"
+    assert redacted("https://host.org/a?page=2&token=s3cret") == "https://host.org/a?page=2&token=***"
+
+
+def test_json_files_hold_no_secret(tmp_path):
+    files.write_json(tmp_path / "run.json", {"file": {"hub_token": "s3cret"}, "command": ["https://me:s3cret@host"]})
+    assert "s3cret" not in (tmp_path / "run.json").read_text()
+
+
+def test_a_pickled_configuration_has_no_hub_token():
+    from internal_policy.bupo import BuPOConfig
+
+    config = BuPOConfig(output_dir="unused", use_cpu=True, report_to=[], hub_token="s3cret")
+    assert b"s3cret" not in pickle.dumps(config)
+    assert config.hub_token == "s3cret"
+
+
+def test_a_scan_writes_no_secret_down_and_is_found_again(here, capsys, monkeypatch):
+    command = ["scan", "--limit", "1", "--max-new-tokens", "4", "--chat-template-kwargs", '{"api_key": "s3cret"}']
+    monkeypatch.setattr("sys.argv", ["internal-policy", *command])
+    assert main([*command, "--output", "kept"]) == 0
+    assert main([*command, "--output", "kept"]) == 0
+    assert "From the cache" in capsys.readouterr().err
+    assert main(["report", "kept"]) == 0
+    written = [path for path in here.parent.rglob("*") if path.is_file() and path.suffix in (".json", ".html")]
+    assert len(written) == 3
+    assert not any("s3cret" in path.read_text() for path in written)
+
+
+def test_a_training_run_writes_no_secret_down_and_goes_on_with_another(here, capsys):
+    few = ["train", "--layer", "3", "--steps", "1", "--internal-steps", "1", "--prompts", "2", "--samples", "2"]
+    few += ["--scan-every", "0", "--max-new-tokens", "8", "--config", "given.yaml", "--output", "run"]
+    (here / "given.yaml").write_text("hub_token: s3cret\n")
+    assert main(few) == 0
+    assert not [path for path in (here / "run").rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
+    (here / "given.yaml").write_text("hub_token: other\n")
+    assert main(few) == 2
+    assert "finished run" in capsys.readouterr().err
