@@ -270,8 +270,8 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
             messages = tasks.messages_of(values, "messages")
         split = split_messages(tokenizer, messages, chat, tasks.tools_of(values))
         problem, response = Problem(messages, None).text, None  # what is measured, not what the template trimmed
-    elif isinstance(values.get("text"), str):
-        split = split_text(tokenizer, values["text"])
+    elif (whole := cells.text(values, "text")) is not None:
+        split = split_text(tokenizer, whole)
     else:
         raise InputError(
             f"the columns are {', '.join(values)}; expected are prompt_ids and response_ids, prompt and response, "

@@ -392,6 +392,8 @@ def test_limit_keeps_the_first_rollouts(tokenizer, tmp_path):
         ),
         ({"prompt": "a", "response": None}, "The last message is no response"),
         ({"prompt": "", "response": "b"}, "'prompt' is empty"),
+        ({"text": 7}, "'text' holds 7; expected is text"),
+        ({"text": None}, "columns are text; expected are prompt_ids and response_ids"),
         ({"messages": [{"role": "user", "content": "a"}]}, "must be the assistant's"),
         ({"prompt_ids": [], "response_ids": [1]}, r"'prompt_ids' holds \[\]"),
         ({"prompt_ids": [1], "response_ids": "1, 2"}, "'response_ids' holds '1, 2'; expected is a list"),
