@@ -22,9 +22,11 @@ def reward(response: str, answer: str) -> float:
         content = UNIT.sub(" ", content)
         if NUMBER.fullmatch(given) or _calculates(normalised(content)):
             return 0.0
-        left, equals, value = content.rpartition("=")
-        if equals and NUMBER.fullmatch(normalised(value)):  # math-verify reads x = 10,080 as two numbers
-            content = left + equals + normalised(value)
+        sides = [normalised(side) for side in content.split("=")]
+        if any(NUMBER.fullmatch(side) and side != expected for side in sides):  # 3 = 432
+            return 0.0
+        if sides[-1] == expected:  # math-verify reads x = 10,080 as two numbers
+            content = "=".join([*content.split("=")[:-1], expected])
     return float(verify.equal(content, answer))
 
 
