@@ -1,5 +1,6 @@
 """Show a figure with the data behind it, a table, or why there is nothing to show."""
 
+import csv
 import html
 import re
 from collections.abc import Callable, Iterator
@@ -56,7 +57,7 @@ def table(key: str, data: pd.DataFrame) -> None:
     st.dataframe(shown, key=key, hide_index=True, placeholder="–")
     st.download_button(
         "Download as CSV",
-        lambda: data.to_csv(index=False).encode(errors="backslashreplace"),
+        lambda: data.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode(errors="backslashreplace"),
         file_name=f"{key.removesuffix('-table')}.csv",
         mime="text/csv",
         key=f"{key}-csv",

@@ -1,5 +1,6 @@
 """Scans on disk: where they lie, what is in them, and how they stay whole."""
 
+import csv
 import hashlib
 import json
 import os
@@ -228,6 +229,7 @@ def parts(folder: Path, kind: str) -> list[Path]:
 def export(folder: Path, kind: str, form: str, path: Path) -> int:
     """Write a table of a scan as one csv, json or parquet file; return the number of rows."""
     rows, writer = 0, None
+    quoting = csv.QUOTE_NONNUMERIC if kind == "rollouts" else csv.QUOTE_MINIMAL  # the latter lets a lone \r end a row
     with files.replacing(path) as temporary, temporary.open("wb") as file:
         for part in parts(folder, kind):
             table = read_part(part)
@@ -242,7 +244,7 @@ def export(folder: Path, kind: str, form: str, path: Path) -> int:
                     text = frame.to_json(orient="records", force_ascii=False, double_precision=15)
                     file.write((("," if rows else "[") + text[1:-1]).encode())
                 else:
-                    frame.to_csv(file, index=False, header=rows == 0)
+                    frame.to_csv(file, index=False, header=rows == 0, quoting=quoting)
             rows += table.num_rows
         if writer:
             writer.close()

@@ -52,9 +52,12 @@ def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
 def write_json(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
     """Write a JSON file, whole or not at all, with secrets hidden."""
     with replacing(path, once=once) as temporary:
-        temporary.write_text(
-            json.dumps(redacted(value), indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(as_json(value), encoding="utf-8")
+
+
+def as_json(value: Mapping[str, Any]) -> str:
+    """The text of a JSON file, with secrets hidden: checksums are of what this gives."""
+    return json.dumps(redacted(value), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def fingerprint(path: Path) -> dict[str, Any] | None:

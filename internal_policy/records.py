@@ -32,7 +32,8 @@ DAMAGE = (OSError, ValueError, RecursionError)
 
 def write(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
     """Write a JSON file that `read` can tell from an altered one."""
-    files.write_json(path, {**value, "checksum": _checksum(value)}, once=once)
+    written = json.loads(files.as_json(value))
+    files.write_json(path, {**written, "checksum": _checksum(written)}, once=once)
 
 
 def read(path: Path) -> dict[str, Any]:

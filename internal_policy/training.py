@@ -24,6 +24,7 @@ from internal_policy import (
     loading,
     options,
     progress,
+    records,
     sampling,
     show,
 )
@@ -124,10 +125,7 @@ def _claim(folder: Path, question: Mapping[str, Any], resume: bool) -> str | Non
     if there and not (folder / RUN).is_file():
         raise InputError(f"{folder} is not empty and holds no training run; give --output a new folder.")
     if there:
-        try:
-            before = json.loads((folder / RUN).read_text())
-        except ValueError as error:
-            raise InputError(f"{folder / RUN} is damaged ({error}); give --output a new folder.") from error
+        before = _known(folder / RUN, content=dict)
         if (other := _difference(before, question)) is not None:
             raise InputError(f"{folder} holds a run with another {other}; give --output a new folder.")
         if checkpoints.is_whole(folder / MODEL):
@@ -147,10 +145,26 @@ def _claim(folder: Path, question: Mapping[str, Any], resume: bool) -> str | Non
     return str(start) if start else None
 
 
+def _known(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """What a JSON file of a run holds. Raises InputError if it is damaged, or a value is not of its kind."""
+    try:
+        found = records.read(path)
+        if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name, ...), kind)]:
+            raise ValueError(f"it has no {wrong[0]}")
+    except records.DAMAGE as error:
+        raise InputError(f"{path} is damaged ({error}); give --output a new folder.") from error
+    return found
+
+
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first option that is not what it was."""
-    names = (name for name in now if before.get(name) != now[name])
-    return next((f"--{name.replace('_', '-')}" if name != "file" else "configuration file" for name in names), None)
+    """The first option that is not what it was, however it was typed."""
+    for name in now:
+        if name in ("model", "revision"):  # `identity` tells
+            continue
+        contents = (cache.digest({name: of.get(name), "content": of["content"]}) for of in (before, now))
+        if len({*contents}) > 1:
+            return {"file": "configuration file", "identity": "--model"}.get(name, f"--{name.replace('_', '-')}")
+    return None
 
 
 def _chat(asked: options.Train, config: "BuPOConfig") -> "Chat":
@@ -186,7 +200,7 @@ def _layer(
         rollouts = _responses(asked, config, model, tokenizer, problems[:SCANNED])
         found = suggested(model, tokenizer, rollouts, config.readout)
         files.write_json(known, {**found, "problems": len(rollouts)}, once=True)
-    stages = json.loads(known.read_text())
+    stages = _known(known, target=(int, type(None)), problems=int)
     said = f"{analysis.target_in_words(stages)} This is from a scan of {stages['problems']} responses."
     if stages["target"] is None and asked.method == "bupo":
         raise InputError(f"{said} Choose a layer with --layer.")

@@ -146,6 +146,21 @@ def test_a_table_is_exported_whole(folder, tmp_path, form):
     assert read["entropy"].fillna(-1).tolist() == [1.5, -1, 2.5]
 
 
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_texts_with_any_line_end_are_exported_as_one_row_each(folder, tmp_path, form):
+    import pandas as pd
+
+    texts = ["a\rb", "a\nb", "a\r\nb", 'say "a,\rb"', "\r", ""]
+    cache.write_table(
+        cache.part_path(folder, "rollouts", 0), pa.table({"rollout": range(len(texts)), "response": texts})
+    )
+    write_record(folder)
+    path = tmp_path / f"out.{form}"
+    cache.export(folder, "rollouts", form, path)
+    read = pd.read_csv(path, keep_default_na=False) if form == "csv" else pd.read_json(path)
+    assert read["response"].tolist() == texts
+
+
 @pytest.mark.parametrize("text", ["[]", "null", "{", '{"schema": 99}'])
 def test_a_record_that_is_none_is_refused_in_a_sentence(folder, text):
     (folder / cache.RECORD).write_text(text)

@@ -242,6 +242,12 @@ def test_a_record_with_a_wrong_field_names_it(scanned, field, value):
         view.default(scanned)
 
 
+def test_a_record_that_held_a_secret_is_still_believed(scanned):
+    command = ["--chat-template-kwargs", '{"api_key": "hunter2"}', "https://me:hunter2@example.org?token=hunter2"]
+    records.write(scanned / cache.RECORD, {**cache.record(scanned), "command": command})
+    assert "hunter2" not in str(cache.record(scanned)["command"])
+
+
 def test_a_record_must_name_every_part_of_every_table(scanned):
     record = cache.record(scanned)
     del record["files"]["layers-00000.parquet"]

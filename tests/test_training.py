@@ -62,6 +62,42 @@ def configured(*arguments: str, file=None, layer: int | None = 3, folder: Path =
 # what a run leaves
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"content": []}', "{"])
+def test_a_damaged_question_of_a_run_is_refused_in_a_sentence(text, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(text)
+    assert main(["train", *SHORT, "--layer", "3", "--output", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "run.json is damaged" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"target": "3", "problems": 1}'])
+def test_damaged_stages_of_a_run_are_refused_in_a_sentence(text, tmp_path):
+    (tmp_path / "stages.json").write_text(text)
+    with pytest.raises(InputError, match=r"stages\.json is damaged"):
+        training._known(tmp_path / "stages.json", target=(int, type(None)), problems=int)
+
+
+def test_a_run_is_the_same_however_its_paths_were_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("problems.jsonl", "others.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"problem": name, "answer": "1"}))
+    model = bundle.DATA / "models" / "demo-qwen3"
+    (tmp_path / "model").symlink_to(model)
+    asked = [
+        options.Train(model=model, problems=problems)
+        for model, problems in [
+            ("model", "problems.jsonl"),
+            (str(model), str(tmp_path / "problems.jsonl")),
+            ("model", "others.jsonl"),
+        ]
+    ]
+    first, second, other = (training._question(one, {}) for one in asked)
+    assert training._difference(first, second) is None
+    assert training._difference(first, other) == "--problems"
+
+
 def test_a_run_writes_a_row_of_metrics_a_step(run):
     metrics = pd.read_parquet(run / "metrics.parquet")
     assert metrics["step"].tolist() == [1, 2, 3, 4]
