@@ -11,10 +11,11 @@ from torch import nn
 from internal_policy import metrics
 from internal_policy.families import decoder_layers, head, inside, sites_of, unembedding
 from internal_policy.hooks import FINAL, HookPoint
+from internal_policy.passes import evaluating
 from internal_policy.policy import read_out
 from internal_policy.product import choose
 from internal_policy.rollouts import Rollout
-from internal_policy.scan import blocks, check, evaluating
+from internal_policy.scan import blocks, check
 from internal_policy.scan import measure as scan
 from internal_policy.selection import Selection
 

@@ -27,6 +27,7 @@ from transformers import (
 from internal_policy import cells, files, marking, rows, tasks
 from internal_policy.errors import InputError
 from internal_policy.families import inside
+from internal_policy.passes import alone, evaluating, positions, sampled_together
 from internal_policy.prompts import Chat, Ids, encode_problem, special_ids, split_messages, split_text
 from internal_policy.tasks import Message, Problem
 
@@ -129,7 +130,9 @@ def generate(
     A batch depends on its prompts, the options, `batch_size` and `seed`, not on what was generated before: prompts are
     counted problem by problem and sample by sample, and sampling those from `first` (the first of a batch) up to `stop`
     writes what an undisturbed run would. Of the checkpoint's generation_config only the end-of-text ids count, as one
-    of the sources of `end_ids`. It is replaced meanwhile, so threads must not share the model.
+    of the sources of `end_ids`. It is replaced meanwhile, and the model is in evaluation mode, so threads must not
+    share it. Where a text may get long enough for another rotary embedding (longrope, dynamic NTK), prompts of
+    different lengths are sampled one after the other, because left padding would change their numbers.
     Raises InputError, before it generates, for options out of range and prompts too long.
     """
     model = inside(model)
@@ -138,7 +141,7 @@ def generate(
     numbers = sorted({n // samples for n in asked})
     prompt_of = {number: encode_problem(tokenizer, problems[number], chat) for number in numbers}
     text = model.config.get_text_config()
-    check_prompts(prompt_of, max_new_tokens, text.max_position_embeddings, text.vocab_size)
+    check_prompts(prompt_of, max_new_tokens, positions(text), text.vocab_size)
     ends = end_ids(model, tokenizer)
     shaping = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     config = GenerationConfig(
@@ -224,6 +227,17 @@ def _sample(
     model: PreTrainedModel, prompts: Sequence[Ids], config: GenerationConfig, ends: frozenset[int]
 ) -> list[Ids]:
     """A response to each prompt, cut after its first end-of-text token."""
+    responses: dict[int, Ids] = {}
+    for group in sampled_together(model.config, list(map(len, prompts)), cast(int, config.max_new_tokens)):
+        with evaluating(model), alone(model):
+            sampled = _sample_together(model, [prompts[n] for n in group], config, ends)
+        responses |= dict(zip(group, sampled, strict=True))
+    return [responses[n] for n in range(len(prompts))]
+
+
+def _sample_together(
+    model: PreTrainedModel, prompts: Sequence[Ids], config: GenerationConfig, ends: frozenset[int]
+) -> list[Ids]:
     ids, mask = (tensor.to(model.device) for tensor in _left_pad(prompts, config.pad_token_id))
     checkpoints = model.generation_config
     model.generation_config = config  # what `config` leaves open, `generate` would fill from the checkpoint's

@@ -65,6 +65,7 @@ def held(source: str) -> dict[str, Any] | None:
 
 def read(asked: Asked, problems: str | None, tokenizer: "PreTrainedTokenizerBase") -> "tuple[list[Problem], list[int]]":
     """The problems of one source, and how many tokens each prompt has. All checked."""
+    from internal_policy.passes import positions
     from internal_policy.prompts import encode_problem
     from internal_policy.rollouts import check_prompts
     from internal_policy.tasks import read_problems
@@ -74,7 +75,7 @@ def read(asked: Asked, problems: str | None, tokenizer: "PreTrainedTokenizerBase
     found = read_problems(path, problem_column=asked.problem_column, answer_column=asked.answer_column, limit=limit)
     prompts = [encode_problem(tokenizer, problem, chat) for problem in found]
     text = loading.load_config(asked).get_text_config()
-    check_prompts(dict(enumerate(prompts)), asked.max_new_tokens, text.max_position_embeddings, text.vocab_size)
+    check_prompts(dict(enumerate(prompts)), asked.max_new_tokens, positions(text), text.vocab_size)
     return found, [len(prompt) for prompt in prompts]
 
 

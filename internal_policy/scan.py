@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -12,13 +11,14 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from internal_policy import metrics
 from internal_policy.cache import Scan
 from internal_policy.errors import InputError
 from internal_policy.families import head, place, sites_of
 from internal_policy.hooks import HookPoint, check_visits
+from internal_policy.passes import alone, evaluating, positions
 from internal_policy.policy import READOUTS, Lens, Readout, read_out, readout_name
 from internal_policy.product import choose
 from internal_policy.reader import Measured, Reader, reader_of
@@ -96,7 +96,7 @@ def check(
         raise InputError(f"top-k is {selection.top_k}, but the model has only {d_vocab} tokens.")
     if not rollouts:
         raise InputError("There are no rollouts to measure.")
-    longest = reader.model.config.get_text_config().max_position_embeddings
+    longest = positions(reader.model.config)
     for number, rollout in enumerate(rollouts):
         if not rollout.prompt_ids or not rollout.response_ids:
             raise InputError(f"Rollout {number} has no {'response' if rollout.prompt_ids else 'prompt'} tokens.")
@@ -255,7 +255,8 @@ def blocks(
             hidden[row_of[point]] = state[here.to(state.device)]
 
         visited = points if hidden.shape[1] else ()
-        reader.run(visited, store, input_ids=ids[:, piece], past_key_values=cache, use_cache=cache is not None)
+        with alone(reader.model, [len(rollout.ids) for rollout in rollouts]):
+            reader.run(visited, store, input_ids=ids[:, piece], past_key_values=cache, use_cache=cache is not None)
         check_visits(visited, visits)
         index = number[:, piece][here.cpu()]
         targets = ids.roll(-1, 1)[:, piece][here].to(weight.device)
@@ -279,15 +280,3 @@ def padded(rollouts: Sequence[Rollout]) -> tuple[Int[Tensor, "batch seq"], Int[T
         span = slice(len(rollout.prompt_ids) - 1, len(rollout.ids) - 1)
         number[row, span] = torch.arange(count, count := count + len(rollout.response_ids))
     return ids, number
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, `model` is in evaluation mode; after, as it was."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, before in training.items():
-            module.training = before

@@ -251,6 +251,7 @@ def _check_problems(
     from internal_policy.bupo import dataset_of
     from internal_policy.families import inside
     from internal_policy.hooks import locate
+    from internal_policy.passes import positions
     from internal_policy.prompts import encode_problem
     from internal_policy.rollouts import check_prompts
 
@@ -260,7 +261,7 @@ def _check_problems(
     dataset_of(problems, chat)
     prompts = {number: encode_problem(tokenizer, problem, chat) for number, problem in enumerate(problems)}
     text = inside(model).config.get_text_config()
-    longest = min(text.max_position_embeddings, config.vllm_max_model_length or sys.maxsize)
+    longest = min(positions(text), config.vllm_max_model_length or sys.maxsize)
     check_prompts(prompts, config.max_completion_length or 0, longest, text.vocab_size)
     group = config.num_generations or 1
     needed = (config.generation_batch_size or group) // group

@@ -262,6 +262,47 @@ def test_long_texts_are_measured_there_piece_by_piece(monkeypatch, llama, whole,
     assert len(pieces) == times  # one token is predicted at 0, and the last at 13
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 12,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.0, 3.0, 9.0, 20.0],
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}
+
+
+@pytest.mark.parametrize("rope", [LONGROPE, DYNAMIC], ids=["longrope", "dynamic"])
+def test_a_rotation_that_depends_on_the_length_is_that_of_each_text_alone(tokenizer, rollouts, rope):
+    changes = {"rope_parameters": rope, "max_position_embeddings": 12 if rope is DYNAMIC else 512}
+    expected = [scan(tiny_model("llama", **changes), tokenizer, [one]).policies for one in rollouts]
+    found = scan(wrapped(tiny_model("llama", **changes)), tokenizer, rollouts).policies
+    for number, one in enumerate(expected):
+        rows = found[found["rollout"] == number].drop(columns="rollout").reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows, one.drop(columns="rollout"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [3, 100])
+def test_a_rotation_that_depends_on_the_length_is_that_of_each_text_alone_there(
+    monkeypatch, whole, tokenizer, rollouts, step
+):
+    model = tiny_model("llama", rope_parameters=LONGROPE)
+    expected = [scan(model, tokenizer, [one]).policies for one in rollouts]
+    monkeypatch.setattr(door, "STATE_BYTES", step * 22 * 32 * 8 * len(rollouts))
+    found = scan(door.remote(whole(model), "local"), tokenizer, rollouts).policies
+    for number, one in enumerate(expected):
+        rows = found[found["rollout"] == number].drop(columns="rollout").reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows, one.drop(columns="rollout"), rtol=1e-5, atol=1e-6)
+
+
+def test_a_rotation_that_a_server_remembers_is_refused(whole, tokenizer, rollouts):
+    model = tiny_model("llama", rope_parameters=DYNAMIC, max_position_embeddings=12)
+    sentence = r"A rollout has 15 tokens, but from 12 on the rotary embedding of this model \(dynamic NTK\)"
+    with pytest.raises(InputError, match=sentence):
+        scan(door.remote(whole(model), "local"), tokenizer, rollouts)
+
+
 @pytest.mark.parametrize(
     "part",
     [

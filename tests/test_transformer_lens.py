@@ -4,6 +4,7 @@ import re
 import warnings
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -101,6 +102,26 @@ def test_a_text_read_in_pieces_is_measured_alike(tokenizer, rollouts, monkeypatc
     monkeypatch.setattr(scanning, "STATE_BYTES", 20_000)
     monkeypatch.setattr(scanning, "PREFILL", 2)
     same(scan(bridge, tokenizer, rollouts), scan(model, tokenizer, rollouts))
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_a_rotation_that_depends_on_the_length_is_that_of_each_text_alone(tokenizer, rollouts, monkeypatch, kind):
+    rope = {"rope_type": kind, "rope_theta": 100.0, "factor": 4.0}
+    changes: dict[str, Any] = {"rope_parameters": rope, "max_position_embeddings": 10}
+    if kind == "longrope":
+        rope |= {
+            "original_max_position_embeddings": 10,
+            "short_factor": [1.0] * 4,
+            "long_factor": [1.0, 3.0, 9.0, 20.0],
+        }
+        changes["max_position_embeddings"] = 40
+    expected = [scan(tiny_model("llama", **changes), tokenizer, [one]).policies for one in rollouts]
+    monkeypatch.setattr(scanning, "STATE_BYTES", 40_000)
+    monkeypatch.setattr(scanning, "PREFILL", 2)
+    found = scan(boot(tiny_model("llama", **changes), tokenizer), tokenizer, rollouts).policies
+    for number, one in enumerate(expected):
+        rows = found[found["rollout"] == number].drop(columns="rollout").reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows, one.drop(columns="rollout"), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("readout", "normed"), [("raw", False), ("norm", True)])

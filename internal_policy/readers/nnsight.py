@@ -33,6 +33,7 @@ from internal_policy.errors import InputError
 from internal_policy.families import Side, family_of, final_norm, multiplier, unembedding
 from internal_policy.families import head as head_of
 from internal_policy.hooks import FINAL, SITES, HookPoint, Visit, locate
+from internal_policy.passes import one_rotation, remembers
 from internal_policy.policy import READOUTS
 from internal_policy.reader import Measured, Reader
 from internal_policy.readers import there
@@ -160,18 +161,40 @@ def _measure(
         "top_k": selection.top_k,
         "together": scan.TOGETHER,
     }
-    ids, number = scan.padded(rollouts)
+    ids_of_all, number_of_all = scan.padded(rollouts)
     states = len(planned.points) + planned.unembedded * ("norm" in selection.readouts)
     step = max(1, STATE_BYTES // (states * weight.shape[1] * weight.element_size() * len(rollouts)))
-    first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # before it nothing is measured
-    for start in range(first, ids.shape[1], step):
-        read = slice(0, start + step)  # always from the beginning: a key-value cache does not stay there
-        here = number[:, read] >= 0
-        here[:, :start] = False
-        if here.any():
-            found = _ask(envoy, at, planned.points, ids[:, read], here, ids.roll(-1, 1)[:, read][here], asked)
-            numbers = {(readout, name): values for readout, one in found.items() for name, values in one.items()}
-            yield number[:, read][here], numbers
+    for rows, width, whole in _rotated_alike(model.config, rollouts):
+        ids, number = ids_of_all[rows, :width], number_of_all[rows, :width]
+        first = min(len(rollouts[row].prompt_ids) for row in rows) - 1  # before it nothing is measured
+        for start in range(first, width, step):
+            # always from the beginning: a key-value cache does not stay there
+            read = slice(0, width if whole else start + step)
+            here = number[:, read] >= 0
+            here[:, :start] = False
+            here[:, start + step :] = False
+            if here.any():
+                found = _ask(envoy, at, planned.points, ids[:, read], here, ids.roll(-1, 1)[:, read][here], asked)
+                numbers = {(readout, name): values for readout, one in found.items() for name, values in one.items()}
+                yield number[:, read][here], numbers
+
+
+def _rotated_alike(config: PreTrainedConfig, rollouts: Sequence[Rollout]) -> Iterator[tuple[list[int], int, bool]]:
+    """Rows to read together, their longest, and whether each pass has to read all of them to rotate them as alone.
+
+    Raises InputError for texts whose rotation the server remembers from others.
+    """
+    end = one_rotation(config)
+    lengths = [len(rollout.ids) for rollout in rollouts]
+    if end is not None and max(lengths) >= end and remembers(config):
+        raise InputError(
+            f"A rollout has {max(lengths)} tokens, but from {end} on the rotary embedding of this model (dynamic NTK) "
+            "depends on what the server read before; measure shorter rollouts there, or load the model."
+        )
+    for long in (False, True):
+        rows = [row for row, length in enumerate(lengths) if (end is not None and length > end) == long]
+        if rows:
+            yield rows, max(lengths[row] for row in rows), long
 
 
 def _ask(

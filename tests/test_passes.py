@@ -1,0 +1,255 @@
+"""A forward pass depends on its text alone: not on batch mates, pieces, earlier texts or the training mode."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from torch.distributions import Categorical
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from internal_policy import dynamics, fit
+from internal_policy import scan as scan_module
+from internal_policy.errors import InputError
+from internal_policy.hooks import FINAL, HookPoint
+from internal_policy.passes import alone, positions
+from internal_policy.policy import policy_logits
+from internal_policy.rollouts import Rollout, generate
+from internal_policy.scan import scan
+from internal_policy.tasks import Message, Problem
+
+FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 3.0, 9.0, 20.0]}
+ROPES = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 20},
+    "longrope": {**FACTORS, "factor": 4.0, "original_max_position_embeddings": 20},
+    "llama3": {
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 20,
+    },
+    "proportional": {"factor": 4.0},
+}
+LENGTHS = [8, 21, 60, 20, 35, 61]
+"""Of texts on both sides of 20, in an order in which a model that remembers meets shorter texts after longer ones."""
+POINT = HookPoint(1, "attn_out")
+
+
+def roped(kind, family="llama", **changes):
+    """A tiny model whose rotary embedding is of this kind, which was trained on 20 positions."""
+    rope = {"rope_type": kind, "rope_theta": 100.0, **ROPES[kind]}
+    trained = 20 if kind in ("dynamic", "linear", "yarn") else 80
+    if family == "phi3":
+        changes = {"original_max_position_embeddings": 20, **changes}  # its own name for it comes first
+    return tiny_model(family, max_position_embeddings=trained, rope_parameters=rope, **changes)
+
+
+def rollouts(lengths=LENGTHS):
+    made = []
+    for number, length in enumerate(lengths):
+        ids = torch.randint(5, 256, (length,), generator=torch.Generator().manual_seed(number)).tolist()
+        made.append(Rollout(str(number), None, 0, tuple(ids[:4]), tuple(ids[4:]), "", None, True))
+    return made
+
+
+def entropies(kind, one, point, family="llama"):
+    """At each response token, from `model(ids)` of a new model."""
+    logits = policy_logits(roped(kind, family), point, input_ids=torch.tensor([one.ids]))[0, 3:-1].detach()
+    return Categorical(logits=logits).entropy().numpy()
+
+
+def assert_as_alone(found, kind, family="llama", lengths=LENGTHS):
+    for number, one in enumerate(rollouts(lengths)):
+        rows = found.policies[found.policies["rollout"] == number]
+        for layer, name, point in ((3, "final.entropy", FINAL), (1, "attn_out.entropy", POINT)):
+            values = rows.loc[rows["layer"] == layer, name].to_numpy()
+            np.testing.assert_allclose(values, entropies(kind, one, point, family), rtol=1e-5, atol=1e-6)
+
+
+def scanned(model, tokenizer, batch_size=6, texts=None):
+    only = {"layers": [1], "sites": ["attn_out"], "measures": ["entropy"]}
+    return scan(model, tokenizer, texts or rollouts(), batch_size=batch_size, **only)
+
+
+def in_pieces_of(monkeypatch, length):
+    monkeypatch.setattr(scan_module, "STATE_BYTES", length * 2 * 32 * 8 * len(LENGTHS))
+    monkeypatch.setattr(scan_module, "PREFILL", 1)
+
+
+def test_every_kind_of_rotary_embedding_of_transformers_is_tested():
+    assert {"default", *ROPE_INIT_FUNCTIONS} == ROPES.keys()
+
+
+# the numbers
+
+
+@pytest.mark.parametrize("pieces", [False, True], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("kind", ROPES)
+def test_a_rollouts_numbers_are_those_of_the_model_that_reads_it_alone(monkeypatch, tokenizer, kind, pieces):
+    if pieces:
+        in_pieces_of(monkeypatch, 7)
+    assert_as_alone(scanned(roped(kind), tokenizer), kind)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "own"),
+    [
+        ("phi3", "longrope", {}),
+        ("deepseek_v2", "longrope", {name: each[:2] for name, each in FACTORS.items()}),
+        ("deepseek_v2", "dynamic", {}),
+        ("gpt_neox", "dynamic", {"partial_rotary_factor": 0.5}),
+    ],
+)
+def test_families_with_rotations_of_their_own_are_read_as_alone(monkeypatch, tokenizer, family, kind, own):
+    monkeypatch.setitem(ROPES, kind, {**ROPES[kind], **own})
+    in_pieces_of(monkeypatch, 7)
+    assert_as_alone(scanned(roped(kind, family), tokenizer), kind, family)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_a_model_that_has_read_longer_texts_gives_the_numbers_of_a_new_one(tokenizer, kind, batch_size):
+    model = roped(kind)
+    model(torch.randint(5, 256, (1, 70)))
+    assert_as_alone(scanned(model, tokenizer, batch_size), kind)
+
+
+@pytest.mark.parametrize("lengths", [[20], [70, 20], [19, 21]], ids=str)
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_texts_at_the_boundary_are_read_as_alone(tokenizer, kind, lengths):
+    assert_as_alone(scanned(roped(kind), tokenizer, texts=rollouts(lengths)), kind, lengths=lengths)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_layers_that_rotate_differently_are_read_as_alone(monkeypatch, tokenizer, kind):
+    plain = {"rope_type": "default", "rope_theta": 100.0}
+    rope = {"full_attention": {"rope_type": kind, "rope_theta": 100.0, **ROPES[kind]}, "sliding_attention": plain}
+    changes = {"max_position_embeddings": 20 if kind == "dynamic" else 80, "rope_parameters": rope}
+    changes["layer_types"] = ["full_attention", "sliding_attention", "full_attention"]
+    in_pieces_of(monkeypatch, 7)
+    texts = rollouts([8, 35, 20, 21])  # nested rotations are read beyond max_position_embeddings by no layer but some
+    monkeypatch.setattr(scan_module, "positions", lambda _: 80)
+    found = scanned(tiny_model("gemma3_text", **changes), tokenizer, texts=texts)
+    for number, one in enumerate(texts):
+        rows = found.policies[(found.policies["rollout"] == number) & (found.policies["layer"] == 3)]
+        new = tiny_model("gemma3_text", **changes)
+        logits = policy_logits(new, FINAL, input_ids=torch.tensor([one.ids]))[0, 3:-1].detach()
+        np.testing.assert_allclose(rows["final.entropy"], Categorical(logits=logits).entropy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_dynamics_of_a_batch_are_those_of_its_rollouts_alone(kind):
+    def kl(texts):
+        frame = dynamics.measure(roped(kind), texts, POINT)
+        return frame.loc[frame["site"] == "final", "kl"].iloc[0] * sum(len(one.response_ids) for one in texts)
+
+    assert kl(rollouts()) == pytest.approx(sum(kl([one]) for one in rollouts()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_a_lens_is_fitted_to_the_states_of_rollouts_alone(kind):
+    together = fit.states(roped(kind), rollouts(), [FINAL, POINT])
+    each = torch.cat([fit.states(roped(kind), [one], [FINAL, POINT]) for one in rollouts()], 1)
+    torch.testing.assert_close(
+        *(states.norm(dim=-1).sort().values for states in (together, each)), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_other_threads_read_as_before(tokenizer):
+    model, ids = roped("longrope"), torch.randint(5, 256, (2, 30))
+    expected = model(ids).logits
+    with alone(model, [8, 30]):
+        inside = model(ids).logits
+        with ThreadPoolExecutor(1) as pool:
+            outside = pool.submit(lambda: model(ids).logits).result()
+    assert torch.equal(outside, expected)
+    assert not torch.equal(inside[0], expected[0])
+    torch.testing.assert_close(inside[1], expected[1])
+
+
+# sampling
+
+TEXTS = ["What is 2 + 3?", "Mia has 47 apples. How many apples has she now?", "Hi"]
+
+
+def sampled(model, tokenizer, texts, batch_size, n=12):
+    model.lm_head.weight.data[:4] = 0  # no response ends
+    problems = [Problem((Message(role="user", content=text),), None) for text in texts]
+    options = {"temperature": 0.0, "max_new_tokens": n, "batch_size": batch_size, "chat": None}
+    return [one.response_ids for batch in generate(model, tokenizer, problems, **options) for one in batch]
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [("longrope", "llama"), ("longrope", "phi3"), ("dynamic", "llama"), ("yarn", "llama")]
+)
+def test_a_response_is_the_one_that_is_sampled_alone(tokenizer, kind, family):
+    lengths = [len(tokenizer(text).input_ids) for text in TEXTS]
+    assert min(lengths) + 12 <= 20 < max(lengths) + 12  # some texts reach the other rotation
+    each = [sampled(roped(kind, family), tokenizer, [text], 1)[0] for text in TEXTS]
+    assert sampled(roped(kind, family), tokenizer, TEXTS, 3) == each
+
+
+def test_a_response_does_not_depend_on_the_texts_read_before(tokenizer):
+    model, text = roped("dynamic"), TEXTS[1]
+    expected = sampled(roped("dynamic"), tokenizer, [text], 1)
+    model(torch.randint(5, 256, (1, 70)))
+    assert sampled(model, tokenizer, [text], 1) == expected
+
+
+def test_a_model_in_training_mode_is_sampled_without_dropout(tokenizer):
+    model = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    expected = sampled(model, tokenizer, TEXTS, 3)
+    model.train()
+    assert sampled(model, tokenizer, TEXTS, 3) == expected
+    assert all(module.training for module in model.modules())
+
+
+# how many positions are read
+
+
+@pytest.mark.parametrize(
+    ("family", "rope", "most", "expected"),
+    [
+        ("llama", {"rope_type": "default"}, 64, 64),
+        ("gpt2", None, 64, 64),
+        ("qwen2", {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 40, 128),
+        ("qwen2", {"rope_type": "yarn", "factor": 4.0}, 32, 128),
+        ("deepseek_v3", {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4}, 160, 160),
+        ("llama", {"rope_type": "dynamic", "factor": 2.0}, 64, 128),
+        ("llama", {"rope_type": "linear", "factor": 2.5}, 64, 160),
+        ("llama", {**ROPES["llama3"], "rope_type": "llama3", "factor": 32.0}, 64, 64),
+        ("phi3", {**FACTORS, "rope_type": "longrope", "original_max_position_embeddings": 4}, 64, 64),
+        (
+            "gemma3_text",
+            {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_type": "default"}},
+            64,
+            64,
+        ),
+    ],
+)
+def test_a_model_reads_as_many_positions_as_its_rotary_embedding_allows(family, rope, most, expected):
+    changes = {} if rope is None else {"rope_parameters": rope}
+    assert positions(tiny_model(family, max_position_embeddings=most, **changes).config) == expected
+
+
+@pytest.mark.parametrize("kind", ["yarn", "dynamic"])
+def test_texts_longer_than_max_position_embeddings_are_scanned_and_no_longer_ones(tokenizer, kind):
+    model, (one,) = roped(kind), rollouts([80])
+    found = scanned(model, tokenizer, texts=[one]).policies
+    assert np.isfinite(found.loc[found["layer"] == 3, "final.entropy"]).sum() == 76
+    with pytest.raises(InputError, match="Rollout 0 has 81 tokens, but the model reads at most 80"):
+        scanned(model, tokenizer, texts=[replace(one, response_ids=(*one.response_ids, 7))])
+
+
+@pytest.mark.parametrize("kind", ["yarn", "dynamic"])
+def test_responses_longer_than_max_position_embeddings_are_sampled_and_no_longer_ones(tokenizer, kind):
+    model, text = roped(kind), TEXTS[0]
+    room = 80 - len(tokenizer(text).input_ids)
+    assert len(sampled(model, tokenizer, [text], 1, room)[0]) == room
+    with pytest.raises(InputError, match="more than the 80 positions of the model"):
+        sampled(model, tokenizer, [text], 1, room + 1)
