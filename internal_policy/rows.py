@@ -155,7 +155,8 @@ READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 def from_hub(source: str) -> bool:
     """Whether `source` names a data set `name[:config]@split` of the hub; else it is a file."""
     path = Path(source)
-    return "@" in source and path.suffix.lower() not in READERS and not path.exists()
+    _, mark, split = source.rpartition("@")
+    return mark == "@" and "/" not in split and path.suffix.lower() not in READERS and not path.exists()
 
 
 def hub_rows(source: str, limit: int | None) -> list[Row]:

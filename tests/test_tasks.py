@@ -150,6 +150,12 @@ def test_a_data_set_that_cannot_be_loaded_is_one_sentence_with_a_remedy():
         read_problems("nobody/nothing:main@test")
 
 
+@pytest.mark.parametrize("source", ["me@home/sums", "me@home/sums.jsonl", "sums@home.jsonl", "sums"])
+def test_a_path_that_is_not_there_is_no_data_set(source):
+    with pytest.raises(InputError, match=f"There is no file {source}"):
+        read_problems(source)
+
+
 def test_a_data_set_without_its_split_is_told_so():
     with pytest.raises(InputError, match=r"no file openai/gsm8k; .*NAME\[:CONFIG\]@SPLIT"):
         read_problems("openai/gsm8k")
