@@ -31,7 +31,7 @@ def reward(response: str, answer: str) -> float:
 
 
 POWER = r"\s*\^\s*(?:-?[0-9]|\{\s*-?[0-9]\s*\})"
-UNIT = re.compile(rf"\\(?:text|textrm|mbox|mathrm)\s*\{{[^{{}}0-9^]*(?:{POWER}\$?\s*\}}|\}}{POWER})")
+UNIT = re.compile(rf"(?:\\[ ,;:]|~)*\s*\\(?:text|textrm|mbox|mathrm)\s*\{{[^{{}}0-9^]*(?:{POWER}\$?\s*\}}|\}}{POWER})")
 r"""A unit with its power, whose digits are none of the value: \text{ cm}^2 or \mathrm{cm^2}."""
 EQUALS = re.compile(r"=(?![^{}]*\})")
 """Between the sides of an equation; not the one below a sum."""

@@ -149,6 +149,8 @@ def test_fractions_of_whole_numbers_are_equal_however_they_are_written(written):
         (r"12\text{ cm}^2", "12"),
         (r"12\,\mathrm{cm}^{2}", "12"),
         (r"12\text{ cm$^2$}", "12"),
+        (r"12\ \text{cm}^2", "12"),
+        (r"12~\text{cm}^2", "12"),
         (r"\text{Area} = 12\text{ cm}^2", "12"),
         (r"9.8\text{ m/s}^{2}", "9.8"),
         ("47+385=432", "432"),
