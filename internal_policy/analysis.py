@@ -10,6 +10,13 @@ CHANGES = {"layer": ("resid_pre", "resid_post"), "attn": ("attn_in", "attn_out")
 """Entropy change: after minus before, of these sites (Eqs. 11 to 13 of arXiv 2512.19673)."""
 SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post", "final")
 """The sites of a layer in the order of a forward pass; `final` stands one layer past the last."""
+ONLY_AT = {
+    "cosine": ("attn_out", "mlp_out"),
+    "entropy_at_input_norm": ("attn_out", "mlp_out", "resid_post"),
+    "kl": SITES[:-1],
+    "change": ("attn_out", "mlp_out", "resid_post"),
+}
+"""Measures that do not exist at every site -> where they do."""
 STAGES = ("exploration", "integration", "convergence")
 """What the interval of the FFN's entropy change is called above, around and below 0."""
 RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0
@@ -178,6 +185,36 @@ def simultaneous(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, n
     low[known] = mean - np.quantile(t.max(1), 1 - outside) * errors
     high[known] = mean - np.quantile(t.min(1), outside) * errors
     return low, high
+
+
+def not_finite(layers: pd.DataFrame, dtype: str) -> str | None:
+    """Says that numbers of a scan's table `layers` are NaN or infinite, where the first are and what to do; else None.
+
+    A cosine is left out, because that with a hidden state of 0 is not defined.
+    """
+    found = pd.Series("", layers.index)
+    for measure in [name for name in layers if name in ("entropy", "logprob", "kl", "norm", "entropy_at_input_norm")]:
+        exists = layers["site"].isin(ONLY_AT.get(str(measure), SITES))
+        if measure == "entropy_at_input_norm":
+            exists &= layers["readout"] == "raw"
+        found[exists & ~np.isfinite(layers[measure]) & (found == "")] = str(measure)
+    broken = layers.assign(measure=found)[found != ""]
+    if not len(broken):
+        return None
+    first = broken.sort_values("layer", kind="stable").iloc[0]
+    where = "final" if first["site"] == "final" else f"{first['layer']}.{first['site']}"
+    return (
+        f"Warning: in {broken['rollout'].nunique()} of {layers['rollout'].nunique()} rollouts some numbers are NaN or "
+        f"infinite, the first {first['measure']} at {where}: {overflow(dtype)}"
+    )
+
+
+def overflow(dtype: str) -> str:
+    """Why numbers of a scan in this precision are not finite, and what to do."""
+    remedies = {"float16": "--dtype bfloat16 or --dtype float32", "bfloat16": "--dtype float32"}
+    if dtype in remedies:
+        return f"hidden states overflowed {dtype}. Scan again with {remedies[dtype]}."
+    return f"hidden states are not finite even in {dtype}. Check the model's weights."
 
 
 def stages(changes: pd.DataFrame, part: Part = "total") -> pd.DataFrame:

@@ -20,7 +20,7 @@ def plot(asked: options.Plot) -> None:
     choice = figures.Choice(
         asked.average, asked.site, asked.measure, asked.rollout, asked.position, asked.layer, asked.style
     )
-    look.write(figures.FIGURES[asked.figure](views, choice), asked.output)
+    look.write(figures.draw(asked.figure, views, choice), asked.output)
     progress.note(f"Wrote {asked.output}.")
 
 

@@ -75,9 +75,7 @@ def readouts(views: Sequence[View], choice: Choice) -> go.Figure:
     read = [replace(one, readout=name) for name in view.check(one)["selection"]["readouts"]]
     columns = [(view.about(each), means(each, choice.measure, choice.average)) for each in read]
     if choice.site not in set(columns[0][1]["site"]):
-        raise InputError(
-            f"{one.folder} has no {choice.measure} at {choice.site}; scan again with that site and measure."
-        )
+        raise view.absent(read[0], choice.measure, choice.site)
     return plots.readouts(columns, choice.measure, choice.site, choice.style)
 
 
@@ -110,15 +108,29 @@ def cell(views: Sequence[View], choice: Choice) -> go.Figure:
 def compare(views: Sequence[View], choice: Choice) -> go.Figure:
     """Up to four scans side by side at relative depth; entropy or change."""
     records = view.comparable(views)
-    if choice.measure not in ("entropy", "change"):
-        raise InputError(f"Scans are compared by entropy or change, not by {choice.measure}.")
     if not 2 <= len(views) <= 4:
         raise InputError(f"A comparison takes two to four scans, not {len(views)}; name the others with --against.")
     frames = []
     for one, record in zip(views, records, strict=True):
         found = changes(one, choice.average) if choice.measure == "change" else means(one, "entropy", choice.average)
         frames.append((view.about(one), analysis.relative(found, record["n_layers"])))
-    return plots.compare(frames, choice.measure, choice.style)
+    return plots.compare(frames, "change" if choice.measure == "change" else "entropy", choice.style)
+
+
+CHOICES = {
+    "readouts": ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine"),
+    "distribution": ("entropy", "logprob", "rank", "kl", "norm", "cosine", "entropy_at_input_norm"),
+    "tokens": ("entropy", "change", "logprob", "rank", "kl", "norm", "cosine", "entropy_at_input_norm"),
+    "compare": ("entropy", "change"),
+}
+"""Figures of one measure -> the measures that they can draw."""
+
+
+def draw(name: str, views: Sequence[View], choice: Choice) -> go.Figure:
+    """The figure of that name. Raises InputError for a measure that it can't draw."""
+    if choice.measure not in (known := CHOICES.get(name, (choice.measure,))):
+        raise InputError(f"Can't draw {name} by '{choice.measure}'. Choose one of {', '.join(known)}.")
+    return FIGURES[name](views, choice)
 
 
 FIGURES: Mapping[str, Callable[[Sequence[View], Choice], go.Figure]] = {
@@ -140,18 +152,22 @@ def means(one: View, measure: str, average: Average = "tokens") -> pd.DataFrame:
     """`analysis.means` of a view. Raises InputError if the measure was not made."""
     found = analysis.means(view.layers(one), measure, average)
     if not len(found):
-        raise InputError(f"{one.folder} has no {measure}; scan again with --measures all.")
+        raise view.absent(one, measure)
     return found
 
 
 def changes(one: View, average: Average = "tokens") -> pd.DataFrame:
     """`analysis.changes` of a view. Raises InputError if the sites or the entropy were not measured."""
     found = analysis.changes(view.layers(one), average)
-    if not len(found):
-        raise InputError(
-            f"{one.folder} has no entropy before and after a layer, attention or FFN; scan again with --sites all."
-        )
-    return found
+    if len(found):
+        return found
+    chosen = view.check(one)["selection"]
+    if "entropy" in chosen["measures"] and any({*pair} <= {*chosen["sites"]} for pair in analysis.CHANGES.values()):
+        raise view.absent(one, "change")
+    raise InputError(
+        f"{one.folder} has no entropy before and after a layer, attention or FFN. Scan again with --sites all and "
+        "--measures all."
+    )
 
 
 def first_rollout(one: View) -> int:

@@ -19,6 +19,7 @@ Others = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SCAN", help_behavior_
 Figure = Literal[
     "flow", "change", "norm-control", "residual", "convergence", "readouts", "distribution", "tokens", "cell", "compare"
 ]
+Measure = Literal["entropy", "change", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,9 +381,9 @@ class Plot(ViewOptions):
     """Every token counts the same (the paper), or every rollout does."""
     against: Others = ()
     """Of compare: the other scans."""
-    measure: str = "entropy"
-    """Of tokens, distribution and readouts: entropy, logprob, rank, kl, norm, cosine or entropy_at_input_norm; of
-    tokens and compare also change."""
+    measure: Measure = "entropy"
+    """Of tokens, distribution and readouts: which measure; change is for tokens and compare, top1 for readouts,
+    entropy_at_input_norm for tokens and distribution."""
     site: str = "resid_post"
     """Of tokens, distribution and readouts: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post."""
     rollout: Number = None

@@ -65,7 +65,7 @@ def _scan(one: View) -> dict[str, Any]:
 
 def _figure(name: str, views: Sequence[View], choice: Choice) -> dict[str, str]:
     try:
-        drawn = figures.FIGURES[name](views, choice)
+        drawn = figures.draw(name, views, choice)
     except InputError as error:
         return {"why": str(error)}
     drawn.update_layout(font={"color": look.GREY})  # the page paints it over, in its own ink

@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import analysis, cache, evaluate, view
+from internal_policy import analysis, cache, evaluate, progress, view
 from internal_policy.console import Terminal, visible_json
 from internal_policy.errors import InputError
 
@@ -52,11 +52,12 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
         raise InputError(f"{folder} was not measured under the readout '{readout}', only {', '.join(readouts)}.")
     chosen: str = readout or readouts[0]
     rollouts = cache.read(folder, "rollouts", ["reward", "finished"])
-    frame, suggested = pd.DataFrame(), None
+    frame, suggested, layers = pd.DataFrame(), None, cache.read(folder, "layers")
     if "entropy" in record["selection"]["measures"]:
-        layers = cache.read(folder, "layers")
         frame = analysis.by_layer(layers, chosen)
         suggested = _suggested(layers[layers["readout"] == chosen])
+    if warning := analysis.not_finite(layers, record["dtype"]):
+        progress.note(warning)
     if as_json:
         kept = {name: value for name, value in record.items() if name not in ("files", "asked", "chat_template")}
         rows = frame.reset_index().to_dict("records")

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 from internal_policy import cache
 from internal_policy.analysis import CHANGES
 from internal_policy.errors import InputError
-from internal_policy.view import View, check, rollouts
+from internal_policy.view import View, absent, check, rollouts
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 READ_AT_A_CELL = ("resid_pre", "attn_out", "mlp_out", "resid_post")
@@ -53,8 +53,7 @@ def read(view: View, names: Sequence[str]) -> Iterator[Tokens]:
 def _measured(view: View, columns: Sequence[str], names: Sequence[str]) -> None:
     if missing := [name for name in names if name not in columns]:
         site, _, measure = missing[0].partition(".")
-        what = "the top-k tokens" if measure.startswith("topk") else measure
-        raise InputError(f"{view.folder} has no {what} at {site}; scan again with that site and measure.")
+        raise absent(view, measure, site)
 
 
 def _first(column: pa.ChunkedArray) -> np.ndarray:
@@ -141,8 +140,7 @@ def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.D
     if measure == "change":
         before = next((before for before, after in CHANGES.values() if after == site), None)
         if before is None:
-            outputs = ", ".join(after for _, after in CHANGES.values())
-            raise InputError(f"There is no entropy change at {site}; choose one of {outputs}.")
+            raise absent(view, measure, site)
         rows = _rows(view, rollout, [f"{site}.entropy", f"{before}.entropy"], where)
         value = rows[f"{site}.entropy"] - rows[f"{before}.entropy"]
     else:
@@ -161,13 +159,22 @@ def predictions(view: View, rollout: int, position: int, layer: int) -> pd.DataF
     the token's rank at the layer's input, missing where it was not among the likeliest there.
     """
     record = check(view)
+    if not 0 <= layer <= record["n_layers"]:
+        raise InputError(
+            f"There is no layer {layer}: the model's are 0 to {record['n_layers'] - 1}, and {record['n_layers']} is "
+            "its own policy."
+        )
     sites = (
         ["final"] if layer == record["n_layers"] else [s for s in READ_AT_A_CELL if s in record["selection"]["sites"]]
     )
     names = [f"{site}.{name}" for site in sites for name in ("topk_ids", "topk_probs")]
     rows = _rows(view, rollout, names, (ds.field("position") == position) & (ds.field("layer") == layer))
     if not len(rows):
-        raise InputError(f"Rollout {rollout} of {view.folder} has no position {position} at layer {layer}.")
+        if layer not in (*record["selection"]["layers"], record["n_layers"]):
+            raise InputError(f"{view.folder} has no layer {layer}. Choose another, or scan again with --layers all.")
+        raise InputError(
+            f"Rollout {rollout} of {view.folder} has no position {position}. Choose an earlier one, from 0."
+        )
     row = rows.iloc[0]
     frames = []
     for site in sites:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
-from internal_policy import cache, evaluate
+from internal_policy import analysis, cache, evaluate
 from internal_policy.errors import InputError
 
 Outcome = Literal["all", "correct", "incorrect"]
@@ -155,6 +155,31 @@ def _window(view: View, path: Path, kept: pd.Series) -> pd.DataFrame:
     return pd.concat(by_site, ignore_index=True)
 
 
+def absent(view: View, measure: str, site: str | None = None) -> InputError:
+    """Why a scan has no numbers of a measure (at a site), and what to do; `change` is the entropy's."""
+    record = check(view)
+    chosen = record["selection"]
+    made_of = {"change": "entropy", "top1": "rank", "settled": "topk", "topk_ids": "topk", "topk_probs": "topk"}
+    recorded = made_of.get(measure, measure)
+    name = "top-k tokens" if recorded == "topk" else measure.replace("change", "entropy change")
+    where = f" at {site}" if site else ""
+    if site and site not in analysis.SITES:
+        return InputError(f"There is no site '{site}'. Choose one of {', '.join(analysis.SITES)}.")
+    if site and site not in analysis.ONLY_AT.get(measure, analysis.SITES):
+        return InputError(f"There is no {name} at {site}. Choose one of {', '.join(analysis.ONLY_AT[measure])}.")
+    if recorded not in chosen["measures"] or (recorded == "topk" and not chosen["top_k"]):
+        return InputError(f"{view.folder} has no {name}. Scan again with --measures all.")
+    needed = [site, *(before for before, after in analysis.CHANGES.values() if after == site and measure == "change")]
+    if site and (missing := [one for one in needed if one not in (*chosen["sites"], "final")]):
+        return InputError(
+            f"{view.folder} has no {name}{where}: {missing[0]} was not measured. Choose another site, or scan again "
+            "with --sites all."
+        )
+    if measure == "entropy_at_input_norm" and view.readout != "raw":
+        return InputError(f"{name} is measured under the raw readout only, not under {view.readout}. Choose raw.")
+    return InputError(f"Every {name}{where} in {view.folder} is NaN: {analysis.overflow(record['dtype'])}")
+
+
 def comparable(views: Sequence[View], measure: str = "entropy") -> list[dict[str, Any]]:
     """The records of scans that can be compared. Raises InputError that says why if they cannot."""
     records = [check(view) for view in views]
@@ -165,7 +190,7 @@ def comparable(views: Sequence[View], measure: str = "entropy") -> list[dict[str
                 "different readouts cannot be compared; choose one readout."
             )
         if measure not in record["selection"]["measures"]:
-            raise InputError(f"{view.folder} has no {measure}; scan again with --measures {measure}.")
+            raise absent(view, measure)
     common = set.intersection(*({*record["selection"]["sites"]} for record in records))
     if not common:
         raise InputError(

@@ -12,6 +12,7 @@ from internal_policy.analysis import (
     changes,
     interval,
     means,
+    not_finite,
     relative,
     runner_up,
     settling,
@@ -387,3 +388,20 @@ def test_a_measure_that_no_site_has_gives_no_means():
 def test_the_same_problems_under_another_path_are_the_same():
     moved = {**RECORD, "asked": {**RECORD["asked"], "content": {"elsewhere/a.jsonl": {"sha256": "1"}}}}
     assert analysis.differences([RECORD, moved]) == []
+
+
+def test_numbers_that_are_not_finite_are_counted_and_the_first_is_named():
+    layers = pd.concat([THREE_TOKENS.assign(layer=layer, readout="raw", norm=1.0) for layer in (0, 1)])
+    assert not_finite(layers, "float16") is None
+    layers.loc[(layers["layer"] == 1) & (layers["site"] == "mlp_out") & (layers["rollout"] == 1), "entropy"] = np.nan
+    layers.loc[(layers["layer"] == 1) & (layers["site"] == "resid_post") & (layers["rollout"] == 1), "norm"] = np.inf
+    assert not_finite(layers.reset_index(drop=True), "float16") == (
+        "Warning: in 1 of 2 rollouts some numbers are NaN or infinite, the first norm at 1.resid_post: hidden states "
+        "overflowed float16. Scan again with --dtype bfloat16 or --dtype float32."
+    )
+
+
+def test_measures_that_a_site_or_a_readout_lacks_are_not_called_broken():
+    lacking = THREE_TOKENS.assign(readout="norm", entropy_at_input_norm=np.nan, cosine=np.nan, kl=0.0)
+    lacking.loc[lacking["site"] == "final", "kl"] = np.nan
+    assert not_finite(lacking, "float16") is None

@@ -10,15 +10,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from internal_policy import bundle, cache, files
+from internal_policy import bundle, cache, figures, files, look, view
 from internal_policy.__main__ import main
 from internal_policy.drawing import positions
 from internal_policy.errors import InputError
-from internal_policy.options import Figure
+from internal_policy.options import Figure, Measure
 
 FIGURES = ["flow", "change", "norm-control", "residual", "convergence", "readouts", "distribution", "tokens", "cell"]
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
@@ -60,7 +62,7 @@ def test_scans_are_compared(tmp_path):
         (["demo-qwen3", "flow", "--readout", "both", "-o", "x.html"], "not measured under the readout 'both'"),
         (
             ["demo-qwen3", "readouts", "--site", "attn", "-o", "x.html"],
-            "has no entropy at attn; scan again with that si",
+            "There is no site 'attn'. Choose one of resid_pre",
         ),
         (["demo-qwen3", "flow", "--positions", "9-3", "-o", "x.html"], "--positions is '9-3'"),
         (
@@ -70,9 +72,16 @@ def test_scans_are_compared(tmp_path):
         (["demo-qwen3", "compare", "-o", "x.html"], "two to four scans, not 1"),
         (["demo-qwen3", "flow", "--against", "demo-llama", "-o", "x.html"], "--against is for compare"),
         (["demo-qwen3", "tokens", "--rollout", "99", "-o", "x.html"], "no rollout 99"),
-        (["demo-qwen3", "tokens", "--site", "attention", "-o", "x.html"], "has no entropy at attention"),
-        (["demo-qwen3", "distribution", "--measure", "colour", "-o", "x.html"], "has no colour at resid_post"),
-        (["demo-qwen3", "cell", "--layer", "9", "-o", "x.html"], "no position 0 at layer 9"),
+        (["demo-qwen3", "tokens", "--site", "attention", "-o", "x.html"], "There is no site 'attention'"),
+        (["demo-qwen3", "distribution", "--measure", "change", "-o", "x.html"], "Can't draw distribution by 'change'"),
+        (
+            ["demo-qwen3", "tokens", "--measure", "cosine", "-o", "x.html"],
+            "no cosine at resid_post. Choose one of",
+        ),
+        (
+            ["demo-qwen3", "cell", "--layer", "9", "-o", "x.html"],
+            "There is no layer 9: the model's are 0 to 7",
+        ),
         (["demo-qwen3", "norm-control", "--readout", "norm", "-o", "x.html"], "norm"),
     ],
 )
@@ -205,3 +214,18 @@ def test_a_port_that_is_taken_is_one_sentence():
     assert done.returncode == 2
     assert f"error: The dashboard did not start on port {port}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("measure", ["tokens", "topk_ids", "rollout"])
+@pytest.mark.parametrize("figure", ["tokens", "distribution", "readouts", "compare"])
+def test_a_measure_that_no_figure_draws_is_wrong_usage(figure, measure, here, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["plot", "demo-qwen3", figure, "--measure", measure, "-o", "x.html"])
+    assert error.value.code == 2
+    with pytest.raises(InputError, match=f"Can't draw {figure} by '{measure}'"):
+        figures.draw(figure, [view.View(DEMO)], figures.Choice(measure=measure))
+
+
+def test_the_measures_of_plot_are_those_that_figures_draw():
+    assert {*get_args(Measure)} == {*chain(*figures.CHOICES.values())}
+    assert {*chain(*figures.CHOICES.values())} <= {*look.MEASURES}

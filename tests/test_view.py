@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from internal_policy import analysis, bundle, cache, files
+from internal_policy import analysis, bundle, cache, figures, files
 from internal_policy.errors import InputError
-from internal_policy.view import View, about, check, comparable, default, how, layers, rollouts
+from internal_policy.selection import Selection
+from internal_policy.view import View, about, absent, check, comparable, default, how, layers, rollouts
 
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
@@ -147,7 +148,7 @@ def test_a_scan_without_the_measure_cannot_be_compared(copied):
     record = json.loads((copied / cache.RECORD).read_text())
     record["selection"]["measures"] = ["norm"]
     files.write_json(copied / cache.RECORD, record)
-    with pytest.raises(InputError, match=r"has no entropy; scan again with --measures entropy"):
+    with pytest.raises(InputError, match=r"has no entropy\. Scan again with --measures all"):
         comparable([View(DEMO), View(copied)])
 
 
@@ -170,3 +171,54 @@ def test_the_table_of_a_view_is_one_of_its_readout(last):
     found = layers(View(DEMO, "norm", last=last))
     assert set(found["readout"]) == {"norm"}
     assert analysis.by_layer(found, "norm")["resid_post"].notna().sum() == 8
+
+
+def altered(folder, **changes) -> View:
+    """A copy of a scan whose record says that something else was measured."""
+    record = json.loads((folder / cache.RECORD).read_text())
+    dtype = changes.pop("dtype", record["dtype"])
+    files.write_json(folder / cache.RECORD, {**record, "dtype": dtype, "selection": {**record["selection"], **changes}})
+    return View(folder)
+
+
+@pytest.mark.parametrize(
+    ("measure", "site", "said"),
+    [
+        ("cosine", "resid_post", "There is no cosine at resid_post. Choose one of attn_out, mlp_out."),
+        ("kl", "final", "There is no kl at final. Choose one of resid_pre"),
+        ("entropy", "nowhere", "There is no site 'nowhere'. Choose one of resid_pre"),
+        ("entropy", "mlp_out", "mlp_out was not measured. Choose another site, or scan again with --sites all."),
+        ("change", "resid_post", "resid_pre was not measured. Choose another site, or scan again with --sites all."),
+        ("norm", "resid_post", "has no norm. Scan again with --measures all."),
+    ],
+)
+def test_what_a_scan_lacks_is_said_with_a_remedy_that_works(copied, measure, site, said):
+    shown = altered(copied, sites=["attn_in", "attn_out", "resid_post"], measures=["entropy", "cosine", "kl"])
+    assert said in str(absent(shown, measure, site))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        ("float16", "overflowed float16. Scan again with --dtype bfloat16 or --dtype float32."),
+        ("bfloat16", "overflowed bfloat16. Scan again with --dtype float32."),
+        ("float32", "not finite even in float32. Check the model's weights."),
+    ],
+)
+def test_numbers_that_overflowed_are_said_to_have_overflowed(copied, dtype, said):
+    shown = altered(copied, dtype=dtype)
+    for path in copied.glob("layers-*.parquet"):
+        pd.read_parquet(path).assign(entropy=np.nan).to_parquet(path)
+    record = json.loads((copied / cache.RECORD).read_text())
+    record["files"] = {name: files.fingerprint(copied / name) for name in record["files"]}
+    files.write_json(copied / cache.RECORD, record)
+    for draw in (lambda: figures.means(shown, "entropy"), lambda: figures.changes(shown)):
+        with pytest.raises(InputError, match=said):
+            draw()
+
+
+def test_sites_without_a_measure_are_those_of_a_selection():
+    chosen = Selection((0,))
+    for measure in ("cosine", "entropy_at_input_norm", "kl"):
+        sites = [site for site in analysis.SITES if measure in chosen.names(site)]
+        assert sites == list(analysis.ONLY_AT[measure])
