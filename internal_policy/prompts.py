@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from internal_policy import templates
 from internal_policy.errors import InputError
 from internal_policy.tasks import Message, Problem
 
@@ -147,27 +148,24 @@ def _whole(
 def _templated(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools, prompt: bool
 ) -> str:
-    from jinja2 import TemplateError
-
-    options = {**(chat or {}), "tokenize": False, "add_generation_prompt": prompt}
+    options = {**(chat or {}), "add_generation_prompt": prompt}
     options["tools"] = [dict(tool) for tool in tools] or options.get("tools")
-    if tools:
-        template = tokenizer.get_chat_template(options.get("chat_template"), options["tools"])
-        if "tools" not in template:
-            raise InputError(
-                "The chat template leaves out 'tools'; give --chat-template FILE with one that writes them."
-            )
     if tokenizer.chat_template is None and "chat_template" not in options:
         raise InputError(
             "The tokenizer has no chat template; give one with --chat-template FILE, or --chat-template none."
         )
+    conversation = [{key: value for key, value in message.items() if value is not None} for message in messages]
     try:
-        conversation: Any = [dict(message) for message in messages]
-        return str(tokenizer.apply_chat_template(conversation, **options))
-    except (TemplateError, ValueError) as error:
-        raise InputError(
-            f"The chat template refuses the messages ({error}); change their roles, or --chat-template none."
-        ) from error
+        if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:  # Mistral's own
+            return str(cast(Any, tokenizer).apply_chat_template(conversation, tokenize=False, **options))
+        template = tokenizer.get_chat_template(options.pop("chat_template", None), options["tools"])
+    except ValueError as error:
+        raise InputError(f"The chat template refuses the messages ({error}); try --chat-template FILE.") from error
+    if tools and "tools" not in template:
+        raise InputError("The chat template leaves out 'tools'; give --chat-template FILE with one that writes them.")
+    file = getattr(template, "file", "") or f"of {tokenizer.name_or_path or 'the tokenizer'}"
+    arguments = {**tokenizer.special_tokens_map, **options}
+    return templates.render(template, conversation, arguments, name=f"The chat template {file}")
 
 
 def _check_verbatim(whole: str, prompt: str, answered: Message) -> int:

@@ -131,7 +131,7 @@ PLATFORMS = {
         resource.setrlimit = refuse
     """,
     "windows": """
-        import os, sys
+        import os, psutil, sys  # psutil needs `resource` on Linux alone
         del os.fork, os.register_at_fork
         sys.modules["resource"] = None
     """,
@@ -206,9 +206,7 @@ def test_a_worker_that_was_killed_is_replaced():
 
 
 def worker_pid() -> int:
-    import multiprocessing
-
-    return max(p.pid or 0 for p in multiprocessing.active_children() if p.name == "pebble_pool_worker")
+    return verify._worker.call(os.getpid, timeout=10.0)
 
 
 def test_marking_loads_math_verify_in_the_worker_alone():

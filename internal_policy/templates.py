@@ -1,0 +1,94 @@
+"""Render a chat template within limits of time, memory and length, and on one date."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from types import SimpleNamespace
+from typing import Any
+
+from internal_policy.errors import InputError
+from internal_policy.worker import Stopped, Worker
+
+TIME_LIMIT = 5.0
+"""Seconds for a text, of which one takes less than a millisecond."""
+LONGEST = 10_000_000
+"""Characters of a text."""
+DATE = "strftime_now"
+"""What a template calls for today's date, and the argument that holds another one: 2026-11-25."""
+
+
+class Template(str):
+    """The text of a chat template, with the name of its file for error messages."""
+
+    file: str
+
+    def __new__(cls, text: str, file: str = "") -> "Template":
+        """As str."""
+        made = super().__new__(cls, text)
+        made.file = file
+        return made
+
+
+@functools.cache
+def today() -> str:
+    """The date on which this process rendered its first template, so that it never mixes two days."""
+    return date.today().isoformat()
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    arguments: Mapping[str, Any],
+    *,
+    name: str = "The chat template",
+) -> str:
+    """What transformers makes of a chat template, in a process that is stopped beyond the limits.
+
+    Templates come with models, and may run for ever. Raises InputError, which begins with `name`, for what the template
+    raises, and for a text beyond the limits.
+    """
+    others = {key: value for key, value in arguments.items() if key != DATE}
+    day = _day(arguments.get(DATE) or today())
+    try:
+        text, why = _worker.call(_render, str(template), list(messages), others, day, timeout=TIME_LIMIT)
+    except Stopped as error:
+        raise InputError(f"{name} takes more than {TIME_LIMIT:.0f} s or 1 GB of memory; correct it.") from error
+    if text is None:
+        raise InputError(f"{name} refuses the messages ({why}); correct it or the messages, or --chat-template none.")
+    return text
+
+
+def _day(day: Any) -> datetime:
+    try:
+        return datetime.fromisoformat(day)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"'{DATE}' is {day!r:.40}; expected is a date such as 2026-11-25.") from error
+
+
+# what runs in the worker
+
+
+def _prepare() -> None:
+    import transformers.utils.chat_template_utils  # noqa: F401  # loaded now, so that no template pays for it
+
+
+def _render(
+    template: str, messages: list[dict[str, Any]], arguments: Mapping[str, Any], day: datetime
+) -> tuple[str | None, str]:
+    """The text, or None and why there is none."""
+    from transformers.utils import chat_template_utils
+
+    utils: Any = chat_template_utils
+    utils.datetime = SimpleNamespace(now=lambda: day)
+    try:
+        (text,), _ = utils.render_jinja_template([messages], chat_template=template, **arguments)
+    except Exception as error:  # a template may raise anything
+        line = getattr(error, "lineno", None)
+        said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        return None, f"line {line}: {said}" if line else said
+    if len(text) > LONGEST:
+        return None, f"it writes {len(text):,} characters, more than {LONGEST:,}"
+    return text, ""
+
+
+_worker = Worker(_prepare)

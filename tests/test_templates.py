@@ -1,0 +1,84 @@
+"""A chat template is rendered as transformers renders it, within limits, and on one date."""
+
+import copy
+import datetime
+import pickle
+
+import pytest
+from test_prompts import LLAMA3, QWEN3, R1, THINKS, USER
+
+from internal_policy import templates
+from internal_policy.errors import InputError
+from internal_policy.templates import LONGEST, Template, render
+
+MESSAGES = [{"role": "user", "content": "What is 3 + 4?"}]
+LISTS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLES = "{% set n = namespace(x='a' * 16) %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
+
+
+@pytest.mark.parametrize("template", [None, LLAMA3, QWEN3, R1, THINKS, USER])
+@pytest.mark.parametrize("prompt", [False, True])
+def test_a_template_is_rendered_as_transformers_renders_it(either, template, prompt):
+    changed = copy.deepcopy(either)
+    changed.chat_template = template or either.chat_template
+    arguments = {**changed.special_tokens_map, "tools": None, "add_generation_prompt": prompt}
+    expected = changed.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=prompt)
+    assert render(changed.chat_template, MESSAGES, arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ 1/0 }}", "division by zero"),
+        ("{{ messages[0].no.no }}", "has no attribute 'no'"),
+        ("\n{% if %}", "line 2: Expected an expression"),
+        ("{{ raise_exception('no system messages here.') }}", "no system messages here"),
+        ("{{ 3 | tojson(indent='x', sort_keys=1/0) }}", "division by zero"),
+        ("{{ ''.__class__ }}{{ ().__class__.__bases__[0].__subclasses__() }}", "unsafe"),
+        (f"{{{{ 'a' * {LONGEST + 1} }}}}", "10,000,001 characters, more than 10,000,000"),
+    ],
+)
+def test_what_a_template_raises_is_one_sentence(template, why):
+    with pytest.raises(
+        InputError, match=rf"^The chat template t\.jinja refuses the messages \(.*{why}.*--chat-template"
+    ):
+        render(template, MESSAGES, {}, name="The chat template t.jinja")
+
+
+@pytest.mark.parametrize("template", [LISTS, DOUBLES, "{{ 'a' * 3000000000 }}", "{{ '%99999999999d' % 1 }}"])
+def test_a_template_without_end_is_stopped_and_the_next_is_rendered(monkeypatch, template):
+    monkeypatch.setattr(templates, "TIME_LIMIT", 1.0)
+    with pytest.raises(InputError, match=r"takes more than 1 s or 1 GB of memory|refuses the messages \(MemoryError"):
+        render(template, MESSAGES, {})
+    monkeypatch.undo()
+    assert render("{{ messages[0].content }}", MESSAGES, {}) == "What is 3 + 4?"
+
+
+def test_the_date_is_the_day_of_the_first_template(monkeypatch):
+    templates.today.cache_clear()
+    first = render("{{ strftime_now('%Y-%m-%d') }}", MESSAGES, {})
+    assert first == datetime.date.today().isoformat()
+
+    class Tomorrow(datetime.date):
+        @classmethod
+        def today(cls):
+            return cls(2126, 1, 1)
+
+    monkeypatch.setattr(templates, "date", Tomorrow)
+    assert render("{{ strftime_now('%Y-%m-%d') }}", MESSAGES, {}) == first
+
+
+def test_another_date_can_be_asked_for():
+    arguments = {"strftime_now": "2024-07-26"}
+    assert render("{{ strftime_now('%d %b %Y') }}", MESSAGES, arguments) == "26 Jul 2024"
+
+
+@pytest.mark.parametrize("day", ["yesterday", 3])
+def test_what_is_no_date_is_refused(day):
+    with pytest.raises(InputError, match=r"'strftime_now' is .* expected is a date such as 2026-11-25"):
+        render("{{ strftime_now('%d') }}", MESSAGES, {"strftime_now": day})
+
+
+def test_a_template_keeps_the_name_of_its_file():
+    template = Template("{{ 1 }}", "t.jinja")
+    assert [copy.deepcopy(template).file, pickle.loads(pickle.dumps(template)).file] == ["t.jinja", "t.jinja"]
