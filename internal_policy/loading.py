@@ -15,12 +15,15 @@ from internal_policy.bundle import DATA
 from internal_policy.errors import InputError
 from internal_policy.options import ModelOptions
 from internal_policy.rows import first_line
+from internal_policy.templates import DATE, Template
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
+"""Files that hold a model's chat template."""
 
 
 def resolve(name: str) -> str:
@@ -117,7 +120,7 @@ def load_tokenizer(options: ModelOptions, chat_template: str | None = None) -> "
         raise InputError(f"{options.model} has no tokenizer: there is no tokenizer.json in it; copy the whole model.")
     if chat_template not in (None, "none"):
         try:
-            tokenizer.chat_template = Path(chat_template).read_text()
+            tokenizer.chat_template = Template(Path(chat_template).read_text(), chat_template)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"The chat template {chat_template} cannot be read ({error}); give a Jinja file."
@@ -134,6 +137,36 @@ def chat_of(chat_template: str | None, chat_template_kwargs: str) -> dict[str, A
     if not isinstance(given, dict):
         raise InputError(f"--chat-template-kwargs is {chat_template_kwargs}; a JSON object is expected.")
     return None if chat_template == "none" else given
+
+
+def inserts_date(options: ModelOptions, chat_template: str | None) -> bool:
+    """Whether the chat template writes the date, as Llama 3.2's does: told without the tokenizer, which takes seconds.
+
+    Raises InputError for a model on the hub that cannot be had.
+    """
+    if chat_template == "none":
+        return False
+    if not any((Path(resolve(options.model)) / name).is_file() for name in TOKENIZER):
+        options = base(options)
+    place = Path(resolve(options.model))
+    if chat_template is not None:
+        paths = [Path(chat_template)]
+    elif place.is_dir():
+        paths = [place / name for name in TEMPLATES]
+    else:
+        paths = [path for name in TEMPLATES if (path := _of_hub(options, name))]
+    return any(DATE.encode() in path.read_bytes() for path in paths if path.is_file())
+
+
+def _of_hub(options: ModelOptions, name: str) -> Path | None:
+    with explained(options):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(options.model, name, revision=options.revision))
+        except EntryNotFoundError:  # also one that an offline cache does not have
+            return None
 
 
 def load_model(options: ModelOptions) -> "nn.Module":

@@ -56,7 +56,8 @@ class ReadingOptions:
     chat_template: File = None
     """Jinja file to use instead of the tokenizer's own chat template, or `none`: the problem's text as it is."""
     chat_template_kwargs: str = "{}"
-    """More arguments for the chat template, as JSON, such as '{"enable_thinking": false}'."""
+    """More arguments for the chat template, as JSON, such as '{"enable_thinking": false}'; a template that writes the
+    date takes today's, or another: '{"strftime_now": "2026-11-25"}'."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import bundle, cache, files, loading, options, progress, rows
+from internal_policy import bundle, cache, files, loading, options, progress, rows, templates
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,10 +47,19 @@ def question(asked: Asked, paths: Iterable[str | None], unused: Set[str]) -> dic
     """
     given = dataclasses.asdict(asked).items()
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
-    arguments = loading.chat_of(None, asked.chat_template_kwargs)
+    identity, arguments = loading.identity(asked), loading.chat_of(None, asked.chat_template_kwargs)
+    if loading.inserts_date(asked, asked.chat_template) and not _all_ids(asked):
+        arguments = {templates.DATE: templates.today(), **(arguments or {})}
     decisive["chat_template_kwargs"] = json.dumps(arguments, sort_keys=True)
     content = {path: held(path) for path in paths if path}
-    return {**decisive, "identity": loading.identity(asked), "content": content}
+    return {**decisive, "identity": identity, "content": content}
+
+
+def _all_ids(asked: Asked) -> bool:
+    """Whether every given rollout is token ids, for which no chat template is rendered."""
+    given = asked.rollouts if isinstance(asked, options.Scan | options.FitLens) else None
+    found = rows.read_rows(Path(given), asked.limit) if given is not None else []
+    return given is not None and all(row.values.keys() >= {"prompt_ids", "response_ids"} for row in found)
 
 
 def held(source: str) -> dict[str, Any] | None:

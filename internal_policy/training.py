@@ -27,6 +27,7 @@ from internal_policy import (
     records,
     sampling,
     show,
+    templates,
 )
 from internal_policy.errors import InputError
 from internal_policy.secrecy import redacted
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 RUN, MODEL, ROLLOUTS = "run.json", "model", "rollouts.parquet"
 """In the folder of a run: what was asked, the trained model, the responses whose layers are scanned."""
+DAY = "date"
+"""In run.json: the day on which a run was begun whose chat template writes the date."""
 SCANNED, WATCHED = 32, 8
 """Problems whose responses are scanned: to suggest a layer, and again and again for the dynamics."""
 CHANGEABLE = {"resume", "json", "output", "report_to", "save_every", "config"}
@@ -58,15 +61,16 @@ def train(asked: options.Train) -> None:
     folder = asked.output or _named(given) or cache.root() / "runs" / _name(asked, question)
     start = _claim(folder, question, asked.resume)
     guess = asked.layer if "schedule" in given else asked.layer or 0  # which layer it is changes no size
-    config = configuration.configured(asked, given, folder, guess)
+    day = _day(asked, folder)
+    config = _on(day, configuration.configured(asked, given, folder, guess))
     progress.quiet()
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     model = loading.load_model(_placed(asked))
     _check_problems(asked, problems, tokenizer, config, model)
     if not (folder / RUN).exists():  # nothing is written before everything is checked
-        files.write_json(folder / RUN, question, once=True)
+        files.write_json(folder / RUN, question | ({DAY: day} if day else {}), once=True)
     layer = _layer(asked, given, config, model, tokenizer, problems, folder)
-    config = configuration.configured(asked, given, folder, layer)
+    config = _on(day, configuration.configured(asked, given, folder, layer))
     _run(asked, config, model, tokenizer, problems, folder, start, layer)
 
 
@@ -165,6 +169,21 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
         if len({*contents}) > 1:
             return {"file": "configuration file", "identity": "--model"}.get(name, f"--{name.replace('_', '-')}")
     return None
+
+
+def _day(asked: options.Train, folder: Path) -> str | None:
+    """The date that the chat template writes, the day on which the run was begun; None if it writes none."""
+    if not loading.inserts_date(asked, asked.chat_template):
+        return None
+    begun = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
+    return begun.get(DAY) or templates.today()
+
+
+def _on(day: str | None, config: "BuPOConfig") -> "BuPOConfig":
+    """The configuration, with that date for the chat template."""
+    if day is not None:
+        config.chat_template_kwargs = {templates.DATE: day, **cast("dict[str, Any]", config.chat_template_kwargs or {})}
+    return config
 
 
 def _chat(asked: options.Train, config: "BuPOConfig") -> "Chat":

@@ -1,0 +1,131 @@
+"""A chat template that writes the date: it is part of the question, and one scan or run never mixes two days."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import CHAT_TEMPLATE, tiny_model
+
+from internal_policy import cache, loading, options, sampling, templates, training
+from internal_policy.__main__ import main
+from internal_policy.bupo import BuPOConfig
+from internal_policy.errors import InputError
+from internal_policy.rollouts import read_rollouts
+
+DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHAT_TEMPLATE
+ASKED = ["--limit", "4", "--max-new-tokens", "4", "--batch-size", "2"]
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A tiny model whose chat template writes the date."""
+    path = tmp_path_factory.mktemp("model")
+    tiny_model("llama").float().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    (path / "chat_template.jinja").write_text(DATED)
+    return path
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Have templates rendered on another day, as a process that begins then would."""
+    return lambda day: monkeypatch.setattr(templates, "today", lambda: day)
+
+
+@pytest.mark.parametrize("form", ["generate", "scan", "evaluate", "fit-lens"])
+def test_the_date_is_in_the_digest(folder, on, form):
+    kinds = {
+        "generate": options.Generate,
+        "scan": options.Scan,
+        "evaluate": options.Evaluate,
+        "fit-lens": options.FitLens,
+    }
+    asked = kinds[form](model=str(folder), **({"output": Path("x")} if form in ("generate", "fit-lens") else {}))
+    digests = []
+    for day in ("2026-11-24", "2026-11-25"):
+        on(day)
+        digests += [cache.digest(sampling.question(asked, [], set()))] * 2
+    assert len(set(digests)) == 2
+
+
+def test_what_writes_no_date_is_found_again_on_another_day(folder, on):
+    (plain := Path("plain.jinja")).write_text(CHAT_TEMPLATE)
+    for more in ({"chat_template": str(plain)}, {"chat_template": "none"}, {"model": "demo-qwen3"}):
+        questions = []
+        for day in ("2026-11-24", "2026-11-25"):
+            on(day)
+            questions.append(sampling.question(replace(options.Scan(model=str(folder)), **more), [], set()))
+        assert questions[0] == questions[1]
+
+
+def test_rollouts_that_are_token_ids_are_found_again_on_another_day(folder, on):
+    Path("ids.jsonl").write_text(json.dumps({"prompt_ids": [5, 6], "response_ids": [7]}))
+    Path("texts.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
+    for name, same in (("ids.jsonl", True), ("texts.jsonl", False)):
+        questions = []
+        for day in ("2026-11-24", "2026-11-25"):
+            on(day)
+            questions.append(sampling.question(options.Scan(model=str(folder), rollouts=name), [], set()))
+        assert (questions[0] == questions[1]) == same
+
+
+def test_the_prompts_are_of_the_day_that_the_question_names(folder, here, on, tokenizer):
+    on("2024-07-26")
+    assert main(["scan", "--model", str(folder), *ASKED, "--output", "mine"]) == 0
+    prompts = cache.read(here / "mine", "rollouts", ["prompt_ids"])["prompt_ids"]
+    assert {tokenizer.decode(ids).partition("\n")[0] for ids in prompts} == {"26 Jul 2024"}
+    assert "2024-07-26" in cache.record(here / "mine")["asked"]["chat_template_kwargs"]
+
+
+def test_a_scan_does_not_go_on_on_another_day_unless_its_own_is_given(folder, here, on, capsys):
+    on("2026-11-24")
+    assert main(["scan", "--model", str(folder), *ASKED, "--output", "mine"]) == 0
+    (here / "mine" / cache.RECORD).unlink()
+    cache.part_path(here / "mine", "layers", 1).unlink()
+    cache.part_path(here / "mine", "rollouts", 1).unlink()
+    on("2026-11-25")
+    again = ["scan", "--model", str(folder), *ASKED, "--output", "mine"]
+    assert main(again) == 2
+    assert main([*again, "--chat-template-kwargs", '{"strftime_now": "2026-11-24"}']) == 0
+
+
+def test_a_date_in_the_arguments_is_written(folder, tokenizer):
+    Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
+    dated = loading.load_tokenizer(options.Scan(model=str(folder)))
+    (rollout,) = read_rollouts("r.jsonl", dated, {"strftime_now": "2024-07-26"})
+    assert tokenizer.decode(rollout.prompt_ids).startswith("26 Jul 2024\n")
+
+
+def test_a_run_of_training_keeps_the_day_on_which_it_was_begun(folder, here, on):
+    asked = options.Train(model=str(folder))
+    on("2026-11-25")
+    assert training._day(asked, here / "run") == "2026-11-25"
+    (here / "run").mkdir()
+    (here / "run" / training.RUN).write_text('{"date": "2026-11-20"}')
+    assert training._day(asked, here / "run") == "2026-11-20"
+    assert training._day(options.Train(), here / "run") is None
+
+
+def test_a_training_configuration_has_the_day_for_its_template(tmp_path):
+    config = training._on("2026-11-20", BuPOConfig(str(tmp_path), chat_template_kwargs={"a": 1}, use_cpu=True))
+    assert config.chat_template_kwargs == {"strftime_now": "2026-11-20", "a": 1}
+
+
+@pytest.mark.parametrize(("template", "why"), [("{{ 1/0 }}", "division by zero"), ("{% if %}", "line 1: Expected")])
+def test_an_error_of_a_template_names_its_file(folder, template, why, capsys):
+    Path("wrong.jinja").write_text(template)
+    assert main(["scan", "--model", str(folder), *ASKED, "--chat-template", "wrong.jinja"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The chat template wrong.jinja refuses the messages" in said
+    assert why in said
+
+
+def test_an_error_of_a_models_own_template_names_its_folder(folder, tokenizer):
+    own = loading.load_tokenizer(options.Scan(model=str(folder)))
+    own.chat_template = "{{ 1/0 }}"
+    Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
+    with pytest.raises(InputError, match=rf"The chat template of {folder} refuses the messages \(division by zero"):
+        read_rollouts("r.jsonl", own, {})
