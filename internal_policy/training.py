@@ -77,10 +77,16 @@ def train(asked: options.Train) -> None:
 def _check(asked: options.Train) -> None:
     if find_spec("trl") is None:
         raise InputError("Training needs trl, which is not installed; `pip install 'internal-policy[train]'` adds it.")
-    for name in ("steps", "prompts", "samples", "updates", "micro_batch", "internal_steps", "save_every"):
+    for name in (
+        "steps", "prompts", "samples", "updates", "micro_batch", "internal_steps", "save_every", "max_new_tokens",
+    ):  # fmt: skip
         value = getattr(asked, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more.")
+        if value is not None and value >= 2**31:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be {2**31 - 1} or less.")
+    if asked.seed is not None and not 0 <= asked.seed < 2**32:
+        raise InputError(f"--seed is {asked.seed}; it must be from 0 to {2**32 - 1}.")
     if asked.scan_every < 0:
         raise InputError(f"--scan-every is {asked.scan_every}; it must be 0 (never) or more.")
     if asked.method == "grpo" and asked.internal_steps is not None:
