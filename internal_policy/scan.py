@@ -52,8 +52,11 @@ def scan(
     """Measure the policies of `model` at every response token of `rollouts`; `layers` or `sites` None for all it has.
 
     `model` is one of Hugging Face, or what PEFT, TransformerLens or nnsight made of it (`reader.reader_of`). Raises
-    InputError for a layer, site, readout or measure that does not exist, and for a rollout that the model cannot read.
+    InputError for a layer, site, readout or measure that does not exist or is given twice, for a batch size below 1,
+    and for a rollout that the model cannot read.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be 1 or more.")
     reader = reader_of(model)
     chosen = Selection(
         tuple(range(reader.n_layers) if layers is None else layers),

@@ -39,6 +39,9 @@ class Selection:
                 raise InputError(f"There is no {what} '{unknown[0]}'; known are {', '.join(known)}.")
             if not given:
                 raise InputError(f"No {what} is chosen; known are {', '.join(known)}.")
+        for what, given in (("Layer", self.layers), ("Site", self.sites), ("Measure", self.measures)):
+            if twice := [one for one in given if list(given).count(one) > 1]:
+                raise InputError(f"{what} {twice[0]} is given twice. Give each once.")
         if not self.readouts:  # what a lens is called is for who brings it
             raise InputError(f"No readout is chosen; known are {', '.join(READOUTS)}.")
         if twice := [name for name in self.readouts if self.readouts.count(name) > 1]:

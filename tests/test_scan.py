@@ -540,3 +540,9 @@ def test_what_the_model_has_not_is_refused(llama, tokenizer, rollouts, part, sen
 def test_the_vocabulary_has_a_row_for_every_id_of_the_model(llama, tokenizer, rollouts):
     found = scan(llama, tokenizer, rollouts[:1]).vocabulary
     assert found["id"].tolist() == list(range(320))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_1_is_refused(llama, tokenizer, batch_size):
+    with pytest.raises(InputError, match=f"batch_size is {batch_size}; it must be 1 or more"):
+        scan(llama, tokenizer, [], batch_size=batch_size)

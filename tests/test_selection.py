@@ -209,3 +209,16 @@ def test_an_ffn_beside_the_attention_is_compared_with_the_stream_that_both_read(
     compared = {planned.points[module]: planned.points[stream] for module, stream in planned.streams}
     before = canonical(3, "resid_pre")
     assert compared == {HookPoint(3, "attn_out"): before, HookPoint(3, "mlp_out"): before}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"layers": (1, 0, 1)}, "Layer 1 is given twice"),
+        ({"layers": (0,), "sites": ("mlp_out", "mlp_out")}, "Site mlp_out is given twice"),
+        ({"layers": (0,), "measures": ("kl", "norm", "kl")}, "Measure kl is given twice"),
+    ],
+)
+def test_what_is_given_twice_is_refused_because_its_rows_would_come_twice(given, said):
+    with pytest.raises(InputError, match=said):
+        Selection(**given)

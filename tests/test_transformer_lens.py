@@ -297,3 +297,19 @@ def test_the_command_line_scans_through_it(tmp_path):
 def test_another_attention_than_its_own_is_refused_on_the_command_line(capsys):
     assert main(["scan", "--reader", "transformer-lens", "--attn-implementation", "sdpa"]) == 2
     assert "TransformerLens computes attention eagerly, but --attn-implementation is sdpa" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ("What is 2 + 2?", "a str"),
+        (["What is 2 + 2?"], "a list"),
+        (torch.arange(5), r"of shape \(5,\)"),
+        (torch.zeros(1, 2, 3, dtype=torch.long), r"of shape \(1, 2, 3\)"),
+        (torch.zeros(1, 4), r"of shape \(1, 4\)"),
+    ],
+)
+def test_tokens_of_another_kind_or_shape_are_refused_with_what_to_give(bridge, input_ids, tokens, said):
+    _, cached = bridge.run_with_cache(input_ids)
+    with pytest.raises(InputError, match=f"tokens is {said}, but token ids of shape"):
+        measure_cache(bridge, cached, tokens)

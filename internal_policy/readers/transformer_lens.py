@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
@@ -115,7 +114,7 @@ def _report(visit: Visit, point: HookPoint, _: nn.Module, __: Any, hidden: Tenso
 def measure_cache(
     bridge: TransformerBridge,
     cache: ActivationCache,
-    tokens: Int[Tensor, "batch seq"],
+    tokens: Any,
     *,
     prompt: int = 1,
     layers: Sequence[int] | None = None,
@@ -126,9 +125,16 @@ def measure_cache(
 ) -> Scan:
     """Measure what `bridge.run_with_cache(tokens)` has cached, at every token after the first `prompt` of each row.
 
-    `sites=None` takes those that are cached at every layer. The rows must not be padded: scan them otherwise. Raises
-    InputError for hidden states that the cache lacks, with the names to cache, and for a cache of other tokens.
+    `tokens` are ids (batch, seq). `sites=None` takes those that are cached at every layer. The rows must not be padded:
+    scan them otherwise. Raises InputError for hidden states that the cache lacks, with the names to cache, for a cache
+    of other tokens, and for tokens of another kind or shape.
     """
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+        what = f"of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
+        raise InputError(
+            f"tokens is {what}, but token ids of shape (batch, seq) are expected. Give what bridge.to_tokens(text) "
+            "returned, or ids[None] for one row."
+        )
     live = reader(bridge)
     layers = range(live.n_layers) if layers is None else layers
     if sites is None:
