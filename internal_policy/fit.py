@@ -19,6 +19,7 @@ from internal_policy.lens import Map, Maps
 from internal_policy.passes import evaluating
 from internal_policy.policy import READOUTS, unembed
 from internal_policy.product import precision
+from internal_policy.reader import reader_of
 from internal_policy.rollouts import Rollout
 from internal_policy.scan import blocks, measure
 from internal_policy.selection import Selection, canonical
@@ -71,7 +72,7 @@ def fit(
         raise InputError("There is no hook point to fit: the output of the last layer needs no map; name more sites.")
     if not (tokens := sum(len(rollout.response_ids) for rollout in rollouts)):
         raise InputError("There are no response tokens to fit on; give rollouts.")
-    weight, dtype = unembedding(model).weight, precision(inside(model).dtype)
+    weight, dtype = reader_of(model).unembedding.weight, precision(inside(model).dtype)
     d_model = weight.shape[1]
     check_memory(len(points), tokens, d_model, weight.element_size())
     new = {"dtype": dtype, "device": weight.device, "requires_grad": True}

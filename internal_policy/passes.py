@@ -49,6 +49,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = before
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the token ids of a pass go; what accelerate offloads has a device of its own, and takes them there."""
+    return next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
+
+
 def positions(config: PreTrainedConfig) -> int:
     """How many positions a model of this configuration reads: its longest text, in tokens."""
     trained = config.get_text_config().max_position_embeddings

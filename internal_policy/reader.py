@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from internal_policy.errors import InputError
 from internal_policy.families import backbone, decoder_layers, inside, unembedding
 from internal_policy.hooks import hooked
 
@@ -45,7 +46,8 @@ class Reader:
 def reader_of(model: Any) -> Reader:
     """The reader of a Hugging Face model (PEFT may wrap it), of a TransformerBridge or of an NNsight wrapper.
 
-    Raises InputError for one whose hidden states or unembedding are not the model's own.
+    Raises InputError for one whose hidden states or unembedding are not the model's own, and for one whose unembedding
+    accelerate offloads; offloaded layers are read like others.
     """
     if isinstance(model, Reader):
         return model
@@ -54,7 +56,13 @@ def reader_of(model: Any) -> Reader:
         if package in LIBRARIES:
             return import_module(LIBRARIES[package]).reader(model)
     model = inside(model)
-    return Reader(model, unembedding(model), partial(_run, model))
+    weights = unembedding(model)
+    if weights.weight.is_meta:
+        raise InputError(
+            "The unembedding is offloaded, but every token is multiplied by it; keep it on a device, with a device_map "
+            "that names one for lm_head, or load a smaller model or --dtype."
+        )
+    return Reader(model, weights, partial(_run, model))
 
 
 def _run(model: PreTrainedModel, points: Any, visit: Any, **inputs: Any) -> None:

@@ -27,7 +27,7 @@ from transformers import (
 from internal_policy import cells, files, marking, rows, tasks
 from internal_policy.errors import InputError
 from internal_policy.families import inside
-from internal_policy.passes import alone, evaluating, positions, sampled_together
+from internal_policy.passes import alone, device_of, evaluating, positions, sampled_together
 from internal_policy.prompts import Chat, Ids, encode_problem, special_ids, split_messages, split_text
 from internal_policy.tasks import Message, Problem
 
@@ -238,7 +238,7 @@ def _sample(
 def _sample_together(
     model: PreTrainedModel, prompts: Sequence[Ids], config: GenerationConfig, ends: frozenset[int]
 ) -> list[Ids]:
-    ids, mask = (tensor.to(model.device) for tensor in _left_pad(prompts, config.pad_token_id))
+    ids, mask = (tensor.to(device_of(model)) for tensor in _left_pad(prompts, config.pad_token_id))
     checkpoints = model.generation_config
     model.generation_config = config  # what `config` leaves open, `generate` would fill from the checkpoint's
     try:

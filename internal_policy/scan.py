@@ -18,7 +18,7 @@ from internal_policy.cache import Scan
 from internal_policy.errors import InputError
 from internal_policy.families import head, place, sites_of
 from internal_policy.hooks import HookPoint, check_visits
-from internal_policy.passes import alone, evaluating, positions
+from internal_policy.passes import alone, device_of, evaluating, positions
 from internal_policy.policy import READOUTS, Lens, Readout, read_out, readout_name
 from internal_policy.product import choose
 from internal_policy.reader import Measured, Reader, reader_of
@@ -235,7 +235,7 @@ def blocks(
     reader = reader_of(model)
     ids, number = padded(rollouts)
     width = ids.shape[1]
-    weight, device = reader.unembedding.weight, reader.model.device
+    weight, device = reader.unembedding.weight, device_of(reader.model)
     ids = ids.to(device)
     per_position = len(points) * weight.shape[1] * weight.element_size() * len(rollouts)
     step = max(1, STATE_BYTES // per_position)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import tiny_model
 from torch.distributions import Categorical
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -253,3 +254,10 @@ def test_responses_longer_than_max_position_embeddings_are_sampled_and_no_longer
     assert len(sampled(model, tokenizer, [text], 1, room)[0]) == room
     with pytest.raises(InputError, match="more than the 80 positions of the model"):
         sampled(model, tokenizer, [text], 1, room + 1)
+
+
+def test_an_offloaded_model_is_sampled_like_others(tokenizer):
+    expected, model = sampled(tiny_model("llama"), tokenizer, TEXTS, 3), tiny_model("llama")
+    model.lm_head.weight.data[:4] = 0  # as `sampled` does, which can't reach offloaded weights
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert sampled(model, tokenizer, TEXTS, 3) == expected

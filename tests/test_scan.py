@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from conftest import FAMILY_NAMES, FEW, LLAMA_SHAPED, all_points, hook_count, read, tiny_model
 from torch.distributions import Categorical
 
+from internal_policy import dynamics, fit
 from internal_policy import scan as scan_module
 from internal_policy.errors import InputError
-from internal_policy.families import decoder_layers, head
+from internal_policy.families import decoder_layers, final_norm, head
 from internal_policy.hooks import FINAL, SITES, HookPoint
 from internal_policy.metrics import MEASURES, entropy
 from internal_policy.policy import as_policy, policy_logits, unembed
@@ -324,6 +326,50 @@ def test_a_reader_that_leaves_a_hook_point_out_is_refused(llama, rollouts):
     lazy = replace(reader, run=lambda points, visit, **inputs: reader.run(points[:-1], visit, **inputs))
     with pytest.raises(InputError, match=r"visited 1\.mlp_out 0 times, but exactly once was expected"):
         list(blocks(lazy, rollouts, [FINAL, HookPoint(1, "mlp_out")]))
+
+
+def offload(module, how, folder):
+    """Make accelerate load its weights each time a module inside runs."""
+    device = torch.device("cpu")
+    if how == "cpu":
+        cpu_offload(module, execution_device=device)
+    else:
+        disk_offload(module, str(folder), execution_device=device)
+
+
+@pytest.mark.parametrize("how", ["cpu", "disk"])
+def test_an_offloaded_unembedding_is_refused(tokenizer, rollouts, tmp_path, how):
+    model, point = tiny_model("llama"), HookPoint(1, "resid_post")
+    offload(model, how, tmp_path)
+    sentence = "The unembedding is offloaded, but every token is multiplied by it; keep it on a device"
+    with pytest.raises(InputError, match=sentence):
+        scan(model, tokenizer, rollouts)
+    with pytest.raises(InputError, match=sentence):
+        dynamics.measure(model, rollouts, point)
+    with pytest.raises(InputError, match=sentence):
+        fit.fit(model, rollouts, [point], steps=1)
+
+
+@pytest.mark.parametrize("how", ["cpu", "disk"])
+def test_all_but_the_unembedding_offloaded_is_measured_like_others(llama, tokenizer, rollouts, tmp_path, how):
+    model = tiny_model("llama")
+    for number, module in enumerate([model.get_input_embeddings(), *decoder_layers(model), final_norm(model)]):
+        offload(module, how, tmp_path / str(number))
+    assert all(weight.is_meta for weight in decoder_layers(model).parameters())
+    readouts: Any = ["raw", "norm"]
+    assert_same(
+        scan(model, tokenizer, rollouts, readouts=readouts), scan(llama, tokenizer, rollouts, readouts=readouts)
+    )
+
+
+@pytest.mark.parametrize("how", ["cpu", "disk"])
+def test_an_offloaded_model_is_each_of_its_policies(llama, input_ids, tmp_path, how):
+    model, point = tiny_model("llama"), HookPoint(1, "attn_out")
+    offload(model, how, tmp_path)
+    expected = policy_logits(llama, point, input_ids=input_ids)
+    assert torch.equal(policy_logits(model, point, input_ids=input_ids), expected)
+    with as_policy(model, point):
+        assert torch.equal(model(input_ids).logits, expected)
 
 
 # a part of it
