@@ -111,7 +111,7 @@ def harmed(finished: Path, to: Path, flips: int) -> list[Path]:
     for name in names:
         size = (finished / name).stat().st_size
         footer = [size - 9 - rng.randrange(min(size // 2, 600)) for _ in range(flips)]
-        for place in [*footer, *(rng.randrange(size) for _ in range(flips // 2)), -1]:
+        for place in {*footer, *(rng.randrange(size) for _ in range(flips // 2)), -1}:
             folder = Path(shutil.copytree(finished, to / f"{name}.{place}"))
             if place < 0:
                 (folder / name).write_bytes((finished / name).read_bytes()[: size * 2 // 3])
