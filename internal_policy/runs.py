@@ -17,6 +17,12 @@ NEEDED = {
 }
 """File -> columns that it must have; any others may be missing."""
 NOT_MEASURES = ("step", "layer", "site")
+COUNTS = {"step": 2**53, "layer": 10_000, "k": 2**53}
+"""Columns of whole numbers from 0 -> what is larger than any of them."""
+WORDS = {"phase", "target", "site", "label"}
+"""Columns of texts; all others are numbers."""
+LONGEST = 200
+"""Characters of a text, at most."""
 
 
 def listed() -> dict[str, Path]:
@@ -47,12 +53,41 @@ def read(folder: Path, name: str) -> pd.DataFrame:
         there = False
     if not there:
         raise InputError(f"{str(folder)[:200]} has no {name}; name the folder of a training run.")
-    found = cache.read_part(path).to_pandas()
-    if missing := NEEDED[name] - {*found.columns}:
+    try:
+        return _checked(path, cache.read_part(path).to_pandas())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged ({error}); remove it and write it again.") from error
+
+
+def _checked(path: Path, found: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a table that can be drawn. Raises InputError where a needed one cannot."""
+    needed = NEEDED[path.name]
+    if missing := needed - {*found.columns}:
         raise InputError(f"{path} has no column {', '.join(sorted(missing))}; it was not written by a training run.")
     if not len(found):
         raise InputError(f"{path} has no rows yet; look again after the first step.")
-    return found
+    for column in sorted(needed):
+        if wrong := _wrong(found[column]):
+            raise InputError(f"{path} has {wrong} in column {column}; it was not written by a training run.")
+    if path.name == DYNAMICS and found.duplicated([*NOT_MEASURES]).any():
+        raise InputError(f"{path} has two rows of one step, layer and site; it was not written by a training run.")
+    return found[[column for column in found.columns if not _wrong(found[column])]]
+
+
+def _wrong(values: pd.Series) -> str | None:
+    """What of a column can't be drawn, in words; None if nothing."""
+    if values.name in WORDS:
+        text = all(type(value) is str and len(value) <= LONGEST for value in values)
+        return None if text else f"something other than texts of up to {LONGEST} characters"
+    if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        return "something other than numbers"
+    if values.name in COUNTS and not (pd.api.types.is_integer_dtype(values) and _within(values)):
+        return f"something other than whole numbers from 0 to {COUNTS[str(values.name)] - 1}"
+    return None
+
+
+def _within(values: pd.Series) -> bool:
+    return bool(values.between(0, COUNTS[str(values.name)] - 1).all())
 
 
 def dynamics(folder: Path) -> pd.DataFrame:

@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from internal_policy import bundle, look, runs
@@ -124,3 +126,57 @@ def test_a_file_of_other_columns_and_one_without_rows_are_refused(root):
         runs.read(write(root / "a", pd.DataFrame({"step": [1], "reward": [0.5]})), runs.METRICS)
     with pytest.raises(InputError, match="no rows yet"):
         runs.read(write(root / "b", steps("final").head(0)), runs.METRICS)
+
+
+WRONG = {
+    "text": "<b>",
+    "long": "x" * 100_000,
+    "list": [1, 2],
+    "nothing": None,
+    "bytes": b"\xff",
+    "date": pd.Timestamp("2026-01-01"),
+    "truth": True,
+    "half": 1.5,
+    "nan": float("nan"),
+    "negative": -1,
+    "huge": 2**60,
+}
+WELCOME = {(name, kind) for name in ("reward", "mean", "low", "high") for kind in ("half", "nan", "negative", "huge")}
+WELCOME |= {(name, "text") for name in ("phase", "target", "site", "label")}
+TABLES = {
+    runs.METRICS: steps("1.resid_post", "final"),
+    runs.DYNAMICS: FRAME,
+    runs.PASS_AT_K: pd.DataFrame({"label": ["a", "a"], "k": [1, 2], "mean": 0.1, "low": 0.0, "high": 0.2}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [(name, c) for name, needed in runs.NEEDED.items() for c in sorted(needed)]
+)
+def test_a_column_of_another_type_is_refused_by_name(root, name, column):
+    for kind, value in WRONG.items():
+        if (column, kind) not in WELCOME:
+            frame = TABLES[name].astype({column: object})
+            frame[column] = [value] * len(frame)
+            frame.to_parquet(root / name)
+            with pytest.raises(InputError, match=f"in column {column}"):
+                runs.read(root, name)
+
+
+def test_a_measure_that_is_no_number_is_left_out(root):
+    FRAME.assign(note="x", flag=True).to_parquet(root / runs.DYNAMICS)
+    assert runs.measures(runs.read(root, runs.DYNAMICS)) == ["entropy", "entropy_at_input_norm", "kl"]
+
+
+def test_two_rows_of_one_place_and_step_are_refused(root):
+    pd.concat([FRAME, FRAME]).to_parquet(root / runs.DYNAMICS)
+    with pytest.raises(InputError, match="two rows of one step, layer and site"):
+        runs.read(root, runs.DYNAMICS)
+
+
+def test_a_text_that_is_no_utf8_is_damage(root):
+    bad = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    table = pa.Table.from_pandas(steps("final"), preserve_index=False)
+    pq.write_table(table.set_column(table.schema.names.index("phase"), "phase", bad), root / runs.METRICS)
+    with pytest.raises(InputError, match="is damaged"):
+        runs.read(root, runs.METRICS)
