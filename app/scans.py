@@ -8,7 +8,7 @@ import pandas as pd
 import show
 import streamlit as st
 
-from internal_policy import analysis, bundle, cache, tokens, view
+from internal_policy import analysis, bundle, cache, look, tokens, view
 from internal_policy.analysis import Average
 from internal_policy.errors import InputError
 from internal_policy.view import About, Outcome, View
@@ -75,13 +75,22 @@ def kept(entries: int) -> Callable[[F], F]:
 
 @st.cache_data(max_entries=1000, show_spinner=False)
 def _label(name: str, of: tuple[str, int, int]) -> str:
+    if not _readable(of):
+        return f"{name} · broken"
+    record = cache.record(Path(of[0]))
+    readouts = " and ".join(map(look.short, record["selection"]["readouts"]))
+    day, digest = look.short(record["created"][:10]), look.short(record["digest"][:8])
+    return f"{look.short(record['model'])} · {readouts} · {record['rollouts']} rollouts · {day} · {digest}"
+
+
+@st.cache_data(max_entries=1000, show_spinner=False)
+def _readable(of: tuple[str, int, int]) -> bool:
+    """Whether the record of a scan can be read."""
     try:
-        record = cache.record(Path(of[0]))
+        cache.record(Path(of[0]))
     except InputError:
-        return f"{name} · cannot be read"
-    readouts = " and ".join(record["selection"]["readouts"])
-    day, digest = record["created"][:10], record["digest"][:8]
-    return f"{record['model']} · {readouts} · {record['rollouts']} rollouts · {day} · {digest}"
+        return False
+    return True
 
 
 @st.cache_data(max_entries=100, show_spinner=False)
@@ -97,7 +106,7 @@ def choose() -> None:
         st.session_state["scan"] = opened
         _forget()
     elif not st.session_state.get("scan") and known:
-        st.session_state["scan"] = next(iter(known))
+        st.session_state["scan"] = next((name for name in known if _readable(stamp(known[name]))), next(iter(known)))
     with st.sidebar:
         above = st.container()  # the list stands above the box that owns the choice
         name = st.text_input(
@@ -148,7 +157,13 @@ def _filtered(folder: Path) -> View:
     outcome: Outcome = "all"
     if _marked(stamp(folder)):
         picked: Outcome | None = st.segmented_control(
-            "Rollouts", get_args(Outcome), default="all", required=True, key="outcome", bind="query-params"
+            "Rollouts",
+            get_args(Outcome),
+            default="all",
+            required=True,
+            key="outcome",
+            bind="query-params",
+            help="Correct are those with a reward of 1 or more.",
         )
         outcome = picked or "all"  # an empty parameter of the address chooses none
     left, right = st.columns(2)

@@ -2,6 +2,7 @@
 
 import csv
 import html
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +16,14 @@ from streamlit.delta_generator import DeltaGenerator
 from internal_policy import analysis, look
 from internal_policy.errors import InputError
 
+LOG = logging.getLogger(__name__)
 FIRST_SCAN = "internal-policy scan"
 LARGEST = 2**31 - 1
 """Of a position or a rollout."""
 LONGEST = 600
-"""Characters of what is said instead of a figure."""
+"""Characters of a line, at most."""
+TALLEST = 240
+"""Pixels of a long text."""
 PARTS = {"total": "as measured", "direction": "direction alone", "norm": "norm alone"}
 OWN_SCAN = "internal-policy scan --model ./my-model --problems problems.jsonl --limit 100"
 
@@ -114,9 +118,9 @@ def stacked(*frames: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def glyphs(token: str) -> str:
+def glyphs(token: str, most: int | None = None) -> str:
     """A token as one line of plain text in which white space and what cannot be seen is visible."""
-    return html.unescape(look.glyphs(token))
+    return html.unescape(look.glyphs(token, most))
 
 
 def plain(text: str) -> str:
@@ -129,20 +133,38 @@ def unmarked(text: str) -> str:
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", glyphs(text).replace("␣", " "))
 
 
+def line(text: str) -> str:
+    """The beginning of a text that may hold anything, as one line."""
+    cut = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return glyphs(cut).replace("␣", " ") if cut else ""
+
+
+def long_text(text: str) -> None:
+    """A text as it stands, in a box that scrolls where it is long."""
+    with st.container(height=TALLEST if len(text) > LONGEST else "content", border=False):
+        st.text(plain(text))
+
+
 def refuse(error: InputError) -> None:
     """Why something is not shown, as plain text: it may hold any name, of any length."""
-    said = plain(str(error))
     with st.container(border=True):  # without a key: a page may refuse several things
-        st.text(f"⚠ {said if len(said) <= LONGEST else said[: LONGEST - 1] + '…'}")
+        st.text(f"⚠ {line(str(error))}")
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Show the InputError of the block instead of what it would have shown."""
+    """Show why the block failed, in a sentence, instead of what it would have shown.
+
+    Files that somebody else made can hold anything, so every exception is caught; the log has its traceback.
+    """
     try:
         yield
     except InputError as error:
         refuse(error)
+    except Exception as error:
+        LOG.exception("What was to be shown cannot be drawn")
+        why = f"{type(error).__name__}: {error}"
+        refuse(InputError(f"This can't be drawn ({why[:200]}); the dashboard's terminal shows where it failed."))
 
 
 def make_your_own() -> None:

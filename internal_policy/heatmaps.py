@@ -129,7 +129,7 @@ def _markers(
 ) -> go.Scatter | go.Scattergl:
     """A marker on each cell that has a value."""
     shown = grid.reset_index().melt("layer", value_name="value").dropna(subset="value")
-    names = dict(zip(response["position"], map(look.glyphs, response["token"]), strict=True))
+    names = {at: look.glyphs(token, 100) for at, token in zip(response["position"], response["token"], strict=True)}
     unit = look.MEASURES[measure][1]
     layers = [int(layer) for layer in shown["layer"]]
     points = {

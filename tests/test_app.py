@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def opened(page: str = "overview", **query) -> AppTest:
     if page != "overview":
         app.switch_page(f"views/{page}.py").run()
     assert not app.exception, app.exception[0].message
+    assert not any(text.startswith("⚠ This can't be drawn") for text in texts(app))
     return app
 
 
@@ -333,6 +335,47 @@ def test_a_damaged_record_is_refused(copied, text):
     assert "scan.json is damaged" in said
 
 
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        *((page, "layers-00001.parquet") for page in ("overview", "flow", "compare", "geometry")),
+        *(("tokens", name) for name in ("policies-00000.parquet", "rollouts-00000.parquet", "vocabulary.parquet")),
+        ("flow", "policies-00001.parquet"),
+    ],
+)
+def test_every_page_refuses_a_file_with_one_wrong_bit_in_its_footer(copied, page, name):
+    data = bytearray((copied / name).read_bytes())
+    data[-len(data) // 9] ^= 4
+    (copied / name).write_bytes(data)
+    said = refusals(opened(page, scan=str(copied), compare=[str(copied), "demo-llama"]))
+    assert said
+    assert all(f"{name} is damaged" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize(
+    "record", ["[]", "{", "", '{"schema": 1}', '{"schema": 1, "selection": [], "files": "x"}', "null"]
+)
+def test_a_broken_scan_is_listed_as_broken_and_the_others_open(copied, empty_cache, record):
+    shutil.copytree(copied, empty_cache / "model" / "0123456789ab")
+    broken = Path(shutil.copytree(copied, empty_cache / "model" / "ba9876543210"))
+    (broken / cache.RECORD).write_text(record)
+    app = opened()
+    assert app.session_state["scan"] == "model/0123456789ab"
+    assert not refusals(app)
+    assert "model/ba9876543210 · broken" in app.selectbox(key="listed").options
+
+
+def test_what_nobody_expected_in_a_record_is_a_sentence_and_the_log_has_the_traceback(copied, caplog):
+    rewrite(copied, asked={"content": "x"})
+    app = AppTest.from_file(str(APP / "main.py"), default_timeout=30)
+    app.query_params["compare"] = ["demo-llama", str(copied)]
+    app.run()
+    app.switch_page("views/compare.py").run()
+    assert not app.exception
+    assert refusals(app)[0].startswith("⚠ This can't be drawn (AttributeError: 'str' object has no")
+    assert "Traceback" in caplog.text
+
+
 def test_an_unfinished_scan_is_refused(copied):
     (copied / cache.RECORD).unlink()
     (said,) = refusals(opened(scan=str(copied)))
@@ -372,6 +415,40 @@ def test_hostile_text_is_never_markup(copied):
             del spec["layout"]["meta"]  # plain text, which plotly does not draw
             assert not any(bad in json.dumps(spec) for bad in ("<script", "<img", "$x$"))
     assert "<b>$x$ [a](b)" in texts(opened("tokens", scan=str(copied)))
+
+
+def unseen(folder: Path) -> None:
+    """Texts that would move a cursor, turn around what follows or take a page of their own, wherever a scan has any."""
+    bad = ["\x1b[31mred", "\u202eturned", "nul\0", "\r\b\u200b", "x" * 100_000, *HOSTILE]
+    for path in [folder / cache.VOCABULARY, *folder.glob("rollouts-*")]:
+        table = cache.read_part(path)
+        for place, field in enumerate(table.schema):
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                texts = [bad[n % len(bad)] for n in range(table.num_rows)]
+                table = table.set_column(place, field.name, pa.array(texts))
+        pq.write_table(table, path)
+    text = " ".join(bad)
+    facts = dict.fromkeys(("model", "family", "dtype", "device", "created", "product"), text)
+    written = {p.name: files.fingerprint(p) for p in folder.glob("*.parquet")}
+    rewrite(folder, **facts, command=bad, versions={"\x1b": text}, files=written)
+
+
+@pytest.mark.parametrize("page", ["overview", "tokens", "compare"])
+def test_what_cannot_be_seen_in_a_text_is_shown_and_long_texts_are_cut(copied, empty_cache, page):
+    unseen(copied)
+    shutil.copytree(copied, empty_cache / "model" / "0123456789ab")
+    app = opened(page, scan="0123", compare=["model/0123456789ab", "demo-llama"])
+    assert charts(app)
+    shown = [element.value for kind in (app.text, app.markdown, app.caption, app.metric) for element in kind]
+    shown += [option for box in [*app.selectbox, *app.multiselect, *app.radio] for option in box.options]
+    shown += [cell for frame in app.dataframe for column in frame.value for cell in frame.value[column]]
+    shown = [text for text in shown if isinstance(text, str)]
+    assert not [text for text in shown if re.search(r"[\x00-\x08\x0b-\x1f\u200b\u202e]", text)]
+    longest = 400_000 if page == "overview" else 20_000  # the table of how it was measured has whole texts
+    assert max(map(len, shown)) < longest
+    for chart in app.get("plotly_chart"):
+        assert len(chart.proto.spec) < 400_000
+        assert not re.search(r"\\u001b|\\u0000|\\u202e|\u202e", chart.proto.spec)
 
 
 def test_scans_under_different_sites_are_not_compared(copied):

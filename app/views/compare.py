@@ -38,7 +38,7 @@ def page(looked: View, average: Average) -> None:
     views = [replace(looked, folder=scans.find(name)) for name in names]
     records = view.comparable(views)
     for sentence in analysis.differences(records):
-        st.text(f"• {sentence}")
+        st.text(f"• {show.line(sentence)}")
     abouts = [scans.about(one) for one in views]
     frames = [scans.means(one, "entropy", average) for one in views]
     changes = [scans.changes(one, average) for one in views]

@@ -34,7 +34,7 @@ def page(looked: View, average: Average) -> None:
         "that changes (Figs. 2 and 3 of [arXiv 2512.19673](https://arxiv.org/abs/2512.19673))."
     )
     record = cache.record(looked.folder)
-    st.text(show.plain(record["model"]))
+    st.text(show.line(record["model"]))
     last = numbers(looked)
     means, changes = scans.means(looked, "entropy", average), scans.changes(looked, average)
     left, right = st.columns(2)

@@ -15,6 +15,8 @@ from internal_policy.view import View
 
 WINDOW = 512
 """How many tokens are drawn at once."""
+WIDEST = 100
+"""Characters of a token."""
 MEASURES = ("entropy", "change", "kl", "rank", "logprob", "norm", "cosine", "entropy_at_input_norm")
 
 
@@ -47,15 +49,15 @@ def choose_rollout(looked: View) -> int:
         raise InputError(f"Rollout {rollout} is not among those that are looked at; choose one from the list.")
     row = known.loc[rollout].to_dict()
     with st.container(key="problem", border=True):
-        st.text(show.plain(row["problem"]))
-        answer = "" if pd.isna(row["answer"]) else f"answer {show.plain(str(row['answer']))} · "
+        show.long_text(row["problem"])
+        answer = "" if pd.isna(row["answer"]) else f"answer {show.line(str(row['answer']))} · "
         st.text(f"{answer}{marked(row['reward'])} · {row['tokens']} tokens")
     return rollout
 
 
 def label(row: dict[Any, Any]) -> str:
     """A rollout in the list."""
-    problem = show.glyphs(row["problem"][:80]).replace("␣", " ")
+    problem = show.line(row["problem"][:80])
     return f"{row['rollout']} · {marked(row['reward'])} · {row['tokens']} tokens · {problem}"
 
 
@@ -103,7 +105,7 @@ def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
         last = int(response["position"].iloc[-1])
         raise InputError(f"There is no position {position} in this response: they are {first} to {last}.")
     what = "the model's own policy" if layer == n_layers else f"layer {layer + 1} as the paper counts"
-    right.text(f"The token that came is {show.glyphs(there.iloc[0])}, read at {what}.")
+    right.text(f"The token that came is {show.glyphs(there.iloc[0], WIDEST)}, read at {what}.")
     return layer, position
 
 
@@ -123,10 +125,8 @@ def window(response: pd.DataFrame, position: int) -> pd.DataFrame:
 
 def strip(shown: pd.DataFrame, position: int) -> None:
     """The tokens of the window as text, the chosen one in brackets."""
-    said = [
-        f"⟦{show.glyphs(token)}⟧" if at == position else show.glyphs(token)
-        for at, token in zip(shown["position"], shown["token"], strict=True)
-    ]
+    tokens = [show.glyphs(token, WIDEST) for token in shown["token"]]
+    said = [f"⟦{token}⟧" if at == position else token for at, token in zip(shown["position"], tokens, strict=True)]
     with st.container(key="strip", border=True):
         st.text(" ".join(said))
 
