@@ -173,14 +173,14 @@ def test_the_templates_arguments_reach_it(tokenizer):
     assert tokenizer.decode(ids).endswith("<think>\n\n</think>\n\n")
 
 
-def test_a_missing_template_names_the_options(tokenizer):
+def test_a_missing_template_names_the_options(either):
     with pytest.raises(InputError, match="--chat-template FILE, or --chat-template none"):
-        encode_problem(with_template(tokenizer, None), PROBLEM, {})
+        encode_problem(with_template(either, None), PROBLEM, {})
 
 
-def test_a_template_that_refuses_says_why(tokenizer):
+def test_a_template_that_refuses_says_why(either):
     with pytest.raises(InputError, match="no system messages here"):
-        encode_problem(with_template(tokenizer, "{{ raise_exception('no system messages here') }}"), PROBLEM, {})
+        encode_problem(with_template(either, "{{ raise_exception('no system messages here') }}"), PROBLEM, {})
 
 
 @pytest.mark.parametrize("answered", ["7", " 7\n\n", "<|im_start|>assistant\n7<|im_end|>\nassistant\n"])
@@ -233,9 +233,9 @@ def test_white_space_around_the_response_is_the_templates(tokenizer, template, r
 
 
 @pytest.mark.parametrize("messages", [(), conversation("a", "b")[:1], conversation("a", "")])
-def test_what_does_not_end_with_a_response_is_refused(tokenizer, messages):
+def test_what_does_not_end_with_a_response_is_refused(either, messages):
     with pytest.raises(InputError, match="The last message is no response"):
-        split_messages(tokenizer, messages, {})
+        split_messages(either, messages, {})
 
 
 def test_without_a_template_the_response_follows_the_prompt(tokenizer):

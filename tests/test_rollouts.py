@@ -97,8 +97,8 @@ def test_an_end_of_turn_that_only_the_added_tokens_mark_as_special_finishes_a_re
     assert (read.finished, given.finished) == (True, True)
 
 
-def test_batches_hold_the_samples_of_each_problem_in_order(llama, tokenizer):
-    batches = list(generate(llama, tokenizer, PROBLEMS[:3], samples=2, batch_size=4, max_new_tokens=2))
+def test_batches_hold_the_samples_of_each_problem_in_order(llama, either):
+    batches = list(generate(llama, either, PROBLEMS[:3], samples=2, batch_size=4, max_new_tokens=2))
     assert [len(batch) for batch in batches] == [4, 2]
     order = [(rollout.problem, rollout.sample) for rollout in chain(*batches)]
     assert order == [(text, sample) for text in TEXTS[:3] for sample in (0, 1)]
@@ -209,14 +209,14 @@ def test_a_padding_token_that_the_model_does_not_have_changes_nothing(llama, tok
     assert ids[0] == ids[1]
 
 
-def test_ids_above_the_tokenizers_stay_as_sampled(llama, tokenizer):
+def test_ids_above_the_tokenizers_stay_as_sampled(llama, either):
     with torch.no_grad():
         llama.lm_head.weight[:300] = 0  # nearly all that is sampled is above
-    rollouts = sampled(llama, tokenizer)
-    assert max(chain(*(rollout.response_ids for rollout in rollouts))) >= len(tokenizer)
+    rollouts = sampled(llama, either)
+    assert max(chain(*(rollout.response_ids for rollout in rollouts))) >= len(either)
     for rollout in rollouts:
-        known = [token for token in rollout.response_ids if token < len(tokenizer)]
-        assert rollout.response == tokenizer.decode(known, skip_special_tokens=True)
+        known = [token for token in rollout.response_ids if token < len(either)]
+        assert rollout.response == either.decode(known, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize(("answer", "mark"), [("7", 0.0), (None, None)])
@@ -232,11 +232,11 @@ def test_a_boxed_response_is_rewarded(llama, tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("site", ["resid_post", "attn_out", "mlp_out"])
-def test_inside_as_policy_the_internal_policy_is_sampled(family, tokenizer, site):
+def test_inside_as_policy_the_internal_policy_is_sampled(family, either, site):
     model: Any = tiny_model(family).float()
     point = HookPoint(1, site)
     with as_policy(model, point):
-        rollouts = sampled(model, tokenizer, temperature=0.0)
+        rollouts = sampled(model, either, temperature=0.0)
     for rollout in rollouts:
         logits = policy_logits(model, point, input_ids=torch.tensor([rollout.ids]))[0]
         start = len(rollout.prompt_ids) - 1  # token t is predicted at position t - 1
@@ -259,10 +259,10 @@ def test_a_prompt_without_tokens_is_refused(llama, tokenizer):
         sampled(llama, tokenizer, [Problem((Message(role="user", content=""),), None)], chat=None)
 
 
-def test_a_prompt_that_just_fits_is_generated(tokenizer):
-    length = len(encode_problem(tokenizer, PROBLEMS[0], {}))
+def test_a_prompt_that_just_fits_is_generated(either):
+    length = len(encode_problem(either, PROBLEMS[0], {}))
     short = tiny_model("llama", max_position_embeddings=length + 6)
-    assert len(sampled(short, tokenizer, PROBLEMS[:1])) == 1
+    assert len(sampled(short, either, PROBLEMS[:1])) == 1
 
 
 @pytest.mark.parametrize(
@@ -286,10 +286,10 @@ def test_options_out_of_range_are_refused(llama, tokenizer, option):
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
-def test_what_is_written_is_read(llama, tokenizer, tmp_path, ending):
-    rollouts = [*sampled(llama, tokenizer), replace(ROLLOUT, answer=r"\text{x #### y}", reward=0.5, finished=False)]
+def test_what_is_written_is_read(llama, either, tmp_path, ending):
+    rollouts = [*sampled(llama, either), replace(ROLLOUT, answer=r"\text{x #### y}", reward=0.5, finished=False)]
     write_rollouts(tmp_path / f"r.{ending}", rollouts)
-    assert read_rollouts(tmp_path / f"r.{ending}", tokenizer, {}) == rollouts
+    assert read_rollouts(tmp_path / f"r.{ending}", either, {}) == rollouts
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
@@ -309,13 +309,18 @@ def test_exported_rollouts_are_read_back(tokenizer, tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", ["csv", "json"])
-def test_what_is_missing_in_an_export_stays_missing(tokenizer, tmp_path, ending):
+def test_what_is_missing_in_an_export_stays_missing(either, tmp_path, ending):
     rollout = replace(ROLLOUT, problem="", answer=None, reward=None, finished=False)
     frame = to_table([rollout]).to_pandas()
     frame["prompt_ids"], frame["response_ids"] = [list(rollout.prompt_ids)], [list(rollout.response_ids)]
     path = tmp_path / f"r.{ending}"
     frame.to_csv(path, index=False) if ending == "csv" else frame.to_json(path, orient="records")
-    assert read_rollouts(path, tokenizer, {}) == [rollout]
+    assert read_rollouts(path, either, {}) == [rollout]
+
+
+def test_a_lone_carriage_return_in_a_csv_cell_is_text(tokenizer, tmp_path):
+    (tmp_path / "r.csv").write_bytes(b'prompt_ids,response_ids,response\n"[3]","[8, 2]","a\rb"\n"[3]","[8, 2]",c\n')
+    assert [rollout.response for rollout in read_rollouts(tmp_path / "r.csv", tokenizer, {})] == ["a\rb", "c"]
 
 
 def test_a_table_keeps_everything_and_ignores_more():
@@ -346,13 +351,13 @@ ROWS = {
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_texts_are_split_and_marked(tokenizer, tmp_path, row):
-    split = split_messages(tokenizer, conversation("3 + 4?", r"\boxed{7}"), {})
+def test_texts_are_split_and_marked(either, tmp_path, row):
+    split = split_messages(either, conversation("3 + 4?", r"\boxed{7}"), {})
     expected = Rollout("3 + 4?", "7", 0, *split, r"\boxed{7}", 1.0, True)
     jsonl(tmp_path / "r.jsonl", row)
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "r.parquet")
     for name in ("r.jsonl", "r.parquet"):
-        assert read_rollouts(tmp_path / name, tokenizer, {}) == [expected]
+        assert read_rollouts(tmp_path / name, either, {}) == [expected]
 
 
 def test_csv_holds_prompts_and_responses(tokenizer, tmp_path):
@@ -367,20 +372,20 @@ def test_a_text_alone_is_read_without_a_problem(tokenizer, tmp_path):
     assert (rollout.problem, rollout.answer, rollout.response) == ("", None, " + 5 = 12")
 
 
-def test_responses_to_one_problem_are_counted(tokenizer, tmp_path):
+def test_responses_to_one_problem_are_counted(either, tmp_path):
     rows = [{"prompt": prompt, "response": "7"} for prompt in ("a", "b", "a", "a")]
-    rollouts = read_rollouts(jsonl(tmp_path / "r.jsonl", *rows), tokenizer, {})
+    rollouts = read_rollouts(jsonl(tmp_path / "r.jsonl", *rows), either, {})
     assert [rollout.sample for rollout in rollouts] == [0, 0, 1, 2]
 
 
-def test_a_prompt_beside_messages_does_not_count_without_a_response(tokenizer, tmp_path):
+def test_a_prompt_beside_messages_does_not_count_without_a_response(either, tmp_path):
     path = jsonl(tmp_path / "r.jsonl", {**ROWS["messages"], "prompt": "other"})
-    assert read_rollouts(path, tokenizer, {})[0].problem == "3 + 4?"
+    assert read_rollouts(path, either, {})[0].problem == "3 + 4?"
 
 
-def test_limit_keeps_the_first_rollouts(tokenizer, tmp_path):
+def test_limit_keeps_the_first_rollouts(either, tmp_path):
     path = jsonl(tmp_path / "r.jsonl", ROWS["prompt"], {"nothing": "here"})
-    assert len(read_rollouts(path, tokenizer, {}, limit=1)) == 1
+    assert len(read_rollouts(path, either, {}, limit=1)) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
 """Each token id is written as the text that it adds to a response."""
 
 import copy
+import json
+from pathlib import Path
 
+import pandas as pd
 import pytest
+from conftest import tiny_model
 from tokenizers import AddedToken
 
+from internal_policy.__main__ import main
 from internal_policy.vocabulary import vocabulary
 
 
@@ -62,3 +67,14 @@ def test_part_of_a_character_is_written_as_its_bytes(tokenizer):
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_cut(tokenizer):
     assert len(vocabulary(tokenizer, 50)) == 50
+
+
+def test_a_scan_of_a_sentencepiece_model_keeps_the_spaces(sentencepiece, here):
+    tiny_model("llama").float().save_pretrained("model")
+    sentencepiece.save_pretrained("model")
+    Path("r.jsonl").write_text(json.dumps({"prompt": "What is 3 + 4?", "response": "the other boat"}))
+    assert main(["scan", "--model", "model", "--rollouts", "r.jsonl", "--output", "mine"]) == 0
+    token = pd.read_parquet("mine/vocabulary.parquet").set_index("id")["token"]
+    (rollout,) = pd.read_parquet("mine/rollouts-00000.parquet").to_dict("records")
+    assert "".join(token[rollout["response_ids"]]) == " the other boat</s>"
+    assert (rollout["response"], rollout["finished"]) == ("the other boat", True)
