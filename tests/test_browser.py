@@ -26,9 +26,9 @@ DRAWN = ".js-plotly-plot .plot-container"
 HOSTILE = (
     "<script>window.hacked=1</script>",
     "<img src=x onerror=window.hacked=1>",
-    "$x$",
+    "$x$\x1b[31m\u202eturned\0",
     "[a](http://evil.example)",
-    "![a](http://evil.example/a.png)",
+    "![a](http://evil.example/a.png)" + "long" * 25_000,
 )
 WAIT = 30_000
 """Milliseconds: a busy machine is no failure."""
@@ -278,6 +278,7 @@ def test_hostile_tokens_and_names_are_text(server, page, hostile):
         assert not page.locator("a[href*=evil], img[src*=evil], img[src=x], .katex").count()
         if name == "tokens":
             says(page, "<script>window.")
+            expect(page.locator(".st-key-strip")).to_contain_text("⟨U+001B⟩[31m⟨U+202E⟩turned⟨U+0000⟩")
             expect(page.locator(".st-key-strip")).to_contain_text("$x$")
             page.mouse.move(*pixel(page, 3, 2).values())
             page.locator(".st-key-cells .hoverlayer .hovertext").wait_for()

@@ -15,7 +15,7 @@ from internal_policy.view import View
 
 WINDOW = 512
 """How many tokens are drawn at once."""
-WIDEST = 100
+WIDEST = 40
 """Characters of a token."""
 MEASURES = ("entropy", "change", "kl", "rank", "logprob", "norm", "cosine", "entropy_at_input_norm")
 
