@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from internal_policy import analysis, look
+from internal_policy import analysis, formulas, look
 from internal_policy.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -61,7 +61,9 @@ def table(key: str, data: pd.DataFrame) -> None:
     st.dataframe(shown, key=key, hide_index=True, placeholder="–")
     st.download_button(
         "Download as CSV",
-        lambda: data.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode(errors="backslashreplace"),
+        lambda: (
+            formulas.guard(data).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode(errors="backslashreplace")
+        ),
         file_name=f"{key.removesuffix('-table')}.csv",
         mime="text/csv",
         key=f"{key}-csv",

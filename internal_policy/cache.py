@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from internal_policy import bundle, files, records
+from internal_policy import bundle, files, formulas, records
 from internal_policy.errors import InputError
 from internal_policy.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path  # noqa: F401 as cache.VOCABULARY
 
@@ -227,7 +227,10 @@ def parts(folder: Path, kind: str) -> list[Path]:
 
 
 def export(folder: Path, kind: str, form: str, path: Path) -> int:
-    """Write a table of a scan as one csv, json or parquet file; return the number of rows."""
+    """Write a table of a scan as one csv, json or parquet file; return the number of rows.
+
+    In CSV an apostrophe stands before a text that a spreadsheet would run as a formula; `rows.read_rows` takes it away.
+    """
     rows, writer = 0, None
     quoting = csv.QUOTE_NONNUMERIC if kind == "rollouts" else csv.QUOTE_MINIMAL  # the latter lets a lone \r end a row
     with files.replacing(path) as temporary, temporary.open("wb") as file:
@@ -244,7 +247,7 @@ def export(folder: Path, kind: str, form: str, path: Path) -> int:
                     text = frame.to_json(orient="records", force_ascii=False, double_precision=15)
                     file.write((("," if rows else "[") + text[1:-1]).encode())
                 else:
-                    frame.to_csv(file, index=False, header=rows == 0, quoting=quoting)
+                    formulas.guard(frame).to_csv(file, index=False, header=rows == 0, quoting=quoting)
             rows += table.num_rows
         if writer:
             writer.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy.errors import InputError
+from internal_policy.formulas import unguarded
 
 if TYPE_CHECKING:
     import pyarrow
@@ -98,6 +99,8 @@ def _csv(path: Path) -> Iterator[Row]:
             for values in reader:
                 if None in values:
                     raise csv.Error("more cells than columns")
+                if "response_ids" in values:  # as `export` writes it
+                    values = {name: unguarded(cell) if cell else cell for name, cell in values.items()}
                 yield Row(f"{path}, line {reader.line_num}", values)
         except (csv.Error, UnicodeDecodeError) as error:
             where = f"{path}, line {reader.line_num}"

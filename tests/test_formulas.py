@@ -1,0 +1,78 @@
+"""No text of a CSV file is a formula, and every text can be had back."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from internal_policy import bundle, cache, files
+from internal_policy.formulas import guard, guarded, unguarded
+from internal_policy.rows import read_rows
+
+EVIL = ['=HYPERLINK("http://x","y")', "@SUM(A1)", "+1", "-1+cmd|' /C calc'!A0", "\t=1", "\r=1", "--1", "'=1"]
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_a_formula_gets_an_apostrophe(text):
+    assert guarded(text) == "'" + text
+
+
+@pytest.mark.parametrize(
+    "text", ["-5", "-0.25", "5", "1e-5", "What is 2 + 2?", "", "'tis", "[1, 2]", "数学", "\r", "\ta"]
+)
+def test_numbers_and_other_texts_stay(text):
+    assert guarded(text) == unguarded(text) == text
+
+
+@given(st.text("'=+-@\t\r15.a", max_size=6))
+def test_every_text_comes_back(text):
+    assert unguarded(guarded(text)) == text
+    assert guarded(text)[:1] not in ("=", "+", "@")
+
+
+def test_numbers_lists_and_what_is_missing_stay_in_a_frame():
+    frame = pd.DataFrame({"x": [-1.5, None], "ids": [[1], [-2]], "text": ["=1", None]})
+    found = guard(frame)
+    assert found["text"].tolist()[0] == "'=1"
+    assert found["text"].isna().tolist() == [False, True]
+    pd.testing.assert_frame_equal(found[["x", "ids"]], frame[["x", "ids"]])
+    assert frame["text"].tolist()[0] == "=1"
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """An export of rollouts whose problems and responses are formulas, and what they were."""
+    copied = Path(shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", tmp_path / "scan"))
+    path = next(copied.glob("rollouts-*.parquet"))
+    frame = pd.read_parquet(path)
+    texts = [EVIL[row % len(EVIL)] for row in range(len(frame))]
+    frame.assign(problem=texts, response=texts[::-1]).to_parquet(path)
+    record = cache.record(copied)
+    record["files"][path.name] = files.fingerprint(path)
+    files.write_json(copied / cache.RECORD, record)
+    cache.export(copied, "rollouts", "csv", tmp_path / "x.csv")
+    return tmp_path / "x.csv", texts
+
+
+def test_an_export_holds_no_formula(exported):
+    path, _ = exported
+    with path.open(newline="") as file:
+        cells = [cell for row in csv.DictReader(file) for cell in row.values()]
+    assert "'" + EVIL[0] in cells
+    assert not [cell for cell in cells if cell.lstrip("\t\r").startswith(("=", "+", "@"))]
+
+
+def test_an_export_of_rollouts_is_read_back_as_it_was(exported):
+    path, texts = exported
+    read = list(read_rows(path))[: len(texts)]
+    assert [row.values["problem"] for row in read] == texts
+    assert [row.values["response"] for row in read] == texts[::-1]
+
+
+def test_the_apostrophes_of_a_file_of_ones_own_are_kept(tmp_path):
+    (tmp_path / "mine.csv").write_text("problem,answer\n'=1 is what?,1\n")
+    assert next(iter(read_rows(tmp_path / "mine.csv"))).values["problem"] == "'=1 is what?"
