@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import bundle, cache, files, loading, options, progress, rows, templates
+from internal_policy import bundle, cache, files, loading, options, progress, records, rows, templates
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -192,8 +192,11 @@ def all_of(
     with as_policy(model, point, readout), progress.bar(what, total) as advance:
         for part, first in enumerate(range(0, total, asked.batch_size)):
             path = cache.part_path(folder, "rollouts", part)
-            if not path.exists():
+            known = records.of_part(folder, part)
+            if known is None or files.fingerprint_once(path) != known["files"].get(path.name, ""):
                 cache.write_table(path, to_table(sampled(model, tokenizer, problems, asked, first, smaller)))
+                about = {"files": {path.name: files.fingerprint_once(path)}, "by": []}
+                records.write(records.about_part(folder, part), about)
             written = from_table(cache.read_part(path))
             rollouts += written
             advance(len(written), sum(len(rollout.response_ids) for rollout in written))

@@ -291,6 +291,28 @@ def test_a_flipped_bit_in_an_unfinished_scan_is_measured_again(words, here, name
     assert {path.name: path.read_bytes() for path in (here / "mine").glob("*.parquet")} == whole
 
 
+@pytest.mark.parametrize("place", [-40, 60], ids=["footer", "data"])
+def test_a_flipped_bit_in_an_interrupted_sampling_is_sampled_again(words, here, monkeypatch, place):
+    from internal_policy import sampling
+
+    asked = ["generate", *words[1:], "--output"]
+    assert main([*asked, "whole.jsonl"]) == 0
+    sampled = sampling.sampled
+
+    def interrupted(*given):
+        if given[4]:
+            raise KeyboardInterrupt
+        return sampled(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "sampled", interrupted)
+        assert main([*asked, "r.jsonl"]) == 130
+    (part,) = cache.root().rglob("rollouts-00000.parquet")
+    flip(part, place % part.stat().st_size)
+    assert main([*asked, "r.jsonl"]) == 0
+    assert (here / "r.jsonl").read_text() == (here / "whole.jsonl").read_text()
+
+
 def test_a_part_without_its_notes_is_measured_again(words, here):
     assert main([*words, "--output", "mine"]) == 0
     whole = {path.name: path.read_bytes() for path in (here / "mine").glob("*.parquet")}
