@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from conftest import CHAT_TEMPLATE, tiny_model
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from internal_policy import cache, loading, options, sampling, templates, training
 from internal_policy.__main__ import main
@@ -129,3 +131,17 @@ def test_an_error_of_a_models_own_template_names_its_folder(folder, tokenizer):
     Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
     with pytest.raises(InputError, match=rf"The chat template of {folder} refuses the messages \(division by zero"):
         read_rollouts("r.jsonl", own, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("chat_template.jinja", DATED), ("tokenizer_config.json", DATED), (None, "")]
+)
+def test_a_model_of_the_hub_is_asked_for_its_template(tmp_path, monkeypatch, name, text):
+    def download(model, file, revision):
+        if file != name:
+            raise LocalEntryNotFoundError("not there")
+        (tmp_path / file).write_text(text)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert loading.inserts_date(options.Scan(model="meta/dated"), None) == (name is not None)
