@@ -15,8 +15,10 @@ from typing import Any, cast, get_args
 import pandas as pd
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from internal_policy import cache, report, sampling, scan
 from internal_policy.__main__ import main
@@ -180,6 +182,20 @@ def test_all_bundled_problems_are_another_evaluation_than_the_default_ones(monke
     for words in ([], ["--problems", bundled, "--limit", "64"], ["--problems", bundled]):
         assert main(["evaluate", *words]) == 130
     assert claimed[0] == claimed[1] != claimed[2]
+
+
+def test_a_model_that_a_device_map_offloads_is_refused_in_a_sentence(asked, monkeypatch, capsys):
+    whole = AutoModelForCausalLM.from_pretrained
+
+    def offloading(*names, **options):
+        model, found = whole(*names, **options)
+        cpu_offload(model.lm_head, execution_device=torch.device("cpu"))  # as accelerate does where a GPU is too small
+        return model, found
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", offloading)
+    assert main([*asked, "--device-map", "auto"]) == 2
+    said = "does not fit on the devices here (lm_head.weight was left out); try --dtype bfloat16."
+    assert said in capsys.readouterr().err
 
 
 def test_a_model_whose_weights_changed_is_another_model(asked, folder, tmp_path, capsys):
