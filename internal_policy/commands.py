@@ -126,7 +126,7 @@ def _given(
     """The rollouts that came with --rollouts, or else the problems and how many tokens each prompt has. All checked."""
     from internal_policy.rollouts import check_sampling, read_rollouts
 
-    check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size)
+    check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size, asked.seed)
     if isinstance(asked, options.Scan) and asked.rollouts is not None:
         chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
         return read_rollouts(asked.rollouts, tokenizer, chat, limit=asked.limit), [], []

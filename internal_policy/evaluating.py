@@ -119,7 +119,7 @@ def _sample(
 ) -> None:
     from internal_policy.rollouts import check_sampling
 
-    check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size)
+    check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size, asked.seed)
     progress.quiet()
     sampling.check_point(asked, point)
     maps = sampling.maps_of(asked, [point])

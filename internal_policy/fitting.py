@@ -97,7 +97,7 @@ def _check(asked: options.FitLens) -> None:
         raise InputError(f"{asked.output} exists; remove it, or give --output another name.")
     if asked.output.suffix != ".safetensors" or not asked.output.parent.is_dir():
         raise InputError(f"--output is {asked.output}; give a .safetensors file in a folder that exists.")
-    check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size)
+    check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size, asked.seed)
     fit.check_options(asked.steps, asked.learning_rate, asked.batch_tokens, asked.held_out)
 
 

@@ -136,7 +136,7 @@ def generate(
     Raises InputError, before it generates, for options out of range and prompts too long.
     """
     model = inside(model)
-    check_sampling(samples, temperature, top_p, max_new_tokens, batch_size)
+    check_sampling(samples, temperature, top_p, max_new_tokens, batch_size, seed)
     asked = range(len(problems) * samples)[first:stop]
     numbers = sorted({n // samples for n in asked})
     prompt_of = {number: encode_problem(tokenizer, problems[number], chat) for number in numbers}
@@ -164,11 +164,15 @@ def generate(
         yield rollouts
 
 
-def check_sampling(samples: int, temperature: float, top_p: float, max_new_tokens: int, batch_size: int) -> None:
+def check_sampling(
+    samples: int, temperature: float, top_p: float, max_new_tokens: int, batch_size: int, seed: int
+) -> None:
     """Raise InputError for options that are out of range."""
     for name, value in (("samples", samples), ("max-new-tokens", max_new_tokens), ("batch-size", batch_size)):
         if value < 1:
             raise InputError(f"{name} is {value}; it must be 1 or more.")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; it must be from 0 to {2**32 - 1}.")
     if temperature and not COLDEST <= temperature < math.inf:
         raise InputError(f"temperature is {temperature}; it must be 0 (the likeliest token), or {COLDEST} or more.")
     if not 0 < top_p <= 1:

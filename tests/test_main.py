@@ -909,3 +909,10 @@ def test_without_a_chat_template_the_text_is_the_prompt(asked, here):
 def test_the_demo_is_scanned_where_no_model_is_named(capsys):
     assert main(["scan", "--limit", "2", "--json", "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == "demo-qwen3"
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**32), str(10**30)])
+@pytest.mark.parametrize("command", ["scan", "generate", "evaluate", "fit-lens"])
+def test_a_seed_out_of_range_is_refused_in_a_sentence(command, seed, here, capsys):
+    assert main([command, "--seed", seed]) == 2
+    _one_sentence(capsys, f"seed is {seed}; it must be from 0 to 4294967295.", here)
