@@ -57,6 +57,9 @@ def read(path: str | None) -> dict[str, Any]:
 
     types, default = get_type_hints(BuPOConfig), {field.name: field.default for field in dataclasses.fields(BuPOConfig)}
     found = fields.read(Path(path), {name: types[name] for name in default})
+    for name in ("max_completion_length", "num_generations"):
+        if name in found and found[name] is None:
+            raise InputError(f"{path} has {name}: null; give a number, or leave it out.")
     for name, remedy in UNHEEDED.items():
         if name in found and found[name] not in (default[name], None):
             raise InputError(f"{path} has {name}: {found[name]}, but {remedy}.")
