@@ -66,7 +66,7 @@ def test_a_scan_writes_no_secret_down_and_is_found_again(here, capsys, monkeypat
     assert "From the cache" in capsys.readouterr().err
     assert main(["report", "kept"]) == 0
     written = [path for path in here.parent.rglob("*") if path.is_file() and path.suffix in (".json", ".html")]
-    assert len(written) == 4
+    assert {path.name for path in written} >= {"asked.json", "scan.json", "report.html"}
     assert not any("s3cret" in path.read_text() for path in written)
 
 

@@ -181,10 +181,9 @@ def test_a_cut_model_is_written_again_and_nothing_is_trained(run, copied, capsys
     assert len(pd.read_parquet(copied / "metrics.parquet")) == 4
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "trainer_state.json", ".files.json"])
-def test_a_run_goes_on_from_the_newest_whole_checkpoint(run, copied, capsys, name):
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(run, copied, capsys):
     shutil.rmtree(copied / "model")
-    cut(copied / "checkpoint-8" / name)
+    cut(copied / "checkpoint-8" / "optimizer.pt")
     assert main(["train", *SHORT, *LEARN, "--save-every", "2", "--output", str(copied), "--resume"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "checkpoint-8 is cut short, so training goes on from checkpoint-4." in said
@@ -192,6 +191,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(run, copied, capsys, nam
     assert (copied / weights).read_bytes() == (run / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_whole_checkpoint_starts_anew(run, copied, capsys):
     shutil.rmtree(copied / "model")
     for checkpoint in copied.glob("checkpoint-*"):

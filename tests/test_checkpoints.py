@@ -1,0 +1,55 @@
+"""A folder of a training run is whole, or is known not to be."""
+
+import pytest
+
+from internal_policy import checkpoints
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A checkpoint of two files."""
+    written = tmp_path / checkpoints.PARTIAL / "checkpoint-2"
+    (written / "optimizer").mkdir(parents=True)
+    (written / "model.safetensors").write_bytes(b"weights")
+    (written / "optimizer" / "rank-0.pt").write_bytes(b"moments")
+    checkpoints.put(written, tmp_path / "checkpoint-2")
+    return tmp_path / "checkpoint-2"
+
+
+def test_a_folder_that_was_put_is_whole_and_has_its_name(folder):
+    assert checkpoints.is_whole(folder)
+    assert not list((folder.parent / checkpoints.PARTIAL).iterdir())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer/rank-0.pt", checkpoints.MANIFEST])
+def test_a_folder_with_a_cut_file_is_not_whole(folder, name):
+    (folder / name).write_bytes((folder / name).read_bytes()[:3])
+    assert not checkpoints.is_whole(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer/rank-0.pt", checkpoints.MANIFEST])
+def test_a_folder_without_one_of_its_files_is_not_whole(folder, name):
+    (folder / name).unlink()
+    assert not checkpoints.is_whole(folder)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "[1]", '{"model.safetensors": "seven"}', "{"])
+def test_a_list_of_files_that_is_none_is_not_believed(folder, text):
+    (folder / checkpoints.MANIFEST).write_text(text)
+    assert not checkpoints.is_whole(folder)
+
+
+def test_a_folder_takes_the_place_of_another(folder):
+    again = folder.parent / "again"
+    again.mkdir()
+    (again / "model.safetensors").write_bytes(b"others")
+    checkpoints.put(again, folder)
+    assert sorted(path.name for path in folder.iterdir()) == [checkpoints.MANIFEST, "model.safetensors"]
+    assert checkpoints.is_whole(folder)
+
+
+def test_checkpoints_are_found_newest_first(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-x", "model", ".partial"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-11").write_text("no folder")
+    assert list(checkpoints.found(tmp_path)) == [10, 9]
