@@ -66,6 +66,21 @@ def check(folder: Path) -> None:
             _check_index(path, values)
 
 
+def check_depth(folder: Path, layers: int) -> None:
+    """Refuse more layers than there are weights: to build so many would not end. Raises InputError."""
+    from safetensors import safe_open
+
+    weights = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            weights += len(list(file.keys()))
+    if layers > weights:
+        raise InputError(
+            f"{folder / CONFIG} says that the model has {layers} layers, but its files hold only {weights} weights; "
+            "get a whole copy of the model."
+        )
+
+
 def _check_index(path: Path, values: dict[str, Any]) -> None:
     """Refuse an index that names files which are not there."""
     files = values.get("weight_map")

@@ -91,12 +91,14 @@ def _named_by(path: Path) -> Iterator[None]:
 def load_config(options: ModelOptions) -> "PreTrainedConfig":
     """The model's configuration, or its base's. Raises InputError, also for a family that is not known."""
     options = base(options)
-    with explained(options):
+    with explained(options, "config.json"):
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(
             resolve(options.model), revision=options.revision, trust_remote_code=options.trust_remote_code
         )
+        if (path := Path(resolve(options.model))).is_dir():
+            folder.check_depth(path, config.get_text_config().num_hidden_layers)
     from internal_policy.families import family_of
 
     family_of(config)
@@ -110,12 +112,16 @@ def load_tokenizer(options: ModelOptions, chat_template: str | None = None) -> "
     """
     if not any((Path(resolve(options.model)) / name).is_file() for name in TOKENIZER):
         options = base(options)
-    with explained(options):
+    with explained(options, "tokenizer.json and tokenizer_config.json"):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(
             resolve(options.model), revision=options.revision, trust_remote_code=options.trust_remote_code
         )
+        tokenizer("tried")
+        for token, number in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True):
+            if not isinstance(number, int):
+                raise ValueError(f"its special token {token!r} is not in the vocabulary")
     if len(tokenizer) < 2:
         raise InputError(f"{options.model} has no tokenizer: there is no tokenizer.json in it; copy the whole model.")
     if chat_template not in (None, "none"):
@@ -190,7 +196,21 @@ def load_model(options: ModelOptions) -> "nn.Module":
             raise InputError(f"{options.model} has NaN or infinite weights in {name}; get a whole checkpoint.")
     if inside(model).dtype == torch.float64:
         inside(model).set_experts_implementation("eager")  # the fast one multiplies no float64
-    return model.eval()
+    with explained(base(options), "config.json and generation_config.json"):
+        _try(inside(model.eval()))
+    return model
+
+
+def _try(model: "PreTrainedModel") -> None:
+    """Read one token: some of what a configuration says wrong comes out here alone. Raises ValueError and others."""
+    import torch
+
+    generation = model.generation_config.eos_token_id if model.generation_config else None
+    ends = [] if generation is None else generation if isinstance(generation, list) else [generation]
+    if not all(type(end) is int and 0 <= end < 2**31 for end in ends):
+        raise ValueError(f"eos_token_id is {generation!r:.60}, which are no token ids")
+    with torch.inference_mode():
+        model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True)
 
 
 def _loaded(options: ModelOptions) -> "PreTrainedModel":
@@ -207,7 +227,7 @@ def _loaded(options: ModelOptions) -> "PreTrainedModel":
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"There is no device '{device}' here ({first_line(error)}); try --device auto.") from error
-    with explained(options):
+    with explained(options, "config.json, generation_config.json and weights"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolve(options.model),
             config=config,
@@ -231,7 +251,7 @@ def _adapted(model: "PreTrainedModel", path: Path, options: ModelOptions) -> "nn
 
     from internal_policy.families import check_adapters
 
-    with explained(options), warnings.catch_warnings():
+    with explained(options, "adapter_config.json and weights"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about keys, which are checked here, and names that transformers calls old
         config = peft.PeftConfig.from_pretrained(str(path))
         check_adapters({path.name: config})
@@ -258,10 +278,9 @@ def weight_bytes(config: "PreTrainedConfig", dtype: str) -> int:
 
 
 @contextmanager
-def explained(options: ModelOptions) -> Iterator[None]:
-    """Turn what transformers and the hub raise into one sentence with the remedy."""
+def explained(options: ModelOptions, files: str = "files") -> Iterator[None]:
+    """Turn what transformers and the hub raise into one sentence with the remedy, which is to check `files`."""
     import huggingface_hub.errors as hub
-    from safetensors import SafetensorError
 
     name = options.model
     try:
@@ -281,13 +300,17 @@ def explained(options: ModelOptions) -> Iterator[None]:
             f"{name} is no folder, and not in the local hub cache, and the hub cannot be reached; check the network, "
             "or give a folder."
         ) from error
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, InputError | MemoryError) or "out of memory" in str(error):
+    except BaseException as error:  # a configuration or a tokenizer that lies fails in a hundred places
+        ours = isinstance(error, InputError | MemoryError) or "out of memory" in str(error)
+        panicked = type(error).__name__ == "PanicException"  # how tokenizers, which is Rust, can end
+        if ours or not (isinstance(error, Exception) or panicked):
             raise
-        raise InputError(f"{name} cannot be loaded ({_told(error)}); check that its files are whole.") from error
+        raise InputError(f"{name} can't be loaded ({_told(error)}); check its {files}, or get a whole copy.") from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """What an error says, as part of a sentence: the heading of its first line would not tell what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{' '.join(lines[:2]):.300}".rstrip(".:") or type(error).__name__
+    said = f"{' '.join(lines[:2]):.300}".rstrip(".:")
+    bare = isinstance(error, LookupError | ArithmeticError | AttributeError | TypeError | AssertionError) or not said
+    return f"{type(error).__name__}: {said}".removesuffix(": ") if bare else said

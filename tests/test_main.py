@@ -741,7 +741,7 @@ def _without_tokenizer(here: Path, folder: Path) -> Path:
 
 
 BAD_MODELS = {
-    "cut short": (_cut_short, "cannot be loaded"),
+    "cut short": (_cut_short, "can't be loaded"),
     "a weight missing": (_without_a_weight, "has no weights for model.layers.1.mlp.up_proj.weight"),
     "no tokenizer": (_without_tokenizer, "tokenizer"),
     "a file": (lambda _, folder: folder / "config.json", "give a folder that holds a model"),
