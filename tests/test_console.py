@@ -3,13 +3,16 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import console, show
+from internal_policy import bundle, cache, console, files, show
 from internal_policy.__main__ import main
 from internal_policy.console import Terminal, visible
 
@@ -74,3 +77,16 @@ def test_nothing_is_printed_but_by_this_terminal():
     found = {path.stem: hit[0] for path in folder.rglob("*.py") for hit in pattern.finditer(path.read_text())}
     assert list(found) == ["show"]
     assert found["show"].startswith("print(visible_json(")
+
+
+def test_show_warns_once_of_a_scan_that_holds_nan(tmp_path, capsys):
+    folder = Path(shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", tmp_path / "scan"))
+    record = json.loads((folder / cache.RECORD).read_text())
+    for path in folder.glob("layers-*.parquet"):
+        table = pd.read_parquet(path)
+        table.loc[(table["rollout"] == 0) & (table["layer"] == 3), "entropy"] = np.nan
+        table.to_parquet(path)
+        record["files"][path.name] = files.fingerprint(path)
+    files.write_json(folder / cache.RECORD, {**record, "dtype": "float16"})
+    assert main(["show", str(folder)]) == 0
+    assert capsys.readouterr().err.count("Warning: in 1 of 20 rollouts some numbers are NaN or infinite") == 1
