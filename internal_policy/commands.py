@@ -55,7 +55,7 @@ def scan(asked: options.Scan) -> None:
     elif cached and (broken := cache.cut_short(folder)):
         raise InputError(f"{folder / broken[0]} is missing or cut short; measure it again with --remeasure.")
     if asked.dry_run:
-        show.forecast(_forecast(asked), folder, cached, as_json=asked.json)
+        show.forecast(_forecast(asked, question["identity"]), folder, cached, as_json=asked.json)
         return
     if not cached:
         _measure(asked, question, folder)
@@ -111,13 +111,13 @@ def _selection(asked: options.Scan) -> "Selection":
     )
 
 
-def _maps(asked: options.Scan, selection: "Selection") -> "Maps | None":
+def _maps(asked: options.Scan, selection: "Selection", identity: str) -> "Maps | None":
     """The maps of --lens, checked against what is unembedded."""
     from internal_policy.families import sites_of
     from internal_policy.selection import plan
 
     planned = plan(selection, sites_of(loading.load_config(asked)))
-    return sampling.maps_of(asked, planned.points[1 : planned.unembedded])  # the first is final
+    return sampling.maps_of(asked, planned.points[1 : planned.unembedded], identity)  # the first is final
 
 
 def _given(
@@ -140,7 +140,7 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> 
     opening.check_there(asked)
     progress.quiet()
     selection = _selection(asked)
-    maps = _maps(asked, selection)
+    maps = _maps(asked, selection, question["identity"])
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     rollouts, problems, _ = _given(asked, tokenizer)
     reader = opening.opened(asked, tokenizer)
@@ -196,7 +196,7 @@ def _facts(asked: options.Scan, model: "PreTrainedModel", tokenizer: "PreTrained
     }
 
 
-def _forecast(asked: options.Scan) -> dict[str, Any]:
+def _forecast(asked: options.Scan, identity: str) -> dict[str, Any]:
     """What a scan would measure and need, without loading the weights."""
     from internal_policy.families import sites_of
     from internal_policy.metrics import FROM_LOGITS
@@ -205,7 +205,7 @@ def _forecast(asked: options.Scan) -> dict[str, Any]:
 
     progress.quiet()
     selection, config = _selection(asked), loading.load_config(asked)
-    _maps(asked, selection)
+    _maps(asked, selection, identity)
     text = config.get_text_config()
     rollouts, problems, prompts = _given(asked, loading.load_tokenizer(asked, asked.chat_template))
     planned = plan(selection, sites_of(config))
@@ -245,7 +245,7 @@ def generate(asked: options.Generate) -> None:
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     question = {**_question(asked), "output": asked.output.absolute()}  # two files at a time do not share their parts
     sampling.check_point(asked, point)
-    maps = sampling.maps_of(asked, [point])
+    maps = sampling.maps_of(asked, [point], question["identity"])
     folder = cache.root() / "rollouts" / cache.digest(question)
     _, problems, _ = _given(asked, tokenizer)
     model = loading.load_model(asked)

@@ -122,7 +122,7 @@ def _sample(
     check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size, asked.seed)
     progress.quiet()
     sampling.check_point(asked, point)
-    maps = sampling.maps_of(asked, [point])
+    maps = sampling.maps_of(asked, [point], question["identity"])
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     sets = {name: sampling.read(asked, source, tokenizer)[0] for name, source in names.items()}
     for name, problems in sets.items():

@@ -44,8 +44,8 @@ def run(asked: options.FitLens) -> None:
     fit.check_memory(len(points), 0, text.hidden_size, 4)
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     given, problems = _given(asked, tokenizer)
-    identity, model = loading.identity(asked), loading.load_model(asked)
     question = sampling.question(asked, [asked.problems, asked.chat_template], PRESENTATION)
+    model = loading.load_model(asked)
     folder = cache.root() / "rollouts" / cache.digest({**question, "output": asked.output.absolute()})
     rollouts = given or _sampled(asked, model, tokenizer, problems, folder)
     check(model, selection, rollouts)
@@ -65,7 +65,7 @@ def run(asked: options.FitLens) -> None:
     source = Path(asked.rollouts or asked.problems or "")
     about = {
         "model": asked.model,
-        "identity": identity,
+        "identity": question["identity"],
         "d_model": text.hidden_size,
         "fitted_on": {"file": source.name if source.is_file() else str(source), **_size(fitted)},
         "held_out": _size(held),

@@ -96,10 +96,10 @@ def check_point(asked: Internal, point: "HookPoint") -> None:
     check(config, point, config.get_text_config().num_hidden_layers)
 
 
-def maps_of(asked: Lensed, points: "Iterable[HookPoint]") -> "Maps | None":
+def maps_of(asked: Lensed, points: "Iterable[HookPoint]", identity: str) -> "Maps | None":
     """The maps of --lens, checked against the model and against what is to be read; None without that option.
 
-    Says so where the file says that they were fitted to another model. Raises InputError.
+    Says so where the file says that they were fitted to another model than that of this `identity`. Raises InputError.
     """
     if asked.lens is None:
         return None
@@ -108,7 +108,7 @@ def maps_of(asked: Lensed, points: "Iterable[HookPoint]") -> "Maps | None":
     text = loading.load_config(asked).get_text_config()
     maps = lens.read(Path(asked.lens), text.num_hidden_layers, text.hidden_size)
     maps.check(points)
-    if maps.about.get("identity") not in (None, loading.identity(asked)):
+    if maps.about.get("identity") not in (None, identity):
         progress.note(
             f"The lens {asked.lens} was fitted to other weights than these, those of {maps.about.get('model')}."
         )

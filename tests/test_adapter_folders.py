@@ -203,3 +203,13 @@ def test_an_adapter_without_peft_says_what_to_install(adapter, monkeypatch):
 def test_transformer_lens_reads_no_adapters(adapter, here, capsys):
     assert main(["scan", "--model", str(adapter), "--reader", "transformer-lens"]) == 2
     assert "TransformerLens reads no adapters" in capsys.readouterr().err
+
+
+def test_weights_are_hashed_once_with_a_lens_too(base, here, monkeypatch):
+    fit = ["--limit", "3", "--max-new-tokens", "4", "--steps", "2", "--output", "lens.safetensors"]
+    hashed, digest = [], loading.folder.digest
+    monkeypatch.setattr(loading.folder, "digest", lambda *given: hashed.append(given) or digest(*given))
+    assert main(["fit-lens", "--model", str(base), *fit]) == 0
+    words = ["--limit", "1", "--max-new-tokens", "4", "--sites", "resid_post", "--lens", "lens.safetensors"]
+    assert main(["scan", "--model", str(base), *words]) == 0
+    assert len(hashed) == 2
