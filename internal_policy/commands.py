@@ -1,6 +1,7 @@
 """What each command does: it opens what the user named, calls the library, and shows the result."""
 
 import dataclasses
+import functools
 import shutil
 import sys
 import time
@@ -26,7 +27,7 @@ from internal_policy import (
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from internal_policy.lens import Maps
     from internal_policy.rollouts import Rollout
@@ -39,6 +40,9 @@ SAMPLING = {f.name for f in dataclasses.fields(options.SamplingOptions)} - {"bat
 """Options that mean nothing where the responses are given."""
 PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
 
+Config = Callable[[], "PreTrainedConfig"]
+"""Gives the model's configuration, which is read once, and only if it is needed."""
+
 
 def scan(asked: options.Scan) -> None:
     """Answer from the cache, or measure what is missing; then show the entropies by layer."""
@@ -46,7 +50,8 @@ def scan(asked: options.Scan) -> None:
         raise InputError("Both --problems and --rollouts are given; give one of them.")
     opening.check(asked)
     start = time.monotonic()
-    question = _question(asked)
+    config: Config = functools.cache(lambda: loading.load_config(asked))
+    question = _question(asked, config)
     folder = asked.output or cache.folder_of(asked.model, question)
     job.claim(folder, question)
     cached = (folder / cache.RECORD).exists()
@@ -55,17 +60,18 @@ def scan(asked: options.Scan) -> None:
     elif cached and (broken := cache.cut_short(folder)):
         raise InputError(f"{folder / broken[0]} is missing or cut short; measure it again with --remeasure.")
     if asked.dry_run:
-        show.forecast(_forecast(asked, question["identity"]), folder, cached, as_json=asked.json)
+        show.forecast(_forecast(asked, question["identity"], config()), folder, cached, as_json=asked.json)
         return
     if not cached:
-        _measure(asked, question, folder)
+        opening.check_there(asked)
+        _measure(asked, question, folder, config())
     show.scan(folder, None, as_json=asked.json, extra={"cached": cached})
     progress.note(f"{'From the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
 
 
-def _question(asked: options.Scan | options.Generate) -> dict[str, Any]:
+def _question(asked: options.Scan | options.Generate, config: Config) -> dict[str, Any]:
     """The options that decide the numbers, resolved, with what their paths hold: the key of the cache."""
-    selected = _selected(asked) if isinstance(asked, options.Scan) else {}
+    selected = _selected(asked, config) if isinstance(asked, options.Scan) else {}
     given = asked.rollouts if isinstance(asked, options.Scan) else None
     unused = PRESENTATION | (SAMPLING if given is not None else set())
     if given is None:
@@ -75,23 +81,22 @@ def _question(asked: options.Scan | options.Generate) -> dict[str, Any]:
     return {**question, **selected}
 
 
-def _selected(asked: options.Scan) -> dict[str, Any]:
+def _selected(asked: options.Scan, config: Config) -> dict[str, Any]:
     """Layers, sites and measures as they were resolved, `all` for all of them, however they were typed."""
     if asked.layers == asked.sites == asked.measures == "all":
         return {}  # without transformers, which takes seconds to import
-    every = _selection(dataclasses.replace(asked, layers="all", sites="all", measures="all"))
-    selection = _selection(asked)
+    every = _selection(dataclasses.replace(asked, layers="all", sites="all", measures="all"), config())
+    selection = _selection(asked, config())
     pairs = {name: (getattr(selection, name), getattr(every, name)) for name in ("layers", "sites", "measures")}
     return {name: "all" if some == whole else list(some) for name, (some, whole) in pairs.items()}
 
 
-def _selection(asked: options.Scan) -> "Selection":
+def _selection(asked: options.Scan, config: "PreTrainedConfig") -> "Selection":
     from internal_policy.families import place, sites_of
     from internal_policy.hooks import SITES
     from internal_policy.metrics import MEASURES
     from internal_policy.selection import Selection, parse_layers
 
-    config = loading.load_config(asked)
     text = config.get_text_config()
     if asked.top_k > text.vocab_size:
         raise InputError(f"--top-k is {asked.top_k}, but the model has only {text.vocab_size} tokens.")
@@ -111,17 +116,17 @@ def _selection(asked: options.Scan) -> "Selection":
     )
 
 
-def _maps(asked: options.Scan, selection: "Selection", identity: str) -> "Maps | None":
+def _maps(asked: options.Scan, selection: "Selection", identity: str, config: "PreTrainedConfig") -> "Maps | None":
     """The maps of --lens, checked against what is unembedded."""
     from internal_policy.families import sites_of
     from internal_policy.selection import plan
 
-    planned = plan(selection, sites_of(loading.load_config(asked)))
-    return sampling.maps_of(asked, planned.points[1 : planned.unembedded], identity)  # the first is final
+    planned = plan(selection, sites_of(config))
+    return sampling.maps_of(asked, planned.points[1 : planned.unembedded], identity, config)  # the first is final
 
 
 def _given(
-    asked: options.Scan | options.Generate, tokenizer: "PreTrainedTokenizerBase"
+    asked: options.Scan | options.Generate, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
 ) -> "tuple[list[Rollout], list[Problem], list[int]]":
     """The rollouts that came with --rollouts, or else the problems and how many tokens each prompt has. All checked."""
     from internal_policy.rollouts import check_sampling, read_rollouts
@@ -130,20 +135,19 @@ def _given(
     if isinstance(asked, options.Scan) and asked.rollouts is not None:
         chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
         return read_rollouts(asked.rollouts, tokenizer, chat, limit=asked.limit), [], []
-    return [], *sampling.read(asked, asked.problems, tokenizer)
+    return [], *sampling.read(asked, asked.problems, tokenizer, config)
 
 
-def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path) -> None:
+def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path, config: "PreTrainedConfig") -> None:
     from internal_policy import lens
     from internal_policy.scan import check
 
-    opening.check_there(asked)
     progress.quiet()
-    selection = _selection(asked)
-    maps = _maps(asked, selection, question["identity"])
+    selection = _selection(asked, config)
+    maps = _maps(asked, selection, question["identity"], config)
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
-    rollouts, problems, _ = _given(asked, tokenizer)
-    reader = opening.opened(asked, tokenizer)
+    rollouts, problems, _ = _given(asked, tokenizer, config)
+    reader = opening.opened(asked, tokenizer, config)
     lenses = {lens.NAME: lens.of(maps, reader.model)} if maps else {}
     if rollouts:
         check(reader, selection, rollouts, lenses)
@@ -196,7 +200,7 @@ def _facts(asked: options.Scan, model: "PreTrainedModel", tokenizer: "PreTrained
     }
 
 
-def _forecast(asked: options.Scan, identity: str) -> dict[str, Any]:
+def _forecast(asked: options.Scan, identity: str, config: "PreTrainedConfig") -> dict[str, Any]:
     """What a scan would measure and need, without loading the weights."""
     from internal_policy.families import sites_of
     from internal_policy.metrics import FROM_LOGITS
@@ -204,10 +208,10 @@ def _forecast(asked: options.Scan, identity: str) -> dict[str, Any]:
     from internal_policy.selection import plan
 
     progress.quiet()
-    selection, config = _selection(asked), loading.load_config(asked)
-    _maps(asked, selection, identity)
+    selection = _selection(asked, config)
+    _maps(asked, selection, identity, config)
     text = config.get_text_config()
-    rollouts, problems, prompts = _given(asked, loading.load_tokenizer(asked, asked.chat_template))
+    rollouts, problems, prompts = _given(asked, loading.load_tokenizer(asked, asked.chat_template), config)
     planned = plan(selection, sites_of(config))
     products = 1 + len(selection.readouts) * (planned.unembedded - 1) if FROM_LOGITS & {*selection.measures} else 0
     number = len(rollouts) or len(problems) * asked.samples
@@ -243,12 +247,16 @@ def generate(asked: options.Generate) -> None:
     sampling.check_lens(asked)
     progress.quiet()
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
-    question = {**_question(asked), "output": asked.output.absolute()}  # two files at a time do not share their parts
-    sampling.check_point(asked, point)
-    maps = sampling.maps_of(asked, [point], question["identity"])
+    config = loading.load_config(asked)
+    question = {
+        **_question(asked, lambda: config),
+        "output": asked.output.absolute(),
+    }  # two files at a time do not share their parts
+    sampling.check_point(config, point)
+    maps = sampling.maps_of(asked, [point], question["identity"], config)
     folder = cache.root() / "rollouts" / cache.digest(question)
-    _, problems, _ = _given(asked, tokenizer)
-    model = loading.load_model(asked)
+    _, problems, _ = _given(asked, tokenizer, config)
+    model = loading.load_model(asked, config)
     readout = sampling.readout_of(asked, maps, model)
     rollouts = sampling.all_of(asked, model, tokenizer, problems, point, readout, folder)
     from internal_policy.rollouts import write_rollouts

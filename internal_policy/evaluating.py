@@ -121,13 +121,14 @@ def _sample(
 
     check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size, asked.seed)
     progress.quiet()
-    sampling.check_point(asked, point)
-    maps = sampling.maps_of(asked, [point], question["identity"])
+    config = loading.load_config(asked)
+    sampling.check_point(config, point)
+    maps = sampling.maps_of(asked, [point], question["identity"], config)
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
-    sets = {name: sampling.read(asked, source, tokenizer)[0] for name, source in names.items()}
+    sets = {name: sampling.read(asked, source, tokenizer, config)[0] for name, source in names.items()}
     for name, problems in sets.items():
         _check_answers(name, problems)
-    model = loading.load_model(asked)
+    model = loading.load_model(asked, config)
     readout = sampling.readout_of(asked, maps, model)
     parts = cache.root() / "rollouts" / cache.digest({**question, "output": folder.absolute()})
     tables = []

@@ -13,7 +13,7 @@ from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from internal_policy.rollouts import Rollout
     from internal_policy.tasks import Problem
@@ -43,9 +43,9 @@ def run(asked: options.FitLens) -> None:
     points = fit.points_of(text.num_hidden_layers, sites)
     fit.check_memory(len(points), 0, text.hidden_size, 4)
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
-    given, problems = _given(asked, tokenizer)
+    given, problems = _given(asked, tokenizer, config)
     question = sampling.question(asked, [asked.problems, asked.chat_template], PRESENTATION)
-    model = loading.load_model(asked)
+    model = loading.load_model(asked, config)
     folder = cache.root() / "rollouts" / cache.digest({**question, "output": asked.output.absolute()})
     rollouts = given or _sampled(asked, model, tokenizer, problems, folder)
     check(model, selection, rollouts)
@@ -101,14 +101,16 @@ def _check(asked: options.FitLens) -> None:
     fit.check_options(asked.steps, asked.learning_rate, asked.batch_tokens, asked.held_out)
 
 
-def _given(asked: options.FitLens, tokenizer: "PreTrainedTokenizerBase") -> "tuple[list[Rollout], list[Problem]]":
+def _given(
+    asked: options.FitLens, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
+) -> "tuple[list[Rollout], list[Problem]]":
     """The responses that came with --rollouts, or else the problems. All checked."""
     from internal_policy.rollouts import read_rollouts
 
     if asked.rollouts is not None:
         chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
         return read_rollouts(asked.rollouts, tokenizer, chat, limit=asked.limit), []
-    return [], sampling.read(asked, asked.problems, tokenizer)[0]
+    return [], sampling.read(asked, asked.problems, tokenizer, config)[0]
 
 
 def _sampled(

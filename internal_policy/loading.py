@@ -175,8 +175,10 @@ def _of_hub(options: ModelOptions, name: str) -> Path | None:
             return None
 
 
-def load_model(options: ModelOptions) -> "nn.Module":
+def load_model(options: ModelOptions, config: "PreTrainedConfig | None" = None) -> "nn.Module":
     """The model, with its weights checked: safetensors only, and no NaN. Raises InputError.
+
+    `config` is what `load_config` returned, where the caller has read it already.
 
     An adapter's folder gives its base model with the adapter, not merged, as a PeftModel whose adapter can be trained.
     """
@@ -184,7 +186,7 @@ def load_model(options: ModelOptions) -> "nn.Module":
 
     from internal_policy.families import inside
 
-    model = _loaded(base(options))
+    model = _loaded(base(options), config or load_config(options))
     if folder.is_adapter(path := Path(resolve(options.model))):
         model = _adapted(model, path, options)
     for name, weight in model.named_parameters():
@@ -213,12 +215,11 @@ def _try(model: "PreTrainedModel") -> None:
         model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True)
 
 
-def _loaded(options: ModelOptions) -> "PreTrainedModel":
+def _loaded(options: ModelOptions, config: "PreTrainedConfig") -> "PreTrainedModel":
     """The model of the Hugging Face folder or repository."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = load_config(options)
     device = options.device
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)

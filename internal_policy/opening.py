@@ -9,7 +9,7 @@ from internal_policy.errors import InputError
 from internal_policy.options import Scan
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from internal_policy.reader import Reader
 
@@ -60,14 +60,14 @@ def check_there(asked: Scan) -> None:
         check_key()
 
 
-def opened(asked: Scan, tokenizer: "PreTrainedTokenizerBase") -> "Reader":
+def opened(asked: Scan, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> "Reader":
     """The model, in what reads it. Raises InputError, also for a family that the library does not read."""
     from internal_policy.families import inside
     from internal_policy.reader import reader_of
 
     if asked.remote:
-        return _remote(asked, tokenizer)
-    model = loading.load_model(asked)
+        return _remote(asked, tokenizer, config)
+    model = loading.load_model(asked, config)
     if asked.reader == "transformer-lens":
         from internal_policy.readers.transformer_lens import boot
 
@@ -79,7 +79,7 @@ def opened(asked: Scan, tokenizer: "PreTrainedTokenizerBase") -> "Reader":
     return reader_of(model)
 
 
-def _remote(asked: Scan, tokenizer: "PreTrainedTokenizerBase") -> "Reader":
+def _remote(asked: Scan, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> "Reader":
     import nnsight
 
     from internal_policy.readers.nnsight import boot, remote
@@ -87,7 +87,6 @@ def _remote(asked: Scan, tokenizer: "PreTrainedTokenizerBase") -> "Reader":
     nnsight.CONFIG.APP.REMOTE_LOGGING = False  # it would stand between the lines of --json
     chosen = {"attn_implementation": asked.attn_implementation} if asked.attn_implementation else {}
     trusted = {"trust_remote_code": True} if asked.trust_remote_code else {}
-    config = loading.load_config(asked)
     with loading.explained(asked):
         envoy = boot(asked.model, config, tokenizer, asked.revision, **chosen, **trusted)
         envoy.to_model_key()  # asks the hub

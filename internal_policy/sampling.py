@@ -11,7 +11,7 @@ from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from internal_policy.hooks import HookPoint
     from internal_policy.lens import Maps
@@ -72,7 +72,9 @@ def held(source: str) -> dict[str, Any] | None:
     return files.fingerprint(Path(source))
 
 
-def read(asked: Asked, problems: str | None, tokenizer: "PreTrainedTokenizerBase") -> "tuple[list[Problem], list[int]]":
+def read(
+    asked: Asked, problems: str | None, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
+) -> "tuple[list[Problem], list[int]]":
     """The problems of one source, and how many tokens each prompt has. All checked."""
     from internal_policy.passes import positions
     from internal_policy.prompts import encode_problem
@@ -83,20 +85,19 @@ def read(asked: Asked, problems: str | None, tokenizer: "PreTrainedTokenizerBase
     path, limit = source(problems, asked.limit)
     found = read_problems(path, problem_column=asked.problem_column, answer_column=asked.answer_column, limit=limit)
     prompts = [encode_problem(tokenizer, problem, chat) for problem in found]
-    text = loading.load_config(asked).get_text_config()
+    text = config.get_text_config()
     check_prompts(dict(enumerate(prompts)), asked.max_new_tokens, positions(text), text.vocab_size)
     return found, [len(prompt) for prompt in prompts]
 
 
-def check_point(asked: Internal, point: "HookPoint") -> None:
+def check_point(config: "PreTrainedConfig", point: "HookPoint") -> None:
     """Refuse, before its weights are loaded, a hook point that the model does not have. Raises InputError."""
     from internal_policy.hooks import check
 
-    config = loading.load_config(asked)
     check(config, point, config.get_text_config().num_hidden_layers)
 
 
-def maps_of(asked: Lensed, points: "Iterable[HookPoint]", identity: str) -> "Maps | None":
+def maps_of(asked: Lensed, points: "Iterable[HookPoint]", identity: str, config: "PreTrainedConfig") -> "Maps | None":
     """The maps of --lens, checked against the model and against what is to be read; None without that option.
 
     Says so where the file says that they were fitted to another model than that of this `identity`. Raises InputError.
@@ -105,7 +106,7 @@ def maps_of(asked: Lensed, points: "Iterable[HookPoint]", identity: str) -> "Map
         return None
     from internal_policy import lens
 
-    text = loading.load_config(asked).get_text_config()
+    text = config.get_text_config()
     maps = lens.read(Path(asked.lens), text.num_hidden_layers, text.hidden_size)
     maps.check(points)
     if maps.about.get("identity") not in (None, identity):

@@ -213,3 +213,20 @@ def test_weights_are_hashed_once_with_a_lens_too(base, here, monkeypatch):
     words = ["--limit", "1", "--max-new-tokens", "4", "--sites", "resid_post", "--lens", "lens.safetensors"]
     assert main(["scan", "--model", str(base), *words]) == 0
     assert len(hashed) == 2
+
+
+def test_a_command_reads_the_models_configuration_once(base, here, monkeypatch):
+    read, load_config = [], loading.load_config
+    monkeypatch.setattr(loading, "load_config", lambda given: read.append(given) or load_config(given))
+    short = ["--model", str(base), "--limit", "3", "--max-new-tokens", "4"]
+    assert main(["fit-lens", *short, "--steps", "2", "--output", "lens.safetensors"]) == 0
+    internal = ["--at", "0.resid_post", "--lens", "lens.safetensors"]
+    for words in (
+        ["scan", "--sites", "resid_post", "--lens", "lens.safetensors"],
+        ["generate", *internal],
+        ["evaluate", *internal, "--samples", "1"],
+        ["scan", "--sites", "resid_post", "--dry-run"],
+    ):
+        read.clear()
+        assert main([*words, *short]) == 0
+        assert len(read) == 1, words
