@@ -1,4 +1,4 @@
-"""Import every room and mark an answer, where the tests do not run: on macOS and Windows."""
+"""Import every module and mark an answer on macOS and Windows, where the tests don't run."""
 
 import importlib
 import pkgutil
@@ -9,7 +9,7 @@ import internal_policy
 from internal_policy.marking import reward
 
 EXTRAS = ("internal_policy.readers", "internal_policy.__main__")
-"""What takes another package, and what runs when it is imported."""
+"""Modules that need another package, or that run on import."""
 
 if __name__ == "__main__":
     for room in pkgutil.walk_packages(internal_policy.__path__, "internal_policy."):
