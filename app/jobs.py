@@ -1,4 +1,4 @@
-"""Scans of prompts, each in a process of its own: one at a time, and no longer than its tab is open."""
+"""Scan a prompt in a separate process that ends with its browser tab, one at a time."""
 
 import json
 import os
@@ -18,24 +18,24 @@ from internal_policy import cache, files
 from internal_policy.errors import InputError
 
 WRITES_TO = re.compile(r"^Writing the scan to (.+)\.$", re.MULTILINE)
-"""What the command says when it begins to measure."""
-_begin = threading.Lock()
-_begun: list["Job"] = []
-"""The one that was begun last, of all tabs."""
+"""The line that the command prints before it measures."""
+_start_lock = threading.Lock()
+_latest: list["Job"] = []
+"""The job started last, in any tab."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is typed into the form."""
+class Request:
+    """What was typed into the form."""
 
     model: str
-    """A bundled model, or the folder of one."""
+    """Name of a bundled model, or a model folder."""
     prompt: str
     responses: int
     new_tokens: int
 
     def options(self) -> list[str]:
-        """The command that scans it. Where the scan is written is for the command to find: the model decides too."""
+        """Arguments of the command that scans it; the command chooses the folder, which depends on the model too."""
         options = {
             "--model": self.model,
             "--problems": str(problems(self.prompt)),
@@ -47,62 +47,62 @@ class Asked:
         return ["scan", *(text for pair in options.items() for text in pair)]
 
     def command(self) -> str:
-        """The same as one types it."""
+        """The command as one would type it."""
         return shlex.join(["internal-policy", *self.options()])
 
 
 def problems(prompt: str) -> Path:
-    """The file that holds a prompt."""
+    """The problem file of a prompt."""
     return cache.root() / "prompts" / f"{cache.digest({'prompt': prompt})}.jsonl"
 
 
 def write(prompt: str) -> None:
-    """Write the file of a prompt."""
+    """Write the problem file of a prompt."""
     with files.replacing(problems(prompt)) as temporary:
         temporary.write_text(json.dumps({"problem": prompt}) + "\n")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A scan that runs, or has run."""
+    """A running or finished scan."""
 
-    asked: Asked
+    request: Request
     process: subprocess.Popen
-    said: tempfile.TemporaryDirectory
-    """What it says on stdout and stderr."""
+    output: tempfile.TemporaryDirectory
+    """Holds its stdout and stderr."""
     started: float
 
     def read(self, name: str) -> str:
-        """What it has said on `stdout` or `stderr` by now; nothing once it was ended."""
-        path = Path(self.said.name) / name
+        """What it has printed to `stdout` or `stderr` so far; empty after `end`."""
+        path = Path(self.output.name) / name
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def measured(self) -> int:
-        """How many responses are measured by now."""
+        """How many responses have been measured so far."""
         found = WRITES_TO.search(self.read("stderr"))
         return len(list(Path(found[1]).glob("layers-*.parquet"))) if found else 0
 
     def result(self) -> Path:
-        """The folder of its scan when it has ended. Raises InputError with the reason where it has none."""
+        """The scan's folder, once it has finished. Raises InputError with the reason if it failed."""
         if self.process.returncode:
             raise InputError(reason(self.read("stderr"), self.process.returncode))
         return Path(json.loads(self.read("stdout"))["scan"])
 
     def end(self) -> None:
-        """Stop it where it runs; what it has measured is kept, and the same question goes on from there."""
+        """Stop it if it is running. What it measured is kept, and scanning the same prompt continues from there."""
         self.process.terminate()
         self.process.wait()
         if self.process.stdin:
             self.process.stdin.close()
-        self.said.cleanup()
+        self.output.cleanup()
 
 
-def reason(said: str, code: int) -> str:
-    """Why a scan ended: the last line that begins with `error:`, else the last line; a killed one says nothing."""
-    lines = [line for line in said.splitlines() if line.strip()]
+def reason(stderr: str, code: int) -> str:
+    """Why a scan failed: its last line that begins with `error:`, else its last line, unless it was killed."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
     if not errors and (code < 0 or not lines):
-        return f"The scan was stopped (exit code {code}). Scan the same prompt to continue where it was."
+        return f"The scan was stopped (exit code {code}). Scan the same prompt again to continue."
     return (errors or lines)[-1]
 
 
@@ -112,27 +112,27 @@ def _end_all(jobs: list[Job]) -> None:
 
 
 @st.cache_resource(scope="session", on_release=_end_all, show_spinner=False)
-def _of_this_tab() -> list[Job]:
-    """What Streamlit ends when the tab is closed or reloaded."""
+def _jobs_of_tab() -> list[Job]:
+    """The jobs of this tab, which Streamlit ends when the tab is closed or reloaded."""
     return []
 
 
-def start(asked: Asked) -> Job:
-    """Begin a scan, without the network. Raises InputError while another one runs: one takes the whole machine."""
-    with _begin:
-        if any(job.process.poll() is None for job in _begun):
-            raise InputError("Another tab is scanning a prompt; wait until it is done, or stop it there.")
-        write(asked.prompt)
-        said = tempfile.TemporaryDirectory(prefix="internal-policy-")
-        with (Path(said.name) / "stdout").open("wb") as out, (Path(said.name) / "stderr").open("wb") as errors:
+def start(request: Request) -> Job:
+    """Start a scan, offline. Raises InputError while another is running, because one scan fills the machine."""
+    with _start_lock:
+        if any(job.process.poll() is None for job in _latest):
+            raise InputError("Another tab is scanning a prompt. Wait for it to finish, or stop it there.")
+        write(request.prompt)
+        output = tempfile.TemporaryDirectory(prefix="internal-policy-")
+        with (Path(output.name) / "stdout").open("wb") as out, (Path(output.name) / "stderr").open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "internal_policy.attached", *asked.options(), "--remeasure", "--json"],
+                [sys.executable, "-m", "internal_policy.attached", *request.options(), "--remeasure", "--json"],
                 stdin=subprocess.PIPE,  # closes when this process ends, however it ends
                 stdout=out,
                 stderr=errors,
                 env={**os.environ, "HF_HUB_OFFLINE": "1"},
             )
-        job = Job(asked, process, said, time.monotonic())
-        _begun[:] = [job]
-    _of_this_tab().append(job)
+        job = Job(request, process, output, time.monotonic())
+        _latest[:] = [job]
+    _jobs_of_tab().append(job)
     return job

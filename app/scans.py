@@ -45,11 +45,11 @@ def find(name: str) -> Path:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # a name that no file system takes, ~ of nobody
         why = error.strerror if isinstance(error, OSError) else error  # str(error) has the whole name in it
-        raise InputError(f"'{name[:80]}' is no folder ({why}); choose a scan from the list.") from error
+        raise InputError(f"'{name[:80]}' isn't a folder ({why}). Choose a scan from the list.") from error
 
 
 def name_of(folder: Path) -> str:
-    """The name of a scan in the list, or its path where it isn't listed."""
+    """The name of a scan in the list, or its path if it isn't listed."""
     return next((name for name, path in listed().items() if path == folder), str(folder))
 
 
@@ -85,7 +85,7 @@ def _label(name: str, of: tuple[str, int, int]) -> str:
 
 @st.cache_data(max_entries=1000, show_spinner=False)
 def _readable(of: tuple[str, int, int]) -> bool:
-    """Whether the record of a scan can be read."""
+    """Whether the scan's record can be read."""
     try:
         cache.record(Path(of[0]))
     except InputError:
@@ -163,9 +163,9 @@ def _filtered(folder: Path) -> View:
             required=True,
             key="outcome",
             bind="query-params",
-            help="Correct are those with a reward of 1 or more.",
+            help="A response is correct if its reward is 1 or more.",
         )
-        outcome = picked or "all"  # an empty parameter of the address chooses none
+        outcome = picked or "all"  # an empty URL parameter selects nothing
     left, right = st.columns(2)
     first = show.number(left, "From position", key="first", value=0)
     last = show.number(right, "to position", key="last", placeholder="the end")
@@ -206,7 +206,7 @@ def chosen() -> View:
 
 def average() -> Average:
     """Whether every token or every rollout counts the same."""
-    return st.session_state["average"] or "tokens"  # an empty parameter of the address chooses none
+    return st.session_state["average"] or "tokens"  # an empty URL parameter selects nothing
 
 
 @kept(3)

@@ -19,11 +19,11 @@ from internal_policy.errors import InputError
 LOG = logging.getLogger(__name__)
 FIRST_SCAN = "internal-policy scan"
 LARGEST = 2**31 - 1
-"""Of a position or a rollout."""
+"""Largest position or rollout number that a box accepts."""
 LONGEST = 600
-"""Characters of a line, at most."""
+"""Characters after which a line is cut."""
 TALLEST = 240
-"""Pixels of a long text."""
+"""Height in pixels of the box for a long text."""
 PARTS = {"total": "as measured", "direction": "direction alone", "norm": "norm alone"}
 OWN_SCAN = "internal-policy scan --model ./my-model --problems problems.jsonl --limit 100"
 
@@ -74,9 +74,9 @@ def table(key: str, data: pd.DataFrame) -> None:
 
 
 def number(place: DeltaGenerator, label: str, *, key: str, value: int | None = None, **given: Any) -> int | None:
-    """A box for a whole number from 0, which the address can set too; anything else in the address is ignored.
+    """A box for a whole number from 0 that the URL can set; invalid values in the URL are ignored.
 
-    Streamlit's boxes for integers raise OverflowError if the address says 1e400, so this is one for decimals.
+    Streamlit's integer boxes raise OverflowError for `?first=1e400`, so this is a float box.
     """
     found = place.number_input(
         label,
@@ -136,37 +136,37 @@ def unmarked(text: str) -> str:
 
 
 def line(text: str) -> str:
-    """The beginning of a text that may hold anything, as one line."""
+    """The beginning of any text, as one line."""
     cut = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
     return glyphs(cut).replace("␣", " ") if cut else ""
 
 
 def long_text(text: str) -> None:
-    """A text as it stands, in a box that scrolls where it is long."""
+    """A text as it is, in a box that scrolls if it is long."""
     with st.container(height=TALLEST if len(text) > LONGEST else "content", border=False):
         st.text(plain(text))
 
 
 def refuse(error: InputError) -> None:
     """Why something is not shown, as plain text: it may hold any name, of any length."""
-    with st.container(border=True):  # without a key: a page may refuse several things
+    with st.container(border=True):  # without a key, because a page may refuse several things
         st.text(f"⚠ {line(str(error))}")
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Show why the block failed, in a sentence, instead of what it would have shown.
+    """Show one sentence instead of the block if the block fails.
 
-    Files that somebody else made can hold anything, so every exception is caught; the log has its traceback.
+    Files from elsewhere can hold anything, so every exception is caught; its traceback goes to the log.
     """
     try:
         yield
     except InputError as error:
         refuse(error)
     except Exception as error:
-        LOG.exception("What was to be shown cannot be drawn")
+        LOG.exception("Part of a page failed")
         why = f"{type(error).__name__}: {error}"
-        refuse(InputError(f"This can't be drawn ({why[:200]}); the dashboard's terminal shows where it failed."))
+        refuse(InputError(f"This can't be drawn ({why[:200]}). The dashboard's terminal shows where it failed."))
 
 
 def make_your_own() -> None:

@@ -103,7 +103,7 @@ def rewarded(folder: Path, rewards: list[float]) -> None:
     ("rewards", "fact", "said"),
     [([1.0, 0.0], ("Correct", "50.0%"), "correct"), ([-0.5, 0.25], ("Mean reward", "-0.125"), "reward -0.5")],
 )
-def test_rewards_are_shown_as_correct_only_where_they_are_0_or_1(copied, rewards, fact, said):
+def test_the_dashboard_shows_correct_only_for_rewards_of_0_or_1(copied, rewards, fact, said):
     rewarded(copied, rewards)
     facts = {metric.label: metric.value for metric in opened(scan=str(copied)).metric}
     assert facts.get(fact[0]) == fact[1]
@@ -209,7 +209,7 @@ def test_an_address_that_names_nothing_is_refused_in_a_sentence(query, sentence)
 
 
 @pytest.mark.parametrize("absurd", ["1e400", "-inf", "9" * 400, "nan", "-1", "", "x" * 100_000, "<b>", "\0"])
-def test_an_absurd_address_is_as_if_it_said_nothing(absurd):
+def test_invalid_url_parameters_are_ignored(absurd):
     named = [name for names in ADDRESSES.values() for name in names if name not in ("scan", "compare", "run")]
     app, plain = (opened("tokens", scan="demo-qwen3", **dict.fromkeys(given, absurd)) for given in (named, ()))
     assert not refusals(app)
@@ -218,7 +218,7 @@ def test_an_absurd_address_is_as_if_it_said_nothing(absurd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "name"), [(page, name) for page, names in ADDRESSES.items() for name in names])
-def test_no_parameter_of_an_address_can_break_a_page(page, name, run):
+def test_no_url_parameter_can_break_a_page(page, name, run):
     for absurd in ABSURD:
         app = opened(page, **{"scan": "demo-qwen3", name: absurd})
         assert len(refusals(app)) < 2
@@ -230,7 +230,7 @@ def test_a_refusal_of_a_long_name_is_short(page, name):
     assert len(said) < 500
 
 
-def test_a_page_that_refuses_two_things_says_both(copied):
+def test_a_page_shows_every_refusal(copied):
     record = json.loads((copied / cache.RECORD).read_text())
     for path in [*copied.glob("layers-*"), *copied.glob("policies-*")]:
         table = cache.read_part(path)
@@ -240,12 +240,12 @@ def test_a_page_that_refuses_two_things_says_both(copied):
     assert len(refusals(opened("flow", scan=str(copied)))) == 2
 
 
-def test_a_refusal_shows_what_cannot_be_seen():
+def test_a_refusal_shows_invisible_characters():
     (said,) = refusals(opened(scan="\u202e\x1b[31m\0"))
     assert "⟨U+202E⟩⟨U+001B⟩[31m⟨U+0000⟩" in said
 
 
-def test_every_parameter_of_an_address_is_in_the_table():
+def test_every_url_parameter_is_tested():
     trees = [ast.parse(path.read_text()) for path in [*APP.glob("*.py"), *APP.glob("views/*.py")]]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     named = [{word.arg: ast.unparse(word.value) for word in call.keywords} for call in calls]
@@ -365,7 +365,7 @@ def test_a_broken_scan_is_listed_as_broken_and_the_others_open(copied, empty_cac
     assert "model/ba9876543210 · broken" in app.selectbox(key="listed").options
 
 
-def test_what_nobody_expected_in_a_record_is_a_sentence_and_the_log_has_the_traceback(copied, caplog):
+def test_an_unexpected_error_is_one_sentence_and_its_traceback_is_logged(copied, caplog):
     rewrite(copied, asked={"content": "x"})
     app = AppTest.from_file(str(APP / "main.py"), default_timeout=30)
     app.query_params["compare"] = ["demo-llama", str(copied)]
@@ -434,7 +434,7 @@ def unseen(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ["overview", "tokens", "compare"])
-def test_what_cannot_be_seen_in_a_text_is_shown_and_long_texts_are_cut(copied, empty_cache, page):
+def test_invisible_characters_are_shown_and_long_texts_are_cut(copied, empty_cache, page):
     unseen(copied)
     shutil.copytree(copied, empty_cache / "model" / "0123456789ab")
     app = opened(page, scan="0123", compare=["model/0123456789ab", "demo-llama"])
@@ -563,8 +563,8 @@ def jobs(monkeypatch):
     return importlib.import_module("jobs")
 
 
-def test_the_command_of_a_prompt_has_no_text_of_it(jobs):
-    options = jobs.Asked("demo-qwen3", "--evil; rm $HOME", 3, 16).options()
+def test_the_prompts_text_is_not_on_the_command_line(jobs):
+    options = jobs.Request("demo-qwen3", "--evil; rm $HOME", 3, 16).options()
     assert options[0] == "scan"
     assert options[options.index("--samples") + 1] == "3"
     assert not any("evil" in word for word in options)
@@ -601,7 +601,7 @@ def test_a_prompt_is_scanned_in_a_process_of_its_own_and_opened():
 
 def test_a_prompt_is_scanned_again_when_the_models_folder_has_changed(jobs, tmp_path, empty_cache, capsys):
     model = Path(shutil.copytree(bundle.DATA / "models" / "demo-qwen3", tmp_path / "model"))
-    asked = jobs.Asked(str(model), "What is 1 + 2?", 1, 4)
+    asked = jobs.Request(str(model), "What is 1 + 2?", 1, 4)
     jobs.write(asked.prompt)
     assert main(asked.options()) == 0
     config = model / "generation_config.json"
@@ -615,8 +615,8 @@ def test_a_prompt_is_scanned_again_when_the_models_folder_has_changed(jobs, tmp_
     [
         ("warning: x\nerror: <b>no</b> memory\nBye\n", 1, "<b>no</b> memory"),
         ("warning: x\nKeyError: 'y'\n", 1, "KeyError: 'y'"),
-        ("", 9, "The scan was stopped (exit code 9). Scan the same prompt to continue where it was."),
-        ("Writing the scan to x.\n", -9, "The scan was stopped (exit code -9). Scan the same prompt to continue where"),
+        ("", 9, "The scan was stopped (exit code 9). Scan the same prompt again to continue."),
+        ("Writing the scan to x.\n", -9, "The scan was stopped (exit code -9). Scan the same prompt again to cont"),
     ],
 )
 def test_a_scan_that_fails_says_why(jobs, said, code, why):
@@ -645,12 +645,12 @@ def test_a_running_scan_is_stopped(doing):
     process = app.session_state["job"].process
     app.button(key="prompt_stop").click().run()
     assert process.poll() is not None
-    assert refusals(app) == ["⚠ Stopped; the same prompt continues where it was."]
+    assert refusals(app) == ["⚠ Stopped. Scan the same prompt again to continue."]
 
 
-def test_a_second_scan_waits_for_the_first(doing):
+def test_a_second_scan_is_refused_while_one_runs(doing):
     first, second = ask(opened("prompt")), ask(opened("prompt"))
-    assert refusals(second) == ["⚠ Another tab is scanning a prompt; wait until it is done, or stop it there."]
+    assert refusals(second) == ["⚠ Another tab is scanning a prompt. Wait for it to finish, or stop it there."]
     first.button(key="prompt_stop").click().run()
     assert "job" in ask(second).session_state
 
@@ -662,7 +662,7 @@ def test_a_scan_ends_with_its_tab(doing):
     assert "⚠ The scan was stopped" in refusals(app.run())[0]
 
 
-def test_a_command_ends_when_whoever_began_it_is_gone():
+def test_an_attached_command_ends_with_its_parent():
     code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=subprocess.PIPE)"
     child = (
         "import threading, time, internal_policy.attached as a; print('up', flush=True)\n"

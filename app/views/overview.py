@@ -48,8 +48,8 @@ def page(looked: View, average: Average) -> None:
     st.markdown(
         "BuPO trains the last layer of exploration: the last whose FFN raises entropy significantly, by the 95 % "
         "interval that holds for all layers at once (wider than the bands above). The runner-up is the last other "
-        "layer whose interval by itself is above 0. "
-        "The norm control says what remains of that when the length of the hidden states is left out."
+        "layer whose own interval is above 0. "
+        "The norm control shows what remains of that when the length of the hidden states is left out."
     )
     show.table("targets", show.targets(changes))
     st.subheader("By layer, in nats")

@@ -23,9 +23,8 @@ EVERY = 0.5
 def page() -> None:
     """Draw the page."""
     st.markdown(
-        "Let a model of this machine answer, and look at every layer's policy while it does. The scan runs in a "
-        "process of its own, under both readouts, and opens under Tokens; it ends when this tab is closed or reloaded. "
-        "Nothing leaves this machine."
+        "Let a model on this machine answer a prompt, and look at every layer's policy while it does. The scan uses "
+        "both readouts and opens under Tokens. It stops when you close or reload this tab. Nothing leaves this machine."
     )
     if importlib.util.find_spec("torch") is None:
         st.text("This needs torch, which is not installed here: pip install torch, then start the dashboard again.")
@@ -48,11 +47,11 @@ def models() -> list[str]:
 def form() -> None:
     """Ask for a prompt, and begin."""
     if failure := st.session_state.pop("failure", None):
-        error, asked = failure
+        error, request = failure
         show.refuse(error)
-        if asked is not None:
-            st.text("Its command, for a terminal, where you can give it more options:")
-            st.code(show.plain(asked.command()), language="bash")
+        if request is not None:
+            st.text("To try other options, run its command in a terminal:")
+            st.code(show.plain(request.command()), language="bash")
     with st.form("ask", enter_to_submit=False):
         model = st.selectbox(
             "Model",
@@ -67,10 +66,10 @@ def form() -> None:
         new_tokens = right.number_input("Tokens of a response, at most", 1, NEW_TOKENS, 128, key="prompt_tokens")
         begun = st.form_submit_button("Scan", type="primary", key="prompt_scan")
     if begun:
-        asked = jobs.Asked(checked(model or ""), prompt.strip(), int(responses), int(new_tokens))
-        if not asked.prompt:
-            raise InputError("The prompt is empty; type one.")
-        st.session_state["job"] = jobs.start(asked)
+        request = jobs.Request(checked(model or ""), prompt.strip(), int(responses), int(new_tokens))
+        if not request.prompt:
+            raise InputError("The prompt is empty. Type one.")
+        st.session_state["job"] = jobs.start(request)
         st.rerun()
 
 
@@ -97,11 +96,11 @@ def watch() -> None:
         return
     if job.process.poll() is not None:
         st.rerun()
-    done, n = job.measured(), job.asked.responses
+    done, n = job.measured(), job.request.responses
     st.progress(min(done / n, 1.0), f"{done} of {n} responses measured, {time.monotonic() - job.started:.0f} s")
     if st.button("Stop", key="prompt_stop"):
         st.session_state.pop("job").end()
-        st.session_state["failure"] = InputError("Stopped; the same prompt continues where it was."), None
+        st.session_state["failure"] = InputError("Stopped. Scan the same prompt again to continue."), None
         st.rerun()
 
 
@@ -111,7 +110,7 @@ def finish(job: jobs.Job) -> None:
     try:
         st.session_state["opened"] = scans.name_of(job.result())
     except InputError as error:
-        st.session_state["failure"] = error, job.asked
+        st.session_state["failure"] = error, job.request
         return
     finally:
         job.end()

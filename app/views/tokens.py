@@ -16,7 +16,7 @@ from internal_policy.view import View
 WINDOW = 512
 """How many tokens are drawn at once."""
 WIDEST = 40
-"""Characters of a token."""
+"""Characters after which a token is cut."""
 MEASURES = ("entropy", "change", "kl", "rank", "logprob", "norm", "cosine", "entropy_at_input_norm")
 
 
