@@ -16,7 +16,7 @@ ONLY_AT = {
     "kl": SITES[:-1],
     "change": ("attn_out", "mlp_out", "resid_post"),
 }
-"""Measures that do not exist at every site -> where they do."""
+"""Measures that only some sites have -> those sites."""
 STAGES = ("exploration", "integration", "convergence")
 """What the interval of the FFN's entropy change is called above, around and below 0."""
 RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0
@@ -113,7 +113,7 @@ def _summed(values: pd.DataFrame, layers: pd.DataFrame, average: Average) -> pd.
 
 
 def _weights(values: pd.DataFrame, layers: pd.DataFrame, average: Average) -> np.ndarray:
-    """What each rollout, a row of `values`, counts."""
+    """The weight of each rollout, a row of `values`."""
     tokens = layers.groupby("rollout")["tokens"].first().reindex(values.index).to_numpy(dtype=float)
     return tokens if average == "tokens" else np.ones_like(tokens)
 
@@ -169,7 +169,7 @@ def simultaneous(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, n
     if n < FEWEST or not known.any():
         return low, high
     mean, off = mean[known], (values - mean)[:, known]
-    off[np.abs(off) < 1e-12 * np.abs(mean)] = 0  # the same number in every row, but for rounding
+    off[np.abs(off) < 1e-12 * np.abs(mean)] = 0  # the same number in every row, apart from rounding
     errors = np.sqrt((weights[:, None] ** 2 * off**2).sum(0)) / total  # times the same sqrt(n / (n - 1)) as the draws'
     draws = np.random.default_rng(SEED).integers(0, n, (RESAMPLES, n))
     counts = np.zeros((RESAMPLES, n))
@@ -178,7 +178,7 @@ def simultaneous(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, n
     drawn = weighted.sum(1, keepdims=True)
     moved = weighted @ off / drawn
     variance = squares @ off**2 - 2 * moved * (squares @ off) + moved**2 * squares.sum(1, keepdims=True)
-    floor = np.finfo(float).eps * (squares @ off**2)  # a draw of one row again and again has no spread
+    floor = np.finfo(float).eps * (squares @ off**2)  # a draw that repeats one row has no spread
     spread = np.sqrt(np.maximum(variance, floor))
     t = np.divide(moved * drawn, spread, out=np.zeros_like(moved), where=spread > 0)
     outside = (1 - CONFIDENCE) / 2
@@ -188,9 +188,9 @@ def simultaneous(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, n
 
 
 def not_finite(layers: pd.DataFrame, dtype: str) -> str | None:
-    """Says that numbers of a scan's table `layers` are NaN or infinite, where the first are and what to do; else None.
+    """A warning that names the first NaN or infinity in a scan's table `layers`, with a remedy; None if all are finite.
 
-    A cosine is left out, because that with a hidden state of 0 is not defined.
+    Cosines aren't checked, because they are undefined for a hidden state of 0.
     """
     found = pd.Series("", layers.index)
     for measure in [name for name in layers if name in ("entropy", "logprob", "kl", "norm", "entropy_at_input_norm")]:
@@ -210,11 +210,11 @@ def not_finite(layers: pd.DataFrame, dtype: str) -> str | None:
 
 
 def overflow(dtype: str) -> str:
-    """Why numbers of a scan in this precision are not finite, and what to do."""
+    """Why numbers of a scan in this precision aren't finite, and what to do."""
     remedies = {"float16": "--dtype bfloat16 or --dtype float32", "bfloat16": "--dtype float32"}
     if dtype in remedies:
         return f"hidden states overflowed {dtype}. Scan again with {remedies[dtype]}."
-    return f"hidden states are not finite even in {dtype}. Check the model's weights."
+    return f"hidden states aren't finite even in {dtype}. Check the model's weights."
 
 
 def stages(changes: pd.DataFrame, part: Part = "total") -> pd.DataFrame:
@@ -291,7 +291,10 @@ def suggestion(changes: pd.DataFrame) -> dict[str, Any]:
 def target_in_words(found: Mapping[str, Any]) -> str:
     """A `suggestion` as a sentence: which layer BuPO trains first, by which rule, and the runner-up."""
     if not found["spans"]:
-        return f"No target layer: it takes {FEWEST} or more responses, and the entropy before and after the FFN."
+        return (
+            f"No target layer: choosing one needs at least {FEWEST} responses, and the entropy before and after the "
+            "FFN."
+        )
     if found["target"] is None:
         other = "" if found["runner_up"] is None else f"; layer {found['runner_up']} comes closest"
         return f"No layer's FFN raises entropy significantly, so there is no target layer{other}."
@@ -322,9 +325,9 @@ def relative(frame: pd.DataFrame, n_layers: int) -> pd.DataFrame:
 
 
 def _problems(asked: dict[str, Any]) -> Any:
-    """What tells problems from others: what is in the files, but not the lens, of which every model has its own.
+    """What identifies the problems: the contents of their files, without the lens, which every model has its own of.
 
-    A data set of the hub is its name and its commit, as text.
+    A hub data set is identified by its name and commit, as text.
     """
     held = {path: found for path, found in (asked.get("content") or {}).items() if path != asked.get("lens")}
     found = [content if "sha256" in (content or {}) else named(path, content) for path, content in held.items()]
@@ -332,7 +335,7 @@ def _problems(asked: dict[str, Any]) -> Any:
 
 
 def named(path: str, content: dict[str, Any] | None) -> str:
-    """A source of problems in words: its path or name, and the commit of one on the hub."""
+    """A source of problems in words: its path, or the name and commit of a hub data set."""
     revision = (content or {}).get("revision")
     return f"{path} (commit {revision[:12]})" if revision else path
 

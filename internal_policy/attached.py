@@ -1,4 +1,4 @@
-"""Run the command line for as long as its stdin is open, so that a command ends with the program that began it."""
+"""Run the command line until its stdin closes, so that a command ends with the program that started it."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ from internal_policy.__main__ import main
 
 
 def _wait_for_the_end() -> None:
-    """End this process when stdin closes, which the system does where the other program was killed."""
-    while os.read(0, 1024):  # not sys.stdin, which is locked while a thread reads it
+    """End this process when stdin closes, which also happens when the other program is killed."""
+    while os.read(0, 1024):  # sys.stdin would stay locked while this thread reads it
         pass
     os._exit(1)
 

@@ -38,10 +38,8 @@ from internal_policy.tasks import Problem, messages_of
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
 """What TRL logs as means over the tokens of a pass."""
-
-
 MANY = 1024
-"""Sizes up to which those that would do are looked for."""
+"""Largest size to suggest in an error message."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def point_at(phases: Sequence[Phase], step: int) -> HookPoint:
     return next((phase.point for phase, end in zip(phases, ends, strict=True) if step < end), FINAL)
 
 
-@no_type_check  # what transformers' fields become does not match their own types, which the tests check
+@no_type_check  # transformers assigns its fields values that don't match their annotations; the tests check the types
 @dataclass
 class BuPOConfig(GRPOConfig):
     """TRL's GRPOConfig with a schedule, and the paper's loss by default. Raises InputError for what cannot be right.
@@ -128,7 +126,7 @@ class BuPOConfig(GRPOConfig):
             super().__post_init__()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What training_args.bin, which lies beside the weights, holds of it: all but the hub's token."""
+        """What is pickled into training_args.bin beside the weights: everything but the hub token."""
         return {**vars(self), "hub_token": None}
 
     def _check_sizes(self, processes: int) -> None:
@@ -255,9 +253,8 @@ class BuPOTrainer(GRPOTrainer):
         self.point, self.whole, self.writing = FINAL, False, False
         super().__init__(model, reward_funcs, args, **more)
         causal = self._causal(self.model)
-        pad = self._tokenizer.pad_token_id = pad_id(
-            causal, self._tokenizer
-        )  # TRL takes one that the model may not have
+        # TRL would pad with a token that the model may not have
+        pad = self._tokenizer.pad_token_id = pad_id(causal, self._tokenizer)
         causal.config.get_text_config().pad_token_id = causal.generation_config.pad_token_id = pad
         self.eos_token_ids = sorted(end_ids(causal, self._tokenizer))
         if not self.use_vllm:
@@ -268,25 +265,25 @@ class BuPOTrainer(GRPOTrainer):
         self.add_callback(Boundaries())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As GRPOTrainer, also after a training that was broken off within a generation batch."""
+        """As GRPOTrainer, and usable again after a training run that stopped within a generation batch."""
         self._step, self._buffered_inputs = 0, None
         self._metrics["train"].clear()
         return super().train(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As GRPOTrainer, but a training that is at its end trains no further when it is resumed."""
+        """As GRPOTrainer, but resuming a finished run trains no further."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Where checkpoints are written: beside their place while one is under way."""
+        """The folder for checkpoints; a temporary one while a checkpoint is being written."""
         folder = super()._get_output_dir(trial)
         return str(Path(folder) / checkpoints.PARTIAL) if self.writing else folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As GRPOTrainer, but a checkpoint gets its name when all of it is on the disk."""
+        """As GRPOTrainer, but a checkpoint gets its name only once all of it is on disk."""
         run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         partial, writes = run / checkpoints.PARTIAL, self.accelerator.is_local_main_process
         named = self.args.push_to_hub or self.args.metric_for_best_model  # TRL keeps the name for later
@@ -302,7 +299,7 @@ class BuPOTrainer(GRPOTrainer):
         if writes and named:
             checkpoints.seal(run / name)
         elif writes:
-            with suppress(FileNotFoundError):  # another node has been quicker on a disk that they share
+            with suppress(FileNotFoundError):  # another node sharing this disk was faster
                 checkpoints.put(partial / name, run / name)
                 partial.rmdir()
         self.accelerator.wait_for_everyone()
@@ -320,7 +317,7 @@ class BuPOTrainer(GRPOTrainer):
         return cast(EpochSampler, sampler)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
-        """Token ids as everywhere else: one BOS, no EOS, and messages whole."""
+        """Token ids as `generate` makes them: one BOS, no EOS, and every key of a message."""
         if self._is_vlm or self.tools or self.environment_factories is not None:
             return super()._tokenize_prompts(prompts)
         chat = dict(cast(Any, self.chat_template_kwargs))
@@ -383,11 +380,11 @@ class BuPOTrainer(GRPOTrainer):
         mask = batch["completion_mask"][rows]
         sums = cast(Tensor, self.accelerator.reduce(torch.stack([(entropy * mask).sum(), mask.sum()]), "sum"))
         total, count = sums.tolist()
-        if count:  # else every response is masked
+        if count:  # 0 if every response is masked
             self._metrics["train"]["entropy"].append(total / count)
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
-        """GRPO's loss; what it logs of an internal policy is named as such, and a mean over no tokens is not logged."""
+        """GRPO's loss. Logs of an internal policy are named `internal/...`; means over no tokens are dropped."""
         if not self.model.training:
             return super()._compute_loss(model, inputs)
         logged, self._metrics["train"] = self._metrics["train"], defaultdict(list)
@@ -412,9 +409,7 @@ def dataset_of(problems: Sequence[Problem], chat: Chat) -> Dataset:
         if problem.answer is None:
             raise InputError(f"Problem {number} has no answer to mark responses by; remove it, or give it one.")
         if problem.tools:
-            raise InputError(
-                f"Problem {number} has 'tools', which training can't put to the model; remove that column."
-            )
+            raise InputError(f"Problem {number} has 'tools', which training doesn't support. Remove that column.")
         prompt = problem.text if chat is None else [dict(message) for message in problem.messages]
         rows.append({"prompt": prompt, "answer": problem.answer})
     return Dataset.from_list(rows)

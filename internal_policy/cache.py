@@ -53,14 +53,15 @@ def root() -> Path:
         # an empty or relative XDG_CACHE_HOME counts as unset, as its specification says
         return (caches if caches.is_absolute() else Path.home() / ".cache") / "internal-policy"
     except RuntimeError as error:
-        raise InputError(f"The cache has no home folder ({error}); set INTERNAL_POLICY_CACHE to a folder.") from error
+        raise InputError(
+            f"There is no home folder for the cache ({error}). Set INTERNAL_POLICY_CACHE to a folder."
+        ) from error
 
 
 def digest(asked: Mapping[str, Any]) -> str:
     """What was asked, as 12 hexadecimal digits.
 
-    `content` has what the files among the values hold: that counts, and not where they are or how their paths were
-    typed. `identity` tells which model it is, likewise.
+    A file counts by what it holds (`content`), not by how its path was typed, and a model by its `identity`.
     """
     content = asked.get("content", {})
     held = {path: [Path(path).suffix, found] for path, found in content.items() if found and "sha256" in found}
@@ -108,7 +109,7 @@ def write_table(path: Path, table: pa.Table, group: str | None = None, *, once: 
 
 
 def is_whole(folder: Path, part: int) -> bool:
-    """Whether every table of a part has been written, and still holds what was written."""
+    """Whether every table of a part was written and is unchanged since."""
     known = records.of_part(folder, part)
     paths = [part_path(folder, kind, part) for kind in KINDS]
     return known is not None and all(
@@ -131,7 +132,7 @@ def asked(folder: Path) -> dict[str, Any]:
     try:
         found = records.read(path)
         if type(found.get("digest")) is not str or type(found.get("product")) is not str:
-            raise ValueError("it holds no question")
+            raise ValueError("it holds no settings")
     except records.DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}); remove the folder {folder} and scan again.") from error
     return found
@@ -191,7 +192,7 @@ def columns(path: Path) -> list[str]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Hand a file to Arrow, which may crash on an altered one, only if it holds what was written."""
+    """Check a file before Arrow reads it, because Arrow may crash on an altered one."""
     try:
         written = records.fingerprint_of(path)
         if written not in (None, found := files.fingerprint_once(path)):
@@ -220,7 +221,7 @@ def part_with(folder: Path, kind: str, rollout: int) -> Path:
 
 
 def parts(folder: Path, kind: str) -> list[Path]:
-    """The files of a table of a whole scan, in order. Raises InputError as `record` does."""
+    """The files of one table of a whole scan, in order. Raises InputError as `record` does."""
     named = (records.PART.fullmatch(name) for name in record(folder)["files"])
     numbers = sorted(int(part[2]) for part in named if part and part[1] == kind)
     return [part_path(folder, kind, number) for number in numbers]
@@ -229,7 +230,7 @@ def parts(folder: Path, kind: str) -> list[Path]:
 def export(folder: Path, kind: str, form: str, path: Path) -> int:
     """Write a table of a scan as one csv, json or parquet file; return the number of rows.
 
-    In CSV an apostrophe stands before a text that a spreadsheet would run as a formula; `rows.read_rows` takes it away.
+    In CSV, texts that a spreadsheet would run as formulas get a leading apostrophe, which `rows.read_rows` removes.
     """
     rows, writer = 0, None
     quoting = csv.QUOTE_NONNUMERIC if kind == "rollouts" else csv.QUOTE_MINIMAL  # the latter lets a lone \r end a row
@@ -264,7 +265,7 @@ def disk_bytes(selection: "Selection", tokens: int) -> int:
 
 
 def scans(*, unfinished: bool = False) -> list[Path]:
-    """Folders of the whole scans under `root()`, newest first; of the unfinished ones too if wanted."""
+    """Folders of the whole scans under `root()`, newest first; with `unfinished`, of the others too."""
     names = (ASKED, RECORD) if unfinished else (RECORD,)
     found = {path.parent for name in names for path in root().glob(f"*/*/{name}")}
     return sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)

@@ -1,4 +1,4 @@
-"""Check what the cells of a rollout's row hold."""
+"""Check the cells of a rollout's row."""
 
 import json
 import math
@@ -10,13 +10,13 @@ from internal_policy.errors import InputError
 from internal_policy.rows import quoted
 
 LARGEST = 2**31 - 1
-"""The largest token id, and the largest number of a sample: both are kept as 32-bit integers."""
+"""The largest token id and sample number: both are stored as 32-bit integers."""
 FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-"""How a yes or no is written, in small letters: CSV and pandas have texts and numbers of it."""
+"""How a boolean may be written, in lower case: CSV and pandas turn it into texts and numbers."""
 
 
 def is_empty(cell: Any) -> bool:
-    """Whether there is nothing in a cell; NaN is how pandas writes that."""
+    """Whether a cell is empty; pandas writes NaN for that."""
     return cell is None or cell == "" or cell != cell or (isinstance(cell, str) and cell.lower() == "nan")
 
 
@@ -26,7 +26,7 @@ def text(values: Mapping[str, Any], column: str) -> str | None:
     if isinstance(cell, str):
         return cell
     if not is_empty(cell):
-        raise InputError(f"'{column}' holds {quoted(cell)}; expected is text.")
+        raise InputError(f"'{column}' holds {quoted(cell)}; expected text.")
     return None
 
 
@@ -37,11 +37,11 @@ def ids(values: Mapping[str, Any], column: str) -> tuple[int, ...]:
         with suppress(ValueError, RecursionError):
             cell = json.loads(cell)
     if not isinstance(cell, list) or not cell:
-        raise InputError(f"'{column}' holds {quoted(cell)}; expected is a list of one or more token ids.")
+        raise InputError(f"'{column}' holds {quoted(cell)}; expected a list of one or more token ids.")
     for token in cell:
         if type(token) is not int or not 0 <= token <= LARGEST:
             raise InputError(
-                f"'{column}' holds {quoted(cell)}; expected is a list of token ids, but {quoted(token)} is none."
+                f"'{column}' holds {quoted(cell)}; expected a list of token ids, and {quoted(token)} isn't one."
             )
     return tuple(cell)
 
@@ -53,7 +53,7 @@ def sample(values: Mapping[str, Any], column: str) -> int | None:
         return None
     number = _number(cell)
     if number is None or not number.is_integer() or not 0 <= number <= LARGEST:
-        raise InputError(f"'{column}' holds {quoted(cell)}; expected is a whole number from 0 to {LARGEST}.")
+        raise InputError(f"'{column}' holds {quoted(cell)}; expected a whole number from 0 to {LARGEST}.")
     return int(number)
 
 
@@ -63,22 +63,22 @@ def number(values: Mapping[str, Any], column: str) -> float | None:
     if is_empty(cell):
         return None
     if (found := _number(cell)) is None:
-        raise InputError(f"the {column} is {quoted(cell)}; expected is a number.")
+        raise InputError(f"the {column} is {quoted(cell)}; expected a number.")
     return found
 
 
 def flag(values: Mapping[str, Any], column: str) -> bool | None:
-    """The yes or no in a cell, None where there is none. Raises InputError for anything else."""
+    """The boolean in a cell, None where there is none. Raises InputError for anything else."""
     cell = values.get(column)
     if is_empty(cell):
         return None
     if (found := FLAGS.get(str(cell).lower())) is None:
-        raise InputError(f"'{column}' holds {quoted(cell)}; expected is true or false.")
+        raise InputError(f"'{column}' holds {quoted(cell)}; expected true or false.")
     return found
 
 
 def _number(cell: Any) -> float | None:
-    """A cell as a finite number, None if it is none."""
+    """A cell as a finite number, None if it isn't one."""
     try:
         found = float(cell)
     except (TypeError, ValueError, OverflowError):

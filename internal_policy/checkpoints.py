@@ -1,4 +1,4 @@
-"""Write a folder of a training run whole or not at all, and find the newest checkpoint that is whole."""
+"""Write checkpoints whole or not at all, and find the newest whole one."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 from internal_policy import files
 
 PARTIAL = ".partial"
-"""Folder beside the checkpoints of a run where the next one is written."""
+"""Folder in a run where the next checkpoint is written before it is renamed."""
 MANIFEST = ".files.json"
-"""In a folder that was written whole: the size in bytes of each of its files."""
+"""File in a whole checkpoint that holds the size in bytes of each other file."""
 
 
 def put(written: Path, path: Path) -> None:
-    """Give a folder that has been written its name, with all of it on the disk; one of that name is replaced."""
+    """Sync a written folder to disk and rename it to `path`, replacing a folder of that name."""
     seal(written)
     if path.exists():
         shutil.rmtree(path)
@@ -23,7 +23,7 @@ def put(written: Path, path: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Bring a folder that has been written to the disk, and note the sizes of its files in it."""
+    """Sync a written folder to disk, and record the sizes of its files in it."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
     for path in paths:
         with path.open("rb+") as file:
@@ -33,7 +33,7 @@ def seal(folder: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder has every file that was written into it, none of them cut short."""
+    """Whether a folder still has every file that was written into it, at its full size."""
     try:
         sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -42,6 +42,6 @@ def is_whole(folder: Path) -> bool:
 
 
 def found(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run, whole or not, by the update that they were written after; the newest first."""
+    """The checkpoints of a run, whole or not, by the update after which they were written; newest first."""
     named = {re.fullmatch(r"checkpoint-(\d+)", path.name): path for path in run.glob("checkpoint-*") if path.is_dir()}
     return dict(sorted(((int(match[1]), path) for match, path in named.items() if match), reverse=True))

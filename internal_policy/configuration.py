@@ -27,16 +27,14 @@ LARGE: dict[str, Any] = {"learning_rate": 1e-6, "max_completion_length": 1024}
 """Where neither an option nor --config says otherwise; SMALL for the bundled models."""
 STEPS, PROMPTS, UPDATES, SAVE_EVERY, SHARE = 120, 16, 1, 20, 6
 """Steps of a run, prompts and updates of a step, steps between checkpoints; one step in SHARE is internal."""
-EVALUATED = (
-    "train has no problems to evaluate on; leave it out, and run `internal-policy evaluate` on the trained model"
-)
+EVALUATED = "train doesn't evaluate. Remove it, and run `internal-policy evaluate` on the trained model"
 UNHEEDED = {
     **dict.fromkeys(("do_eval", "do_predict", "eval_strategy", "eval_on_start", "load_best_model_at_end"), EVALUATED),
-    "resume_from_checkpoint": "a run goes on with --resume; leave it out",
-    "model_init_kwargs": "the model is loaded as --dtype, --device-map and --attn-implementation say; leave it out",
-    "auto_find_batch_size": "a step needs all responses to a prompt; leave it out, and lower --micro-batch",
+    "resume_from_checkpoint": "runs are continued with --resume. Remove it",
+    "model_init_kwargs": "--dtype, --device-map and --attn-implementation decide how the model is loaded. Remove it",
+    "auto_find_batch_size": "a step needs all responses to a prompt. Remove it, and lower --micro-batch",
 }
-"""Fields that have no effect on `train` -> why, and what has."""
+"""Fields that have no effect on `train` -> why, and what to use instead."""
 FLAGS = {
     "samples": "num_generations",
     "micro_batch": "per_device_train_batch_size",
@@ -50,7 +48,7 @@ FLAGS = {
 
 
 def read(path: str | None) -> dict[str, Any]:
-    """The fields in a YAML file. Raises InputError for one that is wrong, or that `train` cannot heed."""
+    """The fields in a YAML file. Raises InputError for one that is invalid, or that `train` would ignore."""
     if path is None:
         return {}
     from internal_policy.bupo import BuPOConfig
@@ -59,7 +57,7 @@ def read(path: str | None) -> dict[str, Any]:
     found = fields.read(Path(path), {name: types[name] for name in default})
     for name in ("max_completion_length", "num_generations"):
         if name in found and found[name] is None:
-            raise InputError(f"{path} has {name}: null; give a number, or leave it out.")
+            raise InputError(f"{path} has {name}: null. Give a number, or remove it.")
     for name, remedy in UNHEEDED.items():
         if name in found and found[name] not in (default[name], None):
             raise InputError(f"{path} has {name}: {found[name]}, but {remedy}.")
@@ -102,14 +100,14 @@ def configured(asked: Train, given: Mapping[str, Any], folder: Path, layer: int 
 
 
 def _built(values: Mapping[str, Any], file: str | None = None, given: Iterable[str] = ()) -> "BuPOConfig":
-    """The configuration. Raises InputError, which names the field of the file without which it can be built."""
+    """The configuration. Raises InputError naming the field of the file that breaks it, if a single one does."""
     from internal_policy.bupo import BuPOConfig
 
     try:
         return BuPOConfig(**values)
     except Exception as error:  # whatever transformers, accelerate and TRL raise
         wrong = [name for name in given if _builds({key: values[key] for key in values if key != name})]
-        where = f"{file} has {wrong[0]}: {values[wrong[0]]}, which cannot be used" if wrong else ""
+        where = f"{file} has {wrong[0]}: {values[wrong[0]]}, which can't be used" if wrong else ""
         if isinstance(error, InputError):
             raise (InputError(f"{where}: {error}") if wrong else error) from error
         said = " ".join(str(error).split()) or type(error).__name__
@@ -137,7 +135,7 @@ def _reporters(asked: Train, given: str | list[str] | None) -> list[str]:
         if name not in ("none", "all", *known):
             where = f"--report-to {name}".rstrip() if option else f"{asked.config} has report_to: {name}, which"
             what = "is not installed here" if name else "is empty"
-            raise InputError(f"{where} {what}; there is {', '.join(known) or 'none'}, or leave it out.")
+            raise InputError(f"{where} {what}. Choose from {', '.join(['none', *known])}, or leave it out.")
     return names
 
 

@@ -51,14 +51,14 @@ def dashboard(asked: options.Dashboard) -> None:
     from click import Abort
     from streamlit.web import cli
 
-    try:  # in this process, so that the server ends with it, whatever ends it
+    try:  # in this process, so that the server ends with it, however it ends
         cli.main(["run", str(bundle.APP / "main.py"), "--server.port", str(asked.port)], standalone_mode=False)
-    except Abort:  # what click makes of Ctrl-C, which is how a server is ended
+    except Abort:  # how click reports Ctrl-C, which is how the server is stopped
         return
     except SystemExit as error:
         if error.code:
             raise InputError(
-                f"The dashboard did not start on port {asked.port}; is the port in use? Try another --port."
+                f"The dashboard didn't start on port {asked.port}. If the port is in use, try another --port."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Avg@K and Pass@k: which responses are correct, and how many problems at least one of k responses solves."""
+"""Avg@K and Pass@k: the share of correct responses, and of problems that at least one of k responses solves."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     Unbiased (Eq. 1 of arXiv 2107.03374), and a product, so that no binomial overflows. Raises InputError for k > n.
     """
     if not 0 <= c <= n or k < 1:
-        raise InputError(f"{c} of {n} responses right and k = {k}; expected are 0 <= right <= responses, and k >= 1.")
+        raise InputError(f"{c} of {n} responses right and k = {k}; expected 0 <= right <= responses, and k >= 1.")
     if k > n:
         raise InputError(f"Pass@{k} takes {k} responses a problem, and there are {n}; sample more, or lower k.")
     if n - c < k:  # any k responses have a right one among them
@@ -40,16 +40,19 @@ def correct(rewards: pd.Series) -> pd.Series:
 
 
 def outcome(rewards: pd.Series) -> tuple[str, str] | None:
-    """What there is to say of rewards: the share of correct responses where all are 0 or 1, else the mean reward.
+    """A summary of rewards, as name and value: the share correct if all are 0 or 1, else the mean reward.
 
-    The name of the number and the number, or None where no response was marked.
+    None if no response was marked.
     """
     marked = rewards.dropna().astype(float)
     if not len(marked):
         return None
     if marked.isin([0, 1]).all():
         return "correct", f"{correct(marked).mean():.1%}"
-    return "mean reward", f"{(marked / len(marked)).sum():.3g}"  # divided first: huge rewards have no sum
+    return (
+        "mean reward",
+        f"{(marked / len(marked)).sum():.3g}",
+    )  # divided first, because the sum of huge rewards overflows
 
 
 def curves(right: Sequence[int], samples: int) -> pd.DataFrame:
@@ -66,16 +69,16 @@ def curves(right: Sequence[int], samples: int) -> pd.DataFrame:
 
 
 Z = 1.959963984540054
-"""Between -Z and Z lie 95 % of a normal distribution."""
+"""95 % of a normal distribution lies between -Z and Z."""
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of the 95 % Wilson interval of the mean of `values`: a row a problem, its shares between 0 and 1.
+    """The ends of the 95 % Wilson interval of the mean of `values`: one row per problem, shares between 0 and 1.
 
-    One draw is a problem, because the responses to one problem depend on one another. n is the number of problems over
-    the design effect (Kish): the variance of the shares, over what it would be if every problem were solved wholly or
-    not at all. It is estimated with two solved and two unsolved problems added (Agresti and Coull), since it vanishes
-    where all problems are alike: 64 of 64 give 94.3 to 100 %. The ends are NaN for one problem alone.
+    The unit is the problem, because responses to one problem depend on one another. n is the number of problems divided
+    by the design effect (Kish): the variance of the shares relative to problems that are solved always or never. The
+    variance is estimated with two solved and two unsolved problems added (Agresti and Coull), because it is 0 if all
+    problems are alike: 64 of 64 give 94.3 to 100 %. With a single problem the ends are NaN.
     """
     number, mean = len(values), values.mean(0)
     if number < 2:
@@ -86,4 +89,4 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     n = number / (padded.var(0) / (middle * (1 - middle)))
     centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * np.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
-    return np.clip(centre - half, 0, mean), np.clip(centre + half, mean, 1)  # the edges but for rounding
+    return np.clip(centre - half, 0, mean), np.clip(centre + half, mean, 1)  # rounding may cross the edges

@@ -36,7 +36,7 @@ def run(asked: options.Evaluate) -> None:
     sources = [sampling.source(source, asked.limit)[0] for source in names.values()]
     question = sampling.question(asked, [*sources, asked.chat_template, asked.lens], PRESENTATION)
     limit = sampling.source(next(iter(names.values())), asked.limit)[1]
-    question |= {"problems": sources, "limit": limit, "names": list(names)}  # responses are kept under these names
+    question |= {"problems": sources, "limit": limit, "names": list(names)}  # responses are stored under these names
     folder = asked.output or cache.root() / "evaluations" / cache.digest(question)
     claim(folder, cache.digest(question))
     cached = (folder / ROLLOUTS).exists()

@@ -160,9 +160,9 @@ llama, DeepSeek-R1-Distill-Qwen-7B is qwen2, and Pythia is gpt_neox.
 """
 
 ADAPTERS = frozenset(["LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "HRA", "LN_TUNING", "VERA", "FOURIERFT"])
-"""Kinds of adapters that are all inside the modules of the model, so that its own forward pass is the adapted one.
+"""Kinds of adapters that only change the model's modules, so that its own forward pass is the adapted one.
 
-tests/test_adapters.py proves each. Others put tokens before the text, or decide anew in each pass what is added.
+tests/test_adapters.py proves each. Others prepend tokens to the text, or choose in each pass what they add.
 """
 
 
@@ -215,9 +215,9 @@ def head(model: nn.Module) -> Head:
 
 
 def inside(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model that computes, with its adapters in place; any other model as it is.
+    """The Hugging Face model inside a PEFT wrapper, with its adapters in place; any other model as it is.
 
-    Raises InputError for adapters that change more than the modules of the model, such as prompt tuning.
+    Raises InputError for adapters that change more than the model's modules, such as prompt tuning.
     """
     if not _of_peft(model):
         return cast(PreTrainedModel, model)
@@ -227,14 +227,14 @@ def inside(model: nn.Module) -> PreTrainedModel:
 
 
 def check_adapters(configs: Mapping[str, Any]) -> None:
-    """Raise InputError for the first of these adapters that is not all inside the modules of its model."""
+    """Raise InputError for the first of these adapters that changes more than the modules of its model."""
     for name, config in configs.items():
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         activated = getattr(config, "alora_invocation_tokens", None) is not None
         if kind not in ADAPTERS or activated:
             raise InputError(
                 f"The adapter '{name}' is {'an activated LoRA' if activated else kind}, which can't be read layer by "
-                f"layer; those that can are {', '.join(sorted(ADAPTERS))}. Give the model without it."
+                f"layer. Use one of {', '.join(sorted(ADAPTERS))}, or the model without it."
             )
 
 
@@ -250,8 +250,8 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     layers = part(model, path := family_of(model.config).layers)
     if not isinstance(layers, nn.ModuleList):
         raise InputError(
-            f"{path} of this {type(model).__name__} is a {type(layers).__name__}, but internal policies need the "
-            "torch.nn.ModuleList of decoder layers that transformers makes; load the model with AutoModelForCausalLM."
+            f"{path} of this {type(model).__name__} is a {type(layers).__name__}, but internal policies need a "
+            "torch.nn.ModuleList of decoder layers. Load the model with AutoModelForCausalLM."
         )
     return layers
 
@@ -268,20 +268,20 @@ def part(module: nn.Module, path: str) -> nn.Module:
         return module.get_submodule(path)
     except AttributeError as error:
         raise InputError(
-            f"This {type(module).__name__} has no module {path}; load the whole model with AutoModelForCausalLM."
+            f"This {type(module).__name__} has no module {path}. Load the whole model with AutoModelForCausalLM."
         ) from error
 
 
 def unembedding(model: nn.Module) -> nn.Linear:
-    """The unembedding of a loaded model: its weight is (d_vocab, d_model), an adapter merged into it or none.
+    """The unembedding of a loaded model: its weight is (d_vocab, d_model), with any adapter merged into it.
 
-    Raises InputError for an adapter that is not merged, and for a bias; see `weight_alone`.
+    Raises InputError for an adapter that isn't merged, and for a bias; see `weight_alone`.
     """
     return weight_alone(_unwrapped(_output(model)))
 
 
 def to_logits(model: nn.Module) -> nn.Module:
-    """What computes the logits of a hidden state: the unembedding, with the adapters on it. Raises InputError."""
+    """The module that computes logits: the unembedding with its adapters. Raises InputError."""
     module = _output(model)
     return module if _of_peft(module) else weight_alone(module)
 
@@ -289,19 +289,19 @@ def to_logits(model: nn.Module) -> nn.Module:
 def _output(model: nn.Module) -> nn.Module:
     module = inside(model).get_output_embeddings()
     if module is None:
-        raise InputError("This model has no unembedding; load it with AutoModelForCausalLM.")
+        raise InputError("This model has no unembedding. Load it with AutoModelForCausalLM.")
     return module
 
 
 def weight_alone(module: nn.Module) -> nn.Linear:
-    """An unembedding whose weight is all of it: (d_vocab, d_model), and no bias.
+    """The unembedding, if it is a plain (d_vocab, d_model) matrix without a bias.
 
-    Raises InputError for any other, such as one that is quantized, whose weight is packed. A bias of 0 is none:
-    TransformerLens gives every unembedding one.
+    Raises InputError for any other, such as a quantized one, whose weight is packed. A bias of 0 counts as none,
+    because TransformerLens gives every unembedding one.
     """
     if not isinstance(module, nn.Linear) or module.weight.shape != (module.out_features, module.in_features):
         raise InputError(
-            f"The unembedding is a {type(module).__name__} whose weight isn't one plain matrix; load the model "
+            f"The unembedding is a {type(module).__name__} whose weight isn't one plain matrix. Load the model "
             "without quantizing, sharding or adapting its unembedding (lm_head)."
         )
     if module.bias is not None and (module.bias.is_meta or module.bias.any()):
@@ -310,9 +310,9 @@ def weight_alone(module: nn.Module) -> nn.Linear:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The module whose weight is what an adapted module multiplies by, such as the active copy of `modules_to_save`.
+    """The module that holds the weight in use inside an adapted module, such as the active copy of `modules_to_save`.
 
-    Raises InputError for an adapter that is added to that weight in each pass.
+    Raises InputError for an adapter that isn't merged into that weight.
     """
     if not _of_peft(module):
         return module
@@ -326,8 +326,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     layer = getattr(wrapper, "token_adapter", wrapper)  # trainable_token_indices
     if on and not layer.merged:
         raise InputError(
-            "The unembedding has an adapter that is not merged into its weight; call `merge_adapter()` of the PEFT "
-            "model first, or save what its `merge_and_unload()` returns and give that folder."
+            "The unembedding has an adapter that isn't merged into its weight. Call `merge_adapter()` on the PEFT "
+            "model first, or save the result of `merge_and_unload()` and use that folder."
         )
     return layer.base_layer
 

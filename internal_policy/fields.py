@@ -1,4 +1,4 @@
-"""Read a YAML file of fields, each of which is checked against its type and its range."""
+"""Read a YAML file of fields, checking each against its type and range."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from internal_policy.errors import InputError
 
 LARGEST, DEEPEST = 64 * 1024, 8
-"""Bytes of a file, and levels of nesting, past which it holds something else than fields."""
+"""Largest size in bytes and deepest nesting of a configuration file."""
 COUNT, ABOVE_0, FROM_0, SHARE = (1, 2**31 - 1), (math.nextafter(0, 1), math.inf), (0, math.inf), (0, 1)
 RANGES: dict[str, tuple[float, float]] = {
     "per_device_train_batch_size": COUNT,
@@ -55,7 +55,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "data_seed": (0, 2**32 - 1),
 }
-"""Field -> the least and the greatest value that it can have."""
+"""Field -> its smallest and largest allowed value."""
 CHOICES = {
     "loss_type": ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
@@ -68,62 +68,62 @@ CHOICES = {
         ("log_level", "log_level_replica"), ("passive", "debug", "info", "warning", "error", "critical", "detail")
     ),
 }
-"""Fields that TRL annotates as text, and that it reads only once training has begun."""
+"""Allowed values of fields that TRL annotates as plain text and checks only once training has begun."""
 PATHS = {"deepspeed", "fsdp_config", "accelerator_config"}
 """Fields that are mappings, or the name of a file that holds one."""
 
 
 def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in a YAML file, which are those of `types`. Raises InputError, which names the file and the field."""
+    """The fields in a YAML file, each one of `types`. Raises InputError naming the file and the field."""
     found = _loaded(path)
     for name in found:
         if name not in types:
             near = get_close_matches(str(name), types, 1)
-            remedy = f"did you mean {near[0]}?" if near else "remove it."
-            raise InputError(f"{path} has {_shown(name)}, which is not a field of BuPOConfig; {remedy}")
+            remedy = f"Did you mean {near[0]}?" if near else "Remove it."
+            raise InputError(f"{path} has {_shown(name)}, which isn't a field of BuPOConfig. {remedy}")
     return {name: _checked(path, name, types[name], value) for name, value in found.items()}
 
 
 def _loaded(path: Path) -> dict[Any, Any]:
-    """The mapping in a YAML file; nothing of it is built before its size, depth and anchors are known."""
+    """The mapping in a YAML file. Its size, nesting and aliases are checked before anything is built."""
     import yaml
 
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST + 1)
         if len(text) > LARGEST:
-            raise InputError(f"{path} is larger than {LARGEST // 1024} KiB; give a YAML file of fields.")
+            raise InputError(f"{path} is larger than {LARGEST // 1024} KiB. Give a YAML file of fields.")
         _check_shape(path, yaml.parse(text, yaml.SafeLoader))
         node = yaml.compose(text, yaml.SafeLoader)
         found = yaml.safe_load(text)
     except InputError:
         raise
-    except Exception as error:  # PyYAML lets through what int, datetime and others raise
-        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); give a YAML file.") from error
+    except Exception as error:  # PyYAML passes on whatever int, datetime and others raise
+        raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:200]}). Give a YAML file.") from error
     if not isinstance(found, dict):
         kind = "nothing" if found is None else type(found).__name__
-        raise InputError(f"{path} holds {kind}; write a line NAME: VALUE for each field.")
+        raise InputError(f"{path} holds {kind}. Write one NAME: VALUE line per field.")
     names = [key.value for key, _ in node.value]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"{path} has {_shown(twice[0])} twice; remove one of them.")
+        raise InputError(f"{path} has {_shown(twice[0])} twice. Remove one.")
     return found
 
 
 def _check_shape(path: Path, events: Iterator[Any]) -> None:
-    """Refuse what a few lines can make huge. Raises InputError."""
+    """Raise InputError for aliases and deep nesting, which let a few lines expand into gigabytes."""
     import yaml
 
     depth = 0
     for event in events:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
-            raise InputError(f"{path} has the alias *{event.anchor}; write out what it stands for.")
+            raise InputError(f"{path} uses the alias *{event.anchor}. Write its value out instead.")
         if depth > DEEPEST:
-            raise InputError(f"{path} is nested more than {DEEPEST} levels deep; give a YAML file of fields.")
+            raise InputError(f"{path} is nested more than {DEEPEST} levels deep. Give a YAML file of fields.")
 
 
 def _checked(path: Path, name: str, kind: Any, value: Any) -> Any:
-    """The value of a field; YAML reads 1e-6 as text, and `no` as false. Raises InputError."""
+    """The value of a field, mending what YAML misreads: 1e-6 as text, `no` as false. Raises InputError."""
     members: tuple[Any, ...] = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     enums = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
     if value is False and bool not in members and any(item.value == "no" for enum in enums for item in enum):
@@ -133,14 +133,14 @@ def _checked(path: Path, name: str, kind: Any, value: Any) -> Any:
             value = float(value)
     if not any(_fits(value, member) for member in members):
         expected = " or ".join(dict.fromkeys(_named(member) for member in members))
-        raise InputError(f"{path} has {name}: {_shown(value)}; expected is {expected}.")
+        raise InputError(f"{path} has {name}: {_shown(value)}; expected {expected}.")
     if isinstance(value, str) and name not in PATHS and any((get_origin(m) or m) is dict for m in members):
         value = _json(path, name, value)
     low, high = RANGES.get(name, (-math.inf, math.inf))
     if isinstance(value, int | float) and not (low <= value <= high and abs(value) < 2**63):  # NaN is in no range
-        raise InputError(f"{path} has {name}: {_shown(value)}; expected is {_range(float(low), float(high))}.")
+        raise InputError(f"{path} has {name}: {_shown(value)}; expected {_range(float(low), float(high))}.")
     if name in CHOICES and isinstance(value, str) and value not in CHOICES[name]:
-        raise InputError(f"{path} has {name}: {_shown(value)}; expected is one of {', '.join(CHOICES[name])}.")
+        raise InputError(f"{path} has {name}: {_shown(value)}; expected one of {', '.join(CHOICES[name])}.")
     return value
 
 
@@ -151,7 +151,7 @@ def _json(path: Path, name: str, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not _plain(found):
-        raise InputError(f"{path} has {name}: {_shown(text)}; expected is a mapping, such as {{name: value}}.")
+        raise InputError(f"{path} has {name}: {_shown(text)}; expected a mapping, such as {{name: value}}.")
     return found
 
 
@@ -181,7 +181,7 @@ def _plain(value: Any) -> bool:
 
 
 def _named(kind: Any) -> str:
-    """A type as one would say it."""
+    """A type in words."""
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin is Literal:
         return " or ".join(map(repr, inner))
@@ -202,9 +202,9 @@ def _range(low: float, high: float) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message, cut where it is long."""
+    """A value for a message, shortened if it is long."""
     try:
         text = repr(value) if not isinstance(value, str) else value
-    except ValueError:  # an integer of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python will print
         text = "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:60]}..."

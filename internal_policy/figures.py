@@ -123,7 +123,7 @@ CHOICES = {
     "tokens": ("entropy", "change", "logprob", "rank", "kl", "norm", "cosine", "entropy_at_input_norm"),
     "compare": ("entropy", "change"),
 }
-"""Figures of one measure -> the measures that they can draw."""
+"""Figures that draw one measure -> the measures they can draw."""
 
 
 def draw(name: str, views: Sequence[View], choice: Choice) -> go.Figure:

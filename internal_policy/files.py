@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and tell whether two hold the same."""
+"""Write files whole or not at all, and fingerprint them."""
 
 import hashlib
 import json
@@ -16,15 +16,15 @@ from typing import Any
 from internal_policy.secrecy import redacted
 
 HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-"""Tells this machine from others that share a disk."""
+"""Identifies this machine among those that share a disk."""
 TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.]*)?")
-"""Name of a temporary file: machine, process, random digits, and the ending of the file that it will be."""
+"""Name of a temporary file: machine, process, random digits, and the suffix of the final file."""
 OLD = 24 * 3600
-"""Age in seconds from which a temporary file is taken for abandoned, whoever wrote it."""
+"""Age in seconds after which any temporary file counts as abandoned."""
 COARSE = 2.0
-"""Seconds that the clocks of file systems are coarse at most: FAT's."""
+"""Coarsest timestamp of a file system in seconds: FAT's."""
 PATIENCE = 10.0
-"""Seconds after which a lock is taken for abandoned: its owner needs milliseconds."""
+"""Seconds after which a lock counts as abandoned; its owner needs milliseconds."""
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def write_json(path: Path, value: Mapping[str, Any], *, once: bool = False) -> N
 
 
 def as_json(value: Mapping[str, Any]) -> str:
-    """The text of a JSON file, with secrets hidden: checksums are of what this gives."""
+    """The text of a JSON file, with secrets hidden; checksums are computed from this."""
     return json.dumps(redacted(value), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
@@ -72,7 +72,7 @@ _fingerprints: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
 
 
 def fingerprint_once(path: Path) -> dict[str, Any] | None:
-    """The same, remembered for as long as the file looks the same: by its place, size and times."""
+    """The same, cached until the file's path, size, inode or times change."""
     try:
         looks = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -81,7 +81,7 @@ def fingerprint_once(path: Path) -> dict[str, Any] | None:
     if path in _fingerprints and _fingerprints[path][0] == seen:
         return _fingerprints[path][1]
     found = fingerprint(path)
-    if found and time.time() - looks.st_mtime > COARSE:  # a younger one may change again without looking different
+    if found and time.time() - looks.st_mtime > COARSE:  # a newer file could change again within the same timestamp
         _fingerprints[path] = (seen, found)
     return found
 
@@ -96,7 +96,7 @@ def _put_once(temporary: Path, path: Path) -> None:
 
 
 def _put_under_lock(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path` unless that exists; a lock file keeps other processes from doing so meanwhile."""
+    """Rename `temporary` to `path` unless that exists, holding a lock file against other processes."""
     lock = path.with_name(f".{path.name}.lock")
     patience = time.monotonic() + PATIENCE
     while not path.exists():
@@ -117,17 +117,17 @@ def _put_under_lock(temporary: Path, path: Path) -> None:
 
 @cache
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes left in a folder; looked for once a process."""
+    """Remove temporary files that killed processes left in a folder; done once per process."""
     for path in folder.iterdir():
         found = TEMPORARY.fullmatch(path.name)
-        with suppress(OSError):  # another process was quicker
+        with suppress(OSError):  # another process removed it first
             if found and (_gone(found[1], int(found[2])) or time.time() - path.stat().st_mtime > OLD):
                 path.unlink()
 
 
 def _gone(machine: str, process: int) -> bool:
-    """Whether a process of this machine has ended; that of another machine can't be told."""
-    if machine != HERE or os.name != "posix":  # on Windows the question itself would end the process
+    """Whether a process of this machine has ended; False for other machines, where we can't know."""
+    if machine != HERE or os.name != "posix":  # on Windows os.kill(process, 0) would end the process
         return False
     try:
         os.kill(process, 0)

@@ -1,4 +1,4 @@
-"""Look at the files of a model's folder, or of an adapter's, before anything is loaded from it."""
+"""Check the files of a model or adapter folder before anything is loaded from it."""
 
 import hashlib
 import json
@@ -19,13 +19,13 @@ READ = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""Files that are read as JSON objects, if they are there."""
+"""Files that must be JSON objects if they exist."""
 OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")
-"""Endings of the files that make a model what it is."""
+"""Suffixes of the files that define a model."""
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter of PEFT, for a model that lies elsewhere."""
+    """Whether a folder holds a PEFT adapter, whose base model is elsewhere."""
     return (folder / ADAPTER).is_file()
 
 
@@ -35,29 +35,30 @@ def base_of(folder: Path) -> tuple[str, str]:
     name, revision = values.get("base_model_name_or_path"), values.get("revision") or "main"
     if not (isinstance(name, str) and name and isinstance(revision, str)):
         raise InputError(
-            f"{folder / ADAPTER} has base_model_name_or_path {name!r:.60} and revision {revision!r:.60}; expected are "
-            "the folder or hub id of the model that the adapter is for, and one of its revisions or null."
+            f"{folder / ADAPTER} has base_model_name_or_path {name!r:.60} and revision {revision!r:.60}; expected "
+            "the folder or hub id of its base model, and a revision or null."
         )
     if is_adapter(Path(name)):
         raise InputError(
-            f"{folder / ADAPTER} names {name} as its base model, which is an adapter itself; merge that into its model."
+            f"{folder / ADAPTER} names {name} as its base model, which is an adapter itself. Merge that one "
+            "into its own base model first."
         )
     return name, revision
 
 
 def check(folder: Path) -> None:
-    """Raise InputError for a folder that is no whole model or adapter in safetensors, naming the file."""
+    """Raise InputError, naming the file, unless a folder holds a complete model or adapter in safetensors."""
     adapter = is_adapter(folder)
     if not adapter and not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} holds no model: there is no config.json in it; give a folder that has one.")
+        raise InputError(f"{folder} holds no model: it has no config.json. Give a folder that has one.")
     weights = "adapter_model.safetensors" if adapter else "*.safetensors"
     if not any(folder.glob(weights)):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise InputError(
-            f"{folder} holds only pickled weights, which can run code when they are loaded; convert them to "
+            f"{folder} holds only pickled weights, which can run code when they are loaded. Convert them to "
             f"safetensors with `save_pretrained` of {'peft' if adapter else 'transformers'}, and give that folder."
             if pickled
-            else f"{folder} holds no weights: there is no {weights.removeprefix('*')} file in it; copy the whole "
+            else f"{folder} holds no weights: it has no {weights.removeprefix('*')} file. Copy the whole "
             f"{'adapter' if adapter else 'model'}."
         )
     for path in (folder / name for name in READ if (folder / name).exists()):
@@ -67,7 +68,7 @@ def check(folder: Path) -> None:
 
 
 def check_depth(folder: Path, layers: int) -> None:
-    """Refuse more layers than there are weights: to build so many would not end. Raises InputError."""
+    """Raise InputError for more layers than weights, because building a billion layers would never end."""
     from safetensors import safe_open
 
     weights = 0
@@ -76,33 +77,33 @@ def check_depth(folder: Path, layers: int) -> None:
             weights += len(list(file.keys()))
     if layers > weights:
         raise InputError(
-            f"{folder / CONFIG} says that the model has {layers} layers, but its files hold only {weights} weights; "
-            "get a whole copy of the model."
+            f"{folder / CONFIG} claims {layers} layers, but the model's files hold only {weights} weights. "
+            "Get a complete copy of the model."
         )
 
 
 def _check_index(path: Path, values: dict[str, Any]) -> None:
-    """Refuse an index that names files which are not there."""
+    """Raise InputError for an index that names missing files."""
     files = values.get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise InputError(f"{path} has no weight_map from weights to files; get a whole copy of the model.")
+        raise InputError(f"{path} has no weight_map from weights to files. Get a complete copy of the model.")
     for name in sorted(set(files.values())):
         if Path(name).name != name or not (path.parent / name).is_file():
-            raise InputError(f"{path} names the file {name!r:.80}, which is not in the folder; copy the whole model.")
+            raise InputError(f"{path} names the file {name!r:.80}, which isn't in the folder. Copy the whole model.")
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON in UTF-8 ({error}); get a whole copy of it.") from error
+        raise InputError(f"{path} isn't JSON in UTF-8 ({error}). Get a complete copy of it.") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds {values!r:.40}; it must hold a JSON object. Get a whole copy of it.")
+        raise InputError(f"{path} holds {values!r:.40}; expected a JSON object. Get a complete copy of it.")
     return values
 
 
 def digest(folder: Path, code: bool) -> str:
-    """SHA-256 over the files that make a model or an adapter what it is; with `code` its Python too."""
+    """SHA-256 over the files that define a model or adapter; with `code`, over its Python too."""
     found = hashlib.sha256()
     more = [*folder.glob("additional_chat_templates/*.jinja"), *(folder.rglob("*.py") if code else [])]
     for path in sorted([path for path in folder.iterdir() if path.suffix in OF_A_MODEL] + more):
@@ -113,7 +114,7 @@ def digest(folder: Path, code: bool) -> str:
 
 
 def code_elsewhere(folder: Path) -> set[tuple[str, str]]:
-    """Repositories on the hub that hold Python of this model, each with a file of it that is named."""
+    """Hub repositories that hold this model's Python, each with one of its files."""
     found: set[tuple[str, str]] = set()
     for path in (folder / name for name in (CONFIG, "tokenizer_config.json")):
         places = _object(path).get("auto_map") if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Keep spreadsheets from running what a text in a CSV file says."""
+"""Keep spreadsheets from running texts in a CSV file as formulas."""
 
 import re
 from typing import TYPE_CHECKING
@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMULA = re.compile(r"'*[\t\r\n]*([=+@]|-(?!\d+(\.\d+)?\Z))")
-"""How a text begins that a spreadsheet would run, or that an apostrophe guards already; `-5` is a number."""
+"""Start of a text that a spreadsheet would run, or that an apostrophe guards already; `-5` is a number."""
 
 
 def guarded(text: str) -> str:
-    """The text, with an apostrophe before it if a spreadsheet would take it for a formula."""
+    """The text, with a leading apostrophe if a spreadsheet would take it for a formula."""
     return f"'{text}" if FORMULA.match(text) else text
 
 
@@ -21,7 +21,7 @@ def unguarded(text: str) -> str:
 
 
 def guard(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """The frame with every text guarded; its numbers and lists are as they were."""
+    """The frame with every text guarded; numbers and lists are unchanged."""
     import pandas as pd
 
     frame = frame.copy(deep=False)

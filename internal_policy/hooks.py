@@ -109,18 +109,18 @@ def hooked(model: nn.Module, points: Iterable[HookPoint], visit: Visit) -> Itera
             _open_here.reset(before)
         if elsewhere and not here:
             raise InputError(
-                f"{wanted[0]} was never visited because the model only ran in another thread; open `hooked` in the "
-                "thread that runs the model."
+                f"{wanted[0]} was never visited because the model only ran in another thread. Open `hooked` in "
+                "the thread that runs the model."
             )
 
 
 def check_visits(points: Iterable[HookPoint], visits: Mapping[HookPoint, int]) -> None:
-    """Raise InputError for the first of `points` that a forward pass did not visit exactly once."""
+    """Raise InputError for the first of `points` that a forward pass didn't visit exactly once."""
     for point in points:
         if (times := visits.get(point, 0)) != 1:
             raise InputError(
-                f"A forward pass visited {point} {times} times, but exactly once was expected; load the model with "
-                "AutoModelForCausalLM, without anything that replaces or skips its modules."
+                f"A forward pass visited {point} {times} times instead of once. Load the model with "
+                "AutoModelForCausalLM, and remove anything that replaces or skips its modules."
             )
 
 

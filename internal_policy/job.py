@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from internal_policy.selection import Selection
 
 BY = ("device", "dtype", "versions")
-"""The facts that a process which continues a scan may have others of; they are kept for each part."""
+"""Facts that may differ between processes that continue one scan; they are recorded for each part."""
 
 Advance = Callable[[int, int], None]
 """Told the rollouts and the response tokens of each part when it is whole."""
@@ -55,7 +55,7 @@ def claim(folder: Path, asked: Mapping[str, Any]) -> None:
 
 
 def broken(folder: Path) -> list[str]:
-    """Names of the files of a finished scan that are not as they were written; the record's, if it can't be read."""
+    """Names of the files of a finished scan that have changed; the record's if the record can't be read."""
     try:
         return cache.damaged(folder)
     except InputError:
@@ -63,9 +63,9 @@ def broken(folder: Path) -> list[str]:
 
 
 def discard_damaged(folder: Path) -> list[str]:
-    """Remove the record of a finished scan of which something is `broken`, so that `run` measures that again.
+    """Remove the record of a scan with `broken` files, so that `run` measures those again; return their names.
 
-    Nothing else is removed: which parts are whole, `run` finds out.
+    Nothing else is removed, because `run` checks every part.
     """
     found = broken(folder)
     if found:
@@ -137,7 +137,7 @@ def run(
 
 
 def _rollouts(folder: Path, part: int, source: Source, by: Mapping[str, Any]) -> Sequence["Rollout"]:
-    """The rollouts of a part: those on the disk, else from the source."""
+    """The rollouts of a part, from disk if they are there, else from the source."""
     from internal_policy.rollouts import from_table
     from internal_policy.scan import numbered
 
@@ -156,7 +156,7 @@ def _rollouts(folder: Path, part: int, source: Source, by: Mapping[str, Any]) ->
 
 
 def _write_about(folder: Path, part: int, by: Mapping[str, Any], kinds: Sequence[str], *, once: bool = False) -> None:
-    """Note what the files of a part hold, and what wrote them."""
+    """Record the fingerprints of a part's files, and what wrote them."""
     known = records.of_part(folder, part)
     earlier = known["by"] if known else []
     paths = [cache.part_path(folder, kind, part) for kind in kinds]
@@ -168,16 +168,16 @@ def _write_about(folder: Path, part: int, by: Mapping[str, Any], kinds: Sequence
 
 
 def _of_parts(folder: Path, parts: Sequence[int]) -> dict[str, Any]:
-    """What the record says of the parts: their fingerprints, and the devices and versions of all who did them.
+    """The record's fields about parts: their fingerprints, and the devices and versions that measured them.
 
-    Raises InputError if a part isn't whole: its files were altered or removed while the scan ran.
+    Raises InputError if a part's files were altered or removed while the scan ran.
     """
     known = [records.of_part(folder, part) if cache.is_whole(folder, part) else None for part in parts]
     whole = [about for about in known if about is not None]
     written = {cache.VOCABULARY: files.fingerprint(folder / cache.VOCABULARY)}
     if len(whole) < len(known) or None in written.values():
         name = f"Part {known.index(None)}" if None in known else cache.VOCABULARY
-        raise InputError(f"{name} of {folder} was altered or removed while the scan ran; run its command again.")
+        raise InputError(f"{name} of {folder} was altered or removed while the scan ran. Run its command again.")
     by = [one for about in whole for one in about["by"]]
     return {
         "files": written | {name: found for about in whole for name, found in about["files"].items()},

@@ -34,7 +34,7 @@ NAMES = {
 }
 """What the trainer logs -> its column. Of no meaning to a step, and left out: the loss, which is about 0 always."""
 OF_THE_LAST = ("learning_rate", "grad_norm")
-"""Columns that tell of the last update of a step; the others are means over its updates."""
+"""Columns taken from the last update of a step; the others are means over its updates."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Journal(TrainerCallback):
     """Writes metrics.parquet, a row a step, and dynamics.parquet, a row a scan, layer and site.
 
     A run that is resumed goes on behind the rows of its checkpoint. The trainer logs at the end of every step,
-    however seldom it was told to log; where it logs more often, a row is the mean.
+    even if it was told to log less often; if it logs more often, a row is the mean.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Journal(TrainerCallback):
         self.clocks = time.monotonic(), time.process_time()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a log when a step has ended."""
+        """Request a log at the end of a step."""
         control.should_log = control.should_log or state.global_step % self.updates == 0
 
     def on_log(
@@ -139,9 +139,9 @@ class Journal(TrainerCallback):
 
 
 def _mean(logs: Sequence[tuple[int, Mapping[str, Any]]], columns: Mapping[str, str], before: int) -> dict[str, float]:
-    """The columns of one step from its logs, each with the update that it was written after.
+    """The columns of one step from its logs, each paired with the update after which it was written.
 
-    A log tells of the updates since the one before it, the first of those since update `before`, and weighs as many.
+    A log covers the updates since the previous one, or since update `before`, and is weighted by their number.
     """
     spans = [update - start for start, update in pairwise([before, *(update for update, _ in logs)])]
     row: dict[str, float] = {}

@@ -164,7 +164,7 @@ def _place(key: str, path: Path) -> tuple[HookPoint, str]:
     found = re.fullmatch(rf"(\d+)(?:\.({'|'.join(SITES)}))?\.(weight|bias)", key)
     if not found:
         raise InputError(
-            f"{path} has the key '{key}', expected are keys such as 5.resid_post.weight and 5.resid_post.bias, or "
+            f"{path} has the key '{key}', expected keys such as 5.resid_post.weight and 5.resid_post.bias, or "
             "5.weight and 5.bias as the tuned-lens library has them; it is no affine lens."
         )
     layer, site, kind = found.groups()

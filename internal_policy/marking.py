@@ -1,4 +1,4 @@
-"""How a response is marked: the answer in its last box, beside the right one."""
+"""Mark a response by the answer in its last box."""
 
 import re
 
@@ -9,8 +9,8 @@ def reward(response: str, answer: str) -> float:
     r"""1.0 if the last complete box of `response` holds `answer`, else 0.0; nothing in it is ever executed.
 
     It holds it if both are equal once normalised, or if math-verify finds that they mean the same (`verify.equal`).
-    Two plain numbers are never asked about. Where the answer is one, the box has to hold one value too, or an equation
-    that ends with it: `47 + 385` is no answer to what 47 + 385 is, but `47 + 385 = 432` is.
+    Two plain numbers are never given to math-verify. If the answer is a number, the box must hold one value too, or an
+    equation that ends with it: `47 + 385` doesn't answer what 47 + 385 is, but `47 + 385 = 432` does.
     """
     content = boxed(response) or ""
     given, expected = normalised(content), normalised(answer)
@@ -32,21 +32,21 @@ def reward(response: str, answer: str) -> float:
 
 POWER = r"\s*\^\s*(?:-?[0-9]|\{\s*-?[0-9]\s*\})"
 UNIT = re.compile(rf"(?:\\[ ,;:]|~)*\s*\\(?:text|textrm|mbox|mathrm)\s*\{{[^{{}}0-9^]*(?:{POWER}\$?\s*\}}|\}}{POWER})")
-r"""A unit with its power, whose digits are none of the value: \text{ cm}^2 or \mathrm{cm^2}."""
+r"""A unit with its power, whose digits don't belong to the value: \text{ cm}^2 or \mathrm{cm^2}."""
 EQUALS = re.compile(r"=(?![^{}]*\})")
-"""Between the sides of an equation; not the one below a sum."""
+"""The sign between the sides of an equation, but not one in the index of a sum."""
 SEVERAL = re.compile(r"\\q?quad|\\\\")
-"""What separates two equations, and math-verify overlooks."""
+"""Separators of two equations, which math-verify overlooks."""
 UNDONE = re.compile(r"\\(?:sum|prod|i*int|lim)(?![a-zA-Z])")
-"""What is yet to be calculated, whatever numbers there are."""
+"""Operators that leave a calculation undone, whatever numbers they have."""
 JOINED = re.compile(r"\.|[})\s]*[/^][{(\s]*-?|[}\]]\s*\{|\s*\\frac\s*\{?")
-"""What stands between the digits of one value: a decimal point, a fraction, a power, a root, a mixed number."""
+"""What may come between the digits of one value: a decimal point, a fraction, a power, a root, a mixed number."""
 OF_ONE_NUMBER = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))|\s*\\(?:times|cdot)\s*10(?=\s*\^)")
 """Thousands commas and powers of ten, which join digits to one number."""
 
 
 def _calculates(given: str) -> bool:
-    """Whether the value in `given` is yet to be calculated, or is several: 47 + 385, (2)(3), x = 47 + 385, 1, 2."""
+    """Whether `given` holds several values or an undone calculation: 47 + 385, (2)(3), x = 47 + 385, 1, 2."""
     *sides, value = EQUALS.split(given)
     between = re.split(r"[0-9]+", OF_ONE_NUMBER.sub("", value))[1:-1]
     several = any(map(SEVERAL.search, sides))
@@ -62,14 +62,14 @@ BRACES = re.compile(
     | ([{{}}])""",
     re.VERBOSE,
 )
-"""A box that opens, one that has no braces but a number or a fraction, an escape that opens none, a brace."""
+"""An opening box, a box without braces, an escape that opens no box, or a brace."""
 
 
 def boxed(text: str) -> str | None:
     r"""Content of the last complete \boxed{...} or \fbox{...}, None if there is none; in time linear in the text.
 
-    A number or a fraction may go without braces: \boxed 5. Where boxes are nested the inner one is the last. Escaped
-    braces (`\{`) do not count, nor do boxes never closed.
+    A number or a fraction needs no braces: \boxed 5. Of nested boxes the inner one is the last. Escaped braces (`\{`)
+    and boxes that are never closed don't count.
     """
     unclosed: list[tuple[bool, int]] = []
     last, content = -1, None

@@ -20,7 +20,7 @@ TILE_ROWS, TILE_VOCAB = 512, 2048
 LOWEST = -80.0
 """Logits further below the largest count as this far: exp is many times slower where it underflows."""
 EXTREMES = 1e-15, 1e15
-"""Norms beyond which the squares of their parts may underflow or overflow float32."""
+"""Norms outside these may come from squares that underflowed or overflowed float32."""
 EMPTY = -1e30
 """The maximum of no logits; finite, so that merging with it gives no NaN."""
 GROUP = 64
@@ -53,10 +53,10 @@ def norm(hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
 
 
 def scale_to(lengths: Float[Tensor, "scaled pos"], outputs: Float[Tensor, "scaled pos"]) -> Float[Tensor, "scaled pos"]:
-    """What brings outputs of these norms to other lengths, for the norm control.
+    """Factors that scale outputs of these norms to other lengths, for the norm control.
 
-    An output of 0 has no direction. It stays 0 whatever it is multiplied by, so its scale is 1: its policy is uniform,
-    with entropy ln V.
+    An output of 0 has no direction and stays 0 at any scale, so its scale is 1; its policy is uniform, with entropy
+    ln V.
     """
     return torch.where(outputs == 0, 1, lengths / outputs)
 

@@ -26,8 +26,8 @@ def check(asked: Scan) -> None:
         )
     if asked.reader == "transformer-lens" and folder.is_adapter(Path(loading.resolve(asked.model))):
         raise InputError(
-            f"TransformerLens reads no adapters, but {asked.model} holds one; leave out --reader, or merge the adapter "
-            "into its model."
+            f"TransformerLens can't read adapters, but {asked.model} holds one. Leave out --reader, or merge the "
+            "adapter into its base model."
         )
     if not asked.remote:
         return

@@ -56,8 +56,8 @@ class ReadingOptions:
     chat_template: File = None
     """Jinja file to use instead of the tokenizer's own chat template, or `none`: the problem's text as it is."""
     chat_template_kwargs: str = "{}"
-    """More arguments for the chat template, as JSON, such as '{"enable_thinking": false}'; a template that writes the
-    date takes today's, or another: '{"strftime_now": "2026-11-25"}'."""
+    """More arguments for the chat template, as JSON, such as '{"enable_thinking": false}'. Templates that write
+    the date use today's, or the one you give: '{"strftime_now": "2026-11-25"}'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +348,7 @@ class ViewOptions:
     readout: Text = None
     """raw, norm or tuned; by default the first that was measured."""
     outcome: Literal["all", "correct", "incorrect"] = "all"
-    """Which responses: those with a reward of 1 or more are correct."""
+    """Which responses to include; a response is correct if its reward is 1 or more."""
     positions: Text = None
     """Window of the responses' tokens, from 0, such as 0-99 or 100-; by default all."""
 
@@ -383,8 +383,8 @@ class Plot(ViewOptions):
     against: Others = ()
     """Of compare: the other scans."""
     measure: Measure = "entropy"
-    """Of tokens, distribution and readouts: which measure; change is for tokens and compare, top1 for readouts,
-    entropy_at_input_norm for tokens and distribution."""
+    """Measure to draw in tokens, distribution, readouts and compare. change is for tokens and compare, top1 for
+    readouts, entropy_at_input_norm for tokens and distribution."""
     site: str = "resid_post"
     """Of tokens, distribution and readouts: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post."""
     rollout: Number = None

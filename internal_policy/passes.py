@@ -1,4 +1,4 @@
-"""Keep a forward pass independent of compilation, training mode, batch mates and earlier passes."""
+"""Keep a forward pass independent of compilation, training mode, its batch and earlier passes."""
 
 import copy
 import inspect
@@ -14,18 +14,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 STRETCHED = ("linear", "dynamic", "yarn")
-"""Kinds of rotary embedding that read `factor` times as many positions as the model was trained on; others read
-`max_position_embeddings`, which already counts that."""
+"""Kinds of rotary embedding that extend `max_position_embeddings` by `factor`; in others it is the extended length."""
 
 _lock = Lock()
 _stances: list[Any] = []
-"""One for each `eager` that is open, in any thread; the first knows what the stance was before them all."""
+"""One for each open `eager`, in any thread; the first remembers the stance before them all."""
 _alone_here: ContextVar[frozenset[object]] = ContextVar("_alone_here", default=frozenset())
 
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Inside, compiled modules run uncompiled, in every thread: compiled code may leave hooks out."""
+    """Inside, compiled modules run uncompiled in every thread, because compiled code may skip hooks."""
     with _lock:
         _stances.append(torch.compiler.set_stance("force_eager"))
     try:
@@ -50,12 +49,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the token ids of a pass go; what accelerate offloads has a device of its own, and takes them there."""
+    """The device for the token ids of a pass; modules that accelerate offloads move them to their own."""
     return next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
 
 
 def positions(config: PreTrainedConfig) -> int:
-    """How many positions a model of this configuration reads: its longest text, in tokens."""
+    """The longest text that a model of this configuration reads, in tokens."""
     trained = config.get_text_config().max_position_embeddings
     each = []
     for rope in _ropes(config):
@@ -65,9 +64,9 @@ def positions(config: PreTrainedConfig) -> int:
 
 
 def one_rotation(config: PreTrainedConfig) -> int | None:
-    """Texts of up to so many tokens are all rotated alike; None where the rotation never depends on the length.
+    """Longest text in tokens up to which all texts are rotated alike; None if rotation never depends on length.
 
-    Longer texts are rotated by other frequencies (longrope), or by those of their very length (dynamic NTK).
+    Longer texts use other frequencies (longrope), or those of their own length (dynamic NTK).
     """
     trained = config.get_text_config().max_position_embeddings
     ends = [trained for rope in _ropes(config) if "dynamic" in str(rope.get("rope_type"))]
@@ -76,15 +75,15 @@ def one_rotation(config: PreTrainedConfig) -> int | None:
 
 
 def remembers(config: PreTrainedConfig) -> bool:
-    """Whether a model of this configuration rotates a text by what it read before: dynamic NTK."""
+    """Whether the rotation of a text depends on texts read before, as in dynamic NTK."""
     return any("dynamic" in str(rope.get("rope_type")) for rope in _ropes(config))
 
 
 def sampled_together(config: PreTrainedConfig, lengths: Sequence[int], more: int) -> list[list[int]]:
-    """Groups of prompts, by number, that can be sampled in one left-padded batch as each would be alone.
+    """Groups of prompts, by number, that sample the same in one left-padded batch as they would alone.
 
-    That is all of them, unless a text of `lengths` tokens and `more` might be long enough for another rotation: then
-    prompts of the same length, which reach it at the same token.
+    That is all of them, unless a prompt of `lengths` plus `more` tokens may reach another rotation. Then prompts are
+    grouped by length, because those reach it at the same token.
     """
     end = one_rotation(config)
     if end is None or max(lengths) + more <= end:
@@ -93,21 +92,21 @@ def sampled_together(config: PreTrainedConfig, lengths: Sequence[int], more: int
 
 
 def _ropes(config: PreTrainedConfig) -> list[Mapping[str, Any]]:
-    """The parameters of each rotary embedding: one, or one a kind of layer; empty where positions are learned."""
+    """The parameters of each rotary embedding, one in all or one per kind of layer; empty for learned positions."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     return [each for each in rope.values() if isinstance(each, Mapping)] or [rope]
 
 
 @contextmanager
 def alone(model: nn.Module, lengths: Sequence[int] | None = None) -> Iterator[None]:
-    """Inside, this thread's passes rotate each text of a batch as a new model would that reads it alone, at once.
+    """Inside, this thread's passes rotate each text of a batch as if a fresh model read it alone in one pass.
 
-    transformers takes the frequencies from the longest position in a call, and remembers longer texts (dynamic NTK).
-    `lengths` are those of the whole texts, one a row, of which a pass may read a piece; None for texts that are equally
-    long, and end where the pass does. The model's own rotary embeddings stay as they are used: copies compute.
+    transformers chooses the frequencies by the longest position in a call, and remembers longer texts (dynamic NTK).
+    `lengths` are those of the whole texts, one per row, of which a pass may read a piece; None if all texts end where
+    the pass does. Copies of the rotary embeddings compute, so the model's own are left unchanged.
     """
     me = object()
-    # what picks the frequencies, `dynamic_rope_update` of transformers, needs this attribute
+    # the attribute that `dynamic_rope_update` of transformers reads to choose frequencies
     rotary = [module for module in model.modules() if "rope_type" in vars(module)]
     kinds = {module: str(vars(module)["rope_type"]) for module in rotary}
     with ExitStack() as stack:
@@ -132,16 +131,16 @@ def _rotate(
     options: Mapping[str, Any],
     output: Any,
 ) -> Any:
-    """What `own` computes for the same call, with the frequencies of each text's own length."""
+    """The output of `own` for the same call, with frequencies for the length of each text."""
     if me not in _alone_here.get():
         return output
-    forward = type(own).forward  # a library that reads the model may have changed that of the copy
+    forward = type(own).forward  # a library that wraps the model may have replaced the copy's own
     call = inspect.signature(forward).bind(own, *args, **options).arguments
     at: Tensor = call["position_ids"]
     found = {}
     for length in {int(at.max()) + 1} if lengths is None else set(lengths):
-        forward(**{**call, "position_ids": at[:, :1] * 0})  # one token: forgets longer texts
-        last = at.new_full((len(at), 1), length - 1)  # the largest decides, so it comes along; beyond it is padding
+        forward(**{**call, "position_ids": at[:, :1] * 0})  # a single token makes it forget longer texts
+        last = at.new_full((len(at), 1), length - 1)  # the largest position decides; positions beyond it are padding
         rotation = forward(**{**call, "position_ids": torch.cat([at.clamp(max=length - 1), last], 1)})
         found[length] = [each[:, :-1] for each in (rotation if isinstance(rotation, tuple) else (rotation,))]
     if len(found) == 1:

@@ -77,7 +77,7 @@ def read_out(
     if not isinstance(found, Tensor) or found.shape != hidden.shape:
         came = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise InputError(
-            f"The lens '{readout_name(readout)}' returned {came} at {point}; expected is one of shape "
+            f"The lens '{readout_name(readout)}' returned {came} at {point}; expected one of shape "
             f"{tuple(hidden.shape)}, which the unembedding then sees."
         )
     return found.to(hidden.dtype)
@@ -106,11 +106,10 @@ def as_policy(model: nn.Module, point: HookPoint, readout: Readout = "raw") -> I
 
     The backbone is shortened to the layers up to `point`, so that no layer above is computed or stored, and
     the final norm hands over the hidden state as it is (`readout="norm"`: normed; a lens: what that returns). On
-    leaving, the model is as it was, also after an exception. Changes the model while open, in every thread: a thread
-    started inside generates from the policy too, and no other may use the model meanwhile. Compiled modules run
-    uncompiled inside.
-    Raises InputError for a point that the model does not have, for one that a pass does not visit exactly once, and
-    for a model that is an internal policy already.
+    leaving, the model is as it was, also after an exception. The model changes in every thread while this is open: a
+    thread started inside generates from the policy too, and other threads must not use the model. Compiled modules run
+    uncompiled inside. Raises InputError for a point that the model doesn't have or that a pass doesn't visit exactly
+    once, and for a model that already is an internal policy.
     """
     model = inside(model)
     if model in _open:
@@ -122,7 +121,7 @@ def as_policy(model: nn.Module, point: HookPoint, readout: Readout = "raw") -> I
     parent, name = backbone(model), family_of(model.config).layers.rpartition(".")[2]
     layers, norm = decoder_layers(model), final_norm(model)
     captured: list[Tensor] = []
-    running = reading = False  # a pass of the backbone; a readout, which may use this norm
+    running = reading = False  # inside a pass of the backbone; inside a readout, which may use this norm
 
     def begin(*_: Any) -> None:
         nonlocal running
@@ -135,7 +134,7 @@ def as_policy(model: nn.Module, point: HookPoint, readout: Readout = "raw") -> I
         captured.clear()
 
     def capture(hidden: Tensor) -> None:
-        if running:  # gradient checkpointing computes layers again, after the pass
+        if running:  # gradient checkpointing recomputes layers after the pass
             captured.append(hidden)
 
     def to_norm(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:

@@ -14,18 +14,18 @@ Ids = tuple[int, ...]
 Chat = Mapping[str, Any] | None
 """Extra keyword arguments of the chat template; None for no template."""
 Tools = Sequence[Mapping[str, Any]]
-"""JSON schemas of the tools that the chat template tells the model of."""
+"""JSON schemas of the tools that the chat template describes to the model."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message that hold what was thought before its content."""
+"""Keys of a message that hold the reasoning before its content."""
 CONTROL = r"<[|｜][^<>\s]*[|｜]>"
-"""What control tokens look like, also in a template that was made for another tokenizer."""
+"""Form of control tokens, also in templates made for another tokenizer."""
 
 
 def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: Chat) -> Ids:
-    """Token ids of the prompt that asks `problem`, with one BOS at most and no EOS.
+    """Token ids of the prompt for `problem`, with at most one BOS and no EOS.
 
-    With `chat` None it is the problem's text as it is. Raises InputError if the tokenizer has no chat template, the
-    template refuses the messages, or the text is a rendered prompt already.
+    If `chat` is None, that is the problem's text unchanged. Raises InputError if the tokenizer has no chat template,
+    the template refuses the messages, or the text is already a rendered prompt.
     """
     if chat is None:
         _need_no_template({"tools": problem.tools})
@@ -34,7 +34,7 @@ def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: C
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
-    """Token ids of `text` as it is: after the BOS that the tokenizer adds, unless it begins so; without an EOS."""
+    """Token ids of `text` without an EOS, after the BOS that the tokenizer adds unless `text` begins with it."""
     ids = _encode(tokenizer, text)
     sample = _encode(tokenizer, "a")
     added = tuple(tokenizer("a", verbose=False)["input_ids"])
@@ -82,13 +82,13 @@ def split_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The special tokens, also those that only tokenizer.json marks as such, as Gemma's `<end_of_turn>`."""
+    """Ids of special tokens, including those that only tokenizer.json marks as special (Gemma's `<end_of_turn>`)."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(token for token, piece in added if piece.special)}
 
 
 def _said(answered: Message) -> Mapping[str, Any]:
-    """What a response consists of, by the key of its message."""
+    """The non-empty parts of a response, by the key of its message."""
     message = cast(Mapping[str, Any], answered)
     return {key: message[key] for key in (*REASONING, "content", "tool_calls") if message.get(key)}
 
@@ -96,11 +96,11 @@ def _said(answered: Message) -> Mapping[str, Any]:
 def _need_no_template(parts: Mapping[str, Any]) -> None:
     for key, value in parts.items():
         if value:
-            raise InputError(f"'{key}' can only be written by a chat template; leave out --chat-template none.")
+            raise InputError(f"'{key}' needs a chat template. Leave out --chat-template none.")
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools) -> str:
-    """What the template writes up to the response. Raises InputError for a question that is a rendered prompt."""
+    """The template's text up to the response. Raises InputError for a question that is already a rendered prompt."""
     rendered = _templated(tokenizer, messages, chat, tools, prompt=True)
     questions = [message["content"].strip() for message in messages if message["role"] == "user"]
     if not questions or questions[-1] not in rendered:
@@ -118,8 +118,8 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], cha
     opened = question.find(opens)
     if opens and closes and question.startswith(begins) and 0 <= opened < question.find(closes, opened + len(opens)):
         raise InputError(
-            f"The text {question!r:.40} is a prompt that a chat template has written already, and would be templated "
-            "twice; give --chat-template none, or the question alone."
+            f"The text {question!r:.40} is already a rendered prompt, so the chat template would be applied twice. Use "
+            "--chat-template none, or give the question alone."
         )
     return rendered
 
@@ -132,7 +132,7 @@ def _whole(
     tools: Tools,
     prompt: str,
 ) -> str:
-    """Prompt, response and one end of turn; after that templates write a newline, models nothing."""
+    """Prompt, response and one end of turn, without the newline that templates write after it and models don't."""
     whole = _templated(tokenizer, [*asked, answered], chat, tools, prompt=False)
     end = _check_verbatim(whole, prompt, answered)
     turn_end, content = whole[end:].strip(), answered["content"].rstrip()
@@ -160,9 +160,9 @@ def _templated(
             return str(cast(Any, tokenizer).apply_chat_template(conversation, tokenize=False, **options))
         template = tokenizer.get_chat_template(options.pop("chat_template", None), options["tools"])
     except ValueError as error:
-        raise InputError(f"The chat template refuses the messages ({error}); try --chat-template FILE.") from error
+        raise InputError(f"The chat template refuses the messages ({error}). Try --chat-template FILE.") from error
     if tools and "tools" not in template:
-        raise InputError("The chat template leaves out 'tools'; give --chat-template FILE with one that writes them.")
+        raise InputError("The chat template leaves out 'tools'. Use --chat-template FILE with one that writes them.")
     file = getattr(template, "file", "") or f"of {tokenizer.name_or_path or 'the tokenizer'}"
     arguments = {**tokenizer.special_tokens_map, **options}
     return templates.render(template, conversation, arguments, name=f"The chat template {file}")
@@ -171,8 +171,8 @@ def _templated(
 def _check_verbatim(whole: str, prompt: str, answered: Message) -> int:
     """Where the response ends in `whole`, which must be the prompt, then the response, then the end of turn.
 
-    Around the response a template may add or trim white space, as Mistral's and Llama's do, and around its reasoning
-    and tool calls whatever marks them. Raises InputError.
+    Around the response a template may add or trim white space, as Mistral's and Llama's do, and around reasoning and
+    tool calls it may add any markers. Raises InputError.
     """
     response, start = answered["content"], _after_reasoning(whole, prompt, answered)
     answer = whole[start:].lstrip()
@@ -199,19 +199,19 @@ def _check_verbatim(whole: str, prompt: str, answered: Message) -> int:
 
 
 def _after_reasoning(whole: str, prompt: str, answered: Message) -> int:
-    """Where the content of the response may begin. Raises InputError for reasoning or tool calls that are left out."""
+    """Where the response's content may begin. Raises InputError if the template left out reasoning or tool calls."""
     said, written = _said(answered), whole[len(prompt) :] if whole.startswith(prompt) else ""
     calls = said.get("tool_calls", ())
     key, end = next(((key, str(said[key]).strip()) for key in REASONING if key in said), ("", ""))
     names = [str(call.get("function", call).get("name")) for call in calls]
     if end not in written or any(name not in written for name in names):
         raise InputError(
-            f"The chat template leaves out '{key if end not in written else 'tool_calls'}' of the response; give "
-            "--chat-template FILE with one that writes it, or give prompt_ids and response_ids."
+            f"The chat template leaves out '{key if end not in written else 'tool_calls'}' of the response. "
+            "Use --chat-template FILE with one that writes it, or give prompt_ids and response_ids."
         )
     return len(prompt) + (written.index(end) + len(end) if end else 0)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
-    """Token ids of `text`; one that a template wrote has its special tokens already."""
+    """Token ids of `text`, without added special tokens: a template has written them already."""
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -46,8 +46,8 @@ class Reader:
 def reader_of(model: Any) -> Reader:
     """The reader of a Hugging Face model (PEFT may wrap it), of a TransformerBridge or of an NNsight wrapper.
 
-    Raises InputError for one whose hidden states or unembedding are not the model's own, and for one whose unembedding
-    accelerate offloads; offloaded layers are read like others.
+    Raises InputError if the hidden states or unembedding aren't the model's own, or if accelerate offloads the
+    unembedding; offloaded layers are fine.
     """
     if isinstance(model, Reader):
         return model
@@ -59,8 +59,8 @@ def reader_of(model: Any) -> Reader:
     weights = unembedding(model)
     if weights.weight.is_meta:
         raise InputError(
-            "The unembedding is offloaded, but every token is multiplied by it; keep it on a device, with a device_map "
-            "that names one for lm_head, or load a smaller model or --dtype."
+            "The unembedding is offloaded, but every token is multiplied by it. Keep it on a device with a device_map "
+            "that places lm_head, or use a smaller model or --dtype."
         )
     return Reader(model, weights, partial(_run, model))
 

@@ -1,4 +1,4 @@
-"""What a scan says of itself, checked before it is believed."""
+"""The record of a scan, checked when it is read."""
 
 import hashlib
 import json
@@ -16,28 +16,28 @@ KINDS = ("rollouts", "policies", "layers")
 """The tables of a scan, each in numbered parts."""
 ASKED, RECORD, VOCABULARY = "asked.json", "scan.json", "vocabulary.parquet"
 PART = re.compile(rf"({'|'.join(KINDS)})-(\d{{5,}})\.parquet")
-"""Name of a part of a table; no other files are read, and none removed."""
+"""Name of a part of a table; no other files are read or removed."""
 FIELDS: dict[str, type] = {
     **dict.fromkeys(("digest", "created", "model", "family", "dtype", "device"), str),
     **dict.fromkeys(("n_layers", "d_model", "d_vocab", "rollouts", "tokens"), int),
     **dict.fromkeys(("versions", "selection", "asked", "files"), dict),
     "command": list,
 }
-"""What every record has -> its type."""
+"""Field that every record has -> its type."""
 SELECTED: dict[str, type] = {"layers": int, "sites": str, "readouts": str, "measures": str}
-"""The lists of a record's selection -> the type of what is in them."""
+"""List in a record's selection -> the type of its items."""
 DAMAGE = (OSError, ValueError, RecursionError)
-"""What `read` raises."""
+"""Exceptions that `read` raises."""
 
 
 def write(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
-    """Write a JSON file that `read` can tell from an altered one."""
+    """Write a JSON file with a checksum, so that `read` notices alterations."""
     written = json.loads(files.as_json(value))
     files.write_json(path, {**written, "checksum": _checksum(written)}, once=once)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote. Raises one of DAMAGE if it is missing, altered or no JSON object."""
+    """The value that `write` wrote. Raises one of DAMAGE if it is missing, altered or not a JSON object."""
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError("it holds no record")
@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def complaint(found: Mapping[str, Any]) -> str | None:
-    """What is wrong with the record of a scan, in words; None if it can be believed."""
+    """What is wrong with the record of a scan, in words; None if it is valid."""
     for name, kind in FIELDS.items():
         if type(found.get(name)) is not kind:
             return f"'{name}' is {_quoted(found.get(name))}, expected {_a(kind)}"
@@ -59,7 +59,7 @@ def complaint(found: Mapping[str, Any]) -> str | None:
         if type(given) is not list or not given or any(type(item) is not kind for item in given):
             return f"'selection.{name}' is {_quoted(given)}, expected a list of {_a(kind)}"
     if any(type(version) is not str for version in found["versions"].values()):
-        return "'versions' holds something else than text"
+        return "'versions' holds something other than text"
     return _files_complaint(found["files"])
 
 
@@ -68,9 +68,9 @@ def _files_complaint(written: Mapping[str, Any]) -> str | None:
     for name, known in written.items():
         part = PART.fullmatch(name)
         if name != (part_path(Path(), part[1], int(part[2])).name if part else VOCABULARY):
-            return f"'files' names {_quoted(name)}, which is no file of a scan"
+            return f"'files' names {_quoted(name)}, which isn't a file of a scan"
         if not _is_fingerprint(known):
-            return f"'files' has no size and SHA-256 of {name}"
+            return f"'files' has no valid size and SHA-256 for {name}"
         if part:
             parts[part[1]].add(int(part[2]))
     for kind, numbers in parts.items():
@@ -91,12 +91,12 @@ def part_path(folder: Path, kind: str, part: int) -> Path:
 
 
 def about_part(folder: Path, part: int) -> Path:
-    """The file that says what was written of one part, and by what."""
+    """The file with the fingerprints of one part, and what measured it."""
     return folder / f"part-{part:05d}.json"
 
 
 def of_part(folder: Path, part: int) -> dict[str, Any] | None:
-    """What is known of a part: `files`, their fingerprints, and `by`, who wrote them; None if nothing sound is."""
+    """The notes on a part: `files` with their fingerprints, and `by`, what wrote them; None if missing or damaged."""
     try:
         found = read(about_part(folder, part))
     except DAMAGE:
@@ -107,7 +107,7 @@ def of_part(folder: Path, part: int) -> dict[str, Any] | None:
 
 
 def fingerprint_of(path: Path) -> dict[str, Any] | None:
-    """What a file of a scan held when it was written; None where nobody wrote that down. Raises one of DAMAGE."""
+    """Fingerprint of a file of a scan when it was written; None if none was recorded. Raises one of DAMAGE."""
     record = path.parent / RECORD
     if record.exists():
         looks = record.stat()
@@ -119,7 +119,7 @@ def fingerprint_of(path: Path) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=8)
 def _written(record: Path, looks: tuple[int, ...]) -> dict[str, Any]:  # noqa: ARG001
-    """The fingerprints in a record, read once: thousands of parts ask for theirs one by one."""
+    """The fingerprints in a record, cached because thousands of parts look theirs up one by one."""
     written = read(record).get("files")
     return written if type(written) is dict else {}
 

@@ -85,9 +85,10 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> str:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The token ids that end a response: those of generation_config, the tokenizer's, and those of the configuration.
+    """The token ids that end a response, from generation_config, the tokenizer and the configuration.
 
-    The configuration's count where the tokenizer calls them special: transformers fills in some that nobody chose.
+    Those of the configuration count only if the tokenizer marks them as special, because transformers fills in
+    defaults.
     """
     generation = model.generation_config.eos_token_id if model.generation_config else None
     configs = (model.config, model.config.get_text_config())
@@ -97,9 +98,9 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
 
 
 def pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token id to pad with: the tokenizer's where the model has it, else an end, else 0.
+    """The token id to pad with: the tokenizer's if the model has it, else an end of text, else 0.
 
-    A `[PAD]` that was added to a tokenizer whose model was not resized is no token of the model.
+    The model lacks a `[PAD]` that was added to its tokenizer without resizing the model.
     """
     size = model.config.get_text_config().vocab_size
     wanted = [tokenizer.pad_token_id, *sorted(end_ids(model, tokenizer))]
@@ -129,10 +130,10 @@ def generate(
 
     A batch depends on its prompts, the options, `batch_size` and `seed`, not on what was generated before: prompts are
     counted problem by problem and sample by sample, and sampling those from `first` (the first of a batch) up to `stop`
-    writes what an undisturbed run would. Of the checkpoint's generation_config only the end-of-text ids count, as one
-    of the sources of `end_ids`. It is replaced meanwhile, and the model is in evaluation mode, so threads must not
-    share it. Where a text may get long enough for another rotary embedding (longrope, dynamic NTK), prompts of
-    different lengths are sampled one after the other, because left padding would change their numbers.
+    writes what an undisturbed run would. Of the checkpoint's generation_config only the end-of-text ids count
+    (`end_ids`). It is replaced and the model is in evaluation mode while this runs, so threads must not share
+    the model. If a text may grow long enough for another rotary embedding (longrope, dynamic NTK), prompts of different
+    lengths are sampled separately, because left padding would change their numbers.
     Raises InputError, before it generates, for options out of range and prompts too long.
     """
     model = inside(model)
@@ -287,12 +288,15 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
         else:
             messages = tasks.messages_of(values, "messages")
         split = split_messages(tokenizer, messages, chat, tasks.tools_of(values))
-        problem, response = Problem(messages, None).text, None  # what is measured, not what the template trimmed
+        problem, response = (
+            Problem(messages, None).text,
+            None,
+        )  # the text is decoded from the ids, because templates may trim it
     elif (whole := cells.text(values, "text")) is not None:
         split = split_text(tokenizer, whole)
     else:
         raise InputError(
-            f"the columns are {', '.join(values)}; expected are prompt_ids and response_ids, prompt and response, "
+            f"the columns are {', '.join(values)}; expected prompt_ids and response_ids, prompt and response, "
             "messages, or text."
         )
     text = _decode(tokenizer, split[1]) if response is None else response

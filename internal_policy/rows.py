@@ -64,14 +64,14 @@ def _jsonl(path: Path) -> Iterator[Row]:
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{where} is not JSON in UTF-8 ({error}); correct or remove it.") from error
             if not isinstance(values, dict):
-                raise InputError(f"{where} holds {quoted(values)}; expected is one JSON object a line.")
+                raise InputError(f"{where} holds {quoted(values)}; expected one JSON object per line.")
             yield Row(where, values)
 
 
 def _parsed(text: bytes) -> Any:
     values = json.loads(text)
     if b"\\ud" in text.lower():
-        json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair isn't text
     return values
 
 
@@ -80,14 +80,14 @@ def _json(path: Path) -> Iterator[Row]:
         found = _parsed(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} is not JSON in UTF-8 ({error}); correct it, or write one object a line as .jsonl."
+            f"{path} is not JSON in UTF-8 ({error}); correct it, or write one object per line as .jsonl."
         ) from error
     if not isinstance(found, list):
-        raise InputError(f"{path} holds {quoted(found)}; expected is a list of JSON objects, one a row.")
+        raise InputError(f"{path} holds {quoted(found)}; expected a list of JSON objects, one per row.")
     for number, values in enumerate(found, 1):
         where = f"{path}, row {number}"
         if not isinstance(values, dict):
-            raise InputError(f"{where} holds {quoted(values)}; expected is a JSON object.")
+            raise InputError(f"{where} holds {quoted(values)}; expected a JSON object.")
         yield Row(where, values)
 
 
@@ -127,7 +127,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def _cell(where: str, field: "pyarrow.Field", cell: "pyarrow.Scalar") -> Any:
-    """A cell as Python has it. Raises InputError for bytes that are no text, and for a date out of Python's range."""
+    """A cell as a Python value. Raises InputError for bytes that aren't text and for dates that Python can't hold."""
     try:
         return shortest(cell.as_py(), field.type)
     except (ValueError, OverflowError) as error:
@@ -137,13 +137,13 @@ def _cell(where: str, field: "pyarrow.Field", cell: "pyarrow.Scalar") -> Any:
 
 
 def shortest(value: Any, kind: "pyarrow.DataType") -> Any:
-    """`value` with its short floats as they were written: a float32 that Python has as 3.299999952316284 is 3.3.
+    """`value` with floats as they were written: the float32 3.299999952316284 is 3.3.
 
-    Records are without the nulls that Arrow gives them for the keys of others.
+    Nulls that Arrow adds to records for the keys of other records are dropped.
     """
     from pyarrow import types
 
-    if value is None or not any(name in str(kind) for name in ("float", "struct")):  # a long float is a double
+    if value is None or not any(name in str(kind) for name in ("float", "struct")):  # Python floats are doubles already
         return value
     if types.is_floating(kind):
         return float(str(kind.to_pandas_dtype()(value)))
@@ -156,7 +156,7 @@ READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 
 
 def from_hub(source: str) -> bool:
-    """Whether `source` names a data set `name[:config]@split` of the hub; else it is a file."""
+    """Whether `source` names a hub data set `name[:config]@split` rather than a file."""
     path = Path(source)
     _, mark, split = source.rpartition("@")
     return mark == "@" and "/" not in split and path.suffix.lower() not in READERS and not path.exists()
@@ -165,8 +165,8 @@ def from_hub(source: str) -> bool:
 def hub_rows(source: str, limit: int | None) -> list[Row]:
     """The first `limit` rows of a data set `name[:config]@split` of the hub. Raises InputError.
 
-    With a limit they are streamed, so that the rest is not downloaded; a split that is sliced, such as train[:10%], can
-    only be had whole.
+    With a limit, rows are streamed, so that the rest isn't downloaded. A sliced split such as train[:10%] can't be
+    streamed.
     """
     import datasets
 
@@ -183,7 +183,7 @@ def hub_rows(source: str, limit: int | None) -> list[Row]:
 
 
 def hub_revision(source: str) -> str:
-    """The commit of a data set of the hub as it is now, or as it was when it was loaded last. Raises InputError."""
+    """The current commit of a hub data set, or offline that of its last download. Raises InputError."""
     import datasets
 
     path, config, _ = _parts(source)

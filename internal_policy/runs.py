@@ -18,11 +18,11 @@ NEEDED = {
 """File -> columns that it must have; any others may be missing."""
 NOT_MEASURES = ("step", "layer", "site")
 COUNTS = {"step": 2**53, "layer": 10_000, "k": 2**53}
-"""Columns of whole numbers from 0 -> what is larger than any of them."""
+"""Columns of whole numbers from 0 -> the exclusive upper limit."""
 WORDS = {"phase", "target", "site", "label"}
 """Columns of texts; all others are numbers."""
 LONGEST = 200
-"""Characters of a text, at most."""
+"""Longest text in characters."""
 
 
 def listed() -> dict[str, Path]:
@@ -60,22 +60,22 @@ def read(folder: Path, name: str) -> pd.DataFrame:
 
 
 def _checked(path: Path, found: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a table that can be drawn. Raises InputError where a needed one cannot."""
+    """The columns of a table that can be drawn. Raises InputError if a required one can't."""
     needed = NEEDED[path.name]
     if missing := needed - {*found.columns}:
-        raise InputError(f"{path} has no column {', '.join(sorted(missing))}; it was not written by a training run.")
+        raise InputError(f"{path} has no column {', '.join(sorted(missing))}. It wasn't written by a training run.")
     if not len(found):
         raise InputError(f"{path} has no rows yet; look again after the first step.")
     for column in sorted(needed):
         if wrong := _wrong(found[column]):
-            raise InputError(f"{path} has {wrong} in column {column}; it was not written by a training run.")
+            raise InputError(f"{path} has {wrong} in column {column}. It wasn't written by a training run.")
     if path.name == DYNAMICS and found.duplicated([*NOT_MEASURES]).any():
-        raise InputError(f"{path} has two rows of one step, layer and site; it was not written by a training run.")
+        raise InputError(f"{path} has two rows for one step, layer and site. It wasn't written by a training run.")
     return found[[column for column in found.columns if not _wrong(found[column])]]
 
 
 def _wrong(values: pd.Series) -> str | None:
-    """What of a column can't be drawn, in words; None if nothing."""
+    """Why a column can't be drawn, in words; None if it can."""
     if values.name in WORDS:
         text = all(type(value) is str and len(value) <= LONGEST for value in values)
         return None if text else f"something other than texts of up to {LONGEST} characters"

@@ -1,4 +1,4 @@
-"""Hide passwords and tokens in what is written down."""
+"""Hide passwords and tokens in everything that is saved."""
 
 import json
 import re
@@ -7,17 +7,17 @@ from typing import Any
 
 HIDDEN = "***"
 ANYWHERE = {"secret", "secrets", "password", "passwd", "passphrase", "apikey", "credential", "credentials"}
-"""Words that make a name that of a secret."""
+"""Words that mark a name as a secret."""
 AT_THE_END = {"token", "key", "auth", "authorization"}
-"""Words that do so where the name ends with them."""
+"""Words that do so at the end of a name."""
 SPECIAL = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|image|video|audio|bo\w|eo\w)_token")
-"""Names of tokens that a vocabulary has."""
+"""Names of tokens of a vocabulary, which aren't secrets."""
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 PARAMETER = re.compile(r"(?<=[?&])([^=&\s]+)=[^&\s]+")
 
 
 def redacted(value: Any) -> Any:
-    """The same with secrets hidden: what keys name as such, and credentials in URLs; in texts that are JSON too."""
+    """The value with secrets hidden: values of secret keys, credentials in URLs, and both inside JSON texts."""
     if isinstance(value, Mapping):
         return {key: HIDDEN if is_secret(key, item) else redacted(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -26,7 +26,7 @@ def redacted(value: Any) -> Any:
 
 
 def is_secret(key: Any, value: Any) -> bool:
-    """Whether a key says that its value is one nobody else is to know."""
+    """Whether a key marks its value as a secret."""
     if not isinstance(key, str) or not value or value is True or SPECIAL.fullmatch(key):
         return False
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower().replace("-", "_").split("_")

@@ -81,13 +81,13 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
 
 
 def _suggested(layers: pd.DataFrame) -> dict[str, Any] | None:
-    """The target layer with its runner-up; None where the FFN's entropy change was not measured."""
+    """The target layer and runner-up; None if the FFN's entropy change wasn't measured."""
     changes = analysis.changes(layers[layers["site"].isin(analysis.CHANGES["mlp"])])
     return analysis.suggestion(changes) if len(changes) else None
 
 
 def _outcome(rewards: pd.Series) -> str:
-    """How responses were marked, as part of a sentence; empty where none was."""
+    """How responses were marked, as part of a sentence; empty if none were."""
     found = evaluate.outcome(rewards)
     if found is None:
         return ""
@@ -200,8 +200,8 @@ def evaluation(
     wanted = out.measure(table, options=out.options.update(width=1000)).maximum
     out.print(table, width=max(out.width, wanted))  # no number is left out on a narrow terminal
     out.print(
-        f"In percent, of {samples} responses to each problem; the interval is Wilson's, over problems; "
-        "cut: at the length limit."
+        f"Percentages over {samples} responses per problem, with 95 % Wilson intervals over problems; "
+        "cut: stopped at the length limit."
     )
     out.print(f"Written to {escape(str(folder))}")
 

@@ -1,4 +1,4 @@
-"""Problems: what is asked, and the answer that it is marked by."""
+"""Problems and their answers."""
 
 import json
 import math
@@ -24,7 +24,7 @@ LONGEST_ANSWER = 60
 
 
 class Message(TypedDict):
-    """One turn of a conversation; it may hold more for the chat template, such as tool_calls."""
+    """One turn of a conversation; it may have more keys for the chat template, such as tool_calls."""
 
     role: str
     content: str
@@ -39,7 +39,7 @@ class Problem:
     answer: str | None
     """What a right response has in its last box; None if it cannot be marked."""
     tools: tuple[Mapping[str, Any], ...] = ()
-    """JSON schemas of the tools that the chat template tells the model of."""
+    """JSON schemas of the tools that the chat template describes to the model."""
 
     @property
     def text(self) -> str:
@@ -90,7 +90,7 @@ def messages_of(values: Mapping[str, Any], column: str) -> tuple[Message, ...]:
     turns = [{"role": "user", "content": cell}] if isinstance(cell, str) else cell
     if not isinstance(turns, list) or not all(map(_is_message, turns)):
         raise InputError(
-            f"'{column}' holds {quoted(cell)}; expected is text, or a list of messages with a text role and content."
+            f"'{column}' holds {quoted(cell)}; expected text, or a list of messages with a text role and content."
         )
     given = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
     messages = tuple(cast(Message, {"content": "", **turn}) for turn in given)
@@ -109,12 +109,12 @@ def tools_of(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     if not tools:
         return ()
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise InputError(f"'tools' holds {quoted(cell)}; expected is a list of JSON schemas, or no such column.")
+        raise InputError(f"'tools' holds {quoted(cell)}; expected a list of JSON schemas, or no such column.")
     return tuple(tools)
 
 
 PRINTED = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?e[+-][0-9]{2,3}")
-"""A number as Python prints a very small or large one; in LaTeX, 1e-05 is a product with Euler's number."""
+"""A very small or large number as Python prints it; LaTeX would read 1e-05 as a product with Euler's number."""
 
 
 def answer_of(cell: Any) -> str | None:
@@ -131,7 +131,7 @@ def answer_of(cell: Any) -> str | None:
         return None
     is_decimal = isinstance(cell, float | Decimal)
     if not (math.isfinite(cell) if is_decimal else isinstance(cell, str | int)):
-        raise InputError(f"the answer is {quoted(cell)}; expected is text or a number.")
+        raise InputError(f"the answer is {quoted(cell)}; expected text or a number.")
     text = str(cell)
     answer = (boxed(text) or text.rpartition("####")[2]).strip()
     return f"{Decimal(answer):f}" if is_decimal or PRINTED.fullmatch(answer) else answer or None

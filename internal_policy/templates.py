@@ -1,4 +1,4 @@
-"""Render a chat template within limits of time, memory and length, and on one date."""
+"""Render a chat template within limits of time, memory and length, with one date per run."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from internal_policy.errors import InputError
 from internal_policy.worker import Stopped, Worker
 
 TIME_LIMIT = 5.0
-"""Seconds for a text, of which one takes less than a millisecond."""
+"""Seconds to render one text, which normally takes less than a millisecond."""
 LONGEST = 10_000_000
-"""Characters of a text."""
+"""Largest rendered text in characters."""
 DATE = "strftime_now"
-"""What a template calls for today's date, and the argument that holds another one: 2026-11-25."""
+"""The function that templates call for today's date, and the argument that overrides it: 2026-11-25."""
 
 
 class Template(str):
@@ -42,19 +42,21 @@ def render(
     *,
     name: str = "The chat template",
 ) -> str:
-    """What transformers makes of a chat template, in a process that is stopped beyond the limits.
+    """The text that transformers renders from a chat template, in a process that is stopped beyond the limits.
 
-    Templates come with models, and may run for ever. Raises InputError, which begins with `name`, for what the template
-    raises, and for a text beyond the limits.
+    Templates come with models, and may run forever. Raises InputError, which begins with `name`, if the template raises
+    or exceeds a limit.
     """
     others = {key: value for key, value in arguments.items() if key != DATE}
     day = _day(arguments.get(DATE) or today())
     try:
         text, why = _worker.call(_render, str(template), list(messages), others, day, timeout=TIME_LIMIT)
     except Stopped as error:
-        raise InputError(f"{name} takes more than {TIME_LIMIT:.0f} s or 1 GB of memory; correct it.") from error
+        raise InputError(f"{name} takes more than {TIME_LIMIT:.0f} s or 1 GB of memory. Correct it.") from error
     if text is None:
-        raise InputError(f"{name} refuses the messages ({why}); correct it or the messages, or --chat-template none.")
+        raise InputError(
+            f"{name} refuses the messages ({why}). Correct it or the messages, or use --chat-template none."
+        )
     return text
 
 
@@ -62,7 +64,7 @@ def _day(day: Any) -> datetime:
     try:
         return datetime.fromisoformat(day)
     except (TypeError, ValueError) as error:
-        raise InputError(f"'{DATE}' is {day!r:.40}; expected is a date such as 2026-11-25.") from error
+        raise InputError(f"'{DATE}' is {day!r:.40}; expected a date such as 2026-11-25.") from error
 
 
 # what runs in the worker

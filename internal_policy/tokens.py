@@ -161,8 +161,8 @@ def predictions(view: View, rollout: int, position: int, layer: int) -> pd.DataF
     record = check(view)
     if not 0 <= layer <= record["n_layers"]:
         raise InputError(
-            f"There is no layer {layer}: the model's are 0 to {record['n_layers'] - 1}, and {record['n_layers']} is "
-            "its own policy."
+            f"There is no layer {layer}. Choose one from 0 to {record['n_layers'] - 1}, or {record['n_layers']} for "
+            "the model's own policy."
         )
     sites = (
         ["final"] if layer == record["n_layers"] else [s for s in READ_AT_A_CELL if s in record["selection"]["sites"]]

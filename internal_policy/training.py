@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 RUN, MODEL, ROLLOUTS = "run.json", "model", "rollouts.parquet"
 """In the folder of a run: what was asked, the trained model, the responses whose layers are scanned."""
 DAY = "date"
-"""In run.json: the day on which a run was begun whose chat template writes the date."""
+"""Key in run.json of the day on which the run started, if its chat template writes the date."""
 SCANNED, WATCHED = 32, 8
 """Problems whose responses are scanned: to suggest a layer, and again and again for the dynamics."""
 CHANGEABLE = {"resume", "json", "output", "report_to", "save_every", "config"}
@@ -118,7 +118,7 @@ def _question(asked: options.Train, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(given: Mapping[str, Any]) -> Path | None:
-    """The folder that the configuration file names."""
+    """The output_dir of the configuration file."""
     return Path(given["output_dir"]).expanduser() if given.get("output_dir") else None
 
 
@@ -144,19 +144,19 @@ def _claim(folder: Path, question: Mapping[str, Any], resume: bool) -> str | Non
             )
     written = checkpoints.found(folder) if there else {}
     if written and not resume:
-        raise InputError(f"{folder} holds a run with a checkpoint (update {max(written)}); go on with --resume.")
+        raise InputError(f"{folder} holds a run with a checkpoint (update {max(written)}); continue it with --resume.")
     if resume and not there:
         raise InputError(f"There is no run in {folder} to go on with; leave out --resume, or name its --output.")
     start = next((path for path in written.values() if checkpoints.is_whole(path)), None)
     if (folder / MODEL).is_dir():
-        progress.note(f"{folder / MODEL} is cut short; it is written again.")
+        progress.note(f"{folder / MODEL} is incomplete and will be written again.")
     if written and start != (newest := written[max(written)]):
-        progress.note(f"{newest.name} is cut short, so training goes on from {start.name if start else 'the start'}.")
+        progress.note(f"{newest.name} is incomplete. Training continues from {start.name if start else 'the start'}.")
     return str(start) if start else None
 
 
 def _known(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
-    """What a JSON file of a run holds. Raises InputError if it is damaged, or a value is not of its kind."""
+    """The contents of a JSON file of a run. Raises InputError if it is damaged or a value has the wrong type."""
     try:
         found = records.read(path)
         if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name, ...), kind)]:
@@ -167,9 +167,9 @@ def _known(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first option that is not what it was, however it was typed."""
+    """The first option that changed, however it was typed."""
     for name in now:
-        if name in ("model", "revision"):  # `identity` tells
+        if name in ("model", "revision"):  # compared by `identity`
             continue
         contents = (cache.digest({name: of.get(name), "content": of["content"]}) for of in (before, now))
         if len({*contents}) > 1:
@@ -178,7 +178,7 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
 
 
 def _day(asked: options.Train, folder: Path) -> str | None:
-    """The date that the chat template writes, the day on which the run was begun; None if it writes none."""
+    """The date that the chat template writes, which is the day on which the run started; None if it writes none."""
     if not loading.inserts_date(asked, asked.chat_template):
         return None
     begun = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
@@ -186,7 +186,7 @@ def _day(asked: options.Train, folder: Path) -> str | None:
 
 
 def _on(day: str | None, config: "BuPOConfig") -> "BuPOConfig":
-    """The configuration, with that date for the chat template."""
+    """The configuration with that date as an argument of the chat template."""
     if day is not None:
         config.chat_template_kwargs = {templates.DATE: day, **cast("dict[str, Any]", config.chat_template_kwargs or {})}
     return config
@@ -226,7 +226,7 @@ def _layer(
         found = suggested(model, tokenizer, rollouts, config.readout)
         files.write_json(known, {**found, "problems": len(rollouts)}, once=True)
     stages = _known(known, target=(int, type(None)), problems=int)
-    said = f"{analysis.target_in_words(stages)} This is from a scan of {stages['problems']} responses."
+    said = f"{analysis.target_in_words(stages)} (From a scan of {stages['problems']} responses.)"
     if stages["target"] is None and asked.method == "bupo":
         raise InputError(f"{said} Choose a layer with --layer.")
     if asked.method == "bupo":
@@ -237,7 +237,7 @@ def _layer(
 def suggested(
     model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", rollouts: "list[Rollout]", readout: str = "raw"
 ) -> dict[str, Any]:
-    """BuPO's target layer by the stages of a scan, with its runner-up: `analysis.suggestion`."""
+    """BuPO's target layer and runner-up by a scan of `rollouts`: `analysis.suggestion`."""
     from internal_policy.scan import scan
 
     readouts: Any = (readout,)
@@ -344,7 +344,7 @@ def _run(
 
 @contextmanager
 def _explained(file: str | None, begun: Callable[[], bool]) -> Iterator[None]:
-    """Turn what a configuration file leads to before the first step is done into a sentence."""
+    """Turn an exception that a configuration file causes before the first step is done into one sentence."""
     try:
         yield
     except OSError:  # a full disk
@@ -353,7 +353,7 @@ def _explained(file: str | None, begun: Callable[[], bool]) -> Iterator[None]:
         if file is None or begun() or isinstance(error, InputError) or "out of memory" in str(error):
             raise
         said = " ".join(str(error).split())[:500] or type(error).__name__
-        raise InputError(f"{file} cannot be trained with: {said}") from error
+        raise InputError(f"Training with {file} failed before the first step: {said}") from error
 
 
 def _save(trainer: "BuPOTrainer", folder: Path) -> None:
@@ -424,7 +424,7 @@ def _progress(total: int | None) -> Iterator[Any]:
 
 
 def in_words(row: Mapping[str, Any]) -> str:
-    """A row of metrics for a person; the loss is about 0 always, and not told, nor is what has no number."""
+    """A row of metrics in words, without missing numbers and without the loss, which is always about 0."""
     trained = "whole policy" if row["phase"] == "final" else row["target"]
     formats = {
         "reward": "reward {:.2f}",

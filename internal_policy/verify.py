@@ -31,7 +31,7 @@ def equal(given: str, answer: str) -> bool:
 # what runs in the worker
 
 SMALL = re.compile(r"(?<![0-9])0?\.(0+)[1-9]")
-"""A decimal below a tenth; the group is its zeros behind the point."""
+"""A decimal below a tenth; the group holds the zeros after its point."""
 
 
 def _prepare() -> None:
@@ -43,12 +43,12 @@ def _prepare() -> None:
 
 
 def _limit_memory() -> None:
-    """Keep the process below MEMORY_LIMIT from the first byte, where the platform can: not on macOS or Windows."""
+    """Limit the memory of this process to MEMORY_LIMIT, which macOS and Windows don't support."""
     try:
         import resource
     except ImportError:
         return
-    with suppress(ValueError, OSError):  # also where a lower limit is set already
+    with suppress(ValueError, OSError):  # a lower limit may be set already
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
@@ -56,7 +56,7 @@ def _verify(given: str, answer: str) -> bool:
     from math_verify import verify
 
     zeros = [len(match[1]) for text in (given, answer) for match in SMALL.finditer(text)]
-    rounded = max([6, *(number + 3 for number in zeros)])  # else all that is below a millionth is 0
+    rounded = max([6, *(number + 3 for number in zeros)])  # by default anything below a millionth is 0
     try:
         return bool(verify(_parsed(answer), _parsed(given), float_rounding=rounded, timeout_seconds=0))
     except (MemoryError, RecursionError):

@@ -13,7 +13,7 @@ from internal_policy import analysis, cache, evaluate
 from internal_policy.errors import InputError
 
 Outcome = Literal["all", "correct", "incorrect"]
-"""Which rollouts, by `evaluate.correct`; one that was not marked is neither correct nor incorrect."""
+"""Which rollouts, by `evaluate.correct`; an unmarked one is neither correct nor incorrect."""
 WORDS = {"raw": "raw hidden states", "norm": "through the final norm"}
 """What a readout is called for people."""
 NOT_MEASURES = ("topk_ids", "topk_probs")
@@ -156,7 +156,7 @@ def _window(view: View, path: Path, kept: pd.Series) -> pd.DataFrame:
 
 
 def absent(view: View, measure: str, site: str | None = None) -> InputError:
-    """Why a scan has no numbers of a measure (at a site), and what to do; `change` is the entropy's."""
+    """Why a scan lacks a measure (at a site), and what to do; `change` is the entropy change."""
     record = check(view)
     chosen = record["selection"]
     made_of = {"change": "entropy", "top1": "rank", "settled": "topk", "topk_ids": "topk", "topk_probs": "topk"}
@@ -176,7 +176,7 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
             "with --sites all."
         )
     if measure == "entropy_at_input_norm" and view.readout != "raw":
-        return InputError(f"{name} is measured under the raw readout only, not under {view.readout}. Choose raw.")
+        return InputError(f"{name} is only measured with the raw readout, not with {view.readout}. Use --readout raw.")
     return InputError(f"Every {name}{where} in {view.folder} is NaN: {analysis.overflow(record['dtype'])}")
 
 

@@ -12,10 +12,10 @@ BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> pd.DataFrame:
-    """The text that each of `d_vocab` token ids adds in the middle of a text, one row an id.
+    """The text that each of `d_vocab` token ids adds in the middle of a text, one row per id.
 
-    An id that the tokenizer does not know is written `<|id|>`, a token that is only part of a character as its bytes,
-    such as `<0xF0><0x9F>`.
+    Ids that the tokenizer doesn't know are written `<|id|>`, and tokens that are part of a character as bytes, such as
+    `<0xF0><0x9F>`.
     """
     known = min(len(tokenizer), d_vocab)
     before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]  # the first token of a text may lose its space
@@ -24,7 +24,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> pd.DataFrame
     pieces = tokenizer.convert_ids_to_tokens(list(range(known)))
     added, is_byte_level = tokenizer.added_tokens_decoder, _is_byte_level(tokenizer)
     for token, piece in enumerate(pieces):
-        if "\ufffd" in texts[token]:  # the decoder makes no text of it
+        if "\ufffd" in texts[token]:  # the decoder can't make text of it
             texts[token] = _bytes(piece) if is_byte_level and token not in added else piece
     return pd.DataFrame({"id": np.arange(d_vocab), "token": [*texts, *(f"<|{i}|>" for i in range(known, d_vocab))]})
 

@@ -1,4 +1,4 @@
-"""Call a function in a process of its own, which is stopped when it takes too long or too much memory."""
+"""Call a function in a process with limits of time and memory."""
 
 import atexit
 import multiprocessing
@@ -17,9 +17,9 @@ import pebble
 import psutil
 
 MEMORY_LIMIT = 2**30
-"""Bytes that a process may hold; with what it needs loaded it holds 60 million."""
+"""Bytes that a process may use; with its libraries loaded it uses 60 million."""
 GLANCE = 0.02
-"""Seconds between two looks at the memory of a process that has not answered."""
+"""Seconds between memory checks of a process that hasn't answered."""
 
 
 class Stopped(Exception):
@@ -27,17 +27,19 @@ class Stopped(Exception):
 
 
 class _Process(SpawnProcess):
-    """A fresh process that any caller may start, and that runs none of the caller's own script again.
+    """A fresh process that any caller may start, and that doesn't run the caller's script again.
 
-    Otherwise a script without `if __name__ == "__main__"` would begin anew in the worker, and the workers of a data
-    loader, which are daemons, could have none.
+    Otherwise a script without `if __name__ == "__main__"` would start over in the worker, and data loader workers,
+    which are daemons, couldn't have one.
     """
 
     def start(self) -> None:
-        self.daemon = True  # a caller that multiprocessing started waits at its end for all others
+        self.daemon = True  # otherwise a caller started by multiprocessing would wait for it at exit
         caller, main = multiprocessing.current_process(), sys.modules["__main__"]
         nameless = ModuleType("__main__")
-        nameless.__dict__.update(vars(main), __spec__=None, __file__=None)  # all that is told of what to run again
+        nameless.__dict__.update(
+            vars(main), __spec__=None, __file__=None
+        )  # the attributes that tell the child what to run
         daemon, caller.daemon = caller.daemon, False
         sys.modules["__main__"] = nameless
         try:
@@ -51,28 +53,28 @@ class _Context(SpawnContext):
 
 
 class Worker:
-    """A process that is started when it is first needed, with `prepare` called in it, and replaced where it breaks.
+    """A process that starts when first needed, with a call of `prepare`, and is replaced if it breaks.
 
-    Threads take turns, and every process that was forked has one of its own.
+    Threads take turns, and every forked process gets its own.
     """
 
     def __init__(self, prepare: Callable[[], None]) -> None:
-        """No process is started yet."""
+        """Doesn't start the process yet."""
         self.prepare = prepare
         self.forget()
         _workers.add(self)
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
-        """What `function` returns for `arguments`. Raises Stopped, and RuntimeError if no process can be started."""
+        """The result of `function(*arguments)`. Raises Stopped, and RuntimeError if no process can be started."""
         with self.lock:
-            for _ in range(2):  # a process that somebody else has killed is replaced, once
+            for _ in range(2):  # a process that something else killed is replaced, once
                 try:
                     return _result(self.pool().schedule(function, arguments, timeout=timeout))
-                except (TimeoutError, pebble.ProcessExpired) as error:  # it was too much; pebble starts another
+                except (TimeoutError, pebble.ProcessExpired) as error:  # over a limit; pebble starts another process
                     raise Stopped from error
                 except RuntimeError:
                     pass
-        raise RuntimeError("A process of internal-policy cannot be started; look above for what it said.")
+        raise RuntimeError("internal-policy couldn't start a worker process. Its output above shows why.")
 
     def pool(self) -> pebble.ProcessPool:
         """The pool of one process; a new one if it broke."""
@@ -89,7 +91,7 @@ class Worker:
         self._pool = None
 
     def forget(self) -> None:
-        """Leave the process, and the lock, to whoever has them."""
+        """Drop the process and the lock without touching them, because another process owns them."""
         self.lock = threading.Lock()
         self._pool: pebble.ProcessPool | None = None
 
@@ -111,7 +113,7 @@ _workers: "weakref.WeakSet[Worker]" = weakref.WeakSet()
 
 
 def _forget_all() -> None:
-    """After a fork a worker is the parent's, and so may be whoever holds its lock: the child must not stop it."""
+    """After a fork the worker, and perhaps its lock, belong to the parent, so the child must not stop it."""
     for worker in _workers:
         worker.forget()
     started: set = getattr(process, "_children", set())

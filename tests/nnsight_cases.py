@@ -274,7 +274,7 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}
 
 
 @pytest.mark.parametrize("rope", [LONGROPE, DYNAMIC], ids=["longrope", "dynamic"])
-def test_a_rotation_that_depends_on_the_length_is_that_of_each_text_alone(tokenizer, rollouts, rope):
+def test_scans_rotate_each_text_as_if_read_alone(tokenizer, rollouts, rope):
     changes = {"rope_parameters": rope, "max_position_embeddings": 12 if rope is DYNAMIC else 512}
     expected = [scan(tiny_model("llama", **changes), tokenizer, [one]).policies for one in rollouts]
     found = scan(wrapped(tiny_model("llama", **changes)), tokenizer, rollouts).policies
@@ -284,9 +284,7 @@ def test_a_rotation_that_depends_on_the_length_is_that_of_each_text_alone(tokeni
 
 
 @pytest.mark.parametrize("step", [3, 100])
-def test_a_rotation_that_depends_on_the_length_is_that_of_each_text_alone_there(
-    monkeypatch, whole, tokenizer, rollouts, step
-):
+def test_remote_scans_rotate_each_text_as_if_read_alone(monkeypatch, whole, tokenizer, rollouts, step):
     model = tiny_model("llama", rope_parameters=LONGROPE)
     expected = [scan(model, tokenizer, [one]).policies for one in rollouts]
     monkeypatch.setattr(door, "STATE_BYTES", step * 22 * 32 * 8 * len(rollouts))
@@ -296,7 +294,7 @@ def test_a_rotation_that_depends_on_the_length_is_that_of_each_text_alone_there(
         pd.testing.assert_frame_equal(rows, one.drop(columns="rollout"), rtol=1e-5, atol=1e-6)
 
 
-def test_a_rotation_that_a_server_remembers_is_refused(whole, tokenizer, rollouts):
+def test_dynamic_ntk_on_a_server_is_refused(whole, tokenizer, rollouts):
     model = tiny_model("llama", rope_parameters=DYNAMIC, max_position_embeddings=12)
     sentence = r"A rollout has 15 tokens, but from 12 on the rotary embedding of this model \(dynamic NTK\)"
     with pytest.raises(InputError, match=sentence):
@@ -338,7 +336,7 @@ def test_half_precision_around_the_measuring_does_not_reach_into_it():
 
 
 def test_an_unembedding_that_is_only_a_part_is_an_error():
-    with pytest.raises(RuntimeError, match=r"the unembedding is \(320, 32\), expected is \(640, 32\)"):
+    with pytest.raises(RuntimeError, match=r"the unembedding is \(320, 32\), expected \(640, 32\)"):
         measured((640, 32))
 
 

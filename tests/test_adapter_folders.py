@@ -1,4 +1,4 @@
-"""The folder of an adapter is a model: its base, with the adapter."""
+"""An adapter folder is loaded as its base model with the adapter."""
 
 import json
 import shutil
@@ -52,12 +52,12 @@ def _change(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_an_adapters_folder_is_its_base_with_the_adapter(adapter, base, input_ids):
+def test_an_adapter_folder_loads_its_base_with_the_adapter(adapter, base, input_ids):
     merged = peft.PeftModel.from_pretrained(_model(base), adapter).merge_and_unload()
     torch.testing.assert_close(_model(adapter)(input_ids).logits, merged(input_ids).logits)
 
 
-def test_a_scan_of_an_adapter_is_that_of_the_merged_model(adapter, base, here, tokenizer):
+def test_scanning_an_adapter_equals_scanning_the_merged_model(adapter, base, here, tokenizer):
     merged = peft.PeftModel.from_pretrained(_model(base), adapter).merge_and_unload()
     merged.save_pretrained(here / "merged")
     tokenizer.save_pretrained(here / "merged")
@@ -75,13 +75,13 @@ def test_an_adapter_is_sampled_from(command, adapter, here):
     assert main([command, "--model", str(adapter), *words]) == 0
 
 
-def test_an_adapter_is_trained_on_and_what_is_written_is_an_adapter(adapter, here):
+def test_training_an_adapter_saves_an_adapter(adapter, here):
     words = ["--steps", "1", "--prompts", "2", "--samples", "2", "--micro-batch", "4", "--max-new-tokens", "4"]
     assert main(["train", "--model", str(adapter), *words, "--layer", "1", "--device", "cpu", "--output", "run"]) == 0
     assert inside(_model(here / "run" / "model")).config.model_type == "qwen3"
 
 
-def test_an_adapters_own_tokenizer_wins_over_its_bases(adapter, tokenizer):
+def test_an_adapters_tokenizer_takes_precedence_over_its_bases(adapter, tokenizer):
     assert loading.load_tokenizer(ModelOptions(model=str(adapter))).eos_token == tokenizer.eos_token
     other = loading.load_tokenizer(ModelOptions(model=str(adapter)))
     other.eos_token = "<|bos|>"
@@ -89,20 +89,20 @@ def test_an_adapters_own_tokenizer_wins_over_its_bases(adapter, tokenizer):
     assert loading.load_tokenizer(ModelOptions(model=str(adapter))).eos_token == "<|bos|>"
 
 
-def test_another_adapter_is_another_model(adapter):
+def test_changing_an_adapter_changes_its_identity(adapter):
     before = _identity(adapter)
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name: weight + 1 for name, weight in weights.items()}, adapter / "adapter_model.safetensors")
     assert _identity(adapter) != before
 
 
-def test_an_adapter_on_another_base_is_another_model(adapter, base):
+def test_changing_the_base_changes_an_adapters_identity(adapter, base):
     before = _identity(adapter)
     tiny_model("qwen3", rms_norm_eps=0.1).float().save_pretrained(base)
     assert _identity(adapter) != before
 
 
-def test_the_python_of_a_folder_counts_where_it_is_trusted(base):
+def test_trusted_python_of_a_folder_is_part_of_its_identity(base):
     plain, trusted = _identity(base), _identity(base, trust_remote_code=True)
     (base / "inner").mkdir()
     (base / "inner" / "modeling_own.py").write_text("x = 1")
@@ -110,7 +110,7 @@ def test_the_python_of_a_folder_counts_where_it_is_trusted(base):
     assert _identity(base, trust_remote_code=True) != trusted
 
 
-def test_the_commit_of_python_in_another_repository_counts_where_it_is_trusted(base, monkeypatch, tmp_path):
+def test_the_commit_of_trusted_remote_python_is_part_of_the_identity(base, monkeypatch, tmp_path):
     import huggingface_hub
 
     asked = []
@@ -173,8 +173,8 @@ def _nan(adapter, base):
 
 
 BAD = {
-    "pickled": (_pickled, "convert them to safetensors with `save_pretrained` of peft"),
-    "no weights": (_without_weights, "there is no adapter_model.safetensors file in it; copy the whole adapter"),
+    "pickled": (_pickled, "Convert them to safetensors with `save_pretrained` of peft"),
+    "no weights": (_without_weights, "it has no adapter_model.safetensors file. Copy the whole adapter"),
     "a weight missing": (_without_a_weight, "has no weights for base_model.model.model.layers.0.mlp.down_proj.lora_A"),
     "a deeper model's": (_of_a_deeper_model, "it is an adapter of another model"),
     "a wider model's": (_of_a_wider_model, "size mismatch"),
@@ -187,7 +187,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_adapter_is_refused_in_a_sentence(case, adapter, base):
+def test_a_broken_adapter_is_refused_with_one_sentence(case, adapter, base):
     breaking, said = BAD[case]
     breaking(adapter, base)
     with pytest.raises(InputError, match=said):
@@ -202,7 +202,7 @@ def test_an_adapter_without_peft_says_what_to_install(adapter, monkeypatch):
 
 def test_transformer_lens_reads_no_adapters(adapter, here, capsys):
     assert main(["scan", "--model", str(adapter), "--reader", "transformer-lens"]) == 2
-    assert "TransformerLens reads no adapters" in capsys.readouterr().err
+    assert "TransformerLens can't read adapters" in capsys.readouterr().err
 
 
 def test_weights_are_hashed_once_with_a_lens_too(base, here, monkeypatch):

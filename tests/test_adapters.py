@@ -1,4 +1,4 @@
-"""PEFT: what is read of a model with adapters is what the model with adapters computes."""
+"""Policies of a PEFT model are those of the model with its adapters."""
 
 import peft
 import pytest
@@ -102,9 +102,9 @@ def test_the_model_inside_computes_what_the_peft_model_does(kind, input_ids):
     ],
     ids=lambda config: type(config).__name__,
 )
-def test_an_adapter_that_is_not_all_inside_the_modules_is_refused(config, input_ids):
+def test_an_adapter_that_changes_more_than_modules_is_refused(config, input_ids):
     model = peft.get_peft_model(tiny_model("llama").float(), config)
-    with pytest.raises(InputError, match=r"adapter 'default' is .*; those that can are.*LORA"):
+    with pytest.raises(InputError, match=r"adapter 'default' is .* layer by layer. Use one of.*LORA"):
         policy_logits(model, ONE, input_ids=input_ids)
 
 
@@ -134,7 +134,7 @@ def test_an_adapted_model_becomes_its_internal_policy(adapted, input_ids, readou
         assert torch.equal(adapted(input_ids).logits, expected)
 
 
-def test_the_model_inside_is_the_same_internal_policy_and_becomes_no_other(input_ids):
+def test_as_policy_on_the_inner_model_is_refused_while_open(input_ids):
     model = lora()
     with as_policy(model, ONE), pytest.raises(InputError, match="already is"), as_policy(inside(model), ONE):
         pass
@@ -172,7 +172,7 @@ def test_dynamics_measure_the_adapted_model(rollouts):
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_an_unembedding_that_was_trained_whole_is_the_one_that_is_read(make, tokenizer, rollouts):
+def test_a_fully_trained_unembedding_is_read(make, tokenizer, rollouts):
     model = make(modules_to_save=["lm_head"])
     ids = torch.tensor([rollouts[0].ids])
     assert not torch.equal(unembedding(model).weight, tiny_model("llama").lm_head.weight)
@@ -180,7 +180,7 @@ def test_an_unembedding_that_was_trained_whole_is_the_one_that_is_read(make, tok
     assert torch.allclose(scanned(model, tokenizer, rollouts[0]), entropies(model, rollouts[0]), atol=1e-4)
 
 
-def test_an_unembedding_trained_whole_is_not_read_where_the_adapter_is_switched_off():
+def test_disabling_the_adapter_reads_the_original_unembedding():
     model = lora(modules_to_save=["lm_head"])
     with model.disable_adapter():
         assert torch.equal(unembedding(model).weight, tiny_model("llama").lm_head.weight)
@@ -191,7 +191,7 @@ def test_an_adapter_on_the_unembedding_takes_part_in_a_policy(input_ids):
     assert torch.equal(policy_logits(model, FINAL, input_ids=input_ids), model(input_ids).logits)
 
 
-def test_a_scan_refuses_an_adapter_on_the_unembedding_that_is_not_merged(tokenizer, rollouts):
+def test_a_scan_refuses_an_unmerged_adapter_on_the_unembedding(tokenizer, rollouts):
     with pytest.raises(InputError, match=r"unembedding has an adapter.*merge_adapter"):
         scan(lora(target_modules=["q_proj", "lm_head"]), tokenizer, rollouts)
 
@@ -214,7 +214,7 @@ def test_the_trainer_trains_an_adapter_that_transformers_added(tmp_path, tokeniz
     assert all("lora" in name and ".layers.2." not in name for name in changed)
 
 
-def test_peft_is_imported_only_where_there_is_an_adapter():
+def test_peft_is_imported_only_for_adapters():
     from test_house import loaded
 
     assert "peft" not in loaded("import internal_policy.rollouts, internal_policy.scan, internal_policy.policy")

@@ -275,7 +275,7 @@ def test_three_rollouts_are_too_few_to_tell_stages():
     assert len(stages(changes(simulated([1.0, -1.0], np.random.default_rng(0), n=4)))) == 2
 
 
-def test_a_column_that_is_not_a_number_leaves_the_others_their_intervals():
+def test_nan_in_one_column_leaves_other_intervals_unchanged():
     values = np.random.default_rng(1).normal(0, 1, (32, 3))
     alone = simultaneous(values[:, 1:], np.ones(32))
     values[3, 0] = np.nan
@@ -303,7 +303,7 @@ def test_targets_under_each_part_of_the_change():
     assert found.loc["direction", "spans"] == [("convergence", 0, 0), ("integration", 1, 1), ("exploration", 2, 2)]
 
 
-def test_the_target_is_said_with_its_interval_and_the_runner_up():
+def test_the_target_sentence_names_its_interval_and_the_runner_up():
     rising = changes_of((0, "mlp", "total", 1.0, 0.5, 1.5), (1, "mlp", "total", 2.0, 1.5, 2.5))
     assert target_in_words(suggestion(rising)) == (
         "Target layer: 1, the last whose FFN raises entropy significantly (+2 nats, 1.5 to 2.5, with 95 % confidence "
@@ -315,10 +315,10 @@ def test_the_target_is_said_with_its_interval_and_the_runner_up():
     )
 
 
-def test_three_rollouts_have_no_target_and_are_told_why():
+def test_three_rollouts_give_no_target_and_say_why():
     found = suggestion(changes(simulated([1.0, -1.0], np.random.default_rng(0), n=3)))
     assert found["target"] is None
-    assert target_in_words(found).startswith("No target layer: it takes 4 or more responses")
+    assert target_in_words(found).startswith("No target layer: choosing one needs at least 4 responses")
 
 
 def test_layers_that_were_not_measured_part_a_span():
@@ -390,7 +390,7 @@ def test_the_same_problems_under_another_path_are_the_same():
     assert analysis.differences([RECORD, moved]) == []
 
 
-def test_numbers_that_are_not_finite_are_counted_and_the_first_is_named():
+def test_the_warning_counts_nonfinite_rollouts_and_names_the_first():
     layers = pd.concat([THREE_TOKENS.assign(layer=layer, readout="raw", norm=1.0) for layer in (0, 1)])
     assert not_finite(layers, "float16") is None
     layers.loc[(layers["layer"] == 1) & (layers["site"] == "mlp_out") & (layers["rollout"] == 1), "entropy"] = np.nan
@@ -401,7 +401,7 @@ def test_numbers_that_are_not_finite_are_counted_and_the_first_is_named():
     )
 
 
-def test_measures_that_a_site_or_a_readout_lacks_are_not_called_broken():
+def test_measures_that_a_site_or_readout_lacks_raise_no_warning():
     lacking = THREE_TOKENS.assign(readout="norm", entropy_at_input_norm=np.nan, cosine=np.nan, kl=0.0)
     lacking.loc[lacking["site"] == "final", "kl"] = np.nan
     assert not_finite(lacking, "float16") is None

@@ -306,7 +306,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer, point):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", [True, False], ids=["each layer compiled", "compiled whole"])
-def test_compiling_the_model_changes_nothing_at_a_switch_of_the_schedule(tmp_path, tokenizer, layers):
+def test_compiling_the_model_does_not_change_training(tmp_path, tokenizer, layers):
     runs = []
     for number, compile_it in enumerate((False, True)):
         torch.manual_seed(0)
@@ -337,7 +337,7 @@ def test_lora_trains_the_adapters_up_to_the_hook_point(tmp_path, tokenizer):
     assert layers_of(later) == {0, 1, 2}
 
 
-def test_a_padding_token_that_the_model_does_not_have_changes_no_training(tmp_path, tokenizer):
+def test_a_padding_token_outside_the_vocabulary_does_not_change_training(tmp_path, tokenizer):
     padded = copy.deepcopy(tokenizer)
     padded.add_tokens([f"<|{n}|>" for n in range(len(tokenizer), 320)])
     padded.add_special_tokens({"pad_token": "[PAD]"})  # and the model is not resized
@@ -384,7 +384,7 @@ def test_the_whole_policys_entropy_is_logged_in_phase_one(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("schedule", [[f"{ONE}:1"], []], ids=["internal", "whole"])
-def test_where_every_response_is_masked_no_mean_over_tokens_is_logged(tmp_path, tokenizer, schedule):
+def test_no_token_means_are_logged_if_every_response_is_masked(tmp_path, tokenizer, schedule):
     class Cut(Fixed):
         def _generate_single_turn(self, prompt_ids, *_, **__):
             return [[5, 6, 7, 8, 9, 10] for _ in prompt_ids], None
@@ -396,7 +396,7 @@ def test_where_every_response_is_masked_no_mean_over_tokens_is_logged(tmp_path, 
     assert not [name for name in record.logs[0] if "entropy" in name or "clip_ratio" in name.replace("clipped", "")]
 
 
-def test_passes_without_tokens_do_not_pull_the_mean_entropy_down(tmp_path, tokenizer):
+def test_passes_without_tokens_do_not_lower_the_mean_entropy(tmp_path, tokenizer):
     class Half(Fixed):
         def _generate_single_turn(self, prompt_ids, *_, **__):
             made = [[5 + number, 6, 7, 8, 9, 10 if number < 4 else end] for number, _ in enumerate(prompt_ids)]
@@ -491,7 +491,7 @@ def test_checkpoints_fall_on_the_ends_of_generation_batches(tmp_path, tokenizer)
     assert found == [4, 6, 10, 12]  # 3 -> 4, 6, 9 -> 10, 12
 
 
-def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path, tokenizer):
+def test_resuming_a_finished_run_trains_no_further(tmp_path, tokenizer):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4}
     first = trainer(tmp_path, tokenizer, **options)
     first.train()
@@ -502,7 +502,7 @@ def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path, tokenizer):
         assert torch.equal(a, b)
 
 
-def test_a_checkpoint_that_cannot_be_written_whole_has_no_name(tmp_path, tokenizer, monkeypatch):
+def test_a_checkpoint_that_fails_to_write_does_not_appear(tmp_path, tokenizer, monkeypatch):
     def full(self, folder):
         (Path(folder) / "scheduler.pt").write_bytes(b"half")
         raise OSError("No space left on device")
@@ -514,7 +514,7 @@ def test_a_checkpoint_that_cannot_be_written_whole_has_no_name(tmp_path, tokeniz
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_a_checkpoint_takes_the_place_of_one_that_was_cut_short(tmp_path, tokenizer):
+def test_a_checkpoint_replaces_an_incomplete_one(tmp_path, tokenizer):
     (tmp_path / "checkpoint-2").mkdir()
     (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(b"half")
     trainer(tmp_path, tokenizer, max_steps=2, save_strategy="steps", save_steps=2).train()
@@ -522,7 +522,7 @@ def test_a_checkpoint_takes_the_place_of_one_that_was_cut_short(tmp_path, tokeni
     assert not (tmp_path / checkpoints.PARTIAL).exists()
 
 
-def test_as_many_checkpoints_are_kept_as_were_asked_for(tmp_path, tokenizer):
+def test_save_total_limit_is_respected(tmp_path, tokenizer):
     trainer(tmp_path, tokenizer, max_steps=8, save_strategy="steps", save_steps=2, save_total_limit=2).train()
     assert list(checkpoints.found(tmp_path)) == [8, 6]
 
@@ -658,14 +658,14 @@ def test_a_schedule_as_long_as_training_never_reaches_the_whole_policy(tmp_path,
     assert layers_of(set().union(*(record.changed(update) for update in range(8)))) == {0, 1}
 
 
-def test_training_again_goes_as_far_as_the_first_time(tmp_path, tokenizer):
+def test_training_twice_runs_all_steps_twice(tmp_path, tokenizer):
     run = trainer(tmp_path, tokenizer, schedule=[f"{ONE}:1"], max_steps=4)
     run.train()
     run.train()
     assert run.state.global_step == 4
 
 
-def test_training_again_after_an_error_begins_with_a_batch_of_its_own(tmp_path, tokenizer):
+def test_training_after_an_error_starts_with_a_new_batch(tmp_path, tokenizer):
     class Once(Fixed):
         broken = False
 
@@ -708,7 +708,7 @@ def test_after_an_error_the_model_is_as_it_was(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("chat", [None, {}])
-def test_prompts_are_tokenised_as_everywhere_else(tmp_path, either, chat):
+def test_the_trainer_tokenizes_prompts_as_encode_problem_does(tmp_path, either, chat):
     ends = copy.deepcopy(either)
     begin, end = ("<s>", "</s>") if either.bos_token else ("<|bos|>", "<|im_end|>")
     pairs = [(name, either.convert_tokens_to_ids(name)) for name in (begin, end)]
@@ -726,7 +726,7 @@ def test_problems_with_tools_are_refused():
         dataset_of([problem], {})
 
 
-def test_training_ends_responses_where_generate_does(tmp_path, tokenizer):
+def test_the_trainer_and_generate_share_end_tokens(tmp_path, tokenizer):
     model = tiny_model("llama")
     model.generation_config.eos_token_id, model.config.eos_token_id = 0, 1
     run = trainer(tmp_path, tokenizer, model)

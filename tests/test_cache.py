@@ -115,12 +115,12 @@ def test_without_a_home_folder_the_cache_asks_for_a_folder(monkeypatch):
     monkeypatch.delenv("INTERNAL_POLICY_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(cache.Path, "home", homeless)
-    with pytest.raises(InputError, match="set INTERNAL_POLICY_CACHE to a folder"):
+    with pytest.raises(InputError, match="Set INTERNAL_POLICY_CACHE to a folder"):
         cache.root()
 
 
 @pytest.mark.parametrize("model", ["Qwen/Qwen3-4B", "local"])
-def test_the_folder_of_a_scan_is_named_by_the_model_and_not_by_its_place(model, monkeypatch, tmp_path):
+def test_a_scan_folder_is_named_after_the_model_not_its_path(model, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "local").mkdir()
     asked = {"identity": "sha256 0"}
@@ -147,7 +147,7 @@ def test_a_table_is_exported_whole(folder, tmp_path, form):
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])
-def test_texts_with_any_line_end_are_exported_as_one_row_each(folder, tmp_path, form):
+def test_texts_with_line_ends_export_to_one_row_each(folder, tmp_path, form):
     import pandas as pd
 
     texts = ["a\rb", "a\nb", "a\r\nb", 'say "a,\rb"', "\r", ""]

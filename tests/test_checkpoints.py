@@ -1,4 +1,4 @@
-"""A folder of a training run is whole, or is known not to be."""
+"""A checkpoint is whole, or is known to be incomplete."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def folder(tmp_path):
     return tmp_path / "checkpoint-2"
 
 
-def test_a_folder_that_was_put_is_whole_and_has_its_name(folder):
+def test_put_renames_a_folder_and_makes_it_whole(folder):
     assert checkpoints.is_whole(folder)
     assert not list((folder.parent / checkpoints.PARTIAL).iterdir())
 
@@ -34,12 +34,12 @@ def test_a_folder_without_one_of_its_files_is_not_whole(folder, name):
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "[1]", '{"model.safetensors": "seven"}', "{"])
-def test_a_list_of_files_that_is_none_is_not_believed(folder, text):
+def test_an_invalid_manifest_means_not_whole(folder, text):
     (folder / checkpoints.MANIFEST).write_text(text)
     assert not checkpoints.is_whole(folder)
 
 
-def test_a_folder_takes_the_place_of_another(folder):
+def test_put_replaces_an_existing_folder(folder):
     again = folder.parent / "again"
     again.mkdir()
     (again / "model.safetensors").write_bytes(b"others")

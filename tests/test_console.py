@@ -1,4 +1,4 @@
-"""No text can command the terminal."""
+"""No printed text can control the terminal."""
 
 import io
 import json
@@ -32,12 +32,12 @@ def test_a_control_character_is_printed_as_its_escape(text):
     assert visible(text).isprintable()
 
 
-def test_lines_tabs_letters_and_emoji_are_printed_as_they_are():
+def test_newlines_tabs_letters_and_emoji_are_printed_unchanged():
     text = "数学 naïve 👩\u200d💻\n\tΔ FFN"
     assert visible(text) == text
 
 
-def test_markup_of_ours_still_has_its_colour():
+def test_our_own_markup_is_still_coloured():
     assert "\x1b[31m" in printed("[red]error[/]", force_terminal=True, color_system="standard")
 
 
@@ -71,7 +71,7 @@ def test_a_generated_token_is_printed_as_text(capsys, tmp_path):
     assert "\x1b" not in capsys.readouterr().out
 
 
-def test_nothing_is_printed_but_by_this_terminal():
+def test_everything_is_printed_through_terminal():
     pattern = re.compile(r"(?<![\w.])(Console|print|sys\.std\w+\.write)\(.*")
     folder = Path(console.__file__).parent
     found = {path.stem: hit[0] for path in folder.rglob("*.py") for hit in pattern.finditer(path.read_text())}

@@ -1,4 +1,4 @@
-"""Damaged, altered and forged scans are refused in a sentence; no other figures are shown."""
+"""Damaged, altered and forged scans are refused with one sentence, and no wrong figures are shown."""
 
 import json
 import random
@@ -121,12 +121,12 @@ def harmed(finished: Path, to: Path, flips: int) -> list[Path]:
     return found
 
 
-def test_a_flipped_bit_is_refused_or_changes_no_figure(finished, tmp_path):
+def test_a_flipped_bit_is_refused_or_changes_no_output(finished, tmp_path):
     check_all(finished, harmed(finished, tmp_path / "harmed", 1), READERS)
 
 
 @pytest.mark.slow
-def test_many_flipped_bits_are_refused_or_change_no_figure(finished, tmp_path):
+def test_many_flipped_bits_are_refused_or_change_no_output(finished, tmp_path):
     check_all(finished, harmed(finished, tmp_path / "harmed", 16), ALL_READERS)
 
 
@@ -153,7 +153,7 @@ def test_a_file_that_changes_is_checked_again(scanned, monkeypatch):
         cache.read(scanned, "layers")
 
 
-def test_a_deleted_part_is_missed(scanned, capsys):
+def test_a_deleted_part_is_reported(scanned, capsys):
     records.part_path(scanned, "layers", 1).unlink()
     assert main(["show", str(scanned)]) == 2
     assert "layers-00001.parquet is damaged (it is missing)" in capsys.readouterr().err
@@ -166,13 +166,13 @@ def test_a_part_that_the_record_does_not_name_is_not_read(scanned):
     assert cache.export(scanned, "layers", "csv", scanned / "x.csv") == len(before)
 
 
-def test_an_unfinished_scan_is_not_read_as_if_it_were_whole(scanned):
+def test_an_unfinished_scan_is_not_read(scanned):
     (scanned / cache.RECORD).unlink()
     with pytest.raises(InputError, match="is an unfinished scan"):
         cache.read(scanned, "layers")
 
 
-def test_scans_are_the_whole_ones(scanned, here):
+def test_scans_lists_only_whole_scans(scanned, here):
     whole, begun = (cache.root() / "model" / name for name in ("a", "b"))
     shutil.copytree(scanned, whole)
     shutil.copytree(scanned, begun)
@@ -184,7 +184,7 @@ def test_scans_are_the_whole_ones(scanned, here):
 @pytest.mark.parametrize(
     "name", ["../precious.txt", "precious.txt", "/", "policies-1.parquet", "policies-00001.parquet/x"]
 )
-def test_a_record_that_names_files_of_others_removes_none(words, here, tmp_path, name, capsys):
+def test_a_record_cannot_name_foreign_files_for_removal(words, here, tmp_path, name, capsys):
     assert main([*words, "--output", "mine"]) == 0
     precious = [tmp_path / "precious.txt", here / "precious.txt", here / "mine" / "precious.txt"]
     for path in precious:
@@ -195,7 +195,7 @@ def test_a_record_that_names_files_of_others_removes_none(words, here, tmp_path,
     records.write(here / "mine" / cache.RECORD, {k: v for k, v in record.items() if k != "checksum"})
     capsys.readouterr()
     assert main(["show", "mine"]) == 2
-    assert "no file of a scan" in capsys.readouterr().err
+    assert "isn't a file of a scan" in capsys.readouterr().err
     assert main([*words, "--output", "mine", "--remeasure"]) == 0
     assert [path.read_text() for path in precious] == ["precious"] * 3
 
@@ -204,7 +204,7 @@ SHAPES = ["[]", "null", '"x"', '{"schema": 1}', '{"schema": [1]}', "[" * 100_000
 
 
 @pytest.mark.parametrize("text", SHAPES)
-def test_a_record_of_another_shape_is_refused_in_a_sentence(scanned, text, capsys):
+def test_a_malformed_record_is_refused_with_one_sentence(scanned, text, capsys):
     (scanned / cache.RECORD).write_text(text)
     assert main(["show", str(scanned)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -242,7 +242,7 @@ def test_a_record_with_a_wrong_field_names_it(scanned, field, value):
         view.default(scanned)
 
 
-def test_a_record_that_held_a_secret_is_still_believed(scanned):
+def test_a_record_with_a_hidden_secret_is_still_valid(scanned):
     command = ["--chat-template-kwargs", '{"api_key": "hunter2"}', "https://me:hunter2@example.org?token=hunter2"]
     records.write(scanned / cache.RECORD, {**cache.record(scanned), "command": command})
     assert "hunter2" not in str(cache.record(scanned)["command"])
@@ -264,7 +264,7 @@ def test_an_altered_number_in_a_record_is_noticed(scanned):
 
 
 @pytest.mark.parametrize("victim", ["policies-00000.parquet", "rollouts-00001.parquet", "part-00000.json"])
-def test_files_that_vanish_while_a_scan_runs_make_no_record(words, here, victim, capsys, monkeypatch):
+def test_no_record_is_written_if_files_vanish_during_a_scan(words, here, victim, capsys, monkeypatch):
     write = cache.write_table
 
     def wiped(path, *rest, **options):
@@ -274,7 +274,7 @@ def test_files_that_vanish_while_a_scan_runs_make_no_record(words, here, victim,
 
     monkeypatch.setattr(cache, "write_table", wiped)
     assert main([*words, "--output", "mine"]) == 2
-    assert "was altered or removed while the scan ran; run its command again" in capsys.readouterr().err
+    assert "was altered or removed while the scan ran. Run its command again" in capsys.readouterr().err
     assert not (here / "mine" / cache.RECORD).exists()
     monkeypatch.setattr(cache, "write_table", write)
     assert main([*words, "--output", "mine"]) == 0
@@ -353,7 +353,7 @@ def test_a_damaged_question_is_refused_in_a_sentence(words, here, text, capsys):
     assert "asked.json is damaged" in capsys.readouterr().err
 
 
-def test_a_damaged_file_of_no_scan_is_not_measured_again(tmp_path):
+def test_a_damaged_file_outside_a_scan_gets_another_remedy(tmp_path):
     path = tmp_path / "metrics.parquet"
     cache.write_table(path, pa.table({"x": [1]}))
     path.write_bytes(path.read_bytes()[:20])
@@ -361,7 +361,7 @@ def test_a_damaged_file_of_no_scan_is_not_measured_again(tmp_path):
         cache.read_part(path)
 
 
-def test_a_whole_record_written_by_the_tests_is_believed(tmp_path):
+def test_write_record_writes_a_valid_record(tmp_path):
     for name in ("rollouts-00000", "policies-00000", "layers-00000", "vocabulary"):
         cache.write_table(tmp_path / f"{name}.parquet", pa.table({"rollout": [1]}))
     write_record(tmp_path)

@@ -1,4 +1,4 @@
-"""A chat template that writes the date: it is part of the question, and one scan or run never mixes two days."""
+"""The date that a chat template writes is part of the question, and no scan or run mixes two days."""
 
 import json
 from dataclasses import replace
@@ -53,7 +53,7 @@ def test_the_date_is_in_the_digest(folder, on, form):
     assert len(set(digests)) == 2
 
 
-def test_what_writes_no_date_is_found_again_on_another_day(folder, on):
+def test_templates_without_a_date_give_the_same_question_every_day(folder, on):
     (plain := Path("plain.jinja")).write_text(CHAT_TEMPLATE)
     for more in ({"chat_template": str(plain)}, {"chat_template": "none"}, {"model": "demo-qwen3"}):
         questions = []
@@ -63,7 +63,7 @@ def test_what_writes_no_date_is_found_again_on_another_day(folder, on):
         assert questions[0] == questions[1]
 
 
-def test_rollouts_that_are_token_ids_are_found_again_on_another_day(folder, on):
+def test_token_id_rollouts_give_the_same_question_every_day(folder, on):
     Path("ids.jsonl").write_text(json.dumps({"prompt_ids": [5, 6], "response_ids": [7]}))
     Path("texts.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
     for name, same in (("ids.jsonl", True), ("texts.jsonl", False)):
@@ -74,7 +74,7 @@ def test_rollouts_that_are_token_ids_are_found_again_on_another_day(folder, on):
         assert (questions[0] == questions[1]) == same
 
 
-def test_the_prompts_are_of_the_day_that_the_question_names(folder, here, on, tokenizer):
+def test_prompts_contain_the_date_in_the_question(folder, here, on, tokenizer):
     on("2024-07-26")
     assert main(["scan", "--model", str(folder), *ASKED, "--output", "mine"]) == 0
     prompts = cache.read(here / "mine", "rollouts", ["prompt_ids"])["prompt_ids"]
@@ -82,7 +82,7 @@ def test_the_prompts_are_of_the_day_that_the_question_names(folder, here, on, to
     assert "2024-07-26" in cache.record(here / "mine")["asked"]["chat_template_kwargs"]
 
 
-def test_a_scan_does_not_go_on_on_another_day_unless_its_own_is_given(folder, here, on, capsys):
+def test_a_scan_continues_on_another_day_only_with_its_own_date(folder, here, on, capsys):
     on("2026-11-24")
     assert main(["scan", "--model", str(folder), *ASKED, "--output", "mine"]) == 0
     (here / "mine" / cache.RECORD).unlink()
@@ -101,7 +101,7 @@ def test_a_date_in_the_arguments_is_written(folder, tokenizer):
     assert tokenizer.decode(rollout.prompt_ids).startswith("26 Jul 2024\n")
 
 
-def test_a_run_of_training_keeps_the_day_on_which_it_was_begun(folder, here, on):
+def test_a_training_run_keeps_its_starting_date(folder, here, on):
     asked = options.Train(model=str(folder))
     on("2026-11-25")
     assert training._day(asked, here / "run") == "2026-11-25"

@@ -80,7 +80,7 @@ def test_scans_are_compared(tmp_path):
         ),
         (
             ["demo-qwen3", "cell", "--layer", "9", "-o", "x.html"],
-            "There is no layer 9: the model's are 0 to 7",
+            "There is no layer 9. Choose one from 0 to 7",
         ),
         (["demo-qwen3", "norm-control", "--readout", "norm", "-o", "x.html"], "norm"),
     ],
@@ -196,7 +196,7 @@ def answers(port: int) -> bool:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"])
-def test_a_dashboard_that_is_ended_leaves_no_server_behind(name, tmp_path):
+def test_ending_the_dashboard_ends_its_server(name, tmp_path):
     with dashboard(tmp_path) as (process, port):
         process.send_signal(getattr(signal, name))
         process.wait(60)
@@ -204,7 +204,7 @@ def test_a_dashboard_that_is_ended_leaves_no_server_behind(name, tmp_path):
         assert process.returncode == (0 if name == "SIGINT" else -getattr(signal, name))
 
 
-def test_a_port_that_is_taken_is_one_sentence():
+def test_a_port_in_use_is_refused_with_one_sentence():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -212,7 +212,7 @@ def test_a_port_that_is_taken_is_one_sentence():
         command = [sys.executable, "-m", "internal_policy", "dashboard", "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert f"error: The dashboard did not start on port {port}" in done.stderr
+    assert f"error: The dashboard didn't start on port {port}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -226,6 +226,6 @@ def test_a_measure_that_no_figure_draws_is_wrong_usage(figure, measure, here, ca
         figures.draw(figure, [view.View(DEMO)], figures.Choice(measure=measure))
 
 
-def test_the_measures_of_plot_are_those_that_figures_draw():
+def test_the_choices_of_plot_measure_match_the_figures():
     assert {*get_args(Measure)} == {*chain(*figures.CHOICES.values())}
     assert {*chain(*figures.CHOICES.values())} <= {*look.MEASURES}

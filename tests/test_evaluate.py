@@ -89,7 +89,7 @@ def test_one_response_a_problem_has_wilsons_interval():
     assert (low, high) == pytest.approx((0.396773, 0.892211), abs=1e-5)  # 7 of 10
 
 
-def test_the_same_share_of_every_problem_is_known_better_than_whole_problems_solved_or_not():
+def test_equal_shares_give_narrower_intervals_than_all_or_nothing():
     alike, apart = np.full((64, 1), 0.5), np.array([[0.0], [1.0]] * 32)
     widths = [float(high[0] - low[0]) for low, high in (interval(alike), interval(apart))]
     assert widths[0] < widths[1] / 3
@@ -138,5 +138,5 @@ def test_a_response_is_correct_where_its_reward_is_1_or_more():
         ([], None),
     ],
 )
-def test_rewards_are_told_as_a_share_only_where_they_are_0_or_1(rewards, said):
+def test_outcome_is_a_share_only_for_rewards_of_0_or_1(rewards, said):
     assert outcome(pd.Series(rewards, dtype=object)) == said

@@ -253,9 +253,9 @@ def test_an_unembedding_with_a_bias_is_refused():
 
 def test_a_model_without_an_unembedding_is_refused(input_ids):
     body = tiny_model("llama").model
-    with pytest.raises(InputError, match=r"This LlamaModel has no module model; load the whole model with Auto"):
+    with pytest.raises(InputError, match=r"This LlamaModel has no module model\. Load the whole model with Auto"):
         policy_logits(body, FINAL, input_ids=input_ids)
-    with pytest.raises(InputError, match="This model has no unembedding; load it with AutoModelForCausalLM"):
+    with pytest.raises(InputError, match=r"This model has no unembedding\. Load it with AutoModelForCausalLM"):
         unembedding(body)
 
 
@@ -269,7 +269,7 @@ def packed(linear):
 def test_an_unembedding_that_is_not_one_matrix_is_refused(change):
     model = tiny_model("llama")
     model.lm_head = change(model.lm_head)
-    with pytest.raises(InputError, match="whose weight isn't one plain matrix; load the model without quantizing"):
+    with pytest.raises(InputError, match=r"whose weight isn't one plain matrix\. Load the model without quantizing"):
         unembedding(model)
 
 

@@ -91,7 +91,7 @@ def _write_once(path, number, ready, go):
         files.write_json(path / f"{number}-{turn}.json", json.loads((path / f"{turn}.json").read_text()))
 
 
-def test_processes_without_hard_links_agree_on_the_first_file(tmp_path):
+def test_without_hard_links_processes_agree_on_the_first_file(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, go = context.Semaphore(0), context.Event()
     writers = [context.Process(target=_write_once, args=(tmp_path, number, ready, go)) for number in (1, 2)]
@@ -108,7 +108,7 @@ def test_processes_without_hard_links_agree_on_the_first_file(tmp_path):
 
 
 @pytest.mark.usefixtures("no_links")
-def test_the_lock_of_a_killed_process_does_not_block_for_ever(tmp_path, monkeypatch):
+def test_the_lock_of_a_killed_process_expires(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "PATIENCE", 0.0)
     (tmp_path / ".x.json.lock").touch()
     files.write_json(tmp_path / "x.json", {"a": 1}, once=True)

@@ -29,12 +29,12 @@ def test_numbers_and_other_texts_stay(text):
 
 
 @given(st.text("'=+-@\t\r15.a", max_size=6))
-def test_every_text_comes_back(text):
+def test_unguarding_restores_every_text(text):
     assert unguarded(guarded(text)) == text
     assert guarded(text)[:1] not in ("=", "+", "@")
 
 
-def test_numbers_lists_and_what_is_missing_stay_in_a_frame():
+def test_numbers_lists_and_missing_cells_stay_unchanged():
     frame = pd.DataFrame({"x": [-1.5, None], "ids": [[1], [-2]], "text": ["=1", None]})
     found = guard(frame)
     assert found["text"].tolist()[0] == "'=1"
@@ -73,6 +73,6 @@ def test_an_export_of_rollouts_is_read_back_as_it_was(exported):
     assert [row.values["response"] for row in read] == texts[::-1]
 
 
-def test_the_apostrophes_of_a_file_of_ones_own_are_kept(tmp_path):
+def test_apostrophes_in_other_csv_files_are_kept(tmp_path):
     (tmp_path / "mine.csv").write_text("problem,answer\n'=1 is what?,1\n")
     assert next(iter(read_rows(tmp_path / "mine.csv"))).values["problem"] == "'=1 is what?"

@@ -40,14 +40,14 @@ def metrics(folder, tokenizer, **options) -> pd.DataFrame:
     ],
     ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
 )
-def test_rows_are_the_same_whenever_the_trainer_logs(tmp_path, tokenizer, options):
+def test_metrics_do_not_depend_on_logging_steps(tmp_path, tokenizer, options):
     expected = metrics(tmp_path / "once", tokenizer, logging_steps=2)
     assert expected["step"].tolist() == [1, 2, 3]
     found = metrics(tmp_path / "other", tokenizer, **options)
     pd.testing.assert_frame_equal(found, expected, rtol=1e-12)
 
 
-def test_training_again_begins_a_table_of_its_own(tmp_path, tokenizer):
+def test_training_again_starts_new_tables(tmp_path, tokenizer):
     kept = journal(tmp_path)
     run = trainer(tmp_path, tokenizer, kind=Fixed, callbacks=[kept], schedule=SCHEDULE, max_steps=4)
     run.train()

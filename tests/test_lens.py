@@ -389,7 +389,7 @@ def square(**changes):
 BAD = {
     "another key": (
         {"model.norm.weight": torch.ones(32)},
-        "has the key 'model.norm.weight', expected are keys such as 5.r",
+        "has the key 'model.norm.weight', expected keys such as 5.r",
     ),
     "another site": ({"0.attn.weight": torch.ones(32)}, "has the key '0.attn.weight', expected"),
     "final": (square(**{"final.weight": torch.zeros(32, 32)}), "has the key 'final.weight', expected"),

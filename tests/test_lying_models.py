@@ -105,7 +105,7 @@ WHOLE_FILES = {
 
 
 @pytest.mark.parametrize("kind", WHOLE_FILES)
-def test_a_file_that_is_no_json_object_is_named(kind, file, here, capsys):
+def test_a_file_that_is_not_a_json_object_is_named(kind, file, here, capsys):
     code, said = scanned(file, WHOLE_FILES[kind](file.read_text()), here, capsys)
     check(code, said)
     assert code == 2
@@ -133,7 +133,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lie_is_refused_in_a_sentence_that_names_the_file_or_the_field(lie, base, adapter, here, capsys):
+def test_a_false_value_is_refused_naming_file_or_field(lie, base, adapter, here, capsys):
     name, place, value, words = LIES[lie]
     file = (adapter if name == "adapter_config.json" else base) / name
     code, said = scanned(file, json.dumps(changed(json.loads(file.read_text()), place, value)), here, capsys)
@@ -151,7 +151,7 @@ INDEXES = {
 
 
 @pytest.mark.parametrize("kind", INDEXES)
-def test_an_index_that_lies_is_named(kind, base, here, capsys):
+def test_a_false_weight_index_is_named(kind, base, here, capsys):
     code, said = scanned(base / "model.safetensors.index.json", json.dumps(INDEXES[kind]), here, capsys)
     check(code, said)
     assert code == 2
@@ -159,7 +159,7 @@ def test_an_index_that_lies_is_named(kind, base, here, capsys):
 
 
 @pytest.mark.slow
-def test_whatever_stands_in_a_file_there_is_no_traceback(file, here, capsys):
+def test_no_file_content_causes_a_traceback(file, here, capsys):
     written = json.loads(file.read_text())
     where = list(dict.fromkeys([*places(written), *((key,) for key in MORE[file.name])]))
     lies = [(place, value) for place in where for value in [*VALUES, ...]]

@@ -748,7 +748,7 @@ BAD_MODELS = {
     "no tokenizer": (_without_tokenizer, "tokenizer"),
     "a file": (lambda _, folder: folder / "config.json", "give a folder that holds a model"),
     "nothing": (lambda *_: "", "--model is ''; give a folder"),
-    "no model": (lambda here, _: here, "holds no model: there is no config.json"),
+    "no model": (lambda here, _: here, "holds no model: it has no config.json"),
     "unknown family": (lambda *a: _model(*a, model_type="opt"), "Unknown model family 'opt'; known are deepseek_v2, "),
     "pickled": (_pickled, "holds only pickled weights"),
     "NaN": (_with_nan, "NaN or infinite weights in model.layers.1.mlp.up_proj.weight"),

@@ -1,4 +1,4 @@
-"""How a response is marked: the answer in its last box, beside the right one."""
+"""A response is marked by the answer in its last box."""
 
 import time
 

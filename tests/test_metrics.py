@@ -642,7 +642,7 @@ def test_entropy_falls_with_the_norm_by_the_variance_of_the_logits():
 @pytest.mark.parametrize("head", [Head(), Head(divisor=2.0), Head(cap=5.0)], ids=["plain", "divided", "capped"])
 @pytest.mark.parametrize("size", [1e-8, 1e-12, 1e-25])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_output_almost_0_is_measured_at_its_inputs_norm(small_tiles, dtype, size, head):
+def test_a_tiny_output_is_measured_at_its_inputs_norm(small_tiles, dtype, size, head):
     hidden, weight, targets = states(points=3, std=2.0, dtype=dtype)
     whole = at_input_norm(hidden, weight, targets, head)
     hidden[1] *= size

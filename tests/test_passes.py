@@ -91,7 +91,7 @@ def test_every_kind_of_rotary_embedding_of_transformers_is_tested():
 
 @pytest.mark.parametrize("pieces", [False, True], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("kind", ROPES)
-def test_a_rollouts_numbers_are_those_of_the_model_that_reads_it_alone(monkeypatch, tokenizer, kind, pieces):
+def test_a_rollouts_numbers_equal_those_read_alone(monkeypatch, tokenizer, kind, pieces):
     if pieces:
         in_pieces_of(monkeypatch, 7)
     assert_as_alone(scanned(roped(kind), tokenizer), kind)
@@ -161,7 +161,7 @@ def test_a_lens_is_fitted_to_the_states_of_rollouts_alone(kind):
     )
 
 
-def test_other_threads_read_as_before(tokenizer):
+def test_other_threads_are_unaffected(tokenizer):
     model, ids = roped("longrope"), torch.randint(5, 256, (2, 30))
     expected = model(ids).logits
     with alone(model, [8, 30]):
@@ -188,7 +188,7 @@ def sampled(model, tokenizer, texts, batch_size, n=12):
 @pytest.mark.parametrize(
     ("kind", "family"), [("longrope", "llama"), ("longrope", "phi3"), ("dynamic", "llama"), ("yarn", "llama")]
 )
-def test_a_response_is_the_one_that_is_sampled_alone(tokenizer, kind, family):
+def test_a_response_equals_the_one_sampled_alone(tokenizer, kind, family):
     lengths = [len(tokenizer(text).input_ids) for text in TEXTS]
     assert min(lengths) + 12 <= 20 < max(lengths) + 12  # some texts reach the other rotation
     each = [sampled(roped(kind, family), tokenizer, [text], 1)[0] for text in TEXTS]

@@ -107,7 +107,7 @@ def rendered(tokenizer, messages, prompt):
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
 
-def test_a_rendered_transcript_is_read_as_its_messages_are(tokenizer, sentencepiece):
+def test_a_rendered_transcript_is_read_like_its_messages(tokenizer, sentencepiece):
     for case in (with_bos(tokenizer), with_ends(with_bos(tokenizer)), sentencepiece, with_ends(sentencepiece)):
         messages = conversation("What is 3 + 4?", "7 + 5")
         prompt_ids, response_ids = split_messages(case, messages, {})
@@ -134,16 +134,16 @@ def test_a_rendered_prompt_under_a_template_is_refused_with_the_remedy(either, t
     system = [{"role": "system", "content": "Box the answer."}] if system and template not in (None, USER) else []
     prompt = rendered(case, [*system, *PROBLEM.messages], True)
     for text in (prompt, prompt.strip(), prompt.removeprefix(case.bos_token or "")):
-        with pytest.raises(InputError, match="would be templated twice; give --chat-template none"):
+        with pytest.raises(InputError, match=r"would be applied twice\. Use --chat-template none"):
             encode_problem(case, Problem((Message(role="user", content=text),), None), {})
-        with pytest.raises(InputError, match="would be templated twice; give --chat-template none"):
+        with pytest.raises(InputError, match=r"would be applied twice\. Use --chat-template none"):
             split_messages(case, conversation(text, "7"), {})
 
 
 @pytest.mark.parametrize(
     "text", ["What does [INST] mean?", "[INST]", "<|im_start|>user", "user: a", "<|im_end|> ends <|im_start|>user\n"]
 )
-def test_a_question_about_templates_is_no_rendered_prompt(either, text):
+def test_a_question_about_templates_is_not_taken_for_a_rendered_prompt(either, text):
     for template in (either.chat_template, LLAMA3, USER):
         case = with_template(either, template)
         assert encode_problem(case, Problem((Message(role="user", content=text),), None), {})
@@ -289,7 +289,7 @@ def test_the_tool_calls_of_a_response_are_measured(tokenizer):
 @pytest.mark.parametrize(
     ("key", "value"), [("reasoning_content", "3, then 4"), ("reasoning", "3, then 4"), ("tool_calls", [CALL])]
 )
-def test_a_part_of_the_response_that_nothing_writes_is_named(tokenizer, chat, key, value):
+def test_a_response_part_that_the_template_drops_is_named(tokenizer, chat, key, value):
     asked, answered = conversation("3 + 4?", "It is 7")
     with pytest.raises(InputError, match=f"'{key}'"):
         split_messages(tokenizer, [asked, more(answered, **{key: value})], chat)
@@ -302,7 +302,7 @@ def test_tools_reach_the_template(tokenizer):
 
 
 @pytest.mark.parametrize("chat", [{}, None])
-def test_tools_that_nothing_writes_are_named(tokenizer, chat):
+def test_tools_that_the_template_drops_are_named(tokenizer, chat):
     with pytest.raises(InputError, match="'tools'"):
         encode_problem(tokenizer, Problem(PROBLEM.messages, None, (TOOL,)), chat)
 

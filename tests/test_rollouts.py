@@ -393,17 +393,17 @@ def test_limit_keeps_the_first_rollouts(either, tmp_path):
     [
         (
             {"question": "a", "response": "b"},
-            "columns are question, response; expected are prompt_ids and response_ids",
+            "columns are question, response; expected prompt_ids and response_ids",
         ),
         ({"prompt": "a", "response": None}, "The last message is no response"),
         ({"prompt": "", "response": "b"}, "'prompt' is empty"),
-        ({"text": 7}, "'text' holds 7; expected is text"),
-        ({"text": None}, "columns are text; expected are prompt_ids and response_ids"),
+        ({"text": 7}, "'text' holds 7; expected text"),
+        ({"text": None}, "columns are text; expected prompt_ids and response_ids"),
         ({"messages": [{"role": "user", "content": "a"}]}, "must be the assistant's"),
         ({"prompt_ids": [], "response_ids": [1]}, r"'prompt_ids' holds \[\]"),
-        ({"prompt_ids": [1], "response_ids": "1, 2"}, "'response_ids' holds '1, 2'; expected is a list"),
+        ({"prompt_ids": [1], "response_ids": "1, 2"}, "'response_ids' holds '1, 2'; expected a list"),
         ({"prompt_ids": [1], "response_ids": [-1]}, r"'response_ids' holds \[-1\]"),
-        ({**ROWS["prompt"], "reward": "good"}, "the reward is 'good'; expected is a number"),
+        ({**ROWS["prompt"], "reward": "good"}, "the reward is 'good'; expected a number"),
     ],
 )
 def test_a_row_that_is_no_rollout_is_named(tokenizer, tmp_path, row, message):
@@ -412,12 +412,12 @@ def test_a_row_that_is_no_rollout_is_named(tokenizer, tmp_path, row, message):
 
 
 WRONG = {
-    "problem": (["a list"], r"'problem' holds \['a list'\]; expected is text"),
-    "response": (7, "'response' holds 7; expected is text"),
-    "answer": ([1, 2], r"the answer is \[1, 2\]; expected is text or a number"),
-    "sample": (10**12, "'sample' holds 1000000000000; expected is a whole number from 0 to 2147483647"),
-    "reward": (10**400, "the reward is 1000.*; expected is a number"),
-    "finished": ("perhaps", "'finished' holds 'perhaps'; expected is true or false"),
+    "problem": (["a list"], r"'problem' holds \['a list'\]; expected text"),
+    "response": (7, "'response' holds 7; expected text"),
+    "answer": ([1, 2], r"the answer is \[1, 2\]; expected text or a number"),
+    "sample": (10**12, "'sample' holds 1000000000000; expected a whole number from 0 to 2147483647"),
+    "reward": (10**400, "the reward is 1000.*; expected a number"),
+    "finished": ("perhaps", "'finished' holds 'perhaps'; expected true or false"),
     "prompt_ids": ([5, 2**40], r"'prompt_ids' holds \[5, 1099511627776\]; .* but 1099511627776 is none"),
     "response_ids": ([[5]], r"'response_ids' holds \[\[5\]\]; .* but \[5\] is none"),
 }
@@ -434,22 +434,22 @@ def test_a_cell_of_the_wrong_type_is_named_with_its_row(tokenizer, tmp_path, col
 @pytest.mark.parametrize("sample", [-1, 1.5, "one", [0], float("inf"), 2**70])
 def test_a_sample_that_is_no_whole_number_is_refused(tokenizer, tmp_path, sample):
     path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), "sample": sample})
-    with pytest.raises(InputError, match=r"line 1: 'sample' holds .* expected is a whole number"):
+    with pytest.raises(InputError, match=r"line 1: 'sample' holds .* expected a whole number"):
         read_rollouts(path, tokenizer, {})
 
 
 @pytest.mark.parametrize("reward", [float("inf"), "-inf", "1e400", [1.0], {"score": 1}, "good"])
 def test_a_reward_that_is_no_finite_number_is_refused(tokenizer, tmp_path, reward):
     path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), "reward": reward})
-    with pytest.raises(InputError, match=r"line 1: the reward is .* expected is a number"):
+    with pytest.raises(InputError, match=r"line 1: the reward is .* expected a number"):
         read_rollouts(path, tokenizer, {})
 
 
 @pytest.mark.parametrize("token", [5.0, "5", True, None, -1, 2**31, 2**70])
 @pytest.mark.parametrize("column", ["prompt_ids", "response_ids"])
-def test_what_is_no_token_id_is_refused(tokenizer, tmp_path, column, token):
+def test_an_invalid_token_id_is_refused(tokenizer, tmp_path, column, token):
     path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), column: [3, token]})
-    with pytest.raises(InputError, match=f"line 1: '{column}' holds .* expected is a list of token ids"):
+    with pytest.raises(InputError, match=f"line 1: '{column}' holds .* expected a list of token ids"):
         read_rollouts(path, tokenizer, {})
 
 

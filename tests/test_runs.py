@@ -168,13 +168,13 @@ def test_a_measure_that_is_no_number_is_left_out(root):
     assert runs.measures(runs.read(root, runs.DYNAMICS)) == ["entropy", "entropy_at_input_norm", "kl"]
 
 
-def test_two_rows_of_one_place_and_step_are_refused(root):
+def test_duplicate_rows_are_refused(root):
     pd.concat([FRAME, FRAME]).to_parquet(root / runs.DYNAMICS)
-    with pytest.raises(InputError, match="two rows of one step, layer and site"):
+    with pytest.raises(InputError, match="two rows for one step, layer and site"):
         runs.read(root, runs.DYNAMICS)
 
 
-def test_a_text_that_is_no_utf8_is_damage(root):
+def test_invalid_utf8_counts_as_damage(root):
     bad = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
     table = pa.Table.from_pandas(steps("final"), preserve_index=False)
     pq.write_table(table.set_column(table.schema.names.index("phase"), "phase", bad), root / runs.METRICS)

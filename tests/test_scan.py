@@ -324,7 +324,7 @@ def test_a_policy_can_be_scanned_as_a_model(llama, tokenizer, rollouts):
 def test_a_reader_that_leaves_a_hook_point_out_is_refused(llama, rollouts):
     reader = reader_of(llama)
     lazy = replace(reader, run=lambda points, visit, **inputs: reader.run(points[:-1], visit, **inputs))
-    with pytest.raises(InputError, match=r"visited 1\.mlp_out 0 times, but exactly once was expected"):
+    with pytest.raises(InputError, match=r"visited 1\.mlp_out 0 times instead of once"):
         list(blocks(lazy, rollouts, [FINAL, HookPoint(1, "mlp_out")]))
 
 
@@ -341,7 +341,7 @@ def offload(module, how, folder):
 def test_an_offloaded_unembedding_is_refused(tokenizer, rollouts, tmp_path, how):
     model, point = tiny_model("llama"), HookPoint(1, "resid_post")
     offload(model, how, tmp_path)
-    sentence = "The unembedding is offloaded, but every token is multiplied by it; keep it on a device"
+    sentence = "The unembedding is offloaded, but every token is multiplied by it. Keep it on a device"
     with pytest.raises(InputError, match=sentence):
         scan(model, tokenizer, rollouts)
     with pytest.raises(InputError, match=sentence):

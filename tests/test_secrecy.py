@@ -1,4 +1,4 @@
-"""What is written down tells no secret."""
+"""Saved files hold no secrets."""
 
 import pickle
 
@@ -29,7 +29,7 @@ def test_values_of_secret_keys_are_hidden(key):
         {"chat_template_kwargs": '{"enable_thinking":false}'},
     ],
 )
-def test_what_is_no_secret_stays_as_it_is(record):
+def test_values_that_are_not_secret_are_kept(record):
     assert redacted(record) == record
 
 

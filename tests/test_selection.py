@@ -219,6 +219,6 @@ def test_an_ffn_beside_the_attention_is_compared_with_the_stream_that_both_read(
         ({"layers": (0,), "measures": ("kl", "norm", "kl")}, "Measure kl is given twice"),
     ],
 )
-def test_what_is_given_twice_is_refused_because_its_rows_would_come_twice(given, said):
+def test_duplicate_selections_are_refused(given, said):
     with pytest.raises(InputError, match=said):
         Selection(**given)

@@ -1,4 +1,4 @@
-"""Problems: what is asked, and the answer that it is marked by."""
+"""Problems and their answers."""
 
 import json
 from datetime import date
@@ -151,7 +151,7 @@ def test_a_data_set_that_cannot_be_loaded_is_one_sentence_with_a_remedy():
 
 
 @pytest.mark.parametrize("source", ["me@home/sums", "me@home/sums.jsonl", "sums@home.jsonl", "sums"])
-def test_a_path_that_is_not_there_is_no_data_set(source):
+def test_a_missing_path_is_not_taken_for_a_data_set(source):
     with pytest.raises(InputError, match=f"There is no file {source}"):
         read_problems(source)
 
@@ -176,11 +176,11 @@ def test_limit_does_not_parse_the_rest(tmp_path):
         ("p.jsonl", [{"problem": "a"}, "", '{"problem": '], r"p\.jsonl, line 3 is not JSON"),
         ("p.jsonl", ["[" * 100_000], r"p\.jsonl, line 1 is not JSON"),
         ("p.jsonl", ['{"problem": "\\ud800"}'], r"p\.jsonl, line 1 is not JSON in UTF-8"),
-        ("p.jsonl", ["[1]"], r"line 1 holds \[1\]; expected is one JSON object a line"),
+        ("p.jsonl", ["[1]"], r"line 1 holds \[1\]; expected one JSON object per line"),
         ("p.csv", ["problem", "a", "b,c"], r"p\.csv, line 3 is not CSV in UTF-8 \(more cells"),
         ("p.jsonl", [{"problem": "a"}, {"problem": " "}], r"p\.jsonl, line 2: 'problem' is empty"),
         ("p.jsonl", [{"problem": "a"}, {"question": "b"}], r"p\.jsonl, line 2: 'problem' holds nothing"),
-        ("p.jsonl", [{"problem": 7}], r"p\.jsonl, line 1: 'problem' holds 7; expected is text"),
+        ("p.jsonl", [{"problem": 7}], r"p\.jsonl, line 1: 'problem' holds 7; expected text"),
         ("p.jsonl", [{"problem": []}], r"p\.jsonl, line 1: 'problem' is empty"),
         ("p.jsonl", [{"problem": [{"role": "user", "content": None}]}], "a text role and content"),
         (
@@ -191,7 +191,7 @@ def test_limit_does_not_parse_the_rest(tmp_path):
         (
             "p.jsonl",
             [{"problem": "a", "answer": [1, 2]}],
-            r"line 1: the answer is \[1, 2\]; expected is text or a number",
+            r"line 1: the answer is \[1, 2\]; expected text or a number",
         ),
         (
             "p.jsonl",
@@ -255,7 +255,7 @@ def test_the_answer_is_taken_out_of_its_cell(cell, answer):
 
 @pytest.mark.parametrize("cell", [float("inf"), Decimal("-Infinity"), date(2026, 1, 2), b"7", {1: 2}, [[7]], object()])
 def test_a_cell_that_holds_no_answer_is_refused(cell):
-    with pytest.raises(InputError, match=r"the answer is .* expected is text or a number"):
+    with pytest.raises(InputError, match=r"the answer is .* expected text or a number"):
         answer_of({"ground_truth": cell})
 
 
@@ -296,11 +296,11 @@ FAR = pa.array([0, 10**14], pa.timestamp("s"))
         (
             "answer",
             pa.array([None, 7], pa.date32()),
-            r"row 2: the answer is datetime.date\(1970, 1, 8\); expected is text",
+            r"row 2: the answer is datetime.date\(1970, 1, 8\); expected text",
         ),
-        ("answer", pa.array([None, b"7"], pa.binary()), r"row 2: the answer is b'7'; expected is text"),
-        ("answer", pa.array([None, [7, 8]]), r"row 2: the answer is \[7, 8\]; expected is text"),
-        ("problem", pa.array(["a", None]), r"row 2: 'problem' holds nothing; expected is text"),
+        ("answer", pa.array([None, b"7"], pa.binary()), r"row 2: the answer is b'7'; expected text"),
+        ("answer", pa.array([None, [7, 8]]), r"row 2: the answer is \[7, 8\]; expected text"),
+        ("problem", pa.array(["a", None]), r"row 2: 'problem' holds nothing; expected text"),
     ],
 )
 def test_a_cell_of_parquet_that_cannot_be_read_is_named_with_its_row(tmp_path, column, values, message):
@@ -312,7 +312,7 @@ def test_a_cell_of_parquet_that_cannot_be_read_is_named_with_its_row(tmp_path, c
 
 def test_numbers_that_are_no_problem_are_refused_in_parquet(tmp_path):
     pq.write_table(pa.table({"problem": [1.5], "answer": ["7"]}), tmp_path / "p.parquet")
-    with pytest.raises(InputError, match=r"row 1: 'problem' holds 1\.5; expected is text"):
+    with pytest.raises(InputError, match=r"row 1: 'problem' holds 1\.5; expected text"):
         read_problems(str(tmp_path / "p.parquet"))
 
 
@@ -345,15 +345,15 @@ def test_the_tools_of_a_row_belong_to_the_problem(tmp_path, as_text):
 
 @pytest.mark.parametrize("tools", ["a hammer", 3, ["add"]])
 def test_tools_that_are_no_schemas_are_refused(tmp_path, tools):
-    with pytest.raises(InputError, match=r"line 1: 'tools' holds .* expected is a list of JSON schemas"):
+    with pytest.raises(InputError, match=r"line 1: 'tools' holds .* expected a list of JSON schemas"):
         read_problems(written(tmp_path / "p.jsonl", {"prompt": "3 + 4?", "tools": tools}))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"problem": "a"}', "expected is a list of JSON objects"),
-        ('[{"problem": "a"}, 3]', r"p\.json, row 2 holds 3; expected is a JSON object"),
+        ('{"problem": "a"}', "expected a list of JSON objects"),
+        ('[{"problem": "a"}, 3]', r"p\.json, row 2 holds 3; expected a JSON object"),
         ('[{"problem": "a"}', "is not JSON in UTF-8"),
         ('[{"problem": "\\ud800"}]', "is not JSON in UTF-8"),
     ],

@@ -1,4 +1,4 @@
-"""A chat template is rendered as transformers renders it, within limits, and on one date."""
+"""A chat template is rendered as transformers renders it, within limits and with one date per run."""
 
 import copy
 import datetime
@@ -74,8 +74,8 @@ def test_another_date_can_be_asked_for():
 
 
 @pytest.mark.parametrize("day", ["yesterday", 3])
-def test_what_is_no_date_is_refused(day):
-    with pytest.raises(InputError, match=r"'strftime_now' is .* expected is a date such as 2026-11-25"):
+def test_an_invalid_date_is_refused(day):
+    with pytest.raises(InputError, match=r"'strftime_now' is .* expected a date such as 2026-11-25"):
         render("{{ strftime_now('%d') }}", MESSAGES, {"strftime_now": day})
 
 

@@ -169,13 +169,13 @@ def copied(run, tmp_path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copied"))
 
 
-def test_a_cut_model_is_written_again_and_nothing_is_trained(run, copied, capsys):
+def test_an_incomplete_model_is_written_again_without_training(run, copied, capsys):
     cut(copied / "model" / "model.safetensors")
     again = ["train", *SHORT, *LEARN, "--save-every", "2", "--output", str(copied)]
     assert main(again) == 2
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue it with --resume" in capsys.readouterr().err
     assert main([*again, "--resume"]) == 0
-    assert "model is cut short; it is written again" in " ".join(capsys.readouterr().err.split())
+    assert "model is incomplete and will be written again" in " ".join(capsys.readouterr().err.split())
     weights = Path("model") / "model.safetensors"
     assert (copied / weights).read_bytes() == (run / weights).read_bytes()
     assert len(pd.read_parquet(copied / "metrics.parquet")) == 4
@@ -186,18 +186,18 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(run, copied, capsys):
     cut(copied / "checkpoint-8" / "optimizer.pt")
     assert main(["train", *SHORT, *LEARN, "--save-every", "2", "--output", str(copied), "--resume"]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "checkpoint-8 is cut short, so training goes on from checkpoint-4." in said
+    assert "checkpoint-8 is incomplete. Training continues from checkpoint-4." in said
     weights = Path("model") / "model.safetensors"
     assert (copied / weights).read_bytes() == (run / weights).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_run_without_a_whole_checkpoint_starts_anew(run, copied, capsys):
+def test_a_run_without_a_whole_checkpoint_starts_over(run, copied, capsys):
     shutil.rmtree(copied / "model")
     for checkpoint in copied.glob("checkpoint-*"):
         (checkpoint / "scheduler.pt").unlink()
     assert main(["train", *SHORT, *LEARN, "--save-every", "2", "--output", str(copied), "--resume"]) == 0
-    assert "goes on from the start" in " ".join(capsys.readouterr().err.split())
+    assert "continues from the start" in " ".join(capsys.readouterr().err.split())
     weights = Path("model") / "model.safetensors"
     assert (copied / weights).read_bytes() == (run / weights).read_bytes()
 
@@ -354,8 +354,8 @@ def test_what_cannot_be_right_is_refused_in_a_sentence_before_training(arguments
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("learning_rat: 1e-6", "has learning_rat, which is not a field of BuPOConfig; did you mean learning_rate?"),
-        ("1: 2", "has 1, which is not a field"),
+        ("learning_rat: 1e-6", "has learning_rat, which isn't a field of BuPOConfig. Did you mean learning_rate?"),
+        ("1: 2", "has 1, which isn't a field"),
         ("- 1", "holds list"),
         ("", "holds nothing"),
         ("a: [", "cannot be read"),
@@ -365,48 +365,48 @@ def test_what_cannot_be_right_is_refused_in_a_sentence_before_training(arguments
         ("seed: !!timestamp x", "cannot be read"),
         ("seed: " + "9" * 5000, "cannot be read"),
         ("seed: 1\nseed: 2", "has seed twice"),
-        ("a: &a [1]\nb: *a", "has the alias *a"),
+        ("a: &a [1]\nb: *a", "uses the alias *a"),
         ("report_to: " + "[" * 100 + "]" * 100, "nested more than 8 levels"),
         ("report_to: " + "[" * 30000, "nested more than 8 levels"),
         ("#" * 70000, "larger than 64 KiB"),
         ('run_name: "\\0"', "has run_name"),
-        ("beta: 0.04", "has beta: 0.04, which cannot be used: beta is 0.04"),
-        ("learning_rate: fast", "has learning_rate: fast; expected is float"),
-        ("learning_rate: .nan", "has learning_rate: nan; expected is a number above 0"),
+        ("beta: 0.04", "has beta: 0.04, which can't be used: beta is 0.04"),
+        ("learning_rate: fast", "has learning_rate: fast; expected float"),
+        ("learning_rate: .nan", "has learning_rate: nan; expected a number above 0"),
         ("learning_rate: .inf", "has learning_rate: inf"),
         ("learning_rate: 1e400", "has learning_rate: inf"),
-        ("learning_rate: 0", "has learning_rate: 0; expected is a number above 0"),
-        ("learning_rate: {a: 1}", "has learning_rate: {'a': 1}; expected is float"),
-        ("learning_rate: [1, 2]", "has learning_rate: [1, 2]; expected is float"),
-        ("learning_rate: 2026-11-25", "has learning_rate: datetime.date(2026, 11, 25); expected is float"),
-        ("learning_rate: null", "has learning_rate: None; expected is float"),
-        ("adam_beta2: 1.0", "has adam_beta2: 1.0; expected is 0 or more, less than 1"),
+        ("learning_rate: 0", "has learning_rate: 0; expected a number above 0"),
+        ("learning_rate: {a: 1}", "has learning_rate: {'a': 1}; expected float"),
+        ("learning_rate: [1, 2]", "has learning_rate: [1, 2]; expected float"),
+        ("learning_rate: 2026-11-25", "has learning_rate: datetime.date(2026, 11, 25); expected float"),
+        ("learning_rate: null", "has learning_rate: None; expected float"),
+        ("adam_beta2: 1.0", "has adam_beta2: 1.0; expected 0 or more, less than 1"),
         ("top_p: 1.5", "has top_p: 1.5"),
-        ("max_steps: 1.5", "has max_steps: 1.5; expected is int"),
+        ("max_steps: 1.5", "has max_steps: 1.5; expected int"),
         ("max_steps: 99999999999999999999", "has max_steps: 99999999999999999999"),
-        ("seed: true", "has seed: True; expected is int"),
-        ("seed: -1", "has seed: -1; expected is 0 or more, at most 4294967295"),
-        ("num_generations: 0", "has num_generations: 0; expected is 1 or more"),
-        ("num_generations: null", "has num_generations: null; give a number"),
-        ("max_completion_length: null", "has max_completion_length: null; give a number"),
+        ("seed: true", "has seed: True; expected int"),
+        ("seed: -1", "has seed: -1; expected 0 or more, at most 4294967295"),
+        ("num_generations: 0", "has num_generations: 0; expected 1 or more"),
+        ("num_generations: null", "has num_generations: null. Give a number"),
+        ("max_completion_length: null", "has max_completion_length: null. Give a number"),
         ("per_device_train_batch_size: 0", "has per_device_train_batch_size: 0"),
-        ("run_name: 2026-11-25", "has run_name: datetime.date(2026, 11, 25); expected is str or null"),
-        ("schedule: 5.resid_post:3", "has schedule: 5.resid_post:3; expected is a list of str"),
-        ("schedule: [5]", "has schedule: [5]; expected is a list of str"),
-        ("optim: sgdd", "has optim: sgdd, which cannot be used"),
-        ("lr_scheduler_type: wavy", "has lr_scheduler_type: wavy, which cannot be used"),
-        ("loss_type: gppo", "has loss_type: gppo; expected is one of grpo, dapo"),
-        ("chat_template_kwargs: hello", "has chat_template_kwargs: hello; expected is a mapping"),
-        ("chat_template_kwargs: '{bad'", "has chat_template_kwargs: {bad; expected is a mapping"),
-        ("chat_template_kwargs: {1: 2}", "has chat_template_kwargs: {1: 2}; expected is a mapping"),
+        ("run_name: 2026-11-25", "has run_name: datetime.date(2026, 11, 25); expected str or null"),
+        ("schedule: 5.resid_post:3", "has schedule: 5.resid_post:3; expected a list of str"),
+        ("schedule: [5]", "has schedule: [5]; expected a list of str"),
+        ("optim: sgdd", "has optim: sgdd, which can't be used"),
+        ("lr_scheduler_type: wavy", "has lr_scheduler_type: wavy, which can't be used"),
+        ("loss_type: gppo", "has loss_type: gppo; expected one of grpo, dapo"),
+        ("chat_template_kwargs: hello", "has chat_template_kwargs: hello; expected a mapping"),
+        ("chat_template_kwargs: '{bad'", "has chat_template_kwargs: {bad; expected a mapping"),
+        ("chat_template_kwargs: {1: 2}", "has chat_template_kwargs: {1: 2}; expected a mapping"),
         ("lr_scheduler_kwargs: {a: 2026-11-25}", "has lr_scheduler_kwargs"),
         ("report_to: papyrus", "has report_to: papyrus, which is not installed here"),
         ("output_dir: [a]", "has output_dir: ['a']"),
-        ("eval_strategy: steps", "has eval_strategy: steps, but train has no problems to evaluate on"),
-        ("load_best_model_at_end: true", "has load_best_model_at_end: True, but train has no problems"),
-        ("resume_from_checkpoint: x", "has resume_from_checkpoint: x, but a run goes on with --resume"),
-        ("reward_weights: [1.0, 2.0]", "cannot be trained with: Number of reward weights"),
-        ("lr_scheduler_type: cosine_with_min_lr", "cannot be trained with:"),
+        ("eval_strategy: steps", "has eval_strategy: steps, but train doesn't evaluate"),
+        ("load_best_model_at_end: true", "has load_best_model_at_end: True, but train doesn't evaluate"),
+        ("resume_from_checkpoint: x", "has resume_from_checkpoint: x, but runs are continued with --resume"),
+        ("reward_weights: [1.0, 2.0]", "failed before the first step: Number of reward weights"),
+        ("lr_scheduler_type: cosine_with_min_lr", "failed before the first step:"),
     ],
     ids=lambda text: text[:40],
 )
@@ -427,7 +427,7 @@ def test_a_large_file_is_not_read_to_its_end():
 
 
 @pytest.mark.parametrize("word", ["no", "'no'"])
-def test_yamls_no_is_the_word_where_a_strategy_is_expected(word, tmp_path):
+def test_yaml_no_is_read_as_text_for_strategies(word, tmp_path):
     path = tmp_path / "given.yaml"
     path.write_text(f"logging_strategy: {word}\neval_strategy: {word}\n")
     assert configuration.read(str(path)) == {"logging_strategy": "no", "eval_strategy": "no"}

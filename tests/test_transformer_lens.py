@@ -105,7 +105,7 @@ def test_a_text_read_in_pieces_is_measured_alike(tokenizer, rollouts, monkeypatc
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_a_rotation_that_depends_on_the_length_is_that_of_each_text_alone(tokenizer, rollouts, monkeypatch, kind):
+def test_scans_rotate_each_text_as_if_read_alone(tokenizer, rollouts, monkeypatch, kind):
     rope = {"rope_type": kind, "rope_theta": 100.0, "factor": 4.0}
     changes: dict[str, Any] = {"rope_parameters": rope, "max_position_embeddings": 10}
     if kind == "longrope":
@@ -311,5 +311,5 @@ def test_another_attention_than_its_own_is_refused_on_the_command_line(capsys):
 )
 def test_tokens_of_another_kind_or_shape_are_refused_with_what_to_give(bridge, input_ids, tokens, said):
     _, cached = bridge.run_with_cache(input_ids)
-    with pytest.raises(InputError, match=f"tokens is {said}, but token ids of shape"):
+    with pytest.raises(InputError, match=f"tokens is {said}, expected token ids of shape"):
         measure_cache(bridge, cached, tokens)

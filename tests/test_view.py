@@ -192,7 +192,7 @@ def altered(folder, **changes) -> View:
         ("norm", "resid_post", "has no norm. Scan again with --measures all."),
     ],
 )
-def test_what_a_scan_lacks_is_said_with_a_remedy_that_works(copied, measure, site, said):
+def test_missing_measures_are_refused_with_a_working_remedy(copied, measure, site, said):
     shown = altered(copied, sites=["attn_in", "attn_out", "resid_post"], measures=["entropy", "cosine", "kl"])
     assert said in str(absent(shown, measure, site))
 
@@ -202,10 +202,10 @@ def test_what_a_scan_lacks_is_said_with_a_remedy_that_works(copied, measure, sit
     [
         ("float16", "overflowed float16. Scan again with --dtype bfloat16 or --dtype float32."),
         ("bfloat16", "overflowed bfloat16. Scan again with --dtype float32."),
-        ("float32", "not finite even in float32. Check the model's weights."),
+        ("float32", "aren't finite even in float32. Check the model's weights."),
     ],
 )
-def test_numbers_that_overflowed_are_said_to_have_overflowed(copied, dtype, said):
+def test_overflowed_numbers_are_reported_as_overflow(copied, dtype, said):
     shown = altered(copied, dtype=dtype)
     for path in copied.glob("layers-*.parquet"):
         pd.read_parquet(path).assign(entropy=np.nan).to_parquet(path)

@@ -180,16 +180,16 @@ def _measure(
 
 
 def _rotated_alike(config: PreTrainedConfig, rollouts: Sequence[Rollout]) -> Iterator[tuple[list[int], int, bool]]:
-    """Rows to read together, their longest, and whether each pass has to read all of them to rotate them as alone.
+    """Rows to read together, their longest length, and whether each pass must read them whole to rotate them as alone.
 
-    Raises InputError for texts whose rotation the server remembers from others.
+    Raises InputError for texts whose rotation would depend on what the server read before.
     """
     end = one_rotation(config)
     lengths = [len(rollout.ids) for rollout in rollouts]
     if end is not None and max(lengths) >= end and remembers(config):
         raise InputError(
             f"A rollout has {max(lengths)} tokens, but from {end} on the rotary embedding of this model (dynamic NTK) "
-            "depends on what the server read before; measure shorter rollouts there, or load the model."
+            "depends on what the server read before. Measure shorter rollouts there, or load the model locally."
         )
     for long in (False, True):
         rows = [row for row, length in enumerate(lengths) if (end is not None and length > end) == long]

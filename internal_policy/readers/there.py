@@ -33,7 +33,7 @@ def measured(
     "norm" as they are in `normed`. `weight` has to be of `shape`. `together` positions are measured at once.
     """
     if weight.shape != shape:
-        raise RuntimeError(f"the unembedding is {tuple(weight.shape)}, expected is {tuple(shape)}")
+        raise RuntimeError(f"the unembedding is {tuple(weight.shape)}, expected {tuple(shape)}")
     hidden = torch.stack([state.to(weight) for state in states])
     seen = {"raw": hidden[:unembedded]}
     if "norm" in readouts:

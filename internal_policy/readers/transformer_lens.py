@@ -127,13 +127,13 @@ def measure_cache(
 
     `tokens` are ids (batch, seq). `sites=None` takes those that are cached at every layer. The rows must not be padded:
     scan them otherwise. Raises InputError for hidden states that the cache lacks, with the names to cache, for a cache
-    of other tokens, and for tokens of another kind or shape.
+    of other tokens, and for tokens of the wrong type or shape.
     """
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
         what = f"of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
         raise InputError(
-            f"tokens is {what}, but token ids of shape (batch, seq) are expected. Give what bridge.to_tokens(text) "
-            "returned, or ids[None] for one row."
+            f"tokens is {what}, expected token ids of shape (batch, seq). Give the result of bridge.to_tokens(text), "
+            "or ids[None] for a single row."
         )
     live = reader(bridge)
     layers = range(live.n_layers) if layers is None else layers
