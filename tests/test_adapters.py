@@ -34,11 +34,11 @@ KINDS = {
     "VERA": peft.VeraConfig(r=4, target_modules=["q_proj"]),
     "FOURIERFT": peft.FourierFTConfig(n_frequency=20, target_modules=LINEAR),
 }
-"""Kinds of adapters that stand inside the modules."""
+"""Kinds of adapters that only change modules."""
 
 
 def moved(model):
-    """The model with adapters that change what it computes: at first most are 0."""
+    """The model with nonzero adapters; most kinds start at 0."""
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -33,9 +33,9 @@ ADDRESSES = {
     "compare": ("compare",),
     "training": ("run", "training_measure", "training_site"),
 }
-"""Page -> the parameters of its address; those of the sidebar are every page's."""
+"""Page -> its URL parameters; every page also has those of the sidebar."""
 ABSURD = ("nan", "1e400", "2147483647", "-1", "1.5", "", "~nobody/x", "\0", "x" * 100_000, "<b>$x$ [a](http://b.c)")
-"""What no parameter means."""
+"""Values that are invalid for every parameter."""
 HOSTILE = ["<script>alert(1)</script>", "<b>", "$x$", "[a](http://evil.example)", "\n", "<0xF0>", "\u202e", "![a](b)"]
 
 
@@ -194,7 +194,7 @@ def test_another_scan_forgets_the_cell():
     ("query", "sentence"),
     [
         ({"scan": "nothing"}, "There is no scan 'nothing'"),
-        ({"scan": "x" * 5000}, "is no folder"),
+        ({"scan": "x" * 5000}, "isn't a folder"),
         ({"scan": "/"}, "is no scan"),
         ({"rollout": "99"}, "Rollout 99 is not among"),
         ({"layer": "99"}, "There is no layer 99"),
@@ -418,7 +418,7 @@ def test_hostile_text_is_never_markup(copied):
 
 
 def unseen(folder: Path) -> None:
-    """Texts that would move a cursor, turn around what follows or take a page of their own, wherever a scan has any."""
+    """Give every text of a scan control characters, direction overrides or 100 kB."""
     bad = ["\x1b[31mred", "\u202eturned", "nul\0", "\r\b\u200b", "x" * 100_000, *HOSTILE]
     for path in [folder / cache.VOCABULARY, *folder.glob("rollouts-*")]:
         table = cache.read_part(path)
@@ -625,7 +625,7 @@ def test_a_scan_that_fails_says_why(jobs, said, code, why):
 
 @pytest.fixture
 def doing(monkeypatch):
-    """Let the scans of prompts do something else."""
+    """Replace the scan of a prompt by another program."""
     begin = subprocess.Popen
     code = ["import time; time.sleep(60)"]
     monkeypatch.setattr(subprocess, "Popen", lambda _, **given: begin([sys.executable, "-c", code[0]], **given))

@@ -60,7 +60,7 @@ def words(model, here) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(model, tmp_path_factory) -> Path:
-    """A scan of two parts; not to be harmed."""
+    """A scan of two parts, shared by tests that don't alter it."""
     folder = tmp_path_factory.mktemp("scans")
     problems = folder / "problems.jsonl"
     problems.write_text("".join(f'{{"problem": "{n} + 5?", "answer": "{n + 5}"}}\n' for n in range(4)))
@@ -73,7 +73,7 @@ def finished(model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def scanned(finished, tmp_path) -> Path:
-    """A copy that may be harmed."""
+    """A copy that tests may alter."""
     return Path(shutil.copytree(finished, tmp_path / "scanned"))
 
 
@@ -84,7 +84,7 @@ def flip(path: Path, place: int) -> None:
 
 
 def looked_at(folders: list[Path], commands) -> list:
-    """(exit code, output, errors) of each command for each folder, from one process, which must not crash."""
+    """(exit code, output, errors) of each command for each folder, all run in one process that must not crash."""
     words = [sys.executable, "-c", LOOK, json.dumps(commands), *map(str, folders)]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -33,7 +33,7 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture
 def on(monkeypatch):
-    """Have templates rendered on another day, as a process that begins then would."""
+    """Render templates as on another day."""
     return lambda day: monkeypatch.setattr(templates, "today", lambda: day)
 
 

@@ -1,4 +1,4 @@
-"""No text of a CSV file is a formula, and every text can be had back."""
+"""CSV files hold no formulas, and every text can be restored."""
 
 import csv
 import shutil
@@ -45,7 +45,7 @@ def test_numbers_lists_and_missing_cells_stay_unchanged():
 
 @pytest.fixture
 def exported(tmp_path):
-    """An export of rollouts whose problems and responses are formulas, and what they were."""
+    """A CSV export of rollouts whose texts are formulas, and the original texts."""
     copied = Path(shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", tmp_path / "scan"))
     path = next(copied.glob("rollouts-*.parquet"))
     frame = pd.read_parquet(path)

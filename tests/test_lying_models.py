@@ -1,4 +1,4 @@
-"""Configurations and tokenizers that lie: a scan works, or it ends with 2 and one sentence, never a traceback."""
+"""With false values in a model's files, a scan works or ends with exit code 2 and one sentence, never a traceback."""
 
 import json
 import random
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 VALUES = ["x", "", None, -1, 0, 1, 3.5, 10**9, 10**30, 1e308, float("nan"), [], {}, True, [None], [1, "x"], {"x": 1}]
-"""What stands in place of a value; then the value is left out."""
+"""Replacements for a value, besides leaving it out."""
 MORE = {
     "config.json": ["rope_scaling", "sliding_window", "layer_types", "quantization_config", "auto_map", "dtype"],
     "generation_config.json": ["temperature", "max_length"],
@@ -27,7 +27,7 @@ MORE = {
     "tokenizer.json": [],
     "adapter_config.json": [],
 }
-"""File -> keys that it does not have here, but may have."""
+"""File -> keys that are missing here but allowed."""
 Place = tuple[str | int, ...]
 
 
@@ -115,8 +115,8 @@ def test_a_file_that_is_not_a_json_object_is_named(kind, file, here, capsys):
 LIES = {
     "a text for a flag": ("config.json", ("tie_word_embeddings",), "x", "tie_word_embeddings"),
     "no heads": ("config.json", ("num_attention_heads",), 0, "config.json"),
-    "layers without end": ("config.json", ("num_hidden_layers",), 10**9, "config.json says that the model has"),
-    "layers past 64 bits": ("config.json", ("num_hidden_layers",), 10**30, "config.json says that the model has"),
+    "layers without end": ("config.json", ("num_hidden_layers",), 10**9, "config.json claims"),
+    "layers past 64 bits": ("config.json", ("num_hidden_layers",), 10**30, "config.json claims"),
     "a dtype that is a number": ("config.json", ("dtype",), 3, "config.json"),
     "a window that is a text": ("config.json", ("sliding_window",), "x", "config.json"),
     "a padding id that is not there": ("config.json", ("pad_token_id",), 999, "config.json"),

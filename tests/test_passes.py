@@ -1,4 +1,4 @@
-"""A forward pass depends on its text alone: not on batch mates, pieces, earlier texts or the training mode."""
+"""A forward pass depends only on its own text, not on its batch, pieces, earlier texts or training mode."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -37,12 +37,12 @@ ROPES = {
     "proportional": {"factor": 4.0},
 }
 LENGTHS = [8, 21, 60, 20, 35, 61]
-"""Of texts on both sides of 20, in an order in which a model that remembers meets shorter texts after longer ones."""
+"""Text lengths on both sides of 20, ordered so that shorter texts follow longer ones."""
 POINT = HookPoint(1, "attn_out")
 
 
 def roped(kind, family="llama", **changes):
-    """A tiny model whose rotary embedding is of this kind, which was trained on 20 positions."""
+    """A tiny model with this kind of rotary embedding, trained on 20 positions."""
     rope = {"rope_type": kind, "rope_theta": 100.0, **ROPES[kind]}
     trained = 20 if kind in ("dynamic", "linear", "yarn") else 80
     if family == "phi3":

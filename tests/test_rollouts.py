@@ -418,8 +418,8 @@ WRONG = {
     "sample": (10**12, "'sample' holds 1000000000000; expected a whole number from 0 to 2147483647"),
     "reward": (10**400, "the reward is 1000.*; expected a number"),
     "finished": ("perhaps", "'finished' holds 'perhaps'; expected true or false"),
-    "prompt_ids": ([5, 2**40], r"'prompt_ids' holds \[5, 1099511627776\]; .* but 1099511627776 is none"),
-    "response_ids": ([[5]], r"'response_ids' holds \[\[5\]\]; .* but \[5\] is none"),
+    "prompt_ids": ([5, 2**40], r"'prompt_ids' holds \[5, 1099511627776\]; .* and 1099511627776 isn't one"),
+    "response_ids": ([[5]], r"'response_ids' holds \[\[5\]\]; .* and \[5\] isn't one"),
 }
 
 
