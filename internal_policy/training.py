@@ -353,7 +353,7 @@ def _explained(file: str | None, begun: Callable[[], bool]) -> Iterator[None]:
         if file is None or begun() or isinstance(error, InputError) or "out of memory" in str(error):
             raise
         said = " ".join(str(error).split())[:500] or type(error).__name__
-        raise InputError(f"Training with {file} failed before the first step: {said}") from error
+        raise InputError(f"{file} made training fail before its first step: {said}") from error
 
 
 def _save(trainer: "BuPOTrainer", folder: Path) -> None:
