@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from internal_policy import bundle, cache, commands, options, sampling
 
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_every_case_holds_in_a_process_of_its_own():
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "nnsight_cases.py")]
     done = subprocess.run(words, capture_output=True, text=True, cwd=TESTS.parent)
@@ -40,5 +43,5 @@ def test_the_package_works_in_a_process_that_began_with_nnsight():
 
 def test_a_scan_of_an_earlier_version_is_asked_the_same_question():
     asked = cache.record(bundle.DATA / "scans" / "demo-qwen3")["asked"]
-    assert commands._question(options.Scan()).keys() == asked.keys()
+    assert commands._question(options.Scan(), config=lambda: None).keys() == asked.keys()
     assert all(getattr(options.Scan(), name, default) == default for name, default in sampling.LATER.items())
