@@ -178,7 +178,7 @@ def dashboard(folder: Path) -> Iterator[tuple[subprocess.Popen, int]]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "internal_policy", "dashboard", "--port", str(port)]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_heed_signals)
     try:
         while not answers(port):
             assert process.poll() is None, (folder / "log").read_text()
@@ -187,6 +187,12 @@ def dashboard(folder: Path) -> Iterator[tuple[subprocess.Popen, int]]:
     finally:
         process.kill()
         process.wait()
+
+
+def _heed_signals() -> None:
+    """Undo what nohup, or a shell that starts the tests in the background, has told this process to ignore."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def answers(port: int) -> bool:
