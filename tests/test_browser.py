@@ -324,6 +324,7 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_page_is_drawn_in_light_and_dark(server, page, pictures, run):
     pages = {
         "overview": "?scan=demo-qwen3",

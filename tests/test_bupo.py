@@ -466,6 +466,7 @@ class StopAt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "written"), [(2, 2), (3, 4), (8, 8), (11, 12)], ids=["phase one", "within a batch", "epoch", "phase two"]
 )
@@ -588,6 +589,7 @@ def alone(tmp_path_factory, tokenizer):
     return distributed(tmp_path_factory.mktemp("alone"), tokenizer, 1, "one", options)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
     options = {**SAME, "per_device_train_batch_size": 2, "steps_per_generation": 2}
     both = distributed(tmp_path, tokenizer, 2, "two", options)
@@ -595,6 +597,7 @@ def test_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
         torch.testing.assert_close(both[name], weight, atol=1e-5, rtol=0)  # TRL's head is float32
 
 
+@pytest.mark.slow
 def test_sharded_by_fsdp_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
     options = {**SAME, "per_device_train_batch_size": 2, "steps_per_generation": 2}
     sharded = {

@@ -593,6 +593,7 @@ def test_families_says_what_can_be_read_what_was_proved_and_how_to_add_one(capsy
     assert "✗" not in printed
 
 
+@pytest.mark.slow
 def test_families_as_json_says_the_same(capsys):
     assert main(["families", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

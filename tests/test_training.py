@@ -122,6 +122,7 @@ def test_the_trained_model_can_be_scanned(run, capsys):
     assert json.loads(capsys.readouterr().out)["family"] == "qwen3"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_numbers_of_an_undisturbed_one(run, tmp_path):
     part = tmp_path / "part"
     code = subprocess.run(
