@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from torch import nn
+from torch._dynamo import OptimizedModule
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from internal_policy.errors import InputError
@@ -290,7 +291,8 @@ def _output(model: nn.Module) -> nn.Module:
     module = inside(model).get_output_embeddings()
     if module is None:
         raise InputError("This model has no unembedding. Load it with AutoModelForCausalLM.")
-    return module
+    # accelerate's compile_regions compiles it by itself
+    return cast(nn.Module, module._orig_mod) if isinstance(module, OptimizedModule) else module
 
 
 def weight_alone(module: nn.Module) -> nn.Linear:

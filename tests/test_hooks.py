@@ -176,6 +176,13 @@ def test_layers_compiled_one_by_one_are_visited_like_others(llama, input_ids, ho
         torch.testing.assert_close(found[point], expected[point], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("point", [FINAL, HookPoint(1, "attn_out")], ids=str)
+def test_policies_are_read_where_accelerate_compiled_the_unembedding(llama, input_ids, point):
+    expected = policy_logits(llama, point, input_ids=input_ids)
+    found = policy_logits(compiled(llama, "compile_regions"), point, input_ids=input_ids)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_compiled_code_runs_again_after_the_last_of_several_visits(llama, input_ids):
     seen = []
     counted = torch.compile(lambda x: x + 1, backend=lambda graph, _: seen.append(1) or graph)

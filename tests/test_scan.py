@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
+from accelerate.utils import compile_regions
 from conftest import FAMILY_NAMES, FEW, LLAMA_SHAPED, all_points, hook_count, read, tiny_model
 from torch.distributions import Categorical
 
@@ -295,6 +296,14 @@ def test_reading_in_pieces_says_the_slow_reference(monkeypatch, model, tokenizer
     assert_says_the_reference(
         found.policies, model, rollouts[:2], [HookPoint(1, "attn_out"), HookPoint(2, "resid_post")]
     )
+
+
+def test_a_model_that_accelerate_compiled_in_regions_is_measured_like_others(tokenizer, rollouts):
+    expected = scan(tiny_model("llama"), tokenizer, rollouts, readouts=["raw", "norm"])
+    each = compile_regions(tiny_model("llama"), backend="eager")
+    with torch.no_grad():
+        each(torch.tensor([rollouts[0].ids]))  # compiles them without hooks
+    assert_same(scan(each, tokenizer, rollouts, readouts=["raw", "norm"]), expected)
 
 
 @pytest.mark.parametrize("readout", ["raw", "norm"])
