@@ -226,7 +226,7 @@ def scans(folders: Sequence[Path], *, as_json: bool = False) -> None:
     elif not rows:
         out.print(f"No scans in {escape(str(cache.root()))} yet; `internal-policy scan` makes one.")
     else:
-        table = Table(box=box.SIMPLE_HEAD)
+        table, broken = Table(box=box.SIMPLE_HEAD), []
         for name in ("scan", "model", "rollouts", "tokens", "MB", "created", "state"):
             right = name in ("rollouts", "tokens", "MB")
             table.add_column(name, overflow="fold", no_wrap=name == "scan", justify="right" if right else "left")
@@ -234,8 +234,12 @@ def scans(folders: Sequence[Path], *, as_json: bool = False) -> None:
             counts = [f"{row[name]:,}" if row[name] else "" for name in ("rollouts", "tokens")]
             size = f"{row['bytes'] / 1e6:,.1f}" if row["bytes"] else ""
             created = (row["created"] or "").replace("T", " ")[:16]
-            table.add_row(row["scan"], escape(row["model"]), *counts, size, created, escape(row["state"]))
+            state = row["state"] if row["state"] in ("whole", "unfinished") else "broken"
+            broken += [row["state"]] if state == "broken" else []
+            table.add_row(row["scan"], escape(row["model"]), *counts, size, created, state)
         out.print(table)
+        for why in broken:
+            out.print(escape(why))
         out.print(f"In {escape(str(cache.root()))}")
 
 

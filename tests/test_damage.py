@@ -221,6 +221,17 @@ def test_a_broken_scan_is_listed_as_broken_beside_the_others(scanned, text, caps
     assert "scan.json" in listed["a"]
 
 
+def test_the_list_of_scans_says_below_the_table_what_is_broken(scanned, capsys):
+    for name in ("a", "b"):
+        shutil.copytree(scanned, cache.root() / "model" / name)
+    (cache.root() / "model" / "a" / cache.RECORD).write_text("[]")
+    assert main(["ls"]) == 0
+    printed = capsys.readouterr().out
+    table, _, below = printed.partition(f"{cache.root() / 'model' / 'a' / cache.RECORD} is damaged")
+    assert "broken" in table
+    assert "--remeasure" in below
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
