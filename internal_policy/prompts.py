@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from internal_policy import templates
 from internal_policy.errors import InputError
+from internal_policy.rows import quoted
 from internal_policy.tasks import Message, Problem
 
 Ids = tuple[int, ...]
@@ -19,6 +20,8 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold the reasoning before its content."""
 CONTROL = r"<[|｜][^<>\s]*[|｜]>"
 """Form of control tokens, also in templates made for another tokenizer."""
+PROBE = "\ue000"
+"""Stands for the content of a turn, to see what a template writes after it: no text has this character."""
 
 
 def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: Chat) -> Ids:
@@ -30,7 +33,8 @@ def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: C
     if chat is None:
         _need_no_template({"tools": problem.tools})
         return encode_text(tokenizer, problem.text)
-    return _encode(tokenizer, _prompt(tokenizer, problem.messages, chat, problem.tools))
+    asked = _without_ends(tokenizer, problem.messages, chat, problem.tools)
+    return _encode(tokenizer, _prompt(tokenizer, asked, chat, problem.tools))
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
@@ -48,8 +52,8 @@ def split_messages(
     """Token ids of the prompt, and of the response: the last message, with the template's end of turn.
 
     The boundary is the end of the template's own prompt for the messages before, never a word that is searched. A
-    response that ends with an end of turn gets no second one. Raises InputError where the template writes anything
-    else in its place, leaves out a part of the response, or a token spans the boundary.
+    turn of the assistant that ends with an end of turn gets no second one. Raises InputError where the template writes
+    anything else in its place, leaves out a part of the response, or a token spans the boundary.
     """
     if not messages or messages[-1]["role"] != "assistant" or not _said(messages[-1]):
         raise InputError("The last message is no response; it must be the assistant's, and text that is not empty.")
@@ -60,6 +64,7 @@ def split_messages(
         whole = prompt + answered["content"]
         prompt_ids, ids = encode_text(tokenizer, prompt), encode_text(tokenizer, whole)
     else:
+        asked = _without_ends(tokenizer, asked, chat, tools)
         prompt = _prompt(tokenizer, asked, chat, tools)
         whole = _whole(tokenizer, asked, answered, chat, tools, prompt)
         prompt_ids, ids = _encode(tokenizer, prompt), _encode(tokenizer, whole)
@@ -99,6 +104,40 @@ def _need_no_template(parts: Mapping[str, Any]) -> None:
             raise InputError(f"'{key}' needs a chat template. Leave out --chat-template none.")
 
 
+def _without_ends(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools
+) -> list[Message]:
+    """The messages, without the end of turn that the template writes again after a turn of the assistant."""
+    turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        return list(messages)
+    ends = _turn_ends(tokenizer, messages[: turns[0]], chat, tools)
+    cleaned = list(messages)
+    for n in turns:
+        content = messages[n]["content"].rstrip()
+        end = next((end for end in ends if content.endswith(end)), None)
+        if end is not None:
+            cleaned[n] = cast(Message, {**messages[n], "content": content.removesuffix(end)})
+    return cleaned
+
+
+def _turn_ends(
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[Message], chat: Chat, tools: Tools = ()
+) -> tuple[str, ...]:
+    """What the template writes after the last turn of the assistant, and after an earlier one (gpt-oss: another)."""
+    probed = [*asked, Message(role="assistant", content=PROBE)]
+    longer = [*probed, Message(role="user", content=PROBE)]
+    last = _templated(tokenizer, probed, chat, tools, prompt=False).partition(PROBE)[2].strip()
+    earlier = _templated(tokenizer, longer, chat, tools, prompt=False).partition(PROBE)[2].lstrip()
+    special = _special(tokenizer).match(earlier)
+    return tuple(end for end in (last, special.group() if special else "") if end)
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    pieces = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
+    return re.compile("|".join([*map(re.escape, pieces), CONTROL]))
+
+
 def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools) -> str:
     """The template's text up to the response. Raises InputError for a question that is already a rendered prompt."""
     rendered = _templated(tokenizer, messages, chat, tools, prompt=True)
@@ -108,8 +147,7 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], cha
     bos = str(tokenizer.bos_token or "")
     before, _, after = rendered.rpartition(questions[-1])
     before, question = before.removeprefix(bos), questions[-1].removeprefix(bos).lstrip()
-    pieces = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
-    special = re.compile("|".join([*map(re.escape, pieces), CONTROL]))
+    special = _special(tokenizer)
     marks = list(special.finditer(before))
     begins = marks[0].group() if marks else before.strip()  # the template's first mark, ...
     opens = before[marks[-1].start() :].strip() if marks else begins  # ... its last before the question, ...
@@ -122,6 +160,18 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], cha
             "--chat-template none, or give the question alone."
         )
     return rendered
+
+
+def _check_calls(calls: Any) -> None:
+    """Raise InputError for the `tool_calls` of a message in another form than transformers documents."""
+    listed = calls if isinstance(calls, list | tuple) else [None]
+    functions = [call.get("function", call) if isinstance(call, Mapping) else None for call in listed]
+    named = all(isinstance(function, Mapping) and isinstance(function.get("name"), str) for function in functions)
+    if calls and not named:
+        raise InputError(
+            f"'tool_calls' holds {quoted(calls)}; expected a list of objects with a 'function', which has a 'name' "
+            "and 'arguments'."
+        )
 
 
 def _whole(
@@ -155,6 +205,8 @@ def _templated(
             "The tokenizer has no chat template; give one with --chat-template FILE, or --chat-template none."
         )
     conversation = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    for message in conversation:
+        _check_calls(message.get("tool_calls"))
     try:
         if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:  # Mistral's own
             return str(cast(Any, tokenizer).apply_chat_template(conversation, tokenize=False, **options))

@@ -157,6 +157,37 @@ def test_a_response_that_ends_with_the_end_of_turn_gets_no_second(either, after)
     assert split[1].count(either.eos_token_id) == 1
 
 
+OTHER_END = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{{ '<|endoftext|>' if m.role == 'assistant' and not loop.last else '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Ends the last turn with another token than the earlier ones, as gpt-oss's."""
+
+
+@pytest.mark.parametrize("after", ["", "\n"])
+def test_an_earlier_turn_that_ends_with_the_end_of_turn_gets_no_second(either, after):
+    end = either.eos_token
+    bare = (*conversation("hi", "a"), *conversation("yo", "b"))
+    ended = (*conversation("hi", f"a{end}{after}"), *conversation("yo", f"b{end}{after}"))
+    assert split_messages(either, ended, {}) == split_messages(either, bare, {})
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_an_earlier_turn_gets_no_second_end_where_the_last_turn_has_another(tokenizer, end):
+    case = with_template(tokenizer, OTHER_END)
+    bare = (*conversation("hi", "a"), *conversation("yo", "b"))
+    ended = (*conversation("hi", f"a{end}"), *bare[2:])
+    assert split_messages(case, ended, {}) == split_messages(case, bare, {})
+
+
+def test_an_earlier_turn_of_a_problem_gets_no_second_end_of_turn(either):
+    asked = Message(role="user", content="yo")
+    bare = Problem((*conversation("hi", "a"), asked), None)
+    ended = Problem((*conversation("hi", f"a{either.eos_token}"), asked), None)
+    assert encode_problem(either, ended, {}) == encode_problem(either, bare, {})
+
+
 def test_a_response_that_ends_with_another_end_keeps_it_alone(tokenizer):
     changed = with_template(tokenizer, tokenizer.chat_template)
     changed.eos_token = "<|endoftext|>"
@@ -283,6 +314,19 @@ def test_the_tool_calls_of_a_response_are_measured(tokenizer):
     _, ids = split_messages(with_template(tokenizer, THINKS), [asked, more(answered, tool_calls=[CALL])], {})
     written = '<tool_call>{"name": "add", "arguments": {"a": 3, "b": null}}</tool_call><|im_end|>'
     assert tokenizer.decode(ids) == written
+
+
+@pytest.mark.parametrize(
+    "calls",
+    ["[]", 5, {"function": {"name": "add"}}, [5], [{"function": "add"}], [{"function": {}}], [{"function": None}]],
+)
+@pytest.mark.parametrize("earlier", [False, True])
+def test_malformed_tool_calls_say_what_was_expected(tokenizer, calls, earlier):
+    asked, answered = conversation("3 + 4?", "It is 7")
+    wrong = more(answered, tool_calls=calls)
+    messages = [asked, wrong, asked, answered] if earlier else [asked, wrong]
+    with pytest.raises(InputError, match=r"'tool_calls' holds .*; expected a list of objects with a 'function'"):
+        split_messages(with_template(tokenizer, THINKS), messages, {})
 
 
 @pytest.mark.parametrize("chat", [{}, None])
