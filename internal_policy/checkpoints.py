@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import shutil
 from pathlib import Path
 
@@ -12,31 +13,40 @@ PARTIAL = ".partial"
 """Folder in a run where the next checkpoint is written before it is renamed."""
 MANIFEST = ".files.json"
 """File in a whole checkpoint that holds the size in bytes of each other file."""
+SYNCED = "rb" if os.name == "posix" else "rb+"
+"""How a file is opened to be synced to disk; Windows syncs only files that are open for writing."""
 
 
 def put(written: Path, path: Path) -> None:
-    """Sync a written folder to disk and rename it to `path`, replacing a folder of that name."""
-    seal(written)
+    """Sync a written folder to disk and rename it to `path`, replacing a folder of that name.
+
+    Of several processes that put the same folder, one does; the others raise FileNotFoundError and change nothing.
+    """
+    claimed = written.with_name(f"{written.name}-{secrets.token_hex(4)}")
+    written.rename(claimed)  # only one process can do this, and only it may remove what is at `path`
+    seal(claimed)
     if path.exists():
         shutil.rmtree(path)
-    written.rename(path)
+    claimed.rename(path)
 
 
 def seal(folder: Path) -> None:
-    """Sync a written folder to disk, and record the sizes of its files in it."""
+    """Sync a written folder to disk, and record the sizes of its files in it. Raises FileNotFoundError without one."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
     for path in paths:
-        with path.open("rb+") as file:
+        with path.open(SYNCED) as file:
             os.fsync(file.fileno())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     files.write_json(folder / MANIFEST, sizes)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder still has every file that was written into it, at its full size."""
+    """Whether a folder still has every file that was written into it, at its full size. An empty one is not whole."""
     try:
         sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 

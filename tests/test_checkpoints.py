@@ -1,5 +1,7 @@
 """A checkpoint is whole, or is known to be incomplete."""
 
+import os
+
 import pytest
 
 from internal_policy import checkpoints
@@ -33,7 +35,7 @@ def test_a_folder_without_one_of_its_files_is_not_whole(folder, name):
     assert not checkpoints.is_whole(folder)
 
 
-@pytest.mark.parametrize("text", ["null", "[]", "[1]", '{"model.safetensors": "seven"}', "{"])
+@pytest.mark.parametrize("text", ["null", "{}", "[]", "[1]", '{"model.safetensors": "seven"}', "{"])
 def test_an_invalid_manifest_means_not_whole(folder, text):
     (folder / checkpoints.MANIFEST).write_text(text)
     assert not checkpoints.is_whole(folder)
@@ -46,6 +48,54 @@ def test_put_replaces_an_existing_folder(folder):
     checkpoints.put(again, folder)
     assert sorted(path.name for path in folder.iterdir()) == [checkpoints.MANIFEST, "model.safetensors"]
     assert checkpoints.is_whole(folder)
+
+
+def test_a_second_put_of_a_folder_fails_and_keeps_the_first(folder):
+    with pytest.raises(FileNotFoundError):
+        checkpoints.put(folder.parent / checkpoints.PARTIAL / folder.name, folder)
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert checkpoints.is_whole(folder)
+
+
+def test_a_put_overtaken_while_it_syncs_keeps_the_first(folder, monkeypatch):
+    """Two nodes sync the same folder; the other one renames it in the meantime."""
+    written = folder.parent / checkpoints.PARTIAL / folder.name
+    written.mkdir()
+    (written / "model.safetensors").write_bytes(b"newer")
+    seal = checkpoints.seal
+
+    def overtaken(claimed):
+        monkeypatch.setattr(checkpoints, "seal", seal)
+        with pytest.raises(FileNotFoundError):
+            checkpoints.put(written, folder)
+        assert (folder / "model.safetensors").read_bytes() == b"weights"
+        seal(claimed)
+
+    monkeypatch.setattr(checkpoints, "seal", overtaken)
+    checkpoints.put(written, folder)
+    assert (folder / "model.safetensors").read_bytes() == b"newer"
+    assert checkpoints.is_whole(folder)
+
+
+def test_seal_of_a_missing_folder_fails_and_does_not_create_it(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        checkpoints.seal(tmp_path / "missing")
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows syncs only files that are open for writing")
+def test_seal_opens_files_read_only(folder, monkeypatch):
+    import fcntl
+
+    modes, fsync = {}, os.fsync
+
+    def recorded(descriptor):
+        modes[os.fstat(descriptor).st_ino] = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    checkpoints.seal(folder)
+    assert modes[(folder / "model.safetensors").stat().st_ino] == os.O_RDONLY
 
 
 def test_checkpoints_are_found_newest_first(tmp_path):
