@@ -211,10 +211,11 @@ def not_finite(layers: pd.DataFrame, dtype: str) -> str | None:
 
 def overflow(dtype: str) -> str:
     """Why numbers of a scan in this precision aren't finite, and what to do."""
-    remedies = {"float16": "--dtype bfloat16 or --dtype float32", "bfloat16": "--dtype float32"}
-    if dtype in remedies:
-        return f"hidden states overflowed {dtype}. Scan again with {remedies[dtype]}."
-    return f"hidden states aren't finite even in {dtype}. Check the model's weights."
+    if dtype == "float16":  # its largest number is 65,504
+        return "hidden states overflowed float16. Scan again with --dtype bfloat16 or --dtype float32."
+    if dtype == "bfloat16":
+        return "hidden states aren't finite in bfloat16. Scan again with --dtype float32."
+    return f"hidden states aren't finite even in {dtype}. Check the model's configuration and weights."
 
 
 def stages(changes: pd.DataFrame, part: Part = "total") -> pd.DataFrame:

@@ -201,8 +201,8 @@ def test_missing_measures_are_refused_with_a_working_remedy(copied, measure, sit
     ("dtype", "said"),
     [
         ("float16", "overflowed float16. Scan again with --dtype bfloat16 or --dtype float32."),
-        ("bfloat16", "overflowed bfloat16. Scan again with --dtype float32."),
-        ("float32", "aren't finite even in float32. Check the model's weights."),
+        ("bfloat16", "aren't finite in bfloat16. Scan again with --dtype float32."),
+        ("float32", "aren't finite even in float32. Check the model's configuration and weights."),
     ],
 )
 def test_overflowed_numbers_are_reported_as_overflow(copied, dtype, said):
