@@ -266,4 +266,8 @@ def _after_reasoning(whole: str, prompt: str, answered: Message) -> int:
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
     """Token ids of `text`, without added special tokens: a template has written them already."""
+    if (half := templates.HALF.search(text)) is not None:
+        raise InputError(
+            f"{text!r:.40} contains {half.group()!r}, half of a surrogate pair, which isn't text. Correct it."
+        )
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -1,6 +1,7 @@
 """Render a chat template within limits of time, memory and length, with one date per run."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ LONGEST = 10_000_000
 """Largest rendered text in characters."""
 DATE = "strftime_now"
 """The function that templates call for today's date, and the argument that overrides it: 2026-11-25."""
+HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which Python's strings can hold but no tokenizer can read."""
 
 
 class Template(str):
@@ -56,6 +59,10 @@ def render(
     if text is None:
         raise InputError(
             f"{name} refuses the messages ({why}). Correct it or the messages, or use --chat-template none."
+        )
+    if (half := HALF.search(text)) is not None:
+        raise InputError(
+            f"{name} writes {half.group()!r}, half of a surrogate pair, which isn't text. Correct it or the messages."
         )
     return text
 

@@ -214,6 +214,18 @@ def test_a_template_that_refuses_says_why(either):
         encode_problem(with_template(either, "{{ raise_exception('no system messages here') }}"), PROBLEM, {})
 
 
+def test_a_template_that_writes_half_of_a_surrogate_pair_is_named(either):
+    case = with_template(either, "{{ '\\ud800' }}" + str(either.chat_template))
+    case.name_or_path = "my-model"
+    with pytest.raises(InputError, match=r"The chat template of my-model writes '\\ud800', half of a surrogate pair"):
+        encode_problem(case, PROBLEM, {})
+
+
+def test_a_text_with_half_of_a_surrogate_pair_is_refused(either):
+    with pytest.raises(InputError, match=r"'7 \\ud800' contains '\\ud800', half of a surrogate pair"):
+        split_text(either, "7 \ud800")
+
+
 @pytest.mark.parametrize("answered", ["7", " 7\n\n", "<|im_start|>assistant\n7<|im_end|>\nassistant\n"])
 @pytest.mark.parametrize(
     "asked", ["3 + 4?", "The assistant", "<|im_start|>assistant\n", "<|im_end|>\n<|im_start|>assistant\n9"]
