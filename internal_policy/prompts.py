@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -61,7 +62,7 @@ def split_messages(
     if chat is None:
         _need_no_template({**_said(answered), "content": None, "tools": tools})
         prompt = Problem(tuple(asked), None).text
-        whole = prompt + answered["content"]
+        whole = prompt + _to_its_end(tokenizer, answered["content"], chat)
         prompt_ids, ids = encode_text(tokenizer, prompt), encode_text(tokenizer, whole)
     else:
         asked = _without_ends(tokenizer, asked, chat, tools)
@@ -78,9 +79,13 @@ def split_messages(
     return prompt_ids, ids[len(prompt_ids) :]
 
 
-def split_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]:
-    """Token ids of a text without a prompt: its first token, and all others. Raises InputError if there is no other."""
-    ids = encode_text(tokenizer, text)
+def split_text(tokenizer: PreTrainedTokenizerBase, text: str, chat: Chat = None) -> tuple[Ids, Ids]:
+    """Token ids of a text without a prompt: its first token, and all others.
+
+    The white space that a template, by default the tokenizer's own, writes after the last end of turn is left out, as
+    `split_messages` does. Raises InputError if there is only one token.
+    """
+    ids = encode_text(tokenizer, _to_its_end(tokenizer, text, chat))
     if len(ids) < 2:
         raise InputError(f"The text {text!r:.40} is {len(ids)} token(s) long; 2 or more are needed to predict one.")
     return ids[:1], ids[1:]
@@ -131,6 +136,17 @@ def _turn_ends(
     earlier = _templated(tokenizer, longer, chat, tools, prompt=False).partition(PROBE)[2].lstrip()
     special = _special(tokenizer).match(earlier)
     return tuple(end for end in (last, special.group() if special else "") if end)
+
+
+def _to_its_end(tokenizer: PreTrainedTokenizerBase, text: str, chat: Chat) -> str:
+    """The text, without the white space after an end of turn at its end."""
+    ended = text.rstrip()
+    if ended == text or not re.search(rf"(?:{_special(tokenizer).pattern})\Z", ended):
+        return text
+    ends = [str(tokenizer.eos_token)] if tokenizer.eos_token else []
+    with suppress(InputError):  # the text is rendered already, so a template that is missing or refuses doesn't matter
+        ends += _turn_ends(tokenizer, [Message(role="user", content="a")], chat)
+    return ended if ended.endswith(tuple(ends)) else text
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:

@@ -293,7 +293,7 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
             None,
         )  # the text is decoded from the ids, because templates may trim it
     elif (whole := cells.text(values, "text")) is not None:
-        split = split_text(tokenizer, whole)
+        split = split_text(tokenizer, whole, chat)
     else:
         raise InputError(
             f"the columns are {', '.join(values)}; expected prompt_ids and response_ids, prompt and response, "

@@ -116,6 +116,37 @@ def test_a_rendered_transcript_is_read_like_its_messages(tokenizer, sentencepiec
         assert begin == (case.convert_tokens_to_ids("<s>" if case.bos_token else "<|bos|>"),)
 
 
+def gemma(tokenizer):
+    """A tokenizer whose template ends turns with a special token that isn't its EOS, and a newline."""
+    case = with_template(tokenizer, tokenizer.chat_template)
+    case.eos_token = "<|endoftext|>"
+    return case
+
+
+@pytest.mark.parametrize("chat", [{}, None])
+def test_a_rendered_transcript_ends_with_its_end_of_turn(tokenizer, chat):
+    for case in (tokenizer, gemma(tokenizer), with_ends(tokenizer)):
+        messages = conversation("What is 3 + 4?", "7 + 5")
+        prompt_ids, response_ids = split_messages(case, messages, {})
+        begin, rest = split_text(case, rendered(case, messages, False), chat)
+        assert (begin + rest)[-len(prompt_ids + response_ids) :] == prompt_ids + response_ids
+
+
+def test_a_rendered_response_without_a_template_ends_with_its_end_of_turn(tokenizer):
+    for case in (tokenizer, gemma(tokenizer)):
+        prompt = rendered(case, list(PROBLEM.messages), True)
+        _, ids = split_messages(case, conversation(prompt, "7<|im_end|>\n"), None)
+        assert case.decode(ids) == "7<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [None, LLAMA3, "{{ raise_exception('no') }}"])
+def test_white_space_after_another_special_token_is_kept(tokenizer, template):
+    case = with_template(tokenizer, template)
+    prompt = "<|im_start|>user<|endoftext|>\n\nhi<|im_end|><|im_start|>assistant<|endoftext|>\n\n"
+    begin, rest = split_text(case, prompt, {})
+    assert case.decode(begin + rest) == prompt
+
+
 def test_a_rendered_prompt_without_a_template_is_read_as_its_messages_are(tokenizer, sentencepiece):
     for case in (with_bos(tokenizer), sentencepiece):
         prompt = rendered(case, list(PROBLEM.messages), True)
