@@ -28,7 +28,7 @@ from internal_policy import cells, files, marking, rows, tasks
 from internal_policy.errors import InputError
 from internal_policy.families import inside
 from internal_policy.passes import alone, device_of, evaluating, positions, sampled_together
-from internal_policy.prompts import Chat, Ids, encode_problem, special_ids, split_messages, split_text
+from internal_policy.prompts import REASONING, Chat, Ids, encode_problem, special_ids, split_messages, split_text
 from internal_policy.tasks import Message, Problem
 
 ROLLOUT_SCHEMA = pa.schema(
@@ -283,8 +283,7 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
         answer = written if isinstance(written, str) and written else answer
     elif values.keys() >= {"prompt", "response"} or "messages" in values:
         if values.keys() >= {"prompt", "response"}:
-            answered = Message(role="assistant", content=response or "")
-            messages = (*tasks.messages_of(values, "prompt"), answered)
+            messages = (*tasks.messages_of(values, "prompt"), _answered(values, response or ""))
         else:
             messages = tasks.messages_of(values, "messages")
         split = split_messages(tokenizer, messages, chat, tasks.tools_of(values))
@@ -306,6 +305,16 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
     if finished is None:
         finished = split[1][-1] in special_ids(tokenizer)
     return Rollout(problem, answer, 0, *split, text, reward, finished)
+
+
+def _answered(values: Mapping[str, Any], response: str) -> Message:
+    """The response of a row with the parts that its own columns hold. Raises InputError for a `system` column."""
+    if not cells.is_empty(values.get("system")):
+        raise InputError("'system' isn't read beside prompt and response. Give messages, the system message first.")
+    more = {key: values[key] for key in (*REASONING, "tool_calls") if not cells.is_empty(values.get(key))}
+    for key in REASONING:
+        cells.text(more, key)
+    return cast(Message, {"role": "assistant", "content": response, **more})
 
 
 def to_table(rollouts: Sequence[Rollout]) -> pa.Table:

@@ -383,6 +383,32 @@ def test_a_prompt_beside_messages_does_not_count_without_a_response(either, tmp_
     assert read_rollouts(path, either, {})[0].problem == "3 + 4?"
 
 
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("part", [{"reasoning_content": "3, 4"}, {"tool_calls": [{"function": {"name": "add"}}]}])
+def test_a_part_of_the_response_in_its_own_column_is_read_as_in_messages(tokenizer, tmp_path, part):
+    case = copy.deepcopy(tokenizer)
+    case.chat_template = THINKS
+    asked, answered = map(dict, conversation("3 + 4?", "7"))
+    path = jsonl(
+        tmp_path / "r.jsonl", {"prompt": "3 + 4?", "response": "7", **part}, {"messages": [asked, {**answered, **part}]}
+    )
+    beside, within = read_rollouts(path, case, {})
+    assert (beside.ids, beside.response) == (within.ids, within.response)
+
+
+def test_empty_columns_add_no_part_to_the_response(tokenizer, tmp_path):
+    rows = [{**ROWS["prompt"], "system": "", "reasoning_content": None, "tool_calls": None}, ROWS["messages"]]
+    beside, within = read_rollouts(jsonl(tmp_path / "r.jsonl", *rows), tokenizer, {})
+    assert beside.ids == within.ids
+
+
 def test_limit_keeps_the_first_rollouts(either, tmp_path):
     path = jsonl(tmp_path / "r.jsonl", ROWS["prompt"], {"nothing": "here"})
     assert len(read_rollouts(path, either, {}, limit=1)) == 1
@@ -397,6 +423,12 @@ def test_limit_keeps_the_first_rollouts(either, tmp_path):
         ),
         ({"prompt": "a", "response": None}, "The last message is no response"),
         ({"prompt": "", "response": "b"}, "'prompt' is empty"),
+        (
+            {"prompt": "a", "response": "b", "system": "c"},
+            "'system' isn't read beside prompt and response. Give messages",
+        ),
+        ({"prompt": "a", "response": "b", "reasoning_content": "c"}, "template leaves out 'reasoning_content'"),
+        ({"prompt": "a", "response": "b", "reasoning_content": 5}, "'reasoning_content' holds 5; expected text"),
         ({"text": 7}, "'text' holds 7; expected text"),
         ({"text": None}, "columns are text; expected prompt_ids and response_ids"),
         ({"messages": [{"role": "user", "content": "a"}]}, "must be the assistant's"),
