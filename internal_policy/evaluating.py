@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from internal_policy import cache, evaluate, files, loading, options, progress, sampling, show
+from internal_policy import cache, evaluate, files, job, loading, options, progress, sampling, show
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run(asked: options.Evaluate) -> None:
     limit = sampling.source(next(iter(names.values())), asked.limit)[1]
     question |= {"problems": sources, "limit": limit, "names": list(names)}  # responses are stored under these names
     folder = asked.output or cache.root() / "evaluations" / cache.digest(question)
-    claim(folder, cache.digest(question))
+    claim(folder, question)
     cached = (folder / ROLLOUTS).exists()
     if not cached:
         _sample(asked, point, names, question, folder)
@@ -73,7 +73,7 @@ def label_of(asked: options.Evaluate) -> str:
     return name if asked.at == "final" else f"{name}@{asked.at}{readout}"
 
 
-def claim(folder: Path, digest: str) -> None:
+def claim(folder: Path, asked: Mapping[str, Any]) -> None:
     """Refuse a folder that holds anything but this evaluation. Raises InputError."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give --output a new folder.")
@@ -82,10 +82,12 @@ def claim(folder: Path, digest: str) -> None:
     if not (folder / ASKED).is_file():
         raise InputError(f"{folder} is not empty and holds no evaluation; give --output a new folder.")
     try:
-        found = json.loads((folder / ASKED).read_text())["digest"]
+        before = json.loads((folder / ASKED).read_text())
+        found = before["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / ASKED} is damaged ({error}); give --output a new folder.") from error
-    if found != digest:
+    if found != cache.digest(asked):
+        job.check_day(folder, before, asked)
         raise InputError(f"{folder} holds the evaluation of another question; give --output a new folder.")
 
 

@@ -1,5 +1,6 @@
 """Do a scan on disk, part by part, so that an interrupted one goes on where it stopped."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from internal_policy import cache, files, records
+from internal_policy import cache, files, records, templates
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,8 +51,31 @@ def claim(folder: Path, asked: Mapping[str, Any]) -> None:
         return  # a name with a dot is what a killed run was about to write
     if not (folder / cache.ASKED).is_file():
         raise InputError(f"{folder} is not empty and holds no scan; give --output a new folder.")
-    if cache.asked(folder)["digest"] != cache.digest(asked):
+    before = cache.asked(folder)
+    if before["digest"] != cache.digest(asked):
+        check_day(folder, before, asked)
         raise InputError(f"{folder} holds the scan of another question; give --output a new folder.")
+
+
+def check_day(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise InputError if `asked` differs from what `before` records only by the date that the chat template writes."""
+    day = _arguments(before.get("asked")).get(templates.DATE)
+    dated = json.dumps({**_arguments(asked), templates.DATE: day}, sort_keys=True)
+    if day is not None and before["digest"] == cache.digest({**asked, "chat_template_kwargs": dated}):
+        remedy = f"--chat-template-kwargs '{json.dumps({templates.DATE: day})}'"
+        raise InputError(
+            f"{folder} was begun with another date, which the chat template writes ({templates.DATE}). Continue it "
+            f"with {remedy}, or give --output a new folder."
+        )
+
+
+def _arguments(asked: Any) -> Mapping[str, Any]:
+    """What the chat template was given; nothing if a damaged record doesn't tell."""
+    try:
+        found = json.loads(asked["chat_template_kwargs"])
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def broken(folder: Path) -> list[str]:

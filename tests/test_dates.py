@@ -94,6 +94,42 @@ def test_a_scan_continues_on_another_day_only_with_its_own_date(folder, here, on
     assert main([*again, "--chat-template-kwargs", '{"strftime_now": "2026-11-24"}']) == 0
 
 
+REMEDY = """--chat-template-kwargs '{"strftime_now": "2026-11-24"}'"""
+
+
+@pytest.mark.parametrize("command", ["scan", "evaluate"])
+def test_on_another_day_the_error_names_the_date_and_the_remedy(folder, on, capsys, command):
+    asked = [command, "--model", str(folder), *ASKED, "--output", "mine"]
+    on("2026-11-24")
+    assert main(asked) == 0
+    on("2026-11-25")
+    capsys.readouterr()
+    assert main(asked) == 2
+    said = capsys.readouterr().err
+    assert "strftime_now" in said
+    assert REMEDY in said
+
+
+def test_the_date_is_named_beside_other_template_arguments(folder, on, capsys):
+    asked = ["scan", "--model", str(folder), *ASKED, "--output", "mine", "--chat-template-kwargs", '{"a": 1}']
+    on("2026-11-24")
+    assert main(asked) == 0
+    on("2026-11-25")
+    capsys.readouterr()
+    assert main(asked) == 2
+    assert REMEDY in capsys.readouterr().err
+
+
+def test_another_question_on_another_day_is_not_blamed_on_the_date(folder, on, capsys):
+    asked = ["scan", "--model", str(folder), *ASKED, "--output", "mine"]
+    on("2026-11-24")
+    assert main(asked) == 0
+    on("2026-11-25")
+    capsys.readouterr()
+    assert main([*asked, "--seed", "1"]) == 2
+    assert "strftime_now" not in capsys.readouterr().err
+
+
 def test_a_date_in_the_arguments_is_written(folder, tokenizer):
     Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
     dated = loading.load_tokenizer(options.Scan(model=str(folder)))
