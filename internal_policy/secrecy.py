@@ -6,23 +6,56 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-ANYWHERE = {"secret", "secrets", "password", "passwd", "passphrase", "apikey", "credential", "credentials"}
+ANYWHERE = {
+    "secret", "secrets", "password", "passwd", "passphrase", "pw", "pwd", "apikey", "credential", "credentials",
+    "bearer",
+}  # fmt: skip
 """Words that mark a name as a secret."""
 AT_THE_END = {"token", "key", "auth", "authorization"}
 """Words that do so at the end of a name."""
 SPECIAL = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|image|video|audio|bo\w|eo\w)_token")
 """Names of tokens of a vocabulary, which aren't secrets."""
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+SHAPED = re.compile(
+    r"""(?<![\w/.-])(?:
+        hf_[A-Za-z0-9]{6,}+ | gh[oprsu]_[A-Za-z0-9]{6,}+ | github_pat_\w{6,}+ | AKIA[A-Z0-9]{12,}+
+        | (?:sk|xox[abeoprs])-(?=[\w-]*[A-Z0-9])[\w-]{6,}+
+        | eyJ[\w-]{4,}+\.[\w-]+\.[\w-]++
+        | (?i:bearer)\s+(?=\S*[0-9])(?=\S{8})[\w~+/=-]+(?:\.[\w~+/=-]+)*+
+    )(?![\w/-]|\.\w)""",
+    re.VERBOSE,
+)
+"""Keys of Hugging Face, GitHub, AWS, OpenAI and Slack, and bearer tokens; names of files and paths don't match."""
+PATHS = "content"
+"""Key of what is known of each file or data set; the keys below it are their paths."""
 PARAMETER = re.compile(r"(?<=[?&])([^=&\s]+)=[^&\s]+")
 
 
 def redacted(value: Any) -> Any:
-    """The value with secrets hidden: values of secret keys, credentials in URLs, and both inside JSON texts."""
+    """The value with secrets hidden: values of secret keys, what looks like a key or token, credentials in URLs.
+
+    JSON texts are searched for them too.
+    """
     if isinstance(value, Mapping):
-        return {key: HIDDEN if is_secret(key, item) else redacted(item) for key, item in value.items()}
+        return {
+            key: _redacted_paths(item) if key == PATHS and isinstance(item, Mapping) else _redacted_item(key, item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [redacted(item) for item in value]
     return _redacted_text(value) if isinstance(value, str) else value
+
+
+def _redacted_item(key: Any, item: Any) -> Any:
+    return HIDDEN if is_secret(key, item) else redacted(item)
+
+
+def _redacted_paths(known: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of each path, whatever words are in the path."""
+    return {
+        path: redacted(item) if isinstance(item, Mapping) else _redacted_item(path, item)
+        for path, item in known.items()
+    }
 
 
 def is_secret(key: Any, value: Any) -> bool:
@@ -42,5 +75,5 @@ def _redacted_text(text: str) -> str:
             found = None
         if (shown := redacted(found)) != found:
             return name + json.dumps(shown, ensure_ascii=False)
-    text = CREDENTIALS.sub(HIDDEN, text)
+    text = SHAPED.sub(HIDDEN, CREDENTIALS.sub(HIDDEN, text))
     return PARAMETER.sub(lambda match: f"{match[1]}={HIDDEN}" if is_secret(match[1], "x") else match[0], text)

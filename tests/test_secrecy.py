@@ -12,7 +12,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 
 @pytest.mark.parametrize(
-    "key", ["hub_token", "token", "HF_TOKEN", "api_key", "apiKey", "api-key", "aws_secret_access_key", "db_password"]
+    "key",
+    ["hub_token", "token", "HF_TOKEN", "api_key", "apiKey", "api-key", "aws_secret_access_key", "db_password", "pw"],
 )
 def test_values_of_secret_keys_are_hidden(key):
     assert redacted({"file": {key: "s3cret"}}) == {"file": {key: "***"}}
@@ -25,12 +26,34 @@ def test_values_of_secret_keys_are_hidden(key):
         {"eos_token": "<|im_end|>", "pad_token": "<pad>"},
         {"hub_token": None, "push_token": False, "token": ""},
         {"keys": ["a"], "monkey": "b"},
+        {"content": {"my-secret-problems.jsonl": {"bytes": 3, "sha256": "ab"}}, "problems": "my-secret-problems.jsonl"},
+        {"content": {"me/api-key@test": {"revision": "ab"}}, "model": "hf_models/Qwen3-4B", "lens": "sk-lens.pt"},
+        {"model": "/models/hf_Abc1234567", "problems": "hf_sums2025.jsonl", "said": "The bearer of 2024bonds."},
         {"content": {"https://huggingface.co/a@main": {"bytes": 3}}, "problems": "HuggingFaceH4/MATH-500@test"},
         {"chat_template_kwargs": '{"enable_thinking":false}'},
     ],
 )
 def test_values_that_are_not_secret_are_kept(record):
     assert redacted(record) == record
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_SECRETabc123",
+        "sk-proj-Abc_123def",
+        "ghp_Abc123def456",
+        "github_pat_11ABC_def456",
+        "xoxb-123-456-Abc",
+        "AKIAIOSFODNN7EXAMPLE",
+        "Bearer abc.DEF-123_4567",
+        "eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJSM",
+    ],
+)
+def test_values_that_look_secret_are_hidden_under_any_key(secret):
+    assert redacted({"x": [secret], "said": f"log in with {secret}."}) == {"x": ["***"], "said": "log in with ***."}
+    assert redacted(f'{{"x":"{secret}"}}') == '{"x": "***"}'
+    assert redacted(f"--chat-template-kwargs={{x: {secret}}}") == "--chat-template-kwargs={x: ***}"
 
 
 def test_json_in_an_argument_is_read():
@@ -45,6 +68,11 @@ def test_credentials_in_addresses_are_hidden():
     assert redacted("https://host.org/a?page=2&token=s3cret") == "https://host.org/a?page=2&token=***"
 
 
+def test_a_secret_key_beside_paths_is_hidden():
+    record = {"content": {"token.jsonl": {"bytes": 3, "api_key": "s3cret"}, "token": "s3cret"}}
+    assert redacted(record) == {"content": {"token.jsonl": {"bytes": 3, "api_key": "***"}, "token": "***"}}
+
+
 def test_json_files_hold_no_secret(tmp_path):
     files.write_json(tmp_path / "run.json", {"file": {"hub_token": "s3cret"}, "command": ["https://me:s3cret@host"]})
     assert "s3cret" not in (tmp_path / "run.json").read_text()
@@ -56,6 +84,19 @@ def test_a_pickled_configuration_has_no_hub_token():
     config = BuPOConfig(output_dir="unused", use_cpu=True, report_to=[], hub_token="s3cret")
     assert b"s3cret" not in pickle.dumps(config)
     assert config.hub_token == "s3cret"
+
+
+def test_problems_in_a_file_with_a_secret_looking_name_are_compared(here):
+    from internal_policy import analysis, cache
+
+    problems = here / "my-secret-problems.jsonl"
+    problems.write_text('{"problem": "1 + 1", "answer": "2"}\n')
+    folders = [f"{number}-scan" for number in range(2)]
+    for folder in folders:
+        few = ["scan", "--problems", problems.name, "--limit", "1", "--max-new-tokens", "2", "--output", folder]
+        assert main(few) == 0
+    records = [cache.record(here / folder) for folder in folders]
+    assert analysis.differences(records) == []
 
 
 def test_a_scan_writes_no_secret_down_and_is_found_again(here, capsys, monkeypatch):
