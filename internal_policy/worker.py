@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import process
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -65,14 +66,21 @@ class Worker:
         _workers.add(self)
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
-        """The result of `function(*arguments)`. Raises Stopped, and RuntimeError if no process can be started."""
+        """The result of `function(*arguments)`, or what it raised.
+
+        Raises Stopped, and RuntimeError if no process can be started.
+        """
         with self.lock:
             for _ in range(2):  # a process that something else killed is replaced, once
                 try:
-                    return _result(self.pool().schedule(function, arguments, timeout=timeout))
+                    future = self.pool().schedule(function, arguments, timeout=timeout)
+                except RuntimeError:  # the pool broke since its last call
+                    continue
+                try:
+                    return _result(future)
                 except (TimeoutError, pebble.ProcessExpired) as error:  # over a limit; pebble starts another process
                     raise Stopped from error
-                except RuntimeError:
+                except BrokenProcessPool:
                     pass
         raise RuntimeError("internal-policy couldn't start a worker process. Its output above shows why.")
 
