@@ -4,10 +4,14 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from internal_policy.console import Terminal
+from internal_policy.console import Terminal, visible
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn, Task
 
 err = Terminal(stderr=True, soft_wrap=True, highlight=False)
 
@@ -26,11 +30,23 @@ def quiet() -> None:
         transformers.logging.disable_progress_bar()
 
 
+def text_column(said: "Callable[[Task], str]") -> "ProgressColumn":
+    """A column of a progress bar that prints what `said` returns as text, without markup or control characters."""
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    class Column(ProgressColumn):
+        def render(self, task: "Task") -> Text:
+            return Text(visible(said(task)))
+
+    return Column()
+
+
 def tracked(what: str, items: Collection[str]) -> Iterator[str]:
     """The items one by one, each named on stderr while it takes its time; nothing where stderr is no terminal."""
     import rich.progress as rich
 
-    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
+    columns = (text_column(lambda task: task.description), rich.BarColumn(), rich.MofNCompleteColumn())
     with rich.Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as drawn:
         task = drawn.add_task(what, total=len(items))
         for item in items:
@@ -57,10 +73,10 @@ def bar(what: str, total: int, unit: str = "rollouts") -> Iterator[Callable[[int
     import rich.progress as rich
 
     drawn = rich.Progress(
-        rich.TextColumn("{task.description}"),
+        text_column(lambda task: task.description),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
-        rich.TextColumn(unit + ", {task.fields[rate]:,.0f} tokens/s,"),
+        text_column(lambda task: f"{unit}, {task.fields['rate']:,.0f} tokens/s,"),
         rich.TimeRemainingColumn(),
         rich.TextColumn("left"),
         console=err,

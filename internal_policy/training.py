@@ -394,7 +394,7 @@ def _progress(total: int | None) -> Iterator[Any]:
     import rich.progress as rich
 
     bar = rich.Progress(
-        rich.TextColumn("{task.description}"),
+        progress.text_column(lambda task: task.description),
         rich.BarColumn(bar_width=20),
         rich.MofNCompleteColumn(),
         rich.TextColumn("steps"),

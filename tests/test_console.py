@@ -12,7 +12,7 @@ import pytest
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import bundle, cache, console, files, show
+from internal_policy import bundle, cache, console, files, progress, show, training
 from internal_policy.__main__ import main
 from internal_policy.console import Terminal, visible
 
@@ -72,11 +72,30 @@ def test_a_generated_token_is_printed_as_text(capsys, tmp_path):
 
 
 def test_everything_is_printed_through_terminal():
-    pattern = re.compile(r"(?<![\w.])(Console|print|sys\.std\w+\.write)\(.*")
+    pattern = re.compile(r"(?<![\w.])(Console|print|sys\.std\w+\.write|rich\.TextColumn)\(.*")
     folder = Path(console.__file__).parent
-    found = {path.stem: hit[0] for path in folder.rglob("*.py") for hit in pattern.finditer(path.read_text())}
-    assert list(found) == ["show"]
-    assert found["show"].startswith("print(visible_json(")
+    found = [(path.stem, hit[0]) for path in folder.rglob("*.py") for hit in pattern.finditer(path.read_text())]
+    constant = re.compile(r'rich\.TextColumn\("[\w ]*"\),')
+    (only,) = [(name, hit) for name, hit in found if not constant.fullmatch(hit)]
+    assert only[0] == "show"
+    assert only[1].startswith("print(visible_json(")
+
+
+@pytest.mark.parametrize("draw", ["tracked", "bar", "training"])
+def test_the_text_of_a_progress_bar_is_printed_as_text(draw, monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(progress, "err", Terminal(file=file, width=200, force_terminal=True, force_interactive=True))
+    if draw == "tracked":
+        assert list(progress.tracked("Reading", ["a[b]" + TITLE])) == ["a[b]" + TITLE]
+    elif draw == "bar":
+        with progress.bar("Sampling a[b]" + TITLE, 3, "rollouts" + TITLE) as advance:
+            advance(3, 10)
+    else:
+        row = {"step": 1, "phase": "internal", "target": "a[b]" + TITLE, "reward": 1.0}
+        with training._progress(3) as tell:
+            tell(row)
+    assert TITLE not in file.getvalue()
+    assert visible("a[b]" + TITLE) in file.getvalue()
 
 
 def test_show_warns_once_of_a_scan_that_holds_nan(tmp_path, capsys):
