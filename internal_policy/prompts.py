@@ -165,10 +165,12 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], cha
     before, question = before.removeprefix(bos), questions[-1].removeprefix(bos).lstrip()
     special = _special(tokenizer)
     marks = list(special.finditer(before))
-    begins = marks[0].group() if marks else before.strip()  # the template's first mark, ...
-    opens = before[marks[-1].start() :].strip() if marks else begins  # ... its last before the question, ...
     end = special.search(after)
-    closes = after[: end.end()].strip() if end else after.strip()  # ... and its first after the question
+    closes = after[: end.end()].strip() if end else after.strip()  # the template's first mark after the question
+    if marks:  # its first mark of all, and its last before the question
+        begins, opens = (marks[0].group(),), before[marks[-1].start() :].strip()
+    else:  # plain text can't be told from an earlier message
+        begins, opens = _openings(tokenizer, chat, tools, bos) if closes and closes in question else ((), "")
     opened = question.find(opens)
     if opens and closes and question.startswith(begins) and 0 <= opened < question.find(closes, opened + len(opens)):
         raise InputError(
@@ -176,6 +178,17 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], cha
             "--chat-template none, or give the question alone."
         )
     return rendered
+
+
+def _openings(tokenizer: PreTrainedTokenizerBase, chat: Chat, tools: Tools, bos: str) -> tuple[tuple[str, ...], str]:
+    """What a template writes before a first message of the user's or the system's, and before the user's."""
+    user, system = Message(role="user", content=PROBE), Message(role="system", content=PROBE)
+    found = []
+    for messages in ([user], [system, user]):
+        with suppress(InputError):  # many templates refuse system messages
+            text = _templated(tokenizer, messages, chat, tools, prompt=True)
+            found.append(text.partition(PROBE)[0].removeprefix(bos).strip())
+    return tuple(filter(None, found)), found[0] if found else ""
 
 
 def _check_calls(calls: Any) -> None:

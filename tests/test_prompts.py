@@ -171,6 +171,31 @@ def test_a_rendered_prompt_under_a_template_is_refused_with_the_remedy(either, t
             split_messages(case, conversation(text, "7"), {})
 
 
+SYSTEM = Message(role="system", content="Box the answer.")
+
+
+@pytest.mark.parametrize("template", [None, USER])
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_rendered_prompt_with_a_system_message_is_refused_by_marks_of_plain_text(
+    sentencepiece, template, within, before
+):
+    case = with_template(sentencepiece, template or sentencepiece.chat_template)
+    prompt = rendered(case, [*([SYSTEM] if within else []), *PROBLEM.messages], True)
+    messages = (*([SYSTEM] if before else []), Message(role="user", content=prompt))
+    with pytest.raises(InputError, match="would be applied twice"):
+        encode_problem(case, Problem(messages, None), {})
+
+
+@pytest.mark.parametrize(
+    "text", ["What does [INST] mean?", "[INST]", "user: a", "Is it system: or user: or assistant:"]
+)
+def test_a_question_about_templates_after_a_system_message_is_not_refused(sentencepiece, text):
+    for template in (sentencepiece.chat_template, USER):
+        messages = (SYSTEM, Message(role="user", content=text))
+        assert encode_problem(with_template(sentencepiece, template), Problem(messages, None), {})
+
+
 @pytest.mark.parametrize(
     "text", ["What does [INST] mean?", "[INST]", "<|im_start|>user", "user: a", "<|im_end|> ends <|im_start|>user\n"]
 )
