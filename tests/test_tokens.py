@@ -121,7 +121,7 @@ def test_after_the_last_layer_stands_what_the_model_would_say():
         (lambda: cells(DEMO, 0, "attn_in", "cosine"), r"no cosine at attn_in. Choose one of attn_out, mlp_out"),
         (lambda: cells(DEMO, 0, "attn_in", "change"), "no entropy change at attn_in. Choose one of attn_out"),
         (lambda: predictions(DEMO, 0, 9999, 0), "no position 9999"),
-        (lambda: predictions(DEMO, 0, 0, 99), "There is no layer 99: the model's are 0 to 7"),
+        (lambda: predictions(DEMO, 0, 0, 99), "There is no layer 99. Choose one from 0 to 7"),
         (lambda: predictions(DEMO, 0, 0, -1), "There is no layer -1"),
         (lambda: response(View(DEMO.folder, first=9999), 0), "no response tokens there"),
     ],
