@@ -148,6 +148,11 @@ def _claim(folder: Path, question: Mapping[str, Any], resume: bool) -> str | Non
     if resume and not there:
         raise InputError(f"There is no run in {folder} to go on with; leave out --resume, or name its --output.")
     start = next((path for path in written.values() if checkpoints.is_whole(path)), None)
+    if written and start is None and not all((path / checkpoints.MANIFEST).exists() for path in written.values()):
+        raise InputError(
+            f"{folder} has no complete checkpoint: an older version wrote them, without {checkpoints.MANIFEST}. "
+            "Give --output a new folder, or remove the checkpoints to start over."
+        )
     if (folder / MODEL).is_dir():
         progress.note(f"{folder / MODEL} is incomplete and will be written again.")
     if written and start != (newest := written[max(written)]):

@@ -203,6 +203,15 @@ def test_a_run_without_a_whole_checkpoint_starts_over(run, copied, capsys):
     assert (copied / weights).read_bytes() == (run / weights).read_bytes()
 
 
+def test_a_run_whose_checkpoints_cannot_be_checked_is_refused(tmp_path):
+    """They were written before checkpoints recorded their files."""
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / training.RUN).write_text('{"content": {}}')
+    with pytest.raises(InputError, match=r"no complete checkpoint.*Give --output a new folder, or remove"):
+        training._claim(tmp_path, {"content": {}}, resume=True)
+
+
 def test_a_layer_is_suggested_by_the_stages_of_a_scan(tmp_path, capsys):
     few = ["--prompts", "2", "--samples", "2", "--steps", "2", "--internal-steps", "1", "--scan-every", "0"]
     folder = tmp_path / "suggested"
