@@ -61,6 +61,9 @@ def check(folder: Path) -> None:
             else f"{folder} holds no weights: it has no {weights.removeprefix('*')} file. Copy the whole "
             f"{'adapter' if adapter else 'model'}."
         )
+    for path in folder.iterdir():
+        if path.suffix in OF_A_MODEL and path.is_dir():
+            raise InputError(f"{path} is a folder; expected a file. Get a complete copy of the model.")
     for path in (folder / name for name in READ if (folder / name).exists()):
         values = _object(path)
         if path.name == INDEX:
@@ -95,6 +98,8 @@ def _check_index(path: Path, values: dict[str, Any]) -> None:
 def _object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}). Get a complete copy of it.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} isn't JSON in UTF-8 ({error}). Get a complete copy of it.") from error
     if not isinstance(values, dict):

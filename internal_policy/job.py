@@ -55,6 +55,9 @@ def claim(folder: Path, asked: Mapping[str, Any]) -> None:
     if before["digest"] != cache.digest(asked):
         check_day(folder, before, asked)
         raise InputError(f"{folder} holds the scan of another question; give --output a new folder.")
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".parquet") and path.is_dir():
+            raise InputError(f"{path} is a folder; expected a file of the scan. Move or remove it.")
 
 
 def check_day(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -200,6 +200,16 @@ def test_a_record_cannot_name_foreign_files_for_removal(words, here, tmp_path, n
     assert [path.read_text() for path in precious] == ["precious"] * 3
 
 
+@pytest.mark.parametrize("name", ["layers-00000.parquet", "rollouts-00000.parquet", "vocabulary.parquet", "scan.json"])
+def test_a_folder_in_place_of_a_file_of_a_scan_is_named(words, here, name, capsys):
+    assert main([*words, "--limit", "2", "--output", "mine"]) == 0
+    (here / "mine" / name).unlink()
+    (here / "mine" / name).mkdir()
+    capsys.readouterr()
+    assert main([*words, "--limit", "2", "--output", "mine", "--remeasure"]) == 2
+    assert f"{name} is a folder" in capsys.readouterr().err
+
+
 SHAPES = ["[]", "null", '"x"', '{"schema": 1}', '{"schema": [1]}', "[" * 100_000]
 
 

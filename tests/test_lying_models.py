@@ -112,6 +112,20 @@ def test_a_file_that_is_not_a_json_object_is_named(kind, file, here, capsys):
     assert file.name in said
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "generation_config.json", "chat_template.jinja", "model.safetensors"]
+)
+def test_a_folder_in_place_of_a_file_is_named(name, base, here, capsys):
+    shutil.copytree(base, here / "m")
+    (here / "m" / name).unlink(missing_ok=True)
+    (here / "m" / name).mkdir()
+    code = main(["scan", "--model", "m", "--device", "cpu", "--limit", "1", "--max-new-tokens", "2"])
+    said = capsys.readouterr().err
+    check(code, said)
+    assert code == 2
+    assert f"{name} is a folder" in said
+
+
 LIES = {
     "a text for a flag": ("config.json", ("tie_word_embeddings",), "x", "tie_word_embeddings"),
     "no heads": ("config.json", ("num_attention_heads",), 0, "config.json"),
