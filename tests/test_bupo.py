@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from trainer import Fixed, trainer, weights
 from transformers import HfArgumentParser, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
-from trl import TrlParser
+from trl.scripts.utils import TrlParser
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -757,7 +757,9 @@ def test_the_parsers_of_transformers_and_trl_read_the_configuration(tmp_path, pa
 def test_trls_parser_reads_a_configuration_file(tmp_path):
     file = tmp_path / "given.yaml"
     file.write_text(f"schedule: [{ONE}:2]\nlr_scheduler_type: cosine\ngradient_checkpointing: true\nuse_cpu: true\n")
-    (config,) = TrlParser(BuPOConfig).parse_args_and_config(["--config", str(file), "--output_dir", str(tmp_path)])
+    (config,) = TrlParser(cast(Any, BuPOConfig)).parse_args_and_config(
+        ["--config", str(file), "--output_dir", str(tmp_path)]
+    )
     assert (config.schedule, config.lr_scheduler_type, config.gradient_checkpointing) == ([f"{ONE}:2"], "cosine", True)
 
 

@@ -9,7 +9,7 @@ from conftest import tiny_model
 
 from internal_policy import dynamics
 from internal_policy.hooks import FINAL, HookPoint
-from internal_policy.policy import policy_logits
+from internal_policy.policy import Readout, policy_logits
 from internal_policy.rollouts import Rollout
 from internal_policy.scan import scan
 
@@ -22,7 +22,7 @@ def rollouts() -> list[Rollout]:
     return made
 
 
-def policies(model, point, readout="raw") -> torch.Tensor:
+def policies(model, point, readout: Readout = "raw") -> torch.Tensor:
     """Log-probabilities at every response token, (11, d_vocab)."""
     read = [
         policy_logits(model, point, readout, input_ids=torch.tensor([r.ids]))[0, len(r.prompt_ids) - 1 : -1]
