@@ -238,6 +238,15 @@ def test_the_target_layer_is_right_in_95_of_100_scans(case, skew):
     assert share_right(*(RISES | FLAT)[case], runs=400, skew=skew) >= 0.95
 
 
+@pytest.mark.slow
+def test_by_separate_intervals_the_target_layer_is_right_in_less_than_half():
+    (rises, layer), random, right = RISES["three stages"], np.random.default_rng(0), 0
+    for _ in range(400):
+        mlp = changes(simulated(rises, random, False)).query("change == 'mlp' and part == 'total'")
+        right += mlp.loc[mlp["low"] > 0, "layer"].max() == layer
+    assert right / 400 < 0.5
+
+
 @pytest.mark.parametrize("case", [*RISES, *FLAT])
 def test_the_target_layer_is_right_in_most_of_a_few_scans(case):
     assert share_right(*(RISES | FLAT)[case], runs=10) >= 0.9
