@@ -13,6 +13,7 @@ from internal_policy import cache, files, records, templates
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from internal_policy.policy import Lens
@@ -118,18 +119,12 @@ def run(
     Any number of processes may run the same scan in the same folder: a part is written whole or not at all, and who
     comes second takes it from the disk. `asked` and `facts` go into the record.
     """
-    from internal_policy import product, scan
+    from internal_policy import scan
     from internal_policy.reader import reader_of
     from internal_policy.vocabulary import vocabulary
 
     weight = reader_of(model).unembedding.weight
-    if not (folder / cache.ASKED).exists():
-        chosen = product.choose(weight, weight.dtype)  # part of the record, so that a continued scan multiplies alike
-        question = {"digest": cache.digest(asked), "asked": asked, "product": chosen}
-        records.write(folder / cache.ASKED, question, once=True)
-    chosen = cache.asked(folder)["product"]
-    if chosen not in product.candidates(weight.dtype, weight.dtype, weight.device):
-        raise InputError(f"{folder} was begun on another device; go on there, or give --output a new folder.")
+    chosen = _product(folder, weight, asked)
     by = {name: facts[name] for name in BY}
     tokens = 0
     for part in source.parts:
@@ -161,6 +156,20 @@ def run(
     }
     records.write(folder / cache.RECORD, record)
     return record
+
+
+def _product(folder: Path, weight: "Tensor", asked: Mapping[str, Any]) -> str:
+    """The matrix product of a scan, chosen by whoever begins it, so that a continued scan multiplies alike."""
+    from internal_policy import product
+
+    if not (folder / cache.ASKED).exists():
+        chosen = product.choose(weight, weight.dtype)
+        question = {"digest": cache.digest(asked), "asked": asked, "product": chosen}
+        records.write(folder / cache.ASKED, question, once=True)
+    chosen = cache.asked(folder)["product"]
+    if chosen not in product.candidates(weight.dtype, weight.dtype, weight.device):
+        raise InputError(f"{folder} was begun on another device; go on there, or give --output a new folder.")
+    return chosen
 
 
 def _rollouts(folder: Path, part: int, source: Source, by: Mapping[str, Any]) -> Sequence["Rollout"]:
