@@ -59,7 +59,7 @@ def curves(right: Sequence[int], samples: int) -> pd.DataFrame:
     """Pass@k over problems, each with `samples` responses of which `right` are right: k, mean, low, high.
 
     A row for each of `ks`; the one of k = 1 is Avg@K too. low and high are the 95 % Wilson `interval` over problems,
-    NaN for one problem alone. Raises InputError where there is no problem.
+    NaN for a single problem. Raises InputError if there are no problems.
     """
     if not right:
         raise InputError("There are no problems to evaluate on; give some that have an answer.")

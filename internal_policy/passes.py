@@ -102,8 +102,8 @@ def alone(model: nn.Module, lengths: Sequence[int] | None = None) -> Iterator[No
     """Inside, this thread's passes rotate each text of a batch as if a fresh model read it alone in one pass.
 
     transformers chooses the frequencies by the longest position in a call, and remembers longer texts (dynamic NTK).
-    `lengths` are those of the whole texts, one per row, of which a pass may read a piece; None if all texts end where
-    the pass does. Copies of the rotary embeddings compute, so the model's own are left unchanged.
+    `lengths` are those of the whole texts, one per row, because a pass may read only a piece of them; None if all texts
+    end where the pass does. Copies of the rotary embeddings compute, so the model's own are left unchanged.
     """
     me = object()
     # the attribute that `dynamic_rope_update` of transformers reads to choose frequencies

@@ -63,7 +63,7 @@ def _all_ids(asked: Asked) -> bool:
 
 
 def held(source: str) -> dict[str, Any] | None:
-    """What a source of data holds, as far as it decides the numbers; None if it is no file.
+    """What identifies the content of a source of data; None if it isn't a file.
 
     That is the bytes of a file, or the commit of a data set of the hub. Raises InputError if the hub has none.
     """

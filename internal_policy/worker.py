@@ -38,9 +38,8 @@ class _Process(SpawnProcess):
         self.daemon = True  # otherwise a caller started by multiprocessing would wait for it at exit
         caller, main = multiprocessing.current_process(), sys.modules["__main__"]
         nameless = ModuleType("__main__")
-        nameless.__dict__.update(
-            vars(main), __spec__=None, __file__=None
-        )  # the attributes that tell the child what to run
+        # without these two attributes the child doesn't run the caller's script again
+        nameless.__dict__.update(vars(main), __spec__=None, __file__=None)
         daemon, caller.daemon = caller.daemon, False
         sys.modules["__main__"] = nameless
         try:
