@@ -13,7 +13,7 @@ import reference
 import torch
 import tyro
 
-from internal_policy import metrics, product
+from internal_policy.measure import matmul, metrics
 
 MEASURED = ("entropy", "kl", "rank", "logprob")
 
@@ -53,7 +53,7 @@ def main(asked: Benchmark) -> None:
 
     def bare(name: str) -> None:
         for start in range(0, asked.d_vocab, metrics.TILE_VOCAB):
-            multiply = product.PRODUCTS[name](weight[start : start + metrics.TILE_VOCAB], metrics.TILE_ROWS)
+            multiply = matmul.PRODUCTS[name](weight[start : start + metrics.TILE_VOCAB], metrics.TILE_ROWS)
             for row in range(0, len(rows), metrics.TILE_ROWS):
                 multiply(rows[row : row + metrics.TILE_ROWS])
 
@@ -61,8 +61,8 @@ def main(asked: Benchmark) -> None:
         for states in hidden:
             reference.entropy(states.float() @ weight.float().T)
 
-    chosen = product.choose(weight, dtype)
-    exact = product.exact(dtype, dtype, weight.device, asked.d_model)
+    chosen = matmul.choose(weight, dtype)
+    exact = matmul.exact(dtype, dtype, weight.device, asked.d_model)
     candidates: dict[str, Callable[[], None]] = {
         **{f"bare product, {name}": lambda name=name: bare(name) for name in exact},
         "ours: entropy": lambda: ours(("entropy",)),

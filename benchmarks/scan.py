@@ -82,8 +82,8 @@ def run(asked: Benchmark) -> dict[str, float]:
     """One candidate in this process: CPU seconds, and growth of the peak memory in MB."""
     import reference
 
-    from internal_policy import metrics, product
     from internal_policy.families import unembedding
+    from internal_policy.measure import matmul, metrics
     from internal_policy.rollouts import Rollout
     from internal_policy.scan import measure
     from internal_policy.selection import Selection, plan
@@ -97,12 +97,12 @@ def run(asked: Benchmark) -> dict[str, float]:
     weight = unembedding(model).weight
     with torch.inference_mode():
         model(ids[:, :4])
-    chosen = product.choose(weight, weight.dtype)
+    chosen = matmul.choose(weight, weight.dtype)
     states = torch.randn(plan(selection).unembedded * asked.tokens, weight.shape[1]).to(weight.dtype)
 
     def bare() -> None:
         for start in range(0, len(weight), metrics.TILE_VOCAB):
-            multiply = product.PRODUCTS[chosen](weight[start : start + metrics.TILE_VOCAB], metrics.TILE_ROWS)
+            multiply = matmul.PRODUCTS[chosen](weight[start : start + metrics.TILE_VOCAB], metrics.TILE_ROWS)
             for rows in states.split(metrics.TILE_ROWS):
                 multiply(rows)
 

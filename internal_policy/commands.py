@@ -94,7 +94,7 @@ def _selected(asked: options.Scan, config: Config) -> dict[str, Any]:
 def _selection(asked: options.Scan, config: "PreTrainedConfig") -> "Selection":
     from internal_policy.families import place, sites_of
     from internal_policy.hooks import SITES
-    from internal_policy.metrics import MEASURES
+    from internal_policy.measure.metrics import MEASURES
     from internal_policy.selection import Selection, parse_layers
 
     text = config.get_text_config()
@@ -203,7 +203,7 @@ def _facts(asked: options.Scan, model: "PreTrainedModel", tokenizer: "PreTrained
 def _forecast(asked: options.Scan, identity: str, config: "PreTrainedConfig") -> dict[str, Any]:
     """What a scan would measure and need, without loading the weights."""
     from internal_policy.families import sites_of
-    from internal_policy.metrics import FROM_LOGITS
+    from internal_policy.measure.metrics import FROM_LOGITS
     from internal_policy.scan import STATE_BYTES
     from internal_policy.selection import plan
 

@@ -9,7 +9,7 @@ from torch._dynamo import OptimizedModule
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from internal_policy.errors import InputError
-from internal_policy.head import Head
+from internal_policy.measure.transform import Head
 
 Side = Literal["input", "output"]
 

@@ -160,14 +160,14 @@ def run(
 
 def _product(folder: Path, weight: "Tensor", asked: Mapping[str, Any]) -> str:
     """The matrix product of a scan, chosen by whoever begins it, so that a continued scan multiplies alike."""
-    from internal_policy import product
+    from internal_policy.measure import matmul
 
     if not (folder / cache.ASKED).exists():
-        chosen = product.choose(weight, weight.dtype)
+        chosen = matmul.choose(weight, weight.dtype)
         question = {"digest": cache.digest(asked), "asked": asked, "product": chosen}
         records.write(folder / cache.ASKED, question, once=True)
     chosen = cache.asked(folder)["product"]
-    if chosen not in product.candidates(weight.dtype, weight.dtype, weight.device):
+    if chosen not in matmul.candidates(weight.dtype, weight.dtype, weight.device):
         raise InputError(f"{folder} was begun on another device; go on there, or give --output a new folder.")
     return chosen
 

@@ -13,14 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from internal_policy import metrics
 from internal_policy.cache import Scan
 from internal_policy.errors import InputError
 from internal_policy.families import head, place, sites_of
 from internal_policy.hooks import HookPoint, check_visits
+from internal_policy.measure import metrics
+from internal_policy.measure.matmul import choose
 from internal_policy.passes import alone, device_of, evaluating, positions
 from internal_policy.policy import READOUTS, Lens, Readout, read_out, readout_name
-from internal_policy.product import choose
 from internal_policy.reader import Measured, Reader, reader_of
 from internal_policy.rollouts import Rollout, to_table
 from internal_policy.selection import Plan, Selection, plan

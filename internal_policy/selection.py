@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from internal_policy.errors import InputError
 from internal_policy.hooks import FINAL, SITES, HookPoint
-from internal_policy.metrics import MEASURES
+from internal_policy.measure.metrics import MEASURES
 from internal_policy.policy import READOUTS
 
 INPUT_OF = {"attn_out": "attn_in", "mlp_out": "mlp_in", "resid_post": "resid_pre"}

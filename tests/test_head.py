@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from internal_policy.head import Head
+from internal_policy.measure.transform import Head
 
 LOGITS = torch.linspace(-60, 60, 301, dtype=torch.float64).view(7, 43)
 HEADS = [Head(divisor=3.0), Head(cap=5.0), Head(divisor=3.0, cap=5.0)]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.distributions import Categorical
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from internal_policy import metrics, product
-from internal_policy.head import Head
-from internal_policy.metrics import MEASURES, cosine, entropy, measure, norm
+from internal_policy.measure import matmul, metrics
+from internal_policy.measure.metrics import MEASURES, cosine, entropy, measure, norm
+from internal_policy.measure.transform import Head
 
 SCALES = [1.0, 3.0, 30.0, 1_000.0, 10_000.0]
 """Standard deviations of logits: a raw residual stream reaches the last ones."""
@@ -291,7 +291,7 @@ def test_rank_and_logprob_by_hand():
     [
         (name, dtype)
         for dtype in (torch.float32, torch.float64, torch.bfloat16)
-        for name in product.candidates(dtype, dtype, torch.device("cpu"))
+        for name in matmul.candidates(dtype, dtype, torch.device("cpu"))
     ],
     ids=str,
 )
@@ -560,11 +560,11 @@ def test_logits_exist_a_tile_at_a_time(monkeypatch):
             most.append(len(alive))
             return out
 
-        plain = product.plain(tile, rows)
+        plain = matmul.plain(tile, rows)
         return multiply
 
     most = []
-    monkeypatch.setitem(product.PRODUCTS, "plain", recording)
+    monkeypatch.setitem(matmul.PRODUCTS, "plain", recording)
     hidden, weight, targets = states(points=40, positions=8, d_vocab=1000)
     measure(hidden, weight, targets)
     assert sum(made) >= 40 * 8 * 1000
@@ -576,10 +576,10 @@ def test_one_product_takes_no_more_rows_for_more_points(monkeypatch):
     rows = []
 
     def recording(tile, _):
-        multiply = product.plain(tile, _)
+        multiply = matmul.plain(tile, _)
         return lambda hidden: (rows.append(len(hidden)), multiply(hidden))[1]
 
-    monkeypatch.setitem(product.PRODUCTS, "plain", recording)
+    monkeypatch.setitem(matmul.PRODUCTS, "plain", recording)
     hidden, weight, targets = states(points=100, positions=100)
     measure(hidden, weight, targets)
     assert max(rows) <= metrics.TILE_ROWS

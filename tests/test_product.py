@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from internal_policy import product
-from internal_policy.product import candidates, choose, precision
+from internal_policy.measure import matmul
+from internal_policy.measure.matmul import candidates, choose, precision
 
 CPU = torch.device("cpu")
 ONEDNN: Any = torch.backends.mkldnn
@@ -22,14 +22,14 @@ def factors(dtype, rows=70, d_model=96, tile=130):
 
 def worth(dtype=torch.float32):
     """A matrix that is worth measuring, without its memory."""
-    return torch.empty(1, dtype=dtype).expand(product.WORTH_MEASURING // 64, 64)
+    return torch.empty(1, dtype=dtype).expand(matmul.WORTH_MEASURING // 64, 64)
 
 
 @pytest.fixture(autouse=True)
 def forgetful():
-    product.exact.cache_clear()
+    matmul.exact.cache_clear()
     yield
-    product.exact.cache_clear()
+    matmul.exact.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def forgetful():
 def test_every_candidate_agrees_with_float64(name, dtype, rows):
     hidden, weight = factors(dtype, rows)
     exact = hidden.double() @ weight.double().T
-    found = product.PRODUCTS[name](weight, 512)(hidden)
+    found = matmul.PRODUCTS[name](weight, 512)(hidden)
     assert found.dtype == precision(dtype)
     assert (found.double() - exact).abs().max() < 1e-5 * exact.abs().max()
 
@@ -49,7 +49,7 @@ def test_products_of_bfloat16_factors_are_exact(name):
     # integers below 2^8 are bfloat16, their sums below 2^24 float32: nothing may be rounded
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randint(-200, 200, (n, 64), generator=generator).bfloat16() for n in (70, 130))
-    found = product.PRODUCTS[name](weight, 512)(hidden)
+    found = matmul.PRODUCTS[name](weight, 512)(hidden)
     assert torch.equal(found.double(), hidden.double() @ weight.double().T)
 
 
@@ -57,13 +57,13 @@ def test_products_of_bfloat16_factors_are_exact(name):
 def test_float32_states_are_not_rounded_to_a_bfloat16_weight(name):
     hidden, weight = factors(torch.float32)[0], factors(torch.bfloat16)[1]
     exact = hidden.double() @ weight.double().T
-    assert (product.PRODUCTS[name](weight, 512)(hidden).double() - exact).abs().max() < 1e-5 * exact.abs().max()
+    assert (matmul.PRODUCTS[name](weight, 512)(hidden).double() - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
-@pytest.mark.parametrize("name", sorted(product.PRODUCTS))
+@pytest.mark.parametrize("name", sorted(matmul.PRODUCTS))
 def test_the_result_is_the_callers_to_overwrite(name):
     hidden, weight = factors(torch.bfloat16)
-    multiply = product.PRODUCTS[name](weight, 512)
+    multiply = matmul.PRODUCTS[name](weight, 512)
     first = multiply(hidden)
     kept = first.clone()
     first.zero_()
@@ -73,7 +73,7 @@ def test_the_result_is_the_callers_to_overwrite(name):
 def test_the_bfloat16_product_leaves_the_setting_as_it_was():
     hidden, weight = factors(torch.bfloat16)
     before = ONEDNN.matmul.fp32_precision
-    product.bfloat16(weight, 512)(hidden)
+    matmul.bfloat16(weight, 512)(hidden)
     assert ONEDNN.matmul.fp32_precision == before
 
 
@@ -81,7 +81,7 @@ def test_the_bfloat16_product_leaves_the_setting_as_it_was_after_an_exception():
     hidden, weight = factors(torch.bfloat16)
     before = ONEDNN.matmul.fp32_precision
     with pytest.raises(RuntimeError):
-        product.bfloat16(weight, 512)(hidden[:, :-1])
+        matmul.bfloat16(weight, 512)(hidden[:, :-1])
     assert ONEDNN.matmul.fp32_precision == before
 
 
@@ -106,7 +106,7 @@ def test_other_devices_get_what_every_device_has():
 
 
 def test_a_small_matrix_is_not_worth_the_measuring(monkeypatch):
-    monkeypatch.setattr(product, "PRODUCTS", {})  # nothing can be tried
+    monkeypatch.setattr(matmul, "PRODUCTS", {})  # nothing can be tried
     assert choose(worth()[1:], torch.float32) == "plain"
 
 
@@ -120,16 +120,16 @@ def test_the_choice_is_measured_once_and_remembered(monkeypatch):
 
     def counted(tile, rows):
         measured.append(len(tile))
-        return product.plain(tile, rows)
+        return matmul.plain(tile, rows)
 
-    monkeypatch.setitem(product.PRODUCTS, "packed", counted)
+    monkeypatch.setitem(matmul.PRODUCTS, "packed", counted)
     first = choose(worth(), torch.float32)
     again = choose(worth().clone()[1:].repeat(2, 1), torch.float32)  # another matrix as wide
     assert (first == again, len(measured)) == (True, 1)
 
 
 def slow(tile, rows):
-    multiply = product.plain(tile, rows)
+    multiply = matmul.plain(tile, rows)
 
     def work(hidden):
         for _ in range(20):
@@ -140,7 +140,7 @@ def slow(tile, rows):
 
 
 def test_the_fastest_is_chosen(monkeypatch):
-    monkeypatch.setattr(product, "PRODUCTS", {"plain": slow, "packed": product.plain, "bfloat16": slow})
+    monkeypatch.setattr(matmul, "PRODUCTS", {"plain": slow, "packed": matmul.plain, "bfloat16": slow})
     assert choose(worth(torch.bfloat16), torch.bfloat16) == "packed"
 
 
@@ -149,7 +149,7 @@ def test_an_inexact_product_is_never_chosen_however_fast(monkeypatch):
         columns = tile.float().T
         return lambda hidden: torch.mm(hidden.float(), columns).bfloat16().float()
 
-    monkeypatch.setattr(product, "PRODUCTS", {"plain": slow, "packed": rounding})
+    monkeypatch.setattr(matmul, "PRODUCTS", {"plain": slow, "packed": rounding})
     assert choose(worth(), torch.float32) == "plain"
 
 
@@ -158,7 +158,7 @@ def test_a_product_that_gives_no_numbers_is_never_chosen(monkeypatch, bad):
     def broken(tile, rows):
         return lambda hidden: torch.full((len(hidden), len(tile)), bad)
 
-    monkeypatch.setattr(product, "PRODUCTS", {"plain": slow, "packed": broken})
+    monkeypatch.setattr(matmul, "PRODUCTS", {"plain": slow, "packed": broken})
     assert choose(worth(), torch.float32) == "plain"
 
 
@@ -172,7 +172,7 @@ def raising_late(tile, rows):
 
 @pytest.mark.parametrize("broken", [raising, raising_late])
 def test_a_product_that_this_machine_has_not_is_never_chosen(monkeypatch, broken):
-    monkeypatch.setattr(product, "PRODUCTS", {"plain": slow, "packed": broken})
+    monkeypatch.setattr(matmul, "PRODUCTS", {"plain": slow, "packed": broken})
     assert choose(worth(), torch.float32) == "plain"
 
 
@@ -185,14 +185,14 @@ def test_choosing_leaves_the_random_numbers_as_they_were():
 
 
 def test_where_no_product_is_exact_the_plain_one_is_taken(monkeypatch):
-    monkeypatch.setattr(product, "exact", lambda *_: {})
-    monkeypatch.setattr(product, "WORTH_MEASURING", 0)
-    assert product.choose(torch.zeros(64, 8), torch.float32) == "plain"
+    monkeypatch.setattr(matmul, "exact", lambda *_: {})
+    monkeypatch.setattr(matmul, "WORTH_MEASURING", 0)
+    assert matmul.choose(torch.zeros(64, 8), torch.float32) == "plain"
 
 
 def test_threads_leave_the_precision_of_the_process_as_it_was():
     before = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
-    multiply = product.bfloat16(torch.zeros(64, 8, dtype=torch.bfloat16), 4)
+    multiply = matmul.bfloat16(torch.zeros(64, 8, dtype=torch.bfloat16), 4)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(multiply, [torch.zeros(4, 8, dtype=torch.bfloat16)] * 400))
     assert torch.backends.mkldnn.matmul.fp32_precision == before  # pyright: ignore[reportAttributeAccessIssue]

@@ -17,11 +17,12 @@ with warnings.catch_warnings():
     from transformer_lens.model_bridge.sources import boot_native
     from transformer_lens.tools.analysis import logit_readout
 
-from internal_policy import cache, metrics
+from internal_policy import cache
 from internal_policy import scan as scanning
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.hooks import FINAL, SITES, HookPoint
+from internal_policy.measure import metrics
 from internal_policy.policy import unembed
 from internal_policy.reader import reader_of
 from internal_policy.readers import transformer_lens

@@ -28,11 +28,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from websocket import WebSocketException
 
-from internal_policy import head, metrics, product, scan
+from internal_policy import scan
 from internal_policy.errors import InputError
 from internal_policy.families import Side, family_of, final_norm, multiplier, unembedding
 from internal_policy.families import head as head_of
 from internal_policy.hooks import FINAL, SITES, HookPoint, Visit, locate
+from internal_policy.measure import matmul, metrics, transform
 from internal_policy.passes import one_rotation, remembers
 from internal_policy.policy import READOUTS
 from internal_policy.reader import Measured, Reader
@@ -42,7 +43,7 @@ from internal_policy.selection import Plan, Selection
 
 STATE_BYTES = 2**31
 """Hidden states that a server is asked to hold at once; it is asked about longer texts piece by piece."""
-SENT = (product, head, metrics, there)
+SENT = (matmul, transform, metrics, there)
 """The rooms whose text goes to a server, each after those that it needs."""
 
 Place = tuple[Any, Side, float]

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from internal_policy.head import Head
-from internal_policy.metrics import numbers
+from internal_policy.measure.metrics import numbers
+from internal_policy.measure.transform import Head
 
 
 @torch.no_grad()

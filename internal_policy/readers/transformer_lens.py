@@ -14,11 +14,12 @@ from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from internal_policy import metrics, scan
+from internal_policy import scan
 from internal_policy.cache import Scan
 from internal_policy.errors import InputError
 from internal_policy.families import family_of, weight_alone
 from internal_policy.hooks import FINAL, SITES, HookPoint, Visit
+from internal_policy.measure import metrics
 from internal_policy.policy import Readout
 from internal_policy.reader import Reader
 from internal_policy.rollouts import of_ids

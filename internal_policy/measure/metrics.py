@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from internal_policy.head import Head
-from internal_policy.product import PRODUCTS, precision
+from internal_policy.measure.matmul import PRODUCTS, precision
+from internal_policy.measure.transform import Head
 
 MEASURES = ("entropy", "logprob", "rank", "kl", "topk", "norm", "cosine", "entropy_at_input_norm")
 """What can be measured at a hook point."""

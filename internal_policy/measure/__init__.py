@@ -1,0 +1,1 @@
+"""Tensors in, numbers out: entropies and other measures of policies."""
