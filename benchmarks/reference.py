@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from internal_policy.families import decoder_layers, unembedding
-from internal_policy.hooks import FINAL, HookPoint, hooked
+from internal_policy.models.families import decoder_layers, unembedding
+from internal_policy.models.hooks import FINAL, HookPoint, hooked
 
 SITES = ("resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post")
 

@@ -82,8 +82,8 @@ def run(asked: Benchmark) -> dict[str, float]:
     """One candidate in this process: CPU seconds, and growth of the peak memory in MB."""
     import reference
 
-    from internal_policy.families import unembedding
     from internal_policy.measure import matmul, metrics
+    from internal_policy.models.families import unembedding
     from internal_policy.rollouts import Rollout
     from internal_policy.scan import measure
     from internal_policy.selection import Selection, plan

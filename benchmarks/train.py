@@ -33,7 +33,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from internal_policy.bundle import DATA
 from internal_policy.bupo import BuPOConfig, BuPOTrainer
-from internal_policy.families import decoder_layers, unembedding
+from internal_policy.models.families import decoder_layers, unembedding
 
 UPDATES = 2
 PARTS = ("generation", "scoring", "entropy", "forward", "backward", "optimizer")

@@ -35,8 +35,8 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 
 from internal_policy import analysis, cache, files, view
 from internal_policy.bupo import BuPOConfig, BuPOTrainer, dataset_of, right
-from internal_policy.hooks import HookPoint
 from internal_policy.journal import Journal, Watch
+from internal_policy.models.hooks import HookPoint
 from internal_policy.rollouts import generate
 from internal_policy.runs import DYNAMICS, METRICS
 from internal_policy.scan import evaluating

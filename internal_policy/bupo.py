@@ -28,10 +28,10 @@ from trl.trainer.utils import RepeatSampler
 
 from internal_policy import checkpoints
 from internal_policy.errors import InputError
-from internal_policy.families import inside
-from internal_policy.hooks import FINAL, HookPoint, locate
 from internal_policy.marking import reward
-from internal_policy.policy import READOUTS, Readout, as_policy
+from internal_policy.models.families import inside
+from internal_policy.models.hooks import FINAL, HookPoint, locate
+from internal_policy.models.policy import READOUTS, Readout, as_policy
 from internal_policy.prompts import Chat, encode_problem, encode_text
 from internal_policy.rollouts import end_ids, pad_id
 from internal_policy.tasks import Problem, messages_of

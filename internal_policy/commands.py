@@ -16,7 +16,6 @@ from internal_policy import (
     evaluating,
     fitting,
     job,
-    loading,
     opening,
     options,
     progress,
@@ -25,6 +24,7 @@ from internal_policy import (
     training,
 )
 from internal_policy.errors import InputError
+from internal_policy.models import loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -92,9 +92,9 @@ def _selected(asked: options.Scan, config: Config) -> dict[str, Any]:
 
 
 def _selection(asked: options.Scan, config: "PreTrainedConfig") -> "Selection":
-    from internal_policy.families import place, sites_of
-    from internal_policy.hooks import SITES
     from internal_policy.measure.metrics import MEASURES
+    from internal_policy.models.families import place, sites_of
+    from internal_policy.models.hooks import SITES
     from internal_policy.selection import Selection, parse_layers
 
     text = config.get_text_config()
@@ -118,7 +118,7 @@ def _selection(asked: options.Scan, config: "PreTrainedConfig") -> "Selection":
 
 def _maps(asked: options.Scan, selection: "Selection", identity: str, config: "PreTrainedConfig") -> "Maps | None":
     """The maps of --lens, checked against what is unembedded."""
-    from internal_policy.families import sites_of
+    from internal_policy.models.families import sites_of
     from internal_policy.selection import plan
 
     planned = plan(selection, sites_of(config))
@@ -202,8 +202,8 @@ def _facts(asked: options.Scan, model: "PreTrainedModel", tokenizer: "PreTrained
 
 def _forecast(asked: options.Scan, identity: str, config: "PreTrainedConfig") -> dict[str, Any]:
     """What a scan would measure and need, without loading the weights."""
-    from internal_policy.families import sites_of
     from internal_policy.measure.metrics import FROM_LOGITS
+    from internal_policy.models.families import sites_of
     from internal_policy.scan import STATE_BYTES
     from internal_policy.selection import plan
 
@@ -237,7 +237,7 @@ def _forecast(asked: options.Scan, identity: str, config: "PreTrainedConfig") ->
 
 def generate(asked: options.Generate) -> None:
     """Sample responses and write them to one file; an interrupted run goes on where it stopped."""
-    from internal_policy.hooks import HookPoint
+    from internal_policy.models.hooks import HookPoint
 
     if asked.output.exists():
         raise InputError(f"{asked.output} exists; remove it, or give --output another name.")
@@ -292,8 +292,8 @@ def export(asked: options.Export) -> None:
 
 def families(asked: options.Families) -> bool:
     """List the families, each proved now; True where a row is wrong."""
-    from internal_policy.families import FAMILIES
-    from internal_policy.proofs import prove
+    from internal_policy.models.families import FAMILIES
+    from internal_policy.models.proofs import prove
 
     progress.quiet()
     found = {name: prove(name) for name in progress.tracked("Proving", FAMILIES)}

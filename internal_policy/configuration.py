@@ -7,13 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from internal_policy import fields, loading
+from internal_policy import fields
 from internal_policy.errors import InputError
+from internal_policy.models import loading
 from internal_policy.options import ModelOptions, Train
 
 if TYPE_CHECKING:
     from internal_policy.bupo import BuPOConfig
-    from internal_policy.hooks import HookPoint
+    from internal_policy.models.hooks import HookPoint
 
 DEFAULTS: dict[str, Any] = {"num_generations": 8, "per_device_train_batch_size": 16, "save_total_limit": 2, "seed": 0}
 SMALL: dict[str, Any] = {
@@ -149,7 +150,7 @@ def _share(steps: int | None, values: Mapping[str, Any]) -> int:
 
 
 def _point(asked: Train, layer: int | None) -> "HookPoint":
-    from internal_policy.hooks import HookPoint
+    from internal_policy.models.hooks import HookPoint
 
     if layer is None:
         raise InputError("--internal-steps needs a layer; give --layer too.")

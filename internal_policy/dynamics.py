@@ -8,12 +8,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from internal_policy.families import decoder_layers, head, inside, sites_of, unembedding
-from internal_policy.hooks import FINAL, HookPoint
 from internal_policy.measure import metrics
 from internal_policy.measure.matmul import choose
-from internal_policy.passes import evaluating
-from internal_policy.policy import read_out
+from internal_policy.models.families import decoder_layers, head, inside, sites_of, unembedding
+from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.passes import evaluating
+from internal_policy.models.policy import read_out
 from internal_policy.rollouts import Rollout
 from internal_policy.scan import blocks, check
 from internal_policy.scan import measure as scan

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from internal_policy import cache, evaluate, files, job, loading, options, progress, sampling, show
+from internal_policy import cache, evaluate, files, job, options, progress, sampling, show
 from internal_policy.errors import InputError
+from internal_policy.models import loading
 
 if TYPE_CHECKING:
-    from internal_policy.hooks import HookPoint
+    from internal_policy.models.hooks import HookPoint
     from internal_policy.rollouts import Rollout
     from internal_policy.tasks import Problem
 
@@ -28,7 +29,7 @@ PRESENTATION = {"output", "json", "label"}
 
 def run(asked: options.Evaluate) -> None:
     """Answer from the folder, or sample what is missing; then write and show the curves."""
-    from internal_policy.hooks import HookPoint
+    from internal_policy.models.hooks import HookPoint
 
     start, point = time.monotonic(), HookPoint.parse(asked.at)
     sampling.check_lens(asked)

@@ -13,12 +13,12 @@ from torch.nn.functional import kl_div
 
 from internal_policy import analysis, lens
 from internal_policy.errors import InputError
-from internal_policy.families import decoder_layers, inside, sites_of, unembedding
-from internal_policy.hooks import FINAL, HookPoint
 from internal_policy.lens import Map, Maps
 from internal_policy.measure.matmul import precision
-from internal_policy.passes import evaluating
-from internal_policy.policy import READOUTS, unembed
+from internal_policy.models.families import decoder_layers, inside, sites_of, unembedding
+from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.passes import evaluating
+from internal_policy.models.policy import READOUTS, unembed
 from internal_policy.reader import reader_of
 from internal_policy.rollouts import Rollout
 from internal_policy.scan import blocks, measure

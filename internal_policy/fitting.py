@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from internal_policy import bundle, cache, loading, options, progress, sampling, show
+from internal_policy import bundle, cache, options, progress, sampling, show
 from internal_policy.errors import InputError
+from internal_policy.models import loading
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,7 @@ def run(asked: options.FitLens) -> None:
     start, asked = time.monotonic(), _completed(asked)
     _check(asked)
     from internal_policy import fit, lens
-    from internal_policy.families import place, sites_of
+    from internal_policy.models.families import place, sites_of
     from internal_policy.scan import check
     from internal_policy.selection import Selection
 
@@ -120,7 +121,7 @@ def _sampled(
     problems: "Sequence[Problem]",
     folder: Path,
 ) -> "list[Rollout]":
-    from internal_policy.hooks import FINAL
+    from internal_policy.models.hooks import FINAL
 
     return sampling.all_of(asked, model, tokenizer, problems, FINAL, "raw", folder)
 

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from internal_policy import cache, files, records, templates
+from internal_policy import cache, files, records
 from internal_policy.errors import InputError
+from internal_policy.models import templates
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from internal_policy.policy import Lens
+    from internal_policy.models.policy import Lens
     from internal_policy.rollouts import Rollout
     from internal_policy.selection import Selection
 
@@ -120,8 +121,8 @@ def run(
     comes second takes it from the disk. `asked` and `facts` go into the record.
     """
     from internal_policy import scan
+    from internal_policy.models.vocabulary import vocabulary
     from internal_policy.reader import reader_of
-    from internal_policy.vocabulary import vocabulary
 
     weight = reader_of(model).unembedding.weight
     chosen = _product(folder, weight, asked)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from internal_policy import files
 from internal_policy.errors import InputError
-from internal_policy.families import decoder_layers, final_norm, unembedding
-from internal_policy.hooks import SITES, HookPoint
+from internal_policy.models.families import decoder_layers, final_norm, unembedding
+from internal_policy.models.hooks import SITES, HookPoint
 from internal_policy.selection import canonical
 
 NAME = "tuned"

@@ -4,8 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import folder, loading
 from internal_policy.errors import InputError
+from internal_policy.models import folder, loading
 from internal_policy.options import Scan
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def check_there(asked: Scan) -> None:
 
 def opened(asked: Scan, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> "Reader":
     """The model, in what reads it. Raises InputError, also for a family that the library does not read."""
-    from internal_policy.families import inside
+    from internal_policy.models.families import inside
     from internal_policy.reader import reader_of
 
     if asked.remote:

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from internal_policy import templates
 from internal_policy.errors import InputError
+from internal_policy.models import templates
 from internal_policy.rows import quoted
 from internal_policy.tasks import Message, Problem
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from internal_policy.errors import InputError
-from internal_policy.families import backbone, decoder_layers, inside, unembedding
-from internal_policy.hooks import hooked
+from internal_policy.models.families import backbone, decoder_layers, inside, unembedding
+from internal_policy.models.hooks import hooked
 
 LIBRARIES = {
     "transformer_lens": "internal_policy.readers.transformer_lens",

@@ -26,8 +26,8 @@ from transformers import (
 
 from internal_policy import cells, files, marking, rows, tasks
 from internal_policy.errors import InputError
-from internal_policy.families import inside
-from internal_policy.passes import alone, device_of, evaluating, positions, sampled_together
+from internal_policy.models.families import inside
+from internal_policy.models.passes import alone, device_of, evaluating, positions, sampled_together
 from internal_policy.prompts import REASONING, Chat, Ids, encode_problem, special_ids, split_messages, split_text
 from internal_policy.tasks import Message, Problem
 

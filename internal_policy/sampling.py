@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import bundle, cache, files, loading, options, progress, records, rows, templates
+from internal_policy import bundle, cache, files, options, progress, records, rows
 from internal_policy.errors import InputError
+from internal_policy.models import loading, templates
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from internal_policy.hooks import HookPoint
     from internal_policy.lens import Maps
-    from internal_policy.policy import Readout
+    from internal_policy.models.hooks import HookPoint
+    from internal_policy.models.policy import Readout
     from internal_policy.rollouts import Rollout
     from internal_policy.tasks import Problem
 
@@ -76,7 +77,7 @@ def read(
     asked: Asked, problems: str | None, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
 ) -> "tuple[list[Problem], list[int]]":
     """The problems of one source, and how many tokens each prompt has. All checked."""
-    from internal_policy.passes import positions
+    from internal_policy.models.passes import positions
     from internal_policy.prompts import encode_problem
     from internal_policy.rollouts import check_prompts
     from internal_policy.tasks import read_problems
@@ -92,7 +93,7 @@ def read(
 
 def check_point(config: "PreTrainedConfig", point: "HookPoint") -> None:
     """Refuse, before its weights are loaded, a hook point that the model does not have. Raises InputError."""
-    from internal_policy.hooks import check
+    from internal_policy.models.hooks import check
 
     check(config, point, config.get_text_config().num_hidden_layers)
 
@@ -184,7 +185,7 @@ def all_of(
     what: str = "Sampling",
 ) -> "list[Rollout]":
     """All responses, part by part through `folder`, where an interrupted run finds what was whole."""
-    from internal_policy.policy import as_policy
+    from internal_policy.models.policy import as_policy
     from internal_policy.rollouts import from_table, to_table
 
     total = len(problems) * asked.samples

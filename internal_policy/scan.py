@@ -15,17 +15,17 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from internal_policy.cache import Scan
 from internal_policy.errors import InputError
-from internal_policy.families import head, place, sites_of
-from internal_policy.hooks import HookPoint, check_visits
 from internal_policy.measure import metrics
 from internal_policy.measure.matmul import choose
-from internal_policy.passes import alone, device_of, evaluating, positions
-from internal_policy.policy import READOUTS, Lens, Readout, read_out, readout_name
+from internal_policy.models.families import head, place, sites_of
+from internal_policy.models.hooks import HookPoint, check_visits
+from internal_policy.models.passes import alone, device_of, evaluating, positions
+from internal_policy.models.policy import READOUTS, Lens, Readout, read_out, readout_name
+from internal_policy.models.vocabulary import vocabulary
 from internal_policy.reader import Measured, Reader, reader_of
 from internal_policy.rollouts import Rollout, to_table
 from internal_policy.selection import Plan, Selection, plan
 from internal_policy.tables import layers_table, policies_table
-from internal_policy.vocabulary import vocabulary
 
 STATE_BYTES = 64 * 2**20
 """Hidden states held at once; longer texts are read in pieces, each going on from the key-value cache of the last."""

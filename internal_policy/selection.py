@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from internal_policy.errors import InputError
-from internal_policy.hooks import FINAL, SITES, HookPoint
 from internal_policy.measure.metrics import MEASURES
-from internal_policy.policy import READOUTS
+from internal_policy.models.hooks import FINAL, SITES, HookPoint
+from internal_policy.models.policy import READOUTS
 
 INPUT_OF = {"attn_out": "attn_in", "mlp_out": "mlp_in", "resid_post": "resid_pre"}
 """What the norm control scales an output to: the norm of this site of the same layer."""

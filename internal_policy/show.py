@@ -266,8 +266,8 @@ def families(found: Mapping[str, Mapping[str, Any]], version: str, *, as_json: b
     out.print(
         "Norms stand before what a module reads, after what it wrote, or both.\n\n"
         "A model belongs to the family that `model_type` in its config.json names. To add\n"
-        "one, add a row to FAMILIES in internal_policy/families.py: where its layers, its\n"
-        "final norm and its sites are; and to OWN in internal_policy/proofs.py what makes\n"
+        "one, add a row to FAMILIES in internal_policy/models/families.py: where its layers, its\n"
+        "final norm and its sites are; and to OWN in internal_policy/models/proofs.py what makes\n"
         "its model tiny. This command then proves it."
     )
 

@@ -21,15 +21,14 @@ from internal_policy import (
     checkpoints,
     configuration,
     files,
-    loading,
     options,
     progress,
     records,
     sampling,
     show,
-    templates,
 )
 from internal_policy.errors import InputError
+from internal_policy.models import loading, templates
 from internal_policy.secrecy import redacted
 
 if TYPE_CHECKING:
@@ -279,9 +278,9 @@ def _check_problems(
 ) -> None:
     """Refuse before any work what training would stumble over. Raises InputError."""
     from internal_policy.bupo import dataset_of
-    from internal_policy.families import inside
-    from internal_policy.hooks import locate
-    from internal_policy.passes import positions
+    from internal_policy.models.families import inside
+    from internal_policy.models.hooks import locate
+    from internal_policy.models.passes import positions
     from internal_policy.prompts import encode_problem
     from internal_policy.rollouts import check_prompts
 
@@ -314,8 +313,8 @@ def _run(
     from transformers import PrinterCallback
 
     from internal_policy.bupo import BuPOTrainer, dataset_of, right
-    from internal_policy.hooks import HookPoint
     from internal_policy.journal import Interrupt, Journal, Watch
+    from internal_policy.models.hooks import HookPoint
 
     chat = _chat(asked, config)
     point = config.phases[0].point if config.phases else None if layer is None else HookPoint(layer, asked.site)

@@ -17,10 +17,10 @@ import torch
 from hypothesis import settings
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from internal_policy.families import FAMILIES
-from internal_policy.hooks import hooked
-from internal_policy.proofs import hook_count, tiny
-from internal_policy.proofs import points_of as all_points
+from internal_policy.models.families import FAMILIES
+from internal_policy.models.hooks import hooked
+from internal_policy.models.proofs import hook_count, tiny
+from internal_policy.models.proofs import points_of as all_points
 
 __all__ = ["FAMILY_NAMES", "FEW", "LLAMA_SHAPED", "all_points", "hook_count", "read", "tiny_model"]
 

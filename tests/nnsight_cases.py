@@ -24,13 +24,14 @@ from nnsight.modeling import huggingface
 from nnsight.schema.request import RequestModel
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from internal_policy import cache, loading
+from internal_policy import cache
 from internal_policy import scan as scanning
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
-from internal_policy.families import sites_of
-from internal_policy.hooks import FINAL, HookPoint
 from internal_policy.measure import metrics
+from internal_policy.models import loading
+from internal_policy.models.families import sites_of
+from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.reader import reader_of
 from internal_policy.readers import nnsight as door
 from internal_policy.readers import there

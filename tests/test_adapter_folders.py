@@ -11,10 +11,11 @@ from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 from test_adapters import LINEAR, moved
 
-from internal_policy import cache, loading
+from internal_policy import cache
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
-from internal_policy.families import inside
+from internal_policy.models import loading
+from internal_policy.models.families import inside
 from internal_policy.options import ModelOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -25,8 +25,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from internal_policy import checkpoints
 from internal_policy.bupo import BuPOConfig, BuPOTrainer, EpochSampler, Phase, dataset_of, point_at, right
 from internal_policy.errors import InputError
-from internal_policy.hooks import FINAL, HookPoint
-from internal_policy.policy import policy_logits
+from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.policy import policy_logits
 from internal_policy.prompts import encode_problem
 from internal_policy.rollouts import end_ids
 from internal_policy.tasks import Message, Problem

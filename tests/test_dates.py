@@ -9,10 +9,11 @@ import pytest
 from conftest import CHAT_TEMPLATE, tiny_model
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from internal_policy import cache, loading, options, sampling, templates, training
+from internal_policy import cache, options, sampling, training
 from internal_policy.__main__ import main
 from internal_policy.bupo import BuPOConfig
 from internal_policy.errors import InputError
+from internal_policy.models import loading, templates
 from internal_policy.rollouts import read_rollouts
 
 DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHAT_TEMPLATE

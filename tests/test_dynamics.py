@@ -8,8 +8,8 @@ import torch
 from conftest import tiny_model
 
 from internal_policy import dynamics
-from internal_policy.hooks import FINAL, HookPoint
-from internal_policy.policy import Readout, policy_logits
+from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.policy import Readout, policy_logits
 from internal_policy.rollouts import Rollout
 from internal_policy.scan import scan
 

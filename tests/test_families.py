@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from internal_policy.errors import InputError
-from internal_policy.families import (
+from internal_policy.models.families import (
     FAMILIES,
     backbone,
     decoder_layers,
@@ -20,9 +20,9 @@ from internal_policy.families import (
     sites_of,
     unembedding,
 )
-from internal_policy.hooks import FINAL, SITES, HookPoint, hooked, locate
-from internal_policy.policy import as_policy, policy_logits
-from internal_policy.proofs import PROOFS, prove
+from internal_policy.models.hooks import FINAL, SITES, HookPoint, hooked, locate
+from internal_policy.models.policy import as_policy, policy_logits
+from internal_policy.models.proofs import PROOFS, prove
 
 NORMS = {
     **dict.fromkeys(FAMILY_NAMES, ("input_layernorm", "post_attention_layernorm")),

@@ -10,9 +10,9 @@ from torch.nn.functional import kl_div
 
 from internal_policy import fit, lens
 from internal_policy.errors import InputError
-from internal_policy.families import sites_of
-from internal_policy.hooks import FINAL, HookPoint
-from internal_policy.policy import policy_logits, unembed
+from internal_policy.models.families import sites_of
+from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.policy import policy_logits, unembed
 from internal_policy.rollouts import Rollout
 
 POINTS = fit.points_of(3, fit.STREAM)

@@ -11,9 +11,10 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
-from internal_policy import cache, loading, options, sampling
+from internal_policy import cache, options, sampling
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
+from internal_policy.models import loading
 
 PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
 STREAM = "resid_pre,resid_post"

@@ -7,8 +7,8 @@ from trainer import Fixed, trainer
 from transformers import TrainerState
 
 from internal_policy.bupo import Phase
-from internal_policy.hooks import HookPoint
 from internal_policy.journal import Journal, Watch
+from internal_policy.models.hooks import HookPoint
 from internal_policy.rollouts import Rollout
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

@@ -14,10 +14,10 @@ from torch import nn
 
 from internal_policy import lens
 from internal_policy.errors import InputError
-from internal_policy.families import final_norm
-from internal_policy.hooks import FINAL, SITES, HookPoint
 from internal_policy.lens import Map, Maps, Tuned
-from internal_policy.policy import as_policy, policy_logits, read_out, readout_name, unembed
+from internal_policy.models.families import final_norm
+from internal_policy.models.hooks import FINAL, SITES, HookPoint
+from internal_policy.models.policy import as_policy, policy_logits, read_out, readout_name, unembed
 from internal_policy.rollouts import Rollout
 from internal_policy.scan import check, scan
 from internal_policy.selection import Selection, canonical

@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM
 from internal_policy import cache, report, sampling, scan
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
-from internal_policy.families import FAMILIES
-from internal_policy.hooks import SITES
+from internal_policy.models.families import FAMILIES
+from internal_policy.models.hooks import SITES
+from internal_policy.models.proofs import PROOFS
 from internal_policy.options import Evaluate, Figure, FitLens, Generate, Scan, Train
-from internal_policy.proofs import PROOFS
 from internal_policy.tasks import read_problems
 
 PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
@@ -587,7 +587,7 @@ def test_export_overwrites_nothing(asked, here, capsys):
 def test_families_says_what_can_be_read_what_was_proved_and_how_to_add_one(capsys):
     assert main(["families"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in (*FAMILIES, *PROOFS, "internal_policy/families.py"))
+    assert all(name in printed for name in (*FAMILIES, *PROOFS, "internal_policy/models/families.py"))
     assert "no resid_mid: attention and FFN read" in " ".join(printed.split())
     assert printed.count("✓" * len(PROOFS)) == len(FAMILIES)
     assert "✗" not in printed
@@ -675,7 +675,7 @@ def test_a_scan_without_resid_mid_is_drawn_whole(folders, problems, here, capsys
 def test_a_site_that_the_family_does_not_have_is_refused_before_work(
     command, folders, problems, here, capsys, monkeypatch
 ):
-    monkeypatch.setattr("internal_policy.loading.load_model", None)
+    monkeypatch.setattr("internal_policy.models.loading.load_model", None)
     assert main([*command, "--model", str(folders["gpt_neox"]), "--problems", str(problems)]) == 2
     _one_sentence(capsys, "gpt_neox has no resid_mid: attention and FFN read the same stream, and are added to", here)
 
@@ -684,7 +684,7 @@ def test_a_site_that_the_family_does_not_have_is_refused_before_work(
 def test_a_layer_that_the_model_does_not_have_is_refused_before_work(
     command, folder, problems, here, capsys, monkeypatch
 ):
-    monkeypatch.setattr("internal_policy.loading.load_model", None)
+    monkeypatch.setattr("internal_policy.models.loading.load_model", None)
     assert main([command, "--at", "3.attn_out", "--model", str(folder), "--problems", str(problems)]) == 2
     _one_sentence(capsys, "There is no hook point 3.attn_out: the model's layers are 0 to 2.", here)
 

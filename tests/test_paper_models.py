@@ -17,12 +17,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from internal_policy.errors import InputError
-from internal_policy.families import FAMILIES, decoder_layers, family_of, final_norm, unembedding
-from internal_policy.hooks import FINAL, SITES, HookPoint, locate
-from internal_policy.loading import chat_of, load_tokenizer
 from internal_policy.measure.metrics import entropy
+from internal_policy.models.families import FAMILIES, decoder_layers, family_of, final_norm, unembedding
+from internal_policy.models.hooks import FINAL, SITES, HookPoint, locate
+from internal_policy.models.loading import chat_of, load_tokenizer
+from internal_policy.models.policy import as_policy, unembed
 from internal_policy.options import ModelOptions
-from internal_policy.policy import as_policy, unembed
 from internal_policy.prompts import encode_problem, split_messages
 from internal_policy.rollouts import Rollout, generate, read_rollouts, write_rollouts
 from internal_policy.scan import scan

@@ -14,9 +14,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from internal_policy import dynamics, fit
 from internal_policy import scan as scan_module
 from internal_policy.errors import InputError
-from internal_policy.hooks import FINAL, HookPoint
-from internal_policy.passes import alone, positions
-from internal_policy.policy import policy_logits
+from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.passes import alone, positions
+from internal_policy.models.policy import policy_logits
 from internal_policy.rollouts import Rollout, generate
 from internal_policy.scan import scan
 from internal_policy.tasks import Message, Problem

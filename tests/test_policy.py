@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import TextIteratorStreamer
 
 from internal_policy.errors import InputError
-from internal_policy.families import FAMILIES, decoder_layers, family_of, final_norm, head
-from internal_policy.hooks import FINAL, HookPoint, hooked
-from internal_policy.policy import Readout, as_policy, policy_logits, unembed
+from internal_policy.models.families import FAMILIES, decoder_layers, family_of, final_norm, head
+from internal_policy.models.hooks import FINAL, HookPoint, hooked
+from internal_policy.models.policy import Readout, as_policy, policy_logits, unembed
 
 LAST = HookPoint(2, "resid_post")
 CELLS = [(family, site) for family in FEW for site in FAMILIES[family].sites]

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from internal_policy.families import FAMILIES
-from internal_policy.proofs import prove, tiny
+from internal_policy.models.families import FAMILIES
+from internal_policy.models.proofs import prove, tiny
 
 LLAMA, GEMMA, PARALLEL, SEQUENTIAL = (
     dict(FAMILIES[name].sites) for name in ("llama", "gemma2", "gpt_neox", "gpt_neox_sequential")
@@ -66,7 +66,7 @@ def test_a_hook_that_stays_behind_is_found(monkeypatch):
 
 
 def test_a_model_that_does_not_become_its_policy_is_found(monkeypatch):
-    monkeypatch.setattr("internal_policy.proofs.as_policy", lambda *_: nullcontext())
+    monkeypatch.setattr("internal_policy.models.proofs.as_policy", lambda *_: nullcontext())
     assert "1.resid_pre is not that policy" in prove("llama")["as_policy makes the model each of its policies"]
 
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from internal_policy import configuration
 from internal_policy.bupo import BuPOConfig, Phase
-from internal_policy.families import decoder_layers
-from internal_policy.hooks import HookPoint
-from internal_policy.loading import load_tokenizer
+from internal_policy.models.families import decoder_layers
+from internal_policy.models.hooks import HookPoint
+from internal_policy.models.loading import load_tokenizer
 from internal_policy.options import COMMANDS, ModelOptions, Train
 from internal_policy.prompts import encode_problem, split_messages
 from internal_policy.tasks import Message, Problem

@@ -14,8 +14,8 @@ from conftest import tiny_model
 
 from internal_policy import cache, marking
 from internal_policy.errors import InputError
-from internal_policy.hooks import HookPoint
-from internal_policy.policy import as_policy, policy_logits
+from internal_policy.models.hooks import HookPoint
+from internal_policy.models.policy import as_policy, policy_logits
 from internal_policy.prompts import encode_problem, split_messages
 from internal_policy.rollouts import (
     ROLLOUT_SCHEMA,

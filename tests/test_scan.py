@@ -16,10 +16,10 @@ from torch.distributions import Categorical
 from internal_policy import dynamics, fit
 from internal_policy import scan as scan_module
 from internal_policy.errors import InputError
-from internal_policy.families import decoder_layers, final_norm, head
-from internal_policy.hooks import FINAL, SITES, HookPoint
 from internal_policy.measure.metrics import MEASURES, entropy
-from internal_policy.policy import as_policy, policy_logits, unembed
+from internal_policy.models.families import decoder_layers, final_norm, head
+from internal_policy.models.hooks import FINAL, SITES, HookPoint
+from internal_policy.models.policy import as_policy, policy_logits, unembed
 from internal_policy.reader import reader_of
 from internal_policy.rollouts import Rollout
 from internal_policy.scan import blocks, measure, scan

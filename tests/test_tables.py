@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from internal_policy.hooks import FINAL, HookPoint
+from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.selection import Selection, plan
 from internal_policy.tables import layers_table, policies_table
 

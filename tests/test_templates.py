@@ -7,9 +7,9 @@ import pickle
 import pytest
 from test_prompts import LLAMA3, QWEN3, R1, THINKS, USER
 
-from internal_policy import templates
 from internal_policy.errors import InputError
-from internal_policy.templates import LONGEST, Template, render
+from internal_policy.models import templates
+from internal_policy.models.templates import LONGEST, Template, render
 
 MESSAGES = [{"role": "user", "content": "What is 3 + 4?"}]
 LISTS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

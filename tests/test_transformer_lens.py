@@ -21,9 +21,9 @@ from internal_policy import cache
 from internal_policy import scan as scanning
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
-from internal_policy.hooks import FINAL, SITES, HookPoint
 from internal_policy.measure import metrics
-from internal_policy.policy import unembed
+from internal_policy.models.hooks import FINAL, SITES, HookPoint
+from internal_policy.models.policy import unembed
 from internal_policy.reader import reader_of
 from internal_policy.readers import transformer_lens
 from internal_policy.readers.transformer_lens import boot, measure_cache

@@ -10,7 +10,7 @@ from conftest import tiny_model
 from tokenizers import AddedToken
 
 from internal_policy.__main__ import main
-from internal_policy.vocabulary import vocabulary
+from internal_policy.models.vocabulary import vocabulary
 
 
 def text_of(tokenizer) -> dict[str, str]:

@@ -30,12 +30,12 @@ from websocket import WebSocketException
 
 from internal_policy import scan
 from internal_policy.errors import InputError
-from internal_policy.families import Side, family_of, final_norm, multiplier, unembedding
-from internal_policy.families import head as head_of
-from internal_policy.hooks import FINAL, SITES, HookPoint, Visit, locate
 from internal_policy.measure import matmul, metrics, transform
-from internal_policy.passes import one_rotation, remembers
-from internal_policy.policy import READOUTS
+from internal_policy.models.families import Side, family_of, final_norm, multiplier, unembedding
+from internal_policy.models.families import head as head_of
+from internal_policy.models.hooks import FINAL, SITES, HookPoint, Visit, locate
+from internal_policy.models.passes import one_rotation, remembers
+from internal_policy.models.policy import READOUTS
 from internal_policy.reader import Measured, Reader
 from internal_policy.readers import there
 from internal_policy.rollouts import Rollout

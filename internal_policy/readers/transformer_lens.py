@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from internal_policy import scan
 from internal_policy.cache import Scan
 from internal_policy.errors import InputError
-from internal_policy.families import family_of, weight_alone
-from internal_policy.hooks import FINAL, SITES, HookPoint, Visit
 from internal_policy.measure import metrics
-from internal_policy.policy import Readout
+from internal_policy.models.families import family_of, weight_alone
+from internal_policy.models.hooks import FINAL, SITES, HookPoint, Visit
+from internal_policy.models.policy import Readout
 from internal_policy.reader import Reader
 from internal_policy.rollouts import of_ids
 from internal_policy.selection import canonical

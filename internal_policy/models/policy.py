@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from internal_policy.errors import InputError
-from internal_policy.families import backbone, decoder_layers, family_of, final_norm, head, inside, to_logits
-from internal_policy.hooks import FINAL, HookPoint, attach, check_visits, hooked, locate
-from internal_policy.passes import eager
+from internal_policy.models.families import backbone, decoder_layers, family_of, final_norm, head, inside, to_logits
+from internal_policy.models.hooks import FINAL, HookPoint, attach, check_visits, hooked, locate
+from internal_policy.models.passes import eager
 
 Lens = Callable[[Float[Tensor, "*batch d_model"], HookPoint], Float[Tensor, "*batch d_model"]]
 """Brings a hidden state from a hook point to the unembedding, by the final norm if it wants that.

@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import folder
 from internal_policy.bundle import DATA
 from internal_policy.errors import InputError
+from internal_policy.models import folder
+from internal_policy.models.templates import DATE, Template
 from internal_policy.options import ModelOptions
 from internal_policy.rows import first_line
-from internal_policy.templates import DATE, Template
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,7 +99,7 @@ def load_config(options: ModelOptions) -> "PreTrainedConfig":
         )
         if (path := Path(resolve(options.model))).is_dir():
             folder.check_depth(path, config.get_text_config().num_hidden_layers)
-    from internal_policy.families import family_of
+    from internal_policy.models.families import family_of
 
     family_of(config)
     return config
@@ -184,7 +184,7 @@ def load_model(options: ModelOptions, config: "PreTrainedConfig | None" = None) 
     """
     import torch
 
-    from internal_policy.families import inside
+    from internal_policy.models.families import inside
 
     model = _loaded(base(options), config or load_config(options))
     if folder.is_adapter(path := Path(resolve(options.model))):
@@ -250,7 +250,7 @@ def _adapted(model: "PreTrainedModel", path: Path, options: ModelOptions) -> "nn
     """The model with the adapter in a folder, all of whose weights have found their place. Raises InputError."""
     import peft
 
-    from internal_policy.families import check_adapters
+    from internal_policy.models.families import check_adapters
 
     with explained(options, "adapter_config.json and weights"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about keys, which are checked here, and names that transformers calls old

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from internal_policy.families import FAMILIES, decoder_layers, sites_of
-from internal_policy.hooks import FINAL, HookPoint, hooked
-from internal_policy.policy import as_policy, policy_logits
+from internal_policy.models.families import FAMILIES, decoder_layers, sites_of
+from internal_policy.models.hooks import FINAL, HookPoint, hooked
+from internal_policy.models.policy import as_policy, policy_logits
 
 TINY: dict[str, Any] = {
     "vocab_size": 320,

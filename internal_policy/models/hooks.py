@@ -14,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
 from internal_policy.errors import InputError
-from internal_policy.families import Side, backbone, decoder_layers, final_norm, inside, multiplier, part, place
-from internal_policy.passes import eager
+from internal_policy.models.families import Side, backbone, decoder_layers, final_norm, inside, multiplier, part, place
+from internal_policy.models.passes import eager
 
 SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 """The sites of a decoder layer in the order a forward pass reaches them."""

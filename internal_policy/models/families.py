@@ -156,7 +156,7 @@ FAMILIES: dict[str, Family] = {
 """Name of a row, which is the `config.model_type` it is for unless it says another -> the row.
 
 `internal-policy families` and tests/test_families.py prove every row on a tiny random model, which
-internal_policy/proofs.py makes. A model's name says nothing: DeepSeek-Math-7B and DeepSeek-R1-Distill-Llama-8B are
+internal_policy/models/proofs.py makes. A model's name says nothing: DeepSeek-Math-7B and DeepSeek-R1-Distill-Llama-8B are
 llama, DeepSeek-R1-Distill-Qwen-7B is qwen2, and Pythia is gpt_neox.
 """
 
@@ -174,7 +174,7 @@ def family_of(config: PreTrainedConfig) -> Family:
         known = sorted({row.model_type or name for name, row in FAMILIES.items()})
         raise InputError(
             f"Unknown model family '{config.model_type}'; known are {', '.join(known)}. "
-            "Add a row to FAMILIES in internal_policy/families.py."
+            "Add a row to FAMILIES in internal_policy/models/families.py."
         )
     text = config.get_text_config()
     for row in rows:
@@ -182,7 +182,7 @@ def family_of(config: PreTrainedConfig) -> Family:
             return row
     found = ", ".join(f"{name} {getattr(text, name)}" for name in rows[0].needs)
     raise InputError(
-        f"No row for {config.model_type} is for {found}. Add one to FAMILIES in internal_policy/families.py."
+        f"No row for {config.model_type} is for {found}. Add one to FAMILIES in internal_policy/models/families.py."
     )
 
 

@@ -1,0 +1,1 @@
+"""Any Hugging Face model in, hidden states and policies out."""
