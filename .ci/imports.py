@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import internal_policy
-from internal_policy.marking import reward
+from internal_policy.tasks.marking import reward
 
 EXTRAS = ("internal_policy.readers", "internal_policy.__main__")
 """Modules that need another package, or that run on import."""

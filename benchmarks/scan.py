@@ -84,9 +84,9 @@ def run(asked: Benchmark) -> dict[str, float]:
 
     from internal_policy.measure import matmul, metrics
     from internal_policy.models.families import unembedding
-    from internal_policy.rollouts import Rollout
     from internal_policy.scan import measure
     from internal_policy.selection import Selection, plan
+    from internal_policy.tasks.rollouts import Rollout
 
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(asked.folder).eval()

@@ -37,10 +37,10 @@ from internal_policy import analysis, cache, files, view
 from internal_policy.bupo import BuPOConfig, BuPOTrainer, dataset_of, right
 from internal_policy.journal import Journal, Watch
 from internal_policy.models.hooks import HookPoint
-from internal_policy.rollouts import generate
 from internal_policy.runs import DYNAMICS, METRICS
 from internal_policy.scan import evaluating
-from internal_policy.tasks import read_problems
+from internal_policy.tasks.problems import read_problems
+from internal_policy.tasks.rollouts import generate
 
 HERE = Path(__file__).parent
 EVALUATIONS, HELDOUT = "evaluations.parquet", "heldout.jsonl"

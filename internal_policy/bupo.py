@@ -28,13 +28,13 @@ from trl.trainer.utils import RepeatSampler
 
 from internal_policy import checkpoints
 from internal_policy.errors import InputError
-from internal_policy.marking import reward
 from internal_policy.models.families import inside
 from internal_policy.models.hooks import FINAL, HookPoint, locate
 from internal_policy.models.policy import READOUTS, Readout, as_policy
-from internal_policy.prompts import Chat, encode_problem, encode_text
-from internal_policy.rollouts import end_ids, pad_id
-from internal_policy.tasks import Problem, messages_of
+from internal_policy.tasks.marking import reward
+from internal_policy.tasks.problems import Problem, messages_of
+from internal_policy.tasks.prompts import Chat, encode_problem, encode_text
+from internal_policy.tasks.rollouts import end_ids, pad_id
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
 """What TRL logs as means over the tokens of a pass."""

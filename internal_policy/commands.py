@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from internal_policy.lens import Maps
-    from internal_policy.rollouts import Rollout
     from internal_policy.selection import Selection
-    from internal_policy.tasks import Problem
+    from internal_policy.tasks.problems import Problem
+    from internal_policy.tasks.rollouts import Rollout
 
 PRESENTATION = {"output", "json", "dry_run", "remeasure"}
 """Options that change nothing of what is measured."""
@@ -129,7 +129,7 @@ def _given(
     asked: options.Scan | options.Generate, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
 ) -> "tuple[list[Rollout], list[Problem], list[int]]":
     """The rollouts that came with --rollouts, or else the problems and how many tokens each prompt has. All checked."""
-    from internal_policy.rollouts import check_sampling, read_rollouts
+    from internal_policy.tasks.rollouts import check_sampling, read_rollouts
 
     check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size, asked.seed)
     if isinstance(asked, options.Scan) and asked.rollouts is not None:
@@ -259,7 +259,7 @@ def generate(asked: options.Generate) -> None:
     model = loading.load_model(asked, config)
     readout = sampling.readout_of(asked, maps, model)
     rollouts = sampling.all_of(asked, model, tokenizer, problems, point, readout, folder)
-    from internal_policy.rollouts import write_rollouts
+    from internal_policy.tasks.rollouts import write_rollouts
 
     write_rollouts(asked.output, rollouts)
     shutil.rmtree(folder)

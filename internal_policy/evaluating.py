@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from internal_policy import cache, evaluate, files, job, options, progress, sampling, show
+from internal_policy import cache, files, job, options, progress, sampling, show
 from internal_policy.errors import InputError
 from internal_policy.models import loading
+from internal_policy.tasks import pass_at_k
 
 if TYPE_CHECKING:
     from internal_policy.models.hooks import HookPoint
-    from internal_policy.rollouts import Rollout
-    from internal_policy.tasks import Problem
+    from internal_policy.tasks.problems import Problem
+    from internal_policy.tasks.rollouts import Rollout
 
 ASKED, ROLLOUTS, CURVES = "evaluation.json", "rollouts.parquet", "pass_at_k.parquet"
 ALL = "all"
@@ -107,9 +108,9 @@ def curves_of(sets: Mapping[str, pd.DataFrame], samples: int, label: str) -> pd.
     """
     found = []
     for name, rows in sets.items():
-        right = evaluate.correct(rows["reward"]).to_numpy().reshape(-1, samples).sum(1).tolist()
+        right = pass_at_k.correct(rows["reward"]).to_numpy().reshape(-1, samples).sum(1).tolist()
         named = label if len(sets) == 1 else f"{label}, {name}"
-        found.append(evaluate.curves(right, samples).assign(label=named, problems=name))
+        found.append(pass_at_k.curves(right, samples).assign(label=named, problems=name))
     return pd.concat(found, ignore_index=True)[["label", "problems", "k", "mean", "low", "high"]]
 
 
@@ -120,7 +121,7 @@ def _sample(
     question: Mapping[str, Any],
     folder: Path,
 ) -> None:
-    from internal_policy.rollouts import check_sampling
+    from internal_policy.tasks.rollouts import check_sampling
 
     check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size, asked.seed)
     progress.quiet()
@@ -154,6 +155,6 @@ def _check_answers(name: str, problems: "list[Problem]") -> None:
 
 
 def _table(name: str, rollouts: "list[Rollout]") -> pa.Table:
-    from internal_policy.rollouts import to_table
+    from internal_policy.tasks.rollouts import to_table
 
     return to_table(rollouts).add_column(0, "problems", [[name] * len(rollouts)])

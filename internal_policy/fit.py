@@ -20,9 +20,9 @@ from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.passes import evaluating
 from internal_policy.models.policy import READOUTS, unembed
 from internal_policy.reader import reader_of
-from internal_policy.rollouts import Rollout
 from internal_policy.scan import blocks, measure
 from internal_policy.selection import Selection, canonical
+from internal_policy.tasks.rollouts import Rollout
 
 STREAM = ("resid_pre", "resid_post")
 """Sites that a lens has maps for where nobody says which: those of the tuned lens."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from internal_policy.rollouts import Rollout
-    from internal_policy.tasks import Problem
+    from internal_policy.tasks.problems import Problem
+    from internal_policy.tasks.rollouts import Rollout
 
 PROBLEMS = 512
 """How many of the bundled training problems are asked where nobody says which problems."""
@@ -92,7 +92,7 @@ def _completed(asked: options.FitLens) -> options.FitLens:
 def _check(asked: options.FitLens) -> None:
     """Refuse what cannot be written, or sampled. Raises InputError."""
     from internal_policy import fit
-    from internal_policy.rollouts import check_sampling
+    from internal_policy.tasks.rollouts import check_sampling
 
     if asked.output.exists():
         raise InputError(f"{asked.output} exists; remove it, or give --output another name.")
@@ -106,7 +106,7 @@ def _given(
     asked: options.FitLens, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
 ) -> "tuple[list[Rollout], list[Problem]]":
     """The responses that came with --rollouts, or else the problems. All checked."""
-    from internal_policy.rollouts import read_rollouts
+    from internal_policy.tasks.rollouts import read_rollouts
 
     if asked.rollouts is not None:
         chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)

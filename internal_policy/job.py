@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from internal_policy.models.policy import Lens
-    from internal_policy.rollouts import Rollout
     from internal_policy.selection import Selection
+    from internal_policy.tasks.rollouts import Rollout
 
 BY = ("device", "dtype", "versions")
 """Facts that may differ between processes that continue one scan; they are recorded for each part."""
@@ -175,8 +175,8 @@ def _product(folder: Path, weight: "Tensor", asked: Mapping[str, Any]) -> str:
 
 def _rollouts(folder: Path, part: int, source: Source, by: Mapping[str, Any]) -> Sequence["Rollout"]:
     """The rollouts of a part, from disk if they are there, else from the source."""
-    from internal_policy.rollouts import from_table
     from internal_policy.scan import numbered
+    from internal_policy.tasks.rollouts import from_table
 
     path, known = cache.part_path(folder, "rollouts", part), records.of_part(folder, part)
     about, found = records.about_part(folder, part), files.fingerprint_once(path)

@@ -19,8 +19,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from internal_policy import cache, dynamics
 from internal_policy.bupo import Phase, point_at
 from internal_policy.models.hooks import FINAL, HookPoint
-from internal_policy.rollouts import Rollout
 from internal_policy.runs import DYNAMICS, METRICS
+from internal_policy.tasks.rollouts import Rollout
 
 NAMES = {
     "reward": "reward",

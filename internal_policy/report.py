@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from internal_policy import analysis, cache, evaluate, figures, look, view
+from internal_policy import analysis, cache, figures, look, view
 from internal_policy.errors import InputError
 from internal_policy.figures import Choice
+from internal_policy.tasks import pass_at_k
 from internal_policy.view import View
 
 SECTIONS = {
@@ -49,7 +50,7 @@ def report(views: Sequence[View]) -> str:
 
 def _scan(one: View) -> dict[str, Any]:
     about = view.about(one)
-    outcome = evaluate.outcome(view.rollouts(one)["reward"])
+    outcome = pass_at_k.outcome(view.rollouts(one)["reward"])
     record = cache.record(one.folder)
     return {
         "about": about,

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import bundle, cache, files, options, progress, records, rows
+from internal_policy import bundle, cache, files, options, progress, records
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
+from internal_policy.tasks import rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from internal_policy.lens import Maps
     from internal_policy.models.hooks import HookPoint
     from internal_policy.models.policy import Readout
-    from internal_policy.rollouts import Rollout
-    from internal_policy.tasks import Problem
+    from internal_policy.tasks.problems import Problem
+    from internal_policy.tasks.rollouts import Rollout
 
 DEMO_PROBLEMS = 64
 """How many of the bundled problems are asked where nobody says which problems."""
@@ -78,9 +79,9 @@ def read(
 ) -> "tuple[list[Problem], list[int]]":
     """The problems of one source, and how many tokens each prompt has. All checked."""
     from internal_policy.models.passes import positions
-    from internal_policy.prompts import encode_problem
-    from internal_policy.rollouts import check_prompts
-    from internal_policy.tasks import read_problems
+    from internal_policy.tasks.problems import read_problems
+    from internal_policy.tasks.prompts import encode_problem
+    from internal_policy.tasks.rollouts import check_prompts
 
     chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
     path, limit = source(problems, asked.limit)
@@ -145,7 +146,7 @@ def sampled(
     """The responses to the batch from prompt number `first` on; half as many at a time where memory runs out."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-    from internal_policy.rollouts import generate
+    from internal_policy.tasks.rollouts import generate
 
     stop = min(first + asked.batch_size, len(problems) * asked.samples)
     at_once = asked.batch_size
@@ -186,7 +187,7 @@ def all_of(
 ) -> "list[Rollout]":
     """All responses, part by part through `folder`, where an interrupted run finds what was whole."""
     from internal_policy.models.policy import as_policy
-    from internal_policy.rollouts import from_table, to_table
+    from internal_policy.tasks.rollouts import from_table, to_table
 
     total = len(problems) * asked.samples
     smaller = progress.saying_once("Out of memory: sampling {} responses at a time.")

@@ -23,9 +23,9 @@ from internal_policy.models.passes import alone, device_of, evaluating, position
 from internal_policy.models.policy import READOUTS, Lens, Readout, read_out, readout_name
 from internal_policy.models.vocabulary import vocabulary
 from internal_policy.reader import Measured, Reader, reader_of
-from internal_policy.rollouts import Rollout, to_table
 from internal_policy.selection import Plan, Selection, plan
 from internal_policy.tables import layers_table, policies_table
+from internal_policy.tasks.rollouts import Rollout, to_table
 
 STATE_BYTES = 64 * 2**20
 """Hidden states held at once; longer texts are read in pieces, each going on from the key-value cache of the last."""

@@ -11,12 +11,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import analysis, cache, evaluate, progress, view
+from internal_policy import analysis, cache, progress, view
 from internal_policy.console import Terminal, visible_json
 from internal_policy.errors import InputError
+from internal_policy.tasks import pass_at_k
 
 if TYPE_CHECKING:
-    from internal_policy.rollouts import Rollout
+    from internal_policy.tasks.rollouts import Rollout
 
 out = Terminal(soft_wrap=True, highlight=False)
 
@@ -88,7 +89,7 @@ def _suggested(layers: pd.DataFrame) -> dict[str, Any] | None:
 
 def _outcome(rewards: pd.Series) -> str:
     """How responses were marked, as part of a sentence; empty if none were."""
-    found = evaluate.outcome(rewards)
+    found = pass_at_k.outcome(rewards)
     if found is None:
         return ""
     name, value = found

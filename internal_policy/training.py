@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from internal_policy.bupo import BuPOConfig, BuPOTrainer
-    from internal_policy.prompts import Chat
-    from internal_policy.rollouts import Rollout
-    from internal_policy.tasks import Problem
+    from internal_policy.tasks.problems import Problem
+    from internal_policy.tasks.prompts import Chat
+    from internal_policy.tasks.rollouts import Rollout
 
 RUN, MODEL, ROLLOUTS = "run.json", "model", "rollouts.parquet"
 """In the folder of a run: what was asked, the trained model, the responses whose layers are scanned."""
@@ -97,7 +97,7 @@ def _check(asked: options.Train) -> None:
 
 
 def _problems(asked: options.Train) -> "list[Problem]":
-    from internal_policy.tasks import read_problems
+    from internal_policy.tasks.problems import read_problems
 
     source = asked.problems or str(bundle.DATA / "problems" / "sums.jsonl")
     problems = read_problems(
@@ -258,7 +258,7 @@ def _responses(
     tokenizer: "PreTrainedTokenizerBase",
     problems: "list[Problem]",
 ) -> "list[Rollout]":
-    from internal_policy.rollouts import generate
+    from internal_policy.tasks.rollouts import generate
 
     chat, longest = _chat(asked, config), config.max_completion_length or 0
     with progress.bar("Sampling", len(problems)) as advance:
@@ -281,8 +281,8 @@ def _check_problems(
     from internal_policy.models.families import inside
     from internal_policy.models.hooks import locate
     from internal_policy.models.passes import positions
-    from internal_policy.prompts import encode_problem
-    from internal_policy.rollouts import check_prompts
+    from internal_policy.tasks.prompts import encode_problem
+    from internal_policy.tasks.rollouts import check_prompts
 
     for phase in config.phases:
         locate(model, phase.point)
@@ -382,7 +382,7 @@ def _watched(
     folder: Path,
 ) -> "list[Rollout]":
     """The responses of the untrained model whose layers are scanned: the same after a resume."""
-    from internal_policy.rollouts import read_rollouts, write_rollouts
+    from internal_policy.tasks.rollouts import read_rollouts, write_rollouts
 
     if not asked.scan_every:
         return []

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
-from internal_policy import analysis, cache, evaluate
+from internal_policy import analysis, cache
 from internal_policy.errors import InputError
+from internal_policy.tasks import pass_at_k
 
 Outcome = Literal["all", "correct", "incorrect"]
 """Which rollouts, by `evaluate.correct`; an unmarked one is neither correct nor incorrect."""
@@ -86,7 +87,7 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
     stop = length if view.last is None else np.minimum(length, view.last + 1)
     found["tokens"] = np.maximum(stop - view.first, 0).astype(int)
     if view.outcome != "all":
-        correct = evaluate.correct(found["reward"])
+        correct = pass_at_k.correct(found["reward"])
         found = found[correct if view.outcome == "correct" else ~correct & found["reward"].notna()]
     found = found[found["tokens"] > 0]
     if not len(found):

@@ -35,9 +35,9 @@ from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.reader import reader_of
 from internal_policy.readers import nnsight as door
 from internal_policy.readers import there
-from internal_policy.rollouts import Rollout
 from internal_policy.scan import scan
 from internal_policy.selection import Selection, plan
+from internal_policy.tasks.rollouts import Rollout
 
 SERVER = Path(__file__).parent / "server.py"
 README = Path(__file__).parent.parent / "README.md"

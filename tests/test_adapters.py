@@ -11,9 +11,9 @@ from internal_policy.errors import InputError
 from internal_policy.models.families import inside, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, hooked
 from internal_policy.models.policy import as_policy, policy_logits, unembed
-from internal_policy.rollouts import generate, of_ids
 from internal_policy.scan import scan
-from internal_policy.tasks import Problem
+from internal_policy.tasks.problems import Problem
+from internal_policy.tasks.rollouts import generate, of_ids
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -217,4 +217,6 @@ def test_the_trainer_trains_an_adapter_that_transformers_added(tmp_path, tokeniz
 def test_peft_is_imported_only_for_adapters():
     from test_house import loaded
 
-    assert "peft" not in loaded("import internal_policy.rollouts, internal_policy.scan, internal_policy.models.policy")
+    assert "peft" not in loaded(
+        "import internal_policy.tasks.rollouts, internal_policy.scan, internal_policy.models.policy"
+    )

@@ -27,9 +27,9 @@ from internal_policy.bupo import BuPOConfig, BuPOTrainer, EpochSampler, Phase, d
 from internal_policy.errors import InputError
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import policy_logits
-from internal_policy.prompts import encode_problem
-from internal_policy.rollouts import end_ids
-from internal_policy.tasks import Message, Problem
+from internal_policy.tasks.problems import Message, Problem
+from internal_policy.tasks.prompts import encode_problem
+from internal_policy.tasks.rollouts import end_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 ONE = "1.resid_post"

@@ -64,7 +64,7 @@ def test_an_error_about_a_name_prints_the_name_as_text(here, capsys):
 
 
 def test_a_generated_token_is_printed_as_text(capsys, tmp_path):
-    from internal_policy.rollouts import Rollout
+    from internal_policy.tasks.rollouts import Rollout
 
     rollout = Rollout("p" + RED, None, 0, (1,), (2,), "r" + TITLE, None, True)
     show.rollouts(tmp_path / ("o" + RED), "final", [rollout])

@@ -14,7 +14,7 @@ from internal_policy.__main__ import main
 from internal_policy.bupo import BuPOConfig
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
-from internal_policy.rollouts import read_rollouts
+from internal_policy.tasks.rollouts import read_rollouts
 
 DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHAT_TEMPLATE
 ASKED = ["--limit", "4", "--max-new-tokens", "4", "--batch-size", "2"]

@@ -10,8 +10,8 @@ from conftest import tiny_model
 from internal_policy import dynamics
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import Readout, policy_logits
-from internal_policy.rollouts import Rollout
 from internal_policy.scan import scan
+from internal_policy.tasks.rollouts import Rollout
 
 
 def rollouts() -> list[Rollout]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from internal_policy.errors import InputError
-from internal_policy.evaluate import avg_at_k, correct, curves, interval, ks, outcome, pass_at_k
+from internal_policy.tasks.pass_at_k import avg_at_k, correct, curves, interval, ks, outcome, pass_at_k
 
 
 @st.composite

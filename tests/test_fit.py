@@ -13,7 +13,7 @@ from internal_policy.errors import InputError
 from internal_policy.models.families import sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import policy_logits, unembed
-from internal_policy.rollouts import Rollout
+from internal_policy.tasks.rollouts import Rollout
 
 POINTS = fit.points_of(3, fit.STREAM)
 

@@ -9,7 +9,7 @@ from transformers import TrainerState
 from internal_policy.bupo import Phase
 from internal_policy.journal import Journal, Watch
 from internal_policy.models.hooks import HookPoint
-from internal_policy.rollouts import Rollout
+from internal_policy.tasks.rollouts import Rollout
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 SCHEDULE = ["1.resid_post:1"]

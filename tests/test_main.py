@@ -27,7 +27,7 @@ from internal_policy.models.families import FAMILIES
 from internal_policy.models.hooks import SITES
 from internal_policy.models.proofs import PROOFS
 from internal_policy.options import Evaluate, Figure, FitLens, Generate, Scan, Train
-from internal_policy.tasks import read_problems
+from internal_policy.tasks.problems import read_problems
 
 PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
 
@@ -444,7 +444,7 @@ def evaluated(folder, problems) -> list[str]:
 
 def right(monkeypatch) -> None:
     """Mark by the length of the response: a tiny random model solves nothing."""
-    monkeypatch.setattr("internal_policy.marking.reward", lambda response, _: float(len(response) % 2))
+    monkeypatch.setattr("internal_policy.tasks.marking.reward", lambda response, _: float(len(response) % 2))
 
 
 def test_an_evaluation_writes_its_curves_and_responses(evaluated, here, capsys, monkeypatch):
@@ -563,7 +563,7 @@ def test_show_gives_the_mean_reward_where_rewards_are_not_0_or_1(rewards, said, 
 
 
 def test_generating_gives_the_mean_reward_where_rewards_are_not_0_or_1(folder, problems, here, capsys, monkeypatch):
-    monkeypatch.setattr("internal_policy.marking.reward", lambda *_: -0.5)
+    monkeypatch.setattr("internal_policy.tasks.marking.reward", lambda *_: -0.5)
     assert main(["generate", "--model", str(folder), "--problems", str(problems), "--max-new-tokens", "2"]) == 0
     assert ", mean reward -0.5, " in capsys.readouterr().out
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from internal_policy.marking import boxed, normalised, reward
+from internal_policy.tasks.marking import boxed, normalised, reward
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_calculation_that_is_not_done_is_no_number(undone):
 
 
 def test_plain_numbers_are_never_given_to_the_verifier(monkeypatch):
-    monkeypatch.setattr("internal_policy.verify.equal", None)
+    monkeypatch.setattr("internal_policy.tasks.equality.equal", None)
     assert [reward(rf"\boxed{{{box}}}", "432") for box in ("432", "433", "-1,000.5", "")] == [1.0, 0.0, 0.0, 0.0]
     assert reward(r"No box, but \boxed{", r"\frac12") == 0.0
     assert reward(r"\boxed{\frac12}", r"\frac{1}{2}") == 1.0  # nor what is equal as it is written

@@ -17,9 +17,9 @@ from internal_policy.errors import InputError
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.passes import alone, positions
 from internal_policy.models.policy import policy_logits
-from internal_policy.rollouts import Rollout, generate
 from internal_policy.scan import scan
-from internal_policy.tasks import Message, Problem
+from internal_policy.tasks.problems import Message, Problem
+from internal_policy.tasks.rollouts import Rollout, generate
 
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 3.0, 9.0, 20.0]}
 ROPES = {

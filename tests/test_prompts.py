@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from internal_policy.errors import InputError
-from internal_policy.prompts import encode_problem, split_messages, split_text
-from internal_policy.tasks import Message, Problem
+from internal_policy.tasks.problems import Message, Problem
+from internal_policy.tasks.prompts import encode_problem, split_messages, split_text
 
 PROBLEM = Problem((Message(role="user", content="What is 3 + 4?"),), None)
 LLAMA3 = (

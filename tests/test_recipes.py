@@ -17,8 +17,8 @@ from internal_policy.models.families import decoder_layers
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.loading import load_tokenizer
 from internal_policy.options import COMMANDS, ModelOptions, Train
-from internal_policy.prompts import encode_problem, split_messages
-from internal_policy.tasks import Message, Problem
+from internal_policy.tasks.problems import Message, Problem
+from internal_policy.tasks.prompts import encode_problem, split_messages
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "data" / "recipes"

@@ -12,12 +12,14 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from internal_policy import cache, marking
+from internal_policy import cache
 from internal_policy.errors import InputError
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.policy import as_policy, policy_logits
-from internal_policy.prompts import encode_problem, split_messages
-from internal_policy.rollouts import (
+from internal_policy.tasks import marking
+from internal_policy.tasks.problems import Message, Problem
+from internal_policy.tasks.prompts import encode_problem, split_messages
+from internal_policy.tasks.rollouts import (
     ROLLOUT_SCHEMA,
     Rollout,
     end_ids,
@@ -28,7 +30,6 @@ from internal_policy.rollouts import (
     to_table,
     write_rollouts,
 )
-from internal_policy.tasks import Message, Problem
 
 END = 2
 TEXTS = [

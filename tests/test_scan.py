@@ -21,9 +21,9 @@ from internal_policy.models.families import decoder_layers, final_norm, head
 from internal_policy.models.hooks import FINAL, SITES, HookPoint
 from internal_policy.models.policy import as_policy, policy_logits, unembed
 from internal_policy.reader import reader_of
-from internal_policy.rollouts import Rollout
 from internal_policy.scan import blocks, measure, scan
 from internal_policy.selection import Selection
+from internal_policy.tasks.rollouts import Rollout
 
 KEYS = ["rollout", "readout", "layer"]
 INPUTS = {"attn_out": "attn_in", "mlp_out": "mlp_in", "resid_post": "resid_pre"}

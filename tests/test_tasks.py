@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from internal_policy.errors import InputError
-from internal_policy.marking import normalised
-from internal_policy.rows import read_rows
-from internal_policy.tasks import answer_of, read_problems
+from internal_policy.tasks.marking import normalised
+from internal_policy.tasks.problems import answer_of, read_problems
+from internal_policy.tasks.rows import read_rows
 
 
 def written(path, *rows):

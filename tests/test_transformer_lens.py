@@ -27,8 +27,8 @@ from internal_policy.models.policy import unembed
 from internal_policy.reader import reader_of
 from internal_policy.readers import transformer_lens
 from internal_policy.readers.transformer_lens import boot, measure_cache
-from internal_policy.rollouts import of_ids
 from internal_policy.scan import scan
+from internal_policy.tasks.rollouts import of_ids
 
 
 def states(bridge, points, input_ids) -> dict:

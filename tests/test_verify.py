@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from internal_policy import verify
-from internal_policy.marking import reward
-from internal_policy.verify import equal
+from internal_policy.tasks import equality
+from internal_policy.tasks.equality import equal
+from internal_policy.tasks.marking import reward
 
 FACTS = [
     (r"\frac12", "0.5", True),
@@ -72,7 +72,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_hostile_is_wrong_in_time_and_the_next_pair_is_marked(name, monkeypatch):
-    monkeypatch.setattr(verify, "TIME_LIMIT", 1.0)
+    monkeypatch.setattr(equality, "TIME_LIMIT", 1.0)
     start = time.monotonic()
     assert not equal(HOSTILE[name], "x + 432")
     assert reward(rf"so \boxed{{{HOSTILE[name]}}}", "432") == 0.0
@@ -86,7 +86,7 @@ def test_memory_has_a_limit():
     import resource
 
     assert equal("1/2", "0.5")
-    assert resource.prlimit(worker_pid(), resource.RLIMIT_AS)[0] == verify.MEMORY_LIMIT
+    assert resource.prlimit(worker_pid(), resource.RLIMIT_AS)[0] == equality.MEMORY_LIMIT
 
 
 def test_nothing_is_executed(tmp_path):
@@ -97,7 +97,7 @@ def test_nothing_is_executed(tmp_path):
 
 
 def test_a_long_answer_is_not_parsed(monkeypatch):
-    monkeypatch.setattr(verify, "_worker", None)
+    monkeypatch.setattr(equality, "_worker", None)
     assert not equal("1" * 301, "1")
     assert not equal("1", "1" * 301)
 
@@ -119,7 +119,7 @@ def test_threads_share_the_worker():
 
 def ran(tmp_path, code: str) -> subprocess.CompletedProcess[str]:
     """A script of its own, without `if __name__ == "__main__"`."""
-    (tmp_path / "script.py").write_text("from internal_policy.verify import equal\n" + code)
+    (tmp_path / "script.py").write_text("from internal_policy.tasks.equality import equal\n" + code)
     script = [sys.executable, str(tmp_path / "script.py")]
     return subprocess.run(script, capture_output=True, text=True, timeout=60)
 
@@ -206,11 +206,11 @@ def test_a_worker_that_was_killed_is_replaced():
 
 
 def worker_pid() -> int:
-    return verify._worker.call(os.getpid, timeout=10.0)
+    return equality._worker.call(os.getpid, timeout=10.0)
 
 
 def test_marking_loads_math_verify_in_the_worker_alone():
     assert equal("1/2", "0.5")
-    code = "import sys; from internal_policy.verify import equal; equal('1/2', '0.5'); print('sympy' in sys.modules)"
+    code = "import sys; from internal_policy.tasks.equality import equal; equal('1/2', '0.5'); print('sympy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

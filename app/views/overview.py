@@ -8,8 +8,9 @@ import show
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from internal_policy import analysis, cache, evaluate, plots
+from internal_policy import analysis, cache, plots
 from internal_policy.analysis import Average
+from internal_policy.tasks import pass_at_k
 from internal_policy.view import View
 
 FACTS = ("model", "family", "dtype", "device", "created", "digest", "n_layers", "d_model", "d_vocab", "product")
@@ -66,7 +67,7 @@ def numbers(looked: View) -> DeltaGenerator:
     about, rewards = scans.about(looked), scans.rollouts(looked)["reward"]
     facts = {"Layers": f"{about.n_layers}", "Rollouts": f"{about.rollouts:,}", "Tokens": f"{about.tokens:,}"}
     facts["Vocabulary"] = f"{about.d_vocab:,}"
-    if found := evaluate.outcome(rewards):
+    if found := pass_at_k.outcome(rewards):
         facts[found[0].capitalize()] = found[1]
     *columns, last = st.columns(len(facts) + 1)
     for column, (name, value) in zip(columns, facts.items(), strict=True):

@@ -15,7 +15,7 @@ from internal_policy.errors import InputError
 from internal_policy.models import folder
 from internal_policy.models.templates import DATE, Template
 from internal_policy.options import ModelOptions
-from internal_policy.rows import first_line
+from internal_policy.tasks.rows import first_line
 
 if TYPE_CHECKING:
     from torch import nn

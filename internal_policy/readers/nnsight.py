@@ -38,8 +38,8 @@ from internal_policy.models.passes import one_rotation, remembers
 from internal_policy.models.policy import READOUTS
 from internal_policy.reader import Measured, Reader
 from internal_policy.readers import there
-from internal_policy.rollouts import Rollout
 from internal_policy.selection import Plan, Selection
+from internal_policy.tasks.rollouts import Rollout
 
 STATE_BYTES = 2**31
 """Hidden states that a server is asked to hold at once; it is asked about longer texts piece by piece."""

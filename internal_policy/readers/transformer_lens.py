@@ -22,8 +22,8 @@ from internal_policy.models.families import family_of, weight_alone
 from internal_policy.models.hooks import FINAL, SITES, HookPoint, Visit
 from internal_policy.models.policy import Readout
 from internal_policy.reader import Reader
-from internal_policy.rollouts import of_ids
 from internal_policy.selection import canonical
+from internal_policy.tasks.rollouts import of_ids
 
 NAMES = {
     "resid_pre": "hook_resid_pre",

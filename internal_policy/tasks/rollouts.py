@@ -24,12 +24,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from internal_policy import cells, files, marking, rows, tasks
+from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.models.families import inside
 from internal_policy.models.passes import alone, device_of, evaluating, positions, sampled_together
-from internal_policy.prompts import REASONING, Chat, Ids, encode_problem, special_ids, split_messages, split_text
-from internal_policy.tasks import Message, Problem
+from internal_policy.tasks import cells, marking, rows
+from internal_policy.tasks import problems as tasks
+from internal_policy.tasks.problems import Message, Problem
+from internal_policy.tasks.prompts import REASONING, Chat, Ids, encode_problem, special_ids, split_messages, split_text
 
 ROLLOUT_SCHEMA = pa.schema(
     {

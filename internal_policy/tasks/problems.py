@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from internal_policy.errors import InputError
-from internal_policy.marking import boxed
-from internal_policy.rows import at, columns_of, from_hub, hub_rows, quoted, read_rows
+from internal_policy.tasks.marking import boxed
+from internal_policy.tasks.rows import at, columns_of, from_hub, hub_rows, quoted, read_rows
 
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
 """Where a problem is looked for, in this order."""

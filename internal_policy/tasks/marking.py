@@ -2,7 +2,7 @@
 
 import re
 
-from internal_policy import verify
+from internal_policy.tasks import equality
 
 
 def reward(response: str, answer: str) -> float:
@@ -16,7 +16,7 @@ def reward(response: str, answer: str) -> float:
     given, expected = normalised(content), normalised(answer)
     if not given or given == expected:
         return float(given != "")
-    if len(content) > verify.LONGEST:
+    if len(content) > equality.LONGEST:
         return 0.0
     if NUMBER.fullmatch(expected):
         content = UNIT.sub(" ", content)
@@ -27,7 +27,7 @@ def reward(response: str, answer: str) -> float:
             return 0.0
         if sides[-1] == expected:  # math-verify reads x = 10,080 as two numbers
             content = "=".join([*content.split("=")[:-1], expected])
-    return float(verify.equal(content, answer))
+    return float(equality.equal(content, answer))
 
 
 POWER = r"\s*\^\s*(?:-?[0-9]|\{\s*-?[0-9]\s*\})"

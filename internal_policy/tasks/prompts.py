@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from internal_policy.errors import InputError
 from internal_policy.models import templates
-from internal_policy.rows import quoted
-from internal_policy.tasks import Message, Problem
+from internal_policy.tasks.problems import Message, Problem
+from internal_policy.tasks.rows import quoted
 
 Ids = tuple[int, ...]
 Chat = Mapping[str, Any] | None

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from internal_policy.errors import InputError
-from internal_policy.rows import quoted
+from internal_policy.tasks.rows import quoted
 
 LARGEST = 2**31 - 1
 """The largest token id and sample number: both are stored as 32-bit integers."""

@@ -1,0 +1,1 @@
+"""Problems, the prompts made of them, and the responses with their marks."""
