@@ -14,8 +14,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from internal_policy import cache, files
+from internal_policy import files
 from internal_policy.errors import InputError
+from internal_policy.scans import store
 
 WRITES_TO = re.compile(r"^Writing the scan to (.+)\.$", re.MULTILINE)
 """The line that the command prints before it measures."""
@@ -53,7 +54,7 @@ class Request:
 
 def problems(prompt: str) -> Path:
     """The problem file of a prompt."""
-    return cache.root() / "prompts" / f"{cache.digest({'prompt': prompt})}.jsonl"
+    return store.root() / "prompts" / f"{store.digest({'prompt': prompt})}.jsonl"
 
 
 def write(prompt: str) -> None:

@@ -8,9 +8,10 @@ import pandas as pd
 import show
 import streamlit as st
 
-from internal_policy import analysis, bundle, cache, look, tokens, view
+from internal_policy import analysis, bundle, look, tokens, view
 from internal_policy.analysis import Average
 from internal_policy.errors import InputError
+from internal_policy.scans import store
 from internal_policy.view import About, Outcome, View
 
 CAPTIONS = {
@@ -26,8 +27,8 @@ OF_ONE_SCAN = ("rollout", "layer", "position")
 
 def listed() -> dict[str, Path]:
     """The whole scans, by the name that stands in the URL: those of the cache, newest first, and the bundled ones."""
-    root = cache.root()
-    return {folder.relative_to(root).as_posix(): folder for folder in cache.scans()} | {
+    root = store.root()
+    return {folder.relative_to(root).as_posix(): folder for folder in store.scans()} | {
         f.name: f for f in reversed(bundle.scans())
     }
 
@@ -38,9 +39,9 @@ def find(name: str) -> Path:
     if name in known:
         return known[name]
     try:
-        if name and (cache.root() / name / cache.ASKED).exists():
-            return cache.root() / name
-        return cache.find(str(Path(name).expanduser()) if name.startswith("~") else name)
+        if name and (store.root() / name / store.ASKED).exists():
+            return store.root() / name
+        return store.find(str(Path(name).expanduser()) if name.startswith("~") else name)
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # a name that no file system takes, ~ of nobody
@@ -56,7 +57,7 @@ def name_of(folder: Path) -> str:
 def stamp(folder: Path) -> tuple[str, int, int]:
     """What tells a scan from another one that took its folder."""
     try:
-        found = (folder / cache.RECORD).stat()
+        found = (folder / store.RECORD).stat()
     except OSError:
         return str(folder), 0, 0
     return str(folder), found.st_mtime_ns, found.st_size
@@ -77,7 +78,7 @@ def kept(entries: int) -> Callable[[F], F]:
 def _label(name: str, of: tuple[str, int, int]) -> str:
     if not _readable(of):
         return f"{name} · broken"
-    record = cache.record(Path(of[0]))
+    record = store.record(Path(of[0]))
     readouts = " and ".join(map(look.short, record["selection"]["readouts"]))
     day, digest = look.short(record["created"][:10]), look.short(record["digest"][:8])
     return f"{look.short(record['model'])} · {readouts} · {record['rollouts']} rollouts · {day} · {digest}"
@@ -87,7 +88,7 @@ def _label(name: str, of: tuple[str, int, int]) -> str:
 def _readable(of: tuple[str, int, int]) -> bool:
     """Whether the scan's record can be read."""
     try:
-        cache.record(Path(of[0]))
+        store.record(Path(of[0]))
     except InputError:
         return False
     return True
@@ -96,7 +97,7 @@ def _readable(of: tuple[str, int, int]) -> bool:
 @st.cache_data(max_entries=100, show_spinner=False)
 def _marked(of: tuple[str, int, int]) -> bool:
     """Whether the rollouts of a scan have rewards."""
-    return bool(cache.read(Path(of[0]), "rollouts", ["reward"])["reward"].notna().any())
+    return bool(store.read(Path(of[0]), "rollouts", ["reward"])["reward"].notna().any())
 
 
 def choose() -> None:
@@ -142,7 +143,7 @@ def _list(known: dict[str, Path], name: str, folder: Path | None) -> None:
 
 def _filtered(folder: Path) -> View:
     """The view of a scan that the rest of the sidebar asks for. Raises InputError if it is no whole scan."""
-    measured: list[str] = cache.record(folder)["selection"]["readouts"]
+    measured: list[str] = store.record(folder)["selection"]["readouts"]
     asked = st.query_params.get("readout")
     readout = st.radio(
         "Readout",

@@ -13,8 +13,9 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from internal_policy import analysis, formulas, look
+from internal_policy import analysis, look
 from internal_policy.errors import InputError
+from internal_policy.scans import formulas
 
 LOG = logging.getLogger(__name__)
 FIRST_SCAN = "internal-policy scan"

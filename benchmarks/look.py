@@ -21,9 +21,10 @@ import psutil
 import pyarrow as pa
 import tyro
 
-from internal_policy import bundle, cache, files
-from internal_policy.selection import Plan, Selection, plan
-from internal_policy.tables import layers_table, policies_table
+from internal_policy import bundle, files
+from internal_policy.scans import store
+from internal_policy.scans.selection import Plan, Selection, plan
+from internal_policy.scans.tables import layers_table, policies_table
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -102,12 +103,12 @@ def make(asked: Benchmark) -> None:
             "layers": layers_table(drawn, selection, planned, asked.layers, lengths, first),
         }
         for kind, table in tables.items():
-            path = cache.part_path(asked.folder, kind, part)
-            cache.write_table(path, table, group="rollout")
+            path = store.part_path(asked.folder, kind, part)
+            store.write_table(path, table, group="rollout")
             names.append(path.name)
     vocabulary = pa.table({"id": np.arange(VOCABULARY), "token": [f"token{n}" for n in range(VOCABULARY)]})
-    cache.write_table(asked.folder / cache.VOCABULARY, vocabulary)
-    demo = cache.record(bundle.DATA / "scans" / "demo-qwen3")
+    store.write_table(asked.folder / store.VOCABULARY, vocabulary)
+    demo = store.record(bundle.DATA / "scans" / "demo-qwen3")
     record = {
         **demo,
         "model": "synthetic",
@@ -116,9 +117,9 @@ def make(asked: Benchmark) -> None:
         "rollouts": asked.rollouts,
         "tokens": asked.rollouts * asked.tokens,
         "selection": {**demo["selection"], "layers": list(selection.layers), "readouts": ["raw"]},
-        "files": {name: files.fingerprint(asked.folder / name) for name in [cache.VOCABULARY, *names]},
+        "files": {name: files.fingerprint(asked.folder / name) for name in [store.VOCABULARY, *names]},
     }
-    files.write_json(asked.folder / cache.RECORD, record)
+    files.write_json(asked.folder / store.RECORD, record)
 
 
 def heatmap(page: "Page", rollout: int) -> float:
@@ -181,7 +182,7 @@ def visit(asked: Benchmark, port: int, server: psutil.Process) -> None:
 
 def main(asked: Benchmark) -> None:
     """Write the scan where it is not there, serve it, visit it."""
-    if not (asked.folder / cache.RECORD).exists():
+    if not (asked.folder / store.RECORD).exists():
         shutil.rmtree(asked.folder, ignore_errors=True)
         start = time.monotonic()
         make(asked)

@@ -47,9 +47,9 @@ class Benchmark:
 
 def run(asked: Benchmark) -> dict[str, float]:
     """One reader in this process: CPU seconds to import and wrap, to read, and to scan."""
-    from internal_policy.reader import reader_of
-    from internal_policy.scan import measure
-    from internal_policy.selection import Selection
+    from internal_policy.scans.reader import reader_of
+    from internal_policy.scans.scan import measure
+    from internal_policy.scans.selection import Selection
     from internal_policy.tasks.rollouts import Rollout
 
     torch.set_num_threads(1)

@@ -84,8 +84,8 @@ def run(asked: Benchmark) -> dict[str, float]:
 
     from internal_policy.measure import matmul, metrics
     from internal_policy.models.families import unembedding
-    from internal_policy.scan import measure
-    from internal_policy.selection import Selection, plan
+    from internal_policy.scans.scan import measure
+    from internal_policy.scans.selection import Selection, plan
     from internal_policy.tasks.rollouts import Rollout
 
     torch.set_num_threads(1)

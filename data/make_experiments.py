@@ -33,12 +33,13 @@ from transformers.utils import logging
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
-from internal_policy import analysis, cache, files, view
+from internal_policy import analysis, files, view
 from internal_policy.bupo import BuPOConfig, BuPOTrainer, dataset_of, right
 from internal_policy.journal import Journal, Watch
 from internal_policy.models.hooks import HookPoint
 from internal_policy.runs import DYNAMICS, METRICS
-from internal_policy.scan import evaluating
+from internal_policy.scans import store
+from internal_policy.scans.scan import evaluating
 from internal_policy.tasks.problems import read_problems
 from internal_policy.tasks.rollouts import generate
 
@@ -62,7 +63,7 @@ WATCHED_EVERY = 5
 class Sizes:
     """How much is done; the defaults are what is shipped."""
 
-    work: Path = cache.root() / "experiments"
+    work: Path = store.root() / "experiments"
     """Folder for the runs; what is there is not done again."""
     output: Path = HERE / "experiments"
     """Folder for the result."""
@@ -141,7 +142,7 @@ def prepare(model: str, sizes: Sizes) -> None:
     if not (folder / EVALUATIONS).exists():
         row = {"model": model, "method": "untrained", "step": 0, "cpu_seconds": 0.0}
         row |= marks(*load(model), heldout, sizes.evaluated)
-        cache.write_table(folder / EVALUATIONS, pa.Table.from_pylist([row]))
+        store.write_table(folder / EVALUATIONS, pa.Table.from_pylist([row]))
 
 
 def write(path: Path, problems: Mapping[str, str]) -> None:
@@ -233,7 +234,7 @@ def train(run: Run, sizes: Sizes) -> None:
         BuPOTrainer(model, args=config, optimizers=(layerwise(model, run), None), **shared).train()
     shutil.rmtree(folder / "trainer", ignore_errors=True)
     rows = pd.DataFrame(exam.rows).assign(**asdict(run))
-    cache.write_table(folder / EVALUATIONS, pa.Table.from_pandas(rows, preserve_index=False))
+    store.write_table(folder / EVALUATIONS, pa.Table.from_pandas(rows, preserve_index=False))
 
 
 class Exam(TrainerCallback):
@@ -283,7 +284,7 @@ def chosen(sizes: Sizes) -> dict[Method, float]:
     """The rate of each method whose run ended with the highest training reward, over its last third."""
     best: dict[Method, tuple[float, float]] = {}
     for run in choosing(sizes):
-        reward = cache.read_part(sizes.work / run.name / METRICS).to_pandas()["reward"]
+        reward = store.read_part(sizes.work / run.name / METRICS).to_pandas()["reward"]
         score = float(reward.tail(len(reward) // 3).mean())
         best[run.method] = max(best.get(run.method, (-1.0, 0.0)), (score, run.learning_rate))
     return {method: rate for method, (_, rate) in best.items()}
@@ -319,12 +320,12 @@ def do(runs: Sequence[Run], sizes: Sizes, what: str) -> None:
 def collect(runs: Sequence[Run], sizes: Sizes) -> None:
     """Put the runs together in the folder of the result."""
     folders = {run: sizes.work / run.name for run in runs}
-    evaluations = [cache.read_part(folder / EVALUATIONS).to_pandas() for folder in folders.values()]
-    evaluations += [cache.read_part(sizes.work / model / EVALUATIONS).to_pandas() for model in MODELS]
-    steps = [cache.read_part(f / METRICS).to_pandas().assign(**asdict(run)) for run, f in folders.items()]
+    evaluations = [store.read_part(folder / EVALUATIONS).to_pandas() for folder in folders.values()]
+    evaluations += [store.read_part(sizes.work / model / EVALUATIONS).to_pandas() for model in MODELS]
+    steps = [store.read_part(f / METRICS).to_pandas().assign(**asdict(run)) for run, f in folders.items()]
     for name, frames in ((EVALUATIONS, evaluations), ("steps.parquet", steps)):
         table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False)
-        cache.write_table(sizes.output / name, table)
+        store.write_table(sizes.output / name, table)
     k, rates = suggested(MODELS[0]), chosen(sizes)
     shown = [Run(MODELS[0], m, k, n, rates[m], 0) for m, n in (("grpo", 0), ("bupo", sizes.short))]
     for run, name in product(shown, (METRICS, DYNAMICS)):

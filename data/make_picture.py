@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from internal_policy import cache, show
+from internal_policy import show
 from internal_policy.__main__ import main
+from internal_policy.scans import store
 
 show.out = Console(record=True, width=76, highlight=False)
 main(["scan"])
@@ -14,5 +15,5 @@ drawn = show.out.export_svg(title="internal-policy scan")
 drawn = re.sub(r"@font-face\s*\{[^}]*\}", "", drawn).replace(
     "Fira Code", "monospace"
 )  # nothing is fetched from outside
-drawn = re.sub(r' textLength="[^"]*"', "", drawn.replace(str(cache.root()), "~/.cache/internal-policy"))
+drawn = re.sub(r' textLength="[^"]*"', "", drawn.replace(str(store.root()), "~/.cache/internal-policy"))
 Path(__file__).with_name("scan.svg").write_text(drawn)

@@ -14,5 +14,5 @@ A hidden state at a hook point, times the unembedding, is a policy.
     ASK    __main__ -> options -> commands -> opening, job, sampling, evaluating, fitting, training, loading,
            show, drawing
 
-Importing the package imports nothing; import the rooms: `from internal_policy.scan import scan`.
+Importing the package imports nothing; import the rooms: `from internal_policy.scans.scan import scan`.
 """

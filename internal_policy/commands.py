@@ -10,27 +10,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import (
-    cache,
-    drawing,
-    evaluating,
-    fitting,
-    job,
-    opening,
-    options,
-    progress,
-    sampling,
-    show,
-    training,
-)
+from internal_policy import drawing, evaluating, fitting, opening, options, progress, sampling, show, training
 from internal_policy.errors import InputError
 from internal_policy.models import loading
+from internal_policy.scans import job, store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from internal_policy.lens import Maps
-    from internal_policy.selection import Selection
+    from internal_policy.scans.selection import Selection
     from internal_policy.tasks.problems import Problem
     from internal_policy.tasks.rollouts import Rollout
 
@@ -52,12 +41,12 @@ def scan(asked: options.Scan) -> None:
     start = time.monotonic()
     config: Config = functools.cache(lambda: loading.load_config(asked))
     question = _question(asked, config)
-    folder = asked.output or cache.folder_of(asked.model, question)
+    folder = asked.output or store.folder_of(asked.model, question)
     job.claim(folder, question)
-    cached = (folder / cache.RECORD).exists()
+    cached = (folder / store.RECORD).exists()
     if cached and asked.remeasure:
         cached = not (job.broken(folder) if asked.dry_run else job.discard_damaged(folder))
-    elif cached and (broken := cache.cut_short(folder)):
+    elif cached and (broken := store.cut_short(folder)):
         raise InputError(f"{folder / broken[0]} is missing or cut short; measure it again with --remeasure.")
     if asked.dry_run:
         show.forecast(_forecast(asked, question["identity"], config()), folder, cached, as_json=asked.json)
@@ -95,7 +84,7 @@ def _selection(asked: options.Scan, config: "PreTrainedConfig") -> "Selection":
     from internal_policy.measure.metrics import MEASURES
     from internal_policy.models.families import place, sites_of
     from internal_policy.models.hooks import SITES
-    from internal_policy.selection import Selection, parse_layers
+    from internal_policy.scans.selection import Selection, parse_layers
 
     text = config.get_text_config()
     if asked.top_k > text.vocab_size:
@@ -119,7 +108,7 @@ def _selection(asked: options.Scan, config: "PreTrainedConfig") -> "Selection":
 def _maps(asked: options.Scan, selection: "Selection", identity: str, config: "PreTrainedConfig") -> "Maps | None":
     """The maps of --lens, checked against what is unembedded."""
     from internal_policy.models.families import sites_of
-    from internal_policy.selection import plan
+    from internal_policy.scans.selection import plan
 
     planned = plan(selection, sites_of(config))
     return sampling.maps_of(asked, planned.points[1 : planned.unembedded], identity, config)  # the first is final
@@ -140,7 +129,7 @@ def _given(
 
 def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path, config: "PreTrainedConfig") -> None:
     from internal_policy import lens
-    from internal_policy.scan import check
+    from internal_policy.scans.scan import check
 
     progress.quiet()
     selection = _selection(asked, config)
@@ -152,9 +141,9 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path, con
     if rollouts:
         check(reader, selection, rollouts, lenses)
     if rollouts:
-        _check_disk(folder, cache.disk_bytes(selection, sum(len(rollout.response_ids) for rollout in rollouts)))
+        _check_disk(folder, store.disk_bytes(selection, sum(len(rollout.response_ids) for rollout in rollouts)))
     else:  # how long responses get is not known
-        _check_disk(folder, cache.disk_bytes(selection, asked.batch_size * asked.max_new_tokens))
+        _check_disk(folder, store.disk_bytes(selection, asked.batch_size * asked.max_new_tokens))
     smaller = progress.saying_once("Out of memory: measuring {} rollouts at a time.")
     size = asked.batch_size
     total = len(rollouts) or len(problems) * asked.samples
@@ -204,8 +193,8 @@ def _forecast(asked: options.Scan, identity: str, config: "PreTrainedConfig") ->
     """What a scan would measure and need, without loading the weights."""
     from internal_policy.measure.metrics import FROM_LOGITS
     from internal_policy.models.families import sites_of
-    from internal_policy.scan import STATE_BYTES
-    from internal_policy.selection import plan
+    from internal_policy.scans.scan import STATE_BYTES
+    from internal_policy.scans.selection import plan
 
     progress.quiet()
     selection = _selection(asked, config)
@@ -231,7 +220,7 @@ def _forecast(asked: options.Scan, identity: str, config: "PreTrainedConfig") ->
         "gflop_per_token": products * 2 * text.hidden_size * text.vocab_size / 1e9,
         "weights_bytes": loading.weight_bytes(config, asked.dtype),
         "hidden_states_bytes_at_most": STATE_BYTES,
-        "disk_bytes_at_most": cache.disk_bytes(selection, tokens),
+        "disk_bytes_at_most": store.disk_bytes(selection, tokens),
     }
 
 
@@ -254,7 +243,7 @@ def generate(asked: options.Generate) -> None:
     }  # two files at a time do not share their parts
     sampling.check_point(config, point)
     maps = sampling.maps_of(asked, [point], question["identity"], config)
-    folder = cache.root() / "rollouts" / cache.digest(question)
+    folder = store.root() / "rollouts" / store.digest(question)
     _, problems, _ = _given(asked, tokenizer, config)
     model = loading.load_model(asked, config)
     readout = sampling.readout_of(asked, maps, model)
@@ -268,25 +257,25 @@ def generate(asked: options.Generate) -> None:
 
 def ls(asked: options.Ls) -> None:
     """List the scans in the cache."""
-    show.scans(cache.scans(unfinished=True), as_json=asked.json)
+    show.scans(store.scans(unfinished=True), as_json=asked.json)
 
 
 def show_scan(asked: options.Show) -> None:
     """Print one scan."""
-    show.scan(cache.find(asked.scan), asked.readout, as_json=asked.json)
+    show.scan(store.find(asked.scan), asked.readout, as_json=asked.json)
 
 
 def export(asked: options.Export) -> None:
     """Write a table of a scan as one file."""
-    folder = cache.find(asked.scan)
-    cache.record(folder)
+    folder = store.find(asked.scan)
+    store.record(folder)
     path = asked.output or Path(f"{asked.table}.{asked.format}")
     if path.suffix != f".{asked.format}":
         raise InputError(f"--output is {path}, but --format is {asked.format}; let the name end in .{asked.format}.")
     if path.exists() or not path.parent.is_dir():
         why = "exists; remove it" if path.exists() else "is in no folder; make it"
         raise InputError(f"{path} {why}, or give --output another name.")
-    rows = cache.export(folder, asked.table, asked.format, path)
+    rows = store.export(folder, asked.table, asked.format, path)
     progress.note(f"Wrote {rows:,} rows to {path}.")
 
 

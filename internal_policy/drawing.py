@@ -3,8 +3,9 @@
 from importlib.util import find_spec
 from urllib.parse import urlencode
 
-from internal_policy import bundle, cache, files, options, progress
+from internal_policy import bundle, files, options, progress
 from internal_policy.errors import InputError
+from internal_policy.scans import store
 from internal_policy.view import View, check, default
 
 
@@ -42,7 +43,7 @@ def report(asked: options.Report) -> None:
 def dashboard(asked: options.Dashboard) -> None:
     """Serve the dashboard until it is interrupted."""
     _app("streamlit")
-    folder = cache.find(asked.scan).absolute() if asked.scan is not None else None
+    folder = store.find(asked.scan).absolute() if asked.scan is not None else None
     if folder:
         check(default(folder))
     progress.note(
@@ -63,7 +64,7 @@ def dashboard(asked: options.Dashboard) -> None:
 
 
 def _view(name: str, asked: options.ViewOptions) -> View:
-    folder = cache.find(name)
+    folder = store.find(name)
     first, last = positions(asked.positions)
     view = View(folder, asked.readout or default(folder).readout, asked.outcome, first, last)
     check(view)

@@ -14,9 +14,9 @@ from internal_policy.models.families import decoder_layers, head, inside, sites_
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.passes import evaluating
 from internal_policy.models.policy import read_out
-from internal_policy.scan import blocks, check
-from internal_policy.scan import measure as scan
-from internal_policy.selection import Selection
+from internal_policy.scans.scan import blocks, check
+from internal_policy.scans.scan import measure as scan
+from internal_policy.scans.selection import Selection
 from internal_policy.tasks.rollouts import Rollout
 
 MEASURES = ("entropy", "entropy_at_input_norm", "norm")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from internal_policy import cache, files, job, options, progress, sampling, show
+from internal_policy import files, options, progress, sampling, show
 from internal_policy.errors import InputError
 from internal_policy.models import loading
+from internal_policy.scans import job, store
 from internal_policy.tasks import pass_at_k
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def run(asked: options.Evaluate) -> None:
     question = sampling.question(asked, [*sources, asked.chat_template, asked.lens], PRESENTATION)
     limit = sampling.source(next(iter(names.values())), asked.limit)[1]
     question |= {"problems": sources, "limit": limit, "names": list(names)}  # responses are stored under these names
-    folder = asked.output or cache.root() / "evaluations" / cache.digest(question)
+    folder = asked.output or store.root() / "evaluations" / store.digest(question)
     claim(folder, question)
     cached = (folder / ROLLOUTS).exists()
     if not cached:
@@ -50,7 +51,7 @@ def run(asked: options.Evaluate) -> None:
         sets[ALL] = written
     label = asked.label or label_of(asked)
     curves = curves_of(sets, asked.samples, label)
-    cache.write_table(folder / CURVES, pa.Table.from_pandas(curves, preserve_index=False))
+    store.write_table(folder / CURVES, pa.Table.from_pandas(curves, preserve_index=False))
     cut = {name: float((~rows["finished"]).mean()) for name, rows in sets.items()}
     show.evaluation(folder, label, curves, asked.samples, {n: len(r) for n, r in sets.items()}, cut, as_json=asked.json)
     progress.note(f"{'From the cache' if cached else 'Sampled'} in {time.monotonic() - start:.1f} s.")
@@ -88,7 +89,7 @@ def claim(folder: Path, asked: Mapping[str, Any]) -> None:
         found = before["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / ASKED} is damaged ({error}); give --output a new folder.") from error
-    if found != cache.digest(asked):
+    if found != store.digest(asked):
         job.check_day(folder, before, asked)
         raise InputError(f"{folder} holds the evaluation of another question; give --output a new folder.")
 
@@ -96,7 +97,7 @@ def claim(folder: Path, asked: Mapping[str, Any]) -> None:
 def responses(folder: Path) -> pd.DataFrame:
     """The responses of an evaluation. Raises InputError if they are damaged."""
     try:
-        return cache.read_part(folder / ROLLOUTS).to_pandas()
+        return store.read_part(folder / ROLLOUTS).to_pandas()
     except InputError as error:
         raise InputError(f"{folder / ROLLOUTS} is damaged; remove the folder, and evaluate again.") from error
 
@@ -134,14 +135,14 @@ def _sample(
         _check_answers(name, problems)
     model = loading.load_model(asked, config)
     readout = sampling.readout_of(asked, maps, model)
-    parts = cache.root() / "rollouts" / cache.digest({**question, "output": folder.absolute()})
+    parts = store.root() / "rollouts" / store.digest({**question, "output": folder.absolute()})
     tables = []
     for number, (name, problems) in enumerate(sets.items()):
         what = f"Sampling {name}"
         rollouts = sampling.all_of(asked, model, tokenizer, problems, point, readout, parts / str(number), what)
         tables.append(_table(name, rollouts))
-    files.write_json(folder / ASKED, {"digest": cache.digest(question), "asked": question})
-    cache.write_table(folder / ROLLOUTS, pa.concat_tables(tables))
+    files.write_json(folder / ASKED, {"digest": store.digest(question), "asked": question})
+    store.write_table(folder / ROLLOUTS, pa.concat_tables(tables))
     shutil.rmtree(parts)
 
 

@@ -19,9 +19,9 @@ from internal_policy.models.families import decoder_layers, inside, sites_of, un
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.passes import evaluating
 from internal_policy.models.policy import READOUTS, unembed
-from internal_policy.reader import reader_of
-from internal_policy.scan import blocks, measure
-from internal_policy.selection import Selection, canonical
+from internal_policy.scans.reader import reader_of
+from internal_policy.scans.scan import blocks, measure
+from internal_policy.scans.selection import Selection, canonical
 from internal_policy.tasks.rollouts import Rollout
 
 STREAM = ("resid_pre", "resid_post")

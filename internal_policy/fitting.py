@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from internal_policy import bundle, cache, options, progress, sampling, show
+from internal_policy import bundle, options, progress, sampling, show
 from internal_policy.errors import InputError
 from internal_policy.models import loading
+from internal_policy.scans import store
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,8 +32,8 @@ def run(asked: options.FitLens) -> None:
     _check(asked)
     from internal_policy import fit, lens
     from internal_policy.models.families import place, sites_of
-    from internal_policy.scan import check
-    from internal_policy.selection import Selection
+    from internal_policy.scans.scan import check
+    from internal_policy.scans.selection import Selection
 
     progress.quiet()
     config = loading.load_config(asked)
@@ -47,7 +48,7 @@ def run(asked: options.FitLens) -> None:
     given, problems = _given(asked, tokenizer, config)
     question = sampling.question(asked, [asked.problems, asked.chat_template], PRESENTATION)
     model = loading.load_model(asked, config)
-    folder = cache.root() / "rollouts" / cache.digest({**question, "output": asked.output.absolute()})
+    folder = store.root() / "rollouts" / store.digest({**question, "output": asked.output.absolute()})
     rollouts = given or _sampled(asked, model, tokenizer, problems, folder)
     check(model, selection, rollouts)
     fitted, held = fit.apart(rollouts, asked.held_out, asked.seed)

@@ -16,10 +16,11 @@ import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from internal_policy import cache, dynamics
+from internal_policy import dynamics
 from internal_policy.bupo import Phase, point_at
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.runs import DYNAMICS, METRICS
+from internal_policy.scans import store
 from internal_policy.tasks.rollouts import Rollout
 
 NAMES = {
@@ -80,7 +81,7 @@ class Journal(TrainerCallback):
         self.metrics, self.dynamics = pd.DataFrame(), pd.DataFrame()
         for name in (METRICS, DYNAMICS):
             if (self.folder / name).exists() and step:
-                rows = cache.read_part(self.folder / name).to_pandas()
+                rows = store.read_part(self.folder / name).to_pandas()
                 setattr(self, name.removesuffix(".parquet"), rows[rows["step"] <= step])
         if not step:
             self._scan(0, state, more["model"])
@@ -135,7 +136,7 @@ class Journal(TrainerCallback):
 
     def _write(self, name: str, frame: pd.DataFrame, state: TrainerState) -> None:
         if state.is_world_process_zero:
-            cache.write_table(self.folder / name, pa.Table.from_pandas(frame, preserve_index=False))
+            store.write_table(self.folder / name, pa.Table.from_pandas(frame, preserve_index=False))
 
 
 def _mean(logs: Sequence[tuple[int, Mapping[str, Any]]], columns: Mapping[str, str], before: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.models.families import decoder_layers, final_norm, unembedding
 from internal_policy.models.hooks import SITES, HookPoint
-from internal_policy.selection import canonical
+from internal_policy.scans.selection import canonical
 
 NAME = "tuned"
 """What the readout is called where nobody calls it something else."""

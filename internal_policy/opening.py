@@ -11,7 +11,7 @@ from internal_policy.options import Scan
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from internal_policy.reader import Reader
+    from internal_policy.scans.reader import Reader
 
 PACKAGES = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
 """--reader -> the package it takes, which is an extra of the same name."""
@@ -63,7 +63,7 @@ def check_there(asked: Scan) -> None:
 def opened(asked: Scan, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> "Reader":
     """The model, in what reads it. Raises InputError, also for a family that the library does not read."""
     from internal_policy.models.families import inside
-    from internal_policy.reader import reader_of
+    from internal_policy.scans.reader import reader_of
 
     if asked.remote:
         return _remote(asked, tokenizer, config)

@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from internal_policy import analysis, cache, figures, look, view
+from internal_policy import analysis, figures, look, view
 from internal_policy.errors import InputError
 from internal_policy.figures import Choice
+from internal_policy.scans import store
 from internal_policy.tasks import pass_at_k
 from internal_policy.view import View
 
@@ -51,7 +52,7 @@ def report(views: Sequence[View]) -> str:
 def _scan(one: View) -> dict[str, Any]:
     about = view.about(one)
     outcome = pass_at_k.outcome(view.rollouts(one)["reward"])
-    record = cache.record(one.folder)
+    record = store.record(one.folder)
     return {
         "about": about,
         "caption": look.caption(about),
@@ -104,7 +105,7 @@ def _table(one: View) -> dict[str, Any]:
     frame = analysis.by_layer(layers, one.readout)
     named = {site: mark.name for site, mark in look.SITES.items() if site in frame}
     named |= {f"change_{key}": f"Δ {mark.name}" for key, mark in look.CHANGES.items() if f"change_{key}" in frame}
-    n_layers = cache.record(one.folder)["n_layers"]
+    n_layers = store.record(one.folder)["n_layers"]
     rows = [
         [
             "the model" if layer == n_layers else str(int(str(layer)) + 1),
@@ -117,7 +118,7 @@ def _table(one: View) -> dict[str, Any]:
 
 def provenance(one: View) -> dict[str, str]:
     """What a scan says of how it was made, for people: name -> value."""
-    record = cache.record(one.folder)
+    record = store.record(one.folder)
     asked = record["asked"]
     given = asked.get("rollouts")
     size = f"{record['n_layers']} layers, d_model {record['d_model']}, vocabulary {record['d_vocab']:,}"

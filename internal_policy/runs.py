@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from internal_policy import bundle, cache
+from internal_policy import bundle
 from internal_policy.analysis import CHANGES
 from internal_policy.errors import InputError
+from internal_policy.scans import store
 
 METRICS, DYNAMICS, PASS_AT_K = "metrics.parquet", "dynamics.parquet", "pass_at_k.parquet"
 NEEDED = {
@@ -27,7 +28,7 @@ LONGEST = 200
 
 def listed() -> dict[str, Path]:
     """Training runs by name: those of the cache, newest first, and the bundled ones."""
-    root = cache.root()
+    root = store.root()
     found = {path.parent for depth in ("*", "*/*") for path in root.glob(f"{depth}/{METRICS}")}
     newest = sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)
     return {folder.relative_to(root).as_posix(): folder for folder in newest} | {
@@ -54,7 +55,7 @@ def read(folder: Path, name: str) -> pd.DataFrame:
     if not there:
         raise InputError(f"{str(folder)[:200]} has no {name}; name the folder of a training run.")
     try:
-        return _checked(path, cache.read_part(path).to_pandas())
+        return _checked(path, store.read_part(path).to_pandas())
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is damaged ({error}); remove it and write it again.") from error
 

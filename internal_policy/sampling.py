@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import bundle, cache, files, options, progress, records
+from internal_policy import bundle, files, options, progress
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
+from internal_policy.scans import records, store
 from internal_policy.tasks import rows
 
 if TYPE_CHECKING:
@@ -194,13 +195,13 @@ def all_of(
     rollouts: list[Rollout] = []
     with as_policy(model, point, readout), progress.bar(what, total) as advance:
         for part, first in enumerate(range(0, total, asked.batch_size)):
-            path = cache.part_path(folder, "rollouts", part)
+            path = store.part_path(folder, "rollouts", part)
             known = records.of_part(folder, part)
             if known is None or files.fingerprint_once(path) != known["files"].get(path.name, ""):
-                cache.write_table(path, to_table(sampled(model, tokenizer, problems, asked, first, smaller)))
+                store.write_table(path, to_table(sampled(model, tokenizer, problems, asked, first, smaller)))
                 about = {"files": {path.name: files.fingerprint_once(path)}, "by": []}
                 records.write(records.about_part(folder, part), about)
-            written = from_table(cache.read_part(path))
+            written = from_table(store.read_part(path))
             rollouts += written
             advance(len(written), sum(len(rollout.response_ids) for rollout in written))
     return rollouts

@@ -11,9 +11,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import analysis, cache, progress, view
+from internal_policy import analysis, progress, view
 from internal_policy.console import Terminal, visible_json
 from internal_policy.errors import InputError
+from internal_policy.scans import store
 from internal_policy.tasks import pass_at_k
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ def _finite(value: Any) -> Any:
 
 def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Mapping[str, Any] | None = None) -> None:
     """A scan: what was measured, and the entropies by layer. Raises InputError for a readout that was not measured."""
-    record = cache.record(folder)
+    record = store.record(folder)
     readouts = record["selection"]["readouts"]
     if readout not in (None, *readouts):
         raise InputError(f"{folder} was not measured under the readout '{readout}', only {', '.join(readouts)}.")
     chosen: str = readout or readouts[0]
-    rollouts = cache.read(folder, "rollouts", ["reward", "finished"])
-    frame, suggested, layers = pd.DataFrame(), None, cache.read(folder, "layers")
+    rollouts = store.read(folder, "rollouts", ["reward", "finished"])
+    frame, suggested, layers = pd.DataFrame(), None, store.read(folder, "layers")
     if "entropy" in record["selection"]["measures"]:
         frame = analysis.by_layer(layers, chosen)
         suggested = _suggested(layers[layers["readout"] == chosen])
@@ -212,11 +213,11 @@ def scans(folders: Sequence[Path], *, as_json: bool = False) -> None:
     rows = []
     for folder in folders:
         try:
-            record = cache.record(folder)
+            record = store.record(folder)
             state, size = "whole", sum(file["bytes"] for file in record["files"].values())
         except InputError as error:
             record, state, size = {"model": folder.parent.name}, "unfinished", 0
-            if (folder / cache.RECORD).exists():
+            if (folder / store.RECORD).exists():
                 state = str(error)
         rows.append(
             {"scan": folder.name, "model": record["model"], "state": state, "folder": str(folder), "bytes": size}
@@ -225,7 +226,7 @@ def scans(folders: Sequence[Path], *, as_json: bool = False) -> None:
     if as_json:
         document(rows)
     elif not rows:
-        out.print(f"No scans in {escape(str(cache.root()))} yet; `internal-policy scan` makes one.")
+        out.print(f"No scans in {escape(str(store.root()))} yet; `internal-policy scan` makes one.")
     else:
         table, broken = Table(box=box.SIMPLE_HEAD), []
         for name in ("scan", "model", "rollouts", "tokens", "MB", "created", "state"):
@@ -241,7 +242,7 @@ def scans(folders: Sequence[Path], *, as_json: bool = False) -> None:
         out.print(table)
         for why in broken:
             out.print(escape(why))
-        out.print(f"In {escape(str(cache.root()))}")
+        out.print(f"In {escape(str(store.root()))}")
 
 
 def families(found: Mapping[str, Mapping[str, Any]], version: str, *, as_json: bool = False) -> None:

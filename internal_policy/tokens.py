@@ -8,9 +8,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from internal_policy import cache
 from internal_policy.analysis import CHANGES
 from internal_policy.errors import InputError
+from internal_policy.scans import store
 from internal_policy.view import View, absent, check, rollouts
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -36,9 +36,9 @@ def read(view: View, names: Sequence[str]) -> Iterator[Tokens]:
     where = (ds.field("readout") == view.readout) & (ds.field("position") >= view.first)
     if view.last is not None:
         where &= ds.field("position") <= view.last
-    for path in cache.parts(view.folder, "policies"):
-        _measured(view, cache.columns(path), names)
-        table = cache.read_part(path, ["rollout", "layer", *names], where)
+    for path in store.parts(view.folder, "policies"):
+        _measured(view, store.columns(path), names)
+        table = store.read_part(path, ["rollout", "layer", *names], where)
         layer = table["layer"].to_numpy()
         n = len(np.unique(layer))
         if not n:
@@ -103,8 +103,8 @@ def settled(view: View) -> pd.DataFrame:
 
 def response(view: View, rollout: int) -> pd.DataFrame:
     """The tokens of a response within the view: position, id, token (its text, from the vocabulary)."""
-    path = cache.part_with(view.folder, "rollouts", rollout)
-    found = cache.read_part(path, ["response_ids"], ds.field("rollout") == rollout).to_pandas()
+    path = store.part_with(view.folder, "rollouts", rollout)
+    found = store.read_part(path, ["response_ids"], ds.field("rollout") == rollout).to_pandas()
     ids = np.asarray(found["response_ids"].iloc[0], dtype=int)
     stop = len(ids) if view.last is None else view.last + 1
     frame = pd.DataFrame({"position": np.arange(len(ids)), "id": ids})[view.first : stop]
@@ -114,17 +114,17 @@ def response(view: View, rollout: int) -> pd.DataFrame:
 
 
 def _texts(view: View, ids: pd.Series) -> pd.Series:
-    path = view.folder / cache.VOCABULARY
-    known = cache.read_part(path, ["id", "token"], ds.field("id").isin(pa.array(ids.unique()))).to_pandas()
+    path = view.folder / store.VOCABULARY
+    known = store.read_part(path, ["id", "token"], ds.field("id").isin(pa.array(ids.unique()))).to_pandas()
     return ids.map(known.set_index("id")["token"])
 
 
 def _rows(view: View, rollout: int, names: Sequence[str], where: ds.Expression) -> pd.DataFrame:
     """Rows of one rollout's policies; raises InputError for a rollout or a measure that is not there."""
-    path = cache.part_with(view.folder, "policies", rollout)
-    _measured(view, cache.columns(path), names)
+    path = store.part_with(view.folder, "policies", rollout)
+    _measured(view, store.columns(path), names)
     here = (ds.field("rollout") == rollout) & (ds.field("readout") == view.readout) & where
-    return cache.read_part(path, ["layer", "position", *names], here).to_pandas()
+    return store.read_part(path, ["layer", "position", *names], here).to_pandas()
 
 
 def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.DataFrame:

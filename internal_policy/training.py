@@ -14,21 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from internal_policy import (
-    analysis,
-    bundle,
-    cache,
-    checkpoints,
-    configuration,
-    files,
-    options,
-    progress,
-    records,
-    sampling,
-    show,
-)
+from internal_policy import analysis, bundle, checkpoints, configuration, files, options, progress, sampling, show
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
+from internal_policy.scans import records, store
 from internal_policy.secrecy import redacted
 
 if TYPE_CHECKING:
@@ -57,7 +46,7 @@ def train(asked: options.Train) -> None:
     given = configuration.read(asked.config)
     problems = _problems(asked)
     question = _question(asked, given)
-    folder = asked.output or _named(given) or cache.root() / "runs" / _name(asked, question)
+    folder = asked.output or _named(given) or store.root() / "runs" / _name(asked, question)
     start = _claim(folder, question, asked.resume)
     guess = asked.layer if "schedule" in given else asked.layer or 0  # which layer it is changes no size
     day = _day(asked, folder)
@@ -123,7 +112,7 @@ def _named(given: Mapping[str, Any]) -> Path | None:
 
 def _name(asked: options.Train, question: Mapping[str, Any]) -> str:
     """Of the run's folder: model, method and a digest of the rest."""
-    return f"{Path(asked.model).name}-{asked.method}-{cache.digest(question)[:6]}"
+    return f"{Path(asked.model).name}-{asked.method}-{store.digest(question)[:6]}"
 
 
 def _claim(folder: Path, question: Mapping[str, Any], resume: bool) -> str | None:
@@ -175,7 +164,7 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     for name in now:
         if name in ("model", "revision"):  # compared by `identity`
             continue
-        contents = (cache.digest({name: of.get(name), "content": of["content"]}) for of in (before, now))
+        contents = (store.digest({name: of.get(name), "content": of["content"]}) for of in (before, now))
         if len({*contents}) > 1:
             return {"file": "configuration file", "identity": "--model"}.get(name, f"--{name.replace('_', '-')}")
     return None
@@ -242,7 +231,7 @@ def suggested(
     model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", rollouts: "list[Rollout]", readout: str = "raw"
 ) -> dict[str, Any]:
     """BuPO's target layer and runner-up by a scan of `rollouts`: `analysis.suggestion`."""
-    from internal_policy.scan import scan
+    from internal_policy.scans.scan import scan
 
     readouts: Any = (readout,)
     scanned = scan(

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
-from internal_policy import analysis, cache
+from internal_policy import analysis
 from internal_policy.errors import InputError
+from internal_policy.scans import store
 from internal_policy.tasks import pass_at_k
 
 Outcome = Literal["all", "correct", "incorrect"]
@@ -58,12 +59,12 @@ def how(readout: str) -> str:
 
 def default(folder: Path) -> View:
     """Everything of a scan, under the first readout that was measured."""
-    return View(folder, cache.record(folder)["selection"]["readouts"][0])
+    return View(folder, store.record(folder)["selection"]["readouts"][0])
 
 
 def check(view: View) -> dict[str, Any]:
     """The record of the scan. Raises InputError if it is no whole scan, or was not measured under that readout."""
-    record = cache.record(view.folder)
+    record = store.record(view.folder)
     readouts = record["selection"]["readouts"]
     if view.readout not in readouts:
         remedy = f"--readout {view.readout}" if view.readout in WORDS else "--lens FILE"
@@ -71,7 +72,7 @@ def check(view: View) -> dict[str, Any]:
             f"{view.folder} was not measured under the readout '{view.readout}', only {', '.join(readouts)}; "
             f"scan again with {remedy}."
         )
-    if short := cache.cut_short(view.folder):
+    if short := store.cut_short(view.folder):
         raise InputError(f"{view.folder / short[0]} is missing or cut short; measure it again with --remeasure.")
     return record
 
@@ -82,7 +83,7 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
     A rollout that has no token in the window is left out. Raises InputError where none is left.
     """
     columns = list(dict.fromkeys(["rollout", "reward", *columns]))
-    found = cache.read(view.folder, "rollouts", [*dict.fromkeys([*columns, "response_ids"])])
+    found = store.read(view.folder, "rollouts", [*dict.fromkeys([*columns, "response_ids"])])
     length = found["response_ids"].map(len)
     stop = length if view.last is None else np.minimum(length, view.last + 1)
     found["tokens"] = np.maximum(stop - view.first, 0).astype(int)
@@ -126,9 +127,9 @@ def layers(view: View) -> pd.DataFrame:
     check(view)
     kept = rollouts(view)["rollout"]
     if view.first == 0 and view.last is None:
-        found = cache.read(view.folder, "layers", where=ds.field("readout") == view.readout)
+        found = store.read(view.folder, "layers", where=ds.field("readout") == view.readout)
         return found[found["rollout"].isin(kept)].reset_index(drop=True)
-    windows = [_window(view, part, kept) for part in cache.parts(view.folder, "policies")]
+    windows = [_window(view, part, kept) for part in store.parts(view.folder, "policies")]
     return pd.concat(windows, ignore_index=True).assign(readout=view.readout)
 
 
@@ -137,8 +138,8 @@ def _window(view: View, path: Path, kept: pd.Series) -> pd.DataFrame:
     where = (ds.field("readout") == view.readout) & (ds.field("position") >= view.first)
     if view.last is not None:
         where &= ds.field("position") <= view.last
-    names = [name for name in cache.columns(path) if "." in name and not name.endswith(NOT_MEASURES)]
-    rows = cache.read_part(path, ["rollout", "layer", *names], where).to_pandas()
+    names = [name for name in store.columns(path) if "." in name and not name.endswith(NOT_MEASURES)]
+    rows = store.read_part(path, ["rollout", "layer", *names], where).to_pandas()
     rows = rows[rows["rollout"].isin(kept)]
     for name in [name for name in names if name.endswith(".rank")]:
         rows[f"{name.removesuffix('.rank')}.top1"] = (rows[name] == 1).where(rows[name].notna()).astype(float)
@@ -149,7 +150,7 @@ def _window(view: View, path: Path, kept: pd.Series) -> pd.DataFrame:
     by_site = []
     for site in dict.fromkeys(name.partition(".")[0] for name in names):
         mine = [name for name in wide if name.partition(".")[0] == site]
-        final = wide.index.get_level_values("layer") == cache.record(view.folder)["n_layers"]
+        final = wide.index.get_level_values("layer") == store.record(view.folder)["n_layers"]
         chosen = wide.loc[final if site == "final" else ~final, mine]
         chosen = chosen.rename(columns=lambda name: name.partition(".")[2])
         by_site.append(chosen.assign(site=site, tokens=tokens[chosen.index]).reset_index())

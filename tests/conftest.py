@@ -81,7 +81,8 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def write_record(folder: Path, **given: Any) -> None:
     """Write scan.json for the Parquet files of a folder, as of a scan of a small model."""
-    from internal_policy import files, records
+    from internal_policy import files
+    from internal_policy.scans import records
 
     selection = {"layers": [0], "sites": ["resid_post"], "readouts": ["raw"], "measures": ["entropy"], "top_k": 0}
     text = {name: "x" for name, kind in records.FIELDS.items() if kind is str}

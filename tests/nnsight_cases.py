@@ -24,19 +24,19 @@ from nnsight.modeling import huggingface
 from nnsight.schema.request import RequestModel
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from internal_policy import cache
-from internal_policy import scan as scanning
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.measure import metrics
 from internal_policy.models import loading
 from internal_policy.models.families import sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
-from internal_policy.reader import reader_of
 from internal_policy.readers import nnsight as door
 from internal_policy.readers import there
-from internal_policy.scan import scan
-from internal_policy.selection import Selection, plan
+from internal_policy.scans import scan as scanning
+from internal_policy.scans import store
+from internal_policy.scans.reader import reader_of
+from internal_policy.scans.scan import scan
+from internal_policy.scans.selection import Selection, plan
 from internal_policy.tasks.rollouts import Rollout
 
 SERVER = Path(__file__).parent / "server.py"
@@ -525,7 +525,7 @@ def responses(tmp_path, monkeypatch) -> Path:
 
 
 def tables(folder: str) -> dict[str, pd.DataFrame]:
-    return {kind: cache.read(Path(folder), kind) for kind in cache.KINDS}
+    return {kind: store.read(Path(folder), kind) for kind in store.KINDS}
 
 
 @pytest.mark.usefixtures("responses")
@@ -535,7 +535,7 @@ def test_the_command_line_reads_with_nnsight(served):
     assert main([*asked, "--output", "other", "--reader", "nnsight"]) == 0
     for kind, frame in tables("other").items():
         pd.testing.assert_frame_equal(frame, tables("hooks")[kind], check_exact=True)
-    ours, other = cache.record(Path("hooks")), cache.record(Path("other"))
+    ours, other = store.record(Path("hooks")), store.record(Path("other"))
     assert other["reader"] == "nnsight"
     assert other["versions"].keys() - ours["versions"].keys() == {"nnsight"}
     assert other["asked"] == {**ours["asked"], "reader": "nnsight"}

@@ -11,12 +11,12 @@ from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 from test_adapters import LINEAR, moved
 
-from internal_policy import cache
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.models import loading
 from internal_policy.models.families import inside
 from internal_policy.options import ModelOptions
+from internal_policy.scans import store
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -66,7 +66,7 @@ def test_scanning_an_adapter_equals_scanning_the_merged_model(adapter, base, her
     for name, folder in scans.items():
         words = ["--model", str(folder), "--limit", "2", "--max-new-tokens", "6", "--temperature", "0"]
         assert main(["scan", *words, "--output", name, "--dtype", "float64"]) == 0
-    whole, apart = (cache.read(here / name, "layers") for name in scans)
+    whole, apart = (store.read(here / name, "layers") for name in scans)
     assert torch.allclose(torch.tensor(whole["entropy"]), torch.tensor(apart["entropy"]), atol=1e-3)
 
 

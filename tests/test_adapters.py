@@ -11,7 +11,7 @@ from internal_policy.errors import InputError
 from internal_policy.models.families import inside, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, hooked
 from internal_policy.models.policy import as_policy, policy_logits, unembed
-from internal_policy.scan import scan
+from internal_policy.scans.scan import scan
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.rollouts import generate, of_ids
 
@@ -218,5 +218,5 @@ def test_peft_is_imported_only_for_adapters():
     from test_house import loaded
 
     assert "peft" not in loaded(
-        "import internal_policy.tasks.rollouts, internal_policy.scan, internal_policy.models.policy"
+        "import internal_policy.tasks.rollouts, internal_policy.scans.scan, internal_policy.models.policy"
     )

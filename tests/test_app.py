@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from internal_policy import bundle, cache, files
+from internal_policy import bundle, files
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
+from internal_policy.scans import store
 
 pytest.importorskip("streamlit")
 from streamlit.runtime.caching import clear_session_resource_cache
@@ -77,8 +78,8 @@ def copied(tmp_path) -> Path:
 
 
 def rewrite(folder: Path, **changes) -> None:
-    record = json.loads((folder / cache.RECORD).read_text())
-    (folder / cache.RECORD).write_text(json.dumps({**record, **changes}))
+    record = json.loads((folder / store.RECORD).read_text())
+    (folder / store.RECORD).write_text(json.dumps({**record, **changes}))
 
 
 @pytest.mark.parametrize(("page", "n"), [("overview", 2), ("flow", 4), ("tokens", 2), ("compare", 2), ("geometry", 2)])
@@ -90,11 +91,11 @@ def test_every_page_draws_its_figures(page, n):
 
 
 def rewarded(folder: Path, rewards: list[float]) -> None:
-    record = cache.record(folder)
-    for path in cache.parts(folder, "rollouts"):
+    record = store.record(folder)
+    for path in store.parts(folder, "rollouts"):
         table = pq.read_table(path)
         column = pa.array((rewards * len(table))[: len(table)], pa.float64())
-        cache.write_table(path, table.set_column(table.schema.get_field_index("reward"), "reward", column))
+        store.write_table(path, table.set_column(table.schema.get_field_index("reward"), "reward", column))
         record["files"][path.name] = files.fingerprint(path)
     rewrite(folder, files=record["files"])
 
@@ -231,11 +232,11 @@ def test_a_refusal_of_a_long_name_is_short(page, name):
 
 
 def test_a_page_shows_every_refusal(copied):
-    record = json.loads((copied / cache.RECORD).read_text())
+    record = json.loads((copied / store.RECORD).read_text())
     for path in [*copied.glob("layers-*"), *copied.glob("policies-*")]:
-        table = cache.read_part(path)
+        table = store.read_part(path)
         lost = [name for name in table.column_names if name == "kl" or name.startswith("resid_post")]
-        cache.write_table(path, table.drop_columns(lost))
+        store.write_table(path, table.drop_columns(lost))
     rewrite(copied, files={name: files.fingerprint(copied / name) for name in record["files"]})
     assert len(refusals(opened("flow", scan=str(copied)))) == 2
 
@@ -259,11 +260,11 @@ def test_every_url_parameter_is_tested():
 def read_as(folder: Path, name: str) -> Path:
     """A scan whose norm readout is called by another name, that of a lens."""
     for path in [*folder.glob("policies-*"), *folder.glob("layers-*")]:
-        table = cache.read_part(path)
+        table = store.read_part(path)
         readouts = [name if readout == "norm" else readout for readout in table["readout"].to_pylist()]
         place = table.schema.names.index("readout")
-        cache.write_table(path, table.set_column(place, "readout", pa.array(readouts)), group="rollout")
-    record = cache.record(folder)
+        store.write_table(path, table.set_column(place, "readout", pa.array(readouts)), group="rollout")
+    record = store.record(folder)
     written = {part: files.fingerprint(folder / part) for part in record["files"]}
     rewrite(folder, files=written, selection={**record["selection"], "readouts": ["raw", name]})
     return folder
@@ -330,7 +331,7 @@ def test_an_unknown_schema_is_refused(copied):
 
 @pytest.mark.parametrize("text", ["{", "", "[]", "null", '"x"'])
 def test_a_damaged_record_is_refused(copied, text):
-    (copied / cache.RECORD).write_text(text)
+    (copied / store.RECORD).write_text(text)
     (said,) = refusals(opened(scan=str(copied)))
     assert "scan.json is damaged" in said
 
@@ -358,7 +359,7 @@ def test_every_page_refuses_a_file_with_one_wrong_bit_in_its_footer(copied, page
 def test_a_broken_scan_is_listed_as_broken_and_the_others_open(copied, empty_cache, record):
     shutil.copytree(copied, empty_cache / "model" / "0123456789ab")
     broken = Path(shutil.copytree(copied, empty_cache / "model" / "ba9876543210"))
-    (broken / cache.RECORD).write_text(record)
+    (broken / store.RECORD).write_text(record)
     app = opened()
     assert app.session_state["scan"] == "model/0123456789ab"
     assert not refusals(app)
@@ -377,7 +378,7 @@ def test_an_unexpected_error_is_one_sentence_and_its_traceback_is_logged(copied,
 
 
 def test_an_unfinished_scan_is_refused(copied):
-    (copied / cache.RECORD).unlink()
+    (copied / store.RECORD).unlink()
     (said,) = refusals(opened(scan=str(copied)))
     assert "unfinished" in said
 
@@ -386,15 +387,15 @@ def test_a_scan_of_the_cache_is_listed_and_opens_by_its_digest(copied, empty_cac
     folder = Path(shutil.copytree(copied, empty_cache / "model" / "0123456789ab"))
     assert opened().session_state["scan"] == "model/0123456789ab"
     assert opened(scan="0123").selectbox(key="listed").value == "model/0123456789ab"
-    (folder / cache.RECORD).unlink()
+    (folder / store.RECORD).unlink()
     assert opened().session_state["scan"] == "demo-qwen3"
 
 
 def hostile(folder: Path) -> None:
     """Names and tokens that are markup, everywhere where a scan has text."""
-    vocabulary = pq.read_table(folder / cache.VOCABULARY)
+    vocabulary = pq.read_table(folder / store.VOCABULARY)
     tokens = [HOSTILE[n % len(HOSTILE)] for n in range(vocabulary.num_rows)]
-    pq.write_table(vocabulary.set_column(1, "token", pa.array(tokens)), folder / cache.VOCABULARY)
+    pq.write_table(vocabulary.set_column(1, "token", pa.array(tokens)), folder / store.VOCABULARY)
     path = folder / "rollouts-00000.parquet"
     rollouts = pq.read_table(path)
     place = rollouts.column_names.index("problem")
@@ -420,8 +421,8 @@ def test_hostile_text_is_never_markup(copied):
 def unseen(folder: Path) -> None:
     """Give every text of a scan control characters, direction overrides or 100 kB."""
     bad = ["\x1b[31mred", "\u202eturned", "nul\0", "\r\b\u200b", "x" * 100_000, *HOSTILE]
-    for path in [folder / cache.VOCABULARY, *folder.glob("rollouts-*")]:
-        table = cache.read_part(path)
+    for path in [folder / store.VOCABULARY, *folder.glob("rollouts-*")]:
+        table = store.read_part(path)
         for place, field in enumerate(table.schema):
             if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
                 texts = [bad[n % len(bad)] for n in range(table.num_rows)]
@@ -452,7 +453,7 @@ def test_invisible_characters_are_shown_and_long_texts_are_cut(copied, empty_cac
 
 
 def test_scans_under_different_sites_are_not_compared(copied):
-    record = json.loads((copied / cache.RECORD).read_text())
+    record = json.loads((copied / store.RECORD).read_text())
     rewrite(copied, selection={**record["selection"], "measures": ["norm"]})
     (said,) = refusals(opened("compare", compare=["demo-llama", str(copied)]))
     assert "has no entropy" in said

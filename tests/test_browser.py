@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
-from internal_policy import bundle, cache, files
+from internal_policy import bundle, files
+from internal_policy.scans import store
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -256,17 +257,17 @@ def hostile(tmp_path) -> Path:
     """A scan whose tokens, problems and model's name would be markup."""
     folder = tmp_path / "hostile"
     shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", folder)
-    vocabulary = pd.read_parquet(folder / cache.VOCABULARY)
+    vocabulary = pd.read_parquet(folder / store.VOCABULARY)
     vocabulary["token"] = [HOSTILE[n % len(HOSTILE)] for n in range(len(vocabulary))]
-    vocabulary.to_parquet(folder / cache.VOCABULARY)
-    record = json.loads((folder / cache.RECORD).read_text())
+    vocabulary.to_parquet(folder / store.VOCABULARY)
+    record = json.loads((folder / store.RECORD).read_text())
     record["model"] = " ".join(HOSTILE)
     for path in folder.glob("rollouts-*.parquet"):
         rows = pd.read_parquet(path)
         rows.assign(problem=" ".join(HOSTILE), answer=HOSTILE[1]).to_parquet(path)
     for name in record["files"]:
         record["files"][name] = files.fingerprint(folder / name)
-    (folder / cache.RECORD).write_text(json.dumps(record))
+    (folder / store.RECORD).write_text(json.dumps(record))
     return folder
 
 

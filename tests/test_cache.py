@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_record
 
-from internal_policy import cache, files
+from internal_policy import files
 from internal_policy.errors import InputError
+from internal_policy.scans import store
 
 TABLE = pa.table({"rollout": [0, 0, 1], "entropy": pa.array([1.5, float("nan"), 2.5], pa.float32())})
 
@@ -15,10 +16,10 @@ TABLE = pa.table({"rollout": [0, 0, 1], "entropy": pa.array([1.5, float("nan"), 
 @pytest.fixture
 def folder(tmp_path):
     """A whole scan of one part that holds TABLE three times."""
-    for kind in cache.KINDS:
-        cache.write_table(cache.part_path(tmp_path, kind, 0), TABLE, group="rollout")
-    cache.write_table(tmp_path / cache.VOCABULARY, pa.table({"id": [0], "token": ["a"]}))
-    files.write_json(tmp_path / cache.ASKED, {"digest": "d", "asked": {}, "product": "plain"})
+    for kind in store.KINDS:
+        store.write_table(store.part_path(tmp_path, kind, 0), TABLE, group="rollout")
+    store.write_table(tmp_path / store.VOCABULARY, pa.table({"id": [0], "token": ["a"]}))
+    files.write_json(tmp_path / store.ASKED, {"digest": "d", "asked": {}, "product": "plain"})
     write_record(tmp_path)
     return tmp_path
 
@@ -26,26 +27,26 @@ def folder(tmp_path):
 def test_a_row_group_a_rollout_and_the_schema_version_stand_in_the_file(folder):
     file = pq.ParquetFile(folder / "policies-00000.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 1]
-    assert file.schema_arrow.metadata[b"internal_policy.schema"] == str(cache.SCHEMA).encode()
+    assert file.schema_arrow.metadata[b"internal_policy.schema"] == str(store.SCHEMA).encode()
 
 
 def test_nan_stays_nan_and_is_not_null(folder):
-    read = cache.read_part(folder / "policies-00000.parquet")["entropy"]
+    read = store.read_part(folder / "policies-00000.parquet")["entropy"]
     assert read.null_count == 0
     assert str(read[1].as_py()) == "nan"
 
 
 def test_some_rows_and_columns_can_be_read(folder):
-    read = cache.read(folder, "policies", ["entropy"], ds.field("rollout") == 1)
+    read = store.read(folder, "policies", ["entropy"], ds.field("rollout") == 1)
     assert read.to_dict("list") == {"entropy": [2.5]}
 
 
 def test_a_part_cut_short_is_named(folder):
     path = folder / "policies-00000.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    assert cache.cut_short(folder) == [path.name]
+    assert store.cut_short(folder) == [path.name]
     with pytest.raises(InputError, match=r"policies-00000\.parquet is damaged .* --remeasure"):
-        cache.read(folder, "policies")
+        store.read(folder, "policies")
 
 
 def test_a_part_with_an_altered_byte_is_named(folder):
@@ -53,51 +54,51 @@ def test_a_part_with_an_altered_byte_is_named(folder):
     content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 1
     path.write_bytes(content)
-    assert cache.damaged(folder) == [path.name]
+    assert store.damaged(folder) == [path.name]
 
 
 def test_an_altered_page_is_refused_on_reading(tmp_path):
     path = tmp_path / "policies-00000.parquet"
-    cache.write_table(path, pa.table({"x": pa.array([i**0.5 for i in range(1000)], pa.float32())}))
+    store.write_table(path, pa.table({"x": pa.array([i**0.5 for i in range(1000)], pa.float32())}))
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match="is damaged"):
-        cache.read_part(path)
+        store.read_part(path)
 
 
 def test_an_unknown_schema_version_is_refused(folder):
-    files.write_json(folder / cache.RECORD, {"schema": 99, "files": {}})
+    files.write_json(folder / store.RECORD, {"schema": 99, "files": {}})
     with pytest.raises(InputError, match="schema version 99, this program reads 1"):
-        cache.record(folder)
+        store.record(folder)
 
 
 def test_a_folder_that_is_no_scan_is_told_from_an_unfinished_one(folder, tmp_path):
-    (folder / cache.RECORD).unlink()
+    (folder / store.RECORD).unlink()
     with pytest.raises(InputError, match="is an unfinished scan"):
-        cache.record(folder)
-    (folder / cache.ASKED).unlink()
+        store.record(folder)
+    (folder / store.ASKED).unlink()
     with pytest.raises(InputError, match="is no scan"):
-        cache.record(folder)
+        store.record(folder)
     with pytest.raises(InputError, match="There is no folder"):
-        cache.record(tmp_path / "nowhere")
+        store.record(tmp_path / "nowhere")
 
 
 def test_a_scan_is_found_by_the_first_digits_of_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
     for name in ("abc1", "abd2"):
-        files.write_json(tmp_path / "model" / name / cache.ASKED, {})
-    assert cache.find("abc") == tmp_path / "model" / "abc1"
+        files.write_json(tmp_path / "model" / name / store.ASKED, {})
+    assert store.find("abc") == tmp_path / "model" / "abc1"
     with pytest.raises(InputError, match="2 scans begin with 'ab'"):
-        cache.find("ab")
+        store.find("ab")
     with pytest.raises(InputError, match="There is no scan 'x'"):
-        cache.find("x")
+        store.find("x")
 
 
 def test_the_cache_may_be_named_from_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", "~/scans")
-    assert cache.root() == tmp_path / "scans"
+    assert store.root() == tmp_path / "scans"
 
 
 @pytest.mark.parametrize("value", ["", "relative/folder"])
@@ -105,7 +106,7 @@ def test_an_empty_or_relative_cache_home_counts_as_unset(value, monkeypatch, tmp
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", value)
-    assert cache.root() == tmp_path / ".cache" / "internal-policy"
+    assert store.root() == tmp_path / ".cache" / "internal-policy"
 
 
 def test_without_a_home_folder_the_cache_asks_for_a_folder(monkeypatch):
@@ -114,9 +115,9 @@ def test_without_a_home_folder_the_cache_asks_for_a_folder(monkeypatch):
 
     monkeypatch.delenv("INTERNAL_POLICY_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(cache.Path, "home", homeless)
+    monkeypatch.setattr(store.Path, "home", homeless)
     with pytest.raises(InputError, match="Set INTERNAL_POLICY_CACHE to a folder"):
-        cache.root()
+        store.root()
 
 
 @pytest.mark.parametrize("model", ["Qwen/Qwen3-4B", "local"])
@@ -124,21 +125,21 @@ def test_a_scan_folder_is_named_after_the_model_not_its_path(model, monkeypatch,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "local").mkdir()
     asked = {"identity": "sha256 0"}
-    assert cache.folder_of(model, asked).parent.name == model.replace("/", "--")
-    assert cache.folder_of(str(tmp_path / "local"), asked) == cache.folder_of("./local/", asked)
+    assert store.folder_of(model, asked).parent.name == model.replace("/", "--")
+    assert store.folder_of(str(tmp_path / "local"), asked) == store.folder_of("./local/", asked)
 
 
 def test_the_folder_of_a_scan_depends_on_everything_asked_and_stays_under_the_root(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
-    folders = {cache.folder_of("Qwen/Qwen3-4B", {"seed": seed}) for seed in (0, 1)}
+    folders = {store.folder_of("Qwen/Qwen3-4B", {"seed": seed}) for seed in (0, 1)}
     assert len(folders) == 2
-    assert cache.folder_of("../../etc", {}).parent.parent == tmp_path
+    assert store.folder_of("../../etc", {}).parent.parent == tmp_path
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "parquet"])
 def test_a_table_is_exported_whole(folder, tmp_path, form):
     path = tmp_path / f"out.{form}"
-    assert cache.export(folder, "policies", form, path) == 3
+    assert store.export(folder, "policies", form, path) == 3
     import pandas as pd
 
     read = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[form](path)
@@ -151,18 +152,18 @@ def test_texts_with_line_ends_export_to_one_row_each(folder, tmp_path, form):
     import pandas as pd
 
     texts = ["a\rb", "a\nb", "a\r\nb", 'say "a,\rb"', "\r", ""]
-    cache.write_table(
-        cache.part_path(folder, "rollouts", 0), pa.table({"rollout": range(len(texts)), "response": texts})
+    store.write_table(
+        store.part_path(folder, "rollouts", 0), pa.table({"rollout": range(len(texts)), "response": texts})
     )
     write_record(folder)
     path = tmp_path / f"out.{form}"
-    cache.export(folder, "rollouts", form, path)
+    store.export(folder, "rollouts", form, path)
     read = pd.read_csv(path, keep_default_na=False) if form == "csv" else pd.read_json(path)
     assert read["response"].tolist() == texts
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{", '{"schema": 99}'])
 def test_a_record_that_is_none_is_refused_in_a_sentence(folder, text):
-    (folder / cache.RECORD).write_text(text)
+    (folder / store.RECORD).write_text(text)
     with pytest.raises(InputError, match=r"is damaged|schema version 99"):
-        cache.record(folder)
+        store.record(folder)

@@ -12,9 +12,10 @@ import pytest
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import bundle, cache, console, files, progress, show, training
+from internal_policy import bundle, console, files, progress, show, training
 from internal_policy.__main__ import main
 from internal_policy.console import Terminal, visible
+from internal_policy.scans import store
 
 RED, TITLE, BACK, EIGHT_BIT, REVERSED = "\x1b[31m", "\x1b]0;owned\x07", "\r", "\x9b2J", "\u202e"
 
@@ -100,12 +101,12 @@ def test_the_text_of_a_progress_bar_is_printed_as_text(draw, monkeypatch):
 
 def test_show_warns_once_of_a_scan_that_holds_nan(tmp_path, capsys):
     folder = Path(shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", tmp_path / "scan"))
-    record = json.loads((folder / cache.RECORD).read_text())
+    record = json.loads((folder / store.RECORD).read_text())
     for path in folder.glob("layers-*.parquet"):
         table = pd.read_parquet(path)
         table.loc[(table["rollout"] == 0) & (table["layer"] == 3), "entropy"] = np.nan
         table.to_parquet(path)
         record["files"][path.name] = files.fingerprint(path)
-    files.write_json(folder / cache.RECORD, {**record, "dtype": "float16"})
+    files.write_json(folder / store.RECORD, {**record, "dtype": "float16"})
     assert main(["show", str(folder)]) == 0
     assert capsys.readouterr().err.count("Warning: in 1 of 20 rollouts some numbers are NaN or infinite") == 1

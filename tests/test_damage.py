@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 from conftest import tiny_model, write_record
 
-from internal_policy import cache, files, records, view
+from internal_policy import files, view
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
+from internal_policy.scans import records, store
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -135,22 +136,22 @@ def test_an_altered_footer_is_refused_before_it_is_parsed(scanned, kind):
     path = records.part_path(scanned, kind, 1)
     flip(path, path.stat().st_size - 40)
     with pytest.raises(InputError, match=r"is damaged \(it was altered since it was written\); measure it again with"):
-        cache.read(scanned, kind)
+        store.read(scanned, kind)
 
 
 def test_a_file_is_checked_once_while_it_looks_the_same(scanned, monkeypatch):
     monkeypatch.setattr(files, "COARSE", -1.0)
-    cache.read(scanned, "layers")
+    store.read(scanned, "layers")
     monkeypatch.setattr(files, "fingerprint", None)
-    cache.read(scanned, "layers")
+    store.read(scanned, "layers")
 
 
 def test_a_file_that_changes_is_checked_again(scanned, monkeypatch):
     monkeypatch.setattr(files, "COARSE", -1.0)
-    cache.read(scanned, "layers")
+    store.read(scanned, "layers")
     flip(records.part_path(scanned, "layers", 1), 50)
     with pytest.raises(InputError, match="is damaged"):
-        cache.read(scanned, "layers")
+        store.read(scanned, "layers")
 
 
 def test_a_deleted_part_is_reported(scanned, capsys):
@@ -160,25 +161,25 @@ def test_a_deleted_part_is_reported(scanned, capsys):
 
 
 def test_a_part_that_the_record_does_not_name_is_not_read(scanned):
-    before = cache.read(scanned, "layers")
+    before = store.read(scanned, "layers")
     shutil.copy(records.part_path(scanned, "layers", 1), records.part_path(scanned, "layers", 2))
-    assert len(cache.read(scanned, "layers")) == len(before)
-    assert cache.export(scanned, "layers", "csv", scanned / "x.csv") == len(before)
+    assert len(store.read(scanned, "layers")) == len(before)
+    assert store.export(scanned, "layers", "csv", scanned / "x.csv") == len(before)
 
 
 def test_an_unfinished_scan_is_not_read(scanned):
-    (scanned / cache.RECORD).unlink()
+    (scanned / store.RECORD).unlink()
     with pytest.raises(InputError, match="is an unfinished scan"):
-        cache.read(scanned, "layers")
+        store.read(scanned, "layers")
 
 
 def test_scans_lists_only_whole_scans(scanned, here):
-    whole, begun = (cache.root() / "model" / name for name in ("a", "b"))
+    whole, begun = (store.root() / "model" / name for name in ("a", "b"))
     shutil.copytree(scanned, whole)
     shutil.copytree(scanned, begun)
-    (begun / cache.RECORD).unlink()
-    assert cache.scans() == [whole]
-    assert {*cache.scans(unfinished=True)} == {whole, begun}
+    (begun / store.RECORD).unlink()
+    assert store.scans() == [whole]
+    assert {*store.scans(unfinished=True)} == {whole, begun}
 
 
 @pytest.mark.parametrize(
@@ -190,9 +191,9 @@ def test_a_record_cannot_name_foreign_files_for_removal(words, here, tmp_path, n
     for path in precious:
         path.write_text("precious")
     absolute = str(precious[0]) if name == "/" else name
-    record = json.loads((here / "mine" / cache.RECORD).read_text())
+    record = json.loads((here / "mine" / store.RECORD).read_text())
     record["files"][absolute] = {"bytes": 1, "sha256": "0" * 64}
-    records.write(here / "mine" / cache.RECORD, {k: v for k, v in record.items() if k != "checksum"})
+    records.write(here / "mine" / store.RECORD, {k: v for k, v in record.items() if k != "checksum"})
     capsys.readouterr()
     assert main(["show", "mine"]) == 2
     assert "isn't a file of a scan" in capsys.readouterr().err
@@ -215,7 +216,7 @@ SHAPES = ["[]", "null", '"x"', '{"schema": 1}', '{"schema": [1]}', "[" * 100_000
 
 @pytest.mark.parametrize("text", SHAPES)
 def test_a_malformed_record_is_refused_with_one_sentence(scanned, text, capsys):
-    (scanned / cache.RECORD).write_text(text)
+    (scanned / store.RECORD).write_text(text)
     assert main(["show", str(scanned)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -223,8 +224,8 @@ def test_a_malformed_record_is_refused_with_one_sentence(scanned, text, capsys):
 @pytest.mark.parametrize("text", SHAPES)
 def test_a_broken_scan_is_listed_as_broken_beside_the_others(scanned, text, capsys):
     for name in ("a", "b"):
-        shutil.copytree(scanned, cache.root() / "model" / name)
-    (cache.root() / "model" / "a" / cache.RECORD).write_text(text)
+        shutil.copytree(scanned, store.root() / "model" / name)
+    (store.root() / "model" / "a" / store.RECORD).write_text(text)
     assert main(["ls", "--json"]) == 0
     listed = {row["scan"]: row["state"] for row in json.loads(capsys.readouterr().out)}
     assert listed["b"] == "whole"
@@ -233,11 +234,11 @@ def test_a_broken_scan_is_listed_as_broken_beside_the_others(scanned, text, caps
 
 def test_the_list_of_scans_says_below_the_table_what_is_broken(scanned, capsys):
     for name in ("a", "b"):
-        shutil.copytree(scanned, cache.root() / "model" / name)
-    (cache.root() / "model" / "a" / cache.RECORD).write_text("[]")
+        shutil.copytree(scanned, store.root() / "model" / name)
+    (store.root() / "model" / "a" / store.RECORD).write_text("[]")
     assert main(["ls"]) == 0
     printed = capsys.readouterr().out
-    table, _, below = printed.partition(f"{cache.root() / 'model' / 'a' / cache.RECORD} is damaged")
+    table, _, below = printed.partition(f"{store.root() / 'model' / 'a' / store.RECORD} is damaged")
     assert "broken" in table
     assert "--remeasure" in below
 
@@ -258,55 +259,55 @@ def test_the_list_of_scans_says_below_the_table_what_is_broken(scanned, capsys):
     ],
 )
 def test_a_record_with_a_wrong_field_names_it(scanned, field, value):
-    records.write(scanned / cache.RECORD, {**cache.record(scanned), field: value})
+    records.write(scanned / store.RECORD, {**store.record(scanned), field: value})
     with pytest.raises(InputError, match=rf"scan\.json is damaged \('{field}"):
         view.default(scanned)
 
 
 def test_a_record_with_a_hidden_secret_is_still_valid(scanned):
     command = ["--chat-template-kwargs", '{"api_key": "hunter2"}', "https://me:hunter2@example.org?token=hunter2"]
-    records.write(scanned / cache.RECORD, {**cache.record(scanned), "command": command})
-    assert "hunter2" not in str(cache.record(scanned)["command"])
+    records.write(scanned / store.RECORD, {**store.record(scanned), "command": command})
+    assert "hunter2" not in str(store.record(scanned)["command"])
 
 
 def test_a_record_must_name_every_part_of_every_table(scanned):
-    record = cache.record(scanned)
+    record = store.record(scanned)
     del record["files"]["layers-00000.parquet"]
-    records.write(scanned / cache.RECORD, record)
+    records.write(scanned / store.RECORD, record)
     with pytest.raises(InputError, match="does not name every part of the table layers"):
-        cache.read(scanned, "rollouts")
+        store.read(scanned, "rollouts")
 
 
 def test_an_altered_number_in_a_record_is_noticed(scanned):
-    text = (scanned / cache.RECORD).read_text()
-    (scanned / cache.RECORD).write_text(text.replace('"n_layers": 3', '"n_layers": 2'))
+    text = (scanned / store.RECORD).read_text()
+    (scanned / store.RECORD).write_text(text.replace('"n_layers": 3', '"n_layers": 2'))
     with pytest.raises(InputError, match="it was altered since it was written"):
-        cache.record(scanned)
+        store.record(scanned)
 
 
 @pytest.mark.parametrize("victim", ["policies-00000.parquet", "rollouts-00001.parquet", "part-00000.json"])
 def test_no_record_is_written_if_files_vanish_during_a_scan(words, here, victim, capsys, monkeypatch):
-    write = cache.write_table
+    write = store.write_table
 
     def wiped(path, *rest, **options):
-        if path.name == cache.VOCABULARY:
+        if path.name == store.VOCABULARY:
             (here / "mine" / victim).unlink()
         write(path, *rest, **options)
 
-    monkeypatch.setattr(cache, "write_table", wiped)
+    monkeypatch.setattr(store, "write_table", wiped)
     assert main([*words, "--output", "mine"]) == 2
     assert "was altered or removed while the scan ran. Run its command again" in capsys.readouterr().err
-    assert not (here / "mine" / cache.RECORD).exists()
-    monkeypatch.setattr(cache, "write_table", write)
+    assert not (here / "mine" / store.RECORD).exists()
+    monkeypatch.setattr(store, "write_table", write)
     assert main([*words, "--output", "mine"]) == 0
-    assert cache.damaged(here / "mine") == []
+    assert store.damaged(here / "mine") == []
 
 
 @pytest.mark.parametrize("name", ["rollouts-00000.parquet", "policies-00000.parquet", "layers-00001.parquet"])
 def test_a_flipped_bit_in_an_unfinished_scan_is_measured_again(words, here, name):
     assert main([*words, "--output", "mine"]) == 0
     whole = {path.name: path.read_bytes() for path in (here / "mine").glob("*.parquet")}
-    (here / "mine" / cache.RECORD).unlink()
+    (here / "mine" / store.RECORD).unlink()
     flip(here / "mine" / name, (here / "mine" / name).stat().st_size - 40)
     assert main([*words, "--output", "mine"]) == 0
     assert {path.name: path.read_bytes() for path in (here / "mine").glob("*.parquet")} == whole
@@ -328,7 +329,7 @@ def test_a_flipped_bit_in_an_interrupted_sampling_is_sampled_again(words, here, 
     with monkeypatch.context() as patch:
         patch.setattr(sampling, "sampled", interrupted)
         assert main([*asked, "r.jsonl"]) == 130
-    (part,) = cache.root().rglob("rollouts-00000.parquet")
+    (part,) = store.root().rglob("rollouts-00000.parquet")
     flip(part, place % part.stat().st_size)
     assert main([*asked, "r.jsonl"]) == 0
     assert (here / "r.jsonl").read_text() == (here / "whole.jsonl").read_text()
@@ -337,14 +338,15 @@ def test_a_flipped_bit_in_an_interrupted_sampling_is_sampled_again(words, here, 
 def test_a_part_without_its_notes_is_measured_again(words, here):
     assert main([*words, "--output", "mine"]) == 0
     whole = {path.name: path.read_bytes() for path in (here / "mine").glob("*.parquet")}
-    (here / "mine" / cache.RECORD).unlink()
+    (here / "mine" / store.RECORD).unlink()
     (here / "mine" / "part-00000.json").write_text("{")
     assert main([*words, "--output", "mine"]) == 0
     assert {path.name: path.read_bytes() for path in (here / "mine").glob("*.parquet")} == whole
 
 
 def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here, monkeypatch):
-    from internal_policy import commands, scan
+    from internal_policy import commands
+    from internal_policy.scans import scan
 
     facts, measure = commands._facts, scan.measure
 
@@ -361,14 +363,14 @@ def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here
         assert main([*words, "--output", "mine"]) == 130
     monkeypatch.setattr(commands, "_facts", lambda *given: {**facts(*given), "versions": {"torch": "2"}})
     assert main([*words, "--output", "mine"]) == 0
-    record = cache.record(here / "mine")
+    record = store.record(here / "mine")
     assert (record["device"], record["versions"]) == ("cuda:0, cpu", {"torch": "1, 2"})
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"digest": 1}', "{"])
 def test_a_damaged_question_is_refused_in_a_sentence(words, here, text, capsys):
     assert main([*words, "--output", "mine"]) == 0
-    (here / "mine" / cache.ASKED).write_text(text)
+    (here / "mine" / store.ASKED).write_text(text)
     capsys.readouterr()
     assert main([*words, "--output", "mine"]) == 2
     assert "asked.json is damaged" in capsys.readouterr().err
@@ -376,14 +378,14 @@ def test_a_damaged_question_is_refused_in_a_sentence(words, here, text, capsys):
 
 def test_a_damaged_file_outside_a_scan_gets_another_remedy(tmp_path):
     path = tmp_path / "metrics.parquet"
-    cache.write_table(path, pa.table({"x": [1]}))
+    store.write_table(path, pa.table({"x": [1]}))
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(InputError, match=r"is damaged .*; remove it and write it again"):
-        cache.read_part(path)
+        store.read_part(path)
 
 
 def test_write_record_writes_a_valid_record(tmp_path):
     for name in ("rollouts-00000", "policies-00000", "layers-00000", "vocabulary"):
-        cache.write_table(tmp_path / f"{name}.parquet", pa.table({"rollout": [1]}))
+        store.write_table(tmp_path / f"{name}.parquet", pa.table({"rollout": [1]}))
     write_record(tmp_path)
-    assert cache.damaged(tmp_path) == []
+    assert store.damaged(tmp_path) == []

@@ -9,11 +9,12 @@ import pytest
 from conftest import CHAT_TEMPLATE, tiny_model
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from internal_policy import cache, options, sampling, training
+from internal_policy import options, sampling, training
 from internal_policy.__main__ import main
 from internal_policy.bupo import BuPOConfig
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
+from internal_policy.scans import store
 from internal_policy.tasks.rollouts import read_rollouts
 
 DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHAT_TEMPLATE
@@ -50,7 +51,7 @@ def test_the_date_is_in_the_digest(folder, on, form):
     digests = []
     for day in ("2026-11-24", "2026-11-25"):
         on(day)
-        digests += [cache.digest(sampling.question(asked, [], set()))] * 2
+        digests += [store.digest(sampling.question(asked, [], set()))] * 2
     assert len(set(digests)) == 2
 
 
@@ -78,17 +79,17 @@ def test_token_id_rollouts_give_the_same_question_every_day(folder, on):
 def test_prompts_contain_the_date_in_the_question(folder, here, on, tokenizer):
     on("2024-07-26")
     assert main(["scan", "--model", str(folder), *ASKED, "--output", "mine"]) == 0
-    prompts = cache.read(here / "mine", "rollouts", ["prompt_ids"])["prompt_ids"]
+    prompts = store.read(here / "mine", "rollouts", ["prompt_ids"])["prompt_ids"]
     assert {tokenizer.decode(ids).partition("\n")[0] for ids in prompts} == {"26 Jul 2024"}
-    assert "2024-07-26" in cache.record(here / "mine")["asked"]["chat_template_kwargs"]
+    assert "2024-07-26" in store.record(here / "mine")["asked"]["chat_template_kwargs"]
 
 
 def test_a_scan_continues_on_another_day_only_with_its_own_date(folder, here, on, capsys):
     on("2026-11-24")
     assert main(["scan", "--model", str(folder), *ASKED, "--output", "mine"]) == 0
-    (here / "mine" / cache.RECORD).unlink()
-    cache.part_path(here / "mine", "layers", 1).unlink()
-    cache.part_path(here / "mine", "rollouts", 1).unlink()
+    (here / "mine" / store.RECORD).unlink()
+    store.part_path(here / "mine", "layers", 1).unlink()
+    store.part_path(here / "mine", "rollouts", 1).unlink()
     on("2026-11-25")
     again = ["scan", "--model", str(folder), *ASKED, "--output", "mine"]
     assert main(again) == 2

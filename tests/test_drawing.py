@@ -16,11 +16,12 @@ from typing import get_args
 
 import pytest
 
-from internal_policy import bundle, cache, figures, files, look, view
+from internal_policy import bundle, figures, files, look, view
 from internal_policy.__main__ import main
 from internal_policy.drawing import positions
 from internal_policy.errors import InputError
 from internal_policy.options import Figure, Measure
+from internal_policy.scans import store
 
 FIGURES = ["flow", "change", "norm-control", "residual", "convergence", "readouts", "distribution", "tokens", "cell"]
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
@@ -117,7 +118,7 @@ def test_a_report_holds_every_figure_the_table_and_the_provenance_in_one_offline
     assert page.count("plotly.js v") == 1
     assert "Not drawn" not in page
     assert "internal-policy scan --model demo-llama" in page
-    assert cache.record(DEMO)["asked"]["identity"] in page
+    assert store.record(DEMO)["asked"]["identity"] in page
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?http", page)
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
 
@@ -132,8 +133,8 @@ def test_a_report_says_why_a_figure_is_missing(tmp_path):
 
 def test_what_a_scan_says_of_itself_is_no_markup_in_a_report(tmp_path):
     folder = shutil.copytree(DEMO, tmp_path / "scan")
-    record = json.loads((folder / cache.RECORD).read_text())
-    files.write_json(folder / cache.RECORD, {**record, "model": "<script>alert(1)</script>", "device": "<b>cpu</b>"})
+    record = json.loads((folder / store.RECORD).read_text())
+    files.write_json(folder / store.RECORD, {**record, "model": "<script>alert(1)</script>", "device": "<b>cpu</b>"})
     path = tmp_path / "report.html"
     assert main(["report", str(folder), "-o", str(path)]) == 0
     page = path.read_text()

@@ -9,7 +9,8 @@ import sys
 import pyarrow as pa
 import pytest
 
-from internal_policy import cache, files
+from internal_policy import files
+from internal_policy.scans import store
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_file(tmp_path):
 
 def _write(path, number):
     for _ in range(20):
-        cache.write_table(path, pa.table({"x": [number] * 1000}))
+        store.write_table(path, pa.table({"x": [number] * 1000}))
 
 
 def test_processes_that_write_the_same_file_leave_one_whole_file(tmp_path):
@@ -60,7 +61,7 @@ def test_processes_that_write_the_same_file_leave_one_whole_file(tmp_path):
         writer.start()
     for writer in writers:
         writer.join()
-    values = set(cache.read_part(path)["x"].to_pylist())
+    values = set(store.read_part(path)["x"].to_pylist())
     assert values in ({1}, {2})
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -11,10 +11,11 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
-from internal_policy import cache, options, sampling
+from internal_policy import options, sampling
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
 from internal_policy.models import loading
+from internal_policy.scans import store
 
 PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
 STREAM = "resid_pre,resid_post"
@@ -58,7 +59,7 @@ def fitted(folder, tmp_path_factory) -> Path:
 
 
 def entropies(folder: Path, readout: str) -> list[float]:
-    layers = cache.read(folder, "layers")
+    layers = store.read(folder, "layers")
     return layers[layers["readout"] == readout]["entropy"].tolist()
 
 
@@ -73,7 +74,7 @@ def test_a_lens_is_fitted_scanned_with_and_shown(asked, words, here, capsys):
     scan = ["scan", *words, "--lens", "lens.safetensors", "--sites", STREAM]
     assert main([*scan, "--readout", "both", "--output", "mine"]) == 0
     assert "Also measured: norm, tuned;" in capsys.readouterr().out
-    assert cache.record(here / "mine")["selection"]["readouts"] == ["raw", "norm", "tuned"]
+    assert store.record(here / "mine")["selection"]["readouts"] == ["raw", "norm", "tuned"]
     assert main(["show", "mine", "--readout", "tuned"]) == 0
     assert "through the tuned lens" in " ".join(capsys.readouterr().out.split())
     for figure in ("flow", "convergence", "readouts"):
@@ -144,7 +145,7 @@ def test_an_interrupted_fit_writes_nothing_and_samples_nothing_twice(asked, here
     assert main([*asked, "--output", "mine.safetensors"]) == 0
     assert batches == [0, 32]
     assert (here / "mine.safetensors").read_bytes() == (here / "whole.safetensors").read_bytes()
-    assert not list((cache.root() / "rollouts").iterdir())
+    assert not list((store.root() / "rollouts").iterdir())
 
 
 BAD = {
@@ -218,7 +219,7 @@ def test_a_lens_without_the_maps_that_a_scan_takes_is_refused_before_work(
         in printed
     )
     assert len(printed.strip().splitlines()) == 1
-    assert not cache.root().exists()
+    assert not store.root().exists()
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["", "--dry-run"])
@@ -231,7 +232,7 @@ def test_a_lens_that_cannot_be_read_is_refused_before_work(words, name, dry, her
     assert printed.startswith("error: ")
     assert name in printed
     assert len(printed.strip().splitlines()) == 1
-    assert not cache.root().exists()
+    assert not store.root().exists()
 
 
 def test_a_lens_of_other_weights_is_used_and_that_is_said(asked, words, folder, here, tmp_path, capsys):
@@ -282,4 +283,4 @@ def test_a_lens_that_is_not_used_is_refused(command, options, sentence, words, f
     assert sentence in printed
     assert len(printed.strip().splitlines()) == 1
     assert not list(here.iterdir())
-    assert not cache.root().exists()
+    assert not store.root().exists()

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internal_policy import bundle, cache, files
-from internal_policy.formulas import guard, guarded, unguarded
+from internal_policy import bundle, files
+from internal_policy.scans import store
+from internal_policy.scans.formulas import guard, guarded, unguarded
 from internal_policy.tasks.rows import read_rows
 
 EVIL = ['=HYPERLINK("http://x","y")', "@SUM(A1)", "+1", "-1+cmd|' /C calc'!A0", "\t=1", "\r=1", "--1", "'=1"]
@@ -51,10 +52,10 @@ def exported(tmp_path):
     frame = pd.read_parquet(path)
     texts = [EVIL[row % len(EVIL)] for row in range(len(frame))]
     frame.assign(problem=texts, response=texts[::-1]).to_parquet(path)
-    record = cache.record(copied)
+    record = store.record(copied)
     record["files"][path.name] = files.fingerprint(path)
-    files.write_json(copied / cache.RECORD, record)
-    cache.export(copied, "rollouts", "csv", tmp_path / "x.csv")
+    files.write_json(copied / store.RECORD, record)
+    store.export(copied, "rollouts", "csv", tmp_path / "x.csv")
     return tmp_path / "x.csv", texts
 
 

@@ -18,8 +18,8 @@ from internal_policy.lens import Map, Maps, Tuned
 from internal_policy.models.families import final_norm
 from internal_policy.models.hooks import FINAL, SITES, HookPoint
 from internal_policy.models.policy import as_policy, policy_logits, read_out, readout_name, unembed
-from internal_policy.scan import check, scan
-from internal_policy.selection import Selection, canonical
+from internal_policy.scans.scan import check, scan
+from internal_policy.scans.selection import Selection, canonical
 from internal_policy.tasks.rollouts import Rollout
 
 STREAM = ("resid_pre", "resid_post")

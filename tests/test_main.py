@@ -20,13 +20,14 @@ from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from internal_policy import cache, report, sampling, scan
+from internal_policy import report, sampling
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
 from internal_policy.models.families import FAMILIES
 from internal_policy.models.hooks import SITES
 from internal_policy.models.proofs import PROOFS
 from internal_policy.options import Evaluate, Figure, FitLens, Generate, Scan, Train
+from internal_policy.scans import scan, store
 from internal_policy.tasks.problems import read_problems
 
 PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
@@ -73,7 +74,7 @@ def test_a_scan_shows_the_entropies_by_layer_and_where_it_is(asked, here, capsys
     assert "final" in printed.out
     assert "Scan: mine" in printed.out
     assert len(numbers(here / "mine")) == 3 * 3 + 1
-    layers = cache.read(here / "mine", "layers")
+    layers = store.read(here / "mine", "layers")
     assert set(layers["site"]) == {*SITES, "final"}
     assert layers["rollout"].nunique() == len(PROBLEMS)
 
@@ -217,7 +218,7 @@ def test_a_dry_run_says_what_is_needed_and_writes_nothing(asked, here, capsys):
     assert "unembeddings per token" in printed
     assert "disk at most" in printed
     assert not list(here.iterdir())
-    assert not cache.root().exists()
+    assert not store.root().exists()
 
 
 def test_a_dry_run_removes_no_damaged_part(asked, here):
@@ -247,7 +248,7 @@ def test_an_interrupted_scan_says_how_to_go_on_and_equals_an_undisturbed_one(ask
     words = [*asked, "--output", "mine"]
     assert main(words) == 130
     assert "Continue with: internal-policy scan --model" in capsys.readouterr().err
-    assert not (here / "mine" / cache.RECORD).exists()
+    assert not (here / "mine" / store.RECORD).exists()
 
     def counted(*given, first, **options):
         measured.append(first)
@@ -276,8 +277,8 @@ def test_a_killed_scan_goes_on_and_equals_an_undisturbed_one(asked, here):
     child.send_signal(signal.SIGKILL)
     child.wait()
     (here / "mine" / "here").unlink()
-    assert cache.is_whole(here / "mine", 0)
-    assert not cache.is_whole(here / "mine", 1)
+    assert store.is_whole(here / "mine", 0)
+    assert not store.is_whole(here / "mine", 1)
     assert main([*asked, "--output", "mine"]) == 0
     assert numbers(here / "mine") == whole
 
@@ -288,7 +289,7 @@ def test_two_processes_that_ask_the_same_write_one_whole_scan(asked, here):
     children = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [child.wait() for child in children] == [0, 0]
     assert numbers(here / "mine") == whole
-    assert not cache.damaged(here / "mine")
+    assert not store.damaged(here / "mine")
 
 
 def test_what_a_killed_run_was_about_to_write_is_no_obstacle(asked, here):
@@ -297,11 +298,11 @@ def test_what_a_killed_run_was_about_to_write_is_no_obstacle(asked, here):
     assert main([*asked, "--output", "mine"]) == 0
 
 
-@pytest.mark.parametrize("kind", cache.KINDS)
+@pytest.mark.parametrize("kind", store.KINDS)
 def test_a_part_of_an_unfinished_scan_that_was_cut_short_is_measured_again(kind, asked, here):
     whole = undisturbed(asked, here / "mine")
-    (here / "mine" / cache.RECORD).unlink()
-    part = cache.part_path(here / "mine", kind, 1)
+    (here / "mine" / store.RECORD).unlink()
+    part = store.part_path(here / "mine", kind, 1)
     part.write_bytes(part.read_bytes()[:500])
     assert main([*asked, "--output", "mine"]) == 0
     assert numbers(here / "mine") == whole
@@ -322,7 +323,7 @@ def test_whoever_comes_second_measures_the_rollouts_of_the_first(asked, here, mo
     monkeypatch.setattr(sampling, "sampled", late)
     assert main([*asked, "--output", "mine"]) == 0
     assert numbers(here / "mine") == first
-    assert not cache.damaged(here / "mine")
+    assert not store.damaged(here / "mine")
 
 
 def test_a_damaged_part_is_named_and_measured_again_on_request(asked, here, capsys):
@@ -337,7 +338,7 @@ def test_a_damaged_part_is_named_and_measured_again_on_request(asked, here, caps
 
 def test_a_scan_whose_record_is_damaged_is_measured_again_on_request(asked, here, capsys):
     whole = undisturbed(asked, here / "mine")
-    (here / "mine" / cache.RECORD).write_text("{")
+    (here / "mine" / store.RECORD).write_text("{")
     assert main([*asked, "--output", "mine"]) == 2
     assert "scan.json is damaged" in capsys.readouterr().err
     assert main([*asked, "--output", "mine", "--remeasure"]) == 0
@@ -367,7 +368,7 @@ def test_out_of_memory_halves_the_batch_and_is_said_once(asked, here, capsys, mo
     capsys.readouterr()
     assert main([*asked, "--output", "mine"]) == 0
     assert capsys.readouterr().err.count("Out of memory: measuring 2 rollouts at a time.") == 1
-    one, two = (cache.read(here / name, "layers") for name in ("whole", "mine"))
+    one, two = (store.read(here / name, "layers") for name in ("whole", "mine"))
     pd.testing.assert_frame_equal(one, two, rtol=1e-4)
 
 
@@ -380,7 +381,7 @@ def test_nothing_is_drawn_on_stderr_where_it_is_no_terminal(asked, capsys):
 
 def test_both_readouts_share_the_final_policy(asked, here):
     assert main([*asked, "--output", "mine", "--readout", "both"]) == 0
-    policies = cache.read(here / "mine", "policies", ["rollout", "position", "layer", "readout", "final.entropy"])
+    policies = store.read(here / "mine", "policies", ["rollout", "position", "layer", "readout", "final.entropy"])
     final = policies.dropna().pivot_table(index=["rollout", "position"], columns="readout", values="final.entropy")
     assert final["raw"].tolist() == final["norm"].tolist()
 
@@ -484,7 +485,7 @@ def test_an_interrupted_evaluation_goes_on_and_equals_an_undisturbed_one(evaluat
     assert main([*evaluated, "--output", "mine"]) == 0
     assert first_prompts == [0, 4, 4, 8, 12, 16]
     assert numbers(here / "mine") == numbers(here / "whole")
-    assert not list((cache.root() / "rollouts").iterdir())
+    assert not list((store.root() / "rollouts").iterdir())
 
 
 def test_sets_of_problems_have_a_curve_each_and_one_together(evaluated, problems, here, capsys, monkeypatch):
@@ -639,10 +640,10 @@ def test_a_model_of_another_family_is_scanned_and_sampled_from(name, folders, pr
     assert (forecast["family"], forecast["sites"], forecast["layers"]) == (name, has, [0, 1, 2])
     assert forecast["hidden_states_per_token"] == 3 * (len(has) - 1) + 2  # a layer's input is read once
     assert main(["scan", *words, "--output", "mine"]) == 0
-    record = cache.record(here / "mine")
+    record = store.record(here / "mine")
     assert (record["family"], record["n_layers"], record["d_model"], record["d_vocab"]) == (name, 3, 32, 320)
     assert record["selection"]["sites"] == has
-    assert set(cache.read(here / "mine", "layers")["site"]) == {*has, "final"}
+    assert set(store.read(here / "mine", "layers")["site"]) == {*has, "final"}
     assert main(["generate", *words, "--at", "1.attn_out"]) == 0
     assert main(["evaluate", *words, "--at", "1.mlp_out", "--samples", "2"]) == 0
 
@@ -817,17 +818,17 @@ def test_a_full_disk_is_refused_before_work_starts(asked, here, capsys, monkeypa
 
 
 def test_a_disk_that_fills_up_ends_with_1_and_keeps_what_is_whole(asked, here, capsys, monkeypatch):
-    write = cache.write_table
+    write = store.write_table
 
     def full(path, *rest, **options):
         if path.name == "layers-00001.parquet":
             raise OSError(28, "No space left on device", str(path))
         write(path, *rest, **options)
 
-    monkeypatch.setattr(cache, "write_table", full)
+    monkeypatch.setattr(store, "write_table", full)
     assert main([*asked, "--output", "mine"]) == 1
     assert "No space left on device" in capsys.readouterr().err
-    assert cache.is_whole(here / "mine", 0)
+    assert store.is_whole(here / "mine", 0)
 
 
 def test_a_gated_model_says_where_to_accept_its_terms(asked, folder, capsys, monkeypatch):
@@ -867,7 +868,7 @@ def _one_sentence(capsys, sentence: str, here: Path) -> None:
     assert printed.startswith("error: ")
     assert len(printed.strip().splitlines()) == 1
     assert not list(here.iterdir())
-    assert not cache.root().exists()
+    assert not store.root().exists()
 
 
 @pytest.mark.parametrize("name", ["demo-qwen3", "demo-llama"])
@@ -904,9 +905,9 @@ def test_responses_that_come_as_text_or_messages_are_scanned(row, folder, here, 
 
 def test_without_a_chat_template_the_text_is_the_prompt(asked, here):
     assert main([*asked, "--chat-template", "none", "--output", "mine"]) == 0
-    prompt = cache.read(here / "mine", "rollouts", ["prompt_ids"])["prompt_ids"][0]
+    prompt = store.read(here / "mine", "rollouts", ["prompt_ids"])["prompt_ids"][0]
     assert main([*asked, "--output", "chat"]) == 0
-    assert len(prompt) < len(cache.read(here / "chat", "rollouts", ["prompt_ids"])["prompt_ids"][0])
+    assert len(prompt) < len(store.read(here / "chat", "rollouts", ["prompt_ids"])["prompt_ids"][0])
 
 
 def test_the_demo_is_scanned_where_no_model_is_named(capsys):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from internal_policy import bundle, cache, commands, options, sampling
+from internal_policy import bundle, commands, options, sampling
+from internal_policy.scans import store
 
 TESTS = Path(__file__).parent
 
@@ -37,12 +38,12 @@ assert not {{"nnsight", "transformer_lens"}} & set(sys.modules)
 
 
 def test_the_package_works_in_a_process_that_began_with_nnsight():
-    code = "import nnsight, internal_policy.commands, internal_policy.scan, internal_policy.bupo"
+    code = "import nnsight, internal_policy.commands, internal_policy.scans.scan, internal_policy.bupo"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_scan_of_an_earlier_version_is_asked_the_same_question():
-    asked = cache.record(bundle.DATA / "scans" / "demo-qwen3")["asked"]
+    asked = store.record(bundle.DATA / "scans" / "demo-qwen3")["asked"]
     assert commands._question(options.Scan(), LlamaConfig).keys() == asked.keys()
     assert all(getattr(options.Scan(), name, default) == default for name, default in sampling.LATER.items())

@@ -12,12 +12,12 @@ from torch.distributions import Categorical
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from internal_policy import dynamics, fit
-from internal_policy import scan as scan_module
 from internal_policy.errors import InputError
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.passes import alone, positions
 from internal_policy.models.policy import policy_logits
-from internal_policy.scan import scan
+from internal_policy.scans import scan as scan_module
+from internal_policy.scans.scan import scan
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.rollouts import Rollout, generate
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from internal_policy import cache
 from internal_policy.errors import InputError
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.policy import as_policy, policy_logits
+from internal_policy.scans import store
 from internal_policy.tasks import marking
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem, split_messages
@@ -303,9 +303,9 @@ def test_token_ids_are_never_retokenised(tokenizer, tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "json"])
 def test_exported_rollouts_are_read_back(tokenizer, tmp_path, ending):
-    folder = cache.find("demo-qwen3")
-    cache.export(folder, "rollouts", ending, tmp_path / f"r.{ending}")
-    expected = [rollout for path in cache.parts(folder, "rollouts") for rollout in from_table(cache.read_part(path))]
+    folder = store.find("demo-qwen3")
+    store.export(folder, "rollouts", ending, tmp_path / f"r.{ending}")
+    expected = [rollout for path in store.parts(folder, "rollouts") for rollout in from_table(store.read_part(path))]
     assert read_rollouts(tmp_path / f"r.{ending}", tokenizer, {}) == expected
 
 

@@ -14,15 +14,15 @@ from conftest import FAMILY_NAMES, FEW, LLAMA_SHAPED, all_points, hook_count, re
 from torch.distributions import Categorical
 
 from internal_policy import dynamics, fit
-from internal_policy import scan as scan_module
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import MEASURES, entropy
 from internal_policy.models.families import decoder_layers, final_norm, head
 from internal_policy.models.hooks import FINAL, SITES, HookPoint
 from internal_policy.models.policy import as_policy, policy_logits, unembed
-from internal_policy.reader import reader_of
-from internal_policy.scan import blocks, measure, scan
-from internal_policy.selection import Selection
+from internal_policy.scans import scan as scan_module
+from internal_policy.scans.reader import reader_of
+from internal_policy.scans.scan import blocks, measure, scan
+from internal_policy.scans.selection import Selection
 from internal_policy.tasks.rollouts import Rollout
 
 KEYS = ["rollout", "readout", "layer"]

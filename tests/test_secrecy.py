@@ -87,7 +87,8 @@ def test_a_pickled_configuration_has_no_hub_token():
 
 
 def test_problems_in_a_file_with_a_secret_looking_name_are_compared(here):
-    from internal_policy import analysis, cache
+    from internal_policy import analysis
+    from internal_policy.scans import store
 
     problems = here / "my-secret-problems.jsonl"
     problems.write_text('{"problem": "1 + 1", "answer": "2"}\n')
@@ -95,7 +96,7 @@ def test_problems_in_a_file_with_a_secret_looking_name_are_compared(here):
     for folder in folders:
         few = ["scan", "--problems", problems.name, "--limit", "1", "--max-new-tokens", "2", "--output", folder]
         assert main(few) == 0
-    records = [cache.record(here / folder) for folder in folders]
+    records = [store.record(here / folder) for folder in folders]
     assert analysis.differences(records) == []
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from internal_policy.models.hooks import FINAL, HookPoint
-from internal_policy.selection import Selection, plan
-from internal_policy.tables import layers_table, policies_table
+from internal_policy.scans.selection import Selection, plan
+from internal_policy.scans.tables import layers_table, policies_table
 
 SELECTION = Selection(
     (0, 1), ("attn_out",), ("raw", "norm"), ("entropy", "rank", "topk", "entropy_at_input_norm"), top_k=2

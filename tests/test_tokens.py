@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 from conftest import write_record
 
-from internal_policy import analysis, bundle, cache
+from internal_policy import analysis, bundle
 from internal_policy.errors import InputError
+from internal_policy.scans import store
 from internal_policy.tokens import cells, predictions, quantiles, response, settled
 from internal_policy.view import View
 
@@ -17,7 +18,7 @@ HOSTILE = ["<b>", "$x$", "\n", "<0xF0>", "<script>alert(1)</script>"]
 
 @pytest.fixture(scope="module")
 def policies() -> pd.DataFrame:
-    return cache.read(DEMO.folder, "policies").query("readout == 'raw'")
+    return store.read(DEMO.folder, "policies").query("readout == 'raw'")
 
 
 @pytest.fixture
@@ -41,9 +42,9 @@ def planted(tmp_path) -> View:
     ids = [[0], [1, 4]]
     told = pa.table({"rollout": [0, 1], "reward": [1.0, None], "response_ids": pa.array(ids, pa.list_(pa.int32()))})
     for kind, part in {"policies": pa.table(table), "rollouts": told, "layers": told}.items():
-        cache.write_table(cache.part_path(tmp_path, kind, 0), part, group="rollout")
+        store.write_table(store.part_path(tmp_path, kind, 0), part, group="rollout")
     vocabulary = pa.table({"id": pa.array(range(5), pa.int32()), "token": HOSTILE})
-    cache.write_table(tmp_path / cache.VOCABULARY, vocabulary)
+    store.write_table(tmp_path / store.VOCABULARY, vocabulary)
     selection = {"readouts": ["raw"], "sites": ["resid_post"], "measures": ["entropy", "topk"]}
     write_record(tmp_path, n_layers=2, d_vocab=5, model="planted", selection=selection)
     return View(tmp_path)
@@ -76,7 +77,7 @@ def test_quantiles_are_those_of_all_tokens(policies):
 
 
 def test_quantiles_of_some_rollouts_and_positions(policies):
-    right = cache.read(DEMO.folder, "rollouts", ["rollout", "reward"]).query("reward == 1")["rollout"]
+    right = store.read(DEMO.folder, "rollouts", ["rollout", "reward"]).query("reward == 1")["rollout"]
     chosen = policies[policies["rollout"].isin(right) & policies["position"].between(2, 6)]
     found = quantiles(View(DEMO.folder, outcome="correct", first=2, last=6), "resid_post").set_index("layer")
     values = chosen.loc[chosen["layer"] == 3, "resid_post.entropy"]

@@ -17,17 +17,17 @@ with warnings.catch_warnings():
     from transformer_lens.model_bridge.sources import boot_native
     from transformer_lens.tools.analysis import logit_readout
 
-from internal_policy import cache
-from internal_policy import scan as scanning
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.measure import metrics
 from internal_policy.models.hooks import FINAL, SITES, HookPoint
 from internal_policy.models.policy import unembed
-from internal_policy.reader import reader_of
 from internal_policy.readers import transformer_lens
 from internal_policy.readers.transformer_lens import boot, measure_cache
-from internal_policy.scan import scan
+from internal_policy.scans import scan as scanning
+from internal_policy.scans import store
+from internal_policy.scans.reader import reader_of
+from internal_policy.scans.scan import scan
 from internal_policy.tasks.rollouts import of_ids
 
 
@@ -164,8 +164,8 @@ def test_folding_does_change_the_raw_policies(bridge, input_ids):
     point = HookPoint(2, "resid_post")
     before = states(bridge, [point], input_ids)[point] @ bridge.W_U
     bridge.enable_compatibility_mode(disable_warnings=True)
-    _, cache = bridge.run_with_cache(input_ids, names_filter=transformer_lens.name(point))
-    after = cache[transformer_lens.name(point)] @ bridge.W_U
+    _, store = bridge.run_with_cache(input_ids, names_filter=transformer_lens.name(point))
+    after = store[transformer_lens.name(point)] @ bridge.W_U
     assert (after.softmax(-1) - before.softmax(-1)).abs().max() > 0.01
 
 
@@ -215,19 +215,19 @@ def test_booting_leaves_the_tokenizer_alone(tokenizer):
 
 
 def test_a_cache_is_measured_as_a_scan_would(bridge, tokenizer, input_ids, monkeypatch):
-    _, cache = bridge.run_with_cache(input_ids)
+    _, store = bridge.run_with_cache(input_ids)
     expected = scan(bridge, tokenizer, of_ids(tokenizer, input_ids.tolist(), prompt=3))
-    same(measure_cache(bridge, cache, input_ids, prompt=3), expected)
+    same(measure_cache(bridge, store, input_ids, prompt=3), expected)
     monkeypatch.setattr(scanning, "STATE_BYTES", 20_000)
     monkeypatch.setattr(scanning, "PREFILL", 1)
-    in_pieces = measure_cache(bridge, cache, input_ids, prompt=3)
+    in_pieces = measure_cache(bridge, store, input_ids, prompt=3)
     pd.testing.assert_frame_equal(in_pieces.policies, expected.policies, rtol=1e-5, atol=1e-6)
 
 
 def test_a_cache_of_the_stream_alone_gives_its_sites(bridge, tokenizer, input_ids):
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
-    _, cache = bridge.run_with_cache(input_ids, names_filter=["blocks.0.hook_resid_pre", *names, "ln_final.hook_out"])
-    measured = measure_cache(bridge, cache, input_ids)
+    _, store = bridge.run_with_cache(input_ids, names_filter=["blocks.0.hook_resid_pre", *names, "ln_final.hook_out"])
+    measured = measure_cache(bridge, store, input_ids)
     assert {str(name).partition(".")[0] for name in measured.policies.filter(like=".entropy")} == {
         "resid_pre",
         "resid_post",
@@ -239,8 +239,8 @@ def test_a_cache_of_the_stream_alone_gives_its_sites(bridge, tokenizer, input_id
 
 def test_a_cache_without_a_batch_is_measured(bridge, tokenizer, input_ids):
     one = input_ids[:1]
-    _, cache = bridge.run_with_cache(one, remove_batch_dim=True)
-    same(measure_cache(bridge, cache, one), scan(bridge, tokenizer, of_ids(tokenizer, one.tolist())))
+    _, store = bridge.run_with_cache(one, remove_batch_dim=True)
+    same(measure_cache(bridge, store, one), scan(bridge, tokenizer, of_ids(tokenizer, one.tolist())))
 
 
 def test_a_cache_that_is_too_much_for_the_memory_is_said_to_be(bridge, input_ids, monkeypatch):
@@ -254,15 +254,15 @@ def test_a_cache_that_is_too_much_for_the_memory_is_said_to_be(bridge, input_ids
 
 
 def test_what_a_cache_lacks_is_named(bridge, input_ids):
-    _, cache = bridge.run_with_cache(input_ids, names_filter=lambda name: name.endswith("hook_mlp_out"))
+    _, store = bridge.run_with_cache(input_ids, names_filter=lambda name: name.endswith("hook_mlp_out"))
     with pytest.raises(InputError, match=r"The cache lacks ln_final\.hook_out: run_with_cache with names_filter=None"):
-        measure_cache(bridge, cache, input_ids, measures=("entropy",))
+        measure_cache(bridge, store, input_ids, measures=("entropy",))
 
 
 def test_a_cache_of_other_tokens_is_refused(bridge, input_ids):
-    _, cache = bridge.run_with_cache(input_ids)
+    _, store = bridge.run_with_cache(input_ids)
     with pytest.raises(InputError, match="is cached for 2 x 11 tokens, but the tokens given are 2 x 9"):
-        measure_cache(bridge, cache, input_ids[:, :9])
+        measure_cache(bridge, store, input_ids[:, :9])
 
 
 def test_a_bridge_over_no_hugging_face_model_is_refused():
@@ -287,12 +287,12 @@ def test_the_command_line_scans_through_it(tmp_path):
     for reader in ("hooks", "transformer-lens"):
         assert main([*asked, "--reader", reader, "--output", str(tmp_path / reader)]) == 0
     for kind in ("rollouts", "policies", "layers"):
-        ours, theirs = (cache.read(tmp_path / reader, kind) for reader in ("hooks", "transformer-lens"))
+        ours, theirs = (store.read(tmp_path / reader, kind) for reader in ("hooks", "transformer-lens"))
         pd.testing.assert_frame_equal(theirs, ours, check_exact=True)
-    said = cache.record(tmp_path / "transformer-lens")
+    said = store.record(tmp_path / "transformer-lens")
     assert said["reader"] == "transformer-lens"
     assert said["versions"]["transformer-lens"] == metadata.version("transformer-lens")
-    assert "reader" not in cache.record(tmp_path / "hooks")
+    assert "reader" not in store.record(tmp_path / "hooks")
 
 
 def test_another_attention_than_its_own_is_refused_on_the_command_line(capsys):

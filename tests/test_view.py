@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from internal_policy import analysis, bundle, cache, figures, files
+from internal_policy import analysis, bundle, figures, files
 from internal_policy.errors import InputError
-from internal_policy.selection import Selection
+from internal_policy.scans import store
+from internal_policy.scans.selection import Selection
 from internal_policy.view import View, about, absent, check, comparable, default, how, layers, rollouts
 
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
@@ -20,7 +21,7 @@ DEMO = bundle.DATA / "scans" / "demo-qwen3"
 @pytest.fixture(scope="module")
 def policies() -> pd.DataFrame:
     """Every number of the demo scan."""
-    return cache.read(DEMO, "policies")
+    return store.read(DEMO, "policies")
 
 
 @pytest.fixture
@@ -31,12 +32,12 @@ def copied(tmp_path):
 
 def test_the_demo_scans_of_both_models_are_bundled_whole():
     assert [folder.name for folder in bundle.scans()] == ["demo-llama", "demo-qwen3"]
-    assert [cache.damaged(folder) for folder in bundle.scans()] == [[], []]
+    assert [store.damaged(folder) for folder in bundle.scans()] == [[], []]
 
 
 def test_everything_is_looked_at_under_the_first_readout():
     view = default(DEMO)
-    record = cache.record(DEMO)
+    record = store.record(DEMO)
     found = about(view)
     assert view.readout == "raw"
     assert (found.model, found.rollouts, found.tokens, found.which) == ("demo-qwen3", 20, record["tokens"], "")
@@ -74,7 +75,7 @@ def test_a_window_of_all_positions_is_the_table_of_the_scan():
 
 
 def test_a_window_says_how_many_tokens_it_holds():
-    lengths = cache.read(DEMO, "rollouts", ["response_ids"])["response_ids"].map(len)
+    lengths = store.read(DEMO, "rollouts", ["response_ids"])["response_ids"].map(len)
     found = about(View(DEMO, first=30, last=49))
     assert found.tokens == int(np.clip(lengths - 30, 0, 20).sum())
     assert found.rollouts == int((lengths > 30).sum())
@@ -83,13 +84,13 @@ def test_a_window_says_how_many_tokens_it_holds():
 
 def rewarded(folder, rewards) -> None:
     """Give the rollouts of a scan other rewards; its record says so."""
-    record = json.loads((folder / cache.RECORD).read_text())
-    for path in cache.parts(folder, "rollouts"):
+    record = json.loads((folder / store.RECORD).read_text())
+    for path in store.parts(folder, "rollouts"):
         table = pq.read_table(path)
         column = pa.array((rewards * len(table))[: len(table)], pa.float64())
-        cache.write_table(path, table.set_column(table.schema.get_field_index("reward"), "reward", column))
+        store.write_table(path, table.set_column(table.schema.get_field_index("reward"), "reward", column))
         record["files"][path.name] = files.fingerprint(path)
-    (folder / cache.RECORD).write_text(json.dumps(record))
+    (folder / store.RECORD).write_text(json.dumps(record))
 
 
 def test_responses_that_were_not_marked_are_neither_correct_nor_incorrect(copied):
@@ -100,7 +101,7 @@ def test_responses_that_were_not_marked_are_neither_correct_nor_incorrect(copied
 
 def test_correct_and_incorrect_responses_are_all_of_them():
     counts = {outcome: about(View(DEMO, outcome=outcome)) for outcome in ("all", "correct", "incorrect")}
-    reward = cache.read(DEMO, "rollouts", ["reward"])["reward"]
+    reward = store.read(DEMO, "rollouts", ["reward"])["reward"]
     assert counts["correct"].rollouts == int((reward == 1).sum()) > 0
     assert counts["correct"].tokens + counts["incorrect"].tokens == counts["all"].tokens
     kept = rollouts(View(DEMO, outcome="correct"))["rollout"]
@@ -113,8 +114,8 @@ def test_a_filter_that_leaves_nothing_is_refused():
 
 
 def test_a_readout_that_was_not_measured_is_refused(copied):
-    record = cache.record(copied)
-    files.write_json(copied / cache.RECORD, {**record, "selection": {**record["selection"], "readouts": ["norm"]}})
+    record = store.record(copied)
+    files.write_json(copied / store.RECORD, {**record, "selection": {**record["selection"], "readouts": ["norm"]}})
     with pytest.raises(InputError, match=r"not measured under the readout 'raw', only norm; scan again with --readout"):
         check(View(copied, "raw"))
 
@@ -145,18 +146,18 @@ def test_scans_under_different_readouts_cannot_be_compared():
 
 
 def test_a_scan_without_the_measure_cannot_be_compared(copied):
-    record = json.loads((copied / cache.RECORD).read_text())
+    record = json.loads((copied / store.RECORD).read_text())
     record["selection"]["measures"] = ["norm"]
-    files.write_json(copied / cache.RECORD, record)
+    files.write_json(copied / store.RECORD, record)
     with pytest.raises(InputError, match=r"has no entropy\. Scan again with --measures all"):
         comparable([View(DEMO), View(copied)])
 
 
 def test_scans_without_a_site_in_common_cannot_be_compared(copied):
-    record = json.loads((copied / cache.RECORD).read_text())
+    record = json.loads((copied / store.RECORD).read_text())
     shutil.copytree(copied, copied.parent / "other")
     for folder, sites in ((copied, ["attn_out"]), (copied.parent / "other", ["mlp_out"])):
-        files.write_json(folder / cache.RECORD, {**record, "selection": {**record["selection"], "sites": sites}})
+        files.write_json(folder / store.RECORD, {**record, "selection": {**record["selection"], "sites": sites}})
     with pytest.raises(InputError, match="have no site in common"):
         comparable([View(copied), View(copied.parent / "other")])
 
@@ -175,9 +176,9 @@ def test_the_table_of_a_view_is_one_of_its_readout(last):
 
 def altered(folder, **changes) -> View:
     """A copy of a scan whose record says that something else was measured."""
-    record = json.loads((folder / cache.RECORD).read_text())
+    record = json.loads((folder / store.RECORD).read_text())
     dtype = changes.pop("dtype", record["dtype"])
-    files.write_json(folder / cache.RECORD, {**record, "dtype": dtype, "selection": {**record["selection"], **changes}})
+    files.write_json(folder / store.RECORD, {**record, "dtype": dtype, "selection": {**record["selection"], **changes}})
     return View(folder)
 
 
@@ -209,9 +210,9 @@ def test_overflowed_numbers_are_reported_as_overflow(copied, dtype, said):
     shown = altered(copied, dtype=dtype)
     for path in copied.glob("layers-*.parquet"):
         pd.read_parquet(path).assign(entropy=np.nan).to_parquet(path)
-    record = json.loads((copied / cache.RECORD).read_text())
+    record = json.loads((copied / store.RECORD).read_text())
     record["files"] = {name: files.fingerprint(copied / name) for name in record["files"]}
-    files.write_json(copied / cache.RECORD, record)
+    files.write_json(copied / store.RECORD, record)
     for draw in (lambda: figures.means(shown, "entropy"), lambda: figures.changes(shown)):
         with pytest.raises(InputError, match=said):
             draw()

@@ -8,8 +8,9 @@ import show
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from internal_policy import analysis, cache, plots
+from internal_policy import analysis, plots
 from internal_policy.analysis import Average
+from internal_policy.scans import store
 from internal_policy.tasks import pass_at_k
 from internal_policy.view import View
 
@@ -34,7 +35,7 @@ def page(looked: View, average: Average) -> None:
         "Every layer, attention block and FFN of the model, read as a policy of its own: how unsure it is, and where "
         "that changes (Figs. 2 and 3 of [arXiv 2512.19673](https://arxiv.org/abs/2512.19673))."
     )
-    record = cache.record(looked.folder)
+    record = store.record(looked.folder)
     st.text(show.line(record["model"]))
     last = numbers(looked)
     means, changes = scans.means(looked, "entropy", average), scans.changes(looked, average)

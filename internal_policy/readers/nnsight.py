@@ -28,7 +28,6 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from websocket import WebSocketException
 
-from internal_policy import scan
 from internal_policy.errors import InputError
 from internal_policy.measure import matmul, metrics, transform
 from internal_policy.models.families import Side, family_of, final_norm, multiplier, unembedding
@@ -36,9 +35,10 @@ from internal_policy.models.families import head as head_of
 from internal_policy.models.hooks import FINAL, SITES, HookPoint, Visit, locate
 from internal_policy.models.passes import one_rotation, remembers
 from internal_policy.models.policy import READOUTS
-from internal_policy.reader import Measured, Reader
 from internal_policy.readers import there
-from internal_policy.selection import Plan, Selection
+from internal_policy.scans import scan
+from internal_policy.scans.reader import Measured, Reader
+from internal_policy.scans.selection import Plan, Selection
 from internal_policy.tasks.rollouts import Rollout
 
 STATE_BYTES = 2**31

@@ -14,15 +14,15 @@ from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from internal_policy import scan
-from internal_policy.cache import Scan
 from internal_policy.errors import InputError
 from internal_policy.measure import metrics
 from internal_policy.models.families import family_of, weight_alone
 from internal_policy.models.hooks import FINAL, SITES, HookPoint, Visit
 from internal_policy.models.policy import Readout
-from internal_policy.reader import Reader
-from internal_policy.selection import canonical
+from internal_policy.scans import scan
+from internal_policy.scans.reader import Reader
+from internal_policy.scans.selection import canonical
+from internal_policy.scans.store import Scan
 from internal_policy.tasks.rollouts import of_ids
 
 NAMES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy.errors import InputError
-from internal_policy.formulas import unguarded
+from internal_policy.scans.formulas import unguarded
 
 if TYPE_CHECKING:
     import pyarrow

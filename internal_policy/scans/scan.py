@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from internal_policy.cache import Scan
 from internal_policy.errors import InputError
 from internal_policy.measure import metrics
 from internal_policy.measure.matmul import choose
@@ -22,9 +21,10 @@ from internal_policy.models.hooks import HookPoint, check_visits
 from internal_policy.models.passes import alone, device_of, evaluating, positions
 from internal_policy.models.policy import READOUTS, Lens, Readout, read_out, readout_name
 from internal_policy.models.vocabulary import vocabulary
-from internal_policy.reader import Measured, Reader, reader_of
-from internal_policy.selection import Plan, Selection, plan
-from internal_policy.tables import layers_table, policies_table
+from internal_policy.scans.reader import Measured, Reader, reader_of
+from internal_policy.scans.selection import Plan, Selection, plan
+from internal_policy.scans.store import Scan
+from internal_policy.scans.tables import layers_table, policies_table
 from internal_policy.tasks.rollouts import Rollout, to_table
 
 STATE_BYTES = 64 * 2**20

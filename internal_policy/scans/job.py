@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from internal_policy import cache, files, records
+from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.models import templates
+from internal_policy.scans import records, store
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from internal_policy.models.policy import Lens
-    from internal_policy.selection import Selection
+    from internal_policy.scans.selection import Selection
     from internal_policy.tasks.rollouts import Rollout
 
 BY = ("device", "dtype", "versions")
@@ -51,10 +52,10 @@ def claim(folder: Path, asked: Mapping[str, Any]) -> None:
         raise InputError(f"{folder} is a file; give --output a new folder.")
     if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return  # a name with a dot is what a killed run was about to write
-    if not (folder / cache.ASKED).is_file():
+    if not (folder / store.ASKED).is_file():
         raise InputError(f"{folder} is not empty and holds no scan; give --output a new folder.")
-    before = cache.asked(folder)
-    if before["digest"] != cache.digest(asked):
+    before = store.asked(folder)
+    if before["digest"] != store.digest(asked):
         check_day(folder, before, asked)
         raise InputError(f"{folder} holds the scan of another question; give --output a new folder.")
     for path in folder.iterdir():
@@ -66,7 +67,7 @@ def check_day(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any])
     """Raise InputError if `asked` differs from what `before` records only by the date that the chat template writes."""
     day = _arguments(before.get("asked")).get(templates.DATE)
     dated = json.dumps({**_arguments(asked), templates.DATE: day}, sort_keys=True)
-    if day is not None and before["digest"] == cache.digest({**asked, "chat_template_kwargs": dated}):
+    if day is not None and before["digest"] == store.digest({**asked, "chat_template_kwargs": dated}):
         remedy = f"--chat-template-kwargs '{json.dumps({templates.DATE: day})}'"
         raise InputError(
             f"{folder} was begun with another date, which the chat template writes ({templates.DATE}). Continue it "
@@ -86,9 +87,9 @@ def _arguments(asked: Any) -> Mapping[str, Any]:
 def broken(folder: Path) -> list[str]:
     """Names of the files of a finished scan that have changed; the record's if the record can't be read."""
     try:
-        return cache.damaged(folder)
+        return store.damaged(folder)
     except InputError:
-        return [cache.RECORD]
+        return [store.RECORD]
 
 
 def discard_damaged(folder: Path) -> list[str]:
@@ -98,7 +99,7 @@ def discard_damaged(folder: Path) -> list[str]:
     """
     found = broken(folder)
     if found:
-        (folder / cache.RECORD).unlink()
+        (folder / store.RECORD).unlink()
     return found
 
 
@@ -120,9 +121,9 @@ def run(
     Any number of processes may run the same scan in the same folder: a part is written whole or not at all, and who
     comes second takes it from the disk. `asked` and `facts` go into the record.
     """
-    from internal_policy import scan
     from internal_policy.models.vocabulary import vocabulary
-    from internal_policy.reader import reader_of
+    from internal_policy.scans import scan
+    from internal_policy.scans.reader import reader_of
 
     weight = reader_of(model).unembedding.weight
     chosen = _product(folder, weight, asked)
@@ -130,23 +131,23 @@ def run(
     tokens = 0
     for part in source.parts:
         rollouts = _rollouts(folder, part, source, by)
-        if not cache.is_whole(folder, part):
+        if not store.is_whole(folder, part):
             scan.check(model, selection, rollouts, lenses)
             first = part * source.batch_size
             measured = scan.measure(
                 model, rollouts, selection, first=first, product=chosen, smaller=smaller, lenses=lenses
             )
             for kind, table in zip(("policies", "layers"), measured, strict=True):
-                cache.write_table(cache.part_path(folder, kind, part), table, group="rollout")
-            _write_about(folder, part, by, cache.KINDS)
+                store.write_table(store.part_path(folder, kind, part), table, group="rollout")
+            _write_about(folder, part, by, store.KINDS)
         length = sum(len(rollout.response_ids) for rollout in rollouts)
         tokens += length
         advance(len(rollouts), length)
     texts = pa.Table.from_pandas(vocabulary(tokenizer, len(weight)), preserve_index=False)
-    cache.write_table(folder / cache.VOCABULARY, texts)
+    store.write_table(folder / store.VOCABULARY, texts)
     record = {
-        "schema": cache.SCHEMA,
-        "digest": cache.digest(asked),
+        "schema": store.SCHEMA,
+        "digest": store.digest(asked),
         **facts,
         "selection": asdict(selection),
         "product": chosen,
@@ -155,7 +156,7 @@ def run(
         "asked": asked,
         **_of_parts(folder, source.parts),
     }
-    records.write(folder / cache.RECORD, record)
+    records.write(folder / store.RECORD, record)
     return record
 
 
@@ -163,11 +164,11 @@ def _product(folder: Path, weight: "Tensor", asked: Mapping[str, Any]) -> str:
     """The matrix product of a scan, chosen by whoever begins it, so that a continued scan multiplies alike."""
     from internal_policy.measure import matmul
 
-    if not (folder / cache.ASKED).exists():
+    if not (folder / store.ASKED).exists():
         chosen = matmul.choose(weight, weight.dtype)
-        question = {"digest": cache.digest(asked), "asked": asked, "product": chosen}
-        records.write(folder / cache.ASKED, question, once=True)
-    chosen = cache.asked(folder)["product"]
+        question = {"digest": store.digest(asked), "asked": asked, "product": chosen}
+        records.write(folder / store.ASKED, question, once=True)
+    chosen = store.asked(folder)["product"]
     if chosen not in matmul.candidates(weight.dtype, weight.dtype, weight.device):
         raise InputError(f"{folder} was begun on another device; go on there, or give --output a new folder.")
     return chosen
@@ -175,28 +176,28 @@ def _product(folder: Path, weight: "Tensor", asked: Mapping[str, Any]) -> str:
 
 def _rollouts(folder: Path, part: int, source: Source, by: Mapping[str, Any]) -> Sequence["Rollout"]:
     """The rollouts of a part, from disk if they are there, else from the source."""
-    from internal_policy.scan import numbered
+    from internal_policy.scans.scan import numbered
     from internal_policy.tasks.rollouts import from_table
 
-    path, known = cache.part_path(folder, "rollouts", part), records.of_part(folder, part)
+    path, known = store.part_path(folder, "rollouts", part), records.of_part(folder, part)
     about, found = records.about_part(folder, part), files.fingerprint_once(path)
-    sound = cache.has_end(path) if known is None else found == known["files"].get(path.name)
+    sound = store.has_end(path) if known is None else found == known["files"].get(path.name)
     if not sound and (known or found):  # altered since: what was measured may be of another response
-        for old in (about, *(cache.part_path(folder, kind, part) for kind in cache.KINDS)):
+        for old in (about, *(store.part_path(folder, kind, part) for kind in store.KINDS)):
             old.unlink(missing_ok=True)
     elif known is None and about.exists():  # damaged
         about.unlink(missing_ok=True)
     if not path.exists():
-        cache.write_table(path, numbered(source.batch(part), part * source.batch_size), group="rollout", once=True)
+        store.write_table(path, numbered(source.batch(part), part * source.batch_size), group="rollout", once=True)
     _write_about(folder, part, by, ["rollouts"], once=True)
-    return from_table(cache.read_part(path))
+    return from_table(store.read_part(path))
 
 
 def _write_about(folder: Path, part: int, by: Mapping[str, Any], kinds: Sequence[str], *, once: bool = False) -> None:
     """Record the fingerprints of a part's files, and what wrote them."""
     known = records.of_part(folder, part)
     earlier = known["by"] if known else []
-    paths = [cache.part_path(folder, kind, part) for kind in kinds]
+    paths = [store.part_path(folder, kind, part) for kind in kinds]
     about = {
         "files": {path.name: files.fingerprint_once(path) for path in paths},
         "by": [*earlier, *([] if by in earlier else [by])],
@@ -209,11 +210,11 @@ def _of_parts(folder: Path, parts: Sequence[int]) -> dict[str, Any]:
 
     Raises InputError if a part's files were altered or removed while the scan ran.
     """
-    known = [records.of_part(folder, part) if cache.is_whole(folder, part) else None for part in parts]
+    known = [records.of_part(folder, part) if store.is_whole(folder, part) else None for part in parts]
     whole = [about for about in known if about is not None]
-    written = {cache.VOCABULARY: files.fingerprint(folder / cache.VOCABULARY)}
+    written = {store.VOCABULARY: files.fingerprint(folder / store.VOCABULARY)}
     if len(whole) < len(known) or None in written.values():
-        name = f"Part {known.index(None)}" if None in known else cache.VOCABULARY
+        name = f"Part {known.index(None)}" if None in known else store.VOCABULARY
         raise InputError(f"{name} of {folder} was altered or removed while the scan ran. Run its command again.")
     by = [one for about in whole for one in about["by"]]
     return {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from internal_policy.selection import Plan, Selection
+from internal_policy.scans.selection import Plan, Selection
 
 Numbers = Mapping[tuple[str, str], np.ndarray]
 """(readout, name) -> (positions, points of the plan); topk_ids and topk_probs have the k as a third axis."""

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from internal_policy import bundle, files, formulas, records
+from internal_policy import bundle, files
 from internal_policy.errors import InputError
-from internal_policy.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path  # noqa: F401 as cache.VOCABULARY
+from internal_policy.scans import formulas, records
+from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path  # noqa: F401 as cache.VOCABULARY
 
 if TYPE_CHECKING:
-    from internal_policy.selection import Selection
+    from internal_policy.scans.selection import Selection
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """What Arrow raises for a damaged file."""

@@ -1,0 +1,1 @@
+"""Measure a model over rollouts, and keep the tables on disk."""
