@@ -31,7 +31,7 @@ from internal_policy.models import loading
 from internal_policy.models.families import sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.readers import nnsight as door
-from internal_policy.readers import there
+from internal_policy.readers import remote as there
 from internal_policy.scans import scan as scanning
 from internal_policy.scans import store
 from internal_policy.scans.reader import reader_of

@@ -35,7 +35,7 @@ from internal_policy.models.families import head as head_of
 from internal_policy.models.hooks import FINAL, SITES, HookPoint, Visit, locate
 from internal_policy.models.passes import one_rotation, remembers
 from internal_policy.models.policy import READOUTS
-from internal_policy.readers import there
+from internal_policy.readers import remote as there
 from internal_policy.scans import scan
 from internal_policy.scans.reader import Measured, Reader
 from internal_policy.scans.selection import Plan, Selection
