@@ -18,7 +18,7 @@ from internal_policy.scans import job, store
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from internal_policy.lens import Maps
+    from internal_policy.lenses.tuned import Maps
     from internal_policy.scans.selection import Selection
     from internal_policy.tasks.problems import Problem
     from internal_policy.tasks.rollouts import Rollout
@@ -128,7 +128,7 @@ def _given(
 
 
 def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path, config: "PreTrainedConfig") -> None:
-    from internal_policy import lens
+    from internal_policy.lenses import tuned
     from internal_policy.scans.scan import check
 
     progress.quiet()
@@ -137,7 +137,7 @@ def _measure(asked: options.Scan, question: Mapping[str, Any], folder: Path, con
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     rollouts, problems, _ = _given(asked, tokenizer, config)
     reader = opening.opened(asked, tokenizer, config)
-    lenses = {lens.NAME: lens.of(maps, reader.model)} if maps else {}
+    lenses = {tuned.NAME: tuned.of(maps, reader.model)} if maps else {}
     if rollouts:
         check(reader, selection, rollouts, lenses)
     if rollouts:

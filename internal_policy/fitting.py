@@ -30,7 +30,7 @@ def run(asked: options.FitLens) -> None:
     """Fit, measure, write one file, and show the KL at each hook point."""
     start, asked = time.monotonic(), _completed(asked)
     _check(asked)
-    from internal_policy import fit, lens
+    from internal_policy.lenses import fit, tuned
     from internal_policy.models.families import place, sites_of
     from internal_policy.scans.scan import check
     from internal_policy.scans.selection import Selection
@@ -74,7 +74,7 @@ def run(asked: options.FitLens) -> None:
         "kl": json.loads(kl.to_json(orient="records")),  # with null where there is no interval
         **{name: getattr(asked, name) for name in ("sites", "steps", "batch_tokens", "learning_rate", "seed")},
     }
-    lens.save(asked.output, dataclasses.replace(maps, about=about))
+    tuned.save(asked.output, dataclasses.replace(maps, about=about))
     shutil.rmtree(folder, ignore_errors=True)
     show.fitted(asked.output, about, kl, as_json=asked.json)
     progress.note(f"Fitted in {time.monotonic() - start:.1f} s.")
@@ -92,7 +92,7 @@ def _completed(asked: options.FitLens) -> options.FitLens:
 
 def _check(asked: options.FitLens) -> None:
     """Refuse what cannot be written, or sampled. Raises InputError."""
-    from internal_policy import fit
+    from internal_policy.lenses import fit
     from internal_policy.tasks.rollouts import check_sampling
 
     if asked.output.exists():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from internal_policy.lens import Maps
+    from internal_policy.lenses.tuned import Maps
     from internal_policy.models.hooks import HookPoint
     from internal_policy.models.policy import Readout
     from internal_policy.tasks.problems import Problem
@@ -107,10 +107,10 @@ def maps_of(asked: Lensed, points: "Iterable[HookPoint]", identity: str, config:
     """
     if asked.lens is None:
         return None
-    from internal_policy import lens
+    from internal_policy.lenses import tuned
 
     text = config.get_text_config()
-    maps = lens.read(Path(asked.lens), text.num_hidden_layers, text.hidden_size)
+    maps = tuned.read(Path(asked.lens), text.num_hidden_layers, text.hidden_size)
     maps.check(points)
     if maps.about.get("identity") not in (None, identity):
         progress.note(
@@ -131,9 +131,9 @@ def check_lens(asked: Internal) -> None:
 
 def readout_of(asked: Internal, maps: "Maps | None", model: "nn.Module") -> "Readout":
     """How the hidden states that are sampled from are brought to the unembedding."""
-    from internal_policy import lens
+    from internal_policy.lenses import tuned
 
-    return lens.of(maps, model) if maps else asked.readout
+    return tuned.of(maps, model) if maps else asked.readout
 
 
 def sampled(

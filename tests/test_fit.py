@@ -8,8 +8,8 @@ import torch
 from conftest import FEW, hook_count, tiny_model
 from torch.nn.functional import kl_div
 
-from internal_policy import fit, lens
 from internal_policy.errors import InputError
+from internal_policy.lenses import fit, tuned
 from internal_policy.models.families import sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import policy_logits, unembed
@@ -64,7 +64,7 @@ def test_no_step_has_moved_nothing_so_that_the_lens_begins_as_the_norm_readout(l
     maps = fit.fit(llama, rollouts(4), POINTS, steps=1, learning_rate=1e-12)
     state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for point in POINTS:
-        mapped = unembed(llama, state, lens.of(maps, llama), point)
+        mapped = unembed(llama, state, tuned.of(maps, llama), point)
         torch.testing.assert_close(mapped, unembed(llama, state, "norm"), rtol=0, atol=1e-9)
 
 
@@ -154,7 +154,7 @@ def test_the_kl_is_that_of_the_policies(llama):
     texts = rollouts(3, seed=1)
     found = fit.kl(llama, texts, maps).set_index(["layer", "site", "readout"])["mean"]
     ids = torch.tensor([one.ids for one in texts])
-    readouts: dict[str, Any] = {"raw": "raw", "norm": "norm", "tuned": lens.of(maps, llama)}
+    readouts: dict[str, Any] = {"raw": "raw", "norm": "norm", "tuned": tuned.of(maps, llama)}
     for point in POINTS:
         for name, readout in readouts.items():
             with torch.no_grad():

@@ -127,7 +127,7 @@ def test_responses_that_are_there_are_fitted_on(asked, words, folder, capsys):
 
 
 def test_an_interrupted_fit_writes_nothing_and_samples_nothing_twice(asked, here, capsys, monkeypatch):
-    from internal_policy import fit
+    from internal_policy.lenses import fit
 
     assert main([*asked, "--output", "whole.safetensors"]) == 0
     capsys.readouterr()

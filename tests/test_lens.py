@@ -12,9 +12,9 @@ from conftest import hook_count, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from internal_policy import lens
 from internal_policy.errors import InputError
-from internal_policy.lens import Map, Maps, Tuned
+from internal_policy.lenses import tuned as lens
+from internal_policy.lenses.tuned import Map, Maps, Tuned
 from internal_policy.models.families import final_norm
 from internal_policy.models.hooks import FINAL, SITES, HookPoint
 from internal_policy.models.policy import as_policy, policy_logits, read_out, readout_name, unembed

@@ -11,8 +11,9 @@ from conftest import tiny_model
 from torch.distributions import Categorical
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from internal_policy import dynamics, fit
+from internal_policy import dynamics
 from internal_policy.errors import InputError
+from internal_policy.lenses import fit
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.passes import alone, positions
 from internal_policy.models.policy import policy_logits

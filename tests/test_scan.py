@@ -13,8 +13,9 @@ from accelerate.utils import compile_regions
 from conftest import FAMILY_NAMES, FEW, LLAMA_SHAPED, all_points, hook_count, read, tiny_model
 from torch.distributions import Categorical
 
-from internal_policy import dynamics, fit
+from internal_policy import dynamics
 from internal_policy.errors import InputError
+from internal_policy.lenses import fit
 from internal_policy.measure.metrics import MEASURES, entropy
 from internal_policy.models.families import decoder_layers, final_norm, head
 from internal_policy.models.hooks import FINAL, SITES, HookPoint

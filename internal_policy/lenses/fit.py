@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from internal_policy import analysis, lens
+from internal_policy import analysis
 from internal_policy.errors import InputError
-from internal_policy.lens import Map, Maps
+from internal_policy.lenses import tuned as lens
+from internal_policy.lenses.tuned import Map, Maps
 from internal_policy.measure.matmul import precision
 from internal_policy.models.families import decoder_layers, inside, sites_of, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint

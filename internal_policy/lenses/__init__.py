@@ -1,0 +1,1 @@
+"""Fitted readouts: the tuned lens."""
