@@ -8,11 +8,12 @@ import pandas as pd
 import show
 import streamlit as st
 
-from internal_policy import analysis, bundle, look, tokens, view
-from internal_policy.analysis import Average
+from internal_policy import bundle
 from internal_policy.errors import InputError
+from internal_policy.look import statistics, theme, tokens, view
+from internal_policy.look.statistics import Average
+from internal_policy.look.view import About, Outcome, View
 from internal_policy.scans import store
-from internal_policy.view import About, Outcome, View
 
 CAPTIONS = {
     "raw": "hidden states as they are: the paper",
@@ -79,9 +80,9 @@ def _label(name: str, of: tuple[str, int, int]) -> str:
     if not _readable(of):
         return f"{name} · broken"
     record = store.record(Path(of[0]))
-    readouts = " and ".join(map(look.short, record["selection"]["readouts"]))
-    day, digest = look.short(record["created"][:10]), look.short(record["digest"][:8])
-    return f"{look.short(record['model'])} · {readouts} · {record['rollouts']} rollouts · {day} · {digest}"
+    readouts = " and ".join(map(theme.short, record["selection"]["readouts"]))
+    day, digest = theme.short(record["created"][:10]), theme.short(record["digest"][:8])
+    return f"{theme.short(record['model'])} · {readouts} · {record['rollouts']} rollouts · {day} · {digest}"
 
 
 @st.cache_data(max_entries=1000, show_spinner=False)
@@ -225,7 +226,7 @@ def about(looked: View) -> About:
 @kept(50)
 def means(looked: View, measure: str, average: Average) -> pd.DataFrame:
     """Means of a measure with their intervals. Raises InputError if it was not measured."""
-    found = analysis.means(layers(looked), measure, average)
+    found = statistics.means(layers(looked), measure, average)
     if not len(found):
         raise InputError(f"{looked.folder} has no {measure}; scan again with --measures all.")
     return found
@@ -234,7 +235,7 @@ def means(looked: View, measure: str, average: Average) -> pd.DataFrame:
 @kept(50)
 def changes(looked: View, average: Average) -> pd.DataFrame:
     """Entropy changes with their intervals. Raises InputError if they were not measured."""
-    found = analysis.changes(layers(looked), average)
+    found = statistics.changes(layers(looked), average)
     if not len(found):
         raise InputError(f"{looked.folder} has no entropy before and after a layer; scan again with --sites all.")
     return found
@@ -243,7 +244,7 @@ def changes(looked: View, average: Average) -> pd.DataFrame:
 @kept(50)
 def settled(looked: View, average: Average) -> pd.DataFrame:
     """The share of tokens whose first choice has settled, with its interval."""
-    return analysis.means(tokens.settled(looked), "settled", average)
+    return statistics.means(tokens.settled(looked), "settled", average)
 
 
 @kept(50)

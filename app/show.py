@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from internal_policy import analysis, look
 from internal_policy.errors import InputError
+from internal_policy.look import statistics, theme
 from internal_policy.scans import formulas
 
 LOG = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def figure(key: str, drawn: go.Figure, data: pd.DataFrame, *, clicked: Callable[
         drawn,
         key=key,
         theme="streamlit",
-        config=dict(look.CONFIG),
+        config=dict(theme.CONFIG),
         alt=f"{said['title']}: {said['caption']}",
         on_select=clicked or "ignore",
         selection_mode="points",
@@ -95,7 +95,7 @@ def number(place: DeltaGenerator, label: str, *, key: str, value: int | None = N
 
 def targets(changes: pd.DataFrame) -> pd.DataFrame:
     """The layer to train under the FFN's entropy change and under each part of it; layers count from 1, as in print."""
-    found = analysis.targets(changes)
+    found = statistics.targets(changes)
     spans = ["; ".join(map(span, spans)) for spans in found["spans"]]
     points = [None if pd.isna(layer) else f"{layer}.resid_post" for layer in found["target"]]
     parts = [PARTS[part] for part in found["part"]]
@@ -123,7 +123,7 @@ def stacked(*frames: pd.DataFrame) -> pd.DataFrame:
 
 def glyphs(token: str, most: int | None = None) -> str:
     """A token as one line of plain text in which white space and what cannot be seen is visible."""
-    return html.unescape(look.glyphs(token, most))
+    return html.unescape(theme.glyphs(token, most))
 
 
 def plain(text: str) -> str:

@@ -33,11 +33,12 @@ from transformers.utils import logging
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
-from internal_policy import analysis, files, view
+from internal_policy import files
 from internal_policy.bupo import BuPOConfig, BuPOTrainer, dataset_of, right
 from internal_policy.journal import Journal, Watch
+from internal_policy.look import statistics, view
+from internal_policy.look.runs import DYNAMICS, METRICS
 from internal_policy.models.hooks import HookPoint
-from internal_policy.runs import DYNAMICS, METRICS
 from internal_policy.scans import store
 from internal_policy.scans.scan import evaluating
 from internal_policy.tasks.problems import read_problems
@@ -184,7 +185,9 @@ def marks(model: Any, tokenizer: Any, source: Path, samples: int) -> dict[str, A
 
 def suggested(model: str) -> int:
     """The layer that the stages of the bundled scan of the model suggest: the last one of exploration."""
-    layer = analysis.target(analysis.stages(analysis.changes(view.layers(view.View(HERE / "scans" / model, "raw")))))
+    layer = statistics.target(
+        statistics.stages(statistics.changes(view.layers(view.View(HERE / "scans" / model, "raw"))))
+    )
     assert layer is not None
     return layer
 

@@ -5,30 +5,30 @@ from urllib.parse import urlencode
 
 from internal_policy import bundle, files, options, progress
 from internal_policy.errors import InputError
+from internal_policy.look.view import View, check, default
 from internal_policy.scans import store
-from internal_policy.view import View, check, default
 
 
 def plot(asked: options.Plot) -> None:
     """Write one figure."""
     _app("plotly")
-    from internal_policy import figures, look
+    from internal_policy.look import catalogue, theme
 
-    look.check(asked.output)
+    theme.check(asked.output)
     views = [_view(name, asked) for name in (asked.scan, *asked.against)]
     if asked.against and asked.figure != "compare":
         raise InputError(f"--against is for compare; {asked.figure} draws one scan.")
-    choice = figures.Choice(
+    choice = catalogue.Choice(
         asked.average, asked.site, asked.measure, asked.rollout, asked.position, asked.layer, asked.style
     )
-    look.write(figures.draw(asked.figure, views, choice), asked.output)
+    theme.write(catalogue.draw(asked.figure, views, choice), asked.output)
     progress.note(f"Wrote {asked.output}.")
 
 
 def report(asked: options.Report) -> None:
     """Write one HTML file about some scans."""
     _app("plotly")
-    from internal_policy import report
+    from internal_policy.look import report
 
     if asked.output.suffix != ".html" or not asked.output.parent.is_dir():
         raise InputError(f"--output is {asked.output}; give a .html file in a folder that exists.")

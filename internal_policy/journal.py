@@ -18,8 +18,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from internal_policy import dynamics
 from internal_policy.bupo import Phase, point_at
+from internal_policy.look.runs import DYNAMICS, METRICS
 from internal_policy.models.hooks import FINAL, HookPoint
-from internal_policy.runs import DYNAMICS, METRICS
 from internal_policy.scans import store
 from internal_policy.tasks.rollouts import Rollout
 

@@ -7,17 +7,18 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from internal_policy import experiments, look
+from internal_policy import experiments
 from internal_policy.experiments import GROUP
-from internal_policy.look import GREY, Mark, Style
+from internal_policy.look import theme
+from internal_policy.look.theme import GREY, Mark, Style
 
 METHODS = {
-    "grpo": (look.BLUE, "diamond"),
-    "bupo": (look.ORANGE, "square"),
+    "grpo": (theme.BLUE, "diamond"),
+    "bupo": (theme.ORANGE, "square"),
     "same": (GREY, "circle"),
     "frozen": ("#009E73", "triangle-down"),
     "tenth": ("#E69F00", "x"),
-    "rloo": (look.PURPLE, "triangle-up"),
+    "rloo": (theme.PURPLE, "triangle-up"),
 }
 """Method -> its colour and shape."""
 
@@ -54,10 +55,10 @@ def reached(
         ticks = [f"{name} ({n})" for name, n in zip(named, rows["seeds"], strict=True)]
         figure.update_yaxes(
             tickvals=[*range(len(named))],
-            ticktext=[look.inert(tick) for tick in ticks],
+            ticktext=[theme.inert(tick) for tick in ticks],
             range=[-0.6, len(named) - 0.4],
             showgrid=False,
-            title={"text": look.inert(look.short(model))},
+            title={"text": theme.inert(theme.short(model))},
             row=number,
         )
     figure.update_traces(showlegend=False)
@@ -68,7 +69,7 @@ def reached(
         f"{_only(ends['problems'])} problems, seeds in brackets · 95 % intervals over seeds · dotted: before training"
     )
     height = 150 + 34 * sum(sizes) + 20 * len(models)
-    return look.layout(figure, "What training reached", said, style, height=height, wide=True)
+    return theme.layout(figure, "What training reached", said, style, height=height, wide=True)
 
 
 def _room(table: pd.DataFrame, ends: pd.DataFrame, untrained: Mapping[str, float]) -> tuple[float, float]:
@@ -174,7 +175,7 @@ def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen", baseli
         for part in (caption, f"mean over {n} seeds", f"below: less {experiments.METHODS[baseline]}, 95 % interval")
         if part
     )
-    return look.layout(figure, "Avg@K by trained layer and length of phase one", about, style, height=420, wide=True)
+    return theme.layout(figure, "Avg@K by trained layer and length of phase one", about, style, height=420, wide=True)
 
 
 def rewards(curves: pd.DataFrame, window: int, caption: str = "", style: Style = "screen") -> go.Figure:
@@ -190,11 +191,11 @@ def rewards(curves: pd.DataFrame, window: int, caption: str = "", style: Style =
         rows = rows.sort_values("step")
         name = experiments.label(group)
         hover = [
-            f"{look.inert(name)}<br>step {step}: {mean:.3f}"
+            f"{theme.inert(name)}<br>step {step}: {mean:.3f}"
             for step, mean in zip(rows["step"], rows["mean"], strict=True)
         ]
         mark = Mark(name, *METHODS[group["method"]])
-        look.line(figure, rows.drop(columns="layer").assign(at=rows["step"], hover=hover), mark)
+        theme.line(figure, rows.drop(columns="layer").assign(at=rows["step"], hover=hover), mark)
     figure.update_traces(mode="lines", selector={"mode": "lines+markers"})
     figure.update_xaxes(title={"text": "Step"})
     figure.update_yaxes(title={"text": "Training reward"})
@@ -203,7 +204,7 @@ def rewards(curves: pd.DataFrame, window: int, caption: str = "", style: Style =
     smooth = f"each point a mean of {window} steps up to it"
     over = f"mean over {n} seeds" + (", bands 95 % over seeds" if bands else "")
     about = " · ".join(part for part in (caption, smooth, over) if part)
-    return look.layout(figure, "Reward while training", about, style)
+    return theme.layout(figure, "Reward while training", about, style)
 
 
 def _only(values: pd.Series) -> str:

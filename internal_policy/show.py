@@ -11,9 +11,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import analysis, progress, view
+from internal_policy import progress
 from internal_policy.console import Terminal, visible_json
 from internal_policy.errors import InputError
+from internal_policy.look import statistics, view
 from internal_policy.scans import store
 from internal_policy.tasks import pass_at_k
 
@@ -56,9 +57,9 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
     rollouts = store.read(folder, "rollouts", ["reward", "finished"])
     frame, suggested, layers = pd.DataFrame(), None, store.read(folder, "layers")
     if "entropy" in record["selection"]["measures"]:
-        frame = analysis.by_layer(layers, chosen)
+        frame = statistics.by_layer(layers, chosen)
         suggested = _suggested(layers[layers["readout"] == chosen])
-    if warning := analysis.not_finite(layers, record["dtype"]):
+    if warning := statistics.not_finite(layers, record["dtype"]):
         progress.note(warning)
     if as_json:
         kept = {name: value for name, value in record.items() if name not in ("files", "asked", "chat_template")}
@@ -69,7 +70,7 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
     if len(frame):
         out.print(_entropies(frame, record, chosen))
     if suggested:
-        out.print(analysis.target_in_words(suggested))
+        out.print(statistics.target_in_words(suggested))
     solved = _outcome(rollouts["reward"])
     unfinished = float((~rollouts["finished"]).mean())
     sampled = record["asked"].get("rollouts") is None
@@ -84,8 +85,8 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
 
 def _suggested(layers: pd.DataFrame) -> dict[str, Any] | None:
     """The target layer and runner-up; None if the FFN's entropy change wasn't measured."""
-    changes = analysis.changes(layers[layers["site"].isin(analysis.CHANGES["mlp"])])
-    return analysis.suggestion(changes) if len(changes) else None
+    changes = statistics.changes(layers[layers["site"].isin(statistics.CHANGES["mlp"])])
+    return statistics.suggestion(changes) if len(changes) else None
 
 
 def _outcome(rewards: pd.Series) -> str:

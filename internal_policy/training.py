@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from internal_policy import analysis, bundle, checkpoints, configuration, files, options, progress, sampling, show
+from internal_policy import bundle, checkpoints, configuration, files, options, progress, sampling, show
 from internal_policy.errors import InputError
+from internal_policy.look import statistics
 from internal_policy.models import loading, templates
 from internal_policy.scans import records, store
 from internal_policy.secrecy import redacted
@@ -219,7 +220,7 @@ def _layer(
         found = suggested(model, tokenizer, rollouts, config.readout)
         files.write_json(known, {**found, "problems": len(rollouts)}, once=True)
     stages = _known(known, target=(int, type(None)), problems=int)
-    said = f"{analysis.target_in_words(stages)} (From a scan of {stages['problems']} responses.)"
+    said = f"{statistics.target_in_words(stages)} (From a scan of {stages['problems']} responses.)"
     if stages["target"] is None and asked.method == "bupo":
         raise InputError(f"{said} Choose a layer with --layer.")
     if asked.method == "bupo":
@@ -237,7 +238,7 @@ def suggested(
     scanned = scan(
         model, tokenizer, rollouts, sites=("mlp_in", "mlp_out"), readouts=readouts, measures=("entropy",), top_k=0
     )
-    return analysis.suggestion(analysis.changes(scanned.layers))
+    return statistics.suggestion(statistics.changes(scanned.layers))
 
 
 def _responses(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internal_policy import analysis
-from internal_policy.analysis import (
+from internal_policy.look import statistics
+from internal_policy.look.statistics import (
     by_layer,
     changes,
     interval,
@@ -357,7 +357,7 @@ RECORD = {
 
 def test_what_differs_between_scans_is_said():
     other = {**RECORD, "d_vocab": 151936, "asked": {**RECORD["asked"], "content": {"b.jsonl": {"sha256": "2"}}}}
-    said = " ".join(analysis.differences([RECORD, other]))
+    said = " ".join(statistics.differences([RECORD, other]))
     assert "the problems" in said
     assert "448, 151936" in said
     assert "temperature" not in said
@@ -369,16 +369,16 @@ def of_hub(**content):
 
 def test_two_data_sets_of_the_hub_and_two_commits_of_one_differ():
     one, other = {"org/a@train": {"revision": "1" * 40}}, {"org/b@train": {"revision": "1" * 40}}
-    assert analysis.differences([of_hub(**one), of_hub(**one)]) == []
-    assert analysis.differences([of_hub(**one), of_hub(**other)]) == [
+    assert statistics.differences([of_hub(**one), of_hub(**one)]) == []
+    assert statistics.differences([of_hub(**one), of_hub(**other)]) == [
         "The scans differ in the problems: org/a@train (commit 111111111111), org/b@train (commit 111111111111)."
     ]
     later = {"org/a@train": {"revision": "2" * 40}}
-    assert "commit 222222222222" in analysis.differences([of_hub(**one), of_hub(**later)])[0]
+    assert "commit 222222222222" in statistics.differences([of_hub(**one), of_hub(**later)])[0]
 
 
 def test_two_data_sets_of_scans_that_kept_no_commit_differ():
-    assert analysis.differences([of_hub(**{"org/a@train": None}), of_hub(**{"org/b@train": None})]) == [
+    assert statistics.differences([of_hub(**{"org/a@train": None}), of_hub(**{"org/b@train": None})]) == [
         "The scans differ in the problems: org/a@train, org/b@train."
     ]
 
@@ -386,17 +386,17 @@ def test_two_data_sets_of_scans_that_kept_no_commit_differ():
 def test_scans_with_a_lens_each_have_the_same_problems():
     content = {**RECORD["asked"]["content"], "mine.safetensors": {"sha256": "3"}}
     lensed = {**RECORD, "asked": {**RECORD["asked"], "content": content, "lens": "mine.safetensors"}}
-    assert analysis.differences([RECORD, lensed]) == []
+    assert statistics.differences([RECORD, lensed]) == []
 
 
 def test_a_measure_that_no_site_has_gives_no_means():
     layers = pd.DataFrame({"rollout": [0], "layer": [0], "site": ["resid_post"], "tokens": [3], "entropy": [1.0]})
-    assert len(analysis.means(layers, "cosine")) == 0
+    assert len(statistics.means(layers, "cosine")) == 0
 
 
 def test_the_same_problems_under_another_path_are_the_same():
     moved = {**RECORD, "asked": {**RECORD["asked"], "content": {"elsewhere/a.jsonl": {"sha256": "1"}}}}
-    assert analysis.differences([RECORD, moved]) == []
+    assert statistics.differences([RECORD, moved]) == []
 
 
 def test_the_warning_counts_nonfinite_rollouts_and_names_the_first():

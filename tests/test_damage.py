@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 from conftest import tiny_model, write_record
 
-from internal_policy import files, view
+from internal_policy import files
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
+from internal_policy.look import view
 from internal_policy.scans import records, store
 
 pytestmark = pytest.mark.usefixtures("here")

@@ -16,10 +16,11 @@ from typing import get_args
 
 import pytest
 
-from internal_policy import bundle, figures, files, look, view
+from internal_policy import bundle, files
 from internal_policy.__main__ import main
 from internal_policy.drawing import positions
 from internal_policy.errors import InputError
+from internal_policy.look import catalogue, theme, view
 from internal_policy.options import Figure, Measure
 from internal_policy.scans import store
 
@@ -33,7 +34,7 @@ def _empty_cache(tmp_path, monkeypatch):
 
 
 def test_every_figure_has_its_name_on_the_command_line():
-    from internal_policy.figures import FIGURES as drawn
+    from internal_policy.look.catalogue import FIGURES as drawn
 
     assert set(drawn) == set(Figure.__args__)
 
@@ -230,9 +231,9 @@ def test_a_measure_that_no_figure_draws_is_wrong_usage(figure, measure, here, ca
         main(["plot", "demo-qwen3", figure, "--measure", measure, "-o", "x.html"])
     assert error.value.code == 2
     with pytest.raises(InputError, match=f"Can't draw {figure} by '{measure}'"):
-        figures.draw(figure, [view.View(DEMO)], figures.Choice(measure=measure))
+        catalogue.draw(figure, [view.View(DEMO)], catalogue.Choice(measure=measure))
 
 
 def test_the_choices_of_plot_measure_match_the_figures():
-    assert {*get_args(Measure)} == {*chain(*figures.CHOICES.values())}
-    assert {*chain(*figures.CHOICES.values())} <= {*look.MEASURES}
+    assert {*get_args(Measure)} == {*chain(*catalogue.CHOICES.values())}
+    assert {*chain(*catalogue.CHOICES.values())} <= {*theme.MEASURES}

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from internal_policy import experiments, look, outcomes
+from internal_policy import experiments, outcomes
+from internal_policy.look import theme
 
 T2 = 4.302652729911275
 """Student's t at 97.5 % with 2 degrees of freedom, from a table: three seeds."""
@@ -155,7 +156,7 @@ def test_what_was_reached_has_a_dot_a_seed_and_a_mean_with_its_interval(style):
     frame = evaluations()
     table, ends = experiments.table(frame), experiments.ends(frame)
     figure = outcomes.reached(table, ends, experiments.untrained(frame), style)
-    dots, means = look.traces(figure)[::2], look.traces(figure)[1::2]
+    dots, means = theme.traces(figure)[::2], theme.traces(figure)[1::2]
     assert [len(dot.x) for dot in dots] == table["seeds"].tolist()[::-1]
     assert [mean.x[0] for mean in means] == pytest.approx((100 * table["avg"]).tolist()[::-1])
     high = (100 * (table["avg_high"] - table["avg"])).fillna(0).tolist()[::-1]
@@ -178,7 +179,7 @@ def test_models_stand_one_above_the_other_on_one_axis():
 
 def test_the_grid_says_means_and_is_coloured_by_the_difference():
     figure = outcomes.grid(experiments.grid(experiments.table(evaluations())), "a")
-    (heat,) = look.traces(figure)
+    (heat,) = theme.traces(figure)
     assert list(figure.layout.yaxis.ticktext) == ["2", "7"]
     assert list(figure.layout.xaxis.ticktext) == ["10", "30"]
     assert heat.z[1, 0] == pytest.approx(2)
@@ -192,7 +193,7 @@ def test_the_grid_says_means_and_is_coloured_by_the_difference():
 def test_the_curves_of_rewards_say_how_they_are_smoothed():
     frame = experiments.rewards(steps(), 2)
     figure = outcomes.rewards(frame, 2, "a")
-    (line,) = [trace for trace in look.traces(figure) if trace.name == "GRPO"]
+    (line,) = [trace for trace in theme.traces(figure) if trace.name == "GRPO"]
     assert [y for y in line.y if not np.isnan(y)] == pytest.approx(frame["mean"].tolist())
     assert "each point a mean of 2 steps up to it · mean over 2 seeds, bands" in figure.layout.meta["caption"]
 
@@ -201,5 +202,5 @@ def test_bands_of_many_methods_would_hide_one_another():
     frame = experiments.rewards(steps(), 2)
     many = pd.concat([frame.assign(method=method) for method in ("grpo", "rloo", "tenth")])
     figure = outcomes.rewards(many, 2)
-    assert not [trace for trace in look.traces(figure) if trace.fill]
+    assert not [trace for trace in theme.traces(figure) if trace.fill]
     assert "bands" not in figure.layout.meta["caption"]

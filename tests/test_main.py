@@ -20,9 +20,10 @@ from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from internal_policy import report, sampling
+from internal_policy import sampling
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
+from internal_policy.look import report
 from internal_policy.models.families import FAMILIES
 from internal_policy.models.hooks import SITES
 from internal_policy.models.proofs import PROOFS

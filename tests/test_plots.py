@@ -7,9 +7,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from internal_policy import heatmaps, look, plots
 from internal_policy.errors import InputError
-from internal_policy.view import About
+from internal_policy.look import layer_figures, theme, token_figures
+from internal_policy.look.view import About
 
 SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 HOSTILE = "<b>$x$</b>"
@@ -79,25 +79,25 @@ def relative(frame: pd.DataFrame, n_layers: int) -> pd.DataFrame:
     return frame.assign(depth=np.minimum((frame["layer"] + 1) / n_layers, 1))
 
 
-def all_figures(n_layers: int, style: look.Style, model: str = "demo") -> dict[str, go.Figure]:
+def all_figures(n_layers: int, style: theme.Style, model: str = "demo") -> dict[str, go.Figure]:
     """Every figure that is drawn of one model."""
     one = about(n_layers, model)
     spans = [("exploration", 0, 0), ("convergence", 1, n_layers - 1)]
     settled = means(n_layers, ["resid_post"]).query("site != 'final'")
     return {
-        "flow": plots.flow(means(n_layers), one, style),
-        "change": plots.change(changes(n_layers), one, spans, style),
-        "norm control": plots.norm_control(changes(n_layers), one, style),
-        "residual": plots.residual(means(n_layers, ["attn_out", "mlp_out"]), means(n_layers), one, style),
-        "convergence": plots.convergence(means(n_layers), settled, one, style),
-        "distribution": plots.distribution(quantiles(n_layers), one, "attn_out", "entropy", style),
-        "tokens": heatmaps.tokens(cells(n_layers, 9), response(9), one, "resid_post", "entropy", style),
-        "predictions": heatmaps.predictions(choices(), one, 1, 7, style),
+        "flow": layer_figures.flow(means(n_layers), one, style),
+        "change": layer_figures.change(changes(n_layers), one, spans, style),
+        "norm control": layer_figures.norm_control(changes(n_layers), one, style),
+        "residual": layer_figures.residual(means(n_layers, ["attn_out", "mlp_out"]), means(n_layers), one, style),
+        "convergence": layer_figures.convergence(means(n_layers), settled, one, style),
+        "distribution": layer_figures.distribution(quantiles(n_layers), one, "attn_out", "entropy", style),
+        "tokens": token_figures.tokens(cells(n_layers, 9), response(9), one, "resid_post", "entropy", style),
+        "predictions": token_figures.predictions(choices(), one, 1, 7, style),
     }
 
 
 def traces(figure: go.Figure, name: str) -> list:
-    return [trace for trace in look.traces(figure) if trace.name == name]
+    return [trace for trace in theme.traces(figure) if trace.name == name]
 
 
 def values(trace) -> np.ndarray:
@@ -159,7 +159,7 @@ def by_readout(names=("raw", "norm", "tuned", "mine"), n_layers=8, model="demo")
 @pytest.mark.parametrize("measure", ["kl", "entropy"])
 def test_readouts_draw_one_line_each_and_the_model_once(measure):
     columns = by_readout()
-    figure = plots.readouts(columns, measure)
+    figure = layer_figures.readouts(columns, measure)
     words = ["raw hidden states", "through the final norm", "through the tuned lens", "through the mine lens"]
     for (_, frame), name in zip(columns, words, strict=True):
         (drawn,) = traces(figure, name)
@@ -168,18 +168,18 @@ def test_readouts_draw_one_line_each_and_the_model_once(measure):
     assert values(model).tolist() == of(columns[0][1], site="final")
     assert figure.layout.xaxis.ticktext[-1] == "model"
     assert figure.layout.meta["caption"] == "demo · 20 rollouts, 856 tokens"
-    assert look.label(measure) in [axis.title.text for axis in figure.select_yaxes()]
+    assert theme.label(measure) in [axis.title.text for axis in figure.select_yaxes()]
 
 
 def test_a_readout_looks_alike_in_every_figure():
-    one, other = plots.readouts(by_readout()), plots.readouts(by_readout(("tuned", "mine", "norm")))
+    one, other = layer_figures.readouts(by_readout()), layer_figures.readouts(by_readout(("tuned", "mine", "norm")))
     for name in ("through the final norm", "through the tuned lens", "through the mine lens"):
         assert traces(one, name)[0].line.color == traces(other, name)[0].line.color
 
 
 @pytest.mark.parametrize("style", ["screen", "paper"])
 def test_a_hostile_name_of_a_lens_or_model_is_drawn_as_it_stands(style):
-    drawn = plots.readouts(by_readout(("raw", HOSTILE), model=HOSTILE), "kl", "attn_out", style).to_dict()
+    drawn = layer_figures.readouts(by_readout(("raw", HOSTILE), model=HOSTILE), "kl", "attn_out", style).to_dict()
     del drawn["layout"]["meta"]
     assert HOSTILE not in str(drawn)
 
@@ -187,9 +187,9 @@ def test_a_hostile_name_of_a_lens_or_model_is_drawn_as_it_stands(style):
 @depths
 def test_flow_draws_the_means_from_the_embeddings_to_the_model(n_layers):
     frame = means(n_layers)
-    figure = plots.flow(frame, about(n_layers))
+    figure = layer_figures.flow(frame, about(n_layers))
     for site in ("attn_out", "mlp_out", "attn_in", "mlp_in"):
-        (drawn,) = traces(figure, look.SITES[site].name)
+        (drawn,) = traces(figure, theme.SITES[site].name)
         assert values(drawn).tolist() == of(frame, site=site)
         assert drawn.x.tolist() == list(range(1, n_layers + 1))
         assert drawn.visible == ("legendonly" if site.endswith("_in") else True)
@@ -202,7 +202,7 @@ def test_flow_draws_the_means_from_the_embeddings_to_the_model(n_layers):
 
 def test_bands_run_from_low_to_high():
     frame = means(8)
-    bands = [trace for trace in look.traces(plots.flow(frame, about())) if trace.fill == "toself"]
+    bands = [trace for trace in theme.traces(layer_figures.flow(frame, about())) if trace.fill == "toself"]
     (attention,) = [band for band in bands if band.legendgroup == "attention"]
     rows = frame[frame["site"] == "attn_out"]
     assert values(attention).tolist() == [*rows["high"], *rows["low"][::-1]]
@@ -210,40 +210,40 @@ def test_bands_run_from_low_to_high():
 
 def test_one_rollout_has_no_bands():
     frame = means(8).assign(low=np.nan, high=np.nan)
-    assert not [trace for trace in look.traces(plots.flow(frame, about())) if trace.fill]
+    assert not [trace for trace in theme.traces(layer_figures.flow(frame, about())) if trace.fill]
 
 
 def test_hovering_says_the_hook_point_value_and_interval():
-    (drawn,) = traces(plots.flow(means(8), about()), "attention")
+    (drawn,) = traces(layer_figures.flow(means(8), about()), "attention")
     row = means(8).query("site == 'attn_out' and layer == 5").iloc[0]
     expected = f"layer 6 · 5.attn_out<br>{row['mean']:.4g} ({row['low']:.4g} to {row['high']:.4g}) nats"
     assert drawn.hovertext[5] == expected
 
 
 def test_a_click_on_a_line_tells_the_layer():
-    (drawn,) = traces(plots.change(changes(8), about()), "FFN")
+    (drawn,) = traces(layer_figures.change(changes(8), about()), "FFN")
     assert [list(point) for point in drawn.customdata] == [[layer] for layer in range(8)]
 
 
 def test_layers_that_were_not_measured_are_not_joined():
     frame = changes(8)
-    (drawn,) = traces(plots.change(frame[~frame["layer"].isin([3, 4])], about()), "FFN")
+    (drawn,) = traces(layer_figures.change(frame[~frame["layer"].isin([3, 4])], about()), "FFN")
     assert np.isnan(drawn.y).tolist() == [False] * 3 + [True] + [False] * 3
 
 
 def test_every_second_layer_is_joined():
     frame = changes(9)
-    (drawn,) = traces(plots.change(frame[frame["layer"] % 2 == 0], about(9)), "FFN")
+    (drawn,) = traces(layer_figures.change(frame[frame["layer"] % 2 == 0], about(9)), "FFN")
     assert not np.isnan(drawn.y).any()
 
 
 def test_sites_that_were_not_measured_are_left_out():
-    figure = plots.flow(means(8, ["mlp_out"]), about())
-    assert {trace.name for trace in look.traces(figure) if trace.name} == {"FFN", "the model"}
+    figure = layer_figures.flow(means(8, ["mlp_out"]), about())
+    assert {trace.name for trace in theme.traces(figure) if trace.name} == {"FFN", "the model"}
 
 
 def test_the_largest_entropy_is_a_dotted_line():
-    figure = plots.flow(means(8), about())
+    figure = layer_figures.flow(means(8), about())
     (shape,) = figure.layout.shapes
     assert (shape.y0, shape.line.dash) == (log(448), "dot")
     assert figure.layout.annotations[0].text == "ln V = 6.10"
@@ -252,28 +252,28 @@ def test_the_largest_entropy_is_a_dotted_line():
 @depths
 def test_change_draws_the_totals_alone(n_layers):
     frame = changes(n_layers)
-    figure = plots.change(frame, about(n_layers))
-    for change, mark in look.CHANGES.items():
+    figure = layer_figures.change(frame, about(n_layers))
+    for change, mark in theme.CHANGES.items():
         (drawn,) = traces(figure, mark.name)
         assert values(drawn).tolist() == of(frame, change=change, part="total")
 
 
 def test_stages_are_letters_between_dotted_borders():
     spans = [("exploration", 0, 1), ("integration", 2, 4), ("convergence", 5, 7)]
-    layout = plots.change(changes(8), about(), spans).layout
+    layout = layer_figures.change(changes(8), about(), spans).layout
     assert [(a.text, a.x) for a in layout.annotations] == [("E", 1.5), ("I", 4), ("C", 7)]
     assert [shape.x0 for shape in layout.shapes if shape.line.dash == "dot"] == [2.5, 5.5]
     assert "E exploration, I integration, C convergence" in layout.xaxis.title.text
 
 
 def test_where_a_stage_is_too_short_for_a_letter_it_has_none():
-    layout = plots.change(changes(80), about(80), [("exploration", 0, 0), ("integration", 1, 79)]).layout
+    layout = layer_figures.change(changes(80), about(80), [("exploration", 0, 0), ("integration", 1, 79)]).layout
     assert [a.text for a in layout.annotations] == ["I"]
 
 
 @depths
 def test_the_bars_of_direction_and_norm_add_up_to_the_total(n_layers):
-    figure = plots.norm_control(changes(n_layers), about(n_layers))
+    figure = layer_figures.norm_control(changes(n_layers), about(n_layers))
     drawn = zip(*(traces(figure, part) for part in ("direction", "norm", "total")), strict=True)
     for direction, norm, total in drawn:
         assert np.allclose(values(direction) + values(norm), values(total))
@@ -283,12 +283,12 @@ def test_the_bars_of_direction_and_norm_add_up_to_the_total(n_layers):
 
 def test_without_the_norm_control_it_says_how_to_measure_it():
     with pytest.raises(InputError, match="--readout raw --measures all"):
-        plots.norm_control(changes(8, ["total"]), about())
+        layer_figures.norm_control(changes(8, ["total"]), about())
 
 
 def test_residual_draws_cosines_above_norms():
     cosine, norm = means(8, ["attn_out", "mlp_out"]), means(8)
-    figure = plots.residual(cosine, norm, about())
+    figure = layer_figures.residual(cosine, norm, about())
     above, below = traces(figure, "attention")
     assert values(above).tolist() == of(cosine, site="attn_out")
     assert values(below).tolist() == of(norm, site="attn_out")
@@ -298,14 +298,14 @@ def test_residual_draws_cosines_above_norms():
 
 def test_convergence_draws_kl_above_what_has_settled():
     kl, settled = means(8), means(8, ["resid_post"]).query("site != 'final'")
-    above, below = traces(plots.convergence(kl, settled, about()), "layer output")
+    above, below = traces(layer_figures.convergence(kl, settled, about()), "layer output")
     assert values(above).tolist() == of(kl, site="resid_post")
     assert values(below).tolist() == settled["mean"].tolist()
 
 
 def test_distribution_draws_the_median_and_two_bands():
     frame = quantiles(8)
-    wide, middle, median = look.traces(plots.distribution(frame, about(), "attn_out"))
+    wide, middle, median = theme.traces(layer_figures.distribution(frame, about(), "attn_out"))
     assert values(wide).tolist() == [*frame["q95"], *frame["q05"]]
     assert values(middle).tolist() == [*frame["q75"], *frame["q25"]]
     assert values(median).tolist() == frame["q50"].tolist()
@@ -317,7 +317,7 @@ def test_models_are_compared_at_relative_depth_on_one_axis(what, models):
     sizes = [2, 8, 36, 80][:models]
     frames = {n: changes(n) if what == "change" else means(n) for n in sizes}
     columns = [(about(n, HOSTILE, 448 * n), relative(frame, n)) for n, frame in frames.items()]
-    figure = plots.compare(columns, what)
+    figure = layer_figures.compare(columns, what)
     drawn = traces(figure, "attention")
     key = {"change": "attn", "part": "total"} if what == "change" else {"site": "attn_out"}
     for (n, frame), line in zip(frames.items(), drawn, strict=True):
@@ -331,13 +331,13 @@ def test_models_are_compared_at_relative_depth_on_one_axis(what, models):
 
 
 def test_compared_entropies_have_room_for_the_largest_vocabulary():
-    figure = plots.compare([(about(8, "a", d), relative(means(8), 8)) for d in (448, 151936)])
+    figure = layer_figures.compare([(about(8, "a", d), relative(means(8), 8)) for d in (448, 151936)])
     assert figure.layout.yaxis.range[1] > log(151936)
 
 
 def test_pass_at_k_draws_a_curve_a_label():
     frame = with_ends(pd.DataFrame({"label": ["GRPO"] * 3 + [HOSTILE] * 3, "k": [1, 2, 4] * 2}))
-    figure = plots.pass_at_k(frame)
+    figure = layer_figures.pass_at_k(frame)
     (drawn,) = traces(figure, "GRPO")
     assert (drawn.x.tolist(), values(drawn).tolist()) == ([1, 2, 4], of(frame, label="GRPO"))
     assert HOSTILE not in str(figure.to_dict())
@@ -346,7 +346,7 @@ def test_pass_at_k_draws_a_curve_a_label():
 @depths
 def test_the_heatmap_of_tokens_draws_the_cells(n_layers):
     frame = cells(n_layers, 9)
-    heat, markers = look.traces(heatmaps.tokens(frame, response(9), about(n_layers), "resid_post", "entropy"))
+    heat, markers = theme.traces(token_figures.tokens(frame, response(9), about(n_layers), "resid_post", "entropy"))
     assert heat.z == pytest.approx(frame["value"].to_numpy().reshape(n_layers + 1, 9), rel=1e-6)
     assert (heat.x.tolist(), heat.y.tolist()) == (list(range(9)), list(range(1, n_layers + 2)))
     assert (heat.zmin, heat.zmax) == (0, log(448))
@@ -357,19 +357,19 @@ def test_the_heatmap_of_tokens_draws_the_cells(n_layers):
 
 
 def test_many_cells_are_drawn_by_webgl():
-    figure = heatmaps.tokens(cells(80, 100), response(100), about(80), "resid_post", "entropy")
-    assert look.traces(figure)[1].type == "scattergl"
+    figure = token_figures.tokens(cells(80, 100), response(100), about(80), "resid_post", "entropy")
+    assert theme.traces(figure)[1].type == "scattergl"
 
 
 def test_more_tokens_than_can_be_told_apart_are_refused():
     with pytest.raises(ValueError, match="at most 512"):
-        heatmaps.tokens(cells(2, 513), response(513), about(2), "resid_post", "entropy")
+        token_figures.tokens(cells(2, 513), response(513), about(2), "resid_post", "entropy")
 
 
 def test_hostile_tokens_are_drawn_as_they_stand():
-    figure = heatmaps.tokens(cells(2, 9), response(9), about(2), "resid_post", "entropy")
+    figure = token_figures.tokens(cells(2, 9), response(9), about(2), "resid_post", "entropy")
     assert figure.layout.xaxis.ticktext[:5] == ("&lt;b&gt;&#36;x&#36;&lt;/b&gt;", "␣the", "⏎", "∅", "⟨U+202E⟩evil")
-    table = heatmaps.predictions(choices(), about(), 1, 7)
+    table = token_figures.predictions(choices(), about(), 1, 7)
     for drawn in (figure, table):
         assert "<0xF0>" not in str(drawn.to_dict())
         assert "</script>" not in str(drawn.to_dict())
@@ -377,20 +377,20 @@ def test_hostile_tokens_are_drawn_as_they_stand():
 
 def test_a_window_of_a_response_keeps_its_positions():
     frame, shown = cells(2, 9).query("position >= 5"), response(9).query("position >= 5")
-    figure = heatmaps.tokens(frame, shown, about(2), "resid_post", "entropy")
+    figure = token_figures.tokens(frame, shown, about(2), "resid_post", "entropy")
     assert list(figure.layout.xaxis.tickvals) == [5, 6, 7, 8]
-    assert look.traces(figure)[0].x.tolist() == [5, 6, 7, 8]
+    assert theme.traces(figure)[0].x.tolist() == [5, 6, 7, 8]
 
 
 def test_cells_that_were_not_measured_stay_empty():
     frame = cells(4, 9).query("layer != 2")
-    heat, markers = look.traces(heatmaps.tokens(frame, response(9), about(4), "resid_post", "entropy"))
+    heat, markers = theme.traces(token_figures.tokens(frame, response(9), about(4), "resid_post", "entropy"))
     assert np.isnan(heat.z[2]).all()
     assert len(markers.x) == len(frame)
 
 
 def test_a_heatmap_says_the_n_of_what_it_shows():
-    figure = heatmaps.tokens(cells(2, 9), response(9), about(2), "resid_post", "entropy")
+    figure = token_figures.tokens(cells(2, 9), response(9), about(2), "resid_post", "entropy")
     assert "1 rollout, 9 tokens" in figure.layout.meta["caption"]
 
 
@@ -398,25 +398,25 @@ def test_a_heatmap_says_the_n_of_what_it_shows():
 def test_what_has_a_sign_is_coloured_symmetrically(measure):
     frame = cells(2, 9, final=False)
     frame["value"] -= 5
-    heat = look.traces(heatmaps.tokens(frame, response(9), about(2), "attn_out", measure))[0]
+    heat = theme.traces(token_figures.tokens(frame, response(9), about(2), "attn_out", measure))[0]
     assert heat.zmin == -heat.zmax == pytest.approx(-frame["value"].abs().max())
 
 
 def test_ranks_are_coloured_by_their_logarithm():
     frame = cells(2, 9).assign(value=[1, 10, 100] * 9)
-    heat = look.traces(heatmaps.tokens(frame, response(9), about(2), "resid_post", "rank"))[0]
+    heat = theme.traces(token_figures.tokens(frame, response(9), about(2), "resid_post", "rank"))[0]
     assert heat.z[0, :3] == pytest.approx([0, 1, 2])
     assert list(heat.colorbar.ticktext) == ["1", "10", "100"]
 
 
 def test_the_colour_bar_says_the_unit():
     for measure, title in {"kl": "KL from the model (nats)", "change": "Entropy change (nats)", "norm": "Norm"}.items():
-        heat = look.traces(heatmaps.tokens(cells(2, 9), response(9), about(2), "attn_out", measure))[0]
+        heat = theme.traces(token_figures.tokens(cells(2, 9), response(9), about(2), "attn_out", measure))[0]
         assert heat.colorbar.title.text == title
 
 
 def test_predictions_say_how_far_a_token_has_moved():
-    (table,) = look.traces(heatmaps.predictions(choices(), about(), 1, 7))
+    (table,) = theme.traces(token_figures.predictions(choices(), about(), 1, 7))
     assert list(table.header.values) == [
         "",
         "layer input<br>1.resid_pre",
@@ -431,32 +431,32 @@ def test_predictions_say_how_far_a_token_has_moved():
 @pytest.mark.parametrize("measure", ["change", "entropy", "cosine"])
 def test_dynamics_draws_layers_by_steps_with_reward_below(measure):
     frame, reward = dynamics(), metrics()
-    figure = heatmaps.dynamics(frame, reward, HOSTILE, measure, "resid_post")
-    heat, below = look.traces(figure)
+    figure = token_figures.dynamics(frame, reward, HOSTILE, measure, "resid_post")
+    heat, below = theme.traces(figure)
     assert heat.z == pytest.approx(frame[measure].to_numpy().reshape(10, 8).T, rel=1e-5)
     assert (heat.x.tolist(), heat.y.tolist()) == (list(range(10)), list(range(1, 9)))
     assert values(below).tolist() == reward["reward"].tolist()
     assert {shape.x0 for shape in figure.layout.shapes} == {3.5}
     assert figure.layout.xaxis.matches == "x2"
-    assert figure.layout.title.subtitle.text == look.inert(HOSTILE)
+    assert figure.layout.title.subtitle.text == theme.inert(HOSTILE)
 
 
 def test_the_model_stands_above_the_outputs_of_the_layers():
     final = pd.DataFrame({"step": range(10), "layer": 8, "site": "final", "entropy": 0.5, "change": np.nan})
     frame = pd.concat([dynamics(), final])
-    figure = heatmaps.dynamics(frame, None, "demo", "entropy", "resid_post")
-    (heat,) = look.traces(figure)
+    figure = token_figures.dynamics(frame, None, "demo", "entropy", "resid_post")
+    (heat,) = theme.traces(figure)
     assert heat.z[8].tolist() == [0.5] * 10
     assert figure.layout.yaxis.ticktext[-1] == "model"
     assert heat.text[8][0] == "the model · final"
-    (without,) = look.traces(heatmaps.dynamics(frame, None, "demo", "change", "resid_post"))
+    (without,) = theme.traces(token_figures.dynamics(frame, None, "demo", "change", "resid_post"))
     assert len(without.z) == 8
 
 
 def test_only_the_layers_that_were_compared_have_rows():
     frame = dynamics().assign(kl=1.0)
     frame["kl"] = frame["kl"].where(frame["layer"] > 5)
-    (heat,) = look.traces(heatmaps.dynamics(frame, None, "demo", "kl", "resid_post"))
+    (heat,) = theme.traces(token_figures.dynamics(frame, None, "demo", "kl", "resid_post"))
     assert heat.y.tolist() == [7, 8]
     assert heat.colorbar.title.text == "KL from the trained layer (nats)"
 
@@ -472,7 +472,7 @@ def followed(n_layers: int = 8) -> pd.DataFrame:
 
 def test_the_trained_layer_is_drawn_beside_later_ones():
     frame = followed()
-    figure = heatmaps.trained(frame, metrics(), 2, "demo")
+    figure = token_figures.trained(frame, metrics(), 2, "demo")
     for layer in range(3, 8):
         cosine, kl = traces(figure, f"layer {layer + 1}")
         assert values(cosine).tolist() == frame.query("layer == @layer and site == 'resid_post'")["cosine"].tolist()
@@ -489,36 +489,36 @@ def test_the_trained_layer_is_drawn_beside_later_ones():
 
 
 def test_of_many_later_layers_six_are_drawn_from_the_next_to_the_last():
-    figure = heatmaps.trained(followed(80), metrics(), 2, "demo")
-    names = {trace.name for trace in look.traces(figure) if trace.name.startswith("layer ")}
+    figure = token_figures.trained(followed(80), metrics(), 2, "demo")
+    names = {trace.name for trace in theme.traces(figure) if trace.name.startswith("layer ")}
     assert len(names) == 6
     assert {"layer 4", "layer 80"} <= names
 
 
 def test_the_last_layer_is_compared_with_the_model_alone():
     frame = followed().query("site != 'resid_post' or layer <= 2")
-    figure = heatmaps.trained(frame, metrics(), 2, "demo")
+    figure = token_figures.trained(frame, metrics(), 2, "demo")
     assert [axis.title.text for axis in figure.select_yaxes()] == ["KL (nats)", "Δ entropy (nats)"]
 
 
 def test_a_layer_of_which_nothing_is_known_is_refused():
     with pytest.raises(InputError, match="Layer 3 has neither"):
-        heatmaps.trained(dynamics()[["step", "layer", "site", "entropy"]], metrics(), 2)
+        token_figures.trained(dynamics()[["step", "layer", "site", "entropy"]], metrics(), 2)
 
 
 def test_steps_without_a_value_do_not_break_a_line():
     frame = metrics().assign(perplexity=[np.nan, 2.0] * 5)
-    (drawn,) = traces(heatmaps.training(frame), "perplexity")
+    (drawn,) = traces(token_figures.training(frame), "perplexity")
     assert (drawn.x.tolist(), drawn.y.tolist()) == ([1, 3, 5, 7, 9], [2.0] * 5)
 
 
 def test_dynamics_go_without_metrics():
-    assert len(look.traces(heatmaps.dynamics(dynamics(), None, "demo", "entropy", "resid_post"))) == 1
+    assert len(theme.traces(token_figures.dynamics(dynamics(), None, "demo", "entropy", "resid_post"))) == 1
 
 
 def test_training_draws_the_metrics_and_the_switch():
     frame = metrics()
-    figure = heatmaps.training(frame, "demo", "paper")
+    figure = token_figures.training(frame, "demo", "paper")
     for name in ("whole policy", "internal policy", "reward", "clip fraction", "perplexity"):
         column = {"whole policy": "entropy", "internal policy": "internal_entropy"}.get(name, name.replace(" ", "_"))
         (drawn,) = traces(figure, name)
@@ -528,13 +528,13 @@ def test_training_draws_the_metrics_and_the_switch():
 
 
 def test_training_leaves_out_what_was_not_recorded():
-    figure = heatmaps.training(metrics()[["step", "reward", "phase"]])
-    assert [trace.name for trace in look.traces(figure)] == ["reward"]
+    figure = token_figures.training(metrics()[["step", "reward", "phase"]])
+    assert [trace.name for trace in theme.traces(figure)] == ["reward"]
 
 
 @pytest.mark.parametrize("n_layers", [2, 8, 80])
 def test_the_star_of_the_model_stands_at_no_layer_number(n_layers):
-    axis = plots.flow(means(n_layers), about(n_layers)).layout.xaxis
+    axis = layer_figures.flow(means(n_layers), about(n_layers)).layout.xaxis
     named = dict(zip(axis.tickvals, axis.ticktext, strict=True))
     assert named[0] == "emb."
     assert named[n_layers + 1] == "model"
@@ -544,7 +544,7 @@ def test_the_star_of_the_model_stands_at_no_layer_number(n_layers):
 def test_a_tiny_probability_is_no_row_of_digits():
     frame = pd.DataFrame({"site": ["resid_post"] * 2, "rank": [1, 2], "id": [5, 6], "token": ["a", "b"]})
     frame = frame.assign(probability=[0.25, 3e-21], before=pd.array([1, 2], dtype="Int64"))
-    (table,) = look.traces(heatmaps.predictions(frame, about(), 1, 0))
+    (table,) = theme.traces(token_figures.predictions(frame, about(), 1, 0))
     shown = " ".join(str(cell) for column in table.cells.values for cell in column)
     assert "25%" in shown
     assert "~0%" in shown

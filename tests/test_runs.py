@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from internal_policy import bundle, look, runs
+from internal_policy import bundle
 from internal_policy.errors import InputError
+from internal_policy.look import runs, theme
 
 
 @pytest.fixture(autouse=True)
@@ -79,9 +80,9 @@ def test_measures_and_sites_without_values_are_not_offered():
 
 def test_every_measure_of_a_run_has_a_label():
     for measure in runs.measures(runs.with_changes(FRAME.assign(norm=1.0, logprob=-1.0, cosine=0.5))):
-        assert look.label(measure, look.WHILE_TRAINING)
-    assert "trained layer" in look.label("kl", look.WHILE_TRAINING)
-    assert "trained layer" not in look.label("kl")
+        assert theme.label(measure, theme.WHILE_TRAINING)
+    assert "trained layer" in theme.label("kl", theme.WHILE_TRAINING)
+    assert "trained layer" not in theme.label("kl")
 
 
 def test_the_trained_layer_is_the_first_target():

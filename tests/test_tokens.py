@@ -6,11 +6,12 @@ import pyarrow as pa
 import pytest
 from conftest import write_record
 
-from internal_policy import analysis, bundle
+from internal_policy import bundle
 from internal_policy.errors import InputError
+from internal_policy.look import statistics
+from internal_policy.look.tokens import cells, predictions, quantiles, response, settled
+from internal_policy.look.view import View
 from internal_policy.scans import store
-from internal_policy.tokens import cells, predictions, quantiles, response, settled
-from internal_policy.view import View
 
 DEMO = View(bundle.DATA / "scans" / "demo-qwen3")
 HOSTILE = ["<b>", "$x$", "\n", "<0xF0>", "<script>alert(1)</script>"]
@@ -54,7 +55,7 @@ def test_a_token_has_settled_when_its_first_choice_stays_the_models_own(planted)
     found = settled(planted)
     assert list(found["settled"]) == [0.0, 1.0, 0.5, 0.5]
     assert list(found["tokens"]) == [1, 1, 2, 2]
-    assert list(analysis.means(found, "settled")["mean"]) == pytest.approx([1 / 3, 2 / 3])
+    assert list(statistics.means(found, "settled")["mean"]) == pytest.approx([1 / 3, 2 / 3])
 
 
 def test_the_cells_of_a_response_with_the_models_own_policy_after_the_last_layer(planted):

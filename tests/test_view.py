@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from internal_policy import analysis, bundle, figures, files
+from internal_policy import bundle, files
 from internal_policy.errors import InputError
+from internal_policy.look import catalogue, statistics
+from internal_policy.look.view import View, about, absent, check, comparable, default, how, layers, rollouts
 from internal_policy.scans import store
 from internal_policy.scans.selection import Selection
-from internal_policy.view import View, about, absent, check, comparable, default, how, layers, rollouts
 
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
@@ -46,9 +47,9 @@ def test_everything_is_looked_at_under_the_first_readout():
 
 @pytest.mark.parametrize("readout", ["raw", "norm"])
 def test_means_over_all_tokens_are_those_of_the_policies_one_by_one(policies, readout):
-    found = analysis.means(layers(View(DEMO, readout))).set_index(["layer", "site"])["mean"]
+    found = statistics.means(layers(View(DEMO, readout))).set_index(["layer", "site"])["mean"]
     rows = policies[policies["readout"] == readout]
-    for site in analysis.SITES:
+    for site in statistics.SITES:
         plain = rows.groupby("layer")[f"{site}.entropy"].mean().dropna()
         assert list(found.xs(site, level="site").index) == list(plain.index)
         assert found.xs(site, level="site").to_numpy() == pytest.approx(plain.to_numpy(), rel=1e-5, abs=1e-7)
@@ -56,7 +57,7 @@ def test_means_over_all_tokens_are_those_of_the_policies_one_by_one(policies, re
 
 def test_a_window_of_positions_counts_its_tokens_alone(policies):
     found = (
-        analysis.changes(layers(View(DEMO, first=3, last=10)))
+        statistics.changes(layers(View(DEMO, first=3, last=10)))
         .set_index(["change", "part", "layer"])["mean"]
         .sort_index()
     )
@@ -164,14 +165,14 @@ def test_scans_without_a_site_in_common_cannot_be_compared(copied):
 
 def test_the_demo_scans_can_be_compared_and_differ_in_no_question():
     records = comparable([View(folder) for folder in bundle.scans()])
-    assert analysis.differences(records) == []
+    assert statistics.differences(records) == []
 
 
 @pytest.mark.parametrize("last", [None, 10])
 def test_the_table_of_a_view_is_one_of_its_readout(last):
     found = layers(View(DEMO, "norm", last=last))
     assert set(found["readout"]) == {"norm"}
-    assert analysis.by_layer(found, "norm")["resid_post"].notna().sum() == 8
+    assert statistics.by_layer(found, "norm")["resid_post"].notna().sum() == 8
 
 
 def altered(folder, **changes) -> View:
@@ -213,7 +214,7 @@ def test_overflowed_numbers_are_reported_as_overflow(copied, dtype, said):
     record = json.loads((copied / store.RECORD).read_text())
     record["files"] = {name: files.fingerprint(copied / name) for name in record["files"]}
     files.write_json(copied / store.RECORD, record)
-    for draw in (lambda: figures.means(shown, "entropy"), lambda: figures.changes(shown)):
+    for draw in (lambda: catalogue.means(shown, "entropy"), lambda: catalogue.changes(shown)):
         with pytest.raises(InputError, match=said):
             draw()
 
@@ -221,5 +222,5 @@ def test_overflowed_numbers_are_reported_as_overflow(copied, dtype, said):
 def test_sites_without_a_measure_are_those_of_a_selection():
     chosen = Selection((0,))
     for measure in ("cosine", "entropy_at_input_norm", "kl"):
-        sites = [site for site in analysis.SITES if measure in chosen.names(site)]
-        assert sites == list(analysis.ONLY_AT[measure])
+        sites = [site for site in statistics.SITES if measure in chosen.names(site)]
+        assert sites == list(statistics.ONLY_AT[measure])

@@ -8,9 +8,9 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy import analysis, plots, view
-from internal_policy.analysis import Average
-from internal_policy.view import View
+from internal_policy.look import layer_figures, statistics, view
+from internal_policy.look.statistics import Average
+from internal_policy.look.view import View
 
 MOST = 4
 
@@ -37,17 +37,17 @@ def page(looked: View, average: Average) -> None:
         return
     views = [replace(looked, folder=scans.find(name)) for name in names]
     records = view.comparable(views)
-    for sentence in analysis.differences(records):
+    for sentence in statistics.differences(records):
         st.text(f"• {show.line(sentence)}")
     abouts = [scans.about(one) for one in views]
     frames = [scans.means(one, "entropy", average) for one in views]
     changes = [scans.changes(one, average) for one in views]
     of_each: dict[Literal["entropy", "change"], list[pd.DataFrame]] = {"entropy": frames, "change": changes}
     for what, found in of_each.items():
-        deep = [analysis.relative(frame, about.n_layers) for frame, about in zip(found, abouts, strict=True)]
+        deep = [statistics.relative(frame, about.n_layers) for frame, about in zip(found, abouts, strict=True)]
         data = [frame.assign(scan=name) for frame, name in zip(deep, names, strict=True)]
         with show.refusing():
-            drawn = plots.compare(list(zip(abouts, deep, strict=True)), what)
+            drawn = layer_figures.compare(list(zip(abouts, deep, strict=True)), what)
             show.figure(f"compare-{what}", drawn, show.stacked(*data))
     st.subheader("The layer to train")
     named = [show.targets(found).assign(scan=name) for found, name in zip(changes, names, strict=True)]

@@ -4,11 +4,11 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy import analysis, plots
-from internal_policy.analysis import Average
-from internal_policy.view import View
+from internal_policy.look import layer_figures, statistics
+from internal_policy.look.statistics import Average
+from internal_policy.look.view import View
 
-SPREAD = analysis.SITES[:-1]
+SPREAD = statistics.SITES[:-1]
 """Sites whose distribution can be looked at: those that every layer has."""
 
 
@@ -22,17 +22,17 @@ def page(looked: View, average: Average) -> None:
     about = scans.about(looked)
     with show.refusing():
         means = scans.means(looked, "entropy", average)
-        show.figure("flow", plots.flow(means, about), means)
+        show.figure("flow", layer_figures.flow(means, about), means)
     with show.refusing():
         changes = scans.changes(looked, average)
-        stages = analysis.spans(analysis.stages(changes))
-        show.figure("change", plots.change(changes, about, stages), changes)
+        stages = statistics.spans(statistics.stages(changes))
+        show.figure("change", layer_figures.change(changes, about, stages), changes)
     st.subheader("Over the tokens")
     st.markdown("Half of the tokens lie in the dark band, nine of ten in the light one: a mean can hide two crowds.")
     site = st.selectbox("Site", SPREAD, index=SPREAD.index("resid_post"), key="spread", bind="query-params")
     with show.refusing():
         quantiles = scans.quantiles(looked, site, "entropy")
-        show.figure("distribution", plots.distribution(quantiles, about, site), quantiles)
+        show.figure("distribution", layer_figures.distribution(quantiles, about, site), quantiles)
     st.subheader("Towards the model's own policy")
     st.markdown(
         "How far each policy is from the model's own, and the share of tokens whose likeliest token no longer changes."
@@ -40,7 +40,7 @@ def page(looked: View, average: Average) -> None:
     with show.refusing():
         kl, settled = scans.means(looked, "kl", average), scans.settled(looked, average)
         both = kl.assign(measure="kl"), settled.assign(measure="settled")
-        show.figure("convergence", plots.convergence(kl, settled, about), show.stacked(*both))
+        show.figure("convergence", layer_figures.convergence(kl, settled, about), show.stacked(*both))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy import plots
-from internal_policy.analysis import Average
-from internal_policy.view import View
+from internal_policy.look import layer_figures
+from internal_policy.look.statistics import Average
+from internal_policy.look.view import View
 
 
 def page(looked: View, average: Average) -> None:
@@ -19,7 +19,7 @@ def page(looked: View, average: Average) -> None:
     with show.refusing():
         cosine, norm = scans.means(looked, "cosine", average), scans.means(looked, "norm", average)
         both = cosine.assign(measure="cosine"), norm.assign(measure="norm")
-        show.figure("residual", plots.residual(cosine, norm, about), show.stacked(*both))
+        show.figure("residual", layer_figures.residual(cosine, norm, about), show.stacked(*both))
     st.subheader("The norm control")
     st.markdown(
         "A longer hidden state has a lower entropy, whatever it points at. The change is split into what comes from "
@@ -27,7 +27,7 @@ def page(looked: View, average: Average) -> None:
     )
     changes = scans.changes(looked, average)
     with show.refusing():
-        show.figure("norm-control", plots.norm_control(changes, about), changes)
+        show.figure("norm-control", layer_figures.norm_control(changes, about), changes)
     st.subheader("The layer to train, under each part")
     with show.refusing():
         show.table("targets", show.targets(changes))

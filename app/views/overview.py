@@ -8,11 +8,11 @@ import show
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from internal_policy import analysis, plots
-from internal_policy.analysis import Average
+from internal_policy.look import layer_figures, statistics
+from internal_policy.look.statistics import Average
+from internal_policy.look.view import View
 from internal_policy.scans import store
 from internal_policy.tasks import pass_at_k
-from internal_policy.view import View
 
 FACTS = ("model", "family", "dtype", "device", "created", "digest", "n_layers", "d_model", "d_vocab", "product")
 ASKED = (
@@ -42,10 +42,10 @@ def page(looked: View, average: Average) -> None:
     left, right = st.columns(2)
     with left, show.refusing():
         few = means[~means["site"].isin(["attn_in", "mlp_in"])]
-        show.figure("flow", plots.flow(few, scans.about(looked)), means)
+        show.figure("flow", layer_figures.flow(few, scans.about(looked)), means)
     with right, show.refusing():
-        stages = analysis.spans(analysis.stages(changes))
-        show.figure("change", plots.change(changes, scans.about(looked), stages), changes)
+        stages = statistics.spans(statistics.stages(changes))
+        show.figure("change", layer_figures.change(changes, scans.about(looked), stages), changes)
     st.subheader("The layer to train")
     st.markdown(
         "BuPO trains the last layer of exploration: the last whose FFN raises entropy significantly, by the 95 % "
@@ -59,7 +59,7 @@ def page(looked: View, average: Average) -> None:
     st.subheader("How it was measured")
     show.table("provenance", provenance(record))
     with show.refusing():  # reads every token of the scan, so it comes when all else is there
-        depth = analysis.settling(scans.settled(looked, average))
+        depth = statistics.settling(scans.settled(looked, average))
         last.metric("Half settled after", "at the end" if depth is None else f"layer {depth + 1}")
 
 
@@ -79,7 +79,7 @@ def numbers(looked: View) -> DeltaGenerator:
 def by_layer(means: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
     """Entropies in nats and their changes: a row a layer."""
     wide = means.pivot(index="layer", columns="site", values="mean")
-    wide = wide[[site for site in analysis.SITES if site in wide]]
+    wide = wide[[site for site in statistics.SITES if site in wide]]
     total = changes[changes["part"] == "total"].pivot(index="layer", columns="change", values="mean")
     table = wide.join(total.rename(columns=lambda name: f"change of {name}")).reset_index(names="layer, from 0")
     return table.round(3)

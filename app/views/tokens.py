@@ -8,10 +8,10 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy import heatmaps, tokens
-from internal_policy.analysis import SITES
 from internal_policy.errors import InputError
-from internal_policy.view import View
+from internal_policy.look import token_figures, tokens
+from internal_policy.look.statistics import SITES
+from internal_policy.look.view import View
 
 WINDOW = 512
 """How many tokens are drawn at once."""
@@ -82,11 +82,11 @@ def cells(looked: View, rollout: int) -> None:
         with above, show.refusing():
             found = scans.cells(looked, rollout, site, measure)
             found = found[found["position"].isin(shown["position"])]
-            drawn = heatmaps.tokens(found, shown, about, site, measure)
+            drawn = token_figures.tokens(found, shown, about, site, measure)
             show.figure("cells", point_at(drawn, layer, position), found.merge(shown), clicked=clicked)
         strip(shown, position)
         said = tokens.predictions(looked, rollout, position, layer)
-        show.figure("predictions", heatmaps.predictions(said, about, layer, position), said)
+        show.figure("predictions", token_figures.predictions(said, about, layer, position), said)
 
 
 def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:

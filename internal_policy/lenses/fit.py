@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from internal_policy import analysis
 from internal_policy.errors import InputError
 from internal_policy.lenses import tuned as lens
 from internal_policy.lenses.tuned import Map, Maps
+from internal_policy.look import statistics
 from internal_policy.measure.matmul import precision
 from internal_policy.models.families import decoder_layers, inside, sites_of, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint
@@ -152,7 +152,7 @@ def kl(model: nn.Module, rollouts: Sequence[Rollout], maps: Maps) -> pd.DataFram
         for first in range(0, len(rollouts), BATCH)
     ]
     layers = pa.concat_tables(parts).to_pandas()
-    found = [analysis.means(layers[layers["readout"] == name], "kl").assign(readout=name) for name in readouts]
+    found = [statistics.means(layers[layers["readout"] == name], "kl").assign(readout=name) for name in readouts]
     frame = pd.concat(found, ignore_index=True)
     fitted = [HookPoint(layer, site) in maps.at for layer, site in zip(frame["layer"], frame["site"], strict=True)]
     return frame[fitted].reset_index(drop=True)

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from internal_policy import analysis, figures, look, view
 from internal_policy.errors import InputError
-from internal_policy.figures import Choice
+from internal_policy.look import catalogue, statistics, theme, view
+from internal_policy.look.catalogue import Choice
+from internal_policy.look.view import View
 from internal_policy.scans import store
 from internal_policy.tasks import pass_at_k
-from internal_policy.view import View
 
 SECTIONS = {
     "flow": ("flow", Choice()),
@@ -55,7 +55,7 @@ def _scan(one: View) -> dict[str, Any]:
     record = store.record(one.folder)
     return {
         "about": about,
-        "caption": look.caption(about),
+        "caption": theme.caption(about),
         "outcome": outcome and " ".join(reversed(outcome) if outcome[0] == "correct" else outcome),
         "targets": _targets(one),
         "figures": {called: _figure(name, [one], choice) for called, (name, choice) in SECTIONS.items()},
@@ -67,16 +67,16 @@ def _scan(one: View) -> dict[str, Any]:
 
 def _figure(name: str, views: Sequence[View], choice: Choice) -> dict[str, str]:
     try:
-        drawn = figures.draw(name, views, choice)
+        drawn = catalogue.draw(name, views, choice)
     except InputError as error:
         return {"why": str(error)}
-    drawn.update_layout(font={"color": look.GREY})  # the page paints it over, in its own ink
-    return {"html": drawn.to_html(full_html=False, include_plotlyjs=False, config=dict(look.CONFIG))}
+    drawn.update_layout(font={"color": theme.GREY})  # the page paints it over, in its own ink
+    return {"html": drawn.to_html(full_html=False, include_plotlyjs=False, config=dict(theme.CONFIG))}
 
 
 def _targets(one: View) -> list[dict[str, Any]]:
     try:
-        found = analysis.targets(figures.changes(one))
+        found = statistics.targets(catalogue.changes(one))
     except InputError:
         return []
     names = {"total": "the change as it is (paper)", "direction": "its direction part", "norm": "its norm part"}
@@ -102,9 +102,9 @@ def _table(one: View) -> dict[str, Any]:
     layers = view.layers(one)
     if "entropy" not in layers:
         return {"columns": [], "rows": []}
-    frame = analysis.by_layer(layers, one.readout)
-    named = {site: mark.name for site, mark in look.SITES.items() if site in frame}
-    named |= {f"change_{key}": f"Δ {mark.name}" for key, mark in look.CHANGES.items() if f"change_{key}" in frame}
+    frame = statistics.by_layer(layers, one.readout)
+    named = {site: mark.name for site, mark in theme.SITES.items() if site in frame}
+    named |= {f"change_{key}": f"Δ {mark.name}" for key, mark in theme.CHANGES.items() if f"change_{key}" in frame}
     n_layers = store.record(one.folder)["n_layers"]
     rows = [
         [
@@ -134,7 +134,7 @@ def provenance(one: View) -> dict[str, str]:
         "responses": f"{record['rollouts']:,}, {record['tokens']:,} tokens",
         "looked at": view.words(one) or "all of them",
         "problems": ", ".join(
-            analysis.named(path, content)
+            statistics.named(path, content)
             for path, content in asked.get("content", {}).items()
             if path != asked.get("lens")
         )
@@ -149,7 +149,7 @@ def provenance(one: View) -> dict[str, str]:
 
 def _comparison(views: Sequence[View]) -> dict[str, Any]:
     try:
-        caveats = analysis.differences(view.comparable(views))
+        caveats = statistics.differences(view.comparable(views))
     except InputError as error:
         return {"caveats": [str(error)], "figures": {}}
     drawn = {called: _figure(name, views, choice) for called, (name, choice) in COMPARISONS.items()}

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
-from internal_policy import analysis
 from internal_policy.errors import InputError
+from internal_policy.look import statistics
 from internal_policy.scans import store
 from internal_policy.tasks import pass_at_k
 
@@ -165,13 +165,13 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
     recorded = made_of.get(measure, measure)
     name = "top-k tokens" if recorded == "topk" else measure.replace("change", "entropy change")
     where = f" at {site}" if site else ""
-    if site and site not in analysis.SITES:
-        return InputError(f"There is no site '{site}'. Choose one of {', '.join(analysis.SITES)}.")
-    if site and site not in analysis.ONLY_AT.get(measure, analysis.SITES):
-        return InputError(f"There is no {name} at {site}. Choose one of {', '.join(analysis.ONLY_AT[measure])}.")
+    if site and site not in statistics.SITES:
+        return InputError(f"There is no site '{site}'. Choose one of {', '.join(statistics.SITES)}.")
+    if site and site not in statistics.ONLY_AT.get(measure, statistics.SITES):
+        return InputError(f"There is no {name} at {site}. Choose one of {', '.join(statistics.ONLY_AT[measure])}.")
     if recorded not in chosen["measures"] or (recorded == "topk" and not chosen["top_k"]):
         return InputError(f"{view.folder} has no {name}. Scan again with --measures all.")
-    needed = [site, *(before for before, after in analysis.CHANGES.values() if after == site and measure == "change")]
+    needed = [site, *(before for before, after in statistics.CHANGES.values() if after == site and measure == "change")]
     if site and (missing := [one for one in needed if one not in (*chosen["sites"], "final")]):
         return InputError(
             f"{view.folder} has no {name}{where}: {missing[0]} was not measured. Choose another site, or scan again "
@@ -179,7 +179,7 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
         )
     if measure == "entropy_at_input_norm" and view.readout != "raw":
         return InputError(f"{name} is only measured with the raw readout, not with {view.readout}. Use --readout raw.")
-    return InputError(f"Every {name}{where} in {view.folder} is NaN: {analysis.overflow(record['dtype'])}")
+    return InputError(f"Every {name}{where} in {view.folder} is NaN: {statistics.overflow(record['dtype'])}")
 
 
 def comparable(views: Sequence[View], measure: str = "entropy") -> list[dict[str, Any]]:

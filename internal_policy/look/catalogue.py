@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import plotly.graph_objects as go
 
-from internal_policy import analysis, heatmaps, plots, tokens, view
-from internal_policy.analysis import Average
 from internal_policy.errors import InputError
-from internal_policy.look import Style
-from internal_policy.view import View
+from internal_policy.look import layer_figures, statistics, token_figures, tokens, view
+from internal_policy.look.statistics import Average
+from internal_policy.look.theme import Style
+from internal_policy.look.view import View
 
 WINDOW = 512
 """The most tokens that a heatmap shows at once."""
@@ -39,34 +39,34 @@ class Choice:
 def flow(views: Sequence[View], choice: Choice) -> go.Figure:
     """Entropy from layer to layer (Fig. 2)."""
     (one,) = views
-    return plots.flow(means(one, "entropy", choice.average), view.about(one), choice.style)
+    return layer_figures.flow(means(one, "entropy", choice.average), view.about(one), choice.style)
 
 
 def change(views: Sequence[View], choice: Choice) -> go.Figure:
     """Entropy change of layers, attention and FFN with the stages (Fig. 3)."""
     (one,) = views
     found = changes(one, choice.average)
-    return plots.change(found, view.about(one), analysis.spans(analysis.stages(found)), choice.style)
+    return layer_figures.change(found, view.about(one), statistics.spans(statistics.stages(found)), choice.style)
 
 
 def norm_control(views: Sequence[View], choice: Choice) -> go.Figure:
     """Entropy change as direction and norm."""
     (one,) = views
-    return plots.norm_control(changes(one, choice.average), view.about(one), choice.style)
+    return layer_figures.norm_control(changes(one, choice.average), view.about(one), choice.style)
 
 
 def residual(views: Sequence[View], choice: Choice) -> go.Figure:
     """Cosine of the modules' outputs with the residual stream, and norms (Fig. 12)."""
     (one,) = views
     cosine, norm = means(one, "cosine", choice.average), means(one, "norm", choice.average)
-    return plots.residual(cosine, norm, view.about(one), choice.style)
+    return layer_figures.residual(cosine, norm, view.about(one), choice.style)
 
 
 def convergence(views: Sequence[View], choice: Choice) -> go.Figure:
     """KL to the model's own policy, and where its first choice settles."""
     (one,) = views
-    settled = analysis.means(tokens.settled(one), "settled", choice.average)
-    return plots.convergence(means(one, "kl", choice.average), settled, view.about(one), choice.style)
+    settled = statistics.means(tokens.settled(one), "settled", choice.average)
+    return layer_figures.convergence(means(one, "kl", choice.average), settled, view.about(one), choice.style)
 
 
 def readouts(views: Sequence[View], choice: Choice) -> go.Figure:
@@ -76,14 +76,14 @@ def readouts(views: Sequence[View], choice: Choice) -> go.Figure:
     columns = [(view.about(each), means(each, choice.measure, choice.average)) for each in read]
     if choice.site not in set(columns[0][1]["site"]):
         raise view.absent(read[0], choice.measure, choice.site)
-    return plots.readouts(columns, choice.measure, choice.site, choice.style)
+    return layer_figures.readouts(columns, choice.measure, choice.site, choice.style)
 
 
 def distribution(views: Sequence[View], choice: Choice) -> go.Figure:
     """A measure's quantiles over the tokens."""
     (one,) = views
     found = tokens.quantiles(one, choice.site, choice.measure)
-    return plots.distribution(found, view.about(one), choice.site, choice.measure, choice.style)
+    return layer_figures.distribution(found, view.about(one), choice.site, choice.measure, choice.style)
 
 
 def heatmap(views: Sequence[View], choice: Choice) -> go.Figure:
@@ -93,7 +93,7 @@ def heatmap(views: Sequence[View], choice: Choice) -> go.Figure:
     response = tokens.response(one, rollout)[:WINDOW]
     found = tokens.cells(one, rollout, choice.site, choice.measure)
     shown = found[found["position"] <= response["position"].iloc[-1]]
-    return heatmaps.tokens(shown, response, view.about(one), choice.site, choice.measure, choice.style)
+    return token_figures.tokens(shown, response, view.about(one), choice.site, choice.measure, choice.style)
 
 
 def cell(views: Sequence[View], choice: Choice) -> go.Figure:
@@ -102,7 +102,7 @@ def cell(views: Sequence[View], choice: Choice) -> go.Figure:
     rollout = first_rollout(one) if choice.rollout is None else choice.rollout
     position = one.first if choice.position is None else choice.position
     found = tokens.predictions(one, rollout, position, choice.layer)
-    return heatmaps.predictions(found, view.about(one), choice.layer, position, choice.style)
+    return token_figures.predictions(found, view.about(one), choice.layer, position, choice.style)
 
 
 def compare(views: Sequence[View], choice: Choice) -> go.Figure:
@@ -113,8 +113,8 @@ def compare(views: Sequence[View], choice: Choice) -> go.Figure:
     frames = []
     for one, record in zip(views, records, strict=True):
         found = changes(one, choice.average) if choice.measure == "change" else means(one, "entropy", choice.average)
-        frames.append((view.about(one), analysis.relative(found, record["n_layers"])))
-    return plots.compare(frames, "change" if choice.measure == "change" else "entropy", choice.style)
+        frames.append((view.about(one), statistics.relative(found, record["n_layers"])))
+    return layer_figures.compare(frames, "change" if choice.measure == "change" else "entropy", choice.style)
 
 
 CHOICES = {
@@ -150,7 +150,7 @@ FIGURES: Mapping[str, Callable[[Sequence[View], Choice], go.Figure]] = {
 
 def means(one: View, measure: str, average: Average = "tokens") -> pd.DataFrame:
     """`analysis.means` of a view. Raises InputError if the measure was not made."""
-    found = analysis.means(view.layers(one), measure, average)
+    found = statistics.means(view.layers(one), measure, average)
     if not len(found):
         raise view.absent(one, measure)
     return found
@@ -158,11 +158,11 @@ def means(one: View, measure: str, average: Average = "tokens") -> pd.DataFrame:
 
 def changes(one: View, average: Average = "tokens") -> pd.DataFrame:
     """`analysis.changes` of a view. Raises InputError if the sites or the entropy were not measured."""
-    found = analysis.changes(view.layers(one), average)
+    found = statistics.changes(view.layers(one), average)
     if len(found):
         return found
     chosen = view.check(one)["selection"]
-    if "entropy" in chosen["measures"] and any({*pair} <= {*chosen["sites"]} for pair in analysis.CHANGES.values()):
+    if "entropy" in chosen["measures"] and any({*pair} <= {*chosen["sites"]} for pair in statistics.CHANGES.values()):
         raise view.absent(one, "change")
     raise InputError(
         f"{one.folder} has no entropy before and after a layer, attention or FFN. Scan again with --sites all and "

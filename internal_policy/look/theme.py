@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from internal_policy import files
 from internal_policy.errors import InputError
-from internal_policy.view import About, how
+from internal_policy.look.view import About, how
 
 Style = Literal["screen", "paper"]
 """`screen` takes the page's colours, light or dark; `paper` is black on white, as wide as a column of print."""

@@ -10,19 +10,19 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from internal_policy import look, view
 from internal_policy.errors import InputError
-from internal_policy.look import GREY, Mark, Style
-from internal_policy.view import About
+from internal_policy.look import theme, view
+from internal_policy.look.theme import GREY, Mark, Style
+from internal_policy.look.view import About
 
 ROWS = ("layer", "attn", "mlp")
 HATCH = {"shape": "/", "size": 5, "solidity": 0.25, "fillmode": "overlay"}
 TOTAL = "#D6419A"
 CURVES = (
-    (look.GREY, "circle"),
-    (look.ORANGE, "square"),
-    (look.BLUE, "diamond"),
-    (look.PURPLE, "triangle-up"),
+    (theme.GREY, "circle"),
+    (theme.ORANGE, "square"),
+    (theme.BLUE, "diamond"),
+    (theme.PURPLE, "triangle-up"),
     ("#009E73", "triangle-down"),
     ("#E69F00", "x"),
 )
@@ -35,24 +35,24 @@ def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figur
     """
     figure = go.Figure()
     rows = _drawn(means, "entropy")
-    look.maximum(figure, about)
-    look.line(figure, _stream(rows), look.SITES["resid_post"])
+    theme.maximum(figure, about)
+    theme.line(figure, _stream(rows), theme.SITES["resid_post"])
     for site in ("attn_out", "mlp_out"):
-        look.line(figure, rows[rows["site"] == site], look.SITES[site])
+        theme.line(figure, rows[rows["site"] == site], theme.SITES[site])
     for site in ("attn_in", "mlp_in") if style == "screen" else ():
-        look.line(figure, rows[rows["site"] == site], look.SITES[site], visible="legendonly", thin=True)
-    look.line(figure, rows[rows["site"] == "final"], look.SITES["final"])
+        theme.line(figure, rows[rows["site"] == site], theme.SITES[site], visible="legendonly", thin=True)
+    theme.line(figure, rows[rows["site"] == "final"], theme.SITES["final"])
     _by_layer(figure, style)
     _ends(figure, about.n_layers, style)
-    figure.update_yaxes(title={"text": look.label("entropy")})
-    return look.layout(figure, "Entropy by layer", about, style)
+    figure.update_yaxes(title={"text": theme.label("entropy")})
+    return theme.layout(figure, "Entropy by layer", about, style)
 
 
 def _ends(figure: go.Figure, n_layers: int, style: Style) -> None:
     """Words instead of numbers where the embeddings and the model stand, which are no layers."""
     room = 20 if style == "screen" else 9
     beside = n_layers / room  # so near the end a number would touch the word
-    numbers = [n for n in look.ticks(1, n_layers, room) if beside / 2 < n < n_layers + 1 - beside]
+    numbers = [n for n in theme.ticks(1, n_layers, room) if beside / 2 < n < n_layers + 1 - beside]
     texts = ["emb.", *map(str, numbers), "model"]
     figure.update_xaxes(tickvals=[0, *numbers, n_layers + 1], ticktext=texts)
 
@@ -68,14 +68,14 @@ def change(
     rows = _drawn(changes[changes["part"] == "total"], "change")
     _zero(figure)
     for kind in ROWS:
-        look.line(figure, rows[rows["change"] == kind], look.CHANGES[kind])
+        theme.line(figure, rows[rows["change"] == kind], theme.CHANGES[kind])
     _by_layer(figure, style)
-    figure.update_yaxes(title={"text": look.label("change")})
+    figure.update_yaxes(title={"text": theme.label("change")})
     _stages(figure, spans, len(set(rows["at"])), style)
     if spans and style == "screen":
         said = dict.fromkeys(f"{stage[0].upper()} {stage}" for stage, _, _ in spans)
         figure.update_xaxes(title={"text": f"Layer ({', '.join(said)})"})
-    return look.layout(figure, "Entropy change by layer", about, style, above=18 if spans else 0)
+    return theme.layout(figure, "Entropy change by layer", about, style, above=18 if spans else 0)
 
 
 def _stages(figure: go.Figure, spans: Sequence[tuple[str, int, int]], layers: int, style: Style) -> None:
@@ -111,7 +111,7 @@ def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -
     kinds = [kind for kind in ROWS if (split["change"] == kind).any()]
     figure = make_subplots(rows=len(kinds), cols=1, shared_xaxes=True, vertical_spacing=0.07)
     for number, kind in enumerate(kinds, start=1):
-        mark, mine = look.CHANGES[kind], rows[rows["change"] == kind]
+        mark, mine = theme.CHANGES[kind], rows[rows["change"] == kind]
         for part, opacity in (("direction", 0.75), ("norm", 0.35)):
             bar = mine[mine["part"] == part]
             fill = {"color": mark.colour, "opacity": opacity, "pattern": HATCH if part == "norm" else {}}
@@ -134,7 +134,7 @@ def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -
         _zero(figure, row=number, col=1)
     _by_layer(figure, style, bottom=len(kinds))
     figure.update_layout(barmode="relative", bargap=0.25)
-    return look.layout(
+    return theme.layout(
         figure,
         "Entropy change: direction and norm",
         about,
@@ -175,16 +175,16 @@ def residual(cosine_means: pd.DataFrame, norm_means: pd.DataFrame, about: About,
     for number, rows in enumerate((cosines, norms), start=1):
         for site in ("resid_post", "attn_out", "mlp_out")[2 - number :]:
             mine = rows[rows["site"] == site]
-            look.line(
-                figure, mine, look.SITES[site], row=number, col=1, legend=number == 2 or site not in set(norms["site"])
+            theme.line(
+                figure, mine, theme.SITES[site], row=number, col=1, legend=number == 2 or site not in set(norms["site"])
             )
     _by_layer(figure, style, bottom=2)
-    figure.update_yaxes(title={"text": look.label("cosine")}, row=1)
+    figure.update_yaxes(title={"text": theme.label("cosine")}, row=1)
     steps = (1, 2, 5) if norms["mean"].max() < 300 * norms["mean"].min() else (1,)
     ticks = [step * 10.0**power for power in range(-3, 7) for step in steps]
     said = {"tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
-    figure.update_yaxes(title={"text": look.label("norm")}, type="log", **said, row=2)
-    return look.layout(figure, "What modules add to the residual stream", about, style, height=560)
+    figure.update_yaxes(title={"text": theme.label("norm")}, type="log", **said, row=2)
+    return theme.layout(figure, "What modules add to the residual stream", about, style, height=560)
 
 
 def convergence(
@@ -194,13 +194,13 @@ def convergence(
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
     kl, settled = _drawn(kl_means, "kl"), _drawn(settled_means, "settled")
     for site in ("resid_post", "attn_out", "mlp_out"):
-        look.line(figure, kl[kl["site"] == site], look.SITES[site], row=1, col=1)
+        theme.line(figure, kl[kl["site"] == site], theme.SITES[site], row=1, col=1)
     none = "resid_post" not in set(kl["site"])
-    look.line(figure, settled[settled["site"] == "resid_post"], look.SITES["resid_post"], row=2, col=1, legend=none)
+    theme.line(figure, settled[settled["site"] == "resid_post"], theme.SITES["resid_post"], row=2, col=1, legend=none)
     _by_layer(figure, style, bottom=2)
     figure.update_yaxes(title={"text": "KL (nats)"}, rangemode="tozero", row=1)
     figure.update_yaxes(title={"text": "Tokens settled"}, range=[0, 1.04], tickformat=".0%", row=2)
-    return look.layout(figure, "Convergence to the model's policy", about, style, height=560)
+    return theme.layout(figure, "Convergence to the model's policy", about, style, height=560)
 
 
 def readouts(
@@ -215,16 +215,16 @@ def readouts(
     curves = dict(zip(named, cycle(CURVES), strict=False))  # those that are known look alike in every figure
     for about, frame in columns:
         rows = _drawn(frame[frame["site"] == site], measure)
-        look.line(figure, rows, Mark(look.inert(view.how(about.readout)), *curves[about.readout]))
+        theme.line(figure, rows, Mark(theme.inert(view.how(about.readout)), *curves[about.readout]))
     about, frame = columns[0]  # the model's own policy is the same under all of them
     final = _drawn(frame[frame["site"] == "final"], measure)
-    look.line(figure, final, look.SITES["final"])
+    theme.line(figure, final, theme.SITES["final"])
     _by_layer(figure, style)
     if len(final):
         _ends(figure, about.n_layers, style)
-    figure.update_yaxes(title={"text": look.label(measure)}, rangemode="tozero")
-    caption = " · ".join(part for part in (look.short(about.model), look.n(about), about.which) if part)
-    return look.layout(figure, f"{look.MEASURES[measure][0]} by readout: {look.SITES[site].name}", caption, style)
+    figure.update_yaxes(title={"text": theme.label(measure)}, rangemode="tozero")
+    caption = " · ".join(part for part in (theme.short(about.model), theme.n(about), about.which) if part)
+    return theme.layout(figure, f"{theme.MEASURES[measure][0]} by readout: {theme.SITES[site].name}", caption, style)
 
 
 def distribution(
@@ -232,24 +232,24 @@ def distribution(
 ) -> go.Figure:
     """The middle 90 %, the middle half and the median over tokens, by layer, of a measure at a site."""
     figure = go.Figure()
-    mark = look.SITES[site]
+    mark = theme.SITES[site]
     rows = quantiles.sort_values("layer").assign(site=site)
     rows["at"] = rows["layer"] + (site != "resid_pre")
     for low, high, opacity, name in (("q05", "q95", 0.18, "5 to 95 %"), ("q25", "q75", 0.35, "25 to 75 %")):
         band = rows.rename(columns={low: "low", high: "high"})
-        figure.add_trace(look.band(band, mark.colour, opacity, name=name, showlegend=True))
+        figure.add_trace(theme.band(band, mark.colour, opacity, name=name, showlegend=True))
     said = [
         f"layer {at} · {layer}.{site}<br>median {middle:.4g}<br>half of the tokens {low:.4g} to {high:.4g}"
         for at, layer, middle, low, high in rows[["at", "layer", "q50", "q25", "q75"]].itertuples(index=False)
     ]
     median = rows.assign(mean=rows["q50"], hover=said, low=np.nan, high=np.nan)
-    look.line(figure, median, Mark("median", mark.colour, mark.symbol))
+    theme.line(figure, median, Mark("median", mark.colour, mark.symbol))
     if measure == "entropy":
-        look.maximum(figure, about)
+        theme.maximum(figure, about)
     _by_layer(figure, style)
-    figure.update_yaxes(title={"text": look.label(measure)})
-    title = f"{look.MEASURES[measure][0]} over tokens: {mark.name}"
-    return look.layout(figure, title, about, style)
+    figure.update_yaxes(title={"text": theme.label(measure)})
+    title = f"{theme.MEASURES[measure][0]} over tokens: {mark.name}"
+    return theme.layout(figure, title, about, style)
 
 
 def compare(
@@ -265,16 +265,16 @@ def compare(
     seen: set[str] = set()
     for number, (about, frame) in enumerate(columns, start=1):
         rows = _drawn(frame[frame["part"] == "total"] if what == "change" else frame, what)
-        key, marks = ("change", look.CHANGES) if what == "change" else ("site", look.SITES)
+        key, marks = ("change", theme.CHANGES) if what == "change" else ("site", theme.SITES)
         lines = {name: rows[rows[key] == name] for name in (*ROWS, "attn_out", "mlp_out", "final")}
         if what == "entropy":
             lines = {"resid_post": _stream(rows), **lines}
-            look.maximum(figure, about, style == "paper" or len(columns) > 2, row=1, col=number)
+            theme.maximum(figure, about, style == "paper" or len(columns) > 2, row=1, col=number)
         else:
             _zero(figure, row=1, col=number)
         for name, line in lines.items():
             if len(line):
-                look.line(figure, line, marks[name], x="depth", row=1, col=number, legend=name not in seen)
+                theme.line(figure, line, marks[name], x="depth", row=1, col=number, legend=name not in seen)
                 seen.add(name)
         _heading(figure, about, number, len(columns), style)
     figure.update_xaxes(range=[-0.03, 1.05], tickvals=[0, 0.5, 1], title={"text": "Relative depth"})
@@ -282,23 +282,23 @@ def compare(
         figure.update_yaxes(range=[0, 1.12 * log(max(about.d_vocab for about, _ in columns))])
     if len(columns) > 1:
         figure.update_traces(marker={"size": 4}, selector=lambda trace: trace.marker.symbol not in (None, "star"))
-    figure.update_yaxes(title={"text": look.label(what)}, col=1)
+    figure.update_yaxes(title={"text": theme.label(what)}, col=1)
     said = [view.how(about.readout) for about, _ in columns] + [about.which for about, _ in columns if about.which]
     caption = " · ".join(dict.fromkeys(said))
-    title = f"{look.MEASURES[what][0]} at relative depth"
-    return look.layout(figure, title, caption, style, height=460, wide=True, above=40)
+    title = f"{theme.MEASURES[what][0]} at relative depth"
+    return theme.layout(figure, title, caption, style, height=460, wide=True, above=40)
 
 
 def _heading(figure: go.Figure, about: About, number: int, of: int, style: Style) -> None:
     """The model, and n, above its column."""
-    model = look.inert(look.short(about.model, (34, 24, 20, 18)[of - 1] if style == "paper" else 72 // of))
+    model = theme.inert(theme.short(about.model, (34, 24, 20, 18)[of - 1] if style == "paper" else 72 // of))
     figure.add_annotation(
         x=0.5,
         y=1,
         xref=f"x{number if number > 1 else ''} domain",
         yref="paper",
         yanchor="bottom",
-        text=f"{model}<br>{look.n(about)}",
+        text=f"{model}<br>{theme.n(about)}",
         font={"size": 11},
         showarrow=False,
     )
@@ -312,18 +312,18 @@ def pass_at_k(curves: pd.DataFrame, caption: str = "", style: Style = "screen") 
         rows = rows.sort_values("k")
         said = [f"k = {k}: {mean:.1%}" for k, mean in zip(rows["k"], rows["mean"], strict=True)]
         rows = rows.assign(at=np.arange(len(rows)), hover=said)
-        look.line(figure, rows, Mark(look.inert(look.short(str(label))), colour, symbol), x="k")
+        theme.line(figure, rows, Mark(theme.inert(theme.short(str(label))), colour, symbol), x="k")
     drawn = sorted({int(k) for k in curves["k"]})
     figure.update_xaxes(type="log", title={"text": "k"}, tickvals=drawn, ticktext=[str(k) for k in drawn])
     figure.update_yaxes(title={"text": "Pass@k"}, tickformat=".0%")
-    return look.layout(figure, "Pass@k", caption, style)
+    return theme.layout(figure, "Pass@k", caption, style)
 
 
 def _drawn(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
     """The rows in order, with where they are drawn (`at`, counted from 1; 0: embeddings) and what hovering says."""
     frame = frame.dropna(subset=["mean"]).sort_values("layer")
     before = frame["site"] == "resid_pre" if "site" in frame else pd.Series(False, frame.index)
-    unit = look.MEASURES[measure][1]
+    unit = theme.MEASURES[measure][1]
     said = []
     for row in frame.to_dict("records"):
         point = "final" if row.get("site") == "final" else f"{row['layer']}.{row.get('site') or row['change']}"
@@ -345,9 +345,9 @@ def _zero(figure: go.Figure, **place: Any) -> None:
 
 def _by_layer(figure: go.Figure, style: Style, bottom: int | None = None) -> None:
     """The axis of layers, under the last of `bottom` rows, with as many numbers as there is room for."""
-    drawn = np.concatenate([np.asarray(trace.x, dtype=float) for trace in look.traces(figure)] or [np.ones(1)])
+    drawn = np.concatenate([np.asarray(trace.x, dtype=float) for trace in theme.traces(figure)] or [np.ones(1)])
     first, last = round(np.nanmin(drawn)), round(np.nanmax(drawn))
     figure.update_xaxes(
-        range=[first - 0.6, last + 0.6], tickvals=look.ticks(first, last, 20 if style == "screen" else 9)
+        range=[first - 0.6, last + 0.6], tickvals=theme.ticks(first, last, 20 if style == "screen" else 9)
     )
     figure.update_xaxes(title={"text": "Layer"}, row=bottom)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from internal_policy import bundle
-from internal_policy.analysis import CHANGES
 from internal_policy.errors import InputError
+from internal_policy.look.statistics import CHANGES
 from internal_policy.scans import store
 
 METRICS, DYNAMICS, PASS_AT_K = "metrics.parquet", "dynamics.parquet", "pass_at_k.parquet"

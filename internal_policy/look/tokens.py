@@ -8,10 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from internal_policy.analysis import CHANGES
 from internal_policy.errors import InputError
+from internal_policy.look.statistics import CHANGES
+from internal_policy.look.view import View, absent, check, rollouts
 from internal_policy.scans import store
-from internal_policy.view import View, absent, check, rollouts
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 READ_AT_A_CELL = ("resid_pre", "attn_out", "mlp_out", "resid_post")

@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from internal_policy import look
-from internal_policy.analysis import CHANGES
 from internal_policy.errors import InputError
-from internal_policy.look import GREY, Mark, Style
-from internal_policy.view import About
+from internal_policy.look import theme
+from internal_policy.look.statistics import CHANGES
+from internal_policy.look.theme import GREY, Mark, Style
+from internal_policy.look.view import About
 
 WINDOW = 512
 """The most tokens that can be told apart side by side."""
@@ -22,7 +22,7 @@ SVG = 5000
 """The most markers that are drawn as shapes; more are drawn by WebGL."""
 LOGARITHMIC = ("rank", "norm")
 AROUND_ZERO = ("change", "change_direction", "change_norm", "cosine")
-REWARD = Mark("reward", look.BLUE, "diamond")
+REWARD = Mark("reward", theme.BLUE, "diamond")
 SPARSE = 40
 """The most values on a line that each has a mark."""
 BESIDE = ("resid_post", "attn_out", "mlp_out", "final")
@@ -90,7 +90,7 @@ def tokens(
     grid = grid.reindex(index=range(int(grid.index.min()), int(grid.index.max()) + 1), columns=response["position"])
     values = grid.to_numpy(dtype=np.float32)
     colours = scale(measure, values, about.d_vocab)
-    figure = go.Figure(_heat(grid, colours, look.label(measure)))
+    figure = go.Figure(_heat(grid, colours, theme.label(measure)))
     figure.add_trace(_markers(grid, response, about.n_layers, site, measure))
     _rows(figure, grid.index, about.n_layers)
     room = 50 if style == "screen" else 40
@@ -98,15 +98,15 @@ def tokens(
     ticks = response.iloc[::every]
     figure.update_xaxes(
         tickvals=ticks["position"].tolist(),
-        ticktext=[look.glyphs(token, 12) for token in ticks["token"]],
+        ticktext=[theme.glyphs(token, 12) for token in ticks["token"]],
         tickangle=-90,
         title={"text": "Token" if every == 1 else f"Token (one in {every} is named)"},
         range=[response["position"].iloc[0] - 0.5, response["position"].iloc[-1] + 0.5],
     )
-    title = f"{look.MEASURES[measure][0]} by layer and token: {look.SITES[site].name}"
+    title = f"{theme.MEASURES[measure][0]} by layer and token: {theme.SITES[site].name}"
     height = 220 + int(np.clip(22 * len(grid), 120 if style == "screen" else 260, 720))
     one = replace(about, rollouts=1, tokens=len(response))
-    look.layout(figure, title, one, style, height=height, wide=True)
+    theme.layout(figure, title, one, style, height=height, wide=True)
     return figure.update_layout(hoverdistance=-1)  # each pixel belongs to the nearest cell
 
 
@@ -129,8 +129,8 @@ def _markers(
 ) -> go.Scatter | go.Scattergl:
     """A marker on each cell that has a value."""
     shown = grid.reset_index().melt("layer", value_name="value").dropna(subset="value")
-    names = {at: look.glyphs(token, 100) for at, token in zip(response["position"], response["token"], strict=True)}
-    unit = look.MEASURES[measure][1]
+    names = {at: theme.glyphs(token, 100) for at, token in zip(response["position"], response["token"], strict=True)}
+    unit = theme.MEASURES[measure][1]
     layers = [int(layer) for layer in shown["layer"]]
     points = {
         layer: "the model · final" if layer == n_layers else f"layer {layer + 1} · {layer}.{site}" for layer in layers
@@ -158,7 +158,7 @@ def _rows(figure: go.Figure, layers: pd.Index, n_layers: int, **place: Any) -> N
     """The axis of layers, upwards, counted from 1; the row after the last is the model."""
     first, last = int(layers.min()) + 1, int(layers.max()) + 1
     model = last > n_layers
-    ticks = look.ticks(first, last - model, 16)
+    ticks = theme.ticks(first, last - model, 16)
     near = [tick for tick in ticks if not model or last - tick > (last - first) / 25]
     figure.update_yaxes(
         tickvals=[*near, *([last] if model else [])],
@@ -182,16 +182,16 @@ def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, st
     heads, cells = [""], [[f"{rank}" for rank in range(1, most + 1)]]
     for site, rows in columns:
         point = "final" if site == "final" else f"{layer}.{site}"
-        heads.append(f"{look.SITES[str(site)].name}<br>{point}")
+        heads.append(f"{theme.SITES[str(site)].name}<br>{point}")
         moved = (
             [""] * len(rows)
             if site in ("resid_pre", "final")
             else [_moved(r, b) for r, b in zip(rows["rank"], rows["before"], strict=True)]
         )
         said = zip(rows["token"], rows["probability"], moved, strict=True)
-        cells.append([f"{look.glyphs(token, 16)}  {_percent(share)}  {move}".rstrip() for token, share, move in said])
+        cells.append([f"{theme.glyphs(token, 16)}  {_percent(share)}  {move}".rstrip() for token, share, move in said])
     clear = {"color": "rgba(0,0,0,0)"} if style == "screen" else {"color": "white"}
-    common = {"fill": clear, "line": {"color": look.FAINT if style == "screen" else GREY, "width": 1}, "align": "left"}
+    common = {"fill": clear, "line": {"color": theme.FAINT if style == "screen" else GREY, "width": 1}, "align": "left"}
     tall = 25 if style == "screen" else 22
     table = go.Table(
         header={"values": heads, "height": 2 * tall - 8, **common},
@@ -204,7 +204,7 @@ def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, st
     height = round((margins + room) / (1 if style == "screen" else 0.58))
     title = f"What {where} would say at position {position}"
     one = replace(about, rollouts=1, tokens=1)
-    return look.layout(go.Figure(table), title, one, style, height=height, wide=True).update_layout(
+    return theme.layout(go.Figure(table), title, one, style, height=height, wide=True).update_layout(
         margin={"l": 8, "r": 8, "t": margins - 8, "b": 8}
     )
 
@@ -236,8 +236,8 @@ def dynamics(
     rows = 1 if metrics is None else 2
     figure = make_subplots(rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.7, 0.3][:rows])
     colours = scale(measure, grid.to_numpy(dtype=np.float32))
-    text, unit = look.WHILE_TRAINING[measure]
-    named = look.label(measure, look.WHILE_TRAINING)
+    text, unit = theme.WHILE_TRAINING[measure]
+    named = theme.label(measure, theme.WHILE_TRAINING)
     heat = _heat(grid, colours, named, **({"len": 0.7, "y": 1, "yanchor": "top"} if rows == 2 else {}))
     points = ["the model · final" if at == n_layers else f"layer {at + 1} · {at}.{site}" for at in grid.index]
     heat.update(
@@ -253,8 +253,8 @@ def dynamics(
         figure.update_yaxes(title={"text": "Reward"}, row=2)
         _switch(figure, metrics, rows)
     figure.update_xaxes(title={"text": "Step"}, row=rows)
-    title = f"{text} while training: {look.SITES[site].name}"
-    look.layout(figure, title, caption, style, height=560 if rows == 2 else 420, wide=True, above=16)
+    title = f"{text} while training: {theme.SITES[site].name}"
+    theme.layout(figure, title, caption, style, height=560 if rows == 2 else 420, wide=True, above=16)
     return figure.update_layout(showlegend=False)
 
 
@@ -274,8 +274,8 @@ def trained(
         (at, "resid_post"): Mark(f"layer {at + 1}", str(colour), "circle")
         for at, colour in zip(drawn, colours, strict=False)
     }
-    after |= {(int(at), "final"): look.SITES["final"] for at in frame.loc[frame["site"] == "final", "layer"]}
-    changes = {(layer, site): look.CHANGES[change] for change, (_, site) in CHANGES.items()}
+    after |= {(int(at), "final"): theme.SITES["final"] for at in frame.loc[frame["site"] == "final", "layer"]}
+    changes = {(layer, site): theme.CHANGES[change] for change, (_, site) in CHANGES.items()}
     wanted = (("Cosine", "cosine", after), ("KL (nats)", "kl", after), ("Δ entropy (nats)", "change", changes))
     panels = [
         (title, measure, {mark: rows for key, mark in marks.items() if len(rows := _at(frame, measure, *key))})
@@ -297,7 +297,7 @@ def trained(
     _switch(figure, metrics, len(panels))
     figure.update_xaxes(title={"text": "Step"}, row=len(panels))
     title = f"Layer {layer + 1} beside later layers, and its entropy change"
-    return look.layout(figure, title, caption, style, height=130 + 160 * len(panels), above=16)
+    return theme.layout(figure, title, caption, style, height=130 + 160 * len(panels), above=16)
 
 
 def _at(frame: pd.DataFrame, measure: str, layer: int, site: str) -> pd.DataFrame:
@@ -313,8 +313,8 @@ def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen") 
         (
             "Entropy (nats)",
             {
-                "entropy": ("whole policy", look.PURPLE, "star"),
-                "internal_entropy": ("internal policy", look.ORANGE, "square"),
+                "entropy": ("whole policy", theme.PURPLE, "star"),
+                "internal_entropy": ("internal policy", theme.ORANGE, "square"),
             },
         ),
         ("Reward", {"reward": (REWARD.name, REWARD.colour, REWARD.symbol)}),
@@ -333,7 +333,7 @@ def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen") 
         figure.update_yaxes(title={"text": title}, row=number)
     _switch(figure, metrics, len(panels))
     figure.update_xaxes(title={"text": "Step"}, row=len(panels))
-    return look.layout(figure, "Training", caption, style, height=130 + 140 * len(panels), above=16)
+    return theme.layout(figure, "Training", caption, style, height=130 + 140 * len(panels), above=16)
 
 
 def _curve(figure: go.Figure, metrics: pd.DataFrame, name: str, mark: Mark, row: int, *, legend: bool = False) -> None:

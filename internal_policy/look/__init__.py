@@ -1,0 +1,1 @@
+"""Parquet in, frames and figures out, without torch."""
