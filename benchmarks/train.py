@@ -32,8 +32,8 @@ from transformers import (
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from internal_policy.bundle import DATA
-from internal_policy.bupo import BuPOConfig, BuPOTrainer
 from internal_policy.models.families import decoder_layers, unembedding
+from internal_policy.train.bupo import BuPOConfig, BuPOTrainer
 
 UPDATES = 2
 PARTS = ("generation", "scoring", "entropy", "forward", "backward", "optimizer")

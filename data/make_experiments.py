@@ -34,8 +34,6 @@ from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from internal_policy import files
-from internal_policy.bupo import BuPOConfig, BuPOTrainer, dataset_of, right
-from internal_policy.journal import Journal, Watch
 from internal_policy.look import statistics, view
 from internal_policy.look.runs import DYNAMICS, METRICS
 from internal_policy.models.hooks import HookPoint
@@ -43,6 +41,8 @@ from internal_policy.scans import store
 from internal_policy.scans.scan import evaluating
 from internal_policy.tasks.problems import read_problems
 from internal_policy.tasks.rollouts import generate
+from internal_policy.train.bupo import BuPOConfig, BuPOTrainer, dataset_of, right
+from internal_policy.train.callbacks import Journal, Watch
 
 HERE = Path(__file__).parent
 EVALUATIONS, HELDOUT = "evaluations.parquet", "heldout.jsonl"

@@ -14,21 +14,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from internal_policy import bundle, checkpoints, configuration, files, options, progress, sampling, show
+from internal_policy import bundle, files, options, progress, sampling, show
 from internal_policy.errors import InputError
 from internal_policy.look import statistics
 from internal_policy.models import loading, templates
 from internal_policy.scans import records, store
 from internal_policy.secrecy import redacted
+from internal_policy.train import checkpoints, configuration
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from internal_policy.bupo import BuPOConfig, BuPOTrainer
     from internal_policy.tasks.problems import Problem
     from internal_policy.tasks.prompts import Chat
     from internal_policy.tasks.rollouts import Rollout
+    from internal_policy.train.bupo import BuPOConfig, BuPOTrainer
 
 RUN, MODEL, ROLLOUTS = "run.json", "model", "rollouts.parquet"
 """In the folder of a run: what was asked, the trained model, the responses whose layers are scanned."""
@@ -267,12 +268,12 @@ def _check_problems(
     model: "nn.Module",
 ) -> None:
     """Refuse before any work what training would stumble over. Raises InputError."""
-    from internal_policy.bupo import dataset_of
     from internal_policy.models.families import inside
     from internal_policy.models.hooks import locate
     from internal_policy.models.passes import positions
     from internal_policy.tasks.prompts import encode_problem
     from internal_policy.tasks.rollouts import check_prompts
+    from internal_policy.train.bupo import dataset_of
 
     for phase in config.phases:
         locate(model, phase.point)
@@ -302,9 +303,9 @@ def _run(
 ) -> None:
     from transformers import PrinterCallback
 
-    from internal_policy.bupo import BuPOTrainer, dataset_of, right
-    from internal_policy.journal import Interrupt, Journal, Watch
     from internal_policy.models.hooks import HookPoint
+    from internal_policy.train.bupo import BuPOTrainer, dataset_of, right
+    from internal_policy.train.callbacks import Interrupt, Journal, Watch
 
     chat = _chat(asked, config)
     point = config.phases[0].point if config.phases else None if layer is None else HookPoint(layer, asked.site)

@@ -6,7 +6,6 @@ import torch
 from conftest import all_points, tiny_model
 from torch import nn
 
-from internal_policy.dynamics import measure
 from internal_policy.errors import InputError
 from internal_policy.models.families import inside, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, hooked
@@ -14,6 +13,7 @@ from internal_policy.models.policy import as_policy, policy_logits, unembed
 from internal_policy.scans.scan import scan
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.rollouts import generate, of_ids
+from internal_policy.train.dynamics import measure
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),

@@ -22,14 +22,14 @@ from trl.scripts.utils import TrlParser
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from internal_policy import checkpoints
-from internal_policy.bupo import BuPOConfig, BuPOTrainer, EpochSampler, Phase, dataset_of, point_at, right
 from internal_policy.errors import InputError
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import policy_logits
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem
 from internal_policy.tasks.rollouts import end_ids
+from internal_policy.train import checkpoints
+from internal_policy.train.bupo import BuPOConfig, BuPOTrainer, EpochSampler, Phase, dataset_of, point_at, right
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 ONE = "1.resid_post"

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from internal_policy import checkpoints
+from internal_policy.train import checkpoints
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from internal_policy import options, sampling, training
 from internal_policy.__main__ import main
-from internal_policy.bupo import BuPOConfig
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
 from internal_policy.scans import store
 from internal_policy.tasks.rollouts import read_rollouts
+from internal_policy.train.bupo import BuPOConfig
 
 DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHAT_TEMPLATE
 ASKED = ["--limit", "4", "--max-new-tokens", "4", "--batch-size", "2"]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from internal_policy import dynamics
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import Readout, policy_logits
 from internal_policy.scans.scan import scan
 from internal_policy.tasks.rollouts import Rollout
+from internal_policy.train import dynamics
 
 
 def rollouts() -> list[Rollout]:

@@ -58,7 +58,10 @@ def test_scanning_and_training_know_nothing_of_each_other():
 
 
 def test_the_trainer_never_reaches_other_readers():
-    assert not loaded("import internal_policy.bupo, internal_policy.journal") & {"transformer_lens", "nnsight"}
+    assert not loaded("import internal_policy.train.bupo, internal_policy.train.callbacks") & {
+        "transformer_lens",
+        "nnsight",
+    }
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from conftest import tiny_model
 from torch.distributions import Categorical
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from internal_policy import dynamics
 from internal_policy.errors import InputError
 from internal_policy.lenses import fit
 from internal_policy.models.hooks import FINAL, HookPoint
@@ -21,6 +20,7 @@ from internal_policy.scans import scan as scan_module
 from internal_policy.scans.scan import scan
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.rollouts import Rollout, generate
+from internal_policy.train import dynamics
 
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 3.0, 9.0, 20.0]}
 ROPES = {

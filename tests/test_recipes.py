@@ -11,14 +11,14 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import tiny_model
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from internal_policy import configuration
-from internal_policy.bupo import BuPOConfig, Phase
 from internal_policy.models.families import decoder_layers
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.loading import load_tokenizer
 from internal_policy.options import COMMANDS, ModelOptions, Train
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem, split_messages
+from internal_policy.train import configuration
+from internal_policy.train.bupo import BuPOConfig, Phase
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "data" / "recipes"

@@ -13,7 +13,6 @@ from accelerate.utils import compile_regions
 from conftest import FAMILY_NAMES, FEW, LLAMA_SHAPED, all_points, hook_count, read, tiny_model
 from torch.distributions import Categorical
 
-from internal_policy import dynamics
 from internal_policy.errors import InputError
 from internal_policy.lenses import fit
 from internal_policy.measure.metrics import MEASURES, entropy
@@ -25,6 +24,7 @@ from internal_policy.scans.reader import reader_of
 from internal_policy.scans.scan import blocks, measure, scan
 from internal_policy.scans.selection import Selection
 from internal_policy.tasks.rollouts import Rollout
+from internal_policy.train import dynamics
 
 KEYS = ["rollout", "readout", "layer"]
 INPUTS = {"attn_out": "attn_in", "mlp_out": "mlp_in", "resid_post": "resid_pre"}

@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from internal_policy import bundle, configuration, options, training
+from internal_policy import bundle, options, training
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.models import loading
+from internal_policy.train import configuration
 
 PROBLEMS = ["--problems", str(bundle.DATA / "problems" / "train.jsonl")]
 SHORT = [*PROBLEMS, "--prompts", "2", "--samples", "8", "--micro-batch", "8", "--max-new-tokens", "64", "--limit", "60"]

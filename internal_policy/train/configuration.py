@@ -7,14 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from internal_policy import fields
 from internal_policy.errors import InputError
 from internal_policy.models import loading
 from internal_policy.options import ModelOptions, Train
+from internal_policy.train import fields
 
 if TYPE_CHECKING:
-    from internal_policy.bupo import BuPOConfig
     from internal_policy.models.hooks import HookPoint
+    from internal_policy.train.bupo import BuPOConfig
 
 DEFAULTS: dict[str, Any] = {"num_generations": 8, "per_device_train_batch_size": 16, "save_total_limit": 2, "seed": 0}
 SMALL: dict[str, Any] = {
@@ -52,7 +52,7 @@ def read(path: str | None) -> dict[str, Any]:
     """The fields in a YAML file. Raises InputError for one that is invalid, or that `train` would ignore."""
     if path is None:
         return {}
-    from internal_policy.bupo import BuPOConfig
+    from internal_policy.train.bupo import BuPOConfig
 
     types, default = get_type_hints(BuPOConfig), {field.name: field.default for field in dataclasses.fields(BuPOConfig)}
     found = fields.read(Path(path), {name: types[name] for name in default})
@@ -72,7 +72,7 @@ def sizes(asked: ModelOptions) -> dict[str, Any]:
 
 def configured(asked: Train, given: Mapping[str, Any], folder: Path, layer: int | None) -> "BuPOConfig":
     """The options as a configuration of the trainer: options win over the file's fields, those over the defaults."""
-    from internal_policy.bupo import check_length
+    from internal_policy.train.bupo import check_length
 
     flags = {field: value for name, field in FLAGS.items() if (value := getattr(asked, name)) is not None}
     values = {**DEFAULTS, **sizes(asked), **given, **flags, "output_dir": str(folder), "disable_tqdm": True}
@@ -102,7 +102,7 @@ def configured(asked: Train, given: Mapping[str, Any], folder: Path, layer: int 
 
 def _built(values: Mapping[str, Any], file: str | None = None, given: Iterable[str] = ()) -> "BuPOConfig":
     """The configuration. Raises InputError naming the field of the file that breaks it, if a single one does."""
-    from internal_policy.bupo import BuPOConfig
+    from internal_policy.train.bupo import BuPOConfig
 
     try:
         return BuPOConfig(**values)
@@ -116,7 +116,7 @@ def _built(values: Mapping[str, Any], file: str | None = None, given: Iterable[s
 
 
 def _builds(values: Mapping[str, Any]) -> bool:
-    from internal_policy.bupo import BuPOConfig
+    from internal_policy.train.bupo import BuPOConfig
 
     with suppress(Exception):
         BuPOConfig(**values)

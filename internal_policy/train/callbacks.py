@@ -16,12 +16,12 @@ import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from internal_policy import dynamics
-from internal_policy.bupo import Phase, point_at
 from internal_policy.look.runs import DYNAMICS, METRICS
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.scans import store
 from internal_policy.tasks.rollouts import Rollout
+from internal_policy.train import dynamics
+from internal_policy.train.bupo import Phase, point_at
 
 NAMES = {
     "reward": "reward",
