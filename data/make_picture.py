@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from internal_policy import show
 from internal_policy.__main__ import main
+from internal_policy.cli import show
 from internal_policy.scans import store
 
 show.out = Console(record=True, width=76, highlight=False)

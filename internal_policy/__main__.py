@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import tyro
 
-from internal_policy.console import Terminal
+from internal_policy.cli.console import Terminal
+from internal_policy.cli.options import COMMANDS, Train
 from internal_policy.errors import InputError
-from internal_policy.options import COMMANDS, Train
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     again = shlex.join(["internal-policy", *arguments, *resume])
     say = Terminal(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
-        from internal_policy import commands
+        from internal_policy.cli import commands
 
         wrong = commands.RUN[type(command)](command)
     except InputError as error:

@@ -12,9 +12,10 @@ import pytest
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import bundle, console, files, progress, show, training
+from internal_policy import bundle, files
 from internal_policy.__main__ import main
-from internal_policy.console import Terminal, visible
+from internal_policy.cli import console, progress, show, training
+from internal_policy.cli.console import Terminal, visible
 from internal_policy.scans import store
 
 RED, TITLE, BACK, EIGHT_BIT, REVERSED = "\x1b[31m", "\x1b]0;owned\x07", "\r", "\x9b2J", "\u202e"

@@ -316,7 +316,7 @@ def test_a_flipped_bit_in_an_unfinished_scan_is_measured_again(words, here, name
 
 @pytest.mark.parametrize("place", [-40, 60], ids=["footer", "data"])
 def test_a_flipped_bit_in_an_interrupted_sampling_is_sampled_again(words, here, monkeypatch, place):
-    from internal_policy import sampling
+    from internal_policy.cli import sampling
 
     asked = ["generate", *words[1:], "--output"]
     assert main([*asked, "whole.jsonl"]) == 0
@@ -346,7 +346,7 @@ def test_a_part_without_its_notes_is_measured_again(words, here):
 
 
 def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here, monkeypatch):
-    from internal_policy import commands
+    from internal_policy.cli import commands
     from internal_policy.scans import scan
 
     facts, measure = commands._facts, scan.measure

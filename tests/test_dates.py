@@ -9,8 +9,8 @@ import pytest
 from conftest import CHAT_TEMPLATE, tiny_model
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from internal_policy import options, sampling, training
 from internal_policy.__main__ import main
+from internal_policy.cli import options, sampling, training
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
 from internal_policy.scans import store

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from internal_policy.__main__ import main
-from internal_policy.options import COMMANDS
+from internal_policy.cli.options import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 POSITIONAL = {

@@ -11,9 +11,9 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
-from internal_policy import options, sampling
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
+from internal_policy.cli import options, sampling
 from internal_policy.models import loading
 from internal_policy.scans import store
 

@@ -20,14 +20,14 @@ from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from internal_policy import sampling
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
+from internal_policy.cli import sampling
+from internal_policy.cli.options import Evaluate, Figure, FitLens, Generate, Scan, Train
 from internal_policy.look import report
 from internal_policy.models.families import FAMILIES
 from internal_policy.models.hooks import SITES
 from internal_policy.models.proofs import PROOFS
-from internal_policy.options import Evaluate, Figure, FitLens, Generate, Scan, Train
 from internal_policy.scans import scan, store
 from internal_policy.tasks.problems import read_problems
 
@@ -166,7 +166,7 @@ def test_the_commit_of_a_data_set_of_the_hub_is_in_every_question(options, monke
 
 
 def test_a_data_set_of_the_hub_that_changed_is_another_training_run(monkeypatch):
-    from internal_policy import training
+    from internal_policy.cli import training
 
     published(monkeypatch, "1a2b")
     assert training._question(Train(problems="org/sums@train"), {})["content"] == {
@@ -175,7 +175,7 @@ def test_a_data_set_of_the_hub_that_changed_is_another_training_run(monkeypatch)
 
 
 def test_all_bundled_problems_are_another_evaluation_than_the_default_ones(monkeypatch):
-    from internal_policy import evaluating
+    from internal_policy.cli import evaluating
 
     claimed = []
     monkeypatch.setattr(evaluating, "claim", lambda _, digest: claimed.append(digest))
@@ -310,7 +310,7 @@ def test_a_part_of_an_unfinished_scan_that_was_cut_short_is_measured_again(kind,
 
 
 def test_whoever_comes_second_measures_the_rollouts_of_the_first(asked, here, monkeypatch):
-    from internal_policy import sampling
+    from internal_policy.cli import sampling
 
     sampled = sampling.sampled
     monkeypatch.setattr(sampling, "sampled", lambda *given: sampled(*given)[::-1])  # another machine, other samples
@@ -410,7 +410,7 @@ def test_an_internal_policy_writes_something_else_than_the_model(folder, problem
 
 def interrupt_the_second_batch(monkeypatch) -> list[int]:
     """Ctrl-C in the second batch of 4; the list gets the first prompt of each batch that is begun."""
-    from internal_policy import sampling
+    from internal_policy.cli import sampling
 
     sampled, first_prompts = sampling.sampled, []
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from internal_policy import bundle, commands, options, sampling
+from internal_policy import bundle
+from internal_policy.cli import commands, options, sampling
 from internal_policy.scans import store
 
 TESTS = Path(__file__).parent
@@ -24,7 +25,7 @@ def test_a_scan_by_hooks_leaves_every_object_as_it_was(tmp_path):
     code = f"""
 import sys, torch
 backward = torch.Tensor.backward
-import internal_policy.train.bupo, internal_policy.train.callbacks, internal_policy.drawing
+import internal_policy.train.bupo, internal_policy.train.callbacks, internal_policy.cli.drawing
 sys.path.insert(0, {str(TESTS.parent / "app")!r})
 import scans, show
 from internal_policy.__main__ import main
@@ -38,7 +39,7 @@ assert not {{"nnsight", "transformer_lens"}} & set(sys.modules)
 
 
 def test_the_package_works_in_a_process_that_began_with_nnsight():
-    code = "import nnsight, internal_policy.commands, internal_policy.scans.scan, internal_policy.train.bupo"
+    code = "import nnsight, internal_policy.cli.commands, internal_policy.scans.scan, internal_policy.train.bupo"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

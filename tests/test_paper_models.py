@@ -16,13 +16,13 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from internal_policy.cli.options import ModelOptions
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import entropy
 from internal_policy.models.families import FAMILIES, decoder_layers, family_of, final_norm, unembedding
 from internal_policy.models.hooks import FINAL, SITES, HookPoint, locate
 from internal_policy.models.loading import chat_of, load_tokenizer
 from internal_policy.models.policy import as_policy, unembed
-from internal_policy.options import ModelOptions
 from internal_policy.scans.scan import scan
 from internal_policy.scans.selection import Selection, parse_layers, plan
 from internal_policy.tasks.problems import Message, Problem

@@ -11,10 +11,10 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import tiny_model
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
+from internal_policy.cli.options import COMMANDS, ModelOptions, Train
 from internal_policy.models.families import decoder_layers
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.loading import load_tokenizer
-from internal_policy.options import COMMANDS, ModelOptions, Train
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem, split_messages
 from internal_policy.train import configuration

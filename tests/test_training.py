@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from internal_policy import bundle, options, training
+from internal_policy import bundle
 from internal_policy.__main__ import main
+from internal_policy.cli import options, training
 from internal_policy.errors import InputError
 from internal_policy.models import loading
 from internal_policy.train import configuration

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy.bundle import DATA
+from internal_policy.cli.options import ModelOptions
 from internal_policy.errors import InputError
 from internal_policy.models import folder
 from internal_policy.models.templates import DATE, Template
-from internal_policy.options import ModelOptions
 from internal_policy.tasks.rows import first_line
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from internal_policy.cli.options import ModelOptions, Train
 from internal_policy.errors import InputError
 from internal_policy.models import loading
-from internal_policy.options import ModelOptions, Train
 from internal_policy.train import fields
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from internal_policy import bundle, options, progress, sampling, show
+from internal_policy import bundle
+from internal_policy.cli import options, progress, sampling, show
 from internal_policy.errors import InputError
 from internal_policy.models import loading
 from internal_policy.scans import store

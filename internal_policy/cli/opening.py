@@ -4,9 +4,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from internal_policy.cli.options import Scan
 from internal_policy.errors import InputError
 from internal_policy.models import folder, loading
-from internal_policy.options import Scan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

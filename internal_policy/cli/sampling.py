@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import bundle, files, options, progress
+from internal_policy import bundle, files
+from internal_policy.cli import options, progress
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
 from internal_policy.scans import records, store

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import drawing, evaluating, fitting, opening, options, progress, sampling, show, training
+from internal_policy.cli import drawing, evaluating, fitting, opening, options, progress, sampling, show, training
 from internal_policy.errors import InputError
 from internal_policy.models import loading
 from internal_policy.scans import job, store

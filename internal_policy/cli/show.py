@@ -11,8 +11,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import progress
-from internal_policy.console import Terminal, visible_json
+from internal_policy.cli import progress
+from internal_policy.cli.console import Terminal, visible_json
 from internal_policy.errors import InputError
 from internal_policy.look import statistics, view
 from internal_policy.scans import store

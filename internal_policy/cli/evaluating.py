@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from internal_policy import files, options, progress, sampling, show
+from internal_policy import files
+from internal_policy.cli import options, progress, sampling, show
 from internal_policy.errors import InputError
 from internal_policy.models import loading
 from internal_policy.scans import job, store

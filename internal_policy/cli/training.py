@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from internal_policy import bundle, files, options, progress, sampling, show
+from internal_policy import bundle, files
+from internal_policy.cli import options, progress, sampling, show
 from internal_policy.errors import InputError
 from internal_policy.look import statistics
 from internal_policy.models import loading, templates

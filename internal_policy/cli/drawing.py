@@ -3,7 +3,8 @@
 from importlib.util import find_spec
 from urllib.parse import urlencode
 
-from internal_policy import bundle, files, options, progress
+from internal_policy import bundle, files
+from internal_policy.cli import options, progress
 from internal_policy.errors import InputError
 from internal_policy.look.view import View, check, default
 from internal_policy.scans import store

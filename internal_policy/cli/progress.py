@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from internal_policy.console import Terminal, visible
+from internal_policy.cli.console import Terminal, visible
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn, Task
