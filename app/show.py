@@ -15,7 +15,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy.errors import InputError
 from internal_policy.look import statistics, theme
-from internal_policy.scans import formulas
+from internal_policy.tasks import formulas
 
 LOG = logging.getLogger(__name__)
 FIRST_SCAN = "internal-policy scan"

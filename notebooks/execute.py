@@ -20,7 +20,8 @@ FIGURE = "application/json"
 def execute(path: Path, folder: Path, seconds: int = 60) -> nbformat.NotebookNode:
     """The notebook, executed in a fresh kernel that starts in `folder`, its figures as JSON."""
     quiet = {"PYTHONWARNINGS": "ignore:IProgress"}  # a progress bar that misses a package, with a path of the machine
-    env = {**os.environ, "PLOTLY_RENDERER": "json", "HF_HUB_OFFLINE": "1", **quiet}
+    beside = {"PYTHONPATH": str(HERE)}  # Jupyter starts a kernel in the notebook's folder
+    env = {**os.environ, "PLOTLY_RENDERER": "json", "HF_HUB_OFFLINE": "1", **quiet, **beside}
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=seconds, kernel_name="python3", record_timing=False)
     client.execute(cwd=str(folder), env=env)

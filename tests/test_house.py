@@ -1,33 +1,16 @@
-"""What must never be: which room may import which."""
+"""What must never be: which file may import which."""
 
 import ast
-import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "internal_policy"
-
-
-def imports(path: Path) -> set[str]:
-    """Rooms of the package that a file imports, at its top or inside a function."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("internal_policy"):
-            inside = node.module.removeprefix("internal_policy").removeprefix(".")
-            if (PACKAGE / inside.replace(".", "/")).is_dir():
-                found |= {f"{inside}.{alias.name}".removeprefix(".") for alias in node.names}
-            else:
-                found |= {inside}
-    return found
-
-
-def rooms() -> dict[str, Path]:
-    """Every room by the name that CONTRIBUTING has for it, such as hooks or readers.nnsight."""
-    paths = [path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
-    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in paths}
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "internal_policy"
 
 
 def loaded(statement: str) -> set[str]:
@@ -37,36 +20,55 @@ def loaded(statement: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_rooms_import_from_the_floors_below_alone():
-    lines = re.findall(r"^    floor (\d+) +(.*)$", (PACKAGE.parent / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    floor = {room: int(number) for number, names in lines for room in names.split()}
-    assert set(floor) == set(rooms())
-    upwards = {
-        (room, other) for room, path in rooms().items() for other in imports(path) if floor[other] >= floor[room]
-    }
-    assert not upwards
+def linted(package: Path) -> subprocess.CompletedProcess:
+    """What import-linter says of a copy of the package beside its contracts."""
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "--no-cache"], capture_output=True, text=True, cwd=package.parent
+    )
 
 
-@pytest.mark.parametrize("room", ["families", "hooks", "policy", "metrics"])
-def test_reading_knows_nothing_of_problems_rollouts_or_files(room):
-    assert not imports(PACKAGE / f"{room}.py") & {"tasks", "rollouts", "cache"}
-
-
-def test_scanning_and_training_know_nothing_of_each_other():
-    assert "bupo" not in imports(PACKAGE / "scan.py")
-    assert "scan" not in imports(PACKAGE / "bupo.py")
-
-
-def test_the_trainer_never_reaches_other_readers():
-    assert not loaded("import internal_policy.train.bupo, internal_policy.train.callbacks") & {
-        "transformer_lens",
-        "nnsight",
-    }
+def test_folders_import_only_from_those_below():
+    done = linted(PACKAGE)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
-    "room", ["cache", "analysis", "tokens", "figures", "report", "drawing", "runs", "experiments", "outcomes"]
+    ("room", "statement"),
+    [
+        ("measure/metrics.py", "from internal_policy.models import hooks"),
+        ("scans/store.py", "from internal_policy.train import bupo"),
+        ("look/view.py", "from internal_policy.scans import scan"),
+    ],
 )
+def test_an_import_from_above_and_one_that_reaches_torch_are_found(room, statement, tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "internal_policy", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / "internal_policy" / room).open("a") as file:
+        file.write(f"\n{statement}\n")
+    assert linted(tmp_path / "internal_policy").returncode == 1
+
+
+@pytest.mark.parametrize("room", ["families", "hooks", "policy"])
+def test_reading_models_knows_nothing_of_problems_or_files(room):
+    assert not loaded(f"import internal_policy.models.{room}") & {
+        "internal_policy.files",
+        "internal_policy.tasks",
+        "internal_policy.scans",
+    }
+
+
+def test_scanning_and_training_know_nothing_of_each_other():
+    assert "internal_policy.train.bupo" not in loaded("import internal_policy.scans.scan")
+    assert "internal_policy.scans.scan" not in loaded("import internal_policy.train.bupo")
+
+
+def test_the_trainer_never_reaches_other_readers():
+    statement = "import internal_policy.train.bupo, internal_policy.train.callbacks"
+    assert not loaded(statement) & {"transformer_lens", "nnsight"}
+
+
+@pytest.mark.parametrize("room", ["scans.store", "look.catalogue", "look.report", "look.runs", "cli.drawing"])
 def test_looking_at_a_scan_never_reaches_torch(room):
     assert not loaded(f"import internal_policy.{room}") & {"torch", "transformers"}
 
@@ -90,3 +92,24 @@ def test_every_file_opens_with_one_sentence():
         first = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[:1]
         assert first, path
         assert first[0].endswith((".", "?")), path
+
+
+def test_the_page_of_rooms_lists_every_file():
+    page = runpy.run_path(str(ROOT / "docs" / "rooms.py"))["page"]()
+    assert (ROOT / "docs" / "rooms.md").read_text() == page, "run python docs/rooms.py"
+
+
+def test_files_and_functions_stay_small():
+    paths = list(PACKAGE.rglob("*.py"))
+    assert {path.name: n for path in paths if (n := len(path.read_text().splitlines())) > 350} == {}
+    functions = (
+        (node, path)
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert {f"{path.name}: {node.name}" for node, path in functions if node.end_lineno - node.lineno >= 60} == set()
+
+
+def test_the_top_of_the_package_has_at_most_eight_files():
+    assert len(list(PACKAGE.glob("*.py"))) <= 8

@@ -35,7 +35,7 @@ def report(views: Sequence[View]) -> str:
     """The page. Raises InputError for what is no whole scan; a figure that a scan cannot give says why in its place."""
     from jinja2 import Environment
 
-    template = resources.files("internal_policy").joinpath("report.html").read_text()
+    template = resources.files("internal_policy.look").joinpath("report.html").read_text()
     scans = [_scan(one) for one in views]
     models = ", ".join(dict.fromkeys(scan["about"].model for scan in scans))
     page = Environment(autoescape=True, trim_blocks=True).from_string(template)

@@ -155,15 +155,15 @@ FAMILIES: dict[str, Family] = {
 }
 """Name of a row, which is the `config.model_type` it is for unless it says another -> the row.
 
-`internal-policy families` and tests/test_families.py prove every row on a tiny random model, which
-internal_policy/models/proofs.py makes. A model's name says nothing: DeepSeek-Math-7B and DeepSeek-R1-Distill-Llama-8B are
-llama, DeepSeek-R1-Distill-Qwen-7B is qwen2, and Pythia is gpt_neox.
+`internal-policy families` and tests/models/test_families.py prove every row on a tiny random model, which `proofs`
+makes. A model's name says nothing: DeepSeek-Math-7B and DeepSeek-R1-Distill-Llama-8B are llama,
+DeepSeek-R1-Distill-Qwen-7B is qwen2, and Pythia is gpt_neox.
 """
 
 ADAPTERS = frozenset(["LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "HRA", "LN_TUNING", "VERA", "FOURIERFT"])
 """Kinds of adapters that only change the model's modules, so that its own forward pass is the adapted one.
 
-tests/test_adapters.py proves each. Others prepend tokens to the text, or choose in each pass what they add.
+tests/models/test_adapters.py proves each. Others prepend tokens to the text, or choose in each pass what they add.
 """
 
 

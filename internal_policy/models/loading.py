@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from internal_policy.bundle import DATA
 from internal_policy.cli.options import ModelOptions
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, first_line
 from internal_policy.models import folder
 from internal_policy.models.templates import DATE, Template
-from internal_policy.tasks.rows import first_line
 
 if TYPE_CHECKING:
     from torch import nn

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
-from internal_policy.scans import formulas, records
-from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path  # noqa: F401 as cache.VOCABULARY
+from internal_policy.scans import records
+from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path  # noqa: F401
+from internal_policy.tasks import formulas
 
 if TYPE_CHECKING:
     from internal_policy.scans.selection import Selection

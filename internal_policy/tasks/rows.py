@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy.errors import InputError
-from internal_policy.scans.formulas import unguarded
+from internal_policy.errors import InputError, first_line
+from internal_policy.tasks.formulas import unguarded
 
 if TYPE_CHECKING:
     import pyarrow
@@ -223,8 +223,3 @@ def _some(rows: Iterator[Row], limit: int | None, source: str) -> list[Row]:
 def quoted(cell: Any) -> str:
     """A cell as an error message shows it, its beginning."""
     return "nothing" if cell is None else f"{cell!r:.60}"
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, as part of a sentence."""
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

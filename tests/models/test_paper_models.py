@@ -337,7 +337,7 @@ def test_no_response_is_ever_cut_silently(r1, template, pieces):
 
 # OctoThinker: a base model, whose tokenizer adds a BOS and has no chat template
 
-BASE_JINJA = str(Path(__file__).parent.parent / "data" / "recipes" / "base.jinja")
+BASE_JINJA = str(Path(__file__).parents[2] / "data" / "recipes" / "base.jinja")
 
 
 @pytest.fixture(scope="module")

@@ -296,7 +296,7 @@ def test_unknown_family_is_refused_with_the_known_ones_and_the_place_to_add_it()
     sentence = (
         r"Unknown model family 'opt'; known are deepseek_v2, deepseek_v3, gemma2, gemma3, gemma3_text, gpt2, gpt_neox, "
         r"gpt_oss, granite, llama, mistral, mixtral, olmo2, olmo3, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, smollm3\. "
-        r"Add a row to FAMILIES in internal_policy/families\.py"
+        r"Add a row to FAMILIES in internal_policy/models/families\.py"
     )
     with pytest.raises(InputError, match=sentence):
         family_of(AutoConfig.for_model("opt"))

@@ -1,4 +1,4 @@
-"""What tests/test_nnsight.py runs in a process of its own, because importing nnsight changes the whole process."""
+"""Cases of test_nnsight.py, run in a process of their own because importing nnsight changes the whole process."""
 
 import copy
 import io
@@ -40,7 +40,7 @@ from internal_policy.scans.selection import Selection, plan
 from internal_policy.tasks.rollouts import Rollout
 
 SERVER = Path(__file__).parent / "server.py"
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 LENGTHS = [(3, 5), (1, 14), (12, 1), (9, 2)]
 BOTH: Any = ("raw", "norm")
 HERE = [HookPoint(0, "attn_out"), HookPoint(1, "resid_mid")]

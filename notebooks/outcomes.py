@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
+import experiments
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from experiments import GROUP
 from plotly.subplots import make_subplots
 
-from internal_policy import experiments
-from internal_policy.experiments import GROUP
 from internal_policy.look import theme
 from internal_policy.look.theme import GREY, Mark, Style
 

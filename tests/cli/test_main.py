@@ -264,12 +264,12 @@ def test_an_interrupted_scan_says_how_to_go_on_and_equals_an_undisturbed_one(ask
 def test_a_killed_scan_goes_on_and_equals_an_undisturbed_one(asked, here):
     whole = undisturbed(asked, here / "whole")
     slowly = (  # stop for long after the first part, so that the kill comes in the middle
-        "import sys, time; from internal_policy import job, cache; from internal_policy.__main__ import main\n"
-        "write = cache.write_table\n"
+        "import sys, time; from internal_policy.scans import store; from internal_policy.__main__ import main\n"
+        "write = store.write_table\n"
         "def wait(path, *rest, **options):\n"
         "    if path.name == 'policies-00001.parquet': path.with_name('here').touch(); time.sleep(600)\n"
         "    write(path, *rest, **options)\n"
-        "cache.write_table = wait; main(sys.argv[1:])"
+        "store.write_table = wait; main(sys.argv[1:])"
     )
     child = subprocess.Popen([sys.executable, "-c", slowly, *asked, "--output", "mine"])
     while not (here / "mine" / "here").exists():

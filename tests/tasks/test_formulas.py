@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from internal_policy import bundle, files
 from internal_policy.scans import store
-from internal_policy.scans.formulas import guard, guarded, unguarded
+from internal_policy.tasks.formulas import guard, guarded, unguarded
 from internal_policy.tasks.rows import read_rows
 
 EVIL = ['=HYPERLINK("http://x","y")', "@SUM(A1)", "+1", "-1+cmd|' /C calc'!A0", "\t=1", "\r=1", "--1", "'=1"]

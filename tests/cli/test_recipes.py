@@ -20,7 +20,7 @@ from internal_policy.tasks.prompts import encode_problem, split_messages
 from internal_policy.train import configuration
 from internal_policy.train.bupo import BuPOConfig, Phase
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "data" / "recipes"
 GPUS = 8
 RECIPES = {  # model, its depth, its family, the layer from 0, internal steps, length of a response

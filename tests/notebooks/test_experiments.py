@@ -2,11 +2,12 @@
 
 from math import isnan, sqrt
 
+import experiments
 import numpy as np
+import outcomes
 import pandas as pd
 import pytest
 
-from internal_policy import experiments, outcomes
 from internal_policy.look import theme
 
 T2 = 4.302652729911275

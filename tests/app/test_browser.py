@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_play
 from internal_policy import bundle, files
 from internal_policy.scans import store
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 DRAWN = ".js-plotly-plot .plot-container"

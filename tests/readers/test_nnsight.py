@@ -26,7 +26,7 @@ def test_a_scan_by_hooks_leaves_every_object_as_it_was(tmp_path):
 import sys, torch
 backward = torch.Tensor.backward
 import internal_policy.train.bupo, internal_policy.train.callbacks, internal_policy.cli.drawing
-sys.path.insert(0, {str(TESTS.parent / "app")!r})
+sys.path.insert(0, {str(TESTS.parents[1] / "app")!r})
 import scans, show
 from internal_policy.__main__ import main
 assert main(["scan", "--limit", "1", "--max-new-tokens", "4", "--output", {str(tmp_path / "scan")!r}]) == 0
