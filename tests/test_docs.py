@@ -4,10 +4,14 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from internal_policy import bundle
 from internal_policy.__main__ import main
 from internal_policy.cli.options import COMMANDS
+from internal_policy.models.hooks import SITES
+from internal_policy.tasks.pass_at_k import curves
 
 ROOT = Path(__file__).parent.parent
 POSITIONAL = {
@@ -58,3 +62,49 @@ def test_every_option_is_explained_in_the_help(name, capsys):
     text = " ".join(capsys.readouterr().out.split())
     for field in fields(COMMANDS[name]):
         assert POSITIONAL.get((name, field.name), f"--{field.name.replace('_', '-')}") in text
+
+
+COLUMNS = (ROOT / "docs" / "columns.md").read_text()
+SCAN, RUN = bundle.DATA / "scans" / "demo-qwen3", bundle.DATA / "experiments" / "bupo"
+
+
+def described(heading: str) -> list[list[str]]:
+    """The rows of the table below a heading of docs/columns.md, a list of cells each."""
+    section = COLUMNS.partition(f"\n### {heading}\n")[2].partition("\n#")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    return rows[2:]  # below the names and the rule
+
+
+def names(heading: str) -> set[str]:
+    return {row[0].strip("`") for row in described(heading)}
+
+
+@pytest.mark.parametrize(
+    ("heading", "path"),
+    [
+        ("rollouts-*.parquet", SCAN / "rollouts-00000.parquet"),
+        ("layers-*.parquet", SCAN / "layers-00000.parquet"),
+        ("vocabulary.parquet", SCAN / "vocabulary.parquet"),
+        ("metrics.parquet", RUN / "metrics.parquet"),
+        ("dynamics.parquet", RUN / "dynamics.parquet"),
+    ],
+)
+def test_the_columns_of_a_file_are_documented_with_their_types(heading, path):
+    written = {field.name: str(field.type) for field in pq.read_schema(path)}
+    words = {"double": "float64", "large_string": "string", "list<element: int32>": "list of int32"}
+    assert {row[0].strip("`"): row[1] for row in described(heading)} == {
+        name: words.get(kind, kind) for name, kind in written.items()
+    }
+
+
+def test_the_columns_of_policies_are_documented_with_their_sites():
+    sites = {"all": (*SITES, "final"), "all but final": SITES}
+    expected = set()
+    for name, *_, where in described("policies-*.parquet"):
+        at = sites.get(where, where.split(", ")) if where else ("",)
+        expected |= {name.strip("`").replace("SITE", site) for site in at}
+    assert expected == set(pq.read_schema(SCAN / "policies-00000.parquet").names)
+
+
+def test_the_columns_of_pass_at_k_are_documented():
+    assert names("pass_at_k.parquet") == {"label", "problems", *curves([1, 0], 2).columns}
