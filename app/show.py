@@ -14,7 +14,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy.errors import InputError
-from internal_policy.look import statistics, theme
+from internal_policy.look import export, statistics, theme
 from internal_policy.tasks import formulas
 
 LOG = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def figure(key: str, drawn: go.Figure, data: pd.DataFrame, *, clicked: Callable[
         drawn,
         key=key,
         theme="streamlit",
-        config=dict(theme.CONFIG),
+        config=dict(export.CONFIG),
         alt=f"{said['title']}: {said['caption']}",
         on_select=clicked or "ignore",
         selection_mode="points",

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from nbclient import NotebookClient
 from PIL import Image
 
-from internal_policy.look import theme
+from internal_policy.look import export
 
 HERE = Path(__file__).parent
 FIGURE = "application/json"
@@ -33,7 +33,7 @@ def draw(notebook: nbformat.NotebookNode) -> None:
     """Put an image in the place of each figure, of few enough pixels to be committed."""
     for data in (output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output):
         if FIGURE in data:
-            image = Image.open(BytesIO(theme.image(go.Figure(data.pop(FIGURE)), "png"))).convert("RGB").reduce(2)
+            image = Image.open(BytesIO(export.image(go.Figure(data.pop(FIGURE)), "png"))).convert("RGB").reduce(2)
             image.save(small := BytesIO(), "png", optimize=True)
             data["image/png"] = base64.b64encode(small.getvalue()).decode()
 

@@ -7,7 +7,7 @@ import show
 import streamlit as st
 
 from internal_policy.errors import InputError
-from internal_policy.look import layer_figures, runs, token_figures
+from internal_policy.look import runs, training_figures
 
 COMMAND = "internal-policy train"
 HOLDS = (
@@ -44,11 +44,11 @@ def page() -> None:
     with show.refusing():
         layers(runs.dynamics(folder), metrics, name)
     with show.refusing():
-        show.figure("training", token_figures.training(metrics, runs.caption(name, metrics)), metrics)
+        show.figure("training", training_figures.training(metrics, runs.caption(name, metrics)), metrics)
     if (folder / runs.PASS_AT_K).exists():
         with show.refusing():
             passed = runs.read(folder, runs.PASS_AT_K)
-            show.figure("pass-at-k", layer_figures.pass_at_k(passed, name), passed)
+            show.figure("pass-at-k", training_figures.pass_at_k(passed, name), passed)
 
 
 def choose() -> tuple[str, Path] | None:
@@ -82,13 +82,13 @@ def layers(dynamics: pd.DataFrame, metrics: pd.DataFrame, name: str) -> None:
     if measure in MEANINGS:
         st.caption(MEANINGS[measure])
     with show.refusing():
-        drawn = token_figures.dynamics(dynamics, metrics, said, measure, site)
+        drawn = training_figures.dynamics(dynamics, metrics, said, measure, site)
         show.figure("dynamics", drawn, dynamics[dynamics["site"].isin([site, "final"])])
     layer = runs.trained(metrics, dynamics)
     if layer is not None:
         with show.refusing():
-            beside = dynamics[(dynamics["layer"] >= layer) & dynamics["site"].isin(token_figures.BESIDE)]
-            show.figure("trained", token_figures.trained(dynamics, metrics, layer, said), beside)
+            beside = dynamics[(dynamics["layer"] >= layer) & dynamics["site"].isin(training_figures.BESIDE)]
+            show.figure("trained", training_figures.trained(dynamics, metrics, layer, said), beside)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,16 @@ from internal_policy.scans import store
 def plot(asked: options.Plot) -> None:
     """Write one figure."""
     _app("plotly")
-    from internal_policy.look import catalogue, theme
+    from internal_policy.look import catalogue, export
 
-    theme.check(asked.output)
+    export.check(asked.output)
     views = [_view(name, asked) for name in (asked.scan, *asked.against)]
     if asked.against and asked.figure != "compare":
         raise InputError(f"--against is for compare; {asked.figure} draws one scan.")
     choice = catalogue.Choice(
         asked.average, asked.site, asked.measure, asked.rollout, asked.position, asked.layer, asked.style
     )
-    theme.write(catalogue.draw(asked.figure, views, choice), asked.output)
+    export.write(catalogue.draw(asked.figure, views, choice), asked.output)
     progress.note(f"Wrote {asked.output}.")
 
 

@@ -1,4 +1,4 @@
-"""Figures by layer, from the small frames of `analysis`."""
+"""Figures by layer, from the small frames of `statistics`."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -18,20 +18,12 @@ from internal_policy.look.view import About
 ROWS = ("layer", "attn", "mlp")
 HATCH = {"shape": "/", "size": 5, "solidity": 0.25, "fillmode": "overlay"}
 TOTAL = "#D6419A"
-CURVES = (
-    (theme.GREY, "circle"),
-    (theme.ORANGE, "square"),
-    (theme.BLUE, "diamond"),
-    (theme.PURPLE, "triangle-up"),
-    ("#009E73", "triangle-down"),
-    ("#E69F00", "x"),
-)
 
 
 def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
     """Entropy of attention, FFN and layer output by layer, and of the model (Fig. 2).
 
-    `means` is `analysis.means` of the entropy. At 0 stand the embeddings, one past the last layer the model's policy.
+    `means` is `statistics.means` of the entropy. At 0 stand the embeddings, one past the last layer the model's policy.
     """
     figure = go.Figure()
     rows = _drawn(means, "entropy")
@@ -62,7 +54,7 @@ def change(
 ) -> go.Figure:
     """Entropy change of layer, attention and FFN by layer, with the stages above (Fig. 3).
 
-    `changes` and `spans` are those of `analysis`; stages are drawn as E, I and C.
+    `changes` and `spans` are those of `statistics`; stages are drawn as E, I and C.
     """
     figure = go.Figure()
     rows = _drawn(changes[changes["part"] == "total"], "change")
@@ -209,10 +201,10 @@ def readouts(
     site: str = "resid_post",
     style: Style = "screen",
 ) -> go.Figure:
-    """A measure at one site by layer under each readout of a scan; each frame is `analysis.means` of the measure."""
+    """A measure at one site by layer under each readout of a scan; each frame is `statistics.means` of the measure."""
     figure = go.Figure()
     named = dict.fromkeys([*view.WORDS, "tuned", *(about.readout for about, _ in columns)])
-    curves = dict(zip(named, cycle(CURVES), strict=False))  # those that are known look alike in every figure
+    curves = dict(zip(named, cycle(theme.CURVES), strict=False))  # those that are known look alike in every figure
     for about, frame in columns:
         rows = _drawn(frame[frame["site"] == site], measure)
         theme.line(figure, rows, Mark(theme.inert(view.how(about.readout)), *curves[about.readout]))
@@ -259,7 +251,7 @@ def compare(
 ) -> go.Figure:
     """A column a model, at relative depth, with one y axis: entropies, or entropy changes.
 
-    Each frame is `analysis.means` or `analysis.changes` through `analysis.relative`.
+    Each frame is `statistics.means` or `statistics.changes` through `statistics.relative`.
     """
     figure = make_subplots(rows=1, cols=len(columns), shared_yaxes=True, horizontal_spacing=0.02)
     seen: set[str] = set()
@@ -302,21 +294,6 @@ def _heading(figure: go.Figure, about: About, number: int, of: int, style: Style
         font={"size": 11},
         showarrow=False,
     )
-
-
-def pass_at_k(curves: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.Figure:
-    """The share of problems solved by at least one of k responses: label, k, mean, low, high (Fig. 6)."""
-    figure = go.Figure()
-    for number, (label, rows) in enumerate(curves.groupby("label", sort=False)):
-        colour, symbol = CURVES[number % len(CURVES)]
-        rows = rows.sort_values("k")
-        said = [f"k = {k}: {mean:.1%}" for k, mean in zip(rows["k"], rows["mean"], strict=True)]
-        rows = rows.assign(at=np.arange(len(rows)), hover=said)
-        theme.line(figure, rows, Mark(theme.inert(theme.short(str(label))), colour, symbol), x="k")
-    drawn = sorted({int(k) for k in curves["k"]})
-    figure.update_xaxes(type="log", title={"text": "k"}, tickvals=drawn, ticktext=[str(k) for k in drawn])
-    figure.update_yaxes(title={"text": "Pass@k"}, tickformat=".0%")
-    return theme.layout(figure, "Pass@k", caption, style)
 
 
 def _drawn(frame: pd.DataFrame, measure: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, statistics, theme, view
+from internal_policy.look import catalogue, export, statistics, theme, view
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.view import View
 from internal_policy.scans import store
@@ -71,7 +71,7 @@ def _figure(name: str, views: Sequence[View], choice: Choice) -> dict[str, str]:
     except InputError as error:
         return {"why": str(error)}
     drawn.update_layout(font={"color": theme.GREY})  # the page paints it over, in its own ink
-    return {"html": drawn.to_html(full_html=False, include_plotlyjs=False, config=dict(theme.CONFIG))}
+    return {"html": drawn.to_html(full_html=False, include_plotlyjs=False, config=dict(export.CONFIG))}
 
 
 def _targets(one: View) -> list[dict[str, Any]]:

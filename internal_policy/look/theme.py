@@ -1,21 +1,17 @@
-"""How every figure looks, wherever it is shown or written."""
+"""How every figure looks, wherever it is shown."""
 
 import html as markup
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import pairwise
 from math import log
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from internal_policy import files
-from internal_policy.errors import InputError
 from internal_policy.look.view import About, how
 
 Style = Literal["screen", "paper"]
@@ -52,6 +48,15 @@ CHANGES = {
     "attn": Mark("attention", ORANGE, "square"),
     "mlp": Mark("FFN", BLUE, "diamond"),
 }
+CURVES = (
+    (GREY, "circle"),
+    (ORANGE, "square"),
+    (BLUE, "diamond"),
+    (PURPLE, "triangle-up"),
+    ("#009E73", "triangle-down"),
+    ("#E69F00", "x"),
+)
+"""Colours and symbols of lines that are told apart by name, in order."""
 MEASURES = {
     "entropy": ("Entropy", "nats"),
     "change": ("Entropy change", "nats"),
@@ -74,11 +79,8 @@ WHILE_TRAINING = {
 }
 """The same over training steps, where layers are compared with the one that is trained."""
 
-CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
-"""For plotly.js: no button that uploads the figure to a cloud service. Hand over a copy: plotly changes it."""
 COLUMN, PAGE = 312, 648
 """Widths in print, 3.25 and 6.75 inches, at 96 pixels to the inch."""
-IMAGES = (".png", ".svg", ".pdf")
 
 _TITLE = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container", "pad": {"t": 10, "l": 4}}
 _CLEAR = "rgba(0,0,0,0)"
@@ -288,48 +290,3 @@ def maximum(figure: go.Figure, about: About, brief: bool = False, **place: Any) 
         **place,
     )
     figure.update_yaxes(range=[0, 1.12 * most], row=place.get("row"), col=place.get("col"))
-
-
-def html(figure: go.Figure) -> str:
-    """A figure as one HTML page that needs no network."""
-    return figure.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, config=dict(CONFIG))
-
-
-def write(figure: go.Figure, path: Path) -> None:
-    """Write a figure as .html, .png, .svg or .pdf, whole or not at all. Raises InputError if that cannot be done."""
-    check(path)
-    ending = path.suffix.lower().removeprefix(".")
-    whole = html(figure).encode() if ending == "html" else image(figure, ending)
-    with files.replacing(path) as temporary:
-        temporary.write_bytes(whole)
-
-
-def check(path: Path) -> None:
-    """Raise InputError if a figure cannot be written there, before it is drawn."""
-    ending = path.suffix.lower()
-    if ending not in (".html", *IMAGES):
-        raise InputError(f"'{path.name}' is no figure, expected .html, .png, .svg or .pdf; end its name so.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path} cannot be written; name a file in a folder that exists.")
-    if ending in IMAGES and find_spec("kaleido") is None:
-        raise InputError(f"A {ending} needs the package kaleido; `pip install kaleido` adds it, .html does without.")
-
-
-def image(figure: go.Figure, form: str) -> bytes:
-    """A figure as png, svg or pdf, drawn by Chromium on white. Raises InputError where there is none."""
-    import kaleido
-
-    drawn = go.Figure(figure)
-    if drawn.layout.paper_bgcolor != "white":
-        drawn.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=drawn.layout.width or 960)
-    options = {"format": form, "width": drawn.layout.width, "height": drawn.layout.height, "scale": 1}
-    options |= {"scale": 3} if form == "png" else {}
-    offline = {"mathjax": False, "proxy_server": "127.0.0.1:9"}  # kaleido would fetch MathJax; Chromium calls home
-    try:
-        return kaleido.calc_fig_sync(drawn.to_dict(), opts=options, kopts=offline)
-    except RuntimeError as error:
-        said = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
-        raise InputError(
-            f"Chromium did not draw the image ({said}); install it (`apt install chromium`, or "
-            "`kaleido_get_chrome`), or write .html, which does without."
-        ) from error

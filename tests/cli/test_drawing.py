@@ -58,8 +58,8 @@ def test_scans_are_compared(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["demo-qwen3", "flow", "-o", "x.gif"], "expected .html, .png, .svg or .pdf"),
-        (["demo-qwen3", "flow", "-o", "nowhere/x.html"], "in a folder that exists"),
+        (["demo-qwen3", "flow", "-o", "x.gif"], "Use .html, .png, .svg or .pdf"),
+        (["demo-qwen3", "flow", "-o", "nowhere/x.html"], "its folder doesn't exist"),
         (["nothing", "flow", "-o", "x.html"], "There is no scan 'nothing'"),
         (["demo-qwen3", "flow", "--readout", "both", "-o", "x.html"], "not measured under the readout 'both'"),
         (

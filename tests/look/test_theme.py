@@ -1,27 +1,16 @@
-"""The one look: tokens and names are hostile text, figures need no network, files are whole or not there."""
+"""Figures look alike, and tokens and names are drawn as they stand."""
 
 import html
-import shutil
 import unicodedata
 
-import kaleido
 import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_figures import ABOUT, HOSTILE, about, cells, changes, choices, depths, line, means, quantiles, response
 
-from internal_policy.errors import InputError
-from internal_policy.look import theme
+from internal_policy.look import layer_figures, theme, token_figures
 from internal_policy.look.view import About
-
-ABOUT = About("demo", "raw", 20, 1856, 8, 448)
-CHROMIUM = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")))
-
-
-def line(title: str = "Entropy", about: About | str = ABOUT, style: theme.Style = "screen") -> go.Figure:
-    return theme.layout(
-        go.Figure([go.Scatter(y=[1, 2], name="a"), go.Scatter(y=[2, 1], name="b")]), title, about, style
-    )
 
 
 @pytest.mark.parametrize(
@@ -111,66 +100,55 @@ def test_ticks_are_round_numbers_within_the_room(first, last, room):
     assert first <= ticks[0] <= ticks[-1] <= last
 
 
-def test_the_page_needs_no_network_and_offers_no_upload(tmp_path):
-    theme.write(line("</script><script>alert(1)</script>"), tmp_path / "figure.html")
-    page = (tmp_path / "figure.html").read_text()
-    assert 'src="http' not in page
-    assert '"showSendToCloud": false' in page
-    assert "</script><script>alert" not in page
+def all_figures(n_layers: int, style: theme.Style, model: str = "demo") -> dict[str, go.Figure]:
+    """Every figure that is drawn of one model."""
+    one = about(n_layers, model)
+    spans = [("exploration", 0, 0), ("convergence", 1, n_layers - 1)]
+    settled = means(n_layers, ["resid_post"]).query("site != 'final'")
+    return {
+        "flow": layer_figures.flow(means(n_layers), one, style),
+        "change": layer_figures.change(changes(n_layers), one, spans, style),
+        "norm control": layer_figures.norm_control(changes(n_layers), one, style),
+        "residual": layer_figures.residual(means(n_layers, ["attn_out", "mlp_out"]), means(n_layers), one, style),
+        "convergence": layer_figures.convergence(means(n_layers), settled, one, style),
+        "distribution": layer_figures.distribution(quantiles(n_layers), one, "attn_out", "entropy", style),
+        "tokens": token_figures.tokens(cells(n_layers, 9), response(9), one, "resid_post", "entropy", style),
+        "predictions": token_figures.predictions(choices(), one, 1, 7, style),
+    }
 
 
-def test_writing_leaves_the_configuration_as_it_was(tmp_path):
-    before = dict(theme.CONFIG)
-    theme.write(line(), tmp_path / "figure.html")
-    assert before == theme.CONFIG
-    assert before["plotlyServerURL"] == ""
+AXES = {
+    "flow": ["Entropy (nats)"],
+    "change": ["Entropy change (nats)"],
+    "norm control": ["layer<br>{} (nats)", "attention<br>{} (nats)", "FFN<br>{} (nats)"],
+    "residual": ["Cosine", "Norm"],
+    "convergence": ["KL (nats)", "Tokens settled"],
+    "distribution": ["Entropy (nats)"],
+    "tokens": ["Layer"],
+    "predictions": [],
+}
 
 
-def test_an_unknown_ending_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"expected \.html, \.png, \.svg or \.pdf"):
-        theme.write(line(), tmp_path / "figure.gif")
+@depths
+@pytest.mark.parametrize("style", ["screen", "paper"])
+def test_axes_say_their_unit(n_layers, style):
+    for name, figure in all_figures(n_layers, style).items():
+        drawn = [axis.title.text for axis in figure.select_yaxes()] if AXES[name] else []
+        assert drawn == [said.format("Δ" if style == "paper" else "change") for said in AXES[name]]
 
 
-def test_a_folder_that_is_not_there_is_refused_before_anything_is_drawn(tmp_path):
-    with pytest.raises(InputError, match="in a folder that exists"):
-        theme.check(tmp_path / "nowhere" / "figure.html")
+@depths
+def test_every_figure_says_readout_and_n(n_layers):
+    for figure in all_figures(n_layers, "screen").values():
+        for said in (figure.layout.meta["caption"], figure.layout.title.subtitle.text):
+            assert "raw hidden states" in said
+            assert "rollout" in said
+            assert "token" in said
 
 
-def test_without_kaleido_html_is_named_as_the_way_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(theme, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install kaleido"):
-        theme.write(line(), tmp_path / "figure.png")
-    theme.write(line(), tmp_path / "figure.html")
-
-
-def test_without_chromium_html_is_named_as_the_way_out_and_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
-    with pytest.raises(InputError, match=r"No browser found .*\.html"):
-        theme.write(line(), tmp_path / "figure.png")
-    assert not [*tmp_path.iterdir()]
-
-
-def test_images_are_drawn_on_white_without_the_network(tmp_path, monkeypatch):
-    asked = {}
-
-    def drawn(figure, opts, kopts):
-        asked.update(figure=figure, **opts, **kopts)
-        return b"image"
-
-    monkeypatch.setattr(kaleido, "calc_fig_sync", drawn)
-    figure = line()
-    theme.write(figure, tmp_path / "figure.PNG")
-    assert (tmp_path / "figure.PNG").read_bytes() == b"image"
-    assert asked["figure"]["layout"]["paper_bgcolor"] == "white"
-    assert (asked["format"], asked["mathjax"], asked["proxy_server"]) == ("png", False, "127.0.0.1:9")
-    assert figure.layout.paper_bgcolor == "rgba(0,0,0,0)"
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="draws in Chromium, and there is none")
-def test_plotly_draws_glyphs_as_the_token_stands(tmp_path):
-    tokens = ["<b>x</b>", "&amp;", "$x$", "'\""]
-    figure = line(style="paper").update_xaxes(tickvals=[0, 0.3, 0.6, 0.9], ticktext=[theme.glyphs(t) for t in tokens])
-    theme.write(figure, tmp_path / "figure.svg")
-    drawn = html.unescape((tmp_path / "figure.svg").read_text())
-    for token in tokens:
-        assert f">{token}</text>" in drawn
+@pytest.mark.parametrize("style", ["screen", "paper"])
+def test_a_hostile_model_name_is_drawn_as_it_stands(style):
+    for figure in all_figures(2, style, HOSTILE).values():
+        drawn = figure.to_dict()
+        del drawn["layout"]["meta"]  # plain text, which plotly does not draw
+        assert HOSTILE not in str(drawn)

@@ -1,0 +1,58 @@
+"""Write a figure as an HTML page, PNG, SVG or PDF."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from internal_policy import files
+from internal_policy.errors import InputError
+
+CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
+"""For plotly.js: no button that uploads the figure to a cloud service. Pass a copy, because plotly changes it."""
+IMAGES = (".png", ".svg", ".pdf")
+
+
+def html(figure: go.Figure) -> str:
+    """A figure as one HTML page that needs no network."""
+    return figure.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, config=dict(CONFIG))
+
+
+def write(figure: go.Figure, path: Path) -> None:
+    """Write a figure as .html, .png, .svg or .pdf, whole or not at all. Raises InputError if it can't."""
+    check(path)
+    ending = path.suffix.lower().removeprefix(".")
+    whole = html(figure).encode() if ending == "html" else image(figure, ending)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(whole)
+
+
+def check(path: Path) -> None:
+    """Raise InputError if a figure can't be written there; called before it is drawn."""
+    ending = path.suffix.lower()
+    if ending not in (".html", *IMAGES):
+        raise InputError(f"Can't save a figure as '{path.name}'. Use .html, .png, .svg or .pdf.")
+    if not path.parent.is_dir():
+        raise InputError(f"Can't write {path} because its folder doesn't exist. Create it, or choose another.")
+    if ending in IMAGES and find_spec("kaleido") is None:
+        raise InputError(f"Saving {ending} needs kaleido. Run `pip install kaleido`, or save as .html.")
+
+
+def image(figure: go.Figure, form: str) -> bytes:
+    """A figure as png, svg or pdf, drawn by Chromium on white. Raises InputError where there is none."""
+    import kaleido
+
+    drawn = go.Figure(figure)
+    if drawn.layout.paper_bgcolor != "white":
+        drawn.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=drawn.layout.width or 960)
+    options = {"format": form, "width": drawn.layout.width, "height": drawn.layout.height, "scale": 1}
+    options |= {"scale": 3} if form == "png" else {}
+    offline = {"mathjax": False, "proxy_server": "127.0.0.1:9"}  # kaleido would fetch MathJax; Chromium calls home
+    try:
+        return kaleido.calc_fig_sync(drawn.to_dict(), opts=options, kopts=offline)
+    except RuntimeError as error:
+        said = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+        raise InputError(
+            f"Chromium couldn't draw the image ({said}). Install it with `apt install chromium` or "
+            "`kaleido_get_chrome`, or save as .html."
+        ) from error

@@ -1,0 +1,207 @@
+"""Figures by layer draw the numbers of their frames, at any depth and for hostile names."""
+
+from math import log
+
+import numpy as np
+import pytest
+from small_figures import HOSTILE, about, changes, depths, means, of, quantiles, relative, traces, values
+
+from internal_policy.errors import InputError
+from internal_policy.look import layer_figures, theme
+from internal_policy.look.view import About
+
+
+def by_readout(names=("raw", "norm", "tuned", "mine"), n_layers=8, model="demo"):
+    """What `plots.readouts` takes: each readout's means are the first one's and its number."""
+    return [
+        (About(model, name, 20, 856, n_layers, 448), means(n_layers).assign(mean=means(n_layers)["mean"] + number))
+        for number, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("measure", ["kl", "entropy"])
+def test_readouts_draw_one_line_each_and_the_model_once(measure):
+    columns = by_readout()
+    figure = layer_figures.readouts(columns, measure)
+    words = ["raw hidden states", "through the final norm", "through the tuned lens", "through the mine lens"]
+    for (_, frame), name in zip(columns, words, strict=True):
+        (drawn,) = traces(figure, name)
+        assert values(drawn).tolist() == of(frame, site="resid_post")
+    (model,) = traces(figure, "the model")
+    assert values(model).tolist() == of(columns[0][1], site="final")
+    assert figure.layout.xaxis.ticktext[-1] == "model"
+    assert figure.layout.meta["caption"] == "demo · 20 rollouts, 856 tokens"
+    assert theme.label(measure) in [axis.title.text for axis in figure.select_yaxes()]
+
+
+def test_a_readout_looks_alike_in_every_figure():
+    one, other = layer_figures.readouts(by_readout()), layer_figures.readouts(by_readout(("tuned", "mine", "norm")))
+    for name in ("through the final norm", "through the tuned lens", "through the mine lens"):
+        assert traces(one, name)[0].line.color == traces(other, name)[0].line.color
+
+
+@pytest.mark.parametrize("style", ["screen", "paper"])
+def test_a_hostile_name_of_a_lens_or_model_is_drawn_as_it_stands(style):
+    drawn = layer_figures.readouts(by_readout(("raw", HOSTILE), model=HOSTILE), "kl", "attn_out", style).to_dict()
+    del drawn["layout"]["meta"]
+    assert HOSTILE not in str(drawn)
+
+
+@depths
+def test_flow_draws_the_means_from_the_embeddings_to_the_model(n_layers):
+    frame = means(n_layers)
+    figure = layer_figures.flow(frame, about(n_layers))
+    for site in ("attn_out", "mlp_out", "attn_in", "mlp_in"):
+        (drawn,) = traces(figure, theme.SITES[site].name)
+        assert values(drawn).tolist() == of(frame, site=site)
+        assert drawn.x.tolist() == list(range(1, n_layers + 1))
+        assert drawn.visible == ("legendonly" if site.endswith("_in") else True)
+    (stream,) = traces(figure, "layer output")
+    assert values(stream).tolist() == [of(frame, site="resid_pre")[0], *of(frame, site="resid_post")]
+    assert stream.x.tolist() == list(range(n_layers + 1))
+    (model,) = traces(figure, "the model")
+    assert (model.x.tolist(), values(model).tolist()) == ([n_layers + 1], of(frame, site="final"))
+
+
+def test_bands_run_from_low_to_high():
+    frame = means(8)
+    bands = [trace for trace in theme.traces(layer_figures.flow(frame, about())) if trace.fill == "toself"]
+    (attention,) = [band for band in bands if band.legendgroup == "attention"]
+    rows = frame[frame["site"] == "attn_out"]
+    assert values(attention).tolist() == [*rows["high"], *rows["low"][::-1]]
+
+
+def test_one_rollout_has_no_bands():
+    frame = means(8).assign(low=np.nan, high=np.nan)
+    assert not [trace for trace in theme.traces(layer_figures.flow(frame, about())) if trace.fill]
+
+
+def test_hovering_says_the_hook_point_value_and_interval():
+    (drawn,) = traces(layer_figures.flow(means(8), about()), "attention")
+    row = means(8).query("site == 'attn_out' and layer == 5").iloc[0]
+    expected = f"layer 6 · 5.attn_out<br>{row['mean']:.4g} ({row['low']:.4g} to {row['high']:.4g}) nats"
+    assert drawn.hovertext[5] == expected
+
+
+def test_a_click_on_a_line_tells_the_layer():
+    (drawn,) = traces(layer_figures.change(changes(8), about()), "FFN")
+    assert [list(point) for point in drawn.customdata] == [[layer] for layer in range(8)]
+
+
+def test_layers_that_were_not_measured_are_not_joined():
+    frame = changes(8)
+    (drawn,) = traces(layer_figures.change(frame[~frame["layer"].isin([3, 4])], about()), "FFN")
+    assert np.isnan(drawn.y).tolist() == [False] * 3 + [True] + [False] * 3
+
+
+def test_every_second_layer_is_joined():
+    frame = changes(9)
+    (drawn,) = traces(layer_figures.change(frame[frame["layer"] % 2 == 0], about(9)), "FFN")
+    assert not np.isnan(drawn.y).any()
+
+
+def test_sites_that_were_not_measured_are_left_out():
+    figure = layer_figures.flow(means(8, ["mlp_out"]), about())
+    assert {trace.name for trace in theme.traces(figure) if trace.name} == {"FFN", "the model"}
+
+
+def test_the_largest_entropy_is_a_dotted_line():
+    figure = layer_figures.flow(means(8), about())
+    (shape,) = figure.layout.shapes
+    assert (shape.y0, shape.line.dash) == (log(448), "dot")
+    assert figure.layout.annotations[0].text == "ln V = 6.10"
+
+
+@depths
+def test_change_draws_the_totals_alone(n_layers):
+    frame = changes(n_layers)
+    figure = layer_figures.change(frame, about(n_layers))
+    for change, mark in theme.CHANGES.items():
+        (drawn,) = traces(figure, mark.name)
+        assert values(drawn).tolist() == of(frame, change=change, part="total")
+
+
+def test_stages_are_letters_between_dotted_borders():
+    spans = [("exploration", 0, 1), ("integration", 2, 4), ("convergence", 5, 7)]
+    layout = layer_figures.change(changes(8), about(), spans).layout
+    assert [(a.text, a.x) for a in layout.annotations] == [("E", 1.5), ("I", 4), ("C", 7)]
+    assert [shape.x0 for shape in layout.shapes if shape.line.dash == "dot"] == [2.5, 5.5]
+    assert "E exploration, I integration, C convergence" in layout.xaxis.title.text
+
+
+def test_where_a_stage_is_too_short_for_a_letter_it_has_none():
+    layout = layer_figures.change(changes(80), about(80), [("exploration", 0, 0), ("integration", 1, 79)]).layout
+    assert [a.text for a in layout.annotations] == ["I"]
+
+
+@depths
+def test_the_bars_of_direction_and_norm_add_up_to_the_total(n_layers):
+    figure = layer_figures.norm_control(changes(n_layers), about(n_layers))
+    drawn = zip(*(traces(figure, part) for part in ("direction", "norm", "total")), strict=True)
+    for direction, norm, total in drawn:
+        assert np.allclose(values(direction) + values(norm), values(total))
+    assert len(traces(figure, "total")) == 3
+    assert figure.layout.barmode == "relative"
+
+
+def test_without_the_norm_control_it_says_how_to_measure_it():
+    with pytest.raises(InputError, match="--readout raw --measures all"):
+        layer_figures.norm_control(changes(8, ["total"]), about())
+
+
+def test_residual_draws_cosines_above_norms():
+    cosine, norm = means(8, ["attn_out", "mlp_out"]), means(8)
+    figure = layer_figures.residual(cosine, norm, about())
+    above, below = traces(figure, "attention")
+    assert values(above).tolist() == of(cosine, site="attn_out")
+    assert values(below).tolist() == of(norm, site="attn_out")
+    assert figure.layout.yaxis2.type == "log"
+    assert [trace.showlegend for trace in (above, below)] == [False, True]
+
+
+def test_convergence_draws_kl_above_what_has_settled():
+    kl, settled = means(8), means(8, ["resid_post"]).query("site != 'final'")
+    above, below = traces(layer_figures.convergence(kl, settled, about()), "layer output")
+    assert values(above).tolist() == of(kl, site="resid_post")
+    assert values(below).tolist() == settled["mean"].tolist()
+
+
+def test_distribution_draws_the_median_and_two_bands():
+    frame = quantiles(8)
+    wide, middle, median = theme.traces(layer_figures.distribution(frame, about(), "attn_out"))
+    assert values(wide).tolist() == [*frame["q95"], *frame["q05"]]
+    assert values(middle).tolist() == [*frame["q75"], *frame["q25"]]
+    assert values(median).tolist() == frame["q50"].tolist()
+
+
+@pytest.mark.parametrize("what", ["entropy", "change"])
+@pytest.mark.parametrize("models", [1, 2, 3, 4])
+def test_models_are_compared_at_relative_depth_on_one_axis(what, models):
+    sizes = [2, 8, 36, 80][:models]
+    frames = {n: changes(n) if what == "change" else means(n) for n in sizes}
+    columns = [(about(n, HOSTILE, 448 * n), relative(frame, n)) for n, frame in frames.items()]
+    figure = layer_figures.compare(columns, what)
+    drawn = traces(figure, "attention")
+    key = {"change": "attn", "part": "total"} if what == "change" else {"site": "attn_out"}
+    for (n, frame), line in zip(frames.items(), drawn, strict=True):
+        assert values(line).tolist() == of(frame, **key)
+        assert line.x.tolist() == pytest.approx([(layer + 1) / n for layer in range(n)])
+    assert [line.showlegend for line in drawn] == [True] + [False] * (models - 1)
+    assert [figure.layout[f"yaxis{n}"].matches for n in range(2, models + 1)] == ["y"] * (models - 1)
+    assert "nats" in figure.layout.yaxis.title.text
+    assert sum("20 rollouts, 856 tokens" in (a.text or "") for a in figure.layout.annotations) == models
+    assert HOSTILE not in str(figure.to_dict())
+
+
+def test_compared_entropies_have_room_for_the_largest_vocabulary():
+    figure = layer_figures.compare([(about(8, "a", d), relative(means(8), 8)) for d in (448, 151936)])
+    assert figure.layout.yaxis.range[1] > log(151936)
+
+
+@pytest.mark.parametrize("n_layers", [2, 8, 80])
+def test_the_star_of_the_model_stands_at_no_layer_number(n_layers):
+    axis = layer_figures.flow(means(n_layers), about(n_layers)).layout.xaxis
+    named = dict(zip(axis.tickvals, axis.ticktext, strict=True))
+    assert named[0] == "emb."
+    assert named[n_layers + 1] == "model"
+    assert max(int(text) for text in named.values() if text.isdecimal()) <= n_layers

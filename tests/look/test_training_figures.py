@@ -1,0 +1,121 @@
+"""Figures of a training run draw its steps, its layers and its results."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_figures import HOSTILE, dynamics, metrics, of, traces, values, with_ends
+
+from internal_policy.errors import InputError
+from internal_policy.look import theme, training_figures
+
+
+def test_pass_at_k_draws_a_curve_a_label():
+    frame = with_ends(pd.DataFrame({"label": ["GRPO"] * 3 + [HOSTILE] * 3, "k": [1, 2, 4] * 2}))
+    figure = training_figures.pass_at_k(frame)
+    (drawn,) = traces(figure, "GRPO")
+    assert (drawn.x.tolist(), values(drawn).tolist()) == ([1, 2, 4], of(frame, label="GRPO"))
+    assert HOSTILE not in str(figure.to_dict())
+
+
+@pytest.mark.parametrize("measure", ["change", "entropy", "cosine"])
+def test_dynamics_draws_layers_by_steps_with_reward_below(measure):
+    frame, reward = dynamics(), metrics()
+    figure = training_figures.dynamics(frame, reward, HOSTILE, measure, "resid_post")
+    heat, below = theme.traces(figure)
+    assert heat.z == pytest.approx(frame[measure].to_numpy().reshape(10, 8).T, rel=1e-5)
+    assert (heat.x.tolist(), heat.y.tolist()) == (list(range(10)), list(range(1, 9)))
+    assert values(below).tolist() == reward["reward"].tolist()
+    assert {shape.x0 for shape in figure.layout.shapes} == {3.5}
+    assert figure.layout.xaxis.matches == "x2"
+    assert figure.layout.title.subtitle.text == theme.inert(HOSTILE)
+
+
+def test_the_model_stands_above_the_outputs_of_the_layers():
+    final = pd.DataFrame({"step": range(10), "layer": 8, "site": "final", "entropy": 0.5, "change": np.nan})
+    frame = pd.concat([dynamics(), final])
+    figure = training_figures.dynamics(frame, None, "demo", "entropy", "resid_post")
+    (heat,) = theme.traces(figure)
+    assert heat.z[8].tolist() == [0.5] * 10
+    assert figure.layout.yaxis.ticktext[-1] == "model"
+    assert heat.text[8][0] == "the model · final"
+    (without,) = theme.traces(training_figures.dynamics(frame, None, "demo", "change", "resid_post"))
+    assert len(without.z) == 8
+
+
+def test_only_the_layers_that_were_compared_have_rows():
+    frame = dynamics().assign(kl=1.0)
+    frame["kl"] = frame["kl"].where(frame["layer"] > 5)
+    (heat,) = theme.traces(training_figures.dynamics(frame, None, "demo", "kl", "resid_post"))
+    assert heat.y.tolist() == [7, 8]
+    assert heat.colorbar.title.text == "KL from the trained layer (nats)"
+
+
+def followed(n_layers: int = 8) -> pd.DataFrame:
+    """Layer 2 compared with the later ones and the model."""
+    frame = dynamics(n_layers).assign(kl=lambda rows: rows["layer"] / 10, change=-1.0)
+    frame[["cosine", "kl"]] = frame[["cosine", "kl"]].where(frame["layer"] > 2)
+    final = pd.DataFrame({"step": range(10), "layer": n_layers, "site": "final", "kl": 0.1})
+    mlp = pd.DataFrame({"step": range(10), "layer": 2, "site": "mlp_out", "change": 2.0})
+    return pd.concat([frame, final, mlp], ignore_index=True)
+
+
+def test_the_trained_layer_is_drawn_beside_later_ones():
+    frame = followed()
+    figure = training_figures.trained(frame, metrics(), 2, "demo")
+    for layer in range(3, 8):
+        cosine, kl = traces(figure, f"layer {layer + 1}")
+        assert values(cosine).tolist() == frame.query("layer == @layer and site == 'resid_post'")["cosine"].tolist()
+        assert set(values(kl)) == {layer / 10}
+        assert (cosine.showlegend, kl.showlegend) == (True, False)
+    (model,) = traces(figure, "the model")
+    assert set(values(model)) == {0.1}
+    assert set(values(traces(figure, "FFN")[0])) == {2.0}
+    assert set(values(traces(figure, "layer")[0])) == {-1.0}
+    assert not traces(figure, "layer 3")
+    assert not traces(figure, "attention")
+    assert [axis.title.text for axis in figure.select_yaxes()] == ["Cosine", "KL (nats)", "Δ entropy (nats)"]
+    assert {shape.x0 for shape in figure.layout.shapes if shape.line.dash == "dot"} == {3.5}
+
+
+def test_of_many_later_layers_six_are_drawn_from_the_next_to_the_last():
+    figure = training_figures.trained(followed(80), metrics(), 2, "demo")
+    names = {trace.name for trace in theme.traces(figure) if trace.name.startswith("layer ")}
+    assert len(names) == 6
+    assert {"layer 4", "layer 80"} <= names
+
+
+def test_the_last_layer_is_compared_with_the_model_alone():
+    frame = followed().query("site != 'resid_post' or layer <= 2")
+    figure = training_figures.trained(frame, metrics(), 2, "demo")
+    assert [axis.title.text for axis in figure.select_yaxes()] == ["KL (nats)", "Δ entropy (nats)"]
+
+
+def test_a_layer_of_which_nothing_is_known_is_refused():
+    with pytest.raises(InputError, match="Layer 3 has neither"):
+        training_figures.trained(dynamics()[["step", "layer", "site", "entropy"]], metrics(), 2)
+
+
+def test_steps_without_a_value_do_not_break_a_line():
+    frame = metrics().assign(perplexity=[np.nan, 2.0] * 5)
+    (drawn,) = traces(training_figures.training(frame), "perplexity")
+    assert (drawn.x.tolist(), drawn.y.tolist()) == ([1, 3, 5, 7, 9], [2.0] * 5)
+
+
+def test_dynamics_go_without_metrics():
+    assert len(theme.traces(training_figures.dynamics(dynamics(), None, "demo", "entropy", "resid_post"))) == 1
+
+
+def test_training_draws_the_metrics_and_the_switch():
+    frame = metrics()
+    figure = training_figures.training(frame, "demo", "paper")
+    for name in ("whole policy", "internal policy", "reward", "clip fraction", "perplexity"):
+        column = {"whole policy": "entropy", "internal policy": "internal_entropy"}.get(name, name.replace(" ", "_"))
+        (drawn,) = traces(figure, name)
+        assert values(drawn).tolist() == frame[column].dropna().tolist()
+    assert "nats" in figure.layout.yaxis.title.text
+    assert [shape.x0 for shape in figure.layout.shapes] == [3.5] * 4
+
+
+def test_training_leaves_out_what_was_not_recorded():
+    figure = training_figures.training(metrics()[["step", "reward", "phase"]])
+    assert [trace.name for trace in theme.traces(figure)] == ["reward"]
