@@ -12,7 +12,7 @@ from typing import Any, TypedDict, cast
 
 from internal_policy.errors import InputError
 from internal_policy.tasks.marking import boxed
-from internal_policy.tasks.rows import at, columns_of, from_hub, hub_rows, quoted, read_rows
+from internal_policy.tasks.rows import Row, at, columns_of, from_hub, hub_rows, quoted, read_rows
 
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
 """Where a problem is looked for, in this order."""
@@ -55,6 +55,13 @@ def read_problems(
     Columns are found by name (PROBLEM_COLUMNS, ANSWER_COLUMNS) unless they are given. Raises InputError.
     """
     rows = hub_rows(source, limit) if from_hub(source) else read_rows(Path(source), limit)
+    return of_rows(rows, source, problem_column, answer_column)
+
+
+def of_rows(
+    rows: Sequence[Row], source: str, problem_column: str | None = None, answer_column: str | None = None
+) -> list[Problem]:
+    """The problems in rows, which come from `source` for error messages. Columns as for `read_problems`."""
     columns = columns_of(rows)
     for given in (problem_column, answer_column):
         if given is not None and given not in columns:

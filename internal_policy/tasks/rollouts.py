@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,8 +266,13 @@ def read_rollouts(
     A row holds prompt_ids and response_ids (`write_rollouts`), prompt and response, messages, or text; answer and
     reward are optional, and a reward that is missing is computed from the answer. Raises InputError.
     """
+    return of_rows(tokenizer, rows.read_rows(Path(path), limit), chat)
+
+
+def of_rows(tokenizer: PreTrainedTokenizerBase, given: Iterable[rows.Row], chat: Chat) -> list[Rollout]:
+    """The rollouts in rows, each with the columns that `read_rollouts` takes. Raises InputError."""
     rollouts, seen = [], Counter[str]()
-    for row in rows.read_rows(Path(path), limit):
+    for row in given:
         with rows.at(row):
             rollout = _rollout_of(tokenizer, row.values, chat)
             sample = cells.sample(row.values, "sample")
