@@ -118,7 +118,8 @@ def _given(
     asked: options.Scan | options.Generate, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
 ) -> "tuple[list[Rollout], list[Problem], list[int]]":
     """The rollouts that came with --rollouts, or else the problems and how many tokens each prompt has. All checked."""
-    from internal_policy.tasks.rollouts import check_sampling, read_rollouts
+    from internal_policy.tasks.generate import check_sampling
+    from internal_policy.tasks.rollouts import read_rollouts
 
     check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size, asked.seed)
     if isinstance(asked, options.Scan) and asked.rollouts is not None:

@@ -123,7 +123,7 @@ def _sample(
     question: Mapping[str, Any],
     folder: Path,
 ) -> None:
-    from internal_policy.tasks.rollouts import check_sampling
+    from internal_policy.tasks.generate import check_sampling
 
     check_sampling(asked.samples, asked.temperature, asked.top_p, asked.max_new_tokens, asked.batch_size, asked.seed)
     progress.quiet()

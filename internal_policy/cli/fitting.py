@@ -94,7 +94,7 @@ def _completed(asked: options.FitLens) -> options.FitLens:
 def _check(asked: options.FitLens) -> None:
     """Refuse what cannot be written, or sampled. Raises InputError."""
     from internal_policy.lenses import fit
-    from internal_policy.tasks.rollouts import check_sampling
+    from internal_policy.tasks.generate import check_sampling
 
     if asked.output.exists():
         raise InputError(f"{asked.output} exists; remove it, or give --output another name.")

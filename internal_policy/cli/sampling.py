@@ -81,9 +81,9 @@ def read(
 ) -> "tuple[list[Problem], list[int]]":
     """The problems of one source, and how many tokens each prompt has. All checked."""
     from internal_policy.models.passes import positions
+    from internal_policy.tasks.generate import check_prompts
     from internal_policy.tasks.problems import read_problems
     from internal_policy.tasks.prompts import encode_problem
-    from internal_policy.tasks.rollouts import check_prompts
 
     chat = loading.chat_of(asked.chat_template, asked.chat_template_kwargs)
     path, limit = source(problems, asked.limit)
@@ -148,7 +148,7 @@ def sampled(
     """The responses to the batch from prompt number `first` on; half as many at a time where memory runs out."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-    from internal_policy.tasks.rollouts import generate
+    from internal_policy.tasks.generate import generate
 
     stop = min(first + asked.batch_size, len(problems) * asked.samples)
     at_once = asked.batch_size

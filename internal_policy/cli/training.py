@@ -250,7 +250,7 @@ def _responses(
     tokenizer: "PreTrainedTokenizerBase",
     problems: "list[Problem]",
 ) -> "list[Rollout]":
-    from internal_policy.tasks.rollouts import generate
+    from internal_policy.tasks.generate import generate
 
     chat, longest = _chat(asked, config), config.max_completion_length or 0
     with progress.bar("Sampling", len(problems)) as advance:
@@ -272,8 +272,8 @@ def _check_problems(
     from internal_policy.models.families import inside
     from internal_policy.models.hooks import locate
     from internal_policy.models.passes import positions
+    from internal_policy.tasks.generate import check_prompts
     from internal_policy.tasks.prompts import encode_problem
-    from internal_policy.tasks.rollouts import check_prompts
     from internal_policy.train.bupo import dataset_of
 
     for phase in config.phases:

@@ -30,10 +30,10 @@ from internal_policy.errors import InputError
 from internal_policy.models.families import inside
 from internal_policy.models.hooks import FINAL, HookPoint, locate
 from internal_policy.models.policy import READOUTS, Readout, as_policy
+from internal_policy.tasks.generate import end_ids, pad_id
 from internal_policy.tasks.marking import reward
 from internal_policy.tasks.problems import Problem, messages_of
 from internal_policy.tasks.prompts import Chat, encode_problem, encode_text
-from internal_policy.tasks.rollouts import end_ids, pad_id
 from internal_policy.train import checkpoints
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")

@@ -11,8 +11,9 @@ from internal_policy.models.families import inside, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, hooked
 from internal_policy.models.policy import as_policy, policy_logits, unembed
 from internal_policy.scans.scan import scan
+from internal_policy.tasks.generate import generate
 from internal_policy.tasks.problems import Problem
-from internal_policy.tasks.rollouts import generate, of_ids
+from internal_policy.tasks.rollouts import of_ids
 from internal_policy.train.dynamics import measure
 
 pytestmark = [

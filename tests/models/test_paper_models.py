@@ -25,9 +25,10 @@ from internal_policy.models.loading import chat_of, load_tokenizer
 from internal_policy.models.policy import as_policy, unembed
 from internal_policy.scans.scan import scan
 from internal_policy.scans.selection import Selection, parse_layers, plan
+from internal_policy.tasks.generate import generate
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem, split_messages
-from internal_policy.tasks.rollouts import Rollout, generate, read_rollouts, write_rollouts
+from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollouts
 
 
 @dataclass(frozen=True)

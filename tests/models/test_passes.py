@@ -18,8 +18,9 @@ from internal_policy.models.passes import alone, positions
 from internal_policy.models.policy import policy_logits
 from internal_policy.scans import scan as scan_module
 from internal_policy.scans.scan import scan
+from internal_policy.tasks.generate import generate
 from internal_policy.tasks.problems import Message, Problem
-from internal_policy.tasks.rollouts import Rollout, generate
+from internal_policy.tasks.rollouts import Rollout
 from internal_policy.train import dynamics
 
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 3.0, 9.0, 20.0]}

@@ -25,9 +25,9 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from internal_policy.errors import InputError
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import policy_logits
+from internal_policy.tasks.generate import end_ids
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem
-from internal_policy.tasks.rollouts import end_ids
 from internal_policy.train import checkpoints
 from internal_policy.train.bupo import BuPOConfig, BuPOTrainer, EpochSampler, Phase, dataset_of, point_at, right
 

@@ -1,0 +1,202 @@
+"""Sample responses to problems from a model."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from internal_policy.errors import InputError
+from internal_policy.models.families import inside
+from internal_policy.models.passes import alone, device_of, evaluating, positions, sampled_together
+from internal_policy.tasks import marking
+from internal_policy.tasks.problems import Problem
+from internal_policy.tasks.prompts import Chat, Ids, encode_problem, special_ids
+from internal_policy.tasks.rollouts import Rollout, decoded
+
+COLDEST = 0.01
+"""The lowest temperature but 0: below it logits overflow."""
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The token ids that end a response, from generation_config, the tokenizer and the configuration.
+
+    Those of the configuration count only if the tokenizer marks them as special, because transformers fills in
+    defaults.
+    """
+    generation = model.generation_config.eos_token_id if model.generation_config else None
+    configs = (model.config, model.config.get_text_config())
+    of_config = {end for config in configs for end in _listed(getattr(config, "eos_token_id", None))}
+    chosen = {*_listed(generation), *_listed(tokenizer.eos_token_id)}
+    return frozenset(chosen | of_config & special_ids(tokenizer))
+
+
+def pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token id to pad with: the tokenizer's if the model has it, else an end of text, else 0.
+
+    The model lacks a `[PAD]` that was added to its tokenizer without resizing the model.
+    """
+    size = model.config.get_text_config().vocab_size
+    wanted = [tokenizer.pad_token_id, *sorted(end_ids(model, tokenizer))]
+    return next((token for token in wanted if token is not None and token < size), 0)
+
+
+def _listed(ids: Any) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else ids
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    *,
+    samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 1024,
+    seed: int = 0,
+    batch_size: int = 8,
+    first: int = 0,
+    stop: int | None = None,
+    chat: Chat = MappingProxyType({}),
+) -> Iterator[list[Rollout]]:
+    """Sample `samples` responses to each problem, `batch_size` at a time; temperature 0 takes the likeliest token.
+
+    A batch depends on its prompts, the options, `batch_size` and `seed`, not on what was generated before: prompts are
+    counted problem by problem and sample by sample, and sampling those from `first` (the first of a batch) up to `stop`
+    writes what an undisturbed run would. Of the checkpoint's generation_config only the end-of-text ids count
+    (`end_ids`). It is replaced and the model is in evaluation mode while this runs, so threads must not share
+    the model. If a text may grow long enough for another rotary embedding (longrope, dynamic NTK), prompts of different
+    lengths are sampled separately, because left padding would change their numbers.
+    Raises InputError, before it generates, for options out of range and prompts too long.
+    """
+    model = inside(model)
+    check_sampling(samples, temperature, top_p, max_new_tokens, batch_size, seed)
+    wanted = range(len(problems) * samples)[first:stop]
+    numbers = sorted({n // samples for n in wanted})
+    prompt_of = {number: encode_problem(tokenizer, problems[number], chat) for number in numbers}
+    text = model.config.get_text_config()
+    check_prompts(prompt_of, max_new_tokens, positions(text), text.vocab_size)
+    ends = end_ids(model, tokenizer)
+    shaping = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    config = GenerationConfig(
+        do_sample=temperature > 0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad_id(model, tokenizer),
+        **shaping,
+    )
+    for start in range(0, len(wanted), batch_size):
+        batch = wanted[start : start + batch_size]
+        with _seeded(model, seed, first + start):
+            responses = _sample(model, [prompt_of[n // samples] for n in batch], config, ends)
+        rollouts = []
+        for n, ids in zip(batch, responses, strict=True):
+            problem, prompt = problems[n // samples], prompt_of[n // samples]
+            written, answer = decoded(tokenizer, ids), problem.answer
+            mark = None if answer is None else marking.reward(written, answer)
+            rollouts.append(Rollout(problem.text, answer, n % samples, prompt, ids, written, mark, ids[-1] in ends))
+        yield rollouts
+
+
+def check_sampling(
+    samples: int, temperature: float, top_p: float, max_new_tokens: int, batch_size: int, seed: int
+) -> None:
+    """Raise InputError for options that are out of range."""
+    for name, value in (("samples", samples), ("max-new-tokens", max_new_tokens), ("batch-size", batch_size)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be 1 or more.")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; it must be from 0 to {2**32 - 1}.")
+    if temperature and not COLDEST <= temperature < math.inf:
+        raise InputError(f"temperature is {temperature}; it must be 0 (the likeliest token), or {COLDEST} or more.")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top-p is {top_p}; it must be above 0 and at most 1.")
+
+
+def check_prompts(prompts: Mapping[int, Ids], max_new_tokens: int, longest: int, d_vocab: int) -> None:
+    """Raise InputError, by its number, for a prompt with no or foreign tokens, or too long with its response."""
+    for number, prompt in prompts.items():
+        if not prompt:
+            raise InputError(f"Problem {number + 1} has no tokens; give it a text, or remove it.")
+        if max(prompt) >= d_vocab:
+            raise InputError(
+                f"Problem {number + 1} has the token id {max(prompt)}, but the model's ids end at {d_vocab - 1}; "
+                "use the tokenizer that belongs to the model."
+            )
+        if len(prompt) + max_new_tokens > longest:
+            raise InputError(
+                f"Problem {number + 1} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, which is more "
+                f"than the {longest} positions of the model; lower --max-new-tokens, or remove the problem."
+            )
+
+
+@contextmanager
+def _seeded(model: PreTrainedModel, seed: int, first: int) -> Iterator[None]:
+    """Inside, random numbers depend on `seed` and the number of the batch's `first` prompt; afterwards they go on."""
+    devices = {parameter.device for parameter in model.parameters()}
+    digest = hashlib.sha256(f"{seed} {first}".encode()).digest()
+    with torch.random.fork_rng([device.index for device in devices if device.type == "cuda"]):
+        torch.manual_seed(int.from_bytes(digest[:8], "big"))
+        yield
+
+
+def _left_pad(prompts: Sequence[Ids], pad: int) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Prompts as one tensor that ends where they end, and its attention mask."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+class NoNaN(LogitsProcessor):
+    """Refuses logits that are no numbers, of which the likeliest would be token 0."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The logits as they are. Raises InputError."""
+        if scores.isnan().any():
+            raise InputError(
+                f"The model's logits are NaN after {input_ids.shape[1]} tokens; with weights in float64 it may not "
+                "read a padded batch (Gemma 2): take another --dtype, or --batch-size 1."
+            )
+        return scores
+
+
+def _sample(
+    model: PreTrainedModel, prompts: Sequence[Ids], config: GenerationConfig, ends: frozenset[int]
+) -> list[Ids]:
+    """A response to each prompt, cut after its first end-of-text token."""
+    responses: dict[int, Ids] = {}
+    for group in sampled_together(model.config, list(map(len, prompts)), cast(int, config.max_new_tokens)):
+        with evaluating(model), alone(model):
+            sampled = _sample_together(model, [prompts[n] for n in group], config, ends)
+        responses |= dict(zip(group, sampled, strict=True))
+    return [responses[n] for n in range(len(prompts))]
+
+
+def _sample_together(
+    model: PreTrainedModel, prompts: Sequence[Ids], config: GenerationConfig, ends: frozenset[int]
+) -> list[Ids]:
+    ids, mask = (tensor.to(device_of(model)) for tensor in _left_pad(prompts, config.pad_token_id))
+    checkpoints = model.generation_config
+    model.generation_config = config  # what `config` leaves open, `generate` would fill from the checkpoint's
+    try:
+        sampled = cast(Any, model).generate(
+            inputs=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([NoNaN()])
+        )
+    finally:
+        model.generation_config = checkpoints
+    responses = sampled[:, ids.shape[1] :].tolist()
+    return [tuple(row[: next((t for t, token in enumerate(row, 1) if token in ends), None)]) for row in responses]

@@ -1,0 +1,249 @@
+"""What a model is asked to write, and the token ids it samples."""
+
+import copy
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from internal_policy.errors import InputError
+from internal_policy.models.hooks import HookPoint
+from internal_policy.models.policy import as_policy, policy_logits
+from internal_policy.tasks import marking
+from internal_policy.tasks.generate import end_ids, generate
+from internal_policy.tasks.problems import Message, Problem
+from internal_policy.tasks.prompts import encode_problem
+
+END = 2
+TEXTS = [
+    "What is 3 + 4?",
+    "Mia has 47 apples and buys 385 more. How many apples has she now?",
+    "5",
+    "Say: naïve 🙂",
+    "7 + 5",
+]
+PROBLEMS = [Problem((Message(role="user", content=text),), None) for text in TEXTS]
+
+
+def sampled(model, tokenizer, problems=PROBLEMS, **options):
+    options = {"max_new_tokens": 6, "batch_size": 2, **options}
+    return list(chain.from_iterable(generate(model, tokenizer, problems, **options)))
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "tokens", "ends"),
+    [
+        (7, None, None, {7}),
+        ([7, 5], None, None, {7, 5}),
+        (None, None, "<|im_end|>", {END}),
+        (None, 1, None, {1}),
+        (None, [1, 0], None, {1, 0}),
+        (None, 9, None, set()),  # an ordinary token, which the class of the configuration fills in
+        (None, None, None, set()),
+        (0, 1, "<|im_end|>", {0, 1, END}),
+    ],
+)
+def test_ends_of_the_checkpoint_its_configuration_and_its_tokenizer_all_count(
+    llama, tokenizer, generation, config, tokens, ends
+):
+    llama.generation_config.eos_token_id, llama.config.eos_token_id = generation, config
+    changed = copy.deepcopy(tokenizer)
+    changed.eos_token = tokens
+    assert end_ids(llama, changed) == ends
+
+
+def test_responses_end_where_only_the_tokenizer_knows_the_end(llama, tokenizer):
+    llama.generation_config.eos_token_id = llama.config.eos_token_id = 0
+    with torch.no_grad():
+        llama.lm_head.weight[:] = torch.eye(320, 32)  # the first 32 tokens are likelier
+    rollouts = sampled(llama, tokenizer, samples=20, max_new_tokens=40)
+    assert not any(END in rollout.response_ids[:-1] for rollout in rollouts)
+    assert any(rollout.finished for rollout in rollouts)
+
+
+def test_batches_hold_the_samples_of_each_problem_in_order(llama, either):
+    batches = list(generate(llama, either, PROBLEMS[:3], samples=2, batch_size=4, max_new_tokens=2))
+    assert [len(batch) for batch in batches] == [4, 2]
+    order = [(rollout.problem, rollout.sample) for rollout in chain(*batches)]
+    assert order == [(text, sample) for text in TEXTS[:3] for sample in (0, 1)]
+
+
+def test_greedy_responses_do_not_depend_on_the_batch(family, tokenizer):
+    model: Any = tiny_model(family).float()
+    alone = sampled(model, tokenizer, temperature=0.0, batch_size=1)
+    assert sampled(model, tokenizer, temperature=0.0, batch_size=5) == alone
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused_and_not_taken_for_token_0(tokenizer, temperature):
+    model = tiny_model("gemma2")  # in float64 its attention makes NaN of padding
+    sampled(model, tokenizer, temperature=temperature, batch_size=1)
+    with pytest.raises(InputError, match=r"logits are NaN after \d+ tokens; .* another --dtype, or --batch-size 1"):
+        sampled(model, tokenizer, temperature=temperature, batch_size=5)
+
+
+def test_a_seed_says_what_is_sampled(llama, tokenizer):
+    first = sampled(llama, tokenizer, seed=3)
+    torch.manual_seed(8)
+    assert sampled(llama, tokenizer, seed=3) == first
+    assert sampled(llama, tokenizer, seed=4) != first
+
+
+def test_a_batch_of_one_does_not_depend_on_what_follows(llama, tokenizer):
+    assert sampled(llama, tokenizer, batch_size=1)[:2] == sampled(llama, tokenizer, PROBLEMS[:2], batch_size=1)
+
+
+def test_batches_draw_different_numbers(llama, tokenizer):
+    one, other = sampled(llama, tokenizer, PROBLEMS[:1], samples=2, batch_size=1)
+    assert one.response_ids != other.response_ids
+
+
+def test_a_run_that_skips_batches_continues_as_the_undisturbed_one(llama, tokenizer):
+    undisturbed = list(generate(llama, tokenizer, PROBLEMS, samples=3, batch_size=4, max_new_tokens=6))
+    continued = list(generate(llama, tokenizer, PROBLEMS, samples=3, batch_size=4, max_new_tokens=6, first=8))
+    assert continued == undisturbed[2:]
+
+
+def test_generating_leaves_the_random_numbers_of_others_alone(llama, tokenizer):
+    torch.manual_seed(8)
+    expected = torch.rand(3)
+    torch.manual_seed(8)
+    for _ in generate(llama, tokenizer, PROBLEMS[:1], max_new_tokens=2):
+        assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_checkpoints_generation_config_cannot_change_what_is_sampled(llama, tokenizer, temperature):
+    expected = sampled(llama, tokenizer, temperature=temperature)
+    llama.generation_config.update(
+        do_sample=True, top_k=1, top_p=0.1, min_p=0.9, temperature=9.0, repetition_penalty=9.0, no_repeat_ngram_size=1,
+        min_new_tokens=5, suppress_tokens=list(range(100, 200)), forced_eos_token_id=9, max_new_tokens=1, num_beams=2,
+    )  # fmt: skip
+    theirs = llama.generation_config
+    assert sampled(llama, tokenizer, temperature=temperature) == expected
+    assert llama.generation_config is theirs
+
+
+def test_the_checkpoints_generation_config_comes_back_after_an_error(llama, tokenizer):
+    theirs = llama.generation_config
+    handle = llama.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sampled(llama, tokenizer)
+    handle.remove()
+    assert llama.generation_config is theirs
+
+
+def test_no_token_is_cut_off_unless_asked(llama, tokenizer):
+    hot = sampled(llama, tokenizer, PROBLEMS[:1], samples=400, batch_size=400, temperature=50.0, max_new_tokens=1)
+    assert len({rollout.response_ids for rollout in hot}) > 150  # transformers' own default keeps 50
+    cut = sampled(llama, tokenizer, PROBLEMS[:1], samples=50, batch_size=50, top_p=1e-6, max_new_tokens=1)
+    assert len({rollout.response_ids for rollout in cut}) == 1
+
+
+def test_first_tokens_follow_the_models_distribution(llama, tokenizer):
+    drawn = sampled(llama, tokenizer, PROBLEMS[:1], samples=2000, batch_size=2000, temperature=2.0, max_new_tokens=1)
+    counts = torch.bincount(torch.tensor([rollout.response_ids[0] for rollout in drawn]), minlength=320)
+    expected = (llama(torch.tensor([drawn[0].prompt_ids])).logits[0, -1] / 2).softmax(-1) * 2000
+    assert ((counts - expected).abs() <= 5 * expected.sqrt() + 5).all()
+
+
+def test_a_response_ends_with_its_first_end_token_or_at_the_limit(llama, tokenizer):
+    llama.generation_config.eos_token_id = ends = [END, *range(7, 320, 7)]
+    rollouts = sampled(llama, tokenizer, samples=6, batch_size=5, max_new_tokens=6)
+    assert {rollout.finished for rollout in rollouts} == {True, False}
+    for rollout in rollouts:
+        assert not set(rollout.response_ids[:-1]) & set(ends)
+        assert rollout.finished == (rollout.response_ids[-1] in ends)
+        assert rollout.finished or len(rollout.response_ids) == 6
+
+
+def test_models_without_end_and_tokenizers_without_padding_generate_to_the_limit(llama, tokenizer):
+    llama.generation_config.eos_token_id = None
+    unpadded = copy.deepcopy(tokenizer)
+    unpadded.pad_token = unpadded.eos_token = None
+    assert {(len(rollout.response_ids), rollout.finished) for rollout in sampled(llama, unpadded)} == {(6, False)}
+
+
+def test_a_padding_token_that_the_model_does_not_have_changes_nothing(llama, tokenizer):
+    padded = copy.deepcopy(tokenizer)
+    padded.add_tokens([f"<|{n}|>" for n in range(len(tokenizer), llama.config.vocab_size)])
+    padded.add_special_tokens({"pad_token": "[PAD]"})  # and the model is not resized
+    assert padded.pad_token_id == llama.config.vocab_size
+    ids = [[rollout.response_ids for rollout in sampled(llama, its)] for its in (padded, tokenizer)]
+    assert ids[0] == ids[1]
+
+
+def test_ids_above_the_tokenizers_stay_as_sampled(llama, either):
+    with torch.no_grad():
+        llama.lm_head.weight[:300] = 0  # nearly all that is sampled is above
+    rollouts = sampled(llama, either)
+    assert max(chain(*(rollout.response_ids for rollout in rollouts))) >= len(either)
+    for rollout in rollouts:
+        known = [token for token in rollout.response_ids if token < len(either)]
+        assert rollout.response == either.decode(known, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(("answer", "mark"), [("7", 0.0), (None, None)])
+def test_a_response_is_marked_where_there_is_an_answer(llama, tokenizer, answer, mark):
+    problem = replace(PROBLEMS[0], answer=answer)
+    assert {rollout.reward for rollout in sampled(llama, tokenizer, [problem])} == {mark}
+
+
+def test_a_boxed_response_is_rewarded(llama, tokenizer, monkeypatch):
+    monkeypatch.setattr(marking, "reward", lambda response, answer: float(len(response) + len(answer)))
+    (rollout,) = sampled(llama, tokenizer, [replace(PROBLEMS[0], answer="777")])
+    assert rollout.reward == len(rollout.response) + 3
+
+
+@pytest.mark.parametrize("site", ["resid_post", "attn_out", "mlp_out"])
+def test_inside_as_policy_the_internal_policy_is_sampled(family, either, site):
+    model: Any = tiny_model(family).float()
+    point = HookPoint(1, site)
+    with as_policy(model, point):
+        rollouts = sampled(model, either, temperature=0.0)
+    for rollout in rollouts:
+        logits = policy_logits(model, point, input_ids=torch.tensor([rollout.ids]))[0]
+        start = len(rollout.prompt_ids) - 1  # token t is predicted at position t - 1
+        assert tuple(logits[start:-1].argmax(-1).tolist()) == rollout.response_ids
+
+
+def test_a_prompt_too_long_for_the_model_names_both_numbers(llama, tokenizer):
+    length = len(encode_problem(tokenizer, PROBLEMS[1], {}))
+    with pytest.raises(InputError, match=f"Problem 2 has {length} tokens .* 512 positions of the model"):
+        sampled(llama, tokenizer, max_new_tokens=512 - length + 1, problems=[PROBLEMS[2], PROBLEMS[1]])
+
+
+def test_a_tokenizer_of_another_model_is_refused(tokenizer):
+    with pytest.raises(InputError, match="the model's ids end at 99; use the tokenizer that belongs"):
+        sampled(tiny_model("llama", vocab_size=100), tokenizer)
+
+
+def test_a_prompt_without_tokens_is_refused(llama, tokenizer):
+    with pytest.raises(InputError, match="Problem 1 has no tokens"):
+        sampled(llama, tokenizer, [Problem((Message(role="user", content=""),), None)], chat=None)
+
+
+def test_a_prompt_that_just_fits_is_generated(either):
+    length = len(encode_problem(either, PROBLEMS[0], {}))
+    short = tiny_model("llama", max_position_embeddings=length + 6)
+    assert len(sampled(short, either, PROBLEMS[:1])) == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"samples": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"max_new_tokens": 0},
+        {"batch_size": 0},
+    ],
+)
+def test_options_out_of_range_are_refused(llama, tokenizer, option):
+    ((name, value),) = option.items()
+    with pytest.raises(InputError, match=f"{name.replace('_', '-')} is {value}; it must be"):
+        sampled(llama, tokenizer, **option)
