@@ -19,6 +19,8 @@ from internal_policy.models.passes import eager
 
 SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 """The sites of a decoder layer in the order a forward pass reaches them."""
+WRITTEN = f"Write LAYER.SITE (layers from 0) with a site of {', '.join(SITES)}, or write final."
+"""How hook points are written, for messages that refuse one."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +33,24 @@ class HookPoint:
     """One of SITES, or "final"."""
 
     def __post_init__(self) -> None:
-        """Refuse a site that has no name here."""
+        """Raise InputError for an unknown site, and for `final` with a layer."""
         if self.site not in SITES and (self.layer, self.site) != (-1, "final"):
-            raise InputError(
-                f"There is no hook point {self.layer}.{self.site}; "
-                f"it is LAYER.SITE with a site of {', '.join(SITES)}, or final."
-            )
+            raise InputError(f"There is no hook point {self.layer}.{self.site}. {WRITTEN}")
 
     def __str__(self) -> str:
         """Return `5.attn_out`, or `final`."""
         return "final" if self.site == "final" else f"{self.layer}.{self.site}"
 
     @classmethod
-    def parse(cls, text: str) -> "HookPoint":
-        """Read what `str` writes: `5.attn_out` or `final`. Raises InputError."""
-        layer, _, site = text.partition(".")
-        if text == "final":
+    def parse(cls, point: "HookPoint | str") -> "HookPoint":
+        """Read what `str` writes, `5.attn_out` or `final`; a hook point stays as it is. Raises InputError."""
+        if isinstance(point, HookPoint):
+            return point
+        if point == "final":
             return FINAL
+        layer, _, site = point.partition(".")
         if not layer.isdecimal() or site not in SITES:
-            raise InputError(
-                f"'{text}' is no hook point; it is LAYER.SITE such as 5.resid_post (layers from 0), or final."
-            )
+            raise InputError(f"Can't read '{point}' as a hook point. {WRITTEN}")
         return cls(int(layer), site)
 
 
@@ -64,8 +63,8 @@ _open_here: ContextVar[frozenset[object]] = ContextVar("_open_here", default=fro
 
 
 @contextmanager
-def hooked(model: nn.Module, points: Iterable[HookPoint], visit: Visit) -> Iterator[None]:
-    """While open, call `visit(point, hidden)` each time `model` reaches one of `points`.
+def hooked(model: nn.Module, points: Iterable[HookPoint | str], visit: Visit) -> Iterator[None]:
+    """While open, call `visit(point, hidden)` each time `model` reaches one of `points`, such as `["5.attn_out"]`.
 
     `model` may be wrapped by PEFT. `hidden` is (batch, seq, d_model), live and on the autograd graph: a visitor that
     measures keeps nothing, one that trains backpropagates through it. `attn_out` and `mlp_out` are what is added to
@@ -74,7 +73,8 @@ def hooked(model: nn.Module, points: Iterable[HookPoint], visit: Visit) -> Itera
     uncompiled meanwhile. Raises InputError for a point that the model does not have, at the end of a pass that did not
     visit each point exactly once, and on leaving if all passes ran in other threads.
     """
-    me, wanted, visits, elsewhere, here = object(), list(dict.fromkeys(points)), Counter[HookPoint](), 0, 0
+    wanted = list(dict.fromkeys(map(HookPoint.parse, points)))
+    me, visits, elsewhere, here = object(), Counter[HookPoint](), 0, 0
 
     def report(point: HookPoint, hidden: Tensor) -> None:
         if me in _open_here.get():

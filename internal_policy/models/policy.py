@@ -44,13 +44,14 @@ def unembed(
     model: nn.Module,
     hidden: Float[Tensor, "*batch d_model"],
     readout: Readout = "raw",
-    point: HookPoint | None = None,
+    point: HookPoint | str | None = None,
 ) -> Float[Tensor, "*batch d_vocab"]:
     """Logits of `hidden` by the model's own unembedding matrix (Eqs. 5 and 6 of arXiv 2512.19673; `norm`: Eq. 1).
 
     What the model does to its logits, such as capping them (Gemma 2), is done to these.
-    `point` is where `hidden` was read, which a lens has to know. Raises InputError if it is missing then.
+    `point` is where `hidden` was read, such as "5.resid_post". Raises InputError for a lens without it.
     """
+    point = None if point is None else HookPoint.parse(point)
     return head(model)(to_logits(model)(read_out(model, hidden, readout, point)))
 
 
@@ -84,14 +85,14 @@ def read_out(
 
 
 def policy_logits(
-    model: nn.Module, point: HookPoint, readout: Readout = "raw", **inputs: Any
+    model: nn.Module, point: HookPoint | str, readout: Readout = "raw", **inputs: Any
 ) -> Float[Tensor, "batch seq d_vocab"]:
     """Logits of the internal policy at `point` for `inputs` of the model, on the graph.
 
     At `FINAL` they are the model's own, whatever the readout: the final norm is never applied twice.
     Threads may read a shared model at the same time. Raises InputError for a point that the model does not have.
     """
-    model, seen = inside(model), list[Tensor]()
+    model, point, seen = inside(model), HookPoint.parse(point), list[Tensor]()
     with hooked(model, [point], lambda _, hidden: seen.append(hidden)):
         backbone(model)(**inputs, use_cache=False)
     return unembed(model, seen[-1], readout, point)
@@ -101,17 +102,17 @@ _open: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
-def as_policy(model: nn.Module, point: HookPoint, readout: Readout = "raw") -> Iterator[None]:
+def as_policy(model: nn.Module, point: HookPoint | str, readout: Readout = "raw") -> Iterator[None]:
     """Inside, `model` is the internal policy at `point`: `model(...)`, `model.generate(...)` and losses are its own.
 
-    The backbone is shortened to the layers up to `point`, so that no layer above is computed or stored, and
-    the final norm hands over the hidden state as it is (`readout="norm"`: normed; a lens: what that returns). On
-    leaving, the model is as it was, also after an exception. The model changes in every thread while this is open: a
-    thread started inside generates from the policy too, and other threads must not use the model. Compiled modules run
-    uncompiled inside. Raises InputError for a point that the model doesn't have or that a pass doesn't visit exactly
-    once, and for a model that already is an internal policy.
+    `point` is a HookPoint or its name, such as "5.resid_post". The backbone is shortened to the layers up to it, so no
+    layer above is computed or stored, and the final norm hands over the hidden state as it is (`readout="norm"`:
+    normed; a lens: what that returns). On leaving, the model is as it was, also after an exception. The model changes
+    in every thread while this is open: a thread started inside generates from the policy too, and other threads must
+    not use the model. Compiled modules run uncompiled inside. Raises InputError for a point that the model doesn't have
+    or that a pass doesn't visit exactly once, and for a model that already is an internal policy.
     """
-    model = inside(model)
+    model, point = inside(model), HookPoint.parse(point)
     if model in _open:
         raise InputError(f"The model already is one of its internal policies; leave that before it becomes {point}.")
     if point == FINAL:
@@ -119,50 +120,56 @@ def as_policy(model: nn.Module, point: HookPoint, readout: Readout = "raw") -> I
         return
     locate(model, point)
     parent, name = backbone(model), family_of(model.config).layers.rpartition(".")[2]
-    layers, norm = decoder_layers(model), final_norm(model)
-    captured: list[Tensor] = []
-    running = reading = False  # inside a pass of the backbone; inside a readout, which may use this norm
-
-    def begin(*_: Any) -> None:
-        nonlocal running
-        running = True
-        captured.clear()
-
-    def end(*_: Any) -> None:
-        nonlocal running
-        running = False
-        captured.clear()
-
-    def capture(hidden: Tensor) -> None:
-        if running:  # gradient checkpointing recomputes layers after the pass
-            captured.append(hidden)
-
-    def to_norm(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        if reading or not running:
-            return args
-        check_visits([point], {point: len(captured)})
-        return (captured[0],)
-
-    def hand_over(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        nonlocal reading
-        if reading or not running:
-            return output
-        reading = True
-        try:
-            return read_out(model, args[0], readout, point)
-        finally:
-            reading = False
-
+    layers, norm, bypass = decoder_layers(model), final_norm(model), _Bypass(model, point, readout)
     with ExitStack() as stack:
         stack.enter_context(eager())
-        stack.callback(parent.register_forward_pre_hook(begin).remove)
-        stack.callback(parent.register_forward_hook(end, always_call=True).remove)
-        stack.callback(attach(model, point, capture).remove)
-        stack.callback(norm.register_forward_pre_hook(to_norm).remove)
+        stack.callback(parent.register_forward_pre_hook(bypass.begin).remove)
+        stack.callback(parent.register_forward_hook(bypass.end, always_call=True).remove)
+        stack.callback(attach(model, point, bypass.capture).remove)
+        stack.callback(norm.register_forward_pre_hook(bypass.to_norm).remove)
         if readout != "norm":
-            stack.callback(norm.register_forward_hook(hand_over).remove)
+            stack.callback(norm.register_forward_hook(bypass.from_norm).remove)
         stack.callback(_open.remove, model)
         stack.callback(setattr, parent, name, layers)
         _open.add(model)
         setattr(parent, name, layers[: point.layer + 1])
         yield
+
+
+class _Bypass:
+    """Carry the hidden state at a hook point past the modules after it, to the unembedding."""
+
+    def __init__(self, model: nn.Module, point: HookPoint, readout: Readout) -> None:
+        self.model, self.point, self.readout = model, point, readout
+        self.captured: list[Tensor] = []
+        self.running = False
+        """Inside a pass of the backbone."""
+        self.reading = False
+        """Inside a readout, which may use the final norm."""
+
+    def begin(self, *_: Any) -> None:
+        self.running = True
+        self.captured.clear()
+
+    def end(self, *_: Any) -> None:
+        self.running = False
+        self.captured.clear()
+
+    def capture(self, hidden: Tensor) -> None:
+        if self.running:  # gradient checkpointing recomputes layers after the pass
+            self.captured.append(hidden)
+
+    def to_norm(self, _: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        if self.reading or not self.running:
+            return args
+        check_visits([self.point], {self.point: len(self.captured)})
+        return (self.captured[0],)
+
+    def from_norm(self, _: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        if self.reading or not self.running:
+            return output
+        self.reading = True
+        try:
+            return read_out(self.model, args[0], self.readout, self.point)
+        finally:
+            self.reading = False

@@ -1,5 +1,6 @@
 """Hidden states are read live, by the thread that asked, and nothing stays behind."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -236,13 +237,13 @@ def test_a_layer_that_is_not_there_leaves_no_hook_of_those_that_are(model):
 
 def test_a_site_that_is_not_there_is_refused():
     with pytest.raises(
-        InputError, match=r"There is no hook point 5\.attn; .* a site of resid_pre, .*, resid_post, or final"
+        InputError, match=r"There is no hook point 5\.attn\. .* a site of resid_pre, .*, resid_post, or write final\."
     ):
         HookPoint(5, "attn")
 
 
 def test_final_belongs_to_no_layer():
-    with pytest.raises(InputError, match=r"There is no hook point 5\.final;"):
+    with pytest.raises(InputError, match=r"There is no hook point 5\.final\."):
         HookPoint(5, "final")
 
 
@@ -265,11 +266,35 @@ def test_any_text_is_a_hook_point_or_refused_in_a_sentence(text):
     if text == "final" or (layer.isdecimal() and site in SITES):
         assert HookPoint.parse(str(HookPoint.parse(text))) == HookPoint.parse(text)
     else:
-        with pytest.raises(InputError, match=r"LAYER\.SITE .* or final\.$"):
+        with pytest.raises(InputError, match=r"^Can't read .* LAYER\.SITE .* or write final\.$"):
             HookPoint.parse(text)
 
 
 @pytest.mark.parametrize("text", ["", "5", "attn_out", "attn_out.5", "-1.attn_out", "5.attn_out ", "5.final", "Final"])
-def test_a_text_that_is_no_hook_point_is_refused(text):
-    with pytest.raises(InputError, match="no hook point"):
+def test_other_texts_are_refused(text):
+    with pytest.raises(InputError, match=f"Can't read '{re.escape(text)}' as a hook point"):
         HookPoint.parse(text)
+
+
+@pytest.mark.parametrize("point", [HookPoint(5, "attn_out"), FINAL], ids=str)
+def test_parsing_a_hook_point_returns_it(point):
+    assert HookPoint.parse(point) is point
+
+
+def test_points_may_be_given_by_name(llama, input_ids):
+    points = ["1.attn_out", HookPoint(2, "mlp_in"), "final"]
+    assert list(read(llama, points, input_ids)) == [HookPoint(1, "attn_out"), HookPoint(2, "mlp_in"), FINAL]
+
+
+def test_a_point_given_by_name_and_as_a_hook_point_is_visited_once(llama, input_ids):
+    seen = []
+    with hooked(llama, ["1.attn_out", HookPoint(1, "attn_out")], lambda point, _: seen.append(point)):
+        llama(input_ids)
+    assert seen == [HookPoint(1, "attn_out")]
+
+
+def test_a_bad_name_is_refused_before_any_hook_is_added(llama):
+    before = hook_count(llama)
+    with pytest.raises(InputError, match=r"Can't read '1\.attn'"), hooked(llama, ["1.attn"], nothing):
+        pass
+    assert hook_count(llama) == before

@@ -458,3 +458,37 @@ def test_every_point_of_the_model_is_a_policy(model, input_ids):
     for point in all_points(model):
         with as_policy(model, point):
             assert model(input_ids).logits.isfinite().all()
+
+
+# points by name
+
+
+@pytest.mark.parametrize("point", [HookPoint(1, "attn_out"), FINAL], ids=str)
+def test_policy_logits_take_the_name_of_a_point(llama, input_ids, point):
+    assert torch.equal(
+        policy_logits(llama, str(point), input_ids=input_ids), policy_logits(llama, point, input_ids=input_ids)
+    )
+
+
+def test_as_policy_takes_the_name_of_a_point(llama, input_ids):
+    with as_policy(llama, "1.resid_post"):
+        assert torch.equal(llama(input_ids).logits, policy_logits(llama, "1.resid_post", input_ids=input_ids))
+
+
+def test_unembed_tells_a_lens_the_point_that_was_named(llama, input_ids):
+    points = []
+
+    def doubled(hidden, point):
+        points.append(point)
+        return 2 * hidden
+
+    hidden = torch.zeros(3, llama.config.hidden_size, dtype=llama.dtype)
+    unembed(llama, hidden, doubled, "1.resid_post")
+    assert points == [HookPoint(1, "resid_post")]
+
+
+def test_a_bad_name_is_refused_before_the_model_changes(llama):
+    layers = decoder_layers(llama)
+    with pytest.raises(InputError, match=r"Can't read '1\.attention' as a hook point"), as_policy(llama, "1.attention"):
+        pass
+    assert decoder_layers(llama) is layers
