@@ -10,7 +10,7 @@ import pytest
 from internal_policy import bundle
 from internal_policy.__main__ import main
 from internal_policy.cli.options import COMMANDS
-from internal_policy.models.hooks import SITES
+from internal_policy.measure.sites import SITES
 from internal_policy.tasks.pass_at_k import curves
 
 ROOT = Path(__file__).parent.parent

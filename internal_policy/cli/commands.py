@@ -82,8 +82,8 @@ def _selected(asked: options.Scan, config: Config) -> dict[str, Any]:
 
 def _selection(asked: options.Scan, config: "PreTrainedConfig") -> "Selection":
     from internal_policy.measure.metrics import MEASURES
+    from internal_policy.measure.sites import SITES
     from internal_policy.models.families import place, sites_of
-    from internal_policy.models.hooks import SITES
     from internal_policy.scans.selection import Selection, parse_layers
 
     text = config.get_text_config()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from internal_policy import files
 from internal_policy.errors import InputError
+from internal_policy.measure.sites import SITES
 from internal_policy.models.families import decoder_layers, final_norm, unembedding
-from internal_policy.models.hooks import SITES, HookPoint
+from internal_policy.models.hooks import HookPoint
 from internal_policy.scans.selection import canonical
 
 NAME = "tuned"

@@ -14,11 +14,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
 from internal_policy.errors import InputError
+from internal_policy.measure.sites import SITES, WITH_FINAL
 from internal_policy.models.families import Side, backbone, decoder_layers, final_norm, inside, multiplier, part, place
 from internal_policy.models.passes import eager
 
-SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
-"""The sites of a decoder layer in the order a forward pass reaches them."""
 WRITTEN = f"Write LAYER.SITE (layers from 0) with a site of {', '.join(SITES)}, or write final."
 """How hook points are written, for messages that refuse one."""
 
@@ -98,7 +97,7 @@ def hooked(model: nn.Module, points: Iterable[HookPoint | str], visit: Visit) ->
             stack.enter_context(eager())
             stack.callback(backbone(model).register_forward_pre_hook(begin).remove)
         # two sites may be one state (OLMo 2), and a module calls its hooks in the order they came
-        for point in sorted(wanted, key=lambda point: (*SITES, "final").index(point.site)):
+        for point in sorted(wanted, key=lambda point: WITH_FINAL.index(point.site)):
             stack.callback(attach(model, point, partial(report, point)).remove)
         if wanted:
             stack.callback(backbone(model).register_forward_hook(end).remove)

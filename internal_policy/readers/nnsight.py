@@ -30,9 +30,10 @@ from websocket import WebSocketException
 
 from internal_policy.errors import InputError
 from internal_policy.measure import matmul, metrics, transform
+from internal_policy.measure.sites import WITH_FINAL
 from internal_policy.models.families import Side, family_of, final_norm, multiplier, unembedding
 from internal_policy.models.families import head as head_of
-from internal_policy.models.hooks import FINAL, SITES, HookPoint, Visit, locate
+from internal_policy.models.hooks import FINAL, HookPoint, Visit, locate
 from internal_policy.models.passes import one_rotation, remembers
 from internal_policy.models.policy import READOUTS
 from internal_policy.readers import remote as there
@@ -113,7 +114,7 @@ def _places(envoy: Envoy, points: Iterable[HookPoint]) -> dict[HookPoint, Place]
     model = _model(envoy)
     path = {module: name for name, module in model.named_modules()}
     places = {}
-    for point in sorted(set(points), key=lambda p: (p == FINAL, p.layer, (*SITES, "final").index(p.site))):
+    for point in sorted(set(points), key=lambda p: (p == FINAL, p.layer, WITH_FINAL.index(p.site))):
         module, side = locate(model, point)
         places[point] = (envoy.get(path[module]), side, multiplier(model.config, point.site))
     return places

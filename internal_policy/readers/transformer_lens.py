@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from internal_policy.errors import InputError
 from internal_policy.measure import metrics
+from internal_policy.measure.sites import SITES
 from internal_policy.models.families import family_of, weight_alone
-from internal_policy.models.hooks import FINAL, SITES, HookPoint, Visit
+from internal_policy.models.hooks import FINAL, HookPoint, Visit
 from internal_policy.models.policy import Readout
 from internal_policy.scans import scan
 from internal_policy.scans.reader import Reader

@@ -5,13 +5,9 @@ from dataclasses import dataclass
 
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import MEASURES
-from internal_policy.models.hooks import FINAL, SITES, HookPoint
+from internal_policy.measure.sites import INPUT_OF, ONLY_AT, SITES, STREAM_OF, WITH_FINAL
+from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import READOUTS
-
-INPUT_OF = {"attn_out": "attn_in", "mlp_out": "mlp_in", "resid_post": "resid_pre"}
-"""What the norm control scales an output to: the norm of this site of the same layer."""
-STREAM_OF = {"attn_out": ("resid_pre",), "mlp_out": ("resid_mid", "resid_pre")}
-"""The stream that a module's output is added to: the first of these sites that the model has."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +49,8 @@ class Selection:
 
     def names(self, site: str) -> list[str]:
         """The measures that exist at `site` ("final" too), in order."""
-        missing = set()
-        if site not in INPUT_OF:
-            missing.add("entropy_at_input_norm")
-        if site not in STREAM_OF:
-            missing.add("cosine")
-        if site == "final":
-            missing.add("kl")
-        if not self.top_k:
-            missing.add("topk")
-        return [name for name in MEASURES if name in self.measures and name not in missing]
+        here = [name for name in MEASURES if site in ONLY_AT.get(name, WITH_FINAL)]
+        return [name for name in here if name in self.measures and (name != "topk" or self.top_k)]
 
 
 @dataclass(frozen=True)

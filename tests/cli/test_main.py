@@ -25,8 +25,8 @@ from internal_policy.bundle import DATA
 from internal_policy.cli import sampling
 from internal_policy.cli.options import Evaluate, Figure, FitLens, Generate, Scan, Train
 from internal_policy.look import report
+from internal_policy.measure.sites import SITES
 from internal_policy.models.families import FAMILIES
-from internal_policy.models.hooks import SITES
 from internal_policy.models.proofs import PROOFS
 from internal_policy.scans import scan, store
 from internal_policy.tasks.problems import read_problems

@@ -15,8 +15,9 @@ from torch import nn
 from internal_policy.errors import InputError
 from internal_policy.lenses import tuned as lens
 from internal_policy.lenses.tuned import Map, Maps, Tuned
+from internal_policy.measure.sites import SITES
 from internal_policy.models.families import final_norm
-from internal_policy.models.hooks import FINAL, SITES, HookPoint
+from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import as_policy, policy_logits, read_out, readout_name, unembed
 from internal_policy.scans.scan import check, scan
 from internal_policy.scans.selection import Selection, canonical

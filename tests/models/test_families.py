@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from internal_policy.errors import InputError
+from internal_policy.measure.sites import SITES
 from internal_policy.models.families import (
     FAMILIES,
     backbone,
@@ -20,7 +21,7 @@ from internal_policy.models.families import (
     sites_of,
     unembedding,
 )
-from internal_policy.models.hooks import FINAL, SITES, HookPoint, hooked, locate
+from internal_policy.models.hooks import FINAL, HookPoint, hooked, locate
 from internal_policy.models.policy import as_policy, policy_logits
 from internal_policy.models.proofs import PROOFS, prove
 

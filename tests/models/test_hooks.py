@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from internal_policy.errors import InputError
+from internal_policy.measure.sites import SITES
 from internal_policy.models.families import FAMILIES, decoder_layers, multiplier, sites_of
-from internal_policy.models.hooks import FINAL, SITES, HookPoint, hooked
+from internal_policy.models.hooks import FINAL, HookPoint, hooked
 from internal_policy.models.policy import policy_logits
 
 

@@ -19,8 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from internal_policy.cli.options import ModelOptions
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import entropy
+from internal_policy.measure.sites import SITES
 from internal_policy.models.families import FAMILIES, decoder_layers, family_of, final_norm, unembedding
-from internal_policy.models.hooks import FINAL, SITES, HookPoint, locate
+from internal_policy.models.hooks import FINAL, HookPoint, locate
 from internal_policy.models.loading import chat_of, load_tokenizer
 from internal_policy.models.policy import as_policy, unembed
 from internal_policy.scans.scan import scan

@@ -20,7 +20,8 @@ with warnings.catch_warnings():
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.measure import metrics
-from internal_policy.models.hooks import FINAL, SITES, HookPoint
+from internal_policy.measure.sites import SITES
+from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import unembed
 from internal_policy.readers import transformer_lens
 from internal_policy.readers.transformer_lens import boot, measure_cache

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import MEASURES
-from internal_policy.models.hooks import FINAL, SITES, HookPoint
-from internal_policy.scans.selection import INPUT_OF, STREAM_OF, Selection, canonical, parse_layers, plan
+from internal_policy.measure.sites import INPUT_OF, SITES, STREAM_OF
+from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.scans.selection import Selection, canonical, parse_layers, plan
 
 PAPER = ("attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post")
 """The sites of the paper's figures."""
