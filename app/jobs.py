@@ -127,7 +127,7 @@ def start(request: Request) -> Job:
         output = tempfile.TemporaryDirectory(prefix="internal-policy-")
         with (Path(output.name) / "stdout").open("wb") as out, (Path(output.name) / "stderr").open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "internal_policy.attached", *request.options(), "--remeasure", "--json"],
+                [sys.executable, "-m", "internal_policy.cli.attached", *request.options(), "--remeasure", "--json"],
                 stdin=subprocess.PIPE,  # closes when this process ends, however it ends
                 stdout=out,
                 stderr=errors,

@@ -9,7 +9,7 @@ import pytest
 
 from internal_policy import bundle
 from internal_policy.__main__ import main
-from internal_policy.cli.options import COMMANDS
+from internal_policy.cli.main import COMMANDS
 from internal_policy.measure.sites import SITES
 from internal_policy.tasks.pass_at_k import curves
 
@@ -60,7 +60,7 @@ def test_every_option_is_explained_in_the_help(name, capsys):
     with pytest.raises(SystemExit):
         main([name, "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for field in fields(COMMANDS[name]):
+    for field in fields(COMMANDS[name][0]):
         assert POSITIONAL.get((name, field.name), f"--{field.name.replace('_', '-')}") in text
 
 

@@ -68,7 +68,7 @@ def test_the_trainer_never_reaches_other_readers():
     assert not loaded(statement) & {"transformer_lens", "nnsight"}
 
 
-@pytest.mark.parametrize("room", ["scans.store", "look.catalogue", "look.report", "look.runs", "cli.drawing"])
+@pytest.mark.parametrize("room", ["scans.store", "look.catalogue", "look.report", "look.runs", "cli.plot"])
 def test_looking_at_a_scan_never_reaches_torch(room):
     assert not loaded(f"import internal_policy.{room}") & {"torch", "transformers"}
 

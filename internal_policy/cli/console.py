@@ -1,6 +1,9 @@
 """Print to the terminal with control characters escaped, so that no text can move the cursor or set the title."""
 
+import json
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -26,3 +29,19 @@ def visible(text: str) -> str:
 def visible_json(text: str) -> str:
     """Equivalent JSON with these characters escaped; they can only occur inside its strings."""
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+out = Terminal(soft_wrap=True, highlight=False)
+
+
+def document(value: Any) -> None:
+    """A value as JSON on stdout; numbers that are not finite become null."""
+    print(visible_json(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

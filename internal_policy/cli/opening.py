@@ -4,20 +4,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy.cli.options import Scan
 from internal_policy.errors import InputError
 from internal_policy.models import folder, loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+    from internal_policy.cli.scan import Scan
     from internal_policy.scans.reader import Reader
 
 PACKAGES = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
 """--reader -> the package it takes, which is an extra of the same name."""
 
 
-def check(asked: Scan) -> None:
+def check(asked: "Scan") -> None:
     """Refuse options that contradict each other, or would have no effect. Raises InputError."""
     if asked.reader == "transformer-lens" and asked.attn_implementation not in (None, "eager"):
         raise InputError(
@@ -41,13 +41,13 @@ def check(asked: Scan) -> None:
             "generate` or another program wrote."
         )
     for name in ("dtype", "device", "device_map"):
-        if getattr(asked, name) != getattr(Scan, name):
+        if getattr(asked, name) != getattr(type(asked), name):
             raise InputError(f"--{name.replace('_', '-')} is the server's own with --remote; leave it out.")
     if Path(loading.resolve(asked.model)).is_dir():
         raise InputError(f"NDIF has models of the hub, but --model is the folder {asked.model}; give a hub id.")
 
 
-def check_there(asked: Scan) -> None:
+def check_there(asked: "Scan") -> None:
     """Refuse, before any work, a library that is not installed, and NDIF without a key. Raises InputError."""
     package = PACKAGES.get(asked.reader)
     if package and find_spec(package) is None:
@@ -60,7 +60,7 @@ def check_there(asked: Scan) -> None:
         check_key()
 
 
-def opened(asked: Scan, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> "Reader":
+def opened(asked: "Scan", tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> "Reader":
     """The model, in what reads it. Raises InputError, also for a family that the library does not read."""
     from internal_policy.models.families import inside
     from internal_policy.scans.reader import reader_of
@@ -79,7 +79,7 @@ def opened(asked: Scan, tokenizer: "PreTrainedTokenizerBase", config: "PreTraine
     return reader_of(model)
 
 
-def _remote(asked: Scan, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> "Reader":
+def _remote(asked: "Scan", tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> "Reader":
     import nnsight
 
     from internal_policy.readers.nnsight import boot, remote
@@ -93,7 +93,7 @@ def _remote(asked: Scan, tokenizer: "PreTrainedTokenizerBase", config: "PreTrain
     return remote(envoy)
 
 
-def facts(asked: Scan) -> dict[str, Any]:
+def facts(asked: "Scan") -> dict[str, Any]:
     """What the record says besides of a model that our own hooks do not read."""
     if asked.reader == "hooks":
         return {}

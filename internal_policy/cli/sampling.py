@@ -7,34 +7,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy import bundle, files
-from internal_policy.cli import options, progress
+from internal_policy.cli import progress
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
-from internal_policy.scans import records, store
+from internal_policy.scans import records
 from internal_policy.tasks import rows
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+    from internal_policy.cli.evaluate import Evaluate
+    from internal_policy.cli.fit_lens import FitLens
+    from internal_policy.cli.generate import Generate
+    from internal_policy.cli.scan import Scan
     from internal_policy.lenses.tuned import Maps
     from internal_policy.models.hooks import HookPoint
     from internal_policy.models.policy import Readout
     from internal_policy.tasks.problems import Problem
     from internal_policy.tasks.rollouts import Rollout
 
+    Internal = Generate | Evaluate  # sample from any internal policy
+    Lensed = Scan | Internal  # take a lens
+    Asked = Lensed | FitLens  # sample
+
 DEMO_PROBLEMS = 64
 """How many of the bundled problems are asked where nobody says which problems."""
 
 LATER: dict[str, Any] = {"lens": None, "reader": "hooks", "remote": False}
 """Options that came later -> their defaults, with which a question is the one that was asked before they came."""
-
-Internal = options.Generate | options.Evaluate
-"""Commands that sample from any internal policy."""
-Lensed = options.Scan | Internal
-"""Commands that take a lens."""
-Asked = Lensed | options.FitLens
-"""Commands that sample."""
 
 
 def source(problems: str | None, limit: int | None) -> tuple[str, int | None]:
@@ -44,7 +45,7 @@ def source(problems: str | None, limit: int | None) -> tuple[str, int | None]:
     return problems, limit
 
 
-def question(asked: Asked, paths: Iterable[str | None], unused: Set[str]) -> dict[str, Any]:
+def question(asked: "Asked", paths: Iterable[str | None], unused: Set[str]) -> dict[str, Any]:
     """The options that decide the numbers, with what their paths hold: the key of the cache.
 
     Whatever else decides the numbers belongs here: what a source of data holds is `held`, the model is `identity`.
@@ -59,9 +60,9 @@ def question(asked: Asked, paths: Iterable[str | None], unused: Set[str]) -> dic
     return {**decisive, "identity": identity, "content": content}
 
 
-def _all_ids(asked: Asked) -> bool:
+def _all_ids(asked: "Asked") -> bool:
     """Whether every given rollout is token ids, for which no chat template is rendered."""
-    given = asked.rollouts if isinstance(asked, options.Scan | options.FitLens) else None
+    given = getattr(asked, "rollouts", None)
     found = rows.read_rows(Path(given), asked.limit) if given is not None else []
     return given is not None and all(row.values.keys() >= {"prompt_ids", "response_ids"} for row in found)
 
@@ -77,7 +78,7 @@ def held(source: str) -> dict[str, Any] | None:
 
 
 def read(
-    asked: Asked, problems: str | None, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
+    asked: "Asked", problems: str | None, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
 ) -> "tuple[list[Problem], list[int]]":
     """The problems of one source, and how many tokens each prompt has. All checked."""
     from internal_policy.models.passes import positions
@@ -101,7 +102,7 @@ def check_point(config: "PreTrainedConfig", point: "HookPoint") -> None:
     check(config, point, config.get_text_config().num_hidden_layers)
 
 
-def maps_of(asked: Lensed, points: "Iterable[HookPoint]", identity: str, config: "PreTrainedConfig") -> "Maps | None":
+def maps_of(asked: "Lensed", points: "Iterable[HookPoint]", identity: str, config: "PreTrainedConfig") -> "Maps | None":
     """The maps of --lens, checked against the model and against what is to be read; None without that option.
 
     Says so where the file says that they were fitted to another model than that of this `identity`. Raises InputError.
@@ -120,7 +121,7 @@ def maps_of(asked: Lensed, points: "Iterable[HookPoint]", identity: str, config:
     return maps
 
 
-def check_lens(asked: Internal) -> None:
+def check_lens(asked: "Internal") -> None:
     """Refuse a lens where none is used. Raises InputError."""
     if asked.lens is not None and asked.at == "final":
         raise InputError(
@@ -130,7 +131,7 @@ def check_lens(asked: Internal) -> None:
         raise InputError(f"Both --lens and --readout {asked.readout} are given; give one of them.")
 
 
-def readout_of(asked: Internal, maps: "Maps | None", model: "nn.Module") -> "Readout":
+def readout_of(asked: "Internal", maps: "Maps | None", model: "nn.Module") -> "Readout":
     """How the hidden states that are sampled from are brought to the unembedding."""
     from internal_policy.lenses import tuned
 
@@ -141,7 +142,7 @@ def sampled(
     model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "Sequence[Problem]",
-    asked: Asked,
+    asked: "Asked",
     first: int,
     smaller: Callable[[int], None],
 ) -> "list[Rollout]":
@@ -178,7 +179,7 @@ def sampled(
 
 
 def all_of(
-    asked: Internal | options.FitLens,
+    asked: "Internal | FitLens",
     model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
     problems: "Sequence[Problem]",
@@ -189,6 +190,7 @@ def all_of(
 ) -> "list[Rollout]":
     """All responses, part by part through `folder`, where an interrupted run finds what was whole."""
     from internal_policy.models.policy import as_policy
+    from internal_policy.scans import store
     from internal_policy.tasks.rollouts import from_table, to_table
 
     total = len(problems) * asked.samples

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy.bundle import DATA
-from internal_policy.cli.options import ModelOptions
+from internal_policy.cli.common import ModelOptions
 from internal_policy.errors import InputError, first_line
 from internal_policy.models import folder
 from internal_policy.models.templates import DATE, Template

@@ -7,12 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from internal_policy.cli.options import ModelOptions, Train
 from internal_policy.errors import InputError
 from internal_policy.models import loading
 from internal_policy.train import fields
 
 if TYPE_CHECKING:
+    from internal_policy.cli.common import ModelOptions
+    from internal_policy.cli.train import Train
     from internal_policy.models.hooks import HookPoint
     from internal_policy.train.bupo import BuPOConfig
 
@@ -65,12 +66,12 @@ def read(path: str | None) -> dict[str, Any]:
     return found
 
 
-def sizes(asked: ModelOptions) -> dict[str, Any]:
+def sizes(asked: "ModelOptions") -> dict[str, Any]:
     """Defaults that fit the model."""
     return SMALL if asked.model.startswith("demo-") else LARGE
 
 
-def configured(asked: Train, given: Mapping[str, Any], folder: Path, layer: int | None) -> "BuPOConfig":
+def configured(asked: "Train", given: Mapping[str, Any], folder: Path, layer: int | None) -> "BuPOConfig":
     """The options as a configuration of the trainer: options win over the file's fields, those over the defaults."""
     from internal_policy.train.bupo import check_length
 
@@ -124,7 +125,7 @@ def _builds(values: Mapping[str, Any]) -> bool:
     return False
 
 
-def _reporters(asked: Train, given: str | list[str] | None) -> list[str]:
+def _reporters(asked: "Train", given: str | list[str] | None) -> list[str]:
     """Where else the trainer logs, by the option or else by the file. Raises InputError for what is not installed."""
     from transformers.integrations.integration_utils import get_available_reporting_integrations
 
@@ -149,7 +150,7 @@ def _share(steps: int | None, values: Mapping[str, Any]) -> int:
     return max(1, steps // SHARE)
 
 
-def _point(asked: Train, layer: int | None) -> "HookPoint":
+def _point(asked: "Train", layer: int | None) -> "HookPoint":
     from internal_policy.models.hooks import HookPoint
 
     if layer is None:
@@ -157,7 +158,7 @@ def _point(asked: Train, layer: int | None) -> "HookPoint":
     return HookPoint(layer, asked.site)
 
 
-def _shape(asked: Train, values: Mapping[str, Any]) -> dict[str, Any]:
+def _shape(asked: "Train", values: Mapping[str, Any]) -> dict[str, Any]:
     """Prompts, responses and updates of a step as TRL counts them. Raises InputError for what does not divide."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     prompts, updates = asked.prompts or PROMPTS, asked.updates or UPDATES

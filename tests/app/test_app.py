@@ -666,7 +666,7 @@ def test_a_scan_ends_with_its_tab(doing):
 def test_an_attached_command_ends_with_its_parent():
     code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=subprocess.PIPE)"
     child = (
-        "import threading, time, internal_policy.attached as a; print('up', flush=True)\n"
+        "import threading, time, internal_policy.cli.attached as a; print('up', flush=True)\n"
         "threading.Thread(target=a._wait_for_the_end, daemon=True).start(); time.sleep(60); print('slept')"
     )
     command = [sys.executable, "-c", code, child]

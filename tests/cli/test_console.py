@@ -14,7 +14,7 @@ from rich.table import Table
 
 from internal_policy import bundle, files
 from internal_policy.__main__ import main
-from internal_policy.cli import console, progress, show, training
+from internal_policy.cli import console, generate, progress, train
 from internal_policy.cli.console import Terminal, visible
 from internal_policy.scans import store
 
@@ -52,7 +52,7 @@ def test_a_cell_and_a_title_of_a_table_are_printed_as_text():
 
 def test_json_holds_no_control_character_and_reads_back_the_same(capsys):
     value = {"model": RED + EIGHT_BIT + REVERSED + "\x7f", "line": "a\nb"}
-    show.document(value)
+    console.document(value)
     text = capsys.readouterr().out
     assert all(char.isprintable() or char == "\n" for char in text)
     assert json.loads(text) == value
@@ -69,7 +69,7 @@ def test_a_generated_token_is_printed_as_text(capsys, tmp_path):
     from internal_policy.tasks.rollouts import Rollout
 
     rollout = Rollout("p" + RED, None, 0, (1,), (2,), "r" + TITLE, None, True)
-    show.rollouts(tmp_path / ("o" + RED), "final", [rollout])
+    generate.generated(tmp_path / ("o" + RED), "final", [rollout])
     assert "\x1b" not in capsys.readouterr().out
 
 
@@ -79,7 +79,7 @@ def test_everything_is_printed_through_terminal():
     found = [(path.stem, hit[0]) for path in folder.rglob("*.py") for hit in pattern.finditer(path.read_text())]
     constant = re.compile(r'rich\.TextColumn\("[\w ]*"\),')
     (only,) = [(name, hit) for name, hit in found if not constant.fullmatch(hit)]
-    assert only[0] == "show"
+    assert only[0] == "console"
     assert only[1].startswith("print(visible_json(")
 
 
@@ -94,7 +94,7 @@ def test_the_text_of_a_progress_bar_is_printed_as_text(draw, monkeypatch):
             advance(3, 10)
     else:
         row = {"step": 1, "phase": "internal", "target": "a[b]" + TITLE, "reward": 1.0}
-        with training._progress(3) as tell:
+        with train._progress(3) as tell:
             tell(row)
     assert TITLE not in file.getvalue()
     assert visible("a[b]" + TITLE) in file.getvalue()

@@ -18,8 +18,7 @@ import pytest
 
 from internal_policy import bundle, files
 from internal_policy.__main__ import main
-from internal_policy.cli.drawing import positions
-from internal_policy.cli.options import Figure, Measure
+from internal_policy.cli.plot import Figure, Measure, positions
 from internal_policy.errors import InputError
 from internal_policy.look import catalogue, theme, view
 from internal_policy.scans import store

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
-from internal_policy.cli import options, sampling
+from internal_policy.cli import sampling
+from internal_policy.cli.scan import Scan
 from internal_policy.models import loading
 from internal_policy.scans import store
 
@@ -91,7 +92,7 @@ def test_what_was_fitted_is_said_as_json_and_in_the_file(asked, folder, capsys):
     about = json.loads(header["__metadata__"]["internal_policy"])
     assert said == {"lens": "mine.safetensors", **about}
     assert about["model"] == str(folder)
-    assert about["identity"] == loading.identity(options.Scan(model=str(folder)))
+    assert about["identity"] == loading.identity(Scan(model=str(folder)))
     assert (about["d_model"], about["sites"], about["steps"]) == (32, "resid_post", 40)
     assert about["fitted_on"]["file"] == "problems.jsonl"
     assert (about["fitted_on"]["rollouts"], about["held_out"]["rollouts"]) == (32, 8)
@@ -199,11 +200,11 @@ def test_a_lens_is_part_of_the_question(words, fitted, tmp_path, capsys):
 def test_options_that_came_later_are_no_part_of_the_question_at_their_defaults():
     earlier = json.loads((DATA / "scans" / "demo-qwen3" / "scan.json").read_text())
     path = str(DATA / "problems" / "heldout.jsonl")
-    asked = options.Scan(problems=path, limit=20, readout="both")
+    asked = Scan(problems=path, limit=20, readout="both")
     unused = {"output", "json", "dry_run", "remeasure"}
     found = sampling.question(asked, [path, asked.chat_template, asked.lens], unused)
     assert found.keys() == earlier["asked"].keys()
-    with_lens = sampling.question(options.Scan(problems=path, lens="x"), [path], unused)
+    with_lens = sampling.question(Scan(problems=path, lens="x"), [path], unused)
     assert with_lens.keys() - found.keys() == {"lens"}
 
 

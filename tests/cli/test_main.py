@@ -23,7 +23,12 @@ from transformers import AutoModelForCausalLM
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
 from internal_policy.cli import sampling
-from internal_policy.cli.options import Evaluate, Figure, FitLens, Generate, Scan, Train
+from internal_policy.cli.evaluate import Evaluate
+from internal_policy.cli.fit_lens import FitLens
+from internal_policy.cli.generate import Generate
+from internal_policy.cli.plot import Figure
+from internal_policy.cli.scan import Scan
+from internal_policy.cli.train import Train
 from internal_policy.look import report
 from internal_policy.measure.sites import SITES
 from internal_policy.models.families import FAMILIES
@@ -166,20 +171,18 @@ def test_the_commit_of_a_data_set_of_the_hub_is_in_every_question(options, monke
 
 
 def test_a_data_set_of_the_hub_that_changed_is_another_training_run(monkeypatch):
-    from internal_policy.cli import training
+    from internal_policy.cli import train
 
     published(monkeypatch, "1a2b")
-    assert training._question(Train(problems="org/sums@train"), {})["content"] == {
-        "org/sums@train": {"revision": "1a2b"}
-    }
+    assert train._question(Train(problems="org/sums@train"), {})["content"] == {"org/sums@train": {"revision": "1a2b"}}
 
 
 def test_all_bundled_problems_are_another_evaluation_than_the_default_ones(monkeypatch):
-    from internal_policy.cli import evaluating
+    from internal_policy.cli import evaluate
 
     claimed = []
-    monkeypatch.setattr(evaluating, "claim", lambda _, digest: claimed.append(digest))
-    monkeypatch.setattr(evaluating, "_sample", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(evaluate, "claim", lambda _, digest: claimed.append(digest))
+    monkeypatch.setattr(evaluate, "_sample", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     bundled = str(DATA / "problems" / "heldout.jsonl")
     for words in ([], ["--problems", bundled, "--limit", "64"], ["--problems", bundled]):
         assert main(["evaluate", *words]) == 130

@@ -11,7 +11,9 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import tiny_model
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from internal_policy.cli.options import COMMANDS, ModelOptions, Train
+from internal_policy.cli.common import ModelOptions
+from internal_policy.cli.main import COMMANDS
+from internal_policy.cli.train import Train
 from internal_policy.models.families import decoder_layers
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.loading import load_tokenizer
@@ -49,7 +51,9 @@ def launched(name: str):
 def asked_of(name: str, more: str = "") -> Train:
     """What the command line makes of the rest of it."""
     found = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, args=[*launched(name).training_script_args, *more.split()], config=(tyro.conf.FlagCreatePairsOff,)
+        {command: options for command, (options, _) in COMMANDS.items()},
+        args=[*launched(name).training_script_args, *more.split()],
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     assert isinstance(found, Train)
     return found

@@ -11,7 +11,8 @@ import pytest
 
 from internal_policy import bundle
 from internal_policy.__main__ import main
-from internal_policy.cli import options, training
+from internal_policy.cli import train
+from internal_policy.cli.train import Train
 from internal_policy.errors import InputError
 from internal_policy.models import loading
 from internal_policy.train import configuration
@@ -58,7 +59,7 @@ def given(folder: Path, **fields) -> str:
 def configured(*arguments: str, file=None, layer: int | None = 3, folder: Path = Path("unused")):
     import tyro
 
-    asked = tyro.cli(options.Train, args=arguments)
+    asked = tyro.cli(Train, args=arguments)
     return configuration.configured(asked, file or {}, folder, layer)
 
 
@@ -79,7 +80,7 @@ def test_a_damaged_question_of_a_run_is_refused_in_a_sentence(text, tmp_path, ca
 def test_damaged_stages_of_a_run_are_refused_in_a_sentence(text, tmp_path):
     (tmp_path / "stages.json").write_text(text)
     with pytest.raises(InputError, match=r"stages\.json is damaged"):
-        training._known(tmp_path / "stages.json", target=(int, type(None)), problems=int)
+        train._known(tmp_path / "stages.json", target=(int, type(None)), problems=int)
 
 
 def test_a_run_is_the_same_however_its_paths_were_typed(tmp_path, monkeypatch):
@@ -89,16 +90,16 @@ def test_a_run_is_the_same_however_its_paths_were_typed(tmp_path, monkeypatch):
     model = bundle.DATA / "models" / "demo-qwen3"
     (tmp_path / "model").symlink_to(model)
     asked = [
-        options.Train(model=model, problems=problems)
+        Train(model=model, problems=problems)
         for model, problems in [
             ("model", "problems.jsonl"),
             (str(model), str(tmp_path / "problems.jsonl")),
             ("model", "others.jsonl"),
         ]
     ]
-    first, second, other = (training._question(one, {}) for one in asked)
-    assert training._difference(first, second) is None
-    assert training._difference(first, other) == "--problems"
+    first, second, other = (train._question(one, {}) for one in asked)
+    assert train._difference(first, second) is None
+    assert train._difference(first, other) == "--problems"
 
 
 def test_a_run_writes_a_row_of_metrics_a_step(run):
@@ -210,9 +211,9 @@ def test_a_run_whose_checkpoints_cannot_be_checked_is_refused(tmp_path):
     """They were written before checkpoints recorded their files."""
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / training.RUN).write_text('{"content": {}}')
+    (tmp_path / train.RUN).write_text('{"content": {}}')
     with pytest.raises(InputError, match=r"no complete checkpoint.*Give --output a new folder, or remove"):
-        training._claim(tmp_path, {"content": {}}, resume=True)
+        train._claim(tmp_path, {"content": {}}, resume=True)
 
 
 def test_a_layer_is_suggested_by_the_stages_of_a_scan(tmp_path, capsys):
@@ -263,9 +264,7 @@ def test_a_step_is_a_generation_batch_whatever_the_updates():
 
 def test_several_processes_share_a_step(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    shape = configuration._shape(
-        options.Train(prompts=8, updates=2), {"num_generations": 4, "per_device_train_batch_size": 4}
-    )
+    shape = configuration._shape(Train(prompts=8, updates=2), {"num_generations": 4, "per_device_train_batch_size": 4})
     assert shape["steps_per_generation"] == 4
     assert shape["gradient_accumulation_steps"] == 2
 
@@ -307,14 +306,14 @@ def test_the_file_names_the_folder_and_the_template_arguments_reach_the_prompts(
     few = ["--prompts", "2", "--samples", "2", "--steps", "1", "--internal-steps", "1", "--layer", "3"]
     assert main(["train", *PROBLEMS, *few, "--limit", "4", "--config", file, "--chat-template", str(template)]) == 0
     prompt = pd.read_parquet(folder / "rollouts.parquet")["prompt_ids"][0]
-    tokenizer = loading.load_tokenizer(options.Train())
+    tokenizer = loading.load_tokenizer(Train())
     assert str(tokenizer.decode(prompt)).startswith("Ahoy: ")
 
 
 def test_a_layer_is_suggested_through_the_readout_that_is_trained(tmp_path, monkeypatch):
     asked = []
     found = {"target": 2, "runner_up": None, "mean": 1.0, "low": 0.5, "high": 1.5, "spans": [["exploration", 0, 2]]}
-    monkeypatch.setattr(training, "suggested", lambda *given: asked.append(given[-1]) or found)
+    monkeypatch.setattr(train, "suggested", lambda *given: asked.append(given[-1]) or found)
     few = [*SHORT, "--steps", "1", "--internal-steps", "1", "--scan-every", "0", "--readout", "norm"]
     assert main(["train", *few, "--output", str(tmp_path / "run")]) == 0
     assert asked == ["norm"]

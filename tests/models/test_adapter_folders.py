@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_adapters import LINEAR, moved
 
 from internal_policy.__main__ import main
-from internal_policy.cli.options import ModelOptions
+from internal_policy.cli.common import ModelOptions
 from internal_policy.errors import InputError
 from internal_policy.models import loading
 from internal_policy.models.families import inside

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from internal_policy.cli.options import ModelOptions
+from internal_policy.cli.common import ModelOptions
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import entropy
 from internal_policy.measure.sites import SITES

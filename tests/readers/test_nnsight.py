@@ -8,7 +8,8 @@ import pytest
 from transformers import LlamaConfig
 
 from internal_policy import bundle
-from internal_policy.cli import commands, options, sampling
+from internal_policy.cli import sampling
+from internal_policy.cli.scan import Scan, _question
 from internal_policy.scans import store
 
 TESTS = Path(__file__).parent
@@ -25,7 +26,7 @@ def test_a_scan_by_hooks_leaves_every_object_as_it_was(tmp_path):
     code = f"""
 import sys, torch
 backward = torch.Tensor.backward
-import internal_policy.train.bupo, internal_policy.train.callbacks, internal_policy.cli.drawing
+import internal_policy.train.bupo, internal_policy.train.callbacks, internal_policy.cli.plot
 sys.path.insert(0, {str(TESTS.parents[1] / "app")!r})
 import scans, show
 from internal_policy.__main__ import main
@@ -39,12 +40,12 @@ assert not {{"nnsight", "transformer_lens"}} & set(sys.modules)
 
 
 def test_the_package_works_in_a_process_that_began_with_nnsight():
-    code = "import nnsight, internal_policy.cli.commands, internal_policy.scans.scan, internal_policy.train.bupo"
+    code = "import nnsight, internal_policy.cli.scan, internal_policy.scans.scan, internal_policy.train.bupo"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_scan_of_an_earlier_version_is_asked_the_same_question():
     asked = store.record(bundle.DATA / "scans" / "demo-qwen3")["asked"]
-    assert commands._question(options.Scan(), LlamaConfig).keys() == asked.keys()
-    assert all(getattr(options.Scan(), name, default) == default for name, default in sampling.LATER.items())
+    assert _question(Scan(), LlamaConfig).keys() == asked.keys()
+    assert all(getattr(Scan(), name, default) == default for name, default in sampling.LATER.items())

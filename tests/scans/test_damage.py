@@ -346,10 +346,10 @@ def test_a_part_without_its_notes_is_measured_again(words, here):
 
 
 def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here, monkeypatch):
-    from internal_policy.cli import commands
+    from internal_policy.cli import scan as command
     from internal_policy.scans import scan
 
-    facts, measure = commands._facts, scan.measure
+    facts, measure = command._facts, scan.measure
 
     def interrupted(*given, first, **options):
         if first:
@@ -359,10 +359,10 @@ def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here
     with monkeypatch.context() as patch:
         patch.setattr(scan, "measure", interrupted)
         patch.setattr(
-            commands, "_facts", lambda *given: {**facts(*given), "device": "cuda:0", "versions": {"torch": "1"}}
+            command, "_facts", lambda *given: {**facts(*given), "device": "cuda:0", "versions": {"torch": "1"}}
         )
         assert main([*words, "--output", "mine"]) == 130
-    monkeypatch.setattr(commands, "_facts", lambda *given: {**facts(*given), "versions": {"torch": "2"}})
+    monkeypatch.setattr(command, "_facts", lambda *given: {**facts(*given), "versions": {"torch": "2"}})
     assert main([*words, "--output", "mine"]) == 0
     record = store.record(here / "mine")
     assert (record["device"], record["versions"]) == ("cuda:0, cpu", {"torch": "1, 2"})

@@ -10,7 +10,12 @@ from conftest import CHAT_TEMPLATE, tiny_model
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from internal_policy.__main__ import main
-from internal_policy.cli import options, sampling, training
+from internal_policy.cli import sampling, train
+from internal_policy.cli.evaluate import Evaluate
+from internal_policy.cli.fit_lens import FitLens
+from internal_policy.cli.generate import Generate
+from internal_policy.cli.scan import Scan
+from internal_policy.cli.train import Train
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
 from internal_policy.scans import store
@@ -42,10 +47,10 @@ def on(monkeypatch):
 @pytest.mark.parametrize("form", ["generate", "scan", "evaluate", "fit-lens"])
 def test_the_date_is_in_the_digest(folder, on, form):
     kinds = {
-        "generate": options.Generate,
-        "scan": options.Scan,
-        "evaluate": options.Evaluate,
-        "fit-lens": options.FitLens,
+        "generate": Generate,
+        "scan": Scan,
+        "evaluate": Evaluate,
+        "fit-lens": FitLens,
     }
     asked = kinds[form](model=str(folder), **({"output": Path("x")} if form in ("generate", "fit-lens") else {}))
     digests = []
@@ -61,7 +66,7 @@ def test_templates_without_a_date_give_the_same_question_every_day(folder, on):
         questions = []
         for day in ("2026-11-24", "2026-11-25"):
             on(day)
-            questions.append(sampling.question(replace(options.Scan(model=str(folder)), **more), [], set()))
+            questions.append(sampling.question(replace(Scan(model=str(folder)), **more), [], set()))
         assert questions[0] == questions[1]
 
 
@@ -72,7 +77,7 @@ def test_token_id_rollouts_give_the_same_question_every_day(folder, on):
         questions = []
         for day in ("2026-11-24", "2026-11-25"):
             on(day)
-            questions.append(sampling.question(options.Scan(model=str(folder), rollouts=name), [], set()))
+            questions.append(sampling.question(Scan(model=str(folder), rollouts=name), [], set()))
         assert (questions[0] == questions[1]) == same
 
 
@@ -134,23 +139,23 @@ def test_another_question_on_another_day_is_not_blamed_on_the_date(folder, on, c
 
 def test_a_date_in_the_arguments_is_written(folder, tokenizer):
     Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
-    dated = loading.load_tokenizer(options.Scan(model=str(folder)))
+    dated = loading.load_tokenizer(Scan(model=str(folder)))
     (rollout,) = read_rollouts("r.jsonl", dated, {"strftime_now": "2024-07-26"})
     assert tokenizer.decode(rollout.prompt_ids).startswith("26 Jul 2024\n")
 
 
 def test_a_training_run_keeps_its_starting_date(folder, here, on):
-    asked = options.Train(model=str(folder))
+    asked = Train(model=str(folder))
     on("2026-11-25")
-    assert training._day(asked, here / "run") == "2026-11-25"
+    assert train._day(asked, here / "run") == "2026-11-25"
     (here / "run").mkdir()
-    (here / "run" / training.RUN).write_text('{"date": "2026-11-20"}')
-    assert training._day(asked, here / "run") == "2026-11-20"
-    assert training._day(options.Train(), here / "run") is None
+    (here / "run" / train.RUN).write_text('{"date": "2026-11-20"}')
+    assert train._day(asked, here / "run") == "2026-11-20"
+    assert train._day(Train(), here / "run") is None
 
 
 def test_a_training_configuration_has_the_day_for_its_template(tmp_path):
-    config = training._on("2026-11-20", BuPOConfig(str(tmp_path), chat_template_kwargs={"a": 1}, use_cpu=True))
+    config = train._on("2026-11-20", BuPOConfig(str(tmp_path), chat_template_kwargs={"a": 1}, use_cpu=True))
     assert config.chat_template_kwargs == {"strftime_now": "2026-11-20", "a": 1}
 
 
@@ -164,7 +169,7 @@ def test_an_error_of_a_template_names_its_file(folder, template, why, capsys):
 
 
 def test_an_error_of_a_models_own_template_names_its_folder(folder, tokenizer):
-    own = loading.load_tokenizer(options.Scan(model=str(folder)))
+    own = loading.load_tokenizer(Scan(model=str(folder)))
     own.chat_template = "{{ 1/0 }}"
     Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
     with pytest.raises(InputError, match=rf"The chat template of {folder} refuses the messages \(division by zero"):
@@ -182,4 +187,4 @@ def test_a_model_of_the_hub_is_asked_for_its_template(tmp_path, monkeypatch, nam
         return str(tmp_path / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert loading.inserts_date(options.Scan(model="meta/dated"), None) == (name is not None)
+    assert loading.inserts_date(Scan(model="meta/dated"), None) == (name is not None)

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 
-from internal_policy.__main__ import main
+from internal_policy.cli.main import main
 
 
 def _wait_for_the_end() -> None:

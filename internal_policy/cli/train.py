@@ -1,4 +1,4 @@
-"""What the command that trains does."""
+"""`internal-policy train`: train a model with BuPO or GRPO."""
 
 import dataclasses
 import json
@@ -10,20 +10,27 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from internal_policy import bundle, files
-from internal_policy.cli import options, progress, sampling, show
+from internal_policy.cli import progress, sampling
+from internal_policy.cli.common import File, Fraction, ModelOptions, Number, Output, PromptOptions, Readout, Text
+from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
-from internal_policy.look import statistics
 from internal_policy.models import loading, templates
-from internal_policy.scans import records, store
+from internal_policy.scans import records
 from internal_policy.secrecy import redacted
 from internal_policy.train import checkpoints, configuration
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -42,8 +49,77 @@ CHANGEABLE = {"resume", "json", "output", "report_to", "save_every", "config"}
 """Options that may be others when a run is resumed; what stands in the configuration file is compared by itself."""
 
 
-def train(asked: options.Train) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Train(PromptOptions, ModelOptions):
+    """Train a model with BuPO: on one internal policy first, then on the whole; or with plain GRPO.
+
+    With no options the bundled demo-qwen3 model is trained on bundled problems, sums of three numbers. The run's folder
+    gets metrics.parquet (a row a step), dynamics.parquet (what happens to every layer), checkpoints and, at the end,
+    the model. Ctrl-C writes a checkpoint and prints the command that goes on.
+
+    For example:
+    $ internal-policy train
+    $ internal-policy train --method grpo --steps 40 --output grpo
+    $ internal-policy train --layer 3 --internal-steps 20 --report-to tensorboard
+    $ accelerate launch --num-processes 2 -m internal_policy train --model ./my-qwen --problems problems.jsonl
+    data/recipes/ has the paper's runs on 8 GPUs, each with its command.
+    """
+
+    problems: File = None
+    """File .jsonl, .json, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default bundled ones."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "float32"
+    """What the weights are loaded as, and trained in; bf16 (a key of --config) computes in bfloat16 beside that."""
+    method: Literal["bupo", "grpo"] = "bupo"
+    """grpo trains the whole policy from the start."""
+    layer: Number = None
+    """Layer that BuPO trains first, from 0; by default the last whose FFN raises entropy significantly in a scan of a
+    few responses (its 95 % interval, widened for the number of layers, is above 0). With grpo: the layer that later
+    ones are compared with in dynamics.parquet."""
+    site: Literal["resid_post", "attn_out", "mlp_out"] = "resid_post"
+    """What of that layer: its output, or that of its attention or FFN."""
+    readout: Readout = None
+    """How its hidden states are unembedded: raw (the paper, and the default) or norm (through the final norm)."""
+    internal_steps: Number = None
+    """Steps on the internal policy; by default a sixth of all."""
+    steps: Number = None
+    """Steps in all; a step is a batch of sampled responses, whatever the number of updates. By default 120."""
+    prompts: Number = None
+    """Prompts of a step; by default 16."""
+    samples: Number = None
+    """Responses to each prompt; by default 8."""
+    updates: Number = None
+    """Optimizer updates of a step; by default 1."""
+    micro_batch: Number = None
+    """Responses that one process computes at a time, for the memory; by default 16."""
+    learning_rate: Fraction = None
+    """Of AdamW; by default 1e-4 for a bundled model, 1e-6 (the paper's) for others."""
+    temperature: Fraction = None
+    """Of sampling; by default 1."""
+    max_new_tokens: Number = None
+    """Length limit of a response; by default 64 for a bundled model, 1024 for others."""
+    seed: Number = None
+    """Of sampling and of the order of problems; by default 0."""
+    save_every: Number = None
+    """Steps between two checkpoints, of which the last two are kept; by default 20."""
+    scan_every: int = 5
+    """Steps between two scans of the layers for dynamics.parquet; 0 for none."""
+    report_to: Text = None
+    """Where else to log, as in TRL: tensorboard, wandb, trackio, ...; by default nowhere."""
+    config: File = None
+    """YAML file whose keys are any fields of TRL's GRPOConfig and of BuPOConfig; options given here win over it."""
+    output: Output = None
+    """Folder of the run; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE), where the dashboard
+    finds it."""
+    resume: bool = False
+    """Go on from the last checkpoint in the folder."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(asked: Train) -> None:
     """Train, or go on; then say what came of it."""
+    from internal_policy.scans import store
+
     _check(asked)
     progress.err.quiet = int(os.environ.get("RANK", 0)) > 0  # of several processes one speaks
     given = configuration.read(asked.config)
@@ -65,7 +141,7 @@ def train(asked: options.Train) -> None:
     _run(asked, config, model, tokenizer, problems, folder, start, layer)
 
 
-def _check(asked: options.Train) -> None:
+def _check(asked: Train) -> None:
     if find_spec("trl") is None:
         raise InputError("Training needs trl, which is not installed; `pip install 'internal-policy[train]'` adds it.")
     for name in (
@@ -88,7 +164,7 @@ def _check(asked: options.Train) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be above 0.")
 
 
-def _problems(asked: options.Train) -> "list[Problem]":
+def _problems(asked: Train) -> "list[Problem]":
     from internal_policy.tasks.problems import read_problems
 
     source = asked.problems or str(bundle.DATA / "problems" / "sums.jsonl")
@@ -100,7 +176,7 @@ def _problems(asked: options.Train) -> "list[Problem]":
     return problems
 
 
-def _question(asked: options.Train, given: Mapping[str, Any]) -> dict[str, Any]:
+def _question(asked: Train, given: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the run; what its files hold, not where they lie."""
     plain = {name: value for name, value in dataclasses.asdict(asked).items() if name not in CHANGEABLE}
     content = {path: sampling.held(path) for path in (asked.problems, asked.chat_template) if path}
@@ -113,8 +189,10 @@ def _named(given: Mapping[str, Any]) -> Path | None:
     return Path(given["output_dir"]).expanduser() if given.get("output_dir") else None
 
 
-def _name(asked: options.Train, question: Mapping[str, Any]) -> str:
+def _name(asked: Train, question: Mapping[str, Any]) -> str:
     """Of the run's folder: model, method and a digest of the rest."""
+    from internal_policy.scans import store
+
     return f"{Path(asked.model).name}-{asked.method}-{store.digest(question)[:6]}"
 
 
@@ -164,6 +242,8 @@ def _known(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first option that changed, however it was typed."""
+    from internal_policy.scans import store
+
     for name in now:
         if name in ("model", "revision"):  # compared by `identity`
             continue
@@ -173,7 +253,7 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     return None
 
 
-def _day(asked: options.Train, folder: Path) -> str | None:
+def _day(asked: Train, folder: Path) -> str | None:
     """The date that the chat template writes, which is the day on which the run started; None if it writes none."""
     if not loading.inserts_date(asked, asked.chat_template):
         return None
@@ -188,12 +268,12 @@ def _on(day: str | None, config: "BuPOConfig") -> "BuPOConfig":
     return config
 
 
-def _chat(asked: options.Train, config: "BuPOConfig") -> "Chat":
+def _chat(asked: Train, config: "BuPOConfig") -> "Chat":
     """Arguments for the chat template, None for no template."""
     return None if asked.chat_template == "none" else cast("dict[str, Any]", config.chat_template_kwargs or {})
 
 
-def _placed(asked: options.Train) -> options.Train:
+def _placed(asked: Train) -> Train:
     """Each of several processes loads onto its own device."""
     import torch
 
@@ -204,7 +284,7 @@ def _placed(asked: options.Train) -> options.Train:
 
 
 def _layer(
-    asked: options.Train,
+    asked: Train,
     given: Mapping[str, Any],
     config: "BuPOConfig",
     model: "nn.Module",
@@ -213,6 +293,8 @@ def _layer(
     folder: Path,
 ) -> int | None:
     """The layer that is trained first, or watched. Raises InputError if none was given and none stands out."""
+    from internal_policy.look import statistics
+
     unused = asked.method == "grpo" and not asked.scan_every
     if asked.layer is not None or "schedule" in given or unused:
         return asked.layer
@@ -233,7 +315,8 @@ def _layer(
 def suggested(
     model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", rollouts: "list[Rollout]", readout: str = "raw"
 ) -> dict[str, Any]:
-    """BuPO's target layer and runner-up by a scan of `rollouts`: `analysis.suggestion`."""
+    """BuPO's target layer and runner-up by a scan of `rollouts`: `statistics.suggestion`."""
+    from internal_policy.look import statistics
     from internal_policy.scans.scan import scan
 
     readouts: Any = (readout,)
@@ -244,7 +327,7 @@ def suggested(
 
 
 def _responses(
-    asked: options.Train,
+    asked: Train,
     config: "BuPOConfig",
     model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
@@ -262,7 +345,7 @@ def _responses(
 
 
 def _check_problems(
-    asked: options.Train,
+    asked: Train,
     problems: "list[Problem]",
     tokenizer: "PreTrainedTokenizerBase",
     config: "BuPOConfig",
@@ -293,7 +376,7 @@ def _check_problems(
 
 
 def _run(
-    asked: options.Train,
+    asked: Train,
     config: "BuPOConfig",
     model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
@@ -335,7 +418,7 @@ def _run(
     _save(trainer, folder)
     trainer.accelerator.end_training()  # several processes that do not part may abort
     if trainer.is_world_process_zero():
-        show.trained(folder, journal.metrics, time.monotonic() - begun, as_json=asked.json)
+        trained(folder, journal.metrics, time.monotonic() - begun, as_json=asked.json)
 
 
 @contextmanager
@@ -366,7 +449,7 @@ def _save(trainer: "BuPOTrainer", folder: Path) -> None:
 
 
 def _watched(
-    asked: options.Train,
+    asked: Train,
     config: "BuPOConfig",
     model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
@@ -431,3 +514,26 @@ def in_words(row: Mapping[str, Any]) -> str:
         "cut": "cut {:.0%}",
     }
     return f"{trained}: " + ", ".join(form.format(row[name]) for name, form in formats.items() if name in row)
+
+
+def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, *, as_json: bool = False) -> None:
+    """A training run: the reward in tenths of it, and what to do with the model."""
+    tenth = max(1, len(metrics) // 10)
+    told = []
+    for start in range(0, len(metrics), tenth):
+        part = metrics.iloc[start : start + tenth]
+        steps = [int(step) for step in part["step"]]
+        means = part.reindex(columns=["reward", "entropy", "clip_fraction"]).mean().to_dict()
+        told.append({"steps": f"{steps[0]}-{steps[-1]}", "trained": ", ".join(dict.fromkeys(part["target"])), **means})
+    if as_json:
+        document({"run": str(folder), "model": str(folder / "model"), "seconds": seconds, "steps": told})
+        return
+    table = Table(title="Means over steps", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("steps", "trained", "reward", "entropy", "clip_fraction"):
+        table.add_column(name.replace("_", " "), justify="left" if name == "trained" else "right")
+    for row in told:
+        numbers = [f"{row[name]:.3f}" for name in ("reward", "entropy", "clip_fraction")]
+        table.add_row(row["steps"], row["trained"], *numbers)
+    out.print(table)
+    out.print(f"{len(metrics)} steps in {seconds:.0f} s. Model: {escape(str(folder / 'model'))}")
+    out.print(f"Measure it: internal-policy evaluate --model {escape(str(folder / 'model'))}")

@@ -1,0 +1,51 @@
+"""`internal-policy dashboard`: serve the dashboard on this machine."""
+
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from internal_policy import bundle
+from internal_policy.cli import progress
+from internal_policy.cli.common import Text
+from internal_policy.cli.plot import needs
+from internal_policy.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dashboard:
+    """Open the dashboard on this machine; it shows the scans in the cache, and the bundled ones.
+
+    For example:
+    $ internal-policy dashboard
+    $ internal-policy dashboard --scan 3fa9 --port 8600
+    """
+
+    scan: Text = None
+    """Scan to begin with: its folder, or the first digits of its name in `internal-policy ls`."""
+    port: int = 8501
+    """Where it listens, on 127.0.0.1 alone."""
+
+
+def run(options: Dashboard) -> None:
+    """Serve the dashboard until it is interrupted."""
+    needs("streamlit")
+    from internal_policy.look.view import check, default
+    from internal_policy.scans import store
+
+    folder = store.find(options.scan).absolute() if options.scan is not None else None
+    if folder:
+        check(default(folder))
+    progress.note(
+        f"http://127.0.0.1:{options.port}/{'?' + urlencode({'scan': folder}) if folder else ''} (Ctrl-C ends it)"
+    )
+    from click import Abort
+    from streamlit.web import cli
+
+    try:  # in this process, so that the server ends with it, however it ends
+        cli.main(["run", str(bundle.APP / "main.py"), "--server.port", str(options.port)], standalone_mode=False)
+    except Abort:  # how click reports Ctrl-C, which is how the server is stopped
+        return
+    except SystemExit as error:
+        if error.code:
+            raise InputError(
+                f"The dashboard didn't start on port {options.port}. If the port is in use, try another --port."
+            ) from error

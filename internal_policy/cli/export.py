@@ -1,0 +1,47 @@
+"""`internal-policy export`: write a table of a scan as one file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from internal_policy.cli import progress
+from internal_policy.cli.common import Output, ScanName
+from internal_policy.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a table of a scan as one file.
+
+    For example:
+    $ internal-policy export 3fa9 --format csv
+    $ internal-policy export 3fa9 --table policies --format parquet --output policies.parquet
+    """
+
+    scan: ScanName
+    """Folder of the scan, or the first digits of its name in `internal-policy ls`."""
+    format: Literal["csv", "json", "parquet"] = "csv"
+    """Of the file."""
+    table: Literal["layers", "policies", "rollouts"] = "layers"
+    """layers: a row a rollout x readout x layer x site; policies: a row a token x readout x layer; rollouts: the
+    responses."""
+    output: Output = None
+    """File to write; by default TABLE.FORMAT here."""
+
+
+def run(options: Export) -> None:
+    """Write a table of a scan as one file."""
+    from internal_policy.scans import store
+
+    folder = store.find(options.scan)
+    store.record(folder)
+    path = options.output or Path(f"{options.table}.{options.format}")
+    if path.suffix != f".{options.format}":
+        raise InputError(
+            f"--output is {path}, but --format is {options.format}; let the name end in .{options.format}."
+        )
+    if path.exists() or not path.parent.is_dir():
+        why = "exists; remove it" if path.exists() else "is in no folder; make it"
+        raise InputError(f"{path} {why}, or give --output another name.")
+    rows = store.export(folder, options.table, options.format, path)
+    progress.note(f"Wrote {rows:,} rows to {path}.")

@@ -1,0 +1,79 @@
+"""`internal-policy families`: list the model families that can be read, each proved now."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from internal_policy.cli import progress
+from internal_policy.cli.console import document, out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Families:
+    """List the model families that can be read, each proved now, and how to add one.
+
+    Every row of the table is put to the proof on a tiny random model, with the transformers that is installed: that
+    what is read is what the model adds to its residual stream, to the last bit. The exit code is 1 where a row fails.
+    """
+
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(options: Families) -> bool:
+    """List the families, each proved now; True where a row is wrong."""
+    from internal_policy.models.families import FAMILIES
+    from internal_policy.models.proofs import prove
+
+    progress.quiet()
+    found = {name: prove(name) for name in progress.tracked("Proving", FAMILIES)}
+    rows = {name: {**dataclasses.asdict(row), "contradictions": found[name]} for name, row in FAMILIES.items()}
+    printed(rows, metadata.version("transformers"), as_json=options.json)
+    return any(text for proofs in found.values() for text in proofs.values())
+
+
+def printed(found: Mapping[str, Mapping[str, Any]], version: str, *, as_json: bool = False) -> None:
+    """The rows of the families with what contradicts each of their proofs, and how to add one."""
+    if as_json:
+        document({name: {**row, "proved": not any(row["contradictions"].values())} for name, row in found.items()})
+        return
+    claims = list(next(iter(found.values()))["contradictions"])
+    numbers = "".join(str(number) for number, _ in enumerate(claims, 1))
+    table = Table("family", numbers, "sites", "norms", box=box.SIMPLE_HEAD)
+    table.add_column("what is different", overflow="fold")
+    for name, row in found.items():
+        marks = "".join("[red]✗[/]" if text else "[green]✓[/]" for text in row["contradictions"].values())
+        table.add_row(name, marks, str(len(row["sites"])), row["norms"], escape("; ".join(_differences(row))))
+    out.print(table)
+    for name, row in found.items():
+        for number, text in enumerate(row["contradictions"].values(), 1):
+            if text:
+                out.print(f"[red]{name}, {number}:[/] {escape(text)}")
+    out.print(f"Tried just now on tiny random models in float64, with transformers {version}; ✓ is exact:")
+    for number, claim in enumerate(claims, 1):
+        out.print(f"  {number}  {claim}")
+    out.print(
+        "Norms stand before what a module reads, after what it wrote, or both.\n\n"
+        "A model belongs to the family that `model_type` in its config.json names. To add\n"
+        "one, add a row to FAMILIES in internal_policy/models/families.py: where its layers, its\n"
+        "final norm and its sites are; and to OWN in internal_policy/models/proofs.py what makes\n"
+        "its model tiny. This command then proves it."
+    )
+
+
+def _differences(row: Mapping[str, Any]) -> list[str]:
+    """What a row says besides where its modules are, in words."""
+    return [
+        *(f"where {name} is {' or '.join(map(str, values))}" for name, values in row["needs"].items()),
+        *([row["note"]] if row["note"] else []),
+        *(f"no {site}: {why}" for site, why in row["absent"].items()),
+        *([f"attn_out and mlp_out times {row['multiplier']}"] if row["multiplier"] else []),
+        *([f"logits over {row['divisor']}"] if row["divisor"] else []),
+        *([f"logits capped by {row['cap']}"] if row["cap"] else []),
+    ]

@@ -1,0 +1,111 @@
+"""`internal-policy generate`: sample responses and mark them."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.markup import escape
+
+from internal_policy.cli import progress, sampling
+from internal_policy.cli.common import File, ModelOptions, PromptOptions, SamplingOptions
+from internal_policy.cli.console import document, out
+from internal_policy.errors import InputError
+from internal_policy.models import loading
+
+if TYPE_CHECKING:
+    from internal_policy.tasks.rollouts import Rollout
+
+PRESENTATION = {"output", "json"}
+"""Options that change nothing of what is sampled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(SamplingOptions, PromptOptions, ModelOptions):
+    """Sample responses, from the model or from one of its internal policies, and mark them.
+
+    For example:
+    $ internal-policy generate --samples 4 --output rollouts.jsonl
+    $ internal-policy generate --at 5.resid_post --limit 8 --output layer5.parquet
+    """
+
+    output: Path = Path("rollouts.parquet")
+    """File to write, .parquet or .jsonl."""
+    at: str = "final"
+    """Hook point to sample from: final is the model itself, 5.resid_post what layer 5 alone would write."""
+    readout: Literal["raw", "norm"] = "raw"
+    """How hidden states of that hook point are unembedded."""
+    lens: File = None
+    """Unembed them through this lens instead, as `fit-lens` writes it."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(options: Generate) -> None:
+    """Sample responses and write them to one file; an interrupted run goes on where it stopped."""
+    from internal_policy.models.hooks import HookPoint
+    from internal_policy.scans import store
+    from internal_policy.tasks.generate import check_sampling
+    from internal_policy.tasks.rollouts import write_rollouts
+
+    if options.output.exists():
+        raise InputError(f"{options.output} exists; remove it, or give --output another name.")
+    if options.output.suffix not in (".parquet", ".jsonl") or not options.output.parent.is_dir():
+        raise InputError(f"--output is {options.output}; give a .parquet or .jsonl file in a folder that exists.")
+    point = HookPoint.parse(options.at)
+    sampling.check_lens(options)
+    progress.quiet()
+    tokenizer = loading.load_tokenizer(options, options.chat_template)
+    config = loading.load_config(options)
+    path, limit = sampling.source(options.problems, options.limit)
+    asked = dataclasses.replace(options, problems=path, limit=limit)
+    question = sampling.question(asked, [path, options.chat_template, options.lens], PRESENTATION)
+    question["output"] = options.output.absolute()  # two files at a time do not share their parts
+    sampling.check_point(config, point)
+    maps = sampling.maps_of(options, [point], question["identity"], config)
+    folder = store.root() / "rollouts" / store.digest(question)
+    check_sampling(
+        options.samples,
+        options.temperature,
+        options.top_p,
+        options.max_new_tokens,
+        options.batch_size,
+        options.seed,
+    )
+    problems, _ = sampling.read(options, options.problems, tokenizer, config)
+    model = loading.load_model(options, config)
+    readout = sampling.readout_of(options, maps, model)
+    rollouts = sampling.all_of(options, model, tokenizer, problems, point, readout, folder)
+    write_rollouts(options.output, rollouts)
+    shutil.rmtree(folder)
+    generated(options.output, options.at, rollouts, as_json=options.json)
+
+
+def generated(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: bool = False) -> None:
+    """Print what was generated."""
+    import pandas as pd
+
+    from internal_policy.cli.show import outcome
+
+    marks = [rollout.reward for rollout in written if rollout.reward is not None]
+    found = {
+        "output": str(path),
+        "at": at,
+        "rollouts": len(written),
+        "tokens": sum(len(rollout.response_ids) for rollout in written),
+        "reward": sum(marks) / len(marks) if marks else None,
+        "finished": sum(rollout.finished for rollout in written) / len(written),
+    }
+    if as_json:
+        document(found)
+        return
+    first = written[0]
+    out.print(f"{escape(first.problem)}\n→ {escape(first.response)}\n", emoji=False)
+    right = outcome(pd.Series(marks, dtype=float))
+    out.print(
+        f"{len(written)} responses from the policy at {at}{right}, {found['finished']:.1%} ended by themselves; "
+        f"{found['tokens']:,} tokens."
+    )
+    out.print(f"Written to {escape(str(path))}")

@@ -1,0 +1,111 @@
+"""`internal-policy plot`: draw one figure of a scan."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from internal_policy.cli import progress
+from internal_policy.cli.common import Number, ScanName, ViewOptions
+from internal_policy.errors import InputError
+
+if TYPE_CHECKING:
+    from internal_policy.look.view import View
+
+Others = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SCAN", help_behavior_hint="")]
+
+
+Figure = Literal[
+    "flow", "change", "norm-control", "residual", "convergence", "readouts", "distribution", "tokens", "cell", "compare"
+]
+
+
+Measure = Literal["entropy", "change", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot(ViewOptions):
+    """Draw one figure of a scan, as .html that needs no network, or as .png, .svg or .pdf.
+
+    flow: entropy from layer to layer (Fig. 2 of the paper); change: entropy change with the stages (Fig. 3);
+    norm-control: the change as direction and norm; residual: cosines with the residual stream, and norms (Fig. 12);
+    convergence: KL to the model's policy and where its first choice settles; readouts: raw, norm and a lens in one
+    figure; distribution: spread over the tokens; tokens: token x layer heatmap of a response; cell: what the policies
+    of a layer would say at a token; compare: up to four scans side by side.
+
+    For example:
+    $ internal-policy plot demo-qwen3 flow -o flow.png
+    $ internal-policy plot 3fa9 change --style paper -o change.pdf
+    $ internal-policy plot demo-qwen3 tokens --rollout 3 --site mlp_out --measure change -o tokens.html
+    $ internal-policy plot demo-qwen3 compare --against demo-llama -o compare.svg
+    """
+
+    scan: ScanName
+    """Folder of the scan, the first digits of its name in `internal-policy ls`, or demo-qwen3 or demo-llama."""
+    figure: Annotated[Figure, tyro.conf.Positional]
+    """What to draw."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
+    """File to write: .html, .png, .svg or .pdf. An existing one is replaced."""
+    style: Literal["screen", "paper"] = "screen"
+    """paper: black on white, sized for a column of print, without a title."""
+    average: Literal["tokens", "rollouts"] = "tokens"
+    """Every token counts the same (the paper), or every rollout does."""
+    against: Others = ()
+    """Of compare: the other scans."""
+    measure: Measure = "entropy"
+    """Measure to draw in tokens, distribution, readouts and compare. change is for tokens and compare, top1 for
+    readouts, entropy_at_input_norm for tokens and distribution."""
+    site: str = "resid_post"
+    """Of tokens, distribution and readouts: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post."""
+    rollout: Number = None
+    """Of tokens and cell: number of the response; by default the first."""
+    position: Number = None
+    """Of cell: which token of the response, from 0; by default the first."""
+    layer: int = 0
+    """Of cell: from 0; one past the last for the model's own policy."""
+
+
+def run(options: Plot) -> None:
+    """Write one figure."""
+    needs("plotly")
+    from internal_policy.look import catalogue, export
+
+    export.check(options.output)
+    views = [view_of(name, options) for name in (options.scan, *options.against)]
+    if options.against and options.figure != "compare":
+        raise InputError(f"--against is for compare; {options.figure} draws one scan.")
+    choice = catalogue.Choice(
+        options.average, options.site, options.measure, options.rollout, options.position, options.layer, options.style
+    )
+    export.write(catalogue.draw(options.figure, views, choice), options.output)
+    progress.note(f"Wrote {options.output}.")
+
+
+def view_of(name: str, options: ViewOptions) -> "View":
+    """What the options say of a scan to look at. Raises InputError."""
+    from internal_policy.look.view import View, check, default
+    from internal_policy.scans import store
+
+    folder = store.find(name)
+    first, last = positions(options.positions)
+    view = View(folder, options.readout or default(folder).readout, options.outcome, first, last)
+    check(view)
+    return view
+
+
+def positions(text: str | None) -> tuple[int, int | None]:
+    """Read `0-99`, `100-` or `7`: the first position and the last, None for the end. Raises InputError."""
+    if text is None:
+        return 0, None
+    first, dash, last = text.partition("-")
+    if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
+        raise InputError(f"--positions is '{text}'; write for example 0-99, 100- or 7.")
+    return int(first), int(last) if last else None if dash else int(first)
+
+
+def needs(package: str) -> None:
+    """Raise InputError if a package of the `app` extra is missing."""
+    if find_spec(package) is None:
+        raise InputError(f"This needs {package}, which is not installed; `pip install 'internal-policy[app]'` adds it.")

@@ -1,0 +1,43 @@
+"""`internal-policy report`: write one HTML file about some scans."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from internal_policy import files
+from internal_policy.cli import progress
+from internal_policy.cli.common import ScanNames, ViewOptions
+from internal_policy.cli.plot import needs, view_of
+from internal_policy.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(ViewOptions):
+    """Write one offline HTML file with every figure of one or more scans, their table and provenance.
+
+    For example:
+    $ internal-policy report demo-qwen3 demo-llama -o report.html
+    $ internal-policy report 3fa9 --readout norm --outcome correct -o correct.html
+    """
+
+    scans: ScanNames
+    """Folders of the scans, first digits of their names in `internal-policy ls`, or demo-qwen3 or demo-llama."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = Path("report.html")
+    """File to write. An existing one is replaced."""
+
+
+def run(options: Report) -> None:
+    """Write one HTML file about some scans."""
+    needs("plotly")
+    from internal_policy.look import report
+
+    if options.output.suffix != ".html" or not options.output.parent.is_dir():
+        raise InputError(f"--output is {options.output}; give a .html file in a folder that exists.")
+    if not options.scans:
+        raise InputError("No scan is given; name one, or more, such as demo-qwen3. `internal-policy ls` lists them.")
+    page = report.report([view_of(name, options) for name in options.scans])
+    with files.replacing(options.output) as temporary:
+        temporary.write_text(page)
+    progress.note(f"Wrote {options.output}, {options.output.stat().st_size / 1e6:.1f} MB.")

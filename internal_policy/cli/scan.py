@@ -1,0 +1,312 @@
+"""`internal-policy scan`: measure the policies of a model over responses, or answer from the cache."""
+
+import dataclasses
+import functools
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+from internal_policy.cli import opening, progress, sampling
+from internal_policy.cli.common import File, ModelOptions, Output, PromptOptions, SamplingOptions
+from internal_policy.cli.console import document, out
+from internal_policy.errors import InputError
+from internal_policy.models import loading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from internal_policy.lenses.tuned import Maps
+    from internal_policy.scans.selection import Selection
+    from internal_policy.tasks.problems import Problem
+    from internal_policy.tasks.rollouts import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan(SamplingOptions, PromptOptions, ModelOptions):
+    """Measure the policy of every layer, attention block and FFN at every response token.
+
+    The model answers the problems first, unless --rollouts gives it responses. The scan is kept as Parquet: an
+    interrupted one continues where it stopped, and the same question asked again is answered at once.
+
+    For example:
+    $ internal-policy scan
+    $ internal-policy scan --model Qwen/Qwen3-4B --problems HuggingFaceH4/MATH-500@test --limit 100
+    $ internal-policy scan --model ./my-llama --rollouts responses.jsonl --layers 0,5,10-20,-1 --readout both
+    """
+
+    rollouts: File = None
+    """Measure these responses instead: .jsonl, .json, .parquet or .csv, as `generate` and `export` write them, or with
+    columns prompt and response, or messages, or text."""
+    layers: str = "all"
+    """Layers to measure, from 0, such as 0,5,10-20,-1."""
+    sites: str = "all"
+    """Of resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post, separated by commas; all: those that the
+    model's family has."""
+    readout: Literal["raw", "norm", "both"] = "raw"
+    """Unembed hidden states as they are (raw, the paper), or through the final norm (norm, the logit lens)."""
+    lens: File = None
+    """Also read them through this lens, as `fit-lens` writes it, or the tuned-lens library as .safetensors; the readout
+    is called tuned."""
+    measures: str = "all"
+    """Of entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm, separated by commas."""
+    top_k: int = 5
+    """How many of the likeliest tokens to keep at each hook point; 0 for none."""
+    reader: Literal["hooks", "transformer-lens", "nnsight"] = "hooks"
+    """What reads the hidden states: hooks of our own, or a library, which is an extra: internal-policy[nnsight]."""
+    remote: bool = False
+    """With --reader nnsight and --rollouts: measure on NDIF (ndif.us), which holds the model; precision is its own."""
+    output: Output = None
+    """Folder for the scan; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
+    json: bool = False
+    """Print the result as JSON."""
+    dry_run: bool = False
+    """Only say what would be measured, and the memory and disk that it needs."""
+    remeasure: bool = False
+    """Check every file of a finished scan, and measure the damaged parts again."""
+
+
+PRESENTATION = {"output", "json", "dry_run", "remeasure"}
+"""Options that change nothing of what is measured."""
+SAMPLING = {f.name for f in dataclasses.fields(SamplingOptions)} - {"batch_size"} | {"problems"}
+"""Options that mean nothing where the responses are given."""
+PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
+
+Config = Callable[[], "PreTrainedConfig"]
+"""Gives the model's configuration, which is read once, and only if it is needed."""
+
+
+def run(options: Scan) -> None:
+    """Answer from the cache, or measure what is missing; then show the entropies by layer."""
+    from internal_policy.cli import show
+    from internal_policy.scans import job, store
+
+    if options.problems is not None and options.rollouts is not None:
+        raise InputError("Both --problems and --rollouts are given; give one of them.")
+    opening.check(options)
+    start = time.monotonic()
+    config: Config = functools.cache(lambda: loading.load_config(options))
+    question = _question(options, config)
+    folder = options.output or store.folder_of(options.model, question)
+    job.claim(folder, question)
+    cached = (folder / store.RECORD).exists()
+    if cached and options.remeasure:
+        cached = not (job.broken(folder) if options.dry_run else job.discard_damaged(folder))
+    elif cached and (broken := store.cut_short(folder)):
+        raise InputError(f"{folder / broken[0]} is missing or cut short; measure it again with --remeasure.")
+    if options.dry_run:
+        forecast(_forecast(options, question["identity"], config()), folder, cached, as_json=options.json)
+        return
+    if not cached:
+        opening.check_there(options)
+        _measure(options, question, folder, config())
+    show.scan(folder, None, as_json=options.json, extra={"cached": cached})
+    progress.note(f"{'From the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
+
+
+def _question(options: Scan, config: Config) -> dict[str, Any]:
+    """The options that decide the numbers, resolved, with what their paths hold: the key of the cache."""
+    selected = _selected(options, config)
+    unused = PRESENTATION | (SAMPLING if options.rollouts is not None else set())
+    if options.rollouts is None:
+        problems, limit = sampling.source(options.problems, options.limit)
+        options = dataclasses.replace(options, problems=problems, limit=limit)
+    question = sampling.question(
+        options, [options.rollouts or options.problems, options.chat_template, options.lens], unused
+    )
+    return {**question, **selected}
+
+
+def _selected(options: Scan, config: Config) -> dict[str, Any]:
+    """Layers, sites and measures as they were resolved, `all` for all of them, however they were typed."""
+    if options.layers == options.sites == options.measures == "all":
+        return {}  # without transformers, which takes seconds to import
+    every = _selection(dataclasses.replace(options, layers="all", sites="all", measures="all"), config())
+    selection = _selection(options, config())
+    pairs = {name: (getattr(selection, name), getattr(every, name)) for name in ("layers", "sites", "measures")}
+    return {name: "all" if some == whole else list(some) for name, (some, whole) in pairs.items()}
+
+
+def _selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
+    from internal_policy.measure.metrics import MEASURES
+    from internal_policy.measure.sites import SITES
+    from internal_policy.models.families import place, sites_of
+    from internal_policy.scans.selection import Selection, parse_layers
+
+    text = config.get_text_config()
+    if options.top_k > text.vocab_size:
+        raise InputError(f"--top-k is {options.top_k}, but the model has only {text.vocab_size} tokens.")
+    selection = Selection(
+        parse_layers(options.layers, text.num_hidden_layers),
+        sites_of(config) if options.sites == "all" else tuple(options.sites.split(",")),
+        (*(("raw", "norm") if options.readout == "both" else (options.readout,)), *(["tuned"] if options.lens else [])),
+        MEASURES if options.measures == "all" else tuple(options.measures.split(",")),
+        options.top_k,
+    )
+    for site in selection.sites:
+        place(config, site)
+    return dataclasses.replace(  # however they were typed, so that one question has one order of columns
+        selection,
+        sites=tuple(site for site in SITES if site in selection.sites),
+        measures=tuple(name for name in MEASURES if name in selection.measures),
+    )
+
+
+def _maps(options: Scan, selection: "Selection", identity: str, config: "PreTrainedConfig") -> "Maps | None":
+    """The maps of --lens, checked against what is unembedded."""
+    from internal_policy.models.families import sites_of
+    from internal_policy.scans.selection import plan
+
+    planned = plan(selection, sites_of(config))
+    return sampling.maps_of(options, planned.points[1 : planned.unembedded], identity, config)  # the first is final
+
+
+def _given(
+    options: Scan, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
+) -> "tuple[list[Rollout], list[Problem], list[int]]":
+    """The rollouts that came with --rollouts, or else the problems and how many tokens each prompt has. All checked."""
+    from internal_policy.tasks.generate import check_sampling
+    from internal_policy.tasks.rollouts import read_rollouts
+
+    check_sampling(
+        options.samples, options.temperature, options.top_p, options.max_new_tokens, options.batch_size, options.seed
+    )
+    if options.rollouts is not None:
+        chat = loading.chat_of(options.chat_template, options.chat_template_kwargs)
+        return read_rollouts(options.rollouts, tokenizer, chat, limit=options.limit), [], []
+    return [], *sampling.read(options, options.problems, tokenizer, config)
+
+
+def _measure(options: Scan, question: Mapping[str, Any], folder: Path, config: "PreTrainedConfig") -> None:
+    from internal_policy.lenses import tuned
+    from internal_policy.scans import job, store
+    from internal_policy.scans.scan import check
+
+    progress.quiet()
+    selection = _selection(options, config)
+    maps = _maps(options, selection, question["identity"], config)
+    tokenizer = loading.load_tokenizer(options, options.chat_template)
+    rollouts, problems, _ = _given(options, tokenizer, config)
+    reader = opening.opened(options, tokenizer, config)
+    lenses = {tuned.NAME: tuned.of(maps, reader.model)} if maps else {}
+    if rollouts:
+        check(reader, selection, rollouts, lenses)
+    if rollouts:
+        _check_disk(folder, store.disk_bytes(selection, sum(len(rollout.response_ids) for rollout in rollouts)))
+    else:  # how long responses get is not known
+        _check_disk(folder, store.disk_bytes(selection, options.batch_size * options.max_new_tokens))
+    smaller = progress.saying_once("Out of memory: measuring {} rollouts at a time.")
+    size = options.batch_size
+    total = len(rollouts) or len(problems) * options.samples
+
+    def batch(part: int) -> "Sequence[Rollout]":
+        first = part * size
+        given = rollouts[first : first + size]
+        return given or sampling.sampled(reader.model, tokenizer, problems, options, first, smaller)
+
+    progress.note(f"Writing the scan to {folder}.")
+    with progress.bar("Scanning", total) as advance:
+        job.run(
+            folder,
+            reader,
+            tokenizer,
+            selection,
+            job.Source(total, size, batch),
+            question,
+            _facts(options, reader.model, tokenizer),
+            advance=advance,
+            smaller=smaller,
+            lenses=lenses,
+        )
+
+
+def _facts(options: Scan, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """What the record says of the model and of the program."""
+    text = model.config.get_text_config()
+    packages = (*PACKAGES, *([] if options.reader == "hooks" else [options.reader]))
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "model": options.model,
+        "family": model.config.model_type,
+        "n_layers": text.num_hidden_layers,
+        "d_model": text.hidden_size,
+        "d_vocab": text.vocab_size,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "chat_template": tokenizer.chat_template if options.chat_template != "none" else None,
+        "versions": {name: metadata.version(name) for name in packages},
+        "command": sys.argv,
+        **opening.facts(options),
+    }
+
+
+def _forecast(options: Scan, identity: str, config: "PreTrainedConfig") -> dict[str, Any]:
+    """What a scan would measure and need, without loading the weights."""
+    from internal_policy.measure.metrics import FROM_LOGITS
+    from internal_policy.models.families import sites_of
+    from internal_policy.scans import store
+    from internal_policy.scans.scan import STATE_BYTES
+    from internal_policy.scans.selection import plan
+
+    progress.quiet()
+    selection = _selection(options, config)
+    _maps(options, selection, identity, config)
+    text = config.get_text_config()
+    rollouts, problems, prompts = _given(options, loading.load_tokenizer(options, options.chat_template), config)
+    planned = plan(selection, sites_of(config))
+    products = 1 + len(selection.readouts) * (planned.unembedded - 1) if FROM_LOGITS & {*selection.measures} else 0
+    number = len(rollouts) or len(problems) * options.samples
+    tokens = sum(len(rollout.response_ids) for rollout in rollouts) or number * options.max_new_tokens
+    return {
+        "model": options.model,
+        "family": config.model_type,
+        "layers": list(selection.layers),
+        "sites": list(selection.sites),
+        "readouts": list(selection.readouts),
+        "measures": list(selection.measures),
+        "rollouts": number,
+        "response_tokens_at_most": tokens,
+        "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in rollouts) or sum(prompts) * options.samples,
+        "hidden_states_per_token": len(planned.points),
+        "unembeddings_per_token": products,
+        "gflop_per_token": products * 2 * text.hidden_size * text.vocab_size / 1e9,
+        "weights_bytes": loading.weight_bytes(config, options.dtype),
+        "hidden_states_bytes_at_most": STATE_BYTES,
+        "disk_bytes_at_most": store.disk_bytes(selection, tokens),
+    }
+
+
+def _check_disk(folder: Path, need: int) -> None:
+    there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < need:
+        raise InputError(
+            f"{there} has {free / 1e9:.1f} GB free, but {need / 1e9:.1f} GB may be needed; give --output another disk, "
+            "or measure less (--layers, --sites, --top-k 0)."
+        )
+
+
+def forecast(found: Mapping[str, Any], folder: Path, cached: bool, *, as_json: bool = False) -> None:
+    """What a scan would measure and need."""
+    if as_json:
+        document({**found, "scan": str(folder), "cached": cached})
+        return
+    table = Table(title="What would be measured", show_header=False, title_justify="left", box=None)
+    for name, value in found.items():
+        words = name.replace("_bytes", "").replace("_", " ")
+        if name.endswith("bytes") or "_bytes_" in name:
+            value = f"{value / 1e6:,.1f} MB"
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif isinstance(value, int | float):
+            value = f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
+        table.add_row(words, escape(str(value)))
+    out.print(table)
+    out.print(f"Scan: {escape(str(folder))} ({'there already' if cached else 'not there yet'}). Nothing was written.")
