@@ -14,7 +14,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy.errors import InputError
-from internal_policy.look import export, statistics, theme
+from internal_policy.look import export, theme
 from internal_policy.tasks import formulas
 
 LOG = logging.getLogger(__name__)
@@ -25,7 +25,6 @@ LONGEST = 600
 """Characters after which a line is cut."""
 TALLEST = 240
 """Height in pixels of the box for a long text."""
-PARTS = {"total": "as measured", "direction": "direction alone", "norm": "norm alone"}
 OWN_SCAN = "internal-policy scan --model ./my-model --problems problems.jsonl --limit 100"
 
 
@@ -91,29 +90,6 @@ def number(place: DeltaGenerator, label: str, *, key: str, value: int | None = N
         **given,
     )
     return None if found is None else round(found)
-
-
-def targets(changes: pd.DataFrame) -> pd.DataFrame:
-    """The layer to train under the FFN's entropy change and under each part of it; layers count from 1, as in print."""
-    found = statistics.targets(changes)
-    spans = ["; ".join(map(span, spans)) for spans in found["spans"]]
-    points = [None if pd.isna(layer) else f"{layer}.resid_post" for layer in found["target"]]
-    parts = [PARTS[part] for part in found["part"]]
-    return pd.DataFrame(
-        {
-            "FFN's entropy change": parts,
-            "layer, from 1": found["target"] + 1,
-            "hook point": points,
-            "runner-up": found["runner_up"] + 1,
-            "stages, layers from 1": spans,
-        }
-    )
-
-
-def span(found: tuple[str, int, int]) -> str:
-    """A run of layers of one stage, in words; layers count from 1."""
-    stage, first, last = found
-    return f"{stage} {first + 1}" if first == last else f"{stage} {first + 1} to {last + 1}"
 
 
 def stacked(*frames: pd.DataFrame) -> pd.DataFrame:

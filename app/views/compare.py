@@ -8,7 +8,7 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy.look import layer_figures, statistics, view
+from internal_policy.look import layer_figures, statistics, summary, view
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
 
@@ -50,7 +50,7 @@ def page(looked: View, average: Average) -> None:
             drawn = layer_figures.compare(list(zip(abouts, deep, strict=True)), what)
             show.figure(f"compare-{what}", drawn, show.stacked(*data))
     st.subheader("The layer to train")
-    named = [show.targets(found).assign(scan=name) for found, name in zip(changes, names, strict=True)]
+    named = [summary.targets(found).assign(scan=name) for found, name in zip(changes, names, strict=True)]
     table = pd.concat(named, ignore_index=True)
     show.table("targets", table[["scan", *table.columns.drop("scan")]])
 

@@ -4,7 +4,7 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy.look import layer_figures
+from internal_policy.look import layer_figures, summary
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
 
@@ -30,7 +30,7 @@ def page(looked: View, average: Average) -> None:
         show.figure("norm-control", layer_figures.norm_control(changes, about), changes)
     st.subheader("The layer to train, under each part")
     with show.refusing():
-        show.table("targets", show.targets(changes))
+        show.table("targets", summary.targets(changes))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,16 @@
 """What a scan says at a glance."""
 
-import json
-
 import pandas as pd
 import scans
 import show
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from internal_policy.look import layer_figures, statistics
+from internal_policy.look import layer_figures, statistics, summary
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
 from internal_policy.scans import store
 from internal_policy.tasks import pass_at_k
-
-FACTS = ("model", "family", "dtype", "device", "created", "digest", "n_layers", "d_model", "d_vocab", "product")
-ASKED = (
-    "problems",
-    "rollouts",
-    "limit",
-    "samples",
-    "temperature",
-    "top_p",
-    "max_new_tokens",
-    "seed",
-    "revision",
-    "lens",
-)
 
 
 def page(looked: View, average: Average) -> None:
@@ -53,11 +37,12 @@ def page(looked: View, average: Average) -> None:
         "layer whose own interval is above 0. "
         "The norm control shows what remains of that when the length of the hidden states is left out."
     )
-    show.table("targets", show.targets(changes))
+    show.table("targets", summary.targets(changes))
     st.subheader("By layer, in nats")
-    show.table("by-layer", by_layer(means, changes))
+    show.table("by-layer", summary.by_layer(looked, average).round(3))
     st.subheader("How it was measured")
-    show.table("provenance", provenance(record))
+    provenance = summary.provenance(looked)
+    show.table("provenance", pd.DataFrame({"what": provenance.keys(), "value": provenance.values()}))
     with show.refusing():  # reads every token of the scan, so it comes when all else is there
         depth = statistics.settling(scans.settled(looked, average))
         last.metric("Half settled after", "at the end" if depth is None else f"layer {depth + 1}")
@@ -74,25 +59,6 @@ def numbers(looked: View) -> DeltaGenerator:
     for column, (name, value) in zip(columns, facts.items(), strict=True):
         column.metric(name, value)
     return last.empty()
-
-
-def by_layer(means: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
-    """Entropies in nats and their changes: a row a layer."""
-    wide = means.pivot(index="layer", columns="site", values="mean")
-    wide = wide[[site for site in statistics.SITES if site in wide]]
-    total = changes[changes["part"] == "total"].pivot(index="layer", columns="change", values="mean")
-    table = wide.join(total.rename(columns=lambda name: f"change of {name}")).reset_index(names="layer, from 0")
-    return table.round(3)
-
-
-def provenance(record: dict) -> pd.DataFrame:
-    """What the record says of how the scan was made, as text."""
-    rows = {name: record.get(name) for name in FACTS}
-    rows |= {name: record.get("asked", {}).get(name) for name in ASKED}
-    rows |= {f"version of {name}": version for name, version in record.get("versions", {}).items()}
-    rows |= {"command": " ".join(map(str, record.get("command", [])))}
-    said = {k: v if isinstance(v, str) else json.dumps(v) for k, v in rows.items() if v is not None}
-    return pd.DataFrame({"what": said.keys(), "value": said.values()})
 
 
 if __name__ == "__main__":

@@ -30,15 +30,16 @@ Part = Literal["total", "direction", "norm"]
 """Of an entropy change: all of it, or what comes from the direction, or from the norm, of the hidden state."""
 
 
-def by_layer(layers: pd.DataFrame, readout: str) -> pd.DataFrame:
-    """Mean entropies of a scan's table `layers`, in nats over all its tokens: a row a layer, `final` in the last.
+def by_layer(layers: pd.DataFrame, readout: str, average: Average = "tokens") -> pd.DataFrame:
+    """Mean entropies of a scan's table `layers`, in nats: one row a layer, `final` in the last.
 
     Columns are the sites that were measured and `change_layer`, `change_attn`, `change_mlp` where both sites were.
     """
     chosen = layers[layers["readout"] == readout]
-    weighted = chosen.assign(total=chosen["entropy"] * chosen["tokens"])
-    sums = weighted.groupby(["layer", "site"])[["total", "tokens"]].sum(skipna=False)
-    means = (sums["total"] / sums["tokens"]).unstack("site")
+    weights = chosen["tokens"] if average == "tokens" else 1
+    weighted = chosen.assign(total=chosen["entropy"] * weights, weight=weights)
+    sums = weighted.groupby(["layer", "site"])[["total", "weight"]].sum(skipna=False)
+    means = (sums["total"] / sums["weight"]).unstack("site")
     for name, (before, after) in CHANGES.items():
         if before in means and after in means:
             means[f"change_{name}"] = means[after] - means[before]

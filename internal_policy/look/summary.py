@@ -1,0 +1,99 @@
+"""Tables of a scan for people: entropies by layer, target layers, and how it was measured."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from internal_policy.look import statistics, theme, view
+from internal_policy.look.statistics import Average
+from internal_policy.look.view import View
+from internal_policy.scans import store
+
+PARTS = {"total": "as measured (paper)", "direction": "direction alone", "norm": "norm alone"}
+"""Part of an entropy change -> what it is called."""
+
+
+def by_layer(one: View, average: Average = "tokens") -> pd.DataFrame:
+    """Mean entropies and their changes in nats, one row a layer from 0; the last row is the model's own policy.
+
+    Raises InputError if the entropy was not measured.
+    """
+    layers = view.layers(one)
+    if "entropy" not in layers:
+        raise view.absent(one, "entropy")
+    frame = statistics.by_layer(layers, one.readout, average)
+    names = {site: mark.name for site, mark in theme.SITES.items()}
+    names |= {f"change_{change}": f"Δ {mark.name}" for change, mark in theme.CHANGES.items()}
+    ordered = frame[[name for name in names if name in frame]].rename(columns=names)
+    return ordered.rename_axis(columns=None).reset_index(names="layer, from 0")
+
+
+def targets(changes: pd.DataFrame) -> pd.DataFrame:
+    """The layer to train by the FFN's entropy change, and by each part of it: one row a part, layers from 1.
+
+    `changes` is `statistics.changes`. Stages are empty with fewer than 4 rollouts.
+    """
+    found = statistics.targets(changes)
+    return pd.DataFrame(
+        {
+            "FFN's entropy change": [PARTS[part] for part in found["part"]],
+            "target layer, from 1": found["target"] + 1,
+            "hook point": [None if pd.isna(layer) else f"{layer}.resid_post" for layer in found["target"]],
+            "runner-up": found["runner_up"] + 1,
+            "stages, layers from 1": [stages_in_words(spans) for spans in found["spans"]],
+        }
+    )
+
+
+def stages_in_words(spans: Sequence[tuple[str, int, int]]) -> str:
+    """Such as `exploration 1 to 6, integration 7`, layers from 1."""
+    return ", ".join(
+        f"{stage} {first + 1}" + (f" to {last + 1}" if last > first else "") for stage, first, last in spans
+    )
+
+
+def provenance(one: View) -> dict[str, str]:
+    """How a scan was made, for people: name -> value. What is unknown is left out."""
+    record = store.record(one.folder)
+    asked = record["asked"]
+    entries = {
+        "model": record["model"],
+        "revision": asked.get("revision"),
+        "weights": asked.get("identity"),
+        "family": f"{record['family']}, {record['n_layers']} layers, d_model {record['d_model']}, "
+        f"vocabulary {record['d_vocab']:,}",
+        "precision": f"{record['dtype']} on {record['device']}",
+        "matrix product": record.get("product"),
+        "readout": view.how(one.readout),
+        "lens": asked.get("lens"),
+        "responses": f"{record['rollouts']:,}, {record['tokens']:,} tokens",
+        "shown here": view.words(one) or "all of them",
+        "problems": _problems(asked),
+        "sampling": _sampling(asked) if asked.get("rollouts") is None else "none, the responses were given",
+        "measured": record["created"],
+        "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
+        "scan": f"{one.folder} ({record['digest']}, schema {record['schema']})",
+        "command": shlex.join(record.get("command", [])),
+    }
+    return {name: str(value) for name, value in entries.items() if value not in (None, "")}
+
+
+def _problems(asked: dict[str, Any]) -> str | None:
+    """Where the problems came from, and how many were taken."""
+    sources = [
+        statistics.named(path, content)
+        for path, content in asked.get("content", {}).items()
+        if path != asked.get("lens")
+    ]
+    source = ", ".join(sources) or asked.get("problems")
+    limit = asked.get("limit")
+    return source if source is None or limit is None else f"{source}, at most {limit}"
+
+
+def _sampling(asked: dict[str, Any]) -> str:
+    samples = asked.get("samples")
+    per_problem = "" if samples is None else f"{samples} per problem, "
+    limits = f"temperature {asked.get('temperature')}, top-p {asked.get('top_p')}, seed {asked.get('seed')}"
+    return f"{per_problem}{limits}, at most {asked.get('max_new_tokens')} tokens"

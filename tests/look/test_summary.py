@@ -1,0 +1,86 @@
+"""Tables of a scan for people have its numbers, in words that the figures use too."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from internal_policy import bundle, files
+from internal_policy.errors import InputError
+from internal_policy.look import catalogue, statistics, summary, view
+from internal_policy.look.view import View
+from internal_policy.scans import store
+
+DEMO = View(bundle.DATA / "scans" / "demo-qwen3")
+
+
+def test_entropies_by_layer_are_the_means_of_the_figures():
+    table = summary.by_layer(DEMO).set_index("layer, from 0")
+    means = catalogue.means(DEMO, "entropy").pivot(index="layer", columns="site", values="mean")
+    assert table["FFN"].to_numpy() == pytest.approx(means["mlp_out"].to_numpy(), nan_ok=True)
+    assert table.loc[8, "the model"] == pytest.approx(means.loc[8, "final"])
+    assert (table["FFN"] - table["FFN input"] - table["Δ FFN"])[:8].to_numpy() == pytest.approx(np.zeros(8))
+
+
+def test_entropies_by_layer_can_weigh_every_rollout_the_same():
+    means = catalogue.means(DEMO, "entropy", "rollouts").pivot(index="layer", columns="site", values="mean")
+    table = summary.by_layer(DEMO, "rollouts")
+    assert table["attention"].to_numpy() == pytest.approx(means["attn_out"].to_numpy(), nan_ok=True)
+    assert not np.allclose(table["attention"], summary.by_layer(DEMO)["attention"], equal_nan=True)
+
+
+def test_a_scan_without_entropies_has_no_table_by_layer(tmp_path):
+    folder = Path(shutil.copytree(DEMO.folder, tmp_path / "scan"))
+    record = store.record(folder)
+    for path in store.parts(folder, "layers"):
+        store.write_table(path, pq.read_table(path).drop_columns("entropy"))
+        record["files"][path.name] = files.fingerprint(path)
+    record["selection"]["measures"].remove("entropy")
+    (folder / store.RECORD).write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"has no entropy. Scan again with --measures all."):
+        summary.by_layer(View(folder))
+
+
+def test_target_layers_count_from_1_beside_hook_points_from_0():
+    table = summary.targets(catalogue.changes(DEMO))
+    target = statistics.target(statistics.stages(catalogue.changes(DEMO)))
+    assert table["FFN's entropy change"].tolist() == ["as measured (paper)", "direction alone", "norm alone"]
+    assert target is not None
+    assert table["target layer, from 1"][0] == target + 1
+    assert table["hook point"][0] == f"{target}.resid_post"
+
+
+def test_stages_are_spans_of_layers_from_1():
+    assert summary.stages_in_words([("exploration", 0, 5), ("integration", 6, 6)]) == (
+        "exploration 1 to 6, integration 7"
+    )
+
+
+def test_without_a_target_the_table_is_empty_there():
+    changes = catalogue.changes(DEMO)
+    flat = changes.assign(low=-1.0, high=1.0, low_all=-1.0, high_all=1.0)
+    table = summary.targets(flat)
+    assert pd.isna(table["target layer, from 1"]).all()
+    assert table["hook point"].isna().all()
+    assert set(table["stages, layers from 1"]) == {"integration 1 to 8"}
+
+
+def test_provenance_names_weights_problems_sampling_and_the_command():
+    entries = summary.provenance(DEMO)
+    assert entries["weights"].startswith("sha256 ")
+    assert entries["problems"] == "data/problems/heldout.jsonl, at most 20"
+    assert entries["sampling"] == "1 per problem, temperature 1.0, top-p 1.0, seed 0, at most 1024 tokens"
+    assert entries["command"].startswith("internal-policy scan --model demo-qwen3")
+    assert "lens" not in entries
+
+
+def test_provenance_says_what_of_the_scan_is_shown():
+    assert summary.provenance(DEMO)["shown here"] == "all of them"
+    assert summary.provenance(replace(DEMO, outcome="correct"))["shown here"] == view.words(
+        replace(DEMO, outcome="correct")
+    )
