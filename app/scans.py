@@ -65,7 +65,7 @@ def stamp(folder: Path) -> tuple[str, int, int]:
 
 
 def _identity(looked: View) -> tuple[Any, ...]:
-    return (*stamp(looked.folder), looked.readout, looked.outcome, looked.first, looked.last)
+    return (*stamp(looked.source), looked.readout, looked.outcome, looked.first, looked.last)
 
 
 def kept(entries: int) -> Callable[[F], F]:
@@ -228,7 +228,7 @@ def means(looked: View, measure: str, average: Average) -> pd.DataFrame:
     """Means of a measure with their intervals. Raises InputError if it was not measured."""
     found = statistics.means(layers(looked), measure, average)
     if not len(found):
-        raise InputError(f"{looked.folder} has no {measure}; scan again with --measures all.")
+        raise InputError(f"{looked.source} has no {measure}; scan again with --measures all.")
     return found
 
 
@@ -237,7 +237,7 @@ def changes(looked: View, average: Average) -> pd.DataFrame:
     """Entropy changes with their intervals. Raises InputError if they were not measured."""
     found = statistics.changes(layers(looked), average)
     if not len(found):
-        raise InputError(f"{looked.folder} has no entropy before and after a layer; scan again with --sites all.")
+        raise InputError(f"{looked.source} has no entropy before and after a layer; scan again with --sites all.")
     return found
 
 

@@ -35,7 +35,7 @@ def page(looked: View, average: Average) -> None:
     if len(names) < 2:
         st.text("Choose at least two scans.")
         return
-    views = [replace(looked, folder=scans.find(name)) for name in names]
+    views = [replace(looked, source=scans.find(name)) for name in names]
     records = view.comparable(views)
     for sentence in statistics.differences(records):
         st.text(f"• {show.line(sentence)}")

@@ -19,7 +19,7 @@ def page(looked: View, average: Average) -> None:
         "Every layer, attention block and FFN of the model, read as a policy of its own: how unsure it is, and where "
         "that changes (Figs. 2 and 3 of [arXiv 2512.19673](https://arxiv.org/abs/2512.19673))."
     )
-    record = store.record(looked.folder)
+    record = store.record(looked.source)
     st.text(show.line(record["model"]))
     last = numbers(looked)
     means, changes = scans.means(looked, "entropy", average), scans.changes(looked, average)

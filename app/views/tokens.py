@@ -11,10 +11,9 @@ import streamlit as st
 from internal_policy.errors import InputError
 from internal_policy.look import token_figures, tokens
 from internal_policy.look.statistics import SITES
+from internal_policy.look.token_figures import WINDOW
 from internal_policy.look.view import View
 
-WINDOW = 512
-"""How many tokens are drawn at once."""
 WIDEST = 40
 """Characters after which a token is cut."""
 MEASURES = ("entropy", "change", "kl", "rank", "logprob", "norm", "cosine", "entropy_at_input_norm")

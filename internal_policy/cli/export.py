@@ -32,6 +32,7 @@ class Export:
 def run(options: Export) -> None:
     """Write a table of a scan as one file."""
     from internal_policy.scans import store
+    from internal_policy.scans.export import export_table
 
     folder = store.find(options.scan)
     store.record(folder)
@@ -43,5 +44,5 @@ def run(options: Export) -> None:
     if path.exists() or not path.parent.is_dir():
         why = "exists; remove it" if path.exists() else "is in no folder; make it"
         raise InputError(f"{path} {why}, or give --output another name.")
-    rows = store.export(folder, options.table, options.format, path)
+    rows = export_table(folder, options.table, options.format, path)
     progress.note(f"Wrote {rows:,} rows to {path}.")

@@ -1,19 +1,16 @@
-"""Every figure of a scan by its name, from the scan on disk to the drawing."""
+"""Every figure of a scan or a training run by its name, from the data to the drawing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
-from internal_policy.look import layer_figures, statistics, token_figures, tokens, view
+from internal_policy.look import layer_figures, runs, statistics, token_figures, tokens, training_figures, view
+from internal_policy.look.runs import Run
 from internal_policy.look.statistics import Average
 from internal_policy.look.theme import Style
 from internal_policy.look.view import View
-
-WINDOW = 512
-"""The most tokens that a heatmap shows at once."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +36,26 @@ class Choice:
 def flow(views: Sequence[View], choice: Choice) -> go.Figure:
     """Entropy from layer to layer (Fig. 2)."""
     (one,) = views
-    return layer_figures.flow(means(one, "entropy", choice.average), view.about(one), choice.style)
+    return layer_figures.flow(view.means(one, "entropy", choice.average), view.about(one), choice.style)
 
 
 def change(views: Sequence[View], choice: Choice) -> go.Figure:
     """Entropy change of layers, attention and FFN with the stages (Fig. 3)."""
     (one,) = views
-    found = changes(one, choice.average)
+    found = view.changes(one, choice.average)
     return layer_figures.change(found, view.about(one), statistics.spans(statistics.stages(found)), choice.style)
 
 
 def norm_control(views: Sequence[View], choice: Choice) -> go.Figure:
     """Entropy change as direction and norm."""
     (one,) = views
-    return layer_figures.norm_control(changes(one, choice.average), view.about(one), choice.style)
+    return layer_figures.norm_control(view.changes(one, choice.average), view.about(one), choice.style)
 
 
 def residual(views: Sequence[View], choice: Choice) -> go.Figure:
     """Cosine of the modules' outputs with the residual stream, and norms (Fig. 12)."""
     (one,) = views
-    cosine, norm = means(one, "cosine", choice.average), means(one, "norm", choice.average)
+    cosine, norm = view.means(one, "cosine", choice.average), view.means(one, "norm", choice.average)
     return layer_figures.residual(cosine, norm, view.about(one), choice.style)
 
 
@@ -66,14 +63,14 @@ def convergence(views: Sequence[View], choice: Choice) -> go.Figure:
     """KL to the model's own policy, and where its first choice settles."""
     (one,) = views
     settled = statistics.means(tokens.settled(one), "settled", choice.average)
-    return layer_figures.convergence(means(one, "kl", choice.average), settled, view.about(one), choice.style)
+    return layer_figures.convergence(view.means(one, "kl", choice.average), settled, view.about(one), choice.style)
 
 
 def readouts(views: Sequence[View], choice: Choice) -> go.Figure:
     """A measure under every readout of the scan."""
     (one,) = views
     read = [replace(one, readout=name) for name in view.check(one)["selection"]["readouts"]]
-    columns = [(view.about(each), means(each, choice.measure, choice.average)) for each in read]
+    columns = [(view.about(each), view.means(each, choice.measure, choice.average)) for each in read]
     if choice.site not in set(columns[0][1]["site"]):
         raise view.absent(read[0], choice.measure, choice.site)
     return layer_figures.readouts(columns, choice.measure, choice.site, choice.style)
@@ -89,8 +86,8 @@ def distribution(views: Sequence[View], choice: Choice) -> go.Figure:
 def heatmap(views: Sequence[View], choice: Choice) -> go.Figure:
     """A measure at every token and layer of one response; of a long one the first tokens."""
     (one,) = views
-    rollout = first_rollout(one) if choice.rollout is None else choice.rollout
-    response = tokens.response(one, rollout)[:WINDOW]
+    rollout = view.first_rollout(one) if choice.rollout is None else choice.rollout
+    response = tokens.response(one, rollout)[: token_figures.WINDOW]
     found = tokens.cells(one, rollout, choice.site, choice.measure)
     shown = found[found["position"] <= response["position"].iloc[-1]]
     return token_figures.tokens(shown, response, view.about(one), choice.site, choice.measure, choice.style)
@@ -99,7 +96,7 @@ def heatmap(views: Sequence[View], choice: Choice) -> go.Figure:
 def cell(views: Sequence[View], choice: Choice) -> go.Figure:
     """What the policies of a layer would say at one position."""
     (one,) = views
-    rollout = first_rollout(one) if choice.rollout is None else choice.rollout
+    rollout = view.first_rollout(one) if choice.rollout is None else choice.rollout
     position = one.first if choice.position is None else choice.position
     found = tokens.predictions(one, rollout, position, choice.layer)
     return token_figures.predictions(found, view.about(one), choice.layer, position, choice.style)
@@ -112,7 +109,11 @@ def compare(views: Sequence[View], choice: Choice) -> go.Figure:
         raise InputError(f"A comparison takes two to four scans, not {len(views)}; name the others with --against.")
     frames = []
     for one, record in zip(views, records, strict=True):
-        found = changes(one, choice.average) if choice.measure == "change" else means(one, "entropy", choice.average)
+        found = (
+            view.changes(one, choice.average)
+            if choice.measure == "change"
+            else view.means(one, "entropy", choice.average)
+        )
         frames.append((view.about(one), statistics.relative(found, record["n_layers"])))
     return layer_figures.compare(frames, "change" if choice.measure == "change" else "entropy", choice.style)
 
@@ -130,6 +131,8 @@ def draw(name: str, views: Sequence[View], choice: Choice) -> go.Figure:
     """The figure of that name. Raises InputError for a measure that it can't draw."""
     if choice.measure not in (known := CHOICES.get(name, (choice.measure,))):
         raise InputError(f"Can't draw {name} by '{choice.measure}'. Choose one of {', '.join(known)}.")
+    if name != "compare" and len(views) != 1:
+        raise InputError(f"Only compare draws several scans. Give {name} one.")
     return FIGURES[name](views, choice)
 
 
@@ -148,28 +151,64 @@ FIGURES: Mapping[str, Callable[[Sequence[View], Choice], go.Figure]] = {
 """Name -> what draws it. All but `compare` take one view."""
 
 
-def means(one: View, measure: str, average: Average = "tokens") -> pd.DataFrame:
-    """`analysis.means` of a view. Raises InputError if the measure was not made."""
-    found = statistics.means(view.layers(one), measure, average)
-    if not len(found):
-        raise view.absent(one, measure)
-    return found
+@dataclass(frozen=True)
+class RunChoice:
+    """What a figure shows of a training run; each figure takes what it uses."""
+
+    measure: str | None = None
+    """Of dynamics; None for the first that was measured."""
+    site: str | None = None
+    """Of dynamics; None for the first that has the measure."""
+    style: Style = "screen"
+    """For a screen, or for print."""
 
 
-def changes(one: View, average: Average = "tokens") -> pd.DataFrame:
-    """`analysis.changes` of a view. Raises InputError if the sites or the entropy were not measured."""
-    found = statistics.changes(view.layers(one), average)
-    if len(found):
-        return found
-    chosen = view.check(one)["selection"]
-    if "entropy" in chosen["measures"] and any({*pair} <= {*chosen["sites"]} for pair in statistics.CHANGES.values()):
-        raise view.absent(one, "change")
-    raise InputError(
-        f"{one.folder} has no entropy before and after a layer, attention or FFN. Scan again with --sites all and "
-        "--measures all."
-    )
+def dynamics(run: Run, choice: RunChoice) -> go.Figure:
+    """A measure by layer and training step, with the reward below (Figs. 5 and 7)."""
+    frame, metrics = run.dynamics(), run.metrics()
+    known = runs.measures(frame)
+    if not known:
+        raise InputError(f"{run.folder} has no measure of its layers. Train with --scan-every.")
+    measure = choice.measure or known[0]
+    if measure not in known:
+        raise InputError(f"{run.folder} has no {measure}. Choose one of {', '.join(known)}.")
+    sites = runs.sites(frame, measure)
+    site = choice.site or sites[0]
+    if site not in sites:
+        raise InputError(f"{run.folder} has no {measure} at {site}. Choose one of {', '.join(sites)}.")
+    caption = runs.caption(run.name, metrics, frame)
+    return training_figures.dynamics(frame, metrics, caption, measure, site, choice.style)
 
 
-def first_rollout(one: View) -> int:
-    """The number of the first rollout of a view."""
-    return int(view.rollouts(one)["rollout"].iloc[0])
+def trained(run: Run, choice: RunChoice) -> go.Figure:
+    """The layer that is trained first beside later ones, and its entropy change (Fig. 5)."""
+    frame, metrics = run.dynamics(), run.metrics()
+    layer = runs.trained(metrics, frame)
+    if layer is None:
+        raise InputError(f"{run.folder} doesn't say which layer was trained or watched. Train with --scan-every.")
+    return training_figures.trained(frame, metrics, layer, runs.caption(run.name, metrics, frame), choice.style)
+
+
+def training(run: Run, choice: RunChoice) -> go.Figure:
+    """Entropy, reward, clip fraction and perplexity by training step (Fig. 6)."""
+    metrics = run.metrics()
+    return training_figures.training(metrics, runs.caption(run.name, metrics), choice.style)
+
+
+def pass_at_k(run: Run, choice: RunChoice) -> go.Figure:
+    """Pass@k over k, a curve for each evaluated model."""
+    return training_figures.pass_at_k(run.pass_at_k(), run.name, choice.style)
+
+
+RUN_FIGURES: Mapping[str, Callable[[Run, RunChoice], go.Figure]] = {
+    "dynamics": dynamics,
+    "trained": trained,
+    "training": training,
+    "pass-at-k": pass_at_k,
+}
+"""Name -> what draws it of a training run."""
+
+
+def draw_run(name: str, run: Run, choice: RunChoice) -> go.Figure:
+    """The figure of a training run of that name. Raises InputError if the run lacks its data."""
+    return RUN_FIGURES[name](run, choice)

@@ -72,7 +72,7 @@ def _figure(name: str, views: Sequence[View], choice: Choice) -> dict[str, str]:
 
 def _targets(one: View) -> dict[str, Any]:
     try:
-        frame = summary.targets(catalogue.changes(one))
+        frame = summary.targets(view.changes(one))
     except InputError as error:
         return {"why": str(error)}
     stages = frame["stages, layers from 1"] != ""

@@ -1,14 +1,21 @@
-"""A training run on disk, as what one looks at: its steps, and what happened to its layers."""
+"""A training run on disk: its steps, and what happened to its layers."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from internal_policy import bundle
 from internal_policy.errors import InputError
+from internal_policy.look import notebook
 from internal_policy.look.statistics import CHANGES
 from internal_policy.scans import store
+
+if TYPE_CHECKING:
+    from internal_policy.look.plots import Plots
 
 METRICS, DYNAMICS, PASS_AT_K = "metrics.parquet", "dynamics.parquet", "pass_at_k.parquet"
 NEEDED = {
@@ -24,6 +31,80 @@ WORDS = {"phase", "target", "site", "label"}
 """Columns of texts; all others are numbers."""
 LONGEST = 200
 """Longest text in characters."""
+SHOWN = 8
+"""Steps in the table that a notebook shows."""
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A training run on disk."""
+
+    folder: Path
+    """Where its tables are."""
+    name: str
+    """What figures call it."""
+
+    def metrics(self) -> pd.DataFrame:
+        """The numbers of each training step, one row a step.
+
+        Columns: step (from 1), phase (internal or final), target (the hook point whose policy was trained), reward
+        (mean over the step's responses), and what else was logged, such as entropy and internal_entropy (nats, over
+        the sampled tokens), clip_fraction (0 to 1), length (tokens), perplexity, learning_rate, grad_norm, seconds.
+        Raises InputError if the file is missing or damaged.
+        """
+        return read(self.folder, METRICS)
+
+    def dynamics(self) -> pd.DataFrame:
+        """The policies of all layers while the model was trained, one row a scanned step x layer x site.
+
+        Columns: step (0 is before training), layer (from 0; one past the last is the model), site, and means over all
+        tokens: entropy, entropy_at_input_norm, change, change_direction and change_norm (nats), cosine with and kl
+        (nats) from the trained layer, norm, logprob (nats). Raises InputError if the run was not scanned.
+        """
+        return dynamics(self.folder)
+
+    def pass_at_k(self) -> pd.DataFrame:
+        """Pass@k of evaluated models: label, k, and mean, low and high (shares of problems, 0 to 1, 95 % interval).
+
+        Raises InputError if the run has no evaluation.
+        """
+        return read(self.folder, PASS_AT_K)
+
+    @property
+    def plot(self) -> "Plots":
+        """Figures by their names, such as `run.plot.training()`. Raises InputError without plotly."""
+        notebook.need_plotly()
+        from internal_policy.look.plots import RunPlots
+
+        return RunPlots(self)
+
+    def __repr__(self) -> str:
+        """Its name, steps and phases."""
+        return f"<Run {caption(self.name, self.metrics())}>"
+
+    def _repr_html_(self) -> str:
+        """The training curves as a small picture and some of the steps, for a notebook, also without a network."""
+        return notebook.page(lambda: _curves(self), lambda: notebook.table(_some_steps(self.metrics())))
+
+
+def open_run(name: str | Path) -> Run:
+    """A training run, by its folder or its name in the list. Raises InputError if there is none."""
+    folder = find(str(name))
+    read(folder, METRICS)
+    return Run(folder, str(name) if str(name) in listed() else folder.name)
+
+
+def _curves(run: Run) -> str:
+    from internal_policy.look.sketch import sketch
+
+    return sketch(run.plot.training())
+
+
+def _some_steps(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The first step, the last, and some between; what every run has comes first."""
+    rows = np.unique(np.linspace(0, len(metrics) - 1, SHOWN).round().astype(int))
+    first = ["step", "phase", "target", "reward"]
+    return metrics[[*first, *metrics.columns.drop(first)]].iloc[rows].set_index("step")
 
 
 def listed() -> dict[str, Path]:

@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from internal_policy.errors import InputError
+
 CHANGES = {"layer": ("resid_pre", "resid_post"), "attn": ("attn_in", "attn_out"), "mlp": ("mlp_in", "mlp_out")}
 """Entropy change: after minus before, of these sites (Eqs. 11 to 13 of arXiv 2512.19673)."""
 SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post", "final")
@@ -115,6 +117,8 @@ def _summed(values: pd.DataFrame, layers: pd.DataFrame, average: Average) -> pd.
 
 def _weights(values: pd.DataFrame, layers: pd.DataFrame, average: Average) -> np.ndarray:
     """The weight of each rollout, a row of `values`."""
+    if average not in get_args(Average):
+        raise InputError(f"There is no average over '{average}'. Choose tokens or rollouts.")
     tokens = layers.groupby("rollout")["tokens"].first().reindex(values.index).to_numpy(dtype=float)
     return tokens if average == "tokens" else np.ones_like(tokens)
 
@@ -233,6 +237,8 @@ def stages(changes: pd.DataFrame, part: Part = "total") -> pd.DataFrame:
 
 
 def _ffn(changes: pd.DataFrame, part: Part) -> pd.DataFrame:
+    if part not in get_args(Part):
+        raise InputError(f"There is no part '{part}' of an entropy change. Choose one of {', '.join(get_args(Part))}.")
     return changes[(changes["change"] == "mlp") & (changes["part"] == part)]
 
 

@@ -56,7 +56,7 @@ def stages_in_words(spans: Sequence[tuple[str, int, int]]) -> str:
 
 def provenance(one: View) -> dict[str, str]:
     """How a scan was made, for people: name -> value. What is unknown is left out."""
-    record = store.record(one.folder)
+    record = store.record(one.source)
     asked = record["asked"]
     entries = {
         "model": record["model"],
@@ -74,7 +74,7 @@ def provenance(one: View) -> dict[str, str]:
         "sampling": _sampling(asked) if asked.get("rollouts") is None else "none, the responses were given",
         "measured": record["created"],
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
-        "scan": f"{one.folder} ({record['digest']}, schema {record['schema']})",
+        "scan": f"{one.source} ({record['digest']}, schema {record['schema']})",
         "command": shlex.join(record.get("command", [])),
     }
     return {name: str(value) for name, value in entries.items() if value not in (None, "")}

@@ -10,7 +10,7 @@ import pyarrow.dataset as ds
 
 from internal_policy.errors import InputError
 from internal_policy.look.statistics import CHANGES
-from internal_policy.look.view import View, absent, check, rollouts
+from internal_policy.look.view import View, absent, check, rollouts, within
 from internal_policy.scans import store
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -33,12 +33,8 @@ def read(view: View, names: Sequence[str]) -> Iterator[Tokens]:
     """Some columns of the view, part by part. Raises InputError if one was not measured."""
     check(view)
     kept = rollouts(view)["rollout"].to_numpy()
-    where = (ds.field("readout") == view.readout) & (ds.field("position") >= view.first)
-    if view.last is not None:
-        where &= ds.field("position") <= view.last
-    for path in store.parts(view.folder, "policies"):
-        _measured(view, store.columns(path), names)
-        table = store.read_part(path, ["rollout", "layer", *names], where)
+    _measured(view, names)
+    for table in store.pieces(view.source, "policies", ["rollout", "layer", *names], within(view)):
         layer = table["layer"].to_numpy()
         n = len(np.unique(layer))
         if not n:
@@ -50,7 +46,19 @@ def read(view: View, names: Sequence[str]) -> Iterator[Tokens]:
             yield Tokens(rollout[chosen], layer[:n], values)
 
 
-def _measured(view: View, columns: Sequence[str], names: Sequence[str]) -> None:
+def table(view: View, names: Sequence[str]) -> pd.DataFrame:
+    """The table `policies` of the view: rollout, position, layer and the columns of those names.
+
+    Raises InputError if one was not measured.
+    """
+    check(view)
+    _measured(view, names)
+    found = store.read(view.source, "policies", ["rollout", "position", "layer", *names], within(view))
+    return found[found["rollout"].isin(rollouts(view)["rollout"])].reset_index(drop=True)
+
+
+def _measured(view: View, names: Sequence[str]) -> None:
+    columns = store.columns(view.source, "policies")
     if missing := [name for name in names if name not in columns]:
         site, _, measure = missing[0].partition(".")
         raise absent(view, measure, site)
@@ -103,28 +111,25 @@ def settled(view: View) -> pd.DataFrame:
 
 def response(view: View, rollout: int) -> pd.DataFrame:
     """The tokens of a response within the view: position, id, token (its text, from the vocabulary)."""
-    path = store.part_with(view.folder, "rollouts", rollout)
-    found = store.read_part(path, ["response_ids"], ds.field("rollout") == rollout).to_pandas()
+    found = store.of_rollout(view.source, "rollouts", rollout, ["response_ids"])
     ids = np.asarray(found["response_ids"].iloc[0], dtype=int)
     stop = len(ids) if view.last is None else view.last + 1
     frame = pd.DataFrame({"position": np.arange(len(ids)), "id": ids})[view.first : stop]
     if not len(frame):
-        raise InputError(f"Rollout {rollout} of {view.folder} has no response tokens there; choose other positions.")
+        raise InputError(f"Rollout {rollout} of {view.source} has no response tokens there; choose other positions.")
     return frame.assign(token=_texts(view, frame["id"])).reset_index(drop=True)
 
 
 def _texts(view: View, ids: pd.Series) -> pd.Series:
-    path = view.folder / store.VOCABULARY
-    known = store.read_part(path, ["id", "token"], ds.field("id").isin(pa.array(ids.unique()))).to_pandas()
+    known = store.read(view.source, "vocabulary", ["id", "token"], ds.field("id").isin(pa.array(ids.unique())))
     return ids.map(known.set_index("id")["token"])
 
 
 def _rows(view: View, rollout: int, names: Sequence[str], where: ds.Expression) -> pd.DataFrame:
     """Rows of one rollout's policies; raises InputError for a rollout or a measure that is not there."""
-    path = store.part_with(view.folder, "policies", rollout)
-    _measured(view, store.columns(path), names)
-    here = (ds.field("rollout") == rollout) & (ds.field("readout") == view.readout) & where
-    return store.read_part(path, ["layer", "position", *names], here).to_pandas()
+    _measured(view, names)
+    here = (ds.field("readout") == view.readout) & where
+    return store.of_rollout(view.source, "policies", rollout, ["layer", "position", *names], here)
 
 
 def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.DataFrame:
@@ -133,20 +138,17 @@ def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.D
     `change` is the entropy at the site less that at its input (Eqs. 11 to 13). The model's own policy is added as the
     layer after the last where the site is a layer's output.
     """
-    where = ds.field("position") >= view.first
-    if view.last is not None:
-        where &= ds.field("position") <= view.last
     n_layers = check(view)["n_layers"]
     if measure == "change":
         before = next((before for before, after in CHANGES.values() if after == site), None)
         if before is None:
             raise absent(view, measure, site)
-        rows = _rows(view, rollout, [f"{site}.entropy", f"{before}.entropy"], where)
+        rows = _rows(view, rollout, [f"{site}.entropy", f"{before}.entropy"], within(view))
         value = rows[f"{site}.entropy"] - rows[f"{before}.entropy"]
     else:
         with_final = site == "resid_post" and measure not in ("kl", "entropy_at_input_norm")
         names = [f"{site}.{measure}", *([f"final.{measure}"] if with_final else [])]
-        rows = _rows(view, rollout, names, where)
+        rows = _rows(view, rollout, names, within(view))
         value = rows[names[0]].fillna(rows[names[-1]])
     shown = (rows["layer"] < n_layers) | value.notna()
     return rows[["layer", "position"]].assign(value=value.astype(float))[shown].reset_index(drop=True)
@@ -171,9 +173,9 @@ def predictions(view: View, rollout: int, position: int, layer: int) -> pd.DataF
     rows = _rows(view, rollout, names, (ds.field("position") == position) & (ds.field("layer") == layer))
     if not len(rows):
         if layer not in (*record["selection"]["layers"], record["n_layers"]):
-            raise InputError(f"{view.folder} has no layer {layer}. Choose another, or scan again with --layers all.")
+            raise InputError(f"{view.source} has no layer {layer}. Choose another, or scan again with --layers all.")
         raise InputError(
-            f"Rollout {rollout} of {view.folder} has no position {position}. Choose an earlier one, from 0."
+            f"Rollout {rollout} of {view.source} has no position {position}. Choose an earlier one, from 0."
         )
     row = rows.iloc[0]
     frames = []

@@ -1,9 +1,9 @@
-"""A scan on disk, as what one looks at: one readout, all rollouts or some, all positions or a window."""
+"""A scan as one looks at it: one readout, all rollouts or some, all positions or a window."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,9 @@ import pyarrow.dataset as ds
 
 from internal_policy.errors import InputError
 from internal_policy.look import statistics
+from internal_policy.look.statistics import Average
 from internal_policy.scans import store
+from internal_policy.scans.store import Tables
 from internal_policy.tasks import pass_at_k
 
 Outcome = Literal["all", "correct", "incorrect"]
@@ -25,8 +27,8 @@ NOT_MEASURES = ("topk_ids", "topk_probs")
 class View:
     """What of a scan is looked at."""
 
-    folder: Path
-    """Of the scan."""
+    source: Path | Tables
+    """The scan's folder, or its tables in memory."""
     readout: str = "raw"
     """How hidden states were unembedded."""
     outcome: Outcome = "all"
@@ -57,23 +59,25 @@ def how(readout: str) -> str:
     return WORDS.get(readout, f"through the {readout} lens")
 
 
-def default(folder: Path) -> View:
+def default(source: Path | Tables) -> View:
     """Everything of a scan, under the first readout that was measured."""
-    return View(folder, store.record(folder)["selection"]["readouts"][0])
+    return View(source, store.record(source)["selection"]["readouts"][0])
 
 
-def check(view: View) -> dict[str, Any]:
-    """The record of the scan. Raises InputError if it is no whole scan, or was not measured under that readout."""
-    record = store.record(view.folder)
+def check(view: View) -> Mapping[str, Any]:
+    """The record of the scan. Raises InputError if the scan isn't whole or lacks that readout."""
+    record = store.record(view.source)
     readouts = record["selection"]["readouts"]
     if view.readout not in readouts:
         remedy = f"--readout {view.readout}" if view.readout in WORDS else "--lens FILE"
         raise InputError(
-            f"{view.folder} was not measured under the readout '{view.readout}', only {', '.join(readouts)}; "
+            f"{view.source} was not measured under the readout '{view.readout}', only {', '.join(readouts)}; "
             f"scan again with {remedy}."
         )
-    if short := store.cut_short(view.folder):
-        raise InputError(f"{view.folder / short[0]} is missing or cut short; measure it again with --remeasure.")
+    if view.outcome not in get_args(Outcome):
+        raise InputError(f"There is no outcome '{view.outcome}'. Choose one of {', '.join(get_args(Outcome))}.")
+    if isinstance(view.source, Path) and (short := store.cut_short(view.source)):
+        raise InputError(f"{view.source / short[0]} is missing or cut short; measure it again with --remeasure.")
     return record
 
 
@@ -83,7 +87,7 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
     A rollout that has no token in the window is left out. Raises InputError where none is left.
     """
     columns = list(dict.fromkeys(["rollout", "reward", *columns]))
-    found = store.read(view.folder, "rollouts", [*dict.fromkeys([*columns, "response_ids"])])
+    found = store.read(view.source, "rollouts", [*dict.fromkeys([*columns, "response_ids"])])
     length = found["response_ids"].map(len)
     stop = length if view.last is None else np.minimum(length, view.last + 1)
     found["tokens"] = np.maximum(stop - view.first, 0).astype(int)
@@ -93,7 +97,7 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
     found = found[found["tokens"] > 0]
     if not len(found):
         raise InputError(
-            f"{view.folder} has no response tokens among {words(view) or 'its rollouts'}; widen the filter."
+            f"{view.source} has no response tokens among {words(view) or 'its rollouts'}; widen the filter."
         )
     return found[[*columns, "tokens"]].reset_index(drop=True)
 
@@ -127,20 +131,25 @@ def layers(view: View) -> pd.DataFrame:
     check(view)
     kept = rollouts(view)["rollout"]
     if view.first == 0 and view.last is None:
-        found = store.read(view.folder, "layers", where=ds.field("readout") == view.readout)
+        found = store.read(view.source, "layers", where=ds.field("readout") == view.readout)
         return found[found["rollout"].isin(kept)].reset_index(drop=True)
-    windows = [_window(view, part, kept) for part in store.parts(view.folder, "policies")]
+    names = [name for name in store.columns(view.source, "policies") if "." in name]
+    names = [name for name in names if not name.endswith(NOT_MEASURES)]
+    pieces = store.pieces(view.source, "policies", ["rollout", "layer", *names], within(view))
+    windows = [_window(view, piece.to_pandas(), kept) for piece in pieces]
     return pd.concat(windows, ignore_index=True).assign(readout=view.readout)
 
 
-def _window(view: View, path: Path, kept: pd.Series) -> pd.DataFrame:
-    """The same from the tokens of one part, for positions that no table sums up."""
+def within(view: View) -> ds.Expression:
+    """The rows of the table `policies` with the view's readout and positions."""
     where = (ds.field("readout") == view.readout) & (ds.field("position") >= view.first)
-    if view.last is not None:
-        where &= ds.field("position") <= view.last
-    names = [name for name in store.columns(path) if "." in name and not name.endswith(NOT_MEASURES)]
-    rows = store.read_part(path, ["rollout", "layer", *names], where).to_pandas()
+    return where if view.last is None else where & (ds.field("position") <= view.last)
+
+
+def _window(view: View, rows: pd.DataFrame, kept: pd.Series) -> pd.DataFrame:
+    """The same from the tokens of one part, for positions that no table sums up."""
     rows = rows[rows["rollout"].isin(kept)]
+    names = [name for name in rows if "." in str(name)]
     for name in [name for name in names if name.endswith(".rank")]:
         rows[f"{name.removesuffix('.rank')}.top1"] = (rows[name] == 1).where(rows[name].notna()).astype(float)
     groups = rows.groupby(["rollout", "layer"])
@@ -150,7 +159,7 @@ def _window(view: View, path: Path, kept: pd.Series) -> pd.DataFrame:
     by_site = []
     for site in dict.fromkeys(name.partition(".")[0] for name in names):
         mine = [name for name in wide if name.partition(".")[0] == site]
-        final = wide.index.get_level_values("layer") == store.record(view.folder)["n_layers"]
+        final = wide.index.get_level_values("layer") == store.record(view.source)["n_layers"]
         chosen = wide.loc[final if site == "final" else ~final, mine]
         chosen = chosen.rename(columns=lambda name: name.partition(".")[2])
         by_site.append(chosen.assign(site=site, tokens=tokens[chosen.index]).reset_index())
@@ -170,25 +179,25 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
     if site and site not in statistics.ONLY_AT.get(measure, statistics.SITES):
         return InputError(f"There is no {name} at {site}. Choose one of {', '.join(statistics.ONLY_AT[measure])}.")
     if recorded not in chosen["measures"] or (recorded == "topk" and not chosen["top_k"]):
-        return InputError(f"{view.folder} has no {name}. Scan again with --measures all.")
+        return InputError(f"{view.source} has no {name}. Scan again with --measures all.")
     needed = [site, *(before for before, after in statistics.CHANGES.values() if after == site and measure == "change")]
     if site and (missing := [one for one in needed if one not in (*chosen["sites"], "final")]):
         return InputError(
-            f"{view.folder} has no {name}{where}: {missing[0]} was not measured. Choose another site, or scan again "
+            f"{view.source} has no {name}{where}: {missing[0]} was not measured. Choose another site, or scan again "
             "with --sites all."
         )
     if measure == "entropy_at_input_norm" and view.readout != "raw":
         return InputError(f"{name} is only measured with the raw readout, not with {view.readout}. Use --readout raw.")
-    return InputError(f"Every {name}{where} in {view.folder} is NaN: {statistics.overflow(record['dtype'])}")
+    return InputError(f"{view.source} has only NaN as {name}{where}: {statistics.overflow(record['dtype'])}")
 
 
-def comparable(views: Sequence[View], measure: str = "entropy") -> list[dict[str, Any]]:
+def comparable(views: Sequence[View], measure: str = "entropy") -> list[Mapping[str, Any]]:
     """The records of scans that can be compared. Raises InputError that says why if they cannot."""
     records = [check(view) for view in views]
     for view, record in zip(views, records, strict=True):
         if view.readout != views[0].readout:
             raise InputError(
-                f"{views[0].folder} is read {views[0].readout} and {view.folder} {view.readout}: entropies under "
+                f"{views[0].source} is read {views[0].readout} and {view.source} {view.readout}: entropies under "
                 "different readouts cannot be compared; choose one readout."
             )
         if measure not in record["selection"]["measures"]:
@@ -196,6 +205,33 @@ def comparable(views: Sequence[View], measure: str = "entropy") -> list[dict[str
     common = set.intersection(*({*record["selection"]["sites"]} for record in records))
     if not common:
         raise InputError(
-            f"{' and '.join(str(v.folder) for v in views)} have no site in common; scan again with --sites all."
+            f"{' and '.join(str(v.source) for v in views)} have no site in common; scan again with --sites all."
         )
     return records
+
+
+def means(view: View, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
+    """`statistics.means` of a view. Raises InputError if the scan lacks the measure."""
+    found = statistics.means(layers(view), measure, average)
+    if not len(found):
+        raise absent(view, measure)
+    return found
+
+
+def changes(view: View, average: Average = "tokens") -> pd.DataFrame:
+    """`statistics.changes` of a view. Raises InputError if the scan lacks the sites or the entropy."""
+    found = statistics.changes(layers(view), average)
+    if len(found):
+        return found
+    chosen = check(view)["selection"]
+    if "entropy" in chosen["measures"] and any({*pair} <= {*chosen["sites"]} for pair in statistics.CHANGES.values()):
+        raise absent(view, "change")
+    raise InputError(
+        f"{view.source} has no entropy before and after a layer, attention or FFN. Scan again with --sites all and "
+        "--measures all."
+    )
+
+
+def first_rollout(view: View) -> int:
+    """The number of the first rollout of a view."""
+    return int(rollouts(view)["rollout"].iloc[0])

@@ -23,7 +23,7 @@ from internal_policy.models.policy import Readout
 from internal_policy.scans import scan
 from internal_policy.scans.reader import Reader
 from internal_policy.scans.selection import canonical
-from internal_policy.scans.store import Scan
+from internal_policy.scans.store import Tables
 from internal_policy.tasks.rollouts import of_ids
 
 NAMES = {
@@ -124,7 +124,7 @@ def measure_cache(
     readouts: Sequence[Readout] = ("raw",),
     measures: Sequence[str] = metrics.MEASURES,
     top_k: int = 5,
-) -> Scan:
+) -> Tables:
     """Measure what `bridge.run_with_cache(tokens)` has cached, at every token after the first `prompt` of each row.
 
     `tokens` are ids (batch, seq). `sites=None` takes those that are cached at every layer. The rows must not be padded:

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +24,7 @@ from internal_policy.models.policy import READOUTS, Lens, Readout, read_out, rea
 from internal_policy.models.vocabulary import vocabulary
 from internal_policy.scans.reader import Measured, Reader, reader_of
 from internal_policy.scans.selection import Plan, Selection, plan
-from internal_policy.scans.store import Scan
+from internal_policy.scans.store import Tables
 from internal_policy.scans.tables import layers_table, policies_table
 from internal_policy.tasks.rollouts import Rollout, to_table
 
@@ -48,7 +49,7 @@ def scan(
     measures: Sequence[str] = metrics.MEASURES,
     top_k: int = 5,
     batch_size: int = 8,
-) -> Scan:
+) -> Tables:
     """Measure the policies of `model` at every response token of `rollouts`; `layers` or `sites` None for all it has.
 
     `model` is one of Hugging Face, or what PEFT, TransformerLens or nnsight made of it (`reader.reader_of`). Raises
@@ -71,10 +72,23 @@ def scan(
     tables = [
         measure(reader, rollouts[first : first + batch_size], chosen, first=first, lenses=lenses) for first in batches
     ]
-    policies, summaries = (pa.concat_tables(kind).to_pandas() for kind in zip(*tables, strict=True))
-    return Scan(
-        numbered(rollouts).to_pandas(), policies, summaries, vocabulary(tokenizer, reader.unembedding.out_features)
-    )
+    policies, summaries = (pa.concat_tables(kind) for kind in zip(*tables, strict=True))
+    texts = pa.Table.from_pandas(vocabulary(tokenizer, reader.unembedding.out_features), preserve_index=False)
+    record = {
+        "model": reader.model.config.name_or_path or reader.model.config.model_type,
+        "family": reader.model.config.model_type,
+        "n_layers": reader.n_layers,
+        "d_model": reader.unembedding.in_features,
+        "d_vocab": reader.unembedding.out_features,
+        "dtype": str(reader.model.dtype).removeprefix("torch."),
+        "device": str(reader.model.device),
+        "selection": asdict(chosen),
+        "rollouts": len(rollouts),
+        "tokens": sum(len(rollout.response_ids) for rollout in rollouts),
+        "asked": {},
+    }
+    kinds = {"rollouts": numbered(rollouts), "policies": policies, "layers": summaries, "vocabulary": texts}
+    return Tables(record, kinds)
 
 
 def numbered(rollouts: Sequence[Rollout], first: int = 0) -> pa.Table:

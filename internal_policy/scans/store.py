@@ -1,6 +1,5 @@
-"""Scans on disk: where they lie, what is in them, and how they stay whole."""
+"""The tables of scans, on disk or in memory."""
 
-import csv
 import hashlib
 import json
 import os
@@ -8,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
 from internal_policy.scans import records
-from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path  # noqa: F401
-from internal_policy.tasks import formulas
+from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path
 
 if TYPE_CHECKING:
     from internal_policy.scans.selection import Selection
@@ -29,20 +28,41 @@ UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """What Arrow raises for a damaged file."""
 
 
-@dataclass(frozen=True)
-class Scan:
+@dataclass(frozen=True, eq=False)
+class Tables:
     """A scan in memory: the same tables as on disk."""
 
-    rollouts: pd.DataFrame
-    """One row a rollout: problem, answer, prompt_ids, response_ids, response, reward, ..."""
-    policies: pd.DataFrame
-    """One row a rollout x position x readout x layer, a column a site and measure, such as `attn_out.entropy`.
+    record: Mapping[str, Any]
+    """The fields of scan.json that don't concern files: model, n_layers, d_model, d_vocab, dtype, selection, ..."""
+    arrow: Mapping[str, pa.Table]
+    """Each kind of table by its name: rollouts, policies, layers, vocabulary."""
 
-    The row after the last layer holds the model's own policy, `final.entropy` and so on."""
-    layers: pd.DataFrame
-    """One row a rollout x readout x layer x site: `tokens` and the means over them of each measure."""
-    vocabulary: pd.DataFrame
-    """Token id -> its text, for the ids in `response_ids` and `topk_ids`."""
+    @cached_property
+    def rollouts(self) -> pd.DataFrame:
+        """One row a rollout: problem, answer, prompt_ids, response_ids, response, reward, ..."""
+        return self.arrow["rollouts"].to_pandas()
+
+    @cached_property
+    def policies(self) -> pd.DataFrame:
+        """One row a rollout x position x readout x layer, a column a site and measure, such as `attn_out.entropy`.
+
+        The row after the last layer holds the model's own policy, `final.entropy` and so on.
+        """
+        return self.arrow["policies"].to_pandas()
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """One row a rollout x readout x layer x site: `tokens` and the means over them of each measure."""
+        return self.arrow["layers"].to_pandas()
+
+    @cached_property
+    def vocabulary(self) -> pd.DataFrame:
+        """Token id -> its text."""
+        return self.arrow["vocabulary"].to_pandas()
+
+    def __str__(self) -> str:
+        """What error messages call it."""
+        return "This scan"
 
 
 def root() -> Path:
@@ -140,8 +160,11 @@ def asked(folder: Path) -> dict[str, Any]:
     return found
 
 
-def record(folder: Path) -> dict[str, Any]:
-    """What a whole scan says of itself (scan.json). Raises InputError if the folder is no scan, or not a whole one."""
+def record(source: Path | Tables) -> Mapping[str, Any]:
+    """The record of a scan (scan.json in its folder). Raises InputError if the folder has no scan or part of one."""
+    if isinstance(source, Tables):
+        return source.record
+    folder = source
     path = folder / RECORD
     if not path.exists():
         state = "an unfinished scan; run its command again to finish it" if (folder / ASKED).exists() else "no scan"
@@ -172,10 +195,51 @@ def cut_short(folder: Path) -> list[str]:
 
 
 def read(
-    folder: Path, kind: str, columns: Sequence[str] | None = None, where: ds.Expression | None = None
+    source: Path | Tables, kind: str, columns: Sequence[str] | None = None, where: ds.Expression | None = None
 ) -> pd.DataFrame:
     """A table of a scan, or some of its columns and rows. Raises InputError for a part that is damaged."""
-    return pa.concat_tables(read_part(path, columns, where) for path in parts(folder, kind)).to_pandas()
+    return pa.concat_tables(pieces(source, kind, columns, where)).to_pandas()
+
+
+def pieces(
+    source: Path | Tables, kind: str, columns: Sequence[str] | None = None, where: ds.Expression | None = None
+) -> Iterator[pa.Table]:
+    """The same piece by piece: a folder has a piece for each part, tables in memory are one."""
+    if isinstance(source, Tables):
+        yield _chosen(ds.dataset(source.arrow[kind]), columns, where)
+    else:
+        for path in [source / VOCABULARY] if kind == "vocabulary" else parts(source, kind):
+            yield read_part(path, columns, where)
+
+
+def of_rollout(
+    source: Path | Tables,
+    kind: str,
+    rollout: int,
+    columns: Sequence[str] | None = None,
+    where: ds.Expression | None = None,
+) -> pd.DataFrame:
+    """The rows of one rollout; of a folder only the part with it is read. Raises InputError if no part has it."""
+    mine = ds.field("rollout") == rollout
+    both = mine if where is None else mine & where
+    if isinstance(source, Path):
+        return read_part(_part_with(source, kind, rollout), columns, both).to_pandas()
+    if not ds.dataset(source.arrow["rollouts"]).count_rows(filter=mine):
+        raise _no_rollout(source, rollout)
+    return read(source, kind, columns, both)
+
+
+def columns(source: Path | Tables, kind: str) -> list[str]:
+    """Names of the columns of a table. Raises InputError if its first part is damaged."""
+    if isinstance(source, Tables):
+        return source.arrow[kind].column_names
+    path = parts(source, kind)[0]
+    with _readable(path):
+        return pq.read_schema(path).names
+
+
+def _chosen(dataset: ds.Dataset, columns: Sequence[str] | None, where: ds.Expression | None) -> pa.Table:
+    return dataset.to_table(columns=list(columns) if columns else None, filter=where)
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None, where: ds.Expression | None = None) -> pa.Table:
@@ -183,13 +247,7 @@ def read_part(path: Path, columns: Sequence[str] | None = None, where: ds.Expres
     options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     with _readable(path):
         part = ds.dataset(path, format=ds.ParquetFileFormat(default_fragment_scan_options=options))
-        return part.to_table(columns=list(columns) if columns else None, filter=where)
-
-
-def columns(path: Path) -> list[str]:
-    """Names of the columns of a part. Raises InputError if it is damaged."""
-    with _readable(path):
-        return pq.read_schema(path).names
+        return _chosen(part, columns, where)
 
 
 @contextmanager
@@ -211,15 +269,19 @@ def _remedy(folder: Path) -> str:
     return "run the scan's command again" if (folder / ASKED).exists() else "remove it and write it again"
 
 
-def part_with(folder: Path, kind: str, rollout: int) -> Path:
-    """The file of a table that holds a rollout. Raises InputError if none does, or for one that is damaged."""
+def _part_with(folder: Path, kind: str, rollout: int) -> Path:
+    """The file of a table with this rollout. Raises InputError if there is none or a part is damaged."""
     for told, path in zip(parts(folder, "rollouts"), parts(folder, kind), strict=True):
         with _readable(told):
             found = pq.read_metadata(told)
         groups = (found.row_group(n).column(0).statistics for n in range(found.num_row_groups))  # column 0: rollout
         if any(group.min <= rollout <= group.max for group in groups):
             return path
-    raise InputError(f"{folder} has no rollout {rollout}.")
+    raise _no_rollout(folder, rollout)
+
+
+def _no_rollout(source: Path | Tables, rollout: int) -> InputError:
+    return InputError(f"{source} has no rollout {rollout}.")
 
 
 def parts(folder: Path, kind: str) -> list[Path]:
@@ -227,36 +289,6 @@ def parts(folder: Path, kind: str) -> list[Path]:
     named = (records.PART.fullmatch(name) for name in record(folder)["files"])
     numbers = sorted(int(part[2]) for part in named if part and part[1] == kind)
     return [part_path(folder, kind, number) for number in numbers]
-
-
-def export(folder: Path, kind: str, form: str, path: Path) -> int:
-    """Write a table of a scan as one csv, json or parquet file; return the number of rows.
-
-    In CSV, texts that a spreadsheet would run as formulas get a leading apostrophe, which `rows.read_rows` removes.
-    """
-    rows, writer = 0, None
-    quoting = csv.QUOTE_NONNUMERIC if kind == "rollouts" else csv.QUOTE_MINIMAL  # the latter lets a lone \r end a row
-    with files.replacing(path) as temporary, temporary.open("wb") as file:
-        for part in parts(folder, kind):
-            table = read_part(part)
-            if form == "parquet":
-                writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
-                writer.write_table(table)
-            else:
-                frame = table.to_pandas(types_mapper=pd.ArrowDtype)  # integers stay integers beside what is missing
-                for name in (field.name for field in table.schema if pa.types.is_nested(field.type)):
-                    frame[name] = pd.Series(table[name].to_pylist(), dtype=object)
-                if form == "json":
-                    text = frame.to_json(orient="records", force_ascii=False, double_precision=15)
-                    file.write((("," if rows else "[") + text[1:-1]).encode())
-                else:
-                    formulas.guard(frame).to_csv(file, index=False, header=rows == 0, quoting=quoting)
-            rows += table.num_rows
-        if writer:
-            writer.close()
-        if form == "json":
-            file.write(b"]")
-    return rows
 
 
 def disk_bytes(selection: "Selection", tokens: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from internal_policy import bundle
 from internal_policy.errors import InputError
-from internal_policy.look import runs, theme
+from internal_policy.look import catalogue, runs, theme
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +109,54 @@ def test_runs_of_the_cache_come_first_and_the_newest_before_the_others(root):
     assert [*runs.listed().items()] == [("runs/new", new), ("runs/old", old), ("experiments/bupo", bundled)]
     assert runs.find("experiments/bupo") == bundled
     assert runs.find(str(root)) == root
+
+
+def made(folder) -> runs.Run:
+    """A run with its three tables."""
+    folder.mkdir()
+    for name, frame in TABLES.items():
+        frame.to_parquet(folder / name)
+    return runs.open_run(folder)
+
+
+def test_a_run_has_its_three_tables(root):
+    run = made(root / "run")
+    pd.testing.assert_frame_equal(run.metrics(), TABLES[runs.METRICS])
+    pd.testing.assert_frame_equal(run.dynamics(), runs.with_changes(FRAME))
+    pd.testing.assert_frame_equal(run.pass_at_k(), TABLES[runs.PASS_AT_K])
+    assert repr(run) == "<Run run · 2 steps, 1 of them on 1.resid_post>"
+
+
+def test_every_figure_of_a_run_is_a_method(root):
+    run = made(root / "run")
+    for name in catalogue.RUN_FIGURES:
+        drawn = getattr(run.plot, name.replace("-", "_"))(style="paper")
+        assert drawn.to_json() == catalogue.draw_run(name, run, catalogue.RunChoice(style="paper")).to_json()
+
+
+def test_the_dynamics_of_a_run_show_the_first_measure_where_none_is_named(root):
+    run = made(root / "run")
+    assert run.plot.dynamics().to_json() == run.plot.dynamics(measure="entropy", site="resid_post").to_json()
+    with pytest.raises(InputError, match=r"has no surprise. Choose one of entropy, "):
+        run.plot.dynamics(measure="surprise")
+    with pytest.raises(InputError, match=r"has no kl at mlp_in. Choose one of resid_post"):
+        run.plot.dynamics(measure="kl", site="mlp_in")
+
+
+def test_a_notebook_shows_the_curves_and_some_steps_of_a_run(root):
+    hostile = "<script>alert(1)</script>"
+    steps(*["1.resid_post"] * 90, hostile).to_parquet(root / runs.METRICS)
+    page = runs.open_run(root)._repr_html_()
+    assert "<polyline" in page
+    assert page.count("<tr") == 2 + runs.SHOWN
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script" not in page
+    assert len(page) < 100_000
+
+
+def test_a_folder_without_metrics_is_not_opened(root):
+    with pytest.raises(InputError, match=r"has no metrics\.parquet; name the folder of a training run"):
+        runs.open_run(root)
 
 
 def test_a_home_of_nobody_is_refused():

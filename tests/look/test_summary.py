@@ -12,7 +12,7 @@ import pytest
 
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, statistics, summary, view
+from internal_policy.look import statistics, summary, view
 from internal_policy.look.view import View
 from internal_policy.scans import store
 
@@ -21,21 +21,21 @@ DEMO = View(bundle.DATA / "scans" / "demo-qwen3")
 
 def test_entropies_by_layer_are_the_means_of_the_figures():
     table = summary.by_layer(DEMO).set_index("layer, from 0")
-    means = catalogue.means(DEMO, "entropy").pivot(index="layer", columns="site", values="mean")
+    means = view.means(DEMO, "entropy").pivot(index="layer", columns="site", values="mean")
     assert table["FFN"].to_numpy() == pytest.approx(means["mlp_out"].to_numpy(), nan_ok=True)
     assert table.loc[8, "the model"] == pytest.approx(means.loc[8, "final"])
     assert (table["FFN"] - table["FFN input"] - table["Δ FFN"])[:8].to_numpy() == pytest.approx(np.zeros(8))
 
 
 def test_entropies_by_layer_can_weigh_every_rollout_the_same():
-    means = catalogue.means(DEMO, "entropy", "rollouts").pivot(index="layer", columns="site", values="mean")
+    means = view.means(DEMO, "entropy", "rollouts").pivot(index="layer", columns="site", values="mean")
     table = summary.by_layer(DEMO, "rollouts")
     assert table["attention"].to_numpy() == pytest.approx(means["attn_out"].to_numpy(), nan_ok=True)
     assert not np.allclose(table["attention"], summary.by_layer(DEMO)["attention"], equal_nan=True)
 
 
 def test_a_scan_without_entropies_has_no_table_by_layer(tmp_path):
-    folder = Path(shutil.copytree(DEMO.folder, tmp_path / "scan"))
+    folder = Path(shutil.copytree(DEMO.source, tmp_path / "scan"))
     record = store.record(folder)
     for path in store.parts(folder, "layers"):
         store.write_table(path, pq.read_table(path).drop_columns("entropy"))
@@ -47,8 +47,8 @@ def test_a_scan_without_entropies_has_no_table_by_layer(tmp_path):
 
 
 def test_target_layers_count_from_1_beside_hook_points_from_0():
-    table = summary.targets(catalogue.changes(DEMO))
-    target = statistics.target(statistics.stages(catalogue.changes(DEMO)))
+    table = summary.targets(view.changes(DEMO))
+    target = statistics.target(statistics.stages(view.changes(DEMO)))
     assert table["FFN's entropy change"].tolist() == ["as measured (paper)", "direction alone", "norm alone"]
     assert target is not None
     assert table["target layer, from 1"][0] == target + 1
@@ -62,7 +62,7 @@ def test_stages_are_spans_of_layers_from_1():
 
 
 def test_without_a_target_the_table_is_empty_there():
-    changes = catalogue.changes(DEMO)
+    changes = view.changes(DEMO)
     flat = changes.assign(low=-1.0, high=1.0, low_all=-1.0, high_all=1.0)
     table = summary.targets(flat)
     assert pd.isna(table["target layer, from 1"]).all()

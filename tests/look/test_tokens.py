@@ -19,7 +19,7 @@ HOSTILE = ["<b>", "$x$", "\n", "<0xF0>", "<script>alert(1)</script>"]
 
 @pytest.fixture(scope="module")
 def policies() -> pd.DataFrame:
-    return store.read(DEMO.folder, "policies").query("readout == 'raw'")
+    return store.read(DEMO.source, "policies").query("readout == 'raw'")
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_quantiles_are_those_of_all_tokens(policies):
 
 
 def test_quantiles_of_some_rollouts_and_positions(policies):
-    right = store.read(DEMO.folder, "rollouts", ["rollout", "reward"]).query("reward == 1")["rollout"]
+    right = store.read(DEMO.source, "rollouts", ["rollout", "reward"]).query("reward == 1")["rollout"]
     chosen = policies[policies["rollout"].isin(right) & policies["position"].between(2, 6)]
-    found = quantiles(View(DEMO.folder, outcome="correct", first=2, last=6), "resid_post").set_index("layer")
+    found = quantiles(View(DEMO.source, outcome="correct", first=2, last=6), "resid_post").set_index("layer")
     values = chosen.loc[chosen["layer"] == 3, "resid_post.entropy"]
     assert found.loc[3, "q50"] == pytest.approx(np.quantile(values, 0.5))
 
@@ -125,7 +125,7 @@ def test_after_the_last_layer_stands_what_the_model_would_say():
         (lambda: predictions(DEMO, 0, 9999, 0), "no position 9999"),
         (lambda: predictions(DEMO, 0, 0, 99), "There is no layer 99. Choose one from 0 to 7"),
         (lambda: predictions(DEMO, 0, 0, -1), "There is no layer -1"),
-        (lambda: response(View(DEMO.folder, first=9999), 0), "no response tokens there"),
+        (lambda: response(View(DEMO.source, first=9999), 0), "no response tokens there"),
     ],
 )
 def test_what_is_not_there_is_said_in_a_sentence(ask, said):

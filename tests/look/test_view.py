@@ -11,7 +11,7 @@ import pytest
 
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, statistics
+from internal_policy.look import statistics, view
 from internal_policy.look.view import View, about, absent, check, comparable, default, how, layers, rollouts
 from internal_policy.scans import store
 from internal_policy.scans.selection import Selection
@@ -214,7 +214,7 @@ def test_overflowed_numbers_are_reported_as_overflow(copied, dtype, said):
     record = json.loads((copied / store.RECORD).read_text())
     record["files"] = {name: files.fingerprint(copied / name) for name in record["files"]}
     files.write_json(copied / store.RECORD, record)
-    for draw in (lambda: catalogue.means(shown, "entropy"), lambda: catalogue.changes(shown)):
+    for draw in (lambda: view.means(shown, "entropy"), lambda: view.changes(shown)):
         with pytest.raises(InputError, match=said):
             draw()
 

@@ -16,6 +16,7 @@ from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.look import view
 from internal_policy.scans import records, store
+from internal_policy.scans.export import export_table
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -165,7 +166,7 @@ def test_a_part_that_the_record_does_not_name_is_not_read(scanned):
     before = store.read(scanned, "layers")
     shutil.copy(records.part_path(scanned, "layers", 1), records.part_path(scanned, "layers", 2))
     assert len(store.read(scanned, "layers")) == len(before)
-    assert store.export(scanned, "layers", "csv", scanned / "x.csv") == len(before)
+    assert export_table(scanned, "layers", "csv", scanned / "x.csv") == len(before)
 
 
 def test_an_unfinished_scan_is_not_read(scanned):

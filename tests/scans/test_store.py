@@ -1,4 +1,4 @@
-"""Scans on disk stay whole."""
+"""Scans on disk stay whole, and those in memory read alike."""
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -134,32 +134,6 @@ def test_the_folder_of_a_scan_depends_on_everything_asked_and_stays_under_the_ro
     folders = {store.folder_of("Qwen/Qwen3-4B", {"seed": seed}) for seed in (0, 1)}
     assert len(folders) == 2
     assert store.folder_of("../../etc", {}).parent.parent == tmp_path
-
-
-@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
-def test_a_table_is_exported_whole(folder, tmp_path, form):
-    path = tmp_path / f"out.{form}"
-    assert store.export(folder, "policies", form, path) == 3
-    import pandas as pd
-
-    read = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[form](path)
-    assert read["rollout"].tolist() == [0, 0, 1]
-    assert read["entropy"].fillna(-1).tolist() == [1.5, -1, 2.5]
-
-
-@pytest.mark.parametrize("form", ["csv", "json"])
-def test_texts_with_line_ends_export_to_one_row_each(folder, tmp_path, form):
-    import pandas as pd
-
-    texts = ["a\rb", "a\nb", "a\r\nb", 'say "a,\rb"', "\r", ""]
-    store.write_table(
-        store.part_path(folder, "rollouts", 0), pa.table({"rollout": range(len(texts)), "response": texts})
-    )
-    write_record(folder)
-    path = tmp_path / f"out.{form}"
-    store.export(folder, "rollouts", form, path)
-    read = pd.read_csv(path, keep_default_na=False) if form == "csv" else pd.read_json(path)
-    assert read["response"].tolist() == texts
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{", '{"schema": 99}'])

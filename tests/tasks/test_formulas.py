@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from internal_policy import bundle, files
 from internal_policy.scans import store
+from internal_policy.scans.export import export_table
 from internal_policy.tasks.formulas import guard, guarded, unguarded
 from internal_policy.tasks.rows import read_rows
 
@@ -55,7 +56,7 @@ def exported(tmp_path):
     record = store.record(copied)
     record["files"][path.name] = files.fingerprint(path)
     files.write_json(copied / store.RECORD, record)
-    store.export(copied, "rollouts", "csv", tmp_path / "x.csv")
+    export_table(copied, "rollouts", "csv", tmp_path / "x.csv")
     return tmp_path / "x.csv", texts
 
 

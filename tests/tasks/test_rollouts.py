@@ -12,6 +12,7 @@ from test_generate import sampled
 
 from internal_policy.errors import InputError
 from internal_policy.scans import store
+from internal_policy.scans.export import export_table
 from internal_policy.tasks.problems import Message
 from internal_policy.tasks.prompts import split_messages
 from internal_policy.tasks.rollouts import (
@@ -65,7 +66,7 @@ def test_token_ids_are_never_retokenised(tokenizer, tmp_path, ending):
 @pytest.mark.parametrize("ending", ["parquet", "csv", "json"])
 def test_exported_rollouts_are_read_back(tokenizer, tmp_path, ending):
     folder = store.find("demo-qwen3")
-    store.export(folder, "rollouts", ending, tmp_path / f"r.{ending}")
+    export_table(folder, "rollouts", ending, tmp_path / f"r.{ending}")
     expected = [rollout for path in store.parts(folder, "rollouts") for rollout in from_table(store.read_part(path))]
     assert read_rollouts(tmp_path / f"r.{ending}", tokenizer, {}) == expected
 

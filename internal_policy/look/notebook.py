@@ -1,0 +1,33 @@
+"""How scans and training runs look in a notebook: HTML with no script and no network."""
+
+from collections.abc import Callable
+from html import escape
+from importlib.util import find_spec
+
+import pandas as pd
+
+from internal_policy.errors import InputError
+
+
+def page(*parts: Callable[[], str]) -> str:
+    """The parts below each other; one that raises InputError is replaced by its message."""
+    shown = []
+    for part in parts:
+        try:
+            shown.append(part())
+        except InputError as error:
+            shown.append(f"<p>{escape(str(error))}</p>")
+    # the classes keep Jupyter from reading $...$ in a name as mathematics
+    return f'<div class="mathjax_ignore tex2jax_ignore">{"".join(shown)}</div>'
+
+
+def table(frame: pd.DataFrame) -> str:
+    """A frame as an HTML table of escaped texts and four digits, in a box that scrolls."""
+    text = frame.to_html(escape=True, border=0, na_rep="", float_format="{:.4g}".format)
+    return f'<div style="max-height:320px;overflow:auto">{text}</div>'
+
+
+def need_plotly() -> None:
+    """Raise InputError if plotly is not installed."""
+    if find_spec("plotly") is None:
+        raise InputError("Figures need plotly. `pip install 'internal-policy[app]'` installs it.")

@@ -1,0 +1,59 @@
+"""One method for each figure of the catalogue, such as `scan.plot.flow()`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from internal_policy.look import catalogue
+from internal_policy.look.catalogue import Choice, RunChoice
+
+
+class Plots:
+    """The figures of a scan or a training run."""
+
+    def __init__(self, shown: Any) -> None:
+        """Of a `Scan` or a `Run`."""
+        self._shown = shown
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Callable[..., go.Figure]:
+            """The methods come from the catalogue."""
+            ...
+
+
+def _methods(
+    figures: Mapping[str, Callable[..., go.Figure]], draw: Callable[..., go.Figure], choice: type[Choice | RunChoice]
+) -> dict[str, Callable[..., go.Figure]]:
+    """A method for each figure, which takes the fields of `choice`, and scans beside which the figure shows its own."""
+    keywords = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(choice)
+    ]
+
+    def method(name: str) -> Callable[..., go.Figure]:
+        def plot(self: Plots, *others: Any, **options: Any) -> go.Figure:
+            return draw(name, [self._shown, *others], choice(**options))
+
+        first, others, *_ = inspect.signature(plot).parameters.values()
+        plot.__name__, plot.__doc__ = name.replace("-", "_"), figures[name].__doc__
+        plot.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
+            [first, others, *keywords], return_annotation=go.Figure
+        )
+        return plot
+
+    return {name.replace("-", "_"): method(name) for name in figures}
+
+
+def _of_run(name: str, shown: list[Any], choice: RunChoice) -> go.Figure:
+    (run,) = shown
+    return catalogue.draw_run(name, run, choice)
+
+
+ScanPlots = type("ScanPlots", (Plots,), _methods(catalogue.FIGURES, catalogue.draw, Choice))
+"""Figures of a scan; `compare` takes the other scans first."""
+RunPlots = type("RunPlots", (Plots,), _methods(catalogue.RUN_FIGURES, _of_run, RunChoice))
+"""Figures of a training run."""

@@ -1,0 +1,170 @@
+"""A scan as one object: its tables, the paper's quantities and its figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from internal_policy.look import notebook, statistics, tokens, view
+from internal_policy.look.statistics import SITES, Average, Part
+from internal_policy.look.view import About, View
+from internal_policy.scans import store
+from internal_policy.scans.store import Tables
+
+if TYPE_CHECKING:
+    from internal_policy.look.plots import Plots
+
+
+def of(source: Path | Tables) -> "Scan":
+    """All of a scan under its first readout. Raises InputError if the scan is damaged or not whole."""
+    whole = view.default(source)
+    view.check(whole)
+    return Scan(source, whole.readout)
+
+
+def open_scan(name: str | Path) -> "Scan":
+    """A scan on disk, by its folder, the first digits of its digest, or a bundled one's name, such as `demo-qwen3`.
+
+    Raises InputError if there is no such scan, or it is damaged or not whole.
+    """
+    return of(store.find(str(name)))
+
+
+@dataclass(frozen=True, repr=False)
+class Scan(View):
+    """A scan, on disk or in memory, under one readout; `view` narrows it to some responses or positions.
+
+    Layers are counted from 0; the layer one past the last holds `final`, the model's own policy. Entropies and KL are
+    in nats.
+    """
+
+    def view(self, **changes: Any) -> "Scan":
+        """The same scan with another `readout`, `outcome` (all, correct, incorrect), `first` or `last` position.
+
+        Raises InputError if the scan lacks that readout, or nothing is left.
+        """
+        narrowed = replace(self, **changes)
+        view.about(narrowed)
+        return narrowed
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What was measured and how, as in scan.json: model, n_layers, d_vocab, dtype, selection, ..."""
+        return view.check(self)
+
+    @property
+    def about(self) -> About:
+        """Model, readout, filter, and how many rollouts and tokens this view has."""
+        return view.about(self)
+
+    @property
+    def rollouts(self) -> pd.DataFrame:
+        """The responses, one row each.
+
+        Columns: rollout (its number from 0), problem, answer, prompt_ids, response_ids, response (its text), reward
+        (missing if unmarked), finished, ..., and tokens (how many of its tokens are in this view).
+        """
+        return view.rollouts(self, store.columns(self.source, "rollouts"))
+
+    def layers(self) -> pd.DataFrame:
+        """Means over the tokens of each rollout, one row a rollout x layer x site.
+
+        Columns: rollout, readout, layer, site, tokens (how many), and each measure that was made: entropy, kl,
+        logprob and entropy_at_input_norm (nats), rank (1 is the likeliest), top1 (share of tokens that the policy puts
+        first, 0 to 1), norm (of the hidden state) and cosine (with the stream that it is added to, -1 to 1).
+        """
+        return view.layers(self)
+
+    def policies(self, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """The numbers of each token, one row a rollout x position x layer.
+
+        Columns: rollout, position (of the predicted token in the response, from 0), layer, and `columns`, such as
+        `mlp_out.entropy` (site, a dot, measure); all of them if none are named. A site's columns are missing in the
+        row after the last layer, and `final`'s in all others. Raises InputError for a column that was not measured.
+        """
+        names = list(columns) or [name for name in store.columns(self.source, "policies") if "." in name]
+        return tokens.table(self, names)
+
+    def means(self, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
+        """The mean of a measure at each layer and site, with its 95 % interval.
+
+        Columns: layer, site, and mean, low and high in the measure's unit (nats for entropy, kl and logprob). `low` and
+        `high` are the ends of a bootstrap interval over rollouts, NaN for a single rollout. `average` is over all
+        `tokens` (the paper's) or over `rollouts`. Raises InputError for a measure that the scan lacks.
+        """
+        return view.means(self, measure, average)
+
+    def changes(self, average: Average = "tokens") -> pd.DataFrame:
+        """The entropy change of each layer, attention and FFN, in nats (Eqs. 11 to 13 of arXiv 2512.19673).
+
+        Columns: layer, change (layer, attn, mlp), part (total, direction, norm), mean, low and high (the 95 % interval
+        of this layer by itself), low_all and high_all (95 % for all layers at once; NaN with fewer than 4 rollouts).
+        Raises InputError if no site before and after a change was measured.
+        """
+        return view.changes(self, average)
+
+    def stages(self, part: Part = "total", average: Average = "tokens") -> pd.DataFrame:
+        """The stage of each layer by its FFN's entropy change.
+
+        Columns: layer, stage (exploration, integration or convergence). Fewer than 4 rollouts give no rows. `part` is
+        total, direction or norm.
+        """
+        return statistics.stages(self.changes(average), part)
+
+    def target(self, part: Part = "total", average: Average = "tokens") -> int | None:
+        """The layer that BuPO would train first, the last one of exploration; None if there is none."""
+        return statistics.target(self.stages(part, average))
+
+    def targets(self, average: Average = "tokens") -> pd.DataFrame:
+        """Target layer and stages by the whole entropy change and by each of its parts, one row a part.
+
+        Columns: part, target and runner_up (layers), spans (stage, first and last layer of each stretch), and of the
+        target's change mean, low and high (nats, 95 % for all layers at once).
+        """
+        return statistics.targets(self.changes(average))
+
+    def tokens(self, rollout: int | None = None, site: str = "resid_post", measure: str = "entropy") -> pd.DataFrame:
+        """A measure at each token and layer of one response; of the first of this view if none is named.
+
+        Columns: layer, position (from 0), id and token (of the predicted token), value (in the measure's unit). The
+        measure `change` is the entropy at the site less that at its input. Raises InputError for an unknown rollout or
+        a measure that the scan lacks there.
+        """
+        number = view.first_rollout(self) if rollout is None else rollout
+        cells = tokens.cells(self, number, site, measure)
+        found = cells.merge(tokens.response(self, number), on="position")
+        return found[["layer", "position", "id", "token", "value"]]
+
+    @property
+    def plot(self) -> "Plots":
+        """Figures by their names: `scan.plot.flow()`, `scan.plot.compare(other)`. Raises InputError without plotly."""
+        notebook.need_plotly()
+        from internal_policy.look.plots import ScanPlots
+
+        return ScanPlots(self)
+
+    def by_layer(self, average: Average = "tokens") -> pd.DataFrame:
+        """Mean entropies and entropy changes in nats: a row a layer, a column a site or change."""
+        found = self.layers()
+        if "entropy" not in found:
+            raise view.absent(self, "entropy")
+        means = statistics.by_layer(found, self.readout, average)
+        return means[sorted(means, key=lambda name: SITES.index(name) if name in SITES else len(SITES))]
+
+    def __repr__(self) -> str:
+        """The model and what of the scan is in view."""
+        about = self.about
+        counts = f"{about.rollouts} rollouts, {about.tokens} tokens, {view.how(about.readout)}"
+        return f"<Scan of {about.model}: {counts}{', ' if about.which else ''}{about.which}>"
+
+    def _repr_html_(self) -> str:
+        """The flow of entropy as a small picture and the table by layer, for a notebook, also without a network."""
+        return notebook.page(lambda: _flow(self), lambda: notebook.table(self.by_layer()))
+
+
+def _flow(scan: Scan) -> str:
+    from internal_policy.look.sketch import sketch
+
+    return sketch(scan.plot.flow())

@@ -1,0 +1,68 @@
+"""A figure's lines are where its values are, in an SVG that runs nothing."""
+
+import re
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from internal_policy.look import theme
+from internal_policy.look.sketch import LEFT, RIGHT, WIDTH, sketch
+
+
+def figure(*traces: go.Scatter, title: str = "Title", **layout) -> go.Figure:
+    return theme.layout(go.Figure([*traces]), title, "caption").update_layout(**layout)
+
+
+def line(x, y, **more) -> go.Scatter:
+    return go.Scatter(x=np.array(x, dtype=float), y=np.array(y, dtype=float), line={"color": "#123456"}, **more)
+
+
+def points(svg: str, tag: str = "polyline") -> list[list[tuple[float, float]]]:
+    found = re.findall(rf'<{tag} points="([^"]*)"', svg)
+    return [[tuple(map(float, pair.split(","))) for pair in path.split()] for path in found]
+
+
+def test_a_line_goes_from_edge_to_edge_of_its_axes():
+    (path,) = points(sketch(figure(line([0, 1, 2], [0, 1, 0]), xaxis_range=[0, 2], yaxis_range=[0, 1])))
+    assert [x for x, _ in path] == [LEFT, (LEFT + WIDTH - RIGHT) / 2, WIDTH - RIGHT]
+    assert path[0][1] == path[2][1] > path[1][1]
+
+
+def test_a_missing_value_breaks_a_line():
+    paths = points(sketch(figure(line([0, 1, 2, 3, 4], [0, 1, np.nan, 1, 2]))))
+    assert [len(path) for path in paths] == [2, 2]
+
+
+def test_a_value_alone_is_a_dot():
+    svg = sketch(figure(line([0, 1], [0, 1]), line([2], [1])))
+    assert svg.count("<circle") == 1
+    assert len(points(svg)) == 1
+
+
+def test_a_band_is_an_area():
+    area = line([0, 1, 1, 0], [0, 0, 1, 1], fill="toself", fillcolor="rgba(1,2,3,0.2)")
+    assert len(points(sketch(figure(area)), "polygon")[0]) == 4
+
+
+def test_hidden_lines_are_left_out():
+    assert not points(sketch(figure(line([0, 1], [0, 1], visible="legendonly"), line([0], [0]))))
+
+
+def test_panels_share_the_x_axis():
+    both = go.Figure().set_subplots(2, 1, shared_xaxes=True)
+    both.add_trace(line([0, 10], [0, 1]), row=1, col=1)
+    both.add_trace(line([5, 10], [0, 1]), row=2, col=1)
+    upper, lower = points(sketch(theme.layout(both, "t", "c")))
+    assert upper[1][0] == lower[1][0]
+    assert lower[0][0] == pytest.approx((upper[0][0] + upper[1][0]) / 2, abs=0.1)
+    assert upper[0][1] < lower[1][1]
+
+
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", "</svg><img src=x onerror=alert(1)>", '"&lt;b&gt;'])
+def test_texts_stay_texts(text):
+    svg = sketch(figure(line([0, 1], [0, 1], name=text, showlegend=True), title=text, xaxis_title_text=text))
+    assert "<script" not in svg
+    assert "<img" not in svg
+    assert "<b>" not in svg
+    assert svg.count("</svg>") == 1
