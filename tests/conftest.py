@@ -1,5 +1,6 @@
 """Tiny random models, one per family, and two small tokenizers; every test is a shape test (jaxtyping + beartype)."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ install_import_hook("internal_policy", "beartype.beartype")
 
 import pytest
 import torch
+import transformers
+from chat_templates import CHATML, LLAMA2
 from hypothesis import settings
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -21,9 +24,12 @@ from internal_policy.models.families import FAMILIES
 from internal_policy.models.hooks import hooked
 from internal_policy.models.proofs import hook_count, tiny
 from internal_policy.models.proofs import points_of as all_points
+from internal_policy.tasks.problems import Message
+from internal_policy.tasks.rollouts import Rollout
 
 __all__ = ["FAMILY_NAMES", "FEW", "LLAMA_SHAPED", "all_points", "hook_count", "read", "tiny_model"]
 
+transformers.logging.disable_progress_bar()  # tests read stderr
 settings.register_profile("tests", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("tests")
 
@@ -32,16 +38,37 @@ CORPUS = [
     "The assistant adds the units first: 7 + 5 = 12, so write 2 and carry 1. The answer is \\boxed{432}.",
     "An ocean of naïve café tokens, 数学, and emoji 🙂 to fill the vocabulary with pieces of words.",
 ]
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def tiny_model(family: str, **changes) -> PreTrainedModel:
     """A random model of `family` in float64 whose entropies vary from layer to layer."""
     torch.manual_seed(0)
     return tiny(family, **changes)
+
+
+def saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    """Save a model with its tokenizer; return the folder."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def random_rollout(n_prompt: int = 4, n_response: int = 9, seed: int = 0) -> Rollout:
+    """A rollout of random token ids."""
+    ids = torch.randint(0, 320, (n_prompt + n_response,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Rollout("a problem", None, 0, tuple(ids[:n_prompt]), tuple(ids[n_prompt:]), "a response", None, True)
+
+
+def conversation(question: str, answer: str) -> tuple[Message, Message]:
+    """A question of the user and the assistant's answer."""
+    return Message(role="user", content=question), Message(role="assistant", content=answer)
+
+
+def jsonl(path: Path, *rows: Any) -> Path:
+    """Write rows as JSON Lines, a string as it is; return the path."""
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
 
 
 FAMILY_NAMES = list(FAMILIES)
@@ -118,15 +145,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
         trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|endoftext|>", eos_token="<|im_end|>")
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = CHATML
     return fast
 
 
 PIECES_CORPUS = ["the boat and the other boat", "the answer is \\boxed{12}.", "What is 3 + 4?", "adds the units: 7 + 5"]
-INST_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}"
-    "{% else %}[INST] {{ m['content'] }} [/INST]{% endif %}{% endfor %}"
-)
 
 
 @pytest.fixture(scope="session")
@@ -135,8 +158,6 @@ def sentencepiece() -> PreTrainedTokenizerFast:
 
     Its decoder drops the first space of a text. The template is Llama 2's, which has no generation prompt.
     """
-    import json
-
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -154,7 +175,7 @@ def sentencepiece() -> PreTrainedTokenizerFast:
     )
     bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    fast.chat_template = INST_TEMPLATE
+    fast.chat_template = LLAMA2
     return fast
 
 

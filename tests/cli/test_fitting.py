@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import jsonl, saved, tiny_model
 from safetensors.torch import load_file, save_file
 
 from internal_policy.__main__ import main
@@ -29,19 +29,16 @@ pytestmark = pytest.mark.usefixtures("here")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
     """A folder with a tiny Qwen3 model, whose policy is not sure of itself, and a tokenizer."""
-    path = tmp_path_factory.mktemp("model")
     model: Any = tiny_model("qwen3").float()
     model.get_output_embeddings().weight.data.mul_(0.1)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return saved(model, tokenizer, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
 def words(folder, tmp_path) -> list[str]:
     """Options that every command takes here."""
     path = tmp_path / "problems.jsonl"
-    path.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
+    jsonl(path, *PROBLEMS)
     return ["--model", str(folder), "--problems", str(path), "--max-new-tokens", "12"]
 
 
@@ -166,8 +163,7 @@ BAD = {
 def test_a_fit_that_cannot_be_is_refused_in_a_sentence(case, asked, here, capsys, tmp_path, tokenizer):
     words, sentence = BAD[case]
     if "ONE LAYER" in words:
-        tiny_model("qwen3", num_hidden_layers=1, layer_types=["full_attention"]).save_pretrained(tmp_path / "small")
-        tokenizer.save_pretrained(tmp_path / "small")
+        saved(tiny_model("qwen3", num_hidden_layers=1, layer_types=["full_attention"]), tokenizer, tmp_path / "small")
         words = [str(tmp_path / "small") if word == "ONE LAYER" else word for word in words]
     assert main([*asked, *words]) == 2
     printed = capsys.readouterr().err

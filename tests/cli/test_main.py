@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import cpu_offload
-from conftest import tiny_model
+from conftest import jsonl, saved, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -45,16 +45,13 @@ pytestmark = pytest.mark.usefixtures("here")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
     """A folder with a tiny Qwen3 model and a tokenizer."""
-    path = tmp_path_factory.mktemp("model")
-    tiny_model("qwen3").float().save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return saved(tiny_model("qwen3").float(), tokenizer, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
 def problems(tmp_path) -> Path:
     path = tmp_path / "problems.jsonl"
-    path.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
+    jsonl(path, *PROBLEMS)
     return path
 
 
@@ -139,7 +136,7 @@ def test_columns_stand_in_one_order_however_the_sites_were_typed(asked, here):
 def test_two_files_with_other_problems_are_two_scans(asked, problems, capsys):
     assert main([*asked, "--dry-run", "--json"]) == 0
     before = json.loads(capsys.readouterr().out)["scan"]
-    problems.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS[:5]))
+    jsonl(problems, *PROBLEMS[:5])
     assert main([*asked, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["scan"] != before
 
@@ -523,7 +520,7 @@ BAD_EVALUATIONS = {
 
 @pytest.mark.parametrize("case", BAD_EVALUATIONS)
 def test_a_bad_evaluation_is_refused_in_a_sentence(case, evaluated, problems, here, capsys):
-    problems.write_text("".join(json.dumps({**problem, "without": None}) + "\n" for problem in PROBLEMS))
+    jsonl(problems, *({**problem, "without": None} for problem in PROBLEMS))
     words, sentence = BAD_EVALUATIONS[case]
     assert main([*evaluated, *words]) == 2
     _one_sentence(capsys, sentence, here)
@@ -562,7 +559,7 @@ def test_scans_are_listed_shown_and_exported(asked, here, capsys):
 @pytest.mark.parametrize(("rewards", "said"), [([-1, 0.5], ", mean reward -0.25"), ([1, 0], ", 50.0% of them correct")])
 def test_show_gives_the_mean_reward_where_rewards_are_not_0_or_1(rewards, said, here, capsys):
     rows = [{"prompt": "1 + 1?", "response": "2", "reward": reward} for reward in rewards]
-    (here / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    jsonl(here / "r.jsonl", *rows)
     assert main(["scan", "--rollouts", "r.jsonl", "--layers", "0", "--sites", "resid_post"]) == 0
     assert said in capsys.readouterr().out
 
@@ -629,9 +626,7 @@ def folders(tmp_path_factory, tokenizer) -> dict[str, Path]:
     """Folders with a tiny model and a tokenizer, by family: with other names in its configuration, or sites missing."""
     paths = {}
     for name in ("gpt2", "gemma3", "gpt_neox", "granite", "mixtral"):
-        paths[name] = tmp_path_factory.mktemp(name)
-        tiny_model(name).save_pretrained(paths[name])
-        tokenizer.save_pretrained(paths[name])
+        paths[name] = saved(tiny_model(name), tokenizer, tmp_path_factory.mktemp(name))
     return paths
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import jsonl
 
 from internal_policy import bundle
 from internal_policy.__main__ import main
@@ -464,6 +465,6 @@ def test_folders_of_others_are_refused(run, tmp_path, capsys):
 
 def test_a_problem_without_an_answer_is_refused(tmp_path, capsys):
     path = tmp_path / "problems.jsonl"
-    path.write_text("".join(json.dumps({"problem": f"What is {n}?"}) + "\n" for n in range(20)))
+    jsonl(path, *({"problem": f"What is {n}?"} for n in range(20)))
     assert main(["train", "--layer", "1", "--problems", str(path), "--output", str(tmp_path / "run")]) == 2
     assert "has no answer" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FEW, hook_count, tiny_model
+from conftest import FEW, hook_count, random_rollout, tiny_model
 from torch.nn.functional import kl_div
 
 from internal_policy.errors import InputError
@@ -13,18 +13,12 @@ from internal_policy.lenses import fit, tuned
 from internal_policy.models.families import sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import policy_logits, unembed
-from internal_policy.tasks.rollouts import Rollout
 
 POINTS = fit.points_of(3, fit.STREAM)
 
 
 def rollouts(number, seed=0, problem="problem {}"):
-    draw = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, 320, (number, 16), generator=draw).tolist()
-    return [
-        Rollout(problem.format(n), None, 0, tuple(row[:4]), tuple(row[4:]), "a response", None, True)
-        for n, row in enumerate(ids)
-    ]
+    return [replace(random_rollout(4, 12, 1000 * seed + n), problem=problem.format(n)) for n in range(number)]
 
 
 def flat(model):

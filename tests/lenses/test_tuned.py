@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import hook_count, tiny_model
+from conftest import hook_count, random_rollout, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -21,7 +21,6 @@ from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import as_policy, policy_logits, read_out, readout_name, unembed
 from internal_policy.scans.scan import check, scan
 from internal_policy.scans.selection import Selection, canonical
-from internal_policy.tasks.rollouts import Rollout
 
 STREAM = ("resid_pre", "resid_post")
 POINTS = [HookPoint(0, "resid_pre"), HookPoint(0, "resid_post"), HookPoint(1, "resid_post")]
@@ -43,11 +42,6 @@ def random_maps(points=POINTS, d_model=32, scale=0.1, **about) -> Maps:
         for point in points
     }
     return Maps(at, 3, about)
-
-
-def rollout(seed=0, n_prompt=4, n_response=9):
-    ids = torch.randint(0, 320, (n_prompt + n_response,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Rollout("a problem", None, 0, tuple(ids[:n_prompt]), tuple(ids[n_prompt:]), "a response", None, True)
 
 
 @pytest.fixture
@@ -75,8 +69,8 @@ def test_a_lens_that_writes_to_what_it_is_given_changes_no_other_readout(llama, 
     def twice(hidden, _):
         return hidden.mul_(2)
 
-    both = scan(llama, tokenizer, [rollout()], readouts=[twice, "raw"]).policies
-    alone = scan(llama, tokenizer, [rollout()]).policies
+    both = scan(llama, tokenizer, [random_rollout()], readouts=[twice, "raw"]).policies
+    alone = scan(llama, tokenizer, [random_rollout()]).policies
     raw = both[both["readout"] == "raw"].reset_index(drop=True)
     assert raw.equals(alone)
 
@@ -201,20 +195,20 @@ def test_a_lens_that_is_called_as_another_readout_is_refused():
 
 def test_two_readouts_of_one_name_are_refused(llama, tokenizer):
     with pytest.raises(InputError, match="Two readouts are called 'halved'; give a lens another __name__"):
-        scan(llama, tokenizer, [rollout()], readouts=(halved, partial(halved)))
+        scan(llama, tokenizer, [random_rollout()], readouts=(halved, partial(halved)))
 
 
 def test_a_readout_that_does_not_exist_is_refused(llama):
     selection = Selection((0,), readouts=("raw", "rwa"))
     with pytest.raises(InputError, match="There is no readout 'rwa'; known are raw, norm, halved"):
-        check(llama, selection, [rollout()], {"halved": halved})
+        check(llama, selection, [random_rollout()], {"halved": halved})
 
 
 # in a scan
 
 
 def test_a_scan_measures_what_policy_logits_say(model, tokenizer):
-    one = rollout()
+    one = random_rollout()
     found = scan(model, tokenizer, [one], layers=[1], readouts=("raw", halved))
     rows = found.policies[(found.policies["readout"] == "halved") & (found.policies["layer"] == 1)]
     for site in {*SITES} & {str(name).partition(".")[0] for name in rows}:
@@ -226,7 +220,7 @@ def test_a_scan_measures_what_policy_logits_say(model, tokenizer):
 
 
 def test_a_lens_changes_neither_the_other_readouts_nor_the_final_policy(llama, tokenizer):
-    rollouts = [rollout(0), rollout(1, 2, 5)]
+    rollouts = [random_rollout(), random_rollout(2, 5, seed=1)]
     alone, both = scan(llama, tokenizer, rollouts), scan(llama, tokenizer, rollouts, readouts=("raw", "norm", halved))
     raw = both.policies[both.policies["readout"] == "raw"].reset_index(drop=True)
     for name in alone.policies.columns:
@@ -238,14 +232,14 @@ def test_a_lens_changes_neither_the_other_readouts_nor_the_final_policy(llama, t
 
 
 def test_the_norm_control_is_measured_under_raw_alone(llama, tokenizer):
-    found = scan(llama, tokenizer, [rollout()], readouts=("raw", halved)).layers
+    found = scan(llama, tokenizer, [random_rollout()], readouts=("raw", halved)).layers
     known = found[found["site"].isin(["attn_out", "mlp_out", "resid_post"])].groupby("readout")
     assert known["entropy_at_input_norm"].count().to_dict() == {"raw": 9, "halved": 0}
 
 
 def test_after_a_scan_through_a_lens_no_hook_stays_behind(llama, tuned, tokenizer):
     before = hook_count(llama)
-    scan(llama, tokenizer, [rollout()], sites=STREAM, readouts=("norm", tuned))
+    scan(llama, tokenizer, [random_rollout()], sites=STREAM, readouts=("norm", tuned))
     assert hook_count(llama) == before
 
 
@@ -256,7 +250,7 @@ def test_after_a_scan_through_a_lens_no_hook_stays_behind(llama, tuned, tokenize
 def test_maps_of_0_are_the_norm_readout_bit_for_bit(family, tokenizer, dtype):
     model: Any = tiny_model(family).to(dtype)
     identity = lens.of(Maps({p: Map(torch.zeros(32, 32), torch.zeros(32)) for p in POINTS}, 3), model)
-    found = scan(model, tokenizer, [rollout()], sites=STREAM, readouts=("norm", identity)).policies
+    found = scan(model, tokenizer, [random_rollout()], sites=STREAM, readouts=("norm", identity)).policies
     normed, mapped = (found[found["readout"] == name].drop(columns="readout") for name in ("norm", "tuned"))
     assert normed.map(str).to_numpy().tolist() == mapped.map(str).to_numpy().tolist()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import saved, tiny_model
 from safetensors.torch import load_file, save_file
 from test_adapters import LINEAR, moved
 
@@ -23,10 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 @pytest.fixture
 def base(tmp_path, tokenizer) -> Path:
-    path = tmp_path / "base"
-    tiny_model("qwen3").float().save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return saved(tiny_model("qwen3").float(), tokenizer, tmp_path / "base")
 
 
 @pytest.fixture
@@ -60,8 +57,7 @@ def test_an_adapter_folder_loads_its_base_with_the_adapter(adapter, base, input_
 
 def test_scanning_an_adapter_equals_scanning_the_merged_model(adapter, base, here, tokenizer):
     merged = peft.PeftModel.from_pretrained(_model(base), adapter).merge_and_unload()
-    merged.save_pretrained(here / "merged")
-    tokenizer.save_pretrained(here / "merged")
+    saved(merged, tokenizer, here / "merged")
     scans = {"whole": here / "merged", "apart": adapter}
     for name, folder in scans.items():
         words = ["--model", str(folder), "--limit", "2", "--max-new-tokens", "6", "--temperature", "0"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import peft
 import pytest
-from conftest import tiny_model
+from conftest import saved, tiny_model
 
 from internal_policy.__main__ import main
 
@@ -33,10 +33,7 @@ Place = tuple[str | int, ...]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, tokenizer) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    tiny_model("llama").float().save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return saved(tiny_model("llama").float(), tokenizer, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

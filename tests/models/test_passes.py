@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from conftest import tiny_model
+from conftest import random_rollout, tiny_model
 from torch.distributions import Categorical
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -20,7 +20,6 @@ from internal_policy.scans import scan as scan_module
 from internal_policy.scans.scan import scan
 from internal_policy.tasks.generate import generate
 from internal_policy.tasks.problems import Message, Problem
-from internal_policy.tasks.rollouts import Rollout
 from internal_policy.train import dynamics
 
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 3.0, 9.0, 20.0]}
@@ -53,11 +52,7 @@ def roped(kind, family="llama", **changes):
 
 
 def rollouts(lengths=LENGTHS):
-    made = []
-    for number, length in enumerate(lengths):
-        ids = torch.randint(5, 256, (length,), generator=torch.Generator().manual_seed(number)).tolist()
-        made.append(Rollout(str(number), None, 0, tuple(ids[:4]), tuple(ids[4:]), "", None, True))
-    return made
+    return [random_rollout(4, length - 4, seed) for seed, length in enumerate(lengths)]
 
 
 def entropies(kind, one, point, family="llama"):

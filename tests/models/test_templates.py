@@ -5,7 +5,7 @@ import datetime
 import pickle
 
 import pytest
-from test_prompts import LLAMA3, QWEN3, R1, THINKS, USER
+from chat_templates import LLAMA3, QWEN3, R1, THINKS, USER
 
 from internal_policy.errors import InputError
 from internal_policy.models import templates

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILY_NAMES, all_points, hook_count, read, tiny_model
+from conftest import FAMILY_NAMES, all_points, hook_count, jsonl, random_rollout, read, saved, tiny_model
 from nnsight import NNsight, TransformersModel
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 from nnsight.modeling import huggingface
@@ -46,15 +46,10 @@ BOTH: Any = ("raw", "norm")
 HERE = [HookPoint(0, "attn_out"), HookPoint(1, "resid_mid")]
 
 
-def rollout(n_prompt, n_response, seed=0) -> Rollout:
-    ids = torch.randint(5, 300, (n_prompt + n_response,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Rollout("a problem", None, 0, tuple(ids[:n_prompt]), tuple(ids[n_prompt:]), "a response", None, True)
-
-
 @pytest.fixture
 def rollouts() -> list[Rollout]:
     """Prompts and responses of very different lengths."""
-    return [rollout(*lengths, seed) for seed, lengths in enumerate(LENGTHS)]
+    return [random_rollout(*lengths, seed) for seed, lengths in enumerate(LENGTHS)]
 
 
 @pytest.fixture
@@ -369,9 +364,7 @@ def test_what_is_sent_imports_torch_and_python_alone_and_names_nothing_twice():
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, tokenizer):
     """A folder with a model in bfloat16, and that model."""
-    folder = tmp_path_factory.mktemp("served")
-    tiny_model("qwen3").bfloat16().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = saved(tiny_model("qwen3").bfloat16(), tokenizer, tmp_path_factory.mktemp("served"))
     return folder, AutoModelForCausalLM.from_pretrained(folder)
 
 
@@ -520,7 +513,7 @@ def responses(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"What is {n} + 5?", "response": f"It is {n + 5}."} for n in (1, 20, 300)]
-    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    jsonl(tmp_path / "responses.jsonl", *rows)
     return tmp_path / "responses.jsonl"
 
 

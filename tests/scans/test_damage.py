@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import tiny_model, write_record
+from conftest import saved, tiny_model, write_record
 
 from internal_policy import files
 from internal_policy.__main__ import main
@@ -49,10 +49,7 @@ for folder in sys.argv[2:]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, tokenizer) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    tiny_model("qwen3").float().save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return saved(tiny_model("qwen3").float(), tokenizer, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

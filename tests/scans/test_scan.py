@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from accelerate.utils import compile_regions
-from conftest import FAMILY_NAMES, FEW, LLAMA_SHAPED, all_points, hook_count, read, tiny_model
+from conftest import FAMILY_NAMES, FEW, LLAMA_SHAPED, all_points, hook_count, random_rollout, read, tiny_model
 from torch.distributions import Categorical
 
 from internal_policy.errors import InputError
@@ -24,7 +24,6 @@ from internal_policy.scans import scan as scan_module
 from internal_policy.scans.reader import reader_of
 from internal_policy.scans.scan import blocks, measure, scan
 from internal_policy.scans.selection import Selection
-from internal_policy.tasks.rollouts import Rollout
 from internal_policy.train import dynamics
 
 KEYS = ["rollout", "readout", "layer"]
@@ -39,15 +38,10 @@ ROUNDING = {"gemma2": 2e-5}
 """Of a family whose attention takes its softmax in float32, whatever the model is in."""
 
 
-def rollout(n_prompt, n_response, seed=0, d_vocab=320):
-    ids = torch.randint(0, d_vocab, (n_prompt + n_response,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Rollout("a problem", None, 0, tuple(ids[:n_prompt]), tuple(ids[n_prompt:]), "a response", None, True)
-
-
 @pytest.fixture
 def rollouts():
     """Prompts and responses of very different lengths."""
-    return [rollout(n, m, seed) for seed, (n, m) in enumerate([(3, 5), (1, 30), (25, 1), (2, 17), (9, 2)])]
+    return [random_rollout(n, m, seed) for seed, (n, m) in enumerate([(3, 5), (1, 30), (25, 1), (2, 17), (9, 2)])]
 
 
 def reference(model, one, points, readouts, top_k):
@@ -143,7 +137,7 @@ def test_the_models_own_policy_is_the_same_under_every_readout(model, tokenizer,
 
 def test_the_models_own_policy_is_generates(model, tokenizer):
     model.generation_config.eos_token_id = None
-    one = rollout(6, 1)
+    one = random_rollout(6, 1)
     ids = model.generate(torch.tensor([one.prompt_ids]), max_new_tokens=9, do_sample=False, pad_token_id=1)[0, 6:]
     found = scan(model, tokenizer, [replace(one, response_ids=tuple(ids.tolist()))])
     assert (
@@ -224,7 +218,7 @@ def test_a_sliding_window_is_kept(family, tokenizer, rollouts):
 
 def test_a_vocabulary_larger_than_the_tokenizers_is_measured_whole(llama, tokenizer):
     assert len(tokenizer) < 315 < 320
-    one = replace(rollout(4, 1), response_ids=(315, 319, 316))
+    one = replace(random_rollout(4, 1), response_ids=(315, 319, 316))
     found = scan(llama, tokenizer, [one], top_k=320)
     assert_says_the_reference(found.policies, llama, [one], [HookPoint(1, "resid_post"), FINAL], top_k=320)
     assert sorted(column(found.policies, 0, "raw", 3, "final.topk_ids")[0].tolist()) == list(range(320))
@@ -232,7 +226,7 @@ def test_a_vocabulary_larger_than_the_tokenizers_is_measured_whole(llama, tokeni
 
 def test_a_model_in_bfloat16_is_measured_with_statistics_in_float32(family, tokenizer):
     model: Any = tiny_model(family).bfloat16()
-    one = rollout(3, 40)
+    one = random_rollout(3, 40)
     found = scan(model, tokenizer, [one]).policies
     with torch.inference_mode():
         states = read(model, all_points(model), torch.tensor([one.ids]))
@@ -561,11 +555,11 @@ def test_a_broken_model_has_no_means(llama, tokenizer, rollouts, name):
 )
 def test_a_rollout_that_the_model_cannot_read_is_refused(llama, tokenizer, change, sentence):
     with pytest.raises(InputError, match=sentence):
-        scan(llama, tokenizer, [rollout(3, 4), replace(rollout(3, 4), **change)])
+        scan(llama, tokenizer, [random_rollout(3, 4), replace(random_rollout(3, 4), **change)])
 
 
 def test_a_rollout_as_long_as_the_model_reads_is_measured(llama, tokenizer):
-    found = scan(llama, tokenizer, [rollout(1, 511)], layers=[0], sites=["resid_post"], measures=["entropy"])
+    found = scan(llama, tokenizer, [random_rollout(1, 511)], layers=[0], sites=["resid_post"], measures=["entropy"])
     assert len(found.policies) == 2 * 511
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from conftest import CHAT_TEMPLATE, tiny_model
+from chat_templates import CHATML
+from conftest import saved, tiny_model
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from internal_policy.__main__ import main
@@ -22,7 +23,7 @@ from internal_policy.scans import store
 from internal_policy.tasks.rollouts import read_rollouts
 from internal_policy.train.bupo import BuPOConfig
 
-DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHAT_TEMPLATE
+DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
 ASKED = ["--limit", "4", "--max-new-tokens", "4", "--batch-size", "2"]
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -31,9 +32,7 @@ pytestmark = pytest.mark.usefixtures("here")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
     """A tiny model whose chat template writes the date."""
-    path = tmp_path_factory.mktemp("model")
-    tiny_model("llama").float().save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    path = saved(tiny_model("llama").float(), tokenizer, tmp_path_factory.mktemp("model"))
     (path / "chat_template.jinja").write_text(DATED)
     return path
 
@@ -61,7 +60,7 @@ def test_the_date_is_in_the_digest(folder, on, form):
 
 
 def test_templates_without_a_date_give_the_same_question_every_day(folder, on):
-    (plain := Path("plain.jinja")).write_text(CHAT_TEMPLATE)
+    (plain := Path("plain.jinja")).write_text(CHATML)
     for more in ({"chat_template": str(plain)}, {"chat_template": "none"}, {"model": "demo-qwen3"}):
         questions = []
         for day in ("2026-11-24", "2026-11-25"):

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import jsonl
 
 from internal_policy.errors import InputError
 from internal_policy.tasks.marking import normalised
@@ -16,10 +17,7 @@ from internal_policy.tasks.rows import read_rows
 
 
 def written(path, *rows):
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
-    )
-    return str(path)
+    return str(jsonl(path, *rows))
 
 
 def verl_row(text, answer):

@@ -4,48 +4,16 @@ import copy
 from typing import Any
 
 import pytest
+from chat_templates import LLAMA3, QWEN3, R1, THINKS, USER
+from conftest import conversation
 
 from internal_policy.errors import InputError
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem, split_messages, split_text
 
 PROBLEM = Problem((Message(role="user", content="What is 3 + 4?"),), None)
-LLAMA3 = (
-    "{% set loop_messages = messages %}{% for m in loop_messages %}{{ '<|bos|>' if loop.first }}"
-    "<|im_start|>{{ m.role }}<|endoftext|>\n\n{{ m.content | trim }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant<|endoftext|>\n\n{% endif %}"
-)
-USER = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
-"""Without special tokens, as Vicuna's."""
-THINKS = (
-    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.reasoning_content and loop.last %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
-    "{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""Writes the reasoning of the last turn, and tools, as Qwen3's."""
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": None}}}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "default": None}}}
-QWEN3 = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
-    "{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-R1 = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
-)
-
-
-def conversation(asked, answered):
-    return Message(role="user", content=asked), Message(role="assistant", content=answered)
 
 
 def with_template(tokenizer, template):

@@ -1,19 +1,19 @@
 """What a model wrote, as the token ids it sampled."""
 
 import copy
-import json
 from dataclasses import replace
 from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chat_templates import THINKS
+from conftest import conversation, jsonl
 from test_generate import sampled
 
 from internal_policy.errors import InputError
 from internal_policy.scans import store
 from internal_policy.scans.export import export_table
-from internal_policy.tasks.problems import Message
 from internal_policy.tasks.prompts import split_messages
 from internal_policy.tasks.rollouts import (
     ROLLOUT_SCHEMA,
@@ -27,15 +27,6 @@ from internal_policy.tasks.rollouts import (
 
 END = 2
 ROLLOUT = Rollout("3 + 4?", "7", 1, (3, 8), (9, 310, END), r"\boxed{7}", 1.0, True)
-
-
-def conversation(asked, answered):
-    return Message(role="user", content=asked), Message(role="assistant", content=answered)
-
-
-def jsonl(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def test_an_end_of_turn_that_only_the_added_tokens_mark_as_special_finishes_a_response(tokenizer, tmp_path):
@@ -144,14 +135,6 @@ def test_responses_to_one_problem_are_counted(either, tmp_path):
 def test_a_prompt_beside_messages_does_not_count_without_a_response(either, tmp_path):
     path = jsonl(tmp_path / "r.jsonl", {**ROWS["messages"], "prompt": "other"})
     assert read_rollouts(path, either, {})[0].problem == "3 + 4?"
-
-
-THINKS = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.mark.parametrize("part", [{"reasoning_content": "3, 4"}, {"tool_calls": [{"function": {"name": "add"}}]}])

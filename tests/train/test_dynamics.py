@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import random_rollout, read, tiny_model
 
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import Readout, policy_logits
@@ -15,11 +15,7 @@ from internal_policy.train import dynamics
 
 
 def rollouts() -> list[Rollout]:
-    made = []
-    for number, length in enumerate((4, 7)):
-        ids = torch.randint(5, 256, (3 + length,), generator=torch.Generator().manual_seed(number)).tolist()
-        made.append(Rollout("", None, 0, tuple(ids[:3]), tuple(ids[3:]), "", None, True))
-    return made
+    return [random_rollout(3, 4, seed=0), random_rollout(3, 7, seed=1)]
 
 
 def policies(model, point, readout: Readout = "raw") -> torch.Tensor:
@@ -55,8 +51,6 @@ def test_through_the_norm_kl_is_between_normed_policies(llama):
 
 
 def test_cosine_is_that_of_hidden_states(llama):
-    from conftest import read
-
     points = [HookPoint(1, "resid_post"), HookPoint(2, "resid_post")]
     cosines = []
     for rollout in rollouts():
