@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
@@ -10,7 +12,7 @@ from internal_policy.look import layer_figures, runs, statistics, token_figures,
 from internal_policy.look.runs import Run
 from internal_policy.look.statistics import Average
 from internal_policy.look.theme import Style
-from internal_policy.look.view import View
+from internal_policy.look.view import About, View
 
 
 @dataclass(frozen=True)
@@ -33,91 +35,167 @@ class Choice:
     """For a screen, or for print."""
 
 
-def flow(views: Sequence[View], choice: Choice) -> go.Figure:
+@dataclass(frozen=True)
+class Data:
+    """What a figure is drawn from: plain values, which a caller may keep, show or change."""
+
+    frames: Mapping[str, pd.DataFrame]
+    """By what tells them apart: the measure, the readout, or the number of the scan."""
+    abouts: Sequence[About]
+    """What the figure says of each scan, or of each readout."""
+    choice: Choice
+    """What was chosen, with the rollout and position where none was named."""
+
+
+def _flow(views: Sequence[View], choice: Choice) -> Data:
+    return _means(views, choice, "entropy")
+
+
+def flow(data: Data) -> go.Figure:
     """Entropy from layer to layer (Fig. 2)."""
+    return layer_figures.flow(data.frames["entropy"], data.abouts[0], data.choice.style)
+
+
+def _changes(views: Sequence[View], choice: Choice) -> Data:
     (one,) = views
-    return layer_figures.flow(view.means(one, "entropy", choice.average), view.about(one), choice.style)
+    return Data({"change": view.changes(one, choice.average)}, [view.about(one)], choice)
 
 
-def change(views: Sequence[View], choice: Choice) -> go.Figure:
+def change(data: Data) -> go.Figure:
     """Entropy change of layers, attention and FFN with the stages (Fig. 3)."""
-    (one,) = views
-    found = view.changes(one, choice.average)
-    return layer_figures.change(found, view.about(one), statistics.spans(statistics.stages(found)), choice.style)
+    found = data.frames["change"]
+    spans = statistics.spans(statistics.stages(found))
+    return layer_figures.change(found, data.abouts[0], spans, data.choice.style)
 
 
-def norm_control(views: Sequence[View], choice: Choice) -> go.Figure:
+def norm_control(data: Data) -> go.Figure:
     """Entropy change as direction and norm."""
-    (one,) = views
-    return layer_figures.norm_control(view.changes(one, choice.average), view.about(one), choice.style)
+    return layer_figures.norm_control(data.frames["change"], data.abouts[0], data.choice.style)
 
 
-def residual(views: Sequence[View], choice: Choice) -> go.Figure:
+def _residual(views: Sequence[View], choice: Choice) -> Data:
+    return _means(views, choice, "cosine", "norm")
+
+
+def residual(data: Data) -> go.Figure:
     """Cosine of the modules' outputs with the residual stream, and norms (Fig. 12)."""
-    (one,) = views
-    cosine, norm = view.means(one, "cosine", choice.average), view.means(one, "norm", choice.average)
-    return layer_figures.residual(cosine, norm, view.about(one), choice.style)
+    return layer_figures.residual(data.frames["cosine"], data.frames["norm"], data.abouts[0], data.choice.style)
 
 
-def convergence(views: Sequence[View], choice: Choice) -> go.Figure:
-    """KL to the model's own policy, and where its first choice settles."""
+def _convergence(views: Sequence[View], choice: Choice) -> Data:
     (one,) = views
+    kl = view.means(one, "kl", choice.average)
     settled = statistics.means(tokens.settled(one), "settled", choice.average)
-    return layer_figures.convergence(view.means(one, "kl", choice.average), settled, view.about(one), choice.style)
+    return Data({"kl": kl, "settled": settled}, [view.about(one)], choice)
 
 
-def readouts(views: Sequence[View], choice: Choice) -> go.Figure:
-    """A measure under every readout of the scan."""
+def convergence(data: Data) -> go.Figure:
+    """KL to the model's own policy, and where its first choice settles."""
+    return layer_figures.convergence(data.frames["kl"], data.frames["settled"], data.abouts[0], data.choice.style)
+
+
+def _readouts(views: Sequence[View], choice: Choice) -> Data:
     (one,) = views
     read = [replace(one, readout=name) for name in view.check(one)["selection"]["readouts"]]
-    columns = [(view.about(each), view.means(each, choice.measure, choice.average)) for each in read]
-    if choice.site not in set(columns[0][1]["site"]):
+    frames = {each.readout: view.means(each, choice.measure, choice.average) for each in read}
+    if choice.site not in set(frames[read[0].readout]["site"]):
         raise view.absent(read[0], choice.measure, choice.site)
-    return layer_figures.readouts(columns, choice.measure, choice.site, choice.style)
+    return Data(frames, [view.about(each) for each in read], choice)
 
 
-def distribution(views: Sequence[View], choice: Choice) -> go.Figure:
-    """A measure's quantiles over the tokens."""
+def readouts(data: Data) -> go.Figure:
+    """A measure under every readout of the scan."""
+    columns = list(zip(data.abouts, data.frames.values(), strict=True))
+    return layer_figures.readouts(columns, data.choice.measure, data.choice.site, data.choice.style)
+
+
+def _distribution(views: Sequence[View], choice: Choice) -> Data:
     (one,) = views
-    found = tokens.quantiles(one, choice.site, choice.measure)
-    return layer_figures.distribution(found, view.about(one), choice.site, choice.measure, choice.style)
+    return Data({choice.measure: tokens.quantiles(one, choice.site, choice.measure)}, [view.about(one)], choice)
 
 
-def heatmap(views: Sequence[View], choice: Choice) -> go.Figure:
-    """A measure at every token and layer of one response; of a long one the first tokens."""
+def distribution(data: Data) -> go.Figure:
+    """A measure's quantiles over the tokens."""
+    choice = data.choice
+    found = data.frames[choice.measure]
+    return layer_figures.distribution(found, data.abouts[0], choice.site, choice.measure, choice.style)
+
+
+def _tokens(views: Sequence[View], choice: Choice) -> Data:
     (one,) = views
     rollout = view.first_rollout(one) if choice.rollout is None else choice.rollout
     response = tokens.response(one, rollout)[: token_figures.WINDOW]
     found = tokens.cells(one, rollout, choice.site, choice.measure)
     shown = found[found["position"] <= response["position"].iloc[-1]]
-    return token_figures.tokens(shown, response, view.about(one), choice.site, choice.measure, choice.style)
+    return Data({choice.measure: shown, "response": response}, [view.about(one)], replace(choice, rollout=rollout))
 
 
-def cell(views: Sequence[View], choice: Choice) -> go.Figure:
-    """What the policies of a layer would say at one position."""
+def heatmap(data: Data) -> go.Figure:
+    """A measure at every token and layer of one response; of a long one the first tokens."""
+    choice = data.choice
+    cells, response = data.frames[choice.measure], data.frames["response"]
+    return token_figures.tokens(cells, response, data.abouts[0], choice.site, choice.measure, choice.style)
+
+
+def _cell(views: Sequence[View], choice: Choice) -> Data:
     (one,) = views
     rollout = view.first_rollout(one) if choice.rollout is None else choice.rollout
     position = one.first if choice.position is None else choice.position
     found = tokens.predictions(one, rollout, position, choice.layer)
-    return token_figures.predictions(found, view.about(one), choice.layer, position, choice.style)
+    return Data({"predictions": found}, [view.about(one)], replace(choice, rollout=rollout, position=position))
 
 
-def compare(views: Sequence[View], choice: Choice) -> go.Figure:
-    """Up to four scans side by side at relative depth; entropy or change."""
+def cell(data: Data) -> go.Figure:
+    """What the policies of a layer would say at one position."""
+    choice, found = data.choice, data.frames["predictions"]
+    return token_figures.predictions(found, data.abouts[0], choice.layer, choice.position or 0, choice.style)
+
+
+def _compare(views: Sequence[View], choice: Choice) -> Data:
     records = view.comparable(views)
     if not 2 <= len(views) <= 4:
         raise InputError(f"A comparison takes two to four scans, not {len(views)}; name the others with --against.")
-    frames = []
-    for one, record in zip(views, records, strict=True):
-        found = (
-            view.changes(one, choice.average)
-            if choice.measure == "change"
-            else view.means(one, "entropy", choice.average)
-        )
-        frames.append((view.about(one), statistics.relative(found, record["n_layers"])))
-    return layer_figures.compare(frames, "change" if choice.measure == "change" else "entropy", choice.style)
+    frames = {}
+    for number, (one, record) in enumerate(zip(views, records, strict=True)):
+        change = choice.measure == "change"
+        found = view.changes(one, choice.average) if change else view.means(one, "entropy", choice.average)
+        frames[str(number)] = statistics.relative(found, record["n_layers"])
+    return Data(frames, [view.about(one) for one in views], choice)
 
 
+def compare(data: Data) -> go.Figure:
+    """Up to four scans side by side at relative depth; entropy or change."""
+    columns = list(zip(data.abouts, data.frames.values(), strict=True))
+    return layer_figures.compare(columns, "change" if data.choice.measure == "change" else "entropy", data.choice.style)
+
+
+def _means(views: Sequence[View], choice: Choice, *measures: str) -> Data:
+    (one,) = views
+    return Data({name: view.means(one, name, choice.average) for name in measures}, [view.about(one)], choice)
+
+
+class Entry(NamedTuple):
+    """A figure of a scan."""
+
+    read: Callable[[Sequence[View], Choice], Data]
+    """From the scans to the data."""
+    draw: Callable[[Data], go.Figure]
+    """From the data to the figure; its docstring says what the figure shows."""
+
+
+FIGURES: Mapping[str, Entry] = {
+    "flow": Entry(_flow, flow),
+    "change": Entry(_changes, change),
+    "norm-control": Entry(_changes, norm_control),
+    "residual": Entry(_residual, residual),
+    "convergence": Entry(_convergence, convergence),
+    "readouts": Entry(_readouts, readouts),
+    "distribution": Entry(_distribution, distribution),
+    "tokens": Entry(_tokens, heatmap),
+    "cell": Entry(_cell, cell),
+    "compare": Entry(_compare, compare),
+}
+"""Name -> how it is drawn. All but `compare` take one view."""
 CHOICES = {
     "readouts": ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine"),
     "distribution": ("entropy", "logprob", "rank", "kl", "norm", "cosine", "entropy_at_input_norm"),
@@ -127,28 +205,18 @@ CHOICES = {
 """Figures that draw one measure -> the measures they can draw."""
 
 
-def draw(name: str, views: Sequence[View], choice: Choice) -> go.Figure:
-    """The figure of that name. Raises InputError for a measure that it can't draw."""
+def data(name: str, views: Sequence[View], choice: Choice) -> Data:
+    """What the figure of that name is drawn from. Raises InputError for what it can't draw or a scan lacks."""
     if choice.measure not in (known := CHOICES.get(name, (choice.measure,))):
         raise InputError(f"Can't draw {name} by '{choice.measure}'. Choose one of {', '.join(known)}.")
     if name != "compare" and len(views) != 1:
         raise InputError(f"Only compare draws several scans. Give {name} one.")
-    return FIGURES[name](views, choice)
+    return FIGURES[name].read(views, choice)
 
 
-FIGURES: Mapping[str, Callable[[Sequence[View], Choice], go.Figure]] = {
-    "flow": flow,
-    "change": change,
-    "norm-control": norm_control,
-    "residual": residual,
-    "convergence": convergence,
-    "readouts": readouts,
-    "distribution": distribution,
-    "tokens": heatmap,
-    "cell": cell,
-    "compare": compare,
-}
-"""Name -> what draws it. All but `compare` take one view."""
+def draw(name: str, views: Sequence[View], choice: Choice) -> go.Figure:
+    """The figure of that name. Raises InputError as `data` does."""
+    return FIGURES[name].draw(data(name, views, choice))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Plots:
 
 
 def _methods(
-    figures: Mapping[str, Callable[..., go.Figure]], draw: Callable[..., go.Figure], choice: type[Choice | RunChoice]
+    docs: Mapping[str, str | None], draw: Callable[..., go.Figure], choice: type[Choice | RunChoice]
 ) -> dict[str, Callable[..., go.Figure]]:
     """A method for each figure, which takes the fields of `choice`, and scans beside which the figure shows its own."""
     keywords = [
@@ -39,21 +39,23 @@ def _methods(
             return draw(name, [self._shown, *others], choice(**options))
 
         first, others, *_ = inspect.signature(plot).parameters.values()
-        plot.__name__, plot.__doc__ = name.replace("-", "_"), figures[name].__doc__
+        plot.__name__, plot.__doc__ = name.replace("-", "_"), docs[name]
         plot.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
             [first, others, *keywords], return_annotation=go.Figure
         )
         return plot
 
-    return {name.replace("-", "_"): method(name) for name in figures}
+    return {name.replace("-", "_"): method(name) for name in docs}
 
 
-def _of_run(name: str, shown: list[Any], choice: RunChoice) -> go.Figure:
+def _draw_run(name: str, shown: list[Any], choice: RunChoice) -> go.Figure:
     (run,) = shown
     return catalogue.draw_run(name, run, choice)
 
 
-ScanPlots = type("ScanPlots", (Plots,), _methods(catalogue.FIGURES, catalogue.draw, Choice))
+_of_scans = {name: entry.draw.__doc__ for name, entry in catalogue.FIGURES.items()}
+_of_runs = {name: draw.__doc__ for name, draw in catalogue.RUN_FIGURES.items()}
+ScanPlots = type("ScanPlots", (Plots,), _methods(_of_scans, catalogue.draw, Choice))
 """Figures of a scan; `compare` takes the other scans first."""
-RunPlots = type("RunPlots", (Plots,), _methods(catalogue.RUN_FIGURES, _of_run, RunChoice))
+RunPlots = type("RunPlots", (Plots,), _methods(_of_runs, _draw_run, RunChoice))
 """Figures of a training run."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -127,8 +128,19 @@ def about(view: View) -> About:
 
 
 def layers(view: View) -> pd.DataFrame:
-    """The table `layers` of the view: a row a rollout x layer x site, means over the rollout's tokens that count."""
+    """The table `layers` of the view: a row a rollout x layer x site, means over the rollout's tokens that count.
+
+    Those of the last few views are remembered, because most figures of a view are drawn from it.
+    """
     check(view)
+    written = 0 if isinstance(view.source, Tables) else (view.source / store.RECORD).stat().st_mtime_ns
+    plain = View(view.source, view.readout, view.outcome, view.first, view.last)
+    return _layers(plain, written).copy(deep=False)
+
+
+@lru_cache(maxsize=4)
+def _layers(view: View, written: int) -> pd.DataFrame:  # noqa: ARG001
+    """`layers` of a scan whose record was written then."""
     kept = rollouts(view)["rollout"]
     if view.first == 0 and view.last is None:
         found = store.read(view.source, "layers", where=ds.field("readout") == view.readout)

@@ -1,6 +1,7 @@
 """A scan is the same object whether its tables are in a folder or in memory."""
 
 import dataclasses
+import pickle
 import re
 import subprocess
 import sys
@@ -69,6 +70,22 @@ def test_every_figure_of_the_catalogue_is_a_method_and_the_same_in_memory(on_dis
     drawn = [getattr(scan.plot, name.replace("-", "_"))(style="paper") for scan in (on_disk, in_memory)]
     expected = catalogue.draw(name, [View(DEMO)], catalogue.Choice(style="paper"))
     assert [figure.to_json() for figure in drawn] == [expected.to_json()] * 2
+
+
+def test_a_figure_is_drawn_from_its_data_alone(on_disk):
+    for name in catalogue.FIGURES:
+        views = [on_disk, open_scan("demo-llama")] if name == "compare" else [on_disk]
+        found = catalogue.data(name, views, catalogue.Choice(layer=3))
+        drawn = catalogue.FIGURES[name].draw(pickle.loads(pickle.dumps(found)))
+        assert drawn.to_json() == catalogue.draw(name, views, catalogue.Choice(layer=3)).to_json()
+
+
+def test_the_data_of_a_figure_says_which_response_and_position_were_taken(on_disk):
+    found = catalogue.data("cell", [on_disk.view(outcome="incorrect", first=4)], catalogue.Choice())
+    assert (found.choice.rollout, found.choice.position) == (
+        on_disk.rollouts.query("reward == 0")["rollout"].iloc[0],
+        4,
+    )
 
 
 def test_a_comparison_takes_other_scans(on_disk):

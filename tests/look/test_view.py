@@ -75,6 +75,23 @@ def test_a_window_of_all_positions_is_the_table_of_the_scan():
     pd.testing.assert_frame_equal(summed, counted[summed.columns], check_dtype=False, rtol=1e-5, atol=1e-6)
 
 
+def test_changing_a_table_leaves_the_view_as_it_was():
+    found = layers(View(DEMO))
+    found.loc[:, "entropy"] = 0.0
+    assert layers(View(DEMO))["entropy"].min() > 0
+
+
+def test_a_scan_that_was_measured_again_is_read_again(copied):
+    before = layers(View(copied))
+    for path in store.parts(copied, "layers"):
+        table = pq.read_table(path)
+        store.write_table(path, table.set_column(table.schema.get_field_index("norm"), "norm", table["entropy"]))
+    record = json.loads((copied / store.RECORD).read_text())
+    record["files"] = {name: files.fingerprint(copied / name) for name in record["files"]}
+    files.write_json(copied / store.RECORD, {name: value for name, value in record.items() if name != "checksum"})
+    assert layers(View(copied))["norm"].equals(before["entropy"].rename("norm"))
+
+
 def test_a_window_says_how_many_tokens_it_holds():
     lengths = store.read(DEMO, "rollouts", ["response_ids"])["response_ids"].map(len)
     found = about(View(DEMO, first=30, last=49))
