@@ -1,135 +1,194 @@
-"""Call a function in a process with limits of time and memory."""
+"""Call a function in a process with limits of time and memory, by lines of JSON."""
 
 import atexit
-import multiprocessing
+import faulthandler
+import json
 import os
+import signal
+import subprocess
 import sys
 import threading
+import time
+import traceback
 import weakref
-from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from multiprocessing import process
-from multiprocessing.context import SpawnContext, SpawnProcess
-from types import ModuleType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
-
-import pebble
-import psutil
 
 MEMORY_LIMIT = 2**30
 """Bytes that a process may use; with its libraries loaded it uses 60 million."""
 GLANCE = 0.02
-"""Seconds between memory checks of a process that hasn't answered."""
+"""Seconds between checks of a process that hasn't answered."""
+ABANDONED = 60
+"""Seconds after which a process ends by itself during a call, because its caller was killed."""
+READY = b"internal-policy's worker is ready\n"
+"""First line of a process; its interpreter may print others before."""
 
 
 class Stopped(Exception):
     """A call took too long, or too much memory; its process was killed."""
 
 
-class _Process(SpawnProcess):
-    """A fresh process that any caller may start, and that doesn't run the caller's script again.
-
-    Otherwise a script without `if __name__ == "__main__"` would start over in the worker, and data loader workers,
-    which are daemons, couldn't have one.
-    """
-
-    def start(self) -> None:
-        self.daemon = True  # otherwise a caller started by multiprocessing would wait for it at exit
-        caller, main = multiprocessing.current_process(), sys.modules["__main__"]
-        nameless = ModuleType("__main__")
-        # without these two attributes the child doesn't run the caller's script again
-        nameless.__dict__.update(vars(main), __spec__=None, __file__=None)
-        daemon, caller.daemon = caller.daemon, False
-        sys.modules["__main__"] = nameless
-        try:
-            super().start()
-        finally:
-            sys.modules["__main__"], caller.daemon = main, daemon
-
-
-class _Context(SpawnContext):
-    Process = _Process
-
-
 class Worker:
-    """A process that starts when first needed, with a call of `prepare`, and is replaced if it breaks.
+    """A process `python -m module` that starts when first needed, and is replaced if it breaks.
 
-    Threads take turns, and every forked process gets its own.
+    The module calls `serve`. Threads take turns, and every forked process gets its own.
     """
 
-    def __init__(self, prepare: Callable[[], None]) -> None:
+    def __init__(self, module: str) -> None:
         """Doesn't start the process yet."""
-        self.prepare = prepare
-        self.forget()
+        self.module = module
+        self.process: Any = None  # a Popen with pipes
+        self.lock = threading.Lock()
         _workers.add(self)
 
-    def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
-        """The result of `function(*arguments)`, or what it raised.
+    def call(self, *arguments: Any, timeout: float) -> Any:
+        """What the module's function returns; it and the arguments must be values that JSON has.
 
-        Raises Stopped, and RuntimeError if no process can be started.
+        Raises Stopped, TypeError for arguments that JSON doesn't have, and RuntimeError for what the function raised or
+        if no process can be started.
         """
+        request = json.dumps(arguments).encode() + b"\n"
         with self.lock:
             for _ in range(2):  # a process that something else killed is replaced, once
-                try:
-                    future = self.pool().schedule(function, arguments, timeout=timeout)
-                except RuntimeError:  # the pool broke since its last call
-                    continue
-                try:
-                    return _result(future)
-                except (TimeoutError, pebble.ProcessExpired) as error:  # over a limit; pebble starts another process
-                    raise Stopped from error
-                except BrokenProcessPool:
-                    pass
-        raise RuntimeError("internal-policy couldn't start a worker process. Its output above shows why.")
+                answer, stopped = self._exchange(request, timeout)
+                if answer or stopped:
+                    break
+        if not answer:
+            raise Stopped
+        found = json.loads(answer)
+        if "error" in found:
+            raise RuntimeError(f"A worker process failed: {found['error']}")
+        return found["result"]
 
-    def pool(self) -> pebble.ProcessPool:
-        """The pool of one process; a new one if it broke."""
-        if self._pool is None or not self._pool.active:
+    def _exchange(self, request: bytes, timeout: float) -> tuple[bytes, bool]:
+        """The line that answers, empty if the process ended instead, and whether it was stopped by a limit."""
+        try:
+            process = self._running()
+            with _limited(process, timeout) as stopped:
+                with suppress(BrokenPipeError):
+                    process.stdin.write(request)
+                    process.stdin.flush()
+                answer = process.stdout.readline()
+        except BaseException:  # Ctrl-C, for example; the next call must not get this answer
             self.close()
-            self._pool = pebble.ProcessPool(max_workers=1, initializer=self.prepare, context=_Context())
-        return self._pool
+            raise
+        if answer.endswith(b"\n"):
+            return answer, False
+        self.close()
+        return b"", stopped.is_set()
+
+    def _running(self) -> Any:
+        """The process; a new one if it ended."""
+        if self.process is not None and self.process.poll() is None:
+            return self.process
+        self.close()
+        path = os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", self.module],  # -P: imports come from the folders of this process alone
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        if not any(line.endswith(READY) for line in self.process.stdout):
+            self.close()
+            raise RuntimeError("internal-policy couldn't start a worker process. Its output above shows why.")
+        return self.process
 
     def close(self) -> None:
         """Stop the process."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-        self._pool = None
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+            with suppress(BrokenPipeError):  # a request that it hasn't read
+                self.process.stdin.close()
+        self.process = None
 
     def forget(self) -> None:
         """Drop the process and the lock without touching them, because another process owns them."""
         self.lock = threading.Lock()
-        self._pool: pebble.ProcessPool | None = None
+        if self.process is not None:
+            for pipe in (self.process.stdin, self.process.stdout):
+                pipe.raw.close()  # without a flush, which might send half a request again
+            self.process.returncode = 0  # or Python would warn that it still runs
+        self.process = None
 
 
-def _result(future: Any) -> Any:
-    while True:
-        try:
-            return future.result(GLANCE)
-        except TimeoutError:
-            if future.done():
-                return future.result()
-        for child in multiprocessing.active_children():
-            with suppress(psutil.Error):
-                if isinstance(child, _Process) and psutil.Process(child.pid).memory_info().rss > MEMORY_LIMIT:
-                    child.kill()
+def serve(function: Callable[..., Any], prepare: Callable[[], None]) -> None:
+    """Answer the lines of stdin with the results of `function`, after a call of `prepare`, until stdin closes.
+
+    Libraries can't disturb this: what they print goes nowhere, and they can't read from stdin.
+    """
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = Path(os.devnull).open("r+b")  # noqa: SIM115  # open until the process ends
+    os.dup2(nowhere.fileno(), 0)
+    os.dup2(nowhere.fileno(), 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the caller, which stops this process
+    prepare()
+    answer = READY
+    with suppress(BrokenPipeError):  # the caller is gone
+        while True:
+            answers.write(answer)
+            answers.flush()
+            if not (request := requests.readline()):
+                return
+            faulthandler.dump_traceback_later(ABANDONED, exit=True, file=nowhere)  # also while C code runs
+            answer = _answer(function, request)
+            faulthandler.cancel_dump_traceback_later()
+    os._exit(1)  # otherwise Python would try to write the answer again
+
+
+def _answer(function: Callable[..., Any], request: bytes) -> bytes:
+    try:
+        line = json.dumps({"result": function(*json.loads(request))})
+    except Exception:
+        line = json.dumps({"error": traceback.format_exc()})
+    return line.encode() + b"\n"
+
+
+@contextmanager
+def _limited(process: Any, timeout: float) -> Iterator[threading.Event]:
+    """Inside, the process is killed if it takes too long or too much memory, which sets the event."""
+    done, stopped = threading.Event(), threading.Event()
+    end = time.monotonic() + timeout
+
+    def watch() -> None:
+        while not done.wait(GLANCE):
+            if time.monotonic() > end or _memory(process) > MEMORY_LIMIT:
+                stopped.set()
+                process.kill()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield stopped
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _memory(process: Any) -> int:
+    import psutil  # which only calls that take long wait for
+
+    with suppress(psutil.Error):
+        return psutil.Process(process.pid).memory_info().rss
+    return 0
 
 
 _workers: "weakref.WeakSet[Worker]" = weakref.WeakSet()
 
 
-def _forget_all() -> None:
-    """After a fork the worker, and perhaps its lock, belong to the parent, so the child must not stop it."""
-    for worker in _workers:
-        worker.forget()
-    started: set = getattr(process, "_children", set())
-    started -= {child for child in started if isinstance(child, _Process)}
-
-
 def _close_all() -> None:
     for worker in list(_workers):
         worker.close()
+
+
+def _forget_all() -> None:
+    for worker in list(_workers):
+        worker.forget()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from internal_policy.errors import InputError
-from internal_policy.worker import Stopped, Worker
+from internal_policy.worker import Stopped, Worker, serve
 
 TIME_LIMIT = 5.0
 """Seconds to render one text, which normally takes less than a millisecond."""
@@ -53,9 +53,13 @@ def render(
     others = {key: value for key, value in arguments.items() if key != DATE}
     day = _day(arguments.get(DATE) or today())
     try:
-        text, why = _worker.call(_render, str(template), list(messages), others, day, timeout=TIME_LIMIT)
+        text, why = _worker.call(template, list(messages), others, day.isoformat(), timeout=TIME_LIMIT)
     except Stopped as error:
         raise InputError(f"{name} takes more than {TIME_LIMIT:.0f} s or 1 GB of memory. Correct it.") from error
+    except TypeError as error:
+        raise InputError(
+            f"{name} can't be given the messages ({error}). Use only text, numbers, lists and objects in them."
+        ) from error
     if text is None:
         raise InputError(
             f"{name} refuses the messages ({why}). Correct it or the messages, or use --chat-template none."
@@ -82,22 +86,25 @@ def _prepare() -> None:
 
 
 def _render(
-    template: str, messages: list[dict[str, Any]], arguments: Mapping[str, Any], day: datetime
+    template: str, messages: list[dict[str, Any]], arguments: Mapping[str, Any], day: str
 ) -> tuple[str | None, str]:
     """The text, or None and why there is none."""
     from transformers.utils import chat_template_utils
 
     utils: Any = chat_template_utils
-    utils.datetime = SimpleNamespace(now=lambda: day)
+    utils.datetime = SimpleNamespace(now=lambda: datetime.fromisoformat(day))
     try:
         (text,), _ = utils.render_jinja_template([messages], chat_template=template, **arguments)
     except Exception as error:  # a template may raise anything
         line = getattr(error, "lineno", None)
-        said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-        return None, f"line {line}: {said}" if line else said
+        why = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        return None, f"line {line}: {why}" if line else why
     if len(text) > LONGEST:
         return None, f"it writes {len(text):,} characters, more than {LONGEST:,}"
     return text, ""
 
 
-_worker = Worker(_prepare)
+_worker = Worker("internal_policy.models.templates")
+
+if __name__ == "__main__":
+    serve(_render, _prepare)

@@ -2,11 +2,10 @@
 
 import logging
 import re
-import signal
 from contextlib import suppress
 from functools import lru_cache
 
-from internal_policy.worker import MEMORY_LIMIT, Stopped, Worker
+from internal_policy.worker import MEMORY_LIMIT, Stopped, Worker, serve
 
 LONGEST = 300
 """Characters of an answer that is parsed; what is longer equals nothing."""
@@ -23,7 +22,7 @@ def equal(given: str, answer: str) -> bool:
     if max(len(given), len(answer)) > LONGEST:
         return False
     try:
-        return _worker.call(_verify, given, answer, timeout=TIME_LIMIT)
+        return _worker.call(given, answer, timeout=TIME_LIMIT)
     except Stopped:
         return False
 
@@ -37,7 +36,6 @@ SMALL = re.compile(r"(?<![0-9])0?\.(0+)[1-9]")
 def _prepare() -> None:
     import math_verify  # noqa: F401  # loaded now, so that no pair pays for it
 
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler would wait for the end of a long power
     logging.disable()  # math-verify warns that its own time-outs are off
     _limit_memory()
 
@@ -71,4 +69,7 @@ def _parsed(text: str) -> list:
     return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=0)
 
 
-_worker = Worker(_prepare)
+_worker = Worker("internal_policy.tasks.equality")
+
+if __name__ == "__main__":
+    serve(_verify, _prepare)

@@ -54,6 +54,12 @@ def test_a_template_without_end_is_stopped_and_the_next_is_rendered(monkeypatch,
     assert render("{{ messages[0].content }}", MESSAGES, {}) == "What is 3 + 4?"
 
 
+def test_a_message_with_a_value_that_json_does_not_have_is_refused():
+    messages = [{**MESSAGES[0], "sent": datetime.date(2026, 11, 25)}]
+    with pytest.raises(InputError, match=r"^The chat template can't be given the messages \(Object of type date"):
+        render("{{ messages[0].sent }}", messages, {})
+
+
 def test_the_date_is_the_day_of_the_first_template(monkeypatch):
     templates.today.cache_clear()
     first = render("{{ strftime_now('%Y-%m-%d') }}", MESSAGES, {})
