@@ -33,7 +33,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from internal_policy.bundle import DATA
 from internal_policy.models.families import decoder_layers, unembedding
-from internal_policy.train.bupo import BuPOConfig, BuPOTrainer
+from internal_policy.train.bupo import BuPOTrainer
+from internal_policy.train.configuration import BuPOConfig
 
 UPDATES = 2
 PARTS = ("generation", "scoring", "entropy", "forward", "backward", "optimizer")

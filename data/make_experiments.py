@@ -41,8 +41,10 @@ from internal_policy.scans import store
 from internal_policy.scans.scan import evaluating
 from internal_policy.tasks.generate import generate
 from internal_policy.tasks.problems import read_problems
-from internal_policy.train.bupo import BuPOConfig, BuPOTrainer, dataset_of, right
+from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import Journal, Watch
+from internal_policy.train.configuration import BuPOConfig
+from internal_policy.train.dataset import dataset_of, right
 
 HERE = Path(__file__).parent
 EVALUATIONS, HELDOUT = "evaluations.parquet", "heldout.jsonl"

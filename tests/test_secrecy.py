@@ -79,7 +79,7 @@ def test_json_files_hold_no_secret(tmp_path):
 
 
 def test_a_pickled_configuration_has_no_hub_token():
-    from internal_policy.train.bupo import BuPOConfig
+    from internal_policy.train.configuration import BuPOConfig
 
     config = BuPOConfig(output_dir="unused", use_cpu=True, report_to=[], hub_token="s3cret")
     assert b"s3cret" not in pickle.dumps(config)

@@ -27,7 +27,7 @@ from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
 from internal_policy.scans import records
 from internal_policy.secrecy import redacted
-from internal_policy.train import checkpoints, configuration
+from internal_policy.train import checkpoints, defaults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from internal_policy.tasks.problems import Problem
     from internal_policy.tasks.prompts import Chat
     from internal_policy.tasks.rollouts import Rollout
-    from internal_policy.train.bupo import BuPOConfig, BuPOTrainer
+    from internal_policy.train.bupo import BuPOTrainer
+    from internal_policy.train.configuration import BuPOConfig
 
 RUN, MODEL, ROLLOUTS = "run.json", "model", "rollouts.parquet"
 """In the folder of a run: what was asked, the trained model, the responses whose layers are scanned."""
@@ -122,14 +123,14 @@ def run(asked: Train) -> None:
 
     _check(asked)
     progress.err.quiet = int(os.environ.get("RANK", 0)) > 0  # of several processes one speaks
-    given = configuration.read(asked.config)
+    given = defaults.read(asked.config)
     problems = _problems(asked)
     question = _question(asked, given)
     folder = asked.output or _named(given) or store.root() / "runs" / _name(asked, question)
     start = _claim(folder, question, asked.resume)
     guess = asked.layer if "schedule" in given else asked.layer or 0  # which layer it is changes no size
     day = _day(asked, folder)
-    config = _on(day, configuration.configured(asked, given, folder, guess))
+    config = _on(day, defaults.configured(asked, given, folder, guess))
     progress.quiet()
     tokenizer = loading.load_tokenizer(asked, asked.chat_template)
     model = loading.load_model(_placed(asked))
@@ -137,7 +138,7 @@ def run(asked: Train) -> None:
     if not (folder / RUN).exists():  # nothing is written before everything is checked
         files.write_json(folder / RUN, question | ({DAY: day} if day else {}), once=True)
     layer = _layer(asked, given, config, model, tokenizer, problems, folder)
-    config = _on(day, configuration.configured(asked, given, folder, layer))
+    config = _on(day, defaults.configured(asked, given, folder, layer))
     _run(asked, config, model, tokenizer, problems, folder, start, layer)
 
 
@@ -357,7 +358,7 @@ def _check_problems(
     from internal_policy.models.passes import positions
     from internal_policy.tasks.generate import check_prompts
     from internal_policy.tasks.prompts import encode_problem
-    from internal_policy.train.bupo import dataset_of
+    from internal_policy.train.dataset import dataset_of
 
     for phase in config.phases:
         locate(model, phase.point)
@@ -388,8 +389,9 @@ def _run(
     from transformers import PrinterCallback
 
     from internal_policy.models.hooks import HookPoint
-    from internal_policy.train.bupo import BuPOTrainer, dataset_of, right
+    from internal_policy.train.bupo import BuPOTrainer
     from internal_policy.train.callbacks import Interrupt, Journal, Watch
+    from internal_policy.train.dataset import dataset_of, right
 
     chat = _chat(asked, config)
     point = config.phases[0].point if config.phases else None if layer is None else HookPoint(layer, asked.site)

@@ -21,7 +21,7 @@ from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.scans import store
 from internal_policy.tasks.rollouts import Rollout
 from internal_policy.train import dynamics
-from internal_policy.train.bupo import Phase, point_at
+from internal_policy.train.schedule import Phase, point_at
 
 NAMES = {
     "reward": "reward",

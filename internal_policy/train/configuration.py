@@ -1,180 +1,147 @@
-"""The options of a training run, and a file of fields, as a configuration of the trainer."""
+"""TRL's GRPO configuration with a schedule of hook points."""
 
-import dataclasses
+import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, cast, no_type_check
+
+import torch
+from transformers.trainer_utils import SchedulerType
+from trl.trainer.grpo_config import GRPOConfig
 
 from internal_policy.errors import InputError
-from internal_policy.models import loading
-from internal_policy.train import fields
+from internal_policy.models.policy import READOUTS
+from internal_policy.train.schedule import Phase
 
-if TYPE_CHECKING:
-    from internal_policy.cli.common import ModelOptions
-    from internal_policy.cli.train import Train
-    from internal_policy.models.hooks import HookPoint
-    from internal_policy.train.bupo import BuPOConfig
-
-DEFAULTS: dict[str, Any] = {"num_generations": 8, "per_device_train_batch_size": 16, "save_total_limit": 2, "seed": 0}
-SMALL: dict[str, Any] = {
-    "learning_rate": 1e-4,
-    "max_completion_length": 64,
-    "lr_scheduler_type": "constant_with_warmup",
-    "warmup_steps": 5,
-    "adam_beta2": 0.99,
-}
-LARGE: dict[str, Any] = {"learning_rate": 1e-6, "max_completion_length": 1024}
-"""Where neither an option nor --config says otherwise; SMALL for the bundled models."""
-STEPS, PROMPTS, UPDATES, SAVE_EVERY, SHARE = 120, 16, 1, 20, 6
-"""Steps of a run, prompts and updates of a step, steps between checkpoints; one step in SHARE is internal."""
-EVALUATED = "train doesn't evaluate. Remove it, and run `internal-policy evaluate` on the trained model"
-UNHEEDED = {
-    **dict.fromkeys(("do_eval", "do_predict", "eval_strategy", "eval_on_start", "load_best_model_at_end"), EVALUATED),
-    "resume_from_checkpoint": "runs are continued with --resume. Remove it",
-    "model_init_kwargs": "--dtype, --device-map and --attn-implementation decide how the model is loaded. Remove it",
-    "auto_find_batch_size": "a step needs all responses to a prompt. Remove it, and lower --micro-batch",
-}
-"""Fields that have no effect on `train` -> why, and what to use instead."""
-FLAGS = {
-    "samples": "num_generations",
-    "micro_batch": "per_device_train_batch_size",
-    "learning_rate": "learning_rate",
-    "temperature": "temperature",
-    "max_new_tokens": "max_completion_length",
-    "seed": "seed",
-    "readout": "readout",
-}
-"""Option -> the field of BuPOConfig that it sets."""
+MANY = 1024
+"""Largest size to suggest in an error message."""
 
 
-def read(path: str | None) -> dict[str, Any]:
-    """The fields in a YAML file. Raises InputError for one that is invalid, or that `train` would ignore."""
-    if path is None:
-        return {}
-    from internal_policy.train.bupo import BuPOConfig
+@no_type_check  # transformers assigns its fields values that don't match their annotations; the tests check the types
+@dataclass
+class BuPOConfig(GRPOConfig):
+    """TRL's GRPOConfig with a schedule of hook points, and with the paper's loss by default.
 
-    types, default = get_type_hints(BuPOConfig), {field.name: field.default for field in dataclasses.fields(BuPOConfig)}
-    found = fields.read(Path(path), {name: types[name] for name in default})
-    for name in ("max_completion_length", "num_generations"):
-        if name in found and found[name] is None:
-            raise InputError(f"{path} has {name}: null. Give a number, or remove it.")
-    for name, remedy in UNHEEDED.items():
-        if name in found and found[name] not in (default[name], None):
-            raise InputError(f"{path} has {name}: {found[name]}, but {remedy}.")
-    return found
+    Takes every field of GRPOConfig. A checkpoint requested within a generation batch is written at the end of that
+    batch, because only from there does a resumed run equal an undisturbed one. On a CPU bf16 and gradient checkpointing
+    are off by default. Raises InputError for a schedule that can't be read, for a field that internal policies exclude
+    (`beta`, `use_liger_kernel`), and for sizes that don't divide, naming those that would.
+    """
 
+    schedule: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Phases HOOK POINT:STEPS such as 5.resid_post:30, in order. After them, or without any, the whole "
+            "policy is trained. A step is a generation batch."
+        },
+    )
+    readout: str = field(
+        default="raw",
+        metadata={"help": "How hidden states are unembedded: raw (the paper) or norm (through the final norm)."},
+    )
+    num_generations: int | None = 8
+    loss_type: str = "grpo"
+    lr_scheduler_type: SchedulerType | str = "constant"
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={"help": "Recompute activations in the backward pass to save memory. By default on, except on a CPU."},
+    )
 
-def sizes(asked: "ModelOptions") -> dict[str, Any]:
-    """Defaults that fit the model."""
-    return SMALL if asked.model.startswith("demo-") else LARGE
+    def __post_init__(self) -> None:
+        """Check everything that doesn't need a model, and set what internal policies need."""
+        self.phases: tuple[Phase, ...] = tuple(map(Phase.parse, self.schedule))
+        if self.readout not in READOUTS:
+            raise InputError(f"readout is '{self.readout}'; it must be one of {', '.join(READOUTS)}.")
+        if self.phases and self.beta:
+            raise InputError(f"beta is {self.beta}, but an internal policy has no KL term. Set it to 0.")
+        if self.phases and self.use_liger_kernel:
+            raise InputError("use_liger_kernel brings a head that bypasses internal policies. Set it to false.")
+        if self.phases and self.use_vllm and self.off_policy_mask_threshold is not None:
+            raise InputError(
+                "off_policy_mask_threshold compares the trained policy with the one that vLLM samples from, which is "
+                "the whole policy. Remove it."
+            )
+        checkpointing: Any = self.gradient_checkpointing_kwargs or {}
+        if isinstance(checkpointing, str):  # as HfArgumentParser reads it
+            checkpointing = json.loads(checkpointing)
+        if checkpointing.get("use_reentrant"):
+            raise InputError("use_reentrant loses gradients of layers that end a policy. Remove it.")
+        self._check_sizes(int(os.environ.get("WORLD_SIZE", 1)))
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not on_cpu
+        if self.bf16 is None and on_cpu:
+            self.bf16 = False
+        if self.gradient_checkpointing is None:
+            self.gradient_checkpointing = not on_cpu  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self.gradient_checkpointing:
+            self.gradient_checkpointing_kwargs = {**checkpointing, "use_reentrant": False}
+        if self.phases and self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = True  # layers above the hook point get no gradient
+        with warnings.catch_warnings():  # the names that TRL uses are those that transformers calls old
+            warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+            super().__post_init__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """State for training_args.bin, which is saved beside the weights: everything but the hub token."""
+        return {**vars(self), "hub_token": None}
 
-def configured(asked: "Train", given: Mapping[str, Any], folder: Path, layer: int | None) -> "BuPOConfig":
-    """The options as a configuration of the trainer: options win over the file's fields, those over the defaults."""
-    from internal_policy.train.bupo import check_length
+    def _check_sizes(self, processes: int) -> None:
+        """Refuse sizes that don't divide, naming those that would."""
+        at_once = self.per_device_train_batch_size * processes
+        if self.generation_batch_size is not None and self.generation_batch_size % at_once:
+            raise InputError(
+                f"generation_batch_size {self.generation_batch_size} isn't a multiple of per_device_train_batch_size x "
+                f"processes ({at_once}). Try {_multiples(self.generation_batch_size, at_once)}."
+            )
+        slices = self.steps_per_generation or self.gradient_accumulation_steps
+        if self.generation_batch_size is not None:
+            slices = self.generation_batch_size // at_once
+        size, group = at_once * slices, self.num_generations or 0
+        if group < 2:
+            raise InputError(f"num_generations is {group}, but advantages compare 2 or more responses to a prompt.")
+        if size % group:
+            would = [n for n in range(2, min(size, MANY) + 1) if size % n == 0]
+            raise InputError(
+                f"A generation batch has {size} responses (per_device_train_batch_size "
+                f"{self.per_device_train_batch_size} x {processes} processes x {slices}), which isn't a multiple of "
+                f"num_generations, {group}. Try num_generations {', '.join(map(str, would))}, or batches of "
+                f"{_multiples(size, group)} responses."
+            )
+        passes = slices * self.num_iterations
+        if passes % self.gradient_accumulation_steps:
+            would = [n for n in range(1, min(passes, MANY) + 1) if passes % n == 0]
+            raise InputError(
+                f"A generation batch takes {passes} passes (steps_per_generation x num_iterations). "
+                f"With gradient_accumulation_steps {self.gradient_accumulation_steps} an update would mix two batches. "
+                f"Try gradient_accumulation_steps {', '.join(map(str, would))}."
+            )
 
-    flags = {field: value for name, field in FLAGS.items() if (value := getattr(asked, name)) is not None}
-    values = {**DEFAULTS, **sizes(asked), **given, **flags, "output_dir": str(folder), "disable_tqdm": True}
-    shaped = {"generation_batch_size", "steps_per_generation", "gradient_accumulation_steps"} & given.keys()
-    if not shaped or asked.prompts is not None or asked.updates is not None:
-        values |= _shape(asked, values)
-    if asked.chat_template_kwargs != "{}":
-        values["chat_template_kwargs"] = loading.chat_of(None, asked.chat_template_kwargs)
-    values["report_to"] = _reporters(asked, given.get("report_to"))
-    steps = asked.steps or (None if {"max_steps", "num_train_epochs"} & given.keys() else STEPS)
-    if asked.method == "grpo":
-        values["schedule"] = []
-    elif asked.layer is not None or asked.internal_steps is not None or "schedule" not in values:
-        values["schedule"] = [f"{_point(asked, layer)}:{asked.internal_steps or _share(steps, values)}"]
-    config = _built(values, asked.config, given)
-    updates = config.updates_per_step
-    if "logging_steps" not in given:
-        config.logging_steps = updates
-    if steps is not None:
-        config.max_steps = steps * updates
-    if config.max_steps > 0:
-        check_length(config, config.max_steps)
-    if asked.save_every is not None or "save_steps" not in given:
-        config.save_steps = (asked.save_every or SAVE_EVERY) * updates
-    return config
-
-
-def _built(values: Mapping[str, Any], file: str | None = None, given: Iterable[str] = ()) -> "BuPOConfig":
-    """The configuration. Raises InputError naming the field of the file that breaks it, if a single one does."""
-    from internal_policy.train.bupo import BuPOConfig
-
-    try:
-        return BuPOConfig(**values)
-    except Exception as error:  # whatever transformers, accelerate and TRL raise
-        wrong = [name for name in given if _builds({key: values[key] for key in values if key != name})]
-        where = f"{file} has {wrong[0]}: {values[wrong[0]]}, which can't be used" if wrong else ""
-        if isinstance(error, InputError):
-            raise (InputError(f"{where}: {error}") if wrong else error) from error
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{where or 'The configuration cannot be used'}: {said}") from error
-
-
-def _builds(values: Mapping[str, Any]) -> bool:
-    from internal_policy.train.bupo import BuPOConfig
-
-    with suppress(Exception):
-        BuPOConfig(**values)
-        return True
-    return False
-
-
-def _reporters(asked: "Train", given: str | list[str] | None) -> list[str]:
-    """Where else the trainer logs, by the option or else by the file. Raises InputError for what is not installed."""
-    from transformers.integrations.integration_utils import get_available_reporting_integrations
-
-    option = asked.report_to is not None
-    names = asked.report_to.split(",") if asked.report_to is not None else given or []
-    names = [names] if isinstance(names, str) else names
-    known = get_available_reporting_integrations() if names else []
-    for name in names:
-        if name not in ("none", "all", *known):
-            where = f"--report-to {name}".rstrip() if option else f"{asked.config} has report_to: {name}, which"
-            what = "is not installed here" if name else "is empty"
-            raise InputError(f"{where} {what}. Choose from {', '.join(['none', *known])}, or leave it out.")
-    return names
-
-
-def _share(steps: int | None, values: Mapping[str, Any]) -> int:
-    """Internal steps where nobody says how many. Raises InputError where the length of training is not known."""
-    if steps is None:
-        if values.get("max_steps", -1) < 1:
-            raise InputError("How long training will be is not known beforehand; give --internal-steps, or --steps.")
-        steps = int(values["max_steps"]) // _built({**values, "schedule": []}).updates_per_step
-    return max(1, steps // SHARE)
-
-
-def _point(asked: "Train", layer: int | None) -> "HookPoint":
-    from internal_policy.models.hooks import HookPoint
-
-    if layer is None:
-        raise InputError("--internal-steps needs a layer; give --layer too.")
-    return HookPoint(layer, asked.site)
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates per generation batch."""
+        return cast(int, self.steps_per_generation) * self.num_iterations // self.gradient_accumulation_steps
 
 
-def _shape(asked: "Train", values: Mapping[str, Any]) -> dict[str, Any]:
-    """Prompts, responses and updates of a step as TRL counts them. Raises InputError for what does not divide."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    prompts, updates = asked.prompts or PROMPTS, asked.updates or UPDATES
-    responses = prompts * (values["num_generations"] or 0)
-    at_once = min(values["per_device_train_batch_size"], max(1, responses // updates // processes))
-    if responses % (at_once * processes * updates):
-        fitting = [n for n in range(1, min(at_once, 1024) + 1) if responses % (n * processes * updates) == 0]
-        would = f"--micro-batch {', '.join(map(str, fitting))}" if fitting else "--updates 1 or other --prompts"
+del BuPOConfig.__no_type_check__  # pyright: ignore[reportAttributeAccessIssue]  # HfArgumentParser needs the hints
+
+
+def _multiples(size: int, of: int) -> str:
+    """The multiples of `of` just below and above `size`, as text."""
+    below = size // of * of
+    return f"{below} or {below + of}" if below else f"{of}"
+
+
+def check_length(config: BuPOConfig, updates: int) -> None:
+    """Raise InputError if so many updates end within a step, or before the schedule does."""
+    each, scheduled = config.updates_per_step, sum(phase.steps for phase in config.phases)
+    if updates % each:
         raise InputError(
-            f"A step has {responses} responses ({prompts} prompts x {values['num_generations']}), which {updates} "
-            f"updates of {processes} x {at_once} at a time do not divide; {would} would do."
+            f"Training is {updates} updates long, but a generation batch takes {each}. Try max_steps "
+            f"{_multiples(updates, each)}."
         )
-    passes = responses // (at_once * processes)
-    return {
-        "per_device_train_batch_size": at_once,
-        "steps_per_generation": passes,
-        "gradient_accumulation_steps": passes // updates,
-        "generation_batch_size": None,
-    }
+    if scheduled > updates // each:
+        raise InputError(
+            f"The schedule is {scheduled} steps long, but training only {updates // each} "
+            f"(a step is a generation batch, {each} updates here). Shorten it, or train longer."
+        )

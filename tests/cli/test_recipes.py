@@ -19,8 +19,9 @@ from internal_policy.models.hooks import HookPoint
 from internal_policy.models.loading import load_tokenizer
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem, split_messages
-from internal_policy.train import configuration
-from internal_policy.train.bupo import BuPOConfig, Phase
+from internal_policy.train import defaults
+from internal_policy.train.configuration import BuPOConfig
+from internal_policy.train.schedule import Phase
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "data" / "recipes"
@@ -73,7 +74,7 @@ def configured(monkeypatch, tmp_path):
 
     def make(name: str, more: str = "") -> BuPOConfig:
         asked = asked_of(name, more)
-        return configuration.configured(asked, {**configuration.read(asked.config), "use_cpu": True}, tmp_path, None)
+        return defaults.configured(asked, {**defaults.read(asked.config), "use_cpu": True}, tmp_path, None)
 
     return make
 

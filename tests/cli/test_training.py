@@ -16,7 +16,7 @@ from internal_policy.cli import train
 from internal_policy.cli.train import Train
 from internal_policy.errors import InputError
 from internal_policy.models import loading
-from internal_policy.train import configuration
+from internal_policy.train import defaults
 
 PROBLEMS = ["--problems", str(bundle.DATA / "problems" / "train.jsonl")]
 SHORT = [*PROBLEMS, "--prompts", "2", "--samples", "8", "--micro-batch", "8", "--max-new-tokens", "64", "--limit", "60"]
@@ -61,7 +61,7 @@ def configured(*arguments: str, file=None, layer: int | None = 3, folder: Path =
     import tyro
 
     asked = tyro.cli(Train, args=arguments)
-    return configuration.configured(asked, file or {}, folder, layer)
+    return defaults.configured(asked, file or {}, folder, layer)
 
 
 # what a run leaves
@@ -265,7 +265,7 @@ def test_a_step_is_a_generation_batch_whatever_the_updates():
 
 def test_several_processes_share_a_step(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    shape = configuration._shape(Train(prompts=8, updates=2), {"num_generations": 4, "per_device_train_batch_size": 4})
+    shape = defaults._shape(Train(prompts=8, updates=2), {"num_generations": 4, "per_device_train_batch_size": 4})
     assert shape["steps_per_generation"] == 4
     assert shape["gradient_accumulation_steps"] == 2
 
@@ -283,7 +283,7 @@ def test_a_schedule_in_the_file_stands_unless_a_layer_is_given():
 
 
 def test_a_number_in_the_file_may_be_written_as_yaml_does_not_read_it(tmp_path):
-    assert configuration.read(given(tmp_path, learning_rate="1e-6")) == {"learning_rate": 1e-6}
+    assert defaults.read(given(tmp_path, learning_rate="1e-6")) == {"learning_rate": 1e-6}
 
 
 def test_the_files_logging_fields_are_kept():
@@ -345,7 +345,10 @@ def test_large_models_get_the_papers_learning_rate():
         (["--samples", "1", "--layer", "1"], "num_generations is 1"),
         (["--layer", "8"], "layers are 0 to 7"),
         (["--layer", "1", "--prompts", "500"], "There are 410 problems, but a step takes 500"),
-        (["--layer", "3", "--steps", "4", "--internal-steps", "5"], "The schedule is 5 steps long, training only 4"),
+        (
+            ["--layer", "3", "--steps", "4", "--internal-steps", "5"],
+            "The schedule is 5 steps long, but training only 4",
+        ),
         (["--layer", "3", "--limit", "3"], "There are 3 problems, but a step takes 16"),
         (["--layer", "3", "--max-new-tokens", "9999"], "2048 positions"),
         (["--report-to", "papyrus"], "--report-to papyrus is not installed here"),
@@ -436,19 +439,19 @@ def test_a_file_that_cannot_be_right_is_refused_in_a_sentence(text, said, tmp_pa
 
 def test_a_large_file_is_not_read_to_its_end():
     with pytest.raises(InputError, match="larger than 64 KiB"):
-        configuration.read("/dev/zero")
+        defaults.read("/dev/zero")
 
 
 @pytest.mark.parametrize("word", ["no", "'no'"])
 def test_yaml_no_is_read_as_text_for_strategies(word, tmp_path):
     path = tmp_path / "given.yaml"
     path.write_text(f"logging_strategy: {word}\neval_strategy: {word}\n")
-    assert configuration.read(str(path)) == {"logging_strategy": "no", "eval_strategy": "no"}
+    assert defaults.read(str(path)) == {"logging_strategy": "no", "eval_strategy": "no"}
 
 
 def test_a_mapping_may_be_written_as_json(tmp_path):
     file = given(tmp_path, chat_template_kwargs='{"enable_thinking": false}')
-    assert configuration.read(file) == {"chat_template_kwargs": {"enable_thinking": False}}
+    assert defaults.read(file) == {"chat_template_kwargs": {"enable_thinking": False}}
 
 
 def test_folders_of_others_are_refused(run, tmp_path, capsys):

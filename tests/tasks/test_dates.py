@@ -21,7 +21,7 @@ from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
 from internal_policy.scans import store
 from internal_policy.tasks.rollouts import read_rollouts
-from internal_policy.train.bupo import BuPOConfig
+from internal_policy.train.configuration import BuPOConfig
 
 DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
 ASKED = ["--limit", "4", "--max-new-tokens", "4", "--batch-size", "2"]

@@ -1,13 +1,8 @@
 """BuPO is GRPO whose ratio is that of the policy at the hook point that the schedule names."""
 
 import copy
-import json
 import math
-import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,20 +11,20 @@ import torch
 from conftest import hook_count, tiny_model
 from tokenizers.processors import TemplateProcessing
 from trainer import Fixed, trainer, weights
-from transformers import HfArgumentParser, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
-from trl.scripts.utils import TrlParser
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from internal_policy.errors import InputError
-from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.hooks import HookPoint
 from internal_policy.models.policy import policy_logits
 from internal_policy.tasks.generate import end_ids
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem
 from internal_policy.train import checkpoints
-from internal_policy.train.bupo import BuPOConfig, BuPOTrainer, EpochSampler, Phase, dataset_of, point_at, right
+from internal_policy.train.bupo import BuPOTrainer, EpochSampler
+from internal_policy.train.dataset import dataset_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 ONE = "1.resid_post"
@@ -81,30 +76,6 @@ seen: list = []
 
 def layers_of(names) -> set[int]:
     return {int(found.group(1)) for name in names if (found := re.search(r"layers\.(\d+)", name))}
-
-
-# the schedule
-
-
-def test_a_phase_is_read_as_it_is_written():
-    assert Phase.parse("5.resid_post:30") == Phase(HookPoint(5, "resid_post"), 30)
-
-
-@pytest.mark.parametrize("text", ["5.resid_post", "5.resid_post:0", "5.resid_post:-1", "5.nowhere:3", ":3", "5:3"])
-def test_what_is_no_phase_is_refused(text):
-    with pytest.raises(InputError, match=r"hook point|phase"):
-        Phase.parse(text)
-
-
-def test_phases_follow_one_another_and_end_in_the_whole_policy():
-    phases = tuple(map(Phase.parse, ["0.mlp_out:1", "1.attn_out:2", "2.resid_post:1"]))
-    assert [str(point_at(phases, step)) for step in range(6)] == [
-        "0.mlp_out", "1.attn_out", "1.attn_out", "2.resid_post", "final", "final",
-    ]  # fmt: skip
-
-
-def test_without_phases_it_is_the_whole_policy_from_the_start():
-    assert point_at((), 0) == FINAL
 
 
 # what is computed
@@ -548,92 +519,7 @@ def test_every_epoch_has_an_order_of_its_own():
     assert orders[0] == orders[2] != orders[1]
 
 
-# several processes
-
-
-def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def distributed(tmp_path, tokenizer, processes, name, options, **environment):
-    """The weights that so many processes train."""
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    asked = {
-        "folder": str(tmp_path / name), "tokenizer": str(tmp_path / "tokenizer"), "options": options,
-        "output": str(tmp_path / f"{name}.pt"),
-    }  # fmt: skip
-    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": str(processes)}
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "trainer.py"), json.dumps(asked)]
-    started = [
-        subprocess.Popen(
-            command, env={**os.environ, **master, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank),
-            "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=240)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, "\n".join(said)[-3000:]
-    return torch.load(asked["output"], weights_only=True)
-
-
-SAME = {"schedule": [f"{ONE}:2"], "max_steps": 4, "num_generations": 2, "ddp_backend": "gloo"}
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, tokenizer):
-    """What one process trains: one update a generation batch of 8."""
-    options = {**SAME, "per_device_train_batch_size": 4, "steps_per_generation": 2}
-    return distributed(tmp_path_factory.mktemp("alone"), tokenizer, 1, "one", options)
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
-    options = {**SAME, "per_device_train_batch_size": 2, "steps_per_generation": 2}
-    both = distributed(tmp_path, tokenizer, 2, "two", options)
-    for name, weight in alone.items():
-        torch.testing.assert_close(both[name], weight, atol=1e-5, rtol=0)  # TRL's head is float32
-
-
-@pytest.mark.slow
-def test_sharded_by_fsdp_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
-    options = {**SAME, "per_device_train_batch_size": 2, "steps_per_generation": 2}
-    sharded = {
-        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3DecoderLayer",
-        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    }  # fmt: skip
-    both = distributed(tmp_path, tokenizer, 2, "sharded", options, **sharded)
-    assert set(both) == set(alone)
-    before = tiny_model("qwen3").state_dict()
-    for name, weight in alone.items():
-        moved = (weight - before[name]).abs().max()
-        assert (both[name] - weight).abs().max() < 0.02 * moved  # TRL's head is float32, and Adam divides
-
-
 # what cannot be right
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"schedule": [f"{ONE}:1"], "beta": 0.1}, "beta is 0.1"),
-        ({"schedule": [f"{ONE}:1"], "use_liger_kernel": True}, "use_liger_kernel"),
-        ({"schedule": [f"{ONE}:1"], "use_vllm": True, "off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold"),
-        ({"readout": "tuned"}, "raw, norm"),
-        ({"schedule": ["7.resid_post"]}, "no phase"),
-        ({"num_generations": 3}, "num_generations 2, 4, 8, or batches of 6 or 9 responses would do"),
-        ({"num_generations": 1}, "2 or more responses"),
-        ({"gradient_accumulation_steps": 3}, "gradient_accumulation_steps 1, 2, 4 would do"),
-        ({"steps_per_generation": None, "generation_batch_size": 7}, "6 or 8 would do"),
-        ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant"),
-    ],
-)
-def test_a_configuration_that_cannot_be_right_is_refused_in_a_sentence(tmp_path, tokenizer, options, said):
-    with pytest.raises(InputError, match=re.escape(said)):
-        trainer(tmp_path, tokenizer, **options)
 
 
 def test_a_layer_that_is_not_there_is_refused(tmp_path, tokenizer):
@@ -644,8 +530,8 @@ def test_a_layer_that_is_not_there_is_refused(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"schedule": [f"{ONE}:5"]}, "The schedule is 5 steps long, training only 4"),
-        ({"max_steps": 7}, "max_steps 6 or 8 would do"),
+        ({"schedule": [f"{ONE}:5"]}, "The schedule is 5 steps long, but training only 4"),
+        ({"max_steps": 7}, "Try max_steps 6 or 8"),
     ],
 )
 def test_a_schedule_that_training_has_no_room_for_is_refused_before_it_begins(tmp_path, tokenizer, options, said):
@@ -723,47 +609,8 @@ def test_the_trainer_tokenizes_prompts_as_encode_problem_does(tmp_path, either, 
     assert tuple(ids) == encode_problem(ends, Problem((Message(role="user", content="3 + 4?"),), "7"), chat)
 
 
-def test_problems_with_tools_are_refused():
-    problem = Problem((Message(role="user", content="2 + 2?"),), "4", ({"name": "add"},))
-    with pytest.raises(InputError, match="Problem 1 has 'tools'"):
-        dataset_of([problem], {})
-
-
 def test_the_trainer_and_generate_share_end_tokens(tmp_path, tokenizer):
     model = tiny_model("llama")
     model.generation_config.eos_token_id, model.config.eos_token_id = 0, 1
     run = trainer(tmp_path, tokenizer, model)
     assert run.eos_token_ids == run.generation_config.eos_token_id == sorted(end_ids(model, tokenizer)) == [0, 1, 2]
-
-
-def test_a_problem_without_an_answer_is_refused():
-    with pytest.raises(InputError, match="Problem 1 has no answer"):
-        dataset_of([Problem((Message(role="user", content="Why?"),), None)], {})
-
-
-def test_the_reward_is_one_for_a_right_last_box():
-    said = [[{"role": "assistant", "content": text}] for text in (r"\boxed{4}", r"\boxed{4} \boxed{5}", "4")]
-    assert right(said, ["4", "4", "4"]) == [1.0, 0.0, 0.0]
-    assert right([r"\boxed{4}"], ["4"]) == [1.0]
-
-
-@pytest.mark.parametrize("parser", [HfArgumentParser, TrlParser])
-def test_the_parsers_of_transformers_and_trl_read_the_configuration(tmp_path, parser):
-    arguments = ["--output_dir", str(tmp_path), "--schedule", f"{ONE}:2", "2.mlp_out:3", "--use_cpu", "true"]
-    (config,) = parser(BuPOConfig).parse_args_into_dataclasses(arguments)
-    assert config == BuPOConfig(output_dir=str(tmp_path), schedule=[f"{ONE}:2", "2.mlp_out:3"], use_cpu=True)
-
-
-def test_trls_parser_reads_a_configuration_file(tmp_path):
-    file = tmp_path / "given.yaml"
-    file.write_text(f"schedule: [{ONE}:2]\nlr_scheduler_type: cosine\ngradient_checkpointing: true\nuse_cpu: true\n")
-    (config,) = TrlParser(cast(Any, BuPOConfig)).parse_args_and_config(
-        ["--config", str(file), "--output_dir", str(tmp_path)]
-    )
-    assert (config.schedule, config.lr_scheduler_type, config.gradient_checkpointing) == ([f"{ONE}:2"], "cosine", True)
-
-
-def test_the_paper_is_the_default():
-    config = BuPOConfig(output_dir="unused", use_cpu=True, report_to=[])
-    assert (config.loss_type, config.beta, config.epsilon, config.scale_rewards) == ("grpo", 0.0, 0.2, "group")
-    assert (config.num_generations, config.learning_rate, config.temperature) == (8, 1e-6, 1.0)

@@ -8,8 +8,8 @@ from transformers import TrainerState
 
 from internal_policy.models.hooks import HookPoint
 from internal_policy.tasks.rollouts import Rollout
-from internal_policy.train.bupo import Phase
 from internal_policy.train.callbacks import Journal, Watch
+from internal_policy.train.schedule import Phase
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 SCHEDULE = ["1.resid_post:1"]

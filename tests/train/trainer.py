@@ -12,7 +12,8 @@ from accelerate.utils import DistributedType
 from conftest import tiny_model
 from datasets import Dataset
 
-from internal_policy.train.bupo import BuPOConfig, BuPOTrainer
+from internal_policy.train.bupo import BuPOTrainer
+from internal_policy.train.configuration import BuPOConfig
 
 PROMPTS = [f"What is {a} + {b}?" for a in range(3, 7) for b in range(2, 4)]
 

@@ -1,0 +1,57 @@
+"""Invalid training configurations fail early with a one-line error."""
+
+import re
+from typing import Any, cast
+
+import pytest
+from trainer import trainer
+from transformers import HfArgumentParser
+from trl.scripts.utils import TrlParser
+
+from internal_policy.errors import InputError
+from internal_policy.train.configuration import BuPOConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+ONE = "1.resid_post"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"schedule": [f"{ONE}:1"], "beta": 0.1}, "beta is 0.1"),
+        ({"schedule": [f"{ONE}:1"], "use_liger_kernel": True}, "use_liger_kernel"),
+        ({"schedule": [f"{ONE}:1"], "use_vllm": True, "off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold"),
+        ({"readout": "tuned"}, "raw, norm"),
+        ({"schedule": ["7.resid_post"]}, "isn't a phase"),
+        ({"num_generations": 3}, "Try num_generations 2, 4, 8, or batches of 6 or 9 responses"),
+        ({"num_generations": 1}, "2 or more responses"),
+        ({"gradient_accumulation_steps": 3}, "Try gradient_accumulation_steps 1, 2, 4"),
+        ({"steps_per_generation": None, "generation_batch_size": 7}, "Try 6 or 8"),
+        ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant"),
+    ],
+)
+def test_an_invalid_configuration_is_refused_in_one_sentence(tmp_path, tokenizer, options, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        trainer(tmp_path, tokenizer, **options)
+
+
+@pytest.mark.parametrize("parser", [HfArgumentParser, TrlParser])
+def test_the_parsers_of_transformers_and_trl_read_the_configuration(tmp_path, parser):
+    arguments = ["--output_dir", str(tmp_path), "--schedule", f"{ONE}:2", "2.mlp_out:3", "--use_cpu", "true"]
+    (config,) = parser(BuPOConfig).parse_args_into_dataclasses(arguments)
+    assert config == BuPOConfig(output_dir=str(tmp_path), schedule=[f"{ONE}:2", "2.mlp_out:3"], use_cpu=True)
+
+
+def test_trls_parser_reads_a_configuration_file(tmp_path):
+    file = tmp_path / "given.yaml"
+    file.write_text(f"schedule: [{ONE}:2]\nlr_scheduler_type: cosine\ngradient_checkpointing: true\nuse_cpu: true\n")
+    (config,) = TrlParser(cast(Any, BuPOConfig)).parse_args_and_config(
+        ["--config", str(file), "--output_dir", str(tmp_path)]
+    )
+    assert (config.schedule, config.lr_scheduler_type, config.gradient_checkpointing) == ([f"{ONE}:2"], "cosine", True)
+
+
+def test_defaults_are_the_papers():
+    config = BuPOConfig(output_dir="unused", use_cpu=True, report_to=[])
+    assert (config.loss_type, config.beta, config.epsilon, config.scale_rewards) == ("grpo", 0.0, 0.2, "group")
+    assert (config.num_generations, config.learning_rate, config.temperature) == (8, 1e-6, 1.0)

@@ -1,0 +1,78 @@
+"""Several processes train what one does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+
+ONE = "1.resid_post"
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def distributed(tmp_path, tokenizer, processes, name, options, **environment):
+    """The weights that so many processes train."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    asked = {
+        "folder": str(tmp_path / name), "tokenizer": str(tmp_path / "tokenizer"), "options": options,
+        "output": str(tmp_path / f"{name}.pt"),
+    }  # fmt: skip
+    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": str(processes)}
+    here = Path(__file__).parent
+    command = [sys.executable, "-W", "ignore", str(here / "trainer.py"), json.dumps(asked)]
+    paths = os.pathsep.join([str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    started = [
+        subprocess.Popen(
+            command, env={**os.environ, **master, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank),
+            "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, "\n".join(said)[-3000:]
+    return torch.load(asked["output"], weights_only=True)
+
+
+SAME = {"schedule": [f"{ONE}:2"], "max_steps": 4, "num_generations": 2, "ddp_backend": "gloo"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tokenizer):
+    """What one process trains: one update a generation batch of 8."""
+    options = {**SAME, "per_device_train_batch_size": 4, "steps_per_generation": 2}
+    return distributed(tmp_path_factory.mktemp("alone"), tokenizer, 1, "one", options)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
+    options = {**SAME, "per_device_train_batch_size": 2, "steps_per_generation": 2}
+    both = distributed(tmp_path, tokenizer, 2, "two", options)
+    for name, weight in alone.items():
+        torch.testing.assert_close(both[name], weight, atol=1e-5, rtol=0)  # TRL's head is float32
+
+
+@pytest.mark.slow
+def test_sharded_by_fsdp_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
+    options = {**SAME, "per_device_train_batch_size": 2, "steps_per_generation": 2}
+    sharded = {
+        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3DecoderLayer",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    }  # fmt: skip
+    both = distributed(tmp_path, tokenizer, 2, "sharded", options, **sharded)
+    assert set(both) == set(alone)
+    before = tiny_model("qwen3").state_dict()
+    for name, weight in alone.items():
+        moved = (weight - before[name]).abs().max()
+        assert (both[name] - weight).abs().max() < 0.02 * moved  # TRL's head is float32, and Adam divides
