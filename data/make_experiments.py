@@ -42,7 +42,7 @@ from internal_policy.scans.scan import evaluating
 from internal_policy.tasks.generate import generate
 from internal_policy.tasks.problems import read_problems
 from internal_policy.train.bupo import BuPOTrainer
-from internal_policy.train.callbacks import Journal, Watch
+from internal_policy.train.callbacks import RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig
 from internal_policy.train.dataset import dataset_of, right
 
@@ -224,13 +224,15 @@ def train(run: Run, sizes: Sizes) -> None:
     watched = run.seed == 0 and run.method in ("grpo", "bupo")
     asked = read_problems(str(sizes.work / HELDOUT), limit=8)
     rollouts = [r for batch in generate(model, tokenizer, asked, max_new_tokens=64) for r in batch]
-    journal = Journal(folder, sizes.updates, config.phases, Watch(rollouts, point, WATCHED_EVERY if watched else 0))
-    exam = Exam(sizes, journal, tokenizer)
+    logger = RunLogger(
+        folder, sizes.updates, config.phases, ScanSchedule(rollouts, point, WATCHED_EVERY if watched else 0)
+    )
+    exam = Exam(sizes, logger, tokenizer)
     shared: dict[str, Any] = {
         "reward_funcs": right,
         "train_dataset": dataset_of(read_problems(str(sizes.work / f"{run.model}.jsonl")), {}),
         "processing_class": tokenizer,
-        "callbacks": [journal, exam],
+        "callbacks": [logger, exam],
     }
     if run.method == "rloo":
         arguments = RLOOConfig(**common, beta=0.0, bf16=False, gradient_checkpointing=False)
@@ -245,9 +247,9 @@ def train(run: Run, sizes: Sizes) -> None:
 class Exam(TrainerCallback):
     """Evaluates on held-out problems at three quarters of the training and at its end."""
 
-    def __init__(self, sizes: Sizes, journal: Journal, tokenizer: Any) -> None:
-        """`journal` comes before it, and has the time that training took."""
-        self.sizes, self.journal, self.tokenizer, self.rows = sizes, journal, tokenizer, []
+    def __init__(self, sizes: Sizes, logger: RunLogger, tokenizer: Any) -> None:
+        """`logger` comes before it, and has the time that training took."""
+        self.sizes, self.logger, self.tokenizer, self.rows = sizes, logger, tokenizer, []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any) -> None:
         """Evaluate, if it is time, with random numbers of its own."""
@@ -255,10 +257,10 @@ class Exam(TrainerCallback):
         if "reward" not in logs or step not in (self.sizes.steps * 3 // 4, self.sizes.steps):
             return
         samples = self.sizes.evaluated if step == self.sizes.steps else self.sizes.evaluated // 2
-        spent = float(self.journal.metrics["cpu_seconds"].sum())
+        spent = float(self.logger.metrics["cpu_seconds"].sum())
         found = marks(model, self.tokenizer, self.sizes.work / HELDOUT, samples)
         self.rows.append({"step": step, "cpu_seconds": spent, **found})
-        self.journal.clocks = time.monotonic(), time.process_time()
+        self.logger.clocks = time.monotonic(), time.process_time()
 
 
 def layerwise(model: Any, run: Run) -> torch.optim.Optimizer | None:

@@ -390,26 +390,26 @@ def _run(
 
     from internal_policy.models.hooks import HookPoint
     from internal_policy.train.bupo import BuPOTrainer
-    from internal_policy.train.callbacks import Interrupt, Journal, Watch
+    from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
     from internal_policy.train.dataset import dataset_of, right
 
     chat = _chat(asked, config)
     point = config.phases[0].point if config.phases else None if layer is None else HookPoint(layer, asked.site)
     rollouts = _watched(asked, config, model, tokenizer, problems, folder)
-    watch = Watch(rollouts, point, asked.scan_every, cast(Any, config.readout))
+    scans = ScanSchedule(rollouts, point, asked.scan_every, cast(Any, config.readout))
     interrupt, begun = Interrupt(), time.monotonic()
     total = config.max_steps // config.updates_per_step if config.max_steps > 0 else None
     with _progress(total) as tell, interrupt.listening(progress.note), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TRL's use of names that transformers has renamed
-        journal = Journal(folder, config.updates_per_step, config.phases, watch, tell)
-        with _explained(asked.config, lambda: len(journal.metrics) > 0):
+        logger = RunLogger(folder, config.updates_per_step, config.phases, scans, tell)
+        with _explained(asked.config, lambda: len(logger.metrics) > 0):
             trainer = BuPOTrainer(
                 model,
                 right,
                 config,
                 train_dataset=dataset_of(problems, chat),
                 processing_class=tokenizer,
-                callbacks=[journal, interrupt],
+                callbacks=[logger, interrupt],
             )
             trainer.remove_callback(PrinterCallback)
             if asked.scan_every and trainer.is_fsdp_enabled:
@@ -420,7 +420,7 @@ def _run(
     _save(trainer, folder)
     trainer.accelerator.end_training()  # several processes that do not part may abort
     if trainer.is_world_process_zero():
-        trained(folder, journal.metrics, time.monotonic() - begun, as_json=asked.json)
+        trained(folder, logger.metrics, time.monotonic() - begun, as_json=asked.json)
 
 
 @contextmanager

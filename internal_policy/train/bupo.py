@@ -85,11 +85,11 @@ class BuPOTrainer(GRPOTrainer):
     the whole policy. Raises InputError for a hook point that the model doesn't have, and, when training starts, for a
     schedule that is longer than training.
 
-    Overrides these private names of TRL: `_generate_and_score_completions`, `_get_per_token_logps_and_entropies`,
-    `_compute_loss`, `_tokenize_prompts`, `_get_train_sampler` and `_tag_names`, `_name`, `_paper`; and of the Trainer
-    of transformers: `_run_epoch`, `_save_checkpoint`, `_get_output_dir`. It also reads `_tokenizer`, `_is_vlm`,
-    and sets `_metrics`, `_step`, `_buffered_inputs`. pyproject.toml therefore pins TRL to the minor versions that
-    the tests pass with.
+    Overrides private names: `_generate_and_score_completions`, `_get_per_token_logps_and_entropies`, `_compute_loss`,
+    `_tokenize_prompts`, `_get_train_sampler`, `_save_checkpoint`, `_tag_names`, `_name` and `_paper` of GRPOTrainer,
+    `_run_epoch`, `_get_output_dir` and, from TRL's base class, `_send_telemetry`. It also reads `_tokenizer` and
+    `_is_vlm`, and sets `_metrics`, `_step` and `_buffered_inputs`. That is why pyproject.toml pins TRL to the minor
+    versions with which the tests pass.
     """
 
     _tag_names: ClassVar = ["trl", "bupo"]

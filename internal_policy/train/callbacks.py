@@ -33,30 +33,30 @@ NAMES = {
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
 }
-"""What the trainer logs -> its column. Of no meaning to a step, and left out: the loss, which is about 0 always."""
-OF_THE_LAST = ("learning_rate", "grad_norm")
+"""What the trainer logs -> its column. The loss is left out, because GRPO's is always about 0."""
+FROM_LAST_UPDATE = ("learning_rate", "grad_norm")
 """Columns taken from the last update of a step; the others are means over its updates."""
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What is scanned while training goes on."""
+class ScanSchedule:
+    """What is scanned during training, and how often."""
 
     rollouts: Sequence[Rollout]
-    """The same ones each time."""
+    """Rollouts to scan, the same each time."""
     point: HookPoint | None
-    """The hook point that later layers are compared with."""
+    """Hook point that later layers are compared with."""
     every: int
-    """Steps between two scans; 0 for none."""
+    """Steps between two scans; 0 turns them off."""
     readout: Literal["raw", "norm"] = "raw"
     """How hidden states are unembedded."""
 
 
-class Journal(TrainerCallback):
-    """Writes metrics.parquet, a row a step, and dynamics.parquet, a row a scan, layer and site.
+class RunLogger(TrainerCallback):
+    """Writes metrics.parquet, a row per step, and dynamics.parquet, a row per scan, layer and site.
 
-    A run that is resumed goes on behind the rows of its checkpoint. The trainer logs at the end of every step,
-    even if it was told to log less often; if it logs more often, a row is the mean.
+    A resumed run continues after the rows of its checkpoint. The trainer logs at the end of every step, even if it was
+    told to log less often; if it logs more often, a row is the mean.
     """
 
     def __init__(
@@ -64,11 +64,17 @@ class Journal(TrainerCallback):
         folder: Path,
         updates_per_step: int,
         phases: Sequence[Phase],
-        watch: Watch,
-        tell: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        scans: ScanSchedule,
+        report: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
-        """`tell` hears each row of metrics."""
-        self.folder, self.updates, self.phases, self.watch, self.tell = folder, updates_per_step, phases, watch, tell
+        """`report` is called with each row of metrics."""
+        self.folder, self.updates, self.phases, self.scans, self.report = (
+            folder,
+            updates_per_step,
+            phases,
+            scans,
+            report,
+        )
         self.metrics, self.dynamics = pd.DataFrame(), pd.DataFrame()
         self.logs: list[tuple[int, Mapping[str, Any]]] = []
         self.clocks = time.monotonic(), time.process_time()
@@ -76,7 +82,7 @@ class Journal(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        """Take up what was written up to the checkpoint, or scan the untrained model."""
+        """Read the rows written before the checkpoint, or scan the untrained model."""
         step, self.logs = state.global_step // self.updates, []
         self.metrics, self.dynamics = pd.DataFrame(), pd.DataFrame()
         for name in (METRICS, DYNAMICS):
@@ -99,7 +105,7 @@ class Journal(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> None:
-        """Write the row of the step that has ended."""
+        """Write the row of a step that has ended."""
         if logs is None or "learning_rate" not in logs:  # an evaluation, or the end
             return
         self.logs.append((state.global_step, dict(logs)))
@@ -118,21 +124,21 @@ class Journal(TrainerCallback):
             "seconds": now[0] - self.clocks[0],
             "cpu_seconds": now[1] - self.clocks[1],
         }
-        if self.watch.every and (step % self.watch.every == 0 or state.global_step == state.max_steps):
+        if self.scans.every and (step % self.scans.every == 0 or state.global_step == state.max_steps):
             row["perplexity"] = self._scan(step, state, more["model"])
         self.metrics = _appended(self.metrics, pd.DataFrame([row]))
         self._write(METRICS, self.metrics, state)
-        self.tell(row)
+        self.report(row)
         self.clocks = time.monotonic(), time.process_time()
 
     def _scan(self, step: int, state: TrainerState, model: Any) -> float:
         """Measure the layers and append them; return the perplexity."""
-        if not self.watch.every:
+        if not self.scans.every:
             return float("nan")
-        found = dynamics.measure(model, self.watch.rollouts, self.watch.point, self.watch.readout)
-        self.dynamics = _appended(self.dynamics, found.assign(step=step))
+        layers = dynamics.measure(model, self.scans.rollouts, self.scans.point, self.scans.readout)
+        self.dynamics = _appended(self.dynamics, layers.assign(step=step))
         self._write(DYNAMICS, self.dynamics, state)
-        return dynamics.perplexity(found)
+        return dynamics.perplexity(layers)
 
     def _write(self, name: str, frame: pd.DataFrame, state: TrainerState) -> None:
         if state.is_world_process_zero:
@@ -147,15 +153,15 @@ def _mean(logs: Sequence[tuple[int, Mapping[str, Any]]], columns: Mapping[str, s
     spans = [update - start for start, update in pairwise([before, *(update for update, _ in logs)])]
     row: dict[str, float] = {}
     for name, column in columns.items():
-        told = [(float(log[name]), n) for n, (_, log) in zip(spans, logs, strict=True) if log.get(name) is not None]
-        if told:
-            values, weights = zip(*told, strict=True)
-            row[column] = values[-1] if column in OF_THE_LAST else float(np.average(values, weights=weights))
+        logged = [(float(log[name]), n) for n, (_, log) in zip(spans, logs, strict=True) if log.get(name) is not None]
+        if logged:
+            values, weights = zip(*logged, strict=True)
+            row[column] = values[-1] if column in FROM_LAST_UPDATE else float(np.average(values, weights=weights))
     return row
 
 
 def _appended(rows: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Both, with the types of their columns."""
+    """The rows with new ones below, keeping the types of the columns."""
     return pd.concat([rows, new], ignore_index=True) if len(rows) else new
 
 
@@ -163,18 +169,18 @@ class Interrupt(TrainerCallback):
     """Ends training with a checkpoint after Ctrl-C, on every process at the same update."""
 
     def __init__(self) -> None:
-        """Nobody has pressed it yet."""
+        """Start without an interruption."""
         self.pressed = False
 
     @contextmanager
-    def listening(self, say: Callable[[str], None]) -> Iterator[None]:
+    def listening(self, report: Callable[[str], None]) -> Iterator[None]:
         """Inside, the first Ctrl-C asks for a checkpoint; the second interrupts at once."""
 
         def press(*_: Any) -> None:
             if self.pressed:
                 raise KeyboardInterrupt
             self.pressed = True
-            say("Interrupted: writing a checkpoint when this step is done. Ctrl-C again stops at once.")
+            report("Interrupted: writing a checkpoint when this step is done. Ctrl-C again stops at once.")
 
         before = signal.signal(signal.SIGINT, press)
         try:
@@ -183,7 +189,7 @@ class Interrupt(TrainerCallback):
             signal.signal(signal.SIGINT, before)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for it."""
+        """Request the checkpoint."""
         pressed = torch.tensor(float(self.pressed), device=args.device)
         self.pressed = bool(reduce(pressed, reduction="sum"))
         if self.pressed:

@@ -150,15 +150,14 @@ def test_a_resumed_run_has_the_numbers_of_an_undisturbed_one(run, tmp_path):
 
 INTERRUPTED = """
 import os, signal, sys
-from internal_policy import journal
 from internal_policy.__main__ import main
-from internal_policy.errors import InputError
-told = journal.Journal.on_log
+from internal_policy.train.callbacks import RunLogger
+on_log = RunLogger.on_log
 def press(self, args, state, control, **more):
-    told(self, args, state, control, **more)
+    on_log(self, args, state, control, **more)
     if state.global_step == 2:
         os.kill(os.getpid(), signal.SIGINT)
-journal.Journal.on_log = press
+RunLogger.on_log = press
 sys.exit(main(sys.argv[1:]))
 """
 """Ctrl-C after the first step: a checkpoint is written at the end of the second."""
@@ -347,7 +346,7 @@ def test_large_models_get_the_papers_learning_rate():
         (["--layer", "1", "--prompts", "500"], "There are 410 problems, but a step takes 500"),
         (
             ["--layer", "3", "--steps", "4", "--internal-steps", "5"],
-            "The schedule is 5 steps long, but training only 4",
+            "schedule is 5 steps long, but training only 4",
         ),
         (["--layer", "3", "--limit", "3"], "There are 3 problems, but a step takes 16"),
         (["--layer", "3", "--max-new-tokens", "9999"], "2048 positions"),

@@ -28,6 +28,7 @@ from internal_policy.train.dataset import dataset_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 ONE = "1.resid_post"
+OVERRIDES = re.compile(r"Overrides private names:.*?It also", re.DOTALL)
 
 
 class Record(TrainerCallback):
@@ -76,6 +77,15 @@ seen: list = []
 
 def layers_of(names) -> set[int]:
     return {int(found.group(1)) for name in names if (found := re.search(r"layers\.(\d+)", name))}
+
+
+# the library that is subclassed
+
+
+def test_the_docstring_lists_every_overridden_private_name():
+    private = {name for name in vars(BuPOTrainer) if name.startswith("_") and not name.endswith("__")}
+    overridden = {name for name in private if hasattr(GRPOTrainer, name)}
+    assert overridden - {"_abc_impl"} == set(re.findall(r"`(_\w+)`", OVERRIDES.search(BuPOTrainer.__doc__)[0]))
 
 
 # what is computed

@@ -1,4 +1,4 @@
-"""A training run is kept as a row a step, however the trainer logs."""
+"""A training run is logger as a row a step, however the trainer logs."""
 
 import pandas as pd
 import pytest
@@ -8,23 +8,23 @@ from transformers import TrainerState
 
 from internal_policy.models.hooks import HookPoint
 from internal_policy.tasks.rollouts import Rollout
-from internal_policy.train.callbacks import Journal, Watch
+from internal_policy.train.callbacks import RunLogger, ScanSchedule
 from internal_policy.train.schedule import Phase
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 SCHEDULE = ["1.resid_post:1"]
 
 
-def journal(folder, every: int = 0, **more) -> Journal:
+def run_logger(folder, every: int = 0, **more) -> RunLogger:
     rollouts = [Rollout("", None, 0, (5, 6, 7), (8, 9, 10, 11), "", None, True)]
-    watch = Watch(rollouts, HookPoint(1, "resid_post"), every, **more)
-    return Journal(folder, 2, tuple(map(Phase.parse, SCHEDULE)), watch)
+    scans = ScanSchedule(rollouts, HookPoint(1, "resid_post"), every, **more)
+    return RunLogger(folder, 2, tuple(map(Phase.parse, SCHEDULE)), scans)
 
 
 def metrics(folder, tokenizer, **options) -> pd.DataFrame:
     """The rows of a training of 3 steps of 2 updates."""
-    kept = journal(folder)
-    run = trainer(folder, tokenizer, kind=Fixed, callbacks=[kept], schedule=SCHEDULE, max_steps=6, **options)
+    logger = run_logger(folder)
+    run = trainer(folder, tokenizer, kind=Fixed, callbacks=[logger], schedule=SCHEDULE, max_steps=6, **options)
     run.train()
     return pd.read_parquet(folder / "metrics.parquet").drop(columns=["seconds", "cpu_seconds"])
 
@@ -48,18 +48,18 @@ def test_metrics_do_not_depend_on_logging_steps(tmp_path, tokenizer, options):
 
 
 def test_training_again_starts_new_tables(tmp_path, tokenizer):
-    kept = journal(tmp_path)
-    run = trainer(tmp_path, tokenizer, kind=Fixed, callbacks=[kept], schedule=SCHEDULE, max_steps=4)
+    logger = run_logger(tmp_path)
+    run = trainer(tmp_path, tokenizer, kind=Fixed, callbacks=[logger], schedule=SCHEDULE, max_steps=4)
     run.train()
     run.train()
-    assert kept.metrics["step"].tolist() == [1, 2]
+    assert logger.metrics["step"].tolist() == [1, 2]
 
 
 def test_layers_are_scanned_through_the_readout_that_is_trained(tmp_path, tokenizer):
     model, entropy = tiny_model("qwen3"), {}
     for readout in ("raw", "norm"):
-        kept = journal(tmp_path, every=1, readout=readout)
-        kept._scan(0, TrainerState(), model)
-        entropy[readout] = kept.dynamics.set_index("site")["entropy"]
+        logger = run_logger(tmp_path, every=1, readout=readout)
+        logger._scan(0, TrainerState(), model)
+        entropy[readout] = logger.dynamics.set_index("site")["entropy"]
     same = entropy["raw"] == entropy["norm"]
     assert set(same[same].index) == {"final"}
