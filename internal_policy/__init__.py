@@ -2,17 +2,64 @@
 
 A hidden state at a hook point, times the unembedding, is a policy.
 
-    READ   families -> hooks -> policy                        a Hugging Face model of a known family goes in
-           (proofs: that a family's row is right)
-    SCAN   tasks -> prompts -> rollouts -> scan -> cache      Parquet comes out
-           (scan: selection says what, metrics measures it with product, tables lay it out)
-    LENS   rollouts -> fit -> lens -> scan                    a fitted map a hook point is one more readout
-    LOOK   cache -> view -> analysis, tokens -> plots, heatmaps -> figures -> report, app
-           (small frames, one look, without torch)
-    MARK   verify -> tasks -> rollouts -> evaluate            Avg@K and Pass@k
-    TRAIN  tasks -> policy -> bupo -> journal (dynamics)      GRPO with a schedule of hook points
-    ASK    __main__ -> options -> commands -> opening, job, sampling, evaluating, fitting, training, loading,
-           show, drawing
+    import internal_policy as ip
 
-Importing the package imports nothing; import the rooms: `from internal_policy.scans.scan import scan`.
+    with ip.hooked(model, ["5.attn_out"], lambda point, hidden: print(ip.unembed(model, hidden).shape)):
+        model(**inputs)
+    with ip.as_policy(model, "5.resid_post"):                           # inside, the model is layer 5
+        model.generate(**inputs)
+
+`dir(internal_policy)` lists everything public. Each name is imported when it is first used.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from internal_policy.errors import InputError
+    from internal_policy.models.hooks import FINAL, HookPoint, hooked
+    from internal_policy.models.policy import as_policy, unembed
+    from internal_policy.train.bupo import BuPOTrainer
+    from internal_policy.train.configuration import BuPOConfig
+
+    __version__: str
+
+__all__ = [
+    "FINAL",
+    "BuPOConfig",
+    "BuPOTrainer",
+    "HookPoint",
+    "InputError",
+    "__version__",
+    "as_policy",
+    "hooked",
+    "unembed",
+]
+
+_MODULE_OF = {
+    **dict.fromkeys(("FINAL", "HookPoint", "hooked"), "models.hooks"),
+    **dict.fromkeys(("as_policy", "unembed"), "models.policy"),
+    "BuPOConfig": "train.configuration",
+    "BuPOTrainer": "train.bupo",
+    "InputError": "errors",
+}
+"""Public name -> the module that defines it."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("internal-policy")
+    elif name in _MODULE_OF:
+        value = getattr(import_module(f"internal_policy.{_MODULE_OF[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, for tab completion."""
+    return sorted(__all__)

@@ -9,6 +9,7 @@ from typing import Any
 
 import tyro
 
+import internal_policy
 from internal_policy.cli import (
     dashboard,
     evaluate,
@@ -50,12 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show Δ gets its number
+    if arguments == ["--version"]:
+        print(f"internal-policy {internal_policy.__version__}")
+        return DONE
     options = tyro.extras.subcommand_cli_from_dict(
         {name: kind for name, (kind, _) in COMMANDS.items()},
         args=arguments,
         prog="internal-policy",
         description="See what every layer, attention block and FFN of a language model would say next, "
-        "and how sure it is.",
+        "and how sure it is. --version prints the version.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     resume = ["--resume"] if isinstance(options, train.Train) and "--resume" not in arguments else []
