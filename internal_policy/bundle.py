@@ -9,6 +9,11 @@ APP = next((p for p in (PACKAGE / "app", PACKAGE.parent / "app") if p.is_dir()),
 """The dashboard's folder, likewise."""
 
 
+def model(name: str) -> Path | None:
+    """The folder of the bundled model of that name; None if there is none."""
+    return {path.name: path for path in (DATA / "models").glob("demo-*")}.get(name)
+
+
 def scans() -> list[Path]:
     """Folders of the bundled demo scans."""
     return sorted(path.parent for path in (DATA / "scans").glob("*/scan.json"))

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+
+from internal_policy.models.loading import Checkpoint
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Number = Annotated[int | None, tyro.conf.arg(constructor=int, metavar="INT", help_behavior_hint="")]
@@ -36,6 +38,17 @@ class ModelOptions:
     """eager, sdpa, flash_attention_2, ...; by default what transformers picks."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Which files the model is loaded from."""
+        return Checkpoint(self.model, self.revision, self.trust_remote_code)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """How its weights are loaded: arguments of `loading.load_model`."""
+        names = ("dtype", "device", "device_map", "attn_implementation")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,14 +181,14 @@ def _sample(
         options.samples, options.temperature, options.top_p, options.max_new_tokens, options.batch_size, options.seed
     )
     progress.quiet()
-    config = loading.load_config(options)
+    config = loading.load_config(options.checkpoint)
     sampling.check_point(config, point)
     maps = sampling.maps_of(options, [point], question["identity"], config)
-    tokenizer = loading.load_tokenizer(options, options.chat_template)
+    tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
     sets = {name: sampling.read(options, source, tokenizer, config)[0] for name, source in names.items()}
     for name, problems in sets.items():
         _check_answers(name, problems)
-    model = loading.load_model(options, config)
+    model = loading.load_model(options.checkpoint, config, **options.arguments)
     readout = sampling.readout_of(options, maps, model)
     parts = store.root() / "rollouts" / store.digest({**question, "output": folder.absolute()})
     tables = []

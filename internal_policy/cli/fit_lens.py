@@ -87,7 +87,7 @@ def run(options: FitLens) -> None:
     from internal_policy.scans.selection import Selection
 
     progress.quiet()
-    config = loading.load_config(options)
+    config = loading.load_config(options.checkpoint)
     text = config.get_text_config()
     sites = sites_of(config) if options.sites == "all" else tuple(options.sites.split(","))
     selection = Selection(tuple(range(text.num_hidden_layers)), sites, measures=("kl",), top_k=0)
@@ -95,10 +95,10 @@ def run(options: FitLens) -> None:
         place(config, site)
     points = fit.points_of(text.num_hidden_layers, sites)
     fit.check_memory(len(points), 0, text.hidden_size, 4)
-    tokenizer = loading.load_tokenizer(options, options.chat_template)
+    tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
     given, problems = _given(options, tokenizer, config)
     question = sampling.question(options, [options.problems, options.chat_template], PRESENTATION)
-    model = loading.load_model(options, config)
+    model = loading.load_model(options.checkpoint, config, **options.arguments)
     folder = store.root() / "rollouts" / store.digest({**question, "output": options.output.absolute()})
     rollouts = given or _sampled(options, model, tokenizer, problems, folder)
     check(model, selection, rollouts)

@@ -1,11 +1,11 @@
 """Open the model of a scan in what reads it: hooks of our own, TransformerLens, nnsight, or NDIF."""
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy.errors import InputError
 from internal_policy.models import folder, loading
+from internal_policy.models.failures import explained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ def check(asked: "Scan") -> None:
             f"TransformerLens computes attention eagerly, but --attn-implementation is {asked.attn_implementation}; "
             "leave that out."
         )
-    if asked.reader == "transformer-lens" and folder.is_adapter(Path(loading.resolve(asked.model))):
+    if asked.reader == "transformer-lens" and folder.is_adapter(asked.checkpoint.folder):
         raise InputError(
             f"TransformerLens can't read adapters, but {asked.model} holds one. Leave out --reader, or merge the "
             "adapter into its base model."
@@ -43,7 +43,7 @@ def check(asked: "Scan") -> None:
     for name in ("dtype", "device", "device_map"):
         if getattr(asked, name) != getattr(type(asked), name):
             raise InputError(f"--{name.replace('_', '-')} is the server's own with --remote; leave it out.")
-    if Path(loading.resolve(asked.model)).is_dir():
+    if asked.checkpoint.folder.is_dir():
         raise InputError(f"NDIF has models of the hub, but --model is the folder {asked.model}; give a hub id.")
 
 
@@ -67,7 +67,7 @@ def opened(asked: "Scan", tokenizer: "PreTrainedTokenizerBase", config: "PreTrai
 
     if asked.remote:
         return _remote(asked, tokenizer, config)
-    model = loading.load_model(asked, config)
+    model = loading.load_model(asked.checkpoint, config, **asked.arguments)
     if asked.reader == "transformer-lens":
         from internal_policy.readers.transformer_lens import boot
 
@@ -87,7 +87,7 @@ def _remote(asked: "Scan", tokenizer: "PreTrainedTokenizerBase", config: "PreTra
     nnsight.CONFIG.APP.REMOTE_LOGGING = False  # it would stand between the lines of --json
     chosen = {"attn_implementation": asked.attn_implementation} if asked.attn_implementation else {}
     trusted = {"trust_remote_code": True} if asked.trust_remote_code else {}
-    with loading.explained(asked):
+    with explained(asked.model, asked.revision):
         envoy = boot(asked.model, config, tokenizer, asked.revision, **chosen, **trusted)
         envoy.to_model_key()  # asks the hub
     return remote(envoy)

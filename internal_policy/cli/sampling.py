@@ -52,8 +52,8 @@ def question(asked: "Asked", paths: Iterable[str | None], unused: Set[str]) -> d
     """
     given = dataclasses.asdict(asked).items()
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
-    identity, arguments = loading.identity(asked), loading.chat_of(None, asked.chat_template_kwargs)
-    if loading.inserts_date(asked, asked.chat_template) and not _all_ids(asked):
+    identity, arguments = loading.identity(asked.checkpoint), loading.chat_of(None, asked.chat_template_kwargs)
+    if loading.inserts_date(asked.checkpoint, asked.chat_template) and not _all_ids(asked):
         arguments = {templates.DATE: templates.today(), **(arguments or {})}
     decisive["chat_template_kwargs"] = json.dumps(arguments, sort_keys=True)
     content = {path: held(path) for path in paths if path}

@@ -92,7 +92,7 @@ def run(options: Scan) -> None:
         raise InputError("Both --problems and --rollouts are given; give one of them.")
     opening.check(options)
     start = time.monotonic()
-    config: Config = functools.cache(lambda: loading.load_config(options))
+    config: Config = functools.cache(lambda: loading.load_config(options.checkpoint))
     question = _question(options, config)
     folder = options.output or store.folder_of(options.model, question)
     job.claim(folder, question)
@@ -192,7 +192,7 @@ def _measure(options: Scan, question: Mapping[str, Any], folder: Path, config: "
     progress.quiet()
     selection = _selection(options, config)
     maps = _maps(options, selection, question["identity"], config)
-    tokenizer = loading.load_tokenizer(options, options.chat_template)
+    tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
     rollouts, problems, _ = _given(options, tokenizer, config)
     reader = opening.opened(options, tokenizer, config)
     lenses = {tuned.NAME: tuned.of(maps, reader.model)} if maps else {}
@@ -259,7 +259,9 @@ def _forecast(options: Scan, identity: str, config: "PreTrainedConfig") -> dict[
     selection = _selection(options, config)
     _maps(options, selection, identity, config)
     text = config.get_text_config()
-    rollouts, problems, prompts = _given(options, loading.load_tokenizer(options, options.chat_template), config)
+    rollouts, problems, prompts = _given(
+        options, loading.load_tokenizer(options.checkpoint, options.chat_template), config
+    )
     planned = plan(selection, sites_of(config))
     products = 1 + len(selection.readouts) * (planned.unembedded - 1) if FROM_LOGITS & {*selection.measures} else 0
     number = len(rollouts) or len(problems) * options.samples

@@ -132,8 +132,8 @@ def run(asked: Train) -> None:
     day = _day(asked, folder)
     config = _on(day, defaults.configured(asked, given, folder, guess))
     progress.quiet()
-    tokenizer = loading.load_tokenizer(asked, asked.chat_template)
-    model = loading.load_model(_placed(asked))
+    tokenizer = loading.load_tokenizer(asked.checkpoint, asked.chat_template)
+    model = loading.load_model(asked.checkpoint, **_placed(asked).arguments)
     _check_problems(asked, problems, tokenizer, config, model)
     if not (folder / RUN).exists():  # nothing is written before everything is checked
         files.write_json(folder / RUN, question | ({DAY: day} if day else {}), once=True)
@@ -181,7 +181,7 @@ def _question(asked: Train, given: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the run; what its files hold, not where they lie."""
     plain = {name: value for name, value in dataclasses.asdict(asked).items() if name not in CHANGEABLE}
     content = {path: sampling.held(path) for path in (asked.problems, asked.chat_template) if path}
-    found = {**plain, "file": dict(given), "content": content, "identity": loading.identity(asked)}
+    found = {**plain, "file": dict(given), "content": content, "identity": loading.identity(asked.checkpoint)}
     return json.loads(json.dumps(redacted(found), default=str))
 
 
@@ -256,7 +256,7 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
 
 def _day(asked: Train, folder: Path) -> str | None:
     """The date that the chat template writes, which is the day on which the run started; None if it writes none."""
-    if not loading.inserts_date(asked, asked.chat_template):
+    if not loading.inserts_date(asked.checkpoint, asked.chat_template):
         return None
     begun = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
     return begun.get(DAY) or templates.today()

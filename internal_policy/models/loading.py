@@ -1,19 +1,19 @@
-"""Load a model by its name, or say in one sentence why it cannot be."""
+"""Load a model by its name, or say in one sentence why it can't be loaded."""
 
-import dataclasses
 import json
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy.bundle import DATA
-from internal_policy.cli.common import ModelOptions
+from internal_policy import bundle
 from internal_policy.errors import InputError, first_line
 from internal_policy.models import folder
+from internal_policy.models.failures import explained
 from internal_policy.models.templates import DATE, Template
 
 if TYPE_CHECKING:
@@ -25,57 +25,108 @@ TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
 """Files that hold a model's chat template."""
 
 
-def resolve(name: str) -> str:
-    """The folder of a bundled model by its name, else the name itself."""
-    bundled = DATA / "models" / name
-    return str(bundled) if name.startswith("demo-") and bundled.is_dir() else name
+@dataclass(frozen=True)
+class Checkpoint:
+    """Which files a model is loaded from."""
+
+    name: str
+    """A folder, a hub id, or the name of a bundled model."""
+    revision: str = "main"
+    """Branch, tag or commit of a model on the hub."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run."""
+
+    @property
+    def place(self) -> str:
+        """Its folder or hub id, where a bundled model is a folder."""
+        return str(bundle.model(self.name) or self.name)
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are if it isn't on the hub."""
+        return Path(self.place)
 
 
-def identity(options: ModelOptions) -> str:
+def load(
+    name: str,
+    *,
+    revision: str = "main",
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> "tuple[nn.Module, PreTrainedTokenizerBase]":
+    """Load a model and its tokenizer: any family that `internal-policy families` lists, from a folder or the hub.
+
+    `name` may also be a bundled model, demo-qwen3 or demo-llama, or the folder of a PEFT adapter. `dtype` is what the
+    weights are loaded as (auto: as they were saved), `device` such as cuda:1 or cpu (auto: the accelerator if there is
+    one). `device_map` spreads a large model over devices, and `attn_implementation` chooses the attention, both as in
+    transformers. The model is in evaluation mode, and its weights are checked. Raises InputError.
+    """
+    checkpoint = Checkpoint(name, revision, trust_remote_code)
+    if folder.is_adapter(_checked(checkpoint)):
+        with _named_by(checkpoint.folder):
+            _checked(base(checkpoint))
+    tokenizer = load_tokenizer(checkpoint)
+    model = load_model(
+        checkpoint, dtype=dtype, device=device, device_map=device_map, attn_implementation=attn_implementation
+    )
+    return model, tokenizer
+
+
+def identity(checkpoint: Checkpoint) -> str:
     """What tells this model from any other: the commit of one on the hub, a digest of the files of a folder.
 
     That of an adapter covers its base model, and with `trust_remote_code` the Python that is run counts too. Raises
     InputError for a folder that holds no model, and for one on the hub that cannot be had.
     """
-    name = resolve(options.model)
-    path = Path(name)
-    if not name or path.is_file():
-        raise InputError(f"--model is '{name}'; give a folder that holds a model, or a hub id such as Qwen/Qwen3-0.6B.")
-    if path.is_dir():
-        folder.check(path)
-        found = f"sha256 {folder.digest(path, options.trust_remote_code)}"
+    path = _checked(checkpoint)
+    if checkpoint.folder.is_dir():
+        content = f"sha256 {folder.digest(path, checkpoint.trust_remote_code)}"
         if folder.is_adapter(path):
             with _named_by(path):
-                return f"{found} on {identity(base(options))}"
+                return f"{content} on {identity(base(checkpoint))}"
     else:
-        path = _commit(options, name, "config.json", options.revision)
-        found = f"commit {path.name}"
-    elsewhere = sorted(folder.code_elsewhere(path)) if options.trust_remote_code else []
-    code = (f" with {place} at {_commit(options, place, file, 'main').name}" for place, file in elsewhere)
-    return found + "".join(code)
+        content = f"commit {path.name}"
+    elsewhere = sorted(folder.code_elsewhere(path)) if checkpoint.trust_remote_code else []
+    code = (f" with {place} at {_commit(checkpoint, place, file, 'main').name}" for place, file in elsewhere)
+    return content + "".join(code)
 
 
-def _commit(options: ModelOptions, name: str, file: str, revision: str) -> Path:
+def _checked(checkpoint: Checkpoint) -> Path:
+    """The folder that holds its configuration, in the local hub cache for a model on the hub. Raises InputError."""
+    if not checkpoint.name or checkpoint.folder.is_file():
+        raise InputError(
+            f"Can't load a model from '{checkpoint.name}'. Use a folder that holds one, or a hub id such as "
+            "Qwen/Qwen3-0.6B."
+        )
+    if checkpoint.folder.is_dir():
+        folder.check(checkpoint.folder)
+        return checkpoint.folder
+    return _commit(checkpoint, checkpoint.place, "config.json", checkpoint.revision)
+
+
+def _commit(checkpoint: Checkpoint, name: str, file: str, revision: str) -> Path:
     """The folder of the local hub cache that holds a file; its name is the commit's."""
-    with explained(options):
+    with explained(checkpoint.name, checkpoint.revision):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.logging import set_verbosity_error
 
-        set_verbosity_error()  # it would tell of every retry
+        set_verbosity_error()  # it would report every retry
         return Path(hf_hub_download(name, file, revision=revision)).parent
 
 
-def base(options: ModelOptions) -> ModelOptions:
-    """The same options for the base model where --model is an adapter's folder. Raises InputError without PEFT."""
-    path = Path(resolve(options.model))
-    if not folder.is_adapter(path):
-        return options
+def base(checkpoint: Checkpoint) -> Checkpoint:
+    """The base model of an adapter, or the checkpoint itself if it isn't one. Raises InputError without PEFT."""
+    if not folder.is_adapter(checkpoint.folder):
+        return checkpoint
     if find_spec("peft") is None:
         raise InputError(
-            f"{path} holds an adapter, for which peft is needed; `pip install 'internal-policy[peft]'` adds it."
+            f"{checkpoint.place} holds an adapter, which needs peft. Install it with "
+            "`pip install 'internal-policy[peft]'`."
         )
-    name, revision = folder.base_of(path)
-    return dataclasses.replace(options, model=name, revision=revision)
+    return Checkpoint(*folder.base_of(checkpoint.folder), checkpoint.trust_remote_code)
 
 
 @contextmanager
@@ -87,49 +138,46 @@ def _named_by(path: Path) -> Iterator[None]:
         raise InputError(f"{error} It is the base model that {path / folder.ADAPTER} names.") from error
 
 
-def load_config(options: ModelOptions) -> "PreTrainedConfig":
-    """The model's configuration, or its base's. Raises InputError, also for a family that is not known."""
-    options = base(options)
-    with explained(options, "config.json"):
+def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
+    """The model's configuration, or its base's. Raises InputError, also for an unknown family."""
+    checkpoint = base(checkpoint)
+    with explained(checkpoint.name, checkpoint.revision, "config.json"):
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(
-            resolve(options.model), revision=options.revision, trust_remote_code=options.trust_remote_code
+            checkpoint.place, revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code
         )
-        if (path := Path(resolve(options.model))).is_dir():
-            folder.check_depth(path, config.get_text_config().num_hidden_layers)
+        if checkpoint.folder.is_dir():
+            folder.check_depth(checkpoint.folder, config.get_text_config().num_hidden_layers)
     from internal_policy.models.families import family_of
 
     family_of(config)
     return config
 
 
-def load_tokenizer(options: ModelOptions, chat_template: str | None = None) -> "PreTrainedTokenizerBase":
+def load_tokenizer(checkpoint: Checkpoint, chat_template: str | None = None) -> "PreTrainedTokenizerBase":
     """The model's tokenizer, with the chat template in the file `chat_template` if that is given. Raises InputError.
 
-    An adapter's folder may hold a tokenizer of its own; if not it is the base model's.
+    An adapter's folder may hold a tokenizer of its own; otherwise the base model's is loaded.
     """
-    if not any((Path(resolve(options.model)) / name).is_file() for name in TOKENIZER):
-        options = base(options)
-    with explained(options, "tokenizer.json and tokenizer_config.json"):
+    checkpoint = _with_tokenizer(checkpoint)
+    with explained(checkpoint.name, checkpoint.revision, "tokenizer.json and tokenizer_config.json"):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(
-            resolve(options.model), revision=options.revision, trust_remote_code=options.trust_remote_code
+            checkpoint.place, revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code
         )
         tokenizer("tried")
         for token, number in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True):
             if not isinstance(number, int):
                 raise ValueError(f"its special token {token!r} is not in the vocabulary")
     if len(tokenizer) < 2:
-        raise InputError(f"{options.model} has no tokenizer: there is no tokenizer.json in it; copy the whole model.")
+        raise InputError(f"{checkpoint.name} has no tokenizer: tokenizer.json is missing. Copy the whole model.")
     if chat_template not in (None, "none"):
         try:
             tokenizer.chat_template = Template(Path(chat_template).read_text(), chat_template)
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"The chat template {chat_template} cannot be read ({error}); give a Jinja file."
-            ) from error
+            raise InputError(f"Can't read the chat template {chat_template} ({error}). Use a Jinja file.") from error
     return tokenizer
 
 
@@ -144,40 +192,52 @@ def chat_of(chat_template: str | None, chat_template_kwargs: str) -> dict[str, A
     return None if chat_template == "none" else given
 
 
-def inserts_date(options: ModelOptions, chat_template: str | None) -> bool:
-    """Whether the chat template writes the date, as Llama 3.2's does: told without the tokenizer, which takes seconds.
+def _with_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, or its base model if it is an adapter without a tokenizer of its own."""
+    own = any((checkpoint.folder / name).is_file() for name in TOKENIZER)
+    return checkpoint if own else base(checkpoint)
 
-    Raises InputError for a model on the hub that cannot be had.
+
+def inserts_date(checkpoint: Checkpoint, chat_template: str | None) -> bool:
+    """Whether the chat template writes the date, as Llama 3.2's does: read without the slow-to-load tokenizer.
+
+    Raises InputError for a model on the hub that can't be downloaded.
     """
     if chat_template == "none":
         return False
-    if not any((Path(resolve(options.model)) / name).is_file() for name in TOKENIZER):
-        options = base(options)
-    place = Path(resolve(options.model))
+    checkpoint = _with_tokenizer(checkpoint)
     if chat_template is not None:
         paths = [Path(chat_template)]
-    elif place.is_dir():
-        paths = [place / name for name in TEMPLATES]
+    elif checkpoint.folder.is_dir():
+        paths = [checkpoint.folder / name for name in TEMPLATES]
     else:
-        paths = [path for name in TEMPLATES if (path := _of_hub(options, name))]
+        paths = [path for name in TEMPLATES if (path := _of_hub(checkpoint, name))]
     return any(DATE.encode() in path.read_bytes() for path in paths if path.is_file())
 
 
-def _of_hub(options: ModelOptions, name: str) -> Path | None:
-    with explained(options):
+def _of_hub(checkpoint: Checkpoint, name: str) -> Path | None:
+    with explained(checkpoint.name, checkpoint.revision):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
-            return Path(hf_hub_download(options.model, name, revision=options.revision))
-        except EntryNotFoundError:  # also one that an offline cache does not have
+            return Path(hf_hub_download(checkpoint.name, name, revision=checkpoint.revision))
+        except EntryNotFoundError:  # or an offline cache without the file
             return None
 
 
-def load_model(options: ModelOptions, config: "PreTrainedConfig | None" = None) -> "nn.Module":
+def load_model(
+    checkpoint: Checkpoint,
+    config: "PreTrainedConfig | None" = None,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+) -> "nn.Module":
     """The model, with its weights checked: safetensors only, and no NaN. Raises InputError.
 
-    `config` is what `load_config` returned, where the caller has read it already.
+    `config` is what `load_config` returned, if the caller has already read it. The other arguments are those of `load`.
 
     An adapter's folder gives its base model with the adapter, not merged, as a PeftModel whose adapter can be trained.
     """
@@ -185,25 +245,28 @@ def load_model(options: ModelOptions, config: "PreTrainedConfig | None" = None) 
 
     from internal_policy.models.families import inside
 
-    model = _loaded(base(options), config or load_config(options))
-    if folder.is_adapter(path := Path(resolve(options.model))):
-        model = _adapted(model, path, options)
+    place = _device(device)
+    arguments = {"dtype": dtype, "device_map": device_map or place, "attn_implementation": attn_implementation}
+    model = _loaded(base(checkpoint), config or load_config(checkpoint), arguments)
+    if folder.is_adapter(checkpoint.folder):
+        model = _adapted(model, checkpoint)
     for name, weight in model.named_parameters():
         if weight.is_meta:
             raise InputError(
-                f"{options.model} does not fit on the devices here ({name} was left out); try --dtype bfloat16."
+                f"{checkpoint.name} doesn't fit in the memory of the devices here ({name} was left out). "
+                "Try dtype bfloat16."
             )
         if not weight.isfinite().all():
-            raise InputError(f"{options.model} has NaN or infinite weights in {name}; get a whole checkpoint.")
+            raise InputError(f"{checkpoint.name} has NaN or infinite weights in {name}. Get a complete checkpoint.")
     if inside(model).dtype == torch.float64:
         inside(model).set_experts_implementation("eager")  # the fast one multiplies no float64
-    with explained(base(options), "config.json and generation_config.json"):
+    with explained(checkpoint.name, checkpoint.revision, "config.json and generation_config.json"):
         _try(inside(model.eval()))
     return model
 
 
 def _try(model: "PreTrainedModel") -> None:
-    """Read one token: some of what a configuration says wrong comes out here alone. Raises ValueError and others."""
+    """Read one token, because some mistakes of a configuration only appear here. Raises ValueError and others."""
     import torch
 
     generation = model.generation_config.eos_token_id if model.generation_config else None
@@ -214,44 +277,49 @@ def _try(model: "PreTrainedModel") -> None:
         model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True)
 
 
-def _loaded(options: ModelOptions, config: "PreTrainedConfig") -> "PreTrainedModel":
-    """The model of the Hugging Face folder or repository."""
+def _device(name: str) -> str:
+    """The name of a device that is here; auto is the accelerator if there is one. Raises InputError."""
     import torch
+
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = accelerator.type if accelerator else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"There is no device '{name}' here ({first_line(error)}). Try device auto.") from error
+    return name
+
+
+def _loaded(checkpoint: Checkpoint, config: "PreTrainedConfig", arguments: dict[str, Any]) -> "PreTrainedModel":
+    """The model of the Hugging Face folder or repository."""
     from transformers import AutoModelForCausalLM
 
-    device = options.device
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = accelerator.type if accelerator else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"There is no device '{device}' here ({first_line(error)}); try --device auto.") from error
-    with explained(options, "config.json, generation_config.json and weights"):
+    with explained(checkpoint.name, checkpoint.revision, "config.json, generation_config.json and weights"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            resolve(options.model),
+            checkpoint.place,
             config=config,
-            revision=options.revision,
-            dtype=options.dtype,
-            device_map=options.device_map or device,
-            attn_implementation=options.attn_implementation,
-            trust_remote_code=options.trust_remote_code,
+            revision=checkpoint.revision,
+            trust_remote_code=checkpoint.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **arguments,
         )
-    model, found = loaded
-    if found["missing_keys"]:
-        raise InputError(f"{options.model} has no weights for {min(found['missing_keys'])}; get a whole checkpoint.")
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = min(report["missing_keys"])
+        raise InputError(f"{checkpoint.name} has no weights for {missing}. Get a complete checkpoint.")
     return model
 
 
-def _adapted(model: "PreTrainedModel", path: Path, options: ModelOptions) -> "nn.Module":
-    """The model with the adapter in a folder, all of whose weights have found their place. Raises InputError."""
+def _adapted(model: "PreTrainedModel", checkpoint: Checkpoint) -> "nn.Module":
+    """The model with the adapter in a folder, each of whose weights was put in its place. Raises InputError."""
     import peft
 
     from internal_policy.models.families import check_adapters
 
-    with explained(options, "adapter_config.json and weights"), warnings.catch_warnings():
+    path = checkpoint.folder
+    with explained(checkpoint.name, checkpoint.revision, "adapter_config.json and weights"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about keys, which are checked here, and names that transformers calls old
         config = peft.PeftConfig.from_pretrained(str(path))
         check_adapters({path.name: config})
@@ -260,9 +328,9 @@ def _adapted(model: "PreTrainedModel", path: Path, options: ModelOptions) -> "nn
         file = set(peft.utils.load_peft_weights(str(path), device="cpu"))
         own = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if missing := sorted(own - file):
-        raise InputError(f"{path} has no weights for {missing[0]}; get the whole adapter.")
+        raise InputError(f"{path} has no weights for {missing[0]}. Get the complete adapter.")
     if foreign := sorted(file - own - set(adapted.state_dict())):
-        raise InputError(f"{path} has {foreign[0]}, which its base model does not; it is an adapter of another model.")
+        raise InputError(f"{path} has {foreign[0]}, which its base model doesn't. It is an adapter of another model.")
     return adapted
 
 
@@ -275,42 +343,3 @@ def weight_bytes(config: "PreTrainedConfig", dtype: str) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=kind)
     return sum(math.prod(weight.shape) * weight.element_size() for weight in model.parameters())
-
-
-@contextmanager
-def explained(options: ModelOptions, files: str = "files") -> Iterator[None]:
-    """Turn what transformers and the hub raise into one sentence with the remedy, which is to check `files`."""
-    import huggingface_hub.errors as hub
-
-    name = options.model
-    try:
-        yield
-    except hub.GatedRepoError as error:
-        raise InputError(
-            f"{name} is gated: accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`."
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise InputError(f"{name} has no revision '{options.revision}'; see https://huggingface.co/{name}.") from error
-    except hub.HFValidationError as error:
-        raise InputError(f"'{name}' is neither a folder nor a hub id such as Qwen/Qwen3-0.6B.") from error
-    except hub.RepositoryNotFoundError as error:
-        raise InputError(f"There is no folder and no model {name} on the hub; check the name, or log in.") from error
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
-        raise InputError(
-            f"{name} is no folder, and not in the local hub cache, and the hub cannot be reached; check the network, "
-            "or give a folder."
-        ) from error
-    except BaseException as error:  # a configuration or a tokenizer that lies fails in a hundred places
-        ours = isinstance(error, InputError | MemoryError) or "out of memory" in str(error)
-        panicked = type(error).__name__ == "PanicException"  # how tokenizers, which is Rust, can end
-        if ours or not (isinstance(error, Exception) or panicked):
-            raise
-        raise InputError(f"{name} can't be loaded ({_told(error)}); check its {files}, or get a whole copy.") from error
-
-
-def _told(error: BaseException) -> str:
-    """What an error says, as part of a sentence: the heading of its first line would not tell what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = f"{' '.join(lines[:2]):.300}".rstrip(".:")
-    bare = isinstance(error, LookupError | ArithmeticError | AttributeError | TypeError | AssertionError) or not said
-    return f"{type(error).__name__}: {said}".removesuffix(": ") if bare else said

@@ -196,7 +196,7 @@ def test_a_model_that_a_device_map_offloads_is_refused_in_a_sentence(asked, monk
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", offloading)
     assert main([*asked, "--device-map", "auto"]) == 2
-    said = "does not fit on the devices here (lm_head.weight was left out); try --dtype bfloat16."
+    said = "doesn't fit in the memory of the devices here (lm_head.weight was left out). Try dtype bfloat16."
     assert said in capsys.readouterr().err
 
 
@@ -747,14 +747,14 @@ BAD_MODELS = {
     "cut short": (_cut_short, "can't be loaded"),
     "a weight missing": (_without_a_weight, "has no weights for model.layers.1.mlp.up_proj.weight"),
     "no tokenizer": (_without_tokenizer, "tokenizer"),
-    "a file": (lambda _, folder: folder / "config.json", "give a folder that holds a model"),
-    "nothing": (lambda *_: "", "--model is ''; give a folder"),
+    "a file": (lambda _, folder: folder / "config.json", "Use a folder that holds one"),
+    "nothing": (lambda *_: "", "Can't load a model from ''. Use a folder"),
     "no model": (lambda here, _: here, "holds no model: it has no config.json"),
     "unknown family": (lambda *a: _model(*a, model_type="opt"), "Unknown model family 'opt'; known are deepseek_v2, "),
     "pickled": (_pickled, "holds only pickled weights"),
     "NaN": (_with_nan, "NaN or infinite weights in model.layers.1.mlp.up_proj.weight"),
     "no chat template": (_without_template, "no chat template; give one with --chat-template FILE"),
-    "hub id offline": (lambda *_: "Qwen/Qwen3-0.6B", "the hub cannot be reached"),
+    "hub id offline": (lambda *_: "Qwen/Qwen3-0.6B", "the hub can't be reached"),
     "no name": (lambda *_: "what is this?", "neither a folder nor a hub id"),
 }
 
@@ -789,7 +789,7 @@ BAD_OPTIONS = {
     "measures": (["--measures", "entropy,surprise"], "There is no measure 'surprise'"),
     "top-k": (["--top-k", "100000"], "--top-k is 100000, but the model has only 320 tokens"),
     "device": (["--device", "cuda:7"], "There is no device 'cuda:7' here"),
-    "template": (["--chat-template", "nowhere.jinja"], "nowhere.jinja cannot be read"),
+    "template": (["--chat-template", "nowhere.jinja"], "Can't read the chat template nowhere.jinja"),
     "template arguments": (["--chat-template-kwargs", "{"], "--chat-template-kwargs is no JSON"),
     "temperature": (["--temperature", "-1"], "temperature is -1.0; it must be 0"),
     "too long": (["--max-new-tokens", "9999"], "the 512 positions of the model"),

@@ -11,12 +11,11 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import tiny_model
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from internal_policy.cli.common import ModelOptions
 from internal_policy.cli.main import COMMANDS
 from internal_policy.cli.train import Train
 from internal_policy.models.families import decoder_layers
 from internal_policy.models.hooks import HookPoint
-from internal_policy.models.loading import load_tokenizer
+from internal_policy.models.loading import Checkpoint, load_tokenizer
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem, split_messages
 from internal_policy.train import defaults
@@ -170,7 +169,7 @@ def base(tokenizer, tmp_path) -> transformers.PreTrainedTokenizerBase:
         tokenizer_object=tokenizer.backend_tokenizer, bos_token="<|bos|>", eos_token="<|endoftext|>"
     )
     plain.save_pretrained(tmp_path)
-    return load_tokenizer(ModelOptions(model=str(tmp_path)), str(FOLDER / "base.jinja"))
+    return load_tokenizer(Checkpoint(str(tmp_path)), str(FOLDER / "base.jinja"))
 
 
 ASKED = (Message(role="system", content="Use \\boxed{}."), Message(role="user", content="What is 2 + 2?"))

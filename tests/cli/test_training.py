@@ -306,7 +306,7 @@ def test_the_file_names_the_folder_and_the_template_arguments_reach_the_prompts(
     few = ["--prompts", "2", "--samples", "2", "--steps", "1", "--internal-steps", "1", "--layer", "3"]
     assert main(["train", *PROBLEMS, *few, "--limit", "4", "--config", file, "--chat-template", str(template)]) == 0
     prompt = pd.read_parquet(folder / "rollouts.parquet")["prompt_ids"][0]
-    tokenizer = loading.load_tokenizer(Train())
+    tokenizer = loading.load_tokenizer(Train().checkpoint)
     assert str(tokenizer.decode(prompt)).startswith("Ahoy: ")
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from test_adapters import LINEAR, moved
 
 from internal_policy.__main__ import main
-from internal_policy.cli.common import ModelOptions
 from internal_policy.errors import InputError
 from internal_policy.models import loading
 from internal_policy.models.families import inside
+from internal_policy.models.loading import Checkpoint
 from internal_policy.scans import store
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -35,11 +35,11 @@ def adapter(tmp_path, base) -> Path:
 
 
 def _model(folder: Path):
-    return loading.load_model(ModelOptions(model=str(folder), device="cpu"))
+    return loading.load_model(Checkpoint(str(folder)), device="cpu")
 
 
 def _identity(folder: Path, **options) -> str:
-    return loading.identity(ModelOptions(model=str(folder), **options))
+    return loading.identity(Checkpoint(str(folder), **options))
 
 
 def _opened(folder: Path):
@@ -79,11 +79,11 @@ def test_training_an_adapter_saves_an_adapter(adapter, here):
 
 
 def test_an_adapters_tokenizer_takes_precedence_over_its_bases(adapter, tokenizer):
-    assert loading.load_tokenizer(ModelOptions(model=str(adapter))).eos_token == tokenizer.eos_token
-    other = loading.load_tokenizer(ModelOptions(model=str(adapter)))
+    assert loading.load_tokenizer(Checkpoint(str(adapter))).eos_token == tokenizer.eos_token
+    other = loading.load_tokenizer(Checkpoint(str(adapter)))
     other.eos_token = "<|bos|>"
     other.save_pretrained(adapter)
-    assert loading.load_tokenizer(ModelOptions(model=str(adapter))).eos_token == "<|bos|>"
+    assert loading.load_tokenizer(Checkpoint(str(adapter))).eos_token == "<|bos|>"
 
 
 def test_changing_an_adapter_changes_its_identity(adapter):
@@ -173,7 +173,7 @@ BAD = {
     "pickled": (_pickled, "Convert them to safetensors with `save_pretrained` of peft"),
     "no weights": (_without_weights, "it has no adapter_model.safetensors file. Copy the whole adapter"),
     "a weight missing": (_without_a_weight, "has no weights for base_model.model.model.layers.0.mlp.down_proj.lora_A"),
-    "a deeper model's": (_of_a_deeper_model, "it is an adapter of another model"),
+    "a deeper model's": (_of_a_deeper_model, "It is an adapter of another model"),
     "a wider model's": (_of_a_wider_model, "size mismatch"),
     "no base": (_without_its_base, r"It is the base model that .*adapter_config.json names"),
     "on an adapter": (_on_an_adapter, "which is an adapter itself"),

@@ -16,13 +16,12 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from internal_policy.cli.common import ModelOptions
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import entropy
 from internal_policy.measure.sites import SITES
 from internal_policy.models.families import FAMILIES, decoder_layers, family_of, final_norm, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, locate
-from internal_policy.models.loading import chat_of, load_tokenizer
+from internal_policy.models.loading import Checkpoint, chat_of, load_tokenizer
 from internal_policy.models.policy import as_policy, unembed
 from internal_policy.scans.scan import scan
 from internal_policy.scans.selection import Selection, parse_layers, plan
@@ -343,10 +342,10 @@ BASE_JINJA = str(Path(__file__).parents[2] / "data" / "recipes" / "base.jinja")
 
 
 @pytest.fixture(scope="module")
-def octothinker(tokenizer, tmp_path_factory) -> ModelOptions:
+def octothinker(tokenizer, tmp_path_factory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("octothinker")
     tagged(tokenizer, None).save_pretrained(folder)
-    return ModelOptions(model=str(folder))
+    return Checkpoint(str(folder))
 
 
 def test_a_base_model_without_a_template_is_refused_with_the_remedies(octothinker):

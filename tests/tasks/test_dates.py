@@ -19,6 +19,7 @@ from internal_policy.cli.scan import Scan
 from internal_policy.cli.train import Train
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
+from internal_policy.models.loading import Checkpoint
 from internal_policy.scans import store
 from internal_policy.tasks.rollouts import read_rollouts
 from internal_policy.train.configuration import BuPOConfig
@@ -138,7 +139,7 @@ def test_another_question_on_another_day_is_not_blamed_on_the_date(folder, on, c
 
 def test_a_date_in_the_arguments_is_written(folder, tokenizer):
     Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
-    dated = loading.load_tokenizer(Scan(model=str(folder)))
+    dated = loading.load_tokenizer(Checkpoint(str(folder)))
     (rollout,) = read_rollouts("r.jsonl", dated, {"strftime_now": "2024-07-26"})
     assert tokenizer.decode(rollout.prompt_ids).startswith("26 Jul 2024\n")
 
@@ -168,7 +169,7 @@ def test_an_error_of_a_template_names_its_file(folder, template, why, capsys):
 
 
 def test_an_error_of_a_models_own_template_names_its_folder(folder, tokenizer):
-    own = loading.load_tokenizer(Scan(model=str(folder)))
+    own = loading.load_tokenizer(Checkpoint(str(folder)))
     own.chat_template = "{{ 1/0 }}"
     Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
     with pytest.raises(InputError, match=rf"The chat template of {folder} refuses the messages \(division by zero"):
@@ -186,4 +187,4 @@ def test_a_model_of_the_hub_is_asked_for_its_template(tmp_path, monkeypatch, nam
         return str(tmp_path / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert loading.inserts_date(Scan(model="meta/dated"), None) == (name is not None)
+    assert loading.inserts_date(Checkpoint("meta/dated"), None) == (name is not None)

@@ -1,0 +1,49 @@
+"""Models are loaded by name from Python."""
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from internal_policy import bundle
+from internal_policy.errors import InputError
+from internal_policy.models.loading import Checkpoint, load
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    path = tmp_path_factory.mktemp("model")
+    tiny_model("llama").float().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_a_bundled_model_is_loaded_by_its_name():
+    model, tokenizer = load("demo-qwen3", device="cpu")
+    assert model.config.name_or_path == str(bundle.model("demo-qwen3"))
+    ids = tokenizer("1 + 1", return_tensors="pt").input_ids
+    assert model(input_ids=ids).logits.shape == (*ids.shape, model.config.vocab_size)
+
+
+def test_a_model_is_loaded_in_evaluation_mode_and_as_asked(folder):
+    model, _ = load(str(folder), device="cpu", dtype="bfloat16", attn_implementation="eager")
+    assert (model.training, model.dtype, model.config._attn_implementation) == (False, torch.bfloat16, "eager")
+
+
+@pytest.mark.parametrize("name", ["demo-qwen2", "demo-", "", ".", "../models/demo-qwen3"])
+def test_other_names_are_not_bundled_models(name):
+    assert bundle.model(name) is None
+    assert Checkpoint(name).place == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "no/such/folder"}, "'no/such/folder' is neither a folder nor a hub id such as Qwen/Qwen3-0.6B."),
+        ({"device": "cuda:7"}, "Try device auto."),
+    ],
+)
+def test_a_refusal_makes_sense_without_a_command_line(arguments, message, folder):
+    with pytest.raises(InputError) as refusal:
+        load(**{"name": str(folder), **arguments})
+    assert message in str(refusal.value)
+    assert "--" not in str(refusal.value)
