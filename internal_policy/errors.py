@@ -1,5 +1,10 @@
 """What was asked for and cannot be done, in one sentence with the remedy."""
 
+from importlib.util import find_spec
+
+MODELS = ("torch", "transformers", "accelerate", "datasets", "jaxtyping", "math_verify", "psutil")
+"""Packages that only running a model needs: the extra `models` installs them."""
+
 
 class InputError(ValueError):
     """Bad input: the message says what came, what was expected and what to do; the command line exits with 2."""
@@ -8,3 +13,10 @@ class InputError(ValueError):
 def first_line(error: Exception) -> str:
     """What an error says, as part of a sentence."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+
+
+def require(extra: str, *packages: str) -> None:
+    """Raise InputError if one of these packages is missing, naming the extra that installs it."""
+    for name in packages:
+        if find_spec(name) is None:
+            raise InputError(f"This needs {name}, which isn't installed. Run: pip install 'internal-policy[{extra}]'")

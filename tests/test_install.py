@@ -1,14 +1,45 @@
 """What an installation has, and what works with less of it."""
 
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
+
+from internal_policy import errors
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+
+LOOKING = {
+    "ls": [],
+    "show": ["demo-qwen3"],
+    "export": ["demo-qwen3", "--output", "table.csv"],
+    "plot": ["demo-qwen3", "flow", "--output", "flow.html"],
+    "report": ["demo-qwen3", "--output", "report.html"],
+}
+"""Commands that need no torch, with arguments."""
+RUNNING = {**dict.fromkeys(("scan", "generate", "evaluate", "fit-lens", "families"), "models"), "train": "train"}
+"""Commands that run a model, and the extra that each needs."""
+WITHOUT_MODELS = f"""
+import contextlib, importlib.machinery, io, json, sys
+find = importlib.machinery.PathFinder.find_spec
+missing = {{*{(*errors.MODELS, "tokenizers", "safetensors", "huggingface_hub", "trl", "peft")!r}}}
+hidden = lambda name, *rest: None if name.partition(".")[0] in missing else find(name, *rest)
+importlib.machinery.PathFinder.find_spec = hidden
+from internal_policy.cli.main import main
+done = {{}}
+for command, arguments in json.loads(sys.argv[1]).items():
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        done[command] = main([command, *arguments]), said.getvalue()
+print(json.dumps(done))
+"""
+"""Runs commands where the packages of the extra `models` can't be imported; prints exit codes and stderr as JSON."""
 
 
 def pythons(value) -> set[str]:
@@ -38,3 +69,39 @@ def test_every_direct_dependency_has_a_tested_version():
     tested = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
     assert set().union(*map(names, groups)) - {"internal-policy"} <= tested
+
+
+@pytest.fixture(scope="module")
+def without_models(tmp_path_factory) -> dict[str, tuple[int, str]]:
+    """The exit code and stderr of each command where torch and the other packages of `models` are missing."""
+    commands = {**LOOKING, **{name: [] for name in RUNNING}, "fit-lens": ["--output", "lens.safetensors"]}
+    folder = tmp_path_factory.mktemp("without")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MODELS, json.dumps(commands)],
+        stdout=subprocess.PIPE, text=True, check=True, cwd=folder,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("command", LOOKING)
+def test_looking_at_a_scan_works_without_torch(without_models, command):
+    code, said = without_models[command]
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("command", RUNNING)
+def test_running_a_model_without_torch_says_what_to_install(without_models, command):
+    install = f"pip install 'internal-policy[{RUNNING[command]}]'"
+    assert without_models[command] == [2, f"error: This needs torch, which isn't installed. Run: {install}\n"]
+
+
+@pytest.mark.parametrize("package", errors.MODELS)
+def test_any_missing_package_is_named(package, monkeypatch):
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == package else name)
+    with pytest.raises(errors.InputError, match=f"^This needs {package}, "):
+        errors.require("models", *errors.MODELS)
+
+
+def test_the_models_extra_installs_the_packages_that_are_checked():
+    installed = {name.replace("-", "_") for name in names(PROJECT["optional-dependencies"]["models"])}
+    assert installed - {"jinja2"} == {*errors.MODELS}

@@ -1,6 +1,5 @@
 """Scan the responses to a prompt of one's own, in a process of its own."""
 
-import importlib.util
 import time
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import show
 import streamlit as st
 
 from internal_policy import bundle
-from internal_policy.errors import InputError
+from internal_policy.errors import MODELS, InputError, require
 
 LONGEST = 4000
 """Characters of a prompt."""
@@ -26,9 +25,7 @@ def page() -> None:
         "Let a model on this machine answer a prompt, and look at every layer's policy while it does. The scan uses "
         "both readouts and opens under Tokens. It stops when you close or reload this tab. Nothing leaves this machine."
     )
-    if importlib.util.find_spec("torch") is None:
-        st.text("This needs torch, which is not installed here: pip install torch, then start the dashboard again.")
-        return
+    require("models", *MODELS)
     job: jobs.Job | None = st.session_state.get("job")
     if job is not None and job.process.poll() is not None:
         finish(job)

@@ -6,8 +6,7 @@ from urllib.parse import urlencode
 from internal_policy import bundle
 from internal_policy.cli import progress
 from internal_policy.cli.common import Text
-from internal_policy.cli.plot import needs
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class Dashboard:
 
 def run(options: Dashboard) -> None:
     """Serve the dashboard until it is interrupted."""
-    needs("streamlit")
+    require("app", "streamlit")
     from internal_policy.look.view import check, default
     from internal_policy.scans import store
 

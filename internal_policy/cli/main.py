@@ -24,8 +24,9 @@ from internal_policy.cli import (
     show,
     train,
 )
+from internal_policy.cli.common import ModelOptions
 from internal_policy.cli.console import Terminal
-from internal_policy.errors import InputError
+from internal_policy.errors import MODELS, InputError, require
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], bool | None]]] = {
     "scan": (scan.Scan, scan.run),
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     again = shlex.join(["internal-policy", *arguments, *resume])
     say = Terminal(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
+        _check_installed(options)
         wrong = dict(COMMANDS.values())[type(options)](options)
     except InputError as error:
         say.print(f"error: {error}")
@@ -85,3 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say.print(f"error: {error}; what is whole is kept. When that is mended, continue with: {again}")
         return FAILED
     return FAILED if wrong else DONE
+
+
+def _check_installed(options: Any) -> None:
+    """Raise InputError if a command that runs a model lacks a package, before it begins."""
+    if isinstance(options, train.Train):
+        require("train", *MODELS, "trl", "yaml")
+    elif isinstance(options, ModelOptions | families.Families):
+        require("models", *MODELS)

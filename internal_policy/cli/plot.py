@@ -1,7 +1,6 @@
 """`internal-policy plot`: draw one figure of a scan."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +8,7 @@ import tyro
 
 from internal_policy.cli import progress
 from internal_policy.cli.common import Number, ScanName, ViewOptions
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, require
 
 if TYPE_CHECKING:
     from internal_policy.look.view import View
@@ -69,7 +68,7 @@ class Plot(ViewOptions):
 
 def run(options: Plot) -> None:
     """Write one figure."""
-    needs("plotly")
+    require("app", "plotly")
     from internal_policy.look import catalogue, export
 
     export.check(options.output)
@@ -103,9 +102,3 @@ def positions(text: str | None) -> tuple[int, int | None]:
     if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
         raise InputError(f"--positions is '{text}'; write for example 0-99, 100- or 7.")
     return int(first), int(last) if last else None if dash else int(first)
-
-
-def needs(package: str) -> None:
-    """Raise InputError if a package of the `app` extra is missing."""
-    if find_spec(package) is None:
-        raise InputError(f"This needs {package}, which is not installed; `pip install 'internal-policy[app]'` adds it.")

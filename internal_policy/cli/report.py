@@ -9,8 +9,8 @@ import tyro
 from internal_policy import files
 from internal_policy.cli import progress
 from internal_policy.cli.common import ScanNames, ViewOptions
-from internal_policy.cli.plot import needs, view_of
-from internal_policy.errors import InputError
+from internal_policy.cli.plot import view_of
+from internal_policy.errors import InputError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Report(ViewOptions):
 
 def run(options: Report) -> None:
     """Write one HTML file about some scans."""
-    needs("plotly")
+    require("app", "plotly")
     from internal_policy.look import report
 
     if options.output.suffix != ".html" or not options.output.parent.is_dir():

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -143,8 +142,6 @@ def run(asked: Train) -> None:
 
 
 def _check(asked: Train) -> None:
-    if find_spec("trl") is None:
-        raise InputError("Training needs trl, which is not installed; `pip install 'internal-policy[train]'` adds it.")
     for name in (
         "steps", "prompts", "samples", "updates", "micro_batch", "internal_steps", "save_every", "max_new_tokens",
     ):  # fmt: skip

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from internal_policy import bundle, files
+from internal_policy import bundle, errors, files
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.scans import store
@@ -673,6 +673,13 @@ def test_an_attached_command_ends_with_its_parent():
     with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout
         assert parent.stdout.read() == b"up\n"  # all of it: the child, which can write to it too, has ended
+
+
+def test_the_prompt_page_says_what_to_install_without_torch(monkeypatch):
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "torch" else name)
+    assert refusals(opened("prompt")) == [
+        "⚠ This needs torch, which isn't installed. Run: pip install 'internal-policy[models]'"
+    ]
 
 
 def test_the_dashboard_never_reaches_torch(tmp_path):
