@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from internal_policy import errors
 
@@ -58,6 +59,13 @@ def test_ci_tests_every_python_that_the_project_supports():
     jobs = WORKFLOW["jobs"]
     assert supported == {"3.11", "3.12", "3.13", "3.14"}
     assert pythons([jobs["test"], jobs["pythons"]["strategy"]]) == supported
+
+
+def test_ci_trains_with_every_minor_version_of_trl_that_is_allowed():
+    (trl,) = (name for name in PROJECT["optional-dependencies"]["train"] if name.startswith("trl"))
+    allowed = SpecifierSet(trl.removeprefix("trl"))
+    minors = {f"1.{minor}" for minor in range(99) if f"1.{minor}.0" in allowed}
+    assert {*WORKFLOW["jobs"]["trl"]["strategy"]["matrix"]["trl"]} == minors
 
 
 def test_the_base_installation_and_the_dashboard_do_not_bring_torch():
