@@ -11,22 +11,15 @@ from internal_policy.errors import InputError
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The chance that one of k responses, drawn from n of which c are right, is right: 1 - C(n-c, k) / C(n, k).
 
-    Unbiased (Eq. 1 of arXiv 2107.03374), and a product, so that no binomial overflows. Raises InputError for k > n.
+    Unbiased (Eq. 1 of arXiv 2107.03374); with k = 1 it is Avg@K. Raises InputError for k > n.
     """
+    from scipy.stats import hypergeom  # a third of a second, which only an evaluation waits for
+
     if not 0 <= c <= n or k < 1:
         raise InputError(f"{c} of {n} responses right and k = {k}; expected 0 <= right <= responses, and k >= 1.")
     if k > n:
         raise InputError(f"Pass@{k} takes {k} responses a problem, and there are {n}; sample more, or lower k.")
-    if n - c < k:  # any k responses have a right one among them
-        return 1.0
-    # C(n-c, k) / C(n, k) is the product over i < k of 1 - c / (n - i), and over i < c of 1 - k / (n - i)
-    few, many = min(c, k), max(c, k)
-    return float(0.0 - np.expm1(np.log1p(-many / (n - np.arange(few))).sum()))
-
-
-def avg_at_k(n: int, c: int) -> float:
-    """The share of right responses, which is Pass@1. Raises InputError for no response."""
-    return pass_at_k(n, c, 1)
+    return float(hypergeom.sf(0, n, c, k))
 
 
 def ks(samples: int) -> list[int]:
@@ -49,10 +42,8 @@ def outcome(rewards: pd.Series) -> tuple[str, str] | None:
         return None
     if marked.isin([0, 1]).all():
         return "correct", f"{correct(marked).mean():.1%}"
-    return (
-        "mean reward",
-        f"{(marked / len(marked)).sum():.3g}",
-    )  # divided first, because the sum of huge rewards overflows
+    # divided first, because the sum of huge rewards overflows
+    return "mean reward", f"{(marked / len(marked)).sum():.3g}"
 
 
 def curves(right: Sequence[int], samples: int) -> pd.DataFrame:
