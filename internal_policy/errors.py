@@ -1,6 +1,7 @@
-"""What was asked for and cannot be done, in one sentence with the remedy."""
+"""Errors that say in one sentence what came, what was expected and what to do."""
 
 from importlib.util import find_spec
+from typing import Any
 
 MODELS = ("torch", "transformers", "accelerate", "datasets", "jaxtyping", "math_verify", "psutil")
 """Packages that only running a model needs: the extra `models` installs them."""
@@ -20,3 +21,9 @@ def require(extra: str, *packages: str) -> None:
     for name in packages:
         if find_spec(name) is None:
             raise InputError(f"This needs {name}, which isn't installed. Run: pip install 'internal-policy[{extra}]'")
+
+
+def quoted(value: Any) -> str:
+    """A value, or its beginning, as part of a sentence."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -80,10 +80,10 @@ def fingerprint_once(path: Path) -> dict[str, Any] | None:
     seen = (looks.st_size, looks.st_mtime_ns, looks.st_ctime_ns, looks.st_ino)
     if path in _fingerprints and _fingerprints[path][0] == seen:
         return _fingerprints[path][1]
-    found = fingerprint(path)
-    if found and time.time() - looks.st_mtime > COARSE:  # a newer file could change again within the same timestamp
-        _fingerprints[path] = (seen, found)
-    return found
+    known = fingerprint(path)
+    if known and time.time() - looks.st_mtime > COARSE:  # a newer file could change again within the same timestamp
+        _fingerprints[path] = (seen, known)
+    return known
 
 
 def _put_once(temporary: Path, path: Path) -> None:
@@ -119,9 +119,9 @@ def _put_under_lock(temporary: Path, path: Path) -> None:
 def _sweep(folder: Path) -> None:
     """Remove temporary files that killed processes left in a folder; done once per process."""
     for path in folder.iterdir():
-        found = TEMPORARY.fullmatch(path.name)
+        match = TEMPORARY.fullmatch(path.name)
         with suppress(OSError):  # another process removed it first
-            if found and (_gone(found[1], int(found[2])) or time.time() - path.stat().st_mtime > OLD):
+            if match and (_gone(match[1], int(match[2])) or time.time() - path.stat().st_mtime > OLD):
                 path.unlink()
 
 

@@ -70,10 +70,10 @@ def _redacted_text(text: str) -> str:
     name, brace, rest = text.partition("{")
     if brace and (not name or name.endswith("=")):  # --chat-template-kwargs={...}
         try:
-            found = json.loads(brace + rest)
+            arguments = json.loads(brace + rest)
         except (ValueError, RecursionError):
-            found = None
-        if (shown := redacted(found)) != found:
+            arguments = None
+        if (shown := redacted(arguments)) != arguments:
             return name + json.dumps(shown, ensure_ascii=False)
     text = SHAPED.sub(HIDDEN, CREDENTIALS.sub(HIDDEN, text))
     return PARAMETER.sub(lambda match: f"{match[1]}={HIDDEN}" if is_secret(match[1], "x") else match[0], text)

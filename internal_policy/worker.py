@@ -52,15 +52,15 @@ class Worker:
         request = json.dumps(arguments).encode() + b"\n"
         with self.lock:
             for _ in range(2):  # a process that something else killed is replaced, once
-                answer, stopped = self._exchange(request, timeout)
-                if answer or stopped:
+                line, stopped = self._exchange(request, timeout)
+                if line or stopped:
                     break
-        if not answer:
+        if not line:
             raise Stopped
-        found = json.loads(answer)
-        if "error" in found:
-            raise RuntimeError(f"A worker process failed: {found['error']}")
-        return found["result"]
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"A worker process failed: {answer['error']}")
+        return answer["result"]
 
     def _exchange(self, request: bytes, timeout: float) -> tuple[bytes, bool]:
         """The line that answers, empty if the process ended instead, and whether it was stopped by a limit."""
@@ -70,12 +70,12 @@ class Worker:
                 with suppress(BrokenPipeError):
                     process.stdin.write(request)
                     process.stdin.flush()
-                answer = process.stdout.readline()
+                line = process.stdout.readline()
         except BaseException:  # Ctrl-C, for example; the next call must not get this answer
             self.close()
             raise
-        if answer.endswith(b"\n"):
-            return answer, False
+        if line.endswith(b"\n"):
+            return line, False
         self.close()
         return b"", stopped.is_set()
 

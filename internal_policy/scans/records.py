@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from internal_policy import files
+from internal_policy.errors import quoted
 
 SCHEMA = 1
 """Version of the files of a scan; it is written into each of them."""
@@ -38,29 +39,29 @@ def write(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """The value that `write` wrote. Raises one of DAMAGE if it is missing, altered or not a JSON object."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
         raise ValueError("it holds no record")
-    checksum = found.pop("checksum", None)
-    if checksum not in (None, _checksum(found)):  # earlier versions wrote none
+    checksum = value.pop("checksum", None)
+    if checksum not in (None, _checksum(value)):  # earlier versions wrote none
         raise ValueError("it was altered since it was written")
-    return found
+    return value
 
 
-def complaint(found: Mapping[str, Any]) -> str | None:
+def complaint(record: Mapping[str, Any]) -> str | None:
     """What is wrong with the record of a scan, in words; None if it is valid."""
     for name, kind in FIELDS.items():
-        if type(found.get(name)) is not kind:
-            return f"'{name}' is {_quoted(found.get(name))}, expected {_a(kind)}"
-    if smallest := next((name for name in ("n_layers", "d_model", "d_vocab", "rollouts") if found[name] < 1), None):
-        return f"'{smallest}' is {found[smallest]}, expected 1 or more"
+        if type(record.get(name)) is not kind:
+            return f"'{name}' holds {quoted(record.get(name))}, expected {_a(kind)}"
+    if smallest := next((name for name in ("n_layers", "d_model", "d_vocab", "rollouts") if record[name] < 1), None):
+        return f"'{smallest}' is {record[smallest]}, expected 1 or more"
     for name, kind in SELECTED.items():
-        given = found["selection"].get(name)
+        given = record["selection"].get(name)
         if type(given) is not list or not given or any(type(item) is not kind for item in given):
-            return f"'selection.{name}' is {_quoted(given)}, expected a list of {_a(kind)}"
-    if any(type(version) is not str for version in found["versions"].values()):
+            return f"'selection.{name}' holds {quoted(given)}, expected a list of {_a(kind)}"
+    if any(type(version) is not str for version in record["versions"].values()):
         return "'versions' holds something other than text"
-    return _files_complaint(found["files"])
+    return _files_complaint(record["files"])
 
 
 def _files_complaint(written: Mapping[str, Any]) -> str | None:
@@ -68,7 +69,7 @@ def _files_complaint(written: Mapping[str, Any]) -> str | None:
     for name, known in written.items():
         part = PART.fullmatch(name)
         if name != (part_path(Path(), part[1], int(part[2])).name if part else VOCABULARY):
-            return f"'files' names {_quoted(name)}, which isn't a file of a scan"
+            return f"'files' names {quoted(name)}, which isn't a file of a scan"
         if not _is_fingerprint(known):
             return f"'files' has no valid size and SHA-256 for {name}"
         if part:
@@ -98,12 +99,12 @@ def about_part(folder: Path, part: int) -> Path:
 def of_part(folder: Path, part: int) -> dict[str, Any] | None:
     """The notes on a part: `files` with their fingerprints, and `by`, what wrote them; None if missing or damaged."""
     try:
-        found = read(about_part(folder, part))
+        notes = read(about_part(folder, part))
     except DAMAGE:
         return None
-    written, by = found.get("files"), found.get("by")
+    written, by = notes.get("files"), notes.get("by")
     sound = type(written) is dict and type(by) is list and all(map(_is_fingerprint, written.values()))
-    return found if sound else None
+    return notes if sound else None
 
 
 def fingerprint_of(path: Path) -> dict[str, Any] | None:
@@ -126,11 +127,6 @@ def _written(record: Path, looks: tuple[int, ...]) -> dict[str, Any]:  # noqa: A
 
 def _checksum(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _quoted(value: Any) -> str:
-    text = "missing" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _a(kind: type) -> str:

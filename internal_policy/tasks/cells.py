@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from internal_policy.errors import InputError
-from internal_policy.tasks.rows import quoted
+from internal_policy.errors import InputError, quoted
 
 LARGEST = 2**31 - 1
 """The largest token id and sample number: both are stored as 32-bit integers."""
@@ -62,9 +61,9 @@ def number(values: Mapping[str, Any], column: str) -> float | None:
     cell = values.get(column)
     if is_empty(cell):
         return None
-    if (found := _number(cell)) is None:
+    if (value := _number(cell)) is None:
         raise InputError(f"the {column} is {quoted(cell)}; expected a number.")
-    return found
+    return value
 
 
 def flag(values: Mapping[str, Any], column: str) -> bool | None:
@@ -72,15 +71,15 @@ def flag(values: Mapping[str, Any], column: str) -> bool | None:
     cell = values.get(column)
     if is_empty(cell):
         return None
-    if (found := FLAGS.get(str(cell).lower())) is None:
+    if (value := FLAGS.get(str(cell).lower())) is None:
         raise InputError(f"'{column}' holds {quoted(cell)}; expected true or false.")
-    return found
+    return value
 
 
 def _number(cell: Any) -> float | None:
     """A cell as a finite number, None if it isn't one."""
     try:
-        found = float(cell)
+        value = float(cell)
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) else None
+    return value if math.isfinite(value) else None

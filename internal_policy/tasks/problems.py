@@ -10,9 +10,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, quoted
 from internal_policy.tasks.marking import boxed
-from internal_policy.tasks.rows import Row, at, columns_of, from_hub, hub_rows, quoted, read_rows
+from internal_policy.tasks.rows import Row, at, columns_of, from_hub, hub_rows, read_rows
 
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
 """Where a problem is looked for, in this order."""
@@ -66,9 +66,9 @@ def of_rows(
     for given in (problem_column, answer_column):
         if given is not None and given not in columns:
             raise InputError(f"{source} has no column '{given}'; choose one of those there: {', '.join(columns)}.")
-    asked = problem_column or _first(PROBLEM_COLUMNS, columns)
-    marked = answer_column or _first(ANSWER_COLUMNS, columns)
-    if asked is None:
+    problem_column = problem_column or _first(PROBLEM_COLUMNS, columns)
+    answer_column = answer_column or _first(ANSWER_COLUMNS, columns)
+    if problem_column is None:
         raise InputError(
             f"{source} has no column {', '.join(PROBLEM_COLUMNS[:-1])} or {PROBLEM_COLUMNS[-1]}, "
             f"but {', '.join(columns)}; name the one that holds the problems with --problem-column."
@@ -76,12 +76,14 @@ def of_rows(
     problems = []
     for row in rows:
         with at(row):
-            messages = messages_of(row.values, asked)
+            messages = messages_of(row.values, problem_column)
             if messages[-1]["role"] != "user":
-                raise InputError(f"the conversation in '{asked}' ends with the {messages[-1]['role']}, not the user.")
-            cell = row.values.get(marked) if marked else None
+                raise InputError(
+                    f"the conversation in '{problem_column}' ends with the {messages[-1]['role']}, not the user."
+                )
+            cell = row.values.get(answer_column) if answer_column else None
             answer = answer_of(cell)
-            if marked == "solution" and answer == str(cell).strip() and len(str(cell)) > LONGEST_ANSWER:
+            if answer_column == "solution" and answer == str(cell).strip() and len(str(cell)) > LONGEST_ANSWER:
                 answer = None
             problems.append(Problem(messages, answer, tools_of(row.values)))
     return problems
@@ -101,8 +103,8 @@ def messages_of(values: Mapping[str, Any], column: str) -> tuple[Message, ...]:
         )
     given = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
     messages = tuple(cast(Message, {"content": "", **turn}) for turn in given)
-    said = [message["content"] for message in messages if message["role"] == "user"]
-    if not said or not said[-1].strip():
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    if not questions or not questions[-1].strip():
         raise InputError(f"'{column}' is empty ({quoted(cell)}); give the user's text, or remove the row.")
     return messages
 

@@ -7,10 +7,9 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, quoted
 from internal_policy.models import templates
 from internal_policy.tasks.problems import Message, Problem
-from internal_policy.tasks.rows import quoted
 
 Ids = tuple[int, ...]
 Chat = Mapping[str, Any] | None
@@ -34,8 +33,8 @@ def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: C
     if chat is None:
         _need_no_template({"tools": problem.tools})
         return encode_text(tokenizer, problem.text)
-    asked = _without_ends(tokenizer, problem.messages, chat, problem.tools)
-    return _encode(tokenizer, _prompt(tokenizer, asked, chat, problem.tools))
+    context = _without_ends(tokenizer, problem.messages, chat, problem.tools)
+    return _encode(tokenizer, _prompt(tokenizer, context, chat, problem.tools))
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
@@ -56,26 +55,26 @@ def split_messages(
     turn of the assistant that ends with an end of turn gets no second one. Raises InputError where the template writes
     anything else in its place, leaves out a part of the response, or a token spans the boundary.
     """
-    if not messages or messages[-1]["role"] != "assistant" or not _said(messages[-1]):
+    if not messages or messages[-1]["role"] != "assistant" or not _parts(messages[-1]):
         raise InputError("The last message is no response; it must be the assistant's, and text that is not empty.")
-    *asked, answered = messages
+    *context, response = messages
     if chat is None:
-        _need_no_template({**_said(answered), "content": None, "tools": tools})
-        prompt = Problem(tuple(asked), None).text
-        whole = prompt + _to_its_end(tokenizer, answered["content"], chat)
+        _need_no_template({**_parts(response), "content": None, "tools": tools})
+        prompt = Problem(tuple(context), None).text
+        whole = prompt + _to_its_end(tokenizer, response["content"], chat)
         prompt_ids, ids = encode_text(tokenizer, prompt), encode_text(tokenizer, whole)
     else:
-        asked = _without_ends(tokenizer, asked, chat, tools)
-        prompt = _prompt(tokenizer, asked, chat, tools)
-        whole = _whole(tokenizer, asked, answered, chat, tools, prompt)
+        context = _without_ends(tokenizer, context, chat, tools)
+        prompt = _prompt(tokenizer, context, chat, tools)
+        whole = _whole(tokenizer, context, response, chat, tools, prompt)
         prompt_ids, ids = _encode(tokenizer, prompt), _encode(tokenizer, whole)
     if not prompt_ids or ids[: len(prompt_ids)] != prompt_ids:
         raise InputError(
             f"A token spans the end of the prompt {prompt[-20:]!r} and the start of the response "
-            f"{answered['content'][:20]!r}; move the white space between them, or give prompt_ids and response_ids."
+            f"{response['content'][:20]!r}; move the white space between them, or give prompt_ids and response_ids."
         )
     if ids == prompt_ids:
-        raise InputError(f"The response {answered['content']!r:.40} has no tokens; remove the row.")
+        raise InputError(f"The response {response['content']!r:.40} has no tokens; remove the row.")
     return prompt_ids, ids[len(prompt_ids) :]
 
 
@@ -97,9 +96,9 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {*tokenizer.all_special_ids, *(token for token, piece in added if piece.special)}
 
 
-def _said(answered: Message) -> Mapping[str, Any]:
+def _parts(response: Message) -> Mapping[str, Any]:
     """The non-empty parts of a response, by the key of its message."""
-    message = cast(Mapping[str, Any], answered)
+    message = cast(Mapping[str, Any], response)
     return {key: message[key] for key in (*REASONING, "content", "tool_calls") if message.get(key)}
 
 
@@ -127,10 +126,10 @@ def _without_ends(
 
 
 def _turn_ends(
-    tokenizer: PreTrainedTokenizerBase, asked: Sequence[Message], chat: Chat, tools: Tools = ()
+    tokenizer: PreTrainedTokenizerBase, context: Sequence[Message], chat: Chat, tools: Tools = ()
 ) -> tuple[str, ...]:
     """What the template writes after the last turn of the assistant, and after an earlier one (gpt-oss: another)."""
-    probed = [*asked, Message(role="assistant", content=PROBE)]
+    probed = [*context, Message(role="assistant", content=PROBE)]
     longer = [*probed, Message(role="user", content=PROBE)]
     last = _templated(tokenizer, probed, chat, tools, prompt=False).partition(PROBE)[2].strip()
     earlier = _templated(tokenizer, longer, chat, tools, prompt=False).partition(PROBE)[2].lstrip()
@@ -183,12 +182,12 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], cha
 def _openings(tokenizer: PreTrainedTokenizerBase, chat: Chat, tools: Tools, bos: str) -> tuple[tuple[str, ...], str]:
     """What a template writes before a first message of the user's or the system's, and before the user's."""
     user, system = Message(role="user", content=PROBE), Message(role="system", content=PROBE)
-    found = []
+    openings = []
     for messages in ([user], [system, user]):
         with suppress(InputError):  # many templates refuse system messages
             text = _templated(tokenizer, messages, chat, tools, prompt=True)
-            found.append(text.partition(PROBE)[0].removeprefix(bos).strip())
-    return tuple(filter(None, found)), found[0] if found else ""
+            openings.append(text.partition(PROBE)[0].removeprefix(bos).strip())
+    return tuple(filter(None, openings)), openings[0] if openings else ""
 
 
 def _check_calls(calls: Any) -> None:
@@ -205,20 +204,20 @@ def _check_calls(calls: Any) -> None:
 
 def _whole(
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Message],
-    answered: Message,
+    context: Sequence[Message],
+    response: Message,
     chat: Chat,
     tools: Tools,
     prompt: str,
 ) -> str:
     """Prompt, response and one end of turn, without the newline that templates write after it and models don't."""
-    whole = _templated(tokenizer, [*asked, answered], chat, tools, prompt=False)
-    end = _check_verbatim(whole, prompt, answered)
-    turn_end, content = whole[end:].strip(), answered["content"].rstrip()
+    whole = _templated(tokenizer, [*context, response], chat, tools, prompt=False)
+    end = _check_verbatim(whole, prompt, response)
+    turn_end, content = whole[end:].strip(), response["content"].rstrip()
     if turn_end and content.endswith(turn_end):
-        answered = cast(Message, {**answered, "content": content.removesuffix(turn_end)})
-        whole = _templated(tokenizer, [*asked, answered], chat, tools, prompt=False)
-        end = _check_verbatim(whole, prompt, answered)
+        response = cast(Message, {**response, "content": content.removesuffix(turn_end)})
+        whole = _templated(tokenizer, [*context, response], chat, tools, prompt=False)
+        end = _check_verbatim(whole, prompt, response)
     elif tokenizer.eos_token and content.endswith(str(tokenizer.eos_token)):
         return whole[:end].rstrip()
     return whole[:end] + whole[end:].rstrip()
@@ -249,24 +248,24 @@ def _templated(
     return templates.render(template, conversation, arguments, name=f"The chat template {file}")
 
 
-def _check_verbatim(whole: str, prompt: str, answered: Message) -> int:
+def _check_verbatim(whole: str, prompt: str, response: Message) -> int:
     """Where the response ends in `whole`, which must be the prompt, then the response, then the end of turn.
 
     Around the response a template may add or trim white space, as Mistral's and Llama's do, and around reasoning and
     tool calls it may add any markers. Raises InputError.
     """
-    response, start = answered["content"], _after_reasoning(whole, prompt, answered)
+    content, start = response["content"], _after_reasoning(whole, prompt, response)
     answer = whole[start:].lstrip()
-    if start == len(prompt) and whole.startswith(prompt + response):
-        return len(prompt + response)
+    if start == len(prompt) and whole.startswith(prompt + content):
+        return len(prompt + content)
     if start > len(prompt):  # what marks the end of the reasoning
-        answer = answer[max(answer.find(response.strip()), 0) :]
-    if whole.startswith(prompt) and response.strip() and answer.startswith(response.strip()):
+        answer = answer[max(answer.find(content.strip()), 0) :]
+    if whole.startswith(prompt) and content.strip() and answer.startswith(content.strip()):
         start = len(whole) - len(answer)
-        return start + len(response if answer.startswith(response) else response.strip())
-    if start > len(prompt) and not response.strip():
+        return start + len(content if answer.startswith(content) else content.strip())
+    if start > len(prompt) and not content.strip():
         return start
-    expected = prompt + response
+    expected = prompt + content
     same = next((end for end in range(len(expected)) if whole[end : end + 1] != expected[end]), len(expected))
     remedy = "trim the response, or --chat-template none"
     if "<think>" in whole[same:] and "<think>" not in expected[same:]:
@@ -279,11 +278,11 @@ def _check_verbatim(whole: str, prompt: str, answered: Message) -> int:
     )
 
 
-def _after_reasoning(whole: str, prompt: str, answered: Message) -> int:
+def _after_reasoning(whole: str, prompt: str, response: Message) -> int:
     """Where the response's content may begin. Raises InputError if the template left out reasoning or tool calls."""
-    said, written = _said(answered), whole[len(prompt) :] if whole.startswith(prompt) else ""
-    calls = said.get("tool_calls", ())
-    key, end = next(((key, str(said[key]).strip()) for key in REASONING if key in said), ("", ""))
+    parts, written = _parts(response), whole[len(prompt) :] if whole.startswith(prompt) else ""
+    calls = parts.get("tool_calls", ())
+    key, end = next(((key, str(parts[key]).strip()) for key in REASONING if key in parts), ("", ""))
     names = [str(call.get("function", call).get("name")) for call in calls]
     if end not in written or any(name not in written for name in names):
         raise InputError(

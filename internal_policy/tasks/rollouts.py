@@ -99,7 +99,7 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
         answer = written if isinstance(written, str) and written else answer
     elif values.keys() >= {"prompt", "response"} or "messages" in values:
         if values.keys() >= {"prompt", "response"}:
-            messages = (*tasks.messages_of(values, "prompt"), _answered(values, response or ""))
+            messages = (*tasks.messages_of(values, "prompt"), _response_message(values, response or ""))
         else:
             messages = tasks.messages_of(values, "messages")
         split = split_messages(tokenizer, messages, chat, tasks.tools_of(values))
@@ -121,7 +121,7 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
     return Rollout(problem, answer, 0, *split, text, reward, finished)
 
 
-def _answered(values: Mapping[str, Any], response: str) -> Message:
+def _response_message(values: Mapping[str, Any], response: str) -> Message:
     """The response of a row with the parts that its own columns hold. Raises InputError for a `system` column."""
     if not cells.is_empty(values.get("system")):
         raise InputError("'system' isn't read beside prompt and response. Give messages, the system message first.")

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy.errors import InputError, first_line
+from internal_policy.errors import InputError, first_line, quoted
 from internal_policy.tasks.formulas import unguarded
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ def _parsed(text: bytes) -> Any:
 
 def _json(path: Path) -> Iterator[Row]:
     try:
-        found = _parsed(path.read_bytes())
+        objects = _parsed(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not JSON in UTF-8 ({error}); correct it, or write one object per line as .jsonl."
         ) from error
-    if not isinstance(found, list):
-        raise InputError(f"{path} holds {quoted(found)}; expected a list of JSON objects, one per row.")
-    for number, values in enumerate(found, 1):
+    if not isinstance(objects, list):
+        raise InputError(f"{path} holds {quoted(objects)}; expected a list of JSON objects, one per row.")
+    for number, values in enumerate(objects, 1):
         where = f"{path}, row {number}"
         if not isinstance(values, dict):
             raise InputError(f"{where} holds {quoted(values)}; expected a JSON object.")
@@ -218,8 +218,3 @@ def _some(rows: Iterator[Row], limit: int | None, source: str) -> list[Row]:
     if not some:
         raise InputError(f"{source} is empty; a row for each problem or rollout was expected.")
     return some
-
-
-def quoted(cell: Any) -> str:
-    """A cell as an error message shows it, its beginning."""
-    return "nothing" if cell is None else f"{cell!r:.60}"
