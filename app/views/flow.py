@@ -7,9 +7,7 @@ import streamlit as st
 from internal_policy.look import layer_figures, statistics
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
-
-SPREAD = statistics.SITES[:-1]
-"""Sites whose distribution can be looked at: those that every layer has."""
+from internal_policy.measure.sites import SITES
 
 
 def page(looked: View, average: Average) -> None:
@@ -29,7 +27,7 @@ def page(looked: View, average: Average) -> None:
         show.figure("change", layer_figures.change(changes, about, stages), changes)
     st.subheader("Over the tokens")
     st.markdown("Half of the tokens lie in the dark band, nine of ten in the light one: a mean can hide two crowds.")
-    site = st.selectbox("Site", SPREAD, index=SPREAD.index("resid_post"), key="spread", bind="query-params")
+    site = st.selectbox("Site", SITES, index=SITES.index("resid_post"), key="spread", bind="query-params")
     with show.refusing():
         quantiles = scans.quantiles(looked, site, "entropy")
         show.figure("distribution", layer_figures.distribution(quantiles, about, site), quantiles)

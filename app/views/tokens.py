@@ -10,9 +10,9 @@ import streamlit as st
 
 from internal_policy.errors import InputError
 from internal_policy.look import token_figures, tokens
-from internal_policy.look.statistics import SITES
 from internal_policy.look.token_figures import WINDOW
 from internal_policy.look.view import View
+from internal_policy.measure.sites import SITES
 
 WIDEST = 40
 """Characters after which a token is cut."""
@@ -71,7 +71,7 @@ def marked(reward: float | None) -> str:
 def cells(looked: View, rollout: int) -> None:
     """The heatmap of the window around the chosen cell, and what is said there."""
     left, right = st.columns(2)
-    site = left.selectbox("Site", SITES[:-1], index=SITES.index("resid_post"), key="site", bind="query-params")
+    site = left.selectbox("Site", SITES, index=SITES.index("resid_post"), key="site", bind="query-params")
     measure = right.selectbox("Measure", MEASURES, key="measure", bind="query-params")
     above = st.container()
     with show.refusing():

@@ -97,8 +97,9 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
 def _suggested(layers: "pd.DataFrame") -> dict[str, Any] | None:
     """The target layer and runner-up; None if the FFN's entropy change wasn't measured."""
     from internal_policy.look import statistics
+    from internal_policy.measure.sites import CHANGES
 
-    changes = statistics.changes(layers[layers["site"].isin(statistics.CHANGES["mlp"])])
+    changes = statistics.changes(layers[layers["site"].isin(CHANGES["mlp"])])
     return statistics.suggestion(changes) if len(changes) else None
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from internal_policy import bundle
 from internal_policy.errors import InputError
 from internal_policy.look import notebook
-from internal_policy.look.statistics import CHANGES
+from internal_policy.measure.sites import INPUT_OF
 from internal_policy.scans import store
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def with_changes(frame: pd.DataFrame) -> pd.DataFrame:
     if "entropy" not in frame:
         return frame
     at = frame.set_index(["step", "layer", "site"])["entropy"]
-    inputs = frame["site"].map({after: before for before, after in CHANGES.values()})
+    inputs = frame["site"].map(INPUT_OF)
     before = at.reindex(pd.MultiIndex.from_arrays([frame["step"], frame["layer"], inputs])).to_numpy(dtype=float)
     changed = frame.assign(change=frame["entropy"] - before)
     if "entropy_at_input_norm" not in frame:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from internal_policy.look import notebook, statistics, tokens, view
-from internal_policy.look.statistics import SITES, Average, Part
+from internal_policy.look.statistics import Average, Part
 from internal_policy.look.view import About, View
+from internal_policy.measure.sites import CHANGES, WITH_FINAL
 from internal_policy.scans import store
 from internal_policy.scans.store import Tables
 
@@ -30,6 +31,10 @@ def open_scan(name: str | Path) -> "Scan":
     Raises InputError if there is no such scan, or it is damaged or not whole.
     """
     return of(store.find(str(name)))
+
+
+ORDER = (*WITH_FINAL, *(f"change_{name}" for name in CHANGES))
+"""Columns of the table by layer."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,7 +156,7 @@ class Scan(View):
         if "entropy" not in found:
             raise view.absent(self, "entropy")
         means = statistics.by_layer(found, self.readout, average)
-        return means[sorted(means, key=lambda name: SITES.index(name) if name in SITES else len(SITES))]
+        return means[sorted(means, key=ORDER.index)]
 
     def __repr__(self) -> str:
         """The model and what of the scan is in view."""

@@ -7,18 +7,8 @@ import numpy as np
 import pandas as pd
 
 from internal_policy.errors import InputError
+from internal_policy.measure.sites import CHANGES, ONLY_AT, WITH_FINAL
 
-CHANGES = {"layer": ("resid_pre", "resid_post"), "attn": ("attn_in", "attn_out"), "mlp": ("mlp_in", "mlp_out")}
-"""Entropy change: after minus before, of these sites (Eqs. 11 to 13 of arXiv 2512.19673)."""
-SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post", "final")
-"""The sites of a layer in the order of a forward pass; `final` stands one layer past the last."""
-ONLY_AT = {
-    "cosine": ("attn_out", "mlp_out"),
-    "entropy_at_input_norm": ("attn_out", "mlp_out", "resid_post"),
-    "kl": SITES[:-1],
-    "change": ("attn_out", "mlp_out", "resid_post"),
-}
-"""Measures that only some sites have -> those sites."""
 STAGES = ("exploration", "integration", "convergence")
 """What the interval of the FFN's entropy change is called above, around and below 0."""
 RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0
@@ -55,7 +45,7 @@ def means(layers: pd.DataFrame, measure: str = "entropy", average: Average = "to
     """
     values = _wide(layers, measure)
     found = _summed(values, layers, average)
-    order = {site: number for number, site in enumerate(SITES)}
+    order = {site: number for number, site in enumerate(WITH_FINAL)}
     return found.sort_values(
         ["layer", "site"], key=lambda c: c.map(order) if c.name == "site" else c, ignore_index=True
     )
@@ -199,7 +189,7 @@ def not_finite(layers: pd.DataFrame, dtype: str) -> str | None:
     """
     found = pd.Series("", layers.index)
     for measure in [name for name in layers if name in ("entropy", "logprob", "kl", "norm", "entropy_at_input_norm")]:
-        exists = layers["site"].isin(ONLY_AT.get(str(measure), SITES))
+        exists = layers["site"].isin(ONLY_AT.get(str(measure), WITH_FINAL))
         if measure == "entropy_at_input_norm":
             exists &= layers["readout"] == "raw"
         found[exists & ~np.isfinite(layers[measure]) & (found == "")] = str(measure)

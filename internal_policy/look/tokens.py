@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from internal_policy.errors import InputError
-from internal_policy.look.statistics import CHANGES
 from internal_policy.look.view import View, absent, check, rollouts, within
+from internal_policy.measure.sites import INPUT_OF
 from internal_policy.scans import store
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -140,7 +140,7 @@ def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.D
     """
     n_layers = check(view)["n_layers"]
     if measure == "change":
-        before = next((before for before, after in CHANGES.values() if after == site), None)
+        before = INPUT_OF.get(site)
         if before is None:
             raise absent(view, measure, site)
         rows = _rows(view, rollout, [f"{site}.entropy", f"{before}.entropy"], within(view))

@@ -10,8 +10,8 @@ from plotly.subplots import make_subplots
 
 from internal_policy.errors import InputError
 from internal_policy.look import heatmap, theme
-from internal_policy.look.statistics import CHANGES
 from internal_policy.look.theme import GREY, Mark, Style
+from internal_policy.measure.sites import CHANGES
 
 REWARD = Mark("reward", theme.BLUE, "diamond")
 SPARSE = 40

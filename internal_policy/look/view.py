@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 from internal_policy.errors import InputError
 from internal_policy.look import statistics
 from internal_policy.look.statistics import Average
+from internal_policy.measure.sites import CHANGES, INPUT_OF, ONLY_AT, WITH_FINAL
 from internal_policy.scans import store
 from internal_policy.scans.store import Tables
 from internal_policy.tasks import pass_at_k
@@ -182,17 +183,18 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
     """Why a scan lacks a measure (at a site), and what to do; `change` is the entropy change."""
     record = check(view)
     chosen = record["selection"]
+    only_at = {**ONLY_AT, "change": ONLY_AT["entropy_at_input_norm"]}
     made_of = {"change": "entropy", "top1": "rank", "settled": "topk", "topk_ids": "topk", "topk_probs": "topk"}
     recorded = made_of.get(measure, measure)
     name = "top-k tokens" if recorded == "topk" else measure.replace("change", "entropy change")
     where = f" at {site}" if site else ""
-    if site and site not in statistics.SITES:
-        return InputError(f"There is no site '{site}'. Choose one of {', '.join(statistics.SITES)}.")
-    if site and site not in statistics.ONLY_AT.get(measure, statistics.SITES):
-        return InputError(f"There is no {name} at {site}. Choose one of {', '.join(statistics.ONLY_AT[measure])}.")
+    if site and site not in WITH_FINAL:
+        return InputError(f"There is no site '{site}'. Choose one of {', '.join(WITH_FINAL)}.")
+    if site and site not in only_at.get(measure, WITH_FINAL):
+        return InputError(f"There is no {name} at {site}. Choose one of {', '.join(only_at[measure])}.")
     if recorded not in chosen["measures"] or (recorded == "topk" and not chosen["top_k"]):
         return InputError(f"{view.source} has no {name}. Scan again with --measures all.")
-    needed = [site, *(before for before, after in statistics.CHANGES.values() if after == site and measure == "change")]
+    needed = [site, INPUT_OF[site]] if site and measure == "change" else [site]
     if site and (missing := [one for one in needed if one not in (*chosen["sites"], "final")]):
         return InputError(
             f"{view.source} has no {name}{where}: {missing[0]} was not measured. Choose another site, or scan again "
@@ -236,7 +238,7 @@ def changes(view: View, average: Average = "tokens") -> pd.DataFrame:
     if len(found):
         return found
     chosen = check(view)["selection"]
-    if "entropy" in chosen["measures"] and any({*pair} <= {*chosen["sites"]} for pair in statistics.CHANGES.values()):
+    if "entropy" in chosen["measures"] and any({*pair} <= {*chosen["sites"]} for pair in CHANGES.values()):
         raise absent(view, "change")
     raise InputError(
         f"{view.source} has no entropy before and after a layer, attention or FFN. Scan again with --sites all and "

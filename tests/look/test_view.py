@@ -13,8 +13,8 @@ from internal_policy import bundle, files
 from internal_policy.errors import InputError
 from internal_policy.look import statistics, view
 from internal_policy.look.view import View, about, absent, check, comparable, default, how, layers, rollouts
+from internal_policy.measure.sites import WITH_FINAL
 from internal_policy.scans import store
-from internal_policy.scans.selection import Selection
 
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
@@ -49,7 +49,7 @@ def test_everything_is_looked_at_under_the_first_readout():
 def test_means_over_all_tokens_are_those_of_the_policies_one_by_one(policies, readout):
     found = statistics.means(layers(View(DEMO, readout))).set_index(["layer", "site"])["mean"]
     rows = policies[policies["readout"] == readout]
-    for site in statistics.SITES:
+    for site in WITH_FINAL:
         plain = rows.groupby("layer")[f"{site}.entropy"].mean().dropna()
         assert list(found.xs(site, level="site").index) == list(plain.index)
         assert found.xs(site, level="site").to_numpy() == pytest.approx(plain.to_numpy(), rel=1e-5, abs=1e-7)
@@ -234,10 +234,3 @@ def test_overflowed_numbers_are_reported_as_overflow(copied, dtype, said):
     for draw in (lambda: view.means(shown, "entropy"), lambda: view.changes(shown)):
         with pytest.raises(InputError, match=said):
             draw()
-
-
-def test_sites_without_a_measure_are_those_of_a_selection():
-    chosen = Selection((0,))
-    for measure in ("cosine", "entropy_at_input_norm", "kl"):
-        sites = [site for site in statistics.SITES if measure in chosen.names(site)]
-        assert sites == list(statistics.ONLY_AT[measure])
