@@ -34,7 +34,7 @@ from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from internal_policy import files
-from internal_policy.look import statistics, view
+from internal_policy.look import statistics, targets, view
 from internal_policy.look.runs import DYNAMICS, METRICS
 from internal_policy.models.hooks import HookPoint
 from internal_policy.scans import store
@@ -187,9 +187,7 @@ def marks(model: Any, tokenizer: Any, source: Path, samples: int) -> dict[str, A
 
 def suggested(model: str) -> int:
     """The layer that the stages of the bundled scan of the model suggest: the last one of exploration."""
-    layer = statistics.target(
-        statistics.stages(statistics.changes(view.layers(view.View(HERE / "scans" / model, "raw"))))
-    )
+    layer = targets.target(targets.stages(statistics.changes(view.layers(view.View(HERE / "scans" / model, "raw")))))
     assert layer is not None
     return layer
 

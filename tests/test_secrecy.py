@@ -87,7 +87,7 @@ def test_a_pickled_configuration_has_no_hub_token():
 
 
 def test_problems_in_a_file_with_a_secret_looking_name_are_compared(here):
-    from internal_policy.look import statistics
+    from internal_policy.look import comparison
     from internal_policy.scans import store
 
     problems = here / "my-secret-problems.jsonl"
@@ -97,7 +97,7 @@ def test_problems_in_a_file_with_a_secret_looking_name_are_compared(here):
         few = ["scan", "--problems", problems.name, "--limit", "1", "--max-new-tokens", "2", "--output", folder]
         assert main(few) == 0
     records = [store.record(here / folder) for folder in folders]
-    assert statistics.differences(records) == []
+    assert comparison.differences(records) == []
 
 
 def test_a_scan_writes_no_secret_down_and_is_found_again(here, capsys, monkeypatch):

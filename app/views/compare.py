@@ -8,7 +8,7 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy.look import layer_figures, statistics, summary, view
+from internal_policy.look import comparison, layer_figures, summary
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
 
@@ -36,15 +36,15 @@ def page(looked: View, average: Average) -> None:
         st.text("Choose at least two scans.")
         return
     views = [replace(looked, source=scans.find(name)) for name in names]
-    records = view.comparable(views)
-    for sentence in statistics.differences(records):
+    records = comparison.comparable(views)
+    for sentence in comparison.differences(records):
         st.text(f"• {show.line(sentence)}")
     abouts = [scans.about(one) for one in views]
     frames = [scans.means(one, "entropy", average) for one in views]
     changes = [scans.changes(one, average) for one in views]
     of_each: dict[Literal["entropy", "change"], list[pd.DataFrame]] = {"entropy": frames, "change": changes}
     for what, found in of_each.items():
-        deep = [statistics.relative(frame, about.n_layers) for frame, about in zip(found, abouts, strict=True)]
+        deep = [comparison.relative(frame, about.n_layers) for frame, about in zip(found, abouts, strict=True)]
         data = [frame.assign(scan=name) for frame, name in zip(deep, names, strict=True)]
         with show.refusing():
             drawn = layer_figures.compare(list(zip(abouts, deep, strict=True)), what)

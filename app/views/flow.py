@@ -4,7 +4,7 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy.look import layer_figures, statistics
+from internal_policy.look import layer_figures, targets
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
 from internal_policy.measure.sites import SITES
@@ -23,7 +23,7 @@ def page(looked: View, average: Average) -> None:
         show.figure("flow", layer_figures.flow(means, about), means)
     with show.refusing():
         changes = scans.changes(looked, average)
-        stages = statistics.spans(statistics.stages(changes))
+        stages = targets.spans(targets.stages(changes))
         show.figure("change", layer_figures.change(changes, about, stages), changes)
     st.subheader("Over the tokens")
     st.markdown("Half of the tokens lie in the dark band, nine of ten in the light one: a mean can hide two crowds.")

@@ -6,7 +6,7 @@ import show
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from internal_policy.look import layer_figures, statistics, summary
+from internal_policy.look import layer_figures, statistics, summary, targets
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
 from internal_policy.scans import store
@@ -28,7 +28,7 @@ def page(looked: View, average: Average) -> None:
         few = means[~means["site"].isin(["attn_in", "mlp_in"])]
         show.figure("flow", layer_figures.flow(few, scans.about(looked)), means)
     with right, show.refusing():
-        stages = statistics.spans(statistics.stages(changes))
+        stages = targets.spans(targets.stages(changes))
         show.figure("change", layer_figures.change(changes, scans.about(looked), stages), changes)
     st.subheader("The layer to train")
     st.markdown(

@@ -57,7 +57,7 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
     """A scan: what was measured, and the entropies by layer. Raises InputError for a readout that was not measured."""
     import pandas as pd
 
-    from internal_policy.look import statistics
+    from internal_policy.look import statistics, targets
     from internal_policy.scans import store
 
     record = store.record(folder)
@@ -81,7 +81,7 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
     if len(frame):
         out.print(_entropies(frame, record, chosen))
     if suggested:
-        out.print(statistics.target_in_words(suggested))
+        out.print(targets.in_words(suggested))
     solved = outcome(rollouts["reward"])
     unfinished = float((~rollouts["finished"]).mean())
     sampled = record["asked"].get("rollouts") is None
@@ -96,11 +96,11 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
 
 def _suggested(layers: "pd.DataFrame") -> dict[str, Any] | None:
     """The target layer and runner-up; None if the FFN's entropy change wasn't measured."""
-    from internal_policy.look import statistics
+    from internal_policy.look import statistics, targets
     from internal_policy.measure.sites import CHANGES
 
     changes = statistics.changes(layers[layers["site"].isin(CHANGES["mlp"])])
-    return statistics.suggestion(changes) if len(changes) else None
+    return targets.suggestion(changes) if len(changes) else None
 
 
 def outcome(rewards: "pd.Series") -> str:

@@ -291,7 +291,7 @@ def _layer(
     folder: Path,
 ) -> int | None:
     """The layer that is trained first, or watched. Raises InputError if none was given and none stands out."""
-    from internal_policy.look import statistics
+    from internal_policy.look import targets
 
     unused = asked.method == "grpo" and not asked.scan_every
     if asked.layer is not None or "schedule" in given or unused:
@@ -302,7 +302,7 @@ def _layer(
         found = suggested(model, tokenizer, rollouts, config.readout)
         files.write_json(known, {**found, "problems": len(rollouts)}, once=True)
     stages = _known(known, target=(int, type(None)), problems=int)
-    said = f"{statistics.target_in_words(stages)} (From a scan of {stages['problems']} responses.)"
+    said = f"{targets.in_words(stages)} (From a scan of {stages['problems']} responses.)"
     if stages["target"] is None and asked.method == "bupo":
         raise InputError(f"{said} Choose a layer with --layer.")
     if asked.method == "bupo":
@@ -313,15 +313,15 @@ def _layer(
 def suggested(
     model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", rollouts: "list[Rollout]", readout: str = "raw"
 ) -> dict[str, Any]:
-    """BuPO's target layer and runner-up by a scan of `rollouts`: `statistics.suggestion`."""
-    from internal_policy.look import statistics
+    """BuPO's target layer and runner-up by a scan of `rollouts`: `targets.suggestion`."""
+    from internal_policy.look import statistics, targets
     from internal_policy.scans.scan import scan
 
     readouts: Any = (readout,)
     scanned = scan(
         model, tokenizer, rollouts, sites=("mlp_in", "mlp_out"), readouts=readouts, measures=("entropy",), top_k=0
     )
-    return statistics.suggestion(statistics.changes(scanned.layers))
+    return targets.suggestion(statistics.changes(scanned.layers))
 
 
 def _responses(

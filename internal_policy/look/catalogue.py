@@ -8,7 +8,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
-from internal_policy.look import layer_figures, runs, statistics, token_figures, tokens, training_figures, view
+from internal_policy.look import (
+    comparison,
+    layer_figures,
+    runs,
+    statistics,
+    targets,
+    token_figures,
+    tokens,
+    training_figures,
+    view,
+)
 from internal_policy.look.runs import Run
 from internal_policy.look.statistics import Average
 from internal_policy.look.theme import Style
@@ -64,7 +74,7 @@ def _changes(views: Sequence[View], choice: Choice) -> Data:
 def change(data: Data) -> go.Figure:
     """Entropy change of layers, attention and FFN with the stages (Fig. 3)."""
     found = data.frames["change"]
-    spans = statistics.spans(statistics.stages(found))
+    spans = targets.spans(targets.stages(found))
     return layer_figures.change(found, data.abouts[0], spans, data.choice.style)
 
 
@@ -152,14 +162,14 @@ def cell(data: Data) -> go.Figure:
 
 
 def _compare(views: Sequence[View], choice: Choice) -> Data:
-    records = view.comparable(views)
+    records = comparison.comparable(views)
     if not 2 <= len(views) <= 4:
         raise InputError(f"A comparison takes two to four scans, not {len(views)}; name the others with --against.")
     frames = {}
     for number, (one, record) in enumerate(zip(views, records, strict=True)):
         change = choice.measure == "change"
         found = view.changes(one, choice.average) if change else view.means(one, "entropy", choice.average)
-        frames[str(number)] = statistics.relative(found, record["n_layers"])
+        frames[str(number)] = comparison.relative(found, record["n_layers"])
     return Data(frames, [view.about(one) for one in views], choice)
 
 

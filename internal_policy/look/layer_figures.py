@@ -54,7 +54,7 @@ def change(
 ) -> go.Figure:
     """Entropy change of layer, attention and FFN by layer, with the stages above (Fig. 3).
 
-    `changes` and `spans` are those of `statistics`; stages are drawn as E, I and C.
+    `changes` is `statistics.changes` and `spans` is `targets.spans`; stages are drawn as E, I and C.
     """
     figure = go.Figure()
     rows = _drawn(changes[changes["part"] == "total"], "change")
@@ -251,7 +251,7 @@ def compare(
 ) -> go.Figure:
     """A column a model, at relative depth, with one y axis: entropies, or entropy changes.
 
-    Each frame is `statistics.means` or `statistics.changes` through `statistics.relative`.
+    Each frame is `statistics.means` or `statistics.changes` through `comparison.relative`.
     """
     figure = make_subplots(rows=1, cols=len(columns), shared_yaxes=True, horizontal_spacing=0.02)
     seen: set[str] = set()

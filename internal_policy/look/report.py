@@ -9,7 +9,8 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, export, statistics, summary, theme, view
+from internal_policy.look import catalogue, comparison, export, summary, theme, view
+from internal_policy.look.bootstrap import FEWEST
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.view import View
 from internal_policy.tasks import pass_at_k
@@ -77,7 +78,7 @@ def _targets(one: View) -> dict[str, Any]:
         return {"why": str(error)}
     stages = frame["stages, layers from 1"] != ""
     if not stages.any():
-        return {"why": f"Stages need at least {statistics.FEWEST} rollouts, and the entropy before and after the FFN."}
+        return {"why": f"Stages need at least {FEWEST} rollouts, and the entropy before and after the FFN."}
     rows = [["none" if pd.isna(cell) else str(cell) for cell in row] for row in frame[stages].to_numpy(dtype=object)]
     return {"columns": list(frame.columns), "rows": rows}
 
@@ -95,7 +96,7 @@ def _table(one: View, n_layers: int) -> dict[str, Any]:
 
 def _comparison(views: Sequence[View]) -> dict[str, Any]:
     try:
-        caveats = statistics.differences(view.comparable(views))
+        caveats = comparison.differences(comparison.comparable(views))
     except InputError as error:
         return {"caveats": [str(error)], "figures": {}}
     drawn = {called: _figure(name, views, choice) for called, (name, choice) in COMPARISONS.items()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from internal_policy.look import notebook, statistics, tokens, view
+from internal_policy.look import notebook, statistics, targets, tokens, view
 from internal_policy.look.statistics import Average, Part
 from internal_policy.look.view import About, View
 from internal_policy.measure.sites import CHANGES, WITH_FINAL
@@ -116,11 +116,11 @@ class Scan(View):
         Columns: layer, stage (exploration, integration or convergence). Fewer than 4 rollouts give no rows. `part` is
         total, direction or norm.
         """
-        return statistics.stages(self.changes(average), part)
+        return targets.stages(self.changes(average), part)
 
     def target(self, part: Part = "total", average: Average = "tokens") -> int | None:
         """The layer that BuPO would train first, the last one of exploration; None if there is none."""
-        return statistics.target(self.stages(part, average))
+        return targets.target(self.stages(part, average))
 
     def targets(self, average: Average = "tokens") -> pd.DataFrame:
         """Target layer and stages by the whole entropy change and by each of its parts, one row a part.
@@ -128,7 +128,7 @@ class Scan(View):
         Columns: part, target and runner_up (layers), spans (stage, first and last layer of each stretch), and of the
         target's change mean, low and high (nats, 95 % for all layers at once).
         """
-        return statistics.targets(self.changes(average))
+        return targets.targets(self.changes(average))
 
     def tokens(self, rollout: int | None = None, site: str = "resid_post", measure: str = "entropy") -> pd.DataFrame:
         """A measure at each token and layer of one response; of the first of this view if none is named.

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from internal_policy.look import statistics, theme, view
+from internal_policy.look import comparison, statistics, theme, view
 from internal_policy.look.statistics import Average
+from internal_policy.look.targets import targets as by_part
 from internal_policy.look.view import View
 from internal_policy.scans import store
 
@@ -35,7 +36,7 @@ def targets(changes: pd.DataFrame) -> pd.DataFrame:
 
     `changes` is `statistics.changes`. Stages are empty with fewer than 4 rollouts.
     """
-    found = statistics.targets(changes)
+    found = by_part(changes)
     return pd.DataFrame(
         {
             "FFN's entropy change": [PARTS[part] for part in found["part"]],
@@ -83,7 +84,7 @@ def provenance(one: View) -> dict[str, str]:
 def _problems(asked: dict[str, Any]) -> str | None:
     """Where the problems came from, and how many were taken."""
     sources = [
-        statistics.named(path, content)
+        comparison.named(path, content)
         for path, content in asked.get("content", {}).items()
         if path != asked.get("lens")
     ]

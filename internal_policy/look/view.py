@@ -205,25 +205,6 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
     return InputError(f"{view.source} has only NaN as {name}{where}: {statistics.overflow(record['dtype'])}")
 
 
-def comparable(views: Sequence[View], measure: str = "entropy") -> list[Mapping[str, Any]]:
-    """The records of scans that can be compared. Raises InputError that says why if they cannot."""
-    records = [check(view) for view in views]
-    for view, record in zip(views, records, strict=True):
-        if view.readout != views[0].readout:
-            raise InputError(
-                f"{views[0].source} is read {views[0].readout} and {view.source} {view.readout}: entropies under "
-                "different readouts cannot be compared; choose one readout."
-            )
-        if measure not in record["selection"]["measures"]:
-            raise absent(view, measure)
-    common = set.intersection(*({*record["selection"]["sites"]} for record in records))
-    if not common:
-        raise InputError(
-            f"{' and '.join(str(v.source) for v in views)} have no site in common; scan again with --sites all."
-        )
-    return records
-
-
 def means(view: View, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
     """`statistics.means` of a view. Raises InputError if the scan lacks the measure."""
     found = statistics.means(layers(view), measure, average)

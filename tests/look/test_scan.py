@@ -13,7 +13,7 @@ import pytest
 
 from internal_policy import bundle
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, notebook, statistics, tokens, view
+from internal_policy.look import catalogue, notebook, statistics, targets, tokens, view
 from internal_policy.look.scan import Scan, of, open_scan
 from internal_policy.look.view import View
 from internal_policy.scans import store
@@ -107,7 +107,7 @@ def test_a_measured_model_gives_the_same_object(llama, tokenizer):
 def test_the_paper_quantities_are_those_of_statistics(on_disk):
     layers = view.layers(View(DEMO))
     pd.testing.assert_frame_equal(on_disk.changes(), statistics.changes(layers))
-    assert on_disk.target() == statistics.target(statistics.stages(statistics.changes(layers))) == 6
+    assert on_disk.target() == targets.target(targets.stages(statistics.changes(layers))) == 6
     assert on_disk.target("direction") == on_disk.targets().set_index("part").loc["direction", "target"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
-from internal_policy.look import statistics, summary, view
+from internal_policy.look import summary, targets, view
 from internal_policy.look.view import View
 from internal_policy.scans import store
 
@@ -48,7 +48,7 @@ def test_a_scan_without_entropies_has_no_table_by_layer(tmp_path):
 
 def test_target_layers_count_from_1_beside_hook_points_from_0():
     table = summary.targets(view.changes(DEMO))
-    target = statistics.target(statistics.stages(view.changes(DEMO)))
+    target = targets.target(targets.stages(view.changes(DEMO)))
     assert table["FFN's entropy change"].tolist() == ["as measured (paper)", "direction alone", "norm alone"]
     assert target is not None
     assert table["target layer, from 1"][0] == target + 1

@@ -12,7 +12,7 @@ import pytest
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
 from internal_policy.look import statistics, view
-from internal_policy.look.view import View, about, absent, check, comparable, default, how, layers, rollouts
+from internal_policy.look.view import View, about, absent, check, default, how, layers, rollouts
 from internal_policy.measure.sites import WITH_FINAL
 from internal_policy.scans import store
 
@@ -156,33 +156,6 @@ def test_a_part_cut_short_is_named(copied):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"layers-00001.parquet is missing or cut short; measure it again"):
         layers(default(copied))
-
-
-def test_scans_under_different_readouts_cannot_be_compared():
-    with pytest.raises(InputError, match="choose one readout"):
-        comparable([View(DEMO, "raw"), View(bundle.DATA / "scans" / "demo-llama", "norm")])
-
-
-def test_a_scan_without_the_measure_cannot_be_compared(copied):
-    record = json.loads((copied / store.RECORD).read_text())
-    record["selection"]["measures"] = ["norm"]
-    files.write_json(copied / store.RECORD, record)
-    with pytest.raises(InputError, match=r"has no entropy\. Scan again with --measures all"):
-        comparable([View(DEMO), View(copied)])
-
-
-def test_scans_without_a_site_in_common_cannot_be_compared(copied):
-    record = json.loads((copied / store.RECORD).read_text())
-    shutil.copytree(copied, copied.parent / "other")
-    for folder, sites in ((copied, ["attn_out"]), (copied.parent / "other", ["mlp_out"])):
-        files.write_json(folder / store.RECORD, {**record, "selection": {**record["selection"], "sites": sites}})
-    with pytest.raises(InputError, match="have no site in common"):
-        comparable([View(copied), View(copied.parent / "other")])
-
-
-def test_the_demo_scans_can_be_compared_and_differ_in_no_question():
-    records = comparable([View(folder) for folder in bundle.scans()])
-    assert statistics.differences(records) == []
 
 
 @pytest.mark.parametrize("last", [None, 10])

@@ -1,0 +1,101 @@
+"""Scans that can't be compared are refused, and what differs between others is said."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from internal_policy import bundle, files
+from internal_policy.errors import InputError
+from internal_policy.look.comparison import comparable, differences, relative
+from internal_policy.look.view import View
+from internal_policy.scans import store
+
+DEMO = bundle.DATA / "scans" / "demo-qwen3"
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """The demo scan, to be damaged."""
+    return shutil.copytree(DEMO, tmp_path / "scan")
+
+
+def test_scans_under_different_readouts_cannot_be_compared():
+    with pytest.raises(InputError, match="choose one readout"):
+        comparable([View(DEMO, "raw"), View(bundle.DATA / "scans" / "demo-llama", "norm")])
+
+
+def test_a_scan_without_the_measure_cannot_be_compared(copied):
+    record = json.loads((copied / store.RECORD).read_text())
+    record["selection"]["measures"] = ["norm"]
+    files.write_json(copied / store.RECORD, record)
+    with pytest.raises(InputError, match=r"has no entropy\. Scan again with --measures all"):
+        comparable([View(DEMO), View(copied)])
+
+
+def test_scans_without_a_site_in_common_cannot_be_compared(copied):
+    record = json.loads((copied / store.RECORD).read_text())
+    shutil.copytree(copied, copied.parent / "other")
+    for folder, sites in ((copied, ["attn_out"]), (copied.parent / "other", ["mlp_out"])):
+        files.write_json(folder / store.RECORD, {**record, "selection": {**record["selection"], "sites": sites}})
+    with pytest.raises(InputError, match="have no site in common"):
+        comparable([View(copied), View(copied.parent / "other")])
+
+
+def test_the_demo_scans_can_be_compared_and_differ_in_no_question():
+    records = comparable([View(folder) for folder in bundle.scans()])
+    assert differences(records) == []
+
+
+RECORD = {
+    "rollouts": 20,
+    "d_vocab": 448,
+    "dtype": "bfloat16",
+    "asked": {"content": {"a.jsonl": {"sha256": "1"}}, "temperature": 1.0, "max_new_tokens": 64},
+}
+
+
+def test_what_differs_between_scans_is_said():
+    other = {**RECORD, "d_vocab": 151936, "asked": {**RECORD["asked"], "content": {"b.jsonl": {"sha256": "2"}}}}
+    said = " ".join(differences([RECORD, other]))
+    assert "the problems" in said
+    assert "448, 151936" in said
+    assert "temperature" not in said
+
+
+def of_hub(**content):
+    return {**RECORD, "asked": {**RECORD["asked"], "content": content}}
+
+
+def test_two_data_sets_of_the_hub_and_two_commits_of_one_differ():
+    one, other = {"org/a@train": {"revision": "1" * 40}}, {"org/b@train": {"revision": "1" * 40}}
+    assert differences([of_hub(**one), of_hub(**one)]) == []
+    assert differences([of_hub(**one), of_hub(**other)]) == [
+        "The scans differ in the problems: org/a@train (commit 111111111111), org/b@train (commit 111111111111)."
+    ]
+    later = {"org/a@train": {"revision": "2" * 40}}
+    assert "commit 222222222222" in differences([of_hub(**one), of_hub(**later)])[0]
+
+
+def test_two_data_sets_of_scans_that_kept_no_commit_differ():
+    assert differences([of_hub(**{"org/a@train": None}), of_hub(**{"org/b@train": None})]) == [
+        "The scans differ in the problems: org/a@train, org/b@train."
+    ]
+
+
+def test_scans_with_a_lens_each_have_the_same_problems():
+    content = {**RECORD["asked"]["content"], "mine.safetensors": {"sha256": "3"}}
+    lensed = {**RECORD, "asked": {**RECORD["asked"], "content": content, "lens": "mine.safetensors"}}
+    assert differences([RECORD, lensed]) == []
+
+
+def test_the_same_problems_under_another_path_are_the_same():
+    moved = {**RECORD, "asked": {**RECORD["asked"], "content": {"elsewhere/a.jsonl": {"sha256": "1"}}}}
+    assert differences([RECORD, moved]) == []
+
+
+def test_relative_depth_is_the_share_of_layers_passed():
+    frame = pd.DataFrame({"layer": [0, 0, 3, 4], "site": ["resid_pre", "mlp_out", "resid_post", "final"]})
+    assert list(relative(frame, 4)["depth"]) == [0.0, 0.25, 1.0, 1.0]
+    assert list(relative(frame[["layer"]], 8)["depth"]) == [1 / 8, 1 / 8, 4 / 8, 5 / 8]
