@@ -4,20 +4,28 @@ A hidden state at a hook point, times the unembedding, is a policy.
 
     import internal_policy as ip
 
-    with ip.hooked(model, ["5.attn_out"], lambda point, hidden: print(ip.unembed(model, hidden).shape)):
-        model(**inputs)
+    model, tokenizer = ip.load("demo-qwen3")                            # or "Qwen/Qwen3-4B", or a folder
+    rollouts = ip.generate(model, tokenizer, ["What is 47 + 385?"])     # sampled and kept as token ids
+    scan = ip.scan(model, tokenizer, rollouts)                          # every internal policy at every token
+    scan.means()                                                        # entropies by layer and site
+    scan.plot.flow()                                                    # the paper's Fig. 2
     with ip.as_policy(model, "5.resid_post"):                           # inside, the model is layer 5
-        model.generate(**inputs)
+        ip.generate(model, tokenizer, ["What is 47 + 385?"])
 
-`dir(internal_policy)` lists everything public. Each name is imported when it is first used.
+`dir(internal_policy)` lists everything public. Each name is imported when it is first used, and looking at a scan
+(`open_scan`, `open_run`) never imports torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from internal_policy.api import generate, scan
     from internal_policy.errors import InputError
+    from internal_policy.look.runs import open_run
+    from internal_policy.look.scan import open_scan
     from internal_policy.models.hooks import FINAL, HookPoint, hooked
+    from internal_policy.models.loading import load
     from internal_policy.models.policy import as_policy, unembed
     from internal_policy.train.bupo import BuPOTrainer
     from internal_policy.train.configuration import BuPOConfig
@@ -32,28 +40,45 @@ __all__ = [
     "InputError",
     "__version__",
     "as_policy",
+    "generate",
     "hooked",
+    "load",
+    "open_run",
+    "open_scan",
+    "scan",
     "unembed",
 ]
 
 _MODULE_OF = {
+    **dict.fromkeys(("generate", "scan"), "api"),
     **dict.fromkeys(("FINAL", "HookPoint", "hooked"), "models.hooks"),
     **dict.fromkeys(("as_policy", "unembed"), "models.policy"),
     "BuPOConfig": "train.configuration",
     "BuPOTrainer": "train.bupo",
     "InputError": "errors",
+    "load": "models.loading",
+    "open_run": "look.runs",
+    "open_scan": "look.scan",
 }
 """Public name -> the module that defines it."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562)."""
+    """Import a public name when it is first used (PEP 562). Raises ImportError with the extra that it needs."""
     if name == "__version__":
         from importlib.metadata import version
 
         value: Any = version("internal-policy")
     elif name in _MODULE_OF:
-        value = getattr(import_module(f"internal_policy.{_MODULE_OF[name]}"), name)
+        module = f"internal_policy.{_MODULE_OF[name]}"
+        try:
+            value = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            extra = "train" if ".train." in module else "models"
+            missing = str(error.name).partition(".")[0]
+            raise ImportError(
+                f"{name} needs {missing}. `pip install 'internal-policy[{extra}]'` installs it."
+            ) from error
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -1,15 +1,27 @@
 """The public API: what `import internal_policy` gives."""
 
 import inspect
+import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import internal_policy as ip
+from internal_policy import bundle
 from internal_policy.cli.main import main
+from internal_policy.look.scan import of
+from internal_policy.scans.scan import scan as measured
+from internal_policy.tasks.generate import generate as batches
+from internal_policy.tasks.problems import Message, Problem
+from internal_policy.tasks.rollouts import read_rollouts, write_rollouts
 
 ROOT = Path(__file__).parent.parent
+TEXT = "The answer is 432."
+SHORT = {"max_new_tokens": 6}
 
 
 def test_every_public_name_can_be_imported():
@@ -25,9 +37,23 @@ def test_every_public_name_has_a_docstring(name):
     assert len(inspect.getdoc(getattr(ip, name)) or "") > 80
 
 
+@pytest.mark.parametrize("name", ["generate", "load", "open_run", "open_scan", "scan"])
+def test_the_docstring_of_a_public_function_shows_a_call_and_its_errors(name):
+    text = inspect.getdoc(getattr(ip, name)) or ""
+    assert f"ip.{name}(" in text
+    assert "Raises InputError" in text
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'scam'"):
         ip.scam  # noqa: B018
+
+
+@pytest.mark.parametrize(("name", "missing", "extra"), [("scan", "torch", "models"), ("BuPOTrainer", "trl", "train")])
+def test_a_name_whose_extra_is_missing_says_how_to_install_it(name, missing, extra):
+    code = f"import sys; sys.modules['{missing}'] = None; import internal_policy as ip; ip.{name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"ImportError: {name} needs {missing}. `pip install 'internal-policy[{extra}]'` installs it." in done.stderr
 
 
 def test_the_version_is_the_one_in_pyproject():
@@ -37,3 +63,127 @@ def test_the_version_is_the_one_in_pyproject():
 def test_the_command_line_prints_the_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"internal-policy {ip.__version__}\n"
+
+
+def test_a_scan_on_disk_is_drawn_without_torch():
+    code = "import sys, internal_policy as ip; ip.open_scan('demo-qwen3').plot.flow(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_questions_are_answered_like_problems(llama, tokenizer):
+    text = "What is 7 + 5?"
+    asked = [Problem((Message(role="user", content=text),), None)]
+    (expected,) = batches(llama, tokenizer, asked, **SHORT)
+    assert ip.generate(llama, tokenizer, [text], **SHORT) == expected
+    assert ip.generate(llama, tokenizer, asked, **SHORT) == expected
+
+
+def test_a_row_with_an_answer_is_marked(llama, tokenizer):
+    rows = [{"question": "What is 7 + 5?", "answer": 12}, {"problem": "What is 1 + 1?"}]
+    rollouts = ip.generate(llama, tokenizer, rows, **SHORT)
+    assert [(rollout.answer, rollout.reward) for rollout in rollouts] == [("12", 0.0), (None, None)]
+
+
+def test_every_problem_gets_its_samples(llama, tokenizer):
+    rollouts = ip.generate(llama, tokenizer, ["a", "b"], samples=3, batch_size=2, **SHORT)
+    assert [(rollout.problem, rollout.sample) for rollout in rollouts] == [(p, n) for p in "ab" for n in range(3)]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_problems_can_be_a_file(kind, llama, tokenizer):
+    file = kind(bundle.DATA / "problems" / "heldout.jsonl")
+    rollouts = ip.generate(llama, tokenizer, file, limit=2, max_new_tokens=1)
+    lines = (bundle.DATA / "problems" / "heldout.jsonl").read_text().splitlines()[:2]
+    assert [rollout.problem for rollout in rollouts] == [json.loads(line)["problem"] for line in lines]
+
+
+def test_every_token_of_a_text_after_the_first_is_measured(llama, tokenizer):
+    (row,) = ip.scan(llama, tokenizer, [TEXT]).rollouts.to_dict("records")
+    ids = tokenizer(TEXT)["input_ids"]
+    assert [list(row["prompt_ids"]), list(row["response_ids"])] == [ids[:1], ids[1:]]
+
+
+def test_all_of_a_text_is_measured_if_its_first_token_is_a_bos(llama, sentencepiece):
+    (row,) = ip.scan(llama, sentencepiece, ["the boat"]).rollouts.to_dict("records")
+    ids = sentencepiece("the boat")["input_ids"]
+    assert ids[0] == sentencepiece.bos_token_id
+    assert list(row["response_ids"]) == ids[1:]
+
+
+def test_a_text_is_measured_like_a_column_of_texts(llama, tokenizer, tmp_path):
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": TEXT}))
+    rollouts = read_rollouts(tmp_path / "texts.jsonl", tokenizer, {})
+    expected = of(measured(llama, tokenizer, rollouts))
+    pd.testing.assert_frame_equal(ip.scan(llama, tokenizer, [TEXT]).policies(), expected.policies())
+
+
+def test_rollouts_rows_and_texts_can_be_scanned_together(llama, tokenizer):
+    rollouts = ip.generate(llama, tokenizer, ["What is 7 + 5?"], **SHORT)
+    given = [TEXT, *rollouts, {"prompt": "What is 7 + 5?", "response": "12"}]
+    found = ip.scan(llama, tokenizer, given).rollouts
+    assert found["problem"].tolist() == ["", "What is 7 + 5?", "What is 7 + 5?"]
+    assert found["response"].tolist()[1] == rollouts[0].response
+
+
+def test_rollouts_can_be_a_file(llama, tokenizer, tmp_path):
+    rollouts = ip.generate(llama, tokenizer, ["a", "b"], **SHORT)
+    write_rollouts(tmp_path / "rollouts.jsonl", rollouts)
+    found = ip.scan(llama, tokenizer, tmp_path / "rollouts.jsonl", limit=1)
+    pd.testing.assert_frame_equal(found.policies(), ip.scan(llama, tokenizer, rollouts[:1]).policies())
+
+
+@pytest.mark.parametrize("public", [ip.generate, ip.scan])
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ("What is 7 + 5?", r"is the string 'What is 7 \+ 5\?'. Put texts in a list"),
+        ("missing.jsonl", "There is no file missing.jsonl"),
+        ([], "is empty"),
+        ([7], "Item 1 is an int"),
+        (["a text", None], "Item 2 is None"),
+        (pd.DataFrame({"problem": ["a"]}), "is a DataFrame. Give a list"),
+        ([{"b": "c"}], "Item 1.* column"),
+        ([""], "Item 1: .*empty|Item 1: .*token"),
+    ],
+)
+def test_other_things_than_a_list_of_texts_are_refused(public, items, message, llama, tokenizer):
+    with pytest.raises(ip.InputError, match=message):
+        inspect.unwrap(public)(llama, tokenizer, items)
+
+
+@pytest.mark.parametrize("public", [ip.generate, ip.scan])
+@pytest.mark.parametrize("given", [["The capital of France"], None, "demo-qwen3"])
+def test_a_forgotten_tokenizer_is_named(public, given, llama):
+    with pytest.raises(ip.InputError, match=r"second argument is .*, not a tokenizer"):
+        inspect.unwrap(public)(llama, given)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "remedy"),
+    [("readouts", "norm", r"\['norm'\]"), ("sites", "resid_post", r"\['resid_post'\]"), ("layers", 5, r"\[5\]")],
+)
+def test_a_single_value_where_a_list_is_expected_is_refused(option, value, remedy, llama, tokenizer):
+    with pytest.raises(ip.InputError, match=f"{option} is .* Put it in a list: {remedy}"):
+        inspect.unwrap(ip.scan)(llama, tokenizer, [TEXT], **{option: value})
+
+
+def test_a_scan_in_memory_and_one_on_disk_are_the_same_kind_of_object(llama, tokenizer):
+    assert type(ip.scan(llama, tokenizer, [TEXT])) is type(ip.open_scan("demo-qwen3"))
+
+
+def test_a_scan_is_opened_by_its_folder_too():
+    folder = bundle.DATA / "scans" / "demo-qwen3"
+    expected = ip.open_scan("demo-qwen3").means()
+    pd.testing.assert_frame_equal(ip.open_scan(folder).means(), expected)
+    pd.testing.assert_frame_equal(ip.open_scan(str(folder)).means(), expected)
+
+
+def test_an_unknown_scan_lists_those_there_are(here):
+    with pytest.raises(ip.InputError, match=r"There is no scan 'qwen'.*demo-llama, demo-qwen3"):
+        ip.open_scan("qwen")
+
+
+def test_an_unknown_run_lists_those_there_are(here):
+    with pytest.raises(ip.InputError, match=r"There is no training run 'mine'.*experiments/bupo, experiments/grpo"):
+        ip.open_run("mine")

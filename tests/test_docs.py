@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import internal_policy as ip
 from internal_policy import bundle
 from internal_policy.__main__ import main
 from internal_policy.cli.main import COMMANDS
@@ -32,13 +33,12 @@ def blocks(language: str) -> list[str]:
 def test_the_python_of_the_readme_runs(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
-    assert main(["scan", "--limit", "2", "--max-new-tokens", "8"]) == 0
     names: dict = {}
     for block in blocks("python"):
         exec(block, names)
     printed = capsys.readouterr().out
     assert "resid_post" in printed
-    assert len(names["cells"]) == len(names["tokens"]["response_ids"][0]) * 9
+    assert len(names["cells"]) == names["tokens"]["response_ids"].map(len).sum() * 9
     assert "5.attn_out torch.Size([1, " in printed
 
 
@@ -108,3 +108,29 @@ def test_the_columns_of_policies_are_documented_with_their_sites():
 
 def test_the_columns_of_pass_at_k_are_documented():
     assert names("pass_at_k.parquet") == {"label", "problems", *curves([1, 0], 2).columns}
+
+
+@pytest.mark.parametrize("name", ["means", "changes", "stages", "targets", "tokens"])
+def test_the_columns_of_a_frame_of_a_scan_are_documented_with_their_types(name):
+    frame = getattr(ip.open_scan("demo-qwen3"), name)()
+    words = {"str": "string", "object": "list"}
+    assert [(row[0].strip("`"), row[1]) for row in described(f"scan.{name}()")] == [
+        (column, words.get(str(kind), str(kind))) for column, kind in frame.dtypes.items()
+    ]
+
+
+def test_the_columns_of_a_run_are_documented():
+    run = ip.open_run("experiments/bupo")
+    assert names("dynamics.parquet") | names("run.dynamics()") == {*run.dynamics().columns}
+    assert names("metrics.parquet") == {*run.metrics().columns}
+
+
+def test_the_rollouts_of_a_scan_have_the_columns_of_the_file_and_tokens():
+    assert {*ip.open_scan("demo-qwen3").rollouts.columns} == {*names("rollouts-*.parquet"), "tokens"}
+
+
+@pytest.mark.parametrize("opened", [ip.open_scan("demo-qwen3"), ip.open_run("experiments/bupo")], ids=["scan", "run"])
+def test_every_figure_has_a_call_in_the_readme(opened):
+    kind = type(opened).__name__.lower()
+    figures = {name for name in dir(opened.plot) if not name.startswith("_")}
+    assert set(re.findall(rf"{kind}\.plot\.([a-z_]+)\(", README)) == figures

@@ -88,10 +88,21 @@ class Run:
 
 
 def open_run(name: str | Path) -> Run:
-    """A training run, by its folder or its name in the list. Raises InputError if there is none."""
-    folder = find(str(name))
+    """A training run on disk, by its folder or its name below the cache; two come with the package.
+
+        run = ip.open_run("experiments/bupo")
+        run.metrics()                        # a row a step: reward, entropy, ...
+        run.dynamics()                       # the layers while they were trained
+        run.plot.training(), run.plot.trained(), run.plot.dynamics(measure="entropy", site="resid_post")
+
+    docs/columns.md explains the columns. Raises InputError if there is no such run, with the names of those there are,
+    and for a damaged one.
+    """
+    folder, known = find(str(name)), list(listed())
+    if not folder.is_dir():
+        raise InputError(f"There is no training run '{name}'. Choose one of {', '.join(known)}, or give its folder.")
     read(folder, METRICS)
-    return Run(folder, str(name) if str(name) in listed() else folder.name)
+    return Run(folder, str(name) if str(name) in known else folder.name)
 
 
 def _curves(run: Run) -> str:

@@ -26,9 +26,14 @@ def of(source: Path | Tables) -> "Scan":
 
 
 def open_scan(name: str | Path) -> "Scan":
-    """A scan on disk, by its folder, the first digits of its digest, or a bundled one's name, such as `demo-qwen3`.
+    """A scan on disk, by its folder, the first digits of its digest, or a bundled one's name.
 
-    Raises InputError if there is no such scan, or it is damaged or not whole.
+        scan = ip.open_scan("demo-qwen3")          # in a notebook, shows its table and its flow figure
+        scan.means(), scan.changes(), scan.stages(), scan.tokens(rollout=0)
+        scan.view(readout="norm", outcome="correct").plot.change()
+
+    `internal-policy ls` lists the names. docs/columns.md explains the columns. Raises InputError if there is no such
+    scan, with the names of those there are, and for one that is damaged or not whole.
     """
     return of(store.find(str(name)))
 

@@ -59,6 +59,9 @@ def load(
 ) -> "tuple[nn.Module, PreTrainedTokenizerBase]":
     """Load a model and its tokenizer: any family that `internal-policy families` lists, from a folder or the hub.
 
+        model, tokenizer = ip.load("demo-qwen3")
+        model, tokenizer = ip.load("Qwen/Qwen3-4B", dtype="float32", device="cuda:1")
+
     `name` may also be a bundled model, demo-qwen3 or demo-llama, or the folder of a PEFT adapter. `dtype` is what the
     weights are loaded as (auto: as they were saved), `device` such as cuda:1 or cpu (auto: the accelerator if there is
     one). `device_map` spreads a large model over devices, and `attn_implementation` chooses the attention, both as in

@@ -24,6 +24,8 @@ from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULA
 if TYPE_CHECKING:
     from internal_policy.scans.selection import Selection
 
+LISTED = 10
+"""Scans that an error message names at most."""
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """What Arrow raises for a damaged file."""
 
@@ -306,7 +308,10 @@ def scans(*, unfinished: bool = False) -> list[Path]:
 
 
 def find(name: str) -> Path:
-    """The folder of a scan, by its path, the first digits of its digest or a bundled one's name. Raises InputError."""
+    """The folder of a scan, by its path, the first digits of its digest or a bundled one's name.
+
+    Raises InputError, which names the scans there are.
+    """
     if Path(name).is_dir():
         return Path(name)
     if bundled := [folder for folder in bundle.scans() if folder.name == name]:
@@ -314,5 +319,9 @@ def find(name: str) -> Path:
     found = [folder for folder in scans(unfinished=True) if folder.name.startswith(name)] if name else []
     if len(found) == 1:
         return found[0]
-    what = f"{len(found)} scans begin with '{name}'" if found else f"There is no scan '{name}'"
-    raise InputError(f"{what} under {root()}; `internal-policy ls` lists them.")
+    if found:
+        names = ", ".join(folder.name for folder in found[:LISTED])
+        raise InputError(f"{len(found)} scans begin with '{name}': {names}. Give more digits.")
+    names = [folder.name for folder in (*bundle.scans(), *scans())]
+    shown = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+    raise InputError(f"There is no scan '{name}' in {root()}. Choose one of {shown}; `internal-policy ls` lists them.")

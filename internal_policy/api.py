@@ -1,0 +1,188 @@
+"""The public functions that take what people have at hand: strings, rows, files and the names of scans."""
+
+from __future__ import annotations  # so that help() shows the types as they are written
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from internal_policy.errors import InputError
+from internal_policy.look.scan import Scan, of
+from internal_policy.models.policy import Readout
+from internal_policy.scans.scan import scan as measure
+from internal_policy.tasks import generate as sampling
+from internal_policy.tasks import problems as tasks
+from internal_policy.tasks import rollouts as responses
+from internal_policy.tasks.problems import Problem
+from internal_policy.tasks.prompts import Chat
+from internal_policy.tasks.rollouts import Rollout
+from internal_policy.tasks.rows import READERS, Row, from_hub
+
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[str | Problem | Mapping[str, Any]] | str | Path = (),
+    *,
+    limit: int | None = None,
+    samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 1024,
+    seed: int = 0,
+    batch_size: int = 8,
+    chat: Chat = NO_ARGUMENTS,
+) -> list[Rollout]:
+    """Sample `samples` responses to each problem, and mark those whose problem has an answer.
+
+        rollouts = ip.generate(model, tokenizer, ["What is 47 + 385?"])
+        rollouts = ip.generate(model, tokenizer, [{"problem": "What is 47 + 385?", "answer": "432"}], samples=8)
+        rollouts = ip.generate(model, tokenizer, "HuggingFaceH4/MATH-500@test", limit=100)
+        pandas.DataFrame(rollouts)[["problem", "response", "reward"]]
+
+    `problems` is a list of questions, rows (dicts with a question and perhaps an answer, under the column names that
+    `internal-policy scan --problems` takes) and Problems; or the name of a file or of a data set on the hub.
+    `limit` takes only the first of them. Temperature 0 takes the likeliest token. `chat` are arguments for the chat
+    template, such as `{"enable_thinking": False}`; None leaves the template out, for models without one. Inside
+    `as_policy`, the internal policy answers.
+
+    The result has a Rollout for each response, problem by problem, with the token ids as sampled, the text, and the
+    reward: 1 or 0, None without an answer. The same arguments give the same responses. Raises InputError for a problem
+    that can't be read or is too long for the model, and for options that are out of range.
+    """
+    _check_tokenizer(tokenizer)
+    asked = _problems(problems, limit)
+    batches = sampling.generate(
+        model,
+        tokenizer,
+        asked,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        batch_size=batch_size,
+        chat=chat,
+    )
+    return [rollout for batch in batches for rollout in batch]
+
+
+def scan(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str | Rollout | Mapping[str, Any]] | str | Path = (),
+    *,
+    limit: int | None = None,
+    layers: Sequence[int] | None = None,
+    sites: Sequence[str] | None = None,
+    readouts: Sequence[Readout] = ("raw",),
+    measures: Sequence[str] | None = None,
+    top_k: int = 5,
+    batch_size: int = 8,
+    chat: Chat = NO_ARGUMENTS,
+) -> Scan:
+    """Measure the policies at every hook point of `model`, at every token of `texts`.
+
+        scan = ip.scan(model, tokenizer, ["The capital of France is Paris"])
+        scan.means()                                                   # entropies by layer and site
+        scan = ip.scan(model, tokenizer, ip.generate(model, tokenizer, ["What is 47 + 385?"]), readouts=["raw", "norm"])
+        scan = ip.scan(model, tokenizer, "responses.jsonl", layers=[0, 5], sites=["resid_post"])
+
+    `texts` is a list of plain texts, rollouts from `generate`, and rows (dicts with prompt and response, with messages,
+    or with prompt_ids and response_ids, as for `internal-policy scan --rollouts`); or the name of a file of such rows.
+    `limit` takes only the first of them.
+
+    A policy predicts a token, so nothing predicts the first token of a plain text: it is the prompt, and every token
+    after it is measured. Where the tokenizer begins a text with a BOS token (Llama, Gemma), that is the prompt, and all
+    of the text is measured; elsewhere (Qwen, GPT-2) measuring begins at the second token. Plain text is read as it is,
+    without the chat template, like a column `text` of `--rollouts`. Of a rollout, the response's tokens are measured.
+
+    `layers` (from 0), `sites` and `measures` are all there are unless given; `readouts` are "raw" (the paper), "norm"
+    (the logit lens) or lenses, which are callables `(hidden, point) -> hidden`. `model` may also be a PeftModel, a
+    TransformerBridge or an NNsight wrapper. The result is a scan in memory: see `open_scan` for what it can do.
+
+    Raises InputError for a layer, site, readout or measure that doesn't exist, and for a text that can't be read or
+    has fewer than two tokens.
+    """
+    _check_tokenizer(tokenizer)
+    lists = {"layers": layers, "sites": sites, "readouts": readouts, "measures": measures}
+    for name, value in lists.items():
+        if value is not None and not isinstance(value, list | tuple | range):
+            raise InputError(f"{name} is {value!r}. Put it in a list: [{value!r}].")
+    rollouts = _rollouts(tokenizer, texts, limit, chat)
+    chosen = {name: value for name, value in lists.items() if value is not None}
+    return of(measure(model, tokenizer, rollouts, **chosen, top_k=top_k, batch_size=batch_size))
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(
+            f"The second argument is {_a(tokenizer)}, not a tokenizer. Pass the model, the tokenizer, then the texts: "
+            "model, tokenizer = internal_policy.load(...) gives both."
+        )
+
+
+def _problems(given: Any, limit: int | None) -> list[Problem]:
+    """Problems, questions, rows, or the name of a file, as problems. Raises InputError."""
+    if _is_source(given, "problems"):
+        return tasks.read_problems(str(given), limit=limit)
+    items = _items(given, limit, "problems")
+    return [
+        item if isinstance(item, Problem) else tasks.of_rows([_row(item, number, "problem")], f"Item {number}")[0]
+        for number, item in items
+    ]
+
+
+def _rollouts(tokenizer: PreTrainedTokenizerBase, given: Any, limit: int | None, chat: Chat) -> list[Rollout]:
+    """Rollouts, texts, rows, or the name of a file, as rollouts. Raises InputError."""
+    if _is_source(given, "texts"):
+        return responses.read_rollouts(given, tokenizer, chat, limit=limit)
+    items = _items(given, limit, "texts")
+    rows = [_row(item, number, "text") for number, item in items if not isinstance(item, Rollout)]
+    read = iter(responses.of_rows(tokenizer, rows, chat))
+    return [item if isinstance(item, Rollout) else next(read) for _, item in items]
+
+
+def _is_source(given: Any, name: str) -> bool:
+    """Whether `given` names a file or a data set. Raises InputError for any other string."""
+    if not isinstance(given, str | Path):
+        return False
+    text = str(given)
+    hub = name == "problems" and from_hub(text) and not any(map(str.isspace, text))
+    if isinstance(given, str) and not hub and Path(text).suffix.lower() not in READERS:
+        raise InputError(
+            f"{name} is the string {text!r:.40}. Put texts in a list, or give the name of a {', '.join(READERS)} file."
+        )
+    return True
+
+
+def _items(given: Any, limit: int | None, name: str) -> list[tuple[int, Any]]:
+    """The items of a list with their numbers, from 1. Raises InputError for anything but a list, and an empty one."""
+    if not isinstance(given, list | tuple):
+        raise InputError(f"{name} is {_a(given)}. Give a list of texts, dicts or rollouts.")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; it must be 1 or more.")
+    if not given:
+        raise InputError(f"{name} is empty. Give a list of texts, dicts or rollouts.")
+    return list(enumerate(given[:limit], 1))
+
+
+def _row(item: Any, number: int, column: str) -> Row:
+    """A text or a dict as a row. Raises InputError for anything else."""
+    if isinstance(item, str):
+        return Row(f"Item {number}", {column: item})
+    if isinstance(item, Mapping):
+        return Row(f"Item {number}", item)
+    raise InputError(f"Item {number} is {_a(item)}. Give a {column}, or a dict.")
+
+
+def _a(value: Any) -> str:
+    """What kind of value it is, in words."""
+    kind = type(value).__name__
+    return "None" if value is None else f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
