@@ -1,18 +1,15 @@
-"""`internal-policy train`: train a model with BuPO or GRPO."""
+"""Train a model with BuPO or GRPO."""
 
 import dataclasses
 import json
 import math
 import os
-import shutil
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.markup import escape
@@ -24,29 +21,30 @@ from internal_policy.cli.common import File, Fraction, ModelOptions, Number, Out
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
-from internal_policy.scans import records
 from internal_policy.secrecy import redacted
-from internal_policy.train import checkpoints, defaults
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import nn
-    from transformers import PreTrainedTokenizerBase
 
+    from internal_policy.models.hooks import HookPoint
     from internal_policy.tasks.problems import Problem
-    from internal_policy.tasks.prompts import Chat
-    from internal_policy.tasks.rollouts import Rollout
-    from internal_policy.train.bupo import BuPOTrainer
     from internal_policy.train.configuration import BuPOConfig
+    from internal_policy.train.run import Setup
 
-RUN, MODEL, ROLLOUTS = "run.json", "model", "rollouts.parquet"
-"""In the folder of a run: what was asked, the trained model, the responses whose layers are scanned."""
 DAY = "date"
 """Key in run.json of the day on which the run started, if its chat template writes the date."""
-SCANNED, WATCHED = 32, 8
-"""Problems whose responses are scanned: to suggest a layer, and again and again for the dynamics."""
 CHANGEABLE = {"resume", "json", "output", "report_to", "save_every", "config"}
-"""Options that may be others when a run is resumed; what stands in the configuration file is compared by itself."""
+"""Options that may differ when a run is resumed; the contents of the configuration file are compared by themselves."""
+FLAGS = {
+    "samples": "num_generations",
+    "micro_batch": "per_device_train_batch_size",
+    "learning_rate": "learning_rate",
+    "temperature": "temperature",
+    "max_new_tokens": "max_completion_length",
+    "seed": "seed",
+    "readout": "readout",
+}
+"""Option -> the field of BuPOConfig that it sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,70 +114,77 @@ class Train(PromptOptions, ModelOptions):
     """Print the result as JSON."""
 
 
-def run(asked: Train) -> None:
-    """Train, or go on; then say what came of it."""
+def run(options: Train) -> None:
+    """Train, or resume; then print the result."""
+    _check(options)
     from internal_policy.scans import store
+    from internal_policy.train import fields, resume
+    from internal_policy.train import run as training
 
-    _check(asked)
-    progress.err.quiet = int(os.environ.get("RANK", 0)) > 0  # of several processes one speaks
-    given = defaults.read(asked.config)
-    problems = _problems(asked)
-    question = _question(asked, given)
-    folder = asked.output or _named(given) or store.root() / "runs" / _name(asked, question)
-    start = _claim(folder, question, asked.resume)
-    guess = asked.layer if "schedule" in given else asked.layer or 0  # which layer it is changes no size
-    day = _day(asked, folder)
-    config = _on(day, defaults.configured(asked, given, folder, guess))
+    progress.err.quiet = int(os.environ.get("RANK", 0)) > 0  # only one of several processes speaks
+    given = fields.read(options.config)
+    problems = _problems(options)
+    question = _question(options, given)
+    folder = options.output or _named(given) or store.root() / "runs" / _name(options, store.digest(question))
+    start = resume.claim(folder, question, options.resume, progress.note)
+    day = _day(options, folder / resume.RUN)
+    guess = options.layer if "schedule" in given else options.layer or 0  # no size depends on which layer it is
+    config = configured(options, given, folder, guess, day)
     progress.quiet()
-    tokenizer = loading.load_tokenizer(asked.checkpoint, asked.chat_template)
-    model = loading.load_model(asked.checkpoint, **_placed(asked).arguments)
-    _check_problems(asked, problems, tokenizer, config, model)
-    if not (folder / RUN).exists():  # nothing is written before everything is checked
-        files.write_json(folder / RUN, question | ({DAY: day} if day else {}), once=True)
-    layer = _layer(asked, given, config, model, tokenizer, problems, folder)
-    config = _on(day, defaults.configured(asked, given, folder, layer))
-    _run(asked, config, model, tokenizer, problems, folder, start, layer)
+    tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
+    model = loading.load_model(options.checkpoint, **_placed(options).arguments)
+    chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
+    setup = training.Setup(folder, model, tokenizer, problems, chat)
+    training.check(setup, config)
+    if not (folder / resume.RUN).exists():  # nothing is written before everything is checked
+        files.write_json(folder / resume.RUN, question | ({DAY: day} if day else {}), once=True)
+    layer = options.layer
+    if layer is None and "schedule" not in given and (options.method == "bupo" or options.scan_every):
+        layer = _suggested(options, setup, config)
+        config = configured(options, given, folder, layer, day)
+    _train(options, setup, config, layer, start)
 
 
-def _check(asked: Train) -> None:
+def _check(options: Train) -> None:
+    """Raise InputError for numbers out of range."""
     for name in (
         "steps", "prompts", "samples", "updates", "micro_batch", "internal_steps", "save_every", "max_new_tokens",
     ):  # fmt: skip
-        value = getattr(asked, name)
+        value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more.")
         if value is not None and value >= 2**31:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be {2**31 - 1} or less.")
-    if asked.seed is not None and not 0 <= asked.seed < 2**32:
-        raise InputError(f"--seed is {asked.seed}; it must be from 0 to {2**32 - 1}.")
-    if asked.scan_every < 0:
-        raise InputError(f"--scan-every is {asked.scan_every}; it must be 0 (never) or more.")
-    if asked.method == "grpo" and asked.internal_steps is not None:
-        raise InputError("--internal-steps is of bupo; grpo trains the whole policy from the start.")
+    if options.seed is not None and not 0 <= options.seed < 2**32:
+        raise InputError(f"--seed is {options.seed}; it must be from 0 to {2**32 - 1}.")
+    if options.scan_every < 0:
+        raise InputError(f"--scan-every is {options.scan_every}; it must be 0 (never) or more.")
+    if options.method == "grpo" and options.internal_steps is not None:
+        raise InputError("--internal-steps only applies to --method bupo.")
     for name in ("learning_rate", "temperature"):
-        value = getattr(asked, name)
+        value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be above 0.")
 
 
-def _problems(asked: Train) -> "list[Problem]":
+def _problems(options: Train) -> "list[Problem]":
     from internal_policy.tasks.problems import read_problems
 
-    source = asked.problems or str(bundle.DATA / "problems" / "sums.jsonl")
+    source = options.problems or str(bundle.DATA / "problems" / "sums.jsonl")
     problems = read_problems(
-        source, problem_column=asked.problem_column, answer_column=asked.answer_column, limit=asked.limit
+        source, problem_column=options.problem_column, answer_column=options.answer_column, limit=options.limit
     )
     if not problems:
         raise InputError(f"{source} has no problems.")
     return problems
 
 
-def _question(asked: Train, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the run; what its files hold, not where they lie."""
-    plain = {name: value for name, value in dataclasses.asdict(asked).items() if name not in CHANGEABLE}
-    content = {path: sampling.held(path) for path in (asked.problems, asked.chat_template) if path}
-    found = {**plain, "file": dict(given), "content": content, "identity": loading.identity(asked.checkpoint)}
-    return json.loads(json.dumps(redacted(found), default=str))
+def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the run: the options, what their files hold, and which model it is."""
+    plain = {name: value for name, value in dataclasses.asdict(options).items() if name not in CHANGEABLE}
+    content = {path: sampling.held(path) for path in (options.problems, options.chat_template) if path}
+    question = {**plain, "file": dict(given), "content": content, "identity": loading.identity(options.checkpoint)}
+    return json.loads(json.dumps(redacted(question), default=str))
 
 
 def _named(given: Mapping[str, Any]) -> Path | None:
@@ -187,283 +192,109 @@ def _named(given: Mapping[str, Any]) -> Path | None:
     return Path(given["output_dir"]).expanduser() if given.get("output_dir") else None
 
 
-def _name(asked: Train, question: Mapping[str, Any]) -> str:
-    """Of the run's folder: model, method and a digest of the rest."""
-    from internal_policy.scans import store
-
-    return f"{Path(asked.model).name}-{asked.method}-{store.digest(question)[:6]}"
+def _name(options: Train, digest: str) -> str:
+    """Name of the run's folder: model, method and a digest of the rest."""
+    return f"{Path(options.model).name}-{options.method}-{digest[:6]}"
 
 
-def _claim(folder: Path, question: Mapping[str, Any], resume: bool) -> str | None:
-    """The checkpoint to go on from, None for the start. Raises InputError for a folder that holds anything else."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give --output a new folder.")
-    there = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
-    if there and not (folder / RUN).is_file():
-        raise InputError(f"{folder} is not empty and holds no training run; give --output a new folder.")
-    if there:
-        before = _known(folder / RUN, content=dict)
-        if (other := _difference(before, question)) is not None:
-            raise InputError(f"{folder} holds a run with another {other}; give --output a new folder.")
-        if checkpoints.is_whole(folder / MODEL):
-            raise InputError(
-                f"{folder} holds a finished run; its model is {folder / MODEL}. Give --output a new folder."
-            )
-    written = checkpoints.found(folder) if there else {}
-    if written and not resume:
-        raise InputError(f"{folder} holds a run with a checkpoint (update {max(written)}); continue it with --resume.")
-    if resume and not there:
-        raise InputError(f"There is no run in {folder} to go on with; leave out --resume, or name its --output.")
-    start = next((path for path in written.values() if checkpoints.is_whole(path)), None)
-    if written and start is None and not all((path / checkpoints.MANIFEST).exists() for path in written.values()):
-        raise InputError(
-            f"{folder} has no complete checkpoint: an older version wrote them, without {checkpoints.MANIFEST}. "
-            "Give --output a new folder, or remove the checkpoints to start over."
-        )
-    if (folder / MODEL).is_dir():
-        progress.note(f"{folder / MODEL} is incomplete and will be written again.")
-    if written and start != (newest := written[max(written)]):
-        progress.note(f"{newest.name} is incomplete. Training continues from {start.name if start else 'the start'}.")
-    return str(start) if start else None
-
-
-def _known(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
-    """The contents of a JSON file of a run. Raises InputError if it is damaged or a value has the wrong type."""
-    try:
-        found = records.read(path)
-        if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name, ...), kind)]:
-            raise ValueError(f"it has no {wrong[0]}")
-    except records.DAMAGE as error:
-        raise InputError(f"{path} is damaged ({error}); give --output a new folder.") from error
-    return found
-
-
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first option that changed, however it was typed."""
-    from internal_policy.scans import store
-
-    for name in now:
-        if name in ("model", "revision"):  # compared by `identity`
-            continue
-        contents = (store.digest({name: of.get(name), "content": of["content"]}) for of in (before, now))
-        if len({*contents}) > 1:
-            return {"file": "configuration file", "identity": "--model"}.get(name, f"--{name.replace('_', '-')}")
-    return None
-
-
-def _day(asked: Train, folder: Path) -> str | None:
-    """The date that the chat template writes, which is the day on which the run started; None if it writes none."""
-    if not loading.inserts_date(asked.checkpoint, asked.chat_template):
+def _day(options: Train, record: Path) -> str | None:
+    """The day on which the run started, if the chat template writes the date."""
+    if not loading.inserts_date(options.checkpoint, options.chat_template):
         return None
-    begun = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
+    begun = json.loads(record.read_text()) if record.exists() else {}
     return begun.get(DAY) or templates.today()
 
 
-def _on(day: str | None, config: "BuPOConfig") -> "BuPOConfig":
-    """The configuration with that date as an argument of the chat template."""
+def configured(
+    options: Train, given: Mapping[str, Any], folder: Path, layer: int | None, day: str | None = None
+) -> "BuPOConfig":
+    """The configuration of the trainer. `given` is what --config holds, `layer` what BuPO trains first."""
+    from internal_policy.train import defaults
+
+    return defaults.configured(
+        folder,
+        given,
+        _flags(options, given, day),
+        defaults.BUNDLED if bundle.model(options.model) else defaults.PAPER,
+        target=_target(options, given, layer),
+        internal_steps=options.internal_steps,
+        steps=options.steps,
+        prompts=options.prompts,
+        updates=options.updates,
+        save_every=options.save_every,
+        file=options.config,
+    )
+
+
+def _flags(options: Train, given: Mapping[str, Any], day: str | None) -> dict[str, Any]:
+    """The fields of the configuration that options set."""
+    flags = {field: value for name, field in FLAGS.items() if (value := getattr(options, name)) is not None}
+    chat = given.get("chat_template_kwargs")
+    if options.chat_template_kwargs != "{}":
+        chat = loading.chat_of(None, options.chat_template_kwargs)
     if day is not None:
-        config.chat_template_kwargs = {templates.DATE: day, **cast("dict[str, Any]", config.chat_template_kwargs or {})}
-    return config
+        chat = {templates.DATE: day, **(chat or {})}
+    if chat is not None:
+        flags["chat_template_kwargs"] = chat
+    if options.report_to is not None:
+        flags["report_to"] = options.report_to.split(",")
+    if options.method == "grpo":
+        flags["schedule"] = []
+    return flags
 
 
-def _chat(asked: Train, config: "BuPOConfig") -> "Chat":
-    """Arguments for the chat template, None for no template."""
-    return None if asked.chat_template == "none" else cast("dict[str, Any]", config.chat_template_kwargs or {})
+def _target(options: Train, given: Mapping[str, Any], layer: int | None) -> "HookPoint | None":
+    """The hook point that BuPO trains first; None with GRPO, or if the file has the schedule."""
+    from internal_policy.models.hooks import HookPoint
+
+    scheduled = "schedule" in given and options.layer is None and options.internal_steps is None
+    if options.method == "grpo" or scheduled:
+        return None
+    if layer is None:
+        raise InputError("--internal-steps needs a layer. Add --layer.")
+    return HookPoint(layer, options.site)
 
 
-def _placed(asked: Train) -> Train:
-    """Each of several processes loads onto its own device."""
+def _placed(options: Train) -> Train:
+    """The options, where each of several processes loads onto its own device."""
     import torch
 
     rank = os.environ.get("LOCAL_RANK")
-    if asked.device == "auto" and rank and torch.cuda.is_available():
-        return dataclasses.replace(asked, device=f"cuda:{rank}")
-    return asked
+    if options.device == "auto" and rank and torch.cuda.is_available():
+        return dataclasses.replace(options, device=f"cuda:{rank}")
+    return options
 
 
-def _layer(
-    asked: Train,
-    given: Mapping[str, Any],
-    config: "BuPOConfig",
-    model: "nn.Module",
-    tokenizer: "PreTrainedTokenizerBase",
-    problems: "list[Problem]",
-    folder: Path,
-) -> int | None:
-    """The layer that is trained first, or watched. Raises InputError if none was given and none stands out."""
+def _suggested(options: Train, setup: "Setup", config: "BuPOConfig") -> int | None:
+    """The layer that stands out in a scan of a few responses. Raises InputError if BuPO needs one and none does."""
     from internal_policy.look import targets
+    from internal_policy.train import run as training
 
-    unused = asked.method == "grpo" and not asked.scan_every
-    if asked.layer is not None or "schedule" in given or unused:
-        return asked.layer
-    known = folder / "stages.json"
-    if not known.exists():  # it is decided once a run
-        rollouts = _responses(asked, config, model, tokenizer, problems[:SCANNED])
-        found = suggested(model, tokenizer, rollouts, config.readout)
-        files.write_json(known, {**found, "problems": len(rollouts)}, once=True)
-    stages = _known(known, target=(int, type(None)), problems=int)
-    said = f"{targets.in_words(stages)} (From a scan of {stages['problems']} responses.)"
-    if stages["target"] is None and asked.method == "bupo":
-        raise InputError(f"{said} Choose a layer with --layer.")
-    if asked.method == "bupo":
-        progress.note(said)
+    stages = training.stages(setup, config, progress.bar)
+    reason = f"{targets.in_words(stages)} (From a scan of {stages['problems']} responses.)"
+    if stages["target"] is None and options.method == "bupo":
+        raise InputError(f"{reason} Choose a layer with --layer.")
+    if options.method == "bupo":
+        progress.note(reason)
     return stages["target"]
 
 
-def suggested(
-    model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", rollouts: "list[Rollout]", readout: str = "raw"
-) -> dict[str, Any]:
-    """BuPO's target layer and runner-up by a scan of `rollouts`: `targets.suggestion`."""
-    from internal_policy.look import statistics, targets
-    from internal_policy.scans.scan import scan
-
-    readouts: Any = (readout,)
-    scanned = scan(
-        model, tokenizer, rollouts, sites=("mlp_in", "mlp_out"), readouts=readouts, measures=("entropy",), top_k=0
-    )
-    return targets.suggestion(statistics.changes(scanned.layers))
-
-
-def _responses(
-    asked: Train,
-    config: "BuPOConfig",
-    model: "nn.Module",
-    tokenizer: "PreTrainedTokenizerBase",
-    problems: "list[Problem]",
-) -> "list[Rollout]":
-    from internal_policy.tasks.generate import generate
-
-    chat, longest = _chat(asked, config), config.max_completion_length or 0
-    with progress.bar("Sampling", len(problems)) as advance:
-        found = []
-        for batch in generate(model, tokenizer, problems, max_new_tokens=longest, chat=chat):
-            found += batch
-            advance(len(batch), sum(len(rollout.response_ids) for rollout in batch))
-    return found
-
-
-def _check_problems(
-    asked: Train,
-    problems: "list[Problem]",
-    tokenizer: "PreTrainedTokenizerBase",
-    config: "BuPOConfig",
-    model: "nn.Module",
-) -> None:
-    """Refuse before any work what training would stumble over. Raises InputError."""
-    from internal_policy.models.families import inside
-    from internal_policy.models.hooks import locate
-    from internal_policy.models.passes import positions
-    from internal_policy.tasks.generate import check_prompts
-    from internal_policy.tasks.prompts import encode_problem
-    from internal_policy.train.dataset import dataset_of
-
-    for phase in config.phases:
-        locate(model, phase.point)
-    chat = _chat(asked, config)
-    dataset_of(problems, chat)
-    prompts = {number: encode_problem(tokenizer, problem, chat) for number, problem in enumerate(problems)}
-    text = inside(model).config.get_text_config()
-    longest = min(positions(text), config.vllm_max_model_length or sys.maxsize)
-    check_prompts(prompts, config.max_completion_length or 0, longest, text.vocab_size)
-    group = config.num_generations or 1
-    needed = (config.generation_batch_size or group) // group
-    if len(problems) < needed:
-        raise InputError(
-            f"There are {len(problems)} problems, but a step takes {needed}; lower --prompts, or give more."
-        )
-
-
-def _run(
-    asked: Train,
-    config: "BuPOConfig",
-    model: "nn.Module",
-    tokenizer: "PreTrainedTokenizerBase",
-    problems: "list[Problem]",
-    folder: Path,
-    start: str | None,
-    layer: int | None,
-) -> None:
-    from transformers import PrinterCallback
-
+def _train(options: Train, setup: "Setup", config: "BuPOConfig", layer: int | None, start: Path | None) -> None:
     from internal_policy.models.hooks import HookPoint
-    from internal_policy.train.bupo import BuPOTrainer
-    from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
-    from internal_policy.train.dataset import dataset_of, right
+    from internal_policy.train import run as training
+    from internal_policy.train.callbacks import ScanSchedule
 
-    chat = _chat(asked, config)
-    point = config.phases[0].point if config.phases else None if layer is None else HookPoint(layer, asked.site)
-    rollouts = _watched(asked, config, model, tokenizer, problems, folder)
-    scans = ScanSchedule(rollouts, point, asked.scan_every, cast(Any, config.readout))
-    interrupt, begun = Interrupt(), time.monotonic()
+    point = config.phases[0].point if config.phases else None if layer is None else HookPoint(layer, options.site)
+    longest = config.max_completion_length or 0
+    rollouts = training.watched(setup, longest, progress.bar) if options.scan_every else []
+    readout: Any = config.readout
+    scans = ScanSchedule(rollouts, point, options.scan_every, readout)
     total = config.max_steps // config.updates_per_step if config.max_steps > 0 else None
-    with _progress(total) as tell, interrupt.listening(progress.note), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TRL's use of names that transformers has renamed
-        logger = RunLogger(folder, config.updates_per_step, config.phases, scans, tell)
-        with _explained(asked.config, lambda: len(logger.metrics) > 0):
-            trainer = BuPOTrainer(
-                model,
-                right,
-                config,
-                train_dataset=dataset_of(problems, chat),
-                processing_class=tokenizer,
-                callbacks=[logger, interrupt],
-            )
-            trainer.remove_callback(PrinterCallback)
-            if asked.scan_every and trainer.is_fsdp_enabled:
-                raise InputError("Layers cannot be scanned while FSDP holds them in pieces; give --scan-every 0.")
-            trainer.train(resume_from_checkpoint=start)
-    if interrupt.pressed:
-        raise KeyboardInterrupt
-    _save(trainer, folder)
-    trainer.accelerator.end_training()  # several processes that do not part may abort
-    if trainer.is_world_process_zero():
-        trained(folder, logger.metrics, time.monotonic() - begun, as_json=asked.json)
-
-
-@contextmanager
-def _explained(file: str | None, begun: Callable[[], bool]) -> Iterator[None]:
-    """Turn an exception that a configuration file causes before the first step is done into one sentence."""
-    try:
-        yield
-    except OSError:  # a full disk
-        raise
-    except Exception as error:
-        if file is None or begun() or isinstance(error, InputError) or "out of memory" in str(error):
-            raise
-        said = " ".join(str(error).split())[:500] or type(error).__name__
-        raise InputError(f"{file} made training fail before its first step: {said}") from error
-
-
-def _save(trainer: "BuPOTrainer", folder: Path) -> None:
-    """Write the model, whole or not at all."""
-    partial = folder / checkpoints.PARTIAL
-    if trainer.is_world_process_zero():
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(partial / MODEL))
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        checkpoints.put(partial / MODEL, folder / MODEL)
-        partial.rmdir()
-
-
-def _watched(
-    asked: Train,
-    config: "BuPOConfig",
-    model: "nn.Module",
-    tokenizer: "PreTrainedTokenizerBase",
-    problems: "list[Problem]",
-    folder: Path,
-) -> "list[Rollout]":
-    """The responses of the untrained model whose layers are scanned: the same after a resume."""
-    from internal_policy.tasks.rollouts import read_rollouts, write_rollouts
-
-    if not asked.scan_every:
-        return []
-    path = folder / ROLLOUTS
-    if not path.exists():
-        write_rollouts(path, _responses(asked, config, model, tokenizer, problems[:WATCHED]))
-    return read_rollouts(path, tokenizer, None)
+    begun = time.monotonic()
+    with _progress(total) as report:
+        metrics = training.train(setup, config, scans, start, report, progress.note, options.config)
+    if metrics is not None:
+        trained(setup.folder, metrics, time.monotonic() - begun, as_json=options.json)
 
 
 @contextmanager

@@ -1,16 +1,18 @@
 """Read a YAML file of fields, checking each against its type and range."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from internal_policy.errors import InputError
+from internal_policy.train.configuration import BuPOConfig
 
 LARGEST, DEEPEST = 64 * 1024, 8
 """Largest size in bytes and deepest nesting of a configuration file."""
@@ -72,16 +74,38 @@ CHOICES = {
 PATHS = {"deepspeed", "fsdp_config", "accelerator_config"}
 """Fields that are mappings, or the name of a file that holds one."""
 
+REQUIRED = {"max_completion_length", "num_generations"}
+"""Fields that TRL lets be null, which `train` does not."""
+EVALUATED = "train doesn't evaluate. Remove it, and run `internal-policy evaluate` on the trained model"
+UNHEEDED = {
+    **dict.fromkeys(("do_eval", "do_predict", "eval_strategy", "eval_on_start", "load_best_model_at_end"), EVALUATED),
+    "resume_from_checkpoint": "runs are continued with --resume. Remove it",
+    "model_init_kwargs": "--dtype, --device-map and --attn-implementation decide how the model is loaded. Remove it",
+    "auto_find_batch_size": "a step needs all responses to a prompt. Remove it, and lower --micro-batch",
+}
+"""Fields that have no effect on `train` -> why, and what to use instead."""
 
-def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in a YAML file, each one of `types`. Raises InputError naming the file and the field."""
-    found = _loaded(path)
+
+def read(file: str | None) -> dict[str, Any]:
+    """The fields of BuPOConfig in a YAML file. Raises InputError for one that is invalid, or that `train` ignores."""
+    if file is None:
+        return {}
+    path, found = Path(file), _loaded(Path(file))
+    defaults = {field.name: field.default for field in dataclasses.fields(BuPOConfig)}
     for name in found:
-        if name not in types:
-            near = get_close_matches(str(name), types, 1)
+        if name not in defaults:
+            near = get_close_matches(str(name), defaults, 1)
             remedy = f"Did you mean {near[0]}?" if near else "Remove it."
             raise InputError(f"{path} has {_shown(name)}, which isn't a field of BuPOConfig. {remedy}")
-    return {name: _checked(path, name, types[name], value) for name, value in found.items()}
+    types = get_type_hints(BuPOConfig)
+    values = {name: _checked(path, name, types[name], value) for name, value in found.items()}
+    for name in REQUIRED & values.keys():
+        if values[name] is None:
+            raise InputError(f"{path} has {name}: null. Give a number, or remove it.")
+    for name, remedy in UNHEEDED.items():
+        if values.get(name) not in (defaults[name], None):
+            raise InputError(f"{path} has {name}: {values[name]}, but {remedy}.")
+    return values
 
 
 def _loaded(path: Path) -> dict[Any, Any]:

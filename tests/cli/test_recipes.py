@@ -11,6 +11,7 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import tiny_model
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
+from internal_policy.cli import train
 from internal_policy.cli.main import COMMANDS
 from internal_policy.cli.train import Train
 from internal_policy.models.families import decoder_layers
@@ -18,7 +19,7 @@ from internal_policy.models.hooks import HookPoint
 from internal_policy.models.loading import Checkpoint, load_tokenizer
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem, split_messages
-from internal_policy.train import defaults
+from internal_policy.train import fields
 from internal_policy.train.configuration import BuPOConfig
 from internal_policy.train.schedule import Phase
 
@@ -72,8 +73,8 @@ def configured(monkeypatch, tmp_path):
     monkeypatch.setattr(TrainingArguments, "device", property(lambda _: torch.device("cpu")))
 
     def make(name: str, more: str = "") -> BuPOConfig:
-        asked = asked_of(name, more)
-        return defaults.configured(asked, {**defaults.read(asked.config), "use_cpu": True}, tmp_path, None)
+        options = asked_of(name, more)
+        return train.configured(options, {**fields.read(options.config), "use_cpu": True}, tmp_path, None)
 
     return make
 

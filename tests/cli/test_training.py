@@ -14,9 +14,9 @@ from internal_policy import bundle
 from internal_policy.__main__ import main
 from internal_policy.cli import train
 from internal_policy.cli.train import Train
-from internal_policy.errors import InputError
 from internal_policy.models import loading
-from internal_policy.train import defaults
+from internal_policy.train import resume
+from internal_policy.train import run as training
 
 PROBLEMS = ["--problems", str(bundle.DATA / "problems" / "train.jsonl")]
 SHORT = [*PROBLEMS, "--prompts", "2", "--samples", "8", "--micro-batch", "8", "--max-new-tokens", "64", "--limit", "60"]
@@ -60,8 +60,7 @@ def given(folder: Path, **fields) -> str:
 def configured(*arguments: str, file=None, layer: int | None = 3, folder: Path = Path("unused")):
     import tyro
 
-    asked = tyro.cli(Train, args=arguments)
-    return defaults.configured(asked, file or {}, folder, layer)
+    return train.configured(tyro.cli(Train, args=arguments), file or {}, folder, layer)
 
 
 # what a run leaves
@@ -75,13 +74,6 @@ def test_a_damaged_question_of_a_run_is_refused_in_a_sentence(text, tmp_path, ca
     said = capsys.readouterr().err
     assert "run.json is damaged" in said
     assert len(said.splitlines()) == 1
-
-
-@pytest.mark.parametrize("text", ["[]", "{}", '{"target": "3", "problems": 1}'])
-def test_damaged_stages_of_a_run_are_refused_in_a_sentence(text, tmp_path):
-    (tmp_path / "stages.json").write_text(text)
-    with pytest.raises(InputError, match=r"stages\.json is damaged"):
-        train._known(tmp_path / "stages.json", target=(int, type(None)), problems=int)
 
 
 def test_a_run_is_the_same_however_its_paths_were_typed(tmp_path, monkeypatch):
@@ -99,8 +91,8 @@ def test_a_run_is_the_same_however_its_paths_were_typed(tmp_path, monkeypatch):
         ]
     ]
     first, second, other = (train._question(one, {}) for one in asked)
-    assert train._difference(first, second) is None
-    assert train._difference(first, other) == "--problems"
+    assert resume.difference(first, second) is None
+    assert resume.difference(first, other) == "--problems"
 
 
 def test_a_run_writes_a_row_of_metrics_a_step(run):
@@ -178,7 +170,7 @@ def test_an_incomplete_model_is_written_again_without_training(run, copied, caps
     cut(copied / "model" / "model.safetensors")
     again = ["train", *SHORT, *LEARN, "--save-every", "2", "--output", str(copied)]
     assert main(again) == 2
-    assert "continue it with --resume" in capsys.readouterr().err
+    assert "Continue it with --resume" in capsys.readouterr().err
     assert main([*again, "--resume"]) == 0
     assert "model is incomplete and will be written again" in " ".join(capsys.readouterr().err.split())
     weights = Path("model") / "model.safetensors"
@@ -205,15 +197,6 @@ def test_a_run_without_a_whole_checkpoint_starts_over(run, copied, capsys):
     assert "continues from the start" in " ".join(capsys.readouterr().err.split())
     weights = Path("model") / "model.safetensors"
     assert (copied / weights).read_bytes() == (run / weights).read_bytes()
-
-
-def test_a_run_whose_checkpoints_cannot_be_checked_is_refused(tmp_path):
-    """They were written before checkpoints recorded their files."""
-    (tmp_path / "checkpoint-4").mkdir()
-    (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / train.RUN).write_text('{"content": {}}')
-    with pytest.raises(InputError, match=r"no complete checkpoint.*Give --output a new folder, or remove"):
-        train._claim(tmp_path, {"content": {}}, resume=True)
 
 
 def test_a_layer_is_suggested_by_the_stages_of_a_scan(tmp_path, capsys):
@@ -262,13 +245,6 @@ def test_a_step_is_a_generation_batch_whatever_the_updates():
     assert (config.max_steps, config.logging_steps, config.save_steps) == (40, 4, 80)
 
 
-def test_several_processes_share_a_step(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    shape = defaults._shape(Train(prompts=8, updates=2), {"num_generations": 4, "per_device_train_batch_size": 4})
-    assert shape["steps_per_generation"] == 4
-    assert shape["gradient_accumulation_steps"] == 2
-
-
 def test_a_sixth_of_the_steps_is_internal_by_default():
     assert configured("--steps", "60").schedule == ["3.resid_post:10"]
     assert configured("--steps", "60", "--site", "attn_out", "--internal-steps", "7").schedule == ["3.attn_out:7"]
@@ -279,10 +255,6 @@ def test_a_schedule_in_the_file_stands_unless_a_layer_is_given():
     file = {"schedule": ["1.resid_post:3", "5.mlp_out:4"]}
     assert configured(file=file, layer=None).schedule == file["schedule"]
     assert configured("--layer", "2", "--internal-steps", "9", file=file, layer=2).schedule == ["2.resid_post:9"]
-
-
-def test_a_number_in_the_file_may_be_written_as_yaml_does_not_read_it(tmp_path):
-    assert defaults.read(given(tmp_path, learning_rate="1e-6")) == {"learning_rate": 1e-6}
 
 
 def test_the_files_logging_fields_are_kept():
@@ -313,7 +285,7 @@ def test_the_file_names_the_folder_and_the_template_arguments_reach_the_prompts(
 def test_a_layer_is_suggested_through_the_readout_that_is_trained(tmp_path, monkeypatch):
     asked = []
     found = {"target": 2, "runner_up": None, "mean": 1.0, "low": 0.5, "high": 1.5, "spans": [["exploration", 0, 2]]}
-    monkeypatch.setattr(train, "suggested", lambda *given: asked.append(given[-1]) or found)
+    monkeypatch.setattr(training, "suggested", lambda *given: asked.append(given[-1]) or found)
     few = [*SHORT, "--steps", "1", "--internal-steps", "1", "--scan-every", "0", "--readout", "norm"]
     assert main(["train", *few, "--output", str(tmp_path / "run")]) == 0
     assert asked == ["norm"]
@@ -339,7 +311,7 @@ def test_large_models_get_the_papers_learning_rate():
         (["--samples", "99999999999"], "--samples is 99999999999; it must be 2147483647 or less"),
         (["--seed", "-1"], "--seed is -1; it must be from 0 to 4294967295"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0; it must be 1 or more"),
-        (["--method", "grpo", "--internal-steps", "3"], "--internal-steps is of bupo"),
+        (["--method", "grpo", "--internal-steps", "3"], "--internal-steps only applies to --method bupo"),
         (["--prompts", "3", "--samples", "3", "--updates", "2", "--layer", "1"], "A step has 9 responses"),
         (["--samples", "1", "--layer", "1"], "num_generations is 1"),
         (["--layer", "8"], "layers are 0 to 7"),
@@ -434,23 +406,6 @@ def test_a_file_that_cannot_be_right_is_refused_in_a_sentence(text, said, tmp_pa
     assert said in error
     assert error.startswith(f"error: {path} ")
     assert error.count("\n") == 1
-
-
-def test_a_large_file_is_not_read_to_its_end():
-    with pytest.raises(InputError, match="larger than 64 KiB"):
-        defaults.read("/dev/zero")
-
-
-@pytest.mark.parametrize("word", ["no", "'no'"])
-def test_yaml_no_is_read_as_text_for_strategies(word, tmp_path):
-    path = tmp_path / "given.yaml"
-    path.write_text(f"logging_strategy: {word}\neval_strategy: {word}\n")
-    assert defaults.read(str(path)) == {"logging_strategy": "no", "eval_strategy": "no"}
-
-
-def test_a_mapping_may_be_written_as_json(tmp_path):
-    file = given(tmp_path, chat_template_kwargs='{"enable_thinking": false}')
-    assert defaults.read(file) == {"chat_template_kwargs": {"enable_thinking": False}}
 
 
 def test_folders_of_others_are_refused(run, tmp_path, capsys):

@@ -22,7 +22,7 @@ from internal_policy.models import loading, templates
 from internal_policy.models.loading import Checkpoint
 from internal_policy.scans import store
 from internal_policy.tasks.rollouts import read_rollouts
-from internal_policy.train.configuration import BuPOConfig
+from internal_policy.train.resume import RUN
 
 DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
 ASKED = ["--limit", "4", "--max-new-tokens", "4", "--batch-size", "2"]
@@ -147,15 +147,15 @@ def test_a_date_in_the_arguments_is_written(folder, tokenizer):
 def test_a_training_run_keeps_its_starting_date(folder, here, on):
     asked = Train(model=str(folder))
     on("2026-11-25")
-    assert train._day(asked, here / "run") == "2026-11-25"
+    assert train._day(asked, here / "run" / RUN) == "2026-11-25"
     (here / "run").mkdir()
-    (here / "run" / train.RUN).write_text('{"date": "2026-11-20"}')
-    assert train._day(asked, here / "run") == "2026-11-20"
-    assert train._day(Train(), here / "run") is None
+    (here / "run" / RUN).write_text('{"date": "2026-11-20"}')
+    assert train._day(asked, here / "run" / RUN) == "2026-11-20"
+    assert train._day(Train(), here / "run" / RUN) is None
 
 
 def test_a_training_configuration_has_the_day_for_its_template(tmp_path):
-    config = train._on("2026-11-20", BuPOConfig(str(tmp_path), chat_template_kwargs={"a": 1}, use_cpu=True))
+    config = train.configured(Train(), {"chat_template_kwargs": {"a": 1}}, tmp_path, 1, "2026-11-20")
     assert config.chat_template_kwargs == {"strftime_now": "2026-11-20", "a": 1}
 
 

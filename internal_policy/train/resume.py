@@ -1,0 +1,78 @@
+"""Continue an interrupted run: its folder must hold the same run and a complete checkpoint."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from internal_policy.errors import InputError
+from internal_policy.scans import records, store
+from internal_policy.train import checkpoints
+
+RUN, MODEL = "run.json", "model"
+"""In the folder of a run: what was asked, and the trained model."""
+BY_IDENTITY = {"model", "revision"}
+"""Options that may be typed differently, because the identity of the model is compared."""
+
+
+def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callable[[str], None]) -> Path | None:
+    """The checkpoint to continue from, None for the start. Raises InputError if the folder holds anything else.
+
+    `note` is told what is incomplete and will be done again.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file. Choose another --output.")
+    used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if not used:
+        if resume:
+            raise InputError(f"There is no run in {folder}. Remove --resume, or name the --output of the run.")
+        return None
+    if not (folder / RUN).is_file():
+        raise InputError(f"{folder} isn't empty and holds no training run. Choose another --output.")
+    before = known(folder / RUN, content=dict)
+    if (name := difference(before, question)) is not None:
+        raise InputError(f"{folder} holds a run with another {name}. Choose another --output.")
+    if checkpoints.is_whole(folder / MODEL):
+        raise InputError(f"{folder} holds a finished run; its model is {folder / MODEL}. Choose another --output.")
+    start = _newest_whole(folder, resume, note)
+    if (folder / MODEL).is_dir():
+        note(f"{folder / MODEL} is incomplete and will be written again.")
+    return start
+
+
+def _newest_whole(folder: Path, resume: bool, note: Callable[[str], None]) -> Path | None:
+    written = checkpoints.found(folder)
+    if not written:
+        return None
+    if not resume:
+        raise InputError(f"{folder} holds a run with a checkpoint (update {max(written)}). Continue it with --resume.")
+    start = next((path for path in written.values() if checkpoints.is_whole(path)), None)
+    if start is None and not all((path / checkpoints.MANIFEST).exists() for path in written.values()):
+        raise InputError(
+            f"{folder} has no complete checkpoint: an older version wrote them, without {checkpoints.MANIFEST}. "
+            "Choose another --output, or remove the checkpoints to start over."
+        )
+    if start != (newest := written[max(written)]):
+        note(f"{newest.name} is incomplete. Training continues from {start.name if start else 'the start'}.")
+    return start
+
+
+def known(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """The contents of a JSON file of a run. Raises InputError if it is damaged or a value has the wrong type."""
+    try:
+        values = records.read(path)
+        if wrong := [name for name, kind in kinds.items() if not isinstance(values.get(name, ...), kind)]:
+            raise ValueError(f"it has no {wrong[0]}")
+    except records.DAMAGE as error:
+        raise InputError(f"{path} is damaged ({error}). Choose another --output.") from error
+    return values
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first option that changed, however it was typed; None if the questions are the same."""
+    for name in now:
+        if name in BY_IDENTITY:
+            continue
+        digests = {store.digest({name: of.get(name), "content": of["content"]}) for of in (before, now)}
+        if len(digests) > 1:
+            return {"file": "configuration file", "identity": "--model"}.get(name, f"--{name.replace('_', '-')}")
+    return None

@@ -1,0 +1,181 @@
+"""Run a training in a folder: choose the target layer, train, log the layers, and save the model."""
+
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PrinterCallback
+
+from internal_policy import files
+from internal_policy.errors import InputError
+from internal_policy.look import statistics, targets
+from internal_policy.models.families import inside
+from internal_policy.models.hooks import locate
+from internal_policy.models.passes import positions
+from internal_policy.scans.scan import scan
+from internal_policy.tasks.generate import check_prompts, generate
+from internal_policy.tasks.problems import Problem
+from internal_policy.tasks.prompts import Chat, encode_problem
+from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollouts
+from internal_policy.train import checkpoints
+from internal_policy.train.bupo import BuPOTrainer
+from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
+from internal_policy.train.configuration import BuPOConfig
+from internal_policy.train.dataset import dataset_of, right
+from internal_policy.train.resume import MODEL, known
+
+STAGES, ROLLOUTS = "stages.json", "rollouts.parquet"
+"""In the folder of a run: which layer was suggested, and the responses whose layers are scanned."""
+SUGGESTED_BY, WATCHED = 32, 8
+"""Problems whose responses are scanned: to suggest a layer, and during training."""
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
+"""Opens a progress bar with a title and a total, and gives a function of the rollouts and tokens that were added."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained, and where."""
+
+    folder: Path
+    """Folder of the run."""
+    model: nn.Module
+    """The model, which training changes."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    problems: Sequence[Problem]
+    """Problems with answers."""
+    chat: Chat
+    """Arguments for the chat template, None for no template."""
+
+
+def check(setup: Setup, config: BuPOConfig) -> None:
+    """Raise InputError for a hook point, problem or length that training would fail at."""
+    for phase in config.phases:
+        locate(setup.model, phase.point)
+    dataset_of(setup.problems, setup.chat)
+    prompts = {n: encode_problem(setup.tokenizer, problem, setup.chat) for n, problem in enumerate(setup.problems)}
+    text = inside(setup.model).config.get_text_config()
+    longest = min(positions(text), config.vllm_max_model_length or sys.maxsize)
+    check_prompts(prompts, config.max_completion_length or 0, longest, text.vocab_size)
+    group = config.num_generations or 1
+    needed = (config.generation_batch_size or group) // group
+    if len(setup.problems) < needed:
+        raise InputError(
+            f"There are {len(setup.problems)} problems, but a step takes {needed}. Lower --prompts, or add problems."
+        )
+
+
+def stages(setup: Setup, config: BuPOConfig, bar: Bar) -> dict[str, Any]:
+    """The suggestion of a target layer, with the number of `problems` scanned for it: decided once, and kept.
+
+    Raises InputError if the file is damaged.
+    """
+    path = setup.folder / STAGES
+    if not path.exists():
+        rollouts = responses(setup, SUGGESTED_BY, config.max_completion_length or 0, bar)
+        suggestion = suggested(setup.model, setup.tokenizer, rollouts, config.readout)
+        files.write_json(path, {**suggestion, "problems": len(rollouts)}, once=True)
+    return known(path, target=(int, type(None)), problems=int)
+
+
+def suggested(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rollouts: Sequence[Rollout], readout: str = "raw"
+) -> dict[str, Any]:
+    """BuPO's target layer and runner-up by a scan of `rollouts`: `targets.suggestion`."""
+    readouts: Any = (readout,)
+    scanned = scan(
+        model, tokenizer, rollouts, sites=("mlp_in", "mlp_out"), readouts=readouts, measures=("entropy",), top_k=0
+    )
+    return targets.suggestion(statistics.changes(scanned.layers))
+
+
+def responses(setup: Setup, number: int, max_new_tokens: int, bar: Bar) -> list[Rollout]:
+    """A response of the model to each of the first problems."""
+    problems = setup.problems[:number]
+    rollouts: list[Rollout] = []
+    with bar("Sampling", len(problems)) as advance:
+        batches = generate(setup.model, setup.tokenizer, problems, max_new_tokens=max_new_tokens, chat=setup.chat)
+        for batch in batches:
+            rollouts += batch
+            advance(len(batch), sum(len(rollout.response_ids) for rollout in batch))
+    return rollouts
+
+
+def watched(setup: Setup, max_new_tokens: int, bar: Bar) -> list[Rollout]:
+    """Responses of the untrained model whose layers are scanned during training: the same after a resume."""
+    path = setup.folder / ROLLOUTS
+    if not path.exists():
+        write_rollouts(path, responses(setup, WATCHED, max_new_tokens, bar))
+    return read_rollouts(path, setup.tokenizer, None)
+
+
+def train(
+    setup: Setup,
+    config: BuPOConfig,
+    scans: ScanSchedule,
+    start: Path | None,
+    report: Callable[[Mapping[str, Any]], None],
+    note: Callable[[str], None],
+    file: str | None = None,
+) -> pd.DataFrame | None:
+    """Train, from the checkpoint `start` if there is one, and save the model; the metrics, on the main process.
+
+    `report` is called with the metrics of each step, `note` with what happens on Ctrl-C, which raises KeyboardInterrupt
+    once a checkpoint is written. Raises InputError if the fields of `file` make training fail before its first step.
+    """
+    interrupt = Interrupt()
+    logger = RunLogger(setup.folder, config.updates_per_step, config.phases, scans, report)
+    with interrupt.listening(note), warnings.catch_warnings(), _explained(file, logger):
+        warnings.simplefilter("ignore", FutureWarning)  # TRL's use of names that transformers has renamed
+        trainer = BuPOTrainer(
+            setup.model,
+            right,
+            config,
+            train_dataset=dataset_of(setup.problems, setup.chat),
+            processing_class=setup.tokenizer,
+            callbacks=[logger, interrupt],
+        )
+        trainer.remove_callback(PrinterCallback)
+        if scans.every and trainer.is_fsdp_enabled:
+            raise InputError("Layers can't be scanned while FSDP shards them. Use --scan-every 0.")
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    if interrupt.pressed:
+        raise KeyboardInterrupt
+    _save(trainer, setup.folder)
+    trainer.accelerator.end_training()  # processes that don't part here may abort
+    return logger.metrics if trainer.is_world_process_zero() else None
+
+
+@contextmanager
+def _explained(file: str | None, logger: RunLogger) -> Iterator[None]:
+    """Turn an exception that a configuration file causes before the first step is done into one sentence."""
+    try:
+        yield
+    except OSError:  # a full disk
+        raise
+    except Exception as error:
+        if file is None or len(logger.metrics) or isinstance(error, InputError) or "out of memory" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise InputError(f"{file} made training fail before its first step: {reason}") from error
+
+
+def _save(trainer: BuPOTrainer, folder: Path) -> None:
+    """Write the model, whole or not at all."""
+    partial = folder / checkpoints.PARTIAL
+    if trainer.is_world_process_zero():
+        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(partial / MODEL))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        checkpoints.put(partial / MODEL, folder / MODEL)
+        partial.rmdir()

@@ -1,0 +1,22 @@
+"""A run is only continued where it is the same run."""
+
+import pytest
+
+from internal_policy.errors import InputError
+from internal_policy.train import resume
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"target": "3", "problems": 1}'])
+def test_damaged_stages_of_a_run_are_refused_in_one_sentence(text, tmp_path):
+    (tmp_path / "stages.json").write_text(text)
+    with pytest.raises(InputError, match=r"stages\.json is damaged"):
+        resume.known(tmp_path / "stages.json", target=(int, type(None)), problems=int)
+
+
+def test_a_run_whose_checkpoints_have_no_manifest_is_refused(tmp_path):
+    """They were written before checkpoints recorded their files."""
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / resume.RUN).write_text('{"content": {}}')
+    with pytest.raises(InputError, match=r"no complete checkpoint.*Choose another --output, or remove"):
+        resume.claim(tmp_path, {"content": {}}, True, print)
