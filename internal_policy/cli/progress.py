@@ -4,7 +4,8 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
@@ -12,6 +13,9 @@ from internal_policy.cli.console import Terminal, visible
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn, Task
+
+Update = Callable[..., Any]
+"""Changes a progress bar: `description`, `completed`, `advance` and other fields, as in rich."""
 
 err = Terminal(stderr=True, soft_wrap=True, highlight=False)
 
@@ -42,17 +46,23 @@ def text_column(said: "Callable[[Task], str]") -> "ProgressColumn":
     return Column()
 
 
-def tracked(what: str, items: Collection[str]) -> Iterator[str]:
-    """The items one by one, each named on stderr while it takes its time; nothing where stderr is no terminal."""
+@contextmanager
+def _drawn(title: str, total: int | None, *columns: "ProgressColumn", transient: bool = False) -> Iterator[Update]:
+    """A progress bar on stderr, and what updates it; it isn't drawn if stderr isn't a terminal."""
     import rich.progress as rich
 
-    columns = (text_column(lambda task: task.description), rich.BarColumn(), rich.MofNCompleteColumn())
-    with rich.Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as drawn:
-        task = drawn.add_task(what, total=len(items))
+    parts = (text_column(lambda task: task.description), rich.BarColumn(bar_width=20), rich.MofNCompleteColumn())
+    with rich.Progress(*parts, *columns, console=err, disable=not err.is_terminal, transient=transient) as drawn:
+        yield partial(drawn.update, drawn.add_task(title, total=total, rate=0.0))
+
+
+def tracked(what: str, items: Collection[str]) -> Iterator[str]:
+    """The items one by one, with a progress bar that names the current one."""
+    with _drawn(what, len(items), transient=True) as update:
         for item in items:
-            drawn.update(task, description=f"{what} {item}")
+            update(description=f"{what} {item}")
             yield item
-            drawn.advance(task)
+            update(advance=1)
 
 
 def saying_once(text: str) -> Callable[[int], None]:
@@ -69,25 +79,26 @@ def saying_once(text: str) -> Callable[[int], None]:
 
 @contextmanager
 def bar(what: str, total: int, unit: str = "rollouts") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, with rate and time left; nothing where stderr is no terminal."""
+    """A progress bar that is advanced by a number of items and of tokens, with rate and time left."""
     import rich.progress as rich
 
-    drawn = rich.Progress(
-        text_column(lambda task: task.description),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        text_column(lambda task: f"{unit}, {task.fields['rate']:,.0f} tokens/s,"),
-        rich.TimeRemainingColumn(),
-        rich.TextColumn("left"),
-        console=err,
-        disable=not err.is_terminal,
-    )
-    with drawn:
-        task, start, seen = drawn.add_task(what, total=total, rate=0.0), time.monotonic(), 0
+    rate = text_column(lambda task: f"{unit}, {task.fields['rate']:,.0f} tokens/s,")
+    start, seen = time.monotonic(), 0
+    with _drawn(what, total, rate, rich.TimeRemainingColumn(), text_column(lambda _: "left")) as update:
 
         def advance(number: int, tokens: int) -> None:
             nonlocal seen
             seen += tokens
-            drawn.update(task, advance=number, rate=seen / (time.monotonic() - start))
+            update(advance=number, rate=seen / (time.monotonic() - start))
 
         yield advance
+
+
+@contextmanager
+def steps(what: str, total: int | None) -> Iterator[Update]:
+    """A progress bar of steps, with the time that has passed and the time left."""
+    import rich.progress as rich
+
+    unit, left = text_column(lambda _: "steps"), text_column(lambda _: "left")
+    with _drawn(what, total, unit, rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), left) as update:
+        yield update

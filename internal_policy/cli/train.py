@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,16 @@ DAY = "date"
 """Key in run.json of the day on which the run started, if its chat template writes the date."""
 CHANGEABLE = {"resume", "json", "output", "report_to", "save_every", "config"}
 """Options that may differ when a run is resumed; the contents of the configuration file are compared by themselves."""
+COUNT = (1, 2**31 - 1, "from 1 to 2147483647")
+ABOVE_0 = (math.nextafter(0, 1), sys.float_info.max, "above 0")
+LIMITS = {
+    **dict.fromkeys(("steps", "prompts", "samples", "updates", "micro_batch", "internal_steps"), COUNT),
+    **dict.fromkeys(("save_every", "max_new_tokens"), COUNT),
+    **dict.fromkeys(("learning_rate", "temperature"), ABOVE_0),
+    "seed": (0, 2**32 - 1, "from 0 to 4294967295"),
+    "scan_every": (0, 2**31 - 1, "from 1 to 2147483647, or 0 to turn scans off"),
+}
+"""Option -> its smallest and largest value, and both in words."""
 FLAGS = {
     "samples": "num_generations",
     "micro_batch": "per_device_train_batch_size",
@@ -52,8 +63,8 @@ class Train(PromptOptions, ModelOptions):
     """Train a model with BuPO: on one internal policy first, then on the whole; or with plain GRPO.
 
     With no options the bundled demo-qwen3 model is trained on bundled problems, sums of three numbers. The run's folder
-    gets metrics.parquet (a row a step), dynamics.parquet (what happens to every layer), checkpoints and, at the end,
-    the model. Ctrl-C writes a checkpoint and prints the command that goes on.
+    gets metrics.parquet (a row per step), dynamics.parquet (what happens to every layer), checkpoints and, at the end,
+    the model. Ctrl-C writes a checkpoint and prints the command that continues.
 
     For example:
     $ internal-policy train
@@ -66,71 +77,71 @@ class Train(PromptOptions, ModelOptions):
     problems: File = None
     """File .jsonl, .json, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default bundled ones."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "float32"
-    """What the weights are loaded as, and trained in; bf16 (a key of --config) computes in bfloat16 beside that."""
+    """Type of the weights in training; with bf16 in --config, computations are in bfloat16 anyway."""
     method: Literal["bupo", "grpo"] = "bupo"
-    """grpo trains the whole policy from the start."""
+    """bupo trains an internal policy first, grpo the whole policy from the start."""
     layer: Number = None
     """Layer that BuPO trains first, from 0; by default the last whose FFN raises entropy significantly in a scan of a
     few responses (its 95 % interval, widened for the number of layers, is above 0). With grpo: the layer that later
     ones are compared with in dynamics.parquet."""
     site: Literal["resid_post", "attn_out", "mlp_out"] = "resid_post"
-    """What of that layer: its output, or that of its attention or FFN."""
+    """Output of the layer, or of its attention or FFN, whose policy is trained."""
     readout: Readout = None
-    """How its hidden states are unembedded: raw (the paper, and the default) or norm (through the final norm)."""
+    """How hidden states are unembedded: raw (the paper, and the default) or norm (through the final norm)."""
     internal_steps: Number = None
-    """Steps on the internal policy; by default a sixth of all."""
+    """Steps on the internal policy; by default a sixth of all steps."""
     steps: Number = None
-    """Steps in all; a step is a batch of sampled responses, whatever the number of updates. By default 120."""
+    """Number of steps; a step is a batch of sampled responses, whatever the number of updates. By default 120."""
     prompts: Number = None
-    """Prompts of a step; by default 16."""
+    """Prompts per step; by default 16."""
     samples: Number = None
-    """Responses to each prompt; by default 8."""
+    """Responses per prompt; by default 8."""
     updates: Number = None
-    """Optimizer updates of a step; by default 1."""
+    """Optimizer updates per step; by default 1."""
     micro_batch: Number = None
-    """Responses that one process computes at a time, for the memory; by default 16."""
+    """Responses that one process computes at a time; fewer need less memory. By default 16."""
     learning_rate: Fraction = None
-    """Of AdamW; by default 1e-4 for a bundled model, 1e-6 (the paper's) for others."""
+    """Learning rate of AdamW; by default 1e-4 for a bundled model, 1e-6 (the paper's) for others."""
     temperature: Fraction = None
-    """Of sampling; by default 1."""
+    """Sampling temperature; by default 1."""
     max_new_tokens: Number = None
     """Length limit of a response; by default 64 for a bundled model, 1024 for others."""
     seed: Number = None
-    """Of sampling and of the order of problems; by default 0."""
+    """Random seed of sampling and of the order of problems; by default 0."""
     save_every: Number = None
-    """Steps between two checkpoints, of which the last two are kept; by default 20."""
+    """Steps between two checkpoints; the last two are kept. By default 20."""
     scan_every: int = 5
-    """Steps between two scans of the layers for dynamics.parquet; 0 for none."""
+    """Steps between two scans of the layers for dynamics.parquet; 0 turns them off."""
     report_to: Text = None
-    """Where else to log, as in TRL: tensorboard, wandb, trackio, ...; by default nowhere."""
+    """More loggers, as in TRL: tensorboard, wandb, trackio, ...; by default none."""
     config: File = None
-    """YAML file whose keys are any fields of TRL's GRPOConfig and of BuPOConfig; options given here win over it."""
+    """YAML file with any fields of TRL's GRPOConfig and of BuPOConfig; options on the command line win over it."""
     output: Output = None
     """Folder of the run; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE), where the dashboard
     finds it."""
     resume: bool = False
-    """Go on from the last checkpoint in the folder."""
+    """Continue from the last checkpoint in the folder."""
     json: bool = False
     """Print the result as JSON."""
 
 
 def run(options: Train) -> None:
     """Train, or resume; then print the result."""
-    _check(options)
-    from internal_policy.scans import store
     from internal_policy.train import fields, resume
-    from internal_policy.train import run as training
 
+    _check(options)
     progress.err.quiet = int(os.environ.get("RANK", 0)) > 0  # only one of several processes speaks
     given = fields.read(options.config)
     problems = _problems(options)
     question = _question(options, given)
-    folder = options.output or _named(given) or store.root() / "runs" / _name(options, store.digest(question))
+    folder = _folder(options, given, question)
     start = resume.claim(folder, question, options.resume, progress.note)
     day = _day(options, folder / resume.RUN)
     guess = options.layer if "schedule" in given else options.layer or 0  # no size depends on which layer it is
     config = configured(options, given, folder, guess, day)
     progress.quiet()
+    from internal_policy.train import run as training  # after what is quick to refuse
+
     tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
     model = loading.load_model(options.checkpoint, **_placed(options).arguments)
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
@@ -147,24 +158,12 @@ def run(options: Train) -> None:
 
 def _check(options: Train) -> None:
     """Raise InputError for numbers out of range."""
-    for name in (
-        "steps", "prompts", "samples", "updates", "micro_batch", "internal_steps", "save_every", "max_new_tokens",
-    ):  # fmt: skip
+    for name, (low, high, words) in LIMITS.items():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more.")
-        if value is not None and value >= 2**31:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be {2**31 - 1} or less.")
-    if options.seed is not None and not 0 <= options.seed < 2**32:
-        raise InputError(f"--seed is {options.seed}; it must be from 0 to {2**32 - 1}.")
-    if options.scan_every < 0:
-        raise InputError(f"--scan-every is {options.scan_every}; it must be 0 (never) or more.")
+        if value is not None and not low <= value <= high:  # NaN is in no range
+            raise InputError(f"--{name.replace('_', '-')} is {value}. Use a number {words}.")
     if options.method == "grpo" and options.internal_steps is not None:
         raise InputError("--internal-steps only applies to --method bupo.")
-    for name in ("learning_rate", "temperature"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be above 0.")
 
 
 def _problems(options: Train) -> "list[Problem]":
@@ -187,14 +186,13 @@ def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(redacted(question), default=str))
 
 
-def _named(given: Mapping[str, Any]) -> Path | None:
-    """The output_dir of the configuration file."""
-    return Path(given["output_dir"]).expanduser() if given.get("output_dir") else None
+def _folder(options: Train, given: Mapping[str, Any], question: Mapping[str, Any]) -> Path:
+    """The run's folder: --output, else the file's output_dir, else one in the cache."""
+    from internal_policy.scans import store
 
-
-def _name(options: Train, digest: str) -> str:
-    """Name of the run's folder: model, method and a digest of the rest."""
-    return f"{Path(options.model).name}-{options.method}-{digest[:6]}"
+    if options.output or given.get("output_dir"):
+        return options.output or Path(given["output_dir"]).expanduser()
+    return store.root() / "runs" / f"{Path(options.model).name}-{options.method}-{store.digest(question)[:6]}"
 
 
 def _day(options: Train, record: Path) -> str | None:
@@ -299,37 +297,20 @@ def _train(options: Train, setup: "Setup", config: "BuPOConfig", layer: int | No
 
 @contextmanager
 def _progress(total: int | None) -> Iterator[Any]:
-    """Tells each step: a bar with rate and time left on a terminal, else a line now and then."""
-    import rich.progress as rich
+    """Reports each step: in a progress bar on a terminal, else in a line now and then."""
+    cut = "All responses were cut at the length limit, so none can be right. Raise --max-new-tokens."
+    warn = progress.saying_once(cut)
+    with progress.steps("Training", total) as update:
 
-    bar = rich.Progress(
-        progress.text_column(lambda task: task.description),
-        rich.BarColumn(bar_width=20),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("steps"),
-        rich.TimeElapsedColumn(),
-        rich.TimeRemainingColumn(),
-        rich.TextColumn("left"),
-        console=progress.err,
-        disable=not progress.err.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("Training", total=total)
-        warned = False
-
-        def tell(row: Mapping[str, Any]) -> None:
-            nonlocal warned
+        def report(row: Mapping[str, Any]) -> None:
             words = in_words(row)
-            bar.update(task, completed=row["step"], description=words)
+            update(completed=row["step"], description=words)
             if not progress.err.is_terminal and (row["step"] == 1 or row["step"] % 5 == 0):
                 progress.note(f"step {row['step']}{f' of {total}' if total else ''}: {words}")
-            if row.get("cut", 0) == 1 and not warned:
-                warned = True
-                progress.note(
-                    "All responses were cut at the length limit, so none can be right; raise --max-new-tokens."
-                )
+            if row.get("cut", 0) == 1:
+                warn(row["step"])
 
-        yield tell
+        yield report
 
 
 def in_words(row: Mapping[str, Any]) -> str:
@@ -349,19 +330,19 @@ def in_words(row: Mapping[str, Any]) -> str:
 def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, *, as_json: bool = False) -> None:
     """A training run: the reward in tenths of it, and what to do with the model."""
     tenth = max(1, len(metrics) // 10)
-    told = []
+    rows = []
     for start in range(0, len(metrics), tenth):
         part = metrics.iloc[start : start + tenth]
         steps = [int(step) for step in part["step"]]
         means = part.reindex(columns=["reward", "entropy", "clip_fraction"]).mean().to_dict()
-        told.append({"steps": f"{steps[0]}-{steps[-1]}", "trained": ", ".join(dict.fromkeys(part["target"])), **means})
+        rows.append({"steps": f"{steps[0]}-{steps[-1]}", "trained": ", ".join(dict.fromkeys(part["target"])), **means})
     if as_json:
-        document({"run": str(folder), "model": str(folder / "model"), "seconds": seconds, "steps": told})
+        document({"run": str(folder), "model": str(folder / "model"), "seconds": seconds, "steps": rows})
         return
     table = Table(title="Means over steps", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("steps", "trained", "reward", "entropy", "clip_fraction"):
         table.add_column(name.replace("_", " "), justify="left" if name == "trained" else "right")
-    for row in told:
+    for row in rows:
         numbers = [f"{row[name]:.3f}" for name in ("reward", "entropy", "clip_fraction")]
         table.add_row(row["steps"], row["trained"], *numbers)
     out.print(table)

@@ -12,7 +12,6 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from internal_policy.errors import InputError
-from internal_policy.train.configuration import BuPOConfig
 
 LARGEST, DEEPEST = 64 * 1024, 8
 """Largest size in bytes and deepest nesting of a configuration file."""
@@ -90,6 +89,8 @@ def read(file: str | None) -> dict[str, Any]:
     """The fields of BuPOConfig in a YAML file. Raises InputError for one that is invalid, or that `train` ignores."""
     if file is None:
         return {}
+    from internal_policy.train.configuration import BuPOConfig
+
     path, found = Path(file), _loaded(Path(file))
     defaults = {field.name: field.default for field in dataclasses.fields(BuPOConfig)}
     for name in found:

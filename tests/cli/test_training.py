@@ -305,12 +305,12 @@ def test_large_models_get_the_papers_learning_rate():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--steps", "0"], "--steps is 0; it must be 1 or more"),
-        (["--learning-rate", "0"], "--learning-rate is 0.0; it must be above 0"),
+        (["--steps", "0"], "--steps is 0. Use a number from 1"),
+        (["--learning-rate", "0"], "--learning-rate is 0.0. Use a number above 0"),
         (["--scan-every", "-1"], "--scan-every is -1"),
-        (["--samples", "99999999999"], "--samples is 99999999999; it must be 2147483647 or less"),
-        (["--seed", "-1"], "--seed is -1; it must be from 0 to 4294967295"),
-        (["--max-new-tokens", "0"], "--max-new-tokens is 0; it must be 1 or more"),
+        (["--samples", "99999999999"], "--samples is 99999999999. Use a number from 1 to 2147483647"),
+        (["--seed", "-1"], "--seed is -1. Use a number from 0 to 4294967295"),
+        (["--max-new-tokens", "0"], "--max-new-tokens is 0. Use a number from 1"),
         (["--method", "grpo", "--internal-steps", "3"], "--internal-steps only applies to --method bupo"),
         (["--prompts", "3", "--samples", "3", "--updates", "2", "--layer", "1"], "A step has 9 responses"),
         (["--samples", "1", "--layer", "1"], "num_generations is 1"),
