@@ -25,7 +25,7 @@ from internal_policy.cli import (
     train,
 )
 from internal_policy.cli.common import ModelOptions
-from internal_policy.cli.console import Terminal
+from internal_policy.cli.console import Terminal, out
 from internal_policy.errors import MODELS, InputError, require
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], bool | None]]] = {
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show Δ gets its number
     if arguments == ["--version"]:
-        print(f"internal-policy {internal_policy.__version__}")
+        out.print(f"internal-policy {internal_policy.__version__}")
         return DONE
     options = tyro.extras.subcommand_cli_from_dict(
         {name: kind for name, (kind, _) in COMMANDS.items()},
