@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from internal_policy.errors import InputError
-from internal_policy.look.view import View, absent, check, rollouts, within
+from internal_policy.look.view import View, absent, check, every, rollouts, within
 from internal_policy.measure.sites import INPUT_OF
 from internal_policy.scans import store
 
@@ -173,7 +173,9 @@ def predictions(view: View, rollout: int, position: int, layer: int) -> pd.DataF
     rows = _rows(view, rollout, names, (ds.field("position") == position) & (ds.field("layer") == layer))
     if not len(rows):
         if layer not in (*record["selection"]["layers"], record["n_layers"]):
-            raise InputError(f"{view.source} has no layer {layer}. Choose another, or scan again with --layers all.")
+            raise InputError(
+                f"{view.source} has no layer {layer}. Choose another, or scan again with {every(view, 'layers')}."
+            )
         raise InputError(
             f"Rollout {rollout} of {view.source} has no position {position}. Choose an earlier one, from 0."
         )

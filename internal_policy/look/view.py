@@ -71,7 +71,8 @@ def check(view: View) -> Mapping[str, Any]:
     record = store.record(view.source)
     readouts = record["selection"]["readouts"]
     if view.readout not in readouts:
-        remedy = f"--readout {view.readout}" if view.readout in WORDS else "--lens FILE"
+        option = f"--readout {view.readout}" if view.readout in WORDS else "--lens FILE"
+        remedy = option if isinstance(view.source, Path) else "that readout"
         raise InputError(
             f"{view.source} was not measured under the readout '{view.readout}', only {', '.join(readouts)}; "
             f"scan again with {remedy}."
@@ -193,16 +194,21 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
     if site and site not in only_at.get(measure, WITH_FINAL):
         return InputError(f"There is no {name} at {site}. Choose one of {', '.join(only_at[measure])}.")
     if recorded not in chosen["measures"] or (recorded == "topk" and not chosen["top_k"]):
-        return InputError(f"{view.source} has no {name}. Scan again with --measures all.")
+        return InputError(f"{view.source} has no {name}. Scan again with {every(view, 'measures')}.")
     needed = [site, INPUT_OF[site]] if site and measure == "change" else [site]
     if site and (missing := [one for one in needed if one not in (*chosen["sites"], "final")]):
         return InputError(
             f"{view.source} has no {name}{where}: {missing[0]} was not measured. Choose another site, or scan again "
-            "with --sites all."
+            f"with {every(view, 'sites')}."
         )
     if measure == "entropy_at_input_norm" and view.readout != "raw":
         return InputError(f"{name} is only measured with the raw readout, not with {view.readout}. Use --readout raw.")
     return InputError(f"{view.source} has only NaN as {name}{where}: {statistics.overflow(record['dtype'])}")
+
+
+def every(view: View, *options: str) -> str:
+    """How to scan all layers, sites or measures: with an option of the command line, or in Python."""
+    return " and ".join(f"--{name} all" if isinstance(view.source, Path) else f"all {name}" for name in options)
 
 
 def means(view: View, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
@@ -222,8 +228,8 @@ def changes(view: View, average: Average = "tokens") -> pd.DataFrame:
     if "entropy" in chosen["measures"] and any({*pair} <= {*chosen["sites"]} for pair in CHANGES.values()):
         raise absent(view, "change")
     raise InputError(
-        f"{view.source} has no entropy before and after a layer, attention or FFN. Scan again with --sites all and "
-        "--measures all."
+        f"{view.source} has no entropy before and after a layer, attention or FFN. Scan again with "
+        f"{every(view, 'sites', 'measures')}."
     )
 
 

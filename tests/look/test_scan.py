@@ -184,6 +184,15 @@ def test_tables_in_memory_are_called_this_scan(in_memory):
         in_memory.tokens(999)
 
 
+def test_a_scan_in_memory_is_to_be_measured_again_in_python(on_disk, in_memory):
+    said = []
+    for scan in (on_disk, in_memory):
+        with pytest.raises(InputError) as refusal:
+            scan.means("surprise")
+        said.append(str(refusal.value).partition("surprise. ")[2])
+    assert said == ["Scan again with --measures all.", "Scan again with all measures."]
+
+
 def test_an_unknown_name_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="There is no scan 'nothing'"):
@@ -221,7 +230,7 @@ def test_a_scan_without_entropy_says_so_in_the_notebook(in_memory):
     layers = source.arrow["layers"].drop_columns(["entropy"])
     record = {**source.record, "selection": {**source.record["selection"], "measures": ["norm"]}}
     page = of(dataclasses.replace(source, record=record, arrow={**source.arrow, "layers": layers}))._repr_html_()
-    assert page.count("<p>This scan has no entropy. Scan again with --measures all.</p>") == 2
+    assert page.count("<p>This scan has no entropy. Scan again with all measures.</p>") == 2
 
 
 def test_without_plotly_the_notebook_shows_the_table(on_disk, monkeypatch):
