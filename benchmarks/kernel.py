@@ -13,7 +13,7 @@ import reference
 import torch
 import tyro
 
-from internal_policy.measure import matmul, metrics
+from internal_policy.measure import kernel, matmul, metrics
 
 MEASURED = ("entropy", "kl", "rank", "logprob")
 
@@ -49,13 +49,13 @@ def main(asked: Benchmark) -> None:
 
     def ours(measures: tuple[str, ...]) -> None:
         metrics.norm(hidden)
-        metrics.measure(hidden, weight, targets, scale=scale, measures=measures, product=chosen)
+        kernel.Kernel(weight, measures=measures, matmul=chosen).measure(hidden, targets, scale)
 
     def bare(name: str) -> None:
-        for start in range(0, asked.d_vocab, metrics.TILE_VOCAB):
-            multiply = matmul.PRODUCTS[name](weight[start : start + metrics.TILE_VOCAB], metrics.TILE_ROWS)
-            for row in range(0, len(rows), metrics.TILE_ROWS):
-                multiply(rows[row : row + metrics.TILE_ROWS])
+        for start in range(0, asked.d_vocab, kernel.TILE_VOCAB):
+            multiply = matmul.MATMULS[name](weight[start : start + kernel.TILE_VOCAB], kernel.TILE_ROWS)
+            for row in range(0, len(rows), kernel.TILE_ROWS):
+                multiply(rows[row : row + kernel.TILE_ROWS])
 
     def paper() -> None:
         for states in hidden:
@@ -79,7 +79,7 @@ def main(asked: Benchmark) -> None:
                 seconds[name].append(time.process_time() - start)
     fastest = min(median(seconds[name]) for name in candidates if name.startswith("bare"))
     logits = asked.points * asked.positions * asked.d_vocab
-    print(f"{asked}\nproduct chosen: {chosen}")
+    print(f"{asked}\nmatrix product chosen: {chosen}")
     for name, spent in seconds.items():
         middle = median(spent)
         print(f"{name:36} {middle:7.3f} s {middle / logits * 1e9:6.2f} ns a logit {middle / fastest:6.2f}")

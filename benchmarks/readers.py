@@ -48,7 +48,7 @@ class Benchmark:
 def run(asked: Benchmark) -> dict[str, float]:
     """One reader in this process: CPU seconds to import and wrap, to read, and to scan."""
     from internal_policy.scans.reader import reader_of
-    from internal_policy.scans.scan import measure
+    from internal_policy.scans.scan import Scanner
     from internal_policy.scans.selection import Selection
     from internal_policy.tasks.rollouts import Rollout
 
@@ -69,10 +69,10 @@ def run(asked: Benchmark) -> dict[str, float]:
         held = nnsight.NNsight(model)
     read = reader_of(held)
     seconds = {"wrap": time.process_time() - start}
-    measure(read, [rollout], Selection(layers, measures=("norm",)))
+    Scanner.of(read, Selection(layers, measures=("norm",))).measure([rollout])
     for name, selection in {"read": Selection(layers, measures=("norm",)), "scan": Selection(layers)}.items():
         start = time.process_time()
-        measure(read, [rollout], selection)
+        Scanner.of(read, selection).measure([rollout])
         seconds[name] = time.process_time() - start
     return seconds
 

@@ -44,6 +44,7 @@ SHAPES = {
         "tie_word_embeddings": True,
     },
 }
+FEW = ("entropy", "kl", "rank", "norm")
 CANDIDATES = ("bare products", "ours: entropy, KL, rank, norm", "ours: all measures, top 5", "reference algorithm")
 
 
@@ -82,9 +83,9 @@ def run(asked: Benchmark) -> dict[str, float]:
     """One candidate in this process: CPU seconds, and growth of the peak memory in MB."""
     import reference
 
-    from internal_policy.measure import matmul, metrics
+    from internal_policy.measure import kernel, matmul
     from internal_policy.models.families import unembedding
-    from internal_policy.scans.scan import measure
+    from internal_policy.scans.scan import Scanner
     from internal_policy.scans.selection import Selection, plan
     from internal_policy.tasks.rollouts import Rollout
 
@@ -101,9 +102,9 @@ def run(asked: Benchmark) -> dict[str, float]:
     states = torch.randn(plan(selection).unembedded * asked.tokens, weight.shape[1]).to(weight.dtype)
 
     def bare() -> None:
-        for start in range(0, len(weight), metrics.TILE_VOCAB):
-            multiply = matmul.PRODUCTS[chosen](weight[start : start + metrics.TILE_VOCAB], metrics.TILE_ROWS)
-            for rows in states.split(metrics.TILE_ROWS):
+        for start in range(0, len(weight), kernel.TILE_VOCAB):
+            multiply = matmul.MATMULS[chosen](weight[start : start + kernel.TILE_VOCAB], kernel.TILE_ROWS)
+            for rows in states.split(kernel.TILE_ROWS):
                 multiply(rows)
 
     candidates: dict[str, Callable[[], object]] = dict(
@@ -111,8 +112,8 @@ def run(asked: Benchmark) -> dict[str, float]:
             CANDIDATES,
             (
                 bare,
-                lambda: measure(model, [rollout], replace(selection, measures=("entropy", "kl", "rank", "norm"))),
-                lambda: measure(model, [rollout], selection),
+                lambda: Scanner.of(model, replace(selection, measures=FEW)).measure([rollout]),
+                lambda: Scanner.of(model, selection).measure([rollout]),
                 lambda: reference.scan(model, ids, 1),
             ),
             strict=True,

@@ -37,8 +37,8 @@ from internal_policy import files
 from internal_policy.look import statistics, targets, view
 from internal_policy.look.runs import DYNAMICS, METRICS
 from internal_policy.models.hooks import HookPoint
+from internal_policy.models.passes import evaluating
 from internal_policy.scans import store
-from internal_policy.scans.scan import evaluating
 from internal_policy.tasks.generate import generate
 from internal_policy.tasks.problems import read_problems
 from internal_policy.train.bupo import BuPOTrainer

@@ -83,14 +83,14 @@ def run(options: FitLens) -> None:
     from internal_policy.lenses import fit, tuned
     from internal_policy.models.families import place, sites_of
     from internal_policy.scans import store
-    from internal_policy.scans.scan import check
+    from internal_policy.scans.scan import check_rollouts
     from internal_policy.scans.selection import Selection
 
     progress.quiet()
     config = loading.load_config(options.checkpoint)
     text = config.get_text_config()
     sites = sites_of(config) if options.sites == "all" else tuple(options.sites.split(","))
-    selection = Selection(tuple(range(text.num_hidden_layers)), sites, measures=("kl",), top_k=0)
+    Selection((0,), sites)  # raises InputError for an unknown site, and for one given twice
     for site in sites:
         place(config, site)
     points = fit.points_of(text.num_hidden_layers, sites)
@@ -101,7 +101,7 @@ def run(options: FitLens) -> None:
     model = loading.load_model(options.checkpoint, config, **options.arguments)
     folder = store.root() / "rollouts" / store.digest({**question, "output": options.output.absolute()})
     rollouts = given or _sampled(options, model, tokenizer, problems, folder)
-    check(model, selection, rollouts)
+    check_rollouts(model, rollouts)
     fitted, held = fit.apart(rollouts, options.held_out, options.seed)
     with progress.bar("Fitting", options.steps, "steps") as advance:
         maps = fit.fit(

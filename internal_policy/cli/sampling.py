@@ -147,13 +147,10 @@ def sampled(
     smaller: Callable[[int], None],
 ) -> "list[Rollout]":
     """The responses to the batch from prompt number `first` on; half as many at a time where memory runs out."""
-    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
+    from internal_policy.models.memory import in_halves
     from internal_policy.tasks.generate import generate
 
-    stop = min(first + asked.batch_size, len(problems) * asked.samples)
-    at_once = asked.batch_size
-    while True:
+    def batch(part: slice) -> "list[Rollout]":
         batches = generate(
             model,
             tokenizer,
@@ -163,19 +160,15 @@ def sampled(
             top_p=asked.top_p,
             max_new_tokens=asked.max_new_tokens,
             seed=asked.seed,
-            batch_size=at_once,
-            first=first,
-            stop=stop,
+            batch_size=part.stop - part.start,
+            first=first + part.start,
+            stop=first + part.stop,
             chat=loading.chat_of(asked.chat_template, asked.chat_template_kwargs),
         )
-        try:
-            return [rollout for batch in batches for rollout in batch]
-        except RuntimeError as error:
-            if at_once == 1 or not should_reduce_batch_size(error):
-                raise
-        clear_device_cache(garbage_collection=True)
-        at_once = (at_once + 1) // 2
-        smaller(at_once)
+        return [rollout for batch in batches for rollout in batch]
+
+    number = min(asked.batch_size, len(problems) * asked.samples - first)
+    return [rollout for part in in_halves(batch, number, smaller) for rollout in part]
 
 
 def all_of(

@@ -187,7 +187,7 @@ def _given(
 def _measure(options: Scan, question: Mapping[str, Any], folder: Path, config: "PreTrainedConfig") -> None:
     from internal_policy.lenses import tuned
     from internal_policy.scans import job, store
-    from internal_policy.scans.scan import check
+    from internal_policy.scans.scan import Scanner, check_rollouts
 
     progress.quiet()
     selection = _selection(options, config)
@@ -196,9 +196,9 @@ def _measure(options: Scan, question: Mapping[str, Any], folder: Path, config: "
     rollouts, problems, _ = _given(options, tokenizer, config)
     reader = opening.opened(options, tokenizer, config)
     lenses = {tuned.NAME: tuned.of(maps, reader.model)} if maps else {}
+    scanner = Scanner.of(reader, selection, lenses)
     if rollouts:
-        check(reader, selection, rollouts, lenses)
-    if rollouts:
+        check_rollouts(reader, rollouts)
         _check_disk(folder, store.disk_bytes(selection, sum(len(rollout.response_ids) for rollout in rollouts)))
     else:  # how long responses get is not known
         _check_disk(folder, store.disk_bytes(selection, options.batch_size * options.max_new_tokens))
@@ -215,15 +215,13 @@ def _measure(options: Scan, question: Mapping[str, Any], folder: Path, config: "
     with progress.bar("Scanning", total) as advance:
         job.run(
             folder,
-            reader,
+            scanner,
             tokenizer,
-            selection,
             job.Source(total, size, batch),
             question,
             _facts(options, reader.model, tokenizer),
             advance=advance,
             smaller=smaller,
-            lenses=lenses,
         )
 
 
@@ -252,7 +250,7 @@ def _forecast(options: Scan, identity: str, config: "PreTrainedConfig") -> dict[
     from internal_policy.measure.metrics import FROM_LOGITS
     from internal_policy.models.families import sites_of
     from internal_policy.scans import store
-    from internal_policy.scans.scan import STATE_BYTES
+    from internal_policy.scans.blocks import STATE_BYTES
     from internal_policy.scans.selection import plan
 
     progress.quiet()

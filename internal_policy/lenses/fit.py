@@ -20,8 +20,9 @@ from internal_policy.models.families import decoder_layers, inside, sites_of, un
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.passes import evaluating
 from internal_policy.models.policy import READOUTS, unembed
+from internal_policy.scans.blocks import blocks
 from internal_policy.scans.reader import reader_of
-from internal_policy.scans.scan import blocks, measure
+from internal_policy.scans.scan import Scanner
 from internal_policy.scans.selection import Selection, canonical
 from internal_policy.tasks.rollouts import Rollout
 
@@ -146,11 +147,8 @@ def kl(model: nn.Module, rollouts: Sequence[Rollout], maps: Maps) -> pd.DataFram
     sites = tuple(site for site in sites_of(inside(model).config) if site in {point.site for point in maps.at})
     readouts = (*READOUTS, lens.NAME)
     selection = Selection(tuple(sorted({p.layer for p in maps.at})), sites, readouts, ("kl",), 0)
-    lenses = {lens.NAME: lens.of(maps, model)}
-    parts = [
-        measure(model, rollouts[first : first + BATCH], selection, first=first, lenses=lenses)[1]
-        for first in range(0, len(rollouts), BATCH)
-    ]
+    scanner = Scanner.of(model, selection, {lens.NAME: lens.of(maps, model)})
+    parts = [scanner.measure(rollouts[first : first + BATCH], first)[1] for first in range(0, len(rollouts), BATCH)]
     layers = pa.concat_tables(parts).to_pandas()
     found = [statistics.means(layers[layers["readout"] == name], "kl").assign(readout=name) for name in readouts]
     frame = pd.concat(found, ignore_index=True)

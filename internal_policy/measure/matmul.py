@@ -14,7 +14,7 @@ Multiply = Callable[[Tensor], Tensor]
 """(rows, d_model) -> (rows, vocabulary tile), in `precision(...)`, freshly written: the caller may overwrite it."""
 
 WORTH_MEASURING = 2**24
-"""Entries of an unembedding matrix from which choosing the product pays for itself."""
+"""Entries of an unembedding matrix from which choosing the matrix product pays for itself."""
 
 
 _switch = Lock()
@@ -58,18 +58,18 @@ def bfloat16(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:  # noq
     return multiply
 
 
-PRODUCTS: dict[str, Callable[[Tensor, int], Multiply]] = {"plain": plain, "packed": packed, "bfloat16": bfloat16}
+MATMULS: dict[str, Callable[[Tensor, int], Multiply]] = {"plain": plain, "packed": packed, "bfloat16": bfloat16}
 
 
 def candidates(hidden: torch.dtype, weight: torch.dtype, device: torch.device) -> list[str]:
-    """Names of the exact products for these factors."""
+    """Names of the exact matrix products for these factors."""
     if device.type != "cpu" or torch.float64 in (hidden, weight):
         return ["plain"]
     return ["plain", "packed", *(["bfloat16"] if hidden == weight == torch.bfloat16 else [])]
 
 
 def choose(weight: Float[Tensor, "d_vocab d_model"], hidden: torch.dtype) -> str:
-    """Name of the fastest exact product for this matrix, measured once a process and kept.
+    """Name of the fastest exact matrix product for this matrix, measured once a process and kept.
 
     Neither dtype nor vendor tells which one it is: on one processor a library is twice as fast as the other, on the
     next it is slower. A small matrix is not worth the measuring and always gets "plain".
@@ -91,7 +91,7 @@ def exact(hidden: torch.dtype, weight: torch.dtype, device: torch.device, d_mode
     seconds: dict[str, float] = {}
     for name in candidates(hidden, weight, device):
         try:
-            multiply = PRODUCTS[name](tile, len(rows))
+            multiply = MATMULS[name](tile, len(rows))
             error = (multiply(rows).double() - truth).abs().max()
         except RuntimeError:  # this processor or this build of torch has no such kernel
             continue

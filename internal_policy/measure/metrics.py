@@ -1,30 +1,20 @@
-"""Entropy and the other numbers of a policy, without ever holding all of its logits."""
-
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+"""Entropy, norm and cosine of logits and hidden states, right also where float32 overflows or underflows."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from internal_policy.measure.matmul import PRODUCTS, precision
-from internal_policy.measure.transform import Head
+from internal_policy.measure.matmul import precision
 
 MEASURES = ("entropy", "logprob", "rank", "kl", "topk", "norm", "cosine", "entropy_at_input_norm")
 """What can be measured at a hook point."""
 FROM_LOGITS = set(MEASURES) - {"norm", "cosine"}
 """Those that take a product with the unembedding."""
 
-TILE_ROWS, TILE_VOCAB = 512, 2048
-"""Hidden states and vocabulary entries of one product: its logits stay in the processor's cache."""
 LOWEST = -80.0
 """Logits further below the largest count as this far: exp is many times slower where it underflows."""
 EXTREMES = 1e-15, 1e15
 """Norms outside these may come from squares that underflowed or overflowed float32."""
-EMPTY = -1e30
-"""The maximum of no logits; finite, so that merging with it gives no NaN."""
-GROUP = 64
-"""The k largest of a tile lie in the k groups of this size with the largest maxima."""
 
 
 def entropy(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
@@ -65,209 +55,3 @@ def cosine(hidden: Float[Tensor, "*batch d_model"], stream: Float[Tensor, "*batc
     """Cosine of a module's output with the stream it is added to: ~0 new, < 0 suppresses, > 0 amplifies (App. B.5)."""
     dtype = precision(hidden.dtype)
     return torch.cosine_similarity(hidden.to(dtype), stream.to(dtype), dim=-1, eps=0)
-
-
-@dataclass
-class Moments:
-    """Running s = sum e^u and t = sum u e^u with u = z - max z, over the vocabulary seen so far."""
-
-    s: Tensor
-    t: Tensor
-
-    def add(self, u: Float[Tensor, "points pos tile"], shrink: Float[Tensor, "points pos"], out: Tensor) -> Tensor:
-        """Take in a tile; the maximum has risen by -`shrink` since the last. Overwrites `u`. Returns e^u, in `out`."""
-        weights = torch.exp(u.clamp_(min=LOWEST), out=out)
-        shrink = shrink.clamp(min=LOWEST)  # a large scale times EMPTY is -inf
-        fade = shrink.exp()
-        self.t = fade * (self.t + self.s * shrink) + (u.mul_(weights)).sum(-1)
-        self.s = fade * self.s + weights.sum(-1)
-        return weights
-
-    def entropy(self) -> Float[Tensor, "points pos"]:
-        """Shannon entropy in nats."""
-        return self.s.log() - self.t / self.s
-
-
-@dataclass(frozen=True)
-class FinalTile:
-    """What the final policy's tile of the vocabulary tells the other policies, so that they can measure KL."""
-
-    weights: Float[Tensor, "points pos tile"]
-    """e^u of the final policy."""
-    shrink: Float[Tensor, "points pos"]
-    s_before: Float[Tensor, "points pos"]
-
-
-class Tally:
-    """The numbers of a few hook points at the same positions, over the vocabulary seen so far."""
-
-    def __init__(
-        self, aim: Float[Tensor, "points pos"], scale: Tensor | None, head: Head, measures: Sequence[str], top_k: int
-    ) -> None:
-        """`aim` is the logit of the token that came, known before the walk: what ranks compare with.
-
-        `aim`, `largest`, `target` and `top_logits` are of the unembedding, where `head` has not yet made ties: its
-        order is the policy's, but tanh is 1 of everything that is large.
-        """
-        zero = torch.zeros_like(aim)
-        self.aim, self.scale, self.head = aim, scale, head
-        self.measures, self.top_k = measures, top_k if "topk" in measures else 0
-        self.largest = torch.full_like(aim, EMPTY)
-        self.policy, self.scaled, self.cross = Moments(zero, zero), Moments(zero, zero), zero
-        self.above, self.target = torch.zeros_like(aim), aim.clone()
-        self.top_logits = aim.new_full((*aim.shape, self.top_k), -torch.inf)
-        self.top_ids = torch.zeros_like(self.top_logits, dtype=torch.int64)
-
-    def add(
-        self,
-        z: Float[Tensor, "points pos tile"],
-        start: int,
-        targets: Int[Tensor, " pos"],
-        final: FinalTile | None,
-        scratch: Float[Tensor, "2 entries"],
-    ) -> FinalTile:
-        """Take in the unembedding's logits of the vocabulary from `start` on. Overwrites `z` and `scratch`."""
-        one, two = scratch[:, : z.numel()].view(2, *z.shape)
-        if "rank" in self.measures or "logprob" in self.measures:
-            self._follow_target(z, start, targets, one)
-        if self.top_k:
-            self._keep_largest(z, start)
-        before, self.largest = self.largest, torch.maximum(self.largest, z.amax(-1))
-        if self.scale is not None and self.head.cap is not None:  # a longer state has longer logits, and then the cap
-            scaled = torch.mul(z, self.scale.unsqueeze(-1), out=one)
-            self.scaled.add(*self._below(scaled, self.scale * before, self.scale * self.largest), out=two)
-        u, shrink = self._below(z, before, self.largest)
-        if final is not None:
-            fade = final.shrink.exp()
-            self.cross = fade * (self.cross + final.s_before * shrink) + torch.mul(u, final.weights, out=one).sum(-1)
-        if self.scale is not None and self.head.cap is None:
-            self.scaled.add(torch.mul(u, self.scale.unsqueeze(-1), out=one), shrink * self.scale, out=two)
-        s_before = self.policy.s
-        return FinalTile(self.policy.add(u, shrink, out=two), shrink, s_before)
-
-    def _below(self, z: Tensor, before: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the policy's logits lie below their maximum, in place of `z`, and by how much it has risen, negated.
-
-        The maximum is that of the largest logit, now and `before`, because a head keeps the order.
-        """
-        maximum = self.head(largest)
-        return self.head.overwrite(z).sub_(maximum.unsqueeze(-1)), self.head(before) - maximum
-
-    def _follow_target(self, z: Tensor, start: int, targets: Tensor, scratch: Tensor) -> None:
-        self.above += torch.gt(z, self.aim.unsqueeze(-1), out=scratch).sum(-1)
-        here = ((targets >= start) & (targets < start + z.shape[-1])).nonzero().squeeze(-1)
-        own = z[:, here, targets[here] - start]
-        self.target[:, here] = own
-
-    def _keep_largest(self, z: Tensor, start: int) -> None:
-        groups = z.shape[-1] // GROUP
-        if groups > self.top_k and z.shape[-1] % GROUP == 0:
-            maxima = z.unflatten(-1, (GROUP, groups)).amax(-2)
-            best = maxima.topk(self.top_k).indices  # group g holds the entries g, g + groups, g + 2 groups, ...
-            ids = (best.unsqueeze(-1) + groups * torch.arange(GROUP, device=z.device)).flatten(-2)
-            logits = z.gather(-1, ids)
-        else:
-            ids = torch.arange(z.shape[-1], device=z.device).expand(z.shape)
-            logits = z
-        logits, ids = torch.cat([self.top_logits, logits], -1), torch.cat([self.top_ids, ids + start], -1)
-        self.top_logits, order = logits.topk(self.top_k)
-        self.top_ids = ids.gather(-1, order)
-
-    def result(self, final: "Tally") -> dict[str, Tensor]:
-        """Every number asked for, (points, pos), topk (points, pos, top_k)."""
-        normaliser = self.head(self.largest) + self.policy.s.log()
-        result = {
-            "entropy": self.policy.entropy(),
-            "logprob": self.head(self.target) - normaliser,
-            "rank": (self.above + 1).masked_fill(normaliser.isnan(), torch.nan),
-            "topk_ids": self.top_ids,
-            "topk_probs": (self.head(self.top_logits) - normaliser.unsqueeze(-1)).exp(),
-            "kl": (self.policy.s.log() - self.cross / final.policy.s - final.policy.entropy()).clamp(min=0),
-            "entropy_at_input_norm": self.aim * torch.nan if self.scale is None else self.scaled.entropy(),
-        }
-        return {n: v for n, v in result.items() if n.removesuffix("_ids").removesuffix("_probs") in self.measures}
-
-
-def measure(
-    hidden: Float[Tensor, "points pos d_model"],
-    weight: Float[Tensor, "d_vocab d_model"],
-    targets: Int[Tensor, " pos"],
-    *,
-    scale: Float[Tensor, "scaled pos"] | None = None,
-    head: Head = Head(),  # noqa: B008
-    measures: Sequence[str] = MEASURES,
-    top_k: int = 5,
-    product: str = "plain",
-) -> dict[str, Tensor]:
-    """Numbers of the policies softmax(head(hidden @ weight.T)): (points, pos), topk (points, pos, top_k).
-
-    `hidden[0]` was read at FINAL, whose policy is the one that `kl` compares with; `targets` are the tokens that came.
-    `scale` belongs to `hidden[1 : 1 + scaled]`: `entropy_at_input_norm` is the entropy with these states times that
-    number (NaN at the other points); as it grows, this becomes ln of how many tokens share the largest logit. Entropies
-    and `kl` are in nats, `rank` 1 is the most likely token. Logits that lie within the rounding bound of the token's
-    own, 2 eps |hidden| |row|, tie with it. A policy that is NaN has NaN numbers.
-    Memory does not grow with the vocabulary: logits exist a tile at a time, in float32 or better. Time: one product.
-    """
-    if not set(measures) & FROM_LOGITS:
-        return {}
-    if scale is not None:
-        scale = scale.clamp(max=torch.finfo(scale.dtype).max)  # 0 times infinity would be NaN
-    points, positions, d_model = hidden.shape
-    step = max(1, TILE_ROWS // positions)
-    scaled = 0 if scale is None or "entropy_at_input_norm" not in measures else len(scale)
-    starts = [0, *range(1, 1 + scaled, step), *range(1 + scaled, points, step)]
-    spans = [slice(a, b) for a, b in zip(starts, [*starts[1:], points], strict=True)]
-    rows = [hidden[span].reshape(-1, d_model) for span in spans]
-
-    def logits(tile: Tensor) -> Iterator[Tensor]:
-        multiply = PRODUCTS[product](tile, TILE_ROWS)
-        return (multiply(row).unflatten(0, (-1, positions)) for row in rows)
-
-    tallies = [
-        Tally(
-            # a token's copies, and itself, are not above it by what their products round differently
-            z.diagonal(dim1=1, dim2=2) + 2 * torch.finfo(z.dtype).eps * norm(hidden[span]) * norm(weight[targets]),
-            scale[span.start - 1 : span.stop - 1] if scale is not None and 0 < span.start <= scaled else None,
-            head,
-            measures,
-            top_k,
-        )
-        for span, z in zip(spans, logits(weight[targets]), strict=True)
-    ]
-    size = max(len(row) for row in rows) * TILE_VOCAB
-    scratch, final_scratch = tallies[0].aim.new_empty(2, size), tallies[0].aim.new_empty(2, positions * TILE_VOCAB)
-    for start in range(0, len(weight), TILE_VOCAB):
-        tiles = zip(tallies, logits(weight[start : start + TILE_VOCAB]), strict=True)
-        first, z = next(tiles)
-        final = first.add(z, start, targets, None, final_scratch)  # kept while the others compare with it
-        for tally, z in tiles:
-            tally.add(z, start, targets, final if "kl" in measures else None, scratch)
-    results = [tally.result(tallies[0]) for tally in tallies]
-    return {name: torch.cat([result[name] for result in results]) for name in results[0]}
-
-
-def numbers(
-    hidden: Float[Tensor, "points pos d_model"],
-    states: Float[Tensor, "unembedded pos d_model"],
-    weight: Float[Tensor, "d_vocab d_model"],
-    targets: Int[Tensor, " pos"],
-    *,
-    inputs: Sequence[int] = (),
-    streams: Sequence[tuple[int, int]] = (),
-    head: Head = Head(),  # noqa: B008
-    measures: Sequence[str] = MEASURES,
-    top_k: int = 5,
-    product: str = "plain",
-) -> dict[str, Tensor]:
-    """Every number: those of `measure`, of the hidden states as the unembedding is to see them, with norms and cosines.
-
-    `inputs` are the rows of `hidden` whose norms the rows 1, 2, ... are scaled to, and `streams` pairs of the row of a
-    module's output and of the stream that it is added to.
-    """
-    norms = norm(hidden)
-    scale = scale_to(norms[list(inputs)], norms[1 : 1 + len(inputs)]) if inputs else None
-    measured = measure(states, weight, targets, scale=scale, head=head, measures=measures, top_k=top_k, product=product)
-    cosines = torch.full_like(norms, torch.nan)
-    for module, stream in streams:
-        cosines[module] = cosine(hidden[module], hidden[stream])
-    return {**measured, "norm": norms, "cosine": cosines}

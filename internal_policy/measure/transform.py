@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Head:
-    """Logits of the unembedding -> logits of the policy, in the same order. `Head()` leaves them as they are."""
+class LogitTransform:
+    """Logits of the unembedding -> logits of the policy, in the same order. The default leaves them as they are."""
 
     divisor: float = 1.0
     """What the logits are divided by (`logits_scaling` of Granite)."""

@@ -9,7 +9,7 @@ from torch._dynamo import OptimizedModule
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from internal_policy.errors import InputError
-from internal_policy.measure.transform import Head
+from internal_policy.measure.transform import LogitTransform
 
 Side = Literal["input", "output"]
 
@@ -205,12 +205,12 @@ def multiplier(config: PreTrainedConfig, site: str) -> float:
     return float(getattr(config.get_text_config(), name)) if name and site in ("attn_out", "mlp_out") else 1.0
 
 
-def head(model: nn.Module) -> Head:
+def logit_transform(model: nn.Module) -> LogitTransform:
     """What a loaded model does to the logits after the unembedding."""
     config = inside(model).config
     family, text = family_of(config), config.get_text_config()
     cap = getattr(text, family.cap) if family.cap else None
-    return Head(
+    return LogitTransform(
         divisor=float(getattr(text, family.divisor)) if family.divisor else 1.0, cap=None if cap is None else float(cap)
     )
 

@@ -10,7 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from internal_policy.errors import InputError
-from internal_policy.models.families import backbone, decoder_layers, family_of, final_norm, head, inside, to_logits
+from internal_policy.models.families import (
+    backbone,
+    decoder_layers,
+    family_of,
+    final_norm,
+    inside,
+    logit_transform,
+    to_logits,
+)
 from internal_policy.models.hooks import FINAL, HookPoint, attach, check_visits, hooked, locate
 from internal_policy.models.passes import eager
 
@@ -52,7 +60,7 @@ def unembed(
     `point` is where `hidden` was read, such as "5.resid_post". Raises InputError for a lens without it.
     """
     point = None if point is None else HookPoint.parse(point)
-    return head(model)(to_logits(model)(read_out(model, hidden, readout, point)))
+    return logit_transform(model)(to_logits(model)(read_out(model, hidden, readout, point)))
 
 
 def read_out(

@@ -29,22 +29,20 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from websocket import WebSocketException
 
 from internal_policy.errors import InputError
-from internal_policy.measure import matmul, metrics, transform
+from internal_policy.measure import kernel, matmul, metrics, transform
 from internal_policy.measure.sites import WITH_FINAL
 from internal_policy.models.families import Side, family_of, final_norm, multiplier, unembedding
-from internal_policy.models.families import head as head_of
 from internal_policy.models.hooks import FINAL, HookPoint, Visit, locate
 from internal_policy.models.passes import one_rotation, remembers
 from internal_policy.models.policy import READOUTS
 from internal_policy.readers import remote as there
-from internal_policy.scans import scan
+from internal_policy.scans.blocks import TOGETHER, padded
 from internal_policy.scans.reader import Measured, Reader
-from internal_policy.scans.selection import Plan, Selection
 from internal_policy.tasks.rollouts import Rollout
 
 STATE_BYTES = 2**31
 """Hidden states that a server is asked to hold at once; it is asked about longer texts piece by piece."""
-SENT = (matmul, transform, metrics, there)
+SENT = (matmul, transform, metrics, kernel, there)
 """The rooms whose text goes to a server, each after those that it needs."""
 
 Place = tuple[Any, Side, float]
@@ -145,26 +143,27 @@ def _stay(*_: Any, **__: Any) -> None:
 
 
 def _measure(
-    envoy: TransformersModel, at: bool | str, rollouts: Sequence[Rollout], planned: Plan, selection: Selection
+    envoy: TransformersModel,
+    at: bool | str,
+    rollouts: Sequence[Rollout],
+    points: Sequence[HookPoint],
+    readouts: Sequence[str],
+    local: kernel.Kernel,
 ) -> Iterator[Measured]:
-    """Measure a batch where the model is, piece by piece. Raises InputError where the server does not."""
-    if lenses := [readout for readout in selection.readouts if readout not in READOUTS]:
+    """Measure a batch where the model is, piece by piece, as `local` would. Raises InputError if the server doesn't."""
+    if lenses := [readout for readout in readouts if readout not in READOUTS]:
         raise InputError(f"The lens '{lenses[0]}' is here, but the model is not; measure {' or '.join(READOUTS)}.")
-    model = _model(envoy)
-    weight = unembedding(model).weight
+    model, weight = _model(envoy), local.weight
+    fields = ("measures", "top_k", "unembedded", "inputs", "streams")  # the server multiplies plainly
     asked = {
         "shape": tuple(weight.shape),
-        "readouts": selection.readouts,
-        "unembedded": planned.unembedded,
-        "inputs": planned.inputs,
-        "streams": planned.streams,
-        "head": asdict(head_of(model)),
-        "measures": selection.measures,
-        "top_k": selection.top_k,
-        "together": scan.TOGETHER,
+        "readouts": readouts,
+        "transform": asdict(local.transform),
+        "fields": {name: getattr(local, name) for name in fields},
+        "together": TOGETHER,
     }
-    ids_of_all, number_of_all = scan.padded(rollouts)
-    states = len(planned.points) + planned.unembedded * ("norm" in selection.readouts)
+    ids_of_all, number_of_all = padded(rollouts)
+    states = len(points) + (local.unembedded or 0) * ("norm" in readouts)
     step = max(1, STATE_BYTES // (states * weight.shape[1] * weight.element_size() * len(rollouts)))
     for rows, width, whole in _rotated_alike(model.config, rollouts):
         ids, number = ids_of_all[rows, :width], number_of_all[rows, :width]
@@ -176,7 +175,7 @@ def _measure(
             here[:, :start] = False
             here[:, start + step :] = False
             if here.any():
-                found = _ask(envoy, at, planned.points, ids[:, read], here, ids.roll(-1, 1)[:, read][here], asked)
+                found = _ask(envoy, at, points, ids[:, read], here, ids.roll(-1, 1)[:, read][here], asked)
                 numbers = {(readout, name): values for readout, one in found.items() for name, values in one.items()}
                 yield number[:, read][here], numbers
 
@@ -218,7 +217,7 @@ def _ask(
     path = {module: name for name, module in model.named_modules()}
     unembed, norm = envoy.get(path[unembedding(model)]), envoy.get(path[final_norm(model)])
     places = [(points.index(point), *place) for point, place in _places(envoy, points).items()]
-    normed_too = range(1, asked["unembedded"]) if "norm" in asked["readouts"] else ()
+    normed_too = range(1, asked["fields"]["unembedded"]) if "norm" in asked["readouts"] else ()
     text, found = program(), {}
     try:
         with envoy.trace(input_ids=ids, use_cache=False, remote=at) as tracer:

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,11 +14,9 @@ from internal_policy.models import templates
 from internal_policy.scans import records, store
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from internal_policy.models.policy import Lens
-    from internal_policy.scans.selection import Selection
+    from internal_policy.scans.scan import Scanner
     from internal_policy.tasks.rollouts import Rollout
 
 BY = ("device", "dtype", "versions")
@@ -105,16 +102,14 @@ def discard_damaged(folder: Path) -> list[str]:
 
 def run(
     folder: Path,
-    model: Any,
+    scanner: "Scanner",
     tokenizer: "PreTrainedTokenizerBase",
-    selection: "Selection",
     source: Source,
     asked: Mapping[str, Any],
     facts: Mapping[str, Any],
     *,
     advance: Advance = lambda *_: None,
     smaller: Callable[[int], None] = lambda _: None,
-    lenses: "Mapping[str, Lens]" = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Measure what is not whole yet and return the record, scan.json.
 
@@ -122,35 +117,30 @@ def run(
     comes second takes it from the disk. `asked` and `facts` go into the record.
     """
     from internal_policy.models.vocabulary import vocabulary
-    from internal_policy.scans import scan
-    from internal_policy.scans.reader import reader_of
+    from internal_policy.scans.scan import check_rollouts
 
-    weight = reader_of(model).unembedding.weight
-    chosen = _product(folder, weight, asked)
+    scanner = _multiplying_alike(folder, scanner, asked)
     by = {name: facts[name] for name in BY}
     tokens = 0
     for part in source.parts:
         rollouts = _rollouts(folder, part, source, by)
         if not store.is_whole(folder, part):
-            scan.check(model, selection, rollouts, lenses)
-            first = part * source.batch_size
-            measured = scan.measure(
-                model, rollouts, selection, first=first, product=chosen, smaller=smaller, lenses=lenses
-            )
+            check_rollouts(scanner.reader, rollouts)
+            measured = scanner.measure(rollouts, part * source.batch_size, smaller)
             for kind, table in zip(("policies", "layers"), measured, strict=True):
                 store.write_table(store.part_path(folder, kind, part), table, group="rollout")
             _write_about(folder, part, by, store.KINDS)
         length = sum(len(rollout.response_ids) for rollout in rollouts)
         tokens += length
         advance(len(rollouts), length)
-    texts = pa.Table.from_pandas(vocabulary(tokenizer, len(weight)), preserve_index=False)
+    texts = pa.Table.from_pandas(vocabulary(tokenizer, len(scanner.kernel.weight)), preserve_index=False)
     store.write_table(folder / store.VOCABULARY, texts)
     record = {
         "schema": store.SCHEMA,
         "digest": store.digest(asked),
         **facts,
-        "selection": asdict(selection),
-        "product": chosen,
+        "selection": asdict(scanner.selection),
+        "product": scanner.kernel.matmul,
         "rollouts": source.rollouts,
         "tokens": tokens,
         "asked": asked,
@@ -160,18 +150,21 @@ def run(
     return record
 
 
-def _product(folder: Path, weight: "Tensor", asked: Mapping[str, Any]) -> str:
-    """The matrix product of a scan, chosen by whoever begins it, so that a continued scan multiplies alike."""
+def _multiplying_alike(folder: Path, scanner: "Scanner", asked: Mapping[str, Any]) -> "Scanner":
+    """`scanner` with the matrix product of whoever began the scan in `folder`, or with its own, which is written there.
+
+    Raises InputError if that product can't be computed on this device.
+    """
     from internal_policy.measure import matmul
 
+    kernel = scanner.kernel
     if not (folder / store.ASKED).exists():
-        chosen = matmul.choose(weight, weight.dtype)
-        question = {"digest": store.digest(asked), "asked": asked, "product": chosen}
+        question = {"digest": store.digest(asked), "asked": asked, "product": kernel.matmul}
         records.write(folder / store.ASKED, question, once=True)
-    chosen = store.asked(folder)["product"]
-    if chosen not in matmul.candidates(weight.dtype, weight.dtype, weight.device):
+    name = store.asked(folder)["product"]
+    if name not in matmul.candidates(kernel.weight.dtype, kernel.weight.dtype, kernel.weight.device):
         raise InputError(f"{folder} was begun on another device; go on there, or give --output a new folder.")
-    return chosen
+    return replace(scanner, kernel=replace(kernel, matmul=name))
 
 
 def _rollouts(folder: Path, part: int, source: Source, by: Mapping[str, Any]) -> Sequence["Rollout"]:

@@ -21,7 +21,7 @@ LIBRARIES = {
 
 
 Measured = tuple[Tensor, Mapping[tuple[str, str], Tensor]]
-"""The number of each position, as `scan.padded` counts them, and (readout, name) -> numbers (points, pos)."""
+"""The number of each position, as `blocks.padded` counts them, and (readout, name) -> numbers (points, pos)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Reader:
     run: Callable[..., None]
     """`run(points, visit, **inputs)` gives the backbone its inputs once, and visits each hook point it reaches."""
     measure: Callable[..., Iterator[Measured]] | None = None
-    """`measure(rollouts, plan, selection)` in place of `run`, where the hidden states do not come here."""
+    """`measure(rollouts, points, readouts, kernel)` in place of `run`, where the hidden states do not come here."""
 
     @property
     def n_layers(self) -> int:

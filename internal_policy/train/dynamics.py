@@ -8,14 +8,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from internal_policy.measure import metrics
+from internal_policy.measure.kernel import Kernel
 from internal_policy.measure.matmul import choose
-from internal_policy.models.families import decoder_layers, head, inside, sites_of, unembedding
+from internal_policy.measure.metrics import cosine
+from internal_policy.models.families import decoder_layers, inside, logit_transform, sites_of, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.passes import evaluating
 from internal_policy.models.policy import read_out
-from internal_policy.scans.scan import blocks, check
-from internal_policy.scans.scan import measure as scan
+from internal_policy.scans.blocks import blocks
+from internal_policy.scans.scan import Scanner, check_rollouts
 from internal_policy.scans.selection import Selection
 from internal_policy.tasks.rollouts import Rollout
 
@@ -38,8 +39,9 @@ def measure(
     """
     layers = tuple(range(len(decoder_layers(model))))
     chosen = Selection(layers, sites_of(inside(model).config), (readout,), (*MEASURES, "logprob"), 0)
-    check(model, chosen, rollouts)
-    table = scan(model, rollouts, chosen)[1].to_pandas()
+    scanner = Scanner.of(model, chosen)
+    check_rollouts(model, rollouts)
+    table = scanner.measure(rollouts)[1].to_pandas()
     weighted = table[["layer", "site", "tokens"]].assign(
         **{name: table[name] * table["tokens"] for name in (*MEASURES, "logprob")}
     )
@@ -62,25 +64,18 @@ def _compared(
     later = [HookPoint(layer, "resid_post") for layer in range(watched.layer, n_layers)]
     later = [point for point in later if point != watched]
     weight, sums, count = unembedding(model).weight, torch.zeros(2, len(later) + 1, dtype=torch.float64), 0
+    kernel = Kernel(weight, logit_transform(model), ("kl",), top_k=0, matmul=choose(weight, weight.dtype))
     with evaluating(inside(model)):
         for _, targets, hidden in blocks(model, rollouts, (watched, *later, FINAL)):
-            found = metrics.measure(
-                torch.cat([read_out(model, hidden[:-1], readout), hidden[-1:]]),
-                weight,
-                targets,
-                head=head(model),
-                measures=("kl",),
-                top_k=0,
-                product=choose(weight, weight.dtype),
-            )
-            cosine = metrics.cosine(hidden[1:], hidden[:1].expand_as(hidden[1:]))
-            sums += torch.stack([cosine, found["kl"][1:]]).double().sum(-1).cpu()
+            kl = kernel.measure(torch.cat([read_out(model, hidden[:-1], readout), hidden[-1:]]), targets)["kl"][1:]
+            cosines = cosine(hidden[1:], hidden[:1].expand_as(hidden[1:]))
+            sums += torch.stack([cosines, kl]).double().sum(-1).cpu()
             count += len(targets)
-    cosines, kls = (sums / max(count, 1)).tolist()
-    cosines[-1] = math.nan
+    mean_cosines, mean_kls = (sums / max(count, 1)).tolist()
+    mean_cosines[-1] = math.nan
     names = [(point.layer, point.site) for point in later] + [(n_layers, "final")]
     frame = pd.DataFrame(names, columns=["layer", "site"])
-    return frame.assign(cosine=cosines, kl=kls)
+    return frame.assign(cosine=mean_cosines, kl=mean_kls)
 
 
 def perplexity(frame: pd.DataFrame) -> float:

@@ -85,7 +85,7 @@ def test_a_scan_shows_the_entropies_by_layer_and_where_it_is(asked, here, capsys
 def test_the_same_question_is_answered_from_the_cache(asked, capsys, monkeypatch):
     assert main([*asked, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr(scan, "measure", None)
+    monkeypatch.setattr(scan.Scanner, "measure", None)
     monkeypatch.setattr(torch.nn.Module, "__call__", None)
     assert main([*asked, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
@@ -237,25 +237,25 @@ def test_options_are_accepted_with_underscores_too(asked):
 
 def test_an_interrupted_scan_says_how_to_go_on_and_equals_an_undisturbed_one(asked, here, capsys, monkeypatch):
     whole = undisturbed(asked, here / "whole")
-    measure, measured = scan.measure, []
+    measure, measured = scan.Scanner.measure, []
 
-    def interrupted(*given, first, **options):
+    def interrupted(scanner, rollouts, first, smaller):
         if first == 4 and len(measured) == 1:
             raise KeyboardInterrupt
         measured.append(first)
-        return measure(*given, first=first, **options)
+        return measure(scanner, rollouts, first, smaller)
 
-    monkeypatch.setattr(scan, "measure", interrupted)
+    monkeypatch.setattr(scan.Scanner, "measure", interrupted)
     words = [*asked, "--output", "mine"]
     assert main(words) == 130
     assert "Continue with: internal-policy scan --model" in capsys.readouterr().err
     assert not (here / "mine" / store.RECORD).exists()
 
-    def counted(*given, first, **options):
+    def counted(scanner, rollouts, first, smaller):
         measured.append(first)
-        return measure(*given, first=first, **options)
+        return measure(scanner, rollouts, first, smaller)
 
-    monkeypatch.setattr(scan, "measure", counted)
+    monkeypatch.setattr(scan.Scanner, "measure", counted)
     assert main(words) == 0
     assert measured == [0, 4, 8]  # nothing that was whole is measured again
     assert numbers(here / "mine") == whole

@@ -19,7 +19,7 @@ from internal_policy.measure.sites import SITES
 from internal_policy.models.families import final_norm
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import as_policy, policy_logits, read_out, readout_name, unembed
-from internal_policy.scans.scan import check, scan
+from internal_policy.scans.scan import Scanner, scan
 from internal_policy.scans.selection import Selection, canonical
 
 STREAM = ("resid_pre", "resid_post")
@@ -201,7 +201,7 @@ def test_two_readouts_of_one_name_are_refused(llama, tokenizer):
 def test_a_readout_that_does_not_exist_is_refused(llama):
     selection = Selection((0,), readouts=("raw", "rwa"))
     with pytest.raises(InputError, match="There is no readout 'rwa'; known are raw, norm, halved"):
-        check(llama, selection, [random_rollout()], {"halved": halved})
+        Scanner.of(llama, selection, {"halved": halved})
 
 
 # in a scan

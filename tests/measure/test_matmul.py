@@ -39,7 +39,7 @@ def forgetful():
 def test_every_candidate_agrees_with_float64(name, dtype, rows):
     hidden, weight = factors(dtype, rows)
     exact = hidden.double() @ weight.double().T
-    found = matmul.PRODUCTS[name](weight, 512)(hidden)
+    found = matmul.MATMULS[name](weight, 512)(hidden)
     assert found.dtype == precision(dtype)
     assert (found.double() - exact).abs().max() < 1e-5 * exact.abs().max()
 
@@ -49,7 +49,7 @@ def test_products_of_bfloat16_factors_are_exact(name):
     # integers below 2^8 are bfloat16, their sums below 2^24 float32: nothing may be rounded
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randint(-200, 200, (n, 64), generator=generator).bfloat16() for n in (70, 130))
-    found = matmul.PRODUCTS[name](weight, 512)(hidden)
+    found = matmul.MATMULS[name](weight, 512)(hidden)
     assert torch.equal(found.double(), hidden.double() @ weight.double().T)
 
 
@@ -57,13 +57,13 @@ def test_products_of_bfloat16_factors_are_exact(name):
 def test_float32_states_are_not_rounded_to_a_bfloat16_weight(name):
     hidden, weight = factors(torch.float32)[0], factors(torch.bfloat16)[1]
     exact = hidden.double() @ weight.double().T
-    assert (matmul.PRODUCTS[name](weight, 512)(hidden).double() - exact).abs().max() < 1e-5 * exact.abs().max()
+    assert (matmul.MATMULS[name](weight, 512)(hidden).double() - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
-@pytest.mark.parametrize("name", sorted(matmul.PRODUCTS))
+@pytest.mark.parametrize("name", sorted(matmul.MATMULS))
 def test_the_result_is_the_callers_to_overwrite(name):
     hidden, weight = factors(torch.bfloat16)
-    multiply = matmul.PRODUCTS[name](weight, 512)
+    multiply = matmul.MATMULS[name](weight, 512)
     first = multiply(hidden)
     kept = first.clone()
     first.zero_()
@@ -106,7 +106,7 @@ def test_other_devices_get_what_every_device_has():
 
 
 def test_a_small_matrix_is_not_worth_the_measuring(monkeypatch):
-    monkeypatch.setattr(matmul, "PRODUCTS", {})  # nothing can be tried
+    monkeypatch.setattr(matmul, "MATMULS", {})  # nothing can be tried
     assert choose(worth()[1:], torch.float32) == "plain"
 
 
@@ -122,7 +122,7 @@ def test_the_choice_is_measured_once_and_remembered(monkeypatch):
         measured.append(len(tile))
         return matmul.plain(tile, rows)
 
-    monkeypatch.setitem(matmul.PRODUCTS, "packed", counted)
+    monkeypatch.setitem(matmul.MATMULS, "packed", counted)
     first = choose(worth(), torch.float32)
     again = choose(worth().clone()[1:].repeat(2, 1), torch.float32)  # another matrix as wide
     assert (first == again, len(measured)) == (True, 1)
@@ -140,7 +140,7 @@ def slow(tile, rows):
 
 
 def test_the_fastest_is_chosen(monkeypatch):
-    monkeypatch.setattr(matmul, "PRODUCTS", {"plain": slow, "packed": matmul.plain, "bfloat16": slow})
+    monkeypatch.setattr(matmul, "MATMULS", {"plain": slow, "packed": matmul.plain, "bfloat16": slow})
     assert choose(worth(torch.bfloat16), torch.bfloat16) == "packed"
 
 
@@ -149,7 +149,7 @@ def test_an_inexact_product_is_never_chosen_however_fast(monkeypatch):
         columns = tile.float().T
         return lambda hidden: torch.mm(hidden.float(), columns).bfloat16().float()
 
-    monkeypatch.setattr(matmul, "PRODUCTS", {"plain": slow, "packed": rounding})
+    monkeypatch.setattr(matmul, "MATMULS", {"plain": slow, "packed": rounding})
     assert choose(worth(), torch.float32) == "plain"
 
 
@@ -158,7 +158,7 @@ def test_a_product_that_gives_no_numbers_is_never_chosen(monkeypatch, bad):
     def broken(tile, rows):
         return lambda hidden: torch.full((len(hidden), len(tile)), bad)
 
-    monkeypatch.setattr(matmul, "PRODUCTS", {"plain": slow, "packed": broken})
+    monkeypatch.setattr(matmul, "MATMULS", {"plain": slow, "packed": broken})
     assert choose(worth(), torch.float32) == "plain"
 
 
@@ -172,7 +172,7 @@ def raising_late(tile, rows):
 
 @pytest.mark.parametrize("broken", [raising, raising_late])
 def test_a_product_that_this_machine_has_not_is_never_chosen(monkeypatch, broken):
-    monkeypatch.setattr(matmul, "PRODUCTS", {"plain": slow, "packed": broken})
+    monkeypatch.setattr(matmul, "MATMULS", {"plain": slow, "packed": broken})
     assert choose(worth(), torch.float32) == "plain"
 
 

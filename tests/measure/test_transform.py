@@ -4,53 +4,53 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from internal_policy.measure.transform import Head
+from internal_policy.measure.transform import LogitTransform
 
 LOGITS = torch.linspace(-60, 60, 301, dtype=torch.float64).view(7, 43)
-HEADS = [Head(divisor=3.0), Head(cap=5.0), Head(divisor=3.0, cap=5.0)]
+TRANSFORMS = [LogitTransform(divisor=3.0), LogitTransform(cap=5.0), LogitTransform(divisor=3.0, cap=5.0)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("family", "option", "head"),
+    ("family", "option", "transform"),
     [
-        ("granite", {"logits_scaling": 3.0}, Head(divisor=3.0)),
-        ("gemma2", {"final_logit_softcapping": 3.0}, Head(cap=3.0)),
-        ("gemma3_text", {"final_logit_softcapping": 3.0}, Head(cap=3.0)),
+        ("granite", {"logits_scaling": 3.0}, LogitTransform(divisor=3.0)),
+        ("gemma2", {"final_logit_softcapping": 3.0}, LogitTransform(cap=3.0)),
+        ("gemma3_text", {"final_logit_softcapping": 3.0}, LogitTransform(cap=3.0)),
     ],
 )
-def test_a_head_gives_the_models_own_logits_bit_for_bit(family, option, head, dtype, input_ids):
+def test_a_transform_gives_the_models_own_logits_bit_for_bit(family, option, transform, dtype, input_ids):
     model = tiny_model(family, **option).to(dtype)
     logits = model.lm_head(model.get_decoder()(input_ids).last_hidden_state)
-    assert torch.equal(head(logits), model(input_ids).logits)
-    assert not torch.equal(logits, model(input_ids).logits)  # the model does have a head
+    assert torch.equal(transform(logits), model(input_ids).logits)
+    assert not torch.equal(logits, model(input_ids).logits)  # the model does have a transform
 
 
-def test_a_head_divides_first():
+def test_a_transform_divides_first():
     # 6 / 3 = 2, and 2 under a cap of 2 is 2 tanh 1
-    found = Head(divisor=3.0, cap=2.0)(torch.tensor([6.0], dtype=torch.float64))
+    found = LogitTransform(divisor=3.0, cap=2.0)(torch.tensor([6.0], dtype=torch.float64))
     torch.testing.assert_close(found, 2 * torch.tensor([1.0], dtype=torch.float64).tanh())
 
 
 def test_no_head_leaves_the_logits_untouched():
     logits = LOGITS.clone()
-    assert Head()(logits) is logits
-    assert Head().overwrite(logits) is logits
+    assert LogitTransform()(logits) is logits
+    assert LogitTransform().overwrite(logits) is logits
     assert torch.equal(logits, LOGITS)
 
 
-@pytest.mark.parametrize("head", HEADS, ids=str)
-def test_overwriting_is_the_same_in_place(head):
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+def test_overwriting_is_the_same_in_place(transform):
     logits = LOGITS.clone()
-    assert head.overwrite(logits) is logits
-    assert torch.equal(logits, head(LOGITS))
+    assert transform.overwrite(logits) is logits
+    assert torch.equal(logits, transform(LOGITS))
 
 
-@pytest.mark.parametrize("head", HEADS, ids=str)
-def test_a_head_keeps_the_order(head):
-    assert head(LOGITS.flatten()).diff().min() >= 0
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+def test_a_transform_keeps_the_order(transform):
+    assert transform(LOGITS.flatten()).diff().min() >= 0
 
 
-@pytest.mark.parametrize("head", HEADS, ids=str)
-def test_gradients_flow_through_a_head(head):
-    assert torch.autograd.gradcheck(head, LOGITS[3:4, :9].clone().requires_grad_())
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+def test_gradients_flow_through_a_head(transform):
+    assert torch.autograd.gradcheck(transform, LOGITS[3:4, :9].clone().requires_grad_())

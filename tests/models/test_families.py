@@ -16,7 +16,7 @@ from internal_policy.models.families import (
     decoder_layers,
     family_of,
     final_norm,
-    head,
+    logit_transform,
     multiplier,
     sites_of,
     unembedding,
@@ -189,7 +189,7 @@ def test_final_policy_is_the_models_own(model, input_ids):
 
 @pytest.mark.parametrize(("family", "name", "value"), [("granite", "divisor", 2.0), ("gemma2", "cap", 3.0)])
 def test_a_head_is_what_the_configuration_says(family, name, value):
-    assert getattr(head(tiny_model(family)), name) == value
+    assert getattr(logit_transform(tiny_model(family)), name) == value
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])

@@ -16,6 +16,7 @@ from internal_policy.lenses import fit
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.passes import alone, positions
 from internal_policy.models.policy import policy_logits
+from internal_policy.scans import blocks as blocks_module
 from internal_policy.scans import scan as scan_module
 from internal_policy.scans.scan import scan
 from internal_policy.tasks.generate import generate
@@ -75,8 +76,8 @@ def scanned(model, tokenizer, batch_size=6, texts=None):
 
 
 def in_pieces_of(monkeypatch, length):
-    monkeypatch.setattr(scan_module, "STATE_BYTES", length * 2 * 32 * 8 * len(LENGTHS))
-    monkeypatch.setattr(scan_module, "PREFILL", 1)
+    monkeypatch.setattr(blocks_module, "STATE_BYTES", length * 2 * 32 * 8 * len(LENGTHS))
+    monkeypatch.setattr(blocks_module, "PREFILL", 1)
 
 
 def test_every_kind_of_rotary_embedding_of_transformers_is_tested():

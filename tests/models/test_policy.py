@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import TextIteratorStreamer
 
 from internal_policy.errors import InputError
-from internal_policy.models.families import FAMILIES, decoder_layers, family_of, final_norm, head
+from internal_policy.models.families import FAMILIES, decoder_layers, family_of, final_norm, logit_transform
 from internal_policy.models.hooks import FINAL, HookPoint, hooked
 from internal_policy.models.policy import Readout, as_policy, policy_logits, unembed
 
@@ -49,13 +49,15 @@ def touched(model):
 def test_hidden_states_are_unembedded_by_the_models_own_matrix(model, input_ids):
     point = HookPoint(0, "mlp_out")
     state = read(model, [point], input_ids)[point]
-    assert torch.equal(policy_logits(model, point, input_ids=input_ids), head(model)(state @ model.lm_head.weight.T))
+    assert torch.equal(
+        policy_logits(model, point, input_ids=input_ids), logit_transform(model)(state @ model.lm_head.weight.T)
+    )
 
 
 def test_the_norm_readout_goes_through_the_final_norm(model, input_ids):
     point = HookPoint(0, "resid_post")
     state = read(model, [point], input_ids)[point]
-    expected = head(model)(final_norm(model)(state) @ model.lm_head.weight.T)
+    expected = logit_transform(model)(final_norm(model)(state) @ model.lm_head.weight.T)
     assert torch.equal(policy_logits(model, point, "norm", input_ids=input_ids), expected)
 
 
@@ -83,7 +85,7 @@ def test_logits_add_up_along_the_residual_stream(model, input_ids):
 def test_a_model_without_its_own_unembedding_reads_with_its_embedding(family, input_ids):
     tied: Any = tiny_model(family, tie_word_embeddings=True)
     state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(unembed(tied, state), head(tied)(state @ tied.get_input_embeddings().weight.T))
+    assert torch.equal(unembed(tied, state), logit_transform(tied)(state @ tied.get_input_embeddings().weight.T))
 
 
 @pytest.mark.parametrize(("family", "site"), CELLS)

@@ -26,14 +26,13 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
-from internal_policy.measure import metrics
+from internal_policy.measure.metrics import MEASURES
 from internal_policy.models import loading
 from internal_policy.models.families import sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.readers import nnsight as door
 from internal_policy.readers import remote as there
-from internal_policy.scans import scan as scanning
-from internal_policy.scans import store
+from internal_policy.scans import blocks, store
 from internal_policy.scans.reader import reader_of
 from internal_policy.scans.scan import scan
 from internal_policy.scans.selection import Selection, plan
@@ -107,8 +106,8 @@ def test_hidden_states_and_measures_are_ours_bit_for_bit(
     assert list(theirs) == all_points(model)
     assert all(torch.equal(theirs[point], ours[point]) for point in ours)
     same(scan(envoy, tokenizer, rollouts, readouts=BOTH), scan(model, tokenizer, rollouts, readouts=BOTH))
-    monkeypatch.setattr(scanning, "STATE_BYTES", 4 * len(rollouts) * 22 * 32 * dtype.itemsize)  # 4 tokens at a time
-    monkeypatch.setattr(scanning, "PREFILL", 2)
+    monkeypatch.setattr(blocks, "STATE_BYTES", 4 * len(rollouts) * 22 * 32 * dtype.itemsize)  # 4 tokens at a time
+    monkeypatch.setattr(blocks, "PREFILL", 2)
     same(scan(envoy, tokenizer, rollouts), scan(model, tokenizer, rollouts))
 
 
@@ -117,7 +116,7 @@ def test_every_family_is_read_bit_for_bit(monkeypatch, family, tokenizer, rollou
     model = tiny_model(family)
     asked: Any = {"sites": sites_of(model.config), "readouts": BOTH}
     same(scan(NNsight(model), tokenizer, rollouts, **asked), scan(model, tokenizer, rollouts, **asked))
-    monkeypatch.setattr(scanning, "STATE_BYTES", 1)
+    monkeypatch.setattr(blocks, "STATE_BYTES", 1)
     same(scan(NNsight(model), tokenizer, rollouts[:2], **asked), scan(model, tokenizer, rollouts[:2], **asked))
 
 
@@ -318,8 +317,8 @@ def measured(shape=(320, 32)):
     """What a server says of random states."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(4, 6, 32, generator=generator), torch.randn(320, 32, generator=generator)
-    asked: Any = {"readouts": ("raw",), "unembedded": 4, "inputs": (), "streams": (), "together": 4}
-    asked |= {"head": {"divisor": 1.0, "cap": None}, "measures": metrics.MEASURES, "top_k": 3, "shape": shape}
+    asked: Any = {"readouts": ("raw",), "shape": shape, "transform": {"divisor": 1.0, "cap": None}, "together": 4}
+    asked["fields"] = {"measures": MEASURES, "top_k": 3}
     return there.measured([*hidden], [], weight, torch.arange(6), **asked)["raw"]
 
 
@@ -490,7 +489,7 @@ def test_a_lens_is_not_sent(whole, llama, tokenizer, rollouts):
 
 def test_hidden_states_are_not_had_from_a_server(whole, llama, rollouts):
     with pytest.raises(InputError, match="Hidden states stay where the model is"):
-        next(scanning.blocks(door.remote(whole(llama), "local"), rollouts, [FINAL]))
+        next(blocks.blocks(door.remote(whole(llama), "local"), rollouts, [FINAL]))
 
 
 # the documentation

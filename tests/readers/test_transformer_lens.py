@@ -19,14 +19,13 @@ with warnings.catch_warnings():
 
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
-from internal_policy.measure import metrics
+from internal_policy.measure.kernel import Kernel
 from internal_policy.measure.sites import SITES
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import unembed
 from internal_policy.readers import transformer_lens
 from internal_policy.readers.transformer_lens import boot, measure_cache
-from internal_policy.scans import scan as scanning
-from internal_policy.scans import store
+from internal_policy.scans import blocks, store
 from internal_policy.scans.reader import reader_of
 from internal_policy.scans.scan import scan
 from internal_policy.tasks.rollouts import of_ids
@@ -101,8 +100,8 @@ def test_measures_are_ours_bit_for_bit(family, dtype, tokenizer, rollouts):
 
 def test_a_text_read_in_pieces_is_measured_alike(tokenizer, rollouts, monkeypatch):
     model, bridge = pair("llama", tokenizer)
-    monkeypatch.setattr(scanning, "STATE_BYTES", 20_000)
-    monkeypatch.setattr(scanning, "PREFILL", 2)
+    monkeypatch.setattr(blocks, "STATE_BYTES", 20_000)
+    monkeypatch.setattr(blocks, "PREFILL", 2)
     same(scan(bridge, tokenizer, rollouts), scan(model, tokenizer, rollouts))
 
 
@@ -118,8 +117,8 @@ def test_scans_rotate_each_text_as_if_read_alone(tokenizer, rollouts, monkeypatc
         }
         changes["max_position_embeddings"] = 40
     expected = [scan(tiny_model("llama", **changes), tokenizer, [one]).policies for one in rollouts]
-    monkeypatch.setattr(scanning, "STATE_BYTES", 40_000)
-    monkeypatch.setattr(scanning, "PREFILL", 2)
+    monkeypatch.setattr(blocks, "STATE_BYTES", 40_000)
+    monkeypatch.setattr(blocks, "PREFILL", 2)
     found = scan(boot(tiny_model("llama", **changes), tokenizer), tokenizer, rollouts).policies
     for number, one in enumerate(expected):
         rows = found[found["rollout"] == number].drop(columns="rollout").reset_index(drop=True)
@@ -219,8 +218,8 @@ def test_a_cache_is_measured_as_a_scan_would(bridge, tokenizer, input_ids, monke
     _, store = bridge.run_with_cache(input_ids)
     expected = scan(bridge, tokenizer, of_ids(tokenizer, input_ids.tolist(), prompt=3))
     same(measure_cache(bridge, store, input_ids, prompt=3), expected)
-    monkeypatch.setattr(scanning, "STATE_BYTES", 20_000)
-    monkeypatch.setattr(scanning, "PREFILL", 1)
+    monkeypatch.setattr(blocks, "STATE_BYTES", 20_000)
+    monkeypatch.setattr(blocks, "PREFILL", 1)
     in_pieces = measure_cache(bridge, store, input_ids, prompt=3)
     pd.testing.assert_frame_equal(in_pieces.policies, expected.policies, rtol=1e-5, atol=1e-6)
 
@@ -249,7 +248,7 @@ def test_a_cache_that_is_too_much_for_the_memory_is_said_to_be(bridge, input_ids
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
     _, cached = bridge.run_with_cache(input_ids)
-    monkeypatch.setattr(metrics, "numbers", full)
+    monkeypatch.setattr(Kernel, "numbers", full)
     with pytest.raises(InputError, match="too much for the memory; measure fewer rows"):
         measure_cache(bridge, cached, input_ids)
 

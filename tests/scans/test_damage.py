@@ -347,15 +347,15 @@ def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here
     from internal_policy.cli import scan as command
     from internal_policy.scans import scan
 
-    facts, measure = command._facts, scan.measure
+    facts, measure = command._facts, scan.Scanner.measure
 
-    def interrupted(*given, first, **options):
+    def interrupted(scanner, rollouts, first, smaller):
         if first:
             raise KeyboardInterrupt
-        return measure(*given, first=first, **options)
+        return measure(scanner, rollouts, first, smaller)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scan, "measure", interrupted)
+        patch.setattr(scan.Scanner, "measure", interrupted)
         patch.setattr(
             command, "_facts", lambda *given: {**facts(*given), "device": "cuda:0", "versions": {"torch": "1"}}
         )

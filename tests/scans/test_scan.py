@@ -17,12 +17,14 @@ from internal_policy.errors import InputError
 from internal_policy.lenses import fit
 from internal_policy.measure.metrics import MEASURES, entropy
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import decoder_layers, final_norm, head
+from internal_policy.models.families import decoder_layers, final_norm, logit_transform
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import as_policy, policy_logits, unembed
+from internal_policy.scans import blocks as blocks_module
 from internal_policy.scans import scan as scan_module
+from internal_policy.scans.blocks import blocks
 from internal_policy.scans.reader import reader_of
-from internal_policy.scans.scan import blocks, measure, scan
+from internal_policy.scans.scan import Scanner, scan
 from internal_policy.scans.selection import Selection
 from internal_policy.train import dynamics
 
@@ -117,7 +119,7 @@ def assert_same(found, expected, rounding=1e-6):
 def in_pieces_of(monkeypatch, length, model, batch):
     """Let a scan of every hook point read `length` positions at a time."""
     weight, points = model.get_output_embeddings().weight, len(all_points(model)) - 2  # resid_pre is resid_post
-    monkeypatch.setattr(scan_module, "STATE_BYTES", length * points * weight.shape[1] * weight.element_size() * batch)
+    monkeypatch.setattr(blocks_module, "STATE_BYTES", length * points * weight.shape[1] * weight.element_size() * batch)
 
 
 # every number
@@ -231,7 +233,7 @@ def test_a_model_in_bfloat16_is_measured_with_statistics_in_float32(family, toke
     with torch.inference_mode():
         states = read(model, all_points(model), torch.tensor([one.ids]))
     for point, hidden in states.items():
-        logits = head(model)(hidden[0, 2:-1].double() @ model.get_output_embeddings().weight.double().T)
+        logits = logit_transform(model)(hidden[0, 2:-1].double() @ model.get_output_embeddings().weight.double().T)
         layer = 3 if point == FINAL else point.layer
         error = column(found, 0, "raw", layer, f"{point.site}.entropy") - entropy(logits).detach().numpy()
         assert np.abs(error).max() < 1e-4, point
@@ -282,7 +284,7 @@ def test_reading_in_pieces_is_reading_at_once(monkeypatch, family, tokenizer, ro
 @pytest.mark.parametrize("block", [1, 7, 1000])
 def test_blocks_of_any_size_are_the_same(monkeypatch, llama, tokenizer, rollouts, block):
     expected = scan(llama, tokenizer, rollouts)
-    monkeypatch.setattr(scan_module, "TOGETHER", block)
+    monkeypatch.setattr(blocks_module, "TOGETHER", block)
     assert_same(scan(llama, tokenizer, rollouts), expected)
 
 
@@ -447,9 +449,9 @@ def of_at_most(n, error):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(CUDA), RuntimeError(CPU)], ids=["cuda", "cpu"])
 def test_a_batch_that_does_not_fit_is_measured_in_halves(monkeypatch, llama, rollouts, error):
     selection, told = Selection((0, 1, 2)), []
-    expected = measure(llama, rollouts, selection, first=10)
+    expected = Scanner.of(llama, selection).measure(rollouts, first=10)
     monkeypatch.setattr(scan_module, "blocks", of_at_most(2, error))
-    found = measure(llama, rollouts, selection, first=10, smaller=told.append)
+    found = Scanner.of(llama, selection).measure(rollouts, first=10, smaller=told.append)
     assert told == [3, 2]  # 5 are 3 and 2; 3 are 2 and 1
     for one, other in zip(found, expected, strict=True):
         assert one["rollout"].equals(other["rollout"])
@@ -461,14 +463,14 @@ def test_a_batch_that_does_not_fit_is_measured_in_halves(monkeypatch, llama, rol
 def test_a_rollout_that_does_not_fit_alone_is_an_error(monkeypatch, llama, rollouts):
     monkeypatch.setattr(scan_module, "blocks", of_at_most(0, torch.OutOfMemoryError(CUDA)))
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
-        measure(llama, rollouts, Selection((0,)))
+        Scanner.of(llama, Selection((0,))).measure(rollouts)
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch, llama, rollouts):
     told = []
     monkeypatch.setattr(scan_module, "blocks", of_at_most(2, RuntimeError("a kernel that is not there")))
     with pytest.raises(RuntimeError, match="a kernel that is not there"):
-        measure(llama, rollouts, Selection((0,)), smaller=told.append)
+        Scanner.of(llama, Selection((0,))).measure(rollouts, smaller=told.append)
     assert told == []
 
 
@@ -492,7 +494,7 @@ def test_a_frozen_part_stays_in_evaluation_mode(llama, tokenizer, rollouts):
 def test_the_model_is_in_the_same_mode_after_an_exception(monkeypatch, llama, rollouts):
     monkeypatch.setattr(scan_module, "blocks", of_at_most(0, RuntimeError("in the middle")))
     with pytest.raises(RuntimeError, match="in the middle"):
-        measure(llama.train(), rollouts, Selection((0,)))
+        Scanner.of(llama.train(), Selection((0,))).measure(rollouts)
     assert llama.training
 
 

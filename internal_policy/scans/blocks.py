@@ -1,0 +1,85 @@
+"""Run a model over a batch of rollouts, handing over the hidden states where response tokens are predicted."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from internal_policy.models.hooks import HookPoint, check_visits
+from internal_policy.models.passes import alone, device_of
+from internal_policy.scans.reader import reader_of
+from internal_policy.tasks.rollouts import Rollout
+
+STATE_BYTES = 64 * 2**20
+"""Hidden states held at once; longer texts are read in pieces, each going on from the key-value cache of the last."""
+PREFILL = 1024
+"""Positions of the prompt read at once: nothing of them is held."""
+TOGETHER = 128
+"""Positions measured together."""
+
+
+def blocks(
+    model: Any, rollouts: Sequence[Rollout], points: Sequence[HookPoint]
+) -> Iterator[tuple[Int[Tensor, " pos"], Int[Tensor, " pos"], Float[Tensor, "points pos d_model"]]]:
+    """Run the model over a batch; yield the hidden states at `points` where the response tokens are predicted.
+
+    Each yield is (number of each position in the batch, rollout by rollout; the token that came; hidden states), at
+    most TOGETHER positions. Rollouts are padded on the right, where causal attention lets no real token see it, and
+    read in pieces: what is held grows with neither the length of a text nor the number of points, but for the
+    key-value cache.
+    """
+    reader = reader_of(model)
+    ids, number = padded(rollouts)
+    width = ids.shape[1]
+    weight, device = reader.unembedding.weight, device_of(reader.model)
+    ids = ids.to(device)
+    per_position = len(points) * weight.shape[1] * weight.element_size() * len(rollouts)
+    step = max(1, STATE_BYTES // per_position)
+    row_of = {point: row for row, point in enumerate(points)}
+    first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # before it nothing is kept
+    pieces = [*range(0, first, max(step, PREFILL)), *range(first, width, step)]
+    starts = [0] if step >= width else pieces
+    cache = DynamicCache(config=reader.model.config) if len(starts) > 1 else None
+    for start, end in zip(starts, [*starts[1:], width], strict=True):
+        piece = slice(start, end)
+        here = (number[:, piece] >= 0).to(device)
+        hidden = weight.new_empty(len(points), int(here.sum()), weight.shape[1])
+
+        visits = Counter[HookPoint]()
+
+        def store(
+            point: HookPoint, state: Tensor, hidden: Tensor = hidden, here: Tensor = here, visits: Any = visits
+        ) -> None:
+            visits[point] += 1
+            hidden[row_of[point]] = state[here.to(state.device)]
+
+        visited = points if hidden.shape[1] else ()
+        with alone(reader.model, [len(rollout.ids) for rollout in rollouts]):
+            reader.run(visited, store, input_ids=ids[:, piece], past_key_values=cache, use_cache=cache is not None)
+        check_visits(visited, visits)
+        index = number[:, piece][here.cpu()]
+        targets = ids.roll(-1, 1)[:, piece][here].to(weight.device)
+        for first in range(0, len(index), TOGETHER):
+            at = slice(first, first + TOGETHER)
+            yield index[at], targets[at], hidden[:, at]
+
+
+def padded(rollouts: Sequence[Rollout]) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Their token ids, padded on the right, and the number of each position that is measured, rollout by rollout.
+
+    The number is -1 where none is: all but those where a response token is predicted.
+    """
+    width = max(len(rollout.ids) for rollout in rollouts)
+    ids = torch.zeros(len(rollouts), width, dtype=torch.int64)
+    number = torch.full((len(rollouts), width), -1)
+    count = 0
+    for row, rollout in enumerate(rollouts):
+        ids[row, : len(rollout.ids)] = torch.tensor(rollout.ids)
+        # token t is predicted at position t - 1
+        span = slice(len(rollout.prompt_ids) - 1, len(rollout.ids) - 1)
+        number[row, span] = torch.arange(count, count := count + len(rollout.response_ids))
+    return ids, number
