@@ -122,30 +122,15 @@ def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen", baseli
     `table` is `experiments.grid` of `experiments.table`, of one model.
     """
     cells = table.set_index(["layer", "internal_steps"]).sort_index()
-    mean, difference, low, high = (
-        100 * cells[name].unstack() for name in ("avg", "difference", "difference_low", "difference_high")
-    )
+    difference = 100 * cells["difference"].unstack()
+    texts = cells.apply(_cell, axis=1).unstack(fill_value="")
     most = float(np.nanmax(np.abs(difference.to_numpy()))) or 1.0
-    said = [
-        [
-            ""
-            if np.isnan(mean.loc[layer, steps])
-            else f"{mean.loc[layer, steps]:.1f} %<br>{difference.loc[layer, steps]:+.1f}"
-            + (
-                ""
-                if np.isnan(low.loc[layer, steps])
-                else f" ({low.loc[layer, steps]:+.1f} to {high.loc[layer, steps]:+.1f})"
-            )
-            for steps in mean.columns
-        ]
-        for layer in mean.index
-    ]
     figure = go.Figure(
         go.Heatmap(
             z=difference.to_numpy(dtype=np.float32),
-            x=[*range(mean.shape[1])],
-            y=[*range(mean.shape[0])],
-            text=said,
+            x=[*range(difference.shape[1])],
+            y=[*range(difference.shape[0])],
+            text=texts.to_numpy(),
             texttemplate="%{text}",
             colorscale="RdBu_r",
             zmin=-most,
@@ -157,18 +142,17 @@ def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen", baseli
         )
     )
     figure.update_xaxes(
-        tickvals=[*range(mean.shape[1])],
-        ticktext=[str(steps) for steps in mean.columns],
+        tickvals=[*range(difference.shape[1])],
+        ticktext=[str(steps) for steps in difference.columns],
         title={"text": "Steps on the internal policy"},
         showgrid=False,
     )
     figure.update_yaxes(
-        tickvals=[*range(mean.shape[0])],
-        ticktext=[str(layer + 1) for layer in mean.index],
+        tickvals=[*range(difference.shape[0])],
+        ticktext=[str(layer + 1) for layer in difference.index],
         title={"text": "Trained layer"},
         showgrid=False,
     )
-
     n = _only(table["seeds"])
     about = " · ".join(
         part
@@ -176,6 +160,13 @@ def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen", baseli
         if part
     )
     return theme.layout(figure, "Avg@K by trained layer and length of phase one", about, style, height=420, wide=True)
+
+
+def _cell(row: pd.Series) -> str:
+    """Avg@K in percent, and below it the difference in points with its interval."""
+    mean, difference, low, high = 100 * row[["avg", "difference", "difference_low", "difference_high"]]
+    interval = "" if np.isnan(low) else f" ({low:+.1f} to {high:+.1f})"
+    return f"{mean:.1f} %<br>{difference:+.1f}{interval}"
 
 
 def rewards(curves: pd.DataFrame, window: int, caption: str = "", style: Style = "screen") -> go.Figure:
