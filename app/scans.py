@@ -1,6 +1,6 @@
 """The scan that is looked at: chosen in the sidebar, kept in the URL, read once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -10,7 +10,8 @@ import streamlit as st
 
 from internal_policy import bundle
 from internal_policy.errors import InputError
-from internal_policy.look import statistics, theme, tokens, view
+from internal_policy.look import catalogue, theme, view
+from internal_policy.look.catalogue import Choice, Data
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import About, Outcome, View
 from internal_policy.scans import store
@@ -211,12 +212,6 @@ def average() -> Average:
     return st.session_state["average"] or "tokens"  # an empty URL parameter selects nothing
 
 
-@kept(3)
-def layers(looked: View) -> pd.DataFrame:
-    """The table `layers` of a view."""
-    return view.layers(looked)
-
-
 @kept(50)
 def about(looked: View) -> About:
     """What every figure of a view says."""
@@ -224,42 +219,12 @@ def about(looked: View) -> About:
 
 
 @kept(50)
-def means(looked: View, measure: str, average: Average) -> pd.DataFrame:
-    """Means of a measure with their intervals. Raises InputError if it was not measured."""
-    found = statistics.means(layers(looked), measure, average)
-    if not len(found):
-        raise InputError(f"{looked.source} has no {measure}; scan again with --measures all.")
-    return found
-
-
-@kept(50)
-def changes(looked: View, average: Average) -> pd.DataFrame:
-    """Entropy changes with their intervals. Raises InputError if they were not measured."""
-    found = statistics.changes(layers(looked), average)
-    if not len(found):
-        raise InputError(f"{looked.source} has no entropy before and after a layer; scan again with --sites all.")
-    return found
-
-
-@kept(50)
-def settled(looked: View, average: Average) -> pd.DataFrame:
-    """The share of tokens whose first choice has settled, with its interval."""
-    return statistics.means(tokens.settled(looked), "settled", average)
-
-
-@kept(50)
-def quantiles(looked: View, site: str, measure: str) -> pd.DataFrame:
-    """How a measure is spread over the tokens."""
-    return tokens.quantiles(looked, site, measure)
+def data(name: str, views: Sequence[View], choice: Choice) -> Data:
+    """What a figure of the catalogue is drawn from. Raises InputError if it was not measured."""
+    return catalogue.data(name, views, choice)
 
 
 @kept(4)
 def rollouts(looked: View) -> pd.DataFrame:
     """The rollouts of a view: rollout, reward, problem, answer, tokens."""
     return view.rollouts(looked, ["problem", "answer"])
-
-
-@kept(8)
-def cells(looked: View, rollout: int, site: str, measure: str) -> pd.DataFrame:
-    """A measure at every token and layer of a response."""
-    return tokens.cells(looked, rollout, site, measure)

@@ -14,7 +14,8 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy.errors import InputError
-from internal_policy.look import export, theme
+from internal_policy.look import catalogue, export, theme
+from internal_policy.look.catalogue import Data
 from internal_policy.tasks import formulas
 
 LOG = logging.getLogger(__name__)
@@ -41,6 +42,13 @@ def figure(key: str, drawn: go.Figure, data: pd.DataFrame, *, clicked: Callable[
         selection_mode="points",
     )
     below(key, data)
+
+
+def catalogued(name: str, data: Data) -> None:
+    """A chart of the catalogue, with its data below."""
+    frames = [frame.assign(measure=measure) for measure, frame in data.frames.items()]
+    table = pd.concat(frames, ignore_index=True)
+    figure(name, catalogue.FIGURES[name].draw(data), table if len(frames) > 1 else table.drop(columns="measure"))
 
 
 @st.fragment
@@ -90,11 +98,6 @@ def number(place: DeltaGenerator, label: str, *, key: str, value: int | None = N
         **given,
     )
     return None if found is None else round(found)
-
-
-def stacked(*frames: pd.DataFrame) -> pd.DataFrame:
-    """Several frames behind one chart as one."""
-    return pd.concat(frames, ignore_index=True)
 
 
 def glyphs(token: str, most: int | None = None) -> str:

@@ -1,18 +1,16 @@
 """Up to four scans side by side, at the same relative depth."""
 
 from dataclasses import replace
-from typing import Literal
 
 import pandas as pd
 import scans
 import show
 import streamlit as st
 
-from internal_policy.look import comparison, layer_figures, summary
+from internal_policy.look import catalogue, comparison, summary
+from internal_policy.look.catalogue import Choice
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
-
-MOST = 4
 
 
 def page(looked: View, average: Average) -> None:
@@ -28,7 +26,7 @@ def page(looked: View, average: Average) -> None:
         default=known[-2:],
         key="compare",
         bind="query-params",
-        max_selections=MOST,
+        max_selections=catalogue.MOST,
         accept_new_options=True,
         help="Choose from the list, or type the folder of a scan.",
     )
@@ -36,20 +34,15 @@ def page(looked: View, average: Average) -> None:
         st.text("Choose at least two scans.")
         return
     views = [replace(looked, source=scans.find(name)) for name in names]
-    records = comparison.comparable(views)
-    for sentence in comparison.differences(records):
+    for sentence in comparison.differences(comparison.comparable(views)):
         st.text(f"• {show.line(sentence)}")
-    abouts = [scans.about(one) for one in views]
-    frames = [scans.means(one, "entropy", average) for one in views]
-    changes = [scans.changes(one, average) for one in views]
-    of_each: dict[Literal["entropy", "change"], list[pd.DataFrame]] = {"entropy": frames, "change": changes}
-    for what, found in of_each.items():
-        deep = [comparison.relative(frame, about.n_layers) for frame, about in zip(found, abouts, strict=True)]
-        data = [frame.assign(scan=name) for frame, name in zip(deep, names, strict=True)]
+    for measure in catalogue.CHOICES["compare"]:
         with show.refusing():
-            drawn = layer_figures.compare(list(zip(abouts, deep, strict=True)), what)
-            show.figure(f"compare-{what}", drawn, show.stacked(*data))
+            found = scans.data("compare", views, Choice(average=average, measure=measure))
+            frames = [frame.assign(scan=name) for frame, name in zip(found.frames.values(), names, strict=True)]
+            show.figure(f"compare-{measure}", catalogue.compare(found), pd.concat(frames, ignore_index=True))
     st.subheader("The layer to train")
+    changes = [scans.data("change", [one], Choice(average=average)).frames["change"] for one in views]
     named = [summary.targets(found).assign(scan=name) for found, name in zip(changes, names, strict=True)]
     table = pd.concat(named, ignore_index=True)
     show.table("targets", table[["scan", *table.columns.drop("scan")]])

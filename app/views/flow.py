@@ -4,7 +4,7 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy.look import layer_figures, targets
+from internal_policy.look.catalogue import Choice
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
 from internal_policy.measure.sites import SITES
@@ -17,28 +17,21 @@ def page(looked: View, average: Average) -> None:
         "(Fig. 2 of the paper), and how much each layer, attention block and FFN changes it (Fig. 3): E is "
         "exploration, I integration, C convergence. Bands are 95 % intervals over responses."
     )
-    about = scans.about(looked)
-    with show.refusing():
-        means = scans.means(looked, "entropy", average)
-        show.figure("flow", layer_figures.flow(means, about), means)
-    with show.refusing():
-        changes = scans.changes(looked, average)
-        stages = targets.spans(targets.stages(changes))
-        show.figure("change", layer_figures.change(changes, about, stages), changes)
+    choice = Choice(average=average)
+    for name in ("flow", "change"):
+        with show.refusing():
+            show.catalogued(name, scans.data(name, [looked], choice))
     st.subheader("Over the tokens")
     st.markdown("Half of the tokens lie in the dark band, nine of ten in the light one: a mean can hide two crowds.")
     site = st.selectbox("Site", SITES, index=SITES.index("resid_post"), key="spread", bind="query-params")
     with show.refusing():
-        quantiles = scans.quantiles(looked, site, "entropy")
-        show.figure("distribution", layer_figures.distribution(quantiles, about, site), quantiles)
+        show.catalogued("distribution", scans.data("distribution", [looked], Choice(site=site)))
     st.subheader("Towards the model's own policy")
     st.markdown(
         "How far each policy is from the model's own, and the share of tokens whose likeliest token no longer changes."
     )
     with show.refusing():
-        kl, settled = scans.means(looked, "kl", average), scans.settled(looked, average)
-        both = kl.assign(measure="kl"), settled.assign(measure="settled")
-        show.figure("convergence", layer_figures.convergence(kl, settled, about), show.stacked(*both))
+        show.catalogued("convergence", scans.data("convergence", [looked], choice))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """What a scan says at a glance."""
 
+from dataclasses import replace
+
 import pandas as pd
 import scans
 import show
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from internal_policy.look import layer_figures, statistics, summary, targets
+from internal_policy.look import catalogue, statistics, summary
+from internal_policy.look.catalogue import Choice
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
 from internal_policy.scans import store
@@ -22,14 +25,15 @@ def page(looked: View, average: Average) -> None:
     record = store.record(looked.source)
     st.text(show.line(record["model"]))
     last = numbers(looked)
-    means, changes = scans.means(looked, "entropy", average), scans.changes(looked, average)
+    choice = Choice(average=average)
+    flow, change = scans.data("flow", [looked], choice), scans.data("change", [looked], choice)
     left, right = st.columns(2)
     with left, show.refusing():
-        few = means[~means["site"].isin(["attn_in", "mlp_in"])]
-        show.figure("flow", layer_figures.flow(few, scans.about(looked)), means)
+        means = flow.frames["entropy"]
+        few = means[~means["site"].isin(["attn_in", "mlp_in"])]  # half a page has room for a short legend
+        show.figure("flow", catalogue.flow(replace(flow, frames={"entropy": few})), means)
     with right, show.refusing():
-        stages = targets.spans(targets.stages(changes))
-        show.figure("change", layer_figures.change(changes, scans.about(looked), stages), changes)
+        show.catalogued("change", change)
     st.subheader("The layer to train")
     st.markdown(
         "BuPO trains the last layer of exploration: the last whose FFN raises entropy significantly, by the 95 % "
@@ -37,14 +41,14 @@ def page(looked: View, average: Average) -> None:
         "layer whose own interval is above 0. "
         "The norm control shows what remains of that when the length of the hidden states is left out."
     )
-    show.table("targets", summary.targets(changes))
+    show.table("targets", summary.targets(change.frames["change"]))
     st.subheader("By layer, in nats")
     show.table("by-layer", summary.by_layer(looked, average).round(3))
     st.subheader("How it was measured")
     provenance = summary.provenance(looked)
     show.table("provenance", pd.DataFrame({"what": provenance.keys(), "value": provenance.values()}))
     with show.refusing():  # reads every token of the scan, so it comes when all else is there
-        depth = statistics.settling(scans.settled(looked, average))
+        depth = statistics.settling(scans.data("convergence", [looked], choice).frames["settled"])
         last.metric("Half settled after", "at the end" if depth is None else f"layer {depth + 1}")
 
 

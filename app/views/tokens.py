@@ -9,14 +9,13 @@ import show
 import streamlit as st
 
 from internal_policy.errors import InputError
-from internal_policy.look import token_figures, tokens
-from internal_policy.look.token_figures import WINDOW
+from internal_policy.look import catalogue, tokens
+from internal_policy.look.catalogue import Choice
 from internal_policy.look.view import View
 from internal_policy.measure.sites import SITES
 
 WIDEST = 40
 """Characters after which a token is cut."""
-MEASURES = ("entropy", "change", "kl", "rank", "logprob", "norm", "cosine", "entropy_at_input_norm")
 
 
 def page(looked: View) -> None:
@@ -72,20 +71,21 @@ def cells(looked: View, rollout: int) -> None:
     """The heatmap of the window around the chosen cell, and what is said there."""
     left, right = st.columns(2)
     site = left.selectbox("Site", SITES, index=SITES.index("resid_post"), key="site", bind="query-params")
-    measure = right.selectbox("Measure", MEASURES, key="measure", bind="query-params")
+    measure = right.selectbox("Measure", catalogue.CHOICES["tokens"], key="measure", bind="query-params")
     above = st.container()
     with show.refusing():
         about, response = scans.about(looked), tokens.response(looked, rollout)
         layer, position = choose_cell(about.n_layers, response)
         shown = window(response, position)
+        start = int(shown["position"].iloc[0])
         with above, show.refusing():
-            found = scans.cells(looked, rollout, site, measure)
-            found = found[found["position"].isin(shown["position"])]
-            drawn = token_figures.tokens(found, shown, about, site, measure)
-            show.figure("cells", point_at(drawn, layer, position), found.merge(shown), clicked=clicked)
+            choice = Choice(site=site, measure=measure, rollout=rollout, position=start)
+            found = scans.data("tokens", [looked], choice)
+            drawn = point_at(catalogue.heatmap(found), layer, position)
+            show.figure("cells", drawn, found.frames[measure].merge(found.frames["response"]), clicked=clicked)
         strip(shown, position)
-        said = tokens.predictions(looked, rollout, position, layer)
-        show.figure("predictions", token_figures.predictions(said, about, layer, position), said)
+        cell = scans.data("cell", [looked], Choice(rollout=rollout, position=position, layer=layer))
+        show.figure("predictions", catalogue.cell(cell), cell.frames["predictions"])
 
 
 def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
@@ -110,16 +110,16 @@ def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
 
 def window(response: pd.DataFrame, position: int) -> pd.DataFrame:
     """The tokens around a position that are drawn at once; buttons go to those before and after."""
-    first = int(response["position"].iloc[0])
-    if len(response) <= WINDOW:
+    shown = tokens.window(response, position)
+    if len(shown) == len(response):
         return response
-    start = first + (position - first) // WINDOW * WINDOW
-    last = int(response["position"].iloc[-1])
+    first, last = int(response["position"].iloc[0]), int(response["position"].iloc[-1])
+    start, end = int(shown["position"].iloc[0]), int(shown["position"].iloc[-1])
     before, after, said = st.columns([1, 1, 3], vertical_alignment="center")
-    before.button("Tokens before", key="before", on_click=go_to, args=[start - WINDOW], disabled=start == first)
-    after.button("Tokens after", key="after", on_click=go_to, args=[start + WINDOW], disabled=start + WINDOW > last)
-    said.text(f"Positions {start} to {min(start + WINDOW - 1, last)} of {first} to {last}.")
-    return response[response["position"].between(start, start + WINDOW - 1)]
+    before.button("Tokens before", key="before", on_click=go_to, args=[start - 1], disabled=start == first)
+    after.button("Tokens after", key="after", on_click=go_to, args=[end + 1], disabled=end == last)
+    said.text(f"Positions {start} to {end} of {first} to {last}.")
+    return shown
 
 
 def strip(shown: pd.DataFrame, position: int) -> None:

@@ -1,13 +1,12 @@
 """A training run: how the layers' policies move while one of them is trained."""
 
-from pathlib import Path
-
 import pandas as pd
 import show
 import streamlit as st
 
-from internal_policy.errors import InputError
-from internal_policy.look import runs, training_figures
+from internal_policy.look import catalogue, runs
+from internal_policy.look.catalogue import RunChoice
+from internal_policy.look.runs import Run
 
 COMMAND = "internal-policy train"
 HOLDS = (
@@ -39,20 +38,22 @@ def page() -> None:
             st.text(HOLDS)
             st.code(COMMAND, language="bash")
         return
-    name, folder = chosen
-    metrics = runs.read(folder, runs.METRICS)
+    metrics = chosen.metrics()
     with show.refusing():
-        layers(runs.dynamics(folder), metrics, name)
-    with show.refusing():
-        show.figure("training", training_figures.training(metrics, runs.caption(name, metrics)), metrics)
-    if (folder / runs.PASS_AT_K).exists():
-        with show.refusing():
-            passed = runs.read(folder, runs.PASS_AT_K)
-            show.figure("pass-at-k", training_figures.pass_at_k(passed, name), passed)
+        layers(chosen, metrics)
+    drawn = ["training", *(["pass-at-k"] if (chosen.folder / runs.PASS_AT_K).exists() else [])]
+    for name in drawn:
+        show_figure(name, chosen, RunChoice())
 
 
-def choose() -> tuple[str, Path] | None:
-    """Name and folder of the run of the URL or the list; None if none was named and none is known."""
+def show_figure(name: str, run: Run, choice: RunChoice) -> None:
+    """A figure of the catalogue with its numbers, or why the run has none."""
+    with show.refusing():
+        show.figure(name, catalogue.draw_run(name, run, choice), catalogue.run_data(name, run, choice))
+
+
+def choose() -> Run | None:
+    """The run of the URL or the list; None if none was named and none is known."""
     found = runs.listed()
     above = st.container()
     typed = st.text_input("Folder or name of a training run", key="run", bind="query-params")
@@ -63,7 +64,7 @@ def choose() -> tuple[str, Path] | None:
     if found:
         st.session_state["listed_run"] = next((known for known, path in found.items() if path == folder), None)
         above.selectbox("Run", [*found], index=None, key="listed_run", on_change=open_listed)
-    return (name if name in found else folder.name), folder
+    return Run(folder, name if name in found else folder.name)
 
 
 def open_listed() -> None:
@@ -71,24 +72,18 @@ def open_listed() -> None:
     st.session_state["run"] = st.session_state["listed_run"] or ""
 
 
-def layers(dynamics: pd.DataFrame, metrics: pd.DataFrame, name: str) -> None:
+def layers(run: Run, metrics: pd.DataFrame) -> None:
     """The heatmap of layers and steps, and the layer that is trained beside later ones."""
-    said = runs.caption(name, metrics, dynamics)
+    frame = run.dynamics()
     left, right = st.columns(2)
-    measure = left.selectbox("Measure", runs.measures(dynamics), key="training_measure", bind="query-params")
-    if measure is None:
-        raise InputError(f"{runs.DYNAMICS} of {name} has no measure; train with --scan-every.")
-    site = right.selectbox("Site", runs.sites(dynamics, measure), key="training_site", bind="query-params")
+    measure = left.selectbox("Measure", runs.measures(frame), key="training_measure", bind="query-params")
+    sites = [] if measure is None else runs.sites(frame, measure)
+    site = right.selectbox("Site", sites, key="training_site", bind="query-params")
     if measure in MEANINGS:
         st.caption(MEANINGS[measure])
-    with show.refusing():
-        drawn = training_figures.dynamics(dynamics, metrics, said, measure, site)
-        show.figure("dynamics", drawn, dynamics[dynamics["site"].isin([site, "final"])])
-    layer = runs.trained(metrics, dynamics)
-    if layer is not None:
-        with show.refusing():
-            beside = dynamics[(dynamics["layer"] >= layer) & dynamics["site"].isin(training_figures.BESIDE)]
-            show.figure("trained", training_figures.trained(dynamics, metrics, layer, said), beside)
+    show_figure("dynamics", run, RunChoice(measure, site))
+    if runs.trained(metrics, frame) is not None:
+        show_figure("trained", run, RunChoice())
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Plot(ViewOptions):
     rollout: Number = None
     """Of tokens and cell: number of the response; by default the first."""
     position: Number = None
-    """Of cell: which token of the response, from 0; by default the first."""
+    """Of cell and tokens: position of a token in the response, from 0; by default the first."""
     layer: int = 0
     """Of cell: from 0; one past the last for the model's own policy."""
 

@@ -24,6 +24,9 @@ from internal_policy.look.statistics import Average
 from internal_policy.look.theme import Style
 from internal_policy.look.view import About, View
 
+MOST = 4
+"""The most scans side by side."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -38,7 +41,7 @@ class Choice:
     rollout: int | None = None
     """Whose tokens are shown; None for the first of the view."""
     position: int | None = None
-    """Of a cell; None for the first of the view."""
+    """Of a cell, and within the tokens of the heatmap; None for the first of the view."""
     layer: int = 0
     """Of a cell, from 0; one past the last for the model's own policy."""
     style: Style = "screen"
@@ -134,14 +137,14 @@ def distribution(data: Data) -> go.Figure:
 def _tokens(views: Sequence[View], choice: Choice) -> Data:
     (one,) = views
     rollout = view.first_rollout(one) if choice.rollout is None else choice.rollout
-    response = tokens.response(one, rollout)[: token_figures.WINDOW]
+    response = tokens.window(tokens.response(one, rollout), choice.position)
     found = tokens.cells(one, rollout, choice.site, choice.measure)
-    shown = found[found["position"] <= response["position"].iloc[-1]]
+    shown = found[found["position"].isin(response["position"])]
     return Data({choice.measure: shown, "response": response}, [view.about(one)], replace(choice, rollout=rollout))
 
 
 def heatmap(data: Data) -> go.Figure:
-    """A measure at every token and layer of one response; of a long one the first tokens."""
+    """A measure at every token and layer of one response; of a long one the 512 tokens around a position."""
     choice = data.choice
     cells, response = data.frames[choice.measure], data.frames["response"]
     return token_figures.tokens(cells, response, data.abouts[0], choice.site, choice.measure, choice.style)
@@ -163,7 +166,7 @@ def cell(data: Data) -> go.Figure:
 
 def _compare(views: Sequence[View], choice: Choice) -> Data:
     records = comparison.comparable(views)
-    if not 2 <= len(views) <= 4:
+    if not 2 <= len(views) <= MOST:
         raise InputError(f"A comparison takes two to four scans, not {len(views)}; name the others with --against.")
     frames = {}
     for number, (one, record) in enumerate(zip(views, records, strict=True)):
@@ -241,9 +244,9 @@ class RunChoice:
     """For a screen, or for print."""
 
 
-def dynamics(run: Run, choice: RunChoice) -> go.Figure:
-    """A measure by layer and training step, with the reward below (Figs. 5 and 7)."""
-    frame, metrics = run.dynamics(), run.metrics()
+def _chosen(run: Run, choice: RunChoice) -> tuple[pd.DataFrame, str, str]:
+    """The table of layers, and the measure and site to draw. Raises InputError if the run lacks them."""
+    frame = run.dynamics()
     known = runs.measures(frame)
     if not known:
         raise InputError(f"{run.folder} has no measure of its layers. Train with --scan-every.")
@@ -254,17 +257,30 @@ def dynamics(run: Run, choice: RunChoice) -> go.Figure:
     site = choice.site or sites[0]
     if site not in sites:
         raise InputError(f"{run.folder} has no {measure} at {site}. Choose one of {', '.join(sites)}.")
+    return frame, measure, site
+
+
+def dynamics(run: Run, choice: RunChoice) -> go.Figure:
+    """A measure by layer and training step, with the reward below (Figs. 5 and 7)."""
+    frame, measure, site = _chosen(run, choice)
+    metrics = run.metrics()
     caption = runs.caption(run.name, metrics, frame)
     return training_figures.dynamics(frame, metrics, caption, measure, site, choice.style)
+
+
+def _layer(run: Run) -> int:
+    """The layer that was trained first or watched. Raises InputError if there is none."""
+    layer = runs.trained(run.metrics(), run.dynamics())
+    if layer is None:
+        raise InputError(f"{run.folder} doesn't say which layer was trained or watched. Train with --scan-every.")
+    return layer
 
 
 def trained(run: Run, choice: RunChoice) -> go.Figure:
     """The layer that is trained first beside later ones, and its entropy change (Fig. 5)."""
     frame, metrics = run.dynamics(), run.metrics()
-    layer = runs.trained(metrics, frame)
-    if layer is None:
-        raise InputError(f"{run.folder} doesn't say which layer was trained or watched. Train with --scan-every.")
-    return training_figures.trained(frame, metrics, layer, runs.caption(run.name, metrics, frame), choice.style)
+    caption = runs.caption(run.name, metrics, frame)
+    return training_figures.trained(frame, metrics, _layer(run), caption, choice.style)
 
 
 def training(run: Run, choice: RunChoice) -> go.Figure:
@@ -285,6 +301,19 @@ RUN_FIGURES: Mapping[str, Callable[[Run, RunChoice], go.Figure]] = {
     "pass-at-k": pass_at_k,
 }
 """Name -> what draws it of a training run."""
+
+
+def run_data(name: str, run: Run, choice: RunChoice) -> pd.DataFrame:
+    """The numbers that a figure of a training run draws. Raises InputError if the run lacks them."""
+    if name == "training":
+        return run.metrics()
+    if name == "pass-at-k":
+        return run.pass_at_k()
+    if name == "trained":
+        frame = run.dynamics()
+        return frame[(frame["layer"] >= _layer(run)) & frame["site"].isin(training_figures.BESIDE)]
+    frame, _, site = _chosen(run, choice)
+    return frame[frame["site"].isin([site, "final"])]
 
 
 def draw_run(name: str, run: Run, choice: RunChoice) -> go.Figure:

@@ -9,10 +9,9 @@ import plotly.graph_objects as go
 
 from internal_policy.look import heatmap, theme
 from internal_policy.look.theme import GREY, Style
+from internal_policy.look.tokens import WINDOW
 from internal_policy.look.view import About
 
-WINDOW = 512
-"""The most tokens that can be told apart side by side."""
 SVG = 5000
 """The most markers that are drawn as shapes; more are drawn by WebGL."""
 

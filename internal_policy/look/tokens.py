@@ -14,6 +14,8 @@ from internal_policy.measure.sites import INPUT_OF
 from internal_policy.scans import store
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+WINDOW = 512
+"""The most tokens that can be told apart side by side."""
 READ_AT_A_CELL = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 """The policies that are set side by side at a cell: layer input, attention, FFN, layer output."""
 
@@ -118,6 +120,18 @@ def response(view: View, rollout: int) -> pd.DataFrame:
     if not len(frame):
         raise InputError(f"Rollout {rollout} of {view.source} has no response tokens there; choose other positions.")
     return frame.assign(token=_texts(view, frame["id"])).reset_index(drop=True)
+
+
+def window(response: pd.DataFrame, position: int | None = None) -> pd.DataFrame:
+    """The tokens that one heatmap shows: the first 512 of a response, or the 512 that include `position`.
+
+    `response` has a row a token, with its position. Raises InputError for a position that it lacks.
+    """
+    first, last = int(response["position"].iloc[0]), int(response["position"].iloc[-1])
+    if position is not None and not first <= position <= last:
+        raise InputError(f"This response has no position {position}. Choose one from {first} to {last}.")
+    start = first if position is None else first + (position - first) // WINDOW * WINDOW
+    return response[response["position"].between(start, start + WINDOW - 1)]
 
 
 def _texts(view: View, ids: pd.Series) -> pd.Series:

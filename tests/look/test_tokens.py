@@ -9,7 +9,7 @@ from conftest import write_record
 from internal_policy import bundle
 from internal_policy.errors import InputError
 from internal_policy.look import statistics
-from internal_policy.look.tokens import cells, predictions, quantiles, response, settled
+from internal_policy.look.tokens import cells, predictions, quantiles, response, settled, window
 from internal_policy.look.view import View
 from internal_policy.scans import store
 
@@ -131,3 +131,17 @@ def test_after_the_last_layer_stands_what_the_model_would_say():
 def test_what_is_not_there_is_said_in_a_sentence(ask, said):
     with pytest.raises(InputError, match=said):
         ask()
+
+
+def test_a_window_has_at_most_512_tokens_and_includes_the_chosen_one():
+    response = pd.DataFrame({"position": range(10, 1210)})
+    first, around = window(response), window(response, 700)
+    assert (first["position"].min(), first["position"].max()) == (10, 521)
+    assert (around["position"].min(), around["position"].max()) == (522, 1033)
+    assert window(response, 1209)["position"].tolist() == list(range(1034, 1210))
+
+
+@pytest.mark.parametrize("position", [9, 1210])
+def test_a_position_outside_the_response_is_refused(position):
+    with pytest.raises(InputError, match=f"has no position {position}. Choose one from 10 to 1209"):
+        window(pd.DataFrame({"position": range(10, 1210)}), position)

@@ -207,3 +207,10 @@ def test_overflowed_numbers_are_reported_as_overflow(copied, dtype, said):
     for draw in (lambda: view.means(shown, "entropy"), lambda: view.changes(shown)):
         with pytest.raises(InputError, match=said):
             draw()
+
+
+def test_a_change_to_the_table_of_layers_stays_outside():
+    shown = View(DEMO)
+    changed = view.layers(shown)
+    changed["entropy"] = 0.0
+    assert (view.layers(shown)["entropy"] > 0).any()

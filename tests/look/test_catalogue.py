@@ -1,0 +1,98 @@
+"""One way from a scan or a training run to a figure: by name, first its data, then the drawing."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from internal_policy import bundle
+from internal_policy.errors import InputError
+from internal_policy.look import catalogue, runs, view
+from internal_policy.look.catalogue import Choice, RunChoice
+from internal_policy.look.runs import Run
+from internal_policy.look.view import View
+
+ROOT = Path(__file__).parents[2]
+DEMO = View(bundle.DATA / "scans" / "demo-qwen3")
+OTHER = View(bundle.DATA / "scans" / "demo-llama")
+ONE = [name for name in catalogue.FIGURES if name != "compare"]
+
+
+def test_only_the_catalogue_draws_figures_of_scans_and_runs():
+    drawing = re.compile(r"(layer|token|training)_figures")
+    users = [
+        *(ROOT / "app").rglob("*.py"),
+        *(ROOT / "internal_policy" / "cli").glob("*.py"),
+        *(ROOT / "internal_policy" / "look" / name for name in ("report.py", "scan.py", "runs.py", "plots.py")),
+    ]
+    assert len(users) > 10
+    assert [path.name for path in users if drawing.search(path.read_text())] == []
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_a_figure_is_drawn_from_its_data_alone(name):
+    choice = Choice(style="paper")
+    found = catalogue.data(name, [DEMO], choice)
+    assert all(len(frame) for frame in found.frames.values())
+    drawn = catalogue.FIGURES[name].draw(found)
+    assert drawn.to_json() == catalogue.draw(name, [DEMO], choice).to_json()
+
+
+def test_compared_scans_are_in_their_order():
+    found = catalogue.data("compare", [OTHER, DEMO], Choice())
+    alone = catalogue.data("flow", [OTHER], Choice()).frames["entropy"]
+    assert [about.model for about in found.abouts] == ["demo-llama", "demo-qwen3"]
+    assert found.frames["0"]["mean"].tolist() == alone["mean"].tolist()
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_fewer_than_two_or_more_than_four_scans_are_not_compared(n):
+    with pytest.raises(InputError, match=f"two to four scans, not {n}"):
+        catalogue.draw("compare", [DEMO] * n, Choice())
+
+
+def test_a_heatmap_has_every_layer_and_token_of_the_response():
+    frames = catalogue.data("tokens", [DEMO], Choice(rollout=3, site="mlp_out")).frames
+    tokens = int(view.rollouts(DEMO).set_index("rollout").loc[3, "tokens"])
+    assert (len(frames["entropy"]), len(frames["response"])) == (8 * tokens, tokens)
+
+
+def test_a_cell_is_that_of_the_first_position_unless_one_is_chosen():
+    assert catalogue.data("cell", [DEMO], Choice(rollout=3)).choice.position == 0
+    assert catalogue.data("cell", [DEMO], Choice(rollout=3, position=5)).choice.position == 5
+
+
+def test_a_heatmap_at_a_position_beyond_the_response_is_refused():
+    with pytest.raises(InputError, match="This response has no position 9999"):
+        catalogue.draw("tokens", [DEMO], Choice(position=9999))
+
+
+@pytest.fixture
+def run() -> Run:
+    return Run(bundle.DATA / "experiments" / "bupo", "bupo")
+
+
+@pytest.mark.parametrize("name", [name for name in catalogue.RUN_FIGURES if name != "pass-at-k"])
+def test_every_figure_of_a_run_has_data(run, name):
+    frame = catalogue.run_data(name, run, RunChoice())
+    assert isinstance(frame, pd.DataFrame)
+    assert len(frame)
+
+
+def test_the_data_of_dynamics_are_those_of_the_site_and_the_model(run):
+    frame = catalogue.run_data("dynamics", run, RunChoice("change", "mlp_out"))
+    assert set(frame["site"]) <= {"mlp_out", "final"}
+    assert "mlp_out" in set(frame["site"])
+
+
+def test_the_data_of_the_trained_layer_begin_with_it(run):
+    frame = catalogue.run_data("trained", run, RunChoice())
+    assert frame["layer"].min() == runs.trained(run.metrics(), run.dynamics())
+
+
+def test_a_measure_or_site_that_a_run_lacks_is_refused_with_what_it_has(run):
+    with pytest.raises(InputError, match=r"has no colour\. Choose one of entropy"):
+        catalogue.draw_run("dynamics", run, RunChoice("colour"))
+    with pytest.raises(InputError, match=r"has no entropy at attn\. Choose one of resid_post"):
+        catalogue.run_data("dynamics", run, RunChoice("entropy", "attn"))
