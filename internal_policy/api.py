@@ -56,7 +56,7 @@ def generate(
     reward: 1 or 0, None without an answer. The same arguments give the same responses. Raises InputError for a problem
     that can't be read or is too long for the model, and for options that are out of range.
     """
-    _check_tokenizer(tokenizer)
+    _check(model, tokenizer)
     asked = _problems(problems, limit)
     batches = sampling.generate(
         model,
@@ -110,17 +110,25 @@ def scan(
     Raises InputError for a layer, site, readout or measure that doesn't exist, and for a text that can't be read or
     has fewer than two tokens.
     """
-    _check_tokenizer(tokenizer)
+    _check(model, tokenizer)
     lists = {"layers": layers, "sites": sites, "readouts": readouts, "measures": measures}
     for name, value in lists.items():
         if value is not None and not isinstance(value, list | tuple | range):
             raise InputError(f"{name} is {value!r}. Put it in a list: [{value!r}].")
+    if wrong := [layer for layer in layers or () if not isinstance(layer, int)]:
+        raise InputError(f"layers has {wrong[0]!r}. Give whole numbers, from 0.")
     rollouts = _rollouts(tokenizer, texts, limit, chat)
     chosen = {name: value for name, value in lists.items() if value is not None}
     return of(measure(model, tokenizer, rollouts, **chosen, top_k=top_k, batch_size=batch_size))
 
 
-def _check_tokenizer(tokenizer: Any) -> None:
+def _check(model: Any, tokenizer: Any) -> None:
+    """Raise InputError for the name of a model in place of a model, and for a forgotten tokenizer."""
+    if model is None or isinstance(model, str | Path | tuple | list):
+        raise InputError(
+            f"The first argument is {_a(model)}, not a model. Load it first: model, tokenizer = "
+            "internal_policy.load('demo-qwen3')."
+        )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(
             f"The second argument is {_a(tokenizer)}, not a tokenizer. Pass the model, the tokenizer, then the texts: "

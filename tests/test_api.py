@@ -37,11 +37,11 @@ def test_every_public_name_has_a_docstring(name):
     assert len(inspect.getdoc(getattr(ip, name)) or "") > 80
 
 
-@pytest.mark.parametrize("name", ["generate", "load", "open_run", "open_scan", "scan"])
-def test_the_docstring_of_a_public_function_shows_a_call_and_its_errors(name):
+@pytest.mark.parametrize("name", [name for name in ip.__all__ if name not in ("FINAL", "InputError", "__version__")])
+def test_the_docstring_of_a_public_name_shows_a_call_and_its_errors(name):
     text = inspect.getdoc(getattr(ip, name)) or ""
-    assert f"ip.{name}(" in text
-    assert "Raises InputError" in text
+    assert f"{name}(" in text
+    assert "InputError" in text
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -157,6 +157,18 @@ def test_other_things_than_a_list_of_texts_are_refused(public, items, message, l
 def test_a_forgotten_tokenizer_is_named(public, given, llama):
     with pytest.raises(ip.InputError, match=r"second argument is .*, not a tokenizer"):
         inspect.unwrap(public)(llama, given)
+
+
+@pytest.mark.parametrize("public", [ip.generate, ip.scan])
+@pytest.mark.parametrize("given", ["demo-qwen3", Path("model"), ("model", "tokenizer"), None])
+def test_the_name_of_a_model_in_its_place_is_refused(public, given, tokenizer):
+    with pytest.raises(ip.InputError, match=r"first argument is .*, not a model. Load it first"):
+        inspect.unwrap(public)(given, tokenizer, [TEXT])
+
+
+def test_a_layer_that_is_no_whole_number_is_refused(llama, tokenizer):
+    with pytest.raises(ip.InputError, match="layers has '1'"):
+        inspect.unwrap(ip.scan)(llama, tokenizer, [TEXT], layers=["1"])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,10 @@ class Plots:
         """Of a `Scan` or a `Run`."""
         self._shown = shown
 
+    def __repr__(self) -> str:
+        """What can be drawn."""
+        return f"<Figures: {', '.join(f'{name}()' for name in dir(self) if not name.startswith('_'))}>"
+
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Callable[..., go.Figure]:

@@ -166,7 +166,8 @@ class Scan(View):
     def __repr__(self) -> str:
         """The model and what of the scan is in view."""
         about = self.about
-        counts = f"{about.rollouts} rollouts, {about.tokens} tokens, {view.how(about.readout)}"
+        rollouts = f"{about.rollouts} rollout{'' if about.rollouts == 1 else 's'}"
+        counts = f"{rollouts}, {about.tokens} tokens, {view.how(about.readout)}"
         return f"<Scan of {about.model}: {counts}{', ' if about.which else ''}{about.which}>"
 
     def _repr_html_(self) -> str:

@@ -24,7 +24,10 @@ WRITTEN = f"Write LAYER.SITE (layers from 0) with a site of {', '.join(SITES)}, 
 
 @dataclass(frozen=True)
 class HookPoint:
-    """Where hidden states are read; prints as `5.attn_out`. `HookPoint(5, "resid_post")` is the paper's layer 6."""
+    """Where hidden states are read; prints as `5.attn_out`. `HookPoint(5, "resid_post")` is the paper's layer 6.
+
+    Functions take its name too, "5.resid_post". Raises InputError for an unknown site.
+    """
 
     layer: int
     """Decoder layer, counted from 0; -1 at `FINAL`, which belongs to no layer."""
@@ -47,7 +50,7 @@ class HookPoint:
             return point
         if point == "final":
             return FINAL
-        layer, _, site = point.partition(".")
+        layer, _, site = str(point).partition(".")
         if not layer.isdecimal() or site not in SITES:
             raise InputError(f"Can't read '{point}' as a hook point. {WRITTEN}")
         return cls(int(layer), site)
@@ -65,6 +68,11 @@ _open_here: ContextVar[frozenset[object]] = ContextVar("_open_here", default=fro
 def hooked(model: nn.Module, points: Iterable[HookPoint | str], visit: Visit) -> Iterator[None]:
     """While open, call `visit(point, hidden)` each time `model` reaches one of `points`, such as `["5.attn_out"]`.
 
+        seen = {}
+        with ip.hooked(model, ["5.attn_out", "final"], seen.__setitem__):
+            model(**inputs)
+        seen[ip.HookPoint(5, "attn_out")].shape  # (batch, seq, d_model)
+
     `model` may be wrapped by PEFT. `hidden` is (batch, seq, d_model), live and on the autograd graph: a visitor that
     measures keeps nothing, one that trains backpropagates through it. `attn_out` and `mlp_out` are what is added to
     the stream; where the model first multiplies what the module wrote (Granite), `hidden` is that product once
@@ -72,6 +80,8 @@ def hooked(model: nn.Module, points: Iterable[HookPoint | str], visit: Visit) ->
     uncompiled meanwhile. Raises InputError for a point that the model does not have, at the end of a pass that did not
     visit each point exactly once, and on leaving if all passes ran in other threads.
     """
+    if isinstance(points, str):
+        raise InputError(f"The hook points are the string '{points}'. Put it in a list: ['{points}'].")
     wanted = list(dict.fromkeys(map(HookPoint.parse, points)))
     me, visits, elsewhere, here = object(), Counter[HookPoint](), 0, 0
 

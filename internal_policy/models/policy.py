@@ -56,6 +56,8 @@ def unembed(
 ) -> Float[Tensor, "*batch d_vocab"]:
     """Logits of `hidden` by the model's own unembedding matrix (Eqs. 5 and 6 of arXiv 2512.19673; `norm`: Eq. 1).
 
+        policy = ip.unembed(model, hidden).softmax(-1)  # (batch, seq, d_vocab)
+
     What the model does to its logits, such as capping them (Gemma 2), is done to these.
     `point` is where `hidden` was read, such as "5.resid_post". Raises InputError for a lens without it.
     """
@@ -112,6 +114,10 @@ _open: WeakSet[nn.Module] = WeakSet()
 @contextmanager
 def as_policy(model: nn.Module, point: HookPoint | str, readout: Readout = "raw") -> Iterator[None]:
     """Inside, `model` is the internal policy at `point`: `model(...)`, `model.generate(...)` and losses are its own.
+
+        with ip.as_policy(model, "5.resid_post"):  # what would layer 5 write?
+            rollouts = ip.generate(model, tokenizer, ["What is 47 + 385?"])
+            model(**inputs, labels=labels).loss.backward()  # layers 0 to 5 get a gradient
 
     `point` is a HookPoint or its name, such as "5.resid_post". The backbone is shortened to the layers up to it, so no
     layer above is computed or stored, and the final norm hands over the hidden state as it is (`readout="norm"`:

@@ -75,6 +75,9 @@ class StepBoundary(TrainerCallback):
 class BuPOTrainer(GRPOTrainer):
     """TRL's GRPOTrainer, with the ratio of the policy at the scheduled hook point (Eqs. 9 and 10).
 
+        trainer = ip.BuPOTrainer(model, reward_funcs, config, train_dataset=dataset, processing_class=tokenizer)
+        trainer.train()
+
     Takes what GRPOTrainer takes. `model` is a folder, a hub id or a loaded model, also a PeftModel; its family must be
     known to `internal-policy families`. `args` is a BuPOConfig; without one this is GRPO. `reward_funcs` map responses
     to rewards; `dataset.right` marks them by the answer in their last box, and `dataset.dataset_of` turns problems into

@@ -23,6 +23,8 @@ MANY = 1024
 class BuPOConfig(GRPOConfig):
     """TRL's GRPOConfig with a schedule of hook points, and with the paper's loss by default.
 
+        config = ip.BuPOConfig(schedule=["5.resid_post:30"], output_dir="run", max_steps=300)
+
     Takes every field of GRPOConfig. A checkpoint requested within a generation batch is written at the end of that
     batch, because only from there does a resumed run equal an undisturbed one. On a CPU bf16 and gradient checkpointing
     are off by default. Raises InputError for a schedule that can't be read, for a field that internal policies exclude

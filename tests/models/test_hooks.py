@@ -1,5 +1,6 @@
 """Hidden states are read live, by the thread that asked, and nothing stays behind."""
 
+import inspect
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -299,3 +300,13 @@ def test_a_bad_name_is_refused_before_any_hook_is_added(llama):
     with pytest.raises(InputError, match=r"Can't read '1\.attn'"), hooked(llama, ["1.attn"], nothing):
         pass
     assert hook_count(llama) == before
+
+
+def test_hook_points_that_are_one_string_are_refused(llama):
+    with pytest.raises(InputError, match=r"Put it in a list: \['5.attn_out'\]"), hooked(llama, "5.attn_out", print):
+        pass
+
+
+def test_a_number_cannot_be_read_as_a_hook_point():
+    with pytest.raises(InputError, match="Can't read '5' as a hook point"):
+        inspect.unwrap(HookPoint.parse.__func__)(HookPoint, 5)
