@@ -19,7 +19,7 @@ from internal_policy.scans import store
 CAPTIONS = {
     "raw": "hidden states as they are: the paper",
     "norm": "through the final norm: the logit lens",
-    "tuned": "through fitted maps and the final norm: the tuned lens",
+    "tuned": "through fitted translators and the final norm: the tuned lens",
 }
 """What is said below a readout; below another lens only what it is called."""
 F = TypeVar("F", bound=Callable[..., Any])

@@ -183,13 +183,13 @@ def _sample(
     progress.quiet()
     config = loading.load_config(options.checkpoint)
     sampling.check_point(config, point)
-    maps = sampling.maps_of(options, [point], question["identity"], config)
+    translators = sampling.translators_of(options, [point], question["identity"], config)
     tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
     sets = {name: sampling.read(options, source, tokenizer, config)[0] for name, source in names.items()}
     for name, problems in sets.items():
         _check_answers(name, problems)
     model = loading.load_model(options.checkpoint, config, **options.arguments)
-    readout = sampling.readout_of(options, maps, model)
+    readout = sampling.readout_of(options, translators, model)
     parts = store.root() / "rollouts" / store.digest({**question, "output": folder.absolute()})
     tables = []
     for number, (name, problems) in enumerate(sets.items()):

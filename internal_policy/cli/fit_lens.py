@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FitLens(SamplingOptions, ReadingOptions, ModelOptions):
-    """Fit a tuned lens: at each hook point an affine map whose policy comes close to the model's own.
+    """Fit a tuned lens: at each hook point an affine translator whose policy comes close to the model's own.
 
-    The model answers problems first, unless --rollouts gives it responses. The maps begin as the norm readout (the
-    logit lens), and are then fitted to what the model's own policy says at the response tokens. What is printed is
+    The model answers problems first, unless --rollouts gives it responses. The translators start as the norm readout
+    (the logit lens), and are then fitted to what the model's own policy says at the response tokens. What is printed is
     KL(final || readout) on problems that were held out. `scan --lens FILE` measures what layers say through the lens.
 
     For example:
@@ -50,12 +50,13 @@ class FitLens(SamplingOptions, ReadingOptions, ModelOptions):
     rollouts: File = None
     """Fit on these responses instead: what `scan --rollouts` reads."""
     sites: str = "resid_pre,resid_post"
-    """Sites that get a map in each layer, separated by commas, or all: of resid_pre, attn_in, attn_out, resid_mid,
-    mlp_in, mlp_out, resid_post. The last layer's resid_post needs none: normed it is the model's own policy."""
+    """Sites that get a translator in each layer, separated by commas, or all: of resid_pre, attn_in, attn_out,
+    resid_mid, mlp_in, mlp_out, resid_post. The last layer's resid_post needs none:
+    normed it is the model's own policy."""
     held_out: float = 0.2
     """Share of the problems that are not fitted on: what the KL is measured on."""
     steps: int = 800
-    """Updates of the maps."""
+    """Updates of the translators."""
     batch_tokens: int = 256
     """Response tokens of a step."""
     learning_rate: float = 1.0
@@ -104,7 +105,7 @@ def run(options: FitLens) -> None:
     check_rollouts(model, rollouts)
     fitted, held = fit.apart(rollouts, options.held_out, options.seed)
     with progress.bar("Fitting", options.steps, "steps") as advance:
-        maps = fit.fit(
+        translators = fit.fit(
             model,
             fitted,
             points,
@@ -114,7 +115,7 @@ def run(options: FitLens) -> None:
             seed=options.seed,
             advance=advance,
         )
-    kl = fit.kl(model, held, maps)
+    kl = fit.kl(model, held, translators)
     source = Path(options.rollouts or options.problems or "")
     about = {
         "model": options.model,
@@ -125,7 +126,7 @@ def run(options: FitLens) -> None:
         "kl": json.loads(kl.to_json(orient="records")),  # with null where there is no interval
         **{name: getattr(options, name) for name in ("sites", "steps", "batch_tokens", "learning_rate", "seed")},
     }
-    tuned.save(options.output, dataclasses.replace(maps, about=about))
+    tuned.save(options.output, dataclasses.replace(translators, about=about))
     shutil.rmtree(folder, ignore_errors=True)
     printed(options.output, about, kl, as_json=options.json)
     progress.note(f"Fitted in {time.monotonic() - start:.1f} s.")

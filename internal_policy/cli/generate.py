@@ -64,7 +64,7 @@ def run(options: Generate) -> None:
     question = sampling.question(asked, [path, options.chat_template, options.lens], PRESENTATION)
     question["output"] = options.output.absolute()  # two files at a time do not share their parts
     sampling.check_point(config, point)
-    maps = sampling.maps_of(options, [point], question["identity"], config)
+    translators = sampling.translators_of(options, [point], question["identity"], config)
     folder = store.root() / "rollouts" / store.digest(question)
     check_sampling(
         options.samples,
@@ -76,7 +76,7 @@ def run(options: Generate) -> None:
     )
     problems, _ = sampling.read(options, options.problems, tokenizer, config)
     model = loading.load_model(options.checkpoint, config, **options.arguments)
-    readout = sampling.readout_of(options, maps, model)
+    readout = sampling.readout_of(options, translators, model)
     rollouts = sampling.all_of(options, model, tokenizer, problems, point, readout, folder)
     write_rollouts(options.output, rollouts)
     shutil.rmtree(folder)

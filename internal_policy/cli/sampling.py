@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from internal_policy.cli.fit_lens import FitLens
     from internal_policy.cli.generate import Generate
     from internal_policy.cli.scan import Scan
-    from internal_policy.lenses.tuned import Maps
+    from internal_policy.lenses.tuned import Translators
     from internal_policy.models.hooks import HookPoint
     from internal_policy.models.policy import Readout
     from internal_policy.tasks.problems import Problem
@@ -102,8 +102,10 @@ def check_point(config: "PreTrainedConfig", point: "HookPoint") -> None:
     check(config, point, config.get_text_config().num_hidden_layers)
 
 
-def maps_of(asked: "Lensed", points: "Iterable[HookPoint]", identity: str, config: "PreTrainedConfig") -> "Maps | None":
-    """The maps of --lens, checked against the model and against what is to be read; None without that option.
+def translators_of(
+    asked: "Lensed", points: "Iterable[HookPoint]", identity: str, config: "PreTrainedConfig"
+) -> "Translators | None":
+    """The translators of --lens, checked against the model and against what is to be read; None without that option.
 
     Says so where the file says that they were fitted to another model than that of this `identity`. Raises InputError.
     """
@@ -112,13 +114,13 @@ def maps_of(asked: "Lensed", points: "Iterable[HookPoint]", identity: str, confi
     from internal_policy.lenses import tuned
 
     text = config.get_text_config()
-    maps = tuned.read(Path(asked.lens), text.num_hidden_layers, text.hidden_size)
-    maps.check(points)
-    if maps.about.get("identity") not in (None, identity):
+    translators = tuned.read(Path(asked.lens), text.num_hidden_layers, text.hidden_size)
+    translators.check(points)
+    if translators.about.get("identity") not in (None, identity):
         progress.note(
-            f"The lens {asked.lens} was fitted to other weights than these, those of {maps.about.get('model')}."
+            f"The lens {asked.lens} was fitted to other weights than these, those of {translators.about.get('model')}."
         )
-    return maps
+    return translators
 
 
 def check_lens(asked: "Internal") -> None:
@@ -131,11 +133,11 @@ def check_lens(asked: "Internal") -> None:
         raise InputError(f"Both --lens and --readout {asked.readout} are given; give one of them.")
 
 
-def readout_of(asked: "Internal", maps: "Maps | None", model: "nn.Module") -> "Readout":
+def readout_of(asked: "Internal", translators: "Translators | None", model: "nn.Module") -> "Readout":
     """How the hidden states that are sampled from are brought to the unembedding."""
     from internal_policy.lenses import tuned
 
-    return tuned.of(maps, model) if maps else asked.readout
+    return tuned.of(translators, model) if translators else asked.readout
 
 
 def sampled(

@@ -23,7 +23,7 @@ from internal_policy.models import loading
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from internal_policy.lenses.tuned import Maps
+    from internal_policy.lenses.tuned import Translators
     from internal_policy.scans.selection import Selection
     from internal_policy.tasks.problems import Problem
     from internal_policy.tasks.rollouts import Rollout
@@ -159,13 +159,16 @@ def _selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
     )
 
 
-def _maps(options: Scan, selection: "Selection", identity: str, config: "PreTrainedConfig") -> "Maps | None":
-    """The maps of --lens, checked against what is unembedded."""
+def _translators(
+    options: Scan, selection: "Selection", identity: str, config: "PreTrainedConfig"
+) -> "Translators | None":
+    """The translators of --lens, checked against what is unembedded."""
     from internal_policy.models.families import sites_of
     from internal_policy.scans.selection import plan
 
     planned = plan(selection, sites_of(config))
-    return sampling.maps_of(options, planned.points[1 : planned.unembedded], identity, config)  # the first is final
+    read_through = planned.points[1 : planned.unembedded]  # the first is final
+    return sampling.translators_of(options, read_through, identity, config)
 
 
 def _given(
@@ -191,11 +194,11 @@ def _measure(options: Scan, question: Mapping[str, Any], folder: Path, config: "
 
     progress.quiet()
     selection = _selection(options, config)
-    maps = _maps(options, selection, question["identity"], config)
+    translators = _translators(options, selection, question["identity"], config)
     tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
     rollouts, problems, _ = _given(options, tokenizer, config)
     reader = opening.opened(options, tokenizer, config)
-    lenses = {tuned.NAME: tuned.of(maps, reader.model)} if maps else {}
+    lenses = {tuned.NAME: tuned.of(translators, reader.model)} if translators else {}
     scanner = Scanner.of(reader, selection, lenses)
     if rollouts:
         check_rollouts(reader, rollouts)
@@ -255,7 +258,7 @@ def _forecast(options: Scan, identity: str, config: "PreTrainedConfig") -> dict[
 
     progress.quiet()
     selection = _selection(options, config)
-    _maps(options, selection, identity, config)
+    _translators(options, selection, identity, config)
     text = config.get_text_config()
     rollouts, problems, prompts = _given(
         options, loading.load_tokenizer(options.checkpoint, options.chat_template), config

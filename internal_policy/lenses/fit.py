@@ -1,4 +1,4 @@
-"""Fit a lens to a model: affine maps whose policies come as close as they can to the model's own."""
+"""Fit a lens to a model: affine translators whose policies come as close as they can to the model's own."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div
 
 from internal_policy.errors import InputError
 from internal_policy.lenses import tuned as lens
-from internal_policy.lenses.tuned import Map, Maps
+from internal_policy.lenses.tuned import Translator, Translators
 from internal_policy.look import statistics
 from internal_policy.measure.matmul import precision
 from internal_policy.models.families import decoder_layers, inside, sites_of, unembedding
@@ -27,13 +27,13 @@ from internal_policy.scans.selection import Selection, canonical
 from internal_policy.tasks.rollouts import Rollout
 
 STREAM = ("resid_pre", "resid_post")
-"""Sites that a lens has maps for where nobody says which: those of the tuned lens."""
+"""Sites that get translators by default: those of the tuned lens."""
 BATCH = 8
 """Rollouts read together."""
 
 
 def points_of(n_layers: int, sites: Iterable[str]) -> list[HookPoint]:
-    """The hook points that take a map, in the order of a forward pass: all but the output of the last layer."""
+    """The hook points that take a translator, in the order of a forward pass: all but the output of the last layer."""
     sites, last = tuple(sites), HookPoint(n_layers - 1, "resid_post")
     cells = dict.fromkeys(canonical(layer, site) for layer in range(n_layers) for site in sites)
     return [point for point in cells if point != last]
@@ -62,26 +62,27 @@ def fit(
     batch_tokens: int = 256,
     seed: int = 0,
     advance: Callable[[int, int], None] = lambda *_: None,
-) -> Maps:
-    """Maps of `points` that make KL(final || lens) small at the response tokens of `rollouts` (arXiv 2303.08112).
+) -> Translators:
+    """Fit translators of `points` to make KL(final || lens) small at the response tokens (arXiv 2303.08112).
 
-    They begin as 0, which is the norm readout. Adam, whose rate is `learning_rate` / d_model and falls to 0 over the
-    steps, moves them alone: the model stays as it is. Hidden states are read once and kept. The maps and the loss are
-    float32 or better. Raises InputError where the memory is too small, and for options out of range.
+    They start at 0, which is the norm readout. Adam, whose rate is `learning_rate` / d_model and falls to 0 over the
+    steps, changes only them, not the model. Hidden states are read once and kept. The translators and the loss are
+    float32 or better. Raises InputError if there isn't enough memory, and for options out of range.
     """
     check_options(steps, learning_rate, batch_tokens)
     if not points:
-        raise InputError("There is no hook point to fit: the output of the last layer needs no map; name more sites.")
+        raise InputError("There is no hook point to fit: the last layer's output needs no translator. Name more sites.")
     if not (tokens := sum(len(rollout.response_ids) for rollout in rollouts)):
         raise InputError("There are no response tokens to fit on; give rollouts.")
     weight, dtype = reader_of(model).unembedding.weight, precision(inside(model).dtype)
     d_model = weight.shape[1]
     check_memory(len(points), tokens, d_model, weight.element_size())
     new = {"dtype": dtype, "device": weight.device, "requires_grad": True}
-    at = {point: Map(torch.zeros(d_model, d_model, **new), torch.zeros(d_model, **new)) for point in points}
-    maps = Maps(at, len(decoder_layers(model)))
-    tuned = lens.of(maps, model)
-    optimizer = torch.optim.Adam([tensor for one in at.values() for tensor in one], learning_rate / d_model)
+    at = {point: Translator(torch.zeros(d_model, d_model, **new), torch.zeros(d_model, **new)) for point in points}
+    n_layers = len(decoder_layers(model))
+    tuned = lens.of(Translators(at, n_layers), model)
+    parameters = [tensor for translator in at.values() for tensor in translator]
+    optimizer = torch.optim.Adam(parameters, learning_rate / d_model)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
     hidden = states(model, rollouts, [FINAL, *points])
     shuffled, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
@@ -90,18 +91,19 @@ def fit(
             order = torch.cat([order, torch.randperm(hidden.shape[1], generator=shuffled)])
         batch, order = hidden[:, order[:batch_tokens]].to(weight.device), order[batch_tokens:]
         with torch.no_grad():
-            wanted = unembed(model, batch[0]).to(dtype).log_softmax(-1)
-        for state, (point, one) in zip(batch[1:], at.items(), strict=True):
-            found = unembed(model, state, tuned, point).to(dtype).log_softmax(-1)
-            loss = kl_div(found, wanted, reduction="batchmean", log_target=True)
-            for tensor, gradient in zip(one, torch.autograd.grad(loss, one), strict=True):
-                tensor.grad = gradient  # of the maps alone: the model gets none
+            final = unembed(model, batch[0]).to(dtype).log_softmax(-1)
+        for state, (point, translator) in zip(batch[1:], at.items(), strict=True):
+            policy = unembed(model, state, tuned, point).to(dtype).log_softmax(-1)
+            loss = kl_div(policy, final, reduction="batchmean", log_target=True)
+            for tensor, gradient in zip(translator, torch.autograd.grad(loss, translator), strict=True):
+                tensor.grad = gradient  # of the translators alone: the model gets none
         optimizer.step()
         schedule.step()
         advance(1, batch_tokens)
-    if not all(tensor.isfinite().all() for one in at.values() for tensor in one):
-        raise InputError(f"The maps became infinite at a learning rate of {learning_rate}; lower --learning-rate.")
-    return Maps({point: Map(*(tensor.detach() for tensor in one)) for point, one in at.items()}, maps.n_layers)
+    if not all(tensor.isfinite().all() for tensor in parameters):
+        raise InputError(f"The translators became infinite at a learning rate of {learning_rate}. Use a lower one.")
+    fitted = {point: Translator(weight.detach(), bias.detach()) for point, (weight, bias) in at.items()}
+    return Translators(fitted, n_layers)
 
 
 def check_options(steps: int, learning_rate: float, batch_tokens: int, held_out: float = 0.2) -> None:
@@ -114,13 +116,13 @@ def check_options(steps: int, learning_rate: float, batch_tokens: int, held_out:
 
 
 def check_memory(points: int, tokens: int, d_model: int, item: int) -> None:
-    """Raise InputError if the hidden states, or the maps with what Adam keeps of them, do not fit into memory."""
+    """Raise InputError if the hidden states, or the translators with what Adam keeps of them, don't fit into memory."""
     need = (points + 1) * tokens * d_model * item + 4 * 4 * points * d_model * (d_model + 1)
     free = psutil.virtual_memory().available
     if need > free:
         raise InputError(
-            f"The maps of {points} hook points and their hidden states at {tokens:,} tokens take {need / 1e9:.1f} GB, "
-            f"but {free / 1e9:.1f} GB are free; fit on fewer responses (--limit), or fewer --sites."
+            f"The translators of {points} hook points and their hidden states at {tokens:,} tokens take "
+            f"{need / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free. Use fewer responses (--limit) or fewer --sites."
         )
 
 
@@ -139,18 +141,20 @@ def states(
     return kept
 
 
-def kl(model: nn.Module, rollouts: Sequence[Rollout], maps: Maps) -> pd.DataFrame:
-    """KL(final || readout) in nats at each hook point that has a map: layer, site, readout, mean, low, high.
+def kl(model: nn.Module, rollouts: Sequence[Rollout], translators: Translators) -> pd.DataFrame:
+    """KL(final || readout) in nats at each hook point that has a translator: layer, site, readout, mean, low, high.
 
     Means are over the response tokens of `rollouts`, with 95 % intervals over the rollouts.
     """
-    sites = tuple(site for site in sites_of(inside(model).config) if site in {point.site for point in maps.at})
+    sites = tuple(site for site in sites_of(inside(model).config) if site in {point.site for point in translators.at})
     readouts = (*READOUTS, lens.NAME)
-    selection = Selection(tuple(sorted({p.layer for p in maps.at})), sites, readouts, ("kl",), 0)
-    scanner = Scanner.of(model, selection, {lens.NAME: lens.of(maps, model)})
+    selection = Selection(tuple(sorted({p.layer for p in translators.at})), sites, readouts, ("kl",), 0)
+    scanner = Scanner.of(model, selection, {lens.NAME: lens.of(translators, model)})
     parts = [scanner.measure(rollouts[first : first + BATCH], first)[1] for first in range(0, len(rollouts), BATCH)]
     layers = pa.concat_tables(parts).to_pandas()
     found = [statistics.means(layers[layers["readout"] == name], "kl").assign(readout=name) for name in readouts]
     frame = pd.concat(found, ignore_index=True)
-    fitted = [HookPoint(layer, site) in maps.at for layer, site in zip(frame["layer"], frame["site"], strict=True)]
+    fitted = [
+        HookPoint(layer, site) in translators.at for layer, site in zip(frame["layer"], frame["site"], strict=True)
+    ]
     return frame[fitted].reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""The tuned lens: at each hook point an affine map that brings a hidden state to the unembedding."""
+"""The tuned lens: at each hook point an affine translator that brings a hidden state to the unembedding."""
 
 import json
 import re
@@ -21,13 +21,13 @@ from internal_policy.models.hooks import HookPoint
 from internal_policy.scans.selection import canonical
 
 NAME = "tuned"
-"""What the readout is called where nobody calls it something else."""
+"""The readout's default name."""
 ABOUT = "internal_policy"
-"""The key of the file's metadata that holds what it says of the maps, as JSON."""
+"""The key of the file's metadata that holds what it says of the translators, as JSON."""
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 
 
-class Map(NamedTuple):
+class Translator(NamedTuple):
     """What is added to a hidden state: hidden @ weight.T + bias."""
 
     weight: Float[Tensor, "d_model d_model"]
@@ -35,23 +35,23 @@ class Map(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Maps:
-    """The maps of a lens, without the model that they belong to."""
+class Translators:
+    """The translators of a lens, without the model that they belong to."""
 
-    at: Mapping[HookPoint, Map]
-    """By hook point; a layer's input is the output of the layer before, and stands there."""
+    at: Mapping[HookPoint, Translator]
+    """By hook point; a layer's input is found under the output of the layer before."""
     n_layers: int
-    """Of the model."""
+    """Decoder layers of the model."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """What the file says of them: model, identity, d_model, what they were fitted on, kl."""
 
     @property
     def last(self) -> HookPoint:
-        """The output of the last layer, which needs no map: the final norm makes it the model's own policy."""
+        """The output of the last layer, which needs no translator: the final norm makes it the model's own policy."""
         return HookPoint(self.n_layers - 1, "resid_post")
 
     def check(self, points: Iterable[HookPoint]) -> None:
-        """Raise InputError for a hook point that has no map, with those that have one."""
+        """Raise InputError for a hook point that has no translator, with those that have one."""
         missing = [point for point in points if canonical(point.layer, point.site) not in (*self.at, self.last)]
         if not missing:
             return
@@ -59,8 +59,8 @@ class Maps:
         layers = ",".join(str(point.layer) for point in self.at if point.site == missing[0].site)
         remedy = f"--sites {','.join(sites)}" if missing[0].site not in sites else f"--layers {layers}"
         raise InputError(
-            f"The lens has no map for {missing[0]}, only for {len(self.at)} hook points of {', '.join(sites)}; read "
-            f"those alone (scan {remedy}), or fit-lens --sites all."
+            f"The lens has no translator for {missing[0]}, only for {len(self.at)} hook points of {', '.join(sites)}. "
+            f"Read only those (scan {remedy}), or fit a lens with fit-lens --sites all."
         )
 
 
@@ -68,10 +68,10 @@ class Maps:
 class Tuned:
     """hidden + hidden @ weight.T + bias, then the model's final norm (arXiv 2303.08112): a readout.
 
-    Where all maps are 0 it is the norm readout, the logit lens. Maps are applied in float32 or better.
+    Where all translators are 0 it is the norm readout, the logit lens. Translators are applied in float32 or better.
     """
 
-    maps: Maps
+    translators: Translators
     norm: nn.Module
     """The model's own."""
     name: str = NAME
@@ -83,11 +83,11 @@ class Tuned:
         return self.name
 
     def __call__(self, hidden: Float[Tensor, "*batch d_model"], point: HookPoint) -> Float[Tensor, "*batch d_model"]:
-        """`hidden` of `point` as the unembedding is to see it. Raises InputError for a point that has no map."""
-        self.maps.check([point])
+        """`hidden` of `point` as the unembedding is to see it. Raises InputError for a point that has no translator."""
+        self.translators.check([point])
         at = canonical(point.layer, point.site)
-        if at in self.maps.at:
-            weight, bias = (tensor.to(hidden.device) for tensor in self.maps.at[at])
+        if at in self.translators.at:
+            weight, bias = (tensor.to(hidden.device) for tensor in self.translators.at[at])
             dtype = torch.promote_types(hidden.dtype, weight.dtype)
             exact = hidden.to(dtype)
             hidden = (exact + exact @ weight.to(dtype).T + bias.to(dtype)).to(hidden.dtype)
@@ -99,25 +99,25 @@ def load(path: Path | str, model: nn.Module) -> Tuned:
     return of(read(Path(path), len(decoder_layers(model)), unembedding(model).in_features), model)
 
 
-def of(maps: Maps, model: nn.Module, name: str = NAME) -> Tuned:
-    """The lens of these maps for `model`: of the maps themselves, so that to train them trains the lens."""
-    return Tuned(maps, final_norm(model), name)
+def of(translators: Translators, model: nn.Module, name: str = NAME) -> Tuned:
+    """The lens of these translators for `model`. It doesn't copy them: training them trains the lens."""
+    return Tuned(translators, final_norm(model), name)
 
 
-def read(path: Path, n_layers: int, d_model: int) -> Maps:
-    """The maps in a safetensors file, in float32 or better, for a model of that size.
+def read(path: Path, n_layers: int, d_model: int) -> Translators:
+    """The translators in a safetensors file, in float32 or better, for a model of that size.
 
     Its keys are 5.resid_post.weight and 5.resid_post.bias, or, of the tuned-lens library, 5.weight and 5.bias, which
     counts `hidden_states` of transformers: number 5 is the input of layer 5. Raises InputError for any other key, for
-    maps of another model, and for a file that is damaged or a pickle.
+    translators of another model, and for a file that is damaged or a pickle.
     """
-    found: dict[HookPoint, dict[str, Tensor]] = {}
+    halves: dict[HookPoint, dict[str, Tensor]] = {}
     tensors, about = _tensors(path)
     for key, tensor in tensors.items():
         point, kind = _place(key, path)
         if point.layer >= n_layers:
             raise InputError(
-                f"{path} has a map for layer {point.layer}, but the model's layers are 0 to {n_layers - 1}; "
+                f"{path} has a translator for layer {point.layer}, but the model's layers are 0 to {n_layers - 1}; "
                 "it is a lens of another model."
             )
         shape = (d_model, d_model) if kind == "weight" else (d_model,)
@@ -128,17 +128,17 @@ def read(path: Path, n_layers: int, d_model: int) -> Maps:
             )
         if not tensor.isfinite().all():
             raise InputError(f"{path} has NaN or infinite values in {key}; fit the lens again.")
-        kinds = found.setdefault(canonical(point.layer, point.site), {})
+        kinds = halves.setdefault(canonical(point.layer, point.site), {})
         if kind in kinds:
-            raise InputError(f"{path} has two maps for {canonical(point.layer, point.site)}; leave one out.")
+            raise InputError(f"{path} has two translators for {canonical(point.layer, point.site)}; leave one out.")
         kinds[kind] = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-    for point, kinds in found.items():
+    for point, kinds in halves.items():
         if missing := {"weight", "bias"} - kinds.keys():
             raise InputError(f"{path} has no {missing.pop()} for {point}; get the whole lens.")
-    if not found:
-        raise InputError(f"{path} holds no maps; fit a lens with `internal-policy fit-lens`.")
-    order = sorted(found, key=lambda point: (point.layer, SITES.index(point.site)))
-    return Maps({point: Map(**found[point]) for point in order}, n_layers, about)
+    if not halves:
+        raise InputError(f"{path} holds no translators; fit a lens with `internal-policy fit-lens`.")
+    order = sorted(halves, key=lambda point: (point.layer, SITES.index(point.site)))
+    return Translators({point: Translator(**halves[point]) for point in order}, n_layers, about)
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -172,9 +172,13 @@ def _place(key: str, path: Path) -> tuple[HookPoint, str]:
     return HookPoint(int(layer), site or "resid_pre"), kind
 
 
-def save(path: Path | str, maps: Maps) -> None:
+def save(path: Path | str, translators: Translators) -> None:
     """Write a safetensors file that is there whole or not at all."""
-    tensors = {f"{point}.{kind}": tensor for point, one in maps.at.items() for kind, tensor in one._asdict().items()}
-    about = {ABOUT: json.dumps(maps.about, default=str)}  # one key: of several, safetensors shuffles the order
+    tensors = {
+        f"{point}.{kind}": tensor
+        for point, translator in translators.at.items()
+        for kind, tensor in translator._asdict().items()
+    }
+    about = {ABOUT: json.dumps(translators.about, default=str)}  # one key: of several, safetensors shuffles the order
     with files.replacing(Path(path)) as temporary:
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary, about)

@@ -206,16 +206,13 @@ def test_options_that_came_later_are_no_part_of_the_question_at_their_defaults()
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["", "--dry-run"])
-def test_a_lens_without_the_maps_that_a_scan_takes_is_refused_before_work(
+def test_a_lens_without_the_translators_that_a_scan_takes_is_refused_before_work(
     words, fitted, dry, here, capsys, monkeypatch
 ):
     monkeypatch.setattr(loading, "load_model", None)
     assert main(["scan", *words, "--lens", str(fitted), *dry]) == 2
     printed = capsys.readouterr().err
-    assert (
-        "no map for 0.attn_out, only for 3 hook points of resid_pre, resid_post; read those alone (scan --sites resid"
-        in printed
-    )
+    assert "no translator for 0.attn_out, only for 3 hook points of resid_pre, resid_post. Read only those" in printed
     assert len(printed.strip().splitlines()) == 1
     assert not store.root().exists()
 
@@ -271,7 +268,7 @@ def test_an_evaluation_through_a_lens_is_named_so(words, fitted, folder, capsys)
     [
         ([], "--lens reads a hook point, and --at is final, the model's own policy; give --at 5.resid_post"),
         (["--at", "1.resid_post", "--readout", "norm"], "Both --lens and --readout norm are given; give one of them"),
-        (["--at", "1.mlp_out"], "no map for 1.mlp_out"),
+        (["--at", "1.mlp_out"], "no translator for 1.mlp_out"),
     ],
 )
 def test_a_lens_that_is_not_used_is_refused(command, options, sentence, words, fitted, here, capsys, monkeypatch):

@@ -30,11 +30,11 @@ def flat(model):
 # what is fitted
 
 
-def test_the_stream_takes_a_map_at_the_embeddings_and_after_each_layer_but_the_last():
+def test_the_stream_gets_a_translator_at_the_embeddings_and_after_each_layer_but_the_last():
     assert [str(point) for point in POINTS] == ["0.resid_pre", "0.resid_post", "1.resid_post"]
 
 
-def test_other_sites_take_a_map_in_each_layer():
+def test_other_sites_gets_a_translator_in_each_layer():
     assert fit.points_of(2, ["attn_out"]) == [HookPoint(0, "attn_out"), HookPoint(1, "attn_out")]
     assert (
         len(fit.points_of(3, ["resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"]))
@@ -46,8 +46,8 @@ def test_other_sites_take_a_map_in_each_layer():
 def test_a_fitted_lens_is_closer_to_the_model_on_texts_that_it_has_not_seen(family):
     model: Any = flat(tiny_model(family)).float()
     points = fit.points_of(3, sites_of(model.config))
-    maps = fit.fit(model, rollouts(48), points, steps=60, batch_tokens=128)
-    found = fit.kl(model, rollouts(12, seed=1), maps)
+    translators = fit.fit(model, rollouts(48), points, steps=60, batch_tokens=128)
+    found = fit.kl(model, rollouts(12, seed=1), translators)
     wide = found.pivot(index=["layer", "site"], columns="readout", values="mean")
     assert len(wide) == len(points)
     assert (wide["tuned"] < wide["norm"]).all()
@@ -55,16 +55,18 @@ def test_a_fitted_lens_is_closer_to_the_model_on_texts_that_it_has_not_seen(fami
 
 
 def test_no_step_has_moved_nothing_so_that_the_lens_begins_as_the_norm_readout(llama):
-    maps = fit.fit(llama, rollouts(4), POINTS, steps=1, learning_rate=1e-12)
+    translators = fit.fit(llama, rollouts(4), POINTS, steps=1, learning_rate=1e-12)
     state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for point in POINTS:
-        mapped = unembed(llama, state, tuned.of(maps, llama), point)
+        mapped = unembed(llama, state, tuned.of(translators, llama), point)
         torch.testing.assert_close(mapped, unembed(llama, state, "norm"), rtol=0, atol=1e-9)
 
 
 def test_one_step_goes_against_the_gradient_of_the_kl(llama):
     texts, point = rollouts(2), HookPoint(0, "resid_post")
-    maps = fit.fit(llama, texts, [point], steps=1, learning_rate=0.32, batch_tokens=24)  # 2 responses of 12 tokens
+    translators = fit.fit(
+        llama, texts, [point], steps=1, learning_rate=0.32, batch_tokens=24
+    )  # 2 responses of 12 tokens
     weight = torch.zeros(32, 32, dtype=torch.float64, requires_grad=True)
     ids = torch.tensor([one.ids for one in texts])
     with torch.no_grad():
@@ -78,10 +80,10 @@ def test_one_step_goes_against_the_gradient_of_the_kl(llama):
     # the first step of Adam is its rate, 0.32 / 32, against the sign of the gradient
     clear = gradient.abs() > 1e-4
     assert clear.double().mean() > 0.9
-    torch.testing.assert_close(maps.at[point].weight[clear], -0.01 * gradient.sign()[clear], rtol=1e-3, atol=0)
+    torch.testing.assert_close(translators.at[point].weight[clear], -0.01 * gradient.sign()[clear], rtol=1e-3, atol=0)
 
 
-def test_the_same_seed_gives_the_same_maps_and_another_others(llama):
+def test_the_same_seed_gives_the_same_translators_and_another_others(llama):
     one, same, other = (
         fit.fit(llama, rollouts(6), POINTS, steps=5, batch_tokens=16, seed=seed).at[POINTS[1]].weight
         for seed in (0, 0, 1)
@@ -94,20 +96,22 @@ def test_fitting_leaves_the_model_as_it_was(llama):
     llama.train()
     before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
     hooks = hook_count(llama)
-    maps = fit.fit(llama, rollouts(4), POINTS, steps=3, batch_tokens=16)
-    fit.kl(llama, rollouts(2, seed=1), maps)
+    translators = fit.fit(llama, rollouts(4), POINTS, steps=3, batch_tokens=16)
+    fit.kl(llama, rollouts(2, seed=1), translators)
     assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in llama.parameters())
-    assert all(not tensor.requires_grad for one in maps.at.values() for tensor in one)
+    assert all(not tensor.requires_grad for one in translators.at.values() for tensor in one)
     assert hook_count(llama) == hooks
     assert llama.training
 
 
-def test_a_bfloat16_model_has_maps_in_float32():
+def test_a_bfloat16_model_has_translators_in_float32():
     model: Any = flat(tiny_model("qwen3")).bfloat16()
-    maps = fit.fit(model, rollouts(24), POINTS, steps=40, batch_tokens=64)
-    assert {tensor.dtype for one in maps.at.values() for tensor in one} == {torch.float32}
-    wide = fit.kl(model, rollouts(8, seed=1), maps).pivot(index=["layer", "site"], columns="readout", values="mean")
+    translators = fit.fit(model, rollouts(24), POINTS, steps=40, batch_tokens=64)
+    assert {tensor.dtype for one in translators.at.values() for tensor in one} == {torch.float32}
+    wide = fit.kl(model, rollouts(8, seed=1), translators).pivot(
+        index=["layer", "site"], columns="readout", values="mean"
+    )
     assert (wide["tuned"] < wide["norm"]).all()
 
 
@@ -144,11 +148,11 @@ def test_one_problem_alone_is_refused():
 
 
 def test_the_kl_is_that_of_the_policies(llama):
-    maps = fit.fit(llama, rollouts(4), POINTS, steps=2, batch_tokens=16)
+    translators = fit.fit(llama, rollouts(4), POINTS, steps=2, batch_tokens=16)
     texts = rollouts(3, seed=1)
-    found = fit.kl(llama, texts, maps).set_index(["layer", "site", "readout"])["mean"]
+    found = fit.kl(llama, texts, translators).set_index(["layer", "site", "readout"])["mean"]
     ids = torch.tensor([one.ids for one in texts])
-    readouts: dict[str, Any] = {"raw": "raw", "norm": "norm", "tuned": tuned.of(maps, llama)}
+    readouts: dict[str, Any] = {"raw": "raw", "norm": "norm", "tuned": tuned.of(translators, llama)}
     for point in POINTS:
         for name, readout in readouts.items():
             with torch.no_grad():
@@ -168,7 +172,7 @@ def test_the_kl_is_that_of_the_policies(llama):
         ({"batch_tokens": -1}, "batch-tokens is -1; it must be above 0"),
         ({"learning_rate": 0.0}, "learning-rate is 0.0; it must be above 0"),
         ({"learning_rate": float("nan")}, "learning-rate is nan; it must be above 0"),
-        ({"learning_rate": 1e38, "steps": 3}, "became infinite at a learning rate of 1e.38; lower --learning-rate"),
+        ({"learning_rate": 1e38, "steps": 3}, "became infinite at a learning rate of 1e.38. Use a lower one"),
     ],
 )
 def test_a_bad_option_is_refused_in_a_sentence(llama, options, said):

@@ -1,4 +1,4 @@
-"""A lens is one more readout: any callable, or affine maps that a file holds."""
+"""A lens is one more readout: any callable, or affine translators that a file holds."""
 
 import inspect
 from dataclasses import replace
@@ -14,7 +14,7 @@ from torch import nn
 
 from internal_policy.errors import InputError
 from internal_policy.lenses import tuned as lens
-from internal_policy.lenses.tuned import Map, Maps, Tuned
+from internal_policy.lenses.tuned import Translator, Translators, Tuned
 from internal_policy.measure.sites import SITES
 from internal_policy.models.families import final_norm
 from internal_policy.models.hooks import FINAL, HookPoint
@@ -24,7 +24,7 @@ from internal_policy.scans.selection import Selection, canonical
 
 STREAM = ("resid_pre", "resid_post")
 POINTS = [HookPoint(0, "resid_pre"), HookPoint(0, "resid_post"), HookPoint(1, "resid_post")]
-"""Those of the stream of a model of 3 layers that take a map."""
+"""Those of the stream of a model of 3 layers that take a translator."""
 
 
 def halved(hidden, point):
@@ -32,21 +32,21 @@ def halved(hidden, point):
     return hidden / (2 + point.layer)
 
 
-def random_maps(points=POINTS, d_model=32, scale=0.1, **about) -> Maps:
+def random_translators(points=POINTS, d_model=32, scale=0.1, **about) -> Translators:
     draw = torch.Generator().manual_seed(0)
     at = {
-        point: Map(
+        point: Translator(
             torch.randn(d_model, d_model, generator=draw).double() * scale,
             torch.randn(d_model, generator=draw).double() * scale,
         )
         for point in points
     }
-    return Maps(at, 3, about)
+    return Translators(at, 3, about)
 
 
 @pytest.fixture
 def tuned(llama) -> Tuned:
-    return lens.of(random_maps(), llama)
+    return lens.of(random_translators(), llama)
 
 
 # any callable
@@ -60,9 +60,9 @@ def test_a_lens_brings_the_hidden_state_to_the_unembedding(model, input_ids):
     assert torch.equal(normed, policy_logits(model, point, "norm", input_ids=input_ids))
 
 
-def test_a_lens_holds_the_very_maps_so_that_to_train_them_trains_the_lens(llama):
-    maps = random_maps()
-    assert lens.of(maps, llama.to("meta")).maps is maps
+def test_training_a_lens_translators_trains_the_lens(llama):
+    translators = random_translators()
+    assert lens.of(translators, llama.to("meta")).translators is translators
 
 
 def test_a_lens_that_writes_to_what_it_is_given_changes_no_other_readout(llama, tokenizer):
@@ -243,26 +243,26 @@ def test_after_a_scan_through_a_lens_no_hook_stays_behind(llama, tuned, tokenize
     assert hook_count(llama) == before
 
 
-# affine maps
+# affine translators
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_maps_of_0_are_the_norm_readout_bit_for_bit(family, tokenizer, dtype):
+def test_translators_of_0_are_the_norm_readout_bit_for_bit(family, tokenizer, dtype):
     model: Any = tiny_model(family).to(dtype)
-    identity = lens.of(Maps({p: Map(torch.zeros(32, 32), torch.zeros(32)) for p in POINTS}, 3), model)
+    identity = lens.of(Translators({p: Translator(torch.zeros(32, 32), torch.zeros(32)) for p in POINTS}, 3), model)
     found = scan(model, tokenizer, [random_rollout()], sites=STREAM, readouts=("norm", identity)).policies
     normed, mapped = (found[found["readout"] == name].drop(columns="readout") for name in ("norm", "tuned"))
     assert normed.map(str).to_numpy().tolist() == mapped.map(str).to_numpy().tolist()
 
 
-def test_a_map_is_added_to_the_hidden_state_and_then_comes_the_norm(llama, tuned, input_ids):
+def test_a_translator_is_added_to_the_hidden_state_and_then_comes_the_norm(llama, tuned, input_ids):
     state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    weight, bias = tuned.maps.at[POINTS[1]]
+    weight, bias = tuned.translators.at[POINTS[1]]
     expected = torch.stack([llama.model.norm(h + weight @ h + bias) for h in state]) @ llama.lm_head.weight.T
     torch.testing.assert_close(unembed(llama, state, tuned, POINTS[1]), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_layers_input_has_the_map_of_the_layer_before(llama, tuned, input_ids):
+def test_a_layers_input_has_the_translator_of_the_layer_before(llama, tuned, input_ids):
     one, other = (
         policy_logits(llama, point, tuned, input_ids=input_ids)
         for point in (HookPoint(1, "resid_pre"), HookPoint(0, "resid_post"))
@@ -277,61 +277,67 @@ def test_the_output_of_the_last_layer_needs_no_map(llama, tuned, input_ids):
 
 def test_a_bfloat16_model_is_mapped_in_float32(llama):
     model, state = llama.bfloat16(), torch.randn(4, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
-    maps = Maps({point: Map(*(tensor.float() for tensor in one)) for point, one in random_maps().at.items()}, 3)
-    weight, bias = maps.at[POINTS[1]]
+    translators = Translators(
+        {point: Translator(*(tensor.float() for tensor in one)) for point, one in random_translators().at.items()}, 3
+    )
+    weight, bias = translators.at[POINTS[1]]
     exact = state.float() + state.float() @ weight.T + bias
-    assert torch.equal(Tuned(maps, nn.Identity())(state, POINTS[1]), exact.bfloat16())
-    assert unembed(model, state, lens.of(maps, model), POINTS[1]).dtype == torch.bfloat16
+    assert torch.equal(Tuned(translators, nn.Identity())(state, POINTS[1]), exact.bfloat16())
+    assert unembed(model, state, lens.of(translators, model), POINTS[1]).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
     ("points", "asked", "said"),
     [
-        (POINTS, HookPoint(1, "attn_out"), r"no map for 1.attn_out, only for 3 hook points of resid_pre, resid_post; "),
         (
             POINTS,
             HookPoint(1, "attn_out"),
-            r"read those alone \(scan --sites resid_pre,resid_post\), or fit-lens --sites all\.",
+            r"no translator for 1.attn_out, only for 3 hook points of resid_pre, resid_post\. ",
+        ),
+        (
+            POINTS,
+            HookPoint(1, "attn_out"),
+            r"Read only those \(scan --sites resid_pre,resid_post\), or fit a lens with fit-lens --sites all\.",
         ),
         (
             POINTS[:2],
             HookPoint(1, "resid_post"),
-            r"no map for 1.resid_post, .*; read those alone \(scan --layers 0\), or fit-lens",
+            r"no translator for 1.resid_post, .*\. Read only those \(scan --layers 0\), or fit a lens",
         ),
         (
             [HookPoint(2, "mlp_out")],
             HookPoint(2, "resid_pre"),
-            r"for 1 hook points of mlp_out; read those alone \(scan --sites mlp_out\)",
+            r"for 1 hook points of mlp_out\. Read only those \(scan --sites mlp_out\)",
         ),
     ],
 )
-def test_a_hook_point_without_a_map_is_refused_with_those_that_have_one(llama, points, asked, said):
-    maps = random_maps(points)
+def test_a_hook_point_without_a_translator_is_refused_with_those_that_have_one(llama, points, asked, said):
+    translators = random_translators(points)
     with pytest.raises(InputError, match=said):
-        maps.check([*points, HookPoint(2, "resid_post"), asked])
+        translators.check([*points, HookPoint(2, "resid_post"), asked])
     with pytest.raises(InputError, match=said):
-        unembed(llama, torch.ones(32, dtype=torch.float64), lens.of(maps, llama), asked)
+        unembed(llama, torch.ones(32, dtype=torch.float64), lens.of(translators, llama), asked)
 
 
 # files
 
 
 def test_a_lens_is_written_and_read(llama, tmp_path):
-    maps = random_maps(model="tiny", kl=[{"layer": 0, "mean": 0.5}])
-    lens.save(tmp_path / "lens.safetensors", maps)
+    translators = random_translators(model="tiny", kl=[{"layer": 0, "mean": 0.5}])
+    lens.save(tmp_path / "lens.safetensors", translators)
     found = lens.load(tmp_path / "lens.safetensors", llama)
-    assert found.maps.about == {"model": "tiny", "kl": [{"layer": 0, "mean": 0.5}]}
+    assert found.translators.about == {"model": "tiny", "kl": [{"layer": 0, "mean": 0.5}]}
     keys = {f"{point}.{kind}" for point in POINTS for kind in ("bias", "weight")}
     assert load_file(tmp_path / "lens.safetensors").keys() == keys
-    assert found.maps.at.keys() == maps.at.keys()
-    for point, one in maps.at.items():
-        assert all(torch.equal(a, b) for a, b in zip(found.maps.at[point], one, strict=True))
+    assert found.translators.at.keys() == translators.at.keys()
+    for point, one in translators.at.items():
+        assert all(torch.equal(a, b) for a, b in zip(found.translators.at[point], one, strict=True))
     assert [path.name for path in tmp_path.iterdir()] == ["lens.safetensors"]
 
 
 def test_the_same_lens_is_the_same_file(tmp_path):
     for name in ("a", "b"):
-        lens.save(tmp_path / name, random_maps(model="tiny", identity="x", d_model=32, seed=0))
+        lens.save(tmp_path / name, random_translators(model="tiny", identity="x", d_model=32, seed=0))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -342,13 +348,13 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(lens, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        lens.save(tmp_path / "lens.safetensors", random_maps())
+        lens.save(tmp_path / "lens.safetensors", random_translators())
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
 def theirs(tmp_path, llama):
-    """A lens in the layout of the tuned-lens library, which has a map for the input of every layer."""
+    """A lens in the layout of the tuned-lens library, which has a translator for the input of every layer."""
     draw = torch.Generator().manual_seed(0)
     tensors = {f"{n}.weight": 0.1 * torch.randn(32, 32, generator=draw) for n in range(3)}
     tensors |= {f"{n}.bias": 0.1 * torch.randn(32, generator=draw) for n in range(3)}
@@ -369,11 +375,11 @@ def test_a_lens_of_the_tuned_lens_library_maps_what_transformers_calls_hidden_st
 
 def test_a_lens_of_the_tuned_lens_library_is_written_in_our_own_layout(llama, theirs, tmp_path):
     path, tensors = theirs
-    lens.save(tmp_path / "ours.safetensors", lens.load(path, llama).maps)
+    lens.save(tmp_path / "ours.safetensors", lens.load(path, llama).translators)
     ours = load_file(tmp_path / "ours.safetensors")
     assert torch.equal(ours["0.resid_pre.weight"], tensors["0.weight"])
     assert torch.equal(ours["1.resid_post.bias"], tensors["2.bias"])
-    again = lens.load(tmp_path / "ours.safetensors", llama).maps
+    again = lens.load(tmp_path / "ours.safetensors", llama).translators
     assert [str(point) for point in again.at] == ["0.resid_pre", "0.resid_post", "1.resid_post"]
 
 
@@ -394,15 +400,18 @@ BAD = {
     ),
     "more layers": (
         {"3.weight": torch.zeros(32, 32)},
-        "has a map for layer 3, but the model's layers are 0 to 2; it is a lens of another model",
+        "has a translator for layer 3, but the model's layers are 0 to 2; it is a lens of another model",
     ),
     "NaN": (
         square(**{"0.resid_post.bias": torch.full((32,), torch.nan)}),
         "has NaN or infinite values in 0.resid_post.bias",
     ),
-    "half a map": ({"1.weight": torch.zeros(32, 32)}, "has no bias for 0.resid_post; get the whole lens"),
-    "two maps": (square(**{"1.resid_pre.bias": torch.zeros(32)}), "has two maps for 0.resid_post; leave one out"),
-    "nothing": ({}, "holds no maps; fit a lens with `internal-policy fit-lens`"),
+    "half a translator": ({"1.weight": torch.zeros(32, 32)}, "has no bias for 0.resid_post; get the whole lens"),
+    "two translators": (
+        square(**{"1.resid_pre.bias": torch.zeros(32)}),
+        "has two translators for 0.resid_post; leave one out",
+    ),
+    "nothing": ({}, "holds no translators; fit a lens with `internal-policy fit-lens`"),
 }
 
 
@@ -428,7 +437,7 @@ def test_a_bad_lens_is_refused_in_a_sentence(case, llama, tmp_path):
 )
 def test_a_damaged_file_is_refused_in_a_sentence(make, said, llama, tmp_path):
     path = tmp_path / "lens.safetensors"
-    lens.save(path, random_maps())
+    lens.save(path, random_translators())
     make(path)
     with pytest.raises(InputError, match=said):
         lens.load(path, llama)
@@ -443,6 +452,6 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(name, llama, tmp_
     command = str(error.value).partition('python -c "')[2].partition('"`')[0]
     exec(command, {})  # what the sentence says works, in any folder
     assert (
-        lens.load((tmp_path / name).with_suffix(".safetensors"), llama).maps.at.keys()
-        == lens.load(path, llama).maps.at.keys()
+        lens.load((tmp_path / name).with_suffix(".safetensors"), llama).translators.at.keys()
+        == lens.load(path, llama).translators.at.keys()
     )
