@@ -1,4 +1,4 @@
-"""Make the demo data: two tiny models that answer arithmetic, and the problems they are asked.
+"""Make the demo data: two tiny models that answer arithmetic, and their problems.
 
     python data/make_demo.py
 
@@ -63,9 +63,9 @@ def draw(seed: int) -> tuple[list[Exercise], list[Exercise]]:
     return drawn[:N_HELDOUT], drawn[N_HELDOUT : N_HELDOUT + N_TRAIN]
 
 
-def write_problems(path: Path, asked: list[Exercise]) -> None:
+def write_problems(path: Path, problems: list[Exercise]) -> None:
     """One JSON object a line, with `problem` and `answer`."""
-    lines = (json.dumps({"problem": exercise.problem, "answer": exercise.answer}) for exercise in asked)
+    lines = (json.dumps({"problem": exercise.problem, "answer": exercise.answer}) for exercise in problems)
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
@@ -95,8 +95,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: list[Exercise]) -> tuple[T
     texts = [f"{start}{exercise.response}{tokenizer.eos_token}" for start, exercise in zip(prompts, batch, strict=True)]
     rows = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
     starts = torch.tensor([len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]])
-    asked = torch.arange(rows["input_ids"].shape[1]) < starts[:, None]
-    return rows["input_ids"], rows["input_ids"].masked_fill(asked | (rows["attention_mask"] == 0), -100)
+    in_prompt = torch.arange(rows["input_ids"].shape[1]) < starts[:, None]
+    return rows["input_ids"], rows["input_ids"].masked_fill(in_prompt | (rows["attention_mask"] == 0), -100)
 
 
 def train(
@@ -127,12 +127,12 @@ def train(
 
 @torch.no_grad()
 def count_right(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: list[Exercise], n: int, **sampling: Any
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, problems: list[Exercise], n: int, **sampling: Any
 ) -> list[int]:
     """How many of `n` responses to each problem have its answer in their last \\boxed{}."""
     counts: list[int] = []
-    for start in range(0, len(asked), 50):
-        part = asked[start : start + 50]
+    for start in range(0, len(problems), 50):
+        part = problems[start : start + 50]
         prompts = [prompt(tokenizer, exercise.problem) for exercise in part]
         rows = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
         out = model.generate(**rows, max_new_tokens=MAX_RESPONSE, num_return_sequences=n, **sampling)  # pyright: ignore[reportCallIssue]
@@ -185,12 +185,12 @@ def make(folder: Path, heldout: list[Exercise], recipe: Recipe, row: int) -> Non
 
 def main(recipe: Recipe) -> None:
     """Make everything in a temporary folder, the models side by side, then copy it to its place."""
-    heldout, asked = draw(recipe.seed + 1)
+    heldout, training = draw(recipe.seed + 1)
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary)
         (made / "problems").mkdir()
         write_problems(made / "problems" / "heldout.jsonl", heldout)
-        write_problems(made / "problems" / "train.jsonl", asked)
+        write_problems(made / "problems" / "train.jsonl", training)
         folders = [made / "models" / f"demo-{family}" for family in FAMILIES]
         with ProcessPoolExecutor(len(folders), get_context("spawn")) as workers:
             for job in [workers.submit(make, folder, heldout, recipe, row) for row, folder in enumerate(folders)]:

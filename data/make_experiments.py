@@ -1,9 +1,9 @@
-"""Train the demo models with BuPO, GRPO and their neighbours, alike: `python data/make_experiments.py`.
+"""Train the demo models with BuPO, GRPO and related methods under equal conditions: `python data/make_experiments.py`.
 
-The task is sums and differences of three numbers, at which both models are bad. Every run is kept in a folder of its
-own until all are there, so that the command goes on where it was interrupted; then they are put together in
-experiments/: `evaluations.parquet`, a row a run and evaluation, `steps.parquet`, a row a run and step, and the metrics
-and dynamics of one GRPO and one BuPO run.
+The task is sums and differences of three numbers, at which both models are bad. Every run keeps a folder of its own
+until all are finished, so that an interrupted command continues where it stopped. Then they are combined in
+experiments/: `evaluations.parquet`, a row per run and evaluation, `steps.parquet`, a row per run and step, and the
+metrics and dynamics of one GRPO and one BuPO run.
 """
 
 import json
@@ -53,9 +53,9 @@ CHOSEN: tuple[Method, ...] = ("grpo", "bupo", "frozen", "tenth", "rloo")
 """Methods that get a learning rate each; `same` is GRPO at BuPO's."""
 MODELS = ("demo-qwen3", "demo-llama")
 RATES = (1e-4, 2e-4, 4e-4)
-"""Learning rates to choose from, for each method alike, on the first model."""
+"""Learning rates to choose from, the same for each method, on the first model."""
 CHOOSING = 100
-"""Seed of the runs that choose; no result is of this seed."""
+"""Seed of the runs that choose the rates; no reported run has it."""
 DRAWING = 11
 """Seed of the problems."""
 WATCHED_EVERY = 5
@@ -64,36 +64,36 @@ WATCHED_EVERY = 5
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done; the defaults are what is shipped."""
+    """Sizes of the experiments; the defaults give the bundled results."""
 
     work: Path = store.root() / "experiments"
-    """Folder for the runs; what is there is not done again."""
+    """Folder for the runs; finished ones are not run again."""
     output: Path = HERE / "experiments"
     """Folder for the result."""
     steps: int = 50
-    """Generation batches."""
+    """Steps of a run; a step is a generation batch."""
     warmup: int = 5
     """Steps in which the learning rate rises to its value."""
     short: int = 8
     """Internal steps of BuPO in the main comparison."""
     long: int = 20
-    """A longer phase one."""
+    """Internal steps in the comparison with a longer phase one."""
     prompts: int = 12
-    """A step."""
+    """Prompts per step."""
     samples: int = 8
-    """Responses to a prompt."""
+    """Responses per prompt."""
     updates: int = 1
-    """Optimizer updates a step."""
+    """Optimizer updates per step."""
     drawn: int = 1600
-    """Problems of which those are trained on that the untrained model answers sometimes."""
+    """Problems to draw; the run trains on those that the untrained model sometimes answers correctly."""
     heldout: int = 200
-    """Problems to measure by."""
+    """Held-out problems for evaluation."""
     max_new_tokens: int = 64
     """Length limit of a response."""
     evaluated: int = 8
     """Responses to each held-out problem at the end; half of them at three quarters."""
     seeds: int = 5
-    """Of GRPO and BuPO on the Qwen3 model; everything else has at most 3."""
+    """Seeds of GRPO and BuPO on the Qwen3 model; everything else has at most 3."""
     workers: int = 2
     """Runs at a time, one thread each."""
 
@@ -105,43 +105,43 @@ class Run:
     model: str
     method: Method
     layer: int
-    """The layer k, from 0, that BuPO trains first, or that a baseline treats apart; of no meaning to grpo and rloo."""
+    """Layer k, from 0, that BuPO trains first, or up to which a baseline differs; unused by grpo and rloo."""
     internal_steps: int
-    """Of BuPO, else 0."""
+    """Internal steps of BuPO, else 0."""
     learning_rate: float
     seed: int
 
     @property
     def name(self) -> str:
-        """Its folder."""
+        """Name of its folder."""
         k = "" if self.method in ("grpo", "same", "rloo") else f"-{self.layer}"
         length = f"-{self.internal_steps}" if self.method == "bupo" else ""
         return f"{self.model}-{self.method}{k}{length}-{self.learning_rate:g}-{self.seed}"
 
 
 def draw(seed: int, number: int, without: Mapping[str, str]) -> dict[str, str]:
-    """So many different problems of two steps, none of those in `without`: problem -> answer."""
-    random, found = Random(seed), dict[str, str]()
-    while len(found) < number:
+    """Distinct problems of two steps, none of those in `without`: problem -> answer."""
+    random, problems = Random(seed), dict[str, str]()
+    while len(problems) < number:
         exercise = two_steps(random)
         if exercise.problem not in without:
-            found[exercise.problem] = exercise.answer
-    return found
+            problems[exercise.problem] = exercise.answer
+    return problems
 
 
 def prepare(model: str, sizes: Sizes) -> None:
-    """Write the problems to train on and to measure by, and measure the model as it is.
+    """Write the problems for training and evaluation, and evaluate the untrained model.
 
-    It is trained on those that it answers sometimes, 1 to 7 times of 8: the others teach nothing at first.
+    It is trained on problems that it solves 1 to 7 times of 8, because at first the others give no signal.
     """
-    heldout, taught, folder = sizes.work / HELDOUT, sizes.work / f"{model}.jsonl", sizes.work / model
-    asked = draw(DRAWING, sizes.heldout, {})
-    write(heldout, asked)
-    if not taught.exists():
-        drawn, everything = draw(DRAWING + 1, sizes.drawn, asked), sizes.work / "everything.jsonl"
+    heldout, training, folder = sizes.work / HELDOUT, sizes.work / f"{model}.jsonl", sizes.work / model
+    problems = draw(DRAWING, sizes.heldout, {})
+    write(heldout, problems)
+    if not training.exists():
+        drawn, everything = draw(DRAWING + 1, sizes.drawn, problems), sizes.work / "everything.jsonl"
         write(everything, drawn)
         counts = solved(*load(model), everything, 8, seed=1)
-        write(taught, {p: drawn[p] for p, c in zip(drawn, counts, strict=True) if 0 < c < 8})
+        write(training, {p: drawn[p] for p, c in zip(drawn, counts, strict=True) if 0 < c < 8})
     if not (folder / EVALUATIONS).exists():
         row = {"model": model, "method": "untrained", "step": 0, "cpu_seconds": 0.0}
         row |= marks(*load(model), heldout, sizes.evaluated)
@@ -165,7 +165,7 @@ def load(model: str) -> tuple[Any, Any]:
 
 
 def solved(model: Any, tokenizer: Any, source: Path, samples: int, seed: int = 0) -> list[int]:
-    """How many of `samples` responses to each problem are right."""
+    """How many of `samples` responses to each problem are correct."""
     with evaluating(model):
         batches = generate(
             model, tokenizer, read_problems(str(source)), samples=samples, max_new_tokens=64, seed=seed, batch_size=128
@@ -186,14 +186,14 @@ def marks(model: Any, tokenizer: Any, source: Path, samples: int) -> dict[str, A
 
 
 def suggested(model: str) -> int:
-    """The layer that the stages of the bundled scan of the model suggest: the last one of exploration."""
+    """Last layer of exploration in the bundled scan of the model."""
     layer = targets.target(targets.stages(statistics.changes(view.layers(view.View(HERE / "scans" / model, "raw")))))
     assert layer is not None
     return layer
 
 
 def train(run: Run, sizes: Sizes) -> None:
-    """Do one run and keep its evaluations, metrics and, for some, dynamics."""
+    """Do one run, and keep its evaluations, metrics and, for some runs, dynamics."""
     folder = sizes.work / run.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -220,8 +220,8 @@ def train(run: Run, sizes: Sizes) -> None:
     point = HookPoint(run.layer, "resid_post")
     config = BuPOConfig(**common, schedule=[f"{point}:{run.internal_steps}"] if run.internal_steps else [])
     watched = run.seed == 0 and run.method in ("grpo", "bupo")
-    asked = read_problems(str(sizes.work / HELDOUT), limit=8)
-    rollouts = [r for batch in generate(model, tokenizer, asked, max_new_tokens=64) for r in batch]
+    problems = read_problems(str(sizes.work / HELDOUT), limit=8)
+    rollouts = [r for batch in generate(model, tokenizer, problems, max_new_tokens=64) for r in batch]
     logger = RunLogger(
         folder, sizes.updates, config.phases, ScanSchedule(rollouts, point, WATCHED_EVERY if watched else 0)
     )
@@ -246,23 +246,23 @@ class Exam(TrainerCallback):
     """Evaluates on held-out problems at three quarters of the training and at its end."""
 
     def __init__(self, sizes: Sizes, logger: RunLogger, tokenizer: Any) -> None:
-        """`logger` comes before it, and has the time that training took."""
+        """`logger` comes earlier in the callbacks, so that it knows the time that training took."""
         self.sizes, self.logger, self.tokenizer, self.rows = sizes, logger, tokenizer, []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any) -> None:
-        """Evaluate, if it is time, with random numbers of its own."""
+        """Evaluate at three quarters and at the end, without touching the random numbers of training."""
         step = state.global_step // self.sizes.updates
         if "reward" not in logs or step not in (self.sizes.steps * 3 // 4, self.sizes.steps):
             return
         samples = self.sizes.evaluated if step == self.sizes.steps else self.sizes.evaluated // 2
         spent = float(self.logger.metrics["cpu_seconds"].sum())
-        found = marks(model, self.tokenizer, self.sizes.work / HELDOUT, samples)
-        self.rows.append({"step": step, "cpu_seconds": spent, **found})
+        evaluation = marks(model, self.tokenizer, self.sizes.work / HELDOUT, samples)
+        self.rows.append({"step": step, "cpu_seconds": spent, **evaluation})
         self.logger.clocks = time.monotonic(), time.process_time()
 
 
 def layerwise(model: Any, run: Run) -> torch.optim.Optimizer | None:
-    """Freeze the layers up to k, or learn slowly above them; None where all learn alike."""
+    """Freeze the layers up to k, or train those above more slowly; None if all learn at one rate."""
     layers = model.model.layers
     if run.method == "frozen":
         layers[: run.layer + 1].requires_grad_(False)
@@ -297,25 +297,25 @@ def chosen(sizes: Sizes) -> dict[Method, float]:
 
 def compared(sizes: Sizes) -> list[Run]:
     """The runs that are reported."""
-    rates, found = chosen(sizes), []
+    rates, runs = chosen(sizes), list[Run]()
     for model in MODELS:
         k = suggested(model)
         for seed in range(sizes.seeds if model == MODELS[0] else min(3, sizes.seeds)):
-            found.append(Run(model, "grpo", k, 0, rates["grpo"], seed))
-            found.append(Run(model, "bupo", k, sizes.short, rates["bupo"], seed))
+            runs.append(Run(model, "grpo", k, 0, rates["grpo"], seed))
+            runs.append(Run(model, "bupo", k, sizes.short, rates["bupo"], seed))
     model, few = MODELS[0], range(min(3, sizes.seeds))
     k = suggested(model)
     layers, lengths = (1, 3, k), (sizes.short, sizes.long, sizes.steps)
-    found += [Run(model, "bupo", at, n, rates["bupo"], s) for s, at, n in product(few, layers, lengths)]
+    runs += [Run(model, "bupo", at, n, rates["bupo"], s) for s, at, n in product(few, layers, lengths)]
     others: list[Method] = ["frozen", "tenth", "rloo"]
-    found += [Run(model, method, k, 0, rates[method], s) for s, method in product(few, others)]
+    runs += [Run(model, method, k, 0, rates[method], s) for s, method in product(few, others)]
     if rates["grpo"] != rates["bupo"]:
-        found += [Run(model, "same", k, 0, rates["bupo"], seed) for seed in range(sizes.seeds)]
-    return list(dict.fromkeys(found))
+        runs += [Run(model, "same", k, 0, rates["bupo"], seed) for seed in range(sizes.seeds)]
+    return list(dict.fromkeys(runs))
 
 
 def do(runs: Sequence[Run], sizes: Sizes, what: str) -> None:
-    """Those of the runs that are not done yet, some at a time."""
+    """Do the runs that are missing, several at a time."""
     missing = [run for run in runs if not (sizes.work / run.name / EVALUATIONS).exists()]
     with ProcessPoolExecutor(sizes.workers, get_context("spawn")) as pool:
         for _ in tqdm(pool.map(partial(train, sizes=sizes), missing), what, len(missing), unit="run"):
@@ -323,7 +323,7 @@ def do(runs: Sequence[Run], sizes: Sizes, what: str) -> None:
 
 
 def collect(runs: Sequence[Run], sizes: Sizes) -> None:
-    """Put the runs together in the folder of the result."""
+    """Combine the runs in the output folder."""
     folders = {run: sizes.work / run.name for run in runs}
     evaluations = [store.read_part(folder / EVALUATIONS).to_pandas() for folder in folders.values()]
     evaluations += [store.read_part(sizes.work / model / EVALUATIONS).to_pandas() for model in MODELS]
@@ -339,7 +339,7 @@ def collect(runs: Sequence[Run], sizes: Sizes) -> None:
 
 
 def main(sizes: Sizes) -> None:
-    """Choose learning rates, do the runs, put them together."""
+    """Choose learning rates, do the runs and combine them."""
     sizes.work.mkdir(parents=True, exist_ok=True)
     for model in MODELS:
         prepare(model, sizes)

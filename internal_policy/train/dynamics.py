@@ -1,4 +1,4 @@
-"""What training does to the layers: the policies of a model over the same rollouts, again and again."""
+"""What training does to the layers: the policies of a model over the same rollouts, measured again and again."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from internal_policy.scans.selection import Selection
 from internal_policy.tasks.rollouts import Rollout
 
 MEASURES = ("entropy", "entropy_at_input_norm", "norm")
-"""Of every site; means over the tokens."""
+"""Measures of every site, as means over the tokens."""
 
 
 def measure(
@@ -32,10 +32,10 @@ def measure(
 ) -> pd.DataFrame:
     """The numbers of every policy as the model is now: layer, site, and means over the response tokens.
 
-    `entropy` (nats), `entropy_at_input_norm` and `norm` are those of a scan. For the hook point `watched`, the later
-    layers' `resid_post` and `final` have `cosine` (of the hidden state with that of `watched`; not at `final`, whose
-    norm is another space) and `kl`, KL(watched || there) in nats (Fig. 5 of arXiv 2512.19673). `logprob` at `final` is
-    that of the tokens that came. Raises InputError for rollouts that the model cannot read.
+    `entropy` (nats), `entropy_at_input_norm` and `norm` are those of a scan. Every `resid_post` above the hook
+    point `watched`, and `final`, are compared with it: `cosine` of the hidden states (not at `final`, whose norm is
+    another space), and `kl`, KL(watched || later) in nats (Fig. 5 of arXiv 2512.19673). `logprob` at `final` is that of
+    the response tokens. Raises InputError for rollouts that the model can't read.
     """
     layers = tuple(range(len(decoder_layers(model))))
     chosen = Selection(layers, sites_of(inside(model).config), (readout,), (*MEASURES, "logprob"), 0)
@@ -60,7 +60,7 @@ def _compared(
     readout: Literal["raw", "norm"],
     n_layers: int,
 ) -> pd.DataFrame:
-    """Cosine with, and KL from, the policy at `watched`: of the later layers and of the model."""
+    """Cosine with the hidden state at `watched`, and KL from its policy, of later layers and the model itself."""
     later = [HookPoint(layer, "resid_post") for layer in range(watched.layer, n_layers)]
     later = [point for point in later if point != watched]
     weight, sums, count = unembedding(model).weight, torch.zeros(2, len(later) + 1, dtype=torch.float64), 0
@@ -79,5 +79,5 @@ def _compared(
 
 
 def perplexity(frame: pd.DataFrame) -> float:
-    """Of the model's own policy over the tokens that `measure` looked at."""
+    """Perplexity of the model's own policy over the tokens that `measure` read."""
     return math.exp(-float(frame.loc[frame["site"] == "final", "logprob"].iloc[0]))

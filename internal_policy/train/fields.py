@@ -69,12 +69,12 @@ CHOICES = {
         ("log_level", "log_level_replica"), ("passive", "debug", "info", "warning", "error", "critical", "detail")
     ),
 }
-"""Allowed values of fields that TRL annotates as plain text and checks only once training has begun."""
+"""Field -> its allowed values, where TRL's type is plain text and the value is only checked during training."""
 PATHS = {"deepspeed", "fsdp_config", "accelerator_config"}
-"""Fields that are mappings, or the name of a file that holds one."""
+"""Fields that take a mapping, or the name of a file with one."""
 
 REQUIRED = {"max_completion_length", "num_generations"}
-"""Fields that TRL lets be null, which `train` does not."""
+"""Fields that TRL lets be null, but `train` needs."""
 EVALUATED = "train doesn't evaluate. Remove it, and run `internal-policy evaluate` on the trained model"
 UNHEEDED = {
     **dict.fromkeys(("do_eval", "do_predict", "eval_strategy", "eval_on_start", "load_best_model_at_end"), EVALUATED),
@@ -91,15 +91,15 @@ def read(file: str | None) -> dict[str, Any]:
         return {}
     from internal_policy.train.configuration import BuPOConfig
 
-    path, found = Path(file), _loaded(Path(file))
+    path, loaded = Path(file), _loaded(Path(file))
     defaults = {field.name: field.default for field in dataclasses.fields(BuPOConfig)}
-    for name in found:
+    for name in loaded:
         if name not in defaults:
             near = get_close_matches(str(name), defaults, 1)
             remedy = f"Did you mean {near[0]}?" if near else "Remove it."
             raise InputError(f"{path} has {_shown(name)}, which isn't a field of BuPOConfig. {remedy}")
     types = get_type_hints(BuPOConfig)
-    values = {name: _checked(path, name, types[name], value) for name, value in found.items()}
+    values = {name: _checked(path, name, types[name], value) for name, value in loaded.items()}
     for name in REQUIRED & values.keys():
         if values[name] is None:
             raise InputError(f"{path} has {name}: null. Give a number, or remove it.")
@@ -120,18 +120,18 @@ def _loaded(path: Path) -> dict[Any, Any]:
             raise InputError(f"{path} is larger than {LARGEST // 1024} KiB. Give a YAML file of fields.")
         _check_shape(path, yaml.parse(text, yaml.SafeLoader))
         node = yaml.compose(text, yaml.SafeLoader)
-        found = yaml.safe_load(text)
+        loaded = yaml.safe_load(text)
     except InputError:
         raise
     except Exception as error:  # PyYAML passes on whatever int, datetime and others raise
         raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:200]}). Give a YAML file.") from error
-    if not isinstance(found, dict):
-        kind = "nothing" if found is None else type(found).__name__
+    if not isinstance(loaded, dict):
+        kind = "nothing" if loaded is None else type(loaded).__name__
         raise InputError(f"{path} holds {kind}. Write one NAME: VALUE line per field.")
     names = [key.value for key, _ in node.value]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"{path} has {_shown(twice[0])} twice. Remove one.")
-    return found
+    return loaded
 
 
 def _check_shape(path: Path, events: Iterator[Any]) -> None:
@@ -148,7 +148,7 @@ def _check_shape(path: Path, events: Iterator[Any]) -> None:
 
 
 def _checked(path: Path, name: str, kind: Any, value: Any) -> Any:
-    """The value of a field, mending what YAML misreads: 1e-6 as text, `no` as false. Raises InputError."""
+    """The value of a field, corrected where YAML reads 1e-6 as text or `no` as false. Raises InputError."""
     members: tuple[Any, ...] = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     enums = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
     if value is False and bool not in members and any(item.value == "no" for enum in enums for item in enum):
@@ -170,14 +170,14 @@ def _checked(path: Path, name: str, kind: Any, value: Any) -> Any:
 
 
 def _json(path: Path, name: str, text: str) -> dict[str, Any]:
-    """The mapping that a text holds as JSON, as on TRL's command line. Raises InputError."""
+    """The mapping in a JSON text, which TRL's command line takes too. Raises InputError."""
     try:
-        found = json.loads(text)
+        mapping = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not _plain(found):
+        mapping = None
+    if not isinstance(mapping, dict) or not _plain(mapping):
         raise InputError(f"{path} has {name}: {_shown(text)}; expected a mapping, such as {{name: value}}.")
-    return found
+    return mapping
 
 
 def _fits(value: Any, kind: Any) -> bool:
