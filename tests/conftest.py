@@ -59,6 +59,16 @@ def random_rollout(n_prompt: int = 4, n_response: int = 9, seed: int = 0) -> Rol
     return Rollout("a problem", None, 0, tuple(ids[:n_prompt]), tuple(ids[n_prompt:]), "a response", None, True)
 
 
+def moved(model: Any) -> Any:
+    """The model with random trainable weights: most kinds of adapters start at 0."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.data += 0.3 * noise.to(parameter.dtype)
+    return model.eval()
+
+
 def conversation(question: str, answer: str) -> tuple[Message, Message]:
     """A question of the user and the assistant's answer."""
     return Message(role="user", content=question), Message(role="assistant", content=answer)

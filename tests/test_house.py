@@ -66,6 +66,12 @@ def test_looking_at_a_scan_never_reaches_torch(room):
     assert not loaded(f"import internal_policy.{room}") & {"torch", "transformers"}
 
 
+def test_peft_is_imported_only_for_adapters():
+    assert "peft" not in loaded(
+        "import internal_policy.tasks.rollouts, internal_policy.scans.scan, internal_policy.models.policy"
+    )
+
+
 def test_importing_the_package_imports_nothing_heavy():
     assert not loaded("import internal_policy") & {"torch", "transformers", "pandas", "transformer_lens", "nnsight"}
 

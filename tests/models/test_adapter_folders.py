@@ -7,9 +7,8 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from conftest import saved, tiny_model
+from conftest import moved, saved, tiny_model
 from safetensors.torch import load_file, save_file
-from test_adapters import LINEAR, moved
 
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
@@ -29,7 +28,8 @@ def base(tmp_path, tokenizer) -> Path:
 @pytest.fixture
 def adapter(tmp_path, base) -> Path:
     """A LoRA of the tiny model, saved without a tokenizer, as PEFT does."""
-    model = peft.get_peft_model(_model(base), peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=LINEAR))
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj", "down_proj"])
+    model = peft.get_peft_model(_model(base), config)
     moved(model).save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 

@@ -3,8 +3,9 @@
 import peft
 import pytest
 import torch
-from conftest import all_points, tiny_model
+from conftest import all_points, moved, tiny_model
 from torch import nn
+from trainer import trainer, weights
 
 from internal_policy.errors import InputError
 from internal_policy.models.families import inside, unembedding
@@ -36,16 +37,6 @@ KINDS = {
     "FOURIERFT": peft.FourierFTConfig(n_frequency=20, target_modules=LINEAR),
 }
 """Kinds of adapters that only change modules."""
-
-
-def moved(model):
-    """The model with nonzero adapters; most kinds start at 0."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.data += 0.3 * noise.to(parameter.dtype)
-    return model.eval()
 
 
 def entropies(model, rollout):
@@ -204,8 +195,6 @@ def test_a_merged_adapter_on_the_unembedding_is_measured(tokenizer, rollouts):
 
 
 def test_the_trainer_trains_an_adapter_that_transformers_added(tmp_path, tokenizer):
-    from trainer import trainer, weights
-
     model = added().float()
     run = trainer(tmp_path, tokenizer, model, schedule=[f"{ONE}:2"], max_steps=4)
     before = weights(model)
@@ -213,11 +202,3 @@ def test_the_trainer_trains_an_adapter_that_transformers_added(tmp_path, tokeniz
     changed = {name for name, weight in weights(model).items() if not torch.equal(weight, before[name])}
     assert changed
     assert all("lora" in name and ".layers.2." not in name for name in changed)
-
-
-def test_peft_is_imported_only_for_adapters():
-    from test_house import loaded
-
-    assert "peft" not in loaded(
-        "import internal_policy.tasks.rollouts, internal_policy.scans.scan, internal_policy.models.policy"
-    )

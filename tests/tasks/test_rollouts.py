@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from chat_templates import THINKS
 from conftest import conversation, jsonl
-from test_generate import sampled
 
 from internal_policy.errors import InputError
 from internal_policy.scans import store
 from internal_policy.scans.export import export_table
+from internal_policy.tasks.generate import generate
+from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import split_messages
 from internal_policy.tasks.rollouts import (
     ROLLOUT_SCHEMA,
@@ -41,7 +42,9 @@ def test_an_end_of_turn_that_only_the_added_tokens_mark_as_special_finishes_a_re
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
 def test_what_is_written_is_read(llama, either, tmp_path, ending):
-    rollouts = [*sampled(llama, either), replace(ROLLOUT, answer=r"\text{x #### y}", reward=0.5, finished=False)]
+    problems = [Problem(conversation(text, "")[:1], None) for text in ("What is 3 + 4?", "Say: naïve 🙂")]
+    sampled = chain.from_iterable(generate(llama, either, problems, samples=2, max_new_tokens=6))
+    rollouts = [*sampled, replace(ROLLOUT, answer=r"\text{x #### y}", reward=0.5, finished=False)]
     write_rollouts(tmp_path / f"r.{ending}", rollouts)
     assert read_rollouts(tmp_path / f"r.{ending}", either, {}) == rollouts
 

@@ -28,9 +28,9 @@ def distributed(tmp_path, tokenizer, processes, name, options, **environment):
         "output": str(tmp_path / f"{name}.pt"),
     }  # fmt: skip
     master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": str(processes)}
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     command = [sys.executable, "-W", "ignore", str(here / "trainer.py"), json.dumps(asked)]
-    paths = os.pathsep.join([str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
     started = [
         subprocess.Popen(
             command, env={**os.environ, **master, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank),
