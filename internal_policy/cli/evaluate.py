@@ -1,30 +1,28 @@
 """`internal-policy evaluate`: sample K responses to every problem, and say how many are right."""
 
-import json
+import dataclasses
 import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import files
-from internal_policy.cli import progress, sampling
+from internal_policy.cli import prepared, progress
 from internal_policy.cli.common import File, ModelOptions, Output, ReadingOptions, SamplingOptions, Sources, Text
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
-from internal_policy.models import loading
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from internal_policy.models.hooks import HookPoint
     from internal_policy.tasks.problems import Problem
     from internal_policy.tasks.rollouts import Rollout
 
@@ -69,44 +67,47 @@ PRESENTATION = {"output", "json", "label"}
 
 
 def run(options: Evaluate) -> None:
-    """Answer from the folder, or sample what is missing; then write and show the curves."""
+    """Answer from the folder, or sample what is missing; then write and print the curves."""
     import pyarrow as pa
 
-    from internal_policy.models.hooks import HookPoint
-    from internal_policy.scans import store
+    from internal_policy.scans import claims, store
 
-    start, point = time.monotonic(), HookPoint.parse(options.at)
-    sampling.check_lens(options)
-    names = names_of(options.problems or (None,))
-    sources = [sampling.source(source, options.limit)[0] for source in names.values()]
-    question = sampling.question(options, [*sources, options.chat_template, options.lens], PRESENTATION)
-    limit = sampling.source(next(iter(names.values())), options.limit)[1]
-    question |= {"problems": sources, "limit": limit, "names": list(names)}  # responses are stored under these names
-    folder = options.output or store.root() / "evaluations" / store.digest(question)
-    claim(folder, question)
+    start = time.monotonic()
+    sets = named(tuple(prepared.source(problems, None)[0] for problems in options.problems or (None,)))
+    limit = options.limit if options.problems else prepared.source(None, options.limit)[1]
+    inputs = prepared.prepare(
+        dataclasses.replace(options, problems=tuple(sets.values()), limit=limit),
+        PRESENTATION,
+        list(sets.values()),
+        lens=options.lens,
+    )
+    inputs.question["names"] = list(sets)  # responses are stored under these names
+    folder = options.output or store.root() / "evaluations" / store.digest(inputs.question)
+    claims.claim(folder, ASKED, "evaluation", inputs.question)
     cached = (folder / ROLLOUTS).exists()
     if not cached:
-        _sample(options, point, names, question, folder)
+        progress.quiet()
+        _sample(inputs, inputs.policy(options.at, options.readout), sets, folder)
     written = responses(folder)
-    sets = {name: written[written["problems"] == name] for name in names}
-    if len(sets) > 1:
-        sets[ALL] = written
+    tables = {name: written[written["problems"] == name] for name in sets}
+    if len(tables) > 1:
+        tables[ALL] = written
     label = options.label or label_of(options)
-    curves = curves_of(sets, options.samples, label)
+    curves = curves_of(tables, options.samples, label)
     store.write_table(folder / CURVES, pa.Table.from_pandas(curves, preserve_index=False))
-    cut = {name: float((~rows["finished"]).mean()) for name, rows in sets.items()}
-    printed(folder, label, curves, options.samples, {n: len(r) for n, r in sets.items()}, cut, as_json=options.json)
+    printed(folder, label, curves, options.samples, tables, as_json=options.json)
     progress.note(f"{'From the cache' if cached else 'Sampled'} in {time.monotonic() - start:.1f} s.")
 
 
-def names_of(sources: tuple[str | None, ...]) -> dict[str, str | None]:
-    """What each source of problems is called: a file by its name, where that is no other's. Raises InputError."""
+def named(sources: tuple[str, ...]) -> dict[str, str]:
+    """What each source of problems is called: a file by its name if no other has it. Raises InputError."""
     twice = [source for source, times in Counter(sources).items() if times > 1]
     if twice:
-        raise InputError(f"--problems names {twice[0]} more than once; name each set of problems once.")
-    paths = [sampling.source(source, None)[0] for source in sources]
-    stems = [Path(path).stem if Path(path).is_file() else path for path in paths]
-    names = [path if stem == ALL or stems.count(stem) > 1 else stem for path, stem in zip(paths, stems, strict=True)]
+        raise InputError(f"--problems names {twice[0]} more than once. Name each set of problems once.")
+    stems = [Path(source).stem if Path(source).is_file() else source for source in sources]
+    names = [
+        source if stem == ALL or stems.count(stem) > 1 else stem for source, stem in zip(sources, stems, strict=True)
+    ]
     return dict(zip(names, sources, strict=True))
 
 
@@ -116,26 +117,6 @@ def label_of(options: Evaluate) -> str:
     name_of_readout = options.readout if options.lens is None else "tuned"
     readout = f", {name_of_readout}" if name_of_readout != "raw" else ""
     return name if options.at == "final" else f"{name}@{options.at}{readout}"
-
-
-def claim(folder: Path, options: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds anything but this evaluation. Raises InputError."""
-    from internal_policy.scans import job, store
-
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give --output a new folder.")
-    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-        return  # a name with a dot is what a killed run was about to write
-    if not (folder / ASKED).is_file():
-        raise InputError(f"{folder} is not empty and holds no evaluation; give --output a new folder.")
-    try:
-        before = json.loads((folder / ASKED).read_text())
-        found = before["digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / ASKED} is damaged ({error}); give --output a new folder.") from error
-    if found != store.digest(options):
-        job.check_day(folder, before, options)
-        raise InputError(f"{folder} holds the evaluation of another question; give --output a new folder.")
 
 
 def responses(folder: Path) -> "pd.DataFrame":
@@ -165,38 +146,21 @@ def curves_of(sets: "Mapping[str, pd.DataFrame]", samples: int, label: str) -> "
     return pd.concat(found, ignore_index=True)[["label", "problems", "k", "mean", "low", "high"]]
 
 
-def _sample(
-    options: Evaluate,
-    point: "HookPoint",
-    names: Mapping[str, str | None],
-    question: Mapping[str, Any],
-    folder: Path,
-) -> None:
+def _sample(inputs: prepared.Prepared, policy: prepared.Policy, sets: Mapping[str, str], folder: Path) -> None:
     import pyarrow as pa
 
     from internal_policy.scans import store
-    from internal_policy.tasks.generate import check_sampling
 
-    check_sampling(
-        options.samples, options.temperature, options.top_p, options.max_new_tokens, options.batch_size, options.seed
-    )
-    progress.quiet()
-    config = loading.load_config(options.checkpoint)
-    sampling.check_point(config, point)
-    translators = sampling.translators_of(options, [point], question["identity"], config)
-    tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
-    sets = {name: sampling.read(options, source, tokenizer, config)[0] for name, source in names.items()}
-    for name, problems in sets.items():
+    asked = {name: inputs.problems(source)[0] for name, source in sets.items()}
+    for name, problems in asked.items():
         _check_answers(name, problems)
-    model = loading.load_model(options.checkpoint, config, **options.arguments)
-    readout = sampling.readout_of(options, translators, model)
-    parts = store.root() / "rollouts" / store.digest({**question, "output": folder.absolute()})
+    model = inputs.model()
+    parts = store.root() / "rollouts" / store.digest({**inputs.question, "output": folder.absolute()})
     tables = []
-    for number, (name, problems) in enumerate(sets.items()):
-        what = f"Sampling {name}"
-        rollouts = sampling.all_of(options, model, tokenizer, problems, point, readout, parts / str(number), what)
+    for number, (name, problems) in enumerate(asked.items()):
+        rollouts = inputs.sample(model, policy, problems, parts / str(number), f"Sampling {name}")
         tables.append(_table(name, rollouts))
-    files.write_json(folder / ASKED, {"digest": store.digest(question), "asked": question})
+    files.write_json(folder / ASKED, {"digest": store.digest(inputs.question), "asked": inputs.question})
     store.write_table(folder / ROLLOUTS, pa.concat_tables(tables))
     shutil.rmtree(parts)
 
@@ -221,21 +185,20 @@ def printed(
     label: str,
     curves: "pd.DataFrame",
     samples: int,
-    responses: Mapping[str, int],
-    cut: Mapping[str, float],
+    tables: "Mapping[str, pd.DataFrame]",
     *,
     as_json: bool = False,
 ) -> None:
-    """What was evaluated: a row a set of problems. `cut` is the share of responses that the length limit cut."""
+    """Print what was evaluated: a row for each set of problems. `tables` has their responses."""
     sets = {name: rows.set_index("k") for name, rows in curves.groupby("problems", sort=False)}
     found = [
         {
             "problems": name,
-            "number": responses[str(name)] // samples,
+            "number": len(tables[str(name)]) // samples,
             "samples": samples,
             "avg": rows[["mean", "low", "high"]].to_dict("records")[0],  # Avg@K is Pass@1, the first row
             "pass_at_k": dict(zip(rows.index.tolist(), rows["mean"].tolist(), strict=True)),
-            "cut": cut[str(name)],
+            "cut": float((~tables[str(name)]["finished"]).mean()),
         }
         for name, rows in sets.items()
     ]

@@ -15,18 +15,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import bundle
-from internal_policy.cli import progress, sampling
+from internal_policy.cli import prepared, progress
 from internal_policy.cli.common import File, ModelOptions, ReadingOptions, SamplingOptions
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
-from internal_policy.models import loading
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig
 
-    from internal_policy.tasks.problems import Problem
     from internal_policy.tasks.rollouts import Rollout
 
 
@@ -72,36 +69,27 @@ class FitLens(SamplingOptions, ReadingOptions, ModelOptions):
 
 
 PROBLEMS = 512
-"""How many of the bundled training problems are options where nobody says which problems."""
+"""How many of the bundled training problems are used if none are named."""
 PRESENTATION = {"json", "rollouts", "sites", "held_out", "steps", "batch_tokens", "learning_rate"}
 """Options that change nothing of what is sampled."""
 
 
 def run(options: FitLens) -> None:
-    """Fit, measure, write one file, and show the KL at each hook point."""
-    start, options = time.monotonic(), _completed(options)
-    _check(options)
+    """Fit, measure, write one file, and print the KL at each hook point."""
     from internal_policy.lenses import fit, tuned
-    from internal_policy.models.families import place, sites_of
     from internal_policy.scans import store
     from internal_policy.scans.scan import check_rollouts
-    from internal_policy.scans.selection import Selection
 
+    start = time.monotonic()
+    inputs = _prepared(options)
     progress.quiet()
-    config = loading.load_config(options.checkpoint)
-    text = config.get_text_config()
-    sites = sites_of(config) if options.sites == "all" else tuple(options.sites.split(","))
-    Selection((0,), sites)  # raises InputError for an unknown site, and for one given twice
-    for site in sites:
-        place(config, site)
-    points = fit.points_of(text.num_hidden_layers, sites)
+    text = inputs.config.get_text_config()
+    points = fit.points_of(text.num_hidden_layers, _sites(inputs.config, options.sites))
     fit.check_memory(len(points), 0, text.hidden_size, 4)
-    tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
-    given, problems = _given(options, tokenizer, config)
-    question = sampling.question(options, [options.problems, options.chat_template], PRESENTATION)
-    model = loading.load_model(options.checkpoint, config, **options.arguments)
-    folder = store.root() / "rollouts" / store.digest({**question, "output": options.output.absolute()})
-    rollouts = given or _sampled(options, model, tokenizer, problems, folder)
+    given, problems = inputs.given(), [] if options.rollouts else inputs.problems(inputs.question["problems"])[0]
+    model = inputs.model()
+    folder = store.root() / "rollouts" / store.digest({**inputs.question, "output": options.output.absolute()})
+    rollouts = given or inputs.sample(model, prepared.own_policy(), problems, folder)
     check_rollouts(model, rollouts)
     fitted, held = fit.apart(rollouts, options.held_out, options.seed)
     with progress.bar("Fitting", options.steps, "steps") as advance:
@@ -116,69 +104,62 @@ def run(options: FitLens) -> None:
             advance=advance,
         )
     kl = fit.kl(model, held, translators)
-    source = Path(options.rollouts or options.problems or "")
-    about = {
-        "model": options.model,
-        "identity": question["identity"],
-        "d_model": text.hidden_size,
-        "fitted_on": {"file": source.name if source.is_file() else str(source), **_size(fitted)},
-        "held_out": _size(held),
-        "kl": json.loads(kl.to_json(orient="records")),  # with null where there is no interval
-        **{name: getattr(options, name) for name in ("sites", "steps", "batch_tokens", "learning_rate", "seed")},
-    }
+    about = _about(options, inputs, fitted, held, kl)
     tuned.save(options.output, dataclasses.replace(translators, about=about))
     shutil.rmtree(folder, ignore_errors=True)
     printed(options.output, about, kl, as_json=options.json)
     progress.note(f"Fitted in {time.monotonic() - start:.1f} s.")
 
 
-def _completed(options: FitLens) -> FitLens:
-    """With the bundled problems where no others, and no responses, are named."""
-    if options.problems is not None and options.rollouts is not None:
-        raise InputError("Both --problems and --rollouts are given; give one of them.")
-    if options.problems is not None or options.rollouts is not None:
-        return options
-    path = str(bundle.DATA / "problems" / "train.jsonl")
-    return dataclasses.replace(options, problems=path, limit=PROBLEMS if options.limit is None else options.limit)
-
-
-def _check(options: FitLens) -> None:
-    """Refuse what cannot be written, or sampled. Raises InputError."""
+def _prepared(options: FitLens) -> prepared.Prepared:
+    """The options resolved: the bundled problems if neither others nor responses are named. Raises InputError."""
     from internal_policy.lenses import fit
-    from internal_policy.tasks.generate import check_sampling
 
+    if options.problems is not None and options.rollouts is not None:
+        raise InputError("Both --problems and --rollouts are given. Use one of them.")
     if options.output.exists():
-        raise InputError(f"{options.output} exists; remove it, or give --output another name.")
+        raise InputError(f"{options.output} exists. Remove it, or choose another --output.")
     if options.output.suffix != ".safetensors" or not options.output.parent.is_dir():
-        raise InputError(f"--output is {options.output}; give a .safetensors file in a folder that exists.")
-    check_sampling(
-        options.samples, options.temperature, options.top_p, options.max_new_tokens, options.batch_size, options.seed
-    )
+        raise InputError(f"Can't write {options.output}. Use a .safetensors file in an existing folder.")
     fit.check_options(options.steps, options.learning_rate, options.batch_tokens, options.held_out)
+    if options.problems is None and options.rollouts is None:
+        limit = PROBLEMS if options.limit is None else options.limit
+        options = dataclasses.replace(options, problems=str(bundle.DATA / "problems" / "train.jsonl"), limit=limit)
+    sources = [options.problems] if options.problems else []
+    inputs = prepared.prepare(options, PRESENTATION, sources, rollouts=options.rollouts)
+    _ = inputs.sampling  # refuses what is out of range
+    return inputs
 
 
-def _given(
-    options: FitLens, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
-) -> "tuple[list[Rollout], list[Problem]]":
-    """The responses that came with --rollouts, or else the problems. All checked."""
-    from internal_policy.tasks.rollouts import read_rollouts
+def _sites(config: "PreTrainedConfig", sites: str) -> tuple[str, ...]:
+    """The sites to fit. Raises InputError for one that is unknown, given twice, or not of the model's family."""
+    from internal_policy.models.families import place, sites_of
+    from internal_policy.scans.selection import Selection
 
-    if options.rollouts is not None:
-        chat = loading.chat_of(options.chat_template, options.chat_template_kwargs)
-        return read_rollouts(options.rollouts, tokenizer, chat, limit=options.limit), []
-    return [], sampling.read(options, options.problems, tokenizer, config)[0]
+    names = sites_of(config) if sites == "all" else tuple(sites.split(","))
+    for site in Selection((0,), names).sites:
+        place(config, site)
+    return names
 
 
-def _sampled(
+def _about(
     options: FitLens,
-    model: "nn.Module",
-    tokenizer: "PreTrainedTokenizerBase",
-    problems: "Sequence[Problem]",
-    folder: Path,
-) -> "list[Rollout]":
-    from internal_policy.models.hooks import FINAL
-
-    return sampling.all_of(options, model, tokenizer, problems, FINAL, "raw", folder)
+    inputs: prepared.Prepared,
+    fitted: "Sequence[Rollout]",
+    held: "Sequence[Rollout]",
+    kl: "pd.DataFrame",
+) -> dict[str, Any]:
+    """What the file says of the lens."""
+    source = Path(inputs.rollouts or inputs.question["problems"])
+    return {
+        "model": inputs.checkpoint.name,
+        "identity": inputs.identity,
+        "d_model": inputs.config.get_text_config().hidden_size,
+        "fitted_on": {"file": source.name if source.is_file() else str(source), **_size(fitted)},
+        "held_out": _size(held),
+        "kl": json.loads(kl.to_json(orient="records")),  # with null where there is no interval
+        **{name: getattr(options, name) for name in ("sites", "steps", "batch_tokens", "learning_rate", "seed")},
+    }
 
 
 def _size(rollouts: "Sequence[Rollout]") -> dict[str, int]:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.markup import escape
 
-from internal_policy.cli import progress, sampling
+from internal_policy.cli import prepared, progress
 from internal_policy.cli.common import File, ModelOptions, PromptOptions, SamplingOptions
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
-from internal_policy.models import loading
 
 if TYPE_CHECKING:
     from internal_policy.tasks.rollouts import Rollout
@@ -44,40 +43,23 @@ class Generate(SamplingOptions, PromptOptions, ModelOptions):
 
 
 def run(options: Generate) -> None:
-    """Sample responses and write them to one file; an interrupted run goes on where it stopped."""
-    from internal_policy.models.hooks import HookPoint
+    """Sample responses and write them to one file; an interrupted run continues where it stopped."""
     from internal_policy.scans import store
-    from internal_policy.tasks.generate import check_sampling
     from internal_policy.tasks.rollouts import write_rollouts
 
     if options.output.exists():
-        raise InputError(f"{options.output} exists; remove it, or give --output another name.")
+        raise InputError(f"{options.output} exists. Remove it, or choose another --output.")
     if options.output.suffix not in (".parquet", ".jsonl") or not options.output.parent.is_dir():
-        raise InputError(f"--output is {options.output}; give a .parquet or .jsonl file in a folder that exists.")
-    point = HookPoint.parse(options.at)
-    sampling.check_lens(options)
+        raise InputError(f"Can't write {options.output}. Use a .parquet or .jsonl file in an existing folder.")
     progress.quiet()
-    tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
-    config = loading.load_config(options.checkpoint)
-    path, limit = sampling.source(options.problems, options.limit)
-    asked = dataclasses.replace(options, problems=path, limit=limit)
-    question = sampling.question(asked, [path, options.chat_template, options.lens], PRESENTATION)
-    question["output"] = options.output.absolute()  # two files at a time do not share their parts
-    sampling.check_point(config, point)
-    translators = sampling.translators_of(options, [point], question["identity"], config)
+    problems, limit = prepared.source(options.problems, options.limit)
+    options = dataclasses.replace(options, problems=problems, limit=limit)
+    inputs = prepared.prepare(options, PRESENTATION, [problems], lens=options.lens)
+    policy = inputs.policy(options.at, options.readout)
+    asked = inputs.problems(problems)[0]
+    question = {**inputs.question, "output": options.output.absolute()}  # two files at a time don't share their parts
     folder = store.root() / "rollouts" / store.digest(question)
-    check_sampling(
-        options.samples,
-        options.temperature,
-        options.top_p,
-        options.max_new_tokens,
-        options.batch_size,
-        options.seed,
-    )
-    problems, _ = sampling.read(options, options.problems, tokenizer, config)
-    model = loading.load_model(options.checkpoint, config, **options.arguments)
-    readout = sampling.readout_of(options, translators, model)
-    rollouts = sampling.all_of(options, model, tokenizer, problems, point, readout, folder)
+    rollouts = inputs.sample(inputs.model(), policy, asked, folder)
     write_rollouts(options.output, rollouts)
     shutil.rmtree(folder)
     generated(options.output, options.at, rollouts, as_json=options.json)

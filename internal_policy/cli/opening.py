@@ -1,15 +1,14 @@
 """Open the model of a scan in what reads it: hooks of our own, TransformerLens, nnsight, or NDIF."""
 
-from importlib.util import find_spec
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from internal_policy.errors import InputError
-from internal_policy.models import folder, loading
+from internal_policy.cli.prepared import Prepared
+from internal_policy.errors import InputError, require
+from internal_policy.models import folder
 from internal_policy.models.failures import explained
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
     from internal_policy.cli.scan import Scan
     from internal_policy.scans.reader import Reader
 
@@ -17,88 +16,101 @@ PACKAGES = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
 """--reader -> the package it takes, which is an extra of the same name."""
 
 
-def check(asked: "Scan") -> None:
+def check(options: "Scan") -> None:
     """Refuse options that contradict each other, or would have no effect. Raises InputError."""
-    if asked.reader == "transformer-lens" and asked.attn_implementation not in (None, "eager"):
+    if options.problems is not None and options.rollouts is not None:
+        raise InputError("Both --problems and --rollouts are given. Use one of them.")
+    if options.reader == "transformer-lens" and options.attn_implementation not in (None, "eager"):
         raise InputError(
-            f"TransformerLens computes attention eagerly, but --attn-implementation is {asked.attn_implementation}; "
+            f"TransformerLens computes attention eagerly, but --attn-implementation is {options.attn_implementation}; "
             "leave that out."
         )
-    if asked.reader == "transformer-lens" and folder.is_adapter(asked.checkpoint.folder):
+    if options.reader == "transformer-lens" and folder.is_adapter(options.checkpoint.folder):
         raise InputError(
-            f"TransformerLens can't read adapters, but {asked.model} holds one. Leave out --reader, or merge the "
+            f"TransformerLens can't read adapters, but {options.model} holds one. Leave out --reader, or merge the "
             "adapter into its base model."
         )
-    if not asked.remote:
+    if not options.remote:
         return
-    if asked.lens is not None:
+    if options.lens is not None:
         raise InputError("--lens is a file here, but with --remote the hidden states stay there; give one of them.")
-    if asked.reader != "nnsight":
-        raise InputError(f"--remote measures through nnsight, but --reader is {asked.reader}; give --reader nnsight.")
-    if asked.rollouts is None:
+    if options.reader != "nnsight":
+        raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}; give --reader nnsight.")
+    if options.rollouts is None:
         raise InputError(
             "--remote measures responses that are there; give them as --rollouts, such as what `internal-policy "
             "generate` or another program wrote."
         )
     for name in ("dtype", "device", "device_map"):
-        if getattr(asked, name) != getattr(type(asked), name):
+        if getattr(options, name) != getattr(type(options), name):
             raise InputError(f"--{name.replace('_', '-')} is the server's own with --remote; leave it out.")
-    if asked.checkpoint.folder.is_dir():
-        raise InputError(f"NDIF has models of the hub, but --model is the folder {asked.model}; give a hub id.")
+    if options.checkpoint.folder.is_dir():
+        raise InputError(f"NDIF has models of the hub, but --model is the folder {options.model}; give a hub id.")
 
 
-def check_there(asked: "Scan") -> None:
-    """Refuse, before any work, a library that is not installed, and NDIF without a key. Raises InputError."""
-    package = PACKAGES.get(asked.reader)
-    if package and find_spec(package) is None:
-        raise InputError(
-            f"--reader {asked.reader} takes a package that is not here; pip install 'internal-policy[{asked.reader}]'."
-        )
-    if asked.remote:
-        from internal_policy.readers.nnsight import check_key
+@dataclass(frozen=True)
+class Opener:
+    """What reads a model: our own hooks, or a library."""
 
-        check_key()
+    reader: str
+    """hooks, or a key of PACKAGES."""
+    remote: bool
+    """Whether nnsight measures on NDIF."""
 
+    @property
+    def packages(self) -> list[str]:
+        """The distributions whose versions decide the numbers."""
+        return [self.reader] if self.reader in PACKAGES else []
 
-def opened(asked: "Scan", tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> "Reader":
-    """The model, in what reads it. Raises InputError, also for a family that the library does not read."""
-    from internal_policy.models.families import inside
-    from internal_policy.scans.reader import reader_of
-
-    if asked.remote:
-        return _remote(asked, tokenizer, config)
-    model = loading.load_model(asked.checkpoint, config, **asked.arguments)
-    if asked.reader == "transformer-lens":
-        from internal_policy.readers.transformer_lens import boot
-
-        return reader_of(boot(inside(model), tokenizer))
-    if asked.reader == "nnsight":
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the record says in addition of a model that our own hooks don't read."""
+        if self.reader == "hooks":
+            return {}
+        if not self.remote:
+            return {"reader": self.reader}
         import nnsight
 
-        return reader_of(nnsight.NNsight(inside(model)))
-    return reader_of(model)
+        return {"reader": self.reader, "dtype": "the server's", "device": nnsight.CONFIG.API.HOST}
+
+    def check(self) -> None:
+        """Raise InputError, before any work, for a library that isn't installed, and for NDIF without a key."""
+        if self.reader in PACKAGES:
+            require(self.reader, PACKAGES[self.reader])
+        if self.remote:
+            from internal_policy.readers.nnsight import check_key
+
+            check_key()
+
+    def open(self, inputs: Prepared) -> "Reader":
+        """The model in what reads it. Raises InputError, also for a family that the library doesn't read."""
+        from internal_policy.models.families import inside
+        from internal_policy.scans.reader import reader_of
+
+        if self.remote:
+            return _remote(inputs)
+        model = inputs.model()
+        if self.reader == "transformer-lens":
+            from internal_policy.readers.transformer_lens import boot
+
+            return reader_of(boot(inside(model), inputs.tokenizer))
+        if self.reader == "nnsight":
+            import nnsight
+
+            return reader_of(nnsight.NNsight(inside(model)))
+        return reader_of(model)
 
 
-def _remote(asked: "Scan", tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> "Reader":
+def _remote(inputs: Prepared) -> "Reader":
     import nnsight
 
     from internal_policy.readers.nnsight import boot, remote
 
-    nnsight.CONFIG.APP.REMOTE_LOGGING = False  # it would stand between the lines of --json
-    chosen = {"attn_implementation": asked.attn_implementation} if asked.attn_implementation else {}
-    trusted = {"trust_remote_code": True} if asked.trust_remote_code else {}
-    with explained(asked.model, asked.revision):
-        envoy = boot(asked.model, config, tokenizer, asked.revision, **chosen, **trusted)
+    nnsight.CONFIG.APP.REMOTE_LOGGING = False  # it would print between the lines of --json
+    checkpoint, attention = inputs.checkpoint, inputs.arguments["attn_implementation"]
+    chosen = {"attn_implementation": attention} if attention else {}
+    trusted = {"trust_remote_code": True} if checkpoint.trust_remote_code else {}
+    with explained(checkpoint.name, checkpoint.revision):
+        envoy = boot(checkpoint.name, inputs.config, inputs.tokenizer, checkpoint.revision, **chosen, **trusted)
         envoy.to_model_key()  # asks the hub
     return remote(envoy)
-
-
-def facts(asked: "Scan") -> dict[str, Any]:
-    """What the record says besides of a model that our own hooks do not read."""
-    if asked.reader == "hooks":
-        return {}
-    if not asked.remote:
-        return {"reader": asked.reader}
-    import nnsight
-
-    return {"reader": asked.reader, "dtype": "the server's", "device": nnsight.CONFIG.API.HOST}

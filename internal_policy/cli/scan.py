@@ -1,11 +1,10 @@
 """`internal-policy scan`: measure the policies of a model over responses, or answer from the cache."""
 
 import dataclasses
-import functools
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy.cli import opening, progress, sampling
+from internal_policy.cli import opening, progress
 from internal_policy.cli.common import File, ModelOptions, Output, PromptOptions, SamplingOptions
 from internal_policy.cli.console import document, out
+from internal_policy.cli.prepared import Prepared, prepare, source
 from internal_policy.errors import InputError
 from internal_policy.models import loading
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from internal_policy.lenses.tuned import Translators
     from internal_policy.scans.selection import Selection
@@ -79,59 +79,49 @@ SAMPLING = {f.name for f in dataclasses.fields(SamplingOptions)} - {"batch_size"
 """Options that mean nothing where the responses are given."""
 PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
 
-Config = Callable[[], "PreTrainedConfig"]
-"""Gives the model's configuration, which is read once, and only if it is needed."""
-
 
 def run(options: Scan) -> None:
-    """Answer from the cache, or measure what is missing; then show the entropies by layer."""
+    """Answer from the cache, or measure what is missing; then print the entropies by layer."""
     from internal_policy.cli import show
     from internal_policy.scans import job, store
 
-    if options.problems is not None and options.rollouts is not None:
-        raise InputError("Both --problems and --rollouts are given; give one of them.")
-    opening.check(options)
     start = time.monotonic()
-    config: Config = functools.cache(lambda: loading.load_config(options.checkpoint))
-    question = _question(options, config)
-    folder = options.output or store.folder_of(options.model, question)
-    job.claim(folder, question)
+    opening.check(options)
+    inputs = _prepared(options)
+    folder = options.output or store.folder_of(options.model, inputs.question)
+    job.claim(folder, inputs.question)
     cached = (folder / store.RECORD).exists()
     if cached and options.remeasure:
         cached = not (job.broken(folder) if options.dry_run else job.discard_damaged(folder))
     elif cached and (broken := store.cut_short(folder)):
-        raise InputError(f"{folder / broken[0]} is missing or cut short; measure it again with --remeasure.")
+        raise InputError(f"{folder / broken[0]} is missing or cut short. Measure it again with --remeasure.")
     if options.dry_run:
-        forecast(_forecast(options, question["identity"], config()), folder, cached, as_json=options.json)
+        printed(_forecast(options, inputs), folder, cached, as_json=options.json)
         return
     if not cached:
-        opening.check_there(options)
-        _measure(options, question, folder, config())
+        reader = opening.Opener(options.reader, options.remote)
+        reader.check()
+        _measure(options, inputs, reader, folder)
     show.scan(folder, None, as_json=options.json, extra={"cached": cached})
     progress.note(f"{'From the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
 
 
-def _question(options: Scan, config: Config) -> dict[str, Any]:
-    """The options that decide the numbers, resolved, with what their paths hold: the key of the cache."""
-    selected = _selected(options, config)
+def _prepared(options: Scan) -> Prepared:
+    """The options resolved; layers, sites and measures count as `all` or as lists, however they were typed."""
     unused = PRESENTATION | (SAMPLING if options.rollouts is not None else set())
+    sources = []
     if options.rollouts is None:
-        problems, limit = sampling.source(options.problems, options.limit)
-        options = dataclasses.replace(options, problems=problems, limit=limit)
-    question = sampling.question(
-        options, [options.rollouts or options.problems, options.chat_template, options.lens], unused
-    )
-    return {**question, **selected}
-
-
-def _selected(options: Scan, config: Config) -> dict[str, Any]:
-    """Layers, sites and measures as they were resolved, `all` for all of them, however they were typed."""
+        problems, limit = source(options.problems, options.limit)
+        options, sources = dataclasses.replace(options, problems=problems, limit=limit), [problems]
+    inputs = prepare(options, unused, sources, rollouts=options.rollouts, lens=options.lens)
     if options.layers == options.sites == options.measures == "all":
-        return {}  # without transformers, which takes seconds to import
-    every = _selection(dataclasses.replace(options, layers="all", sites="all", measures="all"), config())
-    selection = _selection(options, config())
-    pairs = {name: (getattr(selection, name), getattr(every, name)) for name in ("layers", "sites", "measures")}
-    return {name: "all" if some == whole else list(some) for name, (some, whole) in pairs.items()}
+        return inputs  # without transformers, which takes seconds to import
+    every = _selection(dataclasses.replace(options, layers="all", sites="all", measures="all"), inputs.config)
+    selection = _selection(options, inputs.config)
+    for name in ("layers", "sites", "measures"):
+        some, whole = getattr(selection, name), getattr(every, name)
+        inputs.question[name] = "all" if some == whole else list(some)
+    return inputs
 
 
 def _selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
@@ -159,96 +149,80 @@ def _selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
     )
 
 
-def _translators(
-    options: Scan, selection: "Selection", identity: str, config: "PreTrainedConfig"
-) -> "Translators | None":
+def _translators(inputs: Prepared, selection: "Selection") -> "Translators | None":
     """The translators of --lens, checked against what is unembedded."""
     from internal_policy.models.families import sites_of
     from internal_policy.scans.selection import plan
 
-    planned = plan(selection, sites_of(config))
-    read_through = planned.points[1 : planned.unembedded]  # the first is final
-    return sampling.translators_of(options, read_through, identity, config)
+    planned = plan(selection, sites_of(inputs.config))
+    return inputs.translators(planned.points[1 : planned.unembedded])  # the first is final
 
 
-def _given(
-    options: Scan, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
-) -> "tuple[list[Rollout], list[Problem], list[int]]":
-    """The rollouts that came with --rollouts, or else the problems and how many tokens each prompt has. All checked."""
-    from internal_policy.tasks.generate import check_sampling
-    from internal_policy.tasks.rollouts import read_rollouts
-
-    check_sampling(
-        options.samples, options.temperature, options.top_p, options.max_new_tokens, options.batch_size, options.seed
-    )
-    if options.rollouts is not None:
-        chat = loading.chat_of(options.chat_template, options.chat_template_kwargs)
-        return read_rollouts(options.rollouts, tokenizer, chat, limit=options.limit), [], []
-    return [], *sampling.read(options, options.problems, tokenizer, config)
+def _asked(inputs: Prepared) -> "tuple[list[Rollout], list[Problem], list[int]]":
+    """The given rollouts, or else the problems and how many tokens each prompt has. All checked."""
+    if inputs.rollouts is not None:
+        return inputs.given(), [], []
+    return [], *inputs.problems(inputs.question["problems"])
 
 
-def _measure(options: Scan, question: Mapping[str, Any], folder: Path, config: "PreTrainedConfig") -> None:
+def _measure(options: Scan, inputs: Prepared, opener: opening.Opener, folder: Path) -> None:
     from internal_policy.lenses import tuned
-    from internal_policy.scans import job, store
+    from internal_policy.scans import job, sampling, store
     from internal_policy.scans.scan import Scanner, check_rollouts
 
     progress.quiet()
-    selection = _selection(options, config)
-    translators = _translators(options, selection, question["identity"], config)
-    tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
-    rollouts, problems, _ = _given(options, tokenizer, config)
-    reader = opening.opened(options, tokenizer, config)
+    selection = _selection(options, inputs.config)
+    translators = _translators(inputs, selection)
+    rollouts, problems, _ = _asked(inputs)
+    reader = opener.open(inputs)
     lenses = {tuned.NAME: tuned.of(translators, reader.model)} if translators else {}
     scanner = Scanner.of(reader, selection, lenses)
     if rollouts:
         check_rollouts(reader, rollouts)
-        _check_disk(folder, store.disk_bytes(selection, sum(len(rollout.response_ids) for rollout in rollouts)))
-    else:  # how long responses get is not known
-        _check_disk(folder, store.disk_bytes(selection, options.batch_size * options.max_new_tokens))
+    size, known = options.batch_size, sum(len(rollout.response_ids) for rollout in rollouts)
+    tokens = known or size * options.max_new_tokens  # the responses' lengths aren't known before they are sampled
+    _check_disk(folder, store.disk_bytes(selection, tokens))
     smaller = progress.saying_once("Out of memory: measuring {} rollouts at a time.")
-    size = options.batch_size
     total = len(rollouts) or len(problems) * options.samples
 
     def batch(part: int) -> "Sequence[Rollout]":
         first = part * size
         given = rollouts[first : first + size]
-        return given or sampling.sampled(reader.model, tokenizer, problems, options, first, smaller)
+        return given or sampling.batch(reader.model, inputs.tokenizer, problems, inputs.sampling, first, smaller)
 
     progress.note(f"Writing the scan to {folder}.")
     with progress.bar("Scanning", total) as advance:
         job.run(
             folder,
             scanner,
-            tokenizer,
+            inputs.tokenizer,
             job.Source(total, size, batch),
-            question,
-            _facts(options, reader.model, tokenizer),
+            inputs.question,
+            {**_facts(inputs, reader.model, opener.packages), **opener.facts},
             advance=advance,
             smaller=smaller,
         )
 
 
-def _facts(options: Scan, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+def _facts(inputs: Prepared, model: "PreTrainedModel", packages: Sequence[str]) -> dict[str, Any]:
     """What the record says of the model and of the program."""
     text = model.config.get_text_config()
-    packages = (*PACKAGES, *([] if options.reader == "hooks" else [options.reader]))
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "model": options.model,
+        "model": inputs.checkpoint.name,
         "family": model.config.model_type,
         "n_layers": text.num_hidden_layers,
         "d_model": text.hidden_size,
         "d_vocab": text.vocab_size,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "chat_template": tokenizer.chat_template if options.chat_template != "none" else None,
-        "versions": {name: metadata.version(name) for name in packages},
+        "chat_template": inputs.tokenizer.chat_template if inputs.chat_template != "none" else None,
+        "versions": {name: metadata.version(name) for name in (*PACKAGES, *packages)},
         "command": sys.argv,
-        **opening.facts(options),
     }
 
 
-def _forecast(options: Scan, identity: str, config: "PreTrainedConfig") -> dict[str, Any]:
+def _forecast(options: Scan, inputs: Prepared) -> dict[str, Any]:
     """What a scan would measure and need, without loading the weights."""
     from internal_policy.measure.metrics import FROM_LOGITS
     from internal_policy.models.families import sites_of
@@ -257,12 +231,10 @@ def _forecast(options: Scan, identity: str, config: "PreTrainedConfig") -> dict[
     from internal_policy.scans.selection import plan
 
     progress.quiet()
-    selection = _selection(options, config)
-    _translators(options, selection, identity, config)
+    config, selection = inputs.config, _selection(options, inputs.config)
+    _translators(inputs, selection)
     text = config.get_text_config()
-    rollouts, problems, prompts = _given(
-        options, loading.load_tokenizer(options.checkpoint, options.chat_template), config
-    )
+    rollouts, problems, prompts = _asked(inputs)
     planned = plan(selection, sites_of(config))
     products = 1 + len(selection.readouts) * (planned.unembedded - 1) if FROM_LOGITS & {*selection.measures} else 0
     number = len(rollouts) or len(problems) * options.samples
@@ -296,13 +268,13 @@ def _check_disk(folder: Path, need: int) -> None:
         )
 
 
-def forecast(found: Mapping[str, Any], folder: Path, cached: bool, *, as_json: bool = False) -> None:
-    """What a scan would measure and need."""
+def printed(forecast: Mapping[str, Any], folder: Path, cached: bool, *, as_json: bool = False) -> None:
+    """Print what a scan would measure and need."""
     if as_json:
-        document({**found, "scan": str(folder), "cached": cached})
+        document({**forecast, "scan": str(folder), "cached": cached})
         return
     table = Table(title="What would be measured", show_header=False, title_justify="left", box=None)
-    for name, value in found.items():
+    for name, value in forecast.items():
         words = name.replace("_bytes", "").replace("_", " ")
         if name.endswith("bytes") or "_bytes_" in name:
             value = f"{value / 1e6:,.1f} MB"

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import bundle, files
-from internal_policy.cli import progress, sampling
+from internal_policy.cli import prepared, progress
 from internal_policy.cli.common import File, Fraction, ModelOptions, Number, Output, PromptOptions, Readout, Text
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
@@ -181,7 +181,7 @@ def _problems(options: Train) -> "list[Problem]":
 def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the run: the options, what their files hold, and which model it is."""
     plain = {name: value for name, value in dataclasses.asdict(options).items() if name not in CHANGEABLE}
-    content = {path: sampling.held(path) for path in (options.problems, options.chat_template) if path}
+    content = {path: prepared.held(path) for path in (options.problems, options.chat_template) if path}
     question = {**plain, "file": dict(given), "content": content, "identity": loading.identity(options.checkpoint)}
     return json.loads(json.dumps(redacted(question), default=str))
 

@@ -1,6 +1,5 @@
 """Do a scan on disk, part by part, so that an interrupted one goes on where it stopped."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,8 +9,7 @@ import pyarrow as pa
 
 from internal_policy import files
 from internal_policy.errors import InputError
-from internal_policy.models import templates
-from internal_policy.scans import records, store
+from internal_policy.scans import claims, records, store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,42 +41,12 @@ class Source:
         return range(-(-self.rollouts // self.batch_size))
 
 
-def claim(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds anything but this scan. Raises InputError."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give --output a new folder.")
-    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-        return  # a name with a dot is what a killed run was about to write
-    if not (folder / store.ASKED).is_file():
-        raise InputError(f"{folder} is not empty and holds no scan; give --output a new folder.")
-    before = store.asked(folder)
-    if before["digest"] != store.digest(asked):
-        check_day(folder, before, asked)
-        raise InputError(f"{folder} holds the scan of another question; give --output a new folder.")
-    for path in folder.iterdir():
+def claim(folder: Path, question: Mapping[str, Any]) -> None:
+    """Raise InputError for a folder that holds anything but this scan."""
+    claims.claim(folder, store.ASKED, "scan", question)
+    for path in folder.glob("*"):
         if path.suffix in (".json", ".parquet") and path.is_dir():
             raise InputError(f"{path} is a folder; expected a file of the scan. Move or remove it.")
-
-
-def check_day(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raise InputError if `asked` differs from what `before` records only by the date that the chat template writes."""
-    day = _arguments(before.get("asked")).get(templates.DATE)
-    dated = json.dumps({**_arguments(asked), templates.DATE: day}, sort_keys=True)
-    if day is not None and before["digest"] == store.digest({**asked, "chat_template_kwargs": dated}):
-        remedy = f"--chat-template-kwargs '{json.dumps({templates.DATE: day})}'"
-        raise InputError(
-            f"{folder} was begun with another date, which the chat template writes ({templates.DATE}). Continue it "
-            f"with {remedy}, or give --output a new folder."
-        )
-
-
-def _arguments(asked: Any) -> Mapping[str, Any]:
-    """What the chat template was given; nothing if a damaged record doesn't tell."""
-    try:
-        found = json.loads(asked["chat_template_kwargs"])
-    except (ValueError, KeyError, TypeError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def broken(folder: Path) -> list[str]:

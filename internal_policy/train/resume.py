@@ -6,6 +6,7 @@ from typing import Any
 
 from internal_policy.errors import InputError
 from internal_policy.scans import records, store
+from internal_policy.scans.claims import begun
 from internal_policy.train import checkpoints
 
 RUN, MODEL = "run.json", "model"
@@ -19,15 +20,10 @@ def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callabl
 
     `note` is told what is incomplete and will be done again.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file. Choose another --output.")
-    used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
-    if not used:
+    if not begun(folder, RUN, "training run"):
         if resume:
             raise InputError(f"There is no run in {folder}. Remove --resume, or name the --output of the run.")
         return None
-    if not (folder / RUN).is_file():
-        raise InputError(f"{folder} isn't empty and holds no training run. Choose another --output.")
     before = known(folder / RUN, content=dict)
     if (name := difference(before, question)) is not None:
         raise InputError(f"{folder} holds a run with another {name}. Choose another --output.")

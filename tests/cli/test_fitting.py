@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
-from internal_policy.cli import sampling
+from internal_policy.cli import prepared
 from internal_policy.cli.scan import Scan
 from internal_policy.models import loading
 from internal_policy.models.loading import Checkpoint
@@ -127,16 +127,17 @@ def test_responses_that_are_there_are_fitted_on(asked, words, folder, capsys):
 
 def test_an_interrupted_fit_writes_nothing_and_samples_nothing_twice(asked, here, capsys, monkeypatch):
     from internal_policy.lenses import fit
+    from internal_policy.scans import sampling
 
     assert main([*asked, "--output", "whole.safetensors"]) == 0
     capsys.readouterr()
-    states, sampled, batches = fit.states, sampling.sampled, []
+    states, sampled, batches = fit.states, sampling.batch, []
 
     def interrupted(*given):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fit, "states", interrupted)
-    monkeypatch.setattr(sampling, "sampled", lambda *given: (batches.append(given[4]), sampled(*given))[1])
+    monkeypatch.setattr(sampling, "batch", lambda *given: (batches.append(given[4]), sampled(*given))[1])
     assert main([*asked, "--output", "mine.safetensors"]) == 130
     assert "Continue with: internal-policy fit-lens" in capsys.readouterr().err
     assert [path.name for path in here.iterdir()] == ["whole.safetensors"]
@@ -148,8 +149,8 @@ def test_an_interrupted_fit_writes_nothing_and_samples_nothing_twice(asked, here
 
 
 BAD = {
-    "output": (["--output", "lens.bin"], "--output is lens.bin; give a .safetensors file in a folder that exists"),
-    "folder": (["--output", "nowhere/lens.safetensors"], "in a folder that exists"),
+    "output": (["--output", "lens.bin"], "Can't write lens.bin. Use a .safetensors file in an existing folder."),
+    "folder": (["--output", "nowhere/lens.safetensors"], "in an existing folder"),
     "both": (["--rollouts", "r.jsonl"], "Both --problems and --rollouts are given"),
     "sites": (["--sites", "resid_pre,attn"], "There is no site 'attn'"),
     "steps": (["--steps", "0"], "steps is 0; it must be above 0"),
@@ -176,7 +177,7 @@ def test_a_fit_that_cannot_be_is_refused_in_a_sentence(case, asked, here, capsys
 def test_a_file_that_is_there_is_not_overwritten(asked, here, capsys):
     (here / "lens.safetensors").write_text("mine")
     assert main(asked) == 2
-    assert "lens.safetensors exists; remove it, or give --output another name" in capsys.readouterr().err
+    assert "lens.safetensors exists. Remove it, or choose another --output." in capsys.readouterr().err
     assert (here / "lens.safetensors").read_text() == "mine"
 
 
@@ -199,9 +200,9 @@ def test_options_that_came_later_are_no_part_of_the_question_at_their_defaults()
     path = str(DATA / "problems" / "heldout.jsonl")
     asked = Scan(problems=path, limit=20, readout="both")
     unused = {"output", "json", "dry_run", "remeasure"}
-    found = sampling.question(asked, [path, asked.chat_template, asked.lens], unused)
+    found = prepared.question(asked, unused, [path, asked.chat_template, asked.lens])
     assert found.keys() == earlier["asked"].keys()
-    with_lens = sampling.question(Scan(problems=path, lens="x"), [path], unused)
+    with_lens = prepared.question(Scan(problems=path, lens="x"), unused, [path])
     assert with_lens.keys() - found.keys() == {"lens"}
 
 
@@ -239,7 +240,7 @@ def test_a_lens_of_other_weights_is_used_and_that_is_said(asked, words, folder, 
     assert main(scan) == 0
     assert "was fitted to other weights" not in capsys.readouterr().err
     assert main([*scan, "--model", str(copy)]) == 0
-    assert capsys.readouterr().err.count("lens.safetensors was fitted to other weights than these, those of ") == 1
+    assert capsys.readouterr().err.count("lens.safetensors was fitted to other weights, those of ") == 1
 
 
 # generate and evaluate --lens
@@ -266,8 +267,8 @@ def test_an_evaluation_through_a_lens_is_named_so(words, fitted, folder, capsys)
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ([], "--lens reads a hook point, and --at is final, the model's own policy; give --at 5.resid_post"),
-        (["--at", "1.resid_post", "--readout", "norm"], "Both --lens and --readout norm are given; give one of them"),
+        ([], "--lens reads a hook point, but --at is final, the model's own policy. Add --at, such as 5.resid_post."),
+        (["--at", "1.resid_post", "--readout", "norm"], "Both --lens and --readout norm are given. Use one of them."),
         (["--at", "1.mlp_out"], "no translator for 1.mlp_out"),
     ],
 )

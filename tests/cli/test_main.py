@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
-from internal_policy.cli import sampling
+from internal_policy.cli import prepared
 from internal_policy.cli.evaluate import Evaluate
 from internal_policy.cli.fit_lens import FitLens
 from internal_policy.cli.generate import Generate
@@ -163,7 +163,7 @@ def test_a_data_set_of_the_hub_that_changed_is_another_scan(folder, here, capsys
 @pytest.mark.parametrize("options", [Scan, Generate, Evaluate, FitLens])
 def test_the_commit_of_a_data_set_of_the_hub_is_in_every_question(options, monkeypatch):
     published(monkeypatch, "1a2b")
-    question = sampling.question(options(), ["org/sums@train"], set())
+    question = prepared.question(options(), set(), ["org/sums@train"])
     assert question["content"] == {"org/sums@train": {"revision": "1a2b"}}
 
 
@@ -176,9 +176,10 @@ def test_a_data_set_of_the_hub_that_changed_is_another_training_run(monkeypatch)
 
 def test_all_bundled_problems_are_another_evaluation_than_the_default_ones(monkeypatch):
     from internal_policy.cli import evaluate
+    from internal_policy.scans import claims
 
     claimed = []
-    monkeypatch.setattr(evaluate, "claim", lambda _, digest: claimed.append(digest))
+    monkeypatch.setattr(claims, "claim", lambda *given: claimed.append(store.digest(given[-1])))
     monkeypatch.setattr(evaluate, "_sample", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     bundled = str(DATA / "problems" / "heldout.jsonl")
     for words in ([], ["--problems", bundled, "--limit", "64"], ["--problems", bundled]):
@@ -310,18 +311,18 @@ def test_a_part_of_an_unfinished_scan_that_was_cut_short_is_measured_again(kind,
 
 
 def test_whoever_comes_second_measures_the_rollouts_of_the_first(asked, here, monkeypatch):
-    from internal_policy.cli import sampling
+    from internal_policy.scans import sampling
 
-    sampled = sampling.sampled
-    monkeypatch.setattr(sampling, "sampled", lambda *given: sampled(*given)[::-1])  # another machine, other samples
+    sampled = sampling.batch
+    monkeypatch.setattr(sampling, "batch", lambda *given: sampled(*given)[::-1])  # another machine, other samples
     first = undisturbed(asked, here / "first")
 
     def late(*given):
-        monkeypatch.setattr(sampling, "sampled", lambda *given: sampled(*given)[::-1])
+        monkeypatch.setattr(sampling, "batch", lambda *given: sampled(*given)[::-1])
         assert main([*asked, "--output", "mine"]) == 0  # somebody else begins and ends meanwhile
         return sampled(*given)
 
-    monkeypatch.setattr(sampling, "sampled", late)
+    monkeypatch.setattr(sampling, "batch", late)
     assert main([*asked, "--output", "mine"]) == 0
     assert numbers(here / "mine") == first
     assert not store.damaged(here / "mine")
@@ -332,7 +333,7 @@ def test_a_damaged_part_is_named_and_measured_again_on_request(asked, here, caps
     part = here / "mine" / "policies-00001.parquet"
     part.write_bytes(part.read_bytes()[:1000])
     assert main([*asked, "--output", "mine"]) == 2
-    assert "policies-00001.parquet is missing or cut short; measure it again with --rem" in capsys.readouterr().err
+    assert "policies-00001.parquet is missing or cut short. Measure it again with --rem" in capsys.readouterr().err
     assert main([*asked, "--output", "mine", "--remeasure"]) == 0
     assert numbers(here / "mine") == whole
 
@@ -410,9 +411,9 @@ def test_an_internal_policy_writes_something_else_than_the_model(folder, problem
 
 def interrupt_the_second_batch(monkeypatch) -> list[int]:
     """Ctrl-C in the second batch of 4; the list gets the first prompt of each batch that is begun."""
-    from internal_policy.cli import sampling
+    from internal_policy.scans import sampling
 
-    sampled, first_prompts = sampling.sampled, []
+    sampled, first_prompts = sampling.batch, []
 
     def interrupted(*given):
         first_prompts.append(given[4])
@@ -420,7 +421,7 @@ def interrupt_the_second_batch(monkeypatch) -> list[int]:
             raise KeyboardInterrupt
         return sampled(*given)
 
-    monkeypatch.setattr(sampling, "sampled", interrupted)
+    monkeypatch.setattr(sampling, "batch", interrupted)
     return first_prompts
 
 
@@ -514,7 +515,7 @@ BAD_EVALUATIONS = {
     "no answers": (["--answer-column", "without"], "10 of the 10 problems of problems have no answer, the first is"),
     "hook point": (["--at", "5.nowhere"], "nowhere"),
     "twice": (["--problems", "a.jsonl", "a.jsonl"], "--problems names a.jsonl more than once"),
-    "output": (["--output", "/"], "/ is not empty and holds no evaluation; give --output a new folder"),
+    "output": (["--output", "/"], "/ isn't empty and holds no evaluation. Choose another --output."),
 }
 
 
@@ -529,7 +530,7 @@ def test_a_bad_evaluation_is_refused_in_a_sentence(case, evaluated, problems, he
 def test_the_folder_of_another_evaluation_is_refused(evaluated, here, capsys):
     assert main([*evaluated, "--output", "mine"]) == 0
     assert main([*evaluated, "--output", "mine", "--seed", "5"]) == 2
-    assert "holds the evaluation of another question" in capsys.readouterr().err
+    assert "already contains another evaluation with different settings (--seed)" in capsys.readouterr().err
     (here / "mine" / "rollouts.parquet").write_bytes(b"PAR1")
     assert main([*evaluated, "--output", "mine"]) == 2
     assert "rollouts.parquet is damaged; remove the folder" in capsys.readouterr().err
@@ -798,7 +799,7 @@ BAD_OPTIONS = {
     "template arguments": (["--chat-template-kwargs", "{"], "--chat-template-kwargs is no JSON"),
     "temperature": (["--temperature", "-1"], "temperature is -1.0; it must be 0"),
     "too long": (["--max-new-tokens", "9999"], "the 512 positions of the model"),
-    "output": (["--output", "/"], "is not empty and holds no scan"),
+    "output": (["--output", "/"], "isn't empty and holds no scan"),
     "batch size": (["--batch-size", "0"], "batch-size is 0; it must be 1 or more"),
     "limit": (["--limit", "0"], "The limit is 0; it must be 1 or more"),
     "huge limit": (["--limit", "99999999999999999999", "--layers", "9"], "--layers has 9"),
@@ -850,7 +851,7 @@ def test_a_gated_model_says_where_to_accept_its_terms(asked, folder, capsys, mon
 def test_the_folder_of_another_scan_is_refused(asked, here, capsys):
     assert main([*asked, "--output", "mine"]) == 0
     assert main([*asked, "--output", "mine", "--seed", "5"]) == 2
-    assert "holds the scan of another question" in capsys.readouterr().err
+    assert "already contains another scan with different settings (--seed)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["show", "nowhere"], ["export", "nowhere"], ["generate", "--at", "5.nowhere"]])

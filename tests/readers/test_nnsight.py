@@ -5,11 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig
 
 from internal_policy import bundle
-from internal_policy.cli import sampling
-from internal_policy.cli.scan import Scan, _question
+from internal_policy.cli import prepared
+from internal_policy.cli.scan import Scan, _prepared
 from internal_policy.scans import store
 
 TESTS = Path(__file__).parent
@@ -47,5 +46,5 @@ def test_the_package_works_in_a_process_that_began_with_nnsight():
 
 def test_a_scan_of_an_earlier_version_is_asked_the_same_question():
     asked = store.record(bundle.DATA / "scans" / "demo-qwen3")["asked"]
-    assert _question(Scan(), LlamaConfig).keys() == asked.keys()
-    assert all(getattr(Scan(), name, default) == default for name, default in sampling.LATER.items())
+    assert _prepared(Scan()).question.keys() == asked.keys()
+    assert all(getattr(Scan(), name, default) == default for name, default in prepared.LATER.items())

@@ -314,11 +314,11 @@ def test_a_flipped_bit_in_an_unfinished_scan_is_measured_again(words, here, name
 
 @pytest.mark.parametrize("place", [-40, 60], ids=["footer", "data"])
 def test_a_flipped_bit_in_an_interrupted_sampling_is_sampled_again(words, here, monkeypatch, place):
-    from internal_policy.cli import sampling
+    from internal_policy.scans import sampling
 
     asked = ["generate", *words[1:], "--output"]
     assert main([*asked, "whole.jsonl"]) == 0
-    sampled = sampling.sampled
+    sampled = sampling.batch
 
     def interrupted(*given):
         if given[4]:
@@ -326,7 +326,7 @@ def test_a_flipped_bit_in_an_interrupted_sampling_is_sampled_again(words, here, 
         return sampled(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "sampled", interrupted)
+        patch.setattr(sampling, "batch", interrupted)
         assert main([*asked, "r.jsonl"]) == 130
     (part,) = store.root().rglob("rollouts-00000.parquet")
     flip(part, place % part.stat().st_size)

@@ -1,0 +1,257 @@
+"""What the options of scan, generate, evaluate and fit-lens mean, resolved once."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from internal_policy import bundle, files
+from internal_policy.cli import progress
+from internal_policy.cli.common import SamplingOptions
+from internal_policy.errors import InputError
+from internal_policy.models import loading, templates
+from internal_policy.models.loading import Checkpoint
+from internal_policy.tasks import rows
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from internal_policy.cli.evaluate import Evaluate
+    from internal_policy.cli.fit_lens import FitLens
+    from internal_policy.cli.generate import Generate
+    from internal_policy.cli.scan import Scan
+    from internal_policy.lenses.tuned import Translators
+    from internal_policy.models.hooks import HookPoint
+    from internal_policy.models.policy import Readout
+    from internal_policy.scans.sampling import Sampling
+    from internal_policy.tasks.problems import Problem
+    from internal_policy.tasks.rollouts import Rollout
+
+    Options = Scan | Generate | Evaluate | FitLens
+
+DEMO_PROBLEMS = 64
+"""How many of the bundled problems are used if none are named."""
+LATER: dict[str, Any] = {"lens": None, "reader": "hooks", "remote": False}
+"""Options added later -> their defaults, which are left out of a question so that earlier answers are still found."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model, and what it reads and writes. What takes time is loaded when it is first used."""
+
+    checkpoint: Checkpoint
+    """Which model."""
+    arguments: dict[str, Any]
+    """How its weights are loaded: arguments of `loading.load_model`."""
+    chat_template: str | None
+    """File to use instead of the tokenizer's own chat template, or "none"."""
+    columns: dict[str, str | None]
+    """Columns of problems: arguments of `read_problems`."""
+    limit: int | None
+    """How many problems or rollouts are read from a source; None for all."""
+    rollouts: str | None
+    """File of given responses; None to sample them."""
+    lens: Path | None
+    """File of a lens."""
+    sampled: dict[str, Any]
+    """Arguments of `Sampling`."""
+    question: dict[str, Any]
+    """Everything that decides the numbers: the key of the cache."""
+
+    @property
+    def identity(self) -> str:
+        """What distinguishes the weights from any others."""
+        return self.question["identity"]
+
+    @cached_property
+    def config(self) -> "PreTrainedConfig":
+        """The model's configuration."""
+        return loading.load_config(self.checkpoint)
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The model's tokenizer."""
+        return loading.load_tokenizer(self.checkpoint, self.chat_template)
+
+    @cached_property
+    def sampling(self) -> "Sampling":
+        """How responses are sampled."""
+        from internal_policy.scans.sampling import Sampling
+
+        return Sampling(**self.sampled)
+
+    def model(self) -> "nn.Module":
+        """The model itself."""
+        return loading.load_model(self.checkpoint, self.config, **self.arguments)
+
+    def problems(self, source: str) -> "tuple[list[Problem], list[int]]":
+        """The problems of a source, and how many tokens each prompt has. All checked."""
+        from internal_policy.models.passes import positions
+        from internal_policy.tasks.generate import check_prompts
+        from internal_policy.tasks.problems import read_problems
+        from internal_policy.tasks.prompts import encode_problem
+
+        problems = read_problems(source, limit=self.limit, **self.columns)
+        prompts = [encode_problem(self.tokenizer, problem, self.sampling.chat) for problem in problems]
+        text = self.config.get_text_config()
+        check_prompts(dict(enumerate(prompts)), self.sampling.max_new_tokens, positions(text), text.vocab_size)
+        return problems, [len(prompt) for prompt in prompts]
+
+    def given(self) -> "list[Rollout]":
+        """The given responses, checked; none if they are sampled."""
+        from internal_policy.tasks.rollouts import read_rollouts
+
+        if self.rollouts is None:
+            return []
+        return read_rollouts(self.rollouts, self.tokenizer, self.sampling.chat, limit=self.limit)
+
+    def translators(self, points: "Iterable[HookPoint]") -> "Translators | None":
+        """The translators of the lens, checked against the model and the hook points to read; None without a lens.
+
+        Notes on stderr if the lens was fitted to other weights. Raises InputError.
+        """
+        from internal_policy.lenses import tuned
+
+        if self.lens is None:
+            return None
+        text = self.config.get_text_config()
+        translators = tuned.read(self.lens, text.num_hidden_layers, text.hidden_size)
+        translators.check(points)
+        if translators.about.get("identity") not in (None, self.identity):
+            progress.note(
+                f"The lens {self.lens} was fitted to other weights, those of {translators.about.get('model')}."
+            )
+        return translators
+
+    def policy(self, at: str, readout: str) -> "Policy":
+        """The policy to sample from, checked against the model. Raises InputError."""
+        from internal_policy.models.hooks import HookPoint, check
+
+        if self.lens is not None and at == "final":
+            raise InputError(
+                "--lens reads a hook point, but --at is final, the model's own policy. Add --at, such as 5.resid_post."
+            )
+        if self.lens is not None and readout != "raw":
+            raise InputError(f"Both --lens and --readout {readout} are given. Use one of them.")
+        point = HookPoint.parse(at)
+        check(self.config, point, self.config.get_text_config().num_hidden_layers)
+        return Policy(point, readout, self.translators([point]))
+
+    def sample(
+        self, model: "nn.Module", policy: "Policy", problems: "Sequence[Problem]", folder: Path, title: str = "Sampling"
+    ) -> "list[Rollout]":
+        """Responses to problems, through `folder`, where an interrupted run finds those it had."""
+        from internal_policy.scans import sampling
+
+        smaller = progress.saying_once("Out of memory: sampling {} responses at a time.")
+        with progress.bar(title, len(problems) * self.sampling.samples) as advance:
+            return sampling.sample(
+                model,
+                self.tokenizer,
+                problems,
+                self.sampling,
+                folder,
+                point=policy.point,
+                readout=policy.readout_of(model),
+                advance=advance,
+                smaller=smaller,
+            )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy of a model: where it is read, and how."""
+
+    point: "HookPoint"
+    """The hook point whose hidden states are unembedded; FINAL for the model's own policy."""
+    readout: str = "raw"
+    """raw or norm."""
+    translators: "Translators | None" = None
+    """Of a lens to unembed through instead."""
+
+    def readout_of(self, model: "nn.Module") -> "Readout":
+        """How hidden states are brought to the unembedding of a model."""
+        from internal_policy.lenses import tuned
+
+        return tuned.of(self.translators, model) if self.translators else cast("Readout", self.readout)
+
+
+def own_policy() -> Policy:
+    """The model's own policy."""
+    from internal_policy.models.hooks import FINAL
+
+    return Policy(FINAL)
+
+
+def prepare(
+    options: "Options",
+    unused: Set[str],
+    sources: Sequence[str],
+    *,
+    rollouts: str | None = None,
+    lens: str | None = None,
+) -> Prepared:
+    """Resolve the options of a command that samples from a model or reads what it wrote.
+
+    `unused` are options that don't change the numbers, `sources` the problems. Raises InputError, also for a model
+    that can't be found; nothing heavy is imported or loaded.
+    """
+    return Prepared(
+        options.checkpoint,
+        options.arguments,
+        options.chat_template,
+        {"problem_column": options.problem_column, "answer_column": options.answer_column},
+        options.limit,
+        rollouts,
+        Path(lens) if lens is not None else None,
+        {
+            **{field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)},
+            "chat": loading.chat_of(options.chat_template, options.chat_template_kwargs),
+        },
+        question(options, unused, [*sources, rollouts, options.chat_template, lens], rollouts),
+    )
+
+
+def question(
+    options: "Options", unused: Set[str], paths: Iterable[str | None], rollouts: str | None = None
+) -> dict[str, Any]:
+    """The options that decide the numbers, with the contents of their paths: the key of the cache."""
+    given = dataclasses.asdict(options).items()
+    decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
+    arguments = loading.chat_of(None, options.chat_template_kwargs)
+    if loading.inserts_date(options.checkpoint, options.chat_template) and not _all_ids(rollouts, options.limit):
+        arguments = {templates.DATE: templates.today(), **(arguments or {})}
+    return {
+        **decisive,
+        "chat_template_kwargs": json.dumps(arguments, sort_keys=True),
+        "identity": loading.identity(options.checkpoint),
+        "content": {path: held(path) for path in paths if path},
+    }
+
+
+def _all_ids(rollouts: str | None, limit: int | None) -> bool:
+    """Whether every given rollout is token ids, for which no chat template is rendered."""
+    if rollouts is None:
+        return False
+    return all(row.values.keys() >= {"prompt_ids", "response_ids"} for row in rows.read_rows(Path(rollouts), limit))
+
+
+def held(source: str) -> dict[str, Any] | None:
+    """What identifies the content of a source of data; None if it isn't a file.
+
+    That is the fingerprint of a file, or the commit of a data set on the hub. Raises InputError if the hub has none.
+    """
+    if rows.from_hub(source):
+        return {"revision": rows.hub_revision(source)}
+    return files.fingerprint(Path(source))
+
+
+def source(problems: str | None, limit: int | None) -> tuple[str, int | None]:
+    """Which problems are used, and how many at most; without a name the first of the bundled ones."""
+    if problems is None:
+        return str(bundle.DATA / "problems" / "heldout.jsonl"), DEMO_PROBLEMS if limit is None else limit
+    return problems, limit

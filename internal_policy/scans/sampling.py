@@ -1,0 +1,97 @@
+"""Sample responses part by part, so that an interrupted run continues where it stopped."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from internal_policy import files
+from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.memory import in_halves
+from internal_policy.models.policy import Readout, as_policy
+from internal_policy.scans import records, store
+from internal_policy.tasks.generate import check_sampling, generate
+from internal_policy.tasks.problems import Problem
+from internal_policy.tasks.prompts import Chat
+from internal_policy.tasks.rollouts import Rollout, from_table, to_table
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are sampled: arguments of `generate`. Raises InputError for those out of range."""
+
+    samples: int
+    """Responses per problem."""
+    temperature: float
+    """0 takes the likeliest token."""
+    top_p: float
+    """Sample from the likeliest tokens that together have this probability."""
+    max_new_tokens: int
+    """Length limit of a response."""
+    seed: int
+    """Random seed."""
+    batch_size: int
+    """Rollouts at a time."""
+    chat: Chat
+    """Arguments for the chat template, None for no template."""
+
+    def __post_init__(self) -> None:
+        """Check what was given."""
+        check_sampling(self.samples, self.temperature, self.top_p, self.max_new_tokens, self.batch_size, self.seed)
+
+
+def batch(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    first: int,
+    smaller: Callable[[int], None],
+) -> list[Rollout]:
+    """The responses to the batch from prompt number `first` on; half as many at a time if memory runs out.
+
+    `smaller` is told how many.
+    """
+
+    def part(numbers: slice) -> list[Rollout]:
+        arguments = {**vars(sampling), "batch_size": numbers.stop - numbers.start}
+        span = {"first": first + numbers.start, "stop": first + numbers.stop}
+        batches = generate(model, tokenizer, problems, **arguments, **span)
+        return [rollout for rollouts in batches for rollout in rollouts]
+
+    number = min(sampling.batch_size, len(problems) * sampling.samples - first)
+    return [rollout for rollouts in in_halves(part, number, smaller) for rollout in rollouts]
+
+
+def sample(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    folder: Path,
+    *,
+    point: HookPoint = FINAL,
+    readout: Readout = "raw",
+    advance: Callable[[int, int], None],
+    smaller: Callable[[int], None],
+) -> list[Rollout]:
+    """All responses of the policy at `point`, part by part through `folder`, where whole parts are reused.
+
+    `advance` is told the rollouts and the response tokens of each part, `smaller` how many are sampled at a time once
+    memory runs out.
+    """
+    rollouts: list[Rollout] = []
+    with as_policy(model, point, readout):
+        for part, first in enumerate(range(0, len(problems) * sampling.samples, sampling.batch_size)):
+            path = store.part_path(folder, "rollouts", part)
+            notes = records.of_part(folder, part)
+            if notes is None or files.fingerprint_once(path) != notes["files"].get(path.name, ""):
+                store.write_table(path, to_table(batch(model, tokenizer, problems, sampling, first, smaller)))
+                notes = {"files": {path.name: files.fingerprint_once(path)}, "by": []}
+                records.write(records.about_part(folder, part), notes)
+            written = from_table(store.read_part(path))
+            rollouts += written
+            advance(len(written), sum(len(rollout.response_ids) for rollout in written))
+    return rollouts
