@@ -1,4 +1,4 @@
-"""The scan that is looked at: chosen in the sidebar, kept in the URL, read once."""
+"""The scan on screen: chosen in the sidebar, kept in the URL, read once."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ OF_ONE_SCAN = ("rollout", "layer", "position")
 
 
 def listed() -> dict[str, Path]:
-    """The whole scans, by the name that stands in the URL: those of the cache, newest first, and the bundled ones."""
+    """The whole scans, by their names in the URL: those of the cache, newest first, and the bundled ones."""
     root = store.root()
     return {folder.relative_to(root).as_posix(): folder for folder in store.scans()} | {
         f.name: f for f in reversed(bundle.scans())
@@ -111,7 +111,7 @@ def choose() -> None:
     elif not st.session_state.get("scan") and known:
         st.session_state["scan"] = next((name for name in known if _readable(stamp(known[name]))), next(iter(known)))
     with st.sidebar:
-        above = st.container()  # the list stands above the box that owns the choice
+        above = st.container()  # the list is drawn above the box that owns the choice
         name = st.text_input(
             "Folder or name of a scan",
             key="scan",
@@ -144,7 +144,7 @@ def _list(known: dict[str, Path], name: str, folder: Path | None) -> None:
 
 
 def _filtered(folder: Path) -> View:
-    """The view of a scan that the rest of the sidebar asks for. Raises InputError if it is no whole scan."""
+    """The view of a scan that the rest of the sidebar selects. Raises InputError if the scan is broken."""
     measured: list[str] = store.record(folder)["selection"]["readouts"]
     asked = st.query_params.get("readout")
     readout = st.radio(
@@ -195,12 +195,12 @@ def _forget() -> None:
 
 
 def none() -> bool:
-    """Whether there is no scan to look at, and none was asked for."""
+    """Whether no scan was chosen, because there is none."""
     return st.session_state["looked"] is None
 
 
 def chosen() -> View:
-    """What is looked at. Raises InputError where what was asked for cannot be."""
+    """The view on screen. Raises InputError if the chosen scan can't be shown."""
     looked = st.session_state["looked"]
     if isinstance(looked, InputError):
         raise looked

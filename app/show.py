@@ -1,4 +1,4 @@
-"""Show a figure with the data behind it, a table, or why there is nothing to show."""
+"""Show a figure with its data, a table, or why there is nothing to show."""
 
 import csv
 import html
@@ -101,17 +101,17 @@ def number(place: DeltaGenerator, label: str, *, key: str, value: int | None = N
 
 
 def glyphs(token: str, most: int | None = None) -> str:
-    """A token as one line of plain text in which white space and what cannot be seen is visible."""
+    """A token as one line of plain text, with visible symbols for white space and invisible characters."""
     return html.unescape(theme.glyphs(token, most))
 
 
 def plain(text: str) -> str:
-    """Text as it stands, lines and spaces too, but for what cannot be seen."""
+    """Text with its lines and spaces, and visible symbols for invisible characters."""
     return "\n".join(glyphs(line).replace("␣", " ") if line else "" for line in text.split("\n"))
 
 
 def unmarked(text: str) -> str:
-    """Text as markdown that shows it as it stands, where a widget knows no plain text."""
+    """Text escaped as markdown, for widgets that can't show plain text."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", glyphs(text).replace("␣", " "))
 
 
@@ -128,7 +128,7 @@ def long_text(text: str) -> None:
 
 
 def refuse(error: InputError) -> None:
-    """Why something is not shown, as plain text: it may hold any name, of any length."""
+    """Show why something is missing, as plain text, because it may contain any name of any length."""
     with st.container(border=True):  # without a key, because a page may refuse several things
         st.text(f"⚠ {line(str(error))}")
 
@@ -137,7 +137,7 @@ def refuse(error: InputError) -> None:
 def refusing() -> Iterator[None]:
     """Show one sentence instead of the block if the block fails.
 
-    Files from elsewhere can hold anything, so every exception is caught; its traceback goes to the log.
+    Every exception is caught, because files from elsewhere can contain anything. Its traceback goes to the log.
     """
     try:
         yield
@@ -156,7 +156,7 @@ def make_your_own() -> None:
 
 
 def nothing_yet() -> None:
-    """What to do where there is no scan at all."""
+    """What to do if there is no scan at all."""
     with st.container(key="nothing-yet"):
         st.markdown("There is no scan yet. This command makes one with the bundled model, in about a minute:")
         st.code(FIRST_SCAN, language="bash")

@@ -22,7 +22,9 @@ def page(looked: View, average: Average) -> None:
         with show.refusing():
             show.catalogued(name, scans.data(name, [looked], choice))
     st.subheader("Over the tokens")
-    st.markdown("Half of the tokens lie in the dark band, nine of ten in the light one: a mean can hide two crowds.")
+    st.markdown(
+        "Half of the tokens lie in the dark band, nine of ten in the light one. A mean can hide two groups of tokens."
+    )
     site = st.selectbox("Site", SITES, index=SITES.index("resid_post"), key="spread", bind="query-params")
     with show.refusing():
         show.catalogued("distribution", scans.data("distribution", [looked], Choice(site=site)))

@@ -81,7 +81,7 @@ def checked(model: str) -> str:
     except (OSError, ValueError, RuntimeError):  # a name that no file system takes, ~ of nobody
         pass
     raise InputError(
-        f"'{model[:200]}' is no folder with a model (config.json); choose {' or '.join(models())}, or a folder."
+        f"'{model[:200]}' isn't a model folder with a config.json. Choose {', '.join(models())} or a folder."
     )
 
 

@@ -29,7 +29,7 @@ def page(looked: View) -> None:
 
 
 def choose_rollout(looked: View) -> int:
-    """The rollout of the URL, the number or the list, the first one if none is named; what was asked and answered."""
+    """The rollout of the URL, the number or the list, by default the first; with its problem and reward."""
     known = scans.rollouts(looked).set_index("rollout")
     labels = {int(row["rollout"]): label(row) for row in known.reset_index().to_dict("records")}
     left, right = st.columns([1, 4])
@@ -44,7 +44,7 @@ def choose_rollout(looked: View) -> int:
         on_change=open_rollout,
     )
     if rollout not in known.index:
-        raise InputError(f"Rollout {rollout} is not among those that are looked at; choose one from the list.")
+        raise InputError(f"There is no rollout {rollout} here. Choose one from the list.")
     row = known.loc[rollout].to_dict()
     with st.container(key="problem", border=True):
         show.long_text(row["problem"])
@@ -68,7 +68,7 @@ def marked(reward: float | None) -> str:
 
 @st.fragment
 def cells(looked: View, rollout: int) -> None:
-    """The heatmap of the window around the chosen cell, and what is said there."""
+    """The heatmap around the chosen cell, and the likeliest tokens there."""
     left, right = st.columns(2)
     site = left.selectbox("Site", SITES, index=SITES.index("resid_post"), key="site", bind="query-params")
     measure = right.selectbox("Measure", catalogue.CHOICES["tokens"], key="measure", bind="query-params")
@@ -89,7 +89,7 @@ def cells(looked: View, rollout: int) -> None:
 
 
 def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
-    """The layer and position that the URL, a click or the numbers say; else the first token at the layer half way."""
+    """The layer and position of the URL, a click or the boxes; by default the first token at the middle layer."""
     left, middle, right = st.columns([1, 1, 3], vertical_alignment="bottom")
     layer = show.number(left, "Layer, from 0", key="layer", placeholder=str(n_layers // 2))
     first = int(response["position"].iloc[0])
@@ -97,14 +97,11 @@ def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
     layer, position = n_layers // 2 if layer is None else layer, first if position is None else position
     if layer > n_layers:
         raise InputError(
-            f"There is no layer {layer}: they are 0 to {n_layers - 1}, and {n_layers} is the model itself."
+            f"There is no layer {layer}. Choose one from 0 to {n_layers - 1}, or {n_layers} for the model's own policy."
         )
-    there = response.loc[response["position"] == position, "token"]
-    if not len(there):
-        last = int(response["position"].iloc[-1])
-        raise InputError(f"There is no position {position} in this response: they are {first} to {last}.")
+    token = tokens.window(response, position).set_index("position").loc[position, "token"]
     what = "the model's own policy" if layer == n_layers else f"layer {layer + 1} as the paper counts"
-    right.text(f"The token that came is {show.glyphs(there.iloc[0], WIDEST)}, read at {what}.")
+    right.text(f"The token is {show.glyphs(str(token), WIDEST)}, read at {what}.")
     return layer, position
 
 
@@ -131,7 +128,7 @@ def strip(shown: pd.DataFrame, position: int) -> None:
 
 
 def point_at(drawn: go.Figure, layer: int, position: int) -> go.Figure:
-    """A frame around the chosen cell, black within white so that it stands out from every colour."""
+    """A frame around the chosen cell, black within white to contrast with every colour."""
     edges = {"x0": position - 0.5, "x1": position + 0.5, "y0": layer + 0.5, "y1": layer + 1.5}
     for colour, width in (("white", 5), ("black", 2)):
         drawn.add_shape(type="rect", **edges, line={"color": colour, "width": width})

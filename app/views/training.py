@@ -10,8 +10,8 @@ from internal_policy.look.runs import Run
 
 COMMAND = "internal-policy train"
 HOLDS = (
-    f"The folder of a training run holds {runs.METRICS} (a row a step: step, reward, entropy, ...) and {runs.DYNAMICS} "
-    "(a row a scan, layer and site: entropy, cosine with and kl from the trained layer); there is none here yet. "
+    f"There is no training run yet. A run's folder has {runs.METRICS} (one row per step: reward, entropy, ...) and "
+    f"{runs.DYNAMICS} (one row per scan, layer and site: entropy, cosine with and KL from the trained layer). "
     "This command trains the bundled model:"
 )
 MEANINGS = {

@@ -23,7 +23,7 @@ TOTAL = "#D6419A"
 def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
     """Entropy of attention, FFN and layer output by layer, and of the model (Fig. 2).
 
-    `means` is `statistics.means` of the entropy. At 0 stand the embeddings, one past the last layer the model's policy.
+    `means` is `statistics.means` of the entropy. The embeddings are at 0, the model's policy one past the last layer.
     """
     figure = go.Figure()
     rows = _drawn(means, "entropy")
@@ -41,7 +41,7 @@ def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figur
 
 
 def _ends(figure: go.Figure, n_layers: int, style: Style) -> None:
-    """Words instead of numbers where the embeddings and the model stand, which are no layers."""
+    """Words instead of numbers for the embeddings and the model, which aren't layers."""
     room = 20 if style == "screen" else 9
     beside = n_layers / room  # so near the end a number would touch the word
     numbers = [n for n in theme.ticks(1, n_layers, room) if beside / 2 < n < n_layers + 1 - beside]
@@ -91,14 +91,14 @@ def _stages(figure: go.Figure, spans: Sequence[tuple[str, int, int]], layers: in
 def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
     """How much of each entropy change comes from the direction, and how much from the norm, of the hidden state.
 
-    Raises InputError where that was not measured.
+    Raises InputError if that was not measured.
     """
     rows = _drawn(changes, "change")
     split = rows[rows["part"] != "total"]
     if not len(split):
         raise InputError(
-            "No entropy change here is split into direction and norm, which is measured under the raw readout alone; "
-            "choose that readout, or scan again with --readout raw --measures all."
+            "Entropy changes are only split into direction and norm with the raw readout. Choose it, or scan again "
+            "with --readout raw --measures all."
         )
     kinds = [kind for kind in ROWS if (split["change"] == kind).any()]
     figure = make_subplots(rows=len(kinds), cols=1, shared_xaxes=True, vertical_spacing=0.07)
@@ -182,7 +182,7 @@ def residual(cosine_means: pd.DataFrame, norm_means: pd.DataFrame, about: About,
 def convergence(
     kl_means: pd.DataFrame, settled_means: pd.DataFrame, about: About, style: Style = "screen"
 ) -> go.Figure:
-    """How far each layer's policy is from the model's, and how many tokens have their final top choice by then."""
+    """How far each layer's policy is from the model's, and the share of tokens whose top choice no longer changes."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
     kl, settled = _drawn(kl_means, "kl"), _drawn(settled_means, "settled")
     for site in ("resid_post", "attn_out", "mlp_out"):
@@ -204,7 +204,7 @@ def readouts(
     """A measure at one site by layer under each readout of a scan; each frame is `statistics.means` of the measure."""
     figure = go.Figure()
     named = dict.fromkeys([*view.WORDS, "tuned", *(about.readout for about, _ in columns)])
-    curves = dict(zip(named, cycle(theme.CURVES), strict=False))  # those that are known look alike in every figure
+    curves = dict(zip(named, cycle(theme.CURVES), strict=False))  # known readouts look alike in every figure
     for about, frame in columns:
         rows = _drawn(frame[frame["site"] == site], measure)
         theme.line(figure, rows, Mark(theme.inert(view.how(about.readout)), *curves[about.readout]))
@@ -270,7 +270,7 @@ def compare(
                 seen.add(name)
         _heading(figure, about, number, len(columns), style)
     figure.update_xaxes(range=[-0.03, 1.05], tickvals=[0, 0.5, 1], title={"text": "Relative depth"})
-    if what == "entropy":  # the axis is shared, so it has to hold the largest of the vocabularies
+    if what == "entropy":  # the shared axis must fit the largest vocabulary
         figure.update_yaxes(range=[0, 1.12 * log(max(about.d_vocab for about, _ in columns))])
     if len(columns) > 1:
         figure.update_traces(marker={"size": 4}, selector=lambda trace: trace.marker.symbol not in (None, "star"))

@@ -18,14 +18,14 @@ Style = Literal["screen", "paper"]
 """`screen` takes the page's colours, light or dark; `paper` is black on white, as wide as a column of print."""
 
 GREY = "#8C8C8C"
-"""Of every line that is no data: it can be seen on white and on black."""
+"""For lines that aren't data; visible on white and on black."""
 FAINT = "rgba(140,140,140,0.22)"
 ORANGE, BLUE, PURPLE = "#D55E00", "#0072B2", "#CC79A7"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How a quantity is drawn: its shape tells it from the others where its colour does not."""
+    """How a quantity is drawn; its shape identifies it where its colour can't."""
 
     name: str
     colour: str
@@ -87,16 +87,18 @@ _CLEAR = "rgba(0,0,0,0)"
 _SHOWN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 _UNSEEN = {"C", "Z"}
 _BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"
-"""Letters and marks, by their category, that nobody can see."""
+"""Letters and marks, by their category, that are invisible."""
 
 
 def glyphs(token: str, most: int | None = None) -> str:
-    """A token's text as plotly may draw it: white space and unseen characters shown, markup and maths inert.
+    """A token's text as plotly can draw it: white space and invisible characters shown, markup and maths inert.
 
     At most `most` characters of it. The empty text is `∅`.
     """
     cut = token if most is None or len(token) <= most else token[: most - 1] + "…"
-    seat = "◌" if unicodedata.category(cut[:1] or "x").startswith("M") else ""  # a mark would sit on what is before
+    seat = (
+        "◌" if unicodedata.category(cut[:1] or "x").startswith("M") else ""
+    )  # a combining mark would sit on the character before it
     return inert(seat + "".join(_SHOWN.get(char) or _seen(char) for char in cut)) or "∅"
 
 
@@ -107,7 +109,7 @@ def short(text: str, most: int = 48) -> str:
 
 
 def inert(text: str) -> str:
-    """Text that plotly draws as it stands, not as markup, an entity or (between dollars) mathematics."""
+    """Text that plotly draws literally, not as markup, an entity or (between dollars) mathematics."""
     return markup.escape(text, quote=False).replace("$", "&#36;")  # plotly knows no &quot;
 
 
@@ -155,8 +157,8 @@ def layout(
     """Give a figure the common layout, in place, and return it.
 
     `height` is that on the screen, in pixels; `wide` figures take a whole page in print; `above` pixels are kept free
-    between the axes and the legend. Title and caption stand in `figure.layout.meta` as plain text too, for what is
-    said beside a figure: in print it has neither.
+    between the axes and the legend. Title and caption are in `figure.layout.meta` as plain text too, because a
+    figure in print has neither.
     """
     named = sum(trace.type in ("scatter", "bar") and trace.showlegend is not False for trace in traces(figure))
     if style == "screen":
@@ -244,7 +246,7 @@ def line(
         marker={"symbol": mark.symbol, "size": 12 if mark.symbol == "star" else 5 if thin else 6, "color": mark.colour},
         selected={"marker": {"opacity": 1, "size": 11}},
         unselected={"marker": {"opacity": 1}},
-        customdata=[[layer] for layer in points.tolist()],  # a list: what a click hands over of an array is none
+        customdata=[[layer] for layer in points.tolist()],  # a list, because a click on an array gives none
         hovertext=gaps["hover"].tolist(),
         hoverinfo="text",
         legendgroup=mark.name,

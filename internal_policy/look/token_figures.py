@@ -22,13 +22,11 @@ def tokens(
     """A measure at every layer and token of a response.
 
     `cells` is layer, position, value, `response` is position, token; the row after the last layer is the model's own
-    policy. Every cell has a marker that nobody sees, with customdata [layer, position], because plotly reports clicks
-    on markers alone. Raises ValueError for more than 512 tokens: show a window of them.
+    policy. Every cell has an invisible marker with customdata [layer, position], because plotly only reports clicks on
+    markers. Raises ValueError for more than 512 tokens.
     """
     if len(response) > WINDOW:
-        raise ValueError(
-            f"{len(response)} tokens are too many to be told apart, at most {WINDOW}; show a window of them."
-        )
+        raise ValueError(f"Can't show {len(response)} tokens in one heatmap. Show a window of at most {WINDOW}.")
     grid = cells.pivot(index="layer", columns="position", values="value")
     grid = grid.reindex(index=range(int(grid.index.min()), int(grid.index.max()) + 1), columns=response["position"])
     values = grid.to_numpy(dtype=np.float32)
@@ -86,8 +84,8 @@ def _markers(
 def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, style: Style = "screen") -> go.Figure:
     """The likeliest tokens at one position of the policies of one layer, a column a site.
 
-    `frame` is site, rank, token, probability, before. Behind the probability stands how many ranks a token rose (▲) or
-    fell (▼) since the layer's input, or that it was not among the likeliest there (new).
+    `frame` is site, rank, token, probability, before. After the probability comes how many ranks a token rose (▲) or
+    fell (▼) since the layer's input, or `new` if it was not among the likeliest there.
     """
     columns = [(site, rows.sort_values("rank")) for site, rows in frame.groupby("site", sort=False)]
     most = max(len(rows) for _, rows in columns)
@@ -112,7 +110,7 @@ def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, st
     )
     where = "the model" if layer == about.n_layers else f"layer {layer + 1}"
     margins = 84 if style == "screen" else 16
-    room = tall * 3 + (tall + 7) * most  # plotly makes a row taller that holds an entity, such as that of <
+    room = tall * 3 + (tall + 7) * most  # plotly makes rows with an entity, such as &lt;, taller
     height = round((margins + room) / (1 if style == "screen" else 0.58))
     title = f"What {where} would say at position {position}"
     one = replace(about, rollouts=1, tokens=1)
@@ -128,5 +126,5 @@ def _moved(rank: int, before: Any) -> str:
 
 
 def _percent(share: float) -> str:
-    """A probability in percent; a tiny one is no more than that."""
+    """A probability in percent, `~0%` for a tiny one."""
     return f"{100 * share:.3g}%" if share >= 1e-5 else "~0%"

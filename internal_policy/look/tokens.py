@@ -129,7 +129,7 @@ def window(response: pd.DataFrame, position: int | None = None) -> pd.DataFrame:
     """
     first, last = int(response["position"].iloc[0]), int(response["position"].iloc[-1])
     if position is not None and not first <= position <= last:
-        raise InputError(f"This response has no position {position}. Choose one from {first} to {last}.")
+        raise InputError(f"There is no position {position} in this response. Choose one from {first} to {last}.")
     start = first if position is None else first + (position - first) // WINDOW * WINDOW
     return response[response["position"].between(start, start + WINDOW - 1)]
 

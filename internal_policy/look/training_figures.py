@@ -33,7 +33,7 @@ def dynamics(
     """A measure by layer and training step, with the step from which the whole policy was trained; reward below.
 
     `frame` is step, layer, site and a column of that measure (Figs. 5 and 7), as of `runs.dynamics`. Above the layers'
-    outputs stands the model itself, where it has that measure; its norm, after the last one, is of another space.
+    outputs is the model itself, if it has that measure; its norm is left out, because it comes after the last norm.
     """
     n_layers = int(frame.loc[frame["site"] != "final", "layer"].max()) + 1
     model = site == "resid_post" and measure != "norm"
@@ -137,7 +137,8 @@ def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen") 
     for number, (title, lines) in enumerate(panels, start=1):
         for name, (said, colour, symbol) in lines.items():
             _curve(figure, metrics, name, Mark(said, colour, symbol), row=number, legend=len(lines) > 1)
-        figure.update_yaxes(title={"text": title}, row=number)
+        mode = "nonnegative" if "clip_fraction" in lines else "normal"  # all zeros would be drawn from -1 to 1
+        figure.update_yaxes(title={"text": title}, rangemode=mode, row=number)
     _switch(figure, metrics, len(panels))
     figure.update_xaxes(title={"text": "Step"}, row=len(panels))
     return theme.layout(figure, "Training", caption, style, height=130 + 140 * len(panels), above=16)

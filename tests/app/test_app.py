@@ -197,7 +197,7 @@ def test_another_scan_forgets_the_cell():
         ({"scan": "nothing"}, "There is no scan 'nothing'"),
         ({"scan": "x" * 5000}, "isn't a folder"),
         ({"scan": "/"}, "is no scan"),
-        ({"rollout": "99"}, "Rollout 99 is not among"),
+        ({"rollout": "99"}, "There is no rollout 99"),
         ({"layer": "99"}, "There is no layer 99"),
         ({"position": "9999"}, "There is no position 9999"),
         ({"site": "resid_mid", "measure": "change"}, "no entropy change at resid_mid"),
@@ -573,7 +573,7 @@ def test_the_prompts_text_is_not_on_the_command_line(jobs):
 
 @pytest.mark.parametrize("model", ["", "Qwen/Qwen3-4B", "--help", "x" * 5000, "a\0b", "~nobody/x", "."])
 def test_only_local_models_are_taken(prompt, model):
-    with pytest.raises(InputError, match="no folder with a model"):
+    with pytest.raises(InputError, match="isn't a model folder"):
         prompt.checked(model)
 
 

@@ -64,7 +64,7 @@ def test_a_cell_is_that_of_the_first_position_unless_one_is_chosen():
 
 
 def test_a_heatmap_at_a_position_beyond_the_response_is_refused():
-    with pytest.raises(InputError, match="This response has no position 9999"):
+    with pytest.raises(InputError, match="There is no position 9999 in this response"):
         catalogue.draw("tokens", [DEMO], Choice(position=9999))
 
 

@@ -143,5 +143,5 @@ def test_a_window_has_at_most_512_tokens_and_includes_the_chosen_one():
 
 @pytest.mark.parametrize("position", [9, 1210])
 def test_a_position_outside_the_response_is_refused(position):
-    with pytest.raises(InputError, match=f"has no position {position}. Choose one from 10 to 1209"):
+    with pytest.raises(InputError, match=f"no position {position} in this response. Choose one from 10 to 1209"):
         window(pd.DataFrame({"position": range(10, 1210)}), position)

@@ -119,3 +119,10 @@ def test_training_draws_the_metrics_and_the_switch():
 def test_training_leaves_out_what_was_not_recorded():
     figure = training_figures.training(metrics()[["step", "reward", "phase"]])
     assert [trace.name for trace in theme.traces(figure)] == ["reward"]
+
+
+def test_a_share_of_clipped_tokens_is_not_drawn_below_0():
+    figure = training_figures.training(metrics().assign(clip_fraction=0.0))
+    modes = {axis.title.text: axis.rangemode for axis in figure.select_yaxes()}
+    assert modes["Clipped"] == "nonnegative"
+    assert modes["Perplexity"] == "normal"
