@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy import bundle
-from internal_policy.errors import InputError, first_line
+from internal_policy.errors import MODELS, InputError, first_line, require
 from internal_policy.models import folder
 from internal_policy.models.failures import explained
 from internal_policy.models.templates import DATE, Template
@@ -67,6 +67,7 @@ def load(
     one). `device_map` spreads a large model over devices, and `attn_implementation` chooses the attention, both as in
     transformers. The model is in evaluation mode, and its weights are checked. Raises InputError.
     """
+    require("models", *MODELS)
     checkpoint = Checkpoint(name, revision, trust_remote_code)
     if folder.is_adapter(_checked(checkpoint)):
         with _named_by(checkpoint.folder):

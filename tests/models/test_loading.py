@@ -2,19 +2,16 @@
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import saved, tiny_model
 
-from internal_policy import bundle
+from internal_policy import bundle, errors
 from internal_policy.errors import InputError
 from internal_policy.models.loading import Checkpoint, load
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
-    path = tmp_path_factory.mktemp("model")
-    tiny_model("llama").float().save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return saved(tiny_model("llama").float(), tokenizer, tmp_path_factory.mktemp("model"))
 
 
 def test_a_bundled_model_is_loaded_by_its_name():
@@ -27,6 +24,12 @@ def test_a_bundled_model_is_loaded_by_its_name():
 def test_a_model_is_loaded_in_evaluation_mode_and_as_asked(folder):
     model, _ = load(str(folder), device="cpu", dtype="bfloat16", attn_implementation="eager")
     assert (model.training, model.dtype, model.config._attn_implementation) == (False, torch.bfloat16, "eager")
+
+
+def test_loading_without_torch_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(errors, "find_spec", {}.get)
+    with pytest.raises(InputError, match=r"needs torch, .* pip install 'internal-policy\[models\]'"):
+        load("demo-qwen3")
 
 
 @pytest.mark.parametrize("name", ["demo-qwen2", "demo-", "", ".", "../models/demo-qwen3"])
