@@ -67,7 +67,7 @@ def configured(*arguments: str, file=None, layer: int | None = 3, folder: Path =
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"content": []}', "{"])
-def test_a_damaged_question_of_a_run_is_refused_in_a_sentence(text, tmp_path, capsys):
+def test_a_damaged_record_of_a_run_is_refused_in_one_sentence(text, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(text)
     assert main(["train", *SHORT, "--layer", "3", "--output", str(tmp_path / "run")]) == 2
@@ -76,7 +76,7 @@ def test_a_damaged_question_of_a_run_is_refused_in_a_sentence(text, tmp_path, ca
     assert len(said.splitlines()) == 1
 
 
-def test_a_run_is_the_same_however_its_paths_were_typed(tmp_path, monkeypatch):
+def test_relative_and_absolute_paths_name_the_same_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("problems.jsonl", "others.jsonl"):
         (tmp_path / name).write_text(json.dumps({"problem": name, "answer": "1"}))
@@ -95,7 +95,7 @@ def test_a_run_is_the_same_however_its_paths_were_typed(tmp_path, monkeypatch):
     assert resume.difference(first, other) == "--problems"
 
 
-def test_a_run_writes_a_row_of_metrics_a_step(run):
+def test_a_run_writes_a_row_of_metrics_per_step(run):
     metrics = pd.read_parquet(run / "metrics.parquet")
     assert metrics["step"].tolist() == [1, 2, 3, 4]
     assert metrics["phase"].tolist() == ["internal", "internal", "final", "final"]
@@ -120,7 +120,7 @@ def test_the_trained_model_can_be_scanned(run, capsys):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_has_the_numbers_of_an_undisturbed_one(run, tmp_path):
+def test_a_resumed_run_equals_an_undisturbed_one(run, tmp_path):
     part = tmp_path / "part"
     code = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, "train", *SHORT, *LEARN, "--save-every", "9", "--output", str(part)],
@@ -178,7 +178,7 @@ def test_an_incomplete_model_is_written_again_without_training(run, copied, caps
     assert len(pd.read_parquet(copied / "metrics.parquet")) == 4
 
 
-def test_a_run_goes_on_from_the_newest_whole_checkpoint(run, copied, capsys):
+def test_a_run_continues_from_the_newest_whole_checkpoint(run, copied, capsys):
     shutil.rmtree(copied / "model")
     cut(copied / "checkpoint-8" / "optimizer.pt")
     assert main(["train", *SHORT, *LEARN, "--save-every", "2", "--output", str(copied), "--resume"]) == 0
@@ -199,7 +199,7 @@ def test_a_run_without_a_whole_checkpoint_starts_over(run, copied, capsys):
     assert (copied / weights).read_bytes() == (run / weights).read_bytes()
 
 
-def test_a_layer_is_suggested_by_the_stages_of_a_scan(tmp_path, capsys):
+def test_a_layer_is_suggested_by_a_scan(tmp_path, capsys):
     few = ["--prompts", "2", "--samples", "2", "--steps", "2", "--internal-steps", "1", "--scan-every", "0"]
     folder = tmp_path / "suggested"
     assert main(["train", *few, "--max-new-tokens", "48", "--output", str(folder), "--json"]) == 0
@@ -212,7 +212,7 @@ def test_a_layer_is_suggested_by_the_stages_of_a_scan(tmp_path, capsys):
     assert not (folder / "dynamics.parquet").exists()
 
 
-def test_watched_responses_are_as_long_as_the_file_lets_them_be(tmp_path):
+def test_scanned_responses_respect_the_files_length_limit(tmp_path):
     folder, file = tmp_path / "short", given(tmp_path, max_completion_length=5)
     few = ["--prompts", "2", "--samples", "2", "--steps", "1", "--internal-steps", "1", "--layer", "3"]
     assert main(["train", *PROBLEMS, *few, "--config", file, "--output", str(folder)]) == 0
@@ -251,7 +251,7 @@ def test_a_sixth_of_the_steps_is_internal_by_default():
     assert configured("--method", "grpo").schedule == []
 
 
-def test_a_schedule_in_the_file_stands_unless_a_layer_is_given():
+def test_a_schedule_in_the_file_is_used_unless_a_layer_is_given():
     file = {"schedule": ["1.resid_post:3", "5.mlp_out:4"]}
     assert configured(file=file, layer=None).schedule == file["schedule"]
     assert configured("--layer", "2", "--internal-steps", "9", file=file, layer=2).schedule == ["2.resid_post:9"]
@@ -270,7 +270,7 @@ def test_the_files_template_arguments_are_kept_unless_the_option_is_given():
     assert configured("--chat-template-kwargs", option, file=file).chat_template_kwargs == {"enable_thinking": True}
 
 
-def test_the_file_names_the_folder_and_the_template_arguments_reach_the_prompts(tmp_path):
+def test_the_file_sets_the_folder_and_the_template_arguments(tmp_path):
     template = tmp_path / "template.jinja"
     template.write_text("{{ greeting }}: {{ messages[0].content }} =")
     folder = tmp_path / "named"
@@ -298,7 +298,7 @@ def test_max_steps_of_the_file_counts_updates():
     assert config.schedule == ["3.resid_post:1"]  # a sixth of its 6 steps of 2 updates
 
 
-def test_large_models_get_the_papers_learning_rate():
+def test_models_that_are_not_bundled_get_the_papers_learning_rate():
     assert configured("--model", "Qwen/Qwen3-4B").learning_rate == 1e-6
 
 
@@ -331,7 +331,7 @@ def test_large_models_get_the_papers_learning_rate():
         (["--model", "nowhere"], "nowhere"),
     ],
 )
-def test_what_cannot_be_right_is_refused_in_a_sentence_before_training(arguments, said, tmp_path, capsys):
+def test_invalid_options_are_refused_in_one_sentence_before_training(arguments, said, tmp_path, capsys):
     assert main(["train", "--output", str(tmp_path / "run"), *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error
@@ -341,63 +341,16 @@ def test_what_cannot_be_right_is_refused_in_a_sentence_before_training(arguments
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("learning_rat: 1e-6", "has learning_rat, which isn't a field of BuPOConfig. Did you mean learning_rate?"),
-        ("1: 2", "has 1, which isn't a field"),
-        ("- 1", "holds list"),
-        ("", "holds nothing"),
-        ("a: [", "can't be read"),
-        ("seed: 1\n---\nseed: 2", "can't be read"),
-        ("seed: !!python/object:os.system {}", "can't be read"),
-        ("run_name: 2026-99-99", "can't be read"),
-        ("seed: !!timestamp x", "can't be read"),
-        ("seed: " + "9" * 5000, "can't be read"),
-        ("seed: 1\nseed: 2", "has seed twice"),
-        ("a: &a [1]\nb: *a", "uses the alias *a"),
-        ("report_to: " + "[" * 100 + "]" * 100, "nested more than 8 levels"),
-        ("report_to: " + "[" * 30000, "nested more than 8 levels"),
-        ("#" * 70000, "larger than 64 KiB"),
-        ('run_name: "\\0"', "has run_name"),
         ("beta: 0.04", "has beta: 0.04, which can't be used: beta is 0.04"),
-        ("learning_rate: fast", "has learning_rate: fast; expected float"),
-        ("learning_rate: .nan", "has learning_rate: nan; expected a number above 0"),
-        ("learning_rate: .inf", "has learning_rate: inf"),
-        ("learning_rate: 1e400", "has learning_rate: inf"),
-        ("learning_rate: 0", "has learning_rate: 0; expected a number above 0"),
-        ("learning_rate: {a: 1}", "has learning_rate: {'a': 1}; expected float"),
-        ("learning_rate: [1, 2]", "has learning_rate: [1, 2]; expected float"),
-        ("learning_rate: 2026-11-25", "has learning_rate: datetime.date(2026, 11, 25); expected float"),
-        ("learning_rate: null", "has learning_rate: None; expected float"),
-        ("adam_beta2: 1.0", "has adam_beta2: 1.0; expected 0 or more, less than 1"),
-        ("top_p: 1.5", "has top_p: 1.5"),
-        ("max_steps: 1.5", "has max_steps: 1.5; expected int"),
-        ("max_steps: 99999999999999999999", "has max_steps: 99999999999999999999"),
-        ("seed: true", "has seed: True; expected int"),
-        ("seed: -1", "has seed: -1; expected 0 or more, at most 4294967295"),
-        ("num_generations: 0", "has num_generations: 0; expected 1 or more"),
-        ("num_generations: null", "has num_generations: null. Give a number"),
-        ("max_completion_length: null", "has max_completion_length: null. Give a number"),
-        ("per_device_train_batch_size: 0", "has per_device_train_batch_size: 0"),
-        ("run_name: 2026-11-25", "has run_name: datetime.date(2026, 11, 25); expected str or null"),
-        ("schedule: 5.resid_post:3", "has schedule: 5.resid_post:3; expected a list of str"),
-        ("schedule: [5]", "has schedule: [5]; expected a list of str"),
         ("optim: sgdd", "has optim: sgdd, which can't be used"),
         ("lr_scheduler_type: wavy", "has lr_scheduler_type: wavy, which can't be used"),
-        ("loss_type: gppo", "has loss_type: gppo; expected one of grpo, dapo"),
-        ("chat_template_kwargs: hello", "has chat_template_kwargs: hello; expected a mapping"),
-        ("chat_template_kwargs: '{bad'", "has chat_template_kwargs: {bad; expected a mapping"),
-        ("chat_template_kwargs: {1: 2}", "has chat_template_kwargs: {1: 2}; expected a mapping"),
-        ("lr_scheduler_kwargs: {a: 2026-11-25}", "has lr_scheduler_kwargs"),
         ("report_to: papyrus", "has report_to: papyrus, which is not installed here"),
-        ("output_dir: [a]", "has output_dir: ['a']"),
-        ("eval_strategy: steps", "has eval_strategy: steps, but train doesn't evaluate"),
-        ("load_best_model_at_end: true", "has load_best_model_at_end: True, but train doesn't evaluate"),
-        ("resume_from_checkpoint: x", "has resume_from_checkpoint: x, but runs are continued with --resume"),
         ("reward_weights: [1.0, 2.0]", "made training fail before its first step: Number of reward weights"),
         ("lr_scheduler_type: cosine_with_min_lr", "made training fail before its first step:"),
     ],
     ids=lambda text: text[:40],
 )
-def test_a_file_that_cannot_be_right_is_refused_in_a_sentence(text, said, tmp_path, capsys):
+def test_a_file_whose_fields_cannot_be_combined_is_refused_in_one_sentence(text, said, tmp_path, capsys):
     path = tmp_path / "given.yaml"
     path.write_text(text)
     few = [*PROBLEMS, "--layer", "3", "--prompts", "2", "--scan-every", "0"]
@@ -408,7 +361,7 @@ def test_a_file_that_cannot_be_right_is_refused_in_a_sentence(text, said, tmp_pa
     assert error.count("\n") == 1
 
 
-def test_folders_of_others_are_refused(run, tmp_path, capsys):
+def test_folders_with_anything_else_are_refused(run, tmp_path, capsys):
     again = ["train", *SHORT, *LEARN, "--save-every", "2"]
     assert main([*again, "--output", str(run)]) == 2
     assert "finished run" in capsys.readouterr().err

@@ -88,13 +88,13 @@ def test_the_docstring_lists_every_overridden_private_name():
     assert overridden - {"_abc_impl"} == set(re.findall(r"`(_\w+)`", OVERRIDES.search(BuPOTrainer.__doc__)[0]))
 
 
-# what is computed
+# loss and ratio
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text", "granite", "gpt_neox", "mixtral"])
 @pytest.mark.parametrize("point", ["0.resid_post", "1.resid_post", "1.attn_out", "2.mlp_out", "2.resid_post"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probabilities_are_those_of_the_hidden_state_times_the_unembedding(
+def test_log_probabilities_match_the_hidden_state_times_the_unembedding(
     tmp_path, tokenizer, family, point, temperature
 ):
     model = tiny_model(family)
@@ -136,7 +136,7 @@ def test_evaluation_scores_with_the_whole_policy(tmp_path, tokenizer):
     torch.testing.assert_close(logps.double(), own.detach(), atol=3e-5, rtol=0)
 
 
-def test_evaluating_within_a_step_leaves_its_phase_alone(tmp_path, tokenizer):
+def test_evaluating_within_a_step_keeps_its_phase(tmp_path, tokenizer):
     record = Record()
     problem = Problem((Message(role="user", content="What is 2 + 2?"),), "4")
     run = trainer(
@@ -151,9 +151,7 @@ def test_evaluating_within_a_step_leaves_its_phase_alone(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 @pytest.mark.parametrize("iterations", [1, 2])
-def test_the_ratio_is_one_at_the_first_update_after_each_generation_and_at_no_later_one(
-    tmp_path, tokenizer, accumulation, iterations
-):
+def test_the_ratio_is_one_only_at_the_first_update_after_each_generation(tmp_path, tokenizer, accumulation, iterations):
     seen.clear()
     updates = 4 * iterations // accumulation
     options = {"gradient_accumulation_steps": accumulation, "num_iterations": iterations, "max_steps": 4 * updates}
@@ -169,7 +167,7 @@ def test_the_ratio_is_one_at_the_first_update_after_each_generation_and_at_no_la
         assert len({point for point, _, _ in batch}) == 1
 
 
-def test_the_loss_is_grpos_worked_by_hand(tmp_path, tokenizer):
+def test_the_loss_matches_grpo_worked_by_hand(tmp_path, tokenizer):
     run = trainer(tmp_path, tokenizer, epsilon=0.2)
     run.model.train()
     run.current_gradient_accumulation_steps = 1
@@ -217,7 +215,7 @@ def test_advantages_compare_the_responses_to_one_prompt(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_only_layers_up_to_the_hook_point_and_embeddings_change_in_phase_one_and_all_after(tmp_path, tokenizer, tied):
+def test_phase_one_changes_only_embeddings_and_layers_up_to_the_hook_point(tmp_path, tokenizer, tied):
     record = Record()
     model = tiny_model("llama", tie_word_embeddings=tied)
     trainer(tmp_path, tokenizer, model, schedule=["1.resid_post:2"], max_steps=8, callbacks=[record]).train()
@@ -231,7 +229,7 @@ def test_only_layers_up_to_the_hook_point_and_embeddings_change_in_phase_one_and
 
 
 @pytest.mark.parametrize(("point", "outside"), [("1.attn_out", "layers.1.mlp"), ("1.mlp_out", "layers.2")])
-def test_a_modular_policy_trains_what_it_is_made_of(tmp_path, tokenizer, point, outside):
+def test_a_modular_policy_trains_only_its_own_parts(tmp_path, tokenizer, point, outside):
     record = Record()
     trainer(tmp_path, tokenizer, schedule=[f"{point}:4"], callbacks=[record]).train()
     changed = set().union(*(record.changed(update) for update in range(8)))
@@ -255,7 +253,7 @@ def test_phase_one_lasts_its_steps_whatever_the_number_of_updates(tmp_path, toke
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_without_a_schedule_it_is_trls_grpo(tmp_path, tokenizer, accumulation):
+def test_without_a_schedule_training_equals_trls_grpo(tmp_path, tokenizer, accumulation):
     ours = trainer(tmp_path / "ours", tokenizer, gradient_accumulation_steps=accumulation, max_steps=4)
     ours.train()
     plain = {name: value for name, value in vars(ours.args).items() if name in GRPOConfig.__dataclass_fields__}
@@ -332,7 +330,7 @@ def test_a_padding_token_outside_the_vocabulary_does_not_change_training(tmp_pat
 # what is logged
 
 
-def test_what_describes_the_internal_policy_is_named_so(tmp_path, tokenizer):
+def test_logs_of_the_internal_policy_are_named_internal(tmp_path, tokenizer):
     record = Record()
     trainer(tmp_path, tokenizer, schedule=[f"{ONE}:2"], callbacks=[record], logging_steps=2).train()
     internal, whole = record.logs[0], record.logs[-1]
@@ -392,7 +390,7 @@ def test_passes_without_tokens_do_not_lower_the_mean_entropy(tmp_path, tokenizer
     assert logs[True] > 0.8 * logs[False]
 
 
-def test_nothing_is_sent_to_anybody(tmp_path, tokenizer, monkeypatch):
+def test_no_telemetry_is_sent(tmp_path, tokenizer, monkeypatch):
     import trl.trainer.base_trainer as base
 
     sent = []
@@ -451,7 +449,7 @@ class StopAt(TrainerCallback):
 @pytest.mark.parametrize(
     ("stop", "written"), [(2, 2), (3, 4), (8, 8), (11, 12)], ids=["phase one", "within a batch", "epoch", "phase two"]
 )
-def test_a_resumed_run_is_as_if_it_had_not_stopped(tmp_path, tokenizer, stop, written):
+def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, tokenizer, stop, written):
     options = {"schedule": [f"{ONE}:3"], "max_steps": 16, "save_strategy": "steps", "save_steps": 100}
     undisturbed = trainer(tmp_path / "whole", tokenizer, **options)
     undisturbed.train()
@@ -467,7 +465,7 @@ def test_a_resumed_run_is_as_if_it_had_not_stopped(tmp_path, tokenizer, stop, wr
         assert torch.equal(a, b)
 
 
-def test_checkpoints_fall_on_the_ends_of_generation_batches(tmp_path, tokenizer):
+def test_checkpoints_are_written_at_the_end_of_generation_batches(tmp_path, tokenizer):
     trainer(tmp_path, tokenizer, max_steps=12, save_strategy="steps", save_steps=3).train()
     found = sorted(int(path.name.partition("-")[2]) for path in tmp_path.glob("checkpoint-*"))
     assert found == [4, 6, 10, 12]  # 3 -> 4, 6, 9 -> 10, 12
@@ -529,10 +527,10 @@ def test_every_epoch_has_an_order_of_its_own():
     assert orders[0] == orders[2] != orders[1]
 
 
-# what cannot be right
+# refusals
 
 
-def test_a_layer_that_is_not_there_is_refused(tmp_path, tokenizer):
+def test_a_missing_layer_is_refused(tmp_path, tokenizer):
     with pytest.raises(InputError, match="layers are 0 to 2"):
         trainer(tmp_path, tokenizer, schedule=["3.resid_post:1"])
 
@@ -544,7 +542,7 @@ def test_a_layer_that_is_not_there_is_refused(tmp_path, tokenizer):
         ({"max_steps": 7}, "Try max_steps 6 or 8"),
     ],
 )
-def test_a_schedule_that_training_has_no_room_for_is_refused_before_it_begins(tmp_path, tokenizer, options, said):
+def test_a_schedule_longer_than_training_is_refused_before_the_first_step(tmp_path, tokenizer, options, said):
     run = trainer(tmp_path, tokenizer, **options)
     with pytest.raises(InputError, match=re.escape(said)):
         run.train()
@@ -588,7 +586,7 @@ def test_training_after_an_error_starts_with_a_new_batch(tmp_path, tokenizer):
     assert seen == [[ONE] * 4, ["final"] * 4]
 
 
-def test_after_an_error_the_model_is_as_it_was(tmp_path, tokenizer):
+def test_after_an_error_the_model_is_unchanged(tmp_path, tokenizer):
     class Broken(BuPOTrainer):
         def _compute_loss(self, model, inputs):
             super()._compute_loss(model, inputs)
