@@ -81,6 +81,8 @@ def jsonl(path: Path, *rows: Any) -> Path:
     return path
 
 
+SUMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
+"""Problems to ask a tiny model."""
 FAMILY_NAMES = list(FAMILIES)
 """Every row."""
 LLAMA_SHAPED = ["llama", "mistral", "qwen2", "qwen3"]
@@ -193,3 +195,44 @@ def sentencepiece() -> PreTrainedTokenizerFast:
 def either(request) -> PreTrainedTokenizerFast:
     """Tokenizers of both kinds, one after the other."""
     return request.getfixturevalue(request.param)
+
+
+def numbers(path: Path) -> dict[str, bytes]:
+    """The content of every table of a scan."""
+    return {part.name: part.read_bytes() for part in path.glob("*.parquet")}
+
+
+def undisturbed(asked: list[str], path: Path) -> dict[str, bytes]:
+    """The tables that a command writes when nothing interrupts it."""
+    from internal_policy.__main__ import main
+
+    assert main([*asked, "--output", str(path)]) == 0
+    return numbers(path)
+
+
+def interrupt_the_second_batch(monkeypatch) -> list[int]:
+    """Ctrl-C in the second batch of 4; the list gets the first prompt of each batch that is begun."""
+    from internal_policy.scans import sampling
+
+    sampled, first_prompts = sampling.batch, []
+
+    def interrupted(*given):
+        first_prompts.append(given[4])
+        if first_prompts == [0, 4]:
+            raise KeyboardInterrupt
+        return sampled(*given)
+
+    monkeypatch.setattr(sampling, "batch", interrupted)
+    return first_prompts
+
+
+def one_sentence(capsys, sentence: str, here: Path) -> None:
+    """What stderr must hold after bad input, and that nothing was written."""
+    from internal_policy.scans import store
+
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.startswith("error: ")
+    assert len(printed.strip().splitlines()) == 1
+    assert not list(here.iterdir())
+    assert not store.root().exists()

@@ -1,0 +1,201 @@
+"""Models, problems and options that can't be used are refused in one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from conftest import one_sentence, tiny_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from internal_policy.__main__ import main
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def test_a_model_that_a_device_map_offloads_is_refused_in_a_sentence(asked, monkeypatch, capsys):
+    whole = AutoModelForCausalLM.from_pretrained
+
+    def offloading(*names, **options):
+        model, found = cast(Any, whole(*names, **options))
+        cpu_offload(model.lm_head, execution_device=torch.device("cpu"))  # as accelerate does where a GPU is too small
+        return model, found
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", offloading)
+    assert main([*asked, "--device-map", "auto"]) == 2
+    said = "doesn't fit in the memory of the devices here (lm_head.weight was left out). Try dtype bfloat16."
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["scan", "--sites", "resid_mid,resid_post"],
+        ["scan", "--sites", "resid_mid", "--dry-run"],
+        ["generate", "--at", "1.resid_mid"],
+        ["evaluate", "--at", "1.resid_mid"],
+    ],
+    ids=" ".join,
+)
+def test_a_site_that_the_family_does_not_have_is_refused_before_work(
+    command, folders, problems, here, capsys, monkeypatch
+):
+    monkeypatch.setattr("internal_policy.models.loading.load_model", None)
+    assert main([*command, "--model", str(folders["gpt_neox"]), "--problems", str(problems)]) == 2
+    one_sentence(capsys, "gpt_neox has no resid_mid: attention and FFN read the same stream, and are added to", here)
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_a_layer_that_the_model_does_not_have_is_refused_before_work(
+    command, folder, problems, here, capsys, monkeypatch
+):
+    monkeypatch.setattr("internal_policy.models.loading.load_model", None)
+    assert main([command, "--at", "3.attn_out", "--model", str(folder), "--problems", str(problems)]) == 2
+    one_sentence(capsys, "There is no hook point 3.attn_out: the model's layers are 0 to 2.", here)
+
+
+def _model(here: Path, folder: Path, **changes) -> Path:
+    """A copy of the model with another config.json."""
+    copy = here.parent / "broken"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **changes}))
+    return copy
+
+
+def _pickled(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    (copy / "model.safetensors").unlink()
+    torch.save({}, copy / "pytorch_model.bin")
+    return copy
+
+
+def _with_nan(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    model = tiny_model("qwen3").float()
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = torch.nan
+    model.save_pretrained(copy)
+    return copy
+
+
+def _without_template(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    (copy / "chat_template.jinja").unlink()
+    return copy
+
+
+def _cut_short(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    (copy / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:50_000])
+    return copy
+
+
+def _without_a_weight(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+def _without_tokenizer(here: Path, folder: Path) -> Path:
+    copy = _model(here, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (copy / name).unlink()
+    return copy
+
+
+BAD_MODELS = {
+    "cut short": (_cut_short, "can't be loaded"),
+    "a weight missing": (_without_a_weight, "has no weights for model.layers.1.mlp.up_proj.weight"),
+    "no tokenizer": (_without_tokenizer, "tokenizer"),
+    "a file": (lambda _, folder: folder / "config.json", "Use a folder that holds one"),
+    "nothing": (lambda *_: "", "Can't load a model from ''. Use a folder"),
+    "no model": (lambda here, _: here, "holds no model: it has no config.json"),
+    "unknown family": (lambda *a: _model(*a, model_type="opt"), "Unknown model family 'opt'; known are deepseek_v2, "),
+    "pickled": (_pickled, "holds only pickled weights"),
+    "NaN": (_with_nan, "NaN or infinite weights in model.layers.1.mlp.up_proj.weight"),
+    "no chat template": (_without_template, "no chat template; give one with --chat-template FILE"),
+    "hub id offline": (lambda *_: "Qwen/Qwen3-0.6B", "the hub can't be reached"),
+    "no name": (lambda *_: "what is this?", "neither a folder nor a hub id"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_a_bad_model_is_refused_in_a_sentence(case, folder, problems, here, capsys):
+    make, sentence = BAD_MODELS[case]
+    name = make(here, folder)
+    assert main(["scan", "--model", str(name), "--problems", str(problems), "--max-new-tokens", "6"]) == 2
+    one_sentence(capsys, sentence, here)
+
+
+BAD_PROBLEMS = {
+    "no file": (None, "There is no file"),
+    "empty": ("", "is empty"),
+    "malformed": ('{"problem": "1 + 1"}\n{"problem": ', "line 2 is not JSON"),
+    "no column": ('{"quest": "1 + 1", "answer": "2"}\n', "quest, answer; name the one"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PROBLEMS)
+def test_a_bad_problems_file_is_refused_in_a_sentence(case, asked, problems, here, capsys):
+    content, sentence = BAD_PROBLEMS[case]
+    problems.unlink() if content is None else problems.write_text(content)
+    assert main(asked) == 2
+    one_sentence(capsys, sentence, here)
+
+
+BAD_OPTIONS = {
+    "layers": (["--layers", "0-9"], "--layers has 0-9, but the model's layers are 0 to 2"),
+    "sites": (["--sites", "attn"], "There is no site 'attn'"),
+    "measures": (["--measures", "entropy,surprise"], "There is no measure 'surprise'"),
+    "top-k": (["--top-k", "100000"], "--top-k is 100000, but the model has only 320 tokens"),
+    "device": (["--device", "cuda:7"], "There is no device 'cuda:7' here"),
+    "template": (["--chat-template", "nowhere.jinja"], "Can't read the chat template nowhere.jinja"),
+    "template arguments": (["--chat-template-kwargs", "{"], "--chat-template-kwargs is no JSON"),
+    "temperature": (["--temperature", "-1"], "temperature is -1.0; it must be 0"),
+    "too long": (["--max-new-tokens", "9999"], "the 512 positions of the model"),
+    "output": (["--output", "/"], "isn't empty and holds no scan"),
+    "batch size": (["--batch-size", "0"], "batch-size is 0; it must be 1 or more"),
+    "limit": (["--limit", "0"], "The limit is 0; it must be 1 or more"),
+    "huge limit": (["--limit", "99999999999999999999", "--layers", "9"], "--layers has 9"),
+    "cold": (["--temperature", "1e-40"], "temperature is 1e-40; it must be 0"),
+    "both": (["--rollouts", "nowhere.jsonl"], "Both --problems and --rollouts are given"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_a_bad_option_is_refused_in_a_sentence(case, asked, here, capsys):
+    words, sentence = BAD_OPTIONS[case]
+    assert main([*asked, *words]) == 2
+    one_sentence(capsys, sentence, here)
+
+
+def test_a_gated_model_says_where_to_accept_its_terms(asked, folder, capsys, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def gated(*_, **__):
+        raise GatedRepoError("gated", response=cast(Any, SimpleNamespace(headers={}, request=None)))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", gated)
+    assert main([*asked, "--model", "meta-llama/Llama-3.1-8B"]) == 2
+    assert "accept its terms at https://huggingface.co/meta-llama/Llama-3.1-8B" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["show", "nowhere"], ["export", "nowhere"], ["generate", "--at", "5.nowhere"]])
+def test_other_commands_refuse_in_a_sentence_too(words, here, capsys):
+    assert main(words) == 2
+    one_sentence(capsys, "", here)
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**32), str(10**30)])
+@pytest.mark.parametrize("command", ["scan", "generate", "evaluate", "fit-lens"])
+def test_a_seed_out_of_range_is_refused_in_a_sentence(command, seed, here, capsys):
+    assert main([command, "--seed", seed]) == 2
+    one_sentence(capsys, f"seed is {seed}; it must be from 0 to 4294967295.", here)

@@ -1,0 +1,46 @@
+"""Listing and showing scans."""
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import jsonl
+
+from internal_policy.__main__ import main
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def test_scans_are_listed_shown_and_exported(asked, here, capsys):
+    assert main([*asked, "--readout", "both"]) == 0
+    capsys.readouterr()
+    assert main(["ls", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(row["state"], row["rollouts"]) for row in listed] == [("whole", 10)]
+    name = listed[0]["scan"]
+    assert main(["show", name[:5], "--readout", "norm", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert len(shown["entropy"]) == 3 + 1
+    assert main(["ls"]) == 0
+    assert name in capsys.readouterr().out
+    assert main(["export", name[:5], "--table", "policies"]) == 0
+    exported = pd.read_csv(here / "policies.csv")
+    assert len(exported) == listed[0]["tokens"] * 2 * 4
+    assert len(json.loads(str(exported["resid_post.topk_ids"].dropna().iloc[0]))) == 5
+
+
+@pytest.mark.parametrize(("rewards", "said"), [([-1, 0.5], ", mean reward -0.25"), ([1, 0], ", 50.0% of them correct")])
+def test_show_gives_the_mean_reward_where_rewards_are_not_0_or_1(rewards, said, here, capsys):
+    rows = [{"prompt": "1 + 1?", "response": "2", "reward": reward} for reward in rewards]
+    jsonl(here / "r.jsonl", *rows)
+    assert main(["scan", "--rollouts", "r.jsonl", "--layers", "0", "--sites", "resid_post"]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_show_names_the_target_layer_its_interval_and_the_runner_up(here, capsys):
+    assert main(["show", "demo-qwen3"]) == 0
+    said = "Target layer: 6, the last whose FFN raises entropy significantly (+2.34 nats, 2.04 to 2.55, with 95 %"
+    assert said in capsys.readouterr().out
+    assert main(["show", "demo-qwen3", "--json"]) == 0
+    suggested = json.loads(capsys.readouterr().out)["suggested"]
+    assert (suggested["target"], suggested["runner_up"]) == (6, 5)

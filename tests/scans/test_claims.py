@@ -1,0 +1,67 @@
+"""A folder holds one piece of work, and says which settings another has."""
+
+import json
+
+import pytest
+
+from internal_policy import files
+from internal_policy.errors import InputError
+from internal_policy.scans import records, store
+from internal_policy.scans.claims import begun, changed, claim
+
+QUESTION = {"model": "a", "identity": "sha256 1", "limit": 4, "seed": 0, "chat_template_kwargs": "{}"}
+
+
+def write(folder, question):
+    folder.mkdir(exist_ok=True)
+    records.write(folder / "asked.json", {"digest": store.digest(question), "asked": question})
+
+
+def test_a_new_folder_and_one_with_temporary_files_are_free(tmp_path):
+    assert not begun(tmp_path / "new", "asked.json", "scan")
+    (tmp_path / ".asked.json.tmp").touch()
+    assert not begun(tmp_path, "asked.json", "scan")
+
+
+@pytest.mark.parametrize("name", ["file", "folder"])
+def test_what_something_else_wrote_is_refused(name, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "letter.txt").touch()
+    with pytest.raises(InputError, match=r"is a file|isn't empty and holds no scan"):
+        begun(tmp_path / name, "asked.json", "scan")
+
+
+def test_the_same_question_may_go_on(tmp_path):
+    write(tmp_path / "scan", QUESTION)
+    claim(tmp_path / "scan", "asked.json", "scan", QUESTION)
+
+
+def test_the_options_that_differ_are_named(tmp_path):
+    write(tmp_path / "scan", QUESTION)
+    with pytest.raises(InputError, match=r"another scan with different settings \(--limit, --seed\)"):
+        claim(tmp_path / "scan", "asked.json", "scan", {**QUESTION, "limit": 8, "seed": 1})
+
+
+def test_a_damaged_record_is_refused(tmp_path):
+    write(tmp_path / "scan", QUESTION)
+    (tmp_path / "scan" / "asked.json").write_text("[]")
+    with pytest.raises(InputError, match="is damaged"):
+        claim(tmp_path / "scan", "asked.json", "scan", QUESTION)
+
+
+def test_a_file_counts_by_what_it_holds_and_a_model_by_its_identity(tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        (tmp_path / name).write_text("c" if name == "c.jsonl" else "same")
+    old, moved, other = (
+        {**QUESTION, "model": name, "problems": name, "content": {name: files.fingerprint(tmp_path / name)}}
+        for name in ("a.jsonl", "b.jsonl", "c.jsonl")
+    )
+    assert changed(old, moved) == []
+    assert changed(old, other) == ["problems"]
+    assert changed(old, {**old, "identity": "sha256 2"}) == ["model"]
+
+
+def test_secrets_are_compared_as_they_were_written():
+    question = {**QUESTION, "chat_template_kwargs": '{"api_key": "hf_abcdefgh"}'}
+    assert changed(json.loads(files.as_json(question)), question) == []
