@@ -4,8 +4,8 @@ import pandas as pd
 import show
 import streamlit as st
 
-from internal_policy.look import catalogue, runs
-from internal_policy.look.catalogue import RunChoice
+from internal_policy.look import run_catalogue, runs
+from internal_policy.look.run_catalogue import RunChoice
 from internal_policy.look.runs import Run
 
 COMMAND = "internal-policy train"
@@ -49,7 +49,7 @@ def page() -> None:
 def show_figure(name: str, run: Run, choice: RunChoice) -> None:
     """A figure of the catalogue with its numbers, or why the run has none."""
     with show.refusing():
-        show.figure(name, catalogue.draw_run(name, run, choice), catalogue.run_data(name, run, choice))
+        show.figure(name, run_catalogue.draw(name, run, choice), run_catalogue.data(name, run, choice))
 
 
 def choose() -> Run | None:

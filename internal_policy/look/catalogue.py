@@ -1,4 +1,4 @@
-"""Every figure of a scan or a training run by its name, from the data to the drawing."""
+"""Every figure of a scan by its name, from the data to the drawing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,18 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
-from internal_policy.look import (
-    comparison,
-    layer_figures,
-    runs,
-    statistics,
-    targets,
-    token_figures,
-    tokens,
-    training_figures,
-    view,
-)
-from internal_policy.look.runs import Run
+from internal_policy.look import comparison, layer_figures, statistics, targets, token_figures, tokens, view
 from internal_policy.look.statistics import Average
 from internal_policy.look.theme import Style
 from internal_policy.look.view import About, View
@@ -35,15 +24,15 @@ class Choice:
     average: Average = "tokens"
     """Every token counts the same, or every rollout does."""
     site: str = "resid_post"
-    """Of the distribution, of readouts and of the heatmap."""
+    """The site, for distribution, readouts and tokens."""
     measure: str = "entropy"
-    """Of the heatmap, of the distribution and of readouts; for a comparison entropy or change."""
+    """The measure, for tokens, distribution and readouts; for compare, entropy or change."""
     rollout: int | None = None
-    """Whose tokens are shown; None for the first of the view."""
+    """The rollout, for tokens and cell; None for the first of the view."""
     position: int | None = None
-    """Of a cell, and within the tokens of the heatmap; None for the first of the view."""
+    """The position in the response, for cell, and for tokens of a long one; None for the first of the view."""
     layer: int = 0
-    """Of a cell, from 0; one past the last for the model's own policy."""
+    """The layer of a cell, from 0; one past the last is the model's own policy."""
     style: Style = "screen"
     """For a screen, or for print."""
 
@@ -230,92 +219,3 @@ def data(name: str, views: Sequence[View], choice: Choice) -> Data:
 def draw(name: str, views: Sequence[View], choice: Choice) -> go.Figure:
     """The figure of that name. Raises InputError as `data` does."""
     return FIGURES[name].draw(data(name, views, choice))
-
-
-@dataclass(frozen=True)
-class RunChoice:
-    """What a figure shows of a training run; each figure takes what it uses."""
-
-    measure: str | None = None
-    """Of dynamics; None for the first that was measured."""
-    site: str | None = None
-    """Of dynamics; None for the first that has the measure."""
-    style: Style = "screen"
-    """For a screen, or for print."""
-
-
-def _chosen(run: Run, choice: RunChoice) -> tuple[pd.DataFrame, str, str]:
-    """The table of layers, and the measure and site to draw. Raises InputError if the run lacks them."""
-    frame = run.dynamics()
-    known = runs.measures(frame)
-    if not known:
-        raise InputError(f"{run.folder} has no measure of its layers. Train with --scan-every.")
-    measure = choice.measure or known[0]
-    if measure not in known:
-        raise InputError(f"{run.folder} has no {measure}. Choose one of {', '.join(known)}.")
-    sites = runs.sites(frame, measure)
-    site = choice.site or sites[0]
-    if site not in sites:
-        raise InputError(f"{run.folder} has no {measure} at {site}. Choose one of {', '.join(sites)}.")
-    return frame, measure, site
-
-
-def dynamics(run: Run, choice: RunChoice) -> go.Figure:
-    """A measure by layer and training step, with the reward below (Figs. 5 and 7)."""
-    frame, measure, site = _chosen(run, choice)
-    metrics = run.metrics()
-    caption = runs.caption(run.name, metrics, frame)
-    return training_figures.dynamics(frame, metrics, caption, measure, site, choice.style)
-
-
-def _layer(run: Run) -> int:
-    """The layer that was trained first or watched. Raises InputError if there is none."""
-    layer = runs.trained(run.metrics(), run.dynamics())
-    if layer is None:
-        raise InputError(f"{run.folder} doesn't say which layer was trained or watched. Train with --scan-every.")
-    return layer
-
-
-def trained(run: Run, choice: RunChoice) -> go.Figure:
-    """The layer that is trained first beside later ones, and its entropy change (Fig. 5)."""
-    frame, metrics = run.dynamics(), run.metrics()
-    caption = runs.caption(run.name, metrics, frame)
-    return training_figures.trained(frame, metrics, _layer(run), caption, choice.style)
-
-
-def training(run: Run, choice: RunChoice) -> go.Figure:
-    """Entropy, reward, clip fraction and perplexity by training step (Fig. 6)."""
-    metrics = run.metrics()
-    return training_figures.training(metrics, runs.caption(run.name, metrics), choice.style)
-
-
-def pass_at_k(run: Run, choice: RunChoice) -> go.Figure:
-    """Pass@k over k, a curve for each evaluated model."""
-    return training_figures.pass_at_k(run.pass_at_k(), run.name, choice.style)
-
-
-RUN_FIGURES: Mapping[str, Callable[[Run, RunChoice], go.Figure]] = {
-    "dynamics": dynamics,
-    "trained": trained,
-    "training": training,
-    "pass-at-k": pass_at_k,
-}
-"""Name -> what draws it of a training run."""
-
-
-def run_data(name: str, run: Run, choice: RunChoice) -> pd.DataFrame:
-    """The numbers that a figure of a training run draws. Raises InputError if the run lacks them."""
-    if name == "training":
-        return run.metrics()
-    if name == "pass-at-k":
-        return run.pass_at_k()
-    if name == "trained":
-        frame = run.dynamics()
-        return frame[(frame["layer"] >= _layer(run)) & frame["site"].isin(training_figures.BESIDE)]
-    frame, _, site = _chosen(run, choice)
-    return frame[frame["site"].isin([site, "final"])]
-
-
-def draw_run(name: str, run: Run, choice: RunChoice) -> go.Figure:
-    """The figure of a training run of that name. Raises InputError if the run lacks its data."""
-    return RUN_FIGURES[name](run, choice)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from internal_policy.look import catalogue
-from internal_policy.look.catalogue import Choice, RunChoice
+from internal_policy.look import catalogue, run_catalogue
+from internal_policy.look.catalogue import Choice
+from internal_policy.look.run_catalogue import RunChoice
 
 
 class Plots:
@@ -54,11 +55,11 @@ def _methods(
 
 def _draw_run(name: str, shown: list[Any], choice: RunChoice) -> go.Figure:
     (run,) = shown
-    return catalogue.draw_run(name, run, choice)
+    return run_catalogue.draw(name, run, choice)
 
 
 _of_scans = {name: entry.draw.__doc__ for name, entry in catalogue.FIGURES.items()}
-_of_runs = {name: draw.__doc__ for name, draw in catalogue.RUN_FIGURES.items()}
+_of_runs = {name: entry.draw.__doc__ for name, entry in run_catalogue.FIGURES.items()}
 ScanPlots = type("ScanPlots", (Plots,), _methods(_of_scans, catalogue.draw, Choice))
 """Figures of a scan; `compare` takes the other scans first."""
 RunPlots = type("RunPlots", (Plots,), _methods(_of_runs, _draw_run, RunChoice))

@@ -1,16 +1,14 @@
-"""One way from a scan or a training run to a figure: by name, first its data, then the drawing."""
+"""One way from a scan to a figure: by name, first its data, then the drawing."""
 
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from internal_policy import bundle
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, runs, view
-from internal_policy.look.catalogue import Choice, RunChoice
-from internal_policy.look.runs import Run
+from internal_policy.look import catalogue, view
+from internal_policy.look.catalogue import Choice
 from internal_policy.look.view import View
 
 ROOT = Path(__file__).parents[2]
@@ -66,33 +64,3 @@ def test_a_cell_is_that_of_the_first_position_unless_one_is_chosen():
 def test_a_heatmap_at_a_position_beyond_the_response_is_refused():
     with pytest.raises(InputError, match="There is no position 9999 in this response"):
         catalogue.draw("tokens", [DEMO], Choice(position=9999))
-
-
-@pytest.fixture
-def run() -> Run:
-    return Run(bundle.DATA / "experiments" / "bupo", "bupo")
-
-
-@pytest.mark.parametrize("name", [name for name in catalogue.RUN_FIGURES if name != "pass-at-k"])
-def test_every_figure_of_a_run_has_data(run, name):
-    frame = catalogue.run_data(name, run, RunChoice())
-    assert isinstance(frame, pd.DataFrame)
-    assert len(frame)
-
-
-def test_the_data_of_dynamics_are_those_of_the_site_and_the_model(run):
-    frame = catalogue.run_data("dynamics", run, RunChoice("change", "mlp_out"))
-    assert set(frame["site"]) <= {"mlp_out", "final"}
-    assert "mlp_out" in set(frame["site"])
-
-
-def test_the_data_of_the_trained_layer_begin_with_it(run):
-    frame = catalogue.run_data("trained", run, RunChoice())
-    assert frame["layer"].min() == runs.trained(run.metrics(), run.dynamics())
-
-
-def test_a_measure_or_site_that_a_run_lacks_is_refused_with_what_it_has(run):
-    with pytest.raises(InputError, match=r"has no colour\. Choose one of entropy"):
-        catalogue.draw_run("dynamics", run, RunChoice("colour"))
-    with pytest.raises(InputError, match=r"has no entropy at attn\. Choose one of resid_post"):
-        catalogue.run_data("dynamics", run, RunChoice("entropy", "attn"))

@@ -10,7 +10,7 @@ import pytest
 
 from internal_policy import bundle
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, runs, theme
+from internal_policy.look import run_catalogue, runs, theme
 
 
 @pytest.fixture(autouse=True)
@@ -129,9 +129,9 @@ def test_a_run_has_its_three_tables(root):
 
 def test_every_figure_of_a_run_is_a_method(root):
     run = made(root / "run")
-    for name in catalogue.RUN_FIGURES:
+    for name in run_catalogue.FIGURES:
         drawn = getattr(run.plot, name.replace("-", "_"))(style="paper")
-        assert drawn.to_json() == catalogue.draw_run(name, run, catalogue.RunChoice(style="paper")).to_json()
+        assert drawn.to_json() == run_catalogue.draw(name, run, run_catalogue.RunChoice(style="paper")).to_json()
 
 
 def test_the_dynamics_of_a_run_show_the_first_measure_where_none_is_named(root):

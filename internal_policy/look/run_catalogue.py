@@ -1,0 +1,113 @@
+"""Every figure of a training run by its name, from the data to the drawing."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from internal_policy.errors import InputError
+from internal_policy.look import runs, training_figures
+from internal_policy.look.runs import Run
+from internal_policy.look.theme import Style
+
+
+@dataclass(frozen=True)
+class RunChoice:
+    """What a figure shows of a training run; each figure takes what it uses."""
+
+    measure: str | None = None
+    """The measure of dynamics; None for the first that was measured."""
+    site: str | None = None
+    """The site of dynamics; None for the first that has the measure."""
+    style: Style = "screen"
+    """For a screen, or for print."""
+
+
+def _measured(run: Run, choice: RunChoice) -> tuple[pd.DataFrame, str, str]:
+    """The table of layers, and the measure and site to draw. Raises InputError if the run lacks them."""
+    frame = run.dynamics()
+    known = runs.measures(frame)
+    if not known:
+        raise InputError(f"{run.folder} has no measure of its layers. Train with --scan-every.")
+    measure = choice.measure or known[0]
+    if measure not in known:
+        raise InputError(f"{run.folder} has no {measure}. Choose one of {', '.join(known)}.")
+    sites = runs.sites(frame, measure)
+    site = choice.site or sites[0]
+    if site not in sites:
+        raise InputError(f"{run.folder} has no {measure} at {site}. Choose one of {', '.join(sites)}.")
+    return frame, measure, site
+
+
+def _dynamics(run: Run, choice: RunChoice) -> pd.DataFrame:
+    frame, _, site = _measured(run, choice)
+    return frame[frame["site"].isin([site, "final"])]
+
+
+def dynamics(run: Run, choice: RunChoice) -> go.Figure:
+    """A measure by layer and training step, with the reward below (Figs. 5 and 7)."""
+    frame, measure, site = _measured(run, choice)
+    metrics = run.metrics()
+    caption = runs.caption(run.name, metrics, frame)
+    return training_figures.dynamics(frame, metrics, caption, measure, site, choice.style)
+
+
+def _layer(run: Run) -> int:
+    """The layer that was trained first or watched. Raises InputError if there is none."""
+    layer = runs.trained(run.metrics(), run.dynamics())
+    if layer is None:
+        raise InputError(f"{run.folder} doesn't say which layer was trained or watched. Train with --scan-every.")
+    return layer
+
+
+def _trained(run: Run) -> pd.DataFrame:
+    frame = run.dynamics()
+    return frame[(frame["layer"] >= _layer(run)) & frame["site"].isin(training_figures.BESIDE)]
+
+
+def trained(run: Run, choice: RunChoice) -> go.Figure:
+    """The layer that is trained first beside later ones, and its entropy change (Fig. 5)."""
+    frame, metrics = run.dynamics(), run.metrics()
+    caption = runs.caption(run.name, metrics, frame)
+    return training_figures.trained(frame, metrics, _layer(run), caption, choice.style)
+
+
+def training(run: Run, choice: RunChoice) -> go.Figure:
+    """Entropy, reward, clip fraction and perplexity by training step (Fig. 6)."""
+    metrics = run.metrics()
+    return training_figures.training(metrics, runs.caption(run.name, metrics), choice.style)
+
+
+def pass_at_k(run: Run, choice: RunChoice) -> go.Figure:
+    """Pass@k over k, a curve for each evaluated model."""
+    return training_figures.pass_at_k(run.pass_at_k(), run.name, choice.style)
+
+
+class Entry(NamedTuple):
+    """A figure of a training run."""
+
+    read: Callable[[Run, RunChoice], pd.DataFrame]
+    """The numbers that it draws."""
+    draw: Callable[[Run, RunChoice], go.Figure]
+    """The figure; its docstring says what it shows."""
+
+
+FIGURES: Mapping[str, Entry] = {
+    "dynamics": Entry(_dynamics, dynamics),
+    "trained": Entry(lambda run, _: _trained(run), trained),
+    "training": Entry(lambda run, _: run.metrics(), training),
+    "pass-at-k": Entry(lambda run, _: run.pass_at_k(), pass_at_k),
+}
+"""Name -> how it is drawn."""
+
+
+def data(name: str, run: Run, choice: RunChoice) -> pd.DataFrame:
+    """The numbers that the figure of that name draws. Raises InputError if the run lacks them."""
+    return FIGURES[name].read(run, choice)
+
+
+def draw(name: str, run: Run, choice: RunChoice) -> go.Figure:
+    """The figure of that name. Raises InputError if the run lacks its numbers."""
+    return FIGURES[name].draw(run, choice)
