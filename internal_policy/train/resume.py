@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from internal_policy.errors import InputError
-from internal_policy.scans import records, store
-from internal_policy.scans.claims import begun
+from internal_policy.scans import records
+from internal_policy.scans.claims import begun, changed
 from internal_policy.train import checkpoints
 
 RUN, MODEL = "run.json", "model"
 """In the folder of a run: what was asked, and the trained model."""
-BY_IDENTITY = {"model", "revision"}
-"""Options that may be typed differently, because the identity of the model is compared."""
 
 
 def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callable[[str], None]) -> Path | None:
@@ -65,10 +63,6 @@ def known(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first option that changed, however it was typed; None if the questions are the same."""
-    for name in now:
-        if name in BY_IDENTITY:
-            continue
-        digests = {store.digest({name: of.get(name), "content": of["content"]}) for of in (before, now)}
-        if len(digests) > 1:
-            return {"file": "configuration file", "identity": "--model"}.get(name, f"--{name.replace('_', '-')}")
-    return None
+    options = changed({name: before.get(name) for name in now}, now)
+    name = next((name for name in options if name != "revision"), None)  # the model's identity is compared
+    return "configuration file" if name == "file" else name and f"--{name.replace('_', '-')}"
