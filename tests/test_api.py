@@ -184,6 +184,11 @@ def test_a_scan_in_memory_and_one_on_disk_are_the_same_kind_of_object(llama, tok
     assert type(ip.scan(llama, tokenizer, [TEXT])) is type(ip.open_scan("demo-qwen3"))
 
 
+def test_a_scan_in_memory_is_named_after_the_folder_of_its_model(llama, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(llama.config, "name_or_path", str(tmp_path))
+    assert repr(ip.scan(llama, tokenizer, [TEXT])).startswith(f"<Scan of {tmp_path.name}: 1 rollout, ")
+
+
 def test_a_scan_is_opened_by_its_folder_too():
     folder = bundle.DATA / "scans" / "demo-qwen3"
     expected = ip.open_scan("demo-qwen3").means()

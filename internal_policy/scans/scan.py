@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -69,8 +70,9 @@ def scan(
     ]
     policies, layer_means = (pa.concat_tables(kind) for kind in zip(*tables, strict=True))
     texts = pa.Table.from_pandas(vocabulary(tokenizer, reader.unembedding.out_features), preserve_index=False)
+    name = reader.model.config.name_or_path or reader.model.config.model_type
     record = {
-        "model": reader.model.config.name_or_path or reader.model.config.model_type,
+        "model": Path(name).resolve().name if Path(name).is_dir() else name,
         "family": reader.model.config.model_type,
         "n_layers": reader.n_layers,
         "d_model": reader.unembedding.in_features,
