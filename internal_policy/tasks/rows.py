@@ -103,8 +103,11 @@ def _csv(path: Path) -> Iterator[Row]:
                     values = {name: unguarded(cell) if cell else cell for name, cell in values.items()}
                 yield Row(f"{path}, line {reader.line_num}", values)
         except (csv.Error, UnicodeDecodeError) as error:
-            where = f"{path}, line {reader.line_num}"
-            raise InputError(f"{where} is not CSV in UTF-8 ({error}); correct or remove it.") from error
+            number = reader.line_num
+            if isinstance(error, UnicodeDecodeError):  # Python decodes thousands of bytes ahead
+                lines = enumerate(path.read_bytes().split(b"\n"), 1)
+                number = next(n for n, line in lines if line.decode(errors="ignore").encode() != line)
+            raise InputError(f"{path}, line {number} is not CSV in UTF-8 ({error}); correct or remove it.") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:

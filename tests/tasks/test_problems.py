@@ -210,11 +210,11 @@ def test_a_given_column_that_is_missing_names_those_there(tmp_path, columns):
         read_problems(path, problem_column=columns[0], answer_column=columns[1])
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path):
-    for name in ("p.jsonl", "p.csv"):
-        (tmp_path / name).write_bytes(b'{"problem": "\xff"}\n')
-        with pytest.raises(InputError, match="UTF-8"):
-            read_rows(tmp_path / name)
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv"])
+def test_bytes_that_are_not_text_are_refused_with_their_line(tmp_path, name):
+    (tmp_path / name).write_bytes(b'{"problem": "a"}\n{"problem": "b"}\n{"problem": "\xff"}\n')
+    with pytest.raises(InputError, match=rf"{name}, line 3 is not .* in UTF-8"):
+        read_rows(tmp_path / name)
 
 
 def test_a_limit_below_one_is_refused(tmp_path):
