@@ -1,4 +1,4 @@
-"""Call a function in a process with limits of time and memory, by lines of JSON."""
+"""Call a function in a process with limits of time and memory, with a line of JSON for each call."""
 
 import atexit
 import faulthandler
@@ -51,10 +51,9 @@ class Worker:
         """
         request = json.dumps(arguments).encode() + b"\n"
         with self.lock:
-            for _ in range(2):  # a process that something else killed is replaced, once
-                line, stopped = self._exchange(request, timeout)
-                if line or stopped:
-                    break
+            line, stopped = self._exchange(request, timeout)
+            if not line and not stopped:  # something else killed the process
+                line, _ = self._exchange(request, timeout)
         if not line:
             raise Stopped
         answer = json.loads(line)

@@ -1,4 +1,4 @@
-"""Whether two answers mean the same mathematics, decided by math-verify in a process that can be stopped."""
+"""Decide with math-verify whether two answers mean the same, in a process that can be stopped."""
 
 import logging
 import re
@@ -8,16 +8,16 @@ from functools import lru_cache
 from internal_policy.worker import MEMORY_LIMIT, Stopped, Worker, serve
 
 LONGEST = 300
-"""Characters of an answer that is parsed; what is longer equals nothing."""
+"""Largest length in characters of an answer that is parsed; a longer one equals nothing."""
 TIME_LIMIT = 3.0
-"""Seconds for a pair, of which one takes about a millisecond; then the process is killed."""
+"""Seconds to compare a pair, which normally takes a millisecond."""
 
 
 def equal(given: str, answer: str) -> bool:
     r"""Whether `given` means what `answer` does, both as LaTeX without \boxed{}: numbers, sets, intervals, equations.
 
-    What takes too long or too much memory, or cannot be parsed, equals nothing. Nothing is ever executed. Threads take
-    turns, and every process has a worker of its own. Raises RuntimeError if no worker can be started.
+    An answer that takes too long or too much memory, or can't be parsed, equals nothing. Nothing is ever executed.
+    Raises RuntimeError if no worker can be started.
     """
     if max(len(given), len(answer)) > LONGEST:
         return False
@@ -34,9 +34,8 @@ SMALL = re.compile(r"(?<![0-9])0?\.(0+)[1-9]")
 
 
 def _prepare() -> None:
-    import math_verify  # noqa: F401  # loaded now, so that no pair pays for it
-
     logging.disable()  # math-verify warns that its own time-outs are off
+    _verify("x^2 + 2x + 1", "(x+1)^2")  # loads math-verify and sympy, so that no pair pays for it
     _limit_memory()
 
 

@@ -70,7 +70,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_hostile_is_wrong_in_time_and_the_next_pair_is_marked(name, monkeypatch):
+def test_hostile_answers_are_wrong_and_the_next_pair_is_marked(name, monkeypatch):
     monkeypatch.setattr(equality, "TIME_LIMIT", 1.0)
     assert not equal(HOSTILE[name], "x + 432")
     assert reward(rf"so \boxed{{{HOSTILE[name]}}}", "432") == 0.0
