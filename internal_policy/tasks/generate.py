@@ -27,7 +27,7 @@ from internal_policy.tasks.prompts import Chat, Ids, encode_problem, special_ids
 from internal_policy.tasks.rollouts import Rollout, decoded
 
 COLDEST = 0.01
-"""The lowest temperature but 0: below it logits overflow."""
+"""The lowest temperature above 0: below it logits overflow."""
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -130,7 +130,7 @@ def check_prompts(prompts: Mapping[int, Ids], max_new_tokens: int, longest: int,
     """Raise InputError, by its number, for a prompt with no or foreign tokens, or too long with its response."""
     for number, prompt in prompts.items():
         if not prompt:
-            raise InputError(f"Problem {number + 1} has no tokens; give it a text, or remove it.")
+            raise InputError(f"Problem {number + 1} has no tokens. Give it a text, or remove it.")
         if max(prompt) >= d_vocab:
             raise InputError(
                 f"Problem {number + 1} has the token id {max(prompt)}, but the model's ids end at {d_vocab - 1}; "
@@ -162,14 +162,14 @@ def _left_pad(prompts: Sequence[Ids], pad: int) -> tuple[Int[Tensor, "batch seq"
 
 
 class NoNaN(LogitsProcessor):
-    """Refuses logits that are no numbers, of which the likeliest would be token 0."""
+    """Refuses NaN logits, of which transformers would take token 0 as the likeliest."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The logits as they are. Raises InputError."""
         if scores.isnan().any():
             raise InputError(
-                f"The model's logits are NaN after {input_ids.shape[1]} tokens; with weights in float64 it may not "
-                "read a padded batch (Gemma 2): take another --dtype, or --batch-size 1."
+                f"The model's logits are NaN after {input_ids.shape[1]} tokens. In float64 some models (Gemma 2) can't "
+                "read padded batches: use another --dtype, or --batch-size 1."
             )
         return scores
 

@@ -8,7 +8,7 @@ from internal_policy.tasks import equality
 def reward(response: str, answer: str) -> float:
     r"""1.0 if the last complete box of `response` holds `answer`, else 0.0; nothing in it is ever executed.
 
-    It holds it if both are equal once normalised, or if math-verify finds that they mean the same (`verify.equal`).
+    They match if they are equal once normalised, or if math-verify finds that they mean the same (`equality.equal`).
     Two plain numbers are never given to math-verify. If the answer is a number, the box must hold one value too, or an
     equation that ends with it: `47 + 385` doesn't answer what 47 + 385 is, but `47 + 385 = 432` does.
     """

@@ -16,19 +16,19 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     from scipy.stats import hypergeom  # a third of a second, which only an evaluation waits for
 
     if not 0 <= c <= n or k < 1:
-        raise InputError(f"{c} of {n} responses right and k = {k}; expected 0 <= right <= responses, and k >= 1.")
+        raise InputError(f"{c} of {n} responses are right and k is {k}. Expected 0 <= right <= responses, and k >= 1.")
     if k > n:
-        raise InputError(f"Pass@{k} takes {k} responses a problem, and there are {n}; sample more, or lower k.")
+        raise InputError(f"Pass@{k} needs {k} responses per problem, but there are {n}. Sample more, or lower k.")
     return float(hypergeom.sf(0, n, c, k))
 
 
 def ks(samples: int) -> list[int]:
-    """The k that Pass@k is given for: 1, 2, 4, ... and the number of samples itself."""
+    """The values of k: 1, 2, 4, ... and the number of samples itself."""
     return sorted({2**power for power in range(samples.bit_length())} | {samples})
 
 
 def correct(rewards: pd.Series) -> pd.Series:
-    """Which responses are correct: those with a reward of 1 or more. One that was not marked is not."""
+    """Which responses are correct: those with a reward of 1 or more. An unmarked one isn't."""
     return rewards.astype(float) >= 1
 
 
@@ -53,7 +53,7 @@ def curves(right: Sequence[int], samples: int) -> pd.DataFrame:
     NaN for a single problem. Raises InputError if there are no problems.
     """
     if not right:
-        raise InputError("There are no problems to evaluate on; give some that have an answer.")
+        raise InputError("There are no problems to evaluate on. Give some that have an answer.")
     values = np.array([[pass_at_k(samples, c, k) for k in ks(samples)] for c in right])
     low, high = interval(values)
     return pd.DataFrame({"k": ks(samples), "mean": values.mean(0), "low": low, "high": high})

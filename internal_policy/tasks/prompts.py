@@ -1,4 +1,4 @@
-"""Put a problem to a model, and tell the prompt of a text from the response: token ids, split by the chat template."""
+"""Turn problems into the token ids of prompts, and split texts into prompt and response by the chat template."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a model wrote, as the token ids it sampled."""
+"""Rollouts: the responses of a model with their token ids and marks, read from files and written to them."""
 
 import json
 from collections import Counter
@@ -30,7 +30,7 @@ ROLLOUT_SCHEMA = pa.schema(
         "finished": pa.bool_(),
     }
 )
-"""A row a rollout; the columns are the fields of Rollout."""
+"""One row per rollout; the columns are the fields of Rollout."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Rollout:
     """One sampled response, with the prompt that it answers."""
 
     problem: str
-    """What the user asked; empty where a text came without a prompt."""
+    """The user's question; empty if a text came without a prompt."""
     answer: str | None
-    """What the response is marked by."""
+    """The correct answer, by which the response is marked; None if there is none."""
     sample: int
-    """Counts the responses to one problem, from 0."""
+    """Number of the response among those to its problem, from 0."""
     prompt_ids: Ids
     """Token ids up to the first token of the response."""
     response_ids: Ids
@@ -50,9 +50,9 @@ class Rollout:
     response: str
     """The response as text, without special tokens."""
     reward: float | None
-    """Its mark; None where there is no answer."""
+    """The mark; None if there is no answer."""
     finished: bool
-    """Whether it ends with an end-of-text token; if not it was cut at the length limit."""
+    """Whether the response ends with an end-of-text token; otherwise it was cut at the length limit."""
 
     @property
     def ids(self) -> Ids:
@@ -146,15 +146,15 @@ def from_table(table: pa.Table) -> list[Rollout]:
 
 
 def of_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]], prompt: int = 1) -> list[Rollout]:
-    """Rollouts of texts that are token ids already: the first `prompt` of each are what was asked, the rest came.
+    """Rollouts from token ids: the first `prompt` ids of each text are the prompt, the rest are the response.
 
-    Raises InputError for a text that has no token after those.
+    Raises InputError for a text without a response.
     """
     rollouts = []
     for number, ids in enumerate(texts):
         if not 1 <= prompt < len(ids):
             raise InputError(
-                f"Text {number} has {len(ids)} tokens and prompt is {prompt}; that must be 1 or more, and fewer."
+                f"prompt is {prompt} and text {number} has {len(ids)} tokens. Prompt and response need one each."
             )
         response = tuple(ids[prompt:])
         finished = response[-1] in special_ids(tokenizer)
@@ -165,12 +165,12 @@ def of_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]], p
 
 
 def write_rollouts(path: Path | str, rollouts: Sequence[Rollout]) -> None:
-    """Write a .parquet or .jsonl file that is there whole or not at all. Raises InputError for another ending."""
+    """Write a .parquet or .jsonl file, whole or not at all. Raises InputError for another ending."""
     path = Path(path)
     if path.suffix not in (".parquet", ".jsonl"):
         raise InputError(f"{path} ends in '{path.suffix}'; rollouts are written as .parquet or .jsonl.")
     if not path.parent.is_dir():
-        raise InputError(f"There is no folder {path.parent}; make it first.")
+        raise InputError(f"There is no folder {path.parent}. Create it first.")
     with files.replacing(path) as temporary:
         if path.suffix == ".parquet":
             pq.write_table(to_table(rollouts), temporary)

@@ -81,7 +81,7 @@ def test_greedy_responses_do_not_depend_on_the_batch(family, tokenizer):
 def test_logits_that_are_no_numbers_are_refused_and_not_taken_for_token_0(tokenizer, temperature):
     model = tiny_model("gemma2")  # in float64 its attention makes NaN of padding
     sampled(model, tokenizer, temperature=temperature, batch_size=1)
-    with pytest.raises(InputError, match=r"logits are NaN after \d+ tokens; .* another --dtype, or --batch-size 1"):
+    with pytest.raises(InputError, match=r"logits are NaN after \d+ tokens\. .* another --dtype, or --batch-size 1"):
         sampled(model, tokenizer, temperature=temperature, batch_size=5)
 
 

@@ -52,11 +52,11 @@ def test_pass_at_k_by_hand():
 @pytest.mark.parametrize(
     ("n", "c", "k", "message"),
     [
-        (4, 1, 5, "Pass@5 takes 5 responses"),
+        (4, 1, 5, "Pass@5 needs 5 responses"),
         (4, 5, 1, "5 of 4"),
         (4, -1, 1, "-1 of 4"),
-        (4, 1, 0, "k = 0"),
-        (0, 0, 1, "Pass@1 takes 1 responses a problem, and there are 0"),
+        (4, 1, 0, "k is 0"),
+        (0, 0, 1, "Pass@1 needs 1 responses per problem, but there are 0"),
     ],
 )
 def test_what_cannot_be_is_refused(n, c, k, message):
