@@ -66,7 +66,7 @@ def stamp(folder: Path) -> tuple[str, int, int]:
 
 
 def _identity(looked: View) -> tuple[Any, ...]:
-    return (*stamp(looked.source), looked.readout, looked.outcome, looked.first, looked.last)
+    return (*stamp(Path(str(looked.source))), looked.readout, looked.outcome, looked.first, looked.last)
 
 
 def kept(entries: int) -> Callable[[F], F]:

@@ -38,7 +38,7 @@ def relative(frame: pd.DataFrame, n_layers: int) -> pd.DataFrame:
     return frame.assign(depth=np.minimum(passed / n_layers, 1.0))
 
 
-def _problems(asked: dict[str, Any]) -> Any:
+def _problems(asked: Mapping[str, Any]) -> Any:
     """What identifies the problems: the contents of their files, without the lens, which every model has its own of.
 
     A hub data set is identified by its name and commit, as text.
@@ -54,7 +54,7 @@ def named(path: str, content: dict[str, Any] | None) -> str:
     return f"{path} (commit {revision[:12]})" if revision else path
 
 
-def differences(records: Sequence[dict[str, Any]]) -> list[str]:
+def differences(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """What else than the model differs between scans that are compared, in sentences: caveats of the comparison."""
     questions = {
         "the problems": lambda r: _problems(r["asked"]),

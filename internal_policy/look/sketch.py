@@ -57,14 +57,19 @@ def _panel(layout: dict[str, Any], number: str, traces: dict[str, list[dict[str,
     low, high = up.get("domain", (0, 1))
     inner = height - TOP - BOTTOM
     box = (LEFT, WIDTH - RIGHT, TOP + (1 - high) * inner, TOP + (1 - low) * inner)
-    ends = []
-    for axis, key in ((across, "x"), (up, "y")):
-        values = np.concatenate([np.asarray(trace[key], dtype=float) for trace in traces[key]])
-        values = values[np.isfinite(values)]
-        low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
-        room = 0.05 * (high - low) or 0.5
-        ends.append(tuple(map(float, axis.get("range") or (low - room, high + room))))
-    return Panel(*ends, box)
+    return Panel(_ends(across, "x", traces["x"]), _ends(up, "y", traces["y"]), box)
+
+
+def _ends(axis: dict[str, Any], key: str, traces: list[dict[str, Any]]) -> tuple[float, float]:
+    """The ends of an axis: its own, or those of the values and some room."""
+    if "range" in axis:
+        low, high = axis["range"]
+        return float(low), float(high)
+    values = np.concatenate([np.asarray(trace[key], dtype=float) for trace in traces])
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    room = 0.05 * (high - low) or 0.5
+    return low - room, high + room
 
 
 def _axes(layout: dict[str, Any], panel: Panel, number: str) -> Iterator[str]:
@@ -102,14 +107,14 @@ def _straight(layout: dict[str, Any], panel: Panel, name: str) -> Iterator[str]:
         level = shape["y0"] == shape["y1"]
         x = panel.x if level else (shape["x0"], shape["x1"])
         y = (shape["y0"], shape["y1"]) if level else panel.y
-        (start, end) = panel.at(np.array(x, dtype=float), np.array(y, dtype=float))
-        yield _line(*start, *end, 'stroke-dasharray="2 3"')
+        (x0, y0), (x1, y1) = panel.at(np.array(x, dtype=float), np.array(y, dtype=float)).tolist()
+        yield _line(x0, y0, x1, y1, 'stroke-dasharray="2 3"')
 
 
 def _trace(trace: dict[str, Any], panel: Panel) -> Iterator[str]:
     x, y = (np.asarray(trace[name], dtype=float) for name in ("x", "y"))
     points = panel.at(x, y)
-    known = np.isfinite(points).all(1)
+    known: np.ndarray = np.isfinite(points).all(axis=1)
     for run in np.split(np.arange(len(points)), np.flatnonzero(~known)):
         drawn = points[run[known[run]]]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in drawn)

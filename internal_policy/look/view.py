@@ -163,7 +163,7 @@ def within(view: View) -> ds.Expression:
 def _window(view: View, rows: pd.DataFrame, kept: pd.Series) -> pd.DataFrame:
     """The same from the tokens of one part, for positions that no table sums up."""
     rows = rows[rows["rollout"].isin(kept)]
-    names = [name for name in rows if "." in str(name)]
+    names = [name for name in map(str, rows) if "." in name]
     for name in [name for name in names if name.endswith(".rank")]:
         rows[f"{name.removesuffix('.rank')}.top1"] = (rows[name] == 1).where(rows[name].notna()).astype(float)
     groups = rows.groupby(["rollout", "layer"])
@@ -172,7 +172,7 @@ def _window(view: View, rows: pd.DataFrame, kept: pd.Series) -> pd.DataFrame:
     wide = wide.where(counts.eq(tokens, axis=0))  # a value that is not a number makes the mean not a number
     by_site = []
     for site in dict.fromkeys(name.partition(".")[0] for name in names):
-        mine = [name for name in wide if name.partition(".")[0] == site]
+        mine = [name for name in map(str, wide) if name.partition(".")[0] == site]
         final = wide.index.get_level_values("layer") == store.record(view.source)["n_layers"]
         chosen = wide.loc[final if site == "final" else ~final, mine]
         chosen = chosen.rename(columns=lambda name: name.partition(".")[2])

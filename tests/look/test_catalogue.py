@@ -52,7 +52,7 @@ def test_fewer_than_two_or_more_than_four_scans_are_not_compared(n):
 
 def test_a_heatmap_has_every_layer_and_token_of_the_response():
     frames = catalogue.data("tokens", [DEMO], Choice(rollout=3, site="mlp_out")).frames
-    tokens = int(view.rollouts(DEMO).set_index("rollout").loc[3, "tokens"])
+    tokens = view.rollouts(DEMO).set_index("rollout")["tokens"].to_dict()[3]
     assert (len(frames["entropy"]), len(frames["response"])) == (8 * tokens, tokens)
 
 

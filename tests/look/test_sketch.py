@@ -20,7 +20,8 @@ def line(x, y, **more) -> go.Scatter:
 
 def points(svg: str, tag: str = "polyline") -> list[list[tuple[float, float]]]:
     found = re.findall(rf'<{tag} points="([^"]*)"', svg)
-    return [[tuple(map(float, pair.split(","))) for pair in path.split()] for path in found]
+    pairs = [[pair.split(",") for pair in path.split()] for path in found]
+    return [[(float(x), float(y)) for x, y in path] for path in pairs]
 
 
 def test_a_line_goes_from_edge_to_edge_of_its_axes():

@@ -35,7 +35,7 @@ def test_entropies_by_layer_can_weigh_every_rollout_the_same():
 
 
 def test_a_scan_without_entropies_has_no_table_by_layer(tmp_path):
-    folder = Path(shutil.copytree(DEMO.source, tmp_path / "scan"))
+    folder = Path(shutil.copytree(str(DEMO.source), tmp_path / "scan"))
     record = store.record(folder)
     for path in store.parts(folder, "layers"):
         store.write_table(path, pq.read_table(path).drop_columns("entropy"))
