@@ -1,11 +1,13 @@
 """Options that several commands share, and the types of options."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from internal_policy.errors import InputError
 from internal_policy.models.loading import Checkpoint
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
@@ -67,6 +69,23 @@ class ReadingOptions:
     """More arguments for the chat template, as JSON, such as '{"enable_thinking": false}'. Templates that write
     the date use today's, or the one you give: '{"strftime_now": "2026-11-25"}'."""
 
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """More arguments for the chat template. Raises InputError unless they are a JSON object."""
+        text = self.chat_template_kwargs
+        try:
+            arguments = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"--chat-template-kwargs isn't JSON ({error}). Write '{{\"name\": value}}'.") from error
+        if not isinstance(arguments, dict):
+            raise InputError(f"--chat-template-kwargs is {text}, but a JSON object is needed: '{{\"name\": value}}'.")
+        return arguments
+
+    @property
+    def chat(self) -> dict[str, Any] | None:
+        """Arguments for the chat template, None for no template."""
+        return None if self.chat_template == "none" else self.template_arguments
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemOptions:
@@ -89,13 +108,13 @@ class SamplingOptions:
     samples: int = 1
     """Responses per problem."""
     temperature: float = 1.0
-    """Of sampling; 0 takes the likeliest token."""
+    """Sampling temperature; 0 takes the likeliest token."""
     top_p: float = 1.0
     """Sample from the likeliest tokens that together have this probability."""
     max_new_tokens: int = 1024
     """Length limit of a response."""
     seed: int = 0
-    """Of sampling."""
+    """Random seed."""
     batch_size: int = 8
     """Rollouts at a time; halved where memory runs out."""
 

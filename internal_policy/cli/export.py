@@ -21,7 +21,7 @@ class Export:
     scan: ScanName
     """Folder of the scan, or the first digits of its name in `internal-policy ls`."""
     format: Literal["csv", "json", "parquet"] = "csv"
-    """Of the file."""
+    """File format."""
     table: Literal["layers", "policies", "rollouts"] = "layers"
     """layers: a row a rollout x readout x layer x site; policies: a row a token x readout x layer; rollouts: the
     responses."""

@@ -57,7 +57,7 @@ class FitLens(SamplingOptions, ReadingOptions, ModelOptions):
     batch_tokens: int = 256
     """Response tokens of a step."""
     learning_rate: float = 1.0
-    """Of Adam, times the size of a hidden state (d_model); it falls to 0 over the steps."""
+    """Learning rate of Adam, times the size of a hidden state (d_model); it falls to 0 over the steps."""
     max_new_tokens: int = 128
     """Length limit of a response."""
     batch_size: int = 32

@@ -52,18 +52,19 @@ class Plot(ViewOptions):
     average: Literal["tokens", "rollouts"] = "tokens"
     """Every token counts the same (the paper), or every rollout does."""
     against: Others = ()
-    """Of compare: the other scans."""
+    """The other scans that compare draws."""
     measure: Measure = "entropy"
     """Measure to draw in tokens, distribution, readouts and compare. change is for tokens and compare, top1 for
     readouts, entropy_at_input_norm for tokens and distribution."""
     site: str = "resid_post"
-    """Of tokens, distribution and readouts: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post."""
+    """Site that tokens, distribution and readouts draw: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out or
+    resid_post."""
     rollout: Number = None
-    """Of tokens and cell: number of the response; by default the first."""
+    """Number of the response that tokens and cell draw; by default the first."""
     position: Number = None
-    """Of cell and tokens: position of a token in the response, from 0; by default the first."""
+    """Position of the token that cell and tokens draw, from 0 in the response; by default the first."""
     layer: int = 0
-    """Of cell: from 0; one past the last for the model's own policy."""
+    """Layer that cell draws, from 0; one past the last for the model's own policy."""
 
 
 def run(options: Plot) -> None:

@@ -171,7 +171,7 @@ class Policy:
     readout: str = "raw"
     """raw or norm."""
     translators: "Translators | None" = None
-    """Of a lens to unembed through instead."""
+    """Translators of a lens to unembed through instead."""
 
     def readout_of(self, model: "nn.Module") -> "Readout":
         """How hidden states are brought to the unembedding of a model."""
@@ -210,7 +210,7 @@ def prepare(
         Path(lens) if lens is not None else None,
         {
             **{field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)},
-            "chat": loading.chat_of(options.chat_template, options.chat_template_kwargs),
+            "chat": options.chat,
         },
         question(options, unused, [*sources, rollouts, options.chat_template, lens], rollouts),
     )
@@ -222,9 +222,9 @@ def question(
     """The options that decide the numbers, with the contents of their paths: the key of the cache."""
     given = dataclasses.asdict(options).items()
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
-    arguments = loading.chat_of(None, options.chat_template_kwargs)
+    arguments = options.template_arguments
     if loading.inserts_date(options.checkpoint, options.chat_template) and not _all_ids(rollouts, options.limit):
-        arguments = {templates.DATE: templates.today(), **(arguments or {})}
+        arguments = {templates.DATE: templates.today(), **arguments}
     return {
         **decisive,
         "chat_template_kwargs": json.dumps(arguments, sort_keys=True),

@@ -48,15 +48,15 @@ class Scan(SamplingOptions, PromptOptions, ModelOptions):
     layers: str = "all"
     """Layers to measure, from 0, such as 0,5,10-20,-1."""
     sites: str = "all"
-    """Of resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post, separated by commas; all: those that the
-    model's family has."""
+    """Sites to measure, separated by commas: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post; all:
+    those that the model's family has."""
     readout: Literal["raw", "norm", "both"] = "raw"
     """Unembed hidden states as they are (raw, the paper), or through the final norm (norm, the logit lens)."""
     lens: File = None
     """Also read them through this lens, as `fit-lens` writes it, or the tuned-lens library as .safetensors; the readout
     is called tuned."""
     measures: str = "all"
-    """Of entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm, separated by commas."""
+    """Measures to keep, separated by commas: entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm."""
     top_k: int = 5
     """How many of the likeliest tokens to keep at each hook point; 0 for none."""
     reader: Literal["hooks", "transformer-lens", "nnsight"] = "hooks"

@@ -229,7 +229,7 @@ def _flags(options: Train, given: Mapping[str, Any], day: str | None) -> dict[st
     flags = {field: value for name, field in FLAGS.items() if (value := getattr(options, name)) is not None}
     chat = given.get("chat_template_kwargs")
     if options.chat_template_kwargs != "{}":
-        chat = loading.chat_of(None, options.chat_template_kwargs)
+        chat = options.template_arguments
     if day is not None:
         chat = {templates.DATE: day, **(chat or {})}
     if chat is not None:

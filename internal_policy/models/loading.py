@@ -1,6 +1,5 @@
 """Load a model by its name, or say in one sentence why it can't be loaded."""
 
-import json
 import math
 import warnings
 from collections.abc import Iterator
@@ -183,17 +182,6 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template: str | None = None) -> 
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"Can't read the chat template {chat_template} ({error}). Use a Jinja file.") from error
     return tokenizer
-
-
-def chat_of(chat_template: str | None, chat_template_kwargs: str) -> dict[str, Any] | None:
-    """Arguments for the chat template, None for no template. Raises InputError if they are no JSON object."""
-    try:
-        given = json.loads(chat_template_kwargs)
-    except ValueError as error:
-        raise InputError(f"--chat-template-kwargs is no JSON ({error}); write '{{\"name\": value}}'.") from error
-    if not isinstance(given, dict):
-        raise InputError(f"--chat-template-kwargs is {chat_template_kwargs}; a JSON object is expected.")
-    return None if chat_template == "none" else given
 
 
 def _with_tokenizer(checkpoint: Checkpoint) -> Checkpoint:

@@ -31,10 +31,11 @@ def claim(folder: Path, record: str, work: str, question: Mapping[str, Any]) -> 
         return
     try:
         before = records.read(folder / record)
-        digest = before["digest"]
-    except (*records.DAMAGE, KeyError) as error:
+        if type(before.get("digest")) is not str:
+            raise ValueError("it holds no settings")
+    except records.DAMAGE as error:
         raise InputError(f"{folder / record} is damaged ({error}). Choose another --output.") from error
-    if digest == store.digest(question):
+    if before["digest"] == store.digest(question):
         return
     _check_day(folder, before, question)
     options = ", ".join(f"--{name.replace('_', '-')}" for name in changed(before.get("asked"), question))

@@ -157,7 +157,7 @@ BAD_OPTIONS = {
     "top-k": (["--top-k", "100000"], "--top-k is 100000, but the model has only 320 tokens"),
     "device": (["--device", "cuda:7"], "There is no device 'cuda:7' here"),
     "template": (["--chat-template", "nowhere.jinja"], "Can't read the chat template nowhere.jinja"),
-    "template arguments": (["--chat-template-kwargs", "{"], "--chat-template-kwargs is no JSON"),
+    "template arguments": (["--chat-template-kwargs", "{"], "--chat-template-kwargs isn't JSON"),
     "temperature": (["--temperature", "-1"], "temperature is -1.0; it must be 0"),
     "too long": (["--max-new-tokens", "9999"], "the 512 positions of the model"),
     "output": (["--output", "/"], "isn't empty and holds no scan"),

@@ -6,6 +6,7 @@ from conftest import saved, tiny_model
 
 from internal_policy import bundle, errors
 from internal_policy.errors import InputError
+from internal_policy.models.families import inside
 from internal_policy.models.loading import Checkpoint, load
 
 
@@ -16,13 +17,14 @@ def folder(tmp_path_factory, tokenizer):
 
 def test_a_bundled_model_is_loaded_by_its_name():
     model, tokenizer = load("demo-qwen3", device="cpu")
-    assert model.config.name_or_path == str(bundle.model("demo-qwen3"))
+    assert inside(model).config.name_or_path == str(bundle.model("demo-qwen3"))
     ids = tokenizer("1 + 1", return_tensors="pt").input_ids
-    assert model(input_ids=ids).logits.shape == (*ids.shape, model.config.vocab_size)
+    assert model(input_ids=ids).logits.shape == (*ids.shape, inside(model).config.vocab_size)
 
 
 def test_a_model_is_loaded_in_evaluation_mode_and_as_asked(folder):
-    model, _ = load(str(folder), device="cpu", dtype="bfloat16", attn_implementation="eager")
+    loaded, _ = load(str(folder), device="cpu", dtype="bfloat16", attn_implementation="eager")
+    model = inside(loaded)
     assert (model.training, model.dtype, model.config._attn_implementation) == (False, torch.bfloat16, "eager")
 
 

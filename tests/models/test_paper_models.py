@@ -21,7 +21,7 @@ from internal_policy.measure.metrics import entropy
 from internal_policy.measure.sites import SITES
 from internal_policy.models.families import FAMILIES, decoder_layers, family_of, final_norm, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, locate
-from internal_policy.models.loading import Checkpoint, chat_of, load_tokenizer
+from internal_policy.models.loading import Checkpoint, load_tokenizer
 from internal_policy.models.policy import as_policy, unembed
 from internal_policy.scans.scan import scan
 from internal_policy.scans.selection import Selection, parse_layers, plan
@@ -350,18 +350,18 @@ def octothinker(tokenizer, tmp_path_factory) -> Checkpoint:
 
 def test_a_base_model_without_a_template_is_refused_with_the_remedies(octothinker):
     with pytest.raises(InputError, match="no chat template; give one with --chat-template FILE, or --chat-template no"):
-        encode_problem(load_tokenizer(octothinker), problem("What is 3 + 4?"), chat_of(None, "{}"))
+        encode_problem(load_tokenizer(octothinker), problem("What is 3 + 4?"), {})
 
 
 def test_chat_template_none_asks_it_with_the_text_as_it_is(octothinker):
     tokenizer = load_tokenizer(octothinker, "none")
-    ids = encode_problem(tokenizer, problem("What is 3 + 4?"), chat_of("none", "{}"))
+    ids = encode_problem(tokenizer, problem("What is 3 + 4?"), None)
     assert tokenizer.decode(list(ids)) == BOS + "What is 3 + 4?"
 
 
 def test_the_recipes_template_adds_no_second_bos(octothinker):
     tokenizer = load_tokenizer(octothinker, BASE_JINJA)
-    ids = encode_problem(tokenizer, problem("What is 3 + 4?"), chat_of(BASE_JINJA, "{}"))
+    ids = encode_problem(tokenizer, problem("What is 3 + 4?"), {})
     assert tokenizer.decode(list(ids)) == BOS + "Question: What is 3 + 4?\nAnswer:"
 
 
