@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from jaxtyping import install_import_hook
 
 install_import_hook("internal_policy", "beartype.beartype")
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -20,10 +24,12 @@ from chat_templates import CHATML, LLAMA2
 from hypothesis import settings
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from internal_policy import bundle, files
 from internal_policy.models.families import FAMILIES
 from internal_policy.models.hooks import hooked
 from internal_policy.models.proofs import hook_count, tiny
 from internal_policy.models.proofs import points_of as all_points
+from internal_policy.scans import records, store
 from internal_policy.tasks.problems import Message
 from internal_policy.tasks.rollouts import Rollout
 
@@ -83,6 +89,25 @@ def jsonl(path: Path, *rows: Any) -> Path:
 
 SUMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
 """Problems to ask a tiny model."""
+
+
+def rewarded(folder: Path, rewards: list[float]) -> None:
+    """Give the rollouts of a scan other rewards, again and again from the first, and record it."""
+    record = json.loads((folder / store.RECORD).read_text())
+    for path in store.parts(folder, "rollouts"):
+        table = pq.read_table(path)
+        column = pa.array((rewards * len(table))[: len(table)], pa.float64())
+        store.write_table(path, table.set_column(table.schema.get_field_index("reward"), "reward", column))
+        record["files"][path.name] = files.fingerprint(path)
+    (folder / store.RECORD).write_text(json.dumps(record))
+
+
+def same(one: Any, other: Any) -> None:
+    """Assert that two scans have the same numbers to the last bit."""
+    pd.testing.assert_frame_equal(one.policies, other.policies, check_exact=True)
+    pd.testing.assert_frame_equal(one.layers, other.layers, check_exact=True)
+
+
 FAMILY_NAMES = list(FAMILIES)
 """Every row."""
 LLAMA_SHAPED = ["llama", "mistral", "qwen2", "qwen3"]
@@ -118,11 +143,14 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path / "work"
 
 
+@pytest.fixture
+def copied(tmp_path) -> Path:
+    """A copy of the bundled scan of demo-qwen3, to be damaged."""
+    return Path(shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", tmp_path / "copied"))
+
+
 def write_record(folder: Path, **given: Any) -> None:
     """Write scan.json for the Parquet files of a folder, as of a scan of a small model."""
-    from internal_policy import files
-    from internal_policy.scans import records
-
     selection = {"layers": [0], "sites": ["resid_post"], "readouts": ["raw"], "measures": ["entropy"], "top_k": 0}
     text = {name: "x" for name, kind in records.FIELDS.items() if kind is str}
     number = {name: 1 for name, kind in records.FIELDS.items() if kind is int}

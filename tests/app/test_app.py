@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import rewarded
 
 from internal_policy import bundle, errors, files
 from internal_policy.__main__ import main
@@ -71,12 +72,6 @@ def charts(app: AppTest) -> list[str]:
     return [chart.proto.alt for chart in app.get("plotly_chart")]
 
 
-@pytest.fixture
-def copied(tmp_path) -> Path:
-    """A scan that may be harmed."""
-    return Path(shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", tmp_path / "copied"))
-
-
 def rewrite(folder: Path, **changes) -> None:
     record = json.loads((folder / store.RECORD).read_text())
     (folder / store.RECORD).write_text(json.dumps({**record, **changes}))
@@ -88,16 +83,6 @@ def test_every_page_draws_its_figures(page, n):
     assert len(charts(app)) == n
     assert all("raw hidden states" in said for said in charts(app))
     assert not refusals(app)
-
-
-def rewarded(folder: Path, rewards: list[float]) -> None:
-    record = store.record(folder)
-    for path in store.parts(folder, "rollouts"):
-        table = pq.read_table(path)
-        column = pa.array((rewards * len(table))[: len(table)], pa.float64())
-        store.write_table(path, table.set_column(table.schema.get_field_index("reward"), "reward", column))
-        record["files"][path.name] = files.fingerprint(path)
-    rewrite(folder, files=record["files"])
 
 
 @pytest.mark.parametrize(

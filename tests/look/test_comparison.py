@@ -15,12 +15,6 @@ from internal_policy.scans import store
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
 
-@pytest.fixture
-def copied(tmp_path):
-    """The demo scan, to be damaged."""
-    return shutil.copytree(DEMO, tmp_path / "scan")
-
-
 def test_scans_under_different_readouts_cannot_be_compared():
     with pytest.raises(InputError, match="choose one readout"):
         comparable([View(DEMO, "raw"), View(bundle.DATA / "scans" / "demo-llama", "norm")])

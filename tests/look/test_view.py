@@ -1,13 +1,12 @@
 """What of a scan is looked at: readout, outcome, positions."""
 
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import rewarded
 
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
@@ -23,12 +22,6 @@ DEMO = bundle.DATA / "scans" / "demo-qwen3"
 def policies() -> pd.DataFrame:
     """Every number of the demo scan."""
     return store.read(DEMO, "policies")
-
-
-@pytest.fixture
-def copied(tmp_path):
-    """The demo scan, to be damaged."""
-    return shutil.copytree(DEMO, tmp_path / "scan")
 
 
 def test_the_demo_scans_of_both_models_are_bundled_whole():
@@ -98,17 +91,6 @@ def test_a_window_says_how_many_tokens_it_holds():
     assert found.tokens == int(np.clip(lengths - 30, 0, 20).sum())
     assert found.rollouts == int((lengths > 30).sum())
     assert found.which == "positions 30 to 49"
-
-
-def rewarded(folder, rewards) -> None:
-    """Give the rollouts of a scan other rewards; its record says so."""
-    record = json.loads((folder / store.RECORD).read_text())
-    for path in store.parts(folder, "rollouts"):
-        table = pq.read_table(path)
-        column = pa.array((rewards * len(table))[: len(table)], pa.float64())
-        store.write_table(path, table.set_column(table.schema.get_field_index("reward"), "reward", column))
-        record["files"][path.name] = files.fingerprint(path)
-    (folder / store.RECORD).write_text(json.dumps(record))
 
 
 def test_responses_that_were_not_marked_are_neither_correct_nor_incorrect(copied):

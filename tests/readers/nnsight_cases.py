@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILY_NAMES, all_points, hook_count, jsonl, random_rollout, read, saved, tiny_model
+from conftest import FAMILY_NAMES, all_points, hook_count, jsonl, random_rollout, read, same, saved, tiny_model
 from nnsight import NNsight, TransformersModel
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 from nnsight.modeling import huggingface
@@ -72,12 +72,6 @@ def states(envoy, points, input_ids, **inputs) -> dict:
     with torch.no_grad():
         reader_of(envoy).run(points, seen.__setitem__, input_ids=input_ids, **{"use_cache": False, **inputs})
     return seen
-
-
-def same(one, other) -> None:
-    """To the last bit."""
-    pd.testing.assert_frame_equal(one.policies, other.policies, check_exact=True)
-    pd.testing.assert_frame_equal(one.layers, other.layers, check_exact=True)
 
 
 def close(one, other) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import all_points, hook_count, read, tiny_model
+from conftest import all_points, hook_count, read, same, tiny_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of what it imports
@@ -62,11 +62,6 @@ def bridge(tokenizer) -> TransformerBridge:
 def rollouts(tokenizer):
     texts = torch.randint(5, 256, (3, 17), generator=torch.Generator().manual_seed(2)).tolist()
     return of_ids(tokenizer, [texts[0], texts[1][:9], texts[2][:12]], prompt=4)
-
-
-def same(one, other) -> None:
-    pd.testing.assert_frame_equal(one.policies, other.policies, check_exact=True)
-    pd.testing.assert_frame_equal(one.layers, other.layers, check_exact=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

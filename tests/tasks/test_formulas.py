@@ -1,15 +1,13 @@
 """CSV files hold no formulas, and every text can be restored."""
 
 import csv
-import shutil
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internal_policy import bundle, files
+from internal_policy import files
 from internal_policy.scans import store
 from internal_policy.scans.export import export_table
 from internal_policy.tasks.formulas import guard, guarded, unguarded
@@ -46,9 +44,8 @@ def test_numbers_lists_and_missing_cells_stay_unchanged():
 
 
 @pytest.fixture
-def exported(tmp_path):
+def exported(copied, tmp_path):
     """A CSV export of rollouts whose texts are formulas, and the original texts."""
-    copied = Path(shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", tmp_path / "scan"))
     path = next(copied.glob("rollouts-*.parquet"))
     frame = pd.read_parquet(path)
     texts = [EVIL[row % len(EVIL)] for row in range(len(frame))]
