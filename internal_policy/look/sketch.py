@@ -114,7 +114,7 @@ def _straight(layout: dict[str, Any], panel: Panel, name: str) -> Iterator[str]:
 def _trace(trace: dict[str, Any], panel: Panel) -> Iterator[str]:
     x, y = (np.asarray(trace[name], dtype=float) for name in ("x", "y"))
     points = panel.at(x, y)
-    known: np.ndarray = np.isfinite(points).all(axis=1)
+    known = np.isfinite(x) & np.isfinite(y)
     for run in np.split(np.arange(len(points)), np.flatnonzero(~known)):
         drawn = points[run[known[run]]]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in drawn)

@@ -89,7 +89,7 @@ def quantiles(view: View, site: str, measure: str = "entropy") -> pd.DataFrame:
 def settled(view: View) -> pd.DataFrame:
     """The share of a rollout's tokens whose first choice is the model's own from this layer's output on.
 
-    Columns rollout, layer, site (resid_post), tokens, settled: `analysis.means(settled, "settled")` sums them up.
+    Columns rollout, layer, site (resid_post), tokens, settled: `statistics.means(settled, "settled")` sums them up.
     Raises InputError where no top-k tokens were kept.
     """
     frames = []
