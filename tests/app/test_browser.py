@@ -236,7 +236,7 @@ def test_another_page_shows_the_same_scan(server, page):
 
 
 @pytest.mark.parametrize("asked_for", ["?scan=nothing", "tokens?scan=demo-qwen3&layer=99", "?scan=%00"])
-def test_what_is_not_there_is_one_sentence(server, page, asked_for):
+def test_a_missing_scan_is_refused_in_one_sentence(server, page, asked_for):
     opened(page, f"{server}/{asked_for}", "[data-testid=stText]:has-text('⚠')")
     said = page.get_by_test_id("stText").filter(has_text="⚠")
     expect(said).to_have_count(1)

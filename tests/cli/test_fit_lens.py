@@ -82,7 +82,7 @@ def test_a_lens_is_fitted_scanned_with_and_shown(asked, words, here, capsys):
     assert "through the tuned lens" in (here / "report.html").read_text()
 
 
-def test_what_was_fitted_is_said_as_json_and_in_the_file(asked, folder, capsys):
+def test_json_and_the_file_describe_the_fit(asked, folder, capsys):
     assert main([*asked, "--json", "--output", "mine.safetensors", "--sites", "resid_post"]) == 0
     said = json.loads(capsys.readouterr().out)
     with Path("mine.safetensors").open("rb") as file:
@@ -115,7 +115,7 @@ def test_the_same_seed_writes_the_same_file(asked):
     assert one != other
 
 
-def test_responses_that_are_there_are_fitted_on(asked, words, folder, capsys):
+def test_given_responses_are_fitted_on(asked, words, folder, capsys):
     assert main(["generate", *words, "--output", "r.jsonl"]) == 0
     capsys.readouterr()
     given = ["fit-lens", "--model", str(folder), "--rollouts", "r.jsonl", "--steps", "2", "--json"]
@@ -162,7 +162,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_fit_that_cannot_be_is_refused_in_a_sentence(case, asked, here, capsys, tmp_path, tokenizer):
+def test_an_invalid_fit_is_refused_in_one_sentence(case, asked, here, capsys, tmp_path, tokenizer):
     words, sentence = BAD[case]
     if "ONE LAYER" in words:
         saved(tiny_model("qwen3", num_hidden_layers=1, layer_types=["full_attention"]), tokenizer, tmp_path / "small")
@@ -174,7 +174,7 @@ def test_a_fit_that_cannot_be_is_refused_in_a_sentence(case, asked, here, capsys
     assert not list(here.iterdir())
 
 
-def test_a_file_that_is_there_is_not_overwritten(asked, here, capsys):
+def test_an_existing_file_is_not_overwritten(asked, here, capsys):
     (here / "lens.safetensors").write_text("mine")
     assert main(asked) == 2
     assert "lens.safetensors exists. Remove it, or choose another --output." in capsys.readouterr().err
@@ -231,7 +231,7 @@ def test_a_lens_that_cannot_be_read_is_refused_before_work(words, name, dry, her
     assert not store.root().exists()
 
 
-def test_a_lens_of_other_weights_is_used_and_that_is_said(asked, words, folder, here, tmp_path, capsys):
+def test_a_lens_of_other_weights_is_used_with_a_note(asked, words, folder, here, tmp_path, capsys):
     assert main([*asked, "--steps", "1"]) == 0
     copy = shutil.copytree(folder, tmp_path / "copy")
     tiny_model("qwen3").float().save_pretrained(copy)

@@ -8,7 +8,7 @@ from internal_policy.__main__ import main
 pytestmark = pytest.mark.usefixtures("here")
 
 
-def test_an_internal_policy_writes_something_else_than_the_model(folder, problems, here):
+def test_an_internal_policy_writes_other_responses_than_the_model(folder, problems, here):
     options = ["--model", str(folder), "--problems", str(problems), "--max-new-tokens", "6", "--limit", "3"]
     for at in ("final", "1.attn_out", "0.resid_post"):
         assert main(["generate", *options, "--at", at, "--output", f"{at}.jsonl"]) == 0

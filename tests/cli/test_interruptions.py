@@ -67,7 +67,7 @@ def test_a_killed_scan_goes_on_and_equals_an_undisturbed_one(asked, here):
     assert numbers(here / "mine") == whole
 
 
-def test_two_processes_that_ask_the_same_write_one_whole_scan(asked, here):
+def test_two_processes_with_one_question_write_one_scan(asked, here):
     whole = undisturbed(asked, here / "whole")
     words = [sys.executable, "-m", "internal_policy", *asked, "--output", "mine"]
     children = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(2)]
@@ -76,7 +76,7 @@ def test_two_processes_that_ask_the_same_write_one_whole_scan(asked, here):
     assert not store.damaged(here / "mine")
 
 
-def test_what_a_killed_run_was_about_to_write_is_no_obstacle(asked, here):
+def test_temporary_files_of_a_killed_run_are_no_obstacle(asked, here):
     (here / "mine").mkdir()
     (here / "mine" / ".asked.json.x1.json").write_text("{")
     assert main([*asked, "--output", "mine"]) == 0
@@ -92,7 +92,7 @@ def test_a_part_of_an_unfinished_scan_that_was_cut_short_is_measured_again(kind,
     assert numbers(here / "mine") == whole
 
 
-def test_whoever_comes_second_measures_the_rollouts_of_the_first(asked, here, monkeypatch):
+def test_a_second_process_measures_the_rollouts_of_the_first(asked, here, monkeypatch):
     from internal_policy.scans import sampling
 
     sampled = sampling.batch
@@ -163,7 +163,7 @@ def test_a_full_disk_is_refused_before_work_starts(asked, here, capsys, monkeypa
     one_sentence(capsys, "0.0 GB free", here)
 
 
-def test_a_disk_that_fills_up_ends_with_1_and_keeps_what_is_whole(asked, here, capsys, monkeypatch):
+def test_a_full_disk_exits_with_1_and_keeps_finished_parts(asked, here, capsys, monkeypatch):
     write = store.write_table
 
     def full(path, *rest, **options):

@@ -11,7 +11,7 @@ def test_options_are_accepted_with_underscores_too(asked):
     assert main([*asked, "--dry_run", "--top_k", "2"]) == 0
 
 
-def test_nothing_is_drawn_on_stderr_where_it_is_no_terminal(asked, capsys):
+def test_no_progress_bar_is_drawn_without_a_terminal(asked, capsys):
     assert main([*asked, "--output", "mine"]) == 0
     begun, ended = capsys.readouterr().err.splitlines()
     assert begun == "Writing the scan to mine."

@@ -86,7 +86,7 @@ def test_scans_are_compared(tmp_path):
         (["demo-qwen3", "norm-control", "--readout", "norm", "-o", "x.html"], "norm"),
     ],
 )
-def test_what_cannot_be_drawn_is_said_in_a_sentence(arguments, said, tmp_path, monkeypatch, capsys):
+def test_an_invalid_figure_is_refused_in_one_sentence(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["plot", *arguments]) == 2
     error = capsys.readouterr().err
@@ -95,7 +95,7 @@ def test_what_cannot_be_drawn_is_said_in_a_sentence(arguments, said, tmp_path, m
     assert not list(tmp_path.glob("x.*"))
 
 
-def test_a_window_is_read_from_its_words():
+def test_a_window_of_positions_is_parsed():
     assert [positions(text) for text in (None, "0-99", "100-", "7")] == [(0, None), (0, 99), (100, None), (7, 7)]
     for wrong in ("", "-3", "a-b", "5-x"):
         with pytest.raises(InputError, match="write for example 0-99"):
@@ -131,7 +131,7 @@ def test_a_report_says_why_a_figure_is_missing(tmp_path):
     assert page.count('class="plotly-graph-div"') == 7
 
 
-def test_what_a_scan_says_of_itself_is_no_markup_in_a_report(tmp_path):
+def test_texts_of_a_scan_are_escaped_in_a_report(tmp_path):
     folder = shutil.copytree(DEMO, tmp_path / "scan")
     record = json.loads((folder / store.RECORD).read_text())
     files.write_json(folder / store.RECORD, {**record, "model": "<script>alert(1)</script>", "device": "<b>cpu</b>"})
@@ -151,7 +151,7 @@ def test_a_report_of_nothing_is_refused(tmp_path, monkeypatch, capsys):
     assert "give a .html file" in capsys.readouterr().err
 
 
-def test_a_dashboard_of_a_scan_that_is_not_there_is_refused(capsys):
+def test_a_dashboard_of_an_unknown_scan_is_refused(capsys):
     assert main(["dashboard", "--scan", "nothing"]) == 2
     assert "There is no scan 'nothing'" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from internal_policy.look import theme, token_figures
 
 
 @pytest.mark.parametrize("measure", ["change", "cosine"])
-def test_what_has_a_sign_is_coloured_symmetrically(measure):
+def test_signed_values_are_coloured_symmetrically(measure):
     frame = cells(2, 9, final=False)
     frame["value"] -= 5
     heat = theme.traces(token_figures.tokens(frame, response(9), about(2), "attn_out", measure))[0]

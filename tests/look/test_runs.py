@@ -159,13 +159,13 @@ def test_a_folder_without_metrics_is_not_opened(root):
         runs.open_run(root)
 
 
-def test_a_home_of_nobody_is_refused():
+def test_the_home_folder_of_an_unknown_user_is_refused():
     with pytest.raises(InputError, match="is no folder"):
         runs.find("~nobody-has-this-name/x")
 
 
 @pytest.mark.parametrize("name", ["nothing", "x" * 5000, "a\0b"])
-def test_what_is_no_run_is_refused(name):
+def test_a_folder_without_a_run_is_refused(name):
     with pytest.raises(InputError, match=r"has no metrics\.parquet"):
         runs.read(runs.find(name), runs.METRICS)
 
@@ -212,7 +212,7 @@ def test_a_column_of_another_type_is_refused_by_name(root, name, column):
                 runs.read(root, name)
 
 
-def test_a_measure_that_is_no_number_is_left_out(root):
+def test_measures_that_are_not_numbers_are_left_out(root):
     FRAME.assign(note="x", flag=True).to_parquet(root / runs.DYNAMICS)
     assert runs.measures(runs.read(root, runs.DYNAMICS)) == ["entropy", "entropy_at_input_norm", "kl"]
 

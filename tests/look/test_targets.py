@@ -143,6 +143,6 @@ def test_three_rollouts_give_no_target_and_say_why():
     assert in_words(found).startswith("No target layer: choosing one needs at least 4 responses")
 
 
-def test_layers_that_were_not_measured_part_a_span():
+def test_unmeasured_layers_split_a_span():
     found = pd.DataFrame({"layer": [0, 5], "stage": ["exploration", "exploration"]})
     assert spans(found) == [("exploration", 0, 0), ("exploration", 5, 5)]

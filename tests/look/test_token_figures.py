@@ -74,7 +74,7 @@ def test_predictions_say_how_far_a_token_has_moved():
     assert [cell.split("  ")[-1] for cell in table.cells.values[3]] == ["new", "▼1", "▼1"]
 
 
-def test_a_tiny_probability_is_no_row_of_digits():
+def test_a_tiny_probability_is_shown_as_about_0():
     frame = pd.DataFrame({"site": ["resid_post"] * 2, "rank": [1, 2], "id": [5, 6], "token": ["a", "b"]})
     frame = frame.assign(probability=[0.25, 3e-21], before=pd.array([1, 2], dtype="Int64"))
     (table,) = theme.traces(token_figures.predictions(frame, about(), 1, 0))

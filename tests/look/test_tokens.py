@@ -128,7 +128,7 @@ def test_after_the_last_layer_stands_what_the_model_would_say():
         (lambda: response(View(DEMO.source, first=9999), 0), "no response tokens there"),
     ],
 )
-def test_what_is_not_there_is_said_in_a_sentence(ask, said):
+def test_a_missing_rollout_or_layer_is_refused_in_one_sentence(ask, said):
     with pytest.raises(InputError, match=said):
         ask()
 

@@ -90,7 +90,7 @@ def test_the_last_layer_is_compared_with_the_model_alone():
     assert [axis.title.text for axis in figure.select_yaxes()] == ["KL (nats)", "Δ entropy (nats)"]
 
 
-def test_a_layer_of_which_nothing_is_known_is_refused():
+def test_a_layer_without_data_is_refused():
     with pytest.raises(InputError, match="Layer 3 has neither"):
         training_figures.trained(dynamics()[["step", "layer", "site", "entropy"]], metrics(), 2)
 

@@ -29,7 +29,7 @@ def test_the_demo_scans_of_both_models_are_bundled_whole():
     assert [store.damaged(folder) for folder in bundle.scans()] == [[], []]
 
 
-def test_everything_is_looked_at_under_the_first_readout():
+def test_the_first_readout_is_the_default():
     view = default(DEMO)
     record = store.record(DEMO)
     found = about(view)

@@ -264,7 +264,7 @@ def test_a_number_asked_for_alone_is_the_same(small_tiles, name):
     torch.testing.assert_close(alone, together, atol=1e-12, rtol=0, equal_nan=True)
 
 
-def test_what_is_given_is_left_as_it_was(small_tiles):
+def test_the_arguments_are_left_as_they_were(small_tiles):
     given_ = states()
     before = [tensor.clone() for tensor in given_]
     measure(*given_, scale=torch.ones(2, 5, dtype=torch.float64))

@@ -171,7 +171,7 @@ def raising_late(tile, rows):
 
 
 @pytest.mark.parametrize("broken", [raising, raising_late])
-def test_a_product_that_this_machine_has_not_is_never_chosen(monkeypatch, broken):
+def test_a_product_that_this_machine_lacks_is_never_chosen(monkeypatch, broken):
     monkeypatch.setattr(matmul, "MATMULS", {"plain": slow, "packed": broken})
     assert choose(worth(), torch.float32) == "plain"
 

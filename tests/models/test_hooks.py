@@ -224,20 +224,20 @@ def test_hooked_without_a_pass_is_fine(llama):
 
 
 @pytest.mark.parametrize("layer", [-1, 3, 100])
-def test_a_layer_that_is_not_there_is_refused(model, layer):
+def test_a_layer_that_the_model_lacks_is_refused(model, layer):
     sentence = rf"There is no hook point {layer}\.mlp_out: the model's layers are 0 to 2\."
     with pytest.raises(InputError, match=sentence), hooked(model, [HookPoint(layer, "mlp_out")], nothing):
         pass
 
 
-def test_a_layer_that_is_not_there_leaves_no_hook_of_those_that_are(model):
+def test_a_missing_layer_leaves_no_hooks(model):
     before = hook_count(model)
     with pytest.raises(InputError), hooked(model, [*all_points(model), HookPoint(3, "resid_pre")], nothing):
         pass
     assert hook_count(model) == before
 
 
-def test_a_site_that_is_not_there_is_refused():
+def test_a_site_that_the_model_lacks_is_refused():
     with pytest.raises(
         InputError, match=r"There is no hook point 5\.attn\. .* a site of resid_pre, .*, resid_post, or write final\."
     ):

@@ -281,7 +281,7 @@ def test_a_response_that_the_template_cuts_or_moves_is_refused_with_remedies(r1,
         split_messages(r1, answered("What is 3 + 4?", response), {})
 
 
-def test_so_is_one_where_the_prompt_opens_no_thought(r1):
+def test_a_cut_response_is_refused_where_the_prompt_opens_no_thought(r1):
     with pytest.raises(InputError, match=r"where '3 and 4 more: 7</think>.*--chat-template FILE with one that keeps"):
         split_messages(r1, answered("What is 3 + 4?"), {"chat_template": UNOPENED})
 
@@ -353,7 +353,7 @@ def test_a_base_model_without_a_template_is_refused_with_the_remedies(octothinke
         encode_problem(load_tokenizer(octothinker), problem("What is 3 + 4?"), {})
 
 
-def test_chat_template_none_asks_it_with_the_text_as_it_is(octothinker):
+def test_with_chat_template_none_the_prompt_is_the_text(octothinker):
     tokenizer = load_tokenizer(octothinker, "none")
     ids = encode_problem(tokenizer, problem("What is 3 + 4?"), None)
     assert tokenizer.decode(list(ids)) == BOS + "What is 3 + 4?"

@@ -49,7 +49,7 @@ def test_a_wrong_row_is_not_proved(monkeypatch, mistake):
         assert any(words in claim for claim in failed), (words, failed)
 
 
-def test_a_row_that_names_a_module_that_is_not_there_is_not_proved(monkeypatch):
+def test_a_row_with_a_missing_module_is_not_proved(monkeypatch):
     monkeypatch.setitem(FAMILIES, "llama", replace(FAMILIES["llama"], final_norm="model.nowhere"))
     assert all("nowhere" in found for found in prove("llama").values())
 

@@ -38,7 +38,7 @@ def test_a_template_is_rendered_as_transformers_renders_it(either, template, pro
         (f"{{{{ 'a' * {LONGEST + 1} }}}}", "10,000,001 characters, more than 10,000,000"),
     ],
 )
-def test_what_a_template_raises_is_one_sentence(template, why):
+def test_an_error_in_a_template_is_one_sentence(template, why):
     with pytest.raises(
         InputError, match=rf"^The chat template t\.jinja refuses the messages \(.*{why}.*--chat-template"
     ):
@@ -46,7 +46,7 @@ def test_what_a_template_raises_is_one_sentence(template, why):
 
 
 @pytest.mark.parametrize("template", [LISTS, DOUBLES, "{{ 'a' * 3000000000 }}", "{{ '%99999999999d' % 1 }}"])
-def test_a_template_without_end_is_stopped_and_the_next_is_rendered(monkeypatch, template):
+def test_an_endless_template_is_stopped_and_the_next_is_rendered(monkeypatch, template):
     monkeypatch.setattr(templates, "TIME_LIMIT", 1.0)
     with pytest.raises(InputError, match=r"takes more than 1 s or 1 GB of memory|refuses the messages \(MemoryError"):
         render(template, MESSAGES, {})

@@ -73,7 +73,7 @@ def test_an_unknown_schema_version_is_refused(folder):
         store.record(folder)
 
 
-def test_a_folder_that_is_no_scan_is_told_from_an_unfinished_one(folder, tmp_path):
+def test_unfinished_scans_and_other_folders_get_different_errors(folder, tmp_path):
     (folder / store.RECORD).unlink()
     with pytest.raises(InputError, match="is an unfinished scan"):
         store.record(folder)
@@ -95,7 +95,7 @@ def test_a_scan_is_found_by_the_first_digits_of_its_name(tmp_path, monkeypatch):
         store.find("x")
 
 
-def test_the_cache_may_be_named_from_the_home_folder(monkeypatch, tmp_path):
+def test_the_cache_folder_may_begin_with_a_tilde(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", "~/scans")
     assert store.root() == tmp_path / "scans"
@@ -137,7 +137,7 @@ def test_the_folder_of_a_scan_depends_on_everything_asked_and_stays_under_the_ro
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{", '{"schema": 99}'])
-def test_a_record_that_is_none_is_refused_in_a_sentence(folder, text):
+def test_an_invalid_record_is_refused_in_one_sentence(folder, text):
     (folder / store.RECORD).write_text(text)
     with pytest.raises(InputError, match=r"is damaged|schema version 99"):
         store.record(folder)

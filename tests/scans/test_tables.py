@@ -38,7 +38,7 @@ def layers():
     return layers_table(numbers(), SELECTION, PLAN, 2, LENGTHS, first=4)
 
 
-def test_the_example_is_what_its_plan_says():
+def test_the_example_matches_its_plan():
     assert PLAN.points[:3] == (FINAL, HookPoint(0, "attn_out"), HookPoint(1, "attn_out"))
     assert (PLAN.unembedded, len(PLAN.points)) == (3, 5)
 
@@ -148,7 +148,7 @@ def test_layers_have_the_norm_control_of_the_raw_readout_alone(layers):
     assert np.isnan(np.array(normed, dtype=float)).all()
 
 
-def test_a_measure_that_a_site_has_not_is_null(layers):
+def test_measures_that_a_site_lacks_are_null(layers):
     assert [row["entropy_at_input_norm"] for row in rows(layers, site="final")] == [None] * 4
 
 

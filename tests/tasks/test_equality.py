@@ -44,7 +44,7 @@ FACTS = [
 
 
 @pytest.mark.parametrize(("given", "answer", "same"), FACTS)
-def test_answers_mean_the_same_or_not(given, answer, same):
+def test_answers_are_compared_by_meaning(given, answer, same):
     assert equal(given, answer) is same
 
 
@@ -178,7 +178,7 @@ def test_a_fork_has_a_worker_of_its_own_and_leaves_its_parents_alone(tmp_path):
 
 
 @pytest.mark.parametrize("daemon", [True, False])
-def test_a_process_of_a_data_loader_marks_and_ends(tmp_path, daemon):
+def test_answers_are_marked_in_a_data_loader(tmp_path, daemon):
     code = (
         "import multiprocessing, warnings\n"
         "warnings.simplefilter('ignore')\n"

@@ -59,7 +59,7 @@ def test_pass_at_k_by_hand():
         (0, 0, 1, "Pass@1 needs 1 responses per problem, but there are 0"),
     ],
 )
-def test_what_cannot_be_is_refused(n, c, k, message):
+def test_impossible_counts_are_refused(n, c, k, message):
     with pytest.raises(InputError, match=message):
         pass_at_k(n, c, k)
 

@@ -154,7 +154,7 @@ def test_a_missing_path_is_not_taken_for_a_data_set(source):
         read_problems(source)
 
 
-def test_a_data_set_without_its_split_is_told_so():
+def test_a_data_set_without_a_split_is_refused():
     with pytest.raises(InputError, match=r"no file openai/gsm8k; .*NAME\[:CONFIG\]@SPLIT"):
         read_problems("openai/gsm8k")
 
@@ -198,7 +198,7 @@ def test_limit_does_not_parse_the_rest(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_read_is_named_with_its_place(tmp_path, name, lines, message):
+def test_an_unreadable_row_is_named_with_its_line(tmp_path, name, lines, message):
     with pytest.raises(InputError, match=message):
         read_problems(written(tmp_path / name, *lines))
 
@@ -342,7 +342,7 @@ def test_the_tools_of_a_row_belong_to_the_problem(tmp_path, as_text):
 
 
 @pytest.mark.parametrize("tools", ["a hammer", 3, ["add"]])
-def test_tools_that_are_no_schemas_are_refused(tmp_path, tools):
+def test_tools_must_be_schemas(tmp_path, tools):
     with pytest.raises(InputError, match=r"line 1: 'tools' holds .* expected a list of JSON schemas"):
         read_problems(written(tmp_path / "p.jsonl", {"prompt": "3 + 4?", "tools": tools}))
 
@@ -356,7 +356,7 @@ def test_tools_that_are_no_schemas_are_refused(tmp_path, tools):
         ('[{"problem": "\\ud800"}]', "is not JSON in UTF-8"),
     ],
 )
-def test_a_json_file_that_is_no_list_of_rows_is_refused(tmp_path, text, message):
+def test_a_json_file_must_hold_a_list_of_rows(tmp_path, text, message):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(InputError, match=message):
         read_problems(str(tmp_path / "p.json"))

@@ -264,7 +264,7 @@ def test_a_response_of_whitespace_keeps_it(tokenizer):
     assert tokenizer.decode(split_messages(tokenizer, conversation("a", "\n"), {})[1]) == "\n<|im_end|>"
 
 
-def test_what_qwen3s_template_puts_between_is_refused_with_the_remedy(tokenizer):
+def test_the_empty_thoughts_of_qwen3s_template_are_refused_with_the_remedy(tokenizer):
     with pytest.raises(InputError, match=r"writes '<think>\\n\\n</think>\\n\\n7<.*where '7' was.*enable_thinking"):
         split_messages(with_template(tokenizer, QWEN3), conversation("3 + 4?", "7"), {})
 
@@ -274,7 +274,7 @@ def test_a_response_of_whitespace_does_not_hide_what_the_template_adds(tokenizer
         split_messages(with_template(tokenizer, QWEN3), conversation("3 + 4?", " "), {})
 
 
-def test_that_remedy_works(tokenizer):
+def test_disabling_thinking_separates_prompt_and_response(tokenizer):
     qwen3 = with_template(tokenizer, QWEN3)
     _, response_ids = split_messages(qwen3, conversation("3 + 4?", "7"), {"enable_thinking": False})
     assert tokenizer.decode(response_ids) == "7<|im_end|>"
@@ -300,7 +300,7 @@ def test_white_space_around_the_response_is_the_templates(tokenizer, template, r
 
 
 @pytest.mark.parametrize("messages", [(), conversation("a", "b")[:1], conversation("a", "")])
-def test_what_does_not_end_with_a_response_is_refused(either, messages):
+def test_a_conversation_must_end_with_a_response(either, messages):
     with pytest.raises(InputError, match="The last message is no response"):
         split_messages(either, messages, {})
 

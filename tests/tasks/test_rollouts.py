@@ -41,7 +41,7 @@ def test_an_end_of_turn_that_only_the_added_tokens_mark_as_special_finishes_a_re
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
-def test_what_is_written_is_read(llama, either, tmp_path, ending):
+def test_written_rollouts_are_read_back(llama, either, tmp_path, ending):
     problems = [Problem(conversation(text, "")[:1], None) for text in ("What is 3 + 4?", "Say: naïve 🙂")]
     sampled = chain.from_iterable(generate(llama, either, problems, samples=2, max_new_tokens=6))
     rollouts = [*sampled, replace(ROLLOUT, answer=r"\text{x #### y}", reward=0.5, finished=False)]
@@ -187,7 +187,7 @@ def test_limit_keeps_the_first_rollouts(either, tmp_path):
         ({**ROWS["prompt"], "reward": "good"}, "the reward is 'good'; expected a number"),
     ],
 )
-def test_a_row_that_is_no_rollout_is_named(tokenizer, tmp_path, row, message):
+def test_an_invalid_row_is_named(tokenizer, tmp_path, row, message):
     with pytest.raises(InputError, match=r"r\.jsonl, line 2: .*" + message):
         read_rollouts(jsonl(tmp_path / "r.jsonl", ROWS["prompt"], row), tokenizer, {})
 
@@ -213,14 +213,14 @@ def test_a_cell_of_the_wrong_type_is_named_with_its_row(tokenizer, tmp_path, col
 
 
 @pytest.mark.parametrize("sample", [-1, 1.5, "one", [0], float("inf"), 2**70])
-def test_a_sample_that_is_no_whole_number_is_refused(tokenizer, tmp_path, sample):
+def test_a_sample_must_be_a_whole_number(tokenizer, tmp_path, sample):
     path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), "sample": sample})
     with pytest.raises(InputError, match=r"line 1: 'sample' holds .* expected a whole number"):
         read_rollouts(path, tokenizer, {})
 
 
 @pytest.mark.parametrize("reward", [float("inf"), "-inf", "1e400", [1.0], {"score": 1}, "good"])
-def test_a_reward_that_is_no_finite_number_is_refused(tokenizer, tmp_path, reward):
+def test_a_reward_must_be_finite(tokenizer, tmp_path, reward):
     path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), "reward": reward})
     with pytest.raises(InputError, match=r"line 1: the reward is .* expected a number"):
         read_rollouts(path, tokenizer, {})

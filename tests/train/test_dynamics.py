@@ -62,7 +62,7 @@ def test_cosine_is_that_of_hidden_states(llama):
     assert pd.isna(frame["cosine"].iloc[-1])  # behind the final norm
 
 
-def test_the_rest_is_a_scans(llama, tokenizer):
+def test_other_measures_equal_those_of_a_scan(llama, tokenizer):
     frame = dynamics.measure(llama, rollouts(), None).set_index(["layer", "site"])
     layers = scan(llama, tokenizer, rollouts()).layers
     for measure in dynamics.MEASURES:
