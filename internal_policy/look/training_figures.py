@@ -90,7 +90,7 @@ def trained(
     ]
     panels = [panel for panel in panels if panel[2]]
     if not panels:
-        raise InputError(f"Layer {layer + 1} has neither entropy changes nor is it compared with later ones here.")
+        raise InputError(f"Layer {layer + 1} has no entropy change, and no cosine or KL with later layers.")
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     seen: set[str] = set()
     for number, (title, measure, lines) in enumerate(panels, start=1):

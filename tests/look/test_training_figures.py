@@ -91,7 +91,7 @@ def test_the_last_layer_is_compared_with_the_model_alone():
 
 
 def test_a_layer_without_data_is_refused():
-    with pytest.raises(InputError, match="Layer 3 has neither"):
+    with pytest.raises(InputError, match="Layer 3 has no entropy change"):
         training_figures.trained(dynamics()[["step", "layer", "site", "entropy"]], metrics(), 2)
 
 

@@ -2,9 +2,9 @@
 
 from math import isnan, sqrt
 
-import experiments
+import experiments  # pyright: ignore[reportMissingImports]
 import numpy as np
-import outcomes
+import outcomes  # pyright: ignore[reportMissingImports]
 import pandas as pd
 import pytest
 
