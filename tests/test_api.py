@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,7 +22,7 @@ from internal_policy.tasks.rollouts import read_rollouts, write_rollouts
 
 ROOT = Path(__file__).parent.parent
 TEXT = "The answer is 432."
-SHORT = {"max_new_tokens": 6}
+SHORT: dict[str, Any] = {"max_new_tokens": 6}
 
 
 def test_every_public_name_can_be_imported():
