@@ -223,12 +223,13 @@ def question(
     given = dataclasses.asdict(options).items()
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
     arguments = options.template_arguments
+    identity = loading.identity(options.checkpoint)  # first, because it says best why a model can't be loaded
     if loading.inserts_date(options.checkpoint, options.chat_template) and not _all_ids(rollouts, options.limit):
         arguments = {templates.DATE: templates.today(), **arguments}
     return {
         **decisive,
         "chat_template_kwargs": json.dumps(arguments, sort_keys=True),
-        "identity": loading.identity(options.checkpoint),
+        "identity": identity,
         "content": {path: held(path) for path in paths if path},
     }
 
