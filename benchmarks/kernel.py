@@ -36,15 +36,15 @@ class Benchmark:
     """Timed runs of each candidate."""
 
 
-def main(asked: Benchmark) -> None:
+def main(options: Benchmark) -> None:
     """Print a line for each candidate."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    dtype = getattr(torch, asked.dtype)
-    hidden = torch.randn(asked.points, asked.positions, asked.d_model).to(dtype)
-    weight = (torch.randn(asked.d_vocab, asked.d_model) * asked.d_model**-0.5 * 3).to(dtype)
-    targets = torch.randint(asked.d_vocab, (asked.positions,))
-    scale = torch.rand(asked.points // 2, asked.positions) + 0.5
+    dtype = getattr(torch, options.dtype)
+    hidden = torch.randn(options.points, options.positions, options.d_model).to(dtype)
+    weight = (torch.randn(options.d_vocab, options.d_model) * options.d_model**-0.5 * 3).to(dtype)
+    targets = torch.randint(options.d_vocab, (options.positions,))
+    scale = torch.rand(options.points // 2, options.positions) + 0.5
     rows = hidden.flatten(0, 1)
 
     def ours(measures: tuple[str, ...]) -> None:
@@ -52,7 +52,7 @@ def main(asked: Benchmark) -> None:
         kernel.Kernel(weight, measures=measures, matmul=chosen).measure(hidden, targets, scale)
 
     def bare(name: str) -> None:
-        for start in range(0, asked.d_vocab, kernel.TILE_VOCAB):
+        for start in range(0, options.d_vocab, kernel.TILE_VOCAB):
             multiply = matmul.MATMULS[name](weight[start : start + kernel.TILE_VOCAB], kernel.TILE_ROWS)
             for row in range(0, len(rows), kernel.TILE_ROWS):
                 multiply(rows[row : row + kernel.TILE_ROWS])
@@ -62,7 +62,7 @@ def main(asked: Benchmark) -> None:
             reference.entropy(states.float() @ weight.float().T)
 
     chosen = matmul.choose(weight, dtype)
-    exact = matmul.exact(dtype, dtype, weight.device, asked.d_model)
+    exact = matmul.exact(dtype, dtype, weight.device, options.d_model)
     candidates: dict[str, Callable[[], None]] = {
         **{f"bare product, {name}": lambda name=name: bare(name) for name in exact},
         "ours: entropy": lambda: ours(("entropy",)),
@@ -71,15 +71,15 @@ def main(asked: Benchmark) -> None:
         "reference formula: entropy": paper,
     }
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for run in range(asked.runs + 1):
+    for run in range(options.runs + 1):
         for name, candidate in candidates.items():
             start = time.process_time()
             candidate()
             if run:  # the first warms up
                 seconds[name].append(time.process_time() - start)
     fastest = min(median(seconds[name]) for name in candidates if name.startswith("bare"))
-    logits = asked.points * asked.positions * asked.d_vocab
-    print(f"{asked}\nmatrix product chosen: {chosen}")
+    logits = options.points * options.positions * options.d_vocab
+    print(f"{options}\nmatrix product chosen: {chosen}")
     for name, spent in seconds.items():
         middle = median(spent)
         print(f"{name:36} {middle:7.3f} s {middle / logits * 1e9:6.2f} ns a logit {middle / fastest:6.2f}")

@@ -80,14 +80,14 @@ def numbers(random: np.random.Generator, planned: Plan, tokens: int, top_k: int)
     return {("raw", name): values for name, values in drawn.items()}
 
 
-def make(asked: Benchmark) -> None:
+def make(options: Benchmark) -> None:
     """Write the scan."""
-    selection, random = Selection(tuple(range(asked.layers))), np.random.default_rng(0)
+    selection, random = Selection(tuple(range(options.layers))), np.random.default_rng(0)
     planned, names = plan(selection), []
-    for part, first in enumerate(range(0, asked.rollouts, PART)):
-        lengths = [asked.tokens] * min(PART, asked.rollouts - first)
+    for part, first in enumerate(range(0, options.rollouts, PART)):
+        lengths = [options.tokens] * min(PART, options.rollouts - first)
         drawn = numbers(random, planned, sum(lengths), selection.top_k)
-        ids = random.integers(0, VOCABULARY, (len(lengths), asked.tokens), dtype=np.int32)
+        ids = random.integers(0, VOCABULARY, (len(lengths), options.tokens), dtype=np.int32)
         told = {
             "rollout": np.arange(first, first + len(lengths), dtype=np.int32),
             "problem": ["?"] * len(lengths),
@@ -99,27 +99,27 @@ def make(asked: Benchmark) -> None:
         }
         tables = {
             "rollouts": pa.table(told),
-            "policies": policies_table(drawn, selection, planned, asked.layers, lengths, first),
-            "layers": layers_table(drawn, selection, planned, asked.layers, lengths, first),
+            "policies": policies_table(drawn, selection, planned, options.layers, lengths, first),
+            "layers": layers_table(drawn, selection, planned, options.layers, lengths, first),
         }
         for kind, table in tables.items():
-            path = store.part_path(asked.folder, kind, part)
+            path = store.part_path(options.folder, kind, part)
             store.write_table(path, table, group="rollout")
             names.append(path.name)
     vocabulary = pa.table({"id": np.arange(VOCABULARY), "token": [f"token{n}" for n in range(VOCABULARY)]})
-    store.write_table(asked.folder / store.VOCABULARY, vocabulary)
+    store.write_table(options.folder / store.VOCABULARY, vocabulary)
     demo = store.record(bundle.DATA / "scans" / "demo-qwen3")
     record = {
         **demo,
         "model": "synthetic",
-        "n_layers": asked.layers,
+        "n_layers": options.layers,
         "d_vocab": VOCABULARY,
-        "rollouts": asked.rollouts,
-        "tokens": asked.rollouts * asked.tokens,
+        "rollouts": options.rollouts,
+        "tokens": options.rollouts * options.tokens,
         "selection": {**demo["selection"], "layers": list(selection.layers), "readouts": ["raw"]},
-        "files": {name: files.fingerprint(asked.folder / name) for name in [store.VOCABULARY, *names]},
+        "files": {name: files.fingerprint(options.folder / name) for name in [store.VOCABULARY, *names]},
     }
-    files.write_json(asked.folder / store.RECORD, record)
+    files.write_json(options.folder / store.RECORD, record)
 
 
 def heatmap(page: "Page", rollout: int) -> float:
@@ -148,48 +148,49 @@ def told(name: str, seconds: list[float], server: psutil.Process) -> None:
     print(f"{name:<16}{seconds[0]:>12.2f} s{median(seconds[1:]):>12.2f} s{memory:>9,.0f} MB", flush=True)
 
 
-def visit(asked: Benchmark, port: int, server: psutil.Process) -> None:
+def visit(options: Benchmark, port: int, server: psutil.Process) -> None:
     """Open each page and print how long its figures took, and what the server's memory came to."""
     from playwright.sync_api import sync_playwright
 
     url = f"http://127.0.0.1:{port}"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(asked.chromium), args=CHROMIUM)
+        browser = playwright.chromium.launch(executable_path=str(options.chromium), args=CHROMIUM)
         context = browser.new_context()
         print(f"{'page':<16}{'first visit':>14}{'warm, median':>14}{'memory':>12}")
         for name, path in PAGES.items():
             seconds = []
-            for _ in range(1 + asked.runs):
+            for _ in range(1 + options.runs):
                 page = context.new_page()
                 start = time.monotonic()
-                page.goto(f"{url}/{path}?scan={asked.folder}")
+                page.goto(f"{url}/{path}?scan={options.folder}")
                 page.wait_for_function(DRAWN, timeout=300_000)
                 seconds.append(time.monotonic() - start)
                 page.close()
             told(name, seconds, server)
         page = context.new_page()
-        page.goto(f"{url}/geometry?scan={asked.folder}")
+        page.goto(f"{url}/geometry?scan={options.folder}")
         page.wait_for_function(DRAWN, timeout=300_000)
         for name in ("Overview", "Entropy flow", "Tokens"):
-            told(f"to {name}", [switch(page, name) for _ in range(1 + asked.runs)], server)
+            told(f"to {name}", [switch(page, name) for _ in range(1 + options.runs)], server)
         page.close()
         page = context.new_page()
-        page.goto(f"{url}/tokens?scan={asked.folder}")
+        page.goto(f"{url}/tokens?scan={options.folder}")
         page.wait_for_function(DRAWN, timeout=300_000)
-        told("Another rollout", [heatmap(page, 100 * n) for n in range(1, 2 + asked.runs)], server)
+        told("Another rollout", [heatmap(page, 100 * n) for n in range(1, 2 + options.runs)], server)
         browser.close()
 
 
-def main(asked: Benchmark) -> None:
+def main(options: Benchmark) -> None:
     """Write the scan where it is not there, serve it, visit it."""
-    if not (asked.folder / store.RECORD).exists():
-        shutil.rmtree(asked.folder, ignore_errors=True)
+    if not (options.folder / store.RECORD).exists():
+        shutil.rmtree(options.folder, ignore_errors=True)
         start = time.monotonic()
-        make(asked)
+        make(options)
         print(f"Wrote the scan in {time.monotonic() - start:.0f} s.")
-    size = sum(path.stat().st_size for path in asked.folder.iterdir())
+    size = sum(path.stat().st_size for path in options.folder.iterdir())
     print(
-        f"{asked.rollouts} rollouts x {asked.tokens} tokens x {asked.layers} layers, {size / 1e9:.1f} GB.", flush=True
+        f"{options.rollouts} rollouts x {options.tokens} tokens x {options.layers} layers, {size / 1e9:.1f} GB.",
+        flush=True,
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -199,7 +200,7 @@ def main(asked: Benchmark) -> None:
     try:
         while not _listens(port):
             time.sleep(0.1)
-        visit(asked, port, psutil.Process(server.pid))
+        visit(options, port, psutil.Process(server.pid))
         status = Path(f"/proc/{server.pid}/status")
         if status.exists():
             peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -45,7 +45,7 @@ class Benchmark:
     """Used by the benchmark itself: where the model is."""
 
 
-def run(asked: Benchmark) -> dict[str, float]:
+def run(options: Benchmark) -> dict[str, float]:
     """One reader in this process: CPU seconds to import and wrap, to read, and to scan."""
     from internal_policy.scans.reader import reader_of
     from internal_policy.scans.scan import Scanner
@@ -53,17 +53,17 @@ def run(asked: Benchmark) -> dict[str, float]:
     from internal_policy.tasks.rollouts import Rollout
 
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(asked.folder, attn_implementation="eager").eval()
-    ids = tuple(torch.randint(10, 10_000, (asked.tokens + 1,), generator=torch.Generator().manual_seed(0)).tolist())
+    model = AutoModelForCausalLM.from_pretrained(options.folder, attn_implementation="eager").eval()
+    ids = tuple(torch.randint(10, 10_000, (options.tokens + 1,), generator=torch.Generator().manual_seed(0)).tolist())
     rollout = Rollout("", None, 0, ids[:1], ids[1:], "", None, True)
-    layers = tuple(range(asked.layers))
+    layers = tuple(range(options.layers))
     start = time.process_time()
     held: Any = model
-    if asked.reader == "transformer-lens":
+    if options.reader == "transformer-lens":
         from internal_policy.readers.transformer_lens import boot
 
         held = boot(model, AutoTokenizer.from_pretrained(DATA / "models" / "demo-qwen3"))
-    if asked.reader == "nnsight":
+    if options.reader == "nnsight":
         import nnsight
 
         held = nnsight.NNsight(model)
@@ -77,26 +77,26 @@ def run(asked: Benchmark) -> dict[str, float]:
     return seconds
 
 
-def main(asked: Benchmark) -> None:
+def main(options: Benchmark) -> None:
     """Print a line for each reader."""
-    if asked.reader:
-        print(json.dumps(run(asked)))
+    if options.reader:
+        print(json.dumps(run(options)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        scan.make(scan.Benchmark(shape=asked.shape, layers=asked.layers, dtype=asked.dtype), Path(folder))
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
-        for _ in range(asked.runs):
+        scan.make(scan.Benchmark(shape=options.shape, layers=options.layers, dtype=options.dtype), Path(folder))
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
+        for _ in range(options.runs):
             for name in READERS:
-                options = {**asdict(asked), "reader": name, "folder": folder}
-                words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+                values = {**asdict(options), "reader": name, "folder": folder}
+                words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
                 child = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
-                found[name].append(json.loads(child.stdout.splitlines()[-1]))
-    print(asked)
-    for name, runs in found.items():
-        line = f"{name:18} import and wrap {median(one['wrap'] for one in runs):5.1f} s CPU"
+                results[name].append(json.loads(child.stdout.splitlines()[-1]))
+    print(options)
+    for name, runs in results.items():
+        line = f"{name:18} import and wrap {median(run['wrap'] for run in runs):5.1f} s CPU"
         for what in ("read", "scan"):
-            ratio = median(one[what] / base[what] for one, base in zip(runs, found["hooks"], strict=True))
-            line += f"   {what} {median(one[what] for one in runs):6.2f} s, {ratio:5.2f} of hooks"
+            ratio = median(run[what] / base[what] for run, base in zip(runs, results["hooks"], strict=True))
+            line += f"   {what} {median(run[what] for run in runs):6.2f} s, {ratio:5.2f} of hooks"
         print(line)
 
 

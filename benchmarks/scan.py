@@ -68,18 +68,18 @@ class Benchmark:
     """Used by the benchmark itself: where the model is."""
 
 
-def make(asked: Benchmark, folder: Path) -> None:
+def make(options: Benchmark, folder: Path) -> None:
     """Save a model with random weights."""
-    shape = dict(SHAPES[asked.shape])
+    shape = dict(SHAPES[options.shape])
     config = AutoConfig.for_model(shape.pop("family"), **shape)
-    config.num_hidden_layers = asked.layers or config.num_hidden_layers
+    config.num_hidden_layers = options.layers or config.num_hidden_layers
     if hasattr(config, "layer_types"):
         config.layer_types = config.layer_types[: config.num_hidden_layers]
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, asked.dtype)).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype)).save_pretrained(folder)
 
 
-def run(asked: Benchmark) -> dict[str, float]:
+def run(options: Benchmark) -> dict[str, float]:
     """One candidate in this process: CPU seconds, and growth of the peak memory in MB."""
     import reference
 
@@ -90,8 +90,8 @@ def run(asked: Benchmark) -> dict[str, float]:
     from internal_policy.tasks.rollouts import Rollout
 
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(asked.folder).eval()
-    ids = torch.randint(10, 10_000, (1, asked.tokens + 1), generator=torch.Generator().manual_seed(0))
+    model = AutoModelForCausalLM.from_pretrained(options.folder).eval()
+    ids = torch.randint(10, 10_000, (1, options.tokens + 1), generator=torch.Generator().manual_seed(0))
     response = tuple(ids[0].tolist())
     rollout = Rollout("", None, 0, response[:1], response[1:], "", None, True)
     selection = Selection(tuple(range(model.config.num_hidden_layers)))
@@ -99,7 +99,7 @@ def run(asked: Benchmark) -> dict[str, float]:
     with torch.inference_mode():
         model(ids[:, :4])
     chosen = matmul.choose(weight, weight.dtype)
-    states = torch.randn(plan(selection).unembedded * asked.tokens, weight.shape[1]).to(weight.dtype)
+    states = torch.randn(plan(selection).unembedded * options.tokens, weight.shape[1]).to(weight.dtype)
 
     def bare() -> None:
         for start in range(0, len(weight), kernel.TILE_VOCAB):
@@ -122,7 +122,7 @@ def run(asked: Benchmark) -> dict[str, float]:
     Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
     before, start = _memory("VmRSS"), time.process_time()
     with torch.inference_mode():
-        candidates[asked.candidate]()
+        candidates[options.candidate]()
     return {"seconds": time.process_time() - start, "mb": _memory("VmHWM") - before}
 
 
@@ -132,24 +132,24 @@ def _memory(field: str) -> float:
     return int(found[1]) / 1000
 
 
-def main(asked: Benchmark) -> None:
+def main(options: Benchmark) -> None:
     """Print a line for each candidate."""
-    if asked.candidate:
-        print(json.dumps(run(asked)))
+    if options.candidate:
+        print(json.dumps(run(options)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        make(asked, Path(folder))
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in CANDIDATES}
-        for _ in range(asked.runs):
+        make(options, Path(folder))
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in CANDIDATES}
+        for _ in range(options.runs):
             for name in CANDIDATES:
-                options = {**asdict(asked), "candidate": name, "folder": folder}
-                words = [w for key, value in options.items() if value is not None for w in (f"--{key}", str(value))]
+                values = {**asdict(options), "candidate": name, "folder": folder}
+                words = [w for key, value in values.items() if value is not None for w in (f"--{key}", str(value))]
                 child = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
-                found[name].append(json.loads(child.stdout.splitlines()[-1]))
-    print(asked)
-    least = median(one["seconds"] for one in found["bare products"])
-    for name, runs in found.items():
-        seconds, mb = median(one["seconds"] for one in runs), median(one["mb"] for one in runs)
+                results[name].append(json.loads(child.stdout.splitlines()[-1]))
+    print(options)
+    least = median(run["seconds"] for run in results["bare products"])
+    for name, runs in results.items():
+        seconds, mb = median(run["seconds"] for run in runs), median(run["mb"] for run in runs)
         print(f"{name:32} {seconds:8.1f} s CPU {seconds / least:6.2f} of the bare products {mb:8.0f} MB more")
 
 

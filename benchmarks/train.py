@@ -138,46 +138,46 @@ class Ours(Timed, BuPOTrainer):
     """Ours, timed in the same places."""
 
 
-def model_of(asked: Benchmark) -> PreTrainedModel:
+def model_of(options: Benchmark) -> PreTrainedModel:
     """A Qwen 3 model with random weights."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "qwen3",
-        hidden_size=asked.d_model,
-        intermediate_size=asked.d_model * 8 // 3,
-        num_hidden_layers=asked.layers,
-        num_attention_heads=asked.d_model // 64,
-        num_key_value_heads=max(1, asked.d_model // 192),
+        hidden_size=options.d_model,
+        intermediate_size=options.d_model * 8 // 3,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.d_model // 64,
+        num_key_value_heads=max(1, options.d_model // 192),
         head_dim=64,
-        vocab_size=asked.d_vocab,
+        vocab_size=options.d_vocab,
         tie_word_embeddings=True,
     )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def train(asked: Benchmark, kind: type[Timed], model: PreTrainedModel, layer: int | None, given: bool) -> Clock:
+def train(options: Benchmark, kind: type[Timed], model: PreTrainedModel, layer: int | None, given: bool) -> Clock:
     """Train a copy of the model for a step and those that are measured."""
     tokenizer = AutoTokenizer.from_pretrained(DATA / "models" / "demo-qwen3")
-    size, steps = asked.prompts * asked.responses, asked.steps + 1
+    size, steps = options.prompts * options.responses, options.steps + 1
     draw = torch.Generator().manual_seed(1)
-    ids = torch.randint(10, len(tokenizer), (size, asked.tokens), generator=draw).tolist()
+    ids = torch.randint(10, len(tokenizer), (size, options.tokens), generator=draw).tolist()
     with tempfile.TemporaryDirectory() as folder:
         config = BuPOConfig(
             output_dir=folder,
             schedule=[] if layer is None else [f"{layer}.resid_post:{steps}"],
             per_device_train_batch_size=size // UPDATES,
             steps_per_generation=UPDATES,
-            num_generations=asked.responses,
+            num_generations=options.responses,
             max_steps=steps * UPDATES,
-            max_completion_length=asked.tokens,
-            generation_kwargs={"min_new_tokens": asked.tokens},
+            max_completion_length=options.tokens,
+            generation_kwargs={"min_new_tokens": options.tokens},
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
         )
-        rows = Dataset.from_list([{"prompt": f"What is {n} + {n + 1}?"} for n in range(2, 2 + asked.prompts)])
+        rows = Dataset.from_list([{"prompt": f"What is {n} + {n + 1}?"} for n in range(2, 2 + options.prompts)])
         trainer = kind(deepcopy(model), every_other, config, train_dataset=rows, processing_class=tokenizer)
         trainer.clock, trainer.given = Clock(), ids if given else None
         trainer.remove_callback(PrinterCallback)
@@ -216,10 +216,10 @@ def promised(model: PreTrainedModel, layers: int) -> float:
     return products(layers) / products(len(decoder_layers(model)))
 
 
-def main(asked: Benchmark) -> None:
+def main(options: Benchmark) -> None:
     """Print a line for each candidate, then what they come to."""
     quiet()
-    model, quarter = model_of(asked), max(1, asked.layers // 4)
+    model, quarter = model_of(options), max(1, options.layers // 4)
     inner = f"phase one, {quarter - 1}.resid_post"
     candidates: dict[tuple[str, bool], tuple[type[Timed], int | None]] = {
         ("TRL's GRPOTrainer", True): (Timed, None),
@@ -229,17 +229,17 @@ def main(asked: Benchmark) -> None:
         (inner, False): (Ours, quarter - 1),
     }  # name, whether the responses are given: trainer, layer
     runs: dict[tuple[str, bool], Runs] = {key: [] for key in candidates}
-    for number in range(asked.runs):
+    for number in range(options.runs):
         for name, given in list(candidates)[:: 1 if number % 2 == 0 else -1]:  # none always comes first
             kind, layer = candidates[name, given]
-            runs[name, given].append(train(asked, kind, model, layer, given).steps[1:])
-    print(asked)
-    print(f"{model.num_parameters() / 1e6:.0f} M parameters; CPU seconds of a step, medians of {asked.runs} runs")
+            runs[name, given].append(train(options, kind, model, layer, given).steps[1:])
+    print(options)
+    print(f"{model.num_parameters() / 1e6:.0f} M parameters; CPU seconds of a step, medians of {options.runs} runs")
     print(f"{'':34}{'step':>6}" + "".join(f"{part:>11}" for part in (*PARTS, "rest")))
     for (name, given), found in runs.items():
         print(line(f"{name}{'' if given else ', sampled'}", [step for run in found for step in run]))
     theirs, ours, phase_one = list(runs.values())[:3]
-    conclude(asked, model, quarter, theirs, ours, phase_one)
+    conclude(options, model, quarter, theirs, ours, phase_one)
 
 
 def line(name: str, steps: list[dict[str, float]]) -> str:
@@ -251,7 +251,9 @@ def line(name: str, steps: list[dict[str, float]]) -> str:
     )
 
 
-def conclude(asked: Benchmark, model: PreTrainedModel, layers: int, theirs: Runs, ours: Runs, phase_one: Runs) -> None:
+def conclude(
+    options: Benchmark, model: PreTrainedModel, layers: int, theirs: Runs, ours: Runs, phase_one: Runs
+) -> None:
     """What phase one saves, and what ours costs: ratios of the medians of each run, responses given."""
 
     def seconds(run: list[dict[str, float]], without: str = "") -> float:
@@ -261,9 +263,9 @@ def conclude(asked: Benchmark, model: PreTrainedModel, layers: int, theirs: Runs
     logged = [seconds(a) / seconds(b) for a, b in zip(phase_one, ours, strict=True)]
     over = [seconds(a) / seconds(b) - 1 for a, b in zip(ours, theirs, strict=True)]
     print(
-        f"Phase one after {layers} of {asked.layers} layers takes {spread(alone)} of a step of the whole policy; "
+        f"Phase one after {layers} of {options.layers} layers takes {spread(alone)} of a step of the whole policy; "
         f"the products left promise {promised(model, layers):.1%}.\n"
-        f"With the whole policy's entropy, at one response of {asked.responses}, it is {spread(logged)}.\n"
+        f"With the whole policy's entropy, at one response of {options.responses}, it is {spread(logged)}.\n"
         f"Ours on the whole policy costs {spread(over, '+')} over TRL's own trainer."
     )
 

@@ -152,8 +152,8 @@ def kl(model: nn.Module, rollouts: Sequence[Rollout], translators: Translators) 
     scanner = Scanner.of(model, selection, {lens.NAME: lens.of(translators, model)})
     parts = [scanner.measure(rollouts[first : first + BATCH], first)[1] for first in range(0, len(rollouts), BATCH)]
     layers = pa.concat_tables(parts).to_pandas()
-    found = [statistics.means(layers[layers["readout"] == name], "kl").assign(readout=name) for name in readouts]
-    frame = pd.concat(found, ignore_index=True)
+    means = [statistics.means(layers[layers["readout"] == name], "kl").assign(readout=name) for name in readouts]
+    frame = pd.concat(means, ignore_index=True)
     fitted = [
         HookPoint(layer, site) in translators.at for layer, site in zip(frame["layer"], frame["site"], strict=True)
     ]

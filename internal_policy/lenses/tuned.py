@@ -162,13 +162,13 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _place(key: str, path: Path) -> tuple[HookPoint, str]:
     """The hook point that a tensor belongs to, and whether it is the weight or the bias."""
-    found = re.fullmatch(rf"(\d+)(?:\.({'|'.join(SITES)}))?\.(weight|bias)", key)
-    if not found:
+    match = re.fullmatch(rf"(\d+)(?:\.({'|'.join(SITES)}))?\.(weight|bias)", key)
+    if not match:
         raise InputError(
             f"{path} has the key '{key}', expected keys such as 5.resid_post.weight and 5.resid_post.bias, or "
             "5.weight and 5.bias as the tuned-lens library has them; it is no affine lens."
         )
-    layer, site, kind = found.groups()
+    layer, site, kind = match.groups()
     return HookPoint(int(layer), site or "resid_pre"), kind
 
 

@@ -172,25 +172,25 @@ class Tally:
         scratch: Float[Tensor, "2 entries"],
     ) -> FinalTile:
         """Take in the unembedding's logits of the vocabulary from `start` on. Overwrites `z` and `scratch`."""
-        one, two = scratch[:, : z.numel()].view(2, *z.shape)
+        room, more_room = scratch[:, : z.numel()].view(2, *z.shape)
         if "rank" in self.measures or "logprob" in self.measures:
-            self._follow_target(z, start, targets, one)
+            self._follow_target(z, start, targets, room)
         if self.top_k:
             self._keep_largest(z, start)
         before, self.largest = self.largest, torch.maximum(self.largest, z.amax(-1))
         if (
             self.scale is not None and self.transform.cap is not None
         ):  # a longer state has longer logits, and then the cap
-            scaled = torch.mul(z, self.scale.unsqueeze(-1), out=one)
-            self.scaled.add(*self._below(scaled, self.scale * before, self.scale * self.largest), out=two)
+            scaled = torch.mul(z, self.scale.unsqueeze(-1), out=room)
+            self.scaled.add(*self._below(scaled, self.scale * before, self.scale * self.largest), out=more_room)
         u, shrink = self._below(z, before, self.largest)
         if final is not None:
             fade = final.shrink.exp()
-            self.cross = fade * (self.cross + final.s_before * shrink) + torch.mul(u, final.weights, out=one).sum(-1)
+            self.cross = fade * (self.cross + final.s_before * shrink) + torch.mul(u, final.weights, out=room).sum(-1)
         if self.scale is not None and self.transform.cap is None:
-            self.scaled.add(torch.mul(u, self.scale.unsqueeze(-1), out=one), shrink * self.scale, out=two)
+            self.scaled.add(torch.mul(u, self.scale.unsqueeze(-1), out=room), shrink * self.scale, out=more_room)
         s_before = self.policy.s
-        return FinalTile(self.policy.add(u, shrink, out=two), shrink, s_before)
+        return FinalTile(self.policy.add(u, shrink, out=more_room), shrink, s_before)
 
     def _below(self, z: Tensor, before: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
         """How far the policy's logits lie below their maximum, in place of `z`, and by how much it has risen, negated.

@@ -32,14 +32,14 @@ def entropy(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
 
 def norm(hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
     """Euclidean length of a hidden state, in float32 or better; no square underflows or overflows."""
-    found = torch.linalg.vector_norm(hidden, dim=-1, dtype=precision(hidden.dtype))
-    extreme = (found < EXTREMES[0]) | (found > EXTREMES[1])
+    lengths = torch.linalg.vector_norm(hidden, dim=-1, dtype=precision(hidden.dtype))
+    extreme = (lengths < EXTREMES[0]) | (lengths > EXTREMES[1])
     if extreme.any():
-        rows = hidden[extreme].to(found.dtype)
+        rows = hidden[extreme].to(lengths.dtype)
         largest = rows.abs().amax(-1)
         length = largest * torch.linalg.vector_norm(rows / largest.unsqueeze(-1), dim=-1)
-        found = found.masked_scatter(extreme, torch.where((largest > 0) & largest.isfinite(), length, largest))
-    return found
+        lengths = lengths.masked_scatter(extreme, torch.where((largest > 0) & largest.isfinite(), length, largest))
+    return lengths
 
 
 def scale_to(lengths: Float[Tensor, "scaled pos"], outputs: Float[Tensor, "scaled pos"]) -> Float[Tensor, "scaled pos"]:

@@ -180,9 +180,9 @@ def family_of(config: PreTrainedConfig) -> Family:
     for row in rows:
         if all(getattr(text, name) in values for name, values in row.needs.items()):
             return row
-    found = ", ".join(f"{name} {getattr(text, name)}" for name in rows[0].needs)
+    values = ", ".join(f"{name} {getattr(text, name)}" for name in rows[0].needs)
     raise InputError(
-        f"No row for {config.model_type} is for {found}. Add one to FAMILIES in internal_policy/models/families.py."
+        f"No row for {config.model_type} is for {values}. Add one to FAMILIES in internal_policy/models/families.py."
     )
 
 

@@ -137,16 +137,16 @@ def _rotate(
     forward = type(own).forward  # a library that wraps the model may have replaced the copy's own
     call = inspect.signature(forward).bind(own, *args, **options).arguments
     at: Tensor = call["position_ids"]
-    found = {}
+    by_length = {}
     for length in {int(at.max()) + 1} if lengths is None else set(lengths):
         forward(**{**call, "position_ids": at[:, :1] * 0})  # a single token makes it forget longer texts
         last = at.new_full((len(at), 1), length - 1)  # the largest position decides; positions beyond it are padding
         rotation = forward(**{**call, "position_ids": torch.cat([at.clamp(max=length - 1), last], 1)})
-        found[length] = [each[:, :-1] for each in (rotation if isinstance(rotation, tuple) else (rotation,))]
-    if len(found) == 1:
-        rows = next(iter(found.values()))
+        by_length[length] = [each[:, :-1] for each in (rotation if isinstance(rotation, tuple) else (rotation,))]
+    if len(by_length) == 1:
+        rows = next(iter(by_length.values()))
     else:
         assert lengths is not None
-        each = [[part[n % len(part)] for part in found[length]] for n, length in enumerate(lengths)]
+        each = [[part[n % len(part)] for part in by_length[length]] for n, length in enumerate(lengths)]
         rows = [torch.stack(parts) for parts in zip(*each, strict=True)]
     return tuple(rows) if isinstance(output, tuple) else rows[0]

@@ -84,14 +84,14 @@ def read_out(
             f"The lens '{readout_name(readout)}' needs to know where the hidden state was read; give the `point` too, "
             "such as HookPoint(5, 'resid_post')."
         )
-    found = readout(hidden, point)
-    if not isinstance(found, Tensor) or found.shape != hidden.shape:
-        came = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    state = readout(hidden, point)
+    if not isinstance(state, Tensor) or state.shape != hidden.shape:
+        came = f"a tensor of shape {tuple(state.shape)}" if isinstance(state, Tensor) else f"a {type(state).__name__}"
         raise InputError(
             f"The lens '{readout_name(readout)}' returned {came} at {point}; expected one of shape "
             f"{tuple(hidden.shape)}, which the unembedding then sees."
         )
-    return found.to(hidden.dtype)
+    return state.to(hidden.dtype)
 
 
 def policy_logits(

@@ -133,11 +133,11 @@ def read(model: PreTrainedModel, input_ids: Tensor) -> dict[HookPoint, Tensor]:
     return seen
 
 
-Found = Iterator[str]
+Contradictions = Iterator[str]
 """What contradicts a claim, if anything does."""
 
 
-def adds_up(model: PreTrainedModel, input_ids: Tensor) -> Found:
+def adds_up(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """The stream is what came in and what the modules add to it, to the last bit, also where training drops some."""
     for when, each in (("", model), (" in training", dropping(model))):
         states = read(each, input_ids)
@@ -163,7 +163,7 @@ def dropping(model: PreTrainedModel) -> PreTrainedModel:
     return trained
 
 
-def reads(model: PreTrainedModel, input_ids: Tensor) -> Found:
+def reads(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """All that attention and FFN know of the stream reaches them through attn_in and mlp_in: gradients say so."""
     states = read(model, input_ids)
     mid = "resid_mid" if "resid_mid" in sites_of(model.config) else "resid_pre"
@@ -178,7 +178,7 @@ def reads(model: PreTrainedModel, input_ids: Tensor) -> Found:
             yield from differs(f"{layer}.{out} sees {stream} past {source}", seen, known)
 
 
-def is_the_stream(model: PreTrainedModel, input_ids: Tensor) -> Found:
+def is_the_stream(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """resid_pre of each layer is transformers' own hidden state, and so is final."""
     states, theirs = read(model, input_ids), model(input_ids, output_hidden_states=True).hidden_states
     points = [*(HookPoint(layer, "resid_pre") for layer in range(len(decoder_layers(model)))), FINAL]
@@ -186,20 +186,20 @@ def is_the_stream(model: PreTrainedModel, input_ids: Tensor) -> Found:
         yield from differs(f"{point} is not hidden_states[{number}]", states[point], theirs[number])
 
 
-def final_is_the_model(model: PreTrainedModel, input_ids: Tensor) -> Found:
+def final_is_the_model(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """The policy at final is the model's own."""
-    found = policy_logits(model, FINAL, input_ids=input_ids)
-    yield from differs("the policy at final is not the model's", found, model(input_ids).logits)
+    logits = policy_logits(model, FINAL, input_ids=input_ids)
+    yield from differs("the policy at final is not the model's", logits, model(input_ids).logits)
 
 
-def comes_in_order(model: PreTrainedModel, input_ids: Tensor) -> Found:
+def comes_in_order(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """Hook points come in the order of their names."""
-    for one, other in zip(read(model, input_ids), points_of(model), strict=True):
-        if one != other:
-            yield f"{one} comes where {other} should"
+    for point, expected in zip(read(model, input_ids), points_of(model), strict=True):
+        if point != expected:
+            yield f"{point} comes where {expected} should"
 
 
-def leaves_nothing(model: PreTrainedModel, input_ids: Tensor) -> Found:
+def leaves_nothing(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """No hook stays behind, also after an exception in the middle of a pass."""
 
     def fail(*_: Any) -> None:
@@ -217,7 +217,7 @@ def leaves_nothing(model: PreTrainedModel, input_ids: Tensor) -> Found:
         yield f"{left} hooks stay behind"
 
 
-def becomes(model: PreTrainedModel, input_ids: Tensor) -> Found:
+def becomes(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """Inside `as_policy` the model has the logits of the internal policy, and after it its own."""
     own = model(input_ids).logits
     for site in sites_of(model.config):
@@ -229,7 +229,7 @@ def becomes(model: PreTrainedModel, input_ids: Tensor) -> Found:
     yield from differs("the model is another after it", model(input_ids).logits, own)
 
 
-PROOFS: Mapping[str, Callable[[PreTrainedModel, Tensor], Found]] = {
+PROOFS: Mapping[str, Callable[[PreTrainedModel, Tensor], Contradictions]] = {
     "what attention and FFN add makes the stream, exactly": adds_up,
     "they know of the stream what attn_in and mlp_in hold": reads,
     "resid_pre is transformers' own hidden state": is_the_stream,
@@ -250,26 +250,28 @@ def prove(name: str) -> dict[str, str]:
         model = tiny(name)
         return {claim: _contradiction(proof, model, input_ids) for claim, proof in PROOFS.items()}
     except Exception as error:  # the transformers that is installed may not have the family
-        return dict.fromkeys(PROOFS, _said(error))
+        return dict.fromkeys(PROOFS, _first_line(error))
     finally:
         torch.set_num_threads(threads)
 
 
-def _contradiction(proof: Callable[[PreTrainedModel, Tensor], Found], model: PreTrainedModel, ids: Tensor) -> str:
+def _contradiction(
+    proof: Callable[[PreTrainedModel, Tensor], Contradictions], model: PreTrainedModel, ids: Tensor
+) -> str:
     try:
         return next(proof(model, ids), "")
     except Exception as error:  # a row may name a module that is not there, or one of another shape
-        return _said(error)
+        return _first_line(error)
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def differs(what: str, found: Tensor, expected: Tensor) -> Found:
+def differs(what: str, actual: Tensor, expected: Tensor) -> Contradictions:
     """Say `what` if two tensors are not equal, bit for bit."""
-    if not torch.equal(found, expected):
-        apart = f"{(found - expected).abs().max():.2g} apart" if found.shape == expected.shape else "another shape"
+    if not torch.equal(actual, expected):
+        apart = f"{(actual - expected).abs().max():.2g} apart" if actual.shape == expected.shape else "another shape"
         yield f"{what} ({apart})"
 
 

@@ -35,14 +35,14 @@ from internal_policy.models.families import Side, family_of, final_norm, multipl
 from internal_policy.models.hooks import FINAL, HookPoint, Visit, locate
 from internal_policy.models.passes import one_rotation, remembers
 from internal_policy.models.policy import READOUTS
-from internal_policy.readers import remote as there
+from internal_policy.readers import remote as remotely
 from internal_policy.scans.blocks import TOGETHER, padded
 from internal_policy.scans.reader import Measured, Reader
 from internal_policy.tasks.rollouts import Rollout
 
 STATE_BYTES = 2**31
 """Hidden states that a server is asked to hold at once; it is asked about longer texts piece by piece."""
-SENT = (matmul, transform, metrics, kernel, there)
+SENT = (matmul, transform, metrics, kernel, remotely)
 """The rooms whose text goes to a server, each after those that it needs."""
 
 Place = tuple[Any, Side, float]
@@ -155,7 +155,7 @@ def _measure(
         raise InputError(f"The lens '{lenses[0]}' is here, but the model is not; measure {' or '.join(READOUTS)}.")
     model, weight = _model(envoy), local.weight
     fields = ("measures", "top_k", "unembedded", "inputs", "streams")  # the server multiplies plainly
-    asked = {
+    request = {
         "shape": tuple(weight.shape),
         "readouts": readouts,
         "transform": asdict(local.transform),
@@ -175,8 +175,9 @@ def _measure(
             here[:, :start] = False
             here[:, start + step :] = False
             if here.any():
-                found = _ask(envoy, at, points, ids[:, read], here, ids.roll(-1, 1)[:, read][here], asked)
-                numbers = {(readout, name): values for readout, one in found.items() for name, values in one.items()}
+                targets = ids.roll(-1, 1)[:, read][here]
+                by_readout = _ask(envoy, at, points, ids[:, read], here, targets, request)
+                numbers = {(readout, name): v for readout, by_name in by_readout.items() for name, v in by_name.items()}
                 yield number[:, read][here], numbers
 
 
@@ -205,7 +206,7 @@ def _ask(
     ids: Tensor,
     here: Tensor,
     targets: Tensor,
-    asked: dict[str, Any],
+    request: dict[str, Any],
 ) -> dict[str, dict[str, Tensor]]:
     """The numbers at the positions `here`, of one pass over `ids`.
 
@@ -217,8 +218,8 @@ def _ask(
     path = {module: name for name, module in model.named_modules()}
     unembed, norm = envoy.get(path[unembedding(model)]), envoy.get(path[final_norm(model)])
     places = [(points.index(point), *place) for point, place in _places(envoy, points).items()]
-    normed_too = range(1, asked["fields"]["unembedded"]) if "norm" in asked["readouts"] else ()
-    text, found = program(), {}
+    normed_too = range(1, request["fields"]["unembedded"]) if "norm" in request["readouts"] else ()
+    text, numbers = program(), {}
     try:
         with envoy.trace(input_ids=ids, use_cache=False, remote=at) as tracer:
             states, normed, weight = {}, {}, None
@@ -236,19 +237,20 @@ def _ask(
             inside = {}
             exec(text, inside)
             ordered = [[rows[row] for row in sorted(rows)] for rows in (states, normed)]
-            found = nnsight.save(inside["measured"](*ordered, weight, targets, **asked))
+            numbers = nnsight.save(inside["measured"](*ordered, weight, targets, **request))
             tracer.stop()
     except (RemoteError, HTTPError, WebSocketException) as error:
         raise _failure(error) from error
-    return found
+    return numbers
 
 
 def _failure(error: Exception) -> Exception:
     """What a server's answer means here: to ask for less at a time, or a sentence."""
-    said = str(error).strip() or type(error).__name__
-    if "out of memory" in said:
-        return torch.OutOfMemoryError(f"CUDA out of memory. {said}")
-    return InputError(f"The server did not measure this ({said.splitlines()[-1]}); nnsight.status() lists its models.")
+    message = str(error).strip() or type(error).__name__
+    if "out of memory" in message:
+        return torch.OutOfMemoryError(f"CUDA out of memory. {message}")
+    last = message.splitlines()[-1]
+    return InputError(f"The server didn't measure this ({last}). See which models it has with nnsight.status().")
 
 
 @cache

@@ -34,7 +34,7 @@ def measured(
     hidden = torch.stack([state.to(weight) for state in states])
     through_norm = torch.stack([state.to(weight) for state in normed]) if "norm" in readouts else None
     kernel = Kernel(weight, LogitTransform(**transform), **fields)
-    found: dict[str, dict[str, list[Tensor]]] = {readout: {} for readout in readouts}
+    parts: dict[str, dict[str, list[Tensor]]] = {readout: {} for readout in readouts}
     with torch.autocast(weight.device.type, enabled=False):  # a server may compute everything in half precision
         for start in range(0, len(targets), together):
             at = slice(start, start + together)
@@ -43,5 +43,5 @@ def measured(
                 numbers = kernel.numbers(hidden[:, at], targets[at].to(weight.device), normed_here)
                 for name, values in numbers.items():
                     small = values.to(torch.int32 if name == "topk_ids" else torch.float32).cpu()
-                    found[readout].setdefault(name, []).append(small)
-    return {readout: {name: torch.cat(parts, 1) for name, parts in one.items()} for readout, one in found.items()}
+                    parts[readout].setdefault(name, []).append(small)
+    return {readout: {name: torch.cat(each, 1) for name, each in named.items()} for readout, named in parts.items()}

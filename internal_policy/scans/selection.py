@@ -36,7 +36,7 @@ class Selection:
             if not given:
                 raise InputError(f"No {what} is chosen; known are {', '.join(known)}.")
         for what, given in (("Layer", self.layers), ("Site", self.sites), ("Measure", self.measures)):
-            if twice := [one for one in given if list(given).count(one) > 1]:
+            if twice := [name for name in given if list(given).count(name) > 1]:
                 raise InputError(f"{what} {twice[0]} is given twice. List each only once.")
         if not self.readouts:  # what a lens is called is for who brings it
             raise InputError(f"No readout is chosen; known are {', '.join(READOUTS)}.")

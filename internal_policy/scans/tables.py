@@ -53,10 +53,10 @@ def policies_table(
         "readout": pa.array(_spread(np.array(selection.readouts)[:, None], shape)),
     }
     for column in columns(numbers, selection, plan, n_layers):
-        there = np.isin(layers, column.layers)
+        present = np.isin(layers, column.layers)
         values = np.zeros((*shape, *column.values.shape[3:]), dtype=column.values.dtype)
-        values[:, :, there] = column.values
-        absent = np.broadcast_to(~there, shape).copy()
+        values[:, :, present] = column.values
+        absent = np.broadcast_to(~present, shape).copy()
         if column.name == "entropy_at_input_norm":
             absent |= (np.array(selection.readouts) != "raw")[:, None]
         if column.name == "rank":  # an integer, which cannot be NaN: a policy that is NaN has none
@@ -75,11 +75,11 @@ def layers_table(
     """
     starts = np.cumsum([0, *lengths[:-1]])
     count = np.array(lengths)[:, None, None]
-    found: dict[str, dict[str, np.ndarray]] = {}
-    at: dict[str, tuple[int, ...]] = {}
+    means_at: dict[str, dict[str, np.ndarray]] = {}
+    layers_at: dict[str, tuple[int, ...]] = {}
     for column in columns(numbers, selection, plan, n_layers):
-        means = found.setdefault(column.site, {})
-        at[column.site] = column.layers
+        means = means_at.setdefault(column.site, {})
+        layers_at[column.site] = column.layers
         if column.name.startswith("topk"):
             continue
         values = column.values.astype(np.float64)
@@ -89,7 +89,7 @@ def layers_table(
         if column.name == "rank":
             hits = np.where(np.isnan(values), np.nan, values == 1)
             means["top1"] = np.add.reduceat(hits, starts) / count
-    names = list(dict.fromkeys(name for means in found.values() for name in means))
+    names = list(dict.fromkeys(name for means in means_at.values() for name in means))
     return pa.concat_tables(
         pa.table(
             {
@@ -97,14 +97,14 @@ def layers_table(
                     _spread(np.arange(first, first + len(lengths), dtype=np.int32)[:, None, None], shape)
                 ),
                 "readout": pa.array(_spread(np.array(selection.readouts)[:, None], shape)),
-                "layer": pa.array(_spread(np.array(at[site], dtype=np.int32), shape)),
+                "layer": pa.array(_spread(np.array(layers_at[site], dtype=np.int32), shape)),
                 "site": pa.array([site] * int(np.prod(shape))),
                 "tokens": pa.array(_spread(count.astype(np.int32), shape)),
                 **{name: _mean(means.get(name), shape) for name in names},
             }
         )
-        for site, means in found.items()
-        for shape in [(len(lengths), len(selection.readouts), len(at[site]))]
+        for site, means in means_at.items()
+        for shape in [(len(lengths), len(selection.readouts), len(layers_at[site]))]
     ).sort_by([("rollout", "ascending"), ("readout", "ascending"), ("layer", "ascending")])
 
 

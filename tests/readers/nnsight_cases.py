@@ -31,7 +31,7 @@ from internal_policy.models import loading
 from internal_policy.models.families import sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.readers import nnsight as door
-from internal_policy.readers import remote as there
+from internal_policy.readers import remote as remotely
 from internal_policy.scans import blocks, store
 from internal_policy.scans.reader import reader_of
 from internal_policy.scans.scan import scan
@@ -313,7 +313,7 @@ def measured(shape=(320, 32)):
     hidden, weight = torch.randn(4, 6, 32, generator=generator), torch.randn(320, 32, generator=generator)
     asked: Any = {"readouts": ("raw",), "shape": shape, "transform": {"divisor": 1.0, "cap": None}, "together": 4}
     asked["fields"] = {"measures": MEASURES, "top_k": 3}
-    return there.measured([*hidden], [], weight, torch.arange(6), **asked)["raw"]
+    return remotely.measured([*hidden], [], weight, torch.arange(6), **asked)["raw"]
 
 
 def test_half_precision_around_the_measuring_does_not_reach_into_it():
@@ -441,7 +441,7 @@ def test_what_a_server_says_is_a_sentence(monkeypatch, llama, whole, tokenizer, 
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", "a-key")
     monkeypatch.setattr(RemoteBackend, "request", request)
     monkeypatch.setattr(door.TransformersModel, "to_model_key", lambda _: "a key")
-    with pytest.raises(InputError, match=r"did not measure this \(ValueError: no such model\); nnsight.status\(\)"):
+    with pytest.raises(InputError, match=r"didn't measure this \(ValueError: no such model\)\. .* nnsight\.status\(\)"):
         scan(door.remote(whole(llama)), tokenizer, rollouts)
 
 
