@@ -44,7 +44,7 @@ def apart(rollouts: Sequence[Rollout], share: float, seed: int) -> tuple[list[Ro
     problem_of = [rollout.problem or str(number) for number, rollout in enumerate(rollouts)]
     problems = list(dict.fromkeys(problem_of))
     if len(problems) < 2:
-        raise InputError("A lens is fitted on some problems and measured on others, but here is one alone; give more.")
+        raise InputError("A lens is fitted on some problems and measured on others, but there is only one. Give more.")
     shuffled = torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed)).tolist()
     number = min(max(1, round(share * len(problems))), len(problems) - 1)
     held = {problems[n] for n in shuffled[:number]}
@@ -73,7 +73,7 @@ def fit(
     if not points:
         raise InputError("There is no hook point to fit: the last layer's output needs no translator. Name more sites.")
     if not (tokens := sum(len(rollout.response_ids) for rollout in rollouts)):
-        raise InputError("There are no response tokens to fit on; give rollouts.")
+        raise InputError("There are no response tokens to fit on. Give rollouts.")
     weight, dtype = reader_of(model).unembedding.weight, precision(inside(model).dtype)
     d_model = weight.shape[1]
     check_memory(len(points), tokens, d_model, weight.element_size())

@@ -117,26 +117,26 @@ def read(path: Path, n_layers: int, d_model: int) -> Translators:
         point, kind = _place(key, path)
         if point.layer >= n_layers:
             raise InputError(
-                f"{path} has a translator for layer {point.layer}, but the model's layers are 0 to {n_layers - 1}; "
-                "it is a lens of another model."
+                f"{path} has a translator for layer {point.layer}, but the model's layers are 0 to {n_layers - 1}. "
+                "Give a lens of this model."
             )
         shape = (d_model, d_model) if kind == "weight" else (d_model,)
         if tensor.shape != shape:
             raise InputError(
                 f"{path} has {key} of shape {tuple(tensor.shape)}, but the model's hidden states have {d_model} "
-                f"entries, so {shape} is expected; it is a lens of another model."
+                f"entries, so {shape} is expected. Give a lens of this model."
             )
         if not tensor.isfinite().all():
-            raise InputError(f"{path} has NaN or infinite values in {key}; fit the lens again.")
+            raise InputError(f"{path} has NaN or infinite values in {key}. Fit the lens again.")
         kinds = halves.setdefault(canonical(point.layer, point.site), {})
         if kind in kinds:
-            raise InputError(f"{path} has two translators for {canonical(point.layer, point.site)}; leave one out.")
+            raise InputError(f"{path} has two translators for {canonical(point.layer, point.site)}. Remove one.")
         kinds[kind] = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     for point, kinds in halves.items():
         if missing := {"weight", "bias"} - kinds.keys():
-            raise InputError(f"{path} has no {missing.pop()} for {point}; get the whole lens.")
+            raise InputError(f"{path} has no {missing.pop()} for {point}. Get the whole lens.")
     if not halves:
-        raise InputError(f"{path} holds no translators; fit a lens with `internal-policy fit-lens`.")
+        raise InputError(f"{path} contains no translators. Fit a lens with `internal-policy fit-lens`.")
     order = sorted(halves, key=lambda point: (point.layer, SITES.index(point.site)))
     return Translators({point: Translator(**halves[point]) for point in order}, n_layers, about)
 
@@ -146,18 +146,18 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.suffix in PICKLES:
         new = path.with_suffix(".safetensors")
         raise InputError(
-            f'{path} is a pickle, which can run code when it is loaded; convert it with `python -c "import torch, '
+            f'{path} is a pickle, which can run code when it is loaded. Convert it with `python -c "import torch, '
             f"safetensors.torch as s; s.save_file(torch.load('{path}', weights_only=True), '{new}')\"`."
         )
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise InputError(f"The lens {path} {what}; give a .safetensors file, as `internal-policy fit-lens` writes it.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"The lens {path} {what}. Give a .safetensors file written by `internal-policy fit-lens`.")
     try:
         with safe_open(path, "pt") as file:
             about = (file.metadata() or {}).get(ABOUT, "{}")
             return {key: file.get_tensor(key) for key in file.keys()}, dict(json.loads(about))  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError) as error:
-        raise InputError(f"The lens {path} is damaged, or no safetensors file ({error}); get a whole one.") from error
+        raise InputError(f"The lens {path} is damaged or not a safetensors file ({error}). Get a whole one.") from error
 
 
 def _place(key: str, path: Path) -> tuple[HookPoint, str]:
@@ -165,8 +165,8 @@ def _place(key: str, path: Path) -> tuple[HookPoint, str]:
     match = re.fullmatch(rf"(\d+)(?:\.({'|'.join(SITES)}))?\.(weight|bias)", key)
     if not match:
         raise InputError(
-            f"{path} has the key '{key}', expected keys such as 5.resid_post.weight and 5.resid_post.bias, or "
-            "5.weight and 5.bias as the tuned-lens library has them; it is no affine lens."
+            f"{path} has the key '{key}', but an affine lens has keys such as 5.resid_post.weight and "
+            "5.resid_post.bias, or 5.weight and 5.bias in the tuned-lens library's files."
         )
     layer, site, kind = match.groups()
     return HookPoint(int(layer), site or "resid_pre"), kind

@@ -307,7 +307,7 @@ def weight_alone(module: nn.Module) -> nn.Linear:
             "without quantizing, sharding or adapting its unembedding (lm_head)."
         )
     if module.bias is not None and (module.bias.is_meta or module.bias.any()):
-        raise InputError("The unembedding has a bias, which internal policies leave out; give a model without one.")
+        raise InputError("The unembedding has a bias, which internal policies leave out. Use a model without one.")
     return module
 
 

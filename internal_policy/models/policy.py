@@ -44,7 +44,7 @@ def readout_name(readout: Readout) -> str:
     called = readout.func if isinstance(readout, partial) and not hasattr(readout, "__name__") else readout
     name = getattr(called, "__name__", type(called).__name__)
     if name in READOUTS:
-        raise InputError(f"A lens is called '{name}', which is another readout; give it another __name__.")
+        raise InputError(f"A lens is called '{name}', which is another readout. Give it another __name__.")
     return name
 
 
@@ -128,7 +128,9 @@ def as_policy(model: nn.Module, point: HookPoint | str, readout: Readout = "raw"
     """
     model, point = inside(model), HookPoint.parse(point)
     if model in _open:
-        raise InputError(f"The model already is one of its internal policies; leave that before it becomes {point}.")
+        raise InputError(
+            f"The model already is one of its internal policies; leave that policy before it becomes {point}."
+        )
     if point == FINAL:
         yield
         return

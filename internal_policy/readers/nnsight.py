@@ -85,7 +85,7 @@ def check_key() -> None:
     """Raise InputError where there is no key for NDIF; a server of one's own may do without."""
     if CONFIG.API.HOST == ApiConfig().HOST and not CONFIG.API.APIKEY:
         raise InputError(
-            "NDIF wants a key: get one at https://login.ndif.us, then set NDIF_API_KEY to it, or keep it with "
+            "NDIF needs a key. Get one at https://login.ndif.us, then set NDIF_API_KEY to it, or keep it with "
             "`nnsight login`."
         )
 
@@ -102,7 +102,7 @@ def boot(
 def _model(envoy: Envoy) -> PreTrainedModel:
     model = envoy._module
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
-        raise InputError(f"nnsight wraps a {type(model).__name__}; give what wraps a whole causal language model.")
+        raise InputError(f"nnsight wraps a {type(model).__name__}. Wrap a whole causal language model.")
     family_of(model.config)
     return model
 
@@ -133,13 +133,13 @@ def _run(envoy: Any, points: Iterable[HookPoint], visit: Visit, **inputs: Any) -
             tracer.stop()
     except OutOfOrderError as error:
         raise InputError(
-            f"An edit of the wrapper comes after the hidden states, where a scan does not go ({error}); "
-            "remove it with clear_edits()."
+            f"An edit of the wrapper comes after the hidden states, which a scan does not reach ({error}). "
+            "Remove it with clear_edits()."
         ) from error
 
 
 def _stay(*_: Any, **__: Any) -> None:
-    raise InputError("Hidden states stay where the model is, and a scan measures them there; for this load the model.")
+    raise InputError("Hidden states stay on the server, where scans measure them. Load the model to read them here.")
 
 
 def _measure(
@@ -152,7 +152,7 @@ def _measure(
 ) -> Iterator[Measured]:
     """Measure a batch where the model is, piece by piece, as `local` would. Raises InputError if the server doesn't."""
     if lenses := [readout for readout in readouts if readout not in READOUTS]:
-        raise InputError(f"The lens '{lenses[0]}' is here, but the model is not; measure {' or '.join(READOUTS)}.")
+        raise InputError(f"The lens '{lenses[0]}' can't be used on a server. Use {' or '.join(READOUTS)}.")
     model, weight = _model(envoy), local.weight
     fields = ("measures", "top_k", "unembedded", "inputs", "streams")  # the server multiplies plainly
     request = {

@@ -80,7 +80,7 @@ def reader(bridge: TransformerBridge) -> Reader:
     """
     model = bridge.original_model
     if not isinstance(model, PreTrainedModel):
-        raise InputError(f"The bridge holds a {type(model).__name__}; only models of Hugging Face are read.")
+        raise InputError(f"The bridge holds a {type(model).__name__}, but only Hugging Face models can be read.")
     if bridge._weights_processed:
         raise InputError(
             "The bridge's weights were folded, which changes its raw policies: the final norm is in its unembedding. "
@@ -94,8 +94,8 @@ def _known(model: PreTrainedModel) -> None:
     family_of(model.config)
     if model.config.model_type not in FAMILIES:
         raise InputError(
-            f"'{model.config.model_type}' is not read through TransformerLens; that is {', '.join(FAMILIES)}. "
-            "Give the model itself."
+            f"'{model.config.model_type}' can't be read through TransformerLens, only {', '.join(FAMILIES)}. "
+            "Scan the model itself."
         )
 
 
@@ -142,7 +142,7 @@ def measure_cache(
     if sites is None:
         sites = [site for site in SITES if all(_cached(cache, canonical(layer, site)) is not None for layer in layers)]
     if bridge.tokenizer is None:
-        raise InputError("The bridge has no tokenizer, which the tokens' texts take; boot it with one.")
+        raise InputError("This bridge has no tokenizer, which is needed to label tokens. Boot it with one.")
     rollouts = of_ids(bridge.tokenizer, tokens.tolist(), prompt)
     replayed = replace(live, run=partial(_replay, cache, tokens, iter(range(tokens.shape[1]))))
     return scan.scan(
@@ -176,22 +176,20 @@ def _replay(
 ) -> None:
     """Visit what is cached of the next `input_ids`, which come in order, in as many pieces as the caller likes."""
     if len(input_ids) != len(tokens):  # a scan takes half of the rows where the memory is full
-        raise InputError(
-            "The cache is too much for the memory; measure fewer rows at a time, or fewer layers or sites."
-        )
+        raise InputError("The cache doesn't fit into memory. Measure fewer rows at a time, or fewer layers or sites.")
     here = slice((span := list(islice(position, input_ids.shape[1])))[0], span[-1] + 1)
     assert torch.equal(input_ids, tokens[:, here].to(input_ids.device))
     for point in points:
         hidden = _cached(cache, point)
         if hidden is None:
             raise InputError(
-                f"The cache lacks {name(point)}: run_with_cache with names_filter=None, or with that name among its "
-                "names, or measure less (layers, sites, measures)."
+                f"The cache lacks {name(point)}. Give run_with_cache names_filter=None or that name, or measure fewer "
+                "layers, sites or measures."
             )
         batched = hidden if cache.has_batch_dim else hidden.unsqueeze(0)
         if batched.shape[:2] != tokens.shape:
             raise InputError(
                 f"{name(point)} is cached for {' x '.join(map(str, batched.shape[:2]))} tokens, but the tokens given "
-                f"are {' x '.join(map(str, tokens.shape))}; give those that run_with_cache got."
+                f"are {' x '.join(map(str, tokens.shape))}. Give the tokens that run_with_cache got."
             )
         visit(point, batched[:, here])

@@ -105,11 +105,12 @@ def check_rollouts(model: Any, rollouts: Sequence[Rollout]) -> None:
             raise InputError(f"Rollout {number} has no {'response' if rollout.prompt_ids else 'prompt'} tokens.")
         if outside := [token for token in rollout.ids if not 0 <= token < d_vocab]:
             raise InputError(
-                f"Rollout {number} has token id {outside[0]}, but the model's are 0 to {d_vocab - 1}; is it another's?"
+                f"Rollout {number} has token id {outside[0]}, but the model's are 0 to {d_vocab - 1}. Was it "
+                "written by another model?"
             )
         if len(rollout.ids) > longest:
             raise InputError(
-                f"Rollout {number} has {len(rollout.ids)} tokens, but the model reads at most {longest}; remove it."
+                f"Rollout {number} has {len(rollout.ids)} tokens, but the model reads at most {longest}. Remove it."
             )
 
 

@@ -41,7 +41,7 @@ class Selection:
         if not self.readouts:  # what a lens is called is for who brings it
             raise InputError(f"No readout is chosen; known are {', '.join(READOUTS)}.")
         if twice := [name for name in self.readouts if self.readouts.count(name) > 1]:
-            raise InputError(f"Two readouts are called '{twice[0]}'; give a lens another __name__.")
+            raise InputError(f"Two readouts are called '{twice[0]}'. Give a lens another __name__.")
         if not self.layers or self.top_k < 0:
             raise InputError("Nothing to measure: choose at least one layer, and a top-k of 0 or more.")
         if not any(self.names(site) for site in (*self.sites, "final")):
@@ -107,7 +107,7 @@ def parse_layers(text: str, n_layers: int) -> tuple[int, ...]:
         negative = part.strip().startswith("-")
         if not first.isdecimal() or (dash and (negative or not last.isdecimal())):
             raise InputError(
-                f"'{part.strip()}' in --layers is no layer or range; write for example 0,5,10-20,-1 or all."
+                f"'{part.strip()}' in --layers isn't a layer or range. Write for example 0,5,10-20,-1 or all."
             )
         start = n_layers - int(first) if negative else int(first)
         stop = int(last) if dash else start

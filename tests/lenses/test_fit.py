@@ -143,7 +143,7 @@ def test_texts_without_a_problem_are_told_apart():
 
 
 def test_one_problem_alone_is_refused():
-    with pytest.raises(InputError, match="fitted on some problems and measured on others, but here is one alone"):
+    with pytest.raises(InputError, match="fitted on some problems and measured on others, but there is only one"):
         fit.apart([replace(one, problem="the same") for one in rollouts(3)], 0.2, seed=0)
 
 

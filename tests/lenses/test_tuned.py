@@ -188,13 +188,13 @@ def test_a_lens_that_is_called_as_another_readout_is_refused():
         return hidden
 
     with pytest.raises(
-        InputError, match=r"A lens is called 'norm', which is another readout; give it another __name__"
+        InputError, match=r"A lens is called 'norm', which is another readout\. Give it another __name__"
     ):
         readout_name(norm)
 
 
 def test_two_readouts_of_one_name_are_refused(llama, tokenizer):
-    with pytest.raises(InputError, match="Two readouts are called 'halved'; give a lens another __name__"):
+    with pytest.raises(InputError, match=r"Two readouts are called 'halved'\. Give a lens another __name__"):
         scan(llama, tokenizer, [random_rollout()], readouts=(halved, partial(halved)))
 
 
@@ -390,28 +390,28 @@ def square(**changes):
 BAD = {
     "another key": (
         {"model.norm.weight": torch.ones(32)},
-        "has the key 'model.norm.weight', expected keys such as 5.r",
+        "has the key 'model.norm.weight', but an affine lens has keys such as 5.r",
     ),
-    "another site": ({"0.attn.weight": torch.ones(32)}, "has the key '0.attn.weight', expected"),
-    "final": (square(**{"final.weight": torch.zeros(32, 32)}), "has the key 'final.weight', expected"),
+    "another site": ({"0.attn.weight": torch.ones(32)}, "has the key '0.attn.weight', but"),
+    "final": (square(**{"final.weight": torch.zeros(32, 32)}), "has the key 'final.weight', but"),
     "another width": (
         {"0.resid_post.weight": torch.zeros(16, 16)},
         r"has 0.resid_post.weight of shape \(16, 16\), but the model's hidden states have 32 entries",
     ),
     "more layers": (
         {"3.weight": torch.zeros(32, 32)},
-        "has a translator for layer 3, but the model's layers are 0 to 2; it is a lens of another model",
+        "has a translator for layer 3, but the model's layers are 0 to 2. Give a lens of this model",
     ),
     "NaN": (
         square(**{"0.resid_post.bias": torch.full((32,), torch.nan)}),
         "has NaN or infinite values in 0.resid_post.bias",
     ),
-    "half a translator": ({"1.weight": torch.zeros(32, 32)}, "has no bias for 0.resid_post; get the whole lens"),
+    "half a translator": ({"1.weight": torch.zeros(32, 32)}, "has no bias for 0.resid_post. Get the whole lens"),
     "two translators": (
         square(**{"1.resid_pre.bias": torch.zeros(32)}),
-        "has two translators for 0.resid_post; leave one out",
+        "has two translators for 0.resid_post. Remove one",
     ),
-    "nothing": ({}, "holds no translators; fit a lens with `internal-policy fit-lens`"),
+    "nothing": ({}, "contains no translators. Fit a lens with `internal-policy fit-lens`"),
 }
 
 
@@ -427,12 +427,15 @@ def test_a_bad_lens_is_refused_in_a_sentence(case, llama, tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged, or no safetensors file"),
-        (lambda path: path.write_bytes(b"nonsense"), "is damaged, or no safetensors file"),
-        (lambda path: save_file(square(), path, {"internal_policy": "{"}), "is damaged, or no safetensors file"),
-        (lambda path: save_file(square(), path, {"internal_policy": "7"}), "is damaged, or no safetensors file"),
-        (lambda path: path.unlink(), "is not there; give a .safetensors file, as `internal-policy fit-lens` writes it"),
-        (lambda path: (path.unlink(), path.mkdir()), "is a folder; give a .safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged or not a safetensors file"),
+        (lambda path: path.write_bytes(b"nonsense"), "is damaged or not a safetensors file"),
+        (lambda path: save_file(square(), path, {"internal_policy": "{"}), "is damaged or not a safetensors file"),
+        (lambda path: save_file(square(), path, {"internal_policy": "7"}), "is damaged or not a safetensors file"),
+        (
+            lambda path: path.unlink(),
+            "does not exist. Give a .safetensors file written by `internal-policy fit-lens`",
+        ),
+        (lambda path: (path.unlink(), path.mkdir()), "is a folder. Give a .safetensors file"),
     ],
 )
 def test_a_damaged_file_is_refused_in_a_sentence(make, said, llama, tmp_path):
@@ -447,7 +450,7 @@ def test_a_damaged_file_is_refused_in_a_sentence(make, said, llama, tmp_path):
 def test_a_pickle_is_refused_with_the_command_that_converts_it(name, llama, tmp_path, theirs):
     path, tensors = theirs
     torch.save(tensors, tmp_path / name)
-    with pytest.raises(InputError, match="is a pickle, which can run code when it is loaded; convert it with") as error:
+    with pytest.raises(InputError, match=r"is a pickle, which can run code when it is loaded\. Convert it") as error:
         lens.load(tmp_path / name, llama)
     command = str(error.value).partition('python -c "')[2].partition('"`')[0]
     exec(command, {})  # what the sentence says works, in any folder

@@ -455,7 +455,7 @@ def test_a_wrapper_without_weights_is_refused(llama, tokenizer, rollouts):
 
 
 def test_a_part_of_a_model_is_refused(llama, tokenizer, rollouts):
-    with pytest.raises(InputError, match="nnsight wraps a LlamaModel; give what wraps a whole causal language model"):
+    with pytest.raises(InputError, match=r"nnsight wraps a LlamaModel\. Wrap a whole causal language model"):
         scan(NNsight(llama).model, tokenizer, rollouts)
     with pytest.raises(InputError, match="nnsight wraps a Linear"):
         scan(NNsight(torch.nn.Linear(2, 2)), tokenizer, rollouts)
@@ -468,7 +468,7 @@ def test_a_wrapper_that_no_server_knows_is_refused(llama):
 
 def test_ndif_without_a_key_is_refused(monkeypatch, whole, llama):
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", None)
-    with pytest.raises(InputError, match=r"NDIF wants a key: get one at https://login.ndif.us, then set NDIF_API_KEY"):
+    with pytest.raises(InputError, match=r"NDIF needs a key\. Get one at https://login.ndif.us, then set NDIF_API_KEY"):
         door.remote(whole(llama))
     door.remote(whole(llama), "https://ndif.example.org")
 
@@ -477,7 +477,7 @@ def test_a_lens_is_not_sent(whole, llama, tokenizer, rollouts):
     def mine(hidden, _):
         return hidden
 
-    with pytest.raises(InputError, match="The lens 'mine' is here, but the model is not; measure raw or norm"):
+    with pytest.raises(InputError, match=r"The lens 'mine' can't be used on a server\. Use raw or norm"):
         scan(door.remote(whole(llama), "local"), tokenizer, rollouts, readouts=[mine])
 
 

@@ -171,7 +171,7 @@ def test_compatibility_of_names_alone_is_read(bridge, tokenizer, rollouts):
 
 
 def test_a_family_that_was_not_compared_is_refused(tokenizer):
-    with pytest.raises(InputError, match=r"'gpt2' is not read through TransformerLens; that is gemma2, "):
+    with pytest.raises(InputError, match=r"'gpt2' can't be read through TransformerLens, only gemma2, "):
         boot(tiny_model("gpt2"), tokenizer)
 
 
@@ -244,13 +244,13 @@ def test_a_cache_that_is_too_much_for_the_memory_is_said_to_be(bridge, input_ids
 
     _, cached = bridge.run_with_cache(input_ids)
     monkeypatch.setattr(Kernel, "numbers", full)
-    with pytest.raises(InputError, match="too much for the memory; measure fewer rows"):
+    with pytest.raises(InputError, match=r"doesn't fit into memory\. Measure fewer rows"):
         measure_cache(bridge, cached, input_ids)
 
 
 def test_what_a_cache_lacks_is_named(bridge, input_ids):
     _, store = bridge.run_with_cache(input_ids, names_filter=lambda name: name.endswith("hook_mlp_out"))
-    with pytest.raises(InputError, match=r"The cache lacks ln_final\.hook_out: run_with_cache with names_filter=None"):
+    with pytest.raises(InputError, match=r"The cache lacks ln_final\.hook_out\. Give run_with_cache names_filter=None"):
         measure_cache(bridge, store, input_ids, measures=("entropy",))
 
 
@@ -262,7 +262,7 @@ def test_a_cache_of_other_tokens_is_refused(bridge, input_ids):
 
 def test_a_bridge_over_no_hugging_face_model_is_refused():
     sizes = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 16, "d_vocab": 20, "d_mlp": 16}
-    with pytest.raises(InputError, match="The bridge holds a NativeModel; only models of Hugging Face are read"):
+    with pytest.raises(InputError, match="The bridge holds a NativeModel, but only Hugging Face models can be read"):
         reader_of(boot_native({**sizes, "act_fn": "relu"}))
 
 

@@ -550,9 +550,15 @@ def test_a_broken_model_has_no_means(llama, tokenizer, rollouts, name):
     [
         ({"prompt_ids": ()}, r"Rollout 1 has no prompt tokens\."),
         ({"response_ids": ()}, r"Rollout 1 has no response tokens\."),
-        ({"response_ids": (5, 320)}, r"Rollout 1 has token id 320, but the model's are 0 to 319; is it another's"),
-        ({"prompt_ids": (-1, 5)}, r"Rollout 1 has token id -1, but the model's are 0 to 319; is it another's"),
-        ({"response_ids": (5,) * 512}, r"Rollout 1 has 515 tokens, but the model reads at most 512; remove it"),
+        (
+            {"response_ids": (5, 320)},
+            r"Rollout 1 has token id 320, but the model's are 0 to 319\. Was it written by another model",
+        ),
+        (
+            {"prompt_ids": (-1, 5)},
+            r"Rollout 1 has token id -1, but the model's are 0 to 319\. Was it written by another model",
+        ),
+        ({"response_ids": (5,) * 512}, r"Rollout 1 has 515 tokens, but the model reads at most 512\. Remove it"),
     ],
 )
 def test_a_rollout_that_the_model_cannot_read_is_refused(llama, tokenizer, change, sentence):

@@ -49,7 +49,9 @@ def test_layers_are_read(text, layers):
     "text", ["", "a", "1-", "-", "--1", "1,,2", "1,", "-3-1", "-3--1", "1--2", "1-2-3", "0.5", "ALL", "1:3"]
 )
 def test_a_text_that_is_no_layers_is_refused(text):
-    with pytest.raises(InputError, match=r"in --layers is no layer or range; write for example 0,5,10-20,-1 or all\."):
+    with pytest.raises(
+        InputError, match=r"in --layers isn't a layer or range. Write for example 0,5,10-20,-1 or all\."
+    ):
         parse_layers(text, 24)
 
 
