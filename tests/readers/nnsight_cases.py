@@ -24,6 +24,7 @@ from nnsight.modeling import huggingface
 from nnsight.schema.request import RequestModel
 from transformers import AutoModelForCausalLM, DynamicCache
 
+import internal_policy
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import MEASURES
@@ -492,9 +493,9 @@ def test_hidden_states_are_not_had_from_a_server(whole, llama, rollouts):
 def test_the_readmes_example_runs(llama, tokenizer, rollouts):
     (example,) = re.findall(r"```py\n(import nnsight\n.*?)```", README.read_text(), re.DOTALL)
     example = example.replace('"meta-llama/Llama-3.1-70B")', 'model, tokenizer=copy.deepcopy(tokenizer)), "local"')
-    names: Any = {"scan": scan, "model": llama, "tokenizer": tokenizer, "rollouts": rollouts, "copy": copy}
+    names: Any = {"ip": internal_policy, "model": llama, "tokenizer": tokenizer, "rollouts": rollouts, "copy": copy}
     exec(example, names)
-    same(names["here"], names["there"])
+    same(names["here"].source, names["there"].source)
 
 
 # the command line

@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     from transformer_lens.model_bridge.sources import boot_native
     from transformer_lens.tools.analysis import logit_readout
 
+import internal_policy
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.measure.kernel import Kernel
@@ -271,9 +272,9 @@ def test_the_readmes_example_runs(bridge, tokenizer, rollouts):
     (example,) = re.findall(r"```py\n(from internal_policy.readers.transformer_lens.*?)```", text, re.DOTALL)
     tokens = torch.randint(5, 256, (2, 20), generator=torch.Generator().manual_seed(4))
     given = {"model": tiny_model("qwen3").float(), "tokenizer": tokenizer, "rollouts": rollouts, "tokens": tokens}
-    names = {"scan": scan, **given}
+    names: dict[str, Any] = {"ip": internal_policy, **given}
     exec(example, names)
-    same(names["live"], scan(bridge, tokenizer, rollouts))
+    same(names["live"].source, scan(bridge, tokenizer, rollouts))
     same(names["cached"], scan(bridge, tokenizer, of_ids(tokenizer, tokens.tolist(), prompt=12)))
 
 
