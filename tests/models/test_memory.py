@@ -5,10 +5,10 @@ import torch
 
 from internal_policy.models.memory import in_halves
 
-FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+FULL: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-def of_at_most(n, error=FULL):
+def of_at_most(n, error: Exception = FULL):
     """Work on a machine whose memory is full with more than `n` items."""
 
     def work(part):
