@@ -54,7 +54,7 @@ def test_a_fitted_lens_is_closer_to_the_model_on_texts_that_it_has_not_seen(fami
     assert wide["tuned"].mean() < 0.8 * wide["norm"].mean()
 
 
-def test_no_step_has_moved_nothing_so_that_the_lens_begins_as_the_norm_readout(llama):
+def test_an_untrained_lens_is_the_norm_readout(llama):
     translators = fit.fit(llama, rollouts(4), POINTS, steps=1, learning_rate=1e-12)
     state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for point in POINTS:
@@ -115,7 +115,7 @@ def test_a_bfloat16_model_has_translators_in_float32():
     assert (wide["tuned"] < wide["norm"]).all()
 
 
-def test_each_step_is_told(llama):
+def test_every_step_reports_its_progress(llama):
     told = []
     fit.fit(llama, rollouts(2), POINTS, steps=3, batch_tokens=10, advance=lambda *step: told.append(step))
     assert told == [(1, 10)] * 3
@@ -181,7 +181,7 @@ def test_a_bad_option_is_refused_in_a_sentence(llama, options, said):
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
-def test_a_share_that_is_none_is_refused(share):
+def test_a_held_out_share_must_lie_between_0_and_1(share):
     with pytest.raises(InputError, match=r"held-out is .*; it must be above 0 and below 1"):
         fit.check_options(1, 1.0, 1, share)
 
@@ -196,7 +196,7 @@ def test_no_rollouts_are_refused(llama):
         fit.fit(llama, [], POINTS)
 
 
-def test_what_does_not_fit_into_memory_is_refused_before_anything_is_read(llama, monkeypatch):
+def test_a_fit_too_large_for_memory_is_refused_before_reading(llama, monkeypatch):
     monkeypatch.setattr(fit, "states", None)
     memory = type("memory", (), {"available": 1000})
     monkeypatch.setattr(fit.psutil, "virtual_memory", lambda: memory)

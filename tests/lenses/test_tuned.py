@@ -183,7 +183,7 @@ def test_a_readout_has_the_name_of_its_function_or_class(tuned):
     assert readout_name(replace(tuned, name="mine")) == "mine"
 
 
-def test_a_lens_that_is_called_as_another_readout_is_refused():
+def test_a_lens_named_like_another_readout_is_refused():
     def norm(hidden, point):
         return hidden
 
@@ -341,7 +341,7 @@ def test_the_same_lens_is_the_same_file(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
     def interrupted(tensors, path, metadata):
         path.write_bytes(b"half of it")
         raise KeyboardInterrupt

@@ -435,7 +435,7 @@ def test_too_much_for_the_server_is_asked_about_in_halves(monkeypatch, llama, wh
     close(scan(door.remote(envoy), tokenizer, rollouts), scan(llama, tokenizer, rollouts))
 
 
-def test_what_a_server_says_is_a_sentence(monkeypatch, llama, whole, tokenizer, rollouts):
+def test_an_error_of_the_server_is_one_sentence(monkeypatch, llama, whole, tokenizer, rollouts):
     def request(*_):
         raise RemoteError("Traceback (most recent call last):\n  somewhere\nValueError: no such model")
 
@@ -482,7 +482,7 @@ def test_a_lens_is_not_sent(whole, llama, tokenizer, rollouts):
         scan(door.remote(whole(llama), "local"), tokenizer, rollouts, readouts=[mine])
 
 
-def test_hidden_states_are_not_had_from_a_server(whole, llama, rollouts):
+def test_a_server_gives_no_hidden_states(whole, llama, rollouts):
     with pytest.raises(InputError, match="Hidden states stay where the model is"):
         next(blocks.blocks(door.remote(whole(llama), "local"), rollouts, [FINAL]))
 
@@ -554,7 +554,7 @@ def test_the_command_line_measures_on_ndif(served, responses, tmp_path, monkeypa
         (["--remote", "--reader", "nnsight", "--rollouts", "r.jsonl", "--dtype", "float32"], "--dtype is the server's"),
     ],
 )
-def test_remote_without_what_it_takes_is_refused(words, sentence, responses, capsys):
+def test_remote_with_unsuitable_options_is_refused(words, sentence, responses, capsys):
     assert main(["scan", *words]) == 2
     assert sentence in capsys.readouterr().err
 
@@ -569,7 +569,7 @@ def test_remote_without_a_key_is_refused_before_any_work(served, responses, monk
 
 
 @pytest.mark.parametrize(("name", "package"), [("nnsight", "nnsight"), ("transformer-lens", "transformer_lens")])
-def test_a_library_that_is_not_there_is_named_before_any_work(name, package, responses, monkeypatch, capsys):
+def test_a_missing_library_is_named_before_any_work(name, package, responses, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(loading, "load_config", None)
     assert main(["scan", "--reader", name]) == 2

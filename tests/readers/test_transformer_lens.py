@@ -239,7 +239,7 @@ def test_a_cache_without_a_batch_is_measured(bridge, tokenizer, input_ids):
     same(measure_cache(bridge, store, one), scan(bridge, tokenizer, of_ids(tokenizer, one.tolist())))
 
 
-def test_a_cache_that_is_too_much_for_the_memory_is_said_to_be(bridge, input_ids, monkeypatch):
+def test_a_cache_too_large_for_memory_is_an_error(bridge, input_ids, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
@@ -261,7 +261,7 @@ def test_a_cache_of_other_tokens_is_refused(bridge, input_ids):
         measure_cache(bridge, store, input_ids[:, :9])
 
 
-def test_a_bridge_over_no_hugging_face_model_is_refused():
+def test_a_bridge_without_a_hugging_face_model_is_refused():
     sizes = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 16, "d_vocab": 20, "d_mlp": 16}
     with pytest.raises(InputError, match="The bridge holds a NativeModel, but only Hugging Face models can be read"):
         reader_of(boot_native({**sizes, "act_fn": "relu"}))

@@ -125,7 +125,7 @@ def in_pieces_of(monkeypatch, length, model, batch):
 # every number
 
 
-def test_every_number_is_the_slow_references(model, tokenizer, rollouts):
+def test_every_number_equals_a_slow_reference(model, tokenizer, rollouts):
     found = scan(model, tokenizer, rollouts, readouts=("raw", "norm"))
     assert_says_the_reference(found.policies, model, rollouts[:3], all_points(model), ("raw", "norm"))
 
@@ -137,7 +137,7 @@ def test_the_models_own_policy_is_the_same_under_every_readout(model, tokenizer,
     assert raw["final.entropy"].equals(normed["final.entropy"])
 
 
-def test_the_models_own_policy_is_generates(model, tokenizer):
+def test_greedy_tokens_of_generate_have_rank_1(model, tokenizer):
     model.generation_config.eos_token_id = None
     one = random_rollout(6, 1)
     ids = model.generate(torch.tensor([one.prompt_ids]), max_new_tokens=9, do_sample=False, pad_token_id=1)[0, 6:]
@@ -178,7 +178,7 @@ def test_a_scan_holds_the_rollouts_as_they_were(llama, tokenizer, rollouts):
     assert [tuple(ids) for ids in found["prompt_ids"]] == [one.prompt_ids for one in rollouts]
 
 
-def test_a_row_is_there_for_every_response_token(llama, tokenizer, rollouts):
+def test_every_response_token_has_a_row(llama, tokenizer, rollouts):
     policies = scan(llama, tokenizer, rollouts).policies
     counts = policies[policies["layer"] == 3].groupby("rollout").size()
     assert counts.tolist() == [5, 30, 1, 17, 2]
@@ -288,7 +288,7 @@ def test_blocks_of_any_size_are_the_same(monkeypatch, llama, tokenizer, rollouts
     assert_same(scan(llama, tokenizer, rollouts), expected)
 
 
-def test_reading_in_pieces_says_the_slow_reference(monkeypatch, model, tokenizer, rollouts):
+def test_reading_in_pieces_equals_a_slow_reference(monkeypatch, model, tokenizer, rollouts):
     in_pieces_of(monkeypatch, 6, model, len(rollouts))
     found = scan(model, tokenizer, rollouts)
     assert_says_the_reference(
@@ -536,7 +536,7 @@ def test_weights_that_are_not_numbers_give_nan_from_there_on(family, tokenizer, 
 @pytest.mark.parametrize(
     "name", ["entropy", "logprob", "kl", "norm", "cosine", "rank", "top1", "entropy_at_input_norm"]
 )
-def test_a_broken_model_has_no_means(llama, tokenizer, rollouts, name):
+def test_nan_weights_give_nan_means(llama, tokenizer, rollouts, name):
     llama.get_submodule("model.embed_tokens").weight.data[:] = torch.nan
     layers = scan(llama, tokenizer, rollouts[:2]).layers
     assert layers.loc[layers["site"] == "mlp_out", name].isna().all()
@@ -588,7 +588,7 @@ def test_no_rollouts_are_refused(llama, tokenizer):
     ],
     ids=str,
 )
-def test_what_the_model_has_not_is_refused(llama, tokenizer, rollouts, part, sentence):
+def test_layers_and_sites_that_the_model_lacks_are_refused(llama, tokenizer, rollouts, part, sentence):
     with pytest.raises(InputError, match=sentence):
         scan(llama, tokenizer, rollouts, **part)
 
