@@ -89,15 +89,15 @@ class Opener:
 
         if self.remote:
             return _remote(inputs)
-        model = inputs.model()
+        model: Any = inputs.model()
         if self.reader == "transformer-lens":
             from internal_policy.readers.transformer_lens import boot
 
-            return reader_of(boot(inside(model), inputs.tokenizer))
+            model = boot(inside(model), inputs.tokenizer)
         if self.reader == "nnsight":
             import nnsight
 
-            return reader_of(nnsight.NNsight(inside(model)))
+            model = nnsight.NNsight(inside(model))
         return reader_of(model)
 
 

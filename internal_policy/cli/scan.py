@@ -2,11 +2,9 @@
 
 import dataclasses
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,10 +19,10 @@ from internal_policy.errors import InputError
 from internal_policy.models import loading
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
     from internal_policy.lenses.tuned import Translators
-    from internal_policy.scans.selection import Selection
+    from internal_policy.scans.selection import Plan, Selection
     from internal_policy.tasks.problems import Problem
     from internal_policy.tasks.rollouts import Rollout
 
@@ -77,7 +75,6 @@ PRESENTATION = {"output", "json", "dry_run", "remeasure"}
 """Options that change nothing of what is measured."""
 SAMPLING = {f.name for f in dataclasses.fields(SamplingOptions)} - {"batch_size"} | {"problems"}
 """Options that mean nothing where the responses are given."""
-PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
 
 
 def run(options: Scan) -> None:
@@ -96,12 +93,12 @@ def run(options: Scan) -> None:
     elif cached and (broken := store.cut_short(folder)):
         raise InputError(f"{folder / broken[0]} is missing or cut short. Measure it again with --remeasure.")
     if options.dry_run:
-        printed(_forecast(options, inputs), folder, cached, as_json=options.json)
+        printed(_forecast(options, _work(options, inputs)), folder, cached, as_json=options.json)
         return
     if not cached:
-        reader = opening.Opener(options.reader, options.remote)
-        reader.check()
-        _measure(options, inputs, reader, folder)
+        opener = opening.Opener(options.reader, options.remote)
+        opener.check()
+        _measure(_work(options, inputs), opener, folder)
     show.scan(folder, None, as_json=options.json, extra={"cached": cached})
     progress.note(f"{'From the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
 
@@ -116,10 +113,18 @@ def _prepared(options: Scan) -> Prepared:
     inputs = prepare(options, unused, sources, rollouts=options.rollouts, lens=options.lens)
     if options.layers == options.sites == options.measures == "all":
         return inputs  # without transformers, which takes seconds to import
-    every = _selection(dataclasses.replace(options, layers="all", sites="all", measures="all"), inputs.config)
-    selection = _selection(options, inputs.config)
-    for name in ("layers", "sites", "measures"):
-        some, whole = getattr(selection, name), getattr(every, name)
+    from internal_policy.measure.metrics import MEASURES
+    from internal_policy.measure.sites import SITES
+    from internal_policy.models.families import sites_of
+
+    selection, sites = _selection(options, inputs.config), sites_of(inputs.config)
+    every = {
+        "layers": tuple(range(inputs.config.get_text_config().num_hidden_layers)),
+        "sites": tuple(site for site in SITES if site in sites),
+        "measures": MEASURES,
+    }
+    for name, whole in every.items():
+        some = getattr(selection, name)
         inputs.question[name] = "all" if some == whole else list(some)
     return inputs
 
@@ -149,96 +154,93 @@ def _selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
     )
 
 
-def _translators(inputs: Prepared, selection: "Selection") -> "Translators | None":
-    """The translators of --lens, checked against what is unembedded."""
+@dataclass(frozen=True)
+class Work:
+    """What a scan measures, checked."""
+
+    inputs: Prepared
+    """The model, and where responses come from."""
+    selection: "Selection"
+    """What of the model is measured."""
+    plan: "Plan"
+    """The hidden states that this takes."""
+    translators: "Translators | None"
+    """Those of --lens."""
+    rollouts: "list[Rollout]"
+    """The given responses; none if they are sampled."""
+    problems: "list[Problem]"
+    """Problems to sample responses to."""
+    prompts: list[int]
+    """How many tokens the prompt of each problem has."""
+
+    @property
+    def total(self) -> int:
+        """How many responses are measured."""
+        return len(self.rollouts) or len(self.problems) * self.inputs.sampling.samples
+
+    @property
+    def tokens(self) -> int:
+        """How many response tokens are given; 0 if responses are sampled."""
+        return sum(len(rollout.response_ids) for rollout in self.rollouts)
+
+
+def _work(options: Scan, inputs: Prepared) -> Work:
     from internal_policy.models.families import sites_of
     from internal_policy.scans.selection import plan
 
-    planned = plan(selection, sites_of(inputs.config))
-    return inputs.translators(planned.points[1 : planned.unembedded])  # the first is final
-
-
-def _asked(inputs: Prepared) -> "tuple[list[Rollout], list[Problem], list[int]]":
-    """The given rollouts, or else the problems and how many tokens each prompt has. All checked."""
-    if inputs.rollouts is not None:
-        return inputs.given(), [], []
-    return [], *inputs.problems(inputs.question["problems"])
-
-
-def _measure(options: Scan, inputs: Prepared, opener: opening.Opener, folder: Path) -> None:
-    from internal_policy.lenses import tuned
-    from internal_policy.scans import job, sampling, store
-    from internal_policy.scans.scan import Scanner, check_rollouts
-
     progress.quiet()
     selection = _selection(options, inputs.config)
-    translators = _translators(inputs, selection)
-    rollouts, problems, _ = _asked(inputs)
+    planned = plan(selection, sites_of(inputs.config))
+    translators = inputs.translators(planned.points[1 : planned.unembedded])  # the first is final
+    problems, prompts = inputs.problems(inputs.question["problems"]) if inputs.rollouts is None else ([], [])
+    return Work(inputs, selection, planned, translators, inputs.given(), problems, prompts)
+
+
+def _measure(work: Work, opener: opening.Opener, folder: Path) -> None:
+    from internal_policy.lenses import tuned
+    from internal_policy.scans import job, sampling
+    from internal_policy.scans.scan import Scanner, check_rollouts
+
+    inputs, size = work.inputs, work.inputs.sampling.batch_size
+    longest = size * inputs.sampling.max_new_tokens  # the responses' lengths aren't known before they are sampled
+    _check_disk(folder, work.selection, work.tokens or longest)
     reader = opener.open(inputs)
-    lenses = {tuned.NAME: tuned.of(translators, reader.model)} if translators else {}
-    scanner = Scanner.of(reader, selection, lenses)
-    if rollouts:
-        check_rollouts(reader, rollouts)
-    size, known = options.batch_size, sum(len(rollout.response_ids) for rollout in rollouts)
-    tokens = known or size * options.max_new_tokens  # the responses' lengths aren't known before they are sampled
-    _check_disk(folder, store.disk_bytes(selection, tokens))
+    lenses = {tuned.NAME: tuned.of(work.translators, reader.model)} if work.translators else {}
+    scanner = Scanner.of(reader, work.selection, lenses)
+    if work.rollouts:
+        check_rollouts(reader, work.rollouts)
     smaller = progress.saying_once("Out of memory: measuring {} rollouts at a time.")
-    total = len(rollouts) or len(problems) * options.samples
 
     def batch(part: int) -> "Sequence[Rollout]":
         first = part * size
-        given = rollouts[first : first + size]
-        return given or sampling.batch(reader.model, inputs.tokenizer, problems, inputs.sampling, first, smaller)
+        given = work.rollouts[first : first + size]
+        return given or sampling.batch(reader.model, inputs.tokenizer, work.problems, inputs.sampling, first, smaller)
 
     progress.note(f"Writing the scan to {folder}.")
-    with progress.bar("Scanning", total) as advance:
+    template = inputs.tokenizer.chat_template if inputs.chat_template != "none" else None
+    with progress.bar("Scanning", work.total) as advance:
         job.run(
             folder,
             scanner,
             inputs.tokenizer,
-            job.Source(total, size, batch),
+            job.Source(work.total, size, batch),
             inputs.question,
-            {**_facts(inputs, reader.model, opener.packages), **opener.facts},
+            {**job.facts(inputs.checkpoint.name, reader.model, template, opener.packages), **opener.facts},
             advance=advance,
             smaller=smaller,
         )
 
 
-def _facts(inputs: Prepared, model: "PreTrainedModel", packages: Sequence[str]) -> dict[str, Any]:
-    """What the record says of the model and of the program."""
-    text = model.config.get_text_config()
-    return {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "model": inputs.checkpoint.name,
-        "family": model.config.model_type,
-        "n_layers": text.num_hidden_layers,
-        "d_model": text.hidden_size,
-        "d_vocab": text.vocab_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "chat_template": inputs.tokenizer.chat_template if inputs.chat_template != "none" else None,
-        "versions": {name: metadata.version(name) for name in (*PACKAGES, *packages)},
-        "command": sys.argv,
-    }
-
-
-def _forecast(options: Scan, inputs: Prepared) -> dict[str, Any]:
+def _forecast(options: Scan, work: Work) -> dict[str, Any]:
     """What a scan would measure and need, without loading the weights."""
     from internal_policy.measure.metrics import FROM_LOGITS
-    from internal_policy.models.families import sites_of
     from internal_policy.scans import store
     from internal_policy.scans.blocks import STATE_BYTES
-    from internal_policy.scans.selection import plan
 
-    progress.quiet()
-    config, selection = inputs.config, _selection(options, inputs.config)
-    _translators(inputs, selection)
+    config, selection, samples = work.inputs.config, work.selection, work.inputs.sampling.samples
     text = config.get_text_config()
-    rollouts, problems, prompts = _asked(inputs)
-    planned = plan(selection, sites_of(config))
-    products = 1 + len(selection.readouts) * (planned.unembedded - 1) if FROM_LOGITS & {*selection.measures} else 0
-    number = len(rollouts) or len(problems) * options.samples
-    tokens = sum(len(rollout.response_ids) for rollout in rollouts) or number * options.max_new_tokens
+    products = 1 + len(selection.readouts) * (work.plan.unembedded - 1) if FROM_LOGITS & {*selection.measures} else 0
+    tokens = work.tokens or work.total * options.max_new_tokens
     return {
         "model": options.model,
         "family": config.model_type,
@@ -246,10 +248,10 @@ def _forecast(options: Scan, inputs: Prepared) -> dict[str, Any]:
         "sites": list(selection.sites),
         "readouts": list(selection.readouts),
         "measures": list(selection.measures),
-        "rollouts": number,
+        "rollouts": work.total,
         "response_tokens_at_most": tokens,
-        "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in rollouts) or sum(prompts) * options.samples,
-        "hidden_states_per_token": len(planned.points),
+        "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in work.rollouts) or sum(work.prompts) * samples,
+        "hidden_states_per_token": len(work.plan.points),
         "unembeddings_per_token": products,
         "gflop_per_token": products * 2 * text.hidden_size * text.vocab_size / 1e9,
         "weights_bytes": loading.weight_bytes(config, options.dtype),
@@ -258,13 +260,17 @@ def _forecast(options: Scan, inputs: Prepared) -> dict[str, Any]:
     }
 
 
-def _check_disk(folder: Path, need: int) -> None:
-    there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(there).free
+def _check_disk(folder: Path, selection: "Selection", tokens: int) -> None:
+    """Raise InputError if a scan of so many response tokens may not fit on the disk."""
+    from internal_policy.scans import store
+
+    need, disk = store.disk_bytes(selection, tokens), folder.absolute()
+    place = next(parent for parent in [disk, *disk.parents] if parent.exists())
+    free = shutil.disk_usage(place).free
     if free < need:
         raise InputError(
-            f"{there} has {free / 1e9:.1f} GB free, but {need / 1e9:.1f} GB may be needed; give --output another disk, "
-            "or measure less (--layers, --sites, --top-k 0)."
+            f"{place} has {free / 1e9:.1f} GB free, but up to {need / 1e9:.1f} GB may be needed. Choose an --output on "
+            "another disk, or measure less (--layers, --sites, --top-k 0)."
         )
 
 

@@ -1,7 +1,10 @@
 """Do a scan on disk, part by part, so that an interrupted one goes on where it stopped."""
 
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,7 @@ from internal_policy.errors import InputError
 from internal_policy.scans import claims, records, store
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from internal_policy.scans.scan import Scanner
     from internal_policy.tasks.rollouts import Rollout
@@ -22,6 +25,10 @@ BY = ("device", "dtype", "versions")
 
 Advance = Callable[[int, int], None]
 """Told the rollouts and the response tokens of each part when it is whole."""
+
+
+PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
+"""Distributions whose versions are recorded."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,24 @@ class Source:
     def parts(self) -> range:
         """The numbers of the parts."""
         return range(-(-self.rollouts // self.batch_size))
+
+
+def facts(name: str, model: "PreTrainedModel", chat_template: str | None, packages: Sequence[str]) -> dict[str, Any]:
+    """What the record says of a model and of the program; `packages` are distributions besides PACKAGES."""
+    text = model.config.get_text_config()
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "model": name,
+        "family": model.config.model_type,
+        "n_layers": text.num_hidden_layers,
+        "d_model": text.hidden_size,
+        "d_vocab": text.vocab_size,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "chat_template": chat_template,
+        "versions": {package: metadata.version(package) for package in (*PACKAGES, *packages)},
+        "command": sys.argv,
+    }
 
 
 def claim(folder: Path, question: Mapping[str, Any]) -> None:

@@ -344,10 +344,9 @@ def test_a_part_without_its_notes_is_measured_again(words, here):
 
 
 def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here, monkeypatch):
-    from internal_policy.cli import scan as command
-    from internal_policy.scans import scan
+    from internal_policy.scans import job, scan
 
-    facts, measure = command._facts, scan.Scanner.measure
+    facts, measure = job.facts, scan.Scanner.measure
 
     def interrupted(scanner, rollouts, first, smaller):
         if first:
@@ -356,11 +355,9 @@ def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here
 
     with monkeypatch.context() as patch:
         patch.setattr(scan.Scanner, "measure", interrupted)
-        patch.setattr(
-            command, "_facts", lambda *given: {**facts(*given), "device": "cuda:0", "versions": {"torch": "1"}}
-        )
+        patch.setattr(job, "facts", lambda *given: {**facts(*given), "device": "cuda:0", "versions": {"torch": "1"}})
         assert main([*words, "--output", "mine"]) == 130
-    monkeypatch.setattr(command, "_facts", lambda *given: {**facts(*given), "versions": {"torch": "2"}})
+    monkeypatch.setattr(job, "facts", lambda *given: {**facts(*given), "versions": {"torch": "2"}})
     assert main([*words, "--output", "mine"]) == 0
     record = store.record(here / "mine")
     assert (record["device"], record["versions"]) == ("cuda:0, cpu", {"torch": "1, 2"})
