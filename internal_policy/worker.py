@@ -20,6 +20,8 @@ MEMORY_LIMIT = 2**30
 """Bytes that a process may use; with its libraries loaded it uses 60 million."""
 GLANCE = 0.02
 """Seconds between checks of a process that hasn't answered."""
+PATIENCE = 10
+"""Seconds that a call may take for each second of processor time it may use, because other programs use it too."""
 ABANDONED = 60
 """Seconds after which a process ends by itself during a call, because its caller was killed."""
 READY = b"internal-policy's worker is ready\n"
@@ -46,7 +48,8 @@ class Worker:
     def call(self, *arguments: Any, timeout: float) -> Any:
         """What the module's function returns; it and the arguments must be values that JSON has.
 
-        Raises Stopped, TypeError for arguments that JSON doesn't have, and RuntimeError for what the function raised or
+        `timeout` is in seconds of processor time, so that a busy machine stops no more calls than an idle one. Raises
+        Stopped, TypeError for arguments that JSON doesn't have, and RuntimeError for what the function raised or
         if no process can be started.
         """
         request = json.dumps(arguments).encode() + b"\n"
@@ -151,11 +154,15 @@ def _answer(function: Callable[..., Any], request: bytes) -> bytes:
 def _limited(process: Any, timeout: float) -> Iterator[threading.Event]:
     """Inside, the process is killed if it takes too long or too much memory, which sets the event."""
     done, stopped = threading.Event(), threading.Event()
-    end = time.monotonic() + timeout
+    end = time.monotonic() + PATIENCE * timeout
 
     def watch() -> None:
+        if done.wait(GLANCE):
+            return
+        seconds, _ = _used(process)
         while not done.wait(GLANCE):
-            if time.monotonic() > end or _memory(process) > MEMORY_LIMIT:
+            now, memory = _used(process)
+            if now - seconds > timeout or time.monotonic() > end or memory > MEMORY_LIMIT:
                 stopped.set()
                 process.kill()
                 return
@@ -169,12 +176,15 @@ def _limited(process: Any, timeout: float) -> Iterator[threading.Event]:
         watcher.join()
 
 
-def _memory(process: Any) -> int:
+def _used(process: Any) -> tuple[float, int]:
+    """Seconds of processor time and bytes of memory that a process has used."""
     import psutil  # which only calls that take long wait for
 
     with suppress(psutil.Error):
-        return psutil.Process(process.pid).memory_info().rss
-    return 0
+        child = psutil.Process(process.pid)
+        times = child.cpu_times()
+        return times.user + times.system, child.memory_info().rss
+    return 0.0, 0
 
 
 _workers: "weakref.WeakSet[Worker]" = weakref.WeakSet()

@@ -29,6 +29,9 @@ def act(what, *values):
         return sys.stdin.read()
     if what == "sleep":
         time.sleep(*values)
+    if what == "spin":
+        while True:
+            pass
     if what == "raise":
         raise RuntimeError("from the called function")
     if what == "end":
@@ -95,13 +98,17 @@ def test_a_worker_that_cannot_be_prepared_is_reported(working, tmp_path, capfd):
     assert "from the preparation" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("call", [("sleep", 60), ("fill",)])
-def test_a_call_past_a_limit_is_stopped_and_the_next_is_answered(working, monkeypatch, call):
+@pytest.mark.parametrize(("call", "timeout"), [(("sleep", 60), 0.05), (("spin",), 0.3), (("fill",), 30.0)])
+def test_a_call_past_a_limit_is_stopped_and_the_next_is_answered(working, monkeypatch, call, timeout):
     working.call("echo", timeout=10.0)
     monkeypatch.setattr(worker, "MEMORY_LIMIT", 2**28)
     with pytest.raises(Stopped):
-        working.call(*call, timeout=0.5 if call[0] == "sleep" else 30.0)
+        working.call(*call, timeout=timeout)
     assert working.call("echo", 1, timeout=10.0) == [1]
+
+
+def test_only_processor_time_counts_so_a_busy_machine_stops_no_call(working):
+    assert working.call("sleep", 0.4, timeout=0.1) is None
 
 
 def test_a_call_that_ends_its_process_every_time_is_stopped(working):
