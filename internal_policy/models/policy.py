@@ -156,7 +156,8 @@ class _Bypass:
     """Carry the hidden state at a hook point past the modules after it, to the unembedding."""
 
     def __init__(self, model: nn.Module, point: HookPoint, readout: Readout) -> None:
-        self.model, self.point, self.readout = model, point, readout
+        self.model, self.point = model, point
+        self.readout: Readout = readout
         self.captured: list[Tensor] = []
         self.running = False
         """Inside a pass of the backbone."""
