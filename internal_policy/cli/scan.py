@@ -217,7 +217,7 @@ def _measure(work: Work, opener: opening.Opener, folder: Path) -> None:
         return given or sampling.batch(reader.model, inputs.tokenizer, work.problems, inputs.sampling, first, smaller)
 
     progress.note(f"Writing the scan to {folder}.")
-    template = inputs.tokenizer.chat_template if inputs.chat_template != "none" else None
+    template: Any = inputs.tokenizer.chat_template if inputs.chat_template != "none" else None
     with progress.bar("Scanning", work.total) as advance:
         job.run(
             folder,
