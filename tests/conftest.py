@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,12 @@ SUMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10
 """Problems to ask a tiny model."""
 
 
-def rewarded(folder: Path, rewards: list[float]) -> None:
+def rewarded(folder: Path, rewards: Sequence[float | None]) -> None:
     """Give the rollouts of a scan other rewards, again and again from the first, and record it."""
     record = json.loads((folder / store.RECORD).read_text())
     for path in store.parts(folder, "rollouts"):
         table = pq.read_table(path)
-        column = pa.array((rewards * len(table))[: len(table)], pa.float64())
+        column = pa.array(([*rewards] * len(table))[: len(table)], pa.float64())
         store.write_table(path, table.set_column(table.schema.get_field_index("reward"), "reward", column))
         record["files"][path.name] = files.fingerprint(path)
     (folder / store.RECORD).write_text(json.dumps(record))
