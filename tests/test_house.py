@@ -107,7 +107,9 @@ def test_files_and_functions_stay_small():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
-    assert {f"{path.name}: {node.name}" for node, path in functions if (node.end_lineno or 0) - node.lineno >= 60} == set()
+    assert {
+        f"{path.name}: {node.name}" for node, path in functions if (node.end_lineno or 0) - node.lineno >= 60
+    } == set()
 
 
 def test_the_top_of_the_package_has_at_most_eight_files():

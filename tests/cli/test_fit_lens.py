@@ -156,7 +156,7 @@ BAD = {
     "steps": (["--steps", "0"], "steps is 0; it must be above 0"),
     "held out": (["--held-out", "1"], "held-out is 1.0; it must be above 0 and below 1"),
     "samples": (["--samples", "0"], "samples is 0; it must be 1 or more"),
-    "one problem": (["--limit", "1"], "here is one alone; give more"),
+    "one problem": (["--limit", "1"], "there is only one. Give more"),
     "nothing to fit": (["--sites", "resid_post", "--model", "ONE LAYER"], "There is no hook point to fit"),
 }
 
