@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from internal_policy.api import generate, scan
     from internal_policy.errors import InputError
-    from internal_policy.look.runs import open_run
+    from internal_policy.look.run import open_run
     from internal_policy.look.scan import open_scan
     from internal_policy.models.hooks import FINAL, HookPoint, hooked
     from internal_policy.models.loading import load
@@ -57,7 +57,7 @@ _MODULE_OF = {
     "BuPOTrainer": "train.bupo",
     "InputError": "errors",
     "load": "models.loading",
-    "open_run": "look.runs",
+    "open_run": "look.run",
     "open_scan": "look.scan",
 }
 """Public name -> the module that defines it."""

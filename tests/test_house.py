@@ -61,6 +61,14 @@ def test_a_forbidden_import_is_found(complaints, importer, imported):
     assert f"internal_policy.{importer} -> {imported} (l." in complaints
 
 
+def test_files_that_import_each_other_are_found(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "internal_policy", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / "internal_policy" / "look" / "runs.py").open("a") as file:
+        file.write("\nimport internal_policy.look.run\n")
+    assert "No cycles are allowed in internal_policy.look." in linted(tmp_path / "internal_policy").stdout
+
+
 @pytest.mark.parametrize("room", ["scans.store", "look.catalogue", "look.report", "look.runs", "cli.plot"])
 def test_looking_at_a_scan_never_reaches_torch(room):
     assert not loaded(f"import internal_policy.{room}") & {"torch", "transformers"}

@@ -6,7 +6,7 @@ import streamlit as st
 
 from internal_policy.look import run_catalogue, runs
 from internal_policy.look.run_catalogue import RunChoice
-from internal_policy.look.runs import Run
+from internal_policy.look.runs import RunTables
 
 COMMAND = "internal-policy train"
 HOLDS = (
@@ -46,13 +46,13 @@ def page() -> None:
         show_figure(name, chosen, RunChoice())
 
 
-def show_figure(name: str, run: Run, choice: RunChoice) -> None:
+def show_figure(name: str, run: RunTables, choice: RunChoice) -> None:
     """A figure of the catalogue with its numbers, or why the run has none."""
     with show.refusing():
         show.figure(name, run_catalogue.draw(name, run, choice), run_catalogue.data(name, run, choice))
 
 
-def choose() -> Run | None:
+def choose() -> RunTables | None:
     """The run of the URL or the list; None if none was named and none is known."""
     found = runs.listed()
     above = st.container()
@@ -64,7 +64,7 @@ def choose() -> Run | None:
     if found:
         st.session_state["listed_run"] = next((known for known, path in found.items() if path == folder), None)
         above.selectbox("Run", [*found], index=None, key="listed_run", on_change=open_listed)
-    return Run(folder, name if name in found else folder.name)
+    return RunTables(folder, name if name in found else folder.name)
 
 
 def open_listed() -> None:
@@ -72,7 +72,7 @@ def open_listed() -> None:
     st.session_state["run"] = st.session_state["listed_run"] or ""
 
 
-def layers(run: Run, metrics: pd.DataFrame) -> None:
+def layers(run: RunTables, metrics: pd.DataFrame) -> None:
     """The heatmap of layers and steps, and the layer that is trained beside later ones."""
     frame = run.dynamics()
     left, right = st.columns(2)

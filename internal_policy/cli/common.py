@@ -120,6 +120,11 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResponseOptions(SamplingOptions, ReadingOptions, ModelOptions):
+    """What the commands that sample responses, or read given ones, have in common."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ViewOptions:
     """What of a scan is looked at."""
 

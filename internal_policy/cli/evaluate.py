@@ -15,7 +15,7 @@ from rich.table import Table
 
 from internal_policy import files
 from internal_policy.cli import prepared, progress
-from internal_policy.cli.common import File, ModelOptions, Output, ReadingOptions, SamplingOptions, Sources, Text
+from internal_policy.cli.common import File, Output, ResponseOptions, Sources, Text
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(SamplingOptions, ReadingOptions, ModelOptions):
+class Evaluate(ResponseOptions):
     """Sample K responses to every problem, and say how many are right: Avg@K and Pass@k, with 95 % intervals.
 
     They are Wilson intervals over the problems. An interrupted evaluation continues where it stopped, and the same

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from internal_policy import bundle
 from internal_policy.cli import prepared, progress
-from internal_policy.cli.common import File, ModelOptions, ReadingOptions, SamplingOptions
+from internal_policy.cli.common import File, ResponseOptions
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitLens(SamplingOptions, ReadingOptions, ModelOptions):
+class FitLens(ResponseOptions):
     """Fit a tuned lens: at each hook point an affine translator whose policy comes close to the model's own.
 
     The model answers problems first, unless --rollouts gives it responses. The translators start as the norm readout

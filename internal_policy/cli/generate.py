@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.markup import escape
 
 from internal_policy.cli import prepared, progress
-from internal_policy.cli.common import File, ModelOptions, PromptOptions, SamplingOptions
+from internal_policy.cli.common import File, PromptOptions, ResponseOptions
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
 
@@ -22,7 +22,7 @@ PRESENTATION = {"output", "json"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(SamplingOptions, PromptOptions, ModelOptions):
+class Generate(PromptOptions, ResponseOptions):
     """Sample responses, from the model or from one of its internal policies, and mark them.
 
     For example:

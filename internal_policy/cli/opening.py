@@ -4,48 +4,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from internal_policy.cli.prepared import Prepared
-from internal_policy.errors import InputError, require
-from internal_policy.models import folder
+from internal_policy.errors import require
 from internal_policy.models.failures import explained
 
 if TYPE_CHECKING:
-    from internal_policy.cli.scan import Scan
     from internal_policy.scans.reader import Reader
 
 PACKAGES = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
 """--reader -> the package it takes, which is an extra of the same name."""
-
-
-def check(options: "Scan") -> None:
-    """Refuse options that contradict each other, or would have no effect. Raises InputError."""
-    if options.problems is not None and options.rollouts is not None:
-        raise InputError("Both --problems and --rollouts are given. Use one of them.")
-    if options.reader == "transformer-lens" and options.attn_implementation not in (None, "eager"):
-        raise InputError(
-            f"TransformerLens computes attention eagerly, but --attn-implementation is {options.attn_implementation}; "
-            "leave that out."
-        )
-    if options.reader == "transformer-lens" and folder.is_adapter(options.checkpoint.folder):
-        raise InputError(
-            f"TransformerLens can't read adapters, but {options.model} holds one. Leave out --reader, or merge the "
-            "adapter into its base model."
-        )
-    if not options.remote:
-        return
-    if options.lens is not None:
-        raise InputError("--lens is a file here, but with --remote the hidden states stay there; give one of them.")
-    if options.reader != "nnsight":
-        raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}; give --reader nnsight.")
-    if options.rollouts is None:
-        raise InputError(
-            "--remote measures responses that are there; give them as --rollouts, such as what `internal-policy "
-            "generate` or another program wrote."
-        )
-    for name in ("dtype", "device", "device_map"):
-        if getattr(options, name) != getattr(type(options), name):
-            raise InputError(f"--{name.replace('_', '-')} is the server's own with --remote; leave it out.")
-    if options.checkpoint.folder.is_dir():
-        raise InputError(f"NDIF has models of the hub, but --model is the folder {options.model}; give a hub id.")
 
 
 @dataclass(frozen=True)

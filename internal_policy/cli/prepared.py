@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from internal_policy import bundle, files
 from internal_policy.cli import progress
-from internal_policy.cli.common import SamplingOptions
+from internal_policy.cli.common import ResponseOptions, SamplingOptions
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
 from internal_policy.models.loading import Checkpoint
@@ -20,18 +20,12 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from internal_policy.cli.evaluate import Evaluate
-    from internal_policy.cli.fit_lens import FitLens
-    from internal_policy.cli.generate import Generate
-    from internal_policy.cli.scan import Scan
     from internal_policy.lenses.tuned import Translators
     from internal_policy.models.hooks import HookPoint
     from internal_policy.models.policy import Readout
     from internal_policy.scans.sampling import Sampling
     from internal_policy.tasks.problems import Problem
     from internal_policy.tasks.rollouts import Rollout
-
-    Options = Scan | Generate | Evaluate | FitLens
 
 DEMO_PROBLEMS = 64
 """How many of the bundled problems are used if none are named."""
@@ -188,7 +182,7 @@ def own_policy() -> Policy:
 
 
 def prepare(
-    options: "Options",
+    options: ResponseOptions,
     unused: Set[str],
     sources: Sequence[str],
     *,
@@ -217,7 +211,7 @@ def prepare(
 
 
 def question(
-    options: "Options", unused: Set[str], paths: Iterable[str | None], rollouts: str | None = None
+    options: ResponseOptions, unused: Set[str], paths: Iterable[str | None], rollouts: str | None = None
 ) -> dict[str, Any]:
     """The options that decide the numbers, with the contents of their paths: the key of the cache."""
     given = dataclasses.asdict(options).items()

@@ -12,11 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy.cli import opening, progress
-from internal_policy.cli.common import File, ModelOptions, Output, PromptOptions, SamplingOptions
+from internal_policy.cli.common import File, Output, PromptOptions, ResponseOptions, SamplingOptions
 from internal_policy.cli.console import document, out
 from internal_policy.cli.prepared import Prepared, prepare, source
 from internal_policy.errors import InputError
 from internal_policy.models import loading
+from internal_policy.models.folder import is_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan(SamplingOptions, PromptOptions, ModelOptions):
+class Scan(PromptOptions, ResponseOptions):
     """Measure the policy of every layer, attention block and FFN at every response token.
 
     The model answers the problems first, unless --rollouts gives it responses. The scan is kept as Parquet: an
@@ -83,7 +84,7 @@ def run(options: Scan) -> None:
     from internal_policy.scans import job, store
 
     start = time.monotonic()
-    opening.check(options)
+    _check(options)
     inputs = _prepared(options)
     folder = options.output or store.folder_of(options.model, inputs.question)
     job.claim(folder, inputs.question)
@@ -101,6 +102,38 @@ def run(options: Scan) -> None:
         _measure(_work(options, inputs), opener, folder)
     show.scan(folder, None, as_json=options.json, extra={"cached": cached})
     progress.note(f"{'From the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
+
+
+def _check(options: Scan) -> None:
+    """Refuse options that contradict each other, or would have no effect. Raises InputError."""
+    if options.problems is not None and options.rollouts is not None:
+        raise InputError("Both --problems and --rollouts are given. Use one of them.")
+    if options.reader == "transformer-lens" and options.attn_implementation not in (None, "eager"):
+        raise InputError(
+            f"TransformerLens computes attention eagerly, but --attn-implementation is {options.attn_implementation}; "
+            "leave that out."
+        )
+    if options.reader == "transformer-lens" and is_adapter(options.checkpoint.folder):
+        raise InputError(
+            f"TransformerLens can't read adapters, but {options.model} holds one. Leave out --reader, or merge the "
+            "adapter into its base model."
+        )
+    if not options.remote:
+        return
+    if options.lens is not None:
+        raise InputError("--lens is a file here, but with --remote the hidden states stay there; give one of them.")
+    if options.reader != "nnsight":
+        raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}; give --reader nnsight.")
+    if options.rollouts is None:
+        raise InputError(
+            "--remote measures responses that are there; give them as --rollouts, such as what `internal-policy "
+            "generate` or another program wrote."
+        )
+    for name in ("dtype", "device", "device_map"):
+        if getattr(options, name) != getattr(type(options), name):
+            raise InputError(f"--{name.replace('_', '-')} is the server's own with --remote; leave it out.")
+    if options.checkpoint.folder.is_dir():
+        raise InputError(f"NDIF has models of the hub, but --model is the folder {options.model}; give a hub id.")
 
 
 def _prepared(options: Scan) -> Prepared:

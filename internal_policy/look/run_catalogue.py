@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
 from internal_policy.look import runs, training_figures
-from internal_policy.look.runs import Run
+from internal_policy.look.runs import RunTables
 from internal_policy.look.theme import Style
 
 
@@ -25,7 +25,7 @@ class RunChoice:
     """For a screen, or for print."""
 
 
-def _measured(run: Run, choice: RunChoice) -> tuple[pd.DataFrame, str, str]:
+def _measured(run: RunTables, choice: RunChoice) -> tuple[pd.DataFrame, str, str]:
     """The table of layers, and the measure and site to draw. Raises InputError if the run lacks them."""
     frame = run.dynamics()
     known = runs.measures(frame)
@@ -41,12 +41,12 @@ def _measured(run: Run, choice: RunChoice) -> tuple[pd.DataFrame, str, str]:
     return frame, measure, site
 
 
-def _dynamics(run: Run, choice: RunChoice) -> pd.DataFrame:
+def _dynamics(run: RunTables, choice: RunChoice) -> pd.DataFrame:
     frame, _, site = _measured(run, choice)
     return frame[frame["site"].isin([site, "final"])]
 
 
-def dynamics(run: Run, choice: RunChoice) -> go.Figure:
+def dynamics(run: RunTables, choice: RunChoice) -> go.Figure:
     """A measure by layer and training step, with the reward below (Figs. 5 and 7)."""
     frame, measure, site = _measured(run, choice)
     metrics = run.metrics()
@@ -54,7 +54,7 @@ def dynamics(run: Run, choice: RunChoice) -> go.Figure:
     return training_figures.dynamics(frame, metrics, caption, measure, site, choice.style)
 
 
-def _layer(run: Run) -> int:
+def _layer(run: RunTables) -> int:
     """The layer that was trained first or watched. Raises InputError if there is none."""
     layer = runs.trained(run.metrics(), run.dynamics())
     if layer is None:
@@ -62,25 +62,25 @@ def _layer(run: Run) -> int:
     return layer
 
 
-def _trained(run: Run) -> pd.DataFrame:
+def _trained(run: RunTables) -> pd.DataFrame:
     frame = run.dynamics()
     return frame[(frame["layer"] >= _layer(run)) & frame["site"].isin(training_figures.BESIDE)]
 
 
-def trained(run: Run, choice: RunChoice) -> go.Figure:
+def trained(run: RunTables, choice: RunChoice) -> go.Figure:
     """The layer that is trained first beside later ones, and its entropy change (Fig. 5)."""
     frame, metrics = run.dynamics(), run.metrics()
     caption = runs.caption(run.name, metrics, frame)
     return training_figures.trained(frame, metrics, _layer(run), caption, choice.style)
 
 
-def training(run: Run, choice: RunChoice) -> go.Figure:
+def training(run: RunTables, choice: RunChoice) -> go.Figure:
     """Entropy, reward, clip fraction and perplexity by training step (Fig. 6)."""
     metrics = run.metrics()
     return training_figures.training(metrics, runs.caption(run.name, metrics), choice.style)
 
 
-def pass_at_k(run: Run, choice: RunChoice) -> go.Figure:
+def pass_at_k(run: RunTables, choice: RunChoice) -> go.Figure:
     """Pass@k over k, a curve for each evaluated model."""
     return training_figures.pass_at_k(run.pass_at_k(), run.name, choice.style)
 
@@ -88,9 +88,9 @@ def pass_at_k(run: Run, choice: RunChoice) -> go.Figure:
 class Entry(NamedTuple):
     """A figure of a training run."""
 
-    read: Callable[[Run, RunChoice], pd.DataFrame]
+    read: Callable[[RunTables, RunChoice], pd.DataFrame]
     """The numbers that it draws."""
-    draw: Callable[[Run, RunChoice], go.Figure]
+    draw: Callable[[RunTables, RunChoice], go.Figure]
     """The figure; its docstring says what it shows."""
 
 
@@ -103,11 +103,11 @@ FIGURES: Mapping[str, Entry] = {
 """Name -> how it is drawn."""
 
 
-def data(name: str, run: Run, choice: RunChoice) -> pd.DataFrame:
+def data(name: str, run: RunTables, choice: RunChoice) -> pd.DataFrame:
     """The numbers that the figure of that name draws. Raises InputError if the run lacks them."""
     return FIGURES[name].read(run, choice)
 
 
-def draw(name: str, run: Run, choice: RunChoice) -> go.Figure:
+def draw(name: str, run: RunTables, choice: RunChoice) -> go.Figure:
     """The figure of that name. Raises InputError if the run lacks its numbers."""
     return FIGURES[name].draw(run, choice)

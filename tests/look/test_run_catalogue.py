@@ -7,12 +7,12 @@ from internal_policy import bundle
 from internal_policy.errors import InputError
 from internal_policy.look import run_catalogue, runs
 from internal_policy.look.run_catalogue import RunChoice
-from internal_policy.look.runs import Run
+from internal_policy.look.runs import RunTables
 
 
 @pytest.fixture
-def run() -> Run:
-    return Run(bundle.DATA / "experiments" / "bupo", "bupo")
+def run() -> RunTables:
+    return RunTables(bundle.DATA / "experiments" / "bupo", "bupo")
 
 
 @pytest.mark.parametrize("name", [name for name in run_catalogue.FIGURES if name != "pass-at-k"])

@@ -11,6 +11,7 @@ import pytest
 from internal_policy import bundle
 from internal_policy.errors import InputError
 from internal_policy.look import run_catalogue, runs, theme
+from internal_policy.look.run import SHOWN, Run, open_run
 
 
 @pytest.fixture(autouse=True)
@@ -111,12 +112,12 @@ def test_runs_of_the_cache_come_first_and_the_newest_before_the_others(root):
     assert runs.find(str(root)) == root
 
 
-def made(folder) -> runs.Run:
+def made(folder) -> Run:
     """A run with its three tables."""
     folder.mkdir()
     for name, frame in TABLES.items():
         frame.to_parquet(folder / name)
-    return runs.open_run(folder)
+    return open_run(folder)
 
 
 def test_a_run_has_its_three_tables(root):
@@ -146,9 +147,9 @@ def test_the_dynamics_of_a_run_show_the_first_measure_where_none_is_named(root):
 def test_a_notebook_shows_the_curves_and_some_steps_of_a_run(root):
     hostile = "<script>alert(1)</script>"
     steps(*["1.resid_post"] * 90, hostile).to_parquet(root / runs.METRICS)
-    page = runs.open_run(root)._repr_html_()
+    page = open_run(root)._repr_html_()
     assert "<polyline" in page
-    assert page.count("<tr") == 2 + runs.SHOWN
+    assert page.count("<tr") == 2 + SHOWN
     assert "&lt;script&gt;alert(1)" in page
     assert "<script" not in page
     assert len(page) < 100_000
@@ -156,7 +157,7 @@ def test_a_notebook_shows_the_curves_and_some_steps_of_a_run(root):
 
 def test_a_folder_without_metrics_is_not_opened(root):
     with pytest.raises(InputError, match=r"has no metrics\.parquet; name the folder of a training run"):
-        runs.open_run(root)
+        open_run(root)
 
 
 def test_the_home_folder_of_an_unknown_user_is_refused():
