@@ -80,8 +80,7 @@ def run(options: Evaluate) -> None:
         PRESENTATION,
         list(sets.values()),
         lens=options.lens,
-    )
-    inputs.question["names"] = list(sets)  # responses are stored under these names
+    ).asking(names=list(sets))  # responses are stored under these names
     folder = options.output or store.root() / "evaluations" / store.digest(inputs.question)
     claims.claim(folder, ASKED, "evaluation", inputs.question)
     cached = (folder / ROLLOUTS).exists()

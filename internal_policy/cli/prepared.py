@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,11 +39,11 @@ class Prepared:
 
     checkpoint: Checkpoint
     """Which model."""
-    arguments: dict[str, Any]
+    arguments: Mapping[str, Any]
     """How its weights are loaded: arguments of `loading.load_model`."""
     chat_template: str | None
     """File to use instead of the tokenizer's own chat template, or "none"."""
-    columns: dict[str, str | None]
+    columns: Mapping[str, str | None]
     """Columns of problems: arguments of `read_problems`."""
     limit: int | None
     """How many problems or rollouts are read from a source; None for all."""
@@ -51,10 +51,16 @@ class Prepared:
     """File of given responses; None to sample them."""
     lens: Path | None
     """File of a lens."""
-    sampled: dict[str, Any]
+    sampled: Mapping[str, Any]
     """Arguments of `Sampling`."""
-    question: dict[str, Any]
+    question: Mapping[str, Any]
     """Everything that decides the numbers: the key of the cache."""
+
+    def asking(self, **entries: Any) -> "Prepared":
+        """The same with other entries in its question; what was loaded already is kept."""
+        changed = dataclasses.replace(self, question={**self.question, **entries})
+        vars(changed).update({**vars(self), **vars(changed)})
+        return changed
 
     @property
     def identity(self) -> str:

@@ -156,10 +156,8 @@ def _prepared(options: Scan) -> Prepared:
         "sites": tuple(site for site in SITES if site in sites),
         "measures": MEASURES,
     }
-    for name, whole in every.items():
-        some = getattr(selection, name)
-        inputs.question[name] = "all" if some == whole else list(some)
-    return inputs
+    chosen = {name: getattr(selection, name) for name in every}
+    return inputs.asking(**{name: "all" if some == every[name] else list(some) for name, some in chosen.items()})
 
 
 def _selection(options: Scan, config: "PreTrainedConfig") -> "Selection":

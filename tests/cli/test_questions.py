@@ -47,3 +47,12 @@ def test_a_data_set_of_the_hub_that_changed_is_another_training_run(monkeypatch)
 
     published(monkeypatch, "1a2b")
     assert train._question(Train(problems="org/sums@train"), {})["content"] == {"org/sums@train": {"revision": "1a2b"}}
+
+
+def test_asking_more_leaves_the_first_question_as_it_was_and_keeps_what_was_loaded():
+    first = prepared.prepare(Scan(), set(), [])
+    config, question = first.config, dict(first.question)
+    second = first.asking(layers=[0])
+    assert second.question == {**question, "layers": [0]}
+    assert first.question == question
+    assert second.config is config
