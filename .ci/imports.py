@@ -12,9 +12,9 @@ EXTRAS = ("internal_policy.readers", "internal_policy.__main__")
 """Modules that need another package, or that run on import."""
 
 if __name__ == "__main__":
-    for room in pkgutil.walk_packages(internal_policy.__path__, "internal_policy."):
-        if not room.name.startswith(EXTRAS):
-            importlib.import_module(room.name)
+    for module in pkgutil.walk_packages(internal_policy.__path__, "internal_policy."):
+        if not module.name.startswith(EXTRAS):
+            importlib.import_module(module.name)
     marks = [reward(response, "0.5") for response in (r"\boxed{\frac12}", r"\boxed{9^9^9^9}", r"\boxed{x = 1/2}")]
     assert marks == [1.0, 0.0, 1.0], marks
     subprocess.run([sys.executable, "-m", "internal_policy", "show", "demo-qwen3"], check=True)

@@ -1,4 +1,4 @@
-"""The public functions that take what people have at hand: strings, rows, files and the names of scans."""
+"""The public functions that take texts, rows and files: `generate` and `scan`."""
 
 from __future__ import annotations  # so that help() shows the types as they are written
 

@@ -69,9 +69,9 @@ def test_files_that_import_each_other_are_found(tmp_path):
     assert "No cycles are allowed in internal_policy.look." in linted(tmp_path / "internal_policy").stdout
 
 
-@pytest.mark.parametrize("room", ["scans.store", "look.catalogue", "look.report", "look.runs", "cli.plot"])
-def test_looking_at_a_scan_never_reaches_torch(room):
-    assert not loaded(f"import internal_policy.{room}") & {"torch", "transformers"}
+@pytest.mark.parametrize("module", ["scans.store", "look.catalogue", "look.report", "look.runs", "cli.plot"])
+def test_looking_at_a_scan_never_reaches_torch(module):
+    assert not loaded(f"import internal_policy.{module}") & {"torch", "transformers"}
 
 
 def test_peft_is_imported_only_for_adapters():

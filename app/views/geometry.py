@@ -1,4 +1,4 @@
-"""Directions and lengths of the hidden states, and what of an entropy change is length alone."""
+"""Directions and lengths of the hidden states, and how much of an entropy change comes from length."""
 
 import scans
 import show

@@ -1,4 +1,4 @@
-"""Scan the responses to a prompt of one's own, in a process of its own."""
+"""Let a model answer a prompt, and scan the responses, in a separate process."""
 
 import time
 from pathlib import Path

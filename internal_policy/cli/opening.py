@@ -1,4 +1,4 @@
-"""Open the model of a scan in what reads it: hooks of our own, TransformerLens, nnsight, or NDIF."""
+"""Load the model of a scan in its reader: our hooks, TransformerLens, nnsight or NDIF."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What the options of scan, generate, evaluate and fit-lens mean, resolved once."""
+"""Resolve the options of scan, generate, evaluate and fit-lens once, before their work."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Say on stderr what goes on, and how far long work is."""
+"""Print notes and progress bars on stderr."""
 
 import sys
 import time

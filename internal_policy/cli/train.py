@@ -1,4 +1,4 @@
-"""Train a model with BuPO or GRPO."""
+"""`internal-policy train`: train a model with BuPO or GRPO."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What a scan says token by token: of one rollout, of one cell, and spread over all of them."""
+"""The numbers of a scan by token: in one rollout, in one cell, and their spread over all tokens."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

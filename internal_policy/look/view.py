@@ -1,4 +1,4 @@
-"""A scan as one looks at it: one readout, all rollouts or some, all positions or a window."""
+"""A view of a scan: one readout, all rollouts or some, all positions or a window."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from internal_policy.scans.store import Tables
 from internal_policy.tasks import pass_at_k
 
 Outcome = Literal["all", "correct", "incorrect"]
-"""Which rollouts, by `evaluate.correct`; an unmarked one is neither correct nor incorrect."""
+"""Which rollouts, by `pass_at_k.correct`; an unmarked one is neither correct nor incorrect."""
 WORDS = {"raw": "raw hidden states", "norm": "through the final norm"}
 """What a readout is called for people."""
 NOT_MEASURES = ("topk_ids", "topk_probs")

@@ -1,4 +1,4 @@
-"""Entropy, norm and cosine of logits and hidden states, right also where float32 overflows or underflows."""
+"""Entropy, norm and cosine of logits and hidden states, correct even where float32 overflows or underflows."""
 
 import torch
 from jaxtyping import Float

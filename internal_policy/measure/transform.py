@@ -1,4 +1,4 @@
-"""What some families do to the logits after the unembedding, before they are a policy."""
+"""The logit transform: some families divide or cap the logits after the unembedding."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Where each model family keeps its residual stream: one row of data a family."""
+"""Where each model family keeps its residual stream: one row of data per family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""Do the work of a batch in halves where memory runs out."""
+"""Halve a batch when memory runs out."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -1,1 +1,1 @@
-"""The same hidden states through the libraries in which people already hold their models."""
+"""Read the same hidden states through TransformerLens and nnsight."""

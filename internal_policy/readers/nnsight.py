@@ -43,7 +43,7 @@ from internal_policy.tasks.rollouts import Rollout
 STATE_BYTES = 2**31
 """Hidden states that a server is asked to hold at once; it is asked about longer texts piece by piece."""
 SENT = (matmul, transform, metrics, kernel, remotely)
-"""The rooms whose text goes to a server, each after those that it needs."""
+"""Modules that are sent to a server as text, each after those that it needs."""
 
 Place = tuple[Any, Side, float]
 """Where hidden states are: an envoy, the side of it, and what they are multiplied by."""
@@ -255,14 +255,14 @@ def _failure(error: Exception) -> Exception:
 
 @cache
 def program() -> str:
-    """The text of the rooms that measure, as one that imports nothing but torch and what comes with Python.
+    """The modules that measure as one text, which imports only torch and the standard library.
 
     As text, because the server's Python may be another one, and nnsight sends the bytecode of a dataclass. Their
     annotations are jaxtyping's, and are not evaluated.
     """
     statements = ["from __future__ import annotations"]
-    for room in SENT:
-        for node in ast.parse(inspect.getsource(room)).body:
+    for module in SENT:
+        for node in ast.parse(inspect.getsource(module)).body:
             package = (node.module or "").partition(".")[0] if isinstance(node, ast.ImportFrom) else ""
             if package not in ("internal_policy", "jaxtyping"):
                 statements.append(ast.unparse(node))

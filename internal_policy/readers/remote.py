@@ -1,4 +1,4 @@
-"""Measure hidden states where the model is: this text is sent to a server that has torch, and nothing of ours."""
+"""Measure hidden states on a server: this file is sent there as text, and needs only torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

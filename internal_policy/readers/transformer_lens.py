@@ -1,4 +1,4 @@
-"""Read hidden states at TransformerLens's hook points, while a bridge runs or from a cache that is already there."""
+"""Read hidden states at TransformerLens's hook points, while a bridge runs or from an existing cache."""
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence

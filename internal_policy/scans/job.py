@@ -1,4 +1,4 @@
-"""Do a scan on disk, part by part, so that an interrupted one goes on where it stopped."""
+"""Scan to a folder part by part, so that an interrupted scan continues where it stopped."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""What hands over the hidden states of a model: hooks of our own, or the library that already holds it."""
+"""Backends that read hidden states: our hooks, TransformerLens or nnsight."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ LIBRARIES = {
     "transformer_lens": "internal_policy.readers.transformer_lens",
     "nnsight": "internal_policy.readers.nnsight",
 }
-"""Package that a model's class comes from -> the room with its reader, which alone imports that package."""
+"""Package that a model's class comes from -> the module with its reader, which alone imports that package."""
 
 
 Measured = tuple[Tensor, Mapping[tuple[str, str], Tensor]]

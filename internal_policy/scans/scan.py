@@ -48,7 +48,7 @@ def scan(
 ) -> Tables:
     """Measure the policies of `model` at every response token of `rollouts`; `layers` or `sites` None for all it has.
 
-    `model` is one of Hugging Face, or what PEFT, TransformerLens or nnsight made of it (`reader.reader_of`). Raises
+    `model` is one of Hugging Face, or what PEFT, TransformerLens or nnsight made of it (see `reader_of`). Raises
     InputError for a layer, site, readout or measure that does not exist or is given twice, for a batch size below 1,
     and for a rollout that the model cannot read.
     """

@@ -1,4 +1,4 @@
-"""What of a model is measured, and which hidden states that takes."""
+"""Select what to measure of a model, and plan which hidden states that needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

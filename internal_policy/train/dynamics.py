@@ -1,4 +1,4 @@
-"""What training does to the layers: the policies of a model over the same rollouts, measured again and again."""
+"""What training does to the layers: the policies of a model over the same rollouts, measured every few steps."""
 
 import math
 from collections.abc import Sequence
