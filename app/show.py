@@ -151,7 +151,7 @@ def refusing() -> Iterator[None]:
 
 def make_your_own() -> None:
     """How to make a scan."""
-    st.markdown("Of the bundled model, or of any Llama or Qwen model; then reload this page.")
+    st.markdown("Scan the bundled model or your own, then reload this page.")
     st.code(f"{FIRST_SCAN}\n{OWN_SCAN}", language="bash")
 
 

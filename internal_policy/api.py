@@ -57,11 +57,11 @@ def generate(
     that can't be read or is too long for the model, and for options that are out of range.
     """
     _check(model, tokenizer)
-    asked = _problems(problems, limit)
+    questions = _problems(problems, limit)
     batches = sampling.generate(
         model,
         tokenizer,
-        asked,
+        questions,
         samples=samples,
         temperature=temperature,
         top_p=top_p,

@@ -89,7 +89,7 @@ class ReadingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemOptions:
-    """What is asked."""
+    """The problems to solve."""
 
     problems: File = None
     """File .jsonl, .json, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default the bundled
@@ -98,7 +98,7 @@ class ProblemOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions(ReadingOptions, ProblemOptions):
-    """What is asked, and how it is put to the model."""
+    """The problems to solve, and how they are put to the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class SamplingOptions:
     seed: int = 0
     """Random seed."""
     batch_size: int = 8
-    """Rollouts at a time; halved where memory runs out."""
+    """Rollouts at a time; halved when memory runs out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class ResponseOptions(SamplingOptions, ReadingOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions:
-    """What of a scan is looked at."""
+    """Which part of a scan to look at."""
 
     readout: Text = None
     """raw, norm or tuned; by default the first that was measured."""

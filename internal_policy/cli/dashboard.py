@@ -19,9 +19,9 @@ class Dashboard:
     """
 
     scan: Text = None
-    """Scan to begin with: its folder, or the first digits of its name in `internal-policy ls`."""
+    """Scan to open first: its folder, or the first digits of its name in `internal-policy ls`."""
     port: int = 8501
-    """Where it listens, on 127.0.0.1 alone."""
+    """Port to listen on, on 127.0.0.1 only."""
 
 
 def run(options: Dashboard) -> None:

@@ -42,7 +42,7 @@ class Evaluate(ResponseOptions):
 
     problems: Sources = ()
     """Files .jsonl, .json, .csv or .parquet, or data sets of the hub, NAME[:CONFIG]@SPLIT, that have answers; by
-    default the bundled held-out problems, the first 64 of them. --limit is for each."""
+    default the bundled held-out problems, the first 64 of them. --limit applies to each."""
     samples: int = 8
     """Responses per problem: K."""
     at: str = "final"

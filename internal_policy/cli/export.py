@@ -38,11 +38,10 @@ def run(options: Export) -> None:
     store.record(folder)
     path = options.output or Path(f"{options.table}.{options.format}")
     if path.suffix != f".{options.format}":
-        raise InputError(
-            f"--output is {path}, but --format is {options.format}; let the name end in .{options.format}."
-        )
-    if path.exists() or not path.parent.is_dir():
-        why = "exists; remove it" if path.exists() else "is in no folder; make it"
-        raise InputError(f"{path} {why}, or give --output another name.")
+        raise InputError(f"--output is {path}, but --format is {options.format}. Use a name in .{options.format}.")
+    if path.exists():
+        raise InputError(f"{path} exists. Remove it, or choose another --output.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} doesn't exist. Create it, or choose another --output.")
     rows = export_table(folder, options.table, options.format, path)
     progress.note(f"Wrote {rows:,} rows to {path}.")

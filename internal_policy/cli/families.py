@@ -18,8 +18,8 @@ from internal_policy.cli.console import document, out
 class Families:
     """List the model families that can be read, each proved now, and how to add one.
 
-    Every row of the table is put to the proof on a tiny random model, with the transformers that is installed: that
-    what is read is what the model adds to its residual stream, to the last bit. The exit code is 1 where a row fails.
+    Every row of the table is checked on a tiny random model with the installed version of transformers: what is read
+    must equal what the model adds to its residual stream, bit for bit. The exit code is 1 if a row fails.
     """
 
     json: bool = False
@@ -55,11 +55,11 @@ def printed(found: Mapping[str, Mapping[str, Any]], version: str, *, as_json: bo
         for number, text in enumerate(row["contradictions"].values(), 1):
             if text:
                 out.print(f"[red]{name}, {number}:[/] {escape(text)}")
-    out.print(f"Tried just now on tiny random models in float64, with transformers {version}; ✓ is exact:")
+    out.print(f"Checked just now on tiny random models in float64, with transformers {version}; ✓ is exact:")
     for number, claim in enumerate(claims, 1):
         out.print(f"  {number}  {claim}")
     out.print(
-        "Norms stand before what a module reads, after what it wrote, or both.\n\n"
+        "Norms: before a module's input, after its output, or both.\n\n"
         "A model belongs to the family that `model_type` in its config.json names. To add\n"
         "one, add a row to FAMILIES in internal_policy/models/families.py: where its layers, its\n"
         "final norm and its sites are; and to OWN in internal_policy/models/proofs.py what makes\n"

@@ -51,17 +51,17 @@ class FitLens(ResponseOptions):
     resid_mid, mlp_in, mlp_out, resid_post. The last layer's resid_post needs none:
     normed it is the model's own policy."""
     held_out: float = 0.2
-    """Share of the problems that are not fitted on: what the KL is measured on."""
+    """Share of the problems to hold out from fitting; the KL is measured on these."""
     steps: int = 800
     """Updates of the translators."""
     batch_tokens: int = 256
-    """Response tokens of a step."""
+    """Response tokens per update."""
     learning_rate: float = 1.0
     """Learning rate of Adam, times the size of a hidden state (d_model); it falls to 0 over the steps."""
     max_new_tokens: int = 128
     """Length limit of a response."""
     batch_size: int = 32
-    """Responses sampled at a time; halved where memory runs out."""
+    """Responses sampled at a time; halved when memory runs out."""
     output: Path = Path("lens.safetensors")
     """File to write."""
     json: bool = False

@@ -56,10 +56,10 @@ def run(options: Generate) -> None:
     options = dataclasses.replace(options, problems=problems, limit=limit)
     inputs = prepared.prepare(options, PRESENTATION, [problems], lens=options.lens)
     policy = inputs.policy(options.at, options.readout)
-    asked = inputs.problems(problems)[0]
+    questions = inputs.problems(problems)[0]
     question = {**inputs.question, "output": options.output.absolute()}  # two files at a time don't share their parts
     folder = store.root() / "rollouts" / store.digest(question)
-    rollouts = inputs.sample(inputs.model(), policy, asked, folder)
+    rollouts = inputs.sample(inputs.model(), policy, questions, folder)
     write_rollouts(options.output, rollouts)
     shutil.rmtree(folder)
     generated(options.output, options.at, rollouts, as_json=options.json)

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say.print(f"error: {error}")
         return WRONG_USAGE
     except KeyboardInterrupt:
-        say.print(f"Interrupted; what is whole is kept. Continue with: {again}")
+        say.print(f"Interrupted. Finished work is kept. Continue with: {again}")
         return INTERRUPTED
     except BrokenPipeError:  # who reads our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,10 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
-        say.print("error: one rollout at a time is too much for the memory; try --dtype bfloat16, or a shorter text.")
+        say.print("error: a single rollout is too large for the memory. Try --dtype bfloat16, or a shorter text.")
         return FAILED
     except OSError as error:  # a full disk, a folder that may not be written
-        say.print(f"error: {error}; what is whole is kept. When that is mended, continue with: {again}")
+        say.print(f"error: {error}. Finished work is kept. Once this is fixed, continue with: {again}")
         return FAILED
     return FAILED if wrong else DONE
 

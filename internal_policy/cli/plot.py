@@ -75,7 +75,7 @@ def run(options: Plot) -> None:
     export.check(options.output)
     views = [view_of(name, options) for name in (options.scan, *options.against)]
     if options.against and options.figure != "compare":
-        raise InputError(f"--against is for compare; {options.figure} draws one scan.")
+        raise InputError(f"--against only applies to compare, but {options.figure} draws one scan.")
     choice = catalogue.Choice(
         options.average, options.site, options.measure, options.rollout, options.position, options.layer, options.style
     )
@@ -101,5 +101,5 @@ def positions(text: str | None) -> tuple[int, int | None]:
         return 0, None
     first, dash, last = text.partition("-")
     if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
-        raise InputError(f"--positions is '{text}'; write for example 0-99, 100- or 7.")
+        raise InputError(f"--positions is '{text}'. Write for example 0-99, 100- or 7.")
     return int(first), int(last) if last else None if dash else int(first)

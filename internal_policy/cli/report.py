@@ -34,9 +34,9 @@ def run(options: Report) -> None:
     from internal_policy.look import report
 
     if options.output.suffix != ".html" or not options.output.parent.is_dir():
-        raise InputError(f"--output is {options.output}; give a .html file in a folder that exists.")
+        raise InputError(f"--output is {options.output}. Use a .html file in an existing folder.")
     if not options.scans:
-        raise InputError("No scan is given; name one, or more, such as demo-qwen3. `internal-policy ls` lists them.")
+        raise InputError("No scan is named. Give one or more, such as demo-qwen3; `internal-policy ls` lists them.")
     page = report.report([view_of(name, options) for name in options.scans])
     with files.replacing(options.output) as temporary:
         temporary.write_text(page)

@@ -59,9 +59,9 @@ class Scan(PromptOptions, ResponseOptions):
     top_k: int = 5
     """How many of the likeliest tokens to keep at each hook point; 0 for none."""
     reader: Literal["hooks", "transformer-lens", "nnsight"] = "hooks"
-    """What reads the hidden states: hooks of our own, or a library, which is an extra: internal-policy[nnsight]."""
+    """How to read hidden states: with our hooks, or through a library, which is an extra: internal-policy[nnsight]."""
     remote: bool = False
-    """With --reader nnsight and --rollouts: measure on NDIF (ndif.us), which holds the model; precision is its own."""
+    """With --reader nnsight and --rollouts: measure on NDIF (ndif.us), which holds the model and sets the precision."""
     output: Output = None
     """Folder for the scan; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
     json: bool = False
@@ -110,8 +110,8 @@ def _check(options: Scan) -> None:
         raise InputError("Both --problems and --rollouts are given. Use one of them.")
     if options.reader == "transformer-lens" and options.attn_implementation not in (None, "eager"):
         raise InputError(
-            f"TransformerLens computes attention eagerly, but --attn-implementation is {options.attn_implementation}; "
-            "leave that out."
+            f"TransformerLens computes attention eagerly, but --attn-implementation is {options.attn_implementation}. "
+            "Leave that out."
         )
     if options.reader == "transformer-lens" and is_adapter(options.checkpoint.folder):
         raise InputError(
@@ -121,19 +121,19 @@ def _check(options: Scan) -> None:
     if not options.remote:
         return
     if options.lens is not None:
-        raise InputError("--lens is a file here, but with --remote the hidden states stay there; give one of them.")
+        raise InputError("--lens can't be used with --remote, where hidden states stay on the server. Drop one.")
     if options.reader != "nnsight":
-        raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}; give --reader nnsight.")
+        raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}. Add --reader nnsight.")
     if options.rollouts is None:
         raise InputError(
-            "--remote measures responses that are there; give them as --rollouts, such as what `internal-policy "
-            "generate` or another program wrote."
+            "--remote measures existing responses. Give them with --rollouts, such as a file that `internal-policy "
+            "generate` wrote."
         )
     for name in ("dtype", "device", "device_map"):
         if getattr(options, name) != getattr(type(options), name):
-            raise InputError(f"--{name.replace('_', '-')} is the server's own with --remote; leave it out.")
+            raise InputError(f"--{name.replace('_', '-')} has no effect with --remote. Leave it out.")
     if options.checkpoint.folder.is_dir():
-        raise InputError(f"NDIF has models of the hub, but --model is the folder {options.model}; give a hub id.")
+        raise InputError(f"NDIF holds models from the hub, but --model is the folder {options.model}. Give a hub id.")
 
 
 def _prepared(options: Scan) -> Prepared:

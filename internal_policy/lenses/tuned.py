@@ -83,7 +83,7 @@ class Tuned:
         return self.name
 
     def __call__(self, hidden: Float[Tensor, "*batch d_model"], point: HookPoint) -> Float[Tensor, "*batch d_model"]:
-        """`hidden` of `point` as the unembedding is to see it. Raises InputError for a point that has no translator."""
+        """`hidden` of `point` as the unembedding receives it. Raises InputError for a point that has no translator."""
         self.translators.check([point])
         at = canonical(point.layer, point.site)
         if at in self.translators.at:
@@ -173,7 +173,7 @@ def _place(key: str, path: Path) -> tuple[HookPoint, str]:
 
 
 def save(path: Path | str, translators: Translators) -> None:
-    """Write a safetensors file that is there whole or not at all."""
+    """Write a safetensors file, whole or not at all."""
     tensors = {
         f"{point}.{kind}": tensor
         for point, translator in translators.at.items()

@@ -156,7 +156,7 @@ def cell(data: Data) -> go.Figure:
 def _compare(views: Sequence[View], choice: Choice) -> Data:
     records = comparison.comparable(views)
     if not 2 <= len(views) <= MOST:
-        raise InputError(f"A comparison takes two to four scans, not {len(views)}; name the others with --against.")
+        raise InputError(f"A comparison takes two to four scans, not {len(views)}. Name the others with --against.")
     frames = {}
     for number, (one, record) in enumerate(zip(views, records, strict=True)):
         change = choice.measure == "change"

@@ -16,15 +16,15 @@ def comparable(views: Sequence[View], measure: str = "entropy") -> list[Mapping[
     for view, record in zip(views, records, strict=True):
         if view.readout != views[0].readout:
             raise InputError(
-                f"{views[0].source} is read {views[0].readout} and {view.source} {view.readout}: entropies under "
-                "different readouts cannot be compared; choose one readout."
+                f"{views[0].source} has the readout {views[0].readout} but {view.source} has {view.readout}, and their "
+                "entropies can't be compared. Choose one readout."
             )
         if measure not in record["selection"]["measures"]:
             raise absent(view, measure)
     common = set.intersection(*({*record["selection"]["sites"]} for record in records))
     if not common:
         raise InputError(
-            f"{' and '.join(str(v.source) for v in views)} have no site in common; scan again with --sites all."
+            f"{' and '.join(str(v.source) for v in views)} have no site in common. Scan again with --sites all."
         )
     return records
 

@@ -30,7 +30,7 @@ def _measured(run: RunTables, choice: RunChoice) -> tuple[pd.DataFrame, str, str
     frame = run.dynamics()
     known = runs.measures(frame)
     if not known:
-        raise InputError(f"{run.folder} has no measure of its layers. Train with --scan-every.")
+        raise InputError(f"{run.folder} has no measures of its layers. Train with --scan-every.")
     measure = choice.measure or known[0]
     if measure not in known:
         raise InputError(f"{run.folder} has no {measure}. Choose one of {', '.join(known)}.")

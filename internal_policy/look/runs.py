@@ -79,7 +79,7 @@ def find(name: str) -> Path:
     try:
         return known[name] if name in known else Path(name).expanduser()
     except RuntimeError as error:  # ~ of nobody
-        raise InputError(f"'{name[:80]}' is no folder ({error}); choose a run from the list.") from error
+        raise InputError(f"'{name[:80]}' isn't a folder ({error}). Choose a run from the list.") from error
 
 
 def read(folder: Path, name: str) -> pd.DataFrame:
@@ -90,11 +90,11 @@ def read(folder: Path, name: str) -> pd.DataFrame:
     except (OSError, ValueError):  # a name that no file system takes
         there = False
     if not there:
-        raise InputError(f"{str(folder)[:200]} has no {name}; name the folder of a training run.")
+        raise InputError(f"{str(folder)[:200]} has no {name}. Give the folder of a training run.")
     try:
         return _checked(path, store.read_part(path).to_pandas())
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is damaged ({error}); remove it and write it again.") from error
+        raise InputError(f"{path} is damaged ({error}). Remove it and write it again.") from error
 
 
 def _checked(path: Path, found: pd.DataFrame) -> pd.DataFrame:
@@ -103,7 +103,7 @@ def _checked(path: Path, found: pd.DataFrame) -> pd.DataFrame:
     if missing := needed - {*found.columns}:
         raise InputError(f"{path} has no column {', '.join(sorted(missing))}. It wasn't written by a training run.")
     if not len(found):
-        raise InputError(f"{path} has no rows yet; look again after the first step.")
+        raise InputError(f"{path} has no rows yet. Look again after the first step.")
     for column in sorted(needed):
         if wrong := _wrong(found[column]):
             raise InputError(f"{path} has {wrong} in column {column}. It wasn't written by a training run.")

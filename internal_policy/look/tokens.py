@@ -118,7 +118,7 @@ def response(view: View, rollout: int) -> pd.DataFrame:
     stop = len(ids) if view.last is None else view.last + 1
     frame = pd.DataFrame({"position": np.arange(len(ids)), "id": ids})[view.first : stop]
     if not len(frame):
-        raise InputError(f"Rollout {rollout} of {view.source} has no response tokens there; choose other positions.")
+        raise InputError(f"Rollout {rollout} of {view.source} has no response tokens there. Choose other positions.")
     return frame.assign(token=_texts(view, frame["id"])).reset_index(drop=True)
 
 

@@ -122,7 +122,7 @@ NEOX_PARALLEL = replace(
 )
 
 CAUSAL = {"use_bidirectional_attention": (False, None)}
-"""Where a token sees those that come after it there is no next token to predict."""
+"""A token must not see later ones, or there would be no next token to predict."""
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,

@@ -82,7 +82,7 @@ def identity(checkpoint: Checkpoint) -> str:
     """What tells this model from any other: the commit of one on the hub, a digest of the files of a folder.
 
     That of an adapter covers its base model, and with `trust_remote_code` the Python that is run counts too. Raises
-    InputError for a folder that holds no model, and for one on the hub that cannot be had.
+    InputError for a folder that holds no model, and for one on the hub that can't be downloaded.
     """
     path = _checked(checkpoint)
     if checkpoint.folder.is_dir():
@@ -264,7 +264,7 @@ def _try(model: "PreTrainedModel") -> None:
     generation = model.generation_config.eos_token_id if model.generation_config else None
     ends = [] if generation is None else generation if isinstance(generation, list) else [generation]
     if not all(type(end) is int and 0 <= end < 2**31 for end in ends):
-        raise ValueError(f"eos_token_id is {generation!r:.60}, which are no token ids")
+        raise ValueError(f"eos_token_id is {generation!r:.60}, but token ids are expected")
     with torch.inference_mode():
         model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True)
 

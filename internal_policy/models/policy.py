@@ -68,7 +68,7 @@ def unembed(
 def read_out(
     model: nn.Module, hidden: Float[Tensor, "*batch d_model"], readout: Readout, point: HookPoint | None = None
 ) -> Float[Tensor, "*batch d_model"]:
-    """`hidden` as the unembedding is to see it; at `FINAL` that is as it is, whatever the readout.
+    """`hidden` as the unembedding receives it; at `FINAL` that is as it is, whatever the readout.
 
     Raises InputError for a readout that does not exist, and for a lens that does not know the `point`, or returns
     anything but a tensor of the same shape.
@@ -89,7 +89,7 @@ def read_out(
         came = f"a tensor of shape {tuple(state.shape)}" if isinstance(state, Tensor) else f"a {type(state).__name__}"
         raise InputError(
             f"The lens '{readout_name(readout)}' returned {came} at {point}; expected one of shape "
-            f"{tuple(hidden.shape)}, which the unembedding then sees."
+            f"{tuple(hidden.shape)}."
         )
     return state.to(hidden.dtype)
 
@@ -129,7 +129,7 @@ def as_policy(model: nn.Module, point: HookPoint | str, readout: Readout = "raw"
     model, point = inside(model), HookPoint.parse(point)
     if model in _open:
         raise InputError(
-            f"The model already is one of its internal policies; leave that policy before it becomes {point}."
+            f"The model is already one of its internal policies. Leave that `as_policy` before entering {point}."
         )
     if point == FINAL:
         yield

@@ -92,7 +92,7 @@ INSIDE = {
         },
     )
 }
-"""Row whose configuration holds that of the language model -> under which name, and what stands beside it."""
+"""Row whose configuration holds that of the language model -> its name there, and the other parts."""
 
 SCALE = 0.3
 """Of random weights: at the default, which is far smaller, every policy would be uniform."""

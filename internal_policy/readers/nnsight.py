@@ -41,7 +41,7 @@ from internal_policy.scans.reader import Measured, Reader
 from internal_policy.tasks.rollouts import Rollout
 
 STATE_BYTES = 2**31
-"""Hidden states that a server is asked to hold at once; it is asked about longer texts piece by piece."""
+"""Most hidden states that a server holds at once; longer texts are measured piece by piece."""
 SENT = (matmul, transform, metrics, kernel, remotely)
 """Modules that are sent to a server as text, each after those that it needs."""
 
@@ -69,7 +69,7 @@ def remote(envoy: Envoy, at: bool | str = True) -> Reader:
     `at` is nnsight's `remote`: True for NDIF, the address of another server, or "local" to go through the same motions
     here. The weights need not be here. Precision and device are the server's; its logits are float32 or better, except
     from weights in float32 where it multiplies those in TF32.
-    Raises InputError for a wrapper that cannot tell a server which model it is, and where there is no key for NDIF.
+    Raises InputError for a wrapper that cannot tell a server which model it is, and if there is no key for NDIF.
     """
     model = _model(envoy)
     if not isinstance(envoy, TransformersModel):
@@ -82,7 +82,7 @@ def remote(envoy: Envoy, at: bool | str = True) -> Reader:
 
 
 def check_key() -> None:
-    """Raise InputError where there is no key for NDIF; a server of one's own may do without."""
+    """Raise InputError if there is no key for NDIF; other servers may need none."""
     if CONFIG.API.HOST == ApiConfig().HOST and not CONFIG.API.APIKEY:
         raise InputError(
             "NDIF needs a key. Get one at https://login.ndif.us, then set NDIF_API_KEY to it, or keep it with "

@@ -156,7 +156,7 @@ def _multiplying_alike(folder: Path, scanner: "Scanner", asked: Mapping[str, Any
         records.write(folder / store.ASKED, question, once=True)
     name = store.asked(folder)["product"]
     if name not in matmul.candidates(kernel.weight.dtype, kernel.weight.dtype, kernel.weight.device):
-        raise InputError(f"{folder} was begun on another device; go on there, or give --output a new folder.")
+        raise InputError(f"{folder} was begun on another device. Continue it there, or choose another --output.")
     return replace(scanner, kernel=replace(kernel, matmul=name))
 
 

@@ -174,14 +174,14 @@ def record(source: Path | Tables) -> Mapping[str, Any]:
     try:
         found = records.read(path)
     except records.DAMAGE as error:
-        raise InputError(f"{path} is damaged ({error}); ask for the scan again with --remeasure.") from error
+        raise InputError(f"{path} is damaged ({error}). Run the scan's command again with --remeasure.") from error
     if found.get("schema") != SCHEMA:
         raise InputError(
-            f"{path} has schema version {str(found.get('schema'))[:60]}, this program reads {SCHEMA}; "
-            "update internal-policy, or scan again."
+            f"{path} has schema version {str(found.get('schema'))[:60]}, but this version of internal-policy reads "
+            f"{SCHEMA}. Update it, or scan again."
         )
     if wrong := records.complaint(found):
-        raise InputError(f"{path} is damaged ({wrong}); ask for the scan again with --remeasure.")
+        raise InputError(f"{path} is damaged ({wrong}). Run the scan's command again with --remeasure.")
     return found
 
 

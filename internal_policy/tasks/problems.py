@@ -65,7 +65,7 @@ def of_rows(
     columns = columns_of(rows)
     for given in (problem_column, answer_column):
         if given is not None and given not in columns:
-            raise InputError(f"{source} has no column '{given}'; choose one of those there: {', '.join(columns)}.")
+            raise InputError(f"{source} has no column '{given}'; its columns are {', '.join(columns)}.")
     problem_column = problem_column or _first(PROBLEM_COLUMNS, columns)
     answer_column = answer_column or _first(ANSWER_COLUMNS, columns)
     if problem_column is None:

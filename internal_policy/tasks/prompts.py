@@ -56,7 +56,7 @@ def split_messages(
     anything else in its place, leaves out a part of the response, or a token spans the boundary.
     """
     if not messages or messages[-1]["role"] != "assistant" or not _parts(messages[-1]):
-        raise InputError("The last message is no response; it must be the assistant's, and text that is not empty.")
+        raise InputError("The last message must be the assistant's response, and not empty.")
     *context, response = messages
     if chat is None:
         _need_no_template({**_parts(response), "content": None, "tools": tools})

@@ -71,7 +71,7 @@ def test_scans_are_compared(tmp_path):
             "no response tokens among positions from 9000",
         ),
         (["demo-qwen3", "compare", "-o", "x.html"], "two to four scans, not 1"),
-        (["demo-qwen3", "flow", "--against", "demo-llama", "-o", "x.html"], "--against is for compare"),
+        (["demo-qwen3", "flow", "--against", "demo-llama", "-o", "x.html"], "--against only applies to compare"),
         (["demo-qwen3", "tokens", "--rollout", "99", "-o", "x.html"], "no rollout 99"),
         (["demo-qwen3", "tokens", "--site", "attention", "-o", "x.html"], "There is no site 'attention'"),
         (["demo-qwen3", "distribution", "--measure", "change", "-o", "x.html"], "Can't draw distribution by 'change'"),
@@ -98,7 +98,7 @@ def test_an_invalid_figure_is_refused_in_one_sentence(arguments, said, tmp_path,
 def test_a_window_of_positions_is_parsed():
     assert [positions(text) for text in (None, "0-99", "100-", "7")] == [(0, None), (0, 99), (100, None), (7, 7)]
     for wrong in ("", "-3", "a-b", "5-x"):
-        with pytest.raises(InputError, match="write for example 0-99"):
+        with pytest.raises(InputError, match="Write for example 0-99"):
             positions(wrong)
 
 
@@ -146,9 +146,9 @@ def test_texts_of_a_scan_are_escaped_in_a_report(tmp_path):
 def test_a_report_of_nothing_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["report"]) == 2
-    assert "No scan is given" in capsys.readouterr().err
+    assert "No scan is named" in capsys.readouterr().err
     assert main(["report", "demo-qwen3", "-o", "report.pdf"]) == 2
-    assert "give a .html file" in capsys.readouterr().err
+    assert "Use a .html file" in capsys.readouterr().err
 
 
 def test_a_dashboard_of_an_unknown_scan_is_refused(capsys):

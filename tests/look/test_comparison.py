@@ -16,7 +16,7 @@ DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
 
 def test_scans_under_different_readouts_cannot_be_compared():
-    with pytest.raises(InputError, match="choose one readout"):
+    with pytest.raises(InputError, match="Choose one readout"):
         comparable([View(DEMO, "raw"), View(bundle.DATA / "scans" / "demo-llama", "norm")])
 
 

@@ -156,12 +156,12 @@ def test_a_notebook_shows_the_curves_and_some_steps_of_a_run(root):
 
 
 def test_a_folder_without_metrics_is_not_opened(root):
-    with pytest.raises(InputError, match=r"has no metrics\.parquet; name the folder of a training run"):
+    with pytest.raises(InputError, match=r"has no metrics\.parquet\. Give the folder of a training run"):
         open_run(root)
 
 
 def test_the_home_folder_of_an_unknown_user_is_refused():
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="isn't a folder"):
         runs.find("~nobody-has-this-name/x")
 
 

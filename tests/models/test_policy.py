@@ -282,7 +282,7 @@ def test_generate_inside_samples_the_internal_policys_probabilities(llama):
 def test_a_model_that_is_an_internal_policy_becomes_no_other(llama, inner):
     with (
         as_policy(llama, HookPoint(1, "mlp_out")),
-        pytest.raises(InputError, match="already is one of its internal policies"),
+        pytest.raises(InputError, match="is already one of its internal policies"),
         as_policy(llama, inner),
     ):
         pass

@@ -483,7 +483,7 @@ def test_a_lens_is_not_sent(whole, llama, tokenizer, rollouts):
 
 
 def test_a_server_gives_no_hidden_states(whole, llama, rollouts):
-    with pytest.raises(InputError, match="Hidden states stay where the model is"):
+    with pytest.raises(InputError, match="Hidden states stay on the server"):
         next(blocks.blocks(door.remote(whole(llama), "local"), rollouts, [FINAL]))
 
 
@@ -548,10 +548,13 @@ def test_the_command_line_measures_on_ndif(served, responses, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--remote"], "--remote measures through nnsight, but --reader is hooks; give --reader nnsight."),
-        (["--remote", "--reader", "nnsight"], "give them as --rollouts"),
+        (["--remote"], "--remote measures through nnsight, but --reader is hooks. Add --reader nnsight."),
+        (["--remote", "--reader", "nnsight"], "Give them with --rollouts"),
         (["--remote", "--reader", "nnsight", "--rollouts", "r.jsonl"], "but --model is the folder demo-qwen3"),
-        (["--remote", "--reader", "nnsight", "--rollouts", "r.jsonl", "--dtype", "float32"], "--dtype is the server's"),
+        (
+            ["--remote", "--reader", "nnsight", "--rollouts", "r.jsonl", "--dtype", "float32"],
+            "--dtype has no effect with --remote",
+        ),
     ],
 )
 def test_remote_with_unsuitable_options_is_refused(words, sentence, responses, capsys):

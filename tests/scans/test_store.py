@@ -69,7 +69,7 @@ def test_an_altered_page_is_refused_on_reading(tmp_path):
 
 def test_an_unknown_schema_version_is_refused(folder):
     files.write_json(folder / store.RECORD, {"schema": 99, "files": {}})
-    with pytest.raises(InputError, match="schema version 99, this program reads 1"):
+    with pytest.raises(InputError, match="schema version 99, but this version of internal-policy reads 1"):
         store.record(folder)
 
 

@@ -206,7 +206,7 @@ def test_an_unreadable_row_is_named_with_its_line(tmp_path, name, lines, message
 @pytest.mark.parametrize("columns", [("task", None), (None, "task")])
 def test_a_given_column_that_is_missing_names_those_there(tmp_path, columns):
     path = written(tmp_path / "p.jsonl", {"problem": "a", "answer": "b"})
-    with pytest.raises(InputError, match="no column 'task'; choose one of those there: problem, answer"):
+    with pytest.raises(InputError, match="no column 'task'; its columns are problem, answer"):
         read_problems(path, problem_column=columns[0], answer_column=columns[1])
 
 

@@ -301,7 +301,7 @@ def test_white_space_around_the_response_is_the_templates(tokenizer, template, r
 
 @pytest.mark.parametrize("messages", [(), conversation("a", "b")[:1], conversation("a", "")])
 def test_a_conversation_must_end_with_a_response(either, messages):
-    with pytest.raises(InputError, match="The last message is no response"):
+    with pytest.raises(InputError, match="The last message must be the assistant's response"):
         split_messages(either, messages, {})
 
 

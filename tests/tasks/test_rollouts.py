@@ -170,7 +170,7 @@ def test_limit_keeps_the_first_rollouts(either, tmp_path):
             {"question": "a", "response": "b"},
             "columns are question, response; expected prompt_ids and response_ids",
         ),
-        ({"prompt": "a", "response": None}, "The last message is no response"),
+        ({"prompt": "a", "response": None}, "The last message must be the assistant's response"),
         ({"prompt": "", "response": "b"}, "'prompt' is empty"),
         (
             {"prompt": "a", "response": "b", "system": "c"},
