@@ -27,7 +27,7 @@ class Families:
 
 
 def run(options: Families) -> bool:
-    """List the families, each proved now; True where a row is wrong."""
+    """List the families, each proved now; True if a row is wrong."""
     from internal_policy.models.families import FAMILIES
     from internal_policy.models.proofs import prove
 

@@ -194,7 +194,7 @@ class Work:
     selection: "Selection"
     """What of the model is measured."""
     plan: "Plan"
-    """The hidden states that this takes."""
+    """The hidden states that this needs."""
     translators: "Translators | None"
     """Those of --lens."""
     rollouts: "list[Rollout]"

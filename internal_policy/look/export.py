@@ -39,7 +39,7 @@ def check(path: Path) -> None:
 
 
 def image(figure: go.Figure, form: str) -> bytes:
-    """A figure as png, svg or pdf, drawn by Chromium on white. Raises InputError where there is none."""
+    """A figure as png, svg or pdf, drawn by Chromium on white. Raises InputError without Chromium."""
     import kaleido
 
     drawn = go.Figure(figure)

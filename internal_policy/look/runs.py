@@ -74,7 +74,7 @@ def listed() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The folder of a run by its name in the list, or its path. Raises InputError where that is none."""
+    """The folder of a run by its name in the list, or its path. Raises InputError if that isn't a folder."""
     known = listed()
     try:
         return known[name] if name in known else Path(name).expanduser()

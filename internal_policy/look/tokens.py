@@ -28,7 +28,7 @@ class Tokens(NamedTuple):
     layers: np.ndarray
     """Of each column, (layers,); the last is that of `final`."""
     values: list[np.ndarray]
-    """For each name that was asked, (tokens, layers); the first choice alone of a list."""
+    """For each requested name, (tokens, layers); the first choice alone of a list."""
 
 
 def read(view: View, names: Sequence[str]) -> Iterator[Tokens]:
@@ -140,7 +140,7 @@ def _texts(view: View, ids: pd.Series) -> pd.Series:
 
 
 def _rows(view: View, rollout: int, names: Sequence[str], where: ds.Expression) -> pd.DataFrame:
-    """Rows of one rollout's policies; raises InputError for a rollout or a measure that is not there."""
+    """Rows of one rollout's policies; raises InputError for a rollout or measure that doesn't exist."""
     _measured(view, names)
     here = (ds.field("readout") == view.readout) & where
     return store.of_rollout(view.source, "policies", rollout, ["layer", "position", *names], here)

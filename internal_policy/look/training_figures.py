@@ -68,7 +68,7 @@ def dynamics(
 def trained(
     frame: pd.DataFrame, metrics: pd.DataFrame, layer: int, caption: str = "", style: Style = "screen"
 ) -> go.Figure:
-    """What becomes of the layer that is trained first: its likeness to later layers, and its entropy change (Fig. 5).
+    """What becomes of the layer that is trained first: its similarity to later layers, and its entropy change (Fig. 5).
 
     `frame` is that of `runs.dynamics`. From above: the cosine of its hidden state with theirs, KL(its policy || theirs)
     and the entropy change of the layer, its attention and its FFN. Of many later layers 6 are drawn, from the next one
@@ -108,7 +108,7 @@ def trained(
 
 
 def _at(frame: pd.DataFrame, measure: str, layer: int, site: str) -> pd.DataFrame:
-    """Where a measure is known of a hook point."""
+    """The rows that have a measure at a hook point."""
     if measure not in frame:
         return frame[:0]
     return frame[(frame["layer"] == layer) & (frame["site"] == site) & frame[measure].notna()]

@@ -27,7 +27,7 @@ NOT_MEASURES = ("topk_ids", "topk_probs")
 
 @dataclass(frozen=True)
 class View:
-    """What of a scan is looked at."""
+    """Which part of a scan to look at."""
 
     source: Path | Tables
     """The scan's folder, or its tables in memory."""
@@ -80,14 +80,14 @@ def check(view: View) -> Mapping[str, Any]:
     if view.outcome not in get_args(Outcome):
         raise InputError(f"There is no outcome '{view.outcome}'. Choose one of {', '.join(get_args(Outcome))}.")
     if isinstance(view.source, Path) and (short := store.cut_short(view.source)):
-        raise InputError(f"{view.source / short[0]} is missing or cut short; measure it again with --remeasure.")
+        raise InputError(f"{view.source / short[0]} is missing or cut short. Measure it again with --remeasure.")
     return record
 
 
 def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
     """The rollouts that are looked at: rollout, reward, tokens (how many of them count), and more `columns`.
 
-    A rollout that has no token in the window is left out. Raises InputError where none is left.
+    A rollout that has no token in the window is left out. Raises InputError if none is left.
     """
     columns = list(dict.fromkeys(["rollout", "reward", *columns]))
     found = store.read(view.source, "rollouts", [*dict.fromkeys([*columns, "response_ids"])])
@@ -100,7 +100,7 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
     found = found[found["tokens"] > 0]
     if not len(found):
         raise InputError(
-            f"{view.source} has no response tokens among {words(view) or 'its rollouts'}; widen the filter."
+            f"{view.source} has no response tokens among {words(view) or 'its rollouts'}. Widen the filter."
         )
     return found[[*columns, "tokens"]].reset_index(drop=True)
 

@@ -40,7 +40,7 @@ class Family:
     cap: str | None = None
     """Attribute of the configuration that caps the logits; None in it means that they are not."""
     model_type: str | None = None
-    """`config.model_type`, where it is not the row's own name."""
+    """`config.model_type`, if it isn't the row's own name."""
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Attributes of the configuration that the row is for -> the values it is for."""
 
@@ -200,7 +200,7 @@ def place(config: PreTrainedConfig, site: str) -> tuple[str, Side]:
 
 
 def multiplier(config: PreTrainedConfig, site: str) -> float:
-    """What the state at `site` is multiplied by before it is added to the stream; 1 where it is not."""
+    """What the state at `site` is multiplied by before it is added to the stream; 1 if it isn't."""
     name = family_of(config).multiplier
     return float(getattr(config.get_text_config(), name)) if name and site in ("attn_out", "mlp_out") else 1.0
 

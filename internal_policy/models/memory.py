@@ -9,7 +9,7 @@ Result = TypeVar("Result")
 
 
 def in_halves(work: Callable[[slice], Result], items: int, smaller: Callable[[int], None]) -> list[Result]:
-    """The results of `work` over slices of so many `items`, in order: all at once, or halves where memory runs out.
+    """The results of `work` over slices of so many `items`, in order: all at once, or in halves when memory runs out.
 
     `smaller` is told the size of the larger half each time. An error of any other kind, or at a single item, is raised.
     """

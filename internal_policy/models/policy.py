@@ -28,7 +28,7 @@ Lens = Callable[[Float[Tensor, "*batch d_model"], HookPoint], Float[Tensor, "*ba
 A scan reads a layer's input as the output of the layer before, and so the lens is told."""
 Readout = Literal["raw", "norm"] | Lens
 """How a hidden state is brought to the unembedding: as it is (the paper), by the final norm (the logit lens), or by
-a lens of one's own."""
+your own lens."""
 READOUTS = ("raw", "norm")
 """Those that every model has."""
 

@@ -101,7 +101,7 @@ SCALE = 0.3
 def tiny(name: str, **changes: Any) -> PreTrainedModel:
     """A random model of the row `name` in float64, always the same, whose entropies vary from layer to layer.
 
-    `changes` are of its configuration; a name that is no row is taken for a `model_type`.
+    `changes` are of its configuration; a name without a row is taken for a `model_type`.
     """
     row = FAMILIES.get(name)
     model_type = (row.model_type if row else None) or name
@@ -242,7 +242,7 @@ PROOFS: Mapping[str, Callable[[PreTrainedModel, Tensor], Contradictions]] = {
 
 
 def prove(name: str) -> dict[str, str]:
-    """Claim -> what contradicts it for the row `name`; nothing, an empty text, where it is proved."""
+    """Claim -> what contradicts it for the row `name`; an empty text if it is proved."""
     input_ids = torch.randint(5, 256, (2, 11), generator=torch.Generator().manual_seed(1))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # waiting for a second one takes longer than all of a tiny model

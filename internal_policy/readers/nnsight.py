@@ -212,7 +212,7 @@ def _ask(
 
     The block below is what is sent, with what it names: nothing of ours, which a server would have to import. It calls
     the model's modules and looks at nothing inside them, because where NDIF runs it there are no weights: the
-    unembedding is asked for its matrix by what it makes of the identity.
+    unembedding's matrix is what it makes of the identity.
     """
     model = _model(envoy)
     path = {module: name for name, module in model.named_modules()}

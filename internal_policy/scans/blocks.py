@@ -71,7 +71,7 @@ def blocks(
 def padded(rollouts: Sequence[Rollout]) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
     """Their token ids, padded on the right, and the number of each position that is measured, rollout by rollout.
 
-    The number is -1 where none is: all but those where a response token is predicted.
+    The number is -1 at all positions but those where a response token is predicted.
     """
     width = max(len(rollout.ids) for rollout in rollouts)
     ids = torch.zeros(len(rollouts), width, dtype=torch.int64)

@@ -123,7 +123,7 @@ class Scanner:
     selection: Selection
     """What is measured."""
     plan: Plan
-    """The hidden states that takes."""
+    """The hidden states that this needs."""
     readouts: Mapping[str, Readout]
     """By the names that the selection has for them."""
     kernel: Kernel

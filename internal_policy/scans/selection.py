@@ -38,7 +38,7 @@ class Selection:
         for what, given in (("Layer", self.layers), ("Site", self.sites), ("Measure", self.measures)):
             if twice := [name for name in given if list(given).count(name) > 1]:
                 raise InputError(f"{what} {twice[0]} is given twice. List each only once.")
-        if not self.readouts:  # what a lens is called is for who brings it
+        if not self.readouts:  # a lens may have any name
             raise InputError(f"No readout is chosen; known are {', '.join(READOUTS)}.")
         if twice := [name for name in self.readouts if self.readouts.count(name) > 1]:
             raise InputError(f"Two readouts are called '{twice[0]}'. Give a lens another __name__.")
@@ -98,7 +98,7 @@ def plan(selection: Selection, sites: Sequence[str] = SITES) -> Plan:
 
 
 def parse_layers(text: str, n_layers: int) -> tuple[int, ...]:
-    """Read `0,5,10-20,-1` (negative: from the end) or `all`. Raises InputError for a layer that is not there."""
+    """Read `0,5,10-20,-1` (negative: from the end) or `all`. Raises InputError for a layer that doesn't exist."""
     if text == "all":
         return tuple(range(n_layers))
     chosen: set[int] = set()

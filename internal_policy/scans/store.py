@@ -83,7 +83,7 @@ def root() -> Path:
 
 
 def digest(asked: Mapping[str, Any]) -> str:
-    """What was asked, as 12 hexadecimal digits.
+    """The digest of a question: 12 hexadecimal digits.
 
     A file counts by what it holds (`content`), not by how its path was typed, and a model by its `identity`.
     """
@@ -151,7 +151,7 @@ def has_end(path: Path) -> bool:
 
 
 def asked(folder: Path) -> dict[str, Any]:
-    """What a scan, whole or not, was asked (asked.json). Raises InputError if it is damaged."""
+    """The question of a scan, finished or not (asked.json). Raises InputError if it is damaged."""
     path = folder / ASKED
     try:
         found = records.read(path)

@@ -20,7 +20,7 @@ def is_empty(cell: Any) -> bool:
 
 
 def text(values: Mapping[str, Any], column: str) -> str | None:
-    """The text in a cell, None where there is none. Raises InputError for anything else."""
+    """The text in a cell, None if it is empty. Raises InputError for anything else."""
     cell = values.get(column)
     if isinstance(cell, str):
         return cell
@@ -57,7 +57,7 @@ def sample(values: Mapping[str, Any], column: str) -> int | None:
 
 
 def number(values: Mapping[str, Any], column: str) -> float | None:
-    """The finite number in a cell, None where there is none. Raises InputError for anything else."""
+    """The finite number in a cell, None if it is empty. Raises InputError for anything else."""
     cell = values.get(column)
     if is_empty(cell):
         return None
@@ -67,7 +67,7 @@ def number(values: Mapping[str, Any], column: str) -> float | None:
 
 
 def flag(values: Mapping[str, Any], column: str) -> bool | None:
-    """The boolean in a cell, None where there is none. Raises InputError for anything else."""
+    """The boolean in a cell, None if it is empty. Raises InputError for anything else."""
     cell = values.get(column)
     if is_empty(cell):
         return None

@@ -154,7 +154,7 @@ def _seeded(model: PreTrainedModel, seed: int, first: int) -> Iterator[None]:
 
 
 def _left_pad(prompts: Sequence[Ids], pad: int) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Prompts as one tensor that ends where they end, and its attention mask."""
+    """Prompts as one left-padded tensor, and its attention mask."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

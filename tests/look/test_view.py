@@ -109,7 +109,7 @@ def test_correct_and_incorrect_responses_are_all_of_them():
 
 
 def test_a_filter_that_leaves_nothing_is_refused():
-    with pytest.raises(InputError, match=r"no response tokens among positions from 9999; widen the filter"):
+    with pytest.raises(InputError, match=r"no response tokens among positions from 9999. Widen the filter"):
         about(View(DEMO, first=9999))
 
 
@@ -136,7 +136,7 @@ def test_a_readout_is_said_in_words():
 def test_a_part_cut_short_is_named(copied):
     path = copied / "layers-00001.parquet"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"layers-00001.parquet is missing or cut short; measure it again"):
+    with pytest.raises(InputError, match=r"layers-00001.parquet is missing or cut short. Measure it again"):
         layers(default(copied))
 
 
