@@ -96,7 +96,7 @@ def test_the_dashboard_shows_correct_only_for_rewards_of_0_or_1(copied, rewards,
     assert any(f"{said} · " in text for text in texts(opened("tokens", scan=str(copied))))
 
 
-def test_the_bundled_scan_opens_where_there_is_no_other():
+def test_the_bundled_scan_opens_by_default():
     assert opened().text_input(key="scan").value == "demo-qwen3"
 
 

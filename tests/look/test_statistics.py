@@ -91,7 +91,7 @@ def test_the_norm_control_splits_a_change_into_direction_and_norm():
     assert found["direction"] + found["norm"] == pytest.approx(found["total"])
 
 
-def test_there_is_no_norm_control_where_it_was_not_measured():
+def test_unmeasured_norm_control_is_left_out():
     layers = THREE_TOKENS.assign(entropy_at_input_norm=float("nan"))  # as under the norm readout
     assert set(changes(layers)["part"]) == {"total"}
 

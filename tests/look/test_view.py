@@ -120,7 +120,7 @@ def test_a_readout_that_was_not_measured_is_refused(copied):
         check(View(copied, "raw"))
 
 
-def test_a_readout_that_a_lens_gives_is_asked_for_with_the_lens():
+def test_a_missing_lens_readout_suggests_scanning_with_the_lens():
     with pytest.raises(
         InputError, match=r"not measured under the readout 'tuned', only raw, norm; scan again with --lens"
     ):

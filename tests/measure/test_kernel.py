@@ -248,7 +248,7 @@ def test_the_likeliest_tokens_are_found_through_groups(monkeypatch):
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_only_what_is_asked_is_returned(name):
+def test_only_requested_measures_are_returned(name):
     hidden, weight, targets = states()
     found = measure(hidden, weight, targets, scale=torch.ones(1, 5, dtype=torch.float64), measures=[name])
     names = {"topk": {"topk_ids", "topk_probs"}, "norm": set(), "cosine": set()}  # the last two are no policy's
@@ -256,7 +256,7 @@ def test_only_what_is_asked_is_returned(name):
 
 
 @pytest.mark.parametrize("name", POINTWISE)
-def test_a_number_asked_for_alone_is_the_same(small_tiles, name):
+def test_a_measure_is_the_same_when_requested_alone(small_tiles, name):
     hidden, weight, targets = states(points=6)
     scale = torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     alone = measure(hidden, weight, targets, scale=scale, measures=[name])[name]

@@ -64,7 +64,7 @@ def test_hooks_do_not_change_the_pass(model, input_ids):
         assert torch.equal(model(input_ids).logits, alone)
 
 
-def test_a_point_asked_for_twice_is_visited_once(llama, input_ids):
+def test_a_point_listed_twice_is_visited_once(llama, input_ids):
     seen = []
     with hooked(llama, [FINAL, FINAL], lambda point, _: seen.append(point)):
         llama(input_ids)

@@ -22,7 +22,7 @@ def test_a_bundled_model_is_loaded_by_its_name():
     assert model(input_ids=ids).logits.shape == (*ids.shape, inside(model).config.vocab_size)
 
 
-def test_a_model_is_loaded_in_evaluation_mode_and_as_asked(folder):
+def test_a_model_is_loaded_in_evaluation_mode_with_the_given_options(folder):
     loaded, _ = load(str(folder), device="cpu", dtype="bfloat16", attn_implementation="eager")
     model = inside(loaded)
     assert (model.training, model.dtype, model.config._attn_implementation) == (False, torch.bfloat16, "eager")

@@ -74,7 +74,7 @@ def test_the_date_is_the_day_of_the_first_template(monkeypatch):
     assert render("{{ strftime_now('%Y-%m-%d') }}", MESSAGES, {}) == first
 
 
-def test_another_date_can_be_asked_for():
+def test_another_date_can_be_chosen():
     arguments = {"strftime_now": "2024-07-26"}
     assert render("{{ strftime_now('%d %b %Y') }}", MESSAGES, arguments) == "26 Jul 2024"
 

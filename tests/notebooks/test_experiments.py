@@ -93,7 +93,7 @@ def test_at_equal_compute_both_are_taken_where_the_quicker_one_ended():
     assert row(**BUPO)["equal"] == pytest.approx(0.08)
 
 
-def test_a_seed_without_a_grpo_run_is_no_pair():
+def test_a_seed_without_a_grpo_run_is_not_paired():
     frame = evaluations()
     frame = frame[~((frame["method"] == "grpo") & (frame["seed"] == 2))]
     assert experiments.pairs(frame).query("internal_steps == 10 and layer == 6")["seed"].tolist() == [0, 1]

@@ -44,7 +44,7 @@ def test_the_package_works_in_a_process_that_began_with_nnsight():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_scan_of_an_earlier_version_is_asked_the_same_question():
+def test_scans_of_earlier_versions_have_the_same_question():
     asked = store.record(bundle.DATA / "scans" / "demo-qwen3")["asked"]
     assert _prepared(Scan()).question.keys() == asked.keys()
     assert all(getattr(Scan(), name, default) == default for name, default in prepared.LATER.items())

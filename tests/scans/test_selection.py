@@ -48,7 +48,7 @@ def test_layers_are_read(text, layers):
 @pytest.mark.parametrize(
     "text", ["", "a", "1-", "-", "--1", "1,,2", "1,", "-3-1", "-3--1", "1--2", "1-2-3", "0.5", "ALL", "1:3"]
 )
-def test_a_text_that_is_no_layers_is_refused(text):
+def test_text_without_layers_is_refused(text):
     with pytest.raises(
         InputError, match=r"in --layers isn't a layer or range. Write for example 0,5,10-20,-1 or all\."
     ):
@@ -114,7 +114,7 @@ def test_a_site_has_the_measures_that_mean_something_there(site, missing):
     assert Selection((0,)).names(site) == [name for name in MEASURES if name not in missing]
 
 
-def test_a_site_has_only_measures_that_were_asked_for():
+def test_a_site_has_only_the_selected_measures():
     assert Selection((0,), measures=("cosine", "entropy")).names("attn_out") == ["entropy", "cosine"]
 
 
@@ -175,7 +175,7 @@ def test_final_comes_first(layers, sites, measures):
 
 
 @anything
-def test_every_site_that_was_asked_for_is_unembedded(layers, sites, measures):
+def test_every_selected_site_is_unembedded(layers, sites, measures):
     selection = Selection(layers, sites, measures=measures)
     planned = plan(selection)
     for site in selection.sites:

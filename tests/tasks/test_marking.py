@@ -210,7 +210,7 @@ def test_another_value_is_wrong(content, answer):
         r"\int_{0}^{432} dx",
     ],
 )
-def test_a_calculation_that_is_not_done_is_no_number(undone):
+def test_an_undone_calculation_is_not_a_number(undone):
     assert reward(rf"\boxed{{{undone}}}", "432") == 0.0
 
 

@@ -70,7 +70,7 @@ def test_csv_cells_may_be_long(tmp_path):
     assert len(read_problems(path)[0].text) == 200_000
 
 
-def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_a_name(tmp_path):
     path = written(tmp_path / "p.csv", "\ufeffproblem", "3 + 4")
     assert read_problems(path)[0].text == "3 + 4"
 
