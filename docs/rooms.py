@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "internal_policy"
-WINGS = ("measure", "models", "tasks", "scans", "readers", "look", "lenses", "train", "cli")
+FOLDERS = ("measure", "models", "tasks", "scans", "readers", "look", "lenses", "train", "cli")
 """Folders of the package, each importing from those before it."""
 
 
@@ -20,7 +20,7 @@ def lines() -> Iterator[str]:
     yield "# Files of the package\n"
     yield "Written by `python docs/rooms.py` from the first sentence of each file. Each folder imports only from those"
     yield "above it, and from the files at the top; `lint-imports` checks this.\n"
-    for folder in (PACKAGE, *(PACKAGE / wing for wing in WINGS)):
+    for folder in (PACKAGE, *(PACKAGE / name for name in FOLDERS)):
         yield f"## {folder.relative_to(ROOT).as_posix()}\n"
         yield f"{sentence(folder / '__init__.py')}\n"
         yield "| file | what it is for |"

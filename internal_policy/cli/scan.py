@@ -196,7 +196,7 @@ class Work:
     plan: "Plan"
     """The hidden states that this needs."""
     translators: "Translators | None"
-    """Those of --lens."""
+    """The translators of --lens."""
     rollouts: "list[Rollout]"
     """The given responses; none if they are sampled."""
     problems: "list[Problem]"

@@ -42,7 +42,7 @@ class Data:
     """What a figure is drawn from: plain values, which a caller may keep, show or change."""
 
     frames: Mapping[str, pd.DataFrame]
-    """By what tells them apart: the measure, the readout, or the number of the scan."""
+    """The frames by measure, readout or number of the scan, whichever differs."""
     abouts: Sequence[About]
     """What the figure says of each scan, or of each readout."""
     choice: Choice

@@ -16,7 +16,7 @@ class Plots:
     """The figures of a scan or a training run."""
 
     def __init__(self, shown: Any) -> None:
-        """Of a `Scan` or a `Run`."""
+        """The figures of a `Scan` or a `Run`."""
         self._shown = shown
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from internal_policy.measure.sites import CHANGES, ONLY_AT, WITH_FINAL
 Average = Literal["tokens", "rollouts"]
 """Every token counts the same (the paper's micro average), or every rollout does."""
 Part = Literal["total", "direction", "norm"]
-"""Of an entropy change: all of it, or what comes from the direction, or from the norm, of the hidden state."""
+"""Parts of an entropy change: all of it, or what the direction or the norm of the hidden state contributes."""
 
 
 def by_layer(layers: pd.DataFrame, readout: str, average: Average = "tokens") -> pd.DataFrame:

@@ -24,9 +24,9 @@ class Tokens(NamedTuple):
     """Some columns of one part: a row a token, a column a layer."""
 
     rollout: np.ndarray
-    """Of each token, (tokens,)."""
+    """The rollout of each token, (tokens,)."""
     layers: np.ndarray
-    """Of each column, (layers,); the last is that of `final`."""
+    """The layer of each column, (layers,); the last belongs to `final`."""
     values: list[np.ndarray]
     """For each requested name, (tokens, layers); the first choice alone of a list."""
 

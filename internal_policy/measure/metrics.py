@@ -9,7 +9,7 @@ from internal_policy.measure.matmul import precision
 MEASURES = ("entropy", "logprob", "rank", "kl", "topk", "norm", "cosine", "entropy_at_input_norm")
 """What can be measured at a hook point."""
 FROM_LOGITS = set(MEASURES) - {"norm", "cosine"}
-"""Those that take a product with the unembedding."""
+"""Measures that need a product with the unembedding."""
 
 LOWEST = -80.0
 """Logits further below the largest count as this far: exp is many times slower where it underflows."""

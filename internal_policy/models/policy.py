@@ -30,7 +30,7 @@ Readout = Literal["raw", "norm"] | Lens
 """How a hidden state is brought to the unembedding: as it is (the paper), by the final norm (the logit lens), or by
 your own lens."""
 READOUTS = ("raw", "norm")
-"""Those that every model has."""
+"""Readouts that every model has."""
 
 
 def readout_name(readout: Readout) -> str:

@@ -74,7 +74,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gpt2": NO_DROPOUT,
     "gpt_neox_sequential": {"use_parallel_residual": False},
 }
-"""What the tiny model of a row has besides: what would be large by default, and what the row has to account for."""
+"""Row -> more of its tiny configuration: sizes that are large by default, and what the row must account for."""
 
 INSIDE = {
     "gemma3": (
@@ -95,7 +95,7 @@ INSIDE = {
 """Row whose configuration holds that of the language model -> its name there, and the other parts."""
 
 SCALE = 0.3
-"""Of random weights: at the default, which is far smaller, every policy would be uniform."""
+"""Scale of the random weights; at the default, which is far smaller, every policy would be uniform."""
 
 
 def tiny(name: str, **changes: Any) -> PreTrainedModel:

@@ -2,11 +2,11 @@
 
 Importing this imports nnsight, which changes the whole process: every object gets a method `save` (but not where
 nnsight's own configuration has `APP: {PYMOUNT: false}`), and `Tensor.backward` may open a block. A model that nnsight
-has wrapped is not for several threads at a time.
+has wrapped must not be used by several threads at a time.
 
-Everything of a scan on NDIF was tried but NDIF: what is sent was run in another process that had torch, transformers
-and nnsight and nothing of ours, with the weights at hand and, as in the sandbox of NDIF, without. Its queue, models
-spread over several GPUs, and keys could not be tried.
+Scans on NDIF were tested without NDIF: what is sent ran in another process that had torch, transformers and nnsight
+but not this package, with the weights loaded and, as in NDIF's sandbox, without. NDIF's queue, its keys and models
+spread over several GPUs are untested.
 """
 
 import ast
@@ -210,9 +210,9 @@ def _ask(
 ) -> dict[str, dict[str, Tensor]]:
     """The numbers at the positions `here`, of one pass over `ids`.
 
-    The block below is what is sent, with what it names: nothing of ours, which a server would have to import. It calls
-    the model's modules and looks at nothing inside them, because where NDIF runs it there are no weights: the
-    unembedding's matrix is what it makes of the identity.
+    The block below is sent with the objects that it names, none of which belong to this package, because a server would
+    have to import it. It only calls the model's modules, because NDIF runs it without weights at hand: applying the
+    unembedding to the identity gives its matrix.
     """
     model = _model(envoy)
     path = {module: name for name, module in model.named_modules()}

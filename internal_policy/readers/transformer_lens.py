@@ -50,7 +50,7 @@ FAMILIES = (
     "qwen3_moe",
     "smollm3",
 )
-"""Those whose hidden states under these names equal ours bit for bit (tests/readers/test_transformer_lens.py)."""
+"""Families whose hidden states under these names equal ours bit for bit (tests/readers/test_transformer_lens.py)."""
 
 
 def name(point: HookPoint) -> str:

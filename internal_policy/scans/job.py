@@ -33,14 +33,14 @@ PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rollouts of a scan come from, a batch a part."""
+    """The source of a scan's rollouts, one batch per part."""
 
     rollouts: int
     """How many there are."""
     batch_size: int
     """How many are in a part; the last may have fewer."""
     batch: Callable[[int], Sequence["Rollout"]]
-    """Generates, or takes, those of a part."""
+    """Generates or loads the rollouts of a part."""
 
     @property
     def parts(self) -> range:
@@ -107,7 +107,7 @@ def run(
     """Measure what is not whole yet and return the record, scan.json.
 
     Any number of processes may run the same scan in the same folder: a part is written whole or not at all, and who
-    comes second takes it from the disk. `asked` and `facts` go into the record.
+    comes second reads it from the disk. `asked` and `facts` go into the record.
     """
     from internal_policy.models.vocabulary import vocabulary
     from internal_policy.scans.scan import check_rollouts

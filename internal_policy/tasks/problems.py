@@ -15,9 +15,9 @@ from internal_policy.tasks.marking import boxed
 from internal_policy.tasks.rows import Row, at, columns_of, from_hub, hub_rows, read_rows
 
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
-"""Where a problem is looked for, in this order."""
+"""Columns that may hold the problem, in order of preference."""
 ANSWER_COLUMNS = ("answer", "final_answer", "reward_model", "solution")
-"""Where its answer is looked for, in this order; `reward_model` is verl's, and holds `ground_truth`."""
+"""Columns that may hold its answer, in order of preference; `reward_model` is verl's, and holds `ground_truth`."""
 
 LONGEST_ANSWER = 60
 """A `solution` of more characters, without a box, is working, which marks nothing."""
