@@ -27,6 +27,8 @@ class Dashboard:
 def run(options: Dashboard) -> None:
     """Serve the dashboard until it is interrupted."""
     require("app", "streamlit")
+    if not 0 < options.port < 2**16:
+        raise InputError(f"--port is {options.port}. Use a number from 1 to 65535.")
     from internal_policy.look.view import check, default
     from internal_policy.scans import store
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from internal_policy.errors import InputError
 from internal_policy.look import catalogue, run_catalogue
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.run_catalogue import RunChoice
@@ -41,6 +42,8 @@ def _methods(
 
     def method(name: str) -> Callable[..., go.Figure]:
         def plot(self: Plots, *others: Any, **options: Any) -> go.Figure:
+            if wrong := [other for other in others if not isinstance(other, type(self._shown))]:
+                raise InputError(f"Can't draw {wrong[0]!r:.60}. Give opened scans, such as ip.open_scan('demo-llama').")
             return draw(name, [self._shown, *others], choice(**options))
 
         first, others, *_ = inspect.signature(plot).parameters.values()

@@ -90,7 +90,12 @@ def read(folder: Path, name: str) -> pd.DataFrame:
     except (OSError, ValueError):  # a name that no file system takes
         there = False
     if not there:
-        raise InputError(f"{str(folder)[:200]} has no {name}. Give the folder of a training run.")
+        remedy = (
+            "Copy the one that `internal-policy evaluate` wrote"
+            if name == PASS_AT_K
+            else "Give the folder of a training run"
+        )
+        raise InputError(f"{str(folder)[:200]} has no {name}. {remedy}.")
     try:
         return _checked(path, store.read_part(path).to_pandas())
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from internal_policy.errors import InputError
-from internal_policy.look.view import View, absent, check, every, rollouts, within
+from internal_policy.look.view import OF_TOKENS, View, absent, check, check_measure, every, rollouts, within
 from internal_policy.measure.sites import INPUT_OF
 from internal_policy.scans import store
 
@@ -153,6 +153,7 @@ def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.D
     layer after the last where the site is a layer's output.
     """
     n_layers = check(view)["n_layers"]
+    check_measure(measure, OF_TOKENS)
     if measure == "change":
         before = INPUT_OF.get(site)
         if before is None:

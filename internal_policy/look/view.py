@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +24,10 @@ Outcome = Literal["all", "correct", "incorrect"]
 WORDS = {"raw": "raw hidden states", "norm": "through the final norm"}
 """What a readout is called for people."""
 NOT_MEASURES = ("topk_ids", "topk_probs")
+AVERAGED = ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm")
+"""Measures that the table `layers` has means of."""
+OF_TOKENS = ("entropy", "change", *(name for name in AVERAGED[1:] if name != "top1"))
+"""Measures that every token has; `change` is the entropy change."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,9 @@ def check(view: View) -> Mapping[str, Any]:
         )
     if view.outcome not in get_args(Outcome):
         raise InputError(f"There is no outcome '{view.outcome}'. Choose one of {', '.join(get_args(Outcome))}.")
+    for name, position in (("first", view.first), ("last", 0 if view.last is None else view.last)):
+        if not isinstance(position, Integral) or isinstance(position, bool) or position < 0:
+            raise InputError(f"{name} is {position!r:.60}. Give a position of a response, a whole number from 0.")
     if isinstance(view.source, Path) and (short := store.cut_short(view.source)):
         raise InputError(f"{view.source / short[0]} is missing or cut short. Measure it again with --remeasure.")
     return record
@@ -213,10 +221,17 @@ def every(view: View, *options: str) -> str:
 
 def means(view: View, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
     """`statistics.means` of a view. Raises InputError if the scan lacks the measure."""
+    check_measure(measure, AVERAGED)
     found = statistics.means(layers(view), measure, average)
     if not len(found):
         raise absent(view, measure)
     return found
+
+
+def check_measure(measure: str, measures: Sequence[str]) -> None:
+    """Raise InputError for a measure that is not one of `measures`."""
+    if measure not in measures:
+        raise InputError(f"There is no measure {measure!r:.60} here. Choose one of {', '.join(measures)}.")
 
 
 def changes(view: View, average: Average = "tokens") -> pd.DataFrame:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -108,7 +108,13 @@ def policy_logits(
     return unembed(model, seen[-1], readout, point)
 
 
-_open: WeakSet[nn.Module] = WeakSet()
+_open: WeakKeyDictionary[nn.Module, HookPoint] = WeakKeyDictionary()
+"""Models that are one of their internal policies at the moment -> where."""
+
+
+def opened_at(model: nn.Module) -> HookPoint | None:
+    """The hook point whose policy `model` is at the moment, inside `as_policy`; None if it is the whole model."""
+    return _open.get(inside(model))
 
 
 @contextmanager
@@ -145,9 +151,9 @@ def as_policy(model: nn.Module, point: HookPoint | str, readout: Readout = "raw"
         stack.callback(norm.register_forward_pre_hook(bypass.to_norm).remove)
         if readout != "norm":
             stack.callback(norm.register_forward_hook(bypass.from_norm).remove)
-        stack.callback(_open.remove, model)
+        stack.callback(_open.pop, model)
         stack.callback(setattr, parent, name, layers)
-        _open.add(model)
+        _open[model] = point
         setattr(parent, name, layers[: point.layer + 1])
         yield
 

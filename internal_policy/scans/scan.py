@@ -21,7 +21,7 @@ from internal_policy.measure.metrics import MEASURES
 from internal_policy.models.families import logit_transform, place, sites_of
 from internal_policy.models.memory import in_halves
 from internal_policy.models.passes import evaluating, positions
-from internal_policy.models.policy import READOUTS, Lens, Readout, read_out, readout_name
+from internal_policy.models.policy import READOUTS, Lens, Readout, opened_at, read_out, readout_name
 from internal_policy.models.vocabulary import vocabulary
 from internal_policy.scans.blocks import blocks
 from internal_policy.scans.reader import Measured, Reader, reader_of
@@ -70,9 +70,10 @@ def scan(
     ]
     policies, layer_means = (pa.concat_tables(kind) for kind in zip(*tables, strict=True))
     texts = pa.Table.from_pandas(vocabulary(tokenizer, reader.unembedding.out_features), preserve_index=False)
-    name = reader.model.config.name_or_path or reader.model.config.model_type
+    name, point = reader.model.config.name_or_path or reader.model.config.model_type, opened_at(reader.model)
+    name = Path(name).resolve().name if Path(name).is_dir() else name
     record = {
-        "model": Path(name).resolve().name if Path(name).is_dir() else name,
+        "model": name if point is None else f"{name} as {point}",  # inside `as_policy`
         "family": reader.model.config.model_type,
         "n_layers": reader.n_layers,
         "d_model": reader.unembedding.in_features,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,6 +223,8 @@ def of_rollout(
     where: ds.Expression | None = None,
 ) -> pd.DataFrame:
     """The rows of one rollout; of a folder only the part with it is read. Raises InputError if no part has it."""
+    if not isinstance(rollout, Integral) or isinstance(rollout, bool):
+        raise InputError(f"{rollout!r:.60} is not the number of a rollout. Give a whole number from 0.")
     mine = ds.field("rollout") == rollout
     both = mine if where is None else mine & where
     if isinstance(source, Path):

@@ -236,3 +236,9 @@ def test_a_measure_that_no_figure_draws_is_wrong_usage(figure, measure, here, ca
 def test_the_choices_of_plot_measure_match_the_figures():
     assert {*get_args(Measure)} == {*chain(*catalogue.CHOICES.values())}
     assert {*chain(*catalogue.CHOICES.values())} <= {*theme.MEASURES}
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "70000"])
+def test_the_dashboard_refuses_a_port_that_does_not_exist(port, capsys):
+    assert main(["dashboard", "--port", port]) == 2
+    assert f"--port is {port}. Use a number from 1 to 65535." in capsys.readouterr().err

@@ -142,7 +142,7 @@ def test_numbers_of_tokens_are_the_rows_of_the_view(on_disk):
     [
         (lambda scan: scan.view(readout="tuned"), "not measured under the readout 'tuned', only raw, norm"),
         (lambda scan: scan.view(first=9999), "no response tokens among positions from 9999"),
-        (lambda scan: scan.means("surprise"), "has no surprise"),
+        (lambda scan: scan.means("surprise"), "There is no measure 'surprise'"),
         (lambda scan: scan.tokens(999), "has no rollout 999"),
         (lambda scan: scan.policies(["mlp_in.cosine"]), "There is no cosine at mlp_in"),
         (lambda scan: scan.plot.flow(scan), "Only compare draws several scans"),
@@ -169,6 +169,30 @@ for ask in (
 """
 
 
+@pytest.mark.parametrize("window", [{"first": -1}, {"first": True}, {"last": -1}])
+def test_a_window_that_is_not_positions_is_refused(on_disk, window):
+    with pytest.raises(InputError, match="Give a position of a response, a whole number from 0"):
+        on_disk.view(**window)
+
+
+@pytest.mark.parametrize("ask", [lambda scan: scan.means("topk"), lambda scan: scan.tokens(0, measure="top1")])
+def test_a_measure_that_does_not_exist_is_refused_with_those_there_are(on_disk, ask):
+    with pytest.raises(InputError, match=r"There is no measure .* here\. Choose one of entropy, "):
+        ask(on_disk)
+
+
+def test_true_is_not_the_number_of_a_rollout(on_disk, in_memory):
+    for scan in (on_disk, in_memory):
+        with pytest.raises(InputError, match="True is not the number of a rollout"):
+            scan.tokens(True)
+
+
+@pytest.mark.parametrize("other", ["demo-llama", ["demo-llama"], 3])
+def test_a_comparison_with_something_else_is_refused(on_disk, other):
+    with pytest.raises(InputError, match=r"Give opened scans, such as ip\.open_scan\('demo-llama'\)\."):
+        on_disk.plot.compare(other)
+
+
 def test_unknown_words_are_refused_with_those_there_are():
     """In an interpreter of its own, because the types that tests check would refuse them first."""
     done = subprocess.run([sys.executable, "-c", UNKNOWN_WORDS], capture_output=True, text=True, check=True)
@@ -188,7 +212,7 @@ def test_a_scan_in_memory_is_to_be_measured_again_in_python(on_disk, in_memory):
     said = []
     for scan in (on_disk, in_memory):
         with pytest.raises(InputError) as refusal:
-            scan.means("surprise")
+            scan.policies(["resid_post.surprise"])
         said.append(str(refusal.value).partition("surprise. ")[2])
     assert said == ["Scan again with --measures all.", "Scan again with all measures."]
 

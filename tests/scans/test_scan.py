@@ -314,6 +314,12 @@ def test_layers_compiled_one_by_one_are_measured_like_others(tokenizer, rollouts
     assert_same(scan(model, tokenizer, rollouts, readouts=[readout]), expected)
 
 
+def test_the_record_says_which_policy_was_measured_as_a_model(llama, tokenizer, rollouts):
+    with as_policy(llama, HookPoint(1, "resid_post")):
+        inside = scan(llama, tokenizer, rollouts)
+    assert inside.record["model"] == f"{scan(llama, tokenizer, rollouts).record['model']} as 1.resid_post"
+
+
 def test_a_policy_can_be_scanned_as_a_model(llama, tokenizer, rollouts):
     expected = scan(llama, tokenizer, rollouts, layers=[0, 1], readouts=["raw", "norm"], measures=["entropy"])
     with as_policy(llama, HookPoint(1, "resid_post")):
