@@ -60,6 +60,11 @@ def as_json(value: Mapping[str, Any]) -> str:
     return json.dumps(redacted(value), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder; False also for a name that no file system takes."""
+    return os.path.isdir(path)  # noqa: PTH112  # Path.is_dir raises for a long name
+
+
 def fingerprint(path: Path) -> dict[str, Any] | None:
     """Size and SHA-256 of a file; None if it does not exist."""
     if not path.is_file():

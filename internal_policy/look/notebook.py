@@ -31,3 +31,8 @@ def need_plotly() -> None:
     """Raise InputError if plotly is not installed."""
     if find_spec("plotly") is None:
         raise InputError("Figures need plotly. `pip install 'internal-policy[app]'` installs it.")
+
+
+def printable(text: str) -> str:
+    """A text with its control and invisible characters escaped, so that it can't move the cursor or reverse a line."""
+    return repr(text)[1:-1]

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.look import notebook
+from internal_policy.look.notebook import printable
 from internal_policy.look.runs import METRICS, RunTables, caption, find, listed, read
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class Run(RunTables):
 
     def __repr__(self) -> str:
         """Its name, steps and phases."""
-        return f"<Run {caption(self.name, self.metrics())}>"
+        return f"<Run {printable(caption(self.name, self.metrics()))}>"
 
     def _repr_html_(self) -> str:
         """The training curves as a small picture and some of the steps, for a notebook, also without a network."""
@@ -51,8 +53,10 @@ def open_run(name: str | Path) -> Run:
     and for a damaged one.
     """
     folder, known = find(str(name)), list(listed())
-    if not folder.is_dir():
-        raise InputError(f"There is no training run '{name}'. Choose one of {', '.join(known)}, or give its folder.")
+    if not files.is_folder(folder):
+        raise InputError(
+            f"There is no training run '{name!s:.80}'. Choose one of {', '.join(known)}, or give its folder."
+        )
     read(folder, METRICS)
     return Run(folder, str(name) if str(name) in known else folder.name)
 

@@ -168,7 +168,7 @@ class Scan(View):
         about = self.about
         rollouts = f"{about.rollouts} rollout{'' if about.rollouts == 1 else 's'}"
         counts = f"{rollouts}, {about.tokens} tokens, {view.how(about.readout)}"
-        return f"<Scan of {about.model}: {counts}{', ' if about.which else ''}{about.which}>"
+        return f"<Scan of {notebook.printable(about.model)}: {counts}{', ' if about.which else ''}{about.which}>"
 
     def _repr_html_(self) -> str:
         """The flow of entropy as a small picture and the table by layer, for a notebook, also without a network."""

@@ -99,9 +99,13 @@ def identity(checkpoint: Checkpoint) -> str:
 
 def _checked(checkpoint: Checkpoint) -> Path:
     """The folder that holds its configuration, in the local hub cache for a model on the hub. Raises InputError."""
-    if not checkpoint.name or checkpoint.folder.is_file():
+    try:
+        wrong = not checkpoint.name or checkpoint.folder.is_file()
+    except OSError:  # a name that no file system takes
+        wrong = True
+    if wrong:
         raise InputError(
-            f"Can't load a model from '{checkpoint.name}'. Use a folder that holds one, or a hub id such as "
+            f"Can't load a model from '{checkpoint.name:.80}'. Use a folder that holds one, or a hub id such as "
             "Qwen/Qwen3-0.6B."
         )
     if checkpoint.folder.is_dir():

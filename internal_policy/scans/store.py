@@ -315,7 +315,7 @@ def find(name: str) -> Path:
 
     Raises InputError, which names the scans there are.
     """
-    if Path(name).is_dir():
+    if files.is_folder(Path(name)):
         return Path(name)
     if bundled := [folder for folder in bundle.scans() if folder.name == name]:
         return bundled[0]
@@ -327,4 +327,6 @@ def find(name: str) -> Path:
         raise InputError(f"{len(found)} scans begin with '{name}': {names}. Give more digits.")
     names = [folder.name for folder in (*bundle.scans(), *scans())]
     shown = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
-    raise InputError(f"There is no scan '{name}' in {root()}. Choose one of {shown}; `internal-policy ls` lists them.")
+    raise InputError(
+        f"There is no scan '{name:.80}' in {root()}. Choose one of {shown}; `internal-policy ls` lists them."
+    )

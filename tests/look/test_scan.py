@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+import internal_policy as ip
 from internal_policy import bundle
 from internal_policy.errors import InputError
 from internal_policy.look import catalogue, notebook, statistics, targets, tokens, view
@@ -215,6 +216,17 @@ def test_a_scan_in_memory_is_to_be_measured_again_in_python(on_disk, in_memory):
             scan.policies(["resid_post.surprise"])
         said.append(str(refusal.value).partition("surprise. ")[2])
     assert said == ["Scan again with --measures all.", "Scan again with all measures."]
+
+
+def test_a_model_name_cannot_move_the_cursor_in_a_repr():
+    assert repr(of(loaded(model="a\x1b[2J\u202eb"))).startswith("<Scan of a\\x1b[2J\\u202eb: ")
+
+
+def test_a_name_that_no_file_system_takes_is_refused():
+    for opened in (ip.open_scan, ip.open_run, ip.load):
+        with pytest.raises(InputError) as refusal:
+            opened("x" * 5000)
+        assert len(str(refusal.value)) < 1000
 
 
 def test_an_unknown_name_is_refused(tmp_path, monkeypatch):
