@@ -128,7 +128,7 @@ def test_an_adapted_model_becomes_its_internal_policy(adapted, input_ids, readou
 
 def test_as_policy_on_the_inner_model_is_refused_while_open(input_ids):
     model = lora()
-    with as_policy(model, ONE), pytest.raises(InputError, match="already is"), as_policy(inside(model), ONE):
+    with as_policy(model, ONE), pytest.raises(InputError, match="already one of"), as_policy(inside(model), ONE):
         pass
 
 
