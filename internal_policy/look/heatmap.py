@@ -80,7 +80,7 @@ def layer_axis(figure: go.Figure, layers: pd.Index, n_layers: int, **place: Any)
     figure.update_yaxes(
         tickvals=[*near, *([last] if model else [])],
         ticktext=[*map(str, near), *(["model"] if model else [])],
-        title={"text": "Layer"},
+        title={"text": theme.LAYER},
         range=[first - 0.5, last + 0.5],
         showgrid=False,
         **place,

@@ -66,7 +66,7 @@ def change(
     _stages(figure, spans, len(set(rows["at"])), style)
     if spans and style == "screen":
         said = dict.fromkeys(f"{stage[0].upper()} {stage}" for stage, _, _ in spans)
-        figure.update_xaxes(title={"text": f"Layer ({', '.join(said)})"})
+        figure.update_xaxes(title={"text": f"{theme.LAYER} · {', '.join(said)}"})
     return theme.layout(figure, "Entropy change by layer", about, style, above=18 if spans else 0)
 
 
@@ -327,4 +327,4 @@ def _by_layer(figure: go.Figure, style: Style, bottom: int | None = None) -> Non
     figure.update_xaxes(
         range=[first - 0.6, last + 0.6], tickvals=theme.ticks(first, last, 20 if style == "screen" else 9)
     )
-    figure.update_xaxes(title={"text": "Layer"}, row=bottom)
+    figure.update_xaxes(title={"text": theme.LAYER}, row=bottom)

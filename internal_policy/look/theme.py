@@ -17,6 +17,8 @@ from internal_policy.look.view import About, how
 Style = Literal["screen", "paper"]
 """`screen` takes the page's colours, light or dark; `paper` is black on white, as wide as a column of print."""
 
+LAYER = "Layer (counted from 1)"
+"""Title of an axis of layers, whose numbers are the paper's."""
 GREY = "#8C8C8C"
 """For lines that aren't data; visible on white and on black."""
 FAINT = "rgba(140,140,140,0.22)"

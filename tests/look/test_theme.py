@@ -124,7 +124,7 @@ AXES = {
     "residual": ["Cosine", "Norm"],
     "convergence": ["KL (nats)", "Tokens settled"],
     "distribution": ["Entropy (nats)"],
-    "tokens": ["Layer"],
+    "tokens": [theme.LAYER],
     "predictions": [],
 }
 
