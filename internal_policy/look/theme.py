@@ -66,7 +66,7 @@ MEASURES = {
     "kl": ("KL from the model", "nats"),
     "logprob": ("Log probability", "nats"),
     "rank": ("Rank of the token", ""),
-    "top1": ("Token is the top choice", "share"),
+    "top1": ("Top-1 agreement with the token", "share"),
     "settled": ("Top choice has settled", "share of tokens"),
     "norm": ("Norm", ""),
     "cosine": ("Cosine", ""),
