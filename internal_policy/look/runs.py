@@ -91,7 +91,7 @@ def read(folder: Path, name: str) -> pd.DataFrame:
         there = False
     if not there:
         remedy = (
-            "Copy the one that `internal-policy evaluate` wrote"
+            "Copy into it the one that `internal-policy evaluate` wrote"
             if name == PASS_AT_K
             else "Give the folder of a training run"
         )

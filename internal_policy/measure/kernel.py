@@ -21,7 +21,7 @@ GROUP = 64
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """Which numbers of which hidden states are measured, and how: built once, used for every block of a scan."""
+    """What to measure and how: built once for a scan, and used for every block of hidden states."""
 
     weight: Float[Tensor, "d_vocab d_model"]
     """The unembedding."""

@@ -210,9 +210,9 @@ def _ask(
 ) -> dict[str, dict[str, Tensor]]:
     """The numbers at the positions `here`, of one pass over `ids`.
 
-    The block below is sent with the objects that it names, none of which belong to this package, because a server would
-    have to import it. It only calls the model's modules, because NDIF runs it without weights at hand: applying the
-    unembedding to the identity gives its matrix.
+    The block below is sent to the server with the objects that it names. None of them belong to this package, because
+    the server can't import it. It only calls the model's modules, because NDIF runs it without weights at hand:
+    applying the unembedding to the identity gives its matrix.
     """
     model = _model(envoy)
     path = {module: name for name, module in model.named_modules()}

@@ -162,7 +162,7 @@ def _left_pad(prompts: Sequence[Ids], pad: int) -> tuple[Int[Tensor, "batch seq"
 
 
 class NoNaN(LogitsProcessor):
-    """Refuses NaN logits, of which transformers would take token 0 as the likeliest."""
+    """Refuse NaN logits, for which transformers would silently choose token 0."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The logits as they are. Raises InputError."""

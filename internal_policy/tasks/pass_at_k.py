@@ -9,7 +9,7 @@ from internal_policy.errors import InputError
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that one of k responses, drawn from n of which c are right, is right: 1 - C(n-c, k) / C(n, k).
+    """The chance that k responses, drawn from n with c right ones, include a right one: 1 - C(n-c, k) / C(n, k).
 
     Unbiased (Eq. 1 of arXiv 2107.03374); with k = 1 it is Avg@K. Raises InputError for k > n.
     """
@@ -47,7 +47,7 @@ def outcome(rewards: pd.Series) -> tuple[str, str] | None:
 
 
 def curves(right: Sequence[int], samples: int) -> pd.DataFrame:
-    """Pass@k over problems, each with `samples` responses of which `right` are right: k, mean, low, high.
+    """Pass@k over problems, from how many of each problem's `samples` responses are `right`: k, mean, low, high.
 
     A row for each of `ks`; the one of k = 1 is Avg@K too. low and high are the 95 % Wilson `interval` over problems,
     NaN for a single problem. Raises InputError if there are no problems.

@@ -50,7 +50,7 @@ class Rollout:
     response: str
     """The response as text, without special tokens."""
     reward: float | None
-    """The mark; None if there is no answer."""
+    """How the response was marked; None if the problem has no answer."""
     finished: bool
     """Whether the response ends with an end-of-text token; otherwise it was cut at the length limit."""
 

@@ -1,4 +1,4 @@
-"""Scans that can't be compared are refused, and what differs between others is said."""
+"""Scans that can't be compared are refused, and figures of others name their differences."""
 
 import json
 import shutil
