@@ -1,11 +1,14 @@
 """The documentation runs, and names what there is."""
 
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import tyro
+import yaml
 
 import internal_policy as ip
 from internal_policy import bundle
@@ -23,27 +26,76 @@ POSITIONAL = {
     ("report", "scans"): "SCAN",
 }
 """Options that have no name on the command line -> how the help shows them."""
-README = (ROOT / "README.md").read_text()
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+"""Page -> its Markdown. Its blocks of `python` are run, those of `py` are not; commands in `bash` must parse."""
+README = PAGES["README.md"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
-def test_the_python_of_the_readme_runs(monkeypatch, capsys, tmp_path):
+def commands(page: str) -> list[str]:
+    """The `internal-policy` commands in a page's blocks of bash, without comments."""
+    lines = "\n".join(blocks("bash", page)).replace("\\\n", " ").splitlines()
+    found = [re.sub(r"\s+#.*", "", line) for line in lines if re.match(r"(\S*/)?internal-policy ", line)]
+    return [line for command in found for line in re.split(r" && | \| ", command) if "internal-policy" in line]
+
+
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if blocks("python", page)])
+def test_the_python_of_a_page_runs(name, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
     names: dict = {}
-    for block in blocks("python"):
+    for block in blocks("python", PAGES[name]):
         exec(block, names)
-    printed = capsys.readouterr().out
-    assert "resid_post" in printed
-    assert len(names["cells"]) == names["tokens"]["response_ids"].map(len).sum() * 9
-    assert "5.attn_out torch.Size([1, " in printed
+    if name == "README.md":
+        printed = capsys.readouterr().out
+        assert "resid_post" in printed
+        assert len(names["cells"]) == names["tokens"]["response_ids"].map(len).sum() * 9
+        assert "5.attn_out torch.Size([1, " in printed
 
 
-def test_the_readme_names_every_command():
-    assert set(re.findall(r"`internal-policy ([a-z-]+)", README)) == set(COMMANDS)
+SHOWN = sorted({(name, command) for name, page in PAGES.items() for command in commands(page)})
+
+
+@pytest.mark.parametrize(("page", "command"), SHOWN)
+def test_a_command_on_a_page_parses(page, command):
+    name, *arguments = shlex.split(command)[1:]
+    if name != "--help":
+        tyro.cli(COMMANDS[name][0], args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def test_the_pages_name_every_command():
+    named = {name for page in PAGES.values() for name in re.findall(r"`internal-policy ([a-z-]+)", page)}
+    assert named == set(COMMANDS)
+
+
+LINKS = [
+    (name, link)
+    for name, page in PAGES.items()
+    for link in re.findall(r"\]\(([^)\s]+)\)", page)
+    if not link.startswith(("http", "#"))
+]
+
+
+@pytest.mark.parametrize(("name", "link"), LINKS)
+def test_a_link_of_a_page_leads_to_a_file(name, link):
+    file, _, anchor = link.partition("#")
+    target = (ROOT / name).parent / file
+    assert target.exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_citation_has_what_the_format_requires():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited.keys() >= {"cff-version", "message", "title", "authors"}
+    assert cited["version"] == ip.__version__
+    (paper,) = cited["references"]
+    assert paper["url"].endswith("2512.19673")
+    assert {*paper["authors"][0]} == {"given-names", "family-names"}
 
 
 def test_the_readme_names_every_folder_of_the_package():
@@ -130,7 +182,7 @@ def test_the_rollouts_of_a_scan_have_the_columns_of_the_file_and_tokens():
 
 
 @pytest.mark.parametrize("opened", [ip.open_scan("demo-qwen3"), ip.open_run("experiments/bupo")], ids=["scan", "run"])
-def test_every_figure_has_a_call_in_the_readme(opened):
+def test_every_figure_has_a_call_on_a_page(opened):
     kind = type(opened).__name__.lower()
     figures = {name for name in dir(opened.plot) if not name.startswith("_")}
-    assert set(re.findall(rf"{kind}\.plot\.([a-z_]+)\(", README)) == figures
+    assert set(re.findall(rf"{kind}\.plot\.([a-z_]+)\(", "\n".join(PAGES.values()))) == figures
