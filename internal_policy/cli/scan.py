@@ -1,30 +1,23 @@
 """`internal-policy scan`: measure the policies of a model over responses, or answer from the cache."""
 
 import dataclasses
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.markup import escape
-from rich.table import Table
-
-from internal_policy.cli import opening, progress
+from internal_policy.cli import opening, progress, work
 from internal_policy.cli.common import File, Output, PromptOptions, ResponseOptions, SamplingOptions
-from internal_policy.cli.console import document, out
 from internal_policy.cli.prepared import Prepared, prepare, source
+from internal_policy.cli.work import Work
 from internal_policy.errors import InputError
-from internal_policy.models import loading
 from internal_policy.models.folder import is_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from internal_policy.lenses.tuned import Translators
-    from internal_policy.scans.selection import Plan, Selection
-    from internal_policy.tasks.problems import Problem
+    from internal_policy.scans.selection import Selection
     from internal_policy.tasks.rollouts import Rollout
 
 
@@ -94,7 +87,7 @@ def run(options: Scan) -> None:
     elif cached and (broken := store.cut_short(folder)):
         raise InputError(f"{folder / broken[0]} is missing or cut short. Measure it again with --remeasure.")
     if options.dry_run:
-        printed(_forecast(options, _work(options, inputs)), folder, cached, as_json=options.json)
+        work.printed(work.forecast(_work(options, inputs)), folder, cached, as_json=options.json)
         return
     if not cached:
         opener = opening.Opener(options.reader, options.remote)
@@ -185,36 +178,6 @@ def _selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
     )
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a scan measures, checked."""
-
-    inputs: Prepared
-    """The model, and where responses come from."""
-    selection: "Selection"
-    """What of the model is measured."""
-    plan: "Plan"
-    """The hidden states that this needs."""
-    translators: "Translators | None"
-    """The translators of --lens."""
-    rollouts: "list[Rollout]"
-    """The given responses; none if they are sampled."""
-    problems: "list[Problem]"
-    """Problems to sample responses to."""
-    prompts: list[int]
-    """How many tokens the prompt of each problem has."""
-
-    @property
-    def total(self) -> int:
-        """How many responses are measured."""
-        return len(self.rollouts) or len(self.problems) * self.inputs.sampling.samples
-
-    @property
-    def tokens(self) -> int:
-        """How many response tokens are given; 0 if responses are sampled."""
-        return sum(len(rollout.response_ids) for rollout in self.rollouts)
-
-
 def _work(options: Scan, inputs: Prepared) -> Work:
     from internal_policy.models.families import sites_of
     from internal_policy.scans.selection import plan
@@ -227,98 +190,38 @@ def _work(options: Scan, inputs: Prepared) -> Work:
     return Work(inputs, selection, planned, translators, inputs.given(), problems, prompts)
 
 
-def _measure(work: Work, opener: opening.Opener, folder: Path) -> None:
+def _measure(planned: Work, opener: opening.Opener, folder: Path) -> None:
     from internal_policy.lenses import tuned
     from internal_policy.scans import job, sampling
     from internal_policy.scans.scan import Scanner, check_rollouts
 
-    inputs, size = work.inputs, work.inputs.sampling.batch_size
+    inputs, size = planned.inputs, planned.inputs.sampling.batch_size
     longest = size * inputs.sampling.max_new_tokens  # the responses' lengths aren't known before they are sampled
-    _check_disk(folder, work.selection, work.tokens or longest)
+    work.check_disk(folder, planned.selection, planned.tokens or longest)
     reader = opener.open(inputs)
-    lenses = {tuned.NAME: tuned.of(work.translators, reader.model)} if work.translators else {}
-    scanner = Scanner.of(reader, work.selection, lenses)
-    if work.rollouts:
-        check_rollouts(reader, work.rollouts)
+    lenses = {tuned.NAME: tuned.of(planned.translators, reader.model)} if planned.translators else {}
+    scanner = Scanner.of(reader, planned.selection, lenses)
+    if planned.rollouts:
+        check_rollouts(reader, planned.rollouts)
     smaller = progress.saying_once("Out of memory: measuring {} rollouts at a time.")
 
     def batch(part: int) -> "Sequence[Rollout]":
         first = part * size
-        given = work.rollouts[first : first + size]
-        return given or sampling.batch(reader.model, inputs.tokenizer, work.problems, inputs.sampling, first, smaller)
+        given = planned.rollouts[first : first + size]
+        return given or sampling.batch(
+            reader.model, inputs.tokenizer, planned.problems, inputs.sampling, first, smaller
+        )
 
     progress.note(f"Writing the scan to {folder}.")
     template: Any = inputs.tokenizer.chat_template if inputs.chat_template != "none" else None
-    with progress.bar("Scanning", work.total) as advance:
+    with progress.bar("Scanning", planned.total) as advance:
         job.run(
             folder,
             scanner,
             inputs.tokenizer,
-            job.Source(work.total, size, batch),
+            job.Source(planned.total, size, batch),
             inputs.question,
             {**job.facts(inputs.checkpoint.name, reader.model, template, opener.packages), **opener.facts},
             advance=advance,
             smaller=smaller,
         )
-
-
-def _forecast(options: Scan, work: Work) -> dict[str, Any]:
-    """What a scan would measure and need, without loading the weights."""
-    from internal_policy.measure.metrics import FROM_LOGITS
-    from internal_policy.scans import store
-    from internal_policy.scans.blocks import STATE_BYTES
-
-    config, selection, samples = work.inputs.config, work.selection, work.inputs.sampling.samples
-    text = config.get_text_config()
-    products = 1 + len(selection.readouts) * (work.plan.unembedded - 1) if FROM_LOGITS & {*selection.measures} else 0
-    tokens = work.tokens or work.total * options.max_new_tokens
-    return {
-        "model": options.model,
-        "family": config.model_type,
-        "layers": list(selection.layers),
-        "sites": list(selection.sites),
-        "readouts": list(selection.readouts),
-        "measures": list(selection.measures),
-        "rollouts": work.total,
-        "response_tokens_at_most": tokens,
-        "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in work.rollouts) or sum(work.prompts) * samples,
-        "hidden_states_per_token": len(work.plan.points),
-        "unembeddings_per_token": products,
-        "gflop_per_token": products * 2 * text.hidden_size * text.vocab_size / 1e9,
-        "weights_bytes": loading.weight_bytes(config, options.dtype),
-        "hidden_states_bytes_at_most": STATE_BYTES,
-        "disk_bytes_at_most": store.disk_bytes(selection, tokens),
-    }
-
-
-def _check_disk(folder: Path, selection: "Selection", tokens: int) -> None:
-    """Raise InputError if a scan of so many response tokens may not fit on the disk."""
-    from internal_policy.scans import store
-
-    need, disk = store.disk_bytes(selection, tokens), folder.absolute()
-    place = next(parent for parent in [disk, *disk.parents] if parent.exists())
-    free = shutil.disk_usage(place).free
-    if free < need:
-        raise InputError(
-            f"{place} has {free / 1e9:.1f} GB free, but up to {need / 1e9:.1f} GB may be needed. Choose an --output on "
-            "another disk, or measure less (--layers, --sites, --top-k 0)."
-        )
-
-
-def printed(forecast: Mapping[str, Any], folder: Path, cached: bool, *, as_json: bool = False) -> None:
-    """Print what a scan would measure and need."""
-    if as_json:
-        document({**forecast, "scan": str(folder), "cached": cached})
-        return
-    table = Table(title="What would be measured", show_header=False, title_justify="left", box=None)
-    for name, value in forecast.items():
-        words = name.replace("_bytes", "").replace("_", " ")
-        if name.endswith("bytes") or "_bytes_" in name:
-            value = f"{value / 1e6:,.1f} MB"
-        elif isinstance(value, list):
-            value = ", ".join(map(str, value))
-        elif isinstance(value, int | float):
-            value = f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
-        table.add_row(words, escape(str(value)))
-    out.print(table)
-    out.print(f"Scan: {escape(str(folder))} ({'there already' if cached else 'not there yet'}). Nothing was written.")

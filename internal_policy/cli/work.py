@@ -1,0 +1,113 @@
+"""What a scan is about to measure, and the memory and disk that it needs."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from internal_policy.cli.console import document, out
+from internal_policy.cli.prepared import Prepared
+from internal_policy.errors import InputError
+from internal_policy.models import loading
+
+if TYPE_CHECKING:
+    from internal_policy.lenses.tuned import Translators
+    from internal_policy.scans.selection import Plan, Selection
+    from internal_policy.tasks.problems import Problem
+    from internal_policy.tasks.rollouts import Rollout
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a scan measures, checked."""
+
+    inputs: Prepared
+    """The model, and where responses come from."""
+    selection: "Selection"
+    """What of the model is measured."""
+    plan: "Plan"
+    """The hidden states that this needs."""
+    translators: "Translators | None"
+    """The translators of --lens."""
+    rollouts: "list[Rollout]"
+    """The given responses; none if they are sampled."""
+    problems: "list[Problem]"
+    """Problems to sample responses to."""
+    prompts: list[int]
+    """How many tokens the prompt of each problem has."""
+
+    @property
+    def total(self) -> int:
+        """How many responses are measured."""
+        return len(self.rollouts) or len(self.problems) * self.inputs.sampling.samples
+
+    @property
+    def tokens(self) -> int:
+        """How many response tokens are given; 0 if responses are sampled."""
+        return sum(len(rollout.response_ids) for rollout in self.rollouts)
+
+
+def forecast(work: Work) -> dict[str, Any]:
+    """What a scan would measure and need, without loading the weights."""
+    from internal_policy.measure.metrics import FROM_LOGITS
+    from internal_policy.scans import store
+    from internal_policy.scans.blocks import STATE_BYTES
+
+    config, selection, samples = work.inputs.config, work.selection, work.inputs.sampling.samples
+    text = config.get_text_config()
+    products = 1 + len(selection.readouts) * (work.plan.unembedded - 1) if FROM_LOGITS & {*selection.measures} else 0
+    tokens = work.tokens or work.total * work.inputs.sampling.max_new_tokens
+    return {
+        "model": work.inputs.checkpoint.name,
+        "family": config.model_type,
+        "layers": list(selection.layers),
+        "sites": list(selection.sites),
+        "readouts": list(selection.readouts),
+        "measures": list(selection.measures),
+        "rollouts": work.total,
+        "response_tokens_at_most": tokens,
+        "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in work.rollouts) or sum(work.prompts) * samples,
+        "hidden_states_per_token": len(work.plan.points),
+        "unembeddings_per_token": products,
+        "gflop_per_token": products * 2 * text.hidden_size * text.vocab_size / 1e9,
+        "weights_bytes": loading.weight_bytes(config, work.inputs.arguments["dtype"]),
+        "hidden_states_bytes_at_most": STATE_BYTES,
+        "disk_bytes_at_most": store.disk_bytes(selection, tokens),
+    }
+
+
+def check_disk(folder: Path, selection: "Selection", tokens: int) -> None:
+    """Raise InputError if a scan of so many response tokens may not fit on the disk."""
+    from internal_policy.scans import store
+
+    need, disk = store.disk_bytes(selection, tokens), folder.absolute()
+    place = next(parent for parent in [disk, *disk.parents] if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise InputError(
+            f"{place} has {free / 1e9:.1f} GB free, but up to {need / 1e9:.1f} GB may be needed. Choose an --output on "
+            "another disk, or measure less (--layers, --sites, --top-k 0)."
+        )
+
+
+def printed(forecast: Mapping[str, Any], folder: Path, cached: bool, *, as_json: bool = False) -> None:
+    """Print what a scan would measure and need."""
+    if as_json:
+        document({**forecast, "scan": str(folder), "cached": cached})
+        return
+    table = Table(title="What would be measured", show_header=False, title_justify="left", box=None)
+    for name, value in forecast.items():
+        words = name.replace("_bytes", "").replace("_", " ")
+        if name.endswith("bytes") or "_bytes_" in name:
+            value = f"{value / 1e6:,.1f} MB"
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif isinstance(value, int | float):
+            value = f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
+        table.add_row(words, escape(str(value)))
+    out.print(table)
+    out.print(f"Scan: {escape(str(folder))} ({'there already' if cached else 'not there yet'}). Nothing was written.")
