@@ -27,3 +27,8 @@ def quoted(value: Any) -> str:
     """A value, or its beginning, as part of a sentence."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, as part of a sentence: `1 rollout`, `1,200 tokens`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -7,10 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from internal_policy import bundle
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 from internal_policy.measure.sites import INPUT_OF
 from internal_policy.scans import store
 
+RECORD = "run.json"
+"""File in the folder of a run that holds its settings."""
 METRICS, DYNAMICS, PASS_AT_K = "metrics.parquet", "dynamics.parquet", "pass_at_k.parquet"
 NEEDED = {
     METRICS: {"step", "reward", "phase", "target"},
@@ -182,6 +184,5 @@ def caption(name: str, metrics: pd.DataFrame, frame: pd.DataFrame | None = None)
     first = f", {len(internal)} of them on {', '.join(dict.fromkeys(internal['target'].astype(str)))}"
     said = [name, f"{int(metrics['step'].max())} steps{first if len(internal) else ''}"]
     if frame is not None:
-        scans = frame["step"].nunique()
-        said.append(f"{scans} scan{'' if scans == 1 else 's'} of the same responses")
+        said.append(f"{counted(frame['step'].nunique(), 'scan')} of the same responses")
     return " · ".join(said)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from internal_policy.errors import counted
 from internal_policy.look import notebook, statistics, targets, tokens, view
 from internal_policy.look.statistics import Average, Part
 from internal_policy.look.view import About, View
@@ -166,8 +167,7 @@ class Scan(View):
     def __repr__(self) -> str:
         """The model and what of the scan is in view."""
         about = self.about
-        rollouts = f"{about.rollouts} rollout{'' if about.rollouts == 1 else 's'}"
-        counts = f"{rollouts}, {about.tokens} tokens, {view.how(about.readout)}"
+        counts = f"{counted(about.rollouts, 'rollout')}, {counted(about.tokens, 'token')}, {view.how(about.readout)}"
         return f"<Scan of {notebook.printable(about.model)}: {counts}{', ' if about.which else ''}{about.which}>"
 
     def _repr_html_(self) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from internal_policy.errors import counted
 from internal_policy.look.view import About, how
 
 Style = Literal["screen", "paper"]
@@ -130,8 +131,7 @@ def caption(about: About | str) -> str:
 
 def n(about: About) -> str:
     """How many rollouts and tokens."""
-    counts = ((about.rollouts, "rollout"), (about.tokens, "token"))
-    return ", ".join(f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts)
+    return f"{counted(about.rollouts, 'rollout')}, {counted(about.tokens, 'token')}"
 
 
 def label(measure: str, names: Mapping[str, tuple[str, str]] = MEASURES) -> str:

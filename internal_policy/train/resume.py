@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from internal_policy.errors import InputError
+from internal_policy.look.runs import RECORD
 from internal_policy.scans import records
 from internal_policy.scans.claims import begun, changed
 from internal_policy.train import checkpoints
 
-RUN, MODEL = "run.json", "model"
+RUN, MODEL = RECORD, "model"
 """In the folder of a run: what was asked, and the trained model."""
 
 

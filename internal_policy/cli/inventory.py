@@ -1,0 +1,123 @@
+"""Find scans, training runs, evaluations and unfinished samples in the cache and in the package."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from internal_policy import bundle, files
+from internal_policy.errors import InputError
+
+Kind = Literal["scan", "run", "evaluation", "sample"]
+"""run: a training run; sample: responses that an interrupted generate, evaluate or fit-lens had sampled."""
+EVALUATIONS, SAMPLES, RUNS = "evaluations", "rollouts", "runs"
+"""Folders of the cache that hold something other than the scans of a model."""
+CALLED = {"scan": "scan", "run": "training run", "evaluation": "evaluation", "sample": "unfinished sample"}
+"""What each kind is called on screen."""
+LISTED = 10
+"""Names in an error message at most."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that internal-policy wrote into a folder."""
+
+    kind: Kind
+    folder: Path
+    name: str
+    """What is typed to name it: the digest of a scan, runs/NAME for a training run; a folder's path elsewhere."""
+    bundled: bool = False
+    """Whether it comes with the package."""
+
+
+def kind_of(folder: Path) -> Kind | None:
+    """What a folder holds, by the files in it; None if internal-policy didn't write it."""
+    from internal_policy.cli import evaluate
+    from internal_policy.look import runs
+    from internal_policy.scans import records, store
+
+    if any((folder / name).is_file() for name in (records.RECORD, records.ASKED)):
+        return "scan"
+    if any((folder / name).is_file() for name in (runs.RECORD, runs.METRICS)):
+        return "run"
+    if (folder / evaluate.ASKED).is_file():
+        return "evaluation"
+    return "sample" if folder.parent.absolute() == (store.root() / SAMPLES).absolute() else None
+
+
+def items(*kinds: Kind) -> list[Item]:
+    """Everything in the cache, newest first, and then what comes with the package; of some kinds, if they are named."""
+    return [item for item in (*_cached(), *_bundled()) if not kinds or item.kind in kinds]
+
+
+def _cached() -> list[Item]:
+    from internal_policy.cli import evaluate
+    from internal_policy.look import runs
+    from internal_policy.scans import store
+
+    root = store.root()
+    started = {path.parent for path in root.glob(f"{RUNS}/*/{runs.RECORD}")} | {
+        folder for folder in runs.listed().values() if folder.is_relative_to(root)
+    }
+    sampled = [path for path in root.glob(f"{SAMPLES}/*") if files.is_folder(path)]
+    found = [
+        *(Item("scan", folder, folder.name) for folder in store.scans(unfinished=True)),
+        *(Item("run", folder, _below(root, folder)) for folder in started),
+        *(Item("evaluation", path.parent, _below(root, path.parent)) for path in root.glob(f"*/*/{evaluate.ASKED}")),
+        *(Item("sample", folder, _below(root, folder)) for folder in sampled),
+    ]
+    return sorted(found, key=lambda item: item.folder.stat().st_mtime, reverse=True)
+
+
+def _below(root: Path, folder: Path) -> str:
+    return folder.relative_to(root).as_posix()
+
+
+def _bundled() -> list[Item]:
+    scans = [Item("scan", folder, folder.name, bundled=True) for folder in bundle.scans()]
+    runs = [Item("run", folder, f"{folder.parent.name}/{folder.name}", bundled=True) for folder in bundle.runs()]
+    return scans + runs
+
+
+def find(name: str, *kinds: Kind) -> Item:
+    """The one item of this name: a folder, a name in `internal-policy ls`, or the beginning of one.
+
+    Of a name such as runs/NAME the part after the slash will do. Only items of `kinds` count, if any are named.
+    Raises InputError if there is no such item or more than one.
+    """
+    folder = Path(name)
+    if name and files.is_folder(folder) and (kind := kind_of(folder)) and kind in (kinds or CALLED):
+        return _at(folder, kind)
+    known = items(*kinds)
+    exact = [item for item in known if name in _names(item)]
+    found = exact or [item for item in known if name and any(each.startswith(name) for each in _names(item))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"'{name:.80}' could be {_either(found)}. Type more of the name.")
+    what = " or ".join(CALLED[kind] for kind in kinds) or "scan, training run or evaluation"
+    choices = f"Choose one of {_listed(known)}; `internal-policy ls` lists them." if known else "There are none yet."
+    if name and files.is_folder(folder):
+        raise InputError(f"{folder} holds no {what}. {choices}")
+    from internal_policy.scans import store
+
+    raise InputError(f"There is no {what} '{name:.80}' in {store.root()}. {choices}")
+
+
+def _at(folder: Path, kind: Kind) -> Item:
+    """The item in a folder, by its name if it is in the cache or comes with the package."""
+    resolved = folder.resolve()
+    same = next((item for item in items(kind) if item.folder.resolve() == resolved), None)
+    return same or Item(kind, folder, str(folder))
+
+
+def _names(item: Item) -> tuple[str, ...]:
+    return item.name, item.name.rpartition("/")[2]
+
+
+def _listed(found: list[Item]) -> str:
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return ", ".join(item.name for item in found[:LISTED]) + more
+
+
+def _either(found: list[Item]) -> str:
+    return f"any of {len(found)}: {_listed(found)}" if len(found) > 2 else " or ".join(item.name for item in found)
