@@ -49,7 +49,7 @@ def printed(found: Mapping[str, Mapping[str, Any]], version: str, *, as_json: bo
     table.add_column("what is different", overflow="fold")
     for name, row in found.items():
         marks = "".join("[red]✗[/]" if text else "[green]✓[/]" for text in row["contradictions"].values())
-        table.add_row(name, marks, str(len(row["sites"])), row["norms"], escape("; ".join(_differences(row))))
+        table.add_row(name, marks, str(len(row["sites"])), row["norms"], escape("; ".join(differences(row))))
     out.print(table)
     for name, row in found.items():
         for number, text in enumerate(row["contradictions"].values(), 1):
@@ -67,7 +67,7 @@ def printed(found: Mapping[str, Mapping[str, Any]], version: str, *, as_json: bo
     )
 
 
-def _differences(row: Mapping[str, Any]) -> list[str]:
+def differences(row: Mapping[str, Any]) -> list[str]:
     """What a row says besides where its modules are, in words."""
     return [
         *(f"where {name} is {' or '.join(map(str, values))}" for name, values in row["needs"].items()),

@@ -1,0 +1,30 @@
+"""Build the documentation site: `sphinx-build -W --keep-going -b html docs docs/_build/html`."""
+
+import sys
+from importlib.metadata import version as installed
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+project = "internal-policy"
+author = "the authors of internal-policy"
+version = release = installed("internal-policy")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "generated", "docstrings", "twins"]
+exclude_patterns = ["_build", "_generated", "rooms.md"]
+
+nb_execution_mode = "off"  # notebooks are shown with the outputs they were saved with
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+add_module_names = False
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
+
+html_theme = "furo"
+html_title = "internal-policy"
+html_copy_source = False
+html_show_copyright = False
+copybutton_exclude = ".linenos, .gp, .go"

@@ -1,0 +1,110 @@
+"""Give every page a Markdown twin, and list the pages in llms.txt: a Sphinx extension."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import docstrings
+import generated
+from sphinx.application import Sphinx
+
+FENCED = r"^(`{3,}|:{3,})\{%s\}[ ]*(?P<argument>.*)\n(?P<body>(?:.*\n)*?)\1[ ]*$"
+"""A directive of MyST, by its name."""
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^):#\s]+)\.(?:md|ipynb)(#[^)\s]*)?\)")
+IMAGE = re.compile(r"!\[([^\]]*)\]\(([^):\s]+)\)")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension."""
+    app.connect("build-finished", write)
+    return {"parallel_read_safe": True}
+
+
+def write(app: Sphinx, error: Exception | None) -> None:
+    """Write the twins and llms.txt beside the HTML pages."""
+    if error or app.builder.name != "html":
+        return
+    folder, out = Path(app.srcdir), Path(app.outdir)
+    twins = {name: twin(folder, name, "\n".join(docstrings.documented[name])) for name in pages(folder)}
+    for name, text in twins.items():
+        (out / f"{name}.html.md").write_text(text, encoding="utf-8")
+    (out / "llms.txt").write_text(llms(twins), encoding="utf-8")
+
+
+def pages(folder: Path) -> list[str]:
+    """The names of all pages: the index, then what its toctrees list, in order."""
+    index = (folder / "index.md").read_text(encoding="utf-8")
+    trees = [match["body"] for match in re.finditer(FENCED % "toctree", index, re.MULTILINE)]
+    return ["index", *(line for tree in trees for line in tree.splitlines() if line and line[0] != ":")]
+
+
+def twin(folder: Path, name: str, documented: str = "") -> str:
+    """A page as plain Markdown: included files and `documented` objects in their places, links to other twins."""
+    path = folder / f"{name}.md"
+    if path.exists():
+        text = resolved(path)
+    else:
+        text = notebook(json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8")))
+    text = LINK.sub(r"[\1](\2.html.md\3)", generated.beside(text))
+    text = re.sub(FENCED % "toctree", lambda tree: links(folder, tree["body"]), text, flags=re.MULTILINE)
+    text = re.sub(FENCED % "eval-rst", lambda _: documented, text, flags=re.MULTILINE)
+    up = "../" * name.count("/")
+    return IMAGE.sub(lambda image: f"![{image[1]}]({up}_images/{Path(image[2]).name})", text).strip() + "\n"
+
+
+def resolved(path: Path) -> str:
+    """The text of a page with the files that it includes, without its front matter and comments."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(r"^%.*\n", "", text, flags=re.MULTILINE)
+    return re.sub(FENCED % "include", lambda found: included(path, found), text, flags=re.MULTILINE)
+
+
+def included(path: Path, found: re.Match[str]) -> str:
+    """The text of an included file, its headings as many levels lower as the directive says."""
+    text = resolved(path.parent / found["argument"].strip())
+    start = re.search(r":start-line: (\d+)", found["body"])
+    offset = re.search(r":heading-offset: (\d+)", found["body"])
+    text = "".join(text.splitlines(keepends=True)[int(start[1]) if start else 0 :])
+    return re.sub(r"^#", "#" * (1 + (int(offset[1]) if offset else 0)), text, flags=re.MULTILINE).strip()
+
+
+def links(folder: Path, tree: str) -> str:
+    """A toctree as a list of links to twins."""
+    names = (line for line in tree.splitlines() if line and line[0] != ":")
+    return "\n".join(f"- [{title(twin(folder, name))}]({name}.html.md)" for name in names)
+
+
+def notebook(content: dict[str, Any]) -> str:
+    """The texts, code and printed outputs of a notebook."""
+    return "\n\n".join(part for cell in content["cells"] for part in parts(cell))
+
+
+def parts(cell: dict[str, Any]) -> list[str]:
+    """A cell, then each of its outputs that has a text."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] != "code":
+        return [source]
+    outputs = (output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell["outputs"])
+    shown = ("".join(output).strip("\n") for output in outputs)
+    return [f"```python\n{source}\n```", *(f"```text\n{text}\n```" for text in shown if text)]
+
+
+def title(text: str) -> str:
+    """The first heading of a page."""
+    return re.search(r"^# (.+)$", text, re.MULTILINE)[1].replace("`", "")  # pyright: ignore[reportOptionalSubscript]
+
+
+def sentence(text: str) -> str:
+    """The first sentence below the first heading of a page."""
+    below = text.partition("\n# ")[2] if not text.startswith("# ") else text
+    paragraphs = [part for part in below.partition("\n")[2].split("\n\n") if re.match(r"\s*[\w*`\[]", part)]
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraphs[0].split()))
+    return re.split(r"(?<=[.?!]) (?=[A-Z])", plain)[0]
+
+
+def llms(twins: dict[str, str]) -> str:
+    """The list of pages for language models (https://llmstxt.org), a line each."""
+    index = twins["index"]
+    rest = (f"- [{title(text)}]({name}.html.md): {sentence(text)}" for name, text in twins.items() if name != "index")
+    return "\n".join([f"# {title(index)}\n", f"> {sentence(index)}\n", "## Pages\n", *rest]) + "\n"

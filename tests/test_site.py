@@ -1,0 +1,84 @@
+"""The documentation's site: every page is listed, has a Markdown twin, and holds what is generated from the code."""
+
+import re
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import docstrings
+import generated
+import pytest
+import twins
+
+import internal_policy as ip
+from internal_policy.cli.main import COMMANDS
+from internal_policy.models.families import FAMILIES
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def test_the_table_of_contents_holds_every_page():
+    by_hand = {path.stem for path in DOCS.glob("*.md")} - {"rooms"}
+    assert sorted(twins.pages(DOCS)) == sorted(
+        by_hand | {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The sources of the site, with what is generated."""
+    folder = tmp_path_factory.mktemp("site") / "docs"
+    shutil.copytree(DOCS, folder, ignore=shutil.ignore_patterns("_*", "notebooks"))
+    shutil.copy(ROOT / "CHANGELOG.md", folder.parent)
+    generated.write(folder)
+    return folder
+
+
+def test_llms_txt_says_a_sentence_about_every_page(site):
+    pages = twins.pages(site)[1:]
+    text = twins.llms({name: twins.twin(site, name) for name in ("index", *pages)})
+    assert re.findall(r"^- \[.+\]\((.+)\.html\.md\): .{20,}$", text, re.MULTILINE) == pages
+
+
+def test_a_twin_links_to_twins_and_holds_what_its_page_includes(site):
+    assert "](columns.html.md)" in twins.twin(site, "index")
+    assert "| `__main__.py` | " in twins.twin(site, "architecture")
+
+
+def test_a_link_to_a_notebook_leads_to_its_page(site):
+    assert "](notebooks/05_bupo_on_a_laptop.html.md)" in twins.twin(site, "laptop")
+
+
+def test_a_page_of_docstrings_has_them_in_its_twin(site):
+    assert "\n## load\n" in twins.twin(site, "api", documented="## load\n")
+
+
+def test_the_page_of_models_has_every_family(site):
+    text = twins.twin(site, "models")
+    assert {name for name, row in FAMILIES.items() if f"| `{row.model_type or name}` |" not in text} == set()
+
+
+def test_the_page_of_commands_has_every_option(site):
+    sections = {part.split("\n")[0]: part for part in twins.twin(site, "commands").split("\n## internal-policy ")}
+    for name, (kind, _) in COMMANDS.items():
+        for field in fields(kind):
+            assert f"--{field.name.replace('_', '-')}" in sections[name]
+
+
+def test_the_page_of_the_api_has_every_public_name():
+    shown = re.findall(r"^\.\. auto\w+:: (\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert {*shown} == {*ip.__all__} - {"__version__"}
+
+
+def test_docstrings_are_read_as_markdown():
+    lines = ["Load `name`.", "", '    ip.load("a")', "", "`dtype` is what"]
+    assert docstrings.restructured(lines) == [
+        "Load ``name``.", "", ".. code-block:: python", "", '    ip.load("a")', "", "``dtype`` is what",
+    ]  # fmt: skip
+
+
+def test_ci_builds_the_site_with_warnings_as_errors():
+    assert (
+        ".venv/bin/sphinx-build -W --keep-going -q -b html docs docs/_build/html" in (ROOT / ".ci" / "run").read_text()
+    )
