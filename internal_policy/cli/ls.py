@@ -1,66 +1,159 @@
-"""`internal-policy ls`: list the scans in the cache."""
+"""`internal-policy ls`: list the scans, training runs and evaluations in the cache and in the package."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
-from rich import box
+from rich.cells import cell_len, set_cell_size
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy.cli.console import document, out
-from internal_policy.errors import InputError
+from internal_policy.cli import contents, inventory
+from internal_policy.cli.console import document, out, visible
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ls:
-    """List the scans in the cache, newest first."""
+    """List the scans, training runs and evaluations in the cache, newest first, and those that come with the package.
+
+    Interrupted and broken ones are listed too, with what to do about them. To remove some, use `internal-policy rm`.
+    """
 
     json: bool = False
     """Print the result as JSON."""
 
 
 def run(options: Ls) -> None:
-    """List the scans in the cache."""
+    """List what is in the cache."""
     from internal_policy.scans import store
 
-    scans(store.scans(unfinished=True), as_json=options.json)
-
-
-def scans(folders: Sequence[Path], *, as_json: bool = False) -> None:
-    """Print the scans in the cache."""
-    from internal_policy.scans import store
-
-    rows = []
-    for folder in folders:
-        try:
-            record = store.record(folder)
-            state, size = "whole", sum(file["bytes"] for file in record["files"].values())
-        except InputError as error:
-            record, state, size = {"model": folder.parent.name}, "unfinished", 0
-            if (folder / store.RECORD).exists():
-                state = str(error)
-        rows.append(
-            {"scan": folder.name, "model": record["model"], "state": state, "folder": str(folder), "bytes": size}
-            | {name: record.get(name) for name in ("rollouts", "tokens", "created")}
-        )
-    if as_json:
+    rows = [contents.described(item) for item in inventory.items()]
+    if options.json:
         document(rows)
-    elif not rows:
-        out.print(f"No scans in {escape(str(store.root()))} yet; `internal-policy scan` makes one.")
-    else:
-        table, broken = Table(box=box.SIMPLE_HEAD), []
-        for name in ("scan", "model", "rollouts", "tokens", "MB", "created", "state"):
-            right = name in ("rollouts", "tokens", "MB")
-            table.add_column(name, overflow="fold", no_wrap=name == "scan", justify="right" if right else "left")
-        for row in rows:
-            counts = [f"{row[name]:,}" if row[name] else "" for name in ("rollouts", "tokens")]
-            size = f"{row['bytes'] / 1e6:,.1f}" if row["bytes"] else ""
-            created = (row["created"] or "").replace("T", " ")[:16]
-            state = row["state"] if row["state"] in ("whole", "unfinished") else "broken"
-            broken += [row["state"]] if state == "broken" else []
-            table.add_row(row["scan"], escape(row["model"]), *counts, size, created, state)
-        out.print(table)
-        for why in broken:
-            out.print(escape(why))
-        out.print(f"In {escape(str(store.root()))}")
+        return
+    rows.sort(key=lambda row: [*KINDS].index(row["kind"]))
+    for kind, (title, columns) in KINDS.items():
+        if found := [row for row in rows if row["kind"] == kind]:
+            out.print(listed(title, columns, found, out.width if out.is_terminal else None))
+            out.print()
+    for row in rows:
+        if row["problem"]:
+            out.print(escape(f"{row['name']} ({row['state']}, written {age(row)} ago): {row['problem']}"))
+    total = sum(row["bytes"] for row in rows if not row["bundled"])
+    out.print(
+        f"Cache: {escape(str(store.root()))}, {size(total)}. Folders elsewhere, written with --output, aren't listed."
+    )
+    if not total:
+        out.print("`internal-policy scan` measures the bundled demo-qwen3.")
+
+
+GAP = 2
+"""Spaces between two columns."""
+FEWEST = 8
+"""Characters of a column that is shortened; with fewer it is left out."""
+
+
+class Column(NamedTuple):
+    """A column of a list."""
+
+    name: str
+    cell: Callable[[Mapping[str, Any]], str]
+    right: bool = False
+    """Whether it is aligned to the right."""
+    elastic: bool = False
+    """Whether its cells may be shortened to fit the terminal."""
+
+
+def short(name: object) -> str:
+    """The last part of a model's or data set's name or path."""
+    return PurePath(str(name)).name if name else ""
+
+
+def size(number: int) -> str:
+    """A number of bytes in kB, MB or GB."""
+    unit, factor = next((u, f) for u, f in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if number >= f or u == "kB")
+    return f"{number / factor:,.1f} {unit}"
+
+
+def age(row: Mapping[str, Any]) -> str:
+    """How long ago files were last written."""
+    seconds = time.time() - datetime.strptime(row["changed"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+    unit, factor = next(
+        (u, f) for u, f in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)) if seconds >= f or u == "s"
+    )
+    return f"{max(seconds, 0) // factor:.0f} {unit}"
+
+
+def _number(row: Mapping[str, Any], name: str) -> str:
+    return f"{row[name]:,}" if row.get(name) is not None else ""
+
+
+NAME = Column("name", lambda row: row["name"])
+MODEL = Column("model", lambda row: short(row["model"]), elastic=True)
+SOURCE = Column("of", lambda row: short(row.get("source")), elastic=True)
+ROLLOUTS = Column("rollouts", lambda row: _number(row, "rollouts"), right=True)
+END = (
+    Column("size", lambda row: size(row["bytes"]), right=True),
+    Column(
+        "age", lambda row: row["state"] if row["problem"] else "bundled" if row["bundled"] else age(row), right=True
+    ),
+)
+KINDS: dict[inventory.Kind, tuple[str, tuple[Column, ...]]] = {
+    "scan": (
+        "Scans",
+        (
+            NAME,
+            MODEL,
+            Column("reader", lambda row: "" if row.get("reader") == "hooks" else row.get("reader", ""), elastic=True),
+            Column("readouts", lambda row: ",".join(row.get("readouts", []))),
+            ROLLOUTS,
+            SOURCE,
+            *END,
+        ),
+    ),
+    "run": (
+        "Training runs",
+        (
+            NAME,
+            MODEL,
+            Column("target", lambda row: ", ".join(row.get("targets", [])), elastic=True),
+            Column("steps", lambda row: _number(row, "steps"), right=True),
+            *END,
+        ),
+    ),
+    "evaluation": (
+        "Evaluations",
+        (NAME, MODEL, Column("at", lambda row: str(row.get("at") or "")), ROLLOUTS, SOURCE, *END),
+    ),
+    "sample": ("Unfinished samples of generate, evaluate or fit-lens", (NAME, ROLLOUTS, *END)),
+}
+"""Kind -> the title and the columns of its list. A column that would be empty isn't printed."""
+
+
+def listed(title: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], width: int | None) -> Table:
+    """A list as wide as the terminal; names are never cut, and without a `width` nothing is."""
+    cells = {column: [visible(column.cell(row)) for row in rows] for column in columns}
+    cells = {column: texts for column, texts in cells.items() if any(texts)}
+    widths = {column: max(map(cell_len, [column.name, *texts])) for column, texts in cells.items()}
+    while width and sum(widths.values()) + GAP * (len(widths) - 1) > width:
+        widest = max((column for column in widths if column.elastic), key=widths.__getitem__, default=None)
+        if widest is None:
+            break
+        widths[widest] -= 1
+        if widths[widest] < FEWEST:
+            del widths[widest]
+    table = Table(title=title, title_justify="left", box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+    for column, wide in widths.items():
+        table.add_column(
+            _cut(column.name, wide), justify="right" if column.right else "left", no_wrap=True, min_width=wide
+        )
+    for texts in zip(*(cells[column] for column in widths), strict=True):
+        table.add_row(*(escape(_cut(text, wide)) for text, wide in zip(texts, widths.values(), strict=True)))
+    return table
+
+
+def _cut(text: str, width: int) -> str:
+    return text if cell_len(text) <= width else f"{set_cell_size(text, width - 1)}…"

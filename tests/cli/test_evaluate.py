@@ -65,7 +65,10 @@ def test_the_same_evaluation_is_answered_from_its_folder_under_another_label_too
     assert pd.read_parquet(Path(again["output"]) / "pass_at_k.parquet")["label"].unique().tolist() == ["other"]
     assert {**first, "label": ""} == {**again, "label": ""}
     assert main(["ls", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == []  # it is no scan
+    listed = [row for row in json.loads(capsys.readouterr().out) if not row["bundled"]]
+    assert [(row["kind"], row["folder"], row["state"]) for row in listed] == [
+        ("evaluation", first["output"], "finished")
+    ]
 
 
 def test_an_interrupted_evaluation_goes_on_and_equals_an_undisturbed_one(evaluated, here, monkeypatch):

@@ -15,9 +15,9 @@ def test_scans_are_listed_shown_and_exported(asked, here, capsys):
     assert main([*asked, "--readout", "both"]) == 0
     capsys.readouterr()
     assert main(["ls", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
-    assert [(row["state"], row["rollouts"]) for row in listed] == [("whole", 10)]
-    name = listed[0]["scan"]
+    listed = [row for row in json.loads(capsys.readouterr().out) if not row["bundled"]]
+    assert [(row["state"], row["rollouts"]) for row in listed] == [("finished", 10)]
+    name = listed[0]["name"]
     assert main(["show", name[:5], "--readout", "norm", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert len(shown["entropy"]) == 3 + 1

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -226,20 +227,19 @@ def test_a_broken_scan_is_listed_as_broken_beside_the_others(scanned, text, caps
         shutil.copytree(scanned, store.root() / "model" / name)
     (store.root() / "model" / "a" / store.RECORD).write_text(text)
     assert main(["ls", "--json"]) == 0
-    listed = {row["scan"]: row["state"] for row in json.loads(capsys.readouterr().out)}
-    assert listed["b"] == "whole"
-    assert "scan.json" in listed["a"]
+    listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert [listed[name]["state"] for name in ("a", "b")] == ["broken", "finished"]
+    assert "scan.json" in listed["a"]["problem"]
 
 
-def test_the_list_of_scans_says_below_the_table_what_is_broken(scanned, capsys):
+def test_ls_says_below_the_list_what_is_broken(scanned, capsys):
     for name in ("a", "b"):
         shutil.copytree(scanned, store.root() / "model" / name)
     (store.root() / "model" / "a" / store.RECORD).write_text("[]")
     assert main(["ls"]) == 0
     printed = capsys.readouterr().out
-    table, _, below = printed.partition(f"{store.root() / 'model' / 'a' / store.RECORD} is damaged")
-    assert "broken" in table
-    assert "--remeasure" in below
+    assert re.search(r"^a  +model .* broken$", printed, re.MULTILINE)
+    assert re.search(r"^a \(broken, .*\): scan.json is damaged .* --remeasure", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""Describe what is in the folder of a scan, training run, evaluation or unfinished sample."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from internal_policy.cli.inventory import Item
+from internal_policy.errors import InputError, counted
+
+FINISHED, UNFINISHED, BROKEN = "finished", "unfinished", "broken"
+"""States of an item."""
+
+
+def described(item: Item) -> dict[str, Any]:
+    """What `internal-policy ls` says of an item, complete, as in its JSON.
+
+    `state` is finished, unfinished or broken, `problem` what is wrong and how to mend it, and `changed` when its files
+    were last written. What can't be known is None.
+    """
+    of_kind = {"scan": _scan, "run": _run, "evaluation": _evaluation, "sample": _sample}[item.kind]
+    row: dict[str, Any] = dict.fromkeys(("model", "rollouts", "created", "problem"))
+    try:
+        row |= of_kind(item.folder)
+    except InputError as error:
+        text = str(error).replace(f"{item.folder}/", "").replace(str(item.folder), "this folder")
+        row |= {"state": BROKEN, "problem": text}
+        row["model"] = item.folder.parent.name if item.kind == "scan" and item.name == item.folder.name else None
+    changed = datetime.fromtimestamp(item.folder.stat().st_mtime, UTC)
+    where = {"folder": str(item.folder), "bytes": size_of(item.folder), "changed": f"{changed:%Y-%m-%dT%H:%M:%SZ}"}
+    return {"kind": item.kind, "name": item.name, "bundled": item.bundled, **row, **where}
+
+
+def size_of(folder: Path) -> int:
+    """Size of the files in a folder and below, in bytes."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+
+
+def _scan(folder: Path) -> dict[str, Any]:
+    from internal_policy.scans import store
+
+    if not (folder / store.RECORD).exists():
+        return _unfinished_scan(folder)
+    record = store.record(folder)
+    row = {name: record[name] for name in ("model", "rollouts", "tokens", "created", "selection")}
+    row |= {"state": FINISHED, **_asked(record["asked"]), "readouts": row.pop("selection")["readouts"]}
+    if short := store.cut_short(folder):
+        row |= {"state": BROKEN, "problem": f"{short[0]} is missing or cut short. Measure it again with --remeasure."}
+    return row
+
+
+def _unfinished_scan(folder: Path) -> dict[str, Any]:
+    from internal_policy.scans import records, store
+
+    asked = store.asked(folder).get("asked")
+    asked = asked if isinstance(asked, dict) else {}
+    numbers = [int(path.stem.removeprefix("part-")) for path in folder.glob("part-*.json")]
+    notes = {number: records.of_part(folder, number) for number in numbers}
+    names = {n: {store.part_path(folder, kind, n).name for kind in store.KINDS} for n in numbers}
+    whole = [n for n, note in notes.items() if note and names[n] <= note["files"].keys()]
+    rollouts = sum(_rows(store.part_path(folder, "rollouts", number)) for number in whole)
+    each = asked.get("samples", 1), asked.get("limit")
+    most = each[0] * each[1] if all(isinstance(number, int) for number in each) else None
+    said = f"It has {counted(rollouts, 'rollout')}{f' of up to {most:,}' if most else ''}."
+    described = {"model": asked.get("model"), **_asked(asked), "readouts": _readouts(asked)}
+    return described | {
+        "state": UNFINISHED,
+        "rollouts": rollouts,
+        "rollouts_at_most": most,
+        "tokens": None,
+        "problem": f"{said} Run its scan command again to finish it.",
+    }
+
+
+def _asked(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scan was asked: the reader, and where the responses or problems come from."""
+    reader = asked.get("reader", "hooks")
+    return {
+        "reader": f"{reader} on NDIF" if asked.get("remote") else reader,
+        "source": next((asked[name] for name in ("rollouts", "problems") if asked.get(name)), None),
+    }
+
+
+def _readouts(asked: Mapping[str, Any]) -> list[str]:
+    readout = asked.get("readout", "raw")
+    return [*(["raw", "norm"] if readout == "both" else [readout]), *(["tuned"] if asked.get("lens") else [])]
+
+
+def _rows(path: Path) -> int:
+    """How many rows a Parquet file has; 0 if it is missing or damaged."""
+    import pyarrow.parquet as pq
+
+    from internal_policy.scans import store
+
+    return pq.read_metadata(path).num_rows if store.has_end(path) else 0
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    from internal_policy.look import runs
+    from internal_policy.scans import records
+    from internal_policy.train import checkpoints
+
+    asked = {}
+    if begun := (folder / runs.RECORD).exists():
+        try:
+            asked = records.read(folder / runs.RECORD)
+        except records.DAMAGE as error:
+            raise InputError(
+                f"{folder / runs.RECORD} is damaged ({error}). Train again with another --output."
+            ) from error
+    steps, targets = 0, []
+    if (folder / runs.METRICS).exists():
+        metrics = runs.read(folder, runs.METRICS)
+        steps = int(metrics["step"].max())
+        targets = list(dict.fromkeys(metrics["target"][metrics["phase"] == "internal"].astype(str)))
+    saved = checkpoints.found(folder)
+    whole = checkpoints.is_whole(folder / "model")
+    row = {
+        "state": FINISHED if whole or not begun else UNFINISHED,
+        "model": asked.get("model"),
+        "method": asked.get("method") or ("bupo" if targets else "grpo"),
+        "targets": targets,
+        "steps": steps,
+        "trained_model": str(folder / "model") if whole else None,
+        "checkpoints": len(saved),
+        "source": asked.get("problems"),
+    }
+    if row["state"] == UNFINISHED:
+        at = f" and has saved {next(iter(saved.values())).name}" if saved else ""
+        remedy = "Run its train command again, with --resume." if saved else "Run its train command again."
+        row["problem"] = f"It has done {counted(steps, 'step')}{at}. {remedy}"
+    return row
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
+    from internal_policy.cli import evaluate
+    from internal_policy.scans import records
+
+    try:
+        asked = records.read(folder / evaluate.ASKED).get("asked") or {}
+    except records.DAMAGE as error:
+        raise InputError(f"{folder / evaluate.ASKED} is damaged ({error}). Remove it and evaluate again.") from error
+    rollouts = _rows(folder / evaluate.ROLLOUTS)
+    row = {"model": asked.get("model"), "at": asked.get("at"), "samples": asked.get("samples"), "rollouts": rollouts}
+    row |= {"state": FINISHED, "source": ", ".join(map(str, asked.get("names") or [])) or None}
+    if not rollouts:
+        row |= {"state": BROKEN, "problem": f"{evaluate.ROLLOUTS} is missing or damaged. Remove it and evaluate again."}
+    return row
+
+
+def _sample(folder: Path) -> dict[str, Any]:
+    rollouts = sum(_rows(path) for path in folder.rglob("rollouts-*.parquet"))
+    problem = f"It has {counted(rollouts, 'response')}. Run its command again to finish it, or remove it."
+    return {"state": UNFINISHED, "rollouts": rollouts, "problem": problem}
