@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from internal_policy.look import theme
+from internal_policy.look.theme import Style
+
 GROUP = ["model", "method", "layer", "internal_steps"]
 """Runs that differ in their seed alone. The layer of `grpo` and `rloo` has no meaning."""
 METHODS = {
@@ -145,11 +148,14 @@ def rewards(steps: pd.DataFrame, window: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*GROUP, "step", "mean", "low", "high", "seeds"])
 
 
-def label(group: Mapping[str, Any]) -> str:
-    """A group in words; layers count from 1, as in figures."""
+def label(group: Mapping[str, Any], style: Style = "screen") -> str:
+    """A group in words, with its layer counted as figures in this style count."""
     name = METHODS[group["method"]]
-    steps = group["internal_steps"]
-    return f"{name}, layer {group['layer'] + 1}, {steps} steps" if group["method"] == "bupo" else name
+    if group["method"] != "bupo":
+        return name
+    first = theme.first_layer(style)
+    layer = f"layer {group['layer'] + first}{f' (from {first})' if first else ''}"
+    return f"{name}, {layer}, {group['internal_steps']} steps"
 
 
 def sentences(groups: pd.DataFrame, baseline: str = BASELINE) -> list[str]:

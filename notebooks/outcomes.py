@@ -41,7 +41,7 @@ def reached(
     )
     for number, model in enumerate(models, start=1):
         rows = table[table["model"] == model].iloc[::-1]
-        named = [experiments.label({str(k): v for k, v in row.items()}) for row in rows.to_dict("records")]
+        named = [experiments.label({str(k): v for k, v in row.items()}, style) for row in rows.to_dict("records")]
         for place, (row, name) in enumerate(zip(rows.to_dict("records"), named, strict=True)):
             group = {str(key): value for key, value in row.items()}
             seeds = ends[(ends[GROUP] == [group[key] for key in GROUP]).all(axis=1)]
@@ -149,8 +149,8 @@ def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen", baseli
     )
     figure.update_yaxes(
         tickvals=[*range(difference.shape[0])],
-        ticktext=[str(layer + 1) for layer in difference.index],
-        title={"text": "Trained layer"},
+        ticktext=[str(layer + theme.first_layer(style)) for layer in difference.index],
+        title={"text": f"Trained {theme.layer_title(style).lower()}"},
         showgrid=False,
     )
     n = _only(table["seeds"])
@@ -180,7 +180,7 @@ def rewards(curves: pd.DataFrame, window: int, caption: str = "", style: Style =
     for _, rows in curves.groupby(GROUP, sort=False):
         group = {str(column): value for column, value in rows[GROUP].iloc[0].items()}
         rows = rows.sort_values("step")
-        name = experiments.label(group)
+        name = experiments.label(group, style)
         hover = [
             f"{theme.inert(name)}<br>step {step}: {mean:.3f}"
             for step, mean in zip(rows["step"], rows["mean"], strict=True)

@@ -49,7 +49,7 @@ def page(looked: View, average: Average) -> None:
     show.table("provenance", pd.DataFrame({"what": provenance.keys(), "value": provenance.values()}))
     with show.refusing():  # reads every token of the scan, so it comes when all else is there
         depth = statistics.settling(scans.data("convergence", [looked], choice).frames["settled"])
-        last.metric("Half settled after", "at the end" if depth is None else f"layer {depth + 1}")
+        last.metric("Half settled after", "at the end" if depth is None else f"layer {depth}")
 
 
 def numbers(looked: View) -> DeltaGenerator:

@@ -91,16 +91,16 @@ def cells(looked: View, rollout: int) -> None:
 def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
     """The layer and position of the URL, a click or the boxes; by default the first token at the middle layer."""
     left, middle, right = st.columns([1, 1, 3], vertical_alignment="bottom")
-    layer = show.number(left, "Layer, from 0", key="layer", placeholder=str(n_layers // 2))
+    layer = show.number(left, "Layer", key="layer", placeholder=str(n_layers // 2))
     first = int(response["position"].iloc[0])
-    position = show.number(middle, "Position, from 0", key="position", placeholder=str(first))
+    position = show.number(middle, "Position", key="position", placeholder=str(first))
     layer, position = n_layers // 2 if layer is None else layer, first if position is None else position
     if layer > n_layers:
         raise InputError(
             f"There is no layer {layer}. Choose one from 0 to {n_layers - 1}, or {n_layers} for the model's own policy."
         )
     token = tokens.window(response, position).set_index("position").loc[position, "token"]
-    what = "the model's own policy" if layer == n_layers else f"layer {layer + 1} as the paper counts"
+    what = "the model's own policy" if layer == n_layers else f"layer {layer}"
     right.text(f"The token is {show.glyphs(str(token), WIDEST)}, read at {what}.")
     return layer, position
 
@@ -129,7 +129,7 @@ def strip(shown: pd.DataFrame, position: int) -> None:
 
 def point_at(drawn: go.Figure, layer: int, position: int) -> go.Figure:
     """A frame around the chosen cell, black within white to contrast with every colour."""
-    edges = {"x0": position - 0.5, "x1": position + 0.5, "y0": layer + 0.5, "y1": layer + 1.5}
+    edges = {"x0": position - 0.5, "x1": position + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
     for colour, width in (("white", 5), ("black", 2)):
         drawn.add_shape(type="rect", **edges, line={"color": colour, "width": width})
     return drawn

@@ -9,9 +9,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.look import theme
+from internal_policy.look.theme import Style
 
 LOGARITHMIC = ("rank", "norm")
 AROUND_ZERO = ("change", "change_direction", "change_norm", "cosine")
+CROWDED = 18
+"""Rows above which the labels of the last two touch."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,12 @@ def scale(measure: str, values: np.ndarray, d_vocab: int | None = None) -> Scale
     return Scale("Viridis", 0.0, float(seen.max()) or 1.0)
 
 
-def draw(grid: pd.DataFrame, colours: Scale, title: str, **bar: Any) -> go.Heatmap:
+def draw(grid: pd.DataFrame, colours: Scale, title: str, style: Style, **bar: Any) -> go.Heatmap:
     """A row a layer, a column a position or step, with the colour bar; empty cells stay clear."""
     return go.Heatmap(
         z=colours.of(grid.to_numpy(dtype=np.float32)),
         x=grid.columns.to_numpy(),
-        y=grid.index.to_numpy() + 1,
+        y=grid.index.to_numpy() + theme.first_layer(style),
         colorscale=colours.colours,
         zmin=colours.low,
         zmax=colours.high,
@@ -71,16 +74,16 @@ def draw(grid: pd.DataFrame, colours: Scale, title: str, **bar: Any) -> go.Heatm
     )
 
 
-def layer_axis(figure: go.Figure, layers: pd.Index, n_layers: int, **place: Any) -> None:
-    """The axis of layers, upwards, counted from 1; the row after the last is the model."""
-    first, last = int(layers.min()) + 1, int(layers.max()) + 1
-    model = last > n_layers
-    ticks = theme.ticks(first, last - model, 16)
-    near = [tick for tick in ticks if not model or last - tick > (last - first) / 25]
+def layer_axis(figure: go.Figure, layers: pd.Index, n_layers: int, style: Style, **place: Any) -> None:
+    """The axis of layers, upwards; the row after the last layer is `final`."""
+    first, last = (int(end) + theme.first_layer(style) for end in (layers.min(), layers.max()))
+    final = layers.max() == n_layers
+    ticks = theme.ticks(first, last - final, 16) if last - final >= first else []
+    word = "final<br> " if len(layers) > CROWDED else "final"  # a line higher than the last layer's number
     figure.update_yaxes(
-        tickvals=[*near, *([last] if model else [])],
-        ticktext=[*map(str, near), *(["model"] if model else [])],
-        title={"text": theme.LAYER},
+        tickvals=[*ticks, *([last] if final else [])],
+        ticktext=[*map(str, ticks), *([word] if final else [])],
+        title={"text": theme.layer_title(style)},
         range=[first - 0.5, last + 0.5],
         showgrid=False,
         **place,

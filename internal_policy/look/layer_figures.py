@@ -18,15 +18,19 @@ from internal_policy.look.view import About
 ROWS = ("layer", "attn", "mlp")
 HATCH = {"shape": "/", "size": 5, "solidity": 0.25, "fillmode": "overlay"}
 TOTAL = "#D6419A"
+ROOM = {"screen": 20, "paper": 9}
+"""How many numbers there is room for on an axis of layers."""
+CROWDED = 12
+"""Layers above which the words at the ends of that axis are set below the numbers."""
 
 
 def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
     """Entropy of attention, FFN and layer output by layer, and of the model (Fig. 2).
 
-    `means` is `statistics.means` of the entropy. The embeddings are at 0, the model's policy one past the last layer.
+    `means` is `statistics.means` of the entropy. The embeddings come before the first layer, `final` after the last.
     """
     figure = go.Figure()
-    rows = _drawn(means, "entropy")
+    rows = _drawn(means, "entropy", style)
     theme.maximum(figure, about)
     theme.line(figure, _stream(rows), theme.SITES["resid_post"])
     for site in ("attn_out", "mlp_out"):
@@ -41,12 +45,14 @@ def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figur
 
 
 def _ends(figure: go.Figure, n_layers: int, style: Style) -> None:
-    """Words instead of numbers for the embeddings and the model, which aren't layers."""
-    room = 20 if style == "screen" else 9
-    beside = n_layers / room  # so near the end a number would touch the word
-    numbers = [n for n in theme.ticks(1, n_layers, room) if beside / 2 < n < n_layers + 1 - beside]
-    texts = ["emb.", *map(str, numbers), "model"]
-    figure.update_xaxes(tickvals=[0, *numbers, n_layers + 1], ticktext=texts)
+    """Words instead of numbers for the embeddings and `final`, which aren't layers."""
+    first = theme.first_layer(style)
+    last = first + n_layers - 1
+    numbers = theme.ticks(first, last, ROOM[style])
+    below = "<br>" if n_layers > CROWDED else ""  # beside a number, a word would touch it
+    embeddings = [first - 1] if figure.layout["xaxis"].range[0] < first - 1 else []
+    texts = [*(f"{below}emb." for _ in embeddings), *map(str, numbers), f"{below}final"]
+    figure.update_xaxes(tickvals=[*embeddings, *numbers, last + 1], ticktext=texts)
 
 
 def change(
@@ -57,7 +63,7 @@ def change(
     `changes` is `statistics.changes` and `spans` is `targets.spans`; stages are drawn as E, I and C.
     """
     figure = go.Figure()
-    rows = _drawn(changes[changes["part"] == "total"], "change")
+    rows = _drawn(changes[changes["part"] == "total"], "change", style)
     _zero(figure)
     for kind in ROWS:
         theme.line(figure, rows[rows["change"] == kind], theme.CHANGES[kind])
@@ -65,25 +71,27 @@ def change(
     figure.update_yaxes(title={"text": theme.label("change")})
     _stages(figure, spans, len(set(rows["at"])), style)
     if spans and style == "screen":
-        said = dict.fromkeys(f"{stage[0].upper()} {stage}" for stage, _, _ in spans)
-        figure.update_xaxes(title={"text": f"{theme.LAYER} · {', '.join(said)}"})
+        letters = dict.fromkeys(f"{stage[0].upper()}: {stage}" for stage, _, _ in spans)
+        key = f'<span style="font-size:12px">{", ".join(letters)}</span>'  # as wide as a phone
+        figure.update_xaxes(title={"text": f"{theme.layer_title(style)}<br>{key}"})
     return theme.layout(figure, "Entropy change by layer", about, style, above=18 if spans else 0)
 
 
 def _stages(figure: go.Figure, spans: Sequence[tuple[str, int, int]], layers: int, style: Style) -> None:
     """A letter above each span that has room for one, dotted lines between them."""
     room = layers / (60 if style == "screen" else 25)
+    offset = theme.first_layer(style)
     for number, (stage, first, last) in enumerate(spans):
         if number:
-            figure.add_vline(first + 0.5, line={"color": GREY, "width": 1, "dash": "dot"})
+            figure.add_vline(first + offset - 0.5, line={"color": GREY, "width": 1, "dash": "dot"})
         if last - first + 1 >= room:
             figure.add_annotation(
-                x=(first + last) / 2 + 1,
+                x=(first + last) / 2 + offset,
                 y=1,
                 yref="paper",
                 yanchor="bottom",
                 text=stage[0].upper(),
-                hovertext=f"{stage}, layers {first + 1} to {last + 1}",
+                hovertext=f"{stage}, layers {first + offset} to {last + offset}",
                 showarrow=False,
             )
 
@@ -93,7 +101,7 @@ def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -
 
     Raises InputError if that was not measured.
     """
-    rows = _drawn(changes, "change")
+    rows = _drawn(changes, "change", style)
     split = rows[rows["part"] != "total"]
     if not len(split):
         raise InputError(
@@ -162,7 +170,7 @@ def _total(figure: go.Figure, rows: pd.DataFrame, number: int) -> None:
 def residual(cosine_means: pd.DataFrame, norm_means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
     """Cosine of what attention and FFN add with the stream they add it to, and the norms below (Fig. 12)."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
-    cosines, norms = _drawn(cosine_means, "cosine"), _drawn(norm_means, "norm")
+    cosines, norms = _drawn(cosine_means, "cosine", style), _drawn(norm_means, "norm", style)
     _zero(figure, row=1, col=1)
     for number, rows in enumerate((cosines, norms), start=1):
         for site in ("resid_post", "attn_out", "mlp_out")[2 - number :]:
@@ -184,7 +192,7 @@ def convergence(
 ) -> go.Figure:
     """How far each layer's policy is from the model's, and the share of tokens whose top choice no longer changes."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
-    kl, settled = _drawn(kl_means, "kl"), _drawn(settled_means, "settled")
+    kl, settled = _drawn(kl_means, "kl", style), _drawn(settled_means, "settled", style)
     for site in ("resid_post", "attn_out", "mlp_out"):
         theme.line(figure, kl[kl["site"] == site], theme.SITES[site], row=1, col=1)
     none = "resid_post" not in set(kl["site"])
@@ -206,10 +214,10 @@ def readouts(
     named = dict.fromkeys([*view.WORDS, "tuned", *(about.readout for about, _ in columns)])
     curves = dict(zip(named, cycle(theme.CURVES), strict=False))  # known readouts look alike in every figure
     for about, frame in columns:
-        rows = _drawn(frame[frame["site"] == site], measure)
+        rows = _drawn(frame[frame["site"] == site], measure, style)
         theme.line(figure, rows, Mark(theme.inert(view.how(about.readout)), *curves[about.readout]))
     about, frame = columns[0]  # the model's own policy is the same under all of them
-    final = _drawn(frame[frame["site"] == "final"], measure)
+    final = _drawn(frame[frame["site"] == "final"], measure, style)
     theme.line(figure, final, theme.SITES["final"])
     _by_layer(figure, style)
     if len(final):
@@ -226,19 +234,21 @@ def distribution(
     figure = go.Figure()
     mark = theme.SITES[site]
     rows = quantiles.sort_values("layer").assign(site=site)
-    rows["at"] = rows["layer"] + (site != "resid_pre")
+    rows["at"] = rows["layer"] + theme.first_layer(style)
     for low, high, opacity, name in (("q05", "q95", 0.18, "5 to 95 %"), ("q25", "q75", 0.35, "25 to 75 %")):
         band = rows.rename(columns={low: "low", high: "high"})
         figure.add_trace(theme.band(band, mark.colour, opacity, name=name, showlegend=True))
     said = [
-        f"layer {at} · {layer}.{site}<br>median {middle:.4g}<br>half of the tokens {low:.4g} to {high:.4g}"
-        for at, layer, middle, low, high in rows[["at", "layer", "q50", "q25", "q75"]].itertuples(index=False)
+        f"{theme.place(layer, site, style)}<br>median {middle:.4g}<br>half of the tokens {low:.4g} to {high:.4g}"
+        for layer, middle, low, high in rows[["layer", "q50", "q25", "q75"]].itertuples(index=False)
     ]
     median = rows.assign(mean=rows["q50"], hover=said, low=np.nan, high=np.nan)
     theme.line(figure, median, Mark("median", mark.colour, mark.symbol))
     if measure == "entropy":
         theme.maximum(figure, about)
     _by_layer(figure, style)
+    if site == "final":
+        _ends(figure, about.n_layers, style)
     figure.update_yaxes(title={"text": theme.label(measure)})
     title = f"{theme.MEASURES[measure][0]} over tokens: {mark.name}"
     return theme.layout(figure, title, about, style)
@@ -256,7 +266,7 @@ def compare(
     figure = make_subplots(rows=1, cols=len(columns), shared_yaxes=True, horizontal_spacing=0.02)
     seen: set[str] = set()
     for number, (about, frame) in enumerate(columns, start=1):
-        rows = _drawn(frame[frame["part"] == "total"] if what == "change" else frame, what)
+        rows = _drawn(frame[frame["part"] == "total"] if what == "change" else frame, what, style)
         key, marks = ("change", theme.CHANGES) if what == "change" else ("site", theme.SITES)
         lines = {name: rows[rows[key] == name] for name in (*ROWS, "attn_out", "mlp_out", "final")}
         if what == "entropy":
@@ -296,23 +306,26 @@ def _heading(figure: go.Figure, about: About, number: int, of: int, style: Style
     )
 
 
-def _drawn(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """The rows in order, with where they are drawn (`at`, counted from 1; 0: embeddings) and what hovering says."""
+def _drawn(frame: pd.DataFrame, measure: str, style: Style) -> pd.DataFrame:
+    """The rows in order, with where they are drawn (`at`) and what hovering says."""
     frame = frame.dropna(subset=["mean"]).sort_values("layer")
-    before = frame["site"] == "resid_pre" if "site" in frame else pd.Series(False, frame.index)
     unit = theme.MEASURES[measure][1]
     said = []
     for row in frame.to_dict("records"):
-        point = "final" if row.get("site") == "final" else f"{row['layer']}.{row.get('site') or row['change']}"
-        where = "the model" if point == "final" else f"layer {row['layer'] + 1}"
+        place = theme.place(row["layer"], row.get("site") or row["change"], style)
         between = "" if np.isnan(row["low"]) else f" ({row['low']:.4g} to {row['high']:.4g})"
-        said.append(f"{where} · {point}<br>{row['mean']:.4g}{between} {unit}".rstrip())
-    return frame.assign(at=(frame["layer"] + ~before).to_numpy(dtype=int), hover=np.array(said, dtype=object))
+        said.append(f"{place}<br>{row['mean']:.4g}{between} {unit}".rstrip())
+    at = frame["layer"].to_numpy(dtype=int) + theme.first_layer(style)
+    return frame.assign(at=at, hover=np.array(said, dtype=object))
 
 
 def _stream(rows: pd.DataFrame) -> pd.DataFrame:
-    """The stream: the first layer's input, then the output of each; the inputs where no output was measured."""
+    """The stream: the first layer's input, then the output of each; the inputs where no output was measured.
+
+    A layer's input is the output of the layer before, and drawn there.
+    """
     outputs, inputs = (rows[rows["site"] == site] for site in ("resid_post", "resid_pre"))
+    inputs = inputs.assign(at=inputs["at"] - 1)
     return pd.concat([inputs[:1], outputs]) if len(outputs) else inputs
 
 
@@ -324,7 +337,6 @@ def _by_layer(figure: go.Figure, style: Style, bottom: int | None = None) -> Non
     """The axis of layers, under the last of `bottom` rows, with as many numbers as there is room for."""
     drawn = np.concatenate([np.asarray(trace.x, dtype=float) for trace in theme.traces(figure)] or [np.ones(1)])
     first, last = round(np.nanmin(drawn)), round(np.nanmax(drawn))
-    figure.update_xaxes(
-        range=[first - 0.6, last + 0.6], tickvals=theme.ticks(first, last, 20 if style == "screen" else 9)
-    )
-    figure.update_xaxes(title={"text": theme.LAYER}, row=bottom)
+    numbers = theme.ticks(first, last, ROOM[style])
+    figure.update_xaxes(range=[first - 0.6, last + 0.6], tickvals=numbers, ticktext=[*map(str, numbers)], tickangle=0)
+    figure.update_xaxes(title={"text": theme.layer_title(style)}, row=bottom)

@@ -76,7 +76,7 @@ def _targets(one: View) -> dict[str, Any]:
         frame = summary.targets(view.changes(one))
     except InputError as error:
         return {"why": str(error)}
-    stages = frame["stages, layers from 1"] != ""
+    stages = frame["stages"] != ""
     if not stages.any():
         return {"why": f"Stages need at least {FEWEST} rollouts, and the entropy before and after the FFN."}
     rows = [["none" if pd.isna(cell) else str(cell) for cell in row] for row in frame[stages].to_numpy(dtype=object)]
@@ -88,7 +88,7 @@ def _table(one: View, n_layers: int) -> dict[str, Any]:
         frame = summary.by_layer(one)
     except InputError as error:
         return {"why": str(error)}
-    labels = ["the model" if layer == n_layers else str(layer) for layer in frame.iloc[:, 0]]
+    labels = ["final" if layer == n_layers else str(layer) for layer in frame.iloc[:, 0]]
     numbers = [["" if pd.isna(value) else f"{value:.3f}" for value in row] for row in frame.iloc[:, 1:].to_numpy()]
     rows = [[label, *row] for label, row in zip(labels, numbers, strict=True)]
     return {"columns": list(frame.columns), "rows": rows}

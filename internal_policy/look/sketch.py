@@ -80,7 +80,7 @@ def _axes(layout: dict[str, Any], panel: Panel, number: str) -> Iterator[str]:
     if across.get("showticklabels", True):
         for value, text in _ticks(across, panel.x):
             ((x, _),) = panel.at(np.array([value]), np.array([panel.y[0]]))
-            yield _text(x, bottom + 16, text, "middle")
+            yield from _lines(x, bottom + 16, text, "middle")
         yield _text((left + right) / 2, bottom + 34, across.get("title", {}).get("text", ""), "middle")
     for value, text in _ticks(up, panel.y):
         ((_, y),) = panel.at(np.array([panel.x[0]]), np.array([value]))
@@ -146,6 +146,13 @@ def _words(layout: dict[str, Any], traces: list[dict[str, Any]]) -> Iterator[str
 def _line(x0: float, y0: float, x1: float, y1: float, more: str = "") -> str:
     ends = f'x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"'
     return f'<line {ends} stroke="{theme.GREY}" {more}/>'
+
+
+def _lines(x: float, y: float, text: str, anchor: str) -> Iterator[str]:
+    """A label of plotly's, whose `<br>` begin new lines; `<br>` in a name is escaped already."""
+    for number, part in enumerate(text.split("<br>")):
+        if part:
+            yield _text(x, y + 15 * number, part, anchor)
 
 
 def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:

@@ -28,11 +28,11 @@ def by_layer(one: View, average: Average = "tokens") -> pd.DataFrame:
     names = {site: mark.name for site, mark in theme.SITES.items()}
     names |= {f"change_{change}": f"Δ {mark.name}" for change, mark in theme.CHANGES.items()}
     ordered = frame[[name for name in names if name in frame]].rename(columns=names)
-    return ordered.rename_axis(columns=None).reset_index(names="layer, from 0")
+    return ordered.rename_axis(columns=None).reset_index(names="layer")
 
 
 def targets(changes: pd.DataFrame) -> pd.DataFrame:
-    """The layer to train by the FFN's entropy change, and by each part of it: one row a part, layers from 1.
+    """The layer to train by the FFN's entropy change, and by each part of it: one row a part, layers from 0.
 
     `changes` is `statistics.changes`. Stages are empty with fewer than 4 rollouts.
     """
@@ -40,19 +40,17 @@ def targets(changes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "FFN's entropy change": [PARTS[part] for part in found["part"]],
-            "target layer, from 1": found["target"] + 1,
+            "target layer": found["target"],
             "hook point": [None if pd.isna(layer) else f"{layer}.resid_post" for layer in found["target"]],
-            "runner-up": found["runner_up"] + 1,
-            "stages, layers from 1": [stages_in_words(spans) for spans in found["spans"]],
+            "runner-up": found["runner_up"],
+            "stages": [stages_in_words(spans) for spans in found["spans"]],
         }
     )
 
 
 def stages_in_words(spans: Sequence[tuple[str, int, int]]) -> str:
-    """Such as `exploration 1 to 6, integration 7`, layers from 1."""
-    return ", ".join(
-        f"{stage} {first + 1}" + (f" to {last + 1}" if last > first else "") for stage, first, last in spans
-    )
+    """Such as `exploration 0 to 5, integration 6`."""
+    return ", ".join(f"{stage} {first}" + (f" to {last}" if last > first else "") for stage, first, last in spans)
 
 
 def provenance(one: View) -> dict[str, str]:

@@ -18,8 +18,6 @@ from internal_policy.look.view import About, how
 Style = Literal["screen", "paper"]
 """`screen` takes the page's colours, light or dark; `paper` is black on white, as wide as a column of print."""
 
-LAYER = "Layer (counted from 1)"
-"""Title of an axis of layers, whose numbers are the paper's."""
 GREY = "#8C8C8C"
 """For lines that aren't data; visible on white and on black."""
 FAINT = "rgba(140,140,140,0.22)"
@@ -43,7 +41,7 @@ SITES = {
     "mlp_in": Mark("FFN input", BLUE, "diamond-open"),
     "mlp_out": Mark("FFN", BLUE, "diamond"),
     "resid_post": Mark("layer output", GREY, "circle"),
-    "final": Mark("the model", PURPLE, "star"),
+    "final": Mark("final", PURPLE, "star"),
 }
 """What a site is called for people, and how it is drawn."""
 CHANGES = {
@@ -140,10 +138,33 @@ def label(measure: str, names: Mapping[str, tuple[str, str]] = MEASURES) -> str:
     return f"{text} ({unit})" if unit else text
 
 
+def first_layer(style: Style) -> int:
+    """The number that a figure gives the first layer: 0, but 1 in the paper's style.
+
+    Every figure adds it to its layers, and nothing else decides how layers are counted on screen.
+    """
+    return 1 if style == "paper" else 0
+
+
+def layer_title(style: Style) -> str:
+    """Title of an axis of layers; it says so where they don't count from 0."""
+    return f"Layer (from {first_layer(style)})" if first_layer(style) else "Layer"
+
+
+def place(layer: int, site: str, style: Style) -> str:
+    """What hovering calls a site or an entropy change, such as `layer 5 · attention (5.attn_out)`."""
+    if site == "final":
+        return "final · the model's own policy"
+    number = f"layer {layer + first_layer(style)}"
+    if site in CHANGES:
+        return number if site == "layer" else f"{number} · {CHANGES[site].name}"
+    return f"{number} · {SITES[site].name} ({layer}.{site})"
+
+
 def ticks(first: int, last: int, room: int) -> list[int]:
-    """At most about `room` round numbers from `first` to `last`."""
+    """At most about `room` round numbers from `first` to `last`, and `last` itself."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if (last - first) <= room * step)
-    return [number for number in range(first, last + 1) if number % step == 0]
+    return [*(number for number in range(first, last - step + 1) if number % step == 0), last]
 
 
 def layout(

@@ -31,9 +31,9 @@ def tokens(
     grid = grid.reindex(index=range(int(grid.index.min()), int(grid.index.max()) + 1), columns=response["position"])
     values = grid.to_numpy(dtype=np.float32)
     colours = heatmap.scale(measure, values, about.d_vocab)
-    figure = go.Figure(heatmap.draw(grid, colours, theme.label(measure)))
-    figure.add_trace(_markers(grid, response, about.n_layers, site, measure))
-    heatmap.layer_axis(figure, grid.index, about.n_layers)
+    figure = go.Figure(heatmap.draw(grid, colours, theme.label(measure), style))
+    figure.add_trace(_markers(grid, response, about.n_layers, site, measure, style))
+    heatmap.layer_axis(figure, grid.index, about.n_layers, style)
     room = 50 if style == "screen" else 40
     every = -(-len(response) // room)
     ticks = response.iloc[::every]
@@ -47,27 +47,25 @@ def tokens(
     title = f"{theme.MEASURES[measure][0]} by layer and token: {theme.SITES[site].name}"
     height = 220 + int(np.clip(22 * len(grid), 120 if style == "screen" else 260, 720))
     one = replace(about, rollouts=1, tokens=len(response))
-    theme.layout(figure, title, one, style, height=height, wide=True)
+    theme.layout(figure, title, one, style, height=height, wide=True, above=8)
     return figure.update_layout(hoverdistance=-1)  # each pixel belongs to the nearest cell
 
 
 def _markers(
-    grid: pd.DataFrame, response: pd.DataFrame, n_layers: int, site: str, measure: str
+    grid: pd.DataFrame, response: pd.DataFrame, n_layers: int, site: str, measure: str, style: Style
 ) -> go.Scatter | go.Scattergl:
     """A marker on each cell that has a value."""
     shown = grid.reset_index().melt("layer", value_name="value").dropna(subset="value")
     names = {at: theme.glyphs(token, 100) for at, token in zip(response["position"], response["token"], strict=True)}
     unit = theme.MEASURES[measure][1]
     layers = [int(layer) for layer in shown["layer"]]
-    points = {
-        layer: "the model · final" if layer == n_layers else f"layer {layer + 1} · {layer}.{site}" for layer in layers
-    }
+    points = {layer: theme.place(layer, "final" if layer == n_layers else site, style) for layer in set(layers)}
     kind = go.Scatter if len(shown) <= SVG else go.Scattergl
     values = [float(f"{value:.5g}") for value in shown["value"].tolist()]
     told = zip(layers, shown["position"].tolist(), map(points.get, layers), values, strict=True)
     return kind(
         x=shown["position"].to_numpy(),
-        y=(shown["layer"] + 1).to_numpy(),
+        y=(shown["layer"] + theme.first_layer(style)).to_numpy(),
         mode="markers",
         marker={"size": 10, "color": "white", "opacity": 0, "line": {"color": "black", "width": 2}},
         selected={"marker": {"opacity": 1}},
@@ -108,7 +106,7 @@ def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, st
         cells={"values": cells, "height": tall, **common},
         columnwidth=[0.25, *[1] * len(columns)],
     )
-    where = "the model" if layer == about.n_layers else f"layer {layer + 1}"
+    where = "the model" if layer == about.n_layers else f"layer {layer + theme.first_layer(style)}"
     margins = 84 if style == "screen" else 16
     room = tall * 3 + (tall + 7) * most  # plotly makes rows with an entity, such as &lt;, taller
     height = round((margins + room) / (1 if style == "screen" else 0.58))

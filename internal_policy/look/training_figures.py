@@ -45,8 +45,8 @@ def dynamics(
     colours = heatmap.scale(measure, grid.to_numpy(dtype=np.float32))
     text, unit = theme.WHILE_TRAINING[measure]
     named = theme.label(measure, theme.WHILE_TRAINING)
-    heat = heatmap.draw(grid, colours, named, **({"len": 0.7, "y": 1, "yanchor": "top"} if rows == 2 else {}))
-    points = ["the model · final" if at == n_layers else f"layer {at + 1} · {at}.{site}" for at in grid.index]
+    heat = heatmap.draw(grid, colours, named, style, **({"len": 0.7, "y": 1, "yanchor": "top"} if rows == 2 else {}))
+    points = [theme.place(at, "final" if at == n_layers else site, style) for at in grid.index]
     heat.update(
         text=[[point] * grid.shape[1] for point in points],
         customdata=grid.to_numpy(dtype=np.float32),
@@ -54,7 +54,7 @@ def dynamics(
         hoverinfo=None,
     )
     figure.add_trace(heat, row=1, col=1)
-    heatmap.layer_axis(figure, grid.index, n_layers, row=1)
+    heatmap.layer_axis(figure, grid.index, n_layers, style, row=1)
     if metrics is not None:
         _curve(figure, metrics, "reward", REWARD, row=2)
         figure.update_yaxes(title={"text": "Reward"}, row=2)
@@ -74,11 +74,12 @@ def trained(
     and the entropy change of the layer, its attention and its FFN. Of many later layers 6 are drawn, from the next one
     to the last. What was not measured is left out. Raises InputError if nothing was.
     """
+    offset = theme.first_layer(style)
     later = sorted({int(at) for at in frame.loc[frame["site"] == "resid_post", "layer"] if at > layer})
     drawn = sorted({later[round(n)] for n in np.linspace(0, len(later) - 1, LATER)}) if later else []
     colours = sample_colorscale("Viridis", np.linspace(0.35, 0.8, max(len(drawn), 2)).tolist())
     after = {
-        (at, "resid_post"): Mark(f"layer {at + 1}", str(colour), "circle")
+        (at, "resid_post"): Mark(f"layer {at + offset}", str(colour), "circle")
         for at, colour in zip(drawn, colours, strict=False)
     }
     after |= {(int(at), "final"): theme.SITES["final"] for at in frame.loc[frame["site"] == "final", "layer"]}
@@ -90,7 +91,7 @@ def trained(
     ]
     panels = [panel for panel in panels if panel[2]]
     if not panels:
-        raise InputError(f"Layer {layer + 1} has no entropy change, and no cosine or KL with later layers.")
+        raise InputError(f"Layer {layer} has no entropy change, and no cosine or KL with later layers.")
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     seen: set[str] = set()
     for number, (title, measure, lines) in enumerate(panels, start=1):
@@ -102,8 +103,8 @@ def trained(
             figure.add_hline(0, line={"color": GREY, "width": 1, "dash": "dash"}, **place)
         figure.update_yaxes(title={"text": title}, rangemode="tozero" if measure == "kl" else "normal", row=number)
     _switch(figure, metrics, len(panels))
-    figure.update_xaxes(title={"text": "Step"}, row=len(panels))
-    title = f"Layer {layer + 1} beside later layers, and its entropy change"
+    figure.update_xaxes(title={"text": f"Step (layers from {offset})" if offset else "Step"}, row=len(panels))
+    title = f"Layer {layer + offset} beside later layers, and its entropy change"
     return theme.layout(figure, title, caption, style, height=130 + 160 * len(panels), above=16)
 
 

@@ -119,14 +119,14 @@ def test_a_deep_link_sets_what_is_chosen():
     chosen = ["demo-llama", "norm", "correct", 1, 30, "rollouts", 2, 3, 5, "mlp_out", "change"]
     assert [app.session_state[key] for key in keys] == chosen
     assert charts(app)[0].startswith("Entropy change by layer and token: FFN: demo-llama · through the final norm")
-    assert charts(app)[1].startswith("What layer 4 would say at position 5")
+    assert charts(app)[1].startswith("What layer 3 would say at position 5")
 
 
 def test_typing_a_layer_and_a_position_chooses_the_cell():
     app = opened("tokens", scan="demo-qwen3")
     app.number_input(key="layer").set_value(3)
     app.number_input(key="position").set_value(5).run()
-    assert charts(app)[1].startswith("What layer 4 would say at position 5")
+    assert charts(app)[1].startswith("What layer 3 would say at position 5")
     assert any("⟦" in text for text in texts(app))
 
 
@@ -481,7 +481,7 @@ def run(empty_cache) -> Path:
 def test_a_training_run_of_the_cache_is_drawn(run):
     app = opened("training")
     assert len(charts(app)) == 3
-    assert charts(app)[1].startswith("Layer 2 beside later layers")
+    assert charts(app)[1].startswith("Layer 1 beside later layers")
     assert app.selectbox(key="listed_run").value == "training/one"
     app.selectbox(key="training_measure").select("change").run()
     assert charts(app)[0].startswith("Entropy change while training")

@@ -179,7 +179,7 @@ def pixel(page: Page, layer: int, position: int) -> dict[str, float]:
         "([g.getBoundingClientRect().x + x._offset + x.l2p(at), g.getBoundingClientRect().y + y._offset + y.l2p(up)])"
     )
     found = chart.evaluate(
-        "(g, [at, up]) => { const {xaxis: x, yaxis: y} = g._fullLayout; return " + where + " }", [position, layer + 1]
+        "(g, [at, up]) => { const {xaxis: x, yaxis: y} = g._fullLayout; return " + where + " }", [position, layer]
     )
     return dict(zip("xy", found, strict=True))
 
@@ -195,21 +195,21 @@ def test_right_after_a_clone_the_overview_draws_a_bundled_scan(server, page):
 
 def test_a_click_on_a_cell_says_what_is_predicted_there_and_stands_in_the_address(server, page):
     opened(page, f"{server}/tokens?scan=demo-qwen3", ".st-key-cells .js-plotly-plot .plot-container")
-    says(page, "What layer 5 would say at position 0")
+    says(page, "What layer 4 would say at position 0")
     page.mouse.click(*pixel(page, 6, 3).values())
-    says(page, "What layer 7 would say at position 3")
+    says(page, "What layer 6 would say at position 3")
     says(page, "6.attn_out")
     settle(page)
     assert (chosen(page)["layer"], chosen(page)["position"]) == ("6", "3")
     expect(field(page, "layer")).to_have_value("6")
     page.reload()
-    says(page, "What layer 7 would say at position 3")
+    says(page, "What layer 6 would say at position 3")
     assert chosen(page)["scan"] == "demo-qwen3"
 
 
 def test_a_link_to_a_cell_opens_it(server, page):
     opened(page, f"{server}/tokens?scan=demo-llama&rollout=2&layer=4&position=5&readout=norm&measure=kl")
-    says(page, "What layer 5 would say at position 5")
+    says(page, "What layer 4 would say at position 5")
     says(page, "demo-llama")
     for key, value in {"scan": "demo-llama", "rollout": "2", "layer": "4", "position": "5"}.items():
         expect(field(page, key)).to_have_value(value)
@@ -220,7 +220,7 @@ def test_the_keyboard_goes_from_cell_to_cell(server, page):
     opened(page, f"{server}/tokens?scan=demo-qwen3&layer=2&position=4")
     field(page, "layer").focus()
     page.keyboard.press("ArrowUp")
-    says(page, "What layer 4 would say at position 4")
+    says(page, "What layer 3 would say at position 4")
     page.wait_for_url("**layer=3*")
 
 

@@ -10,6 +10,8 @@ from internal_policy.errors import InputError
 from internal_policy.look import layer_figures, theme
 from internal_policy.look.view import About
 
+both_styles = pytest.mark.parametrize(("style", "first"), [("screen", 0), ("paper", 1)])
+
 
 def by_readout(names=("raw", "norm", "tuned", "mine"), n_layers=8, model="demo"):
     """What `plots.readouts` takes: each readout's means are the first one's and its number."""
@@ -20,16 +22,16 @@ def by_readout(names=("raw", "norm", "tuned", "mine"), n_layers=8, model="demo")
 
 
 @pytest.mark.parametrize("measure", ["kl", "entropy"])
-def test_readouts_draw_one_line_each_and_the_model_once(measure):
+def test_readouts_draw_one_line_each_and_final_once(measure):
     columns = by_readout()
     figure = layer_figures.readouts(columns, measure)
     words = ["raw hidden states", "through the final norm", "through the tuned lens", "through the mine lens"]
     for (_, frame), name in zip(columns, words, strict=True):
         (drawn,) = traces(figure, name)
         assert values(drawn).tolist() == of(frame, site="resid_post")
-    (model,) = traces(figure, "the model")
-    assert values(model).tolist() == of(columns[0][1], site="final")
-    assert figure.layout.xaxis.ticktext[-1] == "model"
+    (final,) = traces(figure, "final")
+    assert values(final).tolist() == of(columns[0][1], site="final")
+    assert figure.layout.xaxis.ticktext[-1] == "final"
     assert figure.layout.meta["caption"] == "demo · 20 rollouts, 856 tokens"
     assert theme.label(measure) in [axis.title.text for axis in figure.select_yaxes()]
 
@@ -48,19 +50,20 @@ def test_a_hostile_name_of_a_lens_or_model_is_drawn_as_it_stands(style):
 
 
 @depths
-def test_flow_draws_the_means_from_the_embeddings_to_the_model(n_layers):
+@both_styles
+def test_flow_draws_the_means_from_the_embeddings_to_final(n_layers, style, first):
     frame = means(n_layers)
-    figure = layer_figures.flow(frame, about(n_layers))
-    for site in ("attn_out", "mlp_out", "attn_in", "mlp_in"):
+    figure = layer_figures.flow(frame, about(n_layers), style)
+    for site in ("attn_out", "mlp_out", *(("attn_in", "mlp_in") if style == "screen" else ())):
         (drawn,) = traces(figure, theme.SITES[site].name)
         assert values(drawn).tolist() == of(frame, site=site)
-        assert drawn.x.tolist() == list(range(1, n_layers + 1))
+        assert drawn.x.tolist() == list(range(first, n_layers + first))
         assert drawn.visible == ("legendonly" if site.endswith("_in") else True)
     (stream,) = traces(figure, "layer output")
     assert values(stream).tolist() == [of(frame, site="resid_pre")[0], *of(frame, site="resid_post")]
-    assert stream.x.tolist() == list(range(n_layers + 1))
-    (model,) = traces(figure, "the model")
-    assert (model.x.tolist(), values(model).tolist()) == ([n_layers + 1], of(frame, site="final"))
+    assert stream.x.tolist() == list(range(first - 1, n_layers + first))
+    (final,) = traces(figure, "final")
+    assert (final.x.tolist(), values(final).tolist()) == ([n_layers + first], of(frame, site="final"))
 
 
 def test_bands_run_from_low_to_high():
@@ -79,8 +82,23 @@ def test_one_rollout_has_no_bands():
 def test_hovering_says_the_hook_point_value_and_interval():
     (drawn,) = traces(layer_figures.flow(means(8), about()), "attention")
     row = means(8).query("site == 'attn_out' and layer == 5").iloc[0]
-    expected = f"layer 6 · 5.attn_out<br>{row['mean']:.4g} ({row['low']:.4g} to {row['high']:.4g}) nats"
+    expected = f"layer 5 · attention (5.attn_out)<br>{row['mean']:.4g} ({row['low']:.4g} to {row['high']:.4g}) nats"
     assert drawn.hovertext[5] == expected
+
+
+def test_hovering_over_a_change_says_the_layer_and_the_module():
+    figure = layer_figures.change(changes(8), about())
+    assert traces(figure, "FFN")[0].hovertext[5].startswith("layer 5 · FFN<br>")
+    assert traces(figure, "layer")[0].hovertext[5].startswith("layer 5<br>")
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
+def test_every_site_of_a_layer_is_drawn_at_its_number(site):
+    spread = layer_figures.distribution(quantiles(8), about(), site)
+    assert traces(spread, "median")[0].x.tolist() == list(range(8))
+    figure = layer_figures.readouts(by_readout(("raw",)), "kl", site)
+    assert traces(figure, "raw hidden states")[0].x.tolist() == list(range(8))
+    assert figure.layout.xaxis.ticktext == (*"01234567", "final")
 
 
 def test_a_click_on_a_line_tells_the_layer():
@@ -102,7 +120,7 @@ def test_every_second_layer_is_joined():
 
 def test_sites_that_were_not_measured_are_left_out():
     figure = layer_figures.flow(means(8, ["mlp_out"]), about())
-    assert {trace.name for trace in theme.traces(figure) if trace.name} == {"FFN", "the model"}
+    assert {trace.name for trace in theme.traces(figure) if trace.name} == {"FFN", "final"}
 
 
 def test_the_largest_entropy_is_a_dotted_line():
@@ -124,9 +142,19 @@ def test_change_draws_the_totals_alone(n_layers):
 def test_stages_are_letters_between_dotted_borders():
     spans = [("exploration", 0, 1), ("integration", 2, 4), ("convergence", 5, 7)]
     layout = layer_figures.change(changes(8), about(), spans).layout
-    assert [(a.text, a.x) for a in layout.annotations] == [("E", 1.5), ("I", 4), ("C", 7)]
-    assert [shape.x0 for shape in layout.shapes if shape.line.dash == "dot"] == [2.5, 5.5]
-    assert "E exploration, I integration, C convergence" in layout.xaxis.title.text
+    assert [(a.text, a.x) for a in layout.annotations] == [("E", 0.5), ("I", 3), ("C", 6)]
+    assert [shape.x0 for shape in layout.shapes if shape.line.dash == "dot"] == [1.5, 4.5]
+    assert "E: exploration, I: integration, C: convergence" in layout.xaxis.title.text
+    assert layout.annotations[1].hovertext == "integration, layers 2 to 4"
+
+
+def test_in_print_stages_are_drawn_around_layers_from_1():
+    layout = layer_figures.change(changes(8), about(), [("exploration", 0, 1), ("integration", 2, 7)], "paper").layout
+    assert [(a.text, a.x, a.hovertext) for a in layout.annotations] == [
+        ("E", 1.5, "exploration, layers 1 to 2"),
+        ("I", 5.5, "integration, layers 3 to 8"),
+    ]
+    assert [shape.x0 for shape in layout.shapes if shape.line.dash == "dot"] == [2.5]
 
 
 def test_where_a_stage_is_too_short_for_a_letter_it_has_none():
@@ -174,6 +202,12 @@ def test_distribution_draws_the_median_and_two_bands():
     assert values(median).tolist() == frame["q50"].tolist()
 
 
+def test_a_distribution_of_the_model_stands_at_final():
+    axis = layer_figures.distribution(quantiles(1).assign(layer=8), about(), "final").layout.xaxis
+    assert dict(zip(axis.tickvals, axis.ticktext, strict=True))[8] == "final"
+    assert axis.range == (7.4, 8.6)
+
+
 @pytest.mark.parametrize("what", ["entropy", "change"])
 @pytest.mark.parametrize("models", [1, 2, 3, 4])
 def test_models_are_compared_at_relative_depth_on_one_axis(what, models):
@@ -198,10 +232,23 @@ def test_compared_entropies_have_room_for_the_largest_vocabulary():
     assert figure.layout.yaxis.range[1] > log(151936)
 
 
-@pytest.mark.parametrize("n_layers", [2, 8, 80])
-def test_the_star_of_the_model_stands_at_no_layer_number(n_layers):
-    axis = layer_figures.flow(means(n_layers), about(n_layers)).layout.xaxis
+@pytest.mark.parametrize("n_layers", [1, 2, 8, 28, 80])
+@both_styles
+def test_the_ends_of_the_axis_are_words_beside_the_first_and_last_layer(n_layers, style, first):
+    axis = layer_figures.flow(means(n_layers), about(n_layers), style).layout.xaxis
     named = dict(zip(axis.tickvals, axis.ticktext, strict=True))
-    assert named[0] == "emb."
-    assert named[n_layers + 1] == "model"
-    assert max(int(text) for text in named.values() if text.isdecimal()) <= n_layers
+    assert named.pop(first - 1).removeprefix("<br>") == "emb."
+    assert named.pop(n_layers + first).removeprefix("<br>") == "final"
+    assert max(named) == n_layers - 1 + first
+    assert all(text == str(at) for at, text in named.items())
+
+
+def test_words_beside_many_layers_are_set_below_their_numbers():
+    axis = layer_figures.flow(means(36), about(36)).layout.xaxis
+    assert axis.ticktext[-2:] == ("35", "<br>final")
+
+
+@both_styles
+def test_the_axis_says_where_layers_do_not_count_from_0(style, first):
+    for figure in (layer_figures.flow(means(8), about(), style), layer_figures.change(changes(8), about(), (), style)):
+        assert figure.layout.xaxis.title.text == ("Layer (from 1)" if first else "Layer")

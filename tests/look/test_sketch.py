@@ -60,6 +60,12 @@ def test_panels_share_the_x_axis():
     assert upper[0][1] < lower[1][1]
 
 
+def test_a_word_on_a_second_line_stands_below_the_numbers():
+    svg = sketch(figure(line([0, 1], [0, 1]), xaxis={"tickvals": [0, 1], "ticktext": ["7", "<br>final"]}))
+    (seven, final) = (re.findall(rf'y="([\d.]+)"[^>]*>{text}<', svg) for text in ("7", "final"))
+    assert float(final[0]) == float(seven[0]) + 15
+
+
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "</svg><img src=x onerror=alert(1)>", '"&lt;b&gt;'])
 def test_texts_stay_texts(text):
     svg = sketch(figure(line([0, 1], [0, 1], name=text, showlegend=True), title=text, xaxis_title_text=text))

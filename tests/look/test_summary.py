@@ -20,10 +20,10 @@ DEMO = View(bundle.DATA / "scans" / "demo-qwen3")
 
 
 def test_entropies_by_layer_are_the_means_of_the_figures():
-    table = summary.by_layer(DEMO).set_index("layer, from 0")
+    table = summary.by_layer(DEMO).set_index("layer")
     means = view.means(DEMO, "entropy").pivot(index="layer", columns="site", values="mean")
     assert table["FFN"].to_numpy() == pytest.approx(means["mlp_out"].to_numpy(), nan_ok=True)
-    assert table.loc[8, "the model"] == pytest.approx(means.loc[8, "final"])
+    assert table.loc[8, "final"] == pytest.approx(means.loc[8, "final"])
     assert (table["FFN"] - table["FFN input"] - table["Δ FFN"])[:8].to_numpy() == pytest.approx(np.zeros(8))
 
 
@@ -46,18 +46,18 @@ def test_a_scan_without_entropies_has_no_table_by_layer(tmp_path):
         summary.by_layer(View(folder))
 
 
-def test_target_layers_count_from_1_beside_hook_points_from_0():
+def test_target_layers_count_from_0_like_hook_points():
     table = summary.targets(view.changes(DEMO))
     target = targets.target(targets.stages(view.changes(DEMO)))
     assert table["FFN's entropy change"].tolist() == ["as measured (paper)", "direction alone", "norm alone"]
     assert target is not None
-    assert table["target layer, from 1"][0] == target + 1
+    assert table["target layer"][0] == target
     assert table["hook point"][0] == f"{target}.resid_post"
 
 
-def test_stages_are_spans_of_layers_from_1():
+def test_stages_are_spans_of_layers():
     assert summary.stages_in_words([("exploration", 0, 5), ("integration", 6, 6)]) == (
-        "exploration 1 to 6, integration 7"
+        "exploration 0 to 5, integration 6"
     )
 
 
@@ -65,9 +65,9 @@ def test_without_a_target_the_table_is_empty_there():
     changes = view.changes(DEMO)
     flat = changes.assign(low=-1.0, high=1.0, low_all=-1.0, high_all=1.0)
     table = summary.targets(flat)
-    assert pd.isna(table["target layer, from 1"]).all()
+    assert pd.isna(table["target layer"]).all()
     assert table["hook point"].isna().all()
-    assert set(table["stages, layers from 1"]) == {"integration 1 to 8"}
+    assert set(table["stages"]) == {"integration 0 to 7"}
 
 
 def test_provenance_names_weights_problems_sampling_and_the_command():

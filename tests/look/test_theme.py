@@ -94,10 +94,20 @@ def test_in_print_a_figure_is_a_column_or_a_page_wide_black_on_white(wide, width
 
 
 @pytest.mark.parametrize(("first", "last", "room"), [(1, 2, 9), (1, 8, 9), (0, 81, 20), (1, 80, 9), (30, 36, 9)])
-def test_ticks_are_round_numbers_within_the_room(first, last, room):
+def test_ticks_are_round_numbers_within_the_room_and_the_last(first, last, room):
     ticks = theme.ticks(first, last, room)
     assert 1 <= len(ticks) <= room + 1
-    assert first <= ticks[0] <= ticks[-1] <= last
+    assert first <= ticks[0] <= ticks[-1] == last
+
+
+def test_no_tick_touches_the_last():
+    assert theme.ticks(0, 27, 9) == [0, 5, 10, 15, 20, 27]
+
+
+def test_only_the_style_of_the_paper_counts_layers_from_1():
+    assert (theme.first_layer("screen"), theme.first_layer("paper")) == (0, 1)
+    assert (theme.layer_title("screen"), theme.layer_title("paper")) == ("Layer", "Layer (from 1)")
+    assert theme.place(5, "attn_out", "paper") == "layer 6 · attention (5.attn_out)"
 
 
 def all_figures(n_layers: int, style: theme.Style, model: str = "demo") -> dict[str, go.Figure]:
@@ -124,7 +134,7 @@ AXES = {
     "residual": ["Cosine", "Norm"],
     "convergence": ["KL (nats)", "Tokens settled"],
     "distribution": ["Entropy (nats)"],
-    "tokens": [theme.LAYER],
+    "tokens": ["Layer{}"],
     "predictions": [],
 }
 
@@ -134,7 +144,8 @@ AXES = {
 def test_axes_say_their_unit(n_layers, style):
     for name, figure in all_figures(n_layers, style).items():
         drawn = [axis.title.text for axis in figure.select_yaxes()] if AXES[name] else []
-        assert drawn == [said.format("Δ" if style == "paper" else "change") for said in AXES[name]]
+        words = {"screen": ("change", ""), "paper": ("Δ", " (from 1)")}[style]
+        assert drawn == [said.format(words[said.startswith("Layer")]) for said in AXES[name]]
 
 
 @depths

@@ -15,11 +15,14 @@ def test_the_heatmap_of_tokens_draws_the_cells(n_layers):
     frame = cells(n_layers, 9)
     heat, markers = theme.traces(token_figures.tokens(frame, response(9), about(n_layers), "resid_post", "entropy"))
     assert heat.z == pytest.approx(frame["value"].to_numpy().reshape(n_layers + 1, 9), rel=1e-6)
-    assert (heat.x.tolist(), heat.y.tolist()) == (list(range(9)), list(range(1, n_layers + 2)))
+    assert (heat.x.tolist(), heat.y.tolist()) == (list(range(9)), list(range(n_layers + 1)))
     assert (heat.zmin, heat.zmax) == (0, log(448))
     assert {tuple(point[:2]) for point in markers.customdata} == {*zip(frame["layer"], frame["position"], strict=True)}
     points = {point[0]: point[2] for point in markers.customdata}
-    assert (points[1], points[n_layers]) == ("layer 2 · 1.resid_post", "the model · final")
+    assert (points[1], points[n_layers]) == (
+        "layer 1 · layer output (1.resid_post)",
+        "final · the model's own policy",
+    )
     assert (markers.marker.opacity, markers.unselected.marker.opacity, markers.selected.marker.opacity) == (0, 0, 1)
 
 

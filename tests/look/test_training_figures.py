@@ -23,21 +23,24 @@ def test_dynamics_draws_layers_by_steps_with_reward_below(measure):
     figure = training_figures.dynamics(frame, reward, HOSTILE, measure, "resid_post")
     heat, below = theme.traces(figure)
     assert heat.z == pytest.approx(frame[measure].to_numpy().reshape(10, 8).T, rel=1e-5)
-    assert (heat.x.tolist(), heat.y.tolist()) == (list(range(10)), list(range(1, 9)))
+    assert (heat.x.tolist(), heat.y.tolist()) == (list(range(10)), list(range(8)))
     assert values(below).tolist() == reward["reward"].tolist()
     assert {shape.x0 for shape in figure.layout.shapes} == {3.5}
     assert figure.layout.xaxis.matches == "x2"
     assert figure.layout.title.subtitle.text == theme.inert(HOSTILE)
 
 
-def test_the_model_stands_above_the_outputs_of_the_layers():
+def test_final_is_the_row_above_the_layers():
     final = pd.DataFrame({"step": range(10), "layer": 8, "site": "final", "entropy": 0.5, "change": np.nan})
     frame = pd.concat([dynamics(), final])
     figure = training_figures.dynamics(frame, None, "demo", "entropy", "resid_post")
     (heat,) = theme.traces(figure)
     assert heat.z[8].tolist() == [0.5] * 10
-    assert figure.layout.yaxis.ticktext[-1] == "model"
-    assert heat.text[8][0] == "the model · final"
+    assert (figure.layout.yaxis.ticktext[-2:], figure.layout.yaxis.tickvals[-2:]) == (("7", "final"), (7, 8))
+    assert (heat.text[7][0], heat.text[8][0]) == (
+        "layer 7 · layer output (7.resid_post)",
+        "final · the model's own policy",
+    )
     (without,) = theme.traces(training_figures.dynamics(frame, None, "demo", "change", "resid_post"))
     assert len(without.z) == 8
 
@@ -46,7 +49,7 @@ def test_only_the_layers_that_were_compared_have_rows():
     frame = dynamics().assign(kl=1.0)
     frame["kl"] = frame["kl"].where(frame["layer"] > 5)
     (heat,) = theme.traces(training_figures.dynamics(frame, None, "demo", "kl", "resid_post"))
-    assert heat.y.tolist() == [7, 8]
+    assert heat.y.tolist() == [6, 7]
     assert heat.colorbar.title.text == "KL from the trained layer (nats)"
 
 
@@ -63,15 +66,16 @@ def test_the_trained_layer_is_drawn_beside_later_ones():
     frame = followed()
     figure = training_figures.trained(frame, metrics(), 2, "demo")
     for layer in range(3, 8):
-        cosine, kl = traces(figure, f"layer {layer + 1}")
+        cosine, kl = traces(figure, f"layer {layer}")
         assert values(cosine).tolist() == frame.query("layer == @layer and site == 'resid_post'")["cosine"].tolist()
         assert set(values(kl)) == {layer / 10}
         assert (cosine.showlegend, kl.showlegend) == (True, False)
-    (model,) = traces(figure, "the model")
-    assert set(values(model)) == {0.1}
+    (final,) = traces(figure, "final")
+    assert set(values(final)) == {0.1}
+    assert figure.layout.meta["title"].startswith("Layer 2 beside")
     assert set(values(traces(figure, "FFN")[0])) == {2.0}
     assert set(values(traces(figure, "layer")[0])) == {-1.0}
-    assert not traces(figure, "layer 3")
+    assert not traces(figure, "layer 2")
     assert not traces(figure, "attention")
     assert [axis.title.text for axis in figure.select_yaxes()] == ["Cosine", "KL (nats)", "Δ entropy (nats)"]
     assert {shape.x0 for shape in figure.layout.shapes if shape.line.dash == "dot"} == {3.5}
@@ -81,7 +85,15 @@ def test_of_many_later_layers_six_are_drawn_from_the_next_to_the_last():
     figure = training_figures.trained(followed(80), metrics(), 2, "demo")
     names = {trace.name for trace in theme.traces(figure) if trace.name.startswith("layer ")}
     assert len(names) == 6
-    assert {"layer 4", "layer 80"} <= names
+    assert {"layer 3", "layer 79"} <= names
+
+
+def test_in_print_layers_count_from_1_and_the_figure_says_so():
+    figure = training_figures.trained(followed(), metrics(), 2, "demo", "paper")
+    assert {trace.name for trace in theme.traces(figure)} >= {"layer 4", "layer 8", "final"}
+    assert figure.layout.xaxis3.title.text == "Step (layers from 1)"
+    heat = theme.traces(training_figures.dynamics(dynamics(), None, "demo", "entropy", "resid_post", "paper"))[0]
+    assert heat.y.tolist() == list(range(1, 9))
 
 
 def test_the_last_layer_is_compared_with_the_model_alone():
@@ -91,7 +103,7 @@ def test_the_last_layer_is_compared_with_the_model_alone():
 
 
 def test_a_layer_without_data_is_refused():
-    with pytest.raises(InputError, match="Layer 3 has no entropy change"):
+    with pytest.raises(InputError, match="Layer 2 has no entropy change"):
         training_figures.trained(dynamics()[["step", "layer", "site", "entropy"]], metrics(), 2)
 
 

@@ -129,12 +129,12 @@ def test_rewards_are_averaged_over_the_steps_before_and_then_over_seeds():
 def test_sentences_claim_no_more_than_the_intervals():
     said = experiments.sentences(experiments.table(evaluations()))
     assert len(said) == 3
-    (bupo,) = [line for line in said if "layer 7, 10 steps" in line]
+    (bupo,) = [line for line in said if "layer 6, 10 steps" in line]
     assert bupo.startswith(
-        "a, BuPO, layer 7, 10 steps, less GRPO over 3 seeds: +2.0 points (-0.5 to +4.5: no difference"
+        "a, BuPO, layer 6, 10 steps, less GRPO over 3 seeds: +2.0 points (-0.5 to +4.5: no difference"
     )
     assert "+8.0 points" in bupo
-    (alone,) = [line for line in said if "layer 2" in line]
+    (alone,) = [line for line in said if "layer 1" in line]
     assert "over 1 seed: -30.0 points (one seed: no interval) at the end" in alone
 
 
@@ -149,7 +149,7 @@ def test_the_table_to_read_is_in_percent():
     found = experiments.shown(experiments.table(evaluations())).set_index("method")
     assert found.loc["GRPO", "Avg@K (%)"] == "62.0 (57.0 to 67.0)"  # 0.62 -+ t 0.02 / sqrt 3
     assert found.loc["GRPO", "less GRPO"] == ""
-    assert found.loc["BuPO, layer 2, 10 steps", "less GRPO"] == "-30.0"
+    assert found.loc["BuPO, layer 1, 10 steps", "less GRPO"] == "-30.0"
 
 
 @pytest.mark.parametrize("style", ["screen", "paper"])
@@ -181,7 +181,7 @@ def test_models_stand_one_above_the_other_on_one_axis():
 def test_the_grid_says_means_and_is_coloured_by_the_difference():
     figure = outcomes.grid(experiments.grid(experiments.table(evaluations())), "a")
     (heat,) = theme.traces(figure)
-    assert list(figure.layout.yaxis.ticktext) == ["2", "7"]
+    assert list(figure.layout.yaxis.ticktext) == ["1", "6"]
     assert list(figure.layout.xaxis.ticktext) == ["10", "30"]
     assert heat.z[1, 0] == pytest.approx(2)
     assert np.isnan(heat.z[0, 1])
@@ -189,6 +189,16 @@ def test_the_grid_says_means_and_is_coloured_by_the_difference():
     assert heat.text[1][0].startswith("64.0 %<br>+2.0 (-0.5 to +4.5)")
     assert heat.zmin == -heat.zmax
     assert "1 to 3 seeds" in figure.layout.meta["caption"]
+
+
+def test_in_print_trained_layers_count_from_1_and_the_figures_say_so():
+    frame = evaluations()
+    table = experiments.table(frame)
+    grid = outcomes.grid(experiments.grid(table), "a", "paper")
+    assert list(grid.layout.yaxis.ticktext) == ["2", "7"]
+    assert grid.layout.yaxis.title.text == "Trained layer (from 1)"
+    reached = outcomes.reached(table, experiments.ends(frame), experiments.untrained(frame), "paper")
+    assert "BuPO, layer 7 (from 1), 10 steps (3)" in reached.layout.yaxis.ticktext
 
 
 def test_the_curves_of_rewards_say_how_they_are_smoothed():
