@@ -16,33 +16,33 @@ Side = Literal["input", "output"]
 
 @dataclass(frozen=True)
 class Family:
-    """Paths of modules inside a Hugging Face causal language model, and what its configuration does to their states."""
+    """Where a Hugging Face causal language model keeps its modules, and how its configuration changes their states."""
 
     layers: str
     """The list of decoder layers."""
     final_norm: str
     """The norm between the last layer and the unembedding."""
     sites: Mapping[str, tuple[str, Side]]
-    """Site -> (module inside the decoder layer, which side of it), as they are reached; "" is the layer itself.
+    """Site -> (module inside the decoder layer, its side), in the order of a forward pass; "" is the layer itself.
 
-    `attn_in` and `mlp_in` are what the module reads; `attn_out` and `mlp_out` what is added to the stream.
+    `attn_in` and `mlp_in` are what the module reads; `attn_out` and `mlp_out` are what is added to the stream.
     """
     norms: Literal["before", "after", "both"]
-    """Whether a layer norms what a module reads, what it wrote, or both."""
+    """Whether a layer normalizes a module's input, its output, or both."""
     note: str = ""
-    """What else tells this family from others, in words."""
+    """What else is special about this family, in words."""
     absent: Mapping[str, str] = field(default_factory=dict)
-    """Site that the family does not have -> why."""
+    """Site that the family lacks -> the reason."""
     multiplier: str | None = None
-    """Attribute of the configuration by which `attn_out` and `mlp_out` are multiplied before they are added."""
+    """Configuration attribute that multiplies `attn_out` and `mlp_out` before they are added to the stream."""
     divisor: str | None = None
-    """Attribute of the configuration by which the logits are divided."""
+    """Configuration attribute that divides the logits."""
     cap: str | None = None
-    """Attribute of the configuration that caps the logits; None in it means that they are not."""
+    """Configuration attribute that caps the logits; they aren't capped if its value is None."""
     model_type: str | None = None
     """`config.model_type`, if it isn't the row's own name."""
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Attributes of the configuration that the row is for -> the values it is for."""
+    """Configuration attribute -> the values that the row supports."""
 
 
 LLAMA = Family(
@@ -82,12 +82,12 @@ OLMO2 = replace(
         "mlp_out": ("post_feedforward_layernorm", "output"),
     },
     norms="after",
-    note="attn_in is resid_pre, mlp_in resid_mid",
+    note="attn_in is resid_pre, mlp_in is resid_mid",
 )
 PHI3 = replace(
     LLAMA,
     sites={**LLAMA.sites, "attn_out": ("resid_attn_dropout", "output"), "mlp_out": ("resid_mlp_dropout", "output")},
-    note="dropout before what is added",
+    note="outputs are read after dropout",
 )
 GPT2 = replace(
     LLAMA,
@@ -117,12 +117,12 @@ NEOX = replace(
 NEOX_PARALLEL = replace(
     NEOX,
     sites={site: place for site, place in NEOX.sites.items() if site != "resid_mid"},
-    absent={"resid_mid": "attention and FFN read the same stream, and are added to it together"},
+    absent={"resid_mid": "attention and FFN read the same stream and are added to it together"},
     needs={"use_parallel_residual": (True,)},
 )
 
 CAUSAL = {"use_bidirectional_attention": (False, None)}
-"""A token must not see later ones, or there would be no next token to predict."""
+"""Tokens must not see later tokens, or there would be nothing left to predict."""
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
@@ -143,7 +143,7 @@ FAMILIES: dict[str, Family] = {
         GEMMA,
         layers="model.language_model.layers",
         final_norm="model.language_model.norm",
-        note="sees images too, read as text alone",
+        note="also reads images; only text is measured",
         needs=CAUSAL,
     ),
     "olmo2": OLMO2,
@@ -153,28 +153,28 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": NEOX_PARALLEL,
     "gpt_neox_sequential": NEOX,
 }
-"""Name of a row, which is the `config.model_type` it is for unless it says another -> the row.
+"""Name of a row, which is its `config.model_type` unless the row gives another -> the row.
 
-`internal-policy families` and tests/models/test_families.py prove every row on a tiny random model, which `proofs`
-makes. A model's name says nothing: DeepSeek-Math-7B and DeepSeek-R1-Distill-Llama-8B are llama,
+`internal-policy families` and tests/models/test_families.py prove every row on a tiny random model from `proofs`.
+A model's name doesn't tell its family: DeepSeek-Math-7B and DeepSeek-R1-Distill-Llama-8B are llama,
 DeepSeek-R1-Distill-Qwen-7B is qwen2, and Pythia is gpt_neox.
 """
 
 ADAPTERS = frozenset(["LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "HRA", "LN_TUNING", "VERA", "FOURIERFT"])
-"""Kinds of adapters that only change the model's modules, so that its own forward pass is the adapted one.
+"""Types of adapters that only change the model's modules, which makes its own forward pass the adapted one.
 
-tests/models/test_adapters.py proves each. Others prepend tokens to the text, or choose in each pass what they add.
+tests/models/test_adapters.py proves each. Other types prepend tokens to the text, or choose what to add in each pass.
 """
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The row for a model of this configuration. Raises InputError if there is none."""
+    """The row for a model with this configuration. Raises InputError if there is none."""
     rows = [row for name, row in FAMILIES.items() if (row.model_type or name) == config.model_type]
     if not rows:
         known = sorted({row.model_type or name for name, row in FAMILIES.items()})
         raise InputError(
-            f"Unknown model family '{config.model_type}'; known are {', '.join(known)}. "
-            "Add a row to FAMILIES in internal_policy/models/families.py."
+            f"Unknown model family '{config.model_type}'. Known families are {', '.join(known)}. "
+            "To support it, add a row to FAMILIES in internal_policy/models/families.py."
         )
     text = config.get_text_config()
     for row in rows:
@@ -182,20 +182,23 @@ def family_of(config: PreTrainedConfig) -> Family:
             return row
     values = ", ".join(f"{name} {getattr(text, name)}" for name in rows[0].needs)
     raise InputError(
-        f"No row for {config.model_type} is for {values}. Add one to FAMILIES in internal_policy/models/families.py."
+        f"{config.model_type} with {values} isn't supported. Add a row to FAMILIES in "
+        "internal_policy/models/families.py."
     )
 
 
 def sites_of(config: PreTrainedConfig) -> tuple[str, ...]:
-    """The sites that a model of this configuration has, in the order a forward pass reaches them."""
+    """The sites of a model with this configuration, in the order a forward pass reaches them."""
     return tuple(family_of(config).sites)
 
 
 def place(config: PreTrainedConfig, site: str) -> tuple[str, Side]:
-    """The module of a decoder layer, and the side of it, where `site` is. Raises InputError for one that is absent."""
+    """The module of a decoder layer at `site`, and its side. Raises InputError for a site that the family lacks."""
     family = family_of(config)
     if site in family.absent:
-        raise InputError(f"{config.model_type} has no {site}: {family.absent[site]}. It has {', '.join(family.sites)}.")
+        raise InputError(
+            f"{config.model_type} has no {site} because {family.absent[site]}. Its sites are {', '.join(family.sites)}."
+        )
     return family.sites[site]
 
 
@@ -206,7 +209,7 @@ def multiplier(config: PreTrainedConfig, site: str) -> float:
 
 
 def logit_transform(model: nn.Module) -> LogitTransform:
-    """What a loaded model does to the logits after the unembedding."""
+    """How a loaded model divides or caps its logits."""
     config = inside(model).config
     family, text = family_of(config), config.get_text_config()
     cap = getattr(text, family.cap) if family.cap else None
@@ -216,7 +219,7 @@ def logit_transform(model: nn.Module) -> LogitTransform:
 
 
 def inside(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model inside a PEFT wrapper, with its adapters in place; any other model as it is.
+    """The Hugging Face model inside a PEFT wrapper, with its adapters in place; any other model is returned unchanged.
 
     Raises InputError for adapters that change more than the model's modules, such as prompt tuning.
     """
@@ -228,14 +231,14 @@ def inside(model: nn.Module) -> PreTrainedModel:
 
 
 def check_adapters(configs: Mapping[str, Any]) -> None:
-    """Raise InputError for the first of these adapters that changes more than the modules of its model."""
+    """Raise InputError for the first adapter that changes more than the modules of its model."""
     for name, config in configs.items():
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         activated = getattr(config, "alora_invocation_tokens", None) is not None
         if kind not in ADAPTERS or activated:
             raise InputError(
                 f"The adapter '{name}' is {'an activated LoRA' if activated else kind}, which can't be read layer by "
-                f"layer. Use one of {', '.join(sorted(ADAPTERS))}, or the model without it."
+                f"layer. Use one of {', '.join(sorted(ADAPTERS))}, or use the model without the adapter."
             )
 
 
@@ -298,7 +301,7 @@ def _output(model: nn.Module) -> nn.Module:
 def weight_alone(module: nn.Module) -> nn.Linear:
     """The unembedding, if it is a plain (d_vocab, d_model) matrix without a bias.
 
-    Raises InputError for any other, such as a quantized one, whose weight is packed. A bias of 0 counts as none,
+    Raises InputError otherwise, for example if it is quantized, which packs its weight. A bias of 0 counts as none,
     because TransformerLens gives every unembedding one.
     """
     if not isinstance(module, nn.Linear) or module.weight.shape != (module.out_features, module.in_features):
@@ -307,7 +310,7 @@ def weight_alone(module: nn.Module) -> nn.Linear:
             "without quantizing, sharding or adapting its unembedding (lm_head)."
         )
     if module.bias is not None and (module.bias.is_meta or module.bias.any()):
-        raise InputError("The unembedding has a bias, which internal policies leave out. Use a model without one.")
+        raise InputError("The unembedding has a bias, which isn't supported. Use a model without one.")
     return module
 
 

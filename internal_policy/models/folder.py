@@ -30,7 +30,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def base_of(folder: Path) -> tuple[str, str]:
-    """The folder or hub id of the model that an adapter is for, and its revision. Raises InputError."""
+    """The folder or hub id of an adapter's base model, and its revision. Raises InputError."""
     values = _object(folder / ADAPTER)
     name, revision = values.get("base_model_name_or_path"), values.get("revision") or "main"
     if not (isinstance(name, str) and name and isinstance(revision, str)):
@@ -40,7 +40,7 @@ def base_of(folder: Path) -> tuple[str, str]:
         )
     if is_adapter(Path(name)):
         raise InputError(
-            f"{folder / ADAPTER} names {name} as its base model, which is an adapter itself. Merge that one "
+            f"{folder / ADAPTER} names {name} as its base model, but that is an adapter too. Merge it "
             "into its own base model first."
         )
     return name, revision
@@ -50,15 +50,15 @@ def check(folder: Path) -> None:
     """Raise InputError, naming the file, unless a folder holds a complete model or adapter in safetensors."""
     adapter = is_adapter(folder)
     if not adapter and not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} holds no model: it has no config.json. Give a folder that has one.")
+        raise InputError(f"There is no model in {folder}: config.json is missing. Use a folder that has one.")
     weights = "adapter_model.safetensors" if adapter else "*.safetensors"
     if not any(folder.glob(weights)):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise InputError(
-            f"{folder} holds only pickled weights, which can run code when they are loaded. Convert them to "
-            f"safetensors with `save_pretrained` of {'peft' if adapter else 'transformers'}, and give that folder."
+            f"{folder} has only pickled weights, which can run code when loaded. Convert them to safetensors with "
+            f"`save_pretrained` of {'peft' if adapter else 'transformers'}, and use that folder."
             if pickled
-            else f"{folder} holds no weights: it has no {weights.removeprefix('*')} file. Copy the whole "
+            else f"There are no weights in {folder}: it has no {weights.removeprefix('*')} file. Copy the whole "
             f"{'adapter' if adapter else 'model'}."
         )
     for path in folder.iterdir():
@@ -71,7 +71,7 @@ def check(folder: Path) -> None:
 
 
 def check_depth(folder: Path, layers: int) -> None:
-    """Raise InputError for more layers than weights, because building a billion layers would never end."""
+    """Raise InputError if there are more layers than weights: building a billion layers would never end."""
     from safetensors import safe_open
 
     weights = 0
@@ -86,7 +86,7 @@ def check_depth(folder: Path, layers: int) -> None:
 
 
 def _check_index(path: Path, values: dict[str, Any]) -> None:
-    """Raise InputError for an index that names missing files."""
+    """Raise InputError if an index names missing files."""
     files = values.get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise InputError(f"{path} has no weight_map from weights to files. Get a complete copy of the model.")
@@ -108,7 +108,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def digest(folder: Path, code: bool) -> str:
-    """SHA-256 over the files that define a model or adapter; with `code`, over its Python too."""
+    """SHA-256 of the files that define a model or adapter, including its Python files if `code`."""
     found = hashlib.sha256()
     more = [*folder.glob("additional_chat_templates/*.jinja"), *(folder.rglob("*.py") if code else [])]
     for path in sorted([path for path in folder.iterdir() if path.suffix in OF_A_MODEL] + more):
@@ -119,7 +119,7 @@ def digest(folder: Path, code: bool) -> str:
 
 
 def code_elsewhere(folder: Path) -> set[tuple[str, str]]:
-    """Hub repositories that hold this model's Python, each with one of its files."""
+    """Hub repositories that hold this model's Python code, each with one of the files."""
     found: set[tuple[str, str]] = set()
     for path in (folder / name for name in (CONFIG, "tokenizer_config.json")):
         places = _object(path).get("auto_map") if path.is_file() else None

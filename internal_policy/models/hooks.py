@@ -18,15 +18,15 @@ from internal_policy.measure.sites import SITES, WITH_FINAL
 from internal_policy.models.families import Side, backbone, decoder_layers, final_norm, inside, multiplier, part, place
 from internal_policy.models.passes import eager
 
-WRITTEN = f"Write LAYER.SITE (layers from 0) with a site of {', '.join(SITES)}, or write final."
-"""How hook points are written, for messages that refuse one."""
+WRITTEN = f"Write LAYER.SITE, such as 5.attn_out, or final. Layers count from 0; the sites are {', '.join(SITES)}."
+"""How to write a hook point, for error messages."""
 
 
 @dataclass(frozen=True)
 class HookPoint:
-    """Where hidden states are read; prints as `5.attn_out`. `HookPoint(5, "resid_post")` is the paper's layer 6.
+    """Where to read hidden states; prints as `5.attn_out`. `HookPoint(5, "resid_post")` is the paper's layer 6.
 
-    Functions take its name too, "5.resid_post". Raises InputError for an unknown site.
+    Functions also accept its name, "5.resid_post". Raises InputError for an unknown site.
     """
 
     layer: int
@@ -45,7 +45,7 @@ class HookPoint:
 
     @classmethod
     def parse(cls, point: "HookPoint | str") -> "HookPoint":
-        """Read what `str` writes, `5.attn_out` or `final`; a hook point stays as it is. Raises InputError."""
+        """Parse a name such as `5.attn_out` or `final`; a hook point is returned unchanged. Raises InputError."""
         if isinstance(point, HookPoint):
             return point
         if point == "final":
@@ -75,13 +75,13 @@ def hooked(model: nn.Module, points: Iterable[HookPoint | str], visit: Visit) ->
 
     `model` may be wrapped by PEFT. `hidden` is (batch, seq, d_model), live and on the autograd graph: a visitor that
     measures keeps nothing, one that trains backpropagates through it. `attn_out` and `mlp_out` are what is added to
-    the stream; where the model first multiplies what the module wrote (Granite), `hidden` is that product once
-    more. Threads may read one shared model at the same time: each sees its own passes only. Compiled modules run
-    uncompiled meanwhile. Raises InputError for a point that the model does not have, at the end of a pass that did not
-    visit each point exactly once, and on leaving if all passes ran in other threads.
+    the stream; if the model first multiplies a module's output (Granite), `hidden` is a copy of that product.
+    Threads may share one model: each sees only its own passes. Compiled modules run uncompiled while this is open.
+    Raises InputError for a point that the model doesn't have, at the end of a pass that didn't visit each point
+    exactly once, and on leaving if all passes ran in other threads.
     """
     if isinstance(points, str):
-        raise InputError(f"The hook points are the string '{points}'. Put it in a list: ['{points}'].")
+        raise InputError(f"The hook points must be a list, not the string '{points}'. Use ['{points}'].")
     wanted = list(dict.fromkeys(map(HookPoint.parse, points)))
     me, visits, elsewhere, here = object(), Counter[HookPoint](), 0, 0
 
@@ -106,7 +106,7 @@ def hooked(model: nn.Module, points: Iterable[HookPoint | str], visit: Visit) ->
         if wanted:
             stack.enter_context(eager())
             stack.callback(backbone(model).register_forward_pre_hook(begin).remove)
-        # two sites may be one state (OLMo 2), and a module calls its hooks in the order they came
+        # two sites may share one state (OLMo 2), and a module calls its hooks in the order of registration
         for point in sorted(wanted, key=lambda point: WITH_FINAL.index(point.site)):
             stack.callback(attach(model, point, partial(report, point)).remove)
         if wanted:
@@ -148,7 +148,7 @@ def attach(model: nn.Module, point: HookPoint, report: Callable[[Tensor], None])
 
 
 def locate(model: nn.Module, point: HookPoint) -> tuple[nn.Module, Side]:
-    """The module at `point` and the side of it. Raises InputError for a point that the model does not have."""
+    """The module at `point`, and its side. Raises InputError for a point that the model doesn't have."""
     if point == FINAL:
         return final_norm(model), "output"
     layers = decoder_layers(model)
@@ -159,7 +159,7 @@ def locate(model: nn.Module, point: HookPoint) -> tuple[nn.Module, Side]:
 
 
 def check(config: PreTrainedConfig, point: HookPoint, n_layers: int) -> None:
-    """Raise InputError for a layer or site that a model of this configuration with so many layers does not have."""
+    """Raise InputError if a model with this configuration and `n_layers` layers doesn't have `point`."""
     if point == FINAL:
         return
     if not 0 <= point.layer < n_layers:

@@ -37,7 +37,7 @@ class Checkpoint:
 
     @property
     def place(self) -> str:
-        """Its folder or hub id, where a bundled model is a folder."""
+        """Its folder or hub id; a bundled model is a folder."""
         return str(bundle.model(self.name) or self.name)
 
     @property
@@ -61,9 +61,9 @@ def load(
         model, tokenizer = ip.load("demo-qwen3")
         model, tokenizer = ip.load("Qwen/Qwen3-4B", dtype="float32", device="cuda:1")
 
-    `name` may also be a bundled model, demo-qwen3 or demo-llama, or the folder of a PEFT adapter. `dtype` is what the
-    weights are loaded as (auto: as they were saved), `device` such as cuda:1 or cpu (auto: the accelerator if there is
-    one). `device_map` spreads a large model over devices, and `attn_implementation` chooses the attention, both as in
+    `name` may also be a bundled model, demo-qwen3 or demo-llama, or the folder of a PEFT adapter. `dtype` is the type
+    of the weights (auto: as saved), and `device` a name such as cuda:1 or cpu (auto: the accelerator if there is one).
+    `device_map` spreads a large model over devices, and `attn_implementation` chooses the attention, both as in
     transformers. The model is in evaluation mode, and its weights are checked. Raises InputError.
     """
     require("models", *MODELS)
@@ -79,10 +79,10 @@ def load(
 
 
 def identity(checkpoint: Checkpoint) -> str:
-    """What tells this model from any other: the commit of one on the hub, a digest of the files of a folder.
+    """A text that identifies a model's content: the commit of a hub model, or a digest of the files in a folder.
 
-    That of an adapter covers its base model, and with `trust_remote_code` the Python that is run counts too. Raises
-    InputError for a folder that holds no model, and for one on the hub that can't be downloaded.
+    It covers the base model of an adapter, and with `trust_remote_code` also the model's Python code. Raises
+    InputError for a folder without a model, and for a hub model that can't be downloaded.
     """
     path = _checked(checkpoint)
     if checkpoint.folder.is_dir():
@@ -101,12 +101,11 @@ def _checked(checkpoint: Checkpoint) -> Path:
     """The folder that holds its configuration, in the local hub cache for a model on the hub. Raises InputError."""
     try:
         wrong = not checkpoint.name or checkpoint.folder.is_file()
-    except OSError:  # a name that no file system takes
+    except OSError:  # the name isn't a valid path
         wrong = True
     if wrong:
         raise InputError(
-            f"Can't load a model from '{checkpoint.name:.80}'. Use a folder that holds one, or a hub id such as "
-            "Qwen/Qwen3-0.6B."
+            f"Can't load a model from '{checkpoint.name:.80}'. Use a model folder, or a hub id such as Qwen/Qwen3-0.6B."
         )
     if checkpoint.folder.is_dir():
         folder.check(checkpoint.folder)
@@ -115,12 +114,12 @@ def _checked(checkpoint: Checkpoint) -> Path:
 
 
 def _commit(checkpoint: Checkpoint, name: str, file: str, revision: str) -> Path:
-    """The folder of the local hub cache that holds a file; its name is the commit's."""
+    """The folder of the local hub cache that holds a file; the folder is named after the commit."""
     with explained(checkpoint.name, checkpoint.revision):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.logging import set_verbosity_error
 
-        set_verbosity_error()  # it would report every retry
+        set_verbosity_error()  # otherwise it reports every retry
         return Path(hf_hub_download(name, file, revision=revision)).parent
 
 
@@ -138,15 +137,15 @@ def base(checkpoint: Checkpoint) -> Checkpoint:
 
 @contextmanager
 def _named_by(path: Path) -> Iterator[None]:
-    """Say in an error about a base model which adapter names it."""
+    """Add the adapter to an error about its base model."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{error} It is the base model that {path / folder.ADAPTER} names.") from error
+        raise InputError(f"{error} {path / folder.ADAPTER} names it as the base model.") from error
 
 
 def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
-    """The model's configuration, or its base's. Raises InputError, also for an unknown family."""
+    """The configuration of the model or of an adapter's base model. Raises InputError, also for an unknown family."""
     checkpoint = base(checkpoint)
     with explained(checkpoint.name, checkpoint.revision, "config.json"):
         from transformers import AutoConfig
@@ -163,7 +162,7 @@ def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
 
 
 def load_tokenizer(checkpoint: Checkpoint, chat_template: str | None = None) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer, with the chat template in the file `chat_template` if that is given. Raises InputError.
+    """The model's tokenizer, with the chat template from the file `chat_template` if given. Raises InputError.
 
     An adapter's folder may hold a tokenizer of its own; otherwise the base model's is loaded.
     """
@@ -195,9 +194,9 @@ def _with_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def inserts_date(checkpoint: Checkpoint, chat_template: str | None) -> bool:
-    """Whether the chat template writes the date, as Llama 3.2's does: read without the slow-to-load tokenizer.
+    """Whether the chat template writes the date, as Llama 3.2's does, without loading the tokenizer, which is slow.
 
-    Raises InputError for a model on the hub that can't be downloaded.
+    Raises InputError for a hub model that can't be downloaded.
     """
     if chat_template == "none":
         return False
@@ -233,7 +232,7 @@ def load_model(
 ) -> "nn.Module":
     """The model, with its weights checked: safetensors only, and no NaN. Raises InputError.
 
-    `config` is what `load_config` returned, if the caller has already read it. The other arguments are those of `load`.
+    `config` is the result of `load_config`, if the caller already has it. The other arguments are those of `load`.
 
     An adapter's folder gives its base model with the adapter, not merged, as a PeftModel whose adapter can be trained.
     """
@@ -249,20 +248,19 @@ def load_model(
     for name, weight in model.named_parameters():
         if weight.is_meta:
             raise InputError(
-                f"{checkpoint.name} doesn't fit in the memory of the devices here ({name} was left out). "
-                "Try dtype bfloat16."
+                f"{checkpoint.name} doesn't fit in memory on these devices ({name} was left out). Try dtype bfloat16."
             )
         if not weight.isfinite().all():
             raise InputError(f"{checkpoint.name} has NaN or infinite weights in {name}. Get a complete checkpoint.")
     if inside(model).dtype == torch.float64:
-        inside(model).set_experts_implementation("eager")  # the fast one multiplies no float64
+        inside(model).set_experts_implementation("eager")  # the fast one doesn't support float64
     with explained(checkpoint.name, checkpoint.revision, "config.json and generation_config.json"):
         _try(inside(model.eval()))
     return model
 
 
 def _try(model: "PreTrainedModel") -> None:
-    """Read one token, because some mistakes of a configuration only appear here. Raises ValueError and others."""
+    """Read one token, because some configuration mistakes only show up then. Raises ValueError and others."""
     import torch
 
     generation = model.generation_config.eos_token_id if model.generation_config else None
@@ -274,7 +272,7 @@ def _try(model: "PreTrainedModel") -> None:
 
 
 def _device(name: str) -> str:
-    """The name of a device that is here; auto is the accelerator if there is one. Raises InputError."""
+    """The name of an available device; auto is the accelerator if there is one. Raises InputError."""
     import torch
 
     if name == "auto":
@@ -283,7 +281,7 @@ def _device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"There is no device '{name}' here ({first_line(error)}). Try device auto.") from error
+        raise InputError(f"Device '{name}' isn't available ({first_line(error)}). Try device auto.") from error
     return name
 
 
@@ -309,14 +307,14 @@ def _loaded(checkpoint: Checkpoint, config: "PreTrainedConfig", arguments: dict[
 
 
 def _adapted(model: "PreTrainedModel", checkpoint: Checkpoint) -> "nn.Module":
-    """The model with the adapter in a folder, each of whose weights was put in its place. Raises InputError."""
+    """The model with the adapter from a folder. Raises InputError unless all of the adapter's weights were loaded."""
     import peft
 
     from internal_policy.models.families import check_adapters
 
     path = checkpoint.folder
     with explained(checkpoint.name, checkpoint.revision, "adapter_config.json and weights"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about keys, which are checked here, and names that transformers calls old
+        warnings.simplefilter("ignore")  # about keys, which are checked below, and deprecated names
         config = peft.PeftConfig.from_pretrained(str(path))
         check_adapters({path.name: config})
         config.inference_mode = False
@@ -326,7 +324,7 @@ def _adapted(model: "PreTrainedModel", checkpoint: Checkpoint) -> "nn.Module":
     if missing := sorted(own - file):
         raise InputError(f"{path} has no weights for {missing[0]}. Get the complete adapter.")
     if foreign := sorted(file - own - set(adapted.state_dict())):
-        raise InputError(f"{path} has {foreign[0]}, which its base model doesn't. It is an adapter of another model.")
+        raise InputError(f"{path} has {foreign[0]}, which its base model lacks. Use the model it was trained on.")
     return adapted
 
 

@@ -9,9 +9,9 @@ Result = TypeVar("Result")
 
 
 def in_halves(work: Callable[[slice], Result], items: int, smaller: Callable[[int], None]) -> list[Result]:
-    """The results of `work` over slices of so many `items`, in order: all at once, or in halves when memory runs out.
+    """The results of `work` over slices of `items` items, in order: all at once, or in halves when memory runs out.
 
-    `smaller` is told the size of the larger half each time. An error of any other kind, or at a single item, is raised.
+    `smaller` is called with the size of the larger half each time. Raises any other error, and one at a single item.
     """
 
     def halves(start: int, stop: int) -> list[Result]:

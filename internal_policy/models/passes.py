@@ -18,7 +18,7 @@ STRETCHED = ("linear", "dynamic", "yarn")
 
 _lock = Lock()
 _stances: list[Any] = []
-"""One for each open `eager`, in any thread; the first remembers the stance before them all."""
+"""One for each open `eager` in any thread; the first restores the stance from before them all."""
 _alone_here: ContextVar[frozenset[object]] = ContextVar("_alone_here", default=frozenset())
 
 
@@ -38,7 +38,7 @@ def eager() -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is in evaluation mode; after, as it was."""
+    """Inside, `model` is in evaluation mode; on leaving, its modes are restored."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -49,12 +49,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device for the token ids of a pass; modules that accelerate offloads move them to their own."""
+    """The device for the token ids of a pass; modules offloaded by accelerate move them to their own device."""
     return next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
 
 
 def positions(config: PreTrainedConfig) -> int:
-    """The longest text that a model of this configuration reads, in tokens."""
+    """The longest text that a model with this configuration can read, in tokens."""
     trained = config.get_text_config().max_position_embeddings
     each = []
     for rope in _ropes(config):
@@ -64,7 +64,7 @@ def positions(config: PreTrainedConfig) -> int:
 
 
 def one_rotation(config: PreTrainedConfig) -> int | None:
-    """Longest text in tokens up to which all texts are rotated alike; None if rotation never depends on length.
+    """Length in tokens up to which all texts are rotated alike; None if rotation never depends on length.
 
     Longer texts use other frequencies (longrope), or those of their own length (dynamic NTK).
     """
@@ -92,7 +92,7 @@ def sampled_together(config: PreTrainedConfig, lengths: Sequence[int], more: int
 
 
 def _ropes(config: PreTrainedConfig) -> list[Mapping[str, Any]]:
-    """The parameters of each rotary embedding, one in all or one per kind of layer; empty for learned positions."""
+    """The parameters of each rotary embedding, just one or one per kind of layer; empty for learned positions."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     return [each for each in rope.values() if isinstance(each, Mapping)] or [rope]
 
@@ -134,12 +134,12 @@ def _rotate(
     """The output of `own` for the same call, with frequencies for the length of each text."""
     if me not in _alone_here.get():
         return output
-    forward = type(own).forward  # a library that wraps the model may have replaced the copy's own
+    forward = type(own).forward  # a library that wraps the model may have replaced the copy's method
     call = inspect.signature(forward).bind(own, *args, **options).arguments
     at: Tensor = call["position_ids"]
     by_length = {}
     for length in {int(at.max()) + 1} if lengths is None else set(lengths):
-        forward(**{**call, "position_ids": at[:, :1] * 0})  # a single token makes it forget longer texts
+        forward(**{**call, "position_ids": at[:, :1] * 0})  # reading a single token makes it forget longer texts
         last = at.new_full((len(at), 1), length - 1)  # the largest position decides; positions beyond it are padding
         rotation = forward(**{**call, "position_ids": torch.cat([at.clamp(max=length - 1), last], 1)})
         by_length[length] = [each[:, :-1] for each in (rotation if isinstance(rotation, tuple) else (rotation,))]

@@ -23,12 +23,12 @@ from internal_policy.models.hooks import FINAL, HookPoint, attach, check_visits,
 from internal_policy.models.passes import eager
 
 Lens = Callable[[Float[Tensor, "*batch d_model"], HookPoint], Float[Tensor, "*batch d_model"]]
-"""Brings a hidden state from a hook point to the unembedding, by the final norm if it wants that.
+"""Turns the hidden state at a hook point into what the unembedding reads, and applies the final norm itself if needed.
 
-A scan reads a layer's input as the output of the layer before, and so the lens is told."""
+A scan reads a layer's input as the output of the layer before, and gives the lens that hook point."""
 Readout = Literal["raw", "norm"] | Lens
-"""How a hidden state is brought to the unembedding: as it is (the paper), by the final norm (the logit lens), or by
-your own lens."""
+"""How a hidden state is brought to the unembedding: unchanged (the paper), through the final norm (the logit lens), or
+through your own lens."""
 READOUTS = ("raw", "norm")
 """Readouts that every model has."""
 
@@ -36,15 +36,15 @@ READOUTS = ("raw", "norm")
 def readout_name(readout: Readout) -> str:
     """What tables and figures call a readout: raw, norm, or the lens's `__name__`.
 
-    A `functools.partial` has its function's name, and an object without one its class's. Raises InputError for a lens
-    that is called raw or norm.
+    A `functools.partial` is named after its function, and an object without a name after its class. Raises InputError
+    for a lens called raw or norm.
     """
     if isinstance(readout, str):
         return readout
     called = readout.func if isinstance(readout, partial) and not hasattr(readout, "__name__") else readout
     name = getattr(called, "__name__", type(called).__name__)
     if name in READOUTS:
-        raise InputError(f"A lens is called '{name}', which is another readout. Give it another __name__.")
+        raise InputError(f"A lens can't be called '{name}', because that is a readout. Give it another __name__.")
     return name
 
 
@@ -58,8 +58,8 @@ def unembed(
 
         policy = ip.unembed(model, hidden).softmax(-1)  # (batch, seq, d_vocab)
 
-    What the model does to its logits, such as capping them (Gemma 2), is done to these.
-    `point` is where `hidden` was read, such as "5.resid_post". Raises InputError for a lens without it.
+    If the model divides or caps its logits (Gemma 2), this does too.
+    `point` is where `hidden` was read, such as "5.resid_post". A lens needs it: raises InputError without it.
     """
     point = None if point is None else HookPoint.parse(point)
     return logit_transform(model)(to_logits(model)(read_out(model, hidden, readout, point)))
@@ -68,27 +68,27 @@ def unembed(
 def read_out(
     model: nn.Module, hidden: Float[Tensor, "*batch d_model"], readout: Readout, point: HookPoint | None = None
 ) -> Float[Tensor, "*batch d_model"]:
-    """`hidden` as the unembedding receives it; at `FINAL` that is as it is, whatever the readout.
+    """`hidden` as the unembedding reads it; at `FINAL` it is unchanged, whatever the readout.
 
-    Raises InputError for a readout that does not exist, and for a lens that does not know the `point`, or returns
-    anything but a tensor of the same shape.
+    Raises InputError for an unknown readout, a lens without a `point`, and a lens that returns anything but a tensor
+    of the same shape.
     """
     if readout == "raw" or point == FINAL:
         return hidden
     if readout == "norm":
         return final_norm(model)(hidden)
     if isinstance(readout, str):
-        raise InputError(f"There is no readout '{readout}'; known are {', '.join(READOUTS)}, or give a callable.")
+        raise InputError(f"There is no readout '{readout}'. Use {' or '.join(READOUTS)}, or pass a callable.")
     if point is None:
         raise InputError(
-            f"The lens '{readout_name(readout)}' needs to know where the hidden state was read; give the `point` too, "
+            f"The lens '{readout_name(readout)}' needs to know where the hidden state was read. Pass `point` too, "
             "such as HookPoint(5, 'resid_post')."
         )
     state = readout(hidden, point)
     if not isinstance(state, Tensor) or state.shape != hidden.shape:
         came = f"a tensor of shape {tuple(state.shape)}" if isinstance(state, Tensor) else f"a {type(state).__name__}"
         raise InputError(
-            f"The lens '{readout_name(readout)}' returned {came} at {point}; expected one of shape "
+            f"The lens '{readout_name(readout)}' returned {came} at {point}; expected a tensor of shape "
             f"{tuple(hidden.shape)}."
         )
     return state.to(hidden.dtype)
@@ -97,10 +97,10 @@ def read_out(
 def policy_logits(
     model: nn.Module, point: HookPoint | str, readout: Readout = "raw", **inputs: Any
 ) -> Float[Tensor, "batch seq d_vocab"]:
-    """Logits of the internal policy at `point` for `inputs` of the model, on the graph.
+    """Logits of the internal policy at `point` for the model's `inputs`, on the autograd graph.
 
     At `FINAL` they are the model's own, whatever the readout: the final norm is never applied twice.
-    Threads may read a shared model at the same time. Raises InputError for a point that the model does not have.
+    Threads may share one model. Raises InputError for a point that the model doesn't have.
     """
     model, point, seen = inside(model), HookPoint.parse(point), list[Tensor]()
     with hooked(model, [point], lambda _, hidden: seen.append(hidden)):
@@ -109,28 +109,28 @@ def policy_logits(
 
 
 _open: WeakKeyDictionary[nn.Module, HookPoint] = WeakKeyDictionary()
-"""Models that are one of their internal policies at the moment -> where."""
+"""Model inside an open `as_policy` -> the hook point."""
 
 
 def opened_at(model: nn.Module) -> HookPoint | None:
-    """The hook point whose policy `model` is at the moment, inside `as_policy`; None if it is the whole model."""
+    """The hook point of the `as_policy` that is open on `model`; None if none is."""
     return _open.get(inside(model))
 
 
 @contextmanager
 def as_policy(model: nn.Module, point: HookPoint | str, readout: Readout = "raw") -> Iterator[None]:
-    """Inside, `model` is the internal policy at `point`: `model(...)`, `model.generate(...)` and losses are its own.
+    """Inside, `model` is the internal policy at `point`: `model(...)`, `model.generate(...)` and losses all use it.
 
         with ip.as_policy(model, "5.resid_post"):  # what would layer 5 write?
             rollouts = ip.generate(model, tokenizer, ["What is 47 + 385?"])
             model(**inputs, labels=labels).loss.backward()  # layers 0 to 5 get a gradient
 
-    `point` is a HookPoint or its name, such as "5.resid_post". The backbone is shortened to the layers up to it, so no
-    layer above is computed or stored, and the final norm hands over the hidden state as it is (`readout="norm"`:
-    normed; a lens: what that returns). On leaving, the model is as it was, also after an exception. The model changes
-    in every thread while this is open: a thread started inside generates from the policy too, and other threads must
-    not use the model. Compiled modules run uncompiled inside. Raises InputError for a point that the model doesn't have
-    or that a pass doesn't visit exactly once, and for a model that already is an internal policy.
+    `point` is a HookPoint or its name, such as "5.resid_post". Layers above it are neither computed nor stored, and the
+    final norm passes the hidden state on unchanged; with `readout="norm"` it normalizes it, and a lens takes its place.
+    On leaving, even after an exception, the model is as it was. The model changes in every thread while this is open:
+    a thread started inside generates from the policy too, and other threads must not use the model. Compiled modules
+    run uncompiled inside. Raises InputError for a point that the model doesn't have or that a pass doesn't visit
+    exactly once, and for a model that already is an internal policy.
     """
     model, point = inside(model), HookPoint.parse(point)
     if model in _open:
@@ -166,9 +166,9 @@ class _Bypass:
         self.readout: Readout = readout
         self.captured: list[Tensor] = []
         self.running = False
-        """Inside a pass of the backbone."""
+        """Whether the backbone is running."""
         self.reading = False
-        """Inside a readout, which may use the final norm."""
+        """Whether a readout is running, which may use the final norm."""
 
     def begin(self, *_: Any) -> None:
         self.running = True

@@ -74,7 +74,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gpt2": NO_DROPOUT,
     "gpt_neox_sequential": {"use_parallel_residual": False},
 }
-"""Row -> more of its tiny configuration: sizes that are large by default, and what the row must account for."""
+"""Row -> its own additions to TINY: sizes that are large by default, and features that the row must handle."""
 
 INSIDE = {
     "gemma3": (
@@ -92,16 +92,16 @@ INSIDE = {
         },
     )
 }
-"""Row whose configuration holds that of the language model -> its name there, and the other parts."""
+"""Row whose language model has a nested configuration -> the nested one's name, and the other parts."""
 
 SCALE = 0.3
-"""Scale of the random weights; at the default, which is far smaller, every policy would be uniform."""
+"""Scale of the random weights; with the much smaller default, every policy would be uniform."""
 
 
 def tiny(name: str, **changes: Any) -> PreTrainedModel:
-    """A random model of the row `name` in float64, always the same, whose entropies vary from layer to layer.
+    """A random float64 model of the row `name`, the same in every call, whose entropies vary from layer to layer.
 
-    `changes` are of its configuration; a name without a row is taken for a `model_type`.
+    `changes` override its configuration; a name without a row is used as a `model_type`.
     """
     row = FAMILIES.get(name)
     model_type = (row.model_type if row else None) or name
@@ -112,7 +112,7 @@ def tiny(name: str, **changes: Any) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = AutoConfig.for_model(model_type, **values)
-        # the faster computation of experts is not there in float64
+        # the faster experts don't support float64
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, experts_implementation="eager")
         for parameter in model.parameters():
             parameter.data.normal_(0, SCALE) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
@@ -126,7 +126,7 @@ def points_of(model: PreTrainedModel) -> list[HookPoint]:
 
 
 def read(model: PreTrainedModel, input_ids: Tensor) -> dict[HookPoint, Tensor]:
-    """The hidden states at every hook point, on the graph, each as it was reached."""
+    """The hidden states at every hook point, on the autograd graph, in the order they were reached."""
     seen: dict[HookPoint, Tensor] = {}
     with torch.random.fork_rng(devices=[]), hooked(model, reversed(points_of(model)), seen.__setitem__):
         model(input_ids)
@@ -134,11 +134,11 @@ def read(model: PreTrainedModel, input_ids: Tensor) -> dict[HookPoint, Tensor]:
 
 
 Contradictions = Iterator[str]
-"""What contradicts a claim, if anything does."""
+"""Descriptions of what contradicts a claim; empty if nothing does."""
 
 
 def adds_up(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
-    """The stream is what came in and what the modules add to it, to the last bit, also where training drops some."""
+    """The stream is its input plus what the modules add, bit for bit, also with dropout in training."""
     for when, each in (("", model), (" in training", dropping(model))):
         states = read(each, input_ids)
         for layer in range(len(decoder_layers(model))):
@@ -155,7 +155,7 @@ def adds_up(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
 
 
 def dropping(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model as it is in training, where every dropout drops half."""
+    """A copy of the model in training mode, where every dropout drops half."""
     trained = copy.deepcopy(model).train()
     for module in trained.modules():
         if isinstance(module, nn.Dropout):
@@ -164,7 +164,7 @@ def dropping(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def reads(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
-    """All that attention and FFN know of the stream reaches them through attn_in and mlp_in: gradients say so."""
+    """Attention and FFN see the stream only through attn_in and mlp_in, as gradients show."""
     states = read(model, input_ids)
     mid = "resid_mid" if "resid_mid" in sites_of(model.config) else "resid_pre"
     for layer in range(len(decoder_layers(model))):
@@ -179,7 +179,7 @@ def reads(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
 
 
 def is_the_stream(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
-    """resid_pre of each layer is transformers' own hidden state, and so is final."""
+    """resid_pre of each layer and final are transformers' own hidden states."""
     states, theirs = read(model, input_ids), model(input_ids, output_hidden_states=True).hidden_states
     points = [*(HookPoint(layer, "resid_pre") for layer in range(len(decoder_layers(model)))), FINAL]
     for number, point in enumerate(points):
@@ -193,14 +193,14 @@ def final_is_the_model(model: PreTrainedModel, input_ids: Tensor) -> Contradicti
 
 
 def comes_in_order(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
-    """Hook points come in the order of their names."""
+    """A forward pass reaches the hook points in the order of `points_of`."""
     for point, expected in zip(read(model, input_ids), points_of(model), strict=True):
         if point != expected:
             yield f"{point} comes where {expected} should"
 
 
 def leaves_nothing(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
-    """No hook stays behind, also after an exception in the middle of a pass."""
+    """No hook is left behind, even after an exception in the middle of a pass."""
 
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -214,42 +214,42 @@ def leaves_nothing(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     else:
         yield "no hook point was visited"
     if left := hook_count(model) - before:
-        yield f"{left} hooks stay behind"
+        yield f"{left} hooks are left behind"
 
 
 def becomes(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
-    """Inside `as_policy` the model has the logits of the internal policy, and after it its own."""
+    """Inside `as_policy` the model returns the internal policy's logits, and afterwards its own again."""
     own = model(input_ids).logits
     for site in sites_of(model.config):
         for layer in range(len(decoder_layers(model)))[-2:]:
             point = HookPoint(layer, site)
             expected = policy_logits(model, point, input_ids=input_ids)
             with as_policy(model, point):
-                yield from differs(f"the model as {point} is not that policy", model(input_ids).logits, expected)
-    yield from differs("the model is another after it", model(input_ids).logits, own)
+                yield from differs(f"as_policy at {point} isn't that policy", model(input_ids).logits, expected)
+    yield from differs("as_policy leaves the model changed", model(input_ids).logits, own)
 
 
 PROOFS: Mapping[str, Callable[[PreTrainedModel, Tensor], Contradictions]] = {
-    "what attention and FFN add makes the stream, exactly": adds_up,
-    "they know of the stream what attn_in and mlp_in hold": reads,
+    "the stream is exactly what attention and FFN add to it": adds_up,
+    "attention and FFN see the stream only through attn_in and mlp_in": reads,
     "resid_pre is transformers' own hidden state": is_the_stream,
     "the policy at final is the model's own": final_is_the_model,
-    "hook points come in order": comes_in_order,
-    "no hook stays behind after an exception": leaves_nothing,
-    "as_policy makes the model each of its policies": becomes,
+    "a forward pass reaches the hook points in order": comes_in_order,
+    "no hook is left behind after an exception": leaves_nothing,
+    "as_policy turns the model into each of its policies": becomes,
 }
-"""What is claimed of every row -> what looks for a contradiction."""
+"""Claim about every row -> the function that looks for contradictions."""
 
 
 def prove(name: str) -> dict[str, str]:
-    """Claim -> what contradicts it for the row `name`; an empty text if it is proved."""
+    """Claim -> what contradicts it for the row `name`; empty if the claim is proved."""
     input_ids = torch.randint(5, 256, (2, 11), generator=torch.Generator().manual_seed(1))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # waiting for a second one takes longer than all of a tiny model
+    torch.set_num_threads(1)  # waiting for a second thread takes longer than a whole tiny model
     try:
         model = tiny(name)
         return {claim: _contradiction(proof, model, input_ids) for claim, proof in PROOFS.items()}
-    except Exception as error:  # the transformers that is installed may not have the family
+    except Exception as error:  # the installed transformers may lack the family
         return dict.fromkeys(PROOFS, _first_line(error))
     finally:
         torch.set_num_threads(threads)
@@ -260,7 +260,7 @@ def _contradiction(
 ) -> str:
     try:
         return next(proof(model, ids), "")
-    except Exception as error:  # a row may name a module that is not there, or one of another shape
+    except Exception as error:  # a row may name a missing module, or one of another shape
         return _first_line(error)
 
 
@@ -269,9 +269,9 @@ def _first_line(error: Exception) -> str:
 
 
 def differs(what: str, actual: Tensor, expected: Tensor) -> Contradictions:
-    """Say `what` if two tensors are not equal, bit for bit."""
+    """Yield `what` unless two tensors are equal, bit for bit."""
     if not torch.equal(actual, expected):
-        apart = f"{(actual - expected).abs().max():.2g} apart" if actual.shape == expected.shape else "another shape"
+        apart = f"{(actual - expected).abs().max():.2g} apart" if actual.shape == expected.shape else "shapes differ"
         yield f"{what} ({apart})"
 
 

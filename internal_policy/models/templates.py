@@ -15,9 +15,9 @@ TIME_LIMIT = 5.0
 LONGEST = 10_000_000
 """Largest rendered text in characters."""
 DATE = "strftime_now"
-"""The function that templates call for today's date, and the argument that overrides it: 2026-11-25."""
+"""The function that templates call for today's date, and the argument that overrides it with a date."""
 HALF = re.compile("[\ud800-\udfff]")
-"""Half of a surrogate pair, which Python's strings can hold but no tokenizer can read."""
+"""Half of a surrogate pair, which Python strings can hold but tokenizers can't read."""
 
 
 class Template(str):
@@ -26,7 +26,7 @@ class Template(str):
     file: str
 
     def __new__(cls, text: str, file: str = "") -> "Template":
-        """As str."""
+        """Create the text, as `str` does."""
         made = super().__new__(cls, text)
         made.file = file
         return made
@@ -34,7 +34,7 @@ class Template(str):
 
 @functools.cache
 def today() -> str:
-    """The date on which this process rendered its first template, so that it never mixes two days."""
+    """The date on which this process rendered its first template; it stays the same past midnight."""
     return date.today().isoformat()
 
 
@@ -45,9 +45,9 @@ def render(
     *,
     name: str = "The chat template",
 ) -> str:
-    """The text that transformers renders from a chat template, in a process that is stopped beyond the limits.
+    """Render a chat template as transformers does, in a process that is stopped if it exceeds the limits.
 
-    Templates come with models, and may run forever. Raises InputError, which begins with `name`, if the template raises
+    Templates come with models, and may run forever. Raises InputError, beginning with `name`, if the template raises
     or exceeds a limit.
     """
     others = {key: value for key, value in arguments.items() if key != DATE}
@@ -55,18 +55,16 @@ def render(
     try:
         text, why = _worker.call(template, list(messages), others, day.isoformat(), timeout=TIME_LIMIT)
     except Stopped as error:
-        raise InputError(f"{name} takes more than {TIME_LIMIT:.0f} s or 1 GB of memory. Correct it.") from error
+        raise InputError(f"{name} takes more than {TIME_LIMIT:.0f} s or 1 GB of memory. Use another one.") from error
     except TypeError as error:
         raise InputError(
-            f"{name} can't be given the messages ({error}). Use only text, numbers, lists and objects in them."
+            f"{name} can't read the messages ({error}). Use only text, numbers, lists and objects in them."
         ) from error
     if text is None:
-        raise InputError(
-            f"{name} refuses the messages ({why}). Correct it or the messages, or use --chat-template none."
-        )
+        raise InputError(f"{name} rejected the messages ({why}). Fix it or the messages, or use --chat-template none.")
     if (half := HALF.search(text)) is not None:
         raise InputError(
-            f"{name} writes {half.group()!r}, half of a surrogate pair, which isn't text. Correct it or the messages."
+            f"{name} writes {half.group()!r}, half of a surrogate pair, which isn't text. Fix it or the messages."
         )
     return text
 
@@ -82,13 +80,13 @@ def _day(day: Any) -> datetime:
 
 
 def _prepare() -> None:
-    import transformers.utils.chat_template_utils  # noqa: F401  # loaded now, so that no template pays for it
+    import transformers.utils.chat_template_utils  # noqa: F401  # its import must not count as a template's time
 
 
 def _render(
     template: str, messages: list[dict[str, Any]], arguments: Mapping[str, Any], day: str
 ) -> tuple[str | None, str]:
-    """The text, or None and why there is none."""
+    """The text, or None and the reason."""
     from transformers.utils import chat_template_utils
 
     utils: Any = chat_template_utils

@@ -24,7 +24,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> pd.DataFrame
     pieces = tokenizer.convert_ids_to_tokens(list(range(known)))
     added, is_byte_level = tokenizer.added_tokens_decoder, _is_byte_level(tokenizer)
     for token, piece in enumerate(pieces):
-        if "\ufffd" in texts[token]:  # the decoder can't make text of it
+        if "\ufffd" in texts[token]:  # the decoder can't turn it into text
             texts[token] = _bytes(piece) if is_byte_level and token not in added else piece
     return pd.DataFrame({"id": np.arange(d_vocab), "token": [*texts, *(f"<|{i}|>" for i in range(known, d_vocab))]})
 

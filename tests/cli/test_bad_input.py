@@ -28,7 +28,7 @@ def test_a_model_that_a_device_map_offloads_is_refused_in_a_sentence(asked, monk
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", offloading)
     assert main([*asked, "--device-map", "auto"]) == 2
-    said = "doesn't fit in the memory of the devices here (lm_head.weight was left out). Try dtype bfloat16."
+    said = "doesn't fit in memory on these devices (lm_head.weight was left out). Try dtype bfloat16."
     assert said in capsys.readouterr().err
 
 
@@ -47,7 +47,9 @@ def test_a_site_that_the_family_does_not_have_is_refused_before_work(
 ):
     monkeypatch.setattr("internal_policy.models.loading.load_model", None)
     assert main([*command, "--model", str(folders["gpt_neox"]), "--problems", str(problems)]) == 2
-    one_sentence(capsys, "gpt_neox has no resid_mid: attention and FFN read the same stream, and are added to", here)
+    one_sentence(
+        capsys, "gpt_neox has no resid_mid because attention and FFN read the same stream and are added to", here
+    )
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
@@ -111,18 +113,21 @@ def _without_tokenizer(here: Path, folder: Path) -> Path:
 
 
 BAD_MODELS = {
-    "cut short": (_cut_short, "can't be loaded"),
+    "cut short": (_cut_short, "Can't load"),
     "a weight missing": (_without_a_weight, "has no weights for model.layers.1.mlp.up_proj.weight"),
     "no tokenizer": (_without_tokenizer, "tokenizer"),
-    "a file": (lambda _, folder: folder / "config.json", "Use a folder that holds one"),
-    "nothing": (lambda *_: "", "Can't load a model from ''. Use a folder"),
-    "no model": (lambda here, _: here, "holds no model: it has no config.json"),
-    "unknown family": (lambda *a: _model(*a, model_type="opt"), "Unknown model family 'opt'; known are deepseek_v2, "),
-    "pickled": (_pickled, "holds only pickled weights"),
+    "a file": (lambda _, folder: folder / "config.json", "Use a model folder"),
+    "nothing": (lambda *_: "", "Can't load a model from ''. Use a model folder"),
+    "no model": (lambda here, _: here, "config.json is missing"),
+    "unknown family": (
+        lambda *a: _model(*a, model_type="opt"),
+        "Unknown model family 'opt'. Known families are deepseek_v2, ",
+    ),
+    "pickled": (_pickled, "has only pickled weights"),
     "NaN": (_with_nan, "NaN or infinite weights in model.layers.1.mlp.up_proj.weight"),
     "no chat template": (_without_template, "no chat template; give one with --chat-template FILE"),
     "hub id offline": (lambda *_: "Qwen/Qwen3-0.6B", "the hub can't be reached"),
-    "no name": (lambda *_: "what is this?", "neither a folder nor a hub id"),
+    "no name": (lambda *_: "what is this?", "isn't a folder or a hub id"),
 }
 
 
@@ -155,7 +160,7 @@ BAD_OPTIONS = {
     "sites": (["--sites", "attn"], "There is no site 'attn'"),
     "measures": (["--measures", "entropy,surprise"], "There is no measure 'surprise'"),
     "top-k": (["--top-k", "100000"], "--top-k is 100000, but the model has only 320 tokens"),
-    "device": (["--device", "cuda:7"], "There is no device 'cuda:7' here"),
+    "device": (["--device", "cuda:7"], "Device 'cuda:7' isn't available"),
     "template": (["--chat-template", "nowhere.jinja"], "Can't read the chat template nowhere.jinja"),
     "template arguments": (["--chat-template-kwargs", "{"], "--chat-template-kwargs isn't JSON"),
     "temperature": (["--temperature", "-1"], "temperature is -1.0; it must be 0"),
@@ -185,7 +190,7 @@ def test_a_gated_model_says_where_to_accept_its_terms(asked, folder, capsys, mon
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", gated)
     assert main([*asked, "--model", "meta-llama/Llama-3.1-8B"]) == 2
-    assert "accept its terms at https://huggingface.co/meta-llama/Llama-3.1-8B" in capsys.readouterr().err
+    assert "Accept its terms at https://huggingface.co/meta-llama/Llama-3.1-8B" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["show", "nowhere"], ["export", "nowhere"], ["generate", "--at", "5.nowhere"]])

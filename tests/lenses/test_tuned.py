@@ -77,7 +77,7 @@ def test_a_lens_that_writes_to_what_it_is_given_changes_no_other_readout(llama, 
 
 def test_a_misspelled_readout_is_refused(llama):
     unchecked = inspect.unwrap(read_out)  # as it is outside tests, where nothing checks types
-    with pytest.raises(InputError, match="There is no readout 'norn'; known are raw, norm, or give a callable"):
+    with pytest.raises(InputError, match=r"There is no readout 'norn'\. Use raw or norm, or pass a callable"):
         unchecked(llama, torch.zeros(1, 32), "norn", HookPoint(1, "resid_post"))
 
 
@@ -141,7 +141,7 @@ def test_gradient_goes_through_a_lens(llama, input_ids):
 
 def test_a_lens_that_is_not_told_the_hook_point_is_refused(llama):
     state = torch.ones(32, dtype=torch.float64)
-    with pytest.raises(InputError, match=r"'halved' needs to know where .* give the `point` too, such as HookPoint\(5"):
+    with pytest.raises(InputError, match=r"'halved' needs to know where .* Pass `point` too, such as HookPoint\(5"):
         unembed(llama, state, halved)
     assert unembed(llama, state, halved, HookPoint(0, "attn_out")).shape == (320,)
 
@@ -188,7 +188,7 @@ def test_a_lens_named_like_another_readout_is_refused():
         return hidden
 
     with pytest.raises(
-        InputError, match=r"A lens is called 'norm', which is another readout\. Give it another __name__"
+        InputError, match=r"A lens can't be called 'norm', because that is a readout\. Give it another __name__"
     ):
         readout_name(norm)
 

@@ -227,8 +227,8 @@ def test_no_hook_stays_behind_after_a_visitor_fails(model, input_ids):
 
 
 SENTENCE = (
-    r"gpt_neox has no resid_mid: attention and FFN read the same stream, and are added to it together\. "
-    r"It has resid_pre, attn_in, attn_out, mlp_in, mlp_out, resid_post\."
+    r"gpt_neox has no resid_mid because attention and FFN read the same stream and are added to it together\. "
+    r"Its sites are resid_pre, attn_in, attn_out, mlp_in, mlp_out, resid_post\."
 )
 
 
@@ -295,9 +295,9 @@ def test_the_backbone_is_transformers_decoder(model):
 
 def test_unknown_family_is_refused_with_the_known_ones_and_the_place_to_add_it():
     sentence = (
-        r"Unknown model family 'opt'; known are deepseek_v2, deepseek_v3, gemma2, gemma3, gemma3_text, gpt2, gpt_neox, "
-        r"gpt_oss, granite, llama, mistral, mixtral, olmo2, olmo3, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, smollm3\. "
-        r"Add a row to FAMILIES in internal_policy/models/families\.py"
+        r"Unknown model family 'opt'\. Known families are deepseek_v2, deepseek_v3, gemma2, gemma3, gemma3_text, gpt2, "
+        r"gpt_neox, gpt_oss, granite, llama, mistral, mixtral, olmo2, olmo3, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, "
+        r"smollm3\. To support it, add a row to FAMILIES in internal_policy/models/families\.py"
     )
     with pytest.raises(InputError, match=sentence):
         family_of(AutoConfig.for_model("opt"))
@@ -312,7 +312,9 @@ def test_a_model_of_an_unknown_family_is_refused(input_ids):
 @pytest.mark.parametrize("family", ["gemma3_text", "gemma3"])
 def test_a_model_that_sees_what_comes_after_is_refused(family):
     config = tiny_model(family, use_bidirectional_attention=True).config
-    with pytest.raises(InputError, match=rf"No row for {family} is for use_bidirectional_attention True\. Add one"):
+    with pytest.raises(
+        InputError, match=rf"{family} with use_bidirectional_attention True isn't supported\. Add a row"
+    ):
         family_of(config)
 
 

@@ -239,7 +239,7 @@ def test_a_missing_layer_leaves_no_hooks(model):
 
 def test_a_site_that_the_model_lacks_is_refused():
     with pytest.raises(
-        InputError, match=r"There is no hook point 5\.attn\. .* a site of resid_pre, .*, resid_post, or write final\."
+        InputError, match=r"There is no hook point 5\.attn\. .* or final\. .* the sites are resid_pre, .*, resid_post\."
     ):
         HookPoint(5, "attn")
 
@@ -268,7 +268,7 @@ def test_any_text_is_a_hook_point_or_refused_in_a_sentence(text):
     if text == "final" or (layer.isdecimal() and site in SITES):
         assert HookPoint.parse(str(HookPoint.parse(text))) == HookPoint.parse(text)
     else:
-        with pytest.raises(InputError, match=r"^Can't read .* LAYER\.SITE .* or write final\.$"):
+        with pytest.raises(InputError, match=r"^Can't read .* LAYER\.SITE, such as 5\.attn_out, or final\. .*\.$"):
             HookPoint.parse(text)
 
 
@@ -303,7 +303,10 @@ def test_a_bad_name_is_refused_before_any_hook_is_added(llama):
 
 
 def test_hook_points_that_are_one_string_are_refused(llama):
-    with pytest.raises(InputError, match=r"Put it in a list: \['5.attn_out'\]"), hooked(llama, "5.attn_out", print):
+    with (
+        pytest.raises(InputError, match=r"must be a list, not .* Use \['5.attn_out'\]"),
+        hooked(llama, "5.attn_out", print),
+    ):
         pass
 
 

@@ -43,7 +43,7 @@ def test_other_names_are_not_bundled_models(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "no/such/folder"}, "'no/such/folder' is neither a folder nor a hub id such as Qwen/Qwen3-0.6B."),
+        ({"name": "no/such/folder"}, "'no/such/folder' isn't a folder or a hub id. Use one such as Qwen/Qwen3-0.6B."),
         ({"device": "cuda:7"}, "Try device auto."),
     ],
 )

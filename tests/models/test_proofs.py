@@ -12,23 +12,24 @@ from internal_policy.models.proofs import prove, tiny
 LLAMA, GEMMA, PARALLEL, SEQUENTIAL = (
     dict(FAMILIES[name].sites) for name in ("llama", "gemma2", "gpt_neox", "gpt_neox_sequential")
 )
+ADDS_UP = "exactly what attention and FFN add"
 WRONG = {
-    "a norm after the module is left out": ("gemma2", {"sites": LLAMA}, ["makes the stream"]),
-    "dropout after the module is left out": ("phi3", {"sites": LLAMA}, ["makes the stream"]),
+    "a norm after the module is left out": ("gemma2", {"sites": LLAMA}, [ADDS_UP]),
+    "dropout after the module is left out": ("phi3", {"sites": LLAMA}, [ADDS_UP]),
     "the FFN's input is read elsewhere": (
         "gemma2",
         {"sites": {**GEMMA, "mlp_in": ("post_attention_layernorm", "output")}},
         ["attn_in and mlp_in"],
     ),
-    "the multiplier is left out": ("granite", {"multiplier": None}, ["makes the stream"]),
+    "the multiplier is left out": ("granite", {"multiplier": None}, [ADDS_UP]),
     "the divisor is left out": ("granite", {"divisor": None}, ["at final", "as_policy"]),
     "the cap is left out": ("gemma2", {"cap": None}, ["at final", "as_policy"]),
-    "parallel modules are read as sequential": ("gpt_neox", {"sites": SEQUENTIAL}, ["makes the stream"]),
-    "sequential modules are read as parallel": ("gpt_neox_sequential", {"sites": PARALLEL}, ["makes the stream"]),
+    "parallel modules are read as sequential": ("gpt_neox", {"sites": SEQUENTIAL}, [ADDS_UP]),
+    "sequential modules are read as parallel": ("gpt_neox_sequential", {"sites": PARALLEL}, [ADDS_UP]),
     "the stream is read after the norm": (
         "llama",
         {"sites": {**LLAMA, "resid_pre": ("input_layernorm", "output")}},
-        ["makes the stream", "hidden state"],
+        [ADDS_UP, "hidden state"],
     ),
     "the final norm is another": (
         "llama",
@@ -61,13 +62,13 @@ def test_a_row_whose_model_cannot_be_made_is_not_proved(monkeypatch):
 
 def test_a_hook_that_stays_behind_is_found(monkeypatch):
     monkeypatch.setattr("torch.utils.hooks.RemovableHandle.remove", lambda _: None)
-    found = prove("llama")["no hook stays behind after an exception"]
-    assert found == "24 hooks stay behind"  # 3 layers of 7 sites, FINAL, and the begin and end of a pass
+    found = prove("llama")["no hook is left behind after an exception"]
+    assert found == "24 hooks are left behind"  # 3 layers of 7 sites, FINAL, and the begin and end of a pass
 
 
 def test_a_model_that_does_not_become_its_policy_is_found(monkeypatch):
     monkeypatch.setattr("internal_policy.models.proofs.as_policy", lambda *_: nullcontext())
-    assert "1.resid_pre is not that policy" in prove("llama")["as_policy makes the model each of its policies"]
+    assert "1.resid_pre isn't that policy" in prove("llama")["as_policy turns the model into each of its policies"]
 
 
 def test_proving_leaves_the_state_of_torch_alone():

@@ -40,7 +40,7 @@ def test_a_template_is_rendered_as_transformers_renders_it(either, template, pro
 )
 def test_an_error_in_a_template_is_one_sentence(template, why):
     with pytest.raises(
-        InputError, match=rf"^The chat template t\.jinja refuses the messages \(.*{why}.*--chat-template"
+        InputError, match=rf"^The chat template t\.jinja rejected the messages \(.*{why}.*--chat-template"
     ):
         render(template, MESSAGES, {}, name="The chat template t.jinja")
 
@@ -48,7 +48,7 @@ def test_an_error_in_a_template_is_one_sentence(template, why):
 @pytest.mark.parametrize("template", [LISTS, DOUBLES, "{{ 'a' * 3000000000 }}", "{{ '%99999999999d' % 1 }}"])
 def test_an_endless_template_is_stopped_and_the_next_is_rendered(monkeypatch, template):
     monkeypatch.setattr(templates, "TIME_LIMIT", 1.0)
-    with pytest.raises(InputError, match=r"takes more than 1 s or 1 GB of memory|refuses the messages \(MemoryError"):
+    with pytest.raises(InputError, match=r"takes more than 1 s or 1 GB of memory|rejected the messages \(MemoryError"):
         render(template, MESSAGES, {})
     monkeypatch.undo()
     assert render("{{ messages[0].content }}", MESSAGES, {}) == "What is 3 + 4?"
@@ -56,7 +56,7 @@ def test_an_endless_template_is_stopped_and_the_next_is_rendered(monkeypatch, te
 
 def test_a_message_with_a_value_that_json_does_not_have_is_refused():
     messages = [{**MESSAGES[0], "sent": datetime.date(2026, 11, 25)}]
-    with pytest.raises(InputError, match=r"^The chat template can't be given the messages \(Object of type date"):
+    with pytest.raises(InputError, match=r"^The chat template can't read the messages \(Object of type date"):
         render("{{ messages[0].sent }}", messages, {})
 
 

@@ -164,7 +164,7 @@ def test_an_error_of_a_template_names_its_file(folder, template, why, capsys):
     Path("wrong.jinja").write_text(template)
     assert main(["scan", "--model", str(folder), *ASKED, "--chat-template", "wrong.jinja"]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "The chat template wrong.jinja refuses the messages" in said
+    assert "The chat template wrong.jinja rejected the messages" in said
     assert why in said
 
 
@@ -172,7 +172,7 @@ def test_an_error_of_a_models_own_template_names_its_folder(folder, tokenizer):
     own = loading.load_tokenizer(Checkpoint(str(folder)))
     own.chat_template = "{{ 1/0 }}"
     Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
-    with pytest.raises(InputError, match=rf"The chat template of {folder} refuses the messages \(division by zero"):
+    with pytest.raises(InputError, match=rf"The chat template of {folder} rejected the messages \(division by zero"):
         read_rollouts("r.jsonl", own, {})
 
 
