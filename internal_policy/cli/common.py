@@ -15,6 +15,7 @@ Number = Annotated[int | None, tyro.conf.arg(constructor=int, metavar="INT", hel
 Fraction = Annotated[float | None, tyro.conf.arg(constructor=float, metavar="FLOAT", help_behavior_hint="")]
 Readout = Annotated[Literal["raw", "norm"] | None, tyro.conf.arg(metavar="{raw,norm}", help_behavior_hint="")]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT", help_behavior_hint=""), tyro.conf.UseAppendAction]
 Output = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 ScanName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN")]
 ScanNames = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SCAN")]
@@ -92,8 +93,8 @@ class ProblemOptions:
     """The problems to solve."""
 
     problems: File = None
-    """File .jsonl, .json, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default the bundled
-    held-out problems, the first 64 of them."""
+    """File .jsonl, .json, .csv, .parquet or .txt (a line a problem), or a data set of the hub, NAME[:CONFIG]@SPLIT; by
+    default the bundled held-out problems, the first 64 of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,8 +42,8 @@ class FitLens(ResponseOptions):
     """
 
     problems: File = None
-    """File .jsonl, .json, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default the bundled
-    training problems, the first 512 of them."""
+    """File .jsonl, .json, .csv, .parquet or .txt (a line a problem), or a data set of the hub, NAME[:CONFIG]@SPLIT; by
+    default the bundled training problems, the first 512 of them."""
     rollouts: File = None
     """Fit on these responses instead: what `scan --rollouts` reads."""
     sites: str = "resid_pre,resid_post"
@@ -70,6 +70,11 @@ class FitLens(ResponseOptions):
 
 PROBLEMS = 512
 """How many of the bundled training problems are used if none are named."""
+UNUSED = {
+    *("samples", "temperature", "top_p", "max_new_tokens", "batch_size"),
+    *("problem_column", "answer_column"),
+}
+"""Options that mean nothing where the responses are given."""
 PRESENTATION = {"json", "rollouts", "sites", "held_out", "steps", "batch_tokens", "learning_rate"}
 """Options that change nothing of what is sampled."""
 
@@ -117,6 +122,8 @@ def _prepared(options: FitLens) -> prepared.Prepared:
 
     if options.problems is not None and options.rollouts is not None:
         raise InputError("Both --problems and --rollouts are given. Use one of them.")
+    if options.rollouts is not None:
+        prepared.check_effect(options, UNUSED, "--rollouts")
     if options.output.exists():
         raise InputError(f"{options.output} exists. Remove it, or choose another --output.")
     if options.output.suffix != ".safetensors" or not options.output.parent.is_dir():

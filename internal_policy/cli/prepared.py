@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from internal_policy import bundle, files
 from internal_policy.cli import progress
-from internal_policy.cli.common import ResponseOptions, SamplingOptions
+from internal_policy.cli.common import ModelOptions, ResponseOptions, SamplingOptions
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
 from internal_policy.models.loading import Checkpoint
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DEMO_PROBLEMS = 64
 """How many of the bundled problems are used if none are named."""
-LATER: dict[str, Any] = {"lens": None, "reader": "hooks", "remote": False}
+LATER: dict[str, Any] = {"lens": None, "reader": "hooks", "remote": False, "text": ()}
 """Options added later -> their defaults, which are left out of a question so that earlier answers are still found."""
 
 
@@ -47,8 +47,10 @@ class Prepared:
     """Columns of problems: arguments of `read_problems`."""
     limit: int | None
     """How many problems or rollouts are read from a source; None for all."""
+    texts: tuple[str, ...]
+    """Texts to measure as they are; none if responses are read from a file or sampled."""
     rollouts: str | None
-    """File of given responses; None to sample them."""
+    """File of given responses; None to sample them, or with texts."""
     lens: Path | None
     """File of a lens."""
     sampled: Mapping[str, Any]
@@ -101,13 +103,23 @@ class Prepared:
         check_prompts(dict(enumerate(prompts)), self.sampling.max_new_tokens, positions(text), text.vocab_size)
         return problems, [len(prompt) for prompt in prompts]
 
+    @property
+    def is_given(self) -> bool:
+        """Whether there are responses already; otherwise they are sampled."""
+        return bool(self.texts) or self.rollouts is not None
+
     def given(self) -> "list[Rollout]":
         """The given responses, checked; none if they are sampled."""
-        from internal_policy.tasks.rollouts import read_rollouts
+        from internal_policy.models.passes import positions
+        from internal_policy.tasks.rollouts import check_ids, of_rows, read_rollouts
 
-        if self.rollouts is None:
-            return []
-        return read_rollouts(self.rollouts, self.tokenizer, self.sampling.chat, limit=self.limit)
+        names = ["--text"] if len(self.texts) == 1 else [f"--text {n + 1}" for n in range(len(self.texts))]
+        given = [rows.Row(name, {"text": text}) for name, text in zip(names, self.texts, strict=True)]
+        rollouts = of_rows(self.tokenizer, given, self.sampling.chat)
+        if self.rollouts is not None:
+            rollouts = read_rollouts(self.rollouts, self.tokenizer, self.sampling.chat, limit=self.limit)
+        check_ids(rollouts, positions(self.config), self.config.get_text_config().vocab_size)
+        return rollouts
 
     def translators(self, points: "Iterable[HookPoint]") -> "Translators | None":
         """The translators of the lens, checked against the model and the hook points to read; None without a lens.
@@ -192,6 +204,7 @@ def prepare(
     unused: Set[str],
     sources: Sequence[str],
     *,
+    texts: tuple[str, ...] = (),
     rollouts: str | None = None,
     lens: str | None = None,
 ) -> Prepared:
@@ -206,25 +219,32 @@ def prepare(
         options.chat_template,
         {"problem_column": options.problem_column, "answer_column": options.answer_column},
         options.limit,
+        texts,
         rollouts,
         Path(lens) if lens is not None else None,
         {
             **{field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)},
             "chat": options.chat,
         },
-        question(options, unused, [*sources, rollouts, options.chat_template, lens], rollouts),
+        question(options, unused, [*sources, rollouts, options.chat_template, lens], rollouts, texts=texts),
     )
 
 
 def question(
-    options: ResponseOptions, unused: Set[str], paths: Iterable[str | None], rollouts: str | None = None
+    options: ResponseOptions,
+    unused: Set[str],
+    paths: Iterable[str | None],
+    rollouts: str | None = None,
+    *,
+    texts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The options that decide the numbers, with the contents of their paths: the key of the cache."""
     given = dataclasses.asdict(options).items()
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
     arguments = options.template_arguments
     identity = loading.identity(options.checkpoint)  # first, because it says best why a model can't be loaded
-    if loading.inserts_date(options.checkpoint, options.chat_template) and not _all_ids(rollouts, options.limit):
+    dated = loading.inserts_date(options.checkpoint, options.chat_template)
+    if dated and not texts and not _untemplated(rollouts, options.limit):
         arguments = {templates.DATE: templates.today(), **arguments}
     return {
         **decisive,
@@ -234,11 +254,20 @@ def question(
     }
 
 
-def _all_ids(rollouts: str | None, limit: int | None) -> bool:
-    """Whether every given rollout is token ids, for which no chat template is rendered."""
+def _untemplated(rollouts: str | None, limit: int | None) -> bool:
+    """Whether no given rollout is rendered by the chat template: the file is text, or all of its rows are token ids."""
     if rollouts is None:
         return False
-    return all(row.values.keys() >= {"prompt_ids", "response_ids"} for row in rows.read_rows(Path(rollouts), limit))
+    return Path(rollouts).suffix.lower() == ".txt" or all(
+        row.values.keys() >= {"prompt_ids", "response_ids"} for row in rows.read_rows(Path(rollouts), limit)
+    )
+
+
+def check_effect(options: ModelOptions, names: Collection[str], beside: str) -> None:
+    """Raise InputError for the first of the named options that was changed: beside another option it has no effect."""
+    for field in dataclasses.fields(options):
+        if field.name in names and getattr(options, field.name) != field.default:
+            raise InputError(f"--{field.name.replace('_', '-')} has no effect with {beside}. Leave it out.")
 
 
 def held(source: str) -> dict[str, Any] | None:

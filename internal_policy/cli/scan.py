@@ -1,6 +1,7 @@
 """`internal-policy scan`: measure the policies of a model over responses, or answer from the cache."""
 
 import dataclasses
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from internal_policy.cli import opening, progress, work
-from internal_policy.cli.common import File, Output, PromptOptions, ResponseOptions, SamplingOptions
-from internal_policy.cli.prepared import Prepared, prepare, source
+from internal_policy.cli.common import File, Output, PromptOptions, ResponseOptions, SamplingOptions, Texts
+from internal_policy.cli.prepared import Prepared, check_effect, prepare, source
 from internal_policy.cli.work import Work
 from internal_policy.errors import InputError
+from internal_policy.models import templates
 from internal_policy.models.folder import is_adapter
+from internal_policy.tasks import rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -25,18 +28,23 @@ if TYPE_CHECKING:
 class Scan(PromptOptions, ResponseOptions):
     """Measure the policy of every layer, attention block and FFN at every response token.
 
-    The model answers the problems first, unless --rollouts gives it responses. The scan is kept as Parquet: an
-    interrupted one continues where it stopped, and the same question asked again is answered at once.
+    The model answers the problems first, unless --text or --rollouts gives it what to read. The scan is kept as
+    Parquet: an interrupted one continues where it stopped, and the same question asked again is answered at once.
 
     For example:
     $ internal-policy scan
+    $ internal-policy scan --text "The capital of France is Paris"
     $ internal-policy scan --model Qwen/Qwen3-4B --problems HuggingFaceH4/MATH-500@test --limit 100
     $ internal-policy scan --model ./my-llama --rollouts responses.jsonl --layers 0,5,10-20,-1 --readout both
     """
 
+    text: Texts = ()
+    """Measure this text as it is, without the chat template; - reads it from stdin. For several texts repeat the
+    option: --text "One." --text "Two." Nothing predicts the first token of a text, so measuring begins at the second,
+    or at the first where the tokenizer puts a BOS token before it."""
     rollouts: File = None
     """Measure these responses instead: .jsonl, .json, .parquet or .csv, as `generate` and `export` write them, or with
-    columns prompt and response, or messages, or text."""
+    columns prompt and response, or messages, or text; or a .txt file, all of which is one text."""
     layers: str = "all"
     """Layers to measure, from 0, such as 0,5,10-20,-1."""
     sites: str = "all"
@@ -69,6 +77,10 @@ PRESENTATION = {"output", "json", "dry_run", "remeasure"}
 """Options that change nothing of what is measured."""
 SAMPLING = {f.name for f in dataclasses.fields(SamplingOptions)} - {"batch_size"} | {"problems"}
 """Options that mean nothing where the responses are given."""
+COLUMNS = {"problem_column", "answer_column"}
+"""Options about problems, which given responses have nothing to do with."""
+WITH_TEXT = {"limit", "chat_template", "chat_template_kwargs"}
+"""Options that mean nothing where a text is measured as it is."""
 
 
 def run(options: Scan) -> None:
@@ -78,6 +90,7 @@ def run(options: Scan) -> None:
 
     start = time.monotonic()
     _check(options)
+    options = dataclasses.replace(options, text=_texts(options.text))
     inputs = _prepared(options)
     folder = options.output or store.folder_of(options.model, inputs.question)
     job.claim(folder, inputs.question)
@@ -99,8 +112,12 @@ def run(options: Scan) -> None:
 
 def _check(options: Scan) -> None:
     """Refuse options that contradict each other, or would have no effect. Raises InputError."""
-    if options.problems is not None and options.rollouts is not None:
-        raise InputError("Both --problems and --rollouts are given. Use one of them.")
+    given = [name for name in ("problems", "rollouts", "text") if getattr(options, name)]
+    if len(given) > 1:
+        raise InputError(f"Both --{given[0]} and --{given[1]} are given. Use one of them.")
+    if given and given[0] != "problems":
+        unread = SAMPLING | COLUMNS | (WITH_TEXT if options.text else set())
+        check_effect(options, unread, f"--{given[0]}")
     if options.reader == "transformer-lens" and options.attn_implementation not in (None, "eager"):
         raise InputError(
             f"TransformerLens computes attention eagerly, but --attn-implementation is {options.attn_implementation}. "
@@ -117,26 +134,34 @@ def _check(options: Scan) -> None:
         raise InputError("--lens can't be used with --remote, where hidden states stay on the server. Drop one.")
     if options.reader != "nnsight":
         raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}. Add --reader nnsight.")
-    if options.rollouts is None:
+    if options.rollouts is None and not options.text:
         raise InputError(
             "--remote measures existing responses. Give them with --rollouts, such as a file that `internal-policy "
             "generate` wrote."
         )
-    for name in ("dtype", "device", "device_map"):
-        if getattr(options, name) != getattr(type(options), name):
-            raise InputError(f"--{name.replace('_', '-')} has no effect with --remote. Leave it out.")
+    check_effect(options, {"dtype", "device", "device_map"}, "--remote")
     if options.checkpoint.folder.is_dir():
         raise InputError(f"NDIF holds models from the hub, but --model is the folder {options.model}. Give a hub id.")
 
 
+def _texts(given: Sequence[str]) -> tuple[str, ...]:
+    """The texts of --text, the one called - read from stdin. Raises InputError for text that isn't UTF-8."""
+    if given.count("-") > 1:
+        raise InputError("--text - is given twice, but stdin can be read only once. Give it once.")
+    if any(templates.HALF.search(text) for text in given):  # how Python reads such bytes
+        raise InputError("--text isn't UTF-8. Save the text as UTF-8 in a .txt file, and give that with --rollouts.")
+    return tuple(rows.text_of(sys.stdin.buffer.read(), "stdin") if text == "-" else text for text in given)
+
+
 def _prepared(options: Scan) -> Prepared:
     """The options resolved; layers, sites and measures count as `all` or as lists, however they were typed."""
-    unused = PRESENTATION | (SAMPLING if options.rollouts is not None else set())
+    is_given = bool(options.text) or options.rollouts is not None
+    unused = PRESENTATION | (SAMPLING if is_given else set())
     sources = []
-    if options.rollouts is None:
+    if not is_given:
         problems, limit = source(options.problems, options.limit)
         options, sources = dataclasses.replace(options, problems=problems, limit=limit), [problems]
-    inputs = prepare(options, unused, sources, rollouts=options.rollouts, lens=options.lens)
+    inputs = prepare(options, unused, sources, texts=options.text, rollouts=options.rollouts, lens=options.lens)
     if options.layers == options.sites == options.measures == "all":
         return inputs  # without transformers, which takes seconds to import
     from internal_policy.measure.metrics import MEASURES
@@ -186,14 +211,14 @@ def _work(options: Scan, inputs: Prepared) -> Work:
     selection = _selection(options, inputs.config)
     planned = plan(selection, sites_of(inputs.config))
     translators = inputs.translators(planned.points[1 : planned.unembedded])  # the first is final
-    problems, prompts = inputs.problems(inputs.question["problems"]) if inputs.rollouts is None else ([], [])
+    problems, prompts = ([], []) if inputs.is_given else inputs.problems(inputs.question["problems"])
     return Work(inputs, selection, planned, translators, inputs.given(), problems, prompts)
 
 
 def _measure(planned: Work, opener: opening.Opener, folder: Path) -> None:
     from internal_policy.lenses import tuned
     from internal_policy.scans import job, sampling
-    from internal_policy.scans.scan import Scanner, check_rollouts
+    from internal_policy.scans.scan import Scanner
 
     inputs, size = planned.inputs, planned.inputs.sampling.batch_size
     longest = size * inputs.sampling.max_new_tokens  # the responses' lengths aren't known before they are sampled
@@ -201,8 +226,6 @@ def _measure(planned: Work, opener: opening.Opener, folder: Path) -> None:
     reader = opener.open(inputs)
     lenses = {tuned.NAME: tuned.of(planned.translators, reader.model)} if planned.translators else {}
     scanner = Scanner.of(reader, planned.selection, lenses)
-    if planned.rollouts:
-        check_rollouts(reader, planned.rollouts)
     smaller = progress.saying_once("Out of memory: measuring {} rollouts at a time.")
 
     def batch(part: int) -> "Sequence[Rollout]":

@@ -58,7 +58,7 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
     import pandas as pd
 
     from internal_policy.look import statistics, targets
-    from internal_policy.scans import store
+    from internal_policy.scans import records, store
 
     record = store.record(folder)
     readouts = record["selection"]["readouts"]
@@ -84,7 +84,7 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
         out.print(targets.in_words(suggested))
     solved = outcome(rollouts["reward"])
     unfinished = float((~rollouts["finished"]).mean())
-    sampled = record["asked"].get("rollouts") is None
+    sampled = records.sampled(record["asked"])
     cut = f", {unfinished:.0%} cut at the length limit" if unfinished and sampled else ""
     out.print(f"{record['rollouts']} rollouts{solved}{cut}; {record['tokens']:,} response tokens.")
     others = [other for other in readouts if other != chosen]

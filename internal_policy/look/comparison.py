@@ -39,13 +39,13 @@ def relative(frame: pd.DataFrame, n_layers: int) -> pd.DataFrame:
 
 
 def _problems(asked: Mapping[str, Any]) -> Any:
-    """What identifies the problems: the contents of their files, without the lens, which every model has its own of.
+    """What identifies the problems or texts: the contents of their files, except the lens, which is each model's own.
 
-    A hub data set is identified by its name and commit, as text.
+    A hub data set is identified by its name and commit, and texts given as options by themselves.
     """
     held = {path: found for path, found in (asked.get("content") or {}).items() if path != asked.get("lens")}
     found = [content if "sha256" in (content or {}) else named(path, content) for path, content in held.items()]
-    return (found[0] if len(found) == 1 else sorted(found, key=str)) or asked.get("problems")
+    return (found[0] if len(found) == 1 else sorted(found, key=str)) or asked.get("text") or asked.get("problems")
 
 
 def named(path: str, content: dict[str, Any] | None) -> str:

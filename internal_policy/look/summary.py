@@ -10,7 +10,7 @@ from internal_policy.look import comparison, statistics, theme, view
 from internal_policy.look.statistics import Average
 from internal_policy.look.targets import targets as by_part
 from internal_policy.look.view import View
-from internal_policy.scans import store
+from internal_policy.scans import records, store
 
 PARTS = {"total": "as measured (paper)", "direction": "direction alone", "norm": "norm alone"}
 """Part of an entropy change -> what it is called."""
@@ -70,7 +70,8 @@ def provenance(one: View) -> dict[str, str]:
         "responses": f"{record['rollouts']:,}, {record['tokens']:,} tokens",
         "shown here": view.words(one) or "all of them",
         "problems": _problems(asked),
-        "sampling": _sampling(asked) if asked.get("rollouts") is None else "none, the responses were given",
+        "texts": _texts(asked.get("text") or ()),
+        "sampling": _sampling(asked) if records.sampled(asked) else "none, the responses were given",
         "measured": record["created"],
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
         "scan": f"{one.source} ({record['digest']}, schema {record['schema']})",
@@ -89,6 +90,12 @@ def _problems(asked: dict[str, Any]) -> str | None:
     source = ", ".join(sources) or asked.get("problems")
     limit = asked.get("limit")
     return source if source is None or limit is None else f"{source}, at most {limit}"
+
+
+def _texts(texts: Sequence[str]) -> str:
+    """The beginnings of the texts that were measured, and how many more there are."""
+    few = ", ".join(repr(text if len(text) <= 60 else f"{text[:60]}...") for text in texts[:3])
+    return few + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
 def _sampling(asked: dict[str, Any]) -> str:

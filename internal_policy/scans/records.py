@@ -91,6 +91,11 @@ def part_path(folder: Path, kind: str, part: int) -> Path:
     return folder / f"{kind}-{part:05d}.parquet"
 
 
+def sampled(asked: Mapping[str, Any]) -> bool:
+    """Whether the responses of a scan were sampled; otherwise they were given, as rollouts or as texts."""
+    return asked.get("rollouts") is None and not asked.get("text")
+
+
 def about_part(folder: Path, part: int) -> Path:
     """The file with the fingerprints of one part, and what measured it."""
     return folder / f"part-{part:05d}.json"

@@ -28,7 +28,7 @@ from internal_policy.scans.reader import Measured, Reader, reader_of
 from internal_policy.scans.selection import Plan, Selection, plan
 from internal_policy.scans.store import Tables
 from internal_policy.scans.tables import layers_table, policies_table
-from internal_policy.tasks.rollouts import Rollout, to_table
+from internal_policy.tasks.rollouts import Rollout, check_ids, to_table
 
 NO_LENSES: Mapping[str, Lens] = MappingProxyType({})
 """By the names that a selection has for them."""
@@ -101,18 +101,7 @@ def check_rollouts(model: Any, rollouts: Sequence[Rollout]) -> None:
     longest, d_vocab = positions(reader.model.config), reader.unembedding.out_features
     if not rollouts:
         raise InputError("There are no rollouts to measure.")
-    for number, rollout in enumerate(rollouts):
-        if not rollout.prompt_ids or not rollout.response_ids:
-            raise InputError(f"Rollout {number} has no {'response' if rollout.prompt_ids else 'prompt'} tokens.")
-        if outside := [token for token in rollout.ids if not 0 <= token < d_vocab]:
-            raise InputError(
-                f"Rollout {number} has token id {outside[0]}, but the model's are 0 to {d_vocab - 1}. Was it "
-                "written by another model?"
-            )
-        if len(rollout.ids) > longest:
-            raise InputError(
-                f"Rollout {number} has {len(rollout.ids)} tokens, but the model reads at most {longest}. Remove it."
-            )
+    check_ids(rollouts, longest, d_vocab)
 
 
 @dataclass(frozen=True, eq=False)

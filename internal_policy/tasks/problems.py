@@ -52,7 +52,8 @@ def read_problems(
 ) -> list[Problem]:
     """The first `limit` problems of a .jsonl, .json, .csv or .parquet file, or of a hub data set `name[:config]@split`.
 
-    Columns are found by name (PROBLEM_COLUMNS, ANSWER_COLUMNS) unless they are given. Raises InputError.
+    In a .txt file each line that isn't blank is a problem, without an answer. Columns are found by name
+    (PROBLEM_COLUMNS, ANSWER_COLUMNS) unless they are given. Raises InputError.
     """
     rows = hub_rows(source, limit) if from_hub(source) else read_rows(Path(source), limit)
     return of_rows(rows, source, problem_column, answer_column)

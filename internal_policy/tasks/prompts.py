@@ -82,11 +82,15 @@ def split_text(tokenizer: PreTrainedTokenizerBase, text: str, chat: Chat = None)
     """Token ids of a text without a prompt: its first token, and all others.
 
     The white space that a template, by default the tokenizer's own, writes after the last end of turn is left out, as
-    `split_messages` does. Raises InputError if there is only one token.
+    `split_messages` does. Raises InputError for fewer than two tokens.
     """
+    if not text:
+        raise InputError("The text is empty. Give two tokens or more, because the first is never predicted.")
     ids = encode_text(tokenizer, _to_its_end(tokenizer, text, chat))
     if len(ids) < 2:
-        raise InputError(f"The text {text!r:.40} is {len(ids)} token(s) long; 2 or more are needed to predict one.")
+        raise InputError(
+            f"The text {text!r:.40} has fewer than two tokens, and the first is never predicted. Give a longer text."
+        )
     return ids[:1], ids[1:]
 
 

@@ -73,9 +73,10 @@ def read_rollouts(
     """The first `limit` rollouts of a .jsonl, .json, .parquet or .csv file: token ids are kept, texts are split.
 
     A row holds prompt_ids and response_ids (`write_rollouts`), prompt and response, messages, or text; answer and
-    reward are optional, and a reward that is missing is computed from the answer. Raises InputError.
+    reward are optional, and a reward that is missing is computed from the answer. All of a .txt file is one text.
+    Raises InputError.
     """
-    return of_rows(tokenizer, rows.read_rows(Path(path), limit), chat)
+    return of_rows(tokenizer, rows.read_rows(Path(path), limit, rows.document), chat)
 
 
 def of_rows(tokenizer: PreTrainedTokenizerBase, given: Iterable[rows.Row], chat: Chat) -> list[Rollout]:
@@ -88,6 +89,26 @@ def of_rows(tokenizer: PreTrainedTokenizerBase, given: Iterable[rows.Row], chat:
         rollouts.append(replace(rollout, sample=seen[rollout.problem] if sample is None else sample))
         seen[rollout.problem] += 1
     return rollouts
+
+
+def check_ids(rollouts: Iterable[Rollout], longest: int, d_vocab: int) -> None:
+    """Raise InputError for the first rollout without a prompt or response, or too long or foreign for the model.
+
+    `longest` is how many tokens the model reads, and its token ids are below `d_vocab`.
+    """
+    for number, rollout in enumerate(rollouts):
+        if not rollout.prompt_ids or not rollout.response_ids:
+            raise InputError(f"Rollout {number} has no {'response' if rollout.prompt_ids else 'prompt'} tokens.")
+        if outside := [token for token in rollout.ids if not 0 <= token < d_vocab]:
+            raise InputError(
+                f"Rollout {number} has token id {outside[0]}, but the model's are 0 to {d_vocab - 1}. Was it "
+                "written by another model?"
+            )
+        if len(rollout.ids) > longest:
+            raise InputError(
+                f"Rollout {number} has {len(rollout.ids)} tokens, but the model reads at most {longest}. Shorten or "
+                "remove it."
+            )
 
 
 def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], chat: Chat) -> Rollout:

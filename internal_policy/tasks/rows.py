@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -27,8 +27,38 @@ class Row:
     """Column -> cell."""
 
 
-def read_rows(path: Path, limit: int | None = None) -> list[Row]:
-    """The first `limit` rows of a .jsonl, .json, .csv or .parquet file. Raises InputError."""
+def lines(path: Path) -> Iterator[Row]:
+    """A row for each line of a text file that isn't blank, as a problem. Raises InputError."""
+    for number, line in enumerate(text_of(path.read_bytes(), str(path)).split("\n"), 1):
+        if line.strip():
+            yield Row(f"{path}, line {number}", {"problem": line})
+
+
+def document(path: Path) -> Iterator[Row]:
+    """A single row with all of a text file, as a text. Raises InputError."""
+    yield Row(str(path), {"text": text_of(path.read_bytes(), str(path))})
+
+
+def text_of(content: bytes, where: str) -> str:
+    """The text in `content`, without a byte order mark and without the line break at its end.
+
+    Line breaks become newlines. Raises InputError for anything but UTF-8, saying that it is in `where`.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{where}, line {line} isn't UTF-8 ({error.reason}). Save it as UTF-8.") from error
+    return text.replace("\r\n", "\n").removesuffix("\n")
+
+
+def read_rows(path: Path, limit: int | None = None, txt: Callable[[Path], Iterator[Row]] = lines) -> list[Row]:
+    """The first `limit` rows of a .jsonl, .json, .csv, .parquet or .txt file; `txt` reads a .txt file.
+
+    Raises InputError.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Name a file in it: {', '.join(READERS)}.")
     if not path.is_file():
         raise InputError(
             f"There is no file {path}; check the path, or for a data set of the hub write NAME[:CONFIG]@SPLIT, "
@@ -36,7 +66,8 @@ def read_rows(path: Path, limit: int | None = None) -> list[Row]:
         )
     if path.suffix.lower() not in READERS:
         raise InputError(f"{path} ends in '{path.suffix}'; the files that can be read are {', '.join(READERS)}.")
-    return _some(READERS[path.suffix.lower()](path), limit, str(path))
+    readers = {**READERS, ".txt": txt}
+    return _some(readers[path.suffix.lower()](path), limit, str(path))
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
@@ -155,7 +186,7 @@ def shortest(value: Any, kind: "pyarrow.DataType") -> Any:
     return [shortest(item, kind.value_type) for item in value] if types.is_list(kind) else value
 
 
-READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": lines}
 
 
 def from_hub(source: str) -> bool:

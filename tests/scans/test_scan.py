@@ -564,7 +564,10 @@ def test_nan_weights_give_nan_means(llama, tokenizer, rollouts, name):
             {"prompt_ids": (-1, 5)},
             r"Rollout 1 has token id -1, but the model's are 0 to 319\. Was it written by another model",
         ),
-        ({"response_ids": (5,) * 512}, r"Rollout 1 has 515 tokens, but the model reads at most 512\. Remove it"),
+        (
+            {"response_ids": (5,) * 512},
+            r"Rollout 1 has 515 tokens, but the model reads at most 512\. Shorten or remove it",
+        ),
     ],
 )
 def test_a_rollout_that_the_model_cannot_read_is_refused(llama, tokenizer, change, sentence):

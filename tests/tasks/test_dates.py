@@ -81,6 +81,17 @@ def test_token_id_rollouts_give_the_same_question_every_day(folder, on):
         assert (questions[0] == questions[1]) == same
 
 
+def test_a_text_gives_the_same_question_every_day(folder, here, on, capsys):
+    Path("text.txt").write_text("The capital of France is Paris")
+    for words in (["--rollouts", "text.txt"], ["--text", "The capital of France is Paris"]):
+        found = []
+        for day in ("2026-11-24", "2026-11-25"):
+            on(day)
+            assert main(["scan", "--model", str(folder), *words, "--dry-run", "--json"]) == 0
+            found.append(json.loads(capsys.readouterr().out)["scan"])
+        assert found[0] == found[1]
+
+
 def test_prompts_contain_the_date_in_the_question(folder, here, on, tokenizer):
     on("2024-07-26")
     assert main(["scan", "--model", str(folder), *ASKED, "--output", "mine"]) == 0

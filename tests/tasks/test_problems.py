@@ -167,7 +167,7 @@ def test_limit_does_not_parse_the_rest(tmp_path):
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [
-        ("p.txt", ["a"], r"ends in '\.txt'; the files that can be read are \.jsonl, \.json, \.csv, \.parquet"),
+        ("p.md", ["a"], r"ends in '\.md'; the files that can be read are \.jsonl, \.json, \.csv, \.parquet, \.txt"),
         ("p.jsonl", [], r"p\.jsonl is empty"),
         ("p.csv", ["problem"], r"p\.csv is empty"),
         ("p.parquet", ["PAR1"], r"p\.parquet is not a whole Parquet file"),

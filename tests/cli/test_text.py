@@ -1,0 +1,157 @@
+"""Texts to measure as they are, from the command line, stdin and files."""
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import one_sentence
+
+from internal_policy.__main__ import main
+from internal_policy.look import comparison, summary, view
+from internal_policy.models import loading
+from internal_policy.scans import store
+
+pytestmark = pytest.mark.usefixtures("here")
+
+PARIS = "The capital of France is Paris"
+
+
+@pytest.fixture
+def scanned(folder) -> list[str]:
+    return ["scan", "--model", str(folder), "--output", "mine"]
+
+
+@pytest.fixture
+def weightless(monkeypatch) -> None:
+    """No model can be loaded."""
+    monkeypatch.setattr(loading, "load_model", None)
+
+
+def stdin(monkeypatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+def rollouts(here) -> list[tuple[list[int], list[int]]]:
+    """The prompt and the response of each text in the scan, as token ids."""
+    frame = store.read(here / "mine", "rollouts", ["prompt_ids", "response_ids"])
+    return [(list(row.prompt_ids), list(row.response_ids)) for row in frame.itertuples()]
+
+
+def test_every_token_of_a_text_after_the_first_is_measured(scanned, here, tokenizer):
+    assert main([*scanned, "--text", PARIS]) == 0
+    ids = tokenizer(PARIS, add_special_tokens=False)["input_ids"]
+    ((prompt, response),) = rollouts(here)
+    assert (prompt + response)[-len(ids) :] == ids
+    assert len(prompt) == 1
+    assert len(store.read(here / "mine", "policies", ["position"])["position"].unique()) == len(response)
+
+
+def test_the_option_is_repeated_for_several_texts(scanned, here):
+    assert main([*scanned, "--text", PARIS, "--text", "-1 is below 0"]) == 0
+    assert len(rollouts(here)) == 2
+    assert store.record(here / "mine")["asked"]["text"] == [PARIS, "-1 is below 0"]
+
+
+def test_a_second_text_without_the_option_is_refused(scanned, capsys):
+    with pytest.raises(SystemExit):
+        main([*scanned, "--text", PARIS, "and more"])
+    assert "and more" in capsys.readouterr().err
+
+
+def test_a_dash_reads_the_text_from_stdin(scanned, here, monkeypatch):
+    stdin(monkeypatch, f"\ufeff{PARIS}\r\nor Lyon\r\n".encode())
+    assert main([*scanned, "--text", "-"]) == 0
+    assert store.record(here / "mine")["asked"]["text"] == [f"{PARIS}\nor Lyon"]
+
+
+def test_another_text_is_another_scan(folder, capsys):
+    found = []
+    for text in (PARIS, PARIS, "Other"):
+        assert main(["scan", "--model", str(folder), "--text", text, "--dry-run", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["scan"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_the_same_text_is_answered_from_the_cache(folder, capsys):
+    for cached in (False, True):
+        assert main(["scan", "--model", str(folder), "--text", PARIS, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["cached"] is cached
+
+
+def test_all_of_a_txt_file_is_one_text_without_the_line_break_at_its_end(scanned, here):
+    (here / "a.txt").write_text(f"{PARIS}\n\nLyon\n")
+    assert main([*scanned, "--rollouts", "a.txt"]) == 0
+    from_file = rollouts(here)
+    assert main([*scanned[:-1], "other", "--text", f"{PARIS}\n\nLyon"]) == 0
+    assert from_file == rollouts(here)
+    assert len(from_file) == 1
+
+
+def test_each_line_of_a_txt_file_is_a_problem(scanned, here):
+    (here / "a.txt").write_text("1 + 2?\r\n\n  \n2 + 3?\n")
+    assert main([*scanned, "--problems", "a.txt", "--max-new-tokens", "3"]) == 0
+    frame = store.read(here / "mine", "rollouts", ["problem", "answer", "reward"])
+    assert frame["problem"].tolist() == ["1 + 2?", "2 + 3?"]
+    assert frame["reward"].isna().all()
+
+
+def test_a_scan_of_texts_shows_them_and_nothing_about_sampling(scanned, here, capsys):
+    assert main([*scanned, *(f"--text={PARIS} {n}" for n in range(5))]) == 0
+    assert "cut at the length limit" not in capsys.readouterr().out
+    shown = summary.provenance(view.View(here / "mine"))
+    assert shown["texts"] == f"'{PARIS} 0', '{PARIS} 1', '{PARIS} 2' and 2 more"
+    assert shown["sampling"] == "none, the responses were given"
+
+
+def test_scans_of_two_texts_differ_in_their_problems(scanned, here):
+    for name, text in (("one", PARIS), ("two", "The capital of Italy is Rome")):
+        assert main([*scanned[:-1], name, "--text", text]) == 0
+    records = [store.record(here / name) for name in ("one", "two")]
+    assert any("the problems" in difference for difference in comparison.differences(records))
+
+
+BAD = {
+    "empty": (["--text", ""], "--text: The text is empty"),
+    "one token": (["--text", PARIS, "--text", "T"], "--text 2: The text 'T' has fewer than two tokens"),
+    "too long": (["--text", "T" * 5000], "Rollout 0 has 5000 tokens, but the model reads at most 512. Shorten or"),
+    "with problems": (["--text", PARIS, "--problems", "a.txt"], "Both --problems and --text are given"),
+    "with rollouts": (["--text", PARIS, "--rollouts", "a.txt"], "Both --rollouts and --text are given"),
+    "samples": (["--text", PARIS, "--samples", "2"], "--samples has no effect with --text. Leave it out."),
+    "template": (["--text", PARIS, "--chat-template", "none"], "--chat-template has no effect with --text."),
+    "temperature": (["--rollouts", "a.txt", "--temperature", "0"], "--temperature has no effect with --rollouts."),
+    "column": (["--rollouts", "a.txt", "--answer-column", "b"], "--answer-column has no effect with --rollouts."),
+    "twice stdin": (["--text", "-", "--text", "-"], "--text - is given twice"),
+    "half a character": (["--text", "a\udcff b"], "--text isn't UTF-8. Save the text as UTF-8 in a .txt file"),
+    "a folder": (["--rollouts", "."], ". is a folder. Name a file in it: .jsonl, .json, .csv, .parquet, .txt."),
+    "a folder of problems": (["--problems", "."], ". is a folder. Name a file in it"),
+    "Latin-1": (["--rollouts", "latin.txt"], "latin.txt, line 2 isn't UTF-8 (invalid continuation byte). Save it"),
+    "an empty file": (["--rollouts", "empty.txt"], "empty.txt: The text is empty"),
+    "no problems": (["--problems", "empty.txt"], "empty.txt is empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.usefixtures("weightless")
+def test_bad_text_is_refused_in_a_sentence_before_the_model_is_loaded(case, folder, here, capsys):
+    words, sentence = BAD[case]
+    (here / "latin.txt").write_bytes("a\nnaïve café".encode("latin-1"))
+    (here / "empty.txt").write_text("\n")
+    (here / "a.txt").write_text(PARIS)
+    assert main(["scan", "--model", str(folder), *words]) == 2
+    for path in here.iterdir():
+        path.unlink()
+    one_sentence(capsys, sentence, here)
+
+
+def test_text_on_stdin_that_is_not_utf8_is_refused(scanned, here, monkeypatch, capsys):
+    stdin(monkeypatch, b"caf\xe9 au lait")
+    assert main([*scanned, "--text", "-"]) == 2
+    one_sentence(capsys, "stdin, line 1 isn't UTF-8", here)
+
+
+@pytest.mark.parametrize("option", ["--samples", "--max-new-tokens", "--batch-size"])
+def test_fit_lens_refuses_sampling_options_that_have_no_effect(option, folder, here, capsys):
+    assert main(["fit-lens", "--model", str(folder), "--rollouts", "a.jsonl", option, "3"]) == 2
+    one_sentence(capsys, f"{option} has no effect with --rollouts. Leave it out.", here)
