@@ -47,10 +47,10 @@ def generate(
         pandas.DataFrame(rollouts)[["problem", "response", "reward"]]
 
     `problems` is a list of questions, rows (dicts with a question and perhaps an answer, under the column names that
-    `internal-policy scan --problems` takes) and Problems; or the name of a file or of a data set on the hub.
-    `limit` takes only the first of them. Temperature 0 takes the likeliest token. `chat` are arguments for the chat
-    template, such as `{"enable_thinking": False}`; None leaves the template out, for models without one. Inside
-    `as_policy`, the internal policy answers.
+    `internal-policy scan --problems` takes) and Problems; or the name of a file or of a data set on the hub. A .txt
+    file has a problem on each line. `limit` takes only the first of them. Temperature 0 takes the likeliest token.
+    `chat` are arguments for the chat template, such as `{"enable_thinking": False}`; None leaves the template out, for
+    models without one. Inside `as_policy`, the internal policy answers.
 
     The result has a Rollout for each response, problem by problem, with the token ids as sampled, the text, and the
     reward: 1 or 0, None without an answer. The same arguments give the same responses. Raises InputError for a problem
@@ -95,8 +95,8 @@ def scan(
         scan = ip.scan(model, tokenizer, "responses.jsonl", layers=[0, 5], sites=["resid_post"])
 
     `texts` is a list of plain texts, rollouts from `generate`, and rows (dicts with prompt and response, with messages,
-    or with prompt_ids and response_ids, as for `internal-policy scan --rollouts`); or the name of a file of such rows.
-    `limit` takes only the first of them.
+    or with prompt_ids and response_ids, as for `internal-policy scan --rollouts`); or the name of a file of such rows,
+    or of a .txt file, all of which is one text. `limit` takes only the first of them.
 
     A policy predicts a token, so nothing predicts the first token of a plain text: it is the prompt, and every token
     after it is measured. Where the tokenizer begins a text with a BOS token (Llama, Gemma), that is the prompt, and all

@@ -134,6 +134,17 @@ def test_rollouts_can_be_a_file(llama, tokenizer, tmp_path):
     pd.testing.assert_frame_equal(found.policies(), ip.scan(llama, tokenizer, rollouts[:1]).policies())
 
 
+def test_a_txt_file_is_one_text_for_scan_and_a_problem_a_line_for_generate(llama, tokenizer, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("What is 7 + 5?\nAnd 2 + 2?\n")
+    pd.testing.assert_frame_equal(
+        ip.scan(llama, tokenizer, path).policies(),
+        ip.scan(llama, tokenizer, ["What is 7 + 5?\nAnd 2 + 2?"]).policies(),
+    )
+    asked = [rollout.problem for rollout in ip.generate(llama, tokenizer, str(path), **SHORT)]
+    assert asked == ["What is 7 + 5?", "And 2 + 2?"]
+
+
 @pytest.mark.parametrize("public", [ip.generate, ip.scan])
 @pytest.mark.parametrize(
     ("items", "message"),
