@@ -14,16 +14,21 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "generated",
 exclude_patterns = ["_build", "_generated", "rooms.md"]
 
 nb_execution_mode = "off"  # notebooks are shown with the outputs they were saved with
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 add_module_names = False
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 
+smartquotes = False  # it turns the -- of options into dashes
+
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = "internal-policy"
 html_copy_source = False
 html_show_copyright = False

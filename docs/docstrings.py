@@ -1,33 +1,41 @@
 """Read docstrings as Markdown: a Sphinx extension that turns them into reStructuredText for autodoc."""
 
 import re
-from collections import defaultdict
 from typing import Any
 
 from sphinx.application import Sphinx
 
-documented: dict[str, list[str]] = defaultdict(list)
-"""Page -> what autodoc put on it, as Markdown, for the page's twin."""
-
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
-    app.connect("autodoc-process-signature", keep_signature)
+    app.connect("autodoc-process-signature", sign)
     app.connect("autodoc-process-docstring", convert)
     return {"parallel_read_safe": False}
 
 
-def keep_signature(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> None:
-    """Begin a section of the twin with the signature of an object."""
-    level = "###" if what in ("method", "property", "attribute") else "##"
-    short = re.sub(r"~?(?:\w+\.)+(\w+)", r"\1", f"{signature or ''}{f' -> {returns}' if returns else ''}")
-    called = f"\n```py\n{name.rpartition('.')[2]}{short}\n```\n" if short else ""
-    documented[app.env.docname].append(f"{level} {name.removeprefix('internal_policy.')}\n{called}")
+def documented(app: Sphinx) -> dict[str, str]:
+    """Object -> its signature and docstring as Markdown, kept with the pages so that an unchanged one has them too."""
+    return app.env.__dict__.setdefault("documented_as_markdown", {})
+
+
+def sign(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None] | None:
+    """Keep a signature for the twin. Classes have none: they are what functions return, or take what TRL's do."""
+    if what == "class":
+        signature = returns = None
+    arrow = f" -> {returns}" if returns else ""
+    short = re.sub(r"~?(?:\w+\.)+(\w+)", r"\1", f"{signature or ''}{arrow}")
+    level = "####" if what in ("method", "property", "attribute") else "###"
+    called = f"```py\n{name.rpartition('.')[2]}{short}\n```\n\n" if short else ""
+    documented(app)[name] = f"{level} {name.rpartition('.')[2]}\n\n{called}"
+    return (signature, returns) if what == "class" else None
 
 
 def convert(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Keep a docstring for the twin, and turn it into reStructuredText in place."""
-    documented[app.env.docname].append("\n".join(lines).strip() + "\n")
+    head = documented(app).get(name, f"#### {name.rpartition('.')[2]}\n\n")
+    documented(app)[name] = head + "\n".join(lines).strip() + "\n"
     lines[:] = restructured(lines)
 
 

@@ -30,8 +30,8 @@ def beside(text: str) -> str:
 
 def write(folder: Path) -> None:
     """Write the generated parts to `_generated`, and copy the notebooks, below a folder; unchanged files stay."""
-    for name, text in (("families.md", families()), ("commands.md", commands())):
-        put(folder / "_generated" / name, text)
+    for part in (families, commands, scan_figures, run_figures):
+        put(folder / "_generated" / f"{part.__name__}.md", part())
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         put(folder / "notebooks" / path.name, path.read_text(encoding="utf-8"))
 
@@ -64,6 +64,7 @@ def families() -> str:
     from internal_policy.cli.families import differences
     from internal_policy.measure.sites import SITES
     from internal_policy.models.families import FAMILIES
+    from internal_policy.models.proofs import PROOFS
 
     rows = (
         (code(row.model_type or name), str(len(row.sites)), row.norms, "; ".join(differences(asdict(row))))
@@ -80,6 +81,10 @@ def families() -> str:
             "## Where each site is read\n",
             "The module inside a decoder layer, and whether its input or its output is read.\n",
             table(("family", *map(code, SITES)), found),
+            "## What is proved\n",
+            "`internal-policy families` builds a tiny random model of each family with the installed transformers, and",
+            "checks in float64, to the last bit:\n",
+            *(f"- {claim}" for claim in PROOFS),
         ]
     )
 
@@ -91,6 +96,49 @@ def place(module: str, side: str) -> str:
     return f"{side} of {code(module) if module else 'the layer'}"
 
 
+def scan_figures() -> str:
+    """The methods of `scan.plot`."""
+    from internal_policy.look.catalogue import Choice
+    from internal_policy.look.plots import ScanPlots
+
+    return figures("scan", ScanPlots, Choice)
+
+
+def run_figures() -> str:
+    """The methods of `run.plot`."""
+    from internal_policy.look.plots import RunPlots
+    from internal_policy.look.run_catalogue import RunChoice
+
+    return figures("run", RunPlots, RunChoice)
+
+
+def figures(opened: str, plots: type, choice: type) -> str:
+    """The methods that draw, and the keywords that they share."""
+    drawn = ((code(f"{opened}.plot.{name}()"), getdoc(method) or "") for name, method in methods(plots))
+    keywords = (
+        (code(field.name), code(repr(field.default)), explained(choice, field.name)) for field in fields(choice)
+    )
+    return "\n".join(
+        [
+            table(("method", "figure"), drawn),
+            "Each returns a plotly figure. Each takes these keywords, and uses those that apply to it:\n",
+            table(("keyword", "default", "meaning"), keywords),
+        ]
+    )
+
+
+def methods(plots: type) -> list[tuple[str, Any]]:
+    """The public methods of a class, in the order of their definition."""
+    return [(name, value) for name, value in vars(plots).items() if not name.startswith("_")]
+
+
+def explained(kind: type, name: str) -> str:
+    """The docstring below a field of a dataclass."""
+    from tyro._docstrings import get_field_docstring
+
+    return get_field_docstring(kind, name, ()) or ""
+
+
 def commands() -> str:
     """Every command with its options."""
     from internal_policy.cli.main import COMMANDS
@@ -100,10 +148,8 @@ def commands() -> str:
 
 def command(name: str, kind: type) -> str:
     """What a command does, and its options."""
-    from tyro._docstrings import get_field_docstring
-
     rows = (
-        (code(f"--{field.name.replace('_', '-')}"), default(field), get_field_docstring(kind, field.name, ()) or "")
+        (code(f"--{field.name.replace('_', '-')}"), default(field), explained(kind, field.name))
         for field in fields(kind)
     )
     return f"## internal-policy {name}\n\n{getdoc(kind)}\n\n{table(('option', 'default', ''), rows)}"

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import docstrings
@@ -26,7 +28,9 @@ def write(app: Sphinx, error: Exception | None) -> None:
     if error or app.builder.name != "html":
         return
     folder, out = Path(app.srcdir), Path(app.outdir)
-    twins = {name: twin(folder, name, "\n".join(docstrings.documented[name])) for name in pages(folder)}
+    kept = docstrings.documented(app)
+    objects = {name: kept[name] for name in app.env.domains["py"].data["objects"] if name in kept}  # as on the page
+    twins = {name: twin(folder, name, objects) for name in pages(folder)}
     for name, text in twins.items():
         (out / f"{name}.html.md").write_text(text, encoding="utf-8")
     (out / "llms.txt").write_text(llms(twins), encoding="utf-8")
@@ -39,8 +43,11 @@ def pages(folder: Path) -> list[str]:
     return ["index", *(line for tree in trees for line in tree.splitlines() if line and line[0] != ":")]
 
 
-def twin(folder: Path, name: str, documented: str = "") -> str:
-    """A page as plain Markdown: included files and `documented` objects in their places, links to other twins."""
+def twin(folder: Path, name: str, objects: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A page as plain Markdown, with links to other twins, and what it includes in its place.
+
+    `objects` are the signatures and docstrings of what pages document.
+    """
     path = folder / f"{name}.md"
     if path.exists():
         text = resolved(path)
@@ -48,7 +55,7 @@ def twin(folder: Path, name: str, documented: str = "") -> str:
         text = notebook(json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8")))
     text = LINK.sub(r"[\1](\2.html.md\3)", generated.beside(text))
     text = re.sub(FENCED % "toctree", lambda tree: links(folder, tree["body"]), text, flags=re.MULTILINE)
-    text = re.sub(FENCED % "eval-rst", lambda _: documented, text, flags=re.MULTILINE)
+    text = re.sub(FENCED % "eval-rst", lambda found: documented(found["body"], objects), text, flags=re.MULTILINE)
     up = "../" * name.count("/")
     return IMAGE.sub(lambda image: f"![{image[1]}]({up}_images/{Path(image[2]).name})", text).strip() + "\n"
 
@@ -67,6 +74,17 @@ def included(path: Path, found: re.Match[str]) -> str:
     offset = re.search(r":heading-offset: (\d+)", found["body"])
     text = "".join(text.splitlines(keepends=True)[int(start[1]) if start else 0 :])
     return re.sub(r"^#", "#" * (1 + (int(offset[1]) if offset else 0)), text, flags=re.MULTILINE).strip()
+
+
+def documented(body: str, objects: Mapping[str, str]) -> str:
+    """The objects that directives of autodoc name, each with its members."""
+    names = [
+        name if "." in name else f"internal_policy.{name}"
+        for name in re.findall(r"^\.\. auto\w+:: (\S+)", body, re.MULTILINE)
+    ]
+    return "\n".join(
+        text for name in names for key, text in objects.items() if key == name or key.startswith(f"{name}.")
+    )
 
 
 def links(folder: Path, tree: str) -> str:
