@@ -33,7 +33,7 @@ def write(app: Sphinx, error: Exception | None) -> None:
     twins = {name: twin(folder, name, objects) for name in pages(folder)}
     for name, text in twins.items():
         (out / f"{name}.html.md").write_text(text, encoding="utf-8")
-    (out / "llms.txt").write_text(llms(twins), encoding="utf-8")
+    (out / "llms.txt").write_text(llms(twins["index"]), encoding="utf-8")
 
 
 def pages(folder: Path) -> list[str]:
@@ -54,7 +54,7 @@ def twin(folder: Path, name: str, objects: Mapping[str, str] = MappingProxyType(
     else:
         text = notebook(json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8")))
     text = LINK.sub(r"[\1](\2.html.md\3)", generated.beside(text))
-    text = re.sub(FENCED % "toctree", lambda tree: links(folder, tree["body"]), text, flags=re.MULTILINE)
+    text = re.sub(FENCED % "toctree" + r"\n*", "", text, flags=re.MULTILINE)
     text = re.sub(FENCED % "eval-rst", lambda found: documented(found["body"], objects), text, flags=re.MULTILINE)
     up = "../" * name.count("/")
     return IMAGE.sub(lambda image: f"![{image[1]}]({up}_images/{Path(image[2]).name})", text).strip() + "\n"
@@ -63,7 +63,7 @@ def twin(folder: Path, name: str, objects: Mapping[str, str] = MappingProxyType(
 def resolved(path: Path) -> str:
     """The text of a page with the files that it includes, without its front matter and comments."""
     text = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    text = re.sub(r"^%.*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^<!--.*?-->\n*", "", text, flags=re.DOTALL | re.MULTILINE)
     return re.sub(FENCED % "include", lambda found: included(path, found), text, flags=re.MULTILINE)
 
 
@@ -87,12 +87,6 @@ def documented(body: str, objects: Mapping[str, str]) -> str:
     )
 
 
-def links(folder: Path, tree: str) -> str:
-    """A toctree as a list of links to twins."""
-    names = (line for line in tree.splitlines() if line and line[0] != ":")
-    return "\n".join(f"- [{title(twin(folder, name))}]({name}.html.md)" for name in names)
-
-
 def notebook(content: dict[str, Any]) -> str:
     """The texts, code and printed outputs of a notebook."""
     return "\n\n".join(part for cell in content["cells"] for part in parts(cell))
@@ -108,21 +102,8 @@ def parts(cell: dict[str, Any]) -> list[str]:
     return [f"```python\n{source}\n```", *(f"```text\n{text}\n```" for text in shown if text)]
 
 
-def title(text: str) -> str:
-    """The first heading of a page."""
-    return re.search(r"^# (.+)$", text, re.MULTILINE)[1].replace("`", "")  # pyright: ignore[reportOptionalSubscript]
-
-
-def sentence(text: str) -> str:
-    """The first sentence below the first heading of a page."""
-    below = text.partition("\n# ")[2] if not text.startswith("# ") else text
-    paragraphs = [part for part in below.partition("\n")[2].split("\n\n") if re.match(r"\s*[\w*`\[]", part)]
-    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraphs[0].split()))
-    return re.split(r"(?<=[.?!]) (?=[A-Z])", plain)[0]
-
-
-def llms(twins: dict[str, str]) -> str:
-    """The list of pages for language models (https://llmstxt.org), a line each."""
-    index = twins["index"]
-    rest = (f"- [{title(text)}]({name}.html.md): {sentence(text)}" for name, text in twins.items() if name != "index")
-    return "\n".join([f"# {title(index)}\n", f"> {sentence(index)}\n", "## Pages\n", *rest]) + "\n"
+def llms(index: str) -> str:
+    """The list of pages for language models (https://llmstxt.org), from the twin of the index: a line for each page."""
+    title, summary, *parts = re.split(r"\n{2,}", index.strip())
+    lists = (re.sub(r"\n  +", " ", part) for part in parts if part.startswith(("## ", "- [")))
+    return "\n\n".join([title, f"> {summary}", *lists]) + "\n"
