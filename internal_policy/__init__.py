@@ -5,6 +5,7 @@ A hidden state at a hook point, times the unembedding, is a policy.
     import internal_policy as ip
 
     model, tokenizer = ip.load("demo-qwen3")                            # or "Qwen/Qwen3-4B", or a folder
+    ip.lens(model, tokenizer, "47 + 385 =")                             # what each layer would say next
     rollouts = ip.generate(model, tokenizer, ["What is 47 + 385?"])     # sampled and kept as token ids
     scan = ip.scan(model, tokenizer, rollouts)                          # every internal policy at every token
     scan.means()                                                        # entropies by layer and site
@@ -20,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from internal_policy.api import generate, scan
+    from internal_policy.api import generate, lens, scan
     from internal_policy.errors import InputError
     from internal_policy.look.run import open_run
     from internal_policy.look.scan import open_scan
@@ -42,6 +43,7 @@ __all__ = [
     "as_policy",
     "generate",
     "hooked",
+    "lens",
     "load",
     "open_run",
     "open_scan",
@@ -50,7 +52,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    **dict.fromkeys(("generate", "scan"), "api"),
+    **dict.fromkeys(("generate", "lens", "scan"), "api"),
     **dict.fromkeys(("FINAL", "HookPoint", "hooked"), "models.hooks"),
     **dict.fromkeys(("as_policy", "unembed"), "models.policy"),
     "BuPOConfig": "train.configuration",

@@ -1,4 +1,4 @@
-"""The public functions that take texts, rows and files: `generate` and `scan`."""
+"""The public functions that take texts, rows and files: `generate`, `scan` and `lens`."""
 
 from __future__ import annotations  # so that help() shows the types as they are written
 
@@ -11,6 +11,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from internal_policy.errors import InputError
+from internal_policy.lenses import next_token
+from internal_policy.look.lens import LensTable
 from internal_policy.look.scan import Scan, of
 from internal_policy.models.policy import Readout
 from internal_policy.scans.scan import scan as measure
@@ -120,6 +122,49 @@ def scan(
     rollouts = _rollouts(tokenizer, texts, limit, chat)
     chosen = {name: value for name, value in lists.items() if value is not None}
     return of(measure(model, tokenizer, rollouts, **chosen, top_k=top_k, batch_size=batch_size))
+
+
+def lens(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    target: str | None = None,
+    site: str = "resid_post",
+    readout: Readout = "norm",
+    top_k: int = 1,
+    all_positions: bool = False,
+    chat: Chat = None,
+) -> LensTable:
+    """What each layer would say next after `text`: the logit lens (readout norm), as a table that draws itself.
+
+        ip.lens(model, tokenizer, "The capital of France is")
+        ip.lens(model, tokenizer, "The capital of France is", target=" Paris", top_k=5)
+        ip.lens(model, tokenizer, "The capital of France is", site="mlp_out", all_positions=True)   # the grid
+
+    The result is a data frame with a row per layer: its top token and probability, its entropy in nats, and the rank
+    and probability of `target`, by default the model's own top token. The first token of a longer target is used;
+    mind the space in " Paris". The last row is the model's own policy. `all_positions` adds rows for every other token
+    of the text, and a notebook then shows the grid of top tokens. `readout` is "norm", "raw" (the paper) or a lens.
+    The text is read as it is, unless `chat` has arguments for the chat template, such as `{}`: then it is a question.
+
+    Raises InputError for a text without tokens or too long for the model, a site that the model lacks, and a target
+    without tokens.
+    """
+    _check(model, tokenizer)
+    if not isinstance(text, str):
+        raise InputError(f"text is {_a(text)}. Give one string; call lens again for another text.")
+    return next_token.table(
+        model,
+        tokenizer,
+        text,
+        target=target,
+        site=site,
+        readout=readout,
+        top_k=top_k,
+        all_positions=all_positions,
+        chat=chat,
+    )
 
 
 def _check(model: Any, tokenizer: Any) -> None:

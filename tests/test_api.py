@@ -216,3 +216,22 @@ def test_an_unknown_scan_lists_those_there_are(here):
 def test_an_unknown_run_lists_those_there_are(here):
     with pytest.raises(ip.InputError, match=r"There is no training run 'mine'.*experiments/bupo, experiments/grpo"):
         ip.open_run("mine")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return ip.load("demo-qwen3")
+
+
+def test_the_lens_says_what_each_layer_would_say_next(demo):
+    model, tokenizer = demo
+    table = ip.lens(model, tokenizer, "47 + 385 =", target=" 432")
+    assert table["layer"].to_list() == list(range(9))
+    assert table.attrs["text"] == "47 + 385 ="
+    assert table["read"].unique().tolist() == ["="]
+
+
+def test_the_lens_puts_a_question_through_the_chat_template(demo):
+    model, tokenizer = demo
+    table = ip.lens(model, tokenizer, "What is 2 + 2?", chat={}, all_positions=True)
+    assert "".join(table.drop_duplicates("position")["read"]).endswith("<|im_start|>assistant\n")

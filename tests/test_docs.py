@@ -19,6 +19,7 @@ from internal_policy.tasks.pass_at_k import curves
 
 ROOT = Path(__file__).parent.parent
 POSITIONAL = {
+    ("lens", "text"): "TEXT",
     ("show", "scan"): "SCAN",
     ("export", "scan"): "SCAN",
     ("plot", "scan"): "SCAN",

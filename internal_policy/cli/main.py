@@ -17,6 +17,7 @@ from internal_policy.cli import (
     families,
     fit_lens,
     generate,
+    lens,
     ls,
     plot,
     report,
@@ -29,6 +30,7 @@ from internal_policy.cli.console import Terminal, out
 from internal_policy.errors import MODELS, InputError, require
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], bool | None]]] = {
+    "lens": (lens.Lens, lens.run),
     "scan": (scan.Scan, scan.run),
     "generate": (generate.Generate, generate.run),
     "evaluate": (evaluate.Evaluate, evaluate.run),

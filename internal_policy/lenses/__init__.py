@@ -1,1 +1,1 @@
-"""Fitted readouts: the tuned lens."""
+"""What each layer would say next, and fitted readouts: the tuned lens."""

@@ -1,6 +1,7 @@
 """The text of each token id, as the tokenizer's own decoder writes it."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,16 +18,21 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> pd.DataFrame
     Ids that the tokenizer doesn't know are written `<|id|>`, and tokens that are part of a character as bytes, such as
     `<0xF0><0x9F>`.
     """
-    known = min(len(tokenizer), d_vocab)
+    return pd.DataFrame({"id": np.arange(d_vocab), "token": token_texts(tokenizer, range(d_vocab))})
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The texts of some token ids, as `vocabulary` has them."""
+    known = [token for token in ids if token < len(tokenizer)]
     before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]  # the first token of a text may lose its space
     start = len(_decode(tokenizer, [before])[0])
-    texts = [text[start:] for text in _decode(tokenizer, [[*before, token] for token in range(known)])]
-    pieces = tokenizer.convert_ids_to_tokens(list(range(known)))
+    texts = [text[start:] for text in _decode(tokenizer, [[*before, token] for token in known])]
     added, is_byte_level = tokenizer.added_tokens_decoder, _is_byte_level(tokenizer)
-    for token, piece in enumerate(pieces):
-        if "\ufffd" in texts[token]:  # the decoder can't turn it into text
-            texts[token] = _bytes(piece) if is_byte_level and token not in added else piece
-    return pd.DataFrame({"id": np.arange(d_vocab), "token": [*texts, *(f"<|{i}|>" for i in range(known, d_vocab))]})
+    for row, (token, piece) in enumerate(zip(known, tokenizer.convert_ids_to_tokens(known), strict=True)):
+        if "\ufffd" in texts[row]:  # the decoder can't turn it into text
+            texts[row] = _bytes(piece) if is_byte_level and token not in added else piece
+    text_of = dict(zip(known, texts, strict=True))
+    return [text_of.get(token, f"<|{token}|>") for token in ids]
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, texts: list[list[int]]) -> list[str]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from internal_policy.errors import InputError
 from internal_policy.measure.kernel import Kernel
@@ -70,10 +70,8 @@ def scan(
     ]
     policies, layer_means = (pa.concat_tables(kind) for kind in zip(*tables, strict=True))
     texts = pa.Table.from_pandas(vocabulary(tokenizer, reader.unembedding.out_features), preserve_index=False)
-    name, point = reader.model.config.name_or_path or reader.model.config.model_type, opened_at(reader.model)
-    name = Path(name).resolve().name if Path(name).is_dir() else name
     record = {
-        "model": name if point is None else f"{name} as {point}",  # inside `as_policy`
+        "model": name_of(reader.model),
         "family": reader.model.config.model_type,
         "n_layers": reader.n_layers,
         "d_model": reader.unembedding.in_features,
@@ -87,6 +85,13 @@ def scan(
     }
     kinds = {"rollouts": numbered(rollouts), "policies": policies, "layers": layer_means, "vocabulary": texts}
     return Tables(record, kinds)
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """The hub id or folder name of a loaded model, and the hook point where it is an internal policy."""
+    name, point = model.config.name_or_path or model.config.model_type, opened_at(model)
+    name = Path(name).resolve().name if Path(name).is_dir() else name
+    return name if point is None else f"{name} as {point}"
 
 
 def numbered(rollouts: Sequence[Rollout], first: int = 0) -> pa.Table:

@@ -46,6 +46,19 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
     return ids if ids[:start] == added[:start] else added[:start] + ids
 
 
+def continuation(tokenizer: PreTrainedTokenizerBase, prompt: Ids, text: str, more: str) -> Ids:
+    """Token ids of `more` where it goes on from `text`, whose token ids are `prompt`.
+
+    If the two are joined by one token, or `prompt` isn't `text` alone, they are those of `more` by itself. Raises
+    InputError if it has none.
+    """
+    whole = encode_text(tokenizer, text + more)
+    ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else _encode(tokenizer, more)
+    if not ids:
+        raise InputError(f"The target {more!r} has no tokens. Give a word, such as ' Paris'.")
+    return ids
+
+
 def split_messages(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools = ()
 ) -> tuple[Ids, Ids]:

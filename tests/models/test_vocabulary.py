@@ -10,7 +10,7 @@ from conftest import tiny_model
 from tokenizers import AddedToken
 
 from internal_policy.__main__ import main
-from internal_policy.models.vocabulary import vocabulary
+from internal_policy.models.vocabulary import token_texts, vocabulary
 
 
 def text_of(tokenizer) -> dict[str, str]:
@@ -55,6 +55,12 @@ def test_tokens_are_written_as_text(tokenizer):
 def test_ids_that_the_tokenizer_does_not_know_are_written_as_numbers(tokenizer):
     tokens = vocabulary(tokenizer, 320)["token"].tolist()
     assert tokens[len(tokenizer) :] == [f"<|{token}|>" for token in range(len(tokenizer), 320)]
+
+
+def test_texts_of_some_tokens_are_those_of_the_vocabulary(either):
+    ids = [319, 300, 5, 260, 5, 17]
+    table = vocabulary(either, 320)["token"]
+    assert token_texts(either, ids) == [table[token] for token in ids]
 
 
 def test_part_of_a_character_is_written_as_its_bytes(tokenizer):

@@ -9,7 +9,7 @@ from conftest import conversation
 
 from internal_policy.errors import InputError
 from internal_policy.tasks.problems import Message, Problem
-from internal_policy.tasks.prompts import encode_problem, split_messages, split_text
+from internal_policy.tasks.prompts import continuation, encode_problem, encode_text, split_messages, split_text
 
 PROBLEM = Problem((Message(role="user", content="What is 3 + 4?"),), None)
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": None}}}
@@ -393,3 +393,20 @@ def test_earlier_turns_reach_the_template_whole(tokenizer):
     assert tokenizer.decode(encode_problem(with_template(tokenizer, template), Problem(turns, None), {})) == (
         "user Mia asks"
     )
+
+
+@pytest.mark.parametrize(("text", "more", "first"), [("the", " boat", "▁boat"), ("What is", " 3", "▁3")])
+def test_a_continuation_is_read_where_it_goes_on(sentencepiece, text, more, first):
+    ids = continuation(sentencepiece, encode_text(sentencepiece, text), text, more)
+    assert sentencepiece.convert_ids_to_tokens(ids[0]) == first
+
+
+def test_a_continuation_that_joins_the_last_token_is_read_by_itself(tokenizer):
+    prompt = encode_text(tokenizer, "has 47 app")
+    ids = continuation(tokenizer, prompt, "has 47 app", "les")
+    assert tokenizer.decode(ids) == "les"
+
+
+def test_a_continuation_without_tokens_is_refused(tokenizer):
+    with pytest.raises(InputError, match="The target '' has no tokens"):
+        continuation(tokenizer, encode_text(tokenizer, "a"), "a", "")

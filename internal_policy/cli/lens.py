@@ -1,0 +1,194 @@
+"""`internal-policy lens`: print what each layer would say next after a text."""
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich import box
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text as Styled
+
+from internal_policy.cli import progress
+from internal_policy.cli.common import ModelOptions, Text
+from internal_policy.cli.console import document, out, visible
+from internal_policy.errors import InputError
+from internal_policy.models import loading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from internal_policy.look.lens import LensTable
+
+CELL = 12
+"""The most columns of a terminal that a token of the grid takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lens(ModelOptions):
+    """Print what each layer would say next after a text, and write nothing.
+
+    For example:
+    $ internal-policy lens "47 + 385 ="
+    $ internal-policy lens "The capital of France is" --model Qwen/Qwen3-4B --target " Paris"
+    $ internal-policy lens "The capital of France is" --model Qwen/Qwen3-4B --all-positions
+    """
+
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
+    """The text to read, in quotation marks; you can give several. - reads it from stdin."""
+    chat: bool = False
+    """Put the text through the model's chat template, as a question of the user."""
+    target: Text = None
+    """Token whose rank and probability to print, such as " Paris" (mind the space); by default the model's own top
+    token."""
+    site: str = "resid_post"
+    """Where to read: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out or resid_post (the layer's output)."""
+    readout: Literal["norm", "raw"] = "norm"
+    """Unembed through the final norm (norm, the logit lens) or as it is (raw, the paper)."""
+    top_k: int = 1
+    """How many of each layer's likeliest tokens to print."""
+    all_positions: bool = False
+    """Print the top token of every layer at every token of the text, as many as the terminal has room for."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(options: Lens) -> None:
+    """Read each text and print it."""
+    progress.quiet()
+    texts = _texts(options.text)
+    config = loading.load_config(options.checkpoint)
+    tokenizer = loading.load_tokenizer(options.checkpoint)
+    _check(options, texts, config, tokenizer)
+    from internal_policy.lenses import next_token
+
+    model = loading.load_model(options.checkpoint, config, **options.arguments)
+    tables = [
+        next_token.table(
+            model,
+            tokenizer,
+            text,
+            target=options.target,
+            site=options.site,
+            readout=options.readout,
+            top_k=options.top_k,
+            all_positions=options.all_positions,
+            chat={} if options.chat else None,
+        )
+        for text in texts
+    ]
+    if options.json:
+        document({"model": options.model, "texts": [_as_json(table) for table in tables]})
+        return
+    for number, table in enumerate(tables):
+        if number:
+            out.print()
+        out.print(_grid(table, out.width) if options.all_positions else _by_layer(table))
+        _sentences(table, options.target)
+
+
+def _texts(given: tuple[str, ...]) -> list[str]:
+    """The texts, with stdin in place of `-`. Raises InputError if stdin isn't text or is named twice."""
+    if given.count("-") > 1:
+        raise InputError("- is given twice, but stdin can be read only once.")
+    try:
+        return [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in given]
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin isn't UTF-8 text ({error}). Convert it first.") from error
+
+
+def _check(options: Lens, texts: list[str], config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Check everything before the model is loaded, and note how a question and a target are read. Raises InputError."""
+    from internal_policy.lenses import next_token
+    from internal_policy.models.vocabulary import token_texts
+    from internal_policy.tasks.prompts import continuation
+
+    for text in texts:
+        ids = next_token.encode(tokenizer, text, {} if options.chat else None)
+        next_token.check(config, ids, options.site, options.top_k)
+        if options.chat:
+            progress.note(f"Read through the chat template as: {tokenizer.decode(list(ids))!r}")
+        if options.target is None:
+            continue
+        pieces = token_texts(tokenizer, continuation(tokenizer, ids, text, options.target))
+        if len(pieces) > 1:
+            progress.note(f"{options.target!r} is {len(pieces)} tokens. Its first one, {pieces[0]!r}, is the target.")
+
+
+def _by_layer(table: "LensTable") -> Table:
+    """The last position of a text, one row a layer."""
+    from internal_policy.look import lens
+
+    shown = lens.by_layer(table)
+    drawn = Table(title=_plain(lens.heading(table)), title_justify="left", box=box.SIMPLE_HEAD)
+    for name in shown:
+        drawn.add_column(_plain(str(name)), justify="left" if name in ("top token", "then") else "right", no_wrap=True)
+    ranks = lens.last(table)["target_rank"]
+    for (_, row), rank in zip(shown.iterrows(), ranks, strict=True):
+        if row["layer"] == "model":
+            drawn.add_section()
+        drawn.add_row(*(_plain(text) for text in row), style="bold" if rank == 1 else "")
+    return drawn
+
+
+def _grid(table: "LensTable", width: int) -> Table:
+    """Top tokens by layer and position: as many of the last positions as `width` columns have room for."""
+    from internal_policy.look import lens
+
+    read, rows = lens.grid(table)
+    columns = list(zip(read, *(row.tokens for row in rows), strict=True))
+    room, first = width - 8, len(read)
+    while first and (room := room - min(CELL, max(map(cell_len, columns[first - 1]))) - 2) >= 0:
+        first -= 1
+    left = f"the last {len(read) - first} of {len(read)} tokens; " if first else ""
+    drawn = Table(
+        title=_plain(lens.heading(table)),
+        title_justify="left",
+        caption=f"{left}top token after each token; · is a space; bold: probability of 0.5 or more",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    drawn.add_column("layer", justify="right")
+    for text in read[first:]:
+        drawn.add_column(_plain(text), no_wrap=True, max_width=CELL, overflow="ellipsis")
+    for row in rows:
+        if row.layer == "model":
+            drawn.add_section()
+        cells = zip(row.tokens[first:], row.probabilities[first:], strict=True)
+        drawn.add_row(row.layer, *(_plain(token, _style(sure)) for token, sure in cells))
+    return drawn
+
+
+def _plain(text: str, style: str = "") -> Styled:
+    """A text without markup, emoji codes or control characters."""
+    return Styled(visible(text), style=style)
+
+
+def _style(probability: float) -> str:
+    from internal_policy.look import lens
+
+    return "bold" if probability >= lens.SURE else "dim" if probability < lens.FAINT else ""
+
+
+def _sentences(table: "LensTable", target: str | None) -> None:
+    """The sentence about the target, and a hint where only a space tells it from the model's own top token."""
+    from internal_policy.look import lens
+
+    out.print(_plain(lens.verdict(table)))
+    own = lens.last(table)["token"].iloc[-1]
+    if target is not None and own == f" {target}":
+        progress.note(f"The model's own top token is {own!r}, with a space. To read it: --target {own!r}")
+
+
+def _as_json(table: "LensTable") -> dict[str, Any]:
+    """One text and its rows."""
+    from internal_policy.look import lens
+
+    return {
+        **{str(name): value for name, value in table.attrs.items() if name != "model"},
+        "from_layer": lens.from_layer(table),
+        "verdict": lens.verdict(table),
+        "rows": table.to_dict("records"),
+    }

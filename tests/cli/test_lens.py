@@ -1,0 +1,105 @@
+"""`internal-policy lens`: what each layer would say next, printed."""
+
+import io
+import json
+import sys
+
+import pytest
+from conftest import one_sentence
+
+import internal_policy as ip
+from internal_policy.__main__ import main
+
+TEXT = "Mia has 47 apples"
+
+
+@pytest.fixture(autouse=True)
+def _wide(here, monkeypatch):
+    monkeypatch.setattr("internal_policy.cli.lens.out.width", 100)
+
+
+def test_it_prints_a_row_a_layer_and_the_sentence(folder, capsys):
+    assert main(["lens", TEXT, "--model", str(folder)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    layers = [line[0] for line in lines if line[0].isdigit() or line[0] == "model"]
+    assert layers == ["0", "1", "2", "model"]
+    assert lines[-1][-4:] == ["(layers", "0", "to", "2)."]
+
+
+def test_it_writes_nothing(folder, here):
+    assert main(["lens", TEXT, "--model", str(folder)]) == 0
+    assert not list(here.iterdir())
+    assert not (here.parent / "cache").exists()
+
+
+def test_json_has_the_rows_of_python(folder, capsys):
+    assert main(["lens", TEXT, "--model", str(folder), "--top-k", "2", "--all-positions", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["texts"]
+    rows = ip.lens(*ip.load(str(folder)), TEXT, top_k=2, all_positions=True)
+    assert found["rows"] == json.loads(json.dumps(rows.to_dict("records")))
+    assert found["text"] == TEXT
+
+
+def test_several_texts_are_read_one_after_the_other(folder, capsys):
+    assert main(["lens", TEXT, "The answer is", "--model", str(folder), "--json"]) == 0
+    assert [text["text"] for text in json.loads(capsys.readouterr().out)["texts"]] == [TEXT, "The answer is"]
+
+
+def test_a_dash_reads_stdin_without_its_last_newline(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{TEXT}\n"))
+    assert main(["lens", "-", "--model", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["texts"][0]["text"] == TEXT
+
+
+def test_a_question_goes_through_the_chat_template_and_says_how(folder, capsys):
+    assert main(["lens", TEXT, "--model", str(folder), "--chat", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["texts"][0]["rows"][0]["read"] == "\n"
+    assert r"Read through the chat template as: '<|im_start|>user\nMia has 47 apples<|im_end|>" in printed.err
+
+
+def test_a_target_of_several_tokens_is_read_by_its_first(folder, capsys):
+    assert main(["lens", TEXT, "--model", str(folder), "--target", " apples+", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "' apples+' is 2 tokens. Its first one, ' apples', is the target.\n"
+    assert json.loads(printed.out)["texts"][0]["rows"][0]["target"] == " apples"
+
+
+def test_the_grid_has_a_column_a_token(folder, capsys):
+    assert main(["lens", TEXT, "--model", str(folder), "--all-positions"]) == 0
+    printed = capsys.readouterr().out
+    assert "·apples" in printed
+    assert "the last" not in printed
+
+
+def test_the_grid_leaves_out_the_first_tokens_where_the_terminal_is_narrow(folder, capsys, monkeypatch):
+    monkeypatch.setattr("internal_policy.cli.lens.out.width", 40)
+    assert main(["lens", TEXT * 5, "--model", str(folder), "--all-positions"]) == 0
+    printed = capsys.readouterr().out
+    grid = [line for line in printed.splitlines() if line.strip()[:1].isdigit()]
+    assert max(map(len, grid)) <= 40
+    assert "the last" in printed
+
+
+def test_markup_in_a_text_is_printed_as_it_is(folder, capsys):
+    assert main(["lens", "[red]:smile:[/red]\x1b[2J", "--model", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert r"[red]:smile:[/red]\x1b[2J" in printed
+    assert "\x1b" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([""], "The text has no tokens"),
+        ([TEXT, "--target", ""], "The target '' has no tokens"),
+        ([TEXT, "--site", "resid"], "There is no site 'resid'"),
+        ([TEXT, "--top-k", "0"], "top-k is 0"),
+        (["-", "-"], "- is given twice"),
+        ([TEXT * 10_000], "but the model reads at most"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_loads(folder, here, capsys, monkeypatch, arguments, sentence):
+    monkeypatch.setattr("internal_policy.models.loading.load_model", lambda *_, **__: pytest.fail("loaded"))
+    assert main(["lens", *arguments, "--model", str(folder)]) == 2
+    one_sentence(capsys, sentence, here)
