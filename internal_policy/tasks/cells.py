@@ -11,11 +11,11 @@ from internal_policy.errors import InputError, quoted
 LARGEST = 2**31 - 1
 """The largest token id and sample number: both are stored as 32-bit integers."""
 FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-"""How a boolean may be written, in lower case: CSV and pandas turn it into texts and numbers."""
+"""Ways to write a boolean, in lower case: CSV and pandas turn booleans into texts and numbers."""
 
 
 def is_empty(cell: Any) -> bool:
-    """Whether a cell is empty; pandas writes NaN for that."""
+    """Whether a cell is empty; pandas writes empty cells as NaN."""
     return cell is None or cell == "" or cell != cell or (isinstance(cell, str) and cell.lower() == "nan")
 
 
@@ -30,7 +30,7 @@ def text(values: Mapping[str, Any], column: str) -> str | None:
 
 
 def ids(values: Mapping[str, Any], column: str) -> tuple[int, ...]:
-    """The token ids in a cell, or in its JSON text, as CSV has it. Raises InputError for anything else."""
+    """The token ids in a cell, as a list or as JSON text (CSV). Raises InputError for anything else."""
     cell = values[column]
     if isinstance(cell, str):
         with suppress(ValueError, RecursionError):
@@ -46,7 +46,7 @@ def ids(values: Mapping[str, Any], column: str) -> tuple[int, ...]:
 
 
 def sample(values: Mapping[str, Any], column: str) -> int | None:
-    """The number of a sample in a cell, from 0; None where there is none. Raises InputError for anything else."""
+    """The sample number in a cell, from 0; None if it is empty. Raises InputError for anything else."""
     cell = values.get(column)
     if is_empty(cell):
         return None

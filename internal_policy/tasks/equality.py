@@ -8,13 +8,13 @@ from functools import lru_cache
 from internal_policy.worker import MEMORY_LIMIT, Stopped, Worker, serve
 
 LONGEST = 300
-"""Largest length in characters of an answer that is parsed; a longer one equals nothing."""
+"""Longest answer in characters that is parsed; a longer one equals nothing."""
 TIME_LIMIT = 3.0
 """Seconds to compare a pair, which normally takes a millisecond."""
 
 
 def equal(given: str, answer: str) -> bool:
-    r"""Whether `given` means what `answer` does, both as LaTeX without \boxed{}: numbers, sets, intervals, equations.
+    r"""Whether `given` and `answer` mean the same, both as LaTeX without \boxed{}: numbers, sets, intervals, equations.
 
     An answer that takes too long or too much memory, or can't be parsed, equals nothing. Nothing is ever executed.
     Raises RuntimeError if no worker can be started.
@@ -35,12 +35,12 @@ SMALL = re.compile(r"(?<![0-9])0?\.(0+)[1-9]")
 
 def _prepare() -> None:
     logging.disable()  # math-verify warns that its own time-outs are off
-    _verify("x^2 + 2x + 1", "(x+1)^2")  # loads math-verify and sympy, so that no pair pays for it
+    _verify("x^2 + 2x + 1", "(x+1)^2")  # loads math-verify and sympy before any time limit starts
     _limit_memory()
 
 
 def _limit_memory() -> None:
-    """Limit the memory of this process to MEMORY_LIMIT, which macOS and Windows don't support."""
+    """Limit the memory of this process to MEMORY_LIMIT; macOS and Windows don't support that."""
     try:
         import resource
     except ImportError:
@@ -64,7 +64,7 @@ def _verify(given: str, answer: str) -> bool:
 def _parsed(text: str) -> list:
     from math_verify import LatexExtractionConfig, parse
 
-    # as LaTeX alone: plain expressions would go through Python's `eval`
+    # only as LaTeX, because plain expressions would go through Python's `eval`
     return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=0)
 
 

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMULA = re.compile(r"'*[\t\r\n]*([=+@]|-(?!\d+(\.\d+)?\Z))")
-"""Start of a text that a spreadsheet would run, or that an apostrophe guards already; `-5` is a number."""
+"""Start of a text that a spreadsheet would run, or that already has a guarding apostrophe; `-5` is a number."""
 
 
 def guarded(text: str) -> str:

@@ -27,13 +27,13 @@ from internal_policy.tasks.prompts import Chat, Ids, encode_problem, special_ids
 from internal_policy.tasks.rollouts import Rollout, decoded
 
 COLDEST = 0.01
-"""The lowest temperature above 0: below it logits overflow."""
+"""The lowest temperature above 0; below it logits overflow."""
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The token ids that end a response, from generation_config, the tokenizer and the configuration.
 
-    Those of the configuration count only if the tokenizer marks them as special, because transformers fills in
+    Ids from the configuration count only if the tokenizer marks them as special, because transformers fills in
     defaults.
     """
     generation = model.generation_config.eos_token_id if model.generation_config else None
@@ -44,9 +44,9 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
 
 
 def pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token id to pad with: the tokenizer's if the model has it, else an end of text, else 0.
+    """The token id to pad with: the tokenizer's if the model has it, else an end-of-text id, else 0.
 
-    The model lacks a `[PAD]` that was added to its tokenizer without resizing the model.
+    A `[PAD]` that was added to the tokenizer without resizing the model is missing from the model.
     """
     size = model.config.get_text_config().vocab_size
     wanted = [tokenizer.pad_token_id, *sorted(end_ids(model, tokenizer))]
@@ -74,13 +74,13 @@ def generate(
 ) -> Iterator[list[Rollout]]:
     """Sample `samples` responses to each problem, `batch_size` at a time; temperature 0 takes the likeliest token.
 
-    A batch depends on its prompts, the options, `batch_size` and `seed`, not on what was generated before: prompts are
-    counted problem by problem and sample by sample, and sampling those from `first` (the first of a batch) up to `stop`
-    writes what an undisturbed run would. Of the checkpoint's generation_config only the end-of-text ids count
-    (`end_ids`). It is replaced and the model is in evaluation mode while this runs, so threads must not share
-    the model. If a text may grow long enough for another rotary embedding (longrope, dynamic NTK), prompts of different
-    lengths are sampled separately, because left padding would change their numbers.
-    Raises InputError, before it generates, for options out of range and prompts too long.
+    A batch depends on its prompts, the options, `batch_size` and `seed`, but not on earlier batches. Prompts count
+    problem by problem and sample by sample: sampling only those from `first` (the first of a batch) up to `stop` gives
+    the same responses as a full run. Of the checkpoint's generation_config only the end-of-text ids count (`end_ids`).
+    It is replaced and the model is in evaluation mode while this runs, so threads must not share the model. If a text
+    may grow long enough for another rotary embedding (longrope, dynamic NTK), prompts of different lengths are sampled
+    separately, because left padding would change their numbers.
+    Raises InputError for options out of range and for prompts that are too long, before anything is sampled.
     """
     model = inside(model)
     check_sampling(samples, temperature, top_p, max_new_tokens, batch_size, seed)
@@ -119,33 +119,35 @@ def check_sampling(
         if value < 1:
             raise InputError(f"{name} is {value}; it must be 1 or more.")
     if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}; it must be from 0 to {2**32 - 1}.")
+        raise InputError(f"seed is {seed}; it must be between 0 and {2**32 - 1}.")
     if temperature and not COLDEST <= temperature < math.inf:
-        raise InputError(f"temperature is {temperature}; it must be 0 (the likeliest token), or {COLDEST} or more.")
+        raise InputError(
+            f"temperature is {temperature}; it must be 0 (always the likeliest token), or at least {COLDEST}."
+        )
     if not 0 < top_p <= 1:
         raise InputError(f"top-p is {top_p}; it must be above 0 and at most 1.")
 
 
 def check_prompts(prompts: Mapping[int, Ids], max_new_tokens: int, longest: int, d_vocab: int) -> None:
-    """Raise InputError, by its number, for a prompt with no or foreign tokens, or too long with its response."""
+    """Raise InputError for a prompt that is empty, has unknown token ids, or is too long with its response."""
     for number, prompt in prompts.items():
         if not prompt:
-            raise InputError(f"Problem {number + 1} has no tokens. Give it a text, or remove it.")
+            raise InputError(f"Problem {number + 1} has no tokens. Add text to it, or remove it.")
         if max(prompt) >= d_vocab:
             raise InputError(
-                f"Problem {number + 1} has the token id {max(prompt)}, but the model's ids end at {d_vocab - 1}; "
-                "use the tokenizer that belongs to the model."
+                f"Problem {number + 1} has token id {max(prompt)}, but the model's ids end at {d_vocab - 1}. "
+                "Use the model's own tokenizer."
             )
         if len(prompt) + max_new_tokens > longest:
             raise InputError(
-                f"Problem {number + 1} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, which is more "
-                f"than the {longest} positions of the model; lower --max-new-tokens, or remove the problem."
+                f"Problem {number + 1} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, but the model "
+                f"has only {longest} positions. Lower --max-new-tokens, or remove the problem."
             )
 
 
 @contextmanager
 def _seeded(model: PreTrainedModel, seed: int, first: int) -> Iterator[None]:
-    """Inside, random numbers depend on `seed` and the number of the batch's `first` prompt; afterwards they go on."""
+    """Inside, random numbers depend on `seed` and on the batch's `first` prompt; the outer generator isn't affected."""
     devices = {parameter.device for parameter in model.parameters()}
     digest = hashlib.sha256(f"{seed} {first}".encode()).digest()
     with torch.random.fork_rng([device.index for device in devices if device.type == "cuda"]):
@@ -165,11 +167,11 @@ class NoNaN(LogitsProcessor):
     """Refuse NaN logits, for which transformers would silently choose token 0."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The logits as they are. Raises InputError."""
+        """Return the logits unchanged. Raises InputError if any is NaN."""
         if scores.isnan().any():
             raise InputError(
-                f"The model's logits are NaN after {input_ids.shape[1]} tokens. In float64 some models (Gemma 2) can't "
-                "read padded batches: use another --dtype, or --batch-size 1."
+                f"The model's logits are NaN after {input_ids.shape[1]} tokens. Use another --dtype or --batch-size 1: "
+                "in float64 some models (Gemma 2) can't read padded batches."
             )
         return scores
 
@@ -191,7 +193,7 @@ def _sample_together(
 ) -> list[Ids]:
     ids, mask = (tensor.to(device_of(model)) for tensor in _left_pad(prompts, config.pad_token_id))
     checkpoints = model.generation_config
-    model.generation_config = config  # what `config` leaves open, `generate` would fill from the checkpoint's
+    model.generation_config = config  # otherwise `generate` fills what `config` leaves open from the checkpoint's
     try:
         sampled = cast(Any, model).generate(
             inputs=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([NoNaN()])

@@ -8,7 +8,7 @@ from internal_policy.tasks import equality
 def reward(response: str, answer: str) -> float:
     r"""1.0 if the last complete box of `response` holds `answer`, else 0.0; nothing in it is ever executed.
 
-    They match if they are equal once normalised, or if math-verify finds that they mean the same (`equality.equal`).
+    They match if they are equal after normalising, or if math-verify finds that they mean the same (`equality.equal`).
     Two plain numbers are never given to math-verify. If the answer is a number, the box must hold one value too, or an
     equation that ends with it: `47 + 385` doesn't answer what 47 + 385 is, but `47 + 385 = 432` does.
     """
@@ -38,7 +38,7 @@ EQUALS = re.compile(r"=(?![^{}]*\})")
 SEVERAL = re.compile(r"\\q?quad|\\\\")
 """Separators of two equations, which math-verify overlooks."""
 UNDONE = re.compile(r"\\(?:sum|prod|i*int|lim)(?![a-zA-Z])")
-"""Operators that leave a calculation undone, whatever numbers they have."""
+"""Operators that leave a calculation undone, whatever numbers they apply to."""
 JOINED = re.compile(r"\.|[})\s]*[/^][{(\s]*-?|[}\]]\s*\{|\s*\\frac\s*\{?")
 """What may come between the digits of one value: a decimal point, a fraction, a power, a root, a mixed number."""
 OF_ONE_NUMBER = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))|\s*\\(?:times|cdot)\s*10(?=\s*\^)")
@@ -66,7 +66,7 @@ BRACES = re.compile(
 
 
 def boxed(text: str) -> str | None:
-    r"""Content of the last complete \boxed{...} or \fbox{...}, None if there is none; in time linear in the text.
+    r"""Content of the last complete \boxed{...} or \fbox{...}, None if there is none; takes linear time.
 
     A number or a fraction needs no braces: \boxed 5. Of nested boxes the inner one is the last. Escaped braces (`\{`)
     and boxes that are never closed don't count.
@@ -98,14 +98,14 @@ NUMBER = re.compile(r"([+-]?)(?=\.?[0-9])([0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.(
 
 
 def normalised(answer: str) -> str:
-    r"""`answer` without what changes no value: $, \text, wide spaces, thousands commas, a leading +, final zeros."""
+    r"""`answer` without $, \text, wide spaces, thousands commas, a leading + and trailing zeros: its value stays."""
     for pattern, replacement in REWRITES:
         answer = pattern.sub(replacement, answer)
     answer = answer.strip(" $").rstrip(" $.")
     number = NUMBER.fullmatch(answer)
     if number is None:
         return answer.removeprefix("+")
-    sign, whole, decimals = number.groups("")  # digits stay text: no answer is too long for it
+    sign, whole, decimals = number.groups("")  # as text, because Python's int() refuses very long numbers
     whole, decimals = whole.replace(",", "").lstrip("0"), decimals.rstrip("0")
     value = (whole or "0") + ("." + decimals if decimals else "")
     return "-" + value if sign == "-" and value != "0" else value

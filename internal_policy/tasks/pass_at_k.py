@@ -9,14 +9,14 @@ from internal_policy.errors import InputError
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k responses, drawn from n with c right ones, include a right one: 1 - C(n-c, k) / C(n, k).
+    """The chance that k responses, drawn from n with c correct ones, include a correct one: 1 - C(n-c, k) / C(n, k).
 
     Unbiased (Eq. 1 of arXiv 2107.03374); with k = 1 it is Avg@K. Raises InputError for k > n.
     """
-    from scipy.stats import hypergeom  # a third of a second, which only an evaluation waits for
+    from scipy.stats import hypergeom  # takes a third of a second, and only an evaluation needs it
 
     if not 0 <= c <= n or k < 1:
-        raise InputError(f"{c} of {n} responses are right and k is {k}. Expected 0 <= right <= responses, and k >= 1.")
+        raise InputError(f"{c} of {n} responses are correct and k is {k}. Use 0 <= correct <= responses, and k >= 1.")
     if k > n:
         raise InputError(f"Pass@{k} needs {k} responses per problem, but there are {n}. Sample more, or lower k.")
     return float(hypergeom.sf(0, n, c, k))
@@ -47,13 +47,13 @@ def outcome(rewards: pd.Series) -> tuple[str, str] | None:
 
 
 def curves(right: Sequence[int], samples: int) -> pd.DataFrame:
-    """Pass@k over problems, from how many of each problem's `samples` responses are `right`: k, mean, low, high.
+    """Pass@k over problems, given how many of each problem's `samples` are correct (`right`): k, mean, low, high.
 
     A row for each of `ks`; the one of k = 1 is Avg@K too. low and high are the 95 % Wilson `interval` over problems,
     NaN for a single problem. Raises InputError if there are no problems.
     """
     if not right:
-        raise InputError("There are no problems to evaluate on. Give some that have an answer.")
+        raise InputError("There are no problems to evaluate on. Add some that have an answer.")
     values = np.array([[pass_at_k(samples, c, k) for k in ks(samples)] for c in right])
     low, high = interval(values)
     return pd.DataFrame({"k": ks(samples), "mean": values.mean(0), "low": low, "high": high})
@@ -67,7 +67,7 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ends of the 95 % Wilson interval of the mean of `values`: one row per problem, shares between 0 and 1.
 
     The unit is the problem, because responses to one problem depend on one another. n is the number of problems divided
-    by the design effect (Kish): the variance of the shares relative to problems that are solved always or never. The
+    by the design effect (Kish): the variance of the shares relative to problems that are always or never solved. The
     variance is estimated with two solved and two unsolved problems added (Agresti and Coull), because it is 0 if all
     problems are alike: 64 of 64 give 94.3 to 100 %. With a single problem the ends are NaN.
     """

@@ -20,7 +20,7 @@ ANSWER_COLUMNS = ("answer", "final_answer", "reward_model", "solution")
 """Columns that may hold its answer, in order of preference; `reward_model` is verl's, and holds `ground_truth`."""
 
 LONGEST_ANSWER = 60
-"""A `solution` of more characters, without a box, is working, which marks nothing."""
+"""A longer `solution` in characters without a box is taken for a derivation, not for an answer to mark by."""
 
 
 class Message(TypedDict):
@@ -32,12 +32,12 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, with the answer that it is marked by."""
+    """A question, with the answer that marks its responses."""
 
     messages: tuple[Message, ...]
-    """The conversation that asks it; one of them at least is the user's."""
+    """The conversation, with at least one message from the user."""
     answer: str | None
-    """What a right response has in its last box; None if it cannot be marked."""
+    """What a correct response has in its last box; None if responses can't be marked."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of the tools that the chat template describes to the model."""
 
@@ -62,17 +62,17 @@ def read_problems(
 def of_rows(
     rows: Sequence[Row], source: str, problem_column: str | None = None, answer_column: str | None = None
 ) -> list[Problem]:
-    """The problems in rows, which come from `source` for error messages. Columns as for `read_problems`."""
+    """The problems in rows; error messages name `source`. Columns are found as by `read_problems`."""
     columns = columns_of(rows)
     for given in (problem_column, answer_column):
         if given is not None and given not in columns:
-            raise InputError(f"{source} has no column '{given}'; its columns are {', '.join(columns)}.")
+            raise InputError(f"{source} has no column '{given}'. Its columns are {', '.join(columns)}.")
     problem_column = problem_column or _first(PROBLEM_COLUMNS, columns)
     answer_column = answer_column or _first(ANSWER_COLUMNS, columns)
     if problem_column is None:
         raise InputError(
-            f"{source} has no column {', '.join(PROBLEM_COLUMNS[:-1])} or {PROBLEM_COLUMNS[-1]}, "
-            f"but {', '.join(columns)}; name the one that holds the problems with --problem-column."
+            f"{source} has no column called {', '.join(PROBLEM_COLUMNS[:-1])} or {PROBLEM_COLUMNS[-1]}. "
+            f"Its columns are {', '.join(columns)}. Choose the one with the problems with --problem-column."
         )
     problems = []
     for row in rows:
@@ -80,7 +80,7 @@ def of_rows(
             messages = messages_of(row.values, problem_column)
             if messages[-1]["role"] != "user":
                 raise InputError(
-                    f"the conversation in '{problem_column}' ends with the {messages[-1]['role']}, not the user."
+                    f"the conversation in '{problem_column}' ends with the {messages[-1]['role']}, not with the user."
                 )
             cell = row.values.get(answer_column) if answer_column else None
             answer = answer_of(cell)
@@ -91,10 +91,10 @@ def of_rows(
 
 
 def messages_of(values: Mapping[str, Any], column: str) -> tuple[Message, ...]:
-    """The conversation in a cell: a list of chat messages, or text, which is one message of the user's.
+    """The conversation in a cell: a list of chat messages, or text, which counts as one user message.
 
     Messages keep all of their keys, for the chat template. Raises InputError if the cell is neither, or if the last
-    thing the user says is empty.
+    user message is empty.
     """
     cell = values.get(column)
     turns = [{"role": "user", "content": cell}] if isinstance(cell, str) else cell
@@ -106,7 +106,7 @@ def messages_of(values: Mapping[str, Any], column: str) -> tuple[Message, ...]:
     messages = tuple(cast(Message, {"content": "", **turn}) for turn in given)
     questions = [message["content"] for message in messages if message["role"] == "user"]
     if not questions or not questions[-1].strip():
-        raise InputError(f"'{column}' is empty ({quoted(cell)}); give the user's text, or remove the row.")
+        raise InputError(f"'{column}' is empty ({quoted(cell)}). Add the user's text, or remove the row.")
     return messages
 
 
@@ -119,7 +119,9 @@ def tools_of(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     if not tools:
         return ()
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise InputError(f"'tools' holds {quoted(cell)}; expected a list of JSON schemas, or no such column.")
+        raise InputError(
+            f"'tools' holds {quoted(cell)}; expected a list of JSON schemas. Fix it, or remove the column."
+        )
     return tuple(tools)
 
 
@@ -130,14 +132,14 @@ PRINTED = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?e[+-][0-9]{2,3}")
 def answer_of(cell: Any) -> str | None:
     r"""The answer in a cell: the last \boxed{} of a solution, what follows GSM8K's `####`, or all of it.
 
-    verl's `reward_model` holds it as `ground_truth`. Numbers are written out: 0.00001 is not 1e-05. None if the cell is
+    verl's `reward_model` holds it as `ground_truth`. Numbers are written out: 0.00001, not 1e-05. None if the cell is
     empty. Raises InputError if it is neither text nor a finite number.
     """
     if isinstance(cell, Mapping):
         cell = cell.get("ground_truth")
     if isinstance(cell, list) and len(cell) == 1:
         cell = cell[0]
-    if cell is None or cell != cell:  # NaN is how pandas writes that there is none
+    if cell is None or cell != cell:  # pandas writes a missing answer as NaN
         return None
     is_decimal = isinstance(cell, float | Decimal)
     if not (math.isfinite(cell) if is_decimal else isinstance(cell, str | int)):

@@ -19,16 +19,16 @@ Tools = Sequence[Mapping[str, Any]]
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold the reasoning before its content."""
 CONTROL = r"<[|｜][^<>\s]*[|｜]>"
-"""Form of control tokens, also in templates made for another tokenizer."""
+"""Pattern of control tokens, including those in templates made for another tokenizer."""
 PROBE = "\ue000"
-"""Stands for the content of a turn, to see what a template writes after it: no text has this character."""
+"""Placeholder for the content of a turn, to see what a template writes after it; no text contains this character."""
 
 
 def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: Chat) -> Ids:
     """Token ids of the prompt for `problem`, with at most one BOS and no EOS.
 
-    If `chat` is None, that is the problem's text unchanged. Raises InputError if the tokenizer has no chat template,
-    the template refuses the messages, or the text is already a rendered prompt.
+    If `chat` is None, it is the problem's text unchanged. Raises InputError if the tokenizer has no chat template,
+    the template rejects the messages, or the text is already a rendered prompt.
     """
     if chat is None:
         _need_no_template({"tools": problem.tools})
@@ -38,7 +38,7 @@ def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: C
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
-    """Token ids of `text` without an EOS, after the BOS that the tokenizer adds unless `text` begins with it."""
+    """Token ids of `text` without an EOS, but with the BOS that the tokenizer adds unless `text` begins with it."""
     ids = _encode(tokenizer, text)
     sample = _encode(tokenizer, "a")
     added = tuple(tokenizer("a", verbose=False)["input_ids"])
@@ -64,9 +64,9 @@ def split_messages(
 ) -> tuple[Ids, Ids]:
     """Token ids of the prompt, and of the response: the last message, with the template's end of turn.
 
-    The boundary is the end of the template's own prompt for the messages before, never a word that is searched. A
-    turn of the assistant that ends with an end of turn gets no second one. Raises InputError where the template writes
-    anything else in its place, leaves out a part of the response, or a token spans the boundary.
+    The boundary is the end of the template's own prompt for the earlier messages; no marker is searched for. An
+    assistant turn that already ends with an end of turn doesn't get another. Raises InputError if the template rewrites
+    the response or leaves out a part of it, or if a token spans the boundary.
     """
     if not messages or messages[-1]["role"] != "assistant" or not _parts(messages[-1]):
         raise InputError("The last message must be the assistant's response, and not empty.")
@@ -83,16 +83,16 @@ def split_messages(
         prompt_ids, ids = _encode(tokenizer, prompt), _encode(tokenizer, whole)
     if not prompt_ids or ids[: len(prompt_ids)] != prompt_ids:
         raise InputError(
-            f"A token spans the end of the prompt {prompt[-20:]!r} and the start of the response "
-            f"{response['content'][:20]!r}; move the white space between them, or give prompt_ids and response_ids."
+            f"One token spans the end of the prompt {prompt[-20:]!r} and the start of the response "
+            f"{response['content'][:20]!r}. Move the white space between them, or give prompt_ids and response_ids."
         )
     if ids == prompt_ids:
-        raise InputError(f"The response {response['content']!r:.40} has no tokens; remove the row.")
+        raise InputError(f"The response {response['content']!r:.40} has no tokens. Remove the row.")
     return prompt_ids, ids[len(prompt_ids) :]
 
 
 def split_text(tokenizer: PreTrainedTokenizerBase, text: str, chat: Chat = None) -> tuple[Ids, Ids]:
-    """Token ids of a text without a prompt: its first token, and all others.
+    """Token ids of a text without a prompt: its first token, and the rest.
 
     The white space that a template, by default the tokenizer's own, writes after the last end of turn is left out, as
     `split_messages` does. Raises InputError for fewer than two tokens.
@@ -128,7 +128,7 @@ def _need_no_template(parts: Mapping[str, Any]) -> None:
 def _without_ends(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools
 ) -> list[Message]:
-    """The messages, without the end of turn that the template writes again after a turn of the assistant."""
+    """The messages, without an end of turn that the template would write a second time after an assistant turn."""
     turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         return list(messages)
@@ -145,7 +145,7 @@ def _without_ends(
 def _turn_ends(
     tokenizer: PreTrainedTokenizerBase, context: Sequence[Message], chat: Chat, tools: Tools = ()
 ) -> tuple[str, ...]:
-    """What the template writes after the last turn of the assistant, and after an earlier one (gpt-oss: another)."""
+    """What the template writes after the last assistant turn, and after an earlier one, which differs for gpt-oss."""
     probed = [*context, Message(role="assistant", content=PROBE)]
     longer = [*probed, Message(role="user", content=PROBE)]
     last = _templated(tokenizer, probed, chat, tools, prompt=False).partition(PROBE)[2].strip()
@@ -155,12 +155,12 @@ def _turn_ends(
 
 
 def _to_its_end(tokenizer: PreTrainedTokenizerBase, text: str, chat: Chat) -> str:
-    """The text, without the white space after an end of turn at its end."""
+    """The text without white space after a final end of turn."""
     ended = text.rstrip()
     if ended == text or not re.search(rf"(?:{_special(tokenizer).pattern})\Z", ended):
         return text
     ends = [str(tokenizer.eos_token)] if tokenizer.eos_token else []
-    with suppress(InputError):  # the text is rendered already, so a template that is missing or refuses doesn't matter
+    with suppress(InputError):  # the text is already rendered, so a missing or failing template doesn't matter
         ends += _turn_ends(tokenizer, [Message(role="user", content="a")], chat)
     return ended if ended.endswith(tuple(ends)) else text
 
@@ -190,14 +190,14 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], cha
     opened = question.find(opens)
     if opens and closes and question.startswith(begins) and 0 <= opened < question.find(closes, opened + len(opens)):
         raise InputError(
-            f"The text {question!r:.40} is already a rendered prompt, so the chat template would be applied twice. Use "
+            f"The text {question!r:.40} is already a rendered prompt: the chat template would be applied twice. Use "
             "--chat-template none, or give the question alone."
         )
     return rendered
 
 
 def _openings(tokenizer: PreTrainedTokenizerBase, chat: Chat, tools: Tools, bos: str) -> tuple[tuple[str, ...], str]:
-    """What a template writes before a first message of the user's or the system's, and before the user's."""
+    """What a template writes before a first message from the user or the system, and before the user's."""
     user, system = Message(role="user", content=PROBE), Message(role="system", content=PROBE)
     openings = []
     for messages in ([user], [system, user]):
@@ -208,7 +208,7 @@ def _openings(tokenizer: PreTrainedTokenizerBase, chat: Chat, tools: Tools, bos:
 
 
 def _check_calls(calls: Any) -> None:
-    """Raise InputError for the `tool_calls` of a message in another form than transformers documents."""
+    """Raise InputError unless the `tool_calls` of a message have the form that transformers documents."""
     listed = calls if isinstance(calls, list | tuple) else [None]
     functions = [call.get("function", call) if isinstance(call, Mapping) else None for call in listed]
     named = all(isinstance(function, Mapping) and isinstance(function.get("name"), str) for function in functions)
@@ -227,7 +227,7 @@ def _whole(
     tools: Tools,
     prompt: str,
 ) -> str:
-    """Prompt, response and one end of turn, without the newline that templates write after it and models don't."""
+    """Prompt, response and one end of turn, without the newline after it, which templates write but models don't."""
     whole = _templated(tokenizer, [*context, response], chat, tools, prompt=False)
     end = _check_verbatim(whole, prompt, response)
     turn_end, content = whole[end:].strip(), response["content"].rstrip()
@@ -247,7 +247,7 @@ def _templated(
     options["tools"] = [dict(tool) for tool in tools] or options.get("tools")
     if tokenizer.chat_template is None and "chat_template" not in options:
         raise InputError(
-            "The tokenizer has no chat template; give one with --chat-template FILE, or --chat-template none."
+            "The tokenizer has no chat template. Use --chat-template FILE to give one, or --chat-template none."
         )
     conversation = [{key: value for key, value in message.items() if value is not None} for message in messages]
     for message in conversation:
@@ -257,9 +257,9 @@ def _templated(
             return str(cast(Any, tokenizer).apply_chat_template(conversation, tokenize=False, **options))
         template = tokenizer.get_chat_template(options.pop("chat_template", None), options["tools"])
     except ValueError as error:
-        raise InputError(f"The chat template refuses the messages ({error}). Try --chat-template FILE.") from error
+        raise InputError(f"The chat template rejected the messages ({error}). Try --chat-template FILE.") from error
     if tools and "tools" not in template:
-        raise InputError("The chat template leaves out 'tools'. Use --chat-template FILE with one that writes them.")
+        raise InputError("The chat template ignores 'tools'. Use --chat-template FILE with one that writes them.")
     file = getattr(template, "file", "") or f"of {tokenizer.name_or_path or 'the tokenizer'}"
     arguments = {**tokenizer.special_tokens_map, **options}
     return templates.render(template, conversation, arguments, name=f"The chat template {file}")
@@ -268,7 +268,7 @@ def _templated(
 def _check_verbatim(whole: str, prompt: str, response: Message) -> int:
     """Where the response ends in `whole`, which must be the prompt, then the response, then the end of turn.
 
-    Around the response a template may add or trim white space, as Mistral's and Llama's do, and around reasoning and
+    A template may add or trim white space around the response, as Mistral's and Llama's do, and around reasoning and
     tool calls it may add any markers. Raises InputError.
     """
     content, start = response["content"], _after_reasoning(whole, prompt, response)
@@ -284,14 +284,13 @@ def _check_verbatim(whole: str, prompt: str, response: Message) -> int:
         return start
     expected = prompt + content
     same = next((end for end in range(len(expected)) if whole[end : end + 1] != expected[end]), len(expected))
-    remedy = "trim the response, or --chat-template none"
+    remedy = "to trim the response, or --chat-template none"
     if "<think>" in whole[same:] and "<think>" not in expected[same:]:
         remedy = """--chat-template-kwargs '{"enable_thinking": false}' (Qwen3), or --chat-template none"""
     elif any(tag in expected[same:] and tag not in whole[same:] for tag in ("<think>", "</think>")):
-        remedy = "--chat-template FILE with one that keeps the reasoning, or give prompt_ids and response_ids"
+        remedy = "--chat-template FILE with one that keeps the reasoning, or prompt_ids and response_ids"
     raise InputError(
-        f"The chat template writes {whole[same : same + 40]!r} where {expected[same : same + 40]!r} was expected; try "
-        f"{remedy}."
+        f"The chat template writes {whole[same : same + 40]!r} instead of {expected[same : same + 40]!r}. Try {remedy}."
     )
 
 
@@ -303,16 +302,14 @@ def _after_reasoning(whole: str, prompt: str, response: Message) -> int:
     names = [str(call.get("function", call).get("name")) for call in calls]
     if end not in written or any(name not in written for name in names):
         raise InputError(
-            f"The chat template leaves out '{key if end not in written else 'tool_calls'}' of the response. "
+            f"The chat template drops '{key if end not in written else 'tool_calls'}' from the response. "
             "Use --chat-template FILE with one that writes it, or give prompt_ids and response_ids."
         )
     return len(prompt) + (written.index(end) + len(end) if end else 0)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
-    """Token ids of `text`, without added special tokens: a template has written them already."""
+    """Token ids of `text` without adding special tokens, which the template has already written."""
     if (half := templates.HALF.search(text)) is not None:
-        raise InputError(
-            f"{text!r:.40} contains {half.group()!r}, half of a surrogate pair, which isn't text. Correct it."
-        )
+        raise InputError(f"{text!r:.40} contains {half.group()!r}, half of a surrogate pair, which isn't text. Fix it.")
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

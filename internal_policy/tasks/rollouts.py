@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from internal_policy import files
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 from internal_policy.tasks import cells, marking, rows
 from internal_policy.tasks import problems as tasks
 from internal_policy.tasks.problems import Message, Problem
@@ -40,17 +40,17 @@ class Rollout:
     problem: str
     """The user's question; empty if a text came without a prompt."""
     answer: str | None
-    """The correct answer, by which the response is marked; None if there is none."""
+    """The correct answer, which marks the response; None if there is none."""
     sample: int
-    """Number of the response among those to its problem, from 0."""
+    """Number of the response among those to the same problem, from 0."""
     prompt_ids: Ids
     """Token ids up to the first token of the response."""
     response_ids: Ids
-    """Token ids as sampled, the end-of-text token included; never re-tokenised."""
+    """Token ids as sampled, including the end-of-text token; never re-tokenised."""
     response: str
     """The response as text, without special tokens."""
     reward: float | None
-    """How the response was marked; None if the problem has no answer."""
+    """The response's mark; None if the problem has no answer."""
     finished: bool
     """Whether the response ends with an end-of-text token; otherwise it was cut at the length limit."""
 
@@ -61,7 +61,7 @@ class Rollout:
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> str:
-    """`ids` as text, without special tokens, and without those of a larger vocabulary that stand for nothing."""
+    """`ids` as text, without special tokens and ids that the tokenizer doesn't know."""
     size = len(tokenizer)
     known = [token for token in ids if token < size]
     return str(tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -72,8 +72,8 @@ def read_rollouts(
 ) -> list[Rollout]:
     """The first `limit` rollouts of a .jsonl, .json, .parquet or .csv file: token ids are kept, texts are split.
 
-    A row holds prompt_ids and response_ids (`write_rollouts`), prompt and response, messages, or text; answer and
-    reward are optional, and a reward that is missing is computed from the answer. All of a .txt file is one text.
+    A row has prompt_ids and response_ids (`write_rollouts`), prompt and response, messages, or text; answer and
+    reward are optional, and a missing reward is computed from the answer. All of a .txt file is one text.
     Raises InputError.
     """
     return of_rows(tokenizer, rows.read_rows(Path(path), limit, rows.document), chat)
@@ -143,9 +143,11 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
 
 
 def _response_message(values: Mapping[str, Any], response: str) -> Message:
-    """The response of a row with the parts that its own columns hold. Raises InputError for a `system` column."""
+    """The response of a row, with its parts from other columns. Raises InputError for a `system` column."""
     if not cells.is_empty(values.get("system")):
-        raise InputError("'system' isn't read beside prompt and response. Give messages, the system message first.")
+        raise InputError(
+            "'system' can't be combined with prompt and response. Use messages, with the system message first."
+        )
     more = {key: values[key] for key in (*REASONING, "tool_calls") if not cells.is_empty(values.get(key))}
     for key in REASONING:
         cells.text(more, key)
@@ -175,7 +177,7 @@ def of_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]], p
     for number, ids in enumerate(texts):
         if not 1 <= prompt < len(ids):
             raise InputError(
-                f"prompt is {prompt} and text {number} has {len(ids)} tokens. Prompt and response need one each."
+                f"prompt is {prompt} and text {number} has {counted(len(ids), 'token')}. Each side needs at least one."
             )
         response = tuple(ids[prompt:])
         finished = response[-1] in special_ids(tokenizer)
@@ -186,10 +188,10 @@ def of_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]], p
 
 
 def write_rollouts(path: Path | str, rollouts: Sequence[Rollout]) -> None:
-    """Write a .parquet or .jsonl file, whole or not at all. Raises InputError for another ending."""
+    """Write a .parquet or .jsonl file, whole or not at all. Raises InputError for any other ending."""
     path = Path(path)
     if path.suffix not in (".parquet", ".jsonl"):
-        raise InputError(f"{path} ends in '{path.suffix}'; rollouts are written as .parquet or .jsonl.")
+        raise InputError(f"Can't write rollouts to {path}. Use .parquet or .jsonl.")
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent}. Create it first.")
     with files.replacing(path) as temporary:

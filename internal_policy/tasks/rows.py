@@ -61,23 +61,23 @@ def read_rows(path: Path, limit: int | None = None, txt: Callable[[Path], Iterat
         raise InputError(f"{path} is a folder. Name a file in it: {', '.join(READERS)}.")
     if not path.is_file():
         raise InputError(
-            f"There is no file {path}; check the path, or for a data set of the hub write NAME[:CONFIG]@SPLIT, "
+            f"There is no file {path}. Check the path, or write NAME[:CONFIG]@SPLIT for a data set on the hub, "
             "such as openai/gsm8k:main@test."
         )
     if path.suffix.lower() not in READERS:
-        raise InputError(f"{path} ends in '{path.suffix}'; the files that can be read are {', '.join(READERS)}.")
+        raise InputError(f"Can't read {path}. Use a file that ends in {', '.join(READERS)}.")
     readers = {**READERS, ".txt": txt}
     return _some(readers[path.suffix.lower()](path), limit, str(path))
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
-    """The names of all columns that occur, in the order they do."""
+    """The names of all columns, in order of their first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.values))
 
 
 @contextmanager
 def at(row: Row) -> Iterator[None]:
-    """Inside, an InputError also says where the row is."""
+    """Add the place of the row to an InputError raised inside."""
     try:
         yield
     except InputError as error:
@@ -93,7 +93,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
             try:
                 values = _parsed(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{where} is not JSON in UTF-8 ({error}); correct or remove it.") from error
+                raise InputError(f"{where} isn't JSON in UTF-8 ({error}). Fix or remove it.") from error
             if not isinstance(values, dict):
                 raise InputError(f"{where} holds {quoted(values)}; expected one JSON object per line.")
             yield Row(where, values)
@@ -111,7 +111,7 @@ def _json(path: Path) -> Iterator[Row]:
         objects = _parsed(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} is not JSON in UTF-8 ({error}); correct it, or write one object per line as .jsonl."
+            f"{path} isn't JSON in UTF-8 ({error}). Fix it, or write one object per line as .jsonl."
         ) from error
     if not isinstance(objects, list):
         raise InputError(f"{path} holds {quoted(objects)}; expected a list of JSON objects, one per row.")
@@ -138,7 +138,7 @@ def _csv(path: Path) -> Iterator[Row]:
             if isinstance(error, UnicodeDecodeError):  # Python decodes thousands of bytes ahead
                 lines = enumerate(path.read_bytes().split(b"\n"), 1)
                 number = next(n for n, line in lines if line.decode(errors="ignore").encode() != line)
-            raise InputError(f"{path}, line {number} is not CSV in UTF-8 ({error}); correct or remove it.") from error
+            raise InputError(f"{path}, line {number} isn't CSV in UTF-8 ({error}). Fix or remove it.") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -156,7 +156,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                     yield Row(where, {field.name: _cell(where, field, column[index]) for field, column in cells})
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} is not a whole Parquet file ({first_line(error)}); write or copy it again."
+            f"{path} isn't a complete Parquet file ({first_line(error)}). Write or copy it again."
         ) from error
 
 
@@ -166,7 +166,7 @@ def _cell(where: str, field: "pyarrow.Field", cell: "pyarrow.Scalar") -> Any:
         return shortest(cell.as_py(), field.type)
     except (ValueError, OverflowError) as error:
         raise InputError(
-            f"{where}: '{field.name}' can't be read as {field.type} ({first_line(error)}); correct or remove the row."
+            f"{where}: '{field.name}' can't be read as {field.type} ({first_line(error)}). Fix or remove the row."
         ) from error
 
 
@@ -240,8 +240,8 @@ def _reachable(source: str) -> Iterator[None]:
         raise
     except Exception as error:  # the hub, the network, the cache and the data set's own files fail in a dozen ways
         raise InputError(
-            f"The data set {source} could not be loaded ({first_line(error)}); check NAME[:CONFIG]@SPLIT and the "
-            "network, log in with `hf auth login` if it is gated, or give a local .jsonl, .json, .csv or .parquet file."
+            f"Can't load the data set {source} ({first_line(error)}). Check NAME[:CONFIG]@SPLIT and the network, "
+            "log in with `hf auth login` if it is gated, or use a local .jsonl, .json, .csv or .parquet file."
         ) from error
 
 
@@ -250,5 +250,5 @@ def _some(rows: Iterator[Row], limit: int | None, source: str) -> list[Row]:
         raise InputError(f"The limit is {limit}; it must be 1 or more.")
     some = list(islice(rows, limit if limit is None else min(limit, sys.maxsize)))
     if not some:
-        raise InputError(f"{source} is empty; a row for each problem or rollout was expected.")
+        raise InputError(f"{source} is empty. It needs one row for each problem or rollout.")
     return some

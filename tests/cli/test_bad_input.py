@@ -125,7 +125,7 @@ BAD_MODELS = {
     ),
     "pickled": (_pickled, "has only pickled weights"),
     "NaN": (_with_nan, "NaN or infinite weights in model.layers.1.mlp.up_proj.weight"),
-    "no chat template": (_without_template, "no chat template; give one with --chat-template FILE"),
+    "no chat template": (_without_template, "no chat template. Use --chat-template FILE to give one"),
     "hub id offline": (lambda *_: "Qwen/Qwen3-0.6B", "the hub can't be reached"),
     "no name": (lambda *_: "what is this?", "isn't a folder or a hub id"),
 }
@@ -142,7 +142,7 @@ def test_a_bad_model_is_refused_in_a_sentence(case, folder, problems, here, caps
 BAD_PROBLEMS = {
     "no file": (None, "There is no file"),
     "empty": ("", "is empty"),
-    "malformed": ('{"problem": "1 + 1"}\n{"problem": ', "line 2 is not JSON"),
+    "malformed": ('{"problem": "1 + 1"}\n{"problem": ', "line 2 isn't JSON"),
     "no column": ('{"quest": "1 + 1", "answer": "2"}\n', "quest, answer; name the one"),
 }
 
@@ -164,7 +164,7 @@ BAD_OPTIONS = {
     "template": (["--chat-template", "nowhere.jinja"], "Can't read the chat template nowhere.jinja"),
     "template arguments": (["--chat-template-kwargs", "{"], "--chat-template-kwargs isn't JSON"),
     "temperature": (["--temperature", "-1"], "temperature is -1.0; it must be 0"),
-    "too long": (["--max-new-tokens", "9999"], "the 512 positions of the model"),
+    "too long": (["--max-new-tokens", "9999"], "the model has only 512 positions"),
     "output": (["--output", "/"], "isn't empty and holds no scan"),
     "batch size": (["--batch-size", "0"], "batch-size is 0; it must be 1 or more"),
     "limit": (["--limit", "0"], "The limit is 0; it must be 1 or more"),
@@ -203,4 +203,4 @@ def test_other_commands_refuse_in_a_sentence_too(words, here, capsys):
 @pytest.mark.parametrize("command", ["scan", "generate", "evaluate", "fit-lens"])
 def test_a_seed_out_of_range_is_refused_in_a_sentence(command, seed, here, capsys):
     assert main([command, "--seed", seed]) == 2
-    one_sentence(capsys, f"seed is {seed}; it must be from 0 to 4294967295.", here)
+    one_sentence(capsys, f"seed is {seed}; it must be between 0 and 4294967295.", here)

@@ -277,7 +277,7 @@ def test_thoughts_of_earlier_turns_are_no_part_of_the_prompt(r1):
 
 @pytest.mark.parametrize("response", [REASONED, f"<think>\n{REASONED}", "3 and 4 mo", "It is 7."])
 def test_a_response_that_the_template_cuts_or_moves_is_refused_with_remedies(r1, response):
-    with pytest.raises(InputError, match="--chat-template FILE with one that keeps the reasoning, or give prompt_ids"):
+    with pytest.raises(InputError, match="--chat-template FILE with one that keeps the reasoning, or prompt_ids"):
         split_messages(r1, answered("What is 3 + 4?", response), {})
 
 
@@ -349,7 +349,7 @@ def octothinker(tokenizer, tmp_path_factory) -> Checkpoint:
 
 
 def test_a_base_model_without_a_template_is_refused_with_the_remedies(octothinker):
-    with pytest.raises(InputError, match="no chat template; give one with --chat-template FILE, or --chat-template no"):
+    with pytest.raises(InputError, match=r"no chat template\. Use --chat-template FILE to give one, or"):
         encode_problem(load_tokenizer(octothinker), problem("What is 3 + 4?"), {})
 
 

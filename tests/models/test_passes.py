@@ -250,7 +250,7 @@ def test_responses_longer_than_max_position_embeddings_are_sampled_and_no_longer
     model, text = roped(kind), TEXTS[0]
     room = 80 - len(tokenizer(text).input_ids)
     assert len(sampled(model, tokenizer, [text], 1, room)[0]) == room
-    with pytest.raises(InputError, match="more than the 80 positions of the model"):
+    with pytest.raises(InputError, match="the model has only 80 positions"):
         sampled(model, tokenizer, [text], 1, room + 1)
 
 

@@ -139,12 +139,12 @@ def test_numbers_of_a_data_set_are_read_as_they_were_written(monkeypatch, limit)
 
 def test_a_data_set_that_breaks_off_while_it_is_streamed_is_one_sentence(monkeypatch):
     stand_in(monkeypatch, [{"problem": "1 + 1", "answer": "2"}, ConnectionError("the line is cut")])
-    with pytest.raises(InputError, match=r"^The data set org/sums@train could not be loaded \(the line is cut\)"):
+    with pytest.raises(InputError, match=r"^Can't load the data set org/sums@train \(the line is cut\)"):
         read_problems("org/sums@train", limit=2)
 
 
 def test_a_data_set_that_cannot_be_loaded_is_one_sentence_with_a_remedy():
-    with pytest.raises(InputError, match=r"^The data set nobody/nothing:main@test could not be loaded .*hf auth login"):
+    with pytest.raises(InputError, match=r"^Can't load the data set nobody/nothing:main@test .*hf auth login"):
         read_problems("nobody/nothing:main@test")
 
 
@@ -155,7 +155,7 @@ def test_a_missing_path_is_not_taken_for_a_data_set(source):
 
 
 def test_a_data_set_without_a_split_is_refused():
-    with pytest.raises(InputError, match=r"no file openai/gsm8k; .*NAME\[:CONFIG\]@SPLIT"):
+    with pytest.raises(InputError, match=r"no file openai/gsm8k\. .*NAME\[:CONFIG\]@SPLIT"):
         read_problems("openai/gsm8k")
 
 
@@ -167,15 +167,15 @@ def test_limit_does_not_parse_the_rest(tmp_path):
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [
-        ("p.md", ["a"], r"ends in '\.md'; the files that can be read are \.jsonl, \.json, \.csv, \.parquet, \.txt"),
+        ("p.md", ["a"], r"Can't read .*p\.md\. Use a file that ends in \.jsonl, \.json, \.csv, \.parquet, \.txt\."),
         ("p.jsonl", [], r"p\.jsonl is empty"),
         ("p.csv", ["problem"], r"p\.csv is empty"),
-        ("p.parquet", ["PAR1"], r"p\.parquet is not a whole Parquet file"),
-        ("p.jsonl", [{"problem": "a"}, "", '{"problem": '], r"p\.jsonl, line 3 is not JSON"),
-        ("p.jsonl", ["[" * 100_000], r"p\.jsonl, line 1 is not JSON"),
-        ("p.jsonl", ['{"problem": "\\ud800"}'], r"p\.jsonl, line 1 is not JSON in UTF-8"),
+        ("p.parquet", ["PAR1"], r"p\.parquet isn't a complete Parquet file"),
+        ("p.jsonl", [{"problem": "a"}, "", '{"problem": '], r"p\.jsonl, line 3 isn't JSON"),
+        ("p.jsonl", ["[" * 100_000], r"p\.jsonl, line 1 isn't JSON"),
+        ("p.jsonl", ['{"problem": "\\ud800"}'], r"p\.jsonl, line 1 isn't JSON in UTF-8"),
         ("p.jsonl", ["[1]"], r"line 1 holds \[1\]; expected one JSON object per line"),
-        ("p.csv", ["problem", "a", "b,c"], r"p\.csv, line 3 is not CSV in UTF-8 \(more cells"),
+        ("p.csv", ["problem", "a", "b,c"], r"p\.csv, line 3 isn't CSV in UTF-8 \(more cells"),
         ("p.jsonl", [{"problem": "a"}, {"problem": " "}], r"p\.jsonl, line 2: 'problem' is empty"),
         ("p.jsonl", [{"problem": "a"}, {"question": "b"}], r"p\.jsonl, line 2: 'problem' holds nothing"),
         ("p.jsonl", [{"problem": 7}], r"p\.jsonl, line 1: 'problem' holds 7; expected text"),
@@ -194,7 +194,7 @@ def test_limit_does_not_parse_the_rest(tmp_path):
         (
             "p.jsonl",
             [{"task": "a", "key": "b"}],
-            r"no column problem, question or prompt, but task, key; .*--problem-column",
+            r"no column called problem, question or prompt\. Its columns are task, key\. .*--problem-column",
         ),
     ],
 )
@@ -206,14 +206,14 @@ def test_an_unreadable_row_is_named_with_its_line(tmp_path, name, lines, message
 @pytest.mark.parametrize("columns", [("task", None), (None, "task")])
 def test_a_given_column_that_is_missing_names_those_there(tmp_path, columns):
     path = written(tmp_path / "p.jsonl", {"problem": "a", "answer": "b"})
-    with pytest.raises(InputError, match="no column 'task'; its columns are problem, answer"):
+    with pytest.raises(InputError, match=r"no column 'task'\. Its columns are problem, answer"):
         read_problems(path, problem_column=columns[0], answer_column=columns[1])
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.csv"])
 def test_bytes_that_are_not_text_are_refused_with_their_line(tmp_path, name):
     (tmp_path / name).write_bytes(b'{"problem": "a"}\n{"problem": "b"}\n{"problem": "\xff"}\n')
-    with pytest.raises(InputError, match=rf"{name}, line 3 is not .* in UTF-8"):
+    with pytest.raises(InputError, match=rf"{name}, line 3 isn't .* in UTF-8"):
         read_rows(tmp_path / name)
 
 
@@ -352,8 +352,8 @@ def test_tools_must_be_schemas(tmp_path, tools):
     [
         ('{"problem": "a"}', "expected a list of JSON objects"),
         ('[{"problem": "a"}, 3]', r"p\.json, row 2 holds 3; expected a JSON object"),
-        ('[{"problem": "a"}', "is not JSON in UTF-8"),
-        ('[{"problem": "\\ud800"}]', "is not JSON in UTF-8"),
+        ('[{"problem": "a"}', "isn't JSON in UTF-8"),
+        ('[{"problem": "\\ud800"}]', "isn't JSON in UTF-8"),
     ],
 )
 def test_a_json_file_must_hold_a_list_of_rows(tmp_path, text, message):

@@ -229,7 +229,7 @@ def test_the_templates_arguments_reach_it(tokenizer):
 
 
 def test_a_missing_template_names_the_options(either):
-    with pytest.raises(InputError, match="--chat-template FILE, or --chat-template none"):
+    with pytest.raises(InputError, match="--chat-template FILE to give one, or --chat-template none"):
         encode_problem(with_template(either, None), PROBLEM, {})
 
 
@@ -265,7 +265,7 @@ def test_a_response_of_whitespace_keeps_it(tokenizer):
 
 
 def test_the_empty_thoughts_of_qwen3s_template_are_refused_with_the_remedy(tokenizer):
-    with pytest.raises(InputError, match=r"writes '<think>\\n\\n</think>\\n\\n7<.*where '7' was.*enable_thinking"):
+    with pytest.raises(InputError, match=r"writes '<think>\\n\\n</think>\\n\\n7<.*instead of '7'.*enable_thinking"):
         split_messages(with_template(tokenizer, QWEN3), conversation("3 + 4?", "7"), {})
 
 
@@ -281,7 +281,7 @@ def test_disabling_thinking_separates_prompt_and_response(tokenizer):
 
 
 def test_a_template_that_drops_the_thinking_is_refused(tokenizer):
-    with pytest.raises(InputError, match=r"writes '7<\|im_end\|>\\n' where '<think>\\n3, 4</think>7' was expected"):
+    with pytest.raises(InputError, match=r"writes '7<\|im_end\|>\\n' instead of '<think>\\n3, 4</think>7'"):
         split_messages(with_template(tokenizer, R1), conversation("3 + 4?", "3, 4</think>7"), {})
 
 
@@ -314,7 +314,7 @@ def test_without_a_template_the_response_follows_the_prompt(tokenizer):
 def test_a_token_across_the_boundary_is_refused(tokenizer, chat):
     piece = tokenizer.decode([299])
     open_ended = with_template(tokenizer, "{% for m in messages %}{{ m.content }}{% endfor %}")
-    with pytest.raises(InputError, match="A token spans the end of the prompt"):
+    with pytest.raises(InputError, match="One token spans the end of the prompt"):
         split_messages(open_ended, conversation(piece[:-1], piece[-1]), chat)
 
 
@@ -324,7 +324,7 @@ def test_a_text_is_predicted_from_its_second_token_on(tokenizer):
 
 
 def test_a_text_of_one_token_is_refused(tokenizer):
-    with pytest.raises(InputError, match=r"'7' is 1 token\(s\) long"):
+    with pytest.raises(InputError, match=r"'7' has fewer than two tokens"):
         split_text(tokenizer, "7")
 
 

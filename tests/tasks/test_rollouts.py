@@ -174,9 +174,9 @@ def test_limit_keeps_the_first_rollouts(either, tmp_path):
         ({"prompt": "", "response": "b"}, "'prompt' is empty"),
         (
             {"prompt": "a", "response": "b", "system": "c"},
-            "'system' isn't read beside prompt and response. Give messages",
+            "'system' can't be combined with prompt and response. Use messages",
         ),
-        ({"prompt": "a", "response": "b", "reasoning_content": "c"}, "template leaves out 'reasoning_content'"),
+        ({"prompt": "a", "response": "b", "reasoning_content": "c"}, "template drops 'reasoning_content'"),
         ({"prompt": "a", "response": "b", "reasoning_content": 5}, "'reasoning_content' holds 5; expected text"),
         ({"text": 7}, "'text' holds 7; expected text"),
         ({"text": None}, "columns are text; expected prompt_ids and response_ids"),
@@ -283,7 +283,7 @@ def test_a_sample_is_read_however_it_is_written(tokenizer, tmp_path, cell, sampl
     assert read_rollouts(path, tokenizer, {})[0].sample == sample
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "is empty"), ("{}\n{", "line 2 is not JSON")])
+@pytest.mark.parametrize(("text", "message"), [("", "is empty"), ("{}\n{", "line 2 isn't JSON")])
 def test_a_file_that_is_empty_or_broken_is_refused(tokenizer, tmp_path, text, message):
     (tmp_path / "r.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
@@ -301,7 +301,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, ending):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("name", "message"), [("r.csv", r"as \.parquet or \.jsonl"), ("no/r.jsonl", "no folder")])
+@pytest.mark.parametrize(("name", "message"), [("r.csv", r"Use \.parquet or \.jsonl"), ("no/r.jsonl", "no folder")])
 def test_what_cannot_be_written_is_refused(tmp_path, name, message):
     with pytest.raises(InputError, match=message):
         write_rollouts(tmp_path / name, [ROLLOUT])
