@@ -1,12 +1,15 @@
 """Write the pages and parts of pages that come from the code: families, commands, notebooks. A Sphinx extension."""
 
 from collections.abc import Iterable
-from dataclasses import MISSING, Field, asdict, fields
+from dataclasses import asdict, fields
 from inspect import getdoc
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sphinx.application import Sphinx
+
+if TYPE_CHECKING:
+    from internal_policy.cli.usage import Page
 
 ROOT = Path(__file__).parent.parent
 
@@ -134,27 +137,24 @@ def methods(plots: type) -> list[tuple[str, Any]]:
 
 def explained(kind: type, name: str) -> str:
     """The docstring below a field of a dataclass."""
-    from tyro._docstrings import get_field_docstring
+    from internal_policy.cli.usage import docstrings
 
-    return get_field_docstring(kind, name, ()) or ""
+    return docstrings(kind).get(name, "")
 
 
 def commands() -> str:
     """Every command with its options."""
-    from internal_policy.cli.main import COMMANDS
+    from internal_policy.cli.commands import reference
 
-    return "\n".join(command(name, kind) for name, (kind, _) in COMMANDS.items())
-
-
-def command(name: str, kind: type) -> str:
-    """What a command does, and its options."""
-    rows = (
-        (code(f"--{field.name.replace('_', '-')}"), default(field), explained(kind, field.name))
-        for field in fields(kind)
-    )
-    return f"## internal-policy {name}\n\n{getdoc(kind)}\n\n{table(('option', 'default', ''), rows)}"
+    return "\n".join(command(name, page) for name, page in reference().items())
 
 
-def default(field: Field) -> str:
-    """The default of an option, empty where it has none."""
-    return code(str(field.default)) if field.default not in (MISSING, None, "", ()) else ""
+def command(name: str, page: "Page") -> str:
+    """What a command does, examples, and its options by group."""
+    parts = [f"## internal-policy {name}", page.summary]
+    parts += [f"```text\n{text}\n```" if text.startswith("  ") else text for text in page.text]
+    parts += ["```bash\n" + "\n".join(page.examples) + "\n```"] if page.examples else []
+    for title, options in page.groups.items():
+        rows = [(code(option.typed), code(option.default) if option.default else "", option.help) for option in options]
+        parts += [f"**{title}**", table(("option", "default", ""), rows)]
+    return "\n\n".join(parts) + "\n"

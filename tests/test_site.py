@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from dataclasses import fields
 from pathlib import Path
 
 import docstrings
@@ -11,7 +10,7 @@ import pytest
 import twins
 
 import internal_policy as ip
-from internal_policy.cli.main import COMMANDS
+from internal_policy.cli.commands import reference
 from internal_policy.models.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -61,9 +60,9 @@ def test_the_page_of_models_has_every_family(site):
 
 def test_the_page_of_commands_has_every_option(site):
     sections = {part.split("\n")[0]: part for part in twins.twin(site, "commands").split("\n## internal-policy ")}
-    for name, (kind, _) in COMMANDS.items():
-        for field in fields(kind):
-            assert f"--{field.name.replace('_', '-')}" in sections[name]
+    for name, page in reference().items():
+        for option in (option for options in page.groups.values() for option in options):
+            assert f"| `{option.typed}` |" in sections[name]
 
 
 def test_the_page_of_the_api_has_every_public_name():

@@ -1,44 +1,50 @@
-"""Options that several commands share, and the types of options."""
+"""Options that several commands share, and the types of options.
+
+The help groups options by `group` of the class that declares them, and a field's docstring is its help.
+"""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from internal_policy.errors import InputError
 from internal_policy.models.loading import Checkpoint
 
-Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
-Number = Annotated[int | None, tyro.conf.arg(constructor=int, metavar="INT", help_behavior_hint="")]
-Fraction = Annotated[float | None, tyro.conf.arg(constructor=float, metavar="FLOAT", help_behavior_hint="")]
-Readout = Annotated[Literal["raw", "norm"] | None, tyro.conf.arg(metavar="{raw,norm}", help_behavior_hint="")]
-File = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
-Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT", help_behavior_hint=""), tyro.conf.UseAppendAction]
-Output = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
+Number = Annotated[int | None, tyro.conf.arg(constructor=int, metavar="INT")]
+Fraction = Annotated[float | None, tyro.conf.arg(constructor=float, metavar="FLOAT")]
+Readout = Annotated[Literal["raw", "norm"] | None, tyro.conf.arg(metavar="{raw,norm}")]
+File = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
+Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT"), tyro.conf.UseAppendAction]
+OutputFolder = Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
+OutputPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
+OutputFile = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
 ScanName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN")]
 ScanNames = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SCAN")]
-Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model, and how it is loaded."""
 
+    group: ClassVar = "Model"
     model: str = "demo-qwen3"
-    """Folder or hub id of a model, such as Llama, Qwen or Gemma (`internal-policy families` lists what can be read), or
-    the folder of a PEFT adapter; demo-qwen3 and demo-llama are the bundled ones."""
+    """Model to use: a folder, a hub id, the folder of a PEFT adapter, or one of the bundled demo-qwen3 and demo-llama.
+    `internal-policy families` lists the supported model families."""
     revision: str = "main"
     """Branch, tag or commit of a model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """What the weights are loaded as, and so how exact the hidden states are; auto: as they were saved."""
+    """Type in which weights are loaded and hidden states computed; auto keeps the type they were saved in."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, ...; auto: the accelerator if there is one."""
+    """Device to run on: cpu, cuda, cuda:1, mps, ...; auto takes the accelerator if there is one."""
     device_map: Text = None
-    """Spread a large model over devices, as in transformers: auto, balanced, sequential."""
+    """Spread a large model over devices, as in transformers: auto, balanced or sequential."""
     attn_implementation: Text = None
-    """eager, sdpa, flash_attention_2, ...; by default what transformers picks."""
+    """Attention kernel: eager, sdpa, flash_attention_2, ...; by default what transformers picks."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
@@ -58,17 +64,18 @@ class ModelOptions:
 class ReadingOptions:
     """How problems are read, and put to the model."""
 
+    group: ClassVar = "Data"
     problem_column: Text = None
-    """Column that holds the problem; by default problem, question or prompt."""
+    """Column with the problems; by default problem, question or prompt."""
     answer_column: Text = None
-    """Column that holds the answer; by default answer, final_answer, reward_model or solution."""
+    """Column with the answers; by default answer, final_answer, reward_model or solution."""
     limit: Number = None
-    """Take only so many problems (or rollouts), from the first."""
+    """Use only the first so many problems or rollouts."""
     chat_template: File = None
-    """Jinja file to use instead of the tokenizer's own chat template, or `none`: the problem's text as it is."""
-    chat_template_kwargs: str = "{}"
-    """More arguments for the chat template, as JSON, such as '{"enable_thinking": false}'. Templates that write
-    the date use today's, or the one you give: '{"strftime_now": "2026-11-25"}'."""
+    """Jinja file to use instead of the tokenizer's own chat template, or none to use the text as it is."""
+    chat_template_kwargs: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
+    """More arguments for the chat template, such as '{"enable_thinking": false}'. A template that writes the date uses
+    today's, unless you give one: '{"strftime_now": "2026-11-25"}'."""
 
     @property
     def template_arguments(self) -> dict[str, Any]:
@@ -92,9 +99,10 @@ class ReadingOptions:
 class ProblemOptions:
     """The problems to solve."""
 
+    group: ClassVar = "Data"
     problems: File = None
-    """File .jsonl, .json, .csv, .parquet or .txt (a line a problem), or a data set of the hub, NAME[:CONFIG]@SPLIT; by
-    default the bundled held-out problems, the first 64 of them."""
+    """Problems to solve: a .jsonl, .json, .csv, .parquet or .txt file (a line a problem), or a data set of the hub as
+    NAME[:CONFIG]@SPLIT. By default the first 64 of the bundled held-out problems."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,21 +111,45 @@ class PromptOptions(ReadingOptions, ProblemOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolloutOptions:
+    """Responses that exist already."""
+
+    group: ClassVar = "Data"
+    rollouts: File = None
+    """Responses to use instead of sampling them: a .jsonl, .json, .parquet or .csv file, as `generate` and `export`
+    write them, or with columns prompt and response, or messages, or text; or a .txt file, which is one text."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """How responses are sampled."""
 
+    group: ClassVar = "Sampling"
     samples: int = 1
     """Responses per problem."""
     temperature: float = 1.0
-    """Sampling temperature; 0 takes the likeliest token."""
+    """Sampling temperature; 0 always takes the likeliest token."""
     top_p: float = 1.0
-    """Sample from the likeliest tokens that together have this probability."""
+    """Sample only from the likeliest tokens that together have this probability."""
     max_new_tokens: int = 1024
-    """Length limit of a response."""
+    """Length limit of a response, in tokens."""
     seed: int = 0
     """Random seed."""
     batch_size: int = 8
     """Rollouts at a time; halved when memory runs out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions:
+    """The policy to sample from."""
+
+    group: ClassVar = "Policy"
+    at: str = "final"
+    """Hook point to sample from, such as 5.resid_post for what layer 5 alone would write; final is the model itself."""
+    readout: Literal["raw", "norm"] = "raw"
+    """How the hidden states at --at are unembedded: as they are (raw) or through the final norm (norm)."""
+    lens: File = None
+    """Lens to unembed them through instead, a file that `fit-lens` wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +161,28 @@ class ResponseOptions(SamplingOptions, ReadingOptions, ModelOptions):
 class ViewOptions:
     """Which part of a scan to look at."""
 
+    group: ClassVar = "Part of the scan"
     readout: Text = None
-    """raw, norm or tuned; by default the first that was measured."""
+    """Readout to show: raw, norm or tuned; by default the first that was measured."""
     outcome: Literal["all", "correct", "incorrect"] = "all"
-    """Which responses to include; a response is correct if its reward is 1 or more."""
+    """Responses to include; a response is correct if its reward is 1 or more."""
     positions: Text = None
-    """Window of the responses' tokens, from 0, such as 0-99 or 100-; by default all."""
+    """Positions in the responses to include, counted from 0, such as 0-99 or 100-; by default all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where the result is written. A command says what its default is."""
+
+    group: ClassVar = "Output"
+    output: Path | None
+    """File or folder to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonOptions:
+    """How the result is printed."""
+
+    group: ClassVar = "Output"
+    json: bool = False
+    """Print the result as JSON."""

@@ -1,6 +1,7 @@
 """`internal-policy dashboard`: serve the dashboard on this machine."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 from urllib.parse import urlencode
 
 from internal_policy import bundle
@@ -11,13 +12,16 @@ from internal_policy.errors import InputError, require
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """Open the dashboard on this machine; it shows the scans in the cache, and the bundled ones.
+    """Open the dashboard in a browser on this machine.
+
+    It shows the scans in the cache, training runs, and what comes with the package.
 
     For example:
     $ internal-policy dashboard
     $ internal-policy dashboard --scan 3fa9 --port 8600
     """
 
+    group: ClassVar = "Dashboard"
     scan: Text = None
     """Scan to open first: its folder, or the first digits of its name in `internal-policy ls`."""
     port: int = 8501

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from rich import box
 from rich.markup import escape
@@ -15,7 +15,15 @@ from rich.table import Table
 
 from internal_policy import files
 from internal_policy.cli import prepared, progress
-from internal_policy.cli.common import File, Output, ResponseOptions, Sources, Text
+from internal_policy.cli.common import (
+    JsonOptions,
+    OutputFolder,
+    OutputOptions,
+    PolicyOptions,
+    ResponseOptions,
+    Sources,
+    Text,
+)
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
 
@@ -28,35 +36,36 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(ResponseOptions):
-    """Sample K responses to every problem, and say how many are right: Avg@K and Pass@k, with 95 % intervals.
+class ProblemSets:
+    """Sets of problems to solve."""
 
-    They are Wilson intervals over the problems. An interrupted evaluation continues where it stopped, and the same
-    question asked again is answered at once. pass_at_k.parquet holds the curves, rollouts.parquet the responses.
+    group: ClassVar = "Data"
+    problems: Sources = ()
+    """Problems to solve, with answers: .jsonl, .json, .csv or .parquet files, or data sets of the hub as
+    NAME[:CONFIG]@SPLIT. By default the first 64 of the bundled held-out problems. --limit applies to each set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(JsonOptions, OutputOptions, PolicyOptions, ResponseOptions, ProblemSets):
+    """Sample K responses per problem and report Avg@K and Pass@k.
+
+    Intervals are 95 % Wilson intervals over the problems. The folder gets pass_at_k.parquet with the curves, and
+    rollouts.parquet with the responses. An interrupted evaluation continues where it stopped, and a repeated one is
+    answered from the cache.
 
     For example:
     $ internal-policy evaluate --samples 16
-    $ internal-policy evaluate --at 5.resid_post --limit 32 --output layer5
-    $ internal-policy evaluate --model Qwen/Qwen3-4B --problems amc.jsonl HuggingFaceH4/MATH-500@test
+    $ internal-policy evaluate --at 5.resid_post --limit 32 -o layer5
+    $ internal-policy evaluate --problems amc.jsonl HuggingFaceH4/MATH-500@test
     """
 
-    problems: Sources = ()
-    """Files .jsonl, .json, .csv or .parquet, or data sets of the hub, NAME[:CONFIG]@SPLIT, that have answers; by
-    default the bundled held-out problems, the first 64 of them. --limit applies to each."""
+    group: ClassVar = "Output"
     samples: int = 8
-    """Responses per problem: K."""
-    at: str = "final"
-    """Hook point to sample from: final is the model itself, 5.resid_post what layer 5 alone would write."""
-    readout: Literal["raw", "norm"] = "raw"
-    """How hidden states of that hook point are unembedded."""
-    lens: File = None
-    """Unembed them through this lens instead, as `fit-lens` writes it."""
+    """Responses per problem (K)."""
     label: Text = None
-    """Name of the curve; by default the model's, with @5.resid_post for an internal policy."""
-    output: Output = None
+    """Name of the curve; by default the model's name, with @5.resid_post for an internal policy."""
+    output: OutputFolder = None
     """Folder for the two files; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
-    json: bool = False
-    """Print the result as JSON."""
 
 
 ASKED, ROLLOUTS, CURVES = "evaluation.json", "rollouts.parquet", "pass_at_k.parquet"

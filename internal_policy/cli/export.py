@@ -2,30 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from internal_policy.cli import progress
-from internal_policy.cli.common import Output, ScanName
+from internal_policy.cli.common import OutputOptions, OutputPath, ScanName
 from internal_policy.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(OutputOptions):
     """Write a table of a scan as one file.
 
     For example:
-    $ internal-policy export 3fa9 --format csv
-    $ internal-policy export 3fa9 --table policies --format parquet --output policies.parquet
+    $ internal-policy export 3fa9
+    $ internal-policy export 3fa9 --table policies --format parquet -o p.parquet
     """
 
+    group: ClassVar = "Table"
     scan: ScanName
-    """Folder of the scan, or the first digits of its name in `internal-policy ls`."""
+    """Scan to export: its folder, or the first digits of its name in `internal-policy ls`."""
     format: Literal["csv", "json", "parquet"] = "csv"
-    """File format."""
+    """Format of the file."""
     table: Literal["layers", "policies", "rollouts"] = "layers"
-    """layers: a row a rollout x readout x layer x site; policies: a row a token x readout x layer; rollouts: the
-    responses."""
-    output: Output = None
+    """Table to write: layers has a row for each rollout x readout x layer x site, policies one for each token x readout
+    x layer, and rollouts one for each response."""
+    output: OutputPath = None
     """File to write; by default TABLE.FORMAT here."""
 
 

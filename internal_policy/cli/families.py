@@ -11,19 +11,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy.cli import progress
+from internal_policy.cli.common import JsonOptions
 from internal_policy.cli.console import document, out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Families:
-    """List the model families that can be read, each proved now, and how to add one.
+class Families(JsonOptions):
+    """List the supported model families, each proved now.
 
-    Every row of the table is checked on a tiny random model with the installed version of transformers: what is read
-    must equal what the model adds to its residual stream, bit for bit. The exit code is 1 if a row fails.
+    Every family is checked on a tiny random model with the installed version of transformers: what is read must equal
+    what the model adds to its residual stream, bit for bit. The exit code is 1 if a family fails. It also says how to
+    add a family.
     """
-
-    json: bool = False
-    """Print the result as JSON."""
 
 
 def run(options: Families) -> bool:

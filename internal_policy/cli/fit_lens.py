@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich import box
 from rich.markup import escape
@@ -16,7 +16,15 @@ from rich.table import Table
 
 from internal_policy import bundle
 from internal_policy.cli import prepared, progress
-from internal_policy.cli.common import File, ResponseOptions
+from internal_policy.cli.common import (
+    File,
+    JsonOptions,
+    OutputFile,
+    OutputOptions,
+    ProblemOptions,
+    ResponseOptions,
+    RolloutOptions,
+)
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
 
@@ -28,44 +36,41 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitLens(ResponseOptions):
-    """Fit a tuned lens: at each hook point an affine translator whose policy comes close to the model's own.
+class FitLens(JsonOptions, OutputOptions, ResponseOptions, RolloutOptions, ProblemOptions):
+    """Fit a tuned lens, and measure it on held-out problems.
 
-    The model answers problems first, unless --rollouts gives it responses. The translators start as the norm readout
-    (the logit lens), and are then fitted to what the model's own policy says at the response tokens. What is printed is
-    KL(final || readout) on problems that were held out. `scan --lens FILE` measures what layers say through the lens.
+    The model answers problems first, unless --rollouts gives it responses. At each hook point an affine translator
+    starts as the norm readout (the logit lens), and is then fitted so that its policy comes close to the model's own at
+    the response tokens. KL(final || readout) on held-out problems is printed. Use the lens with `scan --lens FILE`.
 
     For example:
-    $ internal-policy fit-lens --output lens.safetensors
-    $ internal-policy fit-lens --model Qwen/Qwen3-0.6B --problems train.jsonl --sites all
+    $ internal-policy fit-lens -o lens.safetensors
+    $ internal-policy fit-lens --model Qwen/Qwen3-0.6B --problems train.jsonl
     $ internal-policy scan --lens lens.safetensors --sites resid_pre,resid_post
     """
 
+    group: ClassVar = "Fitting"
     problems: File = None
-    """File .jsonl, .json, .csv, .parquet or .txt (a line a problem), or a data set of the hub, NAME[:CONFIG]@SPLIT; by
-    default the bundled training problems, the first 512 of them."""
-    rollouts: File = None
-    """Fit on these responses instead: what `scan --rollouts` reads."""
+    """Problems to solve: a .jsonl, .json, .csv, .parquet or .txt file (a line a problem), or a data set of the hub as
+    NAME[:CONFIG]@SPLIT. By default the first 512 of the bundled training problems."""
     sites: str = "resid_pre,resid_post"
-    """Sites that get a translator in each layer, separated by commas, or all: of resid_pre, attn_in, attn_out,
-    resid_mid, mlp_in, mlp_out, resid_post. The last layer's resid_post needs none:
-    normed it is the model's own policy."""
+    """Sites that get a translator in each layer, separated by commas: resid_pre, attn_in, attn_out, resid_mid, mlp_in,
+    mlp_out, resid_post, or all. The last layer's resid_post gets none, because it needs none: after the norm it is the
+    model's own policy."""
     held_out: float = 0.2
-    """Share of the problems to hold out from fitting; the KL is measured on these."""
+    """Share of the problems that is held out from fitting, and on which the KL is measured."""
     steps: int = 800
     """Updates of the translators."""
     batch_tokens: int = 256
     """Response tokens per update."""
     learning_rate: float = 1.0
-    """Learning rate of Adam, times the size of a hidden state (d_model); it falls to 0 over the steps."""
+    """Learning rate of Adam, relative to the size of a hidden state (d_model); it falls to 0 over the steps."""
     max_new_tokens: int = 128
-    """Length limit of a response."""
+    """Length limit of a response, in tokens."""
     batch_size: int = 32
     """Responses sampled at a time; halved when memory runs out."""
-    output: Path = Path("lens.safetensors")
-    """File to write."""
-    json: bool = False
-    """Print the result as JSON."""
+    output: OutputFile = Path("lens.safetensors")
+    """File to write, .safetensors."""
 
 
 PROBLEMS = 512

@@ -5,12 +5,19 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from internal_policy.cli import prepared, progress
-from internal_policy.cli.common import File, PromptOptions, ResponseOptions
+from internal_policy.cli.common import (
+    JsonOptions,
+    OutputFile,
+    OutputOptions,
+    PolicyOptions,
+    PromptOptions,
+    ResponseOptions,
+)
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
 
@@ -22,24 +29,18 @@ PRESENTATION = {"output", "json"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(PromptOptions, ResponseOptions):
-    """Sample responses, from the model or from one of its internal policies, and mark them.
+class Generate(JsonOptions, OutputOptions, PolicyOptions, PromptOptions, ResponseOptions):
+    """Sample responses from a model or an internal policy.
+
+    Each response is marked if its problem has an answer. An interrupted run continues where it stopped.
 
     For example:
-    $ internal-policy generate --samples 4 --output rollouts.jsonl
-    $ internal-policy generate --at 5.resid_post --limit 8 --output layer5.parquet
+    $ internal-policy generate --samples 4 -o rollouts.jsonl
+    $ internal-policy generate --at 5.resid_post --limit 8 -o layer5.parquet
     """
 
-    output: Path = Path("rollouts.parquet")
+    output: OutputFile = Path("rollouts.parquet")
     """File to write, .parquet or .jsonl."""
-    at: str = "final"
-    """Hook point to sample from: final is the model itself, 5.resid_post what layer 5 alone would write."""
-    readout: Literal["raw", "norm"] = "raw"
-    """How hidden states of that hook point are unembedded."""
-    lens: File = None
-    """Unembed them through this lens instead, as `fit-lens` writes it."""
-    json: bool = False
-    """Print the result as JSON."""
 
 
 def run(options: Generate) -> None:

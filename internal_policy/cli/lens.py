@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 from rich import box
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text as Styled
 
 from internal_policy.cli import progress
-from internal_policy.cli.common import ModelOptions, Text
+from internal_policy.cli.common import JsonOptions, ModelOptions, Text
 from internal_policy.cli.console import document, out, visible
 from internal_policy.errors import InputError
 from internal_policy.models import loading
@@ -26,15 +26,19 @@ CELL = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lens(ModelOptions):
-    """Print what each layer would say next after a text, and write nothing.
+class Lens(JsonOptions, ModelOptions):
+    """Print what each layer would say next after a text.
+
+    Nothing is written.
 
     For example:
     $ internal-policy lens "47 + 385 ="
-    $ internal-policy lens "The capital of France is" --model Qwen/Qwen3-4B --target " Paris"
-    $ internal-policy lens "The capital of France is" --model Qwen/Qwen3-4B --all-positions
+    $ internal-policy lens "The capital of France is" --model Qwen/Qwen3-4B
+    $ internal-policy lens "The capital of France is" --target " Paris"
+    $ internal-policy lens "The capital of France is" --all-positions
     """
 
+    group: ClassVar = "What to print"
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
     """The text to read, in quotation marks; you can give several. - reads it from stdin."""
     chat: bool = False
@@ -50,8 +54,6 @@ class Lens(ModelOptions):
     """How many of each layer's likeliest tokens to print."""
     all_positions: bool = False
     """Print the top token of every layer at every token of the text, as many as the terminal has room for."""
-    json: bool = False
-    """Print the result as JSON."""
 
 
 def run(options: Lens) -> None:

@@ -12,18 +12,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy.cli import contents, inventory
+from internal_policy.cli.common import JsonOptions
 from internal_policy.cli.console import document, out, visible
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ls:
-    """List the scans, training runs and evaluations in the cache, newest first, and those that come with the package.
+class Ls(JsonOptions):
+    """List scans, training runs and evaluations, newest first.
 
-    Interrupted and broken ones are listed too, with what to do about them. To remove some, use `internal-policy rm`.
+    Those in the cache are listed and those that come with the package. Interrupted and broken ones are listed too, with
+    what to do about them. To remove some, use `internal-policy rm`.
     """
-
-    json: bool = False
-    """Print the result as JSON."""
 
 
 def run(options: Ls) -> None:

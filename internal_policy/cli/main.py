@@ -4,48 +4,18 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import tyro
-
 import internal_policy
-from internal_policy.cli import (
-    dashboard,
-    evaluate,
-    export,
-    families,
-    fit_lens,
-    generate,
-    lens,
-    ls,
-    plot,
-    report,
-    scan,
-    show,
-    train,
-)
+from internal_policy.cli import families, parsing, train, usage
+from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.common import ModelOptions
 from internal_policy.cli.console import Terminal, out
 from internal_policy.errors import MODELS, InputError, require
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], bool | None]]] = {
-    "lens": (lens.Lens, lens.run),
-    "scan": (scan.Scan, scan.run),
-    "generate": (generate.Generate, generate.run),
-    "evaluate": (evaluate.Evaluate, evaluate.run),
-    "fit-lens": (fit_lens.FitLens, fit_lens.run),
-    "train": (train.Train, train.run),
-    "ls": (ls.Ls, ls.run),
-    "show": (show.Show, show.run),
-    "export": (export.Export, export.run),
-    "plot": (plot.Plot, plot.run),
-    "report": (report.Report, report.run),
-    "dashboard": (dashboard.Dashboard, dashboard.run),
-    "families": (families.Families, families.run),
-}
-"""Each command's options, and what runs it: True if it did its work and something is wrong."""
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+HELP = {"-h", "--help"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,23 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show Δ gets its number
-    if arguments == ["--version"]:
-        out.print(f"internal-policy {internal_policy.__version__}")
-        return DONE
-    options = tyro.extras.subcommand_cli_from_dict(
-        {name: kind for name, (kind, _) in COMMANDS.items()},
-        args=arguments,
-        prog="internal-policy",
-        description="See what every layer, attention block and FFN of a language model would say next, "
-        "and how sure it is. --version prints the version.",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    resume = ["--resume"] if isinstance(options, train.Train) and "--resume" not in arguments else []
-    again = shlex.join(["internal-policy", *arguments, *resume])
     say = Terminal(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    again = shlex.join(["internal-policy", *_continuing(arguments)])
     try:
-        _check_installed(options)
-        wrong = dict(COMMANDS.values())[type(options)](options)
+        wrong = _run(arguments)
     except InputError as error:
         say.print(f"error: {error}")
         return WRONG_USAGE
@@ -89,6 +46,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say.print(f"error: {error}. Finished work is kept. Once this is fixed, continue with: {again}")
         return FAILED
     return FAILED if wrong else DONE
+
+
+def _run(words: Sequence[str]) -> bool | None:
+    """Do what the words ask: print the version or help, or run a command; True if something is wrong."""
+    if not words or words[0] in HELP:
+        usage.print_commands({name: (row.group, usage.page(row.options).summary) for name, row in COMMANDS.items()})
+    elif words[0] == "--version":
+        out.print(f"internal-policy {internal_policy.__version__}")
+    elif words[0].startswith("--tyro-"):  # tyro writes completions for shells
+        parsing.parse(COMMANDS, words)
+    elif words[0] not in COMMANDS:
+        raise parsing.unknown_command(words[0], COMMANDS)
+    elif HELP & {*words}:
+        usage.print_page(words[0], usage.page(COMMANDS[words[0]].options))
+    else:
+        options = parsing.parse(COMMANDS, words)
+        _check_installed(options)
+        return COMMANDS[words[0]].run(options)
+    return None
+
+
+def _continuing(words: Sequence[str]) -> list[str]:
+    """The command that continues an interrupted one."""
+    if words[:1] != ["train"]:
+        return [*words]
+    return [*(word for word in words if word not in ("--force", "--resume")), "--resume"]
 
 
 def _check_installed(options: Any) -> None:

@@ -1,19 +1,18 @@
 """`internal-policy plot`: draw one figure of a scan."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
 from internal_policy.cli import progress
-from internal_policy.cli.common import Number, ScanName, ViewOptions
+from internal_policy.cli.common import Number, OutputFile, OutputOptions, ScanName, ViewOptions
 from internal_policy.errors import InputError, require
 
 if TYPE_CHECKING:
     from internal_policy.look.view import View
 
-Others = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SCAN", help_behavior_hint="")]
+Others = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SCAN")]
 
 
 Figure = Literal[
@@ -25,46 +24,57 @@ Measure = Literal["entropy", "change", "logprob", "rank", "top1", "kl", "norm", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plot(ViewOptions):
-    """Draw one figure of a scan, as .html that needs no network, or as .png, .svg or .pdf.
+class Plot(OutputOptions, ViewOptions):
+    """Draw one figure of a scan as .html, .png, .svg or .pdf.
 
-    flow: entropy from layer to layer (Fig. 2 of the paper); change: entropy change with the stages (Fig. 3);
-    norm-control: the change as direction and norm; residual: cosines with the residual stream, and norms (Fig. 12);
-    convergence: KL to the model's policy and where its first choice settles; readouts: raw, norm and a lens in one
-    figure; distribution: spread over the tokens; tokens: token x layer heatmap of a response; cell: what the policies
-    of a layer would say at a token; compare: up to four scans side by side.
+    The figures are:
+
+      flow          entropy from layer to layer (Fig. 2 of the paper)
+      change        entropy change, with the stages (Fig. 3)
+      norm-control  entropy change, split into direction and norm
+      residual      cosines with the residual stream, and norms (Fig. 12)
+      convergence   KL to the model's policy, and where its first choice settles
+      readouts      raw, norm and a lens in one figure
+      distribution  spread over the tokens
+      tokens        heatmap of a response, token by layer
+      cell          what the policies of a layer would say at a token
+      compare       up to four scans side by side
+
+    An .html file needs no network.
 
     For example:
     $ internal-policy plot demo-qwen3 flow -o flow.png
     $ internal-policy plot 3fa9 change --style paper -o change.pdf
-    $ internal-policy plot demo-qwen3 tokens --rollout 3 --site mlp_out --measure change -o tokens.html
+    $ internal-policy plot demo-qwen3 tokens --rollout 3 --measure change -o t.html
     $ internal-policy plot demo-qwen3 compare --against demo-llama -o compare.svg
     """
 
+    group: ClassVar = "Figure"
     scan: ScanName
-    """Folder of the scan, the first digits of its name in `internal-policy ls`, or demo-qwen3 or demo-llama."""
-    figure: Annotated[Figure, tyro.conf.Positional]
-    """What to draw."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
-    """File to write: .html, .png, .svg or .pdf. An existing one is replaced."""
+    """Scan to draw: its folder, the first digits of its name in `internal-policy ls`, or demo-qwen3 or demo-llama."""
+    figure: Annotated[Figure, tyro.conf.Positional, tyro.conf.arg(metavar="FIGURE")]
+    """Figure to draw, from the list above."""
     style: Literal["screen", "paper"] = "screen"
-    """paper: black on white, sized for a column of print, without a title."""
+    """Look of the figure; paper is black on white, sized for a column of print, and has no title."""
     average: Literal["tokens", "rollouts"] = "tokens"
-    """Every token counts the same (the paper), or every rollout does."""
+    """What counts the same in a mean: every token (the paper) or every rollout."""
     against: Others = ()
-    """The other scans that compare draws."""
-    measure: Measure = "entropy"
-    """Measure to draw in tokens, distribution, readouts and compare. change is for tokens and compare, top1 for
-    readouts, entropy_at_input_norm for tokens and distribution."""
+    """Scans that compare draws beside the first."""
+    measure: Annotated[Measure, tyro.conf.arg(metavar="MEASURE")] = "entropy"
+    """Measure that tokens, distribution, readouts and compare draw: entropy, change, logprob, rank, top1, kl, norm,
+    cosine or entropy_at_input_norm. Only tokens and compare draw change, only readouts draws top1, and only
+    tokens and distribution draw entropy_at_input_norm."""
     site: str = "resid_post"
     """Site that tokens, distribution and readouts draw: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out or
     resid_post."""
     rollout: Number = None
     """Number of the response that tokens and cell draw; by default the first."""
     position: Number = None
-    """Position of the token that cell and tokens draw, from 0 in the response; by default the first."""
+    """Position of the token that cell and tokens draw, counted from 0 in the response; by default the first."""
     layer: int = 0
-    """Layer that cell draws, from 0; one past the last for the model's own policy."""
+    """Layer that cell draws, counted from 0; one past the last is the model's own policy. By default 0."""
+    output: OutputFile
+    """File to write: .html, .png, .svg or .pdf. An existing file is replaced."""
 
 
 def run(options: Plot) -> None:

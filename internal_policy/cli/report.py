@@ -2,20 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from internal_policy import files
 from internal_policy.cli import progress
-from internal_policy.cli.common import ScanNames, ViewOptions
+from internal_policy.cli.common import OutputFile, OutputOptions, ScanNames, ViewOptions
 from internal_policy.cli.plot import view_of
 from internal_policy.errors import InputError, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(ViewOptions):
-    """Write one offline HTML file with every figure of one or more scans, their table and provenance.
+class Report(OutputOptions, ViewOptions):
+    """Write every figure and table of scans as one HTML file.
+
+    The file needs no network, and also says how the scans were made.
 
     For example:
     $ internal-policy report demo-qwen3 demo-llama -o report.html
@@ -23,9 +22,9 @@ class Report(ViewOptions):
     """
 
     scans: ScanNames
-    """Folders of the scans, first digits of their names in `internal-policy ls`, or demo-qwen3 or demo-llama."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = Path("report.html")
-    """File to write. An existing one is replaced."""
+    """Scans to report: folders, first digits of names in `internal-policy ls`, or demo-qwen3 or demo-llama."""
+    output: OutputFile = Path("report.html")
+    """File to write, .html. An existing file is replaced."""
 
 
 def run(options: Report) -> None:

@@ -6,10 +6,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from internal_policy.cli import opening, progress, work
-from internal_policy.cli.common import File, Output, PromptOptions, ResponseOptions, SamplingOptions, Texts
+from internal_policy.cli.common import (
+    File,
+    JsonOptions,
+    ModelOptions,
+    OutputFolder,
+    OutputOptions,
+    PromptOptions,
+    ResponseOptions,
+    RolloutOptions,
+    SamplingOptions,
+    Texts,
+)
 from internal_policy.cli.prepared import Prepared, check_effect, prepare, source
 from internal_policy.cli.work import Work
 from internal_policy.errors import InputError
@@ -25,52 +36,72 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan(PromptOptions, ResponseOptions):
-    """Measure the policy of every layer, attention block and FFN at every response token.
+class Reading(ModelOptions):
+    """A model, and what reads its hidden states."""
 
-    The model answers the problems first, unless --text or --rollouts gives it what to read. The scan is kept as
-    Parquet: an interrupted one continues where it stopped, and the same question asked again is answered at once.
+    group: ClassVar = "Model"
+    reader: Literal["hooks", "transformer-lens", "nnsight"] = "hooks"
+    """What reads hidden states: our own hooks, or a library, which is an extra, such as internal-policy[nnsight]."""
+    remote: bool = False
+    """With --reader nnsight and --rollouts: measure on NDIF (ndif.us), which holds the model and sets the precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenOptions(RolloutOptions):
+    """Texts or responses to measure."""
+
+    group: ClassVar = "Data"
+    text: Texts = ()
+    """Text to measure as it is, without the chat template; - reads it from stdin. For several texts repeat the option:
+    --text "One." --text "Two." Nothing predicts the first token of a text, so measuring begins at the second, or at the
+    first where the tokenizer puts a BOS token before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanOutput(JsonOptions, OutputOptions):
+    """Where the scan is written, and what becomes of an earlier one."""
+
+    group: ClassVar = "Output"
+    output: OutputFolder = None
+    """Folder for the scan; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
+    dry_run: bool = False
+    """Only print what would be measured, and how much memory and disk it needs."""
+    remeasure: bool = False
+    """Check every file of a finished scan, and measure damaged parts again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan(ScanOutput, PromptOptions, ResponseOptions, GivenOptions, Reading):
+    """Measure the policy of every layer at every response token.
+
+    The model answers problems first, unless --text or --rollouts gives it what to read. Its policy is then measured
+    after every layer, attention block and FFN, at every response token. The scan is kept as Parquet files. An
+    interrupted scan continues where it stopped, and a repeated one is answered from the cache.
 
     For example:
     $ internal-policy scan
     $ internal-policy scan --text "The capital of France is Paris"
-    $ internal-policy scan --model Qwen/Qwen3-4B --problems HuggingFaceH4/MATH-500@test --limit 100
-    $ internal-policy scan --model ./my-llama --rollouts responses.jsonl --layers 0,5,10-20,-1 --readout both
+    $ internal-policy scan --model Qwen/Qwen3-4B --problems openai/gsm8k:main@test
+    $ internal-policy scan --model ./my-llama --rollouts responses.jsonl
+    $ internal-policy scan --layers 0,5,10-20,-1 --sites attn_out --readout both
     """
 
-    text: Texts = ()
-    """Measure this text as it is, without the chat template; - reads it from stdin. For several texts repeat the
-    option: --text "One." --text "Two." Nothing predicts the first token of a text, so measuring begins at the second,
-    or at the first where the tokenizer puts a BOS token before it."""
-    rollouts: File = None
-    """Measure these responses instead: .jsonl, .json, .parquet or .csv, as `generate` and `export` write them, or with
-    columns prompt and response, or messages, or text; or a .txt file, all of which is one text."""
+    group: ClassVar = "What to measure"
     layers: str = "all"
-    """Layers to measure, from 0, such as 0,5,10-20,-1."""
+    """Layers to measure, counted from 0, such as 0,5,10-20,-1."""
     sites: str = "all"
-    """Sites to measure, separated by commas: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post; all:
-    those that the model's family has."""
+    """Sites to measure, separated by commas: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post; all
+    takes those that the model's family has."""
     readout: Literal["raw", "norm", "both"] = "raw"
-    """Unembed hidden states as they are (raw, the paper), or through the final norm (norm, the logit lens)."""
+    """How hidden states are unembedded: as they are (raw, the paper), or through the final norm (norm, the logit
+    lens)."""
     lens: File = None
-    """Also read them through this lens, as `fit-lens` writes it, or the tuned-lens library as .safetensors; the readout
-    is called tuned."""
+    """Lens to read hidden states through as well: a .safetensors file that `fit-lens` or the tuned-lens library wrote.
+    Its readout is called tuned."""
     measures: str = "all"
     """Measures to keep, separated by commas: entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm."""
     top_k: int = 5
-    """How many of the likeliest tokens to keep at each hook point; 0 for none."""
-    reader: Literal["hooks", "transformer-lens", "nnsight"] = "hooks"
-    """How to read hidden states: with our hooks, or through a library, which is an extra: internal-policy[nnsight]."""
-    remote: bool = False
-    """With --reader nnsight and --rollouts: measure on NDIF (ndif.us), which holds the model and sets the precision."""
-    output: Output = None
-    """Folder for the scan; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
-    json: bool = False
-    """Print the result as JSON."""
-    dry_run: bool = False
-    """Only say what would be measured, and the memory and disk that it needs."""
-    remeasure: bool = False
-    """Check every file of a finished scan, and measure the damaged parts again."""
+    """Number of likeliest tokens to keep at each hook point; 0 keeps none."""
 
 
 PRESENTATION = {"output", "json", "dry_run", "remeasure"}

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from internal_policy.cli import progress
-from internal_policy.cli.common import ScanName, Text
+from internal_policy.cli.common import JsonOptions, ScanName, Text
 from internal_policy.cli.console import document, out
 from internal_policy.errors import InputError
 
@@ -19,20 +19,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Show:
-    """Print a scan: what was measured, and the entropies by layer.
+class Show(JsonOptions):
+    """Print what a scan measured, and its entropies by layer.
 
     For example:
     $ internal-policy show 3fa9
     $ internal-policy show ./my-scan --readout norm
     """
 
+    group: ClassVar = "Part of the scan"
     scan: ScanName
-    """Folder of the scan, or the first digits of its name in `internal-policy ls`."""
+    """Scan to print: its folder, or the first digits of its name in `internal-policy ls`."""
     readout: Text = None
-    """raw, norm or tuned; by default the first that was measured."""
-    json: bool = False
-    """Print the result as JSON."""
+    """Readout to show: raw, norm or tuned; by default the first that was measured."""
 
 
 def run(options: Show) -> None:

@@ -8,9 +8,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
@@ -18,8 +17,8 @@ from rich.table import Table
 
 from internal_policy import bundle, files
 from internal_policy.cli import prepared, progress
-from internal_policy.cli.common import File, Fraction, ModelOptions, Number, Output, PromptOptions, Readout, Text
 from internal_policy.cli.console import document, out
+from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError
 from internal_policy.models import loading, templates
 from internal_policy.secrecy import redacted
@@ -56,73 +55,6 @@ FLAGS = {
     "readout": "readout",
 }
 """Option -> the field of BuPOConfig that it sets."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train(PromptOptions, ModelOptions):
-    """Train a model with BuPO: on one internal policy first, then on the whole; or with plain GRPO.
-
-    With no options the bundled demo-qwen3 model is trained on bundled problems, sums of three numbers. The run's folder
-    gets metrics.parquet (a row per step), dynamics.parquet (what happens to every layer), checkpoints and, at the end,
-    the model. Ctrl-C writes a checkpoint and prints the command that continues.
-
-    For example:
-    $ internal-policy train
-    $ internal-policy train --method grpo --steps 40 --output grpo
-    $ internal-policy train --layer 3 --internal-steps 20 --report-to tensorboard
-    $ accelerate launch --num-processes 2 -m internal_policy train --model ./my-qwen --problems problems.jsonl
-    data/recipes/ has the paper's runs on 8 GPUs, each with its command.
-    """
-
-    problems: File = None
-    """File .jsonl, .json, .csv or .parquet, or a data set of the hub, NAME[:CONFIG]@SPLIT; by default bundled ones."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "float32"
-    """Type of the weights in training; with bf16 in --config, computations are in bfloat16 anyway."""
-    method: Literal["bupo", "grpo"] = "bupo"
-    """bupo trains an internal policy first, grpo the whole policy from the start."""
-    layer: Number = None
-    """Layer that BuPO trains first, from 0; by default the last whose FFN raises entropy significantly in a scan of a
-    few responses (its 95 % interval, widened for the number of layers, is above 0). With grpo: the layer that later
-    ones are compared with in dynamics.parquet."""
-    site: Literal["resid_post", "attn_out", "mlp_out"] = "resid_post"
-    """Output of the layer, or of its attention or FFN, whose policy is trained."""
-    readout: Readout = None
-    """How hidden states are unembedded: raw (the paper, and the default) or norm (through the final norm)."""
-    internal_steps: Number = None
-    """Steps on the internal policy; by default a sixth of all steps."""
-    steps: Number = None
-    """Number of steps; a step is a batch of sampled responses, whatever the number of updates. By default 120."""
-    prompts: Number = None
-    """Prompts per step; by default 16."""
-    samples: Number = None
-    """Responses per prompt; by default 8."""
-    updates: Number = None
-    """Optimizer updates per step; by default 1."""
-    micro_batch: Number = None
-    """Responses that one process computes at a time; fewer need less memory. By default 16."""
-    learning_rate: Fraction = None
-    """Learning rate of AdamW; by default 1e-4 for a bundled model, 1e-6 (the paper's) for others."""
-    temperature: Fraction = None
-    """Sampling temperature; by default 1."""
-    max_new_tokens: Number = None
-    """Length limit of a response; by default 64 for a bundled model, 1024 for others."""
-    seed: Number = None
-    """Random seed of sampling and of the order of problems; by default 0."""
-    save_every: Number = None
-    """Steps between two checkpoints; the last two are kept. By default 20."""
-    scan_every: int = 5
-    """Steps between two scans of the layers for dynamics.parquet; 0 turns them off."""
-    report_to: Text = None
-    """More loggers, as in TRL: tensorboard, wandb, trackio, ...; by default none."""
-    config: File = None
-    """YAML file with any fields of TRL's GRPOConfig and of BuPOConfig; options on the command line win over it."""
-    output: Output = None
-    """Folder of the run; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE), where the dashboard
-    finds it."""
-    resume: bool = False
-    """Continue from the last checkpoint in the folder."""
-    json: bool = False
-    """Print the result as JSON."""
 
 
 def run(options: Train) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from conftest import one_sentence
 
 from internal_policy import bundle, files
 from internal_policy.__main__ import main
@@ -226,9 +227,8 @@ def test_a_port_in_use_is_refused_with_one_sentence():
 @pytest.mark.parametrize("measure", ["tokens", "topk_ids", "rollout"])
 @pytest.mark.parametrize("figure", ["tokens", "distribution", "readouts", "compare"])
 def test_a_measure_that_no_figure_draws_is_wrong_usage(figure, measure, here, capsys):
-    with pytest.raises(SystemExit) as error:
-        main(["plot", "demo-qwen3", figure, "--measure", measure, "-o", "x.html"])
-    assert error.value.code == 2
+    assert main(["plot", "demo-qwen3", figure, "--measure", measure, "-o", "x.html"]) == 2
+    one_sentence(capsys, f"--measure is '{measure}'. Choose one of entropy, change, logprob", here)
     with pytest.raises(InputError, match=f"Can't draw {figure} by '{measure}'"):
         catalogue.draw(figure, [view.View(DEMO)], catalogue.Choice(measure=measure))
 

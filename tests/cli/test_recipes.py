@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-import tyro
 from accelerate.commands.launch import launch_command_parser
 from conftest import tiny_model
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from internal_policy.cli import train
-from internal_policy.cli.main import COMMANDS
+from internal_policy.cli import parsing, train
+from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.train import Train
 from internal_policy.models.families import decoder_layers
 from internal_policy.models.hooks import HookPoint
@@ -51,11 +50,7 @@ def launched(name: str):
 
 def asked_of(name: str, more: str = "") -> Train:
     """What the command line makes of the rest of it."""
-    found = tyro.extras.subcommand_cli_from_dict(
-        {command: options for command, (options, _) in COMMANDS.items()},
-        args=[*launched(name).training_script_args, *more.split()],
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    found = parsing.parse(COMMANDS, [*launched(name).training_script_args, *more.split()])
     assert isinstance(found, Train)
     return found
 

@@ -1,0 +1,106 @@
+"""The options of `internal-policy train`."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from internal_policy.cli.common import (
+    File,
+    Fraction,
+    JsonOptions,
+    ModelOptions,
+    Number,
+    OutputFolder,
+    OutputOptions,
+    PromptOptions,
+    Readout,
+    Text,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSampling:
+    """How responses are sampled. None leaves a field to --config, or to its default."""
+
+    group: ClassVar = "Sampling"
+    prompts: Number = None
+    """Prompts per step; by default 16."""
+    samples: Number = None
+    """Responses per prompt; by default 8."""
+    temperature: Fraction = None
+    """Sampling temperature; by default 1."""
+    max_new_tokens: Number = None
+    """Length limit of a response, in tokens; by default 64 for a bundled model, 1024 for others."""
+    seed: Number = None
+    """Random seed of sampling and of the order of problems; by default 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """How the weights are updated. None leaves a field to --config, or to its default."""
+
+    group: ClassVar = "Optimization"
+    steps: Number = None
+    """Steps to train. In a step a batch of responses is sampled and trained on, with any number of updates. By default
+    120."""
+    updates: Number = None
+    """Optimizer updates per step; by default 1."""
+    micro_batch: Number = None
+    """Responses that one process computes at a time; fewer need less memory. By default 16."""
+    learning_rate: Fraction = None
+    """Learning rate of AdamW; by default 1e-4 for a bundled model, 1e-6 (the paper's) for others."""
+    config: File = None
+    """YAML file with any fields of TRL's GRPOConfig and of BuPOConfig. Options on the command line override it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOutput(JsonOptions, OutputOptions):
+    """Where the run is written, and what it logs."""
+
+    group: ClassVar = "Output"
+    output: OutputFolder = None
+    """Folder for the run; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
+    resume: bool = False
+    """Continue from the last checkpoint in the folder."""
+    save_every: Number = None
+    """Steps between two checkpoints, of which the last two are kept. By default 20."""
+    scan_every: int = 5
+    """Steps between two scans of the layers for dynamics.parquet; 0 turns them off."""
+    report_to: Text = None
+    """More loggers, as in TRL: tensorboard, wandb, trackio, ...; by default none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainOutput, Optimization, TrainSampling, PromptOptions, ModelOptions):
+    """Train a model with BuPO (an internal policy first) or GRPO.
+
+    BuPO trains one internal policy first, then the whole model. With no options the bundled demo-qwen3 is trained on
+    bundled problems, sums of three numbers. The folder gets metrics.parquet (a row per step), dynamics.parquet (what
+    happens to every layer), checkpoints and, at the end, the model. Ctrl-C writes a checkpoint and prints the command
+    that continues. data/recipes has the paper's runs on 8 GPUs, each with its command.
+
+    For example:
+    $ internal-policy train
+    $ internal-policy train --method grpo --steps 40 -o grpo
+    $ internal-policy train --layer 3 --internal-steps 20 --report-to tensorboard
+    $ accelerate launch --num-processes 2 -m internal_policy train --model ./my-qwen
+    """
+
+    group: ClassVar = "Method"
+    problems: File = None
+    """Problems to train on: a .jsonl, .json, .csv or .parquet file, or a data set of the hub as NAME[:CONFIG]@SPLIT. By
+    default bundled sums."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "float32"
+    """Type of the weights in training; with bf16 in --config, computations are in bfloat16 anyway."""
+    method: Literal["bupo", "grpo"] = "bupo"
+    """Training method: bupo trains an internal policy first, grpo the whole policy from the start."""
+    layer: Number = None
+    """Layer that BuPO trains first, counted from 0. By default the last one whose FFN raises entropy significantly in a
+    scan of a few responses (its 95 % interval, widened for the number of layers, is above 0). With grpo, the layer that
+    later ones are compared with in dynamics.parquet."""
+    site: Literal["resid_post", "attn_out", "mlp_out"] = "resid_post"
+    """Output whose policy is trained: that of the layer (resid_post), its attention (attn_out) or its FFN (mlp_out)."""
+    readout: Readout = None
+    """How hidden states are unembedded: as they are (raw, the paper, and the default) or through the final norm
+    (norm)."""
+    internal_steps: Number = None
+    """Steps on the internal policy; by default a sixth of all steps."""
