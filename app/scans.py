@@ -226,5 +226,5 @@ def data(name: str, views: Sequence[View], choice: Choice) -> Data:
 
 @kept(4)
 def rollouts(looked: View) -> pd.DataFrame:
-    """The rollouts of a view: rollout, reward, problem, answer, tokens."""
-    return view.rollouts(looked, ["problem", "answer"])
+    """The rollouts of a view: rollout, reward, problem, answer, response, tokens."""
+    return view.rollouts(looked, ["problem", "answer", "response"])

@@ -55,8 +55,8 @@ def generate(
     models without one. Inside `as_policy`, the internal policy answers.
 
     The result has a Rollout for each response, problem by problem, with the token ids as sampled, the text, and the
-    reward: 1 or 0, None without an answer. The same arguments give the same responses. Raises InputError for a problem
-    that can't be read or is too long for the model, and for options that are out of range.
+    reward: 1 or 0, None if it can't be marked. The same arguments give the same responses. Raises InputError for a
+    problem that can't be read or is too long for the model, and for options that are out of range.
     """
     _check(model, tokenizer)
     questions = _problems(problems, limit)

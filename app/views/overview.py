@@ -54,11 +54,11 @@ def page(looked: View, average: Average) -> None:
 
 def numbers(looked: View) -> DeltaGenerator:
     """The key facts; returns the place for one more."""
-    about, rewards = scans.about(looked), scans.rollouts(looked)["reward"]
+    about, rollouts = scans.about(looked), scans.rollouts(looked)
     facts = {"Layers": f"{about.n_layers}", "Rollouts": f"{about.rollouts:,}", "Tokens": f"{about.tokens:,}"}
     facts["Vocabulary"] = f"{about.d_vocab:,}"
-    if found := pass_at_k.outcome(rewards):
-        facts[found[0].capitalize()] = found[1]
+    name, value = pass_at_k.outcome(rollouts["reward"], rollouts["response"])
+    facts[name.capitalize()] = value
     *columns, last = st.columns(len(facts) + 1)
     for column, (name, value) in zip(columns, facts.items(), strict=True):
         column.metric(name, value)

@@ -3,10 +3,12 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -32,6 +34,33 @@ def visible_json(text: str) -> str:
 
 
 out = Terminal(soft_wrap=True, highlight=False)
+
+
+def paragraph(text: str) -> None:
+    """A line of plain text; on a terminal it is broken between words."""
+    out.print(escape(text), soft_wrap=not out.is_terminal, emoji=False)
+
+
+def commands(lines: Sequence[str]) -> None:
+    """Commands to run next, each on a line of its own, ready to copy; nothing if there are none."""
+    if lines:
+        out.print("Next:")
+    for line in lines:
+        out.print(f"  {escape(line)}", emoji=False)
+
+
+def uncut(table: Table) -> None:
+    """A table whose words and numbers are whole: on a narrow terminal its headings are broken between words."""
+    if _wanted(table) > out.width:
+        for column in table.columns:
+            column.header = str(column.header).replace(" ", "\n")
+        table.padding = (0, 0)
+    table.width = wanted if (wanted := _wanted(table)) > out.width else None  # rich caps the width of `print`
+    out.print(table)
+
+
+def _wanted(table: Table) -> int:
+    return out.measure(table, options=out.options.update(width=1000)).maximum
 
 
 def document(value: Any) -> None:

@@ -174,11 +174,14 @@ def _sample(inputs: prepared.Prepared, policy: prepared.Policy, sets: Mapping[st
 
 
 def _check_answers(name: str, problems: "list[Problem]") -> None:
-    without = [number for number, problem in enumerate(problems, start=1) if problem.answer is None]
+    from internal_policy.tasks.marking import is_prose
+
+    without = [n for n, problem in enumerate(problems, start=1) if problem.answer is None or is_prose(problem.answer)]
     if without:
+        has = "no answer" if problems[without[0] - 1].answer is None else "an answer in prose, which can't be marked"
         raise InputError(
-            f"{len(without)} of the {len(problems)} problems of {name} have no answer, the first is problem "
-            f"{without[0]}; name the column that holds the answers with --answer-column, or remove the problems."
+            f"{len(without)} of the {len(problems)} problems of {name} can't be marked. Problem {without[0]} has {has}."
+            " Name the column that holds short answers with --answer-column, or remove these problems."
         )
 
 
@@ -213,6 +216,7 @@ def printed(
     if as_json:
         document({"output": str(folder), "label": label, "evaluated": found})
         return
+    unmarked = _unmarked(tables)
     table = Table(title=escape(label), title_justify="left", box=box.SIMPLE_HEAD)
     ks = [k for k in found[0]["pass_at_k"] if k > 1]
     table.add_column("", no_wrap=True)
@@ -222,6 +226,8 @@ def printed(
         mean, low, high = (f"{100 * share:.1f}" for share in row["avg"].values())
         between = "" if low == "nan" else f"{low} to {high}"
         passed = [f"{100 * row['pass_at_k'][k]:.1f}" for k in ks]
+        if row["problems"] in unmarked:
+            mean, between, passed = "not marked", "", [""] * len(ks)
         table.add_row(escape(row["problems"]), f"{row['number']:,}", mean, between, *passed, f"{100 * row['cut']:.1f}")
     wanted = out.measure(table, options=out.options.update(width=1000)).maximum
     out.print(table, width=max(out.width, wanted))  # no number is left out on a narrow terminal
@@ -229,4 +235,14 @@ def printed(
         f"Percentages over {samples} responses per problem, with 95 % Wilson intervals over problems; "
         "cut: stopped at the length limit."
     )
+    for name in [name for name in unmarked if name != ALL]:
+        out.print(f"No response to {escape(name)} has an answer in \\boxed{{}}, so none was marked.")
     out.print(f"Written to {escape(str(folder))}")
+
+
+def _unmarked(tables: "Mapping[str, pd.DataFrame]") -> list[str]:
+    """Sets of problems to which no response could be marked."""
+    from internal_policy.tasks import pass_at_k
+
+    outcomes = {name: pass_at_k.outcome(rows["reward"], rows["response"]) for name, rows in tables.items()}
+    return [name for name, (_, value) in outcomes.items() if value == pass_at_k.NOT_MARKED]

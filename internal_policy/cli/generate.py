@@ -19,7 +19,7 @@ from internal_policy.cli.common import (
     ResponseOptions,
 )
 from internal_policy.cli.console import document, out
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 
 if TYPE_CHECKING:
     from internal_policy.tasks.rollouts import Rollout
@@ -70,7 +70,7 @@ def generated(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: boo
     """Print what was generated."""
     import pandas as pd
 
-    from internal_policy.cli.show import outcome
+    from internal_policy.tasks import pass_at_k
 
     marks = [rollout.reward for rollout in written if rollout.reward is not None]
     found = {
@@ -86,9 +86,11 @@ def generated(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: boo
         return
     first = written[0]
     out.print(f"{escape(first.problem)}\n→ {escape(first.response)}\n", emoji=False)
-    right = outcome(pd.Series(marks, dtype=float))
+    rewards = pd.Series([rollout.reward for rollout in written], dtype=float)
+    marked = pass_at_k.outcome_in_words(rewards, pd.Series([rollout.response for rollout in written]))
     out.print(
-        f"{len(written)} responses from the policy at {at}{right}, {found['finished']:.1%} ended by themselves; "
-        f"{found['tokens']:,} tokens."
+        f"{counted(len(written), 'response')} from the policy at {at}, {marked}, "
+        f"{found['finished']:.1%} ended by themselves; "
+        f"{counted(found['tokens'], 'token')}."
     )
     out.print(f"Written to {escape(str(path))}")

@@ -13,7 +13,6 @@ from internal_policy.look import catalogue, comparison, export, summary, theme, 
 from internal_policy.look.bootstrap import FEWEST
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.view import View
-from internal_policy.tasks import pass_at_k
 
 SECTIONS = {
     "flow": ("flow", Choice()),
@@ -50,14 +49,13 @@ def report(views: Sequence[View]) -> str:
 
 def _scan(one: View) -> dict[str, Any]:
     about = view.about(one)
-    outcome = pass_at_k.outcome(view.rollouts(one)["reward"])
     return {
         "about": about,
         "caption": theme.caption(about),
-        "outcome": outcome and " ".join(reversed(outcome) if outcome[0] == "correct" else outcome),
+        "outcome": summary.marks(one),
         "targets": _targets(one),
         "figures": {called: _figure(name, [one], choice) for called, (name, choice) in SECTIONS.items()},
-        "table": _table(one, about.n_layers),
+        "table": _table(one),
         "provenance": summary.provenance(one),
     }
 
@@ -83,15 +81,12 @@ def _targets(one: View) -> dict[str, Any]:
     return {"columns": list(frame.columns), "rows": rows}
 
 
-def _table(one: View, n_layers: int) -> dict[str, Any]:
+def _table(one: View) -> dict[str, Any]:
     try:
-        frame = summary.by_layer(one)
+        columns, *rows = summary.cells(summary.by_layer(one))
     except InputError as error:
         return {"why": str(error)}
-    labels = ["final" if layer == n_layers else str(layer) for layer in frame.iloc[:, 0]]
-    numbers = [["" if pd.isna(value) else f"{value:.3f}" for value in row] for row in frame.iloc[:, 1:].to_numpy()]
-    rows = [[label, *row] for label, row in zip(labels, numbers, strict=True)]
-    return {"columns": list(frame.columns), "rows": rows}
+    return {"columns": columns, "rows": rows}
 
 
 def _comparison(views: Sequence[View]) -> dict[str, Any]:

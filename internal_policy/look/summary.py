@@ -11,13 +11,18 @@ from internal_policy.look.statistics import Average
 from internal_policy.look.targets import targets as by_part
 from internal_policy.look.view import View
 from internal_policy.scans import records, store
+from internal_policy.tasks import pass_at_k
 
 PARTS = {"total": "as measured (paper)", "direction": "direction alone", "norm": "norm alone"}
 """Part of an entropy change -> what it is called."""
 
 
-def by_layer(one: View, average: Average = "tokens") -> pd.DataFrame:
-    """Mean entropies and their changes in nats, one row a layer from 0; the last row is the model's own policy.
+BRIEF = ("resid_post", "attn_out", "mlp_out", "final")
+"""Sites that a table as wide as a terminal has room for."""
+
+
+def by_layer(one: View, average: Average = "tokens", sites: Sequence[str] = tuple(theme.SITES)) -> pd.DataFrame:
+    """Mean entropies at `sites` and their changes in nats, one row a layer; the last row is the model's own policy.
 
     Raises InputError if the entropy was not measured.
     """
@@ -25,10 +30,34 @@ def by_layer(one: View, average: Average = "tokens") -> pd.DataFrame:
     if "entropy" not in layers:
         raise view.absent(one, "entropy")
     frame = statistics.by_layer(layers, one.readout, average)
-    names = {site: mark.name for site, mark in theme.SITES.items()}
+    names = {site: mark.name for site, mark in theme.SITES.items() if site in sites}
     names |= {f"change_{change}": f"Δ {mark.name}" for change, mark in theme.CHANGES.items()}
     ordered = frame[[name for name in names if name in frame]].rename(columns=names)
     return ordered.rename_axis(columns=None).reset_index(names="layer")
+
+
+def cells(frame: pd.DataFrame) -> list[list[str]]:
+    """The rows of `by_layer` as texts, below a row of its column names.
+
+    The model's own entropy stands in the last row, below those of the layers' outputs where they were measured.
+    """
+    final, output = theme.SITES["final"].name, theme.SITES["resid_post"].name
+    own = frame[final].notna() if final in frame else pd.Series(False, frame.index)
+    if final in frame and output in frame:
+        frame = frame.assign(**{output: frame[output].where(~own, frame[final])}).drop(columns=final)
+    names = list(map(str, frame.columns))
+    rows = [
+        [
+            final if is_own else str(layer),
+            *(_number(name, value) for name, value in zip(names[1:], values, strict=True)),
+        ]
+        for is_own, layer, *values in frame.assign(own=own)[["own", *names]].itertuples(index=False)
+    ]
+    return [names, *rows]
+
+
+def _number(name: str, value: float) -> str:
+    return "" if pd.isna(value) else f"{value:+.3f}" if name.startswith("Δ") else f"{value:.3f}"
 
 
 def targets(changes: pd.DataFrame) -> pd.DataFrame:
@@ -51,6 +80,12 @@ def targets(changes: pd.DataFrame) -> pd.DataFrame:
 def stages_in_words(spans: Sequence[tuple[str, int, int]]) -> str:
     """Such as `exploration 0 to 5, integration 6`."""
     return ", ".join(f"{stage} {first}" + (f" to {last}" if last > first else "") for stage, first, last in spans)
+
+
+def marks(one: View) -> str:
+    """How the responses of a view were marked, in a few words."""
+    rows = view.rollouts(one, ["response"])
+    return pass_at_k.outcome_in_words(rows["reward"], rows["response"])
 
 
 def provenance(one: View) -> dict[str, str]:

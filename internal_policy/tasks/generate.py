@@ -106,7 +106,7 @@ def generate(
         for n, ids in zip(batch, responses, strict=True):
             problem, prompt = problems[n // samples], prompt_of[n // samples]
             written, answer = decoded(tokenizer, ids), problem.answer
-            mark = None if answer is None else marking.reward(written, answer)
+            mark = marking.mark(written, answer)
             rollouts.append(Rollout(problem.text, answer, n % samples, prompt, ids, written, mark, ids[-1] in ends))
         yield rollouts
 

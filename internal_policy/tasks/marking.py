@@ -30,6 +30,26 @@ def reward(response: str, answer: str) -> float:
     return float(equality.equal(content, answer))
 
 
+def mark(response: str, answer: str | None) -> float | None:
+    """The `reward` of a response; None without an answer, or with one that `is_prose`."""
+    return None if answer is None or is_prose(answer) else reward(response, answer)
+
+
+WORD = re.compile(r"[(\"'“‘]*[^\W\d_]{2,}(?:['’-][^\W\d_]+)*[)\"'”’.,;:!?]*")
+"""A word between spaces, with its punctuation; neither a formula nor a LaTeX command."""
+SENTENCE, LONGEST_PHRASE = 4, 8
+"""Words from which an answer is prose: with a full stop at its end, and without one."""
+
+
+def is_prose(answer: str) -> bool:
+    r"""Whether an answer is sentences, which no response repeats word by word, and no value, name or formula.
+
+    Such as `The sky is blue because air scatters short waves most.`, but not `\text{Precinct 3, Precinct 1}`.
+    """
+    words = sum(WORD.fullmatch(word) is not None for word in answer.split())
+    return words >= (SENTENCE if answer.rstrip(" \"'”’)").endswith((".", "!", "?")) else LONGEST_PHRASE)
+
+
 POWER = r"\s*\^\s*(?:-?[0-9]|\{\s*-?[0-9]\s*\})"
 UNIT = re.compile(rf"(?:\\[ ,;:]|~)*\s*\\(?:text|textrm|mbox|mathrm)\s*\{{[^{{}}0-9^]*(?:{POWER}\$?\s*\}}|\}}{POWER})")
 r"""A unit with its power, whose digits don't belong to the value: \text{ cm}^2 or \mathrm{cm^2}."""

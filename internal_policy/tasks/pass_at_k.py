@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from internal_policy.errors import InputError
+from internal_policy.tasks.marking import boxed
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -27,23 +28,37 @@ def ks(samples: int) -> list[int]:
     return sorted({2**power for power in range(samples.bit_length())} | {samples})
 
 
+NOT_MARKED = "not marked"
+"""The outcome of responses that couldn't be marked, which says nothing about how good they are."""
+
+
 def correct(rewards: pd.Series) -> pd.Series:
     """Which responses are correct: those with a reward of 1 or more. An unmarked one isn't."""
     return rewards.astype(float) >= 1
 
 
-def outcome(rewards: pd.Series) -> tuple[str, str] | None:
+def outcome(rewards: pd.Series, responses: pd.Series) -> tuple[str, str]:
     """A summary of rewards, as name and value: the share correct if all are 0 or 1, else the mean reward.
 
-    None if no response was marked.
+    The value is NOT_MARKED if nothing could be marked: no problem has an answer to compare with, or every reward is 0
+    and no response has a box. Otherwise it is over the marked responses.
     """
     marked = rewards.dropna().astype(float)
-    if not len(marked):
-        return None
+    if not marked.any() and all(boxed(response) is None for response in responses[marked.index]):
+        return "correct", NOT_MARKED
     if marked.isin([0, 1]).all():
         return "correct", f"{correct(marked).mean():.1%}"
     # divided first, because the sum of huge rewards overflows
     return "mean reward", f"{(marked / len(marked)).sum():.3g}"
+
+
+def outcome_in_words(rewards: pd.Series, responses: pd.Series) -> str:
+    """The same as part of a sentence: `45.0% correct`, `mean reward 0.25` or `not marked`."""
+    name, value = outcome(rewards, responses)
+    if value == NOT_MARKED:
+        return value
+    marked = f" of {rewards.notna().sum():,} marked" if rewards.isna().any() else ""
+    return f"{value} {name}{marked}" if name == "correct" else f"{name} {value}{marked}"
 
 
 def curves(right: Sequence[int], samples: int) -> pd.DataFrame:

@@ -50,7 +50,7 @@ class Rollout:
     response: str
     """The response as text, without special tokens."""
     reward: float | None
-    """The response's mark; None if the problem has no answer."""
+    """The response's mark; None if the problem has no answer, or one in prose."""
     finished: bool
     """Whether the response ends with an end-of-text token; otherwise it was cut at the length limit."""
 
@@ -135,8 +135,8 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
         )
     text = decoded(tokenizer, split[1]) if response is None else response
     reward, finished = cells.number(values, "reward"), cells.flag(values, "finished")
-    if reward is None and answer is not None:
-        reward = marking.reward(text, answer)
+    if reward is None:
+        reward = marking.mark(text, answer)
     if finished is None:
         finished = split[1][-1] in special_ids(tokenizer)
     return Rollout(problem, answer, 0, *split, text, reward, finished)

@@ -5,8 +5,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from internal_policy.errors import InputError
-from internal_policy.tasks.marking import reward
+from internal_policy.errors import InputError, quoted
+from internal_policy.tasks.marking import is_prose, reward
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat
 
@@ -21,6 +21,11 @@ def dataset_of(problems: Sequence[Problem], chat: Chat) -> Dataset:
     for number, problem in enumerate(problems, 1):
         if problem.answer is None:
             raise InputError(f"Problem {number} has no answer to mark responses by. Add one, or remove the problem.")
+        if is_prose(problem.answer):
+            raise InputError(
+                f"Problem {number} has an answer in prose ({quoted(problem.answer)}), which no response can be marked "
+                "by. Give a short answer, or remove the problem."
+            )
         if problem.tools:
             raise InputError(f"Problem {number} has 'tools', which training doesn't support. Remove that column.")
         prompt = problem.text if chat is None else [dict(message) for message in problem.messages]

@@ -95,6 +95,14 @@ def test_sets_of_problems_have_a_curve_each_and_one_together(evaluated, problems
     assert means["all"] == pytest.approx((means["problems"] + means["other"]) / 2)
 
 
+def test_responses_without_a_box_are_not_marked_instead_of_0_percent(evaluated, capsys):
+    assert main(evaluated) == 0
+    printed = capsys.readouterr().out
+    assert "not marked" in printed
+    assert "0.0 to" not in printed
+    assert r"No response to problems has an answer in \boxed{}, so none was marked." in printed
+
+
 def test_an_internal_policy_names_its_curve(evaluated, folder, capsys):
     assert main([*evaluated, "--limit", "1", "--at", "0.resid_post", "--readout", "norm", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -104,7 +112,14 @@ def test_an_internal_policy_names_its_curve(evaluated, folder, capsys):
 
 BAD_EVALUATIONS = {
     "no samples": (["--samples", "0"], "samples is 0; it must be 1 or more"),
-    "no answers": (["--answer-column", "without"], "10 of the 10 problems of problems have no answer, the first is"),
+    "prose": (
+        ["--answer-column", "prose"],
+        "can't be marked. Problem 1 has an answer in prose, which can't be marked.",
+    ),
+    "no answers": (
+        ["--answer-column", "without"],
+        "10 of the 10 problems of problems can't be marked. Problem 1 has no answer.",
+    ),
     "hook point": (["--at", "5.nowhere"], "nowhere"),
     "twice": (["--problems", "a.jsonl", "a.jsonl"], "--problems names a.jsonl more than once"),
     "output": (["--output", "/"], "/ isn't empty and holds no evaluation. Choose another --output."),
@@ -113,7 +128,7 @@ BAD_EVALUATIONS = {
 
 @pytest.mark.parametrize("case", BAD_EVALUATIONS)
 def test_a_bad_evaluation_is_refused_in_a_sentence(case, evaluated, problems, here, capsys):
-    jsonl(problems, *({**problem, "without": None} for problem in SUMS))
+    jsonl(problems, *({**problem, "without": None, "prose": "The sum of both is larger."} for problem in SUMS))
     words, sentence = BAD_EVALUATIONS[case]
     assert main([*evaluated, *words]) == 2
     one_sentence(capsys, sentence, here)

@@ -72,7 +72,7 @@ def test_a_lens_is_fitted_scanned_with_and_shown(asked, words, here, capsys):
     assert [path.name for path in here.iterdir()] == ["lens.safetensors"]
     scan = ["scan", *words, "--lens", "lens.safetensors", "--sites", STREAM]
     assert main([*scan, "--readout", "both", "--output", "mine"]) == 0
-    assert "Also measured: norm, tuned;" in capsys.readouterr().out
+    assert "Also measured: norm, tuned." in capsys.readouterr().out
     assert store.record(here / "mine")["selection"]["readouts"] == ["raw", "norm", "tuned"]
     assert main(["show", "mine", "--readout", "tuned"]) == 0
     assert "through the tuned lens" in " ".join(capsys.readouterr().out.split())

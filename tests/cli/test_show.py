@@ -6,7 +6,11 @@ import pandas as pd
 import pytest
 from conftest import jsonl
 
+from internal_policy import bundle
 from internal_policy.__main__ import main
+from internal_policy.cli import console
+from internal_policy.look import summary
+from internal_policy.look.view import View
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -29,10 +33,36 @@ def test_scans_are_listed_shown_and_exported(asked, here, capsys):
     assert len(json.loads(str(exported["resid_post.topk_ids"].dropna().iloc[0]))) == 5
 
 
-@pytest.mark.parametrize(("rewards", "said"), [([-1, 0.5], ", mean reward -0.25"), ([1, 0], ", 50.0% of them correct")])
+@pytest.mark.parametrize(("rewards", "said"), [([-1, 0.5], ", mean reward -0.25"), ([1, 0], ", 50.0% correct")])
 def test_show_gives_the_mean_reward_where_rewards_are_not_0_or_1(rewards, said, here, capsys):
     rows = [{"prompt": "1 + 1?", "response": "2", "reward": reward} for reward in rewards]
     jsonl(here / "r.jsonl", *rows)
+    assert main(["scan", "--rollouts", "r.jsonl", "--layers", "0", "--sites", "resid_post"]) == 0
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 200])
+def test_no_word_or_number_of_a_scan_is_cut_however_wide_the_terminal_is(width, monkeypatch, capsys):
+    monkeypatch.setattr(console.out, "_width", width)
+    assert main(["show", "demo-qwen3"]) == 0
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    table = summary.by_layer(View(bundle.DATA / "scans" / "demo-qwen3"), sites=summary.BRIEF)
+    for row in summary.cells(table)[1:]:
+        assert " ".join(row).split() in [line.split() for line in printed.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "said"),
+    [
+        (None, "Blue light.", "1 rollout, not marked; "),
+        ("Because air scatters blue light most.", "Blue light.", "1 rollout, not marked; "),
+        ("4", "It is 4.", "1 rollout, not marked; "),
+        ("4", r"\boxed{5}", "1 rollout, 0.0% correct; "),
+    ],
+)
+def test_what_could_not_be_marked_is_not_called_incorrect(answer, response, said, here, capsys):
+    jsonl(here / "r.jsonl", {"prompt": "Why?", "response": response, **({"answer": answer} if answer else {})})
     assert main(["scan", "--rollouts", "r.jsonl", "--layers", "0", "--sites", "resid_post"]) == 0
     assert said in capsys.readouterr().out
 

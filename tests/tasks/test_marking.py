@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from internal_policy.tasks.marking import boxed, normalised, reward
+from internal_policy.tasks.marking import boxed, is_prose, mark, normalised, reward
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,43 @@ def test_different_values_stay_different(one, other):
 def test_the_reward_is_for_the_last_box():
     assert reward(r"First \boxed{7}, but no: \boxed{8}.", "8") == 1.0
     assert reward(r"First \boxed{7}, but no: \boxed{8}.", "7") == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The capital of France is Paris.",
+        "Because of Rayleigh scattering!",
+        "short waves scatter more than long waves do here",
+    ],
+)
+def test_sentences_are_prose_that_marks_nothing(answer):
+    assert is_prose(answer)
+    assert mark(rf"\boxed{{{answer}}}", answer) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "432",
+        "Paris",
+        "Bob and Alice.",
+        r"\text{Precinct 3, Precinct 1, Precinct 2}",
+        r"\text{Navin will win.}",
+        r"x = 2 \text{ or } x = 3 \text{ and } y = 4",
+        "ab + bc + cd + de + ef = 0",
+        r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+        "",
+    ],
+)
+def test_values_names_and_formulas_are_not_prose(answer):
+    assert not is_prose(answer)
+
+
+def test_a_response_without_an_answer_to_compare_with_gets_no_mark():
+    assert mark(r"\boxed{7}", None) is None
+    assert mark(r"\boxed{7}", "7") == 1.0
+    assert mark("It is 7.", "7") == 0.0
 
 
 def test_no_box_and_an_empty_box_earn_nothing():

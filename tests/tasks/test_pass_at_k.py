@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from internal_policy.errors import InputError
-from internal_policy.tasks.pass_at_k import correct, curves, interval, ks, outcome, pass_at_k
+from internal_policy.tasks.pass_at_k import (
+    NOT_MARKED,
+    correct,
+    curves,
+    interval,
+    ks,
+    outcome,
+    outcome_in_words,
+    pass_at_k,
+)
 
 
 @st.composite
@@ -134,9 +143,33 @@ def test_a_response_is_correct_where_its_reward_is_1_or_more():
         ([-1.0, 0.0], ("mean reward", "-0.5")),
         ([0.25, 0.5, None], ("mean reward", "0.375")),
         ([1e308, 1e308], ("mean reward", "1e+308")),
-        ([None, None], None),
-        ([], None),
+        ([None, None], ("correct", NOT_MARKED)),
+        ([], ("correct", NOT_MARKED)),
+        ([0.0, 0.0, None], ("correct", "0.0%")),
     ],
 )
 def test_outcome_is_a_share_only_for_rewards_of_0_or_1(rewards, said):
-    assert outcome(pd.Series(rewards, dtype=object)) == said
+    assert outcome(pd.Series(rewards, dtype=object), pd.Series([r"\boxed{7}"] * len(rewards))) == said
+
+
+def test_zeros_are_marks_only_where_some_response_has_a_box():
+    responses = pd.Series(["It is 7.", "It is 8."])
+    assert outcome(pd.Series([0.0, 0.0]), responses) == ("correct", NOT_MARKED)
+    assert outcome(pd.Series([0.0, 1.0]), responses) == ("correct", "50.0%")
+    assert outcome(pd.Series([0.0, -1.0]), responses) == ("mean reward", "-0.5")
+    responses[1] = r"It is \boxed{8}."
+    assert outcome(pd.Series([0.0, 0.0]), responses) == ("correct", "0.0%")
+    assert outcome(pd.Series([0.0, None]), responses) == ("correct", NOT_MARKED)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "said"),
+    [
+        ([1.0, 0.0], "50.0% correct"),
+        ([1.0, None], "100.0% correct of 1 marked"),
+        ([0.5, None], "mean reward 0.5 of 1 marked"),
+        ([None, None], "not marked"),
+    ],
+)
+def test_an_outcome_in_words_counts_the_marked_where_some_are_not(rewards, said):
+    assert outcome_in_words(pd.Series(rewards, dtype=float), pd.Series([r"\boxed{7}"] * 2)) == said

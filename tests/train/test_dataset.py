@@ -18,6 +18,11 @@ def test_a_problem_without_an_answer_is_refused():
         dataset_of([Problem((Message(role="user", content="Why?"),), None)], {})
 
 
+def test_a_problem_with_an_answer_in_prose_is_refused():
+    with pytest.raises(InputError, match=r"Problem 1 has an answer in prose \('Because air scatters"):
+        dataset_of([Problem((Message(role="user", content="Why?"),), "Because air scatters blue light.")], {})
+
+
 def test_the_reward_is_one_if_the_last_box_holds_the_answer():
     said = [[{"role": "assistant", "content": text}] for text in (r"\boxed{4}", r"\boxed{4} \boxed{5}", "4")]
     assert right(said, ["4", "4", "4"]) == [1.0, 0.0, 0.0]
