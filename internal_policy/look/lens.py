@@ -34,10 +34,13 @@ class LensTable(pd.DataFrame):
         return f"{heading(self)}\n{by_layer(self).to_string(index=False)}\n{verdict(self)}"
 
     def _repr_html_(self) -> str:
-        """The grid if there are several positions, the table of the last one, and the sentence; no script."""
-        parts = [f"<p>{escape(heading(self))}</p>", *([grid_html(self)] if several(self) else [])]
+        """The sentence, the grid if there are several positions, and the table of the last one; no script."""
         table = by_layer(self).to_html(escape=True, border=0, index=False)
-        parts += [f'<div style="max-height:420px;overflow:auto">{table}</div>', f"<p>{escape(verdict(self))}</p>"]
+        parts = [
+            *(f"<p>{escape(text)}</p>" for text in (heading(self), verdict(self))),
+            *([grid_html(self)] if several(self) else []),
+            f'<div style="max-height:420px;overflow:auto;margin-top:1em">{table}</div>',
+        ]
         return notebook.page(*(lambda part=part: part for part in parts))
 
 
