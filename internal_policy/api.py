@@ -2,7 +2,9 @@
 
 from __future__ import annotations  # so that help() shows the types as they are written
 
+import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +26,8 @@ from internal_policy.tasks.prompts import Chat
 from internal_policy.tasks.rollouts import Rollout
 from internal_policy.tasks.rows import READERS, Row, from_hub
 
+_said: set[tuple[bool, str]] = set()
+"""Whether no chat template was used, and which the tokenizer has, of the prompts that were described on stderr."""
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -104,6 +108,9 @@ def scan(
     after it is measured. Where the tokenizer begins a text with a BOS token (Llama, Gemma), that is the prompt, and all
     of the text is measured; elsewhere (Qwen, GPT-2) measuring begins at the second token. Plain text is read as it is,
     without the chat template, like a column `text` of `--rollouts`. Of a rollout, the response's tokens are measured.
+
+    How the first prompt of rows was read is said once on stderr: a prompt goes through the chat template unless `chat`
+    is None.
 
     `layers` (from 0), `sites` and `measures` are all there are unless given; `readouts` are "raw" (the paper), "norm"
     (the logit lens) or lenses, which are callables `(hidden, point) -> hidden`. `model` may also be a PeftModel, a
@@ -194,12 +201,21 @@ def _problems(given: Any, limit: int | None) -> list[Problem]:
 
 def _rollouts(tokenizer: PreTrainedTokenizerBase, given: Any, limit: int | None, chat: Chat) -> list[Rollout]:
     """Rollouts, texts, rows, or the name of a file, as rollouts. Raises InputError."""
+    note = partial(_say_once, (chat is None, str(tokenizer.chat_template)))
     if _is_source(given, "texts"):
-        return responses.read_rollouts(given, tokenizer, chat, limit=limit)
+        return responses.read_rollouts(given, tokenizer, chat, limit=limit, note=note)
     items = _items(given, limit, "texts")
     rows = [_row(item, number, "text") for number, item in items if not isinstance(item, Rollout)]
-    read = iter(responses.of_rows(tokenizer, rows, chat))
+    read = iter(responses.of_rows(tokenizer, rows, chat, note))
     return [item if isinstance(item, Rollout) else next(read) for _, item in items]
+
+
+def _say_once(template: tuple[bool, str], how: str) -> None:
+    """Say on stderr how a prompt was read, the first time in this process that a template is used, or none is."""
+    if template in _said:
+        return
+    _said.add(template)
+    print(how if template[0] else f"{how}\nFor plain text, pass chat=None.", file=sys.stderr)
 
 
 def _is_source(given: Any, name: str) -> bool:

@@ -134,6 +134,20 @@ def test_rollouts_can_be_a_file(llama, tokenizer, tmp_path):
     pd.testing.assert_frame_equal(found.policies(), ip.scan(llama, tokenizer, rollouts[:1]).policies())
 
 
+def test_how_prompts_were_read_is_said_once_for_each_template(llama, tokenizer, capsys, monkeypatch):
+    from internal_policy import api
+
+    monkeypatch.setattr(api, "_said", set())
+    rows = 2 * [{"prompt": "What is 7 + 5?", "response": "12"}]
+    for chat in ({}, {}, None, None):
+        ip.scan(llama, tokenizer, rows, chat=chat)
+    assert capsys.readouterr().err.splitlines() == [
+        r"Read through the chat template as: <|im_start|>user\nWhat is 7 + 5?<|im_end|>\n<|im_start|>assistant\n",
+        "For plain text, pass chat=None.",
+        "Read as plain text: What is 7 + 5?",
+    ]
+
+
 def test_a_txt_file_is_one_text_for_scan_and_a_problem_a_line_for_generate(llama, tokenizer, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("What is 7 + 5?\nAnd 2 + 2?\n")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,14 +86,24 @@ class Prepared:
 
         return Sampling(**self.sampled)
 
+    @cached_property
+    def note(self) -> Callable[[str], None]:
+        """Says how the first prompt was read, once, and what to do for plain text."""
+        plain = "" if self.chat_template == "none" else "\nFor plain text, add --chat-template none."
+        return progress.saying_once(f"{{}}{plain}")
+
     def model(self) -> "nn.Module":
         """The model itself."""
         return loading.load_model(self.checkpoint, self.config, **self.arguments)
 
     def problems(self, source: str) -> "tuple[list[Problem], list[int]]":
-        """The problems of a source, and how many tokens each prompt has. All checked."""
+        """The problems of a source, checked, and how many tokens each prompt has.
+
+        Notes once on stderr how the first is read.
+        """
         from internal_policy.models.passes import positions
         from internal_policy.tasks.generate import check_prompts
+        from internal_policy.tasks.preview import preview
         from internal_policy.tasks.problems import read_problems
         from internal_policy.tasks.prompts import encode_problem
 
@@ -101,6 +111,7 @@ class Prepared:
         prompts = [encode_problem(self.tokenizer, problem, self.sampling.chat) for problem in problems]
         text = self.config.get_text_config()
         check_prompts(dict(enumerate(prompts)), self.sampling.max_new_tokens, positions(text), text.vocab_size)
+        self.note(preview(self.tokenizer, prompts[0], self.sampling.chat))
         return problems, [len(prompt) for prompt in prompts]
 
     @property
@@ -117,7 +128,9 @@ class Prepared:
         given = [rows.Row(name, {"text": text}) for name, text in zip(names, self.texts, strict=True)]
         rollouts = of_rows(self.tokenizer, given, self.sampling.chat)
         if self.rollouts is not None:
-            rollouts = read_rollouts(self.rollouts, self.tokenizer, self.sampling.chat, limit=self.limit)
+            rollouts = read_rollouts(
+                self.rollouts, self.tokenizer, self.sampling.chat, limit=self.limit, note=self.note
+            )
         check_ids(rollouts, positions(self.config), self.config.get_text_config().vocab_size)
         return rollouts
 

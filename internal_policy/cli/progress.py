@@ -65,14 +65,14 @@ def tracked(what: str, items: Collection[str]) -> Iterator[str]:
             update(advance=1)
 
 
-def saying_once(text: str) -> Callable[[int], None]:
-    """A function that fills its number into `text` and says it, the first time that it is called."""
-    said: list[int] = []
+def saying_once(text: str) -> Callable[[Any], None]:
+    """A function that fills what it is given into `text` and says it, the first time that it is called."""
+    said: list[Any] = []
 
-    def say(number: int) -> None:
+    def say(value: Any) -> None:
         if not said:
-            note(text.format(number))
-        said.append(number)
+            note(text.format(value))
+        said.append(value)
 
     return say
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from internal_policy import files
 from internal_policy.errors import InputError, counted
 from internal_policy.tasks import cells, marking, rows
 from internal_policy.tasks import problems as tasks
+from internal_policy.tasks.preview import preview
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import REASONING, Chat, Ids, special_ids, split_messages, split_text
 
@@ -68,24 +69,40 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> str:
 
 
 def read_rollouts(
-    path: Path | str, tokenizer: PreTrainedTokenizerBase, chat: Chat, *, limit: int | None = None
+    path: Path | str,
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
+    *,
+    limit: int | None = None,
+    note: Callable[[str], Any] = lambda _: None,
 ) -> list[Rollout]:
     """The first `limit` rollouts of a .jsonl, .json, .parquet or .csv file: token ids are kept, texts are split.
 
     A row has prompt_ids and response_ids (`write_rollouts`), prompt and response, messages, or text; answer and
     reward are optional, and a missing reward is computed from the answer. All of a .txt file is one text.
-    Raises InputError.
+    `note` is told how the first prompt was read, as in `of_rows`. Raises InputError.
     """
-    return of_rows(tokenizer, rows.read_rows(Path(path), limit, rows.document), chat)
+    return of_rows(tokenizer, rows.read_rows(Path(path), limit, rows.document), chat, note)
 
 
-def of_rows(tokenizer: PreTrainedTokenizerBase, given: Iterable[rows.Row], chat: Chat) -> list[Rollout]:
-    """The rollouts in rows, each with the columns that `read_rollouts` takes. Raises InputError."""
-    rollouts, seen = [], Counter[str]()
+def of_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    given: Iterable[rows.Row],
+    chat: Chat,
+    note: Callable[[str], Any] = lambda _: None,
+) -> list[Rollout]:
+    """The rollouts in rows, each with the columns that `read_rollouts` takes. Raises InputError.
+
+    `note` is told once how a prompt was read, if any row has a prompt or messages rather than token ids or a text.
+    """
+    rollouts, seen, noted = [], Counter[str](), False
     for row in given:
         with rows.at(row):
             rollout = _rollout_of(tokenizer, row.values, chat)
             sample = cells.sample(row.values, "sample")
+        if not noted and _has_prompt(row.values):
+            note(preview(tokenizer, rollout.prompt_ids, chat))
+            noted = True
         rollouts.append(replace(rollout, sample=seen[rollout.problem] if sample is None else sample))
         seen[rollout.problem] += 1
     return rollouts
@@ -118,7 +135,7 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
         problem = cells.text(values, "problem") or ""
         written = values.get("answer")
         answer = written if isinstance(written, str) and written else answer
-    elif values.keys() >= {"prompt", "response"} or "messages" in values:
+    elif _has_prompt(values):
         if values.keys() >= {"prompt", "response"}:
             messages = (*tasks.messages_of(values, "prompt"), _response_message(values, response or ""))
         else:
@@ -140,6 +157,13 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
     if finished is None:
         finished = split[1][-1] in special_ids(tokenizer)
     return Rollout(problem, answer, 0, *split, text, reward, finished)
+
+
+def _has_prompt(values: Mapping[str, Any]) -> bool:
+    """Whether a row has a prompt and a response as text, or messages."""
+    if values.keys() >= {"prompt_ids", "response_ids"}:
+        return False
+    return values.keys() >= {"prompt", "response"} or "messages" in values
 
 
 def _response_message(values: Mapping[str, Any], response: str) -> Message:

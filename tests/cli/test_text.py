@@ -9,6 +9,7 @@ import pytest
 from conftest import one_sentence
 
 from internal_policy.__main__ import main
+from internal_policy.errors import InputError
 from internal_policy.look import comparison, summary, view
 from internal_policy.models import loading
 from internal_policy.scans import store
@@ -154,3 +155,55 @@ def test_text_on_stdin_that_is_not_utf8_is_refused(scanned, here, monkeypatch, c
 def test_fit_lens_refuses_sampling_options_that_have_no_effect(option, folder, here, capsys):
     assert main(["fit-lens", "--model", str(folder), "--rollouts", "a.jsonl", option, "3"]) == 2
     one_sentence(capsys, f"{option} has no effect with --rollouts. Leave it out.", here)
+
+
+READ = r"Read through the chat template as: <|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def asking(here) -> None:
+    (here / "r.jsonl").write_text(2 * (json.dumps({"prompt": "1 + 1?", "response": "2"}) + "\n"))
+    (here / "p.jsonl").write_text(json.dumps({"problem": "1 + 1?", "answer": "2"}))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["scan", "--rollouts", "r.jsonl"],
+        ["scan", "--problems", "p.jsonl", "--max-new-tokens", "3"],
+        ["generate", "--problems", "p.jsonl", "--max-new-tokens", "3"],
+        ["evaluate", "--problems", "p.jsonl", "p2.jsonl", "--max-new-tokens", "3"],
+        ["fit-lens", "--problems", "p.jsonl", "--max-new-tokens", "3"],
+    ],
+    ids=" ".join,
+)
+def test_how_prompts_are_read_is_said_once_before_the_model_loads(words, folder, here, capsys, monkeypatch):
+    def refused(*_, **__):
+        raise InputError("Stop here.")
+
+    asking(here)
+    (here / "p2.jsonl").write_text((here / "p.jsonl").read_text())
+    monkeypatch.setattr(loading, "load_model", refused)
+    assert main([words[0], "--model", str(folder), *words[1:]]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines() == [READ, "For plain text, add --chat-template none.", "error: Stop here."]
+
+
+def test_how_prompts_are_read_is_not_on_stdout_with_json(scanned, here, capsys):
+    asking(here)
+    assert main([*scanned, "--rollouts", "r.jsonl", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert READ in printed.err
+    assert json.loads(printed.out)["rollouts"] == 2
+
+
+def test_plain_text_is_said_to_be_plain_text(scanned, here, capsys):
+    asking(here)
+    assert main([*scanned, "--rollouts", "r.jsonl", "--chat-template", "none", "--dry-run"]) == 0
+    assert capsys.readouterr().err.strip() == "Read as plain text: 1 + 1?"
+
+
+@pytest.mark.parametrize("row", [{"text": PARIS}, {"prompt_ids": [3, 4], "response_ids": [5]}], ids=str)
+def test_nothing_is_said_of_texts_and_token_ids_which_are_read_as_they_are(row, scanned, here, capsys):
+    (here / "r.jsonl").write_text(json.dumps(row))
+    assert main([*scanned, "--rollouts", "r.jsonl", "--dry-run"]) == 0
+    assert "Read" not in capsys.readouterr().err

@@ -1,0 +1,24 @@
+"""Show in a line how the first prompt was read, so that nobody measures another prompt than they think."""
+
+from transformers import PreTrainedTokenizerBase
+
+from internal_policy.tasks.prompts import Chat, Ids
+
+START, END = 50, 70
+"""How many characters of a long prompt are shown, from its beginning and from its end."""
+
+
+def preview(tokenizer: PreTrainedTokenizerBase, prompt: Ids, chat: Chat) -> str:
+    r"""How a prompt was read, in one line: its text as the model reads it, with special tokens, \n for a line break.
+
+    A long prompt is cut in the middle, because the end shows where the response begins.
+    """
+    text = printable(str(tokenizer.decode(prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
+    if len(text) > START + END:
+        text = f"{text[:START]} ... {text[-END:]}"
+    return f"Read {'as plain text' if chat is None else 'through the chat template as'}: {text}"
+
+
+def printable(text: str) -> str:
+    r"""The text in one line, with \n, \x1b and the like for everything that isn't printed."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
