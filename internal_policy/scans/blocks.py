@@ -15,9 +15,9 @@ from internal_policy.scans.reader import reader_of
 from internal_policy.tasks.rollouts import Rollout
 
 STATE_BYTES = 64 * 2**20
-"""Hidden states held at once; longer texts are read in pieces, each going on from the key-value cache of the last."""
+"""Bytes of hidden states held at once; longer texts are read in pieces that share a key-value cache."""
 PREFILL = 1024
-"""Positions of the prompt read at once: nothing of them is held."""
+"""Positions of the prompt read at once; their hidden states aren't kept."""
 TOGETHER = 128
 """Positions measured together."""
 
@@ -27,10 +27,10 @@ def blocks(
 ) -> Iterator[tuple[Int[Tensor, " pos"], Int[Tensor, " pos"], Float[Tensor, "points pos d_model"]]]:
     """Run the model over a batch; yield the hidden states at `points` where the response tokens are predicted.
 
-    Each yield is (number of each position in the batch, rollout by rollout; the token that came; hidden states), at
-    most TOGETHER positions. Rollouts are padded on the right, where causal attention lets no real token see it, and
-    read in pieces: what is held grows with neither the length of a text nor the number of points, but for the
-    key-value cache.
+    Each item is (number of each position in the batch, rollout by rollout; the token that follows; hidden states), for
+    at most TOGETHER positions. Rollouts are padded on the right, where causal attention hides the padding from real
+    tokens, and read in pieces: apart from the key-value cache, memory grows with neither the length of a text nor the
+    number of points.
     """
     reader = reader_of(model)
     ids, number = padded(rollouts)
@@ -40,7 +40,7 @@ def blocks(
     per_position = len(points) * weight.shape[1] * weight.element_size() * len(rollouts)
     step = max(1, STATE_BYTES // per_position)
     row_of = {point: row for row, point in enumerate(points)}
-    first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # before it nothing is kept
+    first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # nothing before this position is kept
     pieces = [*range(0, first, max(step, PREFILL)), *range(first, width, step)]
     starts = [0] if step >= width else pieces
     cache = DynamicCache(config=reader.model.config) if len(starts) > 1 else None
@@ -69,9 +69,9 @@ def blocks(
 
 
 def padded(rollouts: Sequence[Rollout]) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Their token ids, padded on the right, and the number of each position that is measured, rollout by rollout.
+    """Token ids, padded on the right, and the number of each measured position, rollout by rollout.
 
-    The number is -1 at all positions but those where a response token is predicted.
+    The number is -1 wherever no response token is predicted.
     """
     width = max(len(rollout.ids) for rollout in rollouts)
     ids = torch.zeros(len(rollouts), width, dtype=torch.int64)

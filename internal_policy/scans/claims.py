@@ -12,7 +12,7 @@ from internal_policy.scans import records, store
 
 
 def begun(folder: Path, record: str, work: str) -> bool:
-    """Whether `work`, such as "scan", was begun in a folder, which then has a file `record`.
+    """Whether `work`, such as a "scan", was started in a folder; the folder then has a file `record`.
 
     Raises InputError for a folder that holds anything else.
     """
@@ -21,18 +21,18 @@ def begun(folder: Path, record: str, work: str) -> bool:
     if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return False  # dot-files are temporary files left by an interrupted run
     if not (folder / record).is_file():
-        raise InputError(f"{folder} isn't empty and holds no {work}. Choose another --output.")
+        raise InputError(f"{folder} isn't empty and contains no {work}. Choose another --output.")
     return True
 
 
 def claim(folder: Path, record: str, work: str, question: Mapping[str, Any]) -> None:
-    """Raise InputError for a folder that holds anything but the work that answers `question`."""
+    """Raise InputError if a folder contains anything but the work that answers `question`."""
     if not begun(folder, record, work):
         return
     try:
         before = records.read(folder / record)
         if type(before.get("digest")) is not str:
-            raise ValueError("it holds no settings")
+            raise ValueError("it contains no settings")
     except records.DAMAGE as error:
         raise InputError(f"{folder / record} is damaged ({error}). Choose another --output.") from error
     if before["digest"] == store.digest(question):
@@ -44,7 +44,7 @@ def claim(folder: Path, record: str, work: str, question: Mapping[str, Any]) -> 
 
 
 def changed(before: Any, question: Mapping[str, Any]) -> list[str]:
-    """The options whose values differ, where a file counts by what it holds; none if `before` is damaged."""
+    """The options whose values differ, comparing files by their content; none if `before` is damaged."""
     if not isinstance(before, dict):
         return []
     old, new = (_resolved(json.loads(files.as_json(values))) for values in (before, question))
@@ -64,19 +64,19 @@ def _resolved(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_day(folder: Path, before: Mapping[str, Any], question: Mapping[str, Any]) -> None:
-    """Raise InputError if a question differs from that of `before` only by the date that the chat template writes."""
+    """Raise InputError if a question differs from that of `before` only in the date written by the chat template."""
     day = _arguments(before.get("asked")).get(templates.DATE)
     dated = json.dumps({**_arguments(question), templates.DATE: day}, sort_keys=True)
     if day is not None and before["digest"] == store.digest({**question, "chat_template_kwargs": dated}):
         remedy = f"--chat-template-kwargs '{json.dumps({templates.DATE: day})}'"
         raise InputError(
-            f"{folder} was begun with another date, which the chat template writes ({templates.DATE}). Continue it "
+            f"{folder} was started on another date, which the chat template writes ({templates.DATE}). Continue it "
             f"with {remedy}, or choose another --output."
         )
 
 
 def _arguments(question: Any) -> Mapping[str, Any]:
-    """What the chat template was given; nothing if a damaged record doesn't tell."""
+    """The arguments of the chat template; none if the record is damaged."""
     try:
         arguments = json.loads(question["chat_template_kwargs"])
     except (ValueError, KeyError, TypeError):

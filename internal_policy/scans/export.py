@@ -25,7 +25,7 @@ def export_table(folder: Path, kind: str, form: str, path: Path) -> int:
                 writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
                 writer.write_table(table)
             else:
-                frame = table.to_pandas(types_mapper=pd.ArrowDtype)  # integers stay integers beside what is missing
+                frame = table.to_pandas(types_mapper=pd.ArrowDtype)  # keeps integers where a column has missing values
                 for name in (field.name for field in table.schema if pa.types.is_nested(field.type)):
                     frame[name] = pd.Series(table[name].to_pylist(), dtype=object)
                 if form == "json":

@@ -24,7 +24,7 @@ BY = ("device", "dtype", "versions")
 """Facts that may differ between processes that continue one scan; they are recorded for each part."""
 
 Advance = Callable[[int, int], None]
-"""Told the rollouts and the response tokens of each part when it is whole."""
+"""Called with the numbers of rollouts and response tokens of each part when it is complete."""
 
 
 PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
@@ -36,9 +36,9 @@ class Source:
     """The source of a scan's rollouts, one batch per part."""
 
     rollouts: int
-    """How many there are."""
+    """Number of rollouts."""
     batch_size: int
-    """How many are in a part; the last may have fewer."""
+    """Rollouts in a part; the last part may have fewer."""
     batch: Callable[[int], Sequence["Rollout"]]
     """Generates or loads the rollouts of a part."""
 
@@ -49,7 +49,7 @@ class Source:
 
 
 def facts(name: str, model: "PreTrainedModel", chat_template: str | None, packages: Sequence[str]) -> dict[str, Any]:
-    """What the record says of a model and of the program; `packages` are distributions besides PACKAGES."""
+    """What the record says about a model and the program; `packages` are distributions besides PACKAGES."""
     text = model.config.get_text_config()
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -67,7 +67,7 @@ def facts(name: str, model: "PreTrainedModel", chat_template: str | None, packag
 
 
 def claim(folder: Path, question: Mapping[str, Any]) -> None:
-    """Raise InputError for a folder that holds anything but this scan."""
+    """Raise InputError if a folder contains anything but this scan."""
     claims.claim(folder, store.ASKED, "scan", question)
     for path in folder.glob("*"):
         if path.suffix in (".json", ".parquet") and path.is_dir():
@@ -83,7 +83,7 @@ def broken(folder: Path) -> list[str]:
 
 
 def discard_damaged(folder: Path) -> list[str]:
-    """Remove the record of a scan with `broken` files, so that `run` measures those again; return their names.
+    """Remove the record of a scan with `broken` files, which makes `run` measure those again; return their names.
 
     Nothing else is removed, because `run` checks every part.
     """
@@ -104,10 +104,10 @@ def run(
     advance: Advance = lambda *_: None,
     smaller: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure what is not whole yet and return the record, scan.json.
+    """Measure the parts that aren't complete yet and return the record, scan.json.
 
-    Any number of processes may run the same scan in the same folder: a part is written whole or not at all, and who
-    comes second reads it from the disk. `asked` and `facts` go into the record.
+    Any number of processes may run the same scan in the same folder: a part is written whole or not at all, and a
+    process that finds it there reads it from the disk. `asked` and `facts` go into the record.
     """
     from internal_policy.models.vocabulary import vocabulary
     from internal_policy.scans.scan import check_rollouts
@@ -144,7 +144,7 @@ def run(
 
 
 def _multiplying_alike(folder: Path, scanner: "Scanner", asked: Mapping[str, Any]) -> "Scanner":
-    """`scanner` with the matrix product of whoever began the scan in `folder`, or with its own, which is written there.
+    """`scanner` with the matrix product that the scan in `folder` started with; a new scan records that of `scanner`.
 
     Raises InputError if that product can't be computed on this device.
     """
@@ -156,19 +156,19 @@ def _multiplying_alike(folder: Path, scanner: "Scanner", asked: Mapping[str, Any
         records.write(folder / store.ASKED, question, once=True)
     name = store.asked(folder)["product"]
     if name not in matmul.candidates(kernel.weight.dtype, kernel.weight.dtype, kernel.weight.device):
-        raise InputError(f"{folder} was begun on another device. Continue it there, or choose another --output.")
+        raise InputError(f"{folder} was started on another device. Continue it there, or choose another --output.")
     return replace(scanner, kernel=replace(kernel, matmul=name))
 
 
 def _rollouts(folder: Path, part: int, source: Source, by: Mapping[str, Any]) -> Sequence["Rollout"]:
-    """The rollouts of a part, from disk if they are there, else from the source."""
+    """The rollouts of a part, from disk if it has them, else from the source."""
     from internal_policy.scans.scan import numbered
     from internal_policy.tasks.rollouts import from_table
 
     path, known = store.part_path(folder, "rollouts", part), records.of_part(folder, part)
     about, found = records.about_part(folder, part), files.fingerprint_once(path)
     sound = store.has_end(path) if known is None else found == known["files"].get(path.name)
-    if not sound and (known or found):  # altered since: what was measured may be of another response
+    if not sound and (known or found):  # altered since: the measurements may belong to other responses
         for old in (about, *(store.part_path(folder, kind, part) for kind in store.KINDS)):
             old.unlink(missing_ok=True)
     elif known is None and about.exists():  # damaged

@@ -17,25 +17,25 @@ LIBRARIES = {
     "transformer_lens": "internal_policy.readers.transformer_lens",
     "nnsight": "internal_policy.readers.nnsight",
 }
-"""Package that a model's class comes from -> the module with its reader, which alone imports that package."""
+"""Package of a model's class -> the module with its reader, the only one that imports that package."""
 
 
 Measured = tuple[Tensor, Mapping[tuple[str, str], Tensor]]
-"""The number of each position, as `blocks.padded` counts them, and (readout, name) -> numbers (points, pos)."""
+"""The number of each position, as counted by `blocks.padded`, and (readout, name) -> numbers (points, pos)."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A model as a scan reads it, whoever holds it."""
+    """A model as a scan reads it, whichever library holds it."""
 
     model: PreTrainedModel
     """The Hugging Face model inside: its configuration, its layers and its final norm."""
     unembedding: nn.Linear
     """The model's own; its weight is (d_vocab, d_model)."""
     run: Callable[..., None]
-    """`run(points, visit, **inputs)` gives the backbone its inputs once, and visits each hook point it reaches."""
+    """`run(points, visit, **inputs)` runs the backbone once on its inputs, and visits each hook point it reaches."""
     measure: Callable[..., Iterator[Measured]] | None = None
-    """`measure(rollouts, points, readouts, kernel)` in place of `run`, where the hidden states do not come here."""
+    """`measure(rollouts, points, readouts, kernel)` replaces `run` if the hidden states stay on a server."""
 
     @property
     def n_layers(self) -> int:
@@ -59,7 +59,7 @@ def reader_of(model: Any) -> Reader:
     weights = unembedding(model)
     if weights.weight.is_meta:
         raise InputError(
-            "The unembedding is offloaded, but every token is multiplied by it. Keep it on a device with a device_map "
+            "The unembedding is offloaded, but a scan needs it at every token. Keep it on a device with a device_map "
             "that places lm_head, or use a smaller model or --dtype."
         )
     return Reader(model, weights, partial(_run, model))

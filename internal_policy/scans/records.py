@@ -26,13 +26,13 @@ FIELDS: dict[str, type] = {
 }
 """Field that every record has -> its type."""
 SELECTED: dict[str, type] = {"layers": int, "sites": str, "readouts": str, "measures": str}
-"""List in a record's selection -> the type of its items."""
+"""Name of a list in a record's selection -> the type of its items."""
 DAMAGE = (OSError, ValueError, RecursionError)
 """Exceptions that `read` raises."""
 
 
 def write(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
-    """Write a JSON file with a checksum, so that `read` notices alterations."""
+    """Write a JSON file with a checksum, by which `read` notices alterations."""
     written = json.loads(files.as_json(value))
     files.write_json(path, {**written, "checksum": _checksum(written)}, once=once)
 
@@ -41,10 +41,10 @@ def read(path: Path) -> dict[str, Any]:
     """The value that `write` wrote. Raises one of DAMAGE if it is missing, altered or not a JSON object."""
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
-        raise ValueError("it holds no record")
+        raise ValueError("it isn't a JSON object")
     checksum = value.pop("checksum", None)
     if checksum not in (None, _checksum(value)):  # earlier versions wrote none
-        raise ValueError("it was altered since it was written")
+        raise ValueError("it was changed after it was written")
     return value
 
 
@@ -52,13 +52,13 @@ def complaint(record: Mapping[str, Any]) -> str | None:
     """What is wrong with the record of a scan, in words; None if it is valid."""
     for name, kind in FIELDS.items():
         if type(record.get(name)) is not kind:
-            return f"'{name}' holds {quoted(record.get(name))}, expected {_a(kind)}"
+            return f"'{name}' holds {quoted(record.get(name))}; expected {_a(kind)}"
     if smallest := next((name for name in ("n_layers", "d_model", "d_vocab", "rollouts") if record[name] < 1), None):
-        return f"'{smallest}' is {record[smallest]}, expected 1 or more"
+        return f"'{smallest}' is {record[smallest]}; expected 1 or more"
     for name, kind in SELECTED.items():
         given = record["selection"].get(name)
         if type(given) is not list or not given or any(type(item) is not kind for item in given):
-            return f"'selection.{name}' holds {quoted(given)}, expected a list of {_a(kind)}"
+            return f"'selection.{name}' holds {quoted(given)}; expected a list of {_a(kind)}"
     if any(type(version) is not str for version in record["versions"].values()):
         return "'versions' holds something other than text"
     return _files_complaint(record["files"])
@@ -69,15 +69,15 @@ def _files_complaint(written: Mapping[str, Any]) -> str | None:
     for name, known in written.items():
         part = PART.fullmatch(name)
         if name != (part_path(Path(), part[1], int(part[2])).name if part else VOCABULARY):
-            return f"'files' names {quoted(name)}, which isn't a file of a scan"
+            return f"'files' lists {quoted(name)}, which isn't a file of a scan"
         if not _is_fingerprint(known):
             return f"'files' has no valid size and SHA-256 for {name}"
         if part:
             parts[part[1]].add(int(part[2]))
     for kind, numbers in parts.items():
         if not numbers or numbers != set(range(max(map(len, parts.values())))):
-            return f"'files' does not name every part of the table {kind}"
-    return None if VOCABULARY in written else f"'files' does not name {VOCABULARY}"
+            return f"'files' doesn't list every part of the table {kind}"
+    return None if VOCABULARY in written else f"'files' doesn't list {VOCABULARY}"
 
 
 def _is_fingerprint(known: Any) -> bool:
@@ -113,7 +113,7 @@ def of_part(folder: Path, part: int) -> dict[str, Any] | None:
 
 
 def fingerprint_of(path: Path) -> dict[str, Any] | None:
-    """Fingerprint of a file of a scan when it was written; None if none was recorded. Raises one of DAMAGE."""
+    """The recorded fingerprint of a scan's file; None if none was recorded. Raises one of DAMAGE."""
     record = path.parent / RECORD
     if record.exists():
         looks = record.stat()
@@ -125,7 +125,7 @@ def fingerprint_of(path: Path) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=8)
 def _written(record: Path, looks: tuple[int, ...]) -> dict[str, Any]:  # noqa: ARG001
-    """The fingerprints in a record, cached because thousands of parts look theirs up one by one."""
+    """The fingerprints in a record, cached because thousands of parts are looked up one by one."""
     written = read(record).get("files")
     return written if type(written) is dict else {}
 

@@ -20,25 +20,25 @@ from internal_policy.tasks.rollouts import Rollout, from_table, to_table
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are sampled: arguments of `generate`. Raises InputError for those out of range."""
+    """How to sample responses: arguments of `generate`. Raises InputError for values out of range."""
 
     samples: int
     """Responses per problem."""
     temperature: float
-    """0 takes the likeliest token."""
+    """Sampling temperature; 0 always takes the likeliest token."""
     top_p: float
     """Sample from the likeliest tokens that together have this probability."""
     max_new_tokens: int
-    """Length limit of a response."""
+    """Length limit of a response in tokens."""
     seed: int
     """Random seed."""
     batch_size: int
-    """Rollouts at a time."""
+    """Rollouts sampled at a time."""
     chat: Chat
-    """Arguments for the chat template, None for no template."""
+    """Arguments for the chat template; None for no template."""
 
     def __post_init__(self) -> None:
-        """Check what was given."""
+        """Raise InputError for values out of range."""
         check_sampling(self.samples, self.temperature, self.top_p, self.max_new_tokens, self.batch_size, self.seed)
 
 
@@ -50,9 +50,9 @@ def batch(
     first: int,
     smaller: Callable[[int], None],
 ) -> list[Rollout]:
-    """The responses to the batch from prompt number `first` on; half as many at a time if memory runs out.
+    """The responses to the batch that starts at prompt number `first`; half as many at a time if memory runs out.
 
-    `smaller` is told how many.
+    `smaller` is called with that number.
     """
 
     def part(numbers: slice) -> list[Rollout]:
@@ -77,10 +77,10 @@ def sample(
     advance: Callable[[int, int], None],
     smaller: Callable[[int], None],
 ) -> list[Rollout]:
-    """All responses of the policy at `point`, part by part through `folder`, where whole parts are reused.
+    """All responses of the policy at `point`, part by part; complete parts in `folder` are reused.
 
-    `advance` is told the rollouts and the response tokens of each part, `smaller` how many are sampled at a time once
-    memory runs out.
+    `advance` is called with the numbers of rollouts and response tokens of each part, `smaller` with how many are
+    sampled at a time once memory runs out.
     """
     rollouts: list[Rollout] = []
     with as_policy(model, point, readout):

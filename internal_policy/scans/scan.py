@@ -31,7 +31,7 @@ from internal_policy.scans.tables import layers_table, policies_table
 from internal_policy.tasks.rollouts import Rollout, check_ids, to_table
 
 NO_LENSES: Mapping[str, Lens] = MappingProxyType({})
-"""By the names that a selection has for them."""
+"""Name in a selection -> lens; here there are none."""
 
 
 def scan(
@@ -46,11 +46,11 @@ def scan(
     top_k: int = 5,
     batch_size: int = 8,
 ) -> Tables:
-    """Measure the policies of `model` at every response token of `rollouts`; `layers` or `sites` None for all it has.
+    """Measure the policies of `model` at every response token of `rollouts`; None means all its layers or sites.
 
-    `model` is one of Hugging Face, or what PEFT, TransformerLens or nnsight made of it (see `reader_of`). Raises
-    InputError for a layer, site, readout or measure that does not exist or is given twice, for a batch size below 1,
-    and for a rollout that the model cannot read.
+    `model` is a Hugging Face model, or one wrapped by PEFT, TransformerLens or nnsight (see `reader_of`). Raises
+    InputError for a layer, site, readout or measure that doesn't exist or is listed twice, for a batch size below 1,
+    and for a rollout that the model can't read.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be 1 or more.")
@@ -95,32 +95,32 @@ def name_of(model: PreTrainedModel) -> str:
 
 
 def numbered(rollouts: Sequence[Rollout], first: int = 0) -> pa.Table:
-    """The table `rollouts`: the rollouts with their numbers, from `first` on."""
+    """The table `rollouts`: the rollouts with their numbers, starting at `first`."""
     table = to_table(rollouts)
     return table.add_column(0, "rollout", pa.array(np.arange(first, first + len(rollouts), dtype=np.int32)))
 
 
 def check_rollouts(model: Any, rollouts: Sequence[Rollout]) -> None:
-    """Raise InputError for the first of `rollouts` that the model can't read, and if there are none."""
+    """Raise InputError for the first of `rollouts` that the model can't read, or if there are none."""
     reader = reader_of(model)
     longest, d_vocab = positions(reader.model.config), reader.unembedding.out_features
     if not rollouts:
-        raise InputError("There are no rollouts to measure.")
+        raise InputError("There are no rollouts to measure. Give at least one.")
     check_ids(rollouts, longest, d_vocab)
 
 
 @dataclass(frozen=True, eq=False)
 class Scanner:
-    """A model and what is measured of it: built once, then given one batch of rollouts after another."""
+    """A model and what to measure in it: built once, then given one batch of rollouts after another."""
 
     reader: Reader
     """The model."""
     selection: Selection
-    """What is measured."""
+    """What to measure."""
     plan: Plan
-    """The hidden states that this needs."""
+    """The hidden states that the selection needs."""
     readouts: Mapping[str, Readout]
-    """By the names that the selection has for them."""
+    """Name in the selection -> readout."""
     kernel: Kernel
     """Hidden states in, numbers out."""
 
@@ -131,7 +131,7 @@ class Scanner:
         selection: Selection,
         lenses: Mapping[str, Lens] = NO_LENSES,
     ) -> "Scanner":
-        """Prepare to measure `selection` of `model`, by the fastest exact matrix product.
+        """Prepare to measure `selection` of `model` with the fastest exact matrix product.
 
         Raises InputError for a layer, site or readout that the model doesn't have, and for a top-k it can't give.
         """
@@ -143,9 +143,9 @@ class Scanner:
             place(config, site)
         known: dict[str, Readout] = {**{name: name for name in READOUTS}, **lenses}
         if unknown := [name for name in selection.readouts if name not in known]:
-            raise InputError(f"There is no readout '{unknown[0]}'; known are {', '.join(known)}.")
+            raise InputError(f"There is no readout '{unknown[0]}'. Choose from {', '.join(known)}.")
         if selection.top_k > len(weight):
-            raise InputError(f"top-k is {selection.top_k}, but the model has only {len(weight)} tokens.")
+            raise InputError(f"top-k is {selection.top_k}, but the model has only {len(weight)} tokens. Lower it.")
         planned = plan(selection, sites_of(config))
         kernel = Kernel(
             weight,
@@ -164,7 +164,7 @@ class Scanner:
     ) -> tuple[pa.Table, pa.Table]:
         """The tables `policies` and `layers` of one batch, whose first rollout is number `first`.
 
-        Where the batch does not fit into memory, halves of it are measured, and `smaller` is told how many rollouts.
+        If the batch doesn't fit into memory, it is measured in halves, and `smaller` is called with their size.
         """
         parts = in_halves(lambda span: self._tables(rollouts[span], first + span.start), len(rollouts), smaller)
         policies, layers = (pa.concat_tables(kind) for kind in zip(*parts, strict=True))

@@ -12,38 +12,38 @@ from internal_policy.models.policy import READOUTS
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a model is measured."""
+    """What to measure in a model."""
 
     layers: tuple[int, ...]
     """Decoder layers, from 0."""
     sites: tuple[str, ...] = SITES
-    """Sites of each of the layers."""
+    """Sites in each of the layers."""
     readouts: tuple[str, ...] = ("raw",)
     """How hidden states are brought to the unembedding: raw, norm, or the name of a lens."""
     measures: tuple[str, ...] = MEASURES
-    """Which numbers."""
+    """Measures, such as entropy."""
     top_k: int = 5
-    """How many of the likeliest tokens are kept; 0 for none."""
+    """How many of the likeliest tokens to keep; 0 for none."""
 
     def __post_init__(self) -> None:
-        """Refuse what does not exist."""
+        """Raise InputError for unknown or repeated names, and for an empty selection."""
         for what, given, known in (
             ("site", self.sites, SITES),
             ("measure", self.measures, MEASURES),
         ):
             if unknown := [name for name in given if name not in known]:
-                raise InputError(f"There is no {what} '{unknown[0]}'; known are {', '.join(known)}.")
+                raise InputError(f"There is no {what} '{unknown[0]}'. Choose from {', '.join(known)}.")
             if not given:
-                raise InputError(f"No {what} is chosen; known are {', '.join(known)}.")
+                raise InputError(f"No {what} is selected. Choose from {', '.join(known)}.")
         for what, given in (("Layer", self.layers), ("Site", self.sites), ("Measure", self.measures)):
             if twice := [name for name in given if list(given).count(name) > 1]:
-                raise InputError(f"{what} {twice[0]} is given twice. List each only once.")
+                raise InputError(f"{what} {twice[0]} is listed twice. List each only once.")
         if not self.readouts:  # a lens may have any name
-            raise InputError(f"No readout is chosen; known are {', '.join(READOUTS)}.")
+            raise InputError(f"No readout is selected. Choose from {', '.join(READOUTS)}.")
         if twice := [name for name in self.readouts if self.readouts.count(name) > 1]:
-            raise InputError(f"Two readouts are called '{twice[0]}'. Give a lens another __name__.")
+            raise InputError(f"Two readouts are called '{twice[0]}'. List each once, or give a lens another __name__.")
         if not self.layers or self.top_k < 0:
-            raise InputError("Nothing to measure: choose at least one layer, and a top-k of 0 or more.")
+            raise InputError("There is nothing to measure. Select at least one layer, and a top-k of 0 or more.")
         if not any(self.names(site) for site in (*self.sites, "final")):
             raise InputError(f"Nothing to measure: there is no {', '.join(self.measures)} at {', '.join(self.sites)}.")
 
@@ -55,7 +55,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Plan:
-    """The hidden states that a selection takes, as rows of one tensor."""
+    """The hidden states that a selection needs, as rows of one tensor."""
 
     points: tuple[HookPoint, ...]
     """FINAL, then the points that the norm control scales, then the others that are unembedded, then the rest."""
@@ -64,7 +64,7 @@ class Plan:
     unembedded: int
     """How many of the points, from the first, are unembedded; the rest serve norms and cosines alone."""
     streams: tuple[tuple[int, int], ...]
-    """Rows of a module's output and of the stream that it is added to."""
+    """Rows of a module's output and of the stream it is added to."""
 
     def rows(self, layers: Sequence[int], site: str) -> list[int]:
         """The rows that hold `site` of each of `layers`."""
@@ -72,12 +72,12 @@ class Plan:
 
 
 def canonical(layer: int, site: str) -> HookPoint:
-    """The hook point that is read for a site: a layer's input is the output of the layer before, and read once."""
+    """The hook point to read for a site: a layer's input is the output of the layer before, which is read only once."""
     return HookPoint(layer - 1, "resid_post") if site == "resid_pre" and layer else HookPoint(layer, site)
 
 
 def plan(selection: Selection, sites: Sequence[str] = SITES) -> Plan:
-    """The hidden states that `selection` takes of a model that has these sites, each once."""
+    """The hidden states that `selection` needs from a model with these sites, each once."""
     cells = [(layer, site) for layer in selection.layers for site in selection.sites]
     stream_of = {module: next(site for site in streams if site in sites) for module, streams in STREAM_OF.items()}
 
@@ -107,7 +107,7 @@ def parse_layers(text: str, n_layers: int) -> tuple[int, ...]:
         negative = part.strip().startswith("-")
         if not first.isdecimal() or (dash and (negative or not last.isdecimal())):
             raise InputError(
-                f"'{part.strip()}' in --layers isn't a layer or range. Write for example 0,5,10-20,-1 or all."
+                f"'{part.strip()}' in --layers isn't a layer or range. Write layers such as 0,5,10-20,-1 or all."
             )
         start = n_layers - int(first) if negative else int(first)
         stop = int(last) if dash else start

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from internal_policy.scans.selection import Selection
 
 LISTED = 10
-"""Scans that an error message names at most."""
+"""The most scans that an error message lists."""
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """What Arrow raises for a damaged file."""
 
@@ -42,12 +42,12 @@ class Tables:
 
     @cached_property
     def rollouts(self) -> pd.DataFrame:
-        """One row a rollout: problem, answer, prompt_ids, response_ids, response, reward, ..."""
+        """One row per rollout: problem, answer, prompt_ids, response_ids, response, reward, ..."""
         return self.arrow["rollouts"].to_pandas()
 
     @cached_property
     def policies(self) -> pd.DataFrame:
-        """One row a rollout x position x readout x layer, a column a site and measure, such as `attn_out.entropy`.
+        """One row per rollout x position x readout x layer, one column per site and measure (`attn_out.entropy`).
 
         The row after the last layer holds the model's own policy, `final.entropy` and so on.
         """
@@ -55,7 +55,7 @@ class Tables:
 
     @cached_property
     def layers(self) -> pd.DataFrame:
-        """One row a rollout x readout x layer x site: `tokens` and the means over them of each measure."""
+        """One row per rollout x readout x layer x site: `tokens` and the means over them of each measure."""
         return self.arrow["layers"].to_pandas()
 
     @cached_property
@@ -64,7 +64,7 @@ class Tables:
         return self.arrow["vocabulary"].to_pandas()
 
     def __str__(self) -> str:
-        """What error messages call it."""
+        """Return the name for error messages."""
         return "This scan"
 
 
@@ -79,14 +79,14 @@ def root() -> Path:
         return (caches if caches.is_absolute() else Path.home() / ".cache") / "internal-policy"
     except RuntimeError as error:
         raise InputError(
-            f"There is no home folder for the cache ({error}). Set INTERNAL_POLICY_CACHE to a folder."
+            f"Can't find a home folder for the cache ({error}). Set INTERNAL_POLICY_CACHE to a folder."
         ) from error
 
 
 def digest(asked: Mapping[str, Any]) -> str:
     """The digest of a question: 12 hexadecimal digits.
 
-    A file counts by what it holds (`content`), not by how its path was typed, and a model by its `identity`.
+    A file counts by its `content`, not by how its path was typed, and a model by its `identity`.
     """
     content = asked.get("content", {})
     held = {path: [Path(path).suffix, found] for path, found in content.items() if found and "sha256" in found}
@@ -104,7 +104,7 @@ def digest(asked: Mapping[str, Any]) -> str:
 
 
 def folder_of(model: str, asked: Mapping[str, Any]) -> Path:
-    """Where the scan that `asked` describes lies: <root>/<model name>/<digest>."""
+    """The folder of the scan that `asked` describes: <root>/<model name>/<digest>."""
     model = Path(model).resolve().name if Path(model).is_dir() else model
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", model.rstrip("/").removeprefix("/")).lstrip(".") or "model"
     return root() / name / digest(asked)
@@ -134,7 +134,7 @@ def write_table(path: Path, table: pa.Table, group: str | None = None, *, once: 
 
 
 def is_whole(folder: Path, part: int) -> bool:
-    """Whether every table of a part was written and is unchanged since."""
+    """Whether every table of a part was written and hasn't changed since."""
     known = records.of_part(folder, part)
     paths = [part_path(folder, kind, part) for kind in KINDS]
     return known is not None and all(
@@ -143,7 +143,7 @@ def is_whole(folder: Path, part: int) -> bool:
 
 
 def has_end(path: Path) -> bool:
-    """Whether a Parquet file is there, and not cut short."""
+    """Whether a Parquet file exists and isn't cut short."""
     try:
         pq.read_metadata(path)
     except UNREADABLE:
@@ -157,20 +157,20 @@ def asked(folder: Path) -> dict[str, Any]:
     try:
         found = records.read(path)
         if type(found.get("digest")) is not str or type(found.get("product")) is not str:
-            raise ValueError("it holds no settings")
+            raise ValueError("it contains no settings")
     except records.DAMAGE as error:
-        raise InputError(f"{path} is damaged ({error}); remove the folder {folder} and scan again.") from error
+        raise InputError(f"{path} is damaged ({error}). Remove the folder {folder} and scan again.") from error
     return found
 
 
 def record(source: Path | Tables) -> Mapping[str, Any]:
-    """The record of a scan (scan.json in its folder). Raises InputError if the folder has no scan or part of one."""
+    """The record of a scan (scan.json in its folder). Raises InputError if the folder has no complete scan."""
     if isinstance(source, Tables):
         return source.record
     folder = source
     path = folder / RECORD
     if not path.exists():
-        state = "an unfinished scan; run its command again to finish it" if (folder / ASKED).exists() else "no scan"
+        state = "an unfinished scan. Run its command again to finish it" if (folder / ASKED).exists() else "not a scan"
         raise InputError(f"{folder} is {state}." if folder.is_dir() else f"There is no folder {folder}.")
     try:
         found = records.read(path)
@@ -179,7 +179,7 @@ def record(source: Path | Tables) -> Mapping[str, Any]:
     if found.get("schema") != SCHEMA:
         raise InputError(
             f"{path} has schema version {str(found.get('schema'))[:60]}, but this version of internal-policy reads "
-            f"{SCHEMA}. Update it, or scan again."
+            f"{SCHEMA}. Update internal-policy, or scan again."
         )
     if wrong := records.complaint(found):
         raise InputError(f"{path} is damaged ({wrong}). Run the scan's command again with --remeasure.")
@@ -192,7 +192,7 @@ def damaged(folder: Path) -> list[str]:
 
 
 def cut_short(folder: Path) -> list[str]:
-    """Names of the files of a whole scan that are missing or of another size than they were written: quick to tell."""
+    """Names of the files of a whole scan that are missing or have changed in size, which is quick to check."""
     written = record(folder)["files"]
     return [n for n, f in written.items() if not (folder / n).is_file() or (folder / n).stat().st_size != f["bytes"]]
 
@@ -207,7 +207,7 @@ def read(
 def pieces(
     source: Path | Tables, kind: str, columns: Sequence[str] | None = None, where: ds.Expression | None = None
 ) -> Iterator[pa.Table]:
-    """The same piece by piece: a folder has a piece for each part, tables in memory are one."""
+    """A table of a scan piece by piece: a folder has a piece for each part, tables in memory are one piece."""
     if isinstance(source, Tables):
         yield _chosen(ds.dataset(source.arrow[kind]), columns, where)
     else:
@@ -222,9 +222,9 @@ def of_rollout(
     columns: Sequence[str] | None = None,
     where: ds.Expression | None = None,
 ) -> pd.DataFrame:
-    """The rows of one rollout; of a folder only the part with it is read. Raises InputError if no part has it."""
+    """The rows of one rollout; in a folder, only its part is read. Raises InputError if no part has it."""
     if not isinstance(rollout, Integral) or isinstance(rollout, bool):
-        raise InputError(f"{rollout!r:.60} is not the number of a rollout. Give a whole number from 0.")
+        raise InputError(f"{rollout!r:.60} isn't the number of a rollout. Use a whole number from 0.")
     mine = ds.field("rollout") == rollout
     both = mine if where is None else mine & where
     if isinstance(source, Path):
@@ -261,17 +261,17 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         written = records.fingerprint_of(path)
         if written not in (None, found := files.fingerprint_once(path)):
-            raise ValueError("it was altered since it was written" if found else "it is missing")
+            raise ValueError("it was changed after it was written" if found else "it is missing")
         yield
     except (*UNREADABLE, *records.DAMAGE) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is damaged ({why}); {_remedy(path.parent)}.") from error
+        raise InputError(f"{path} is damaged ({why}). {_remedy(path.parent)}.") from error
 
 
 def _remedy(folder: Path) -> str:
     if (folder / RECORD).exists():
-        return "measure it again with --remeasure"
-    return "run the scan's command again" if (folder / ASKED).exists() else "remove it and write it again"
+        return "Measure it again with --remeasure"
+    return "Run the scan's command again" if (folder / ASKED).exists() else "Remove it and write it again"
 
 
 def _part_with(folder: Path, kind: str, rollout: int) -> Path:
@@ -297,23 +297,23 @@ def parts(folder: Path, kind: str) -> list[Path]:
 
 
 def disk_bytes(selection: "Selection", tokens: int) -> int:
-    """Size of what a scan writes of so many response tokens, at most: compression makes it smaller."""
+    """The most bytes that a scan writes for that many response tokens; compression makes it smaller."""
     kinds = [name for site in (*selection.sites, "final") for name in selection.names(site)]
     row = 4 * 4 + sum(8 * selection.top_k if name == "topk" else 4 for name in kinds)
     return tokens * len(selection.readouts) * (len(selection.layers) + 1) * row
 
 
 def scans(*, unfinished: bool = False) -> list[Path]:
-    """Folders of the whole scans under `root()`, newest first; with `unfinished`, of the others too."""
+    """Folders of the complete scans under `root()`, newest first; with `unfinished`, of the others too."""
     names = (ASKED, RECORD) if unfinished else (RECORD,)
     found = {path.parent for name in names for path in root().glob(f"*/*/{name}")}
     return sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
 def find(name: str) -> Path:
-    """The folder of a scan, by its path, the first digits of its digest or a bundled one's name.
+    """The folder of a scan, given its path, the first digits of its digest, or the name of a bundled one.
 
-    Raises InputError, which names the scans there are.
+    Raises InputError, listing the scans that exist.
     """
     if files.is_folder(Path(name)):
         return Path(name)

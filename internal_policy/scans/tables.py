@@ -14,7 +14,7 @@ Numbers = Mapping[tuple[str, str], np.ndarray]
 
 @dataclass(frozen=True)
 class Column:
-    """One measure of one site at every layer that is measured."""
+    """One measure of one site at every measured layer."""
 
     site: str
     name: str
@@ -24,7 +24,7 @@ class Column:
 
 
 def columns(numbers: Numbers, selection: Selection, plan: Plan, n_layers: int) -> Iterator[Column]:
-    """Every column there is; `final` stands at the layer after the last, `n_layers`."""
+    """All columns; `final` is at the layer after the last, `n_layers`."""
     for site in (*selection.sites, "final"):
         layers = (n_layers,) if site == "final" else selection.layers
         rows = [0] if site == "final" else plan.rows(layers, site)
@@ -37,10 +37,10 @@ def columns(numbers: Numbers, selection: Selection, plan: Plan, n_layers: int) -
 def policies_table(
     numbers: Numbers, selection: Selection, plan: Plan, n_layers: int, lengths: Sequence[int], first: int
 ) -> pa.Table:
-    """One row a rollout x position x readout x layer, a column a site and measure; `first` numbers the first rollout.
+    """One row per rollout x position x readout x layer, one column per site and measure; rollouts count from `first`.
 
-    `lengths` are the response tokens of each rollout. A site's columns are null in the row of `final`, and the other
-    way round; `entropy_at_input_norm` is null under any readout but raw, the only one that sees a norm as it is.
+    `lengths` are the response tokens of each rollout. A site's columns are null in the row of `final`, and vice versa;
+    `entropy_at_input_norm` is null for every readout but raw, the only one that depends on the norm.
     """
     layers = (*selection.layers, n_layers)
     shape = (sum(lengths), len(selection.readouts), len(layers))
@@ -59,7 +59,7 @@ def policies_table(
         absent = np.broadcast_to(~present, shape).copy()
         if column.name == "entropy_at_input_norm":
             absent |= (np.array(selection.readouts) != "raw")[:, None]
-        if column.name == "rank":  # an integer, which cannot be NaN: a policy that is NaN has none
+        if column.name == "rank":  # integers can't be NaN, and a NaN policy has no ranks
             absent |= np.isnan(values)
             values = np.nan_to_num(values).astype(np.int32)
         table[f"{column.site}.{column.name}"] = _array(values.reshape(-1, *values.shape[3:]), absent.ravel())
@@ -69,7 +69,7 @@ def policies_table(
 def layers_table(
     numbers: Numbers, selection: Selection, plan: Plan, n_layers: int, lengths: Sequence[int], first: int
 ) -> pa.Table:
-    """One row a rollout x readout x layer x site: `tokens`, and the mean over them of each measure, in float64.
+    """One row per rollout x readout x layer x site: `tokens`, and the mean of each measure over them, in float64.
 
     `top1` is the share of tokens that were the policy's first choice.
     """

@@ -165,7 +165,7 @@ BAD_OPTIONS = {
     "template arguments": (["--chat-template-kwargs", "{"], "--chat-template-kwargs isn't JSON"),
     "temperature": (["--temperature", "-1"], "temperature is -1.0; it must be 0"),
     "too long": (["--max-new-tokens", "9999"], "the model has only 512 positions"),
-    "output": (["--output", "/"], "isn't empty and holds no scan"),
+    "output": (["--output", "/"], "isn't empty and contains no scan"),
     "batch size": (["--batch-size", "0"], "batch-size is 0; it must be 1 or more"),
     "limit": (["--limit", "0"], "The limit is 0; it must be 1 or more"),
     "huge limit": (["--limit", "99999999999999999999", "--layers", "9"], "--layers has 9"),

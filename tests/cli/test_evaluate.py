@@ -122,7 +122,7 @@ BAD_EVALUATIONS = {
     ),
     "hook point": (["--at", "5.nowhere"], "nowhere"),
     "twice": (["--problems", "a.jsonl", "a.jsonl"], "--problems names a.jsonl more than once"),
-    "output": (["--output", "/"], "/ isn't empty and holds no evaluation. Choose another --output."),
+    "output": (["--output", "/"], "/ isn't empty and contains no evaluation. Choose another --output."),
 }
 
 

@@ -184,7 +184,7 @@ def test_a_measure_that_does_not_exist_is_refused_with_those_there_are(on_disk, 
 
 def test_true_is_not_the_number_of_a_rollout(on_disk, in_memory):
     for scan in (on_disk, in_memory):
-        with pytest.raises(InputError, match="True is not the number of a rollout"):
+        with pytest.raises(InputError, match="True isn't the number of a rollout"):
             scan.tokens(True)
 
 

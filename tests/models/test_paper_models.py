@@ -282,7 +282,9 @@ def test_a_response_that_the_template_cuts_or_moves_is_refused_with_remedies(r1,
 
 
 def test_a_cut_response_is_refused_where_the_prompt_opens_no_thought(r1):
-    with pytest.raises(InputError, match=r"where '3 and 4 more: 7</think>.*--chat-template FILE with one that keeps"):
+    with pytest.raises(
+        InputError, match=r"instead of '3 and 4 more: 7</think>.*--chat-template FILE with one that keeps"
+    ):
         split_messages(r1, answered("What is 3 + 4?"), {"chat_template": UNOPENED})
 
 

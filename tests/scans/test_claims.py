@@ -28,7 +28,7 @@ def test_what_something_else_wrote_is_refused(name, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "letter.txt").touch()
-    with pytest.raises(InputError, match=r"is a file|isn't empty and holds no scan"):
+    with pytest.raises(InputError, match=r"is a file|isn't empty and contains no scan"):
         begun(tmp_path / name, "asked.json", "scan")
 
 

@@ -135,7 +135,7 @@ def test_many_flipped_bits_are_refused_or_change_no_output(finished, tmp_path):
 def test_an_altered_footer_is_refused_before_it_is_parsed(scanned, kind):
     path = records.part_path(scanned, kind, 1)
     flip(path, path.stat().st_size - 40)
-    with pytest.raises(InputError, match=r"is damaged \(it was altered since it was written\); measure it again with"):
+    with pytest.raises(InputError, match=r"is damaged \(it was changed after it was written\)\. Measure it again with"):
         store.read(scanned, kind)
 
 
@@ -273,14 +273,14 @@ def test_a_record_must_name_every_part_of_every_table(scanned):
     record = store.record(scanned)
     del record["files"]["layers-00000.parquet"]
     records.write(scanned / store.RECORD, record)
-    with pytest.raises(InputError, match="does not name every part of the table layers"):
+    with pytest.raises(InputError, match="doesn't list every part of the table layers"):
         store.read(scanned, "rollouts")
 
 
 def test_an_altered_number_in_a_record_is_noticed(scanned):
     text = (scanned / store.RECORD).read_text()
     (scanned / store.RECORD).write_text(text.replace('"n_layers": 3', '"n_layers": 2'))
-    with pytest.raises(InputError, match="it was altered since it was written"):
+    with pytest.raises(InputError, match="it was changed after it was written"):
         store.record(scanned)
 
 
@@ -376,7 +376,7 @@ def test_a_damaged_file_outside_a_scan_gets_another_remedy(tmp_path):
     path = tmp_path / "metrics.parquet"
     store.write_table(path, pa.table({"x": [1]}))
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(InputError, match=r"is damaged .*; remove it and write it again"):
+    with pytest.raises(InputError, match=r"is damaged .*\. Remove it and write it again"):
         store.read_part(path)
 
 

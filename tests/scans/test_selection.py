@@ -50,7 +50,7 @@ def test_layers_are_read(text, layers):
 )
 def test_text_without_layers_is_refused(text):
     with pytest.raises(
-        InputError, match=r"in --layers isn't a layer or range. Write for example 0,5,10-20,-1 or all\."
+        InputError, match=r"in --layers isn't a layer or range\. Write layers such as 0,5,10-20,-1 or all\."
     ):
         parse_layers(text, 24)
 
@@ -73,13 +73,13 @@ def test_any_set_of_layers_can_be_written(layers):
 @pytest.mark.parametrize(
     ("what", "given", "sentence"),
     [
-        ("sites", ("attn_out", "attn"), r"There is no site 'attn'; known are resid_pre, attn_in, .*, resid_post\."),
+        ("sites", ("attn_out", "attn"), r"There is no site 'attn'\. Choose from resid_pre, attn_in, .*, resid_post\."),
         ("sites", ("final",), r"There is no site 'final'"),  # it is always measured
-        ("measures", ("entropi",), r"There is no measure 'entropi'; known are entropy, logprob, .*\."),
-        ("sites", (), r"No site is chosen; known are resid_pre, .*\."),
-        ("readouts", (), r"No readout is chosen"),
-        ("measures", (), r"No measure is chosen"),
-        ("layers", (), r"choose at least one layer"),
+        ("measures", ("entropi",), r"There is no measure 'entropi'\. Choose from entropy, logprob, .*\."),
+        ("sites", (), r"No site is selected\. Choose from resid_pre, .*\."),
+        ("readouts", (), r"No readout is selected"),
+        ("measures", (), r"No measure is selected"),
+        ("layers", (), r"Select at least one layer"),
         ("top_k", -1, r"a top-k of 0 or more"),
     ],
 )
@@ -217,9 +217,9 @@ def test_an_ffn_beside_the_attention_is_compared_with_the_stream_that_both_read(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"layers": (1, 0, 1)}, "Layer 1 is given twice"),
-        ({"layers": (0,), "sites": ("mlp_out", "mlp_out")}, "Site mlp_out is given twice"),
-        ({"layers": (0,), "measures": ("kl", "norm", "kl")}, "Measure kl is given twice"),
+        ({"layers": (1, 0, 1)}, "Layer 1 is listed twice"),
+        ({"layers": (0,), "sites": ("mlp_out", "mlp_out")}, "Site mlp_out is listed twice"),
+        ({"layers": (0,), "measures": ("kl", "norm", "kl")}, "Measure kl is listed twice"),
     ],
 )
 def test_duplicate_selections_are_refused(given, said):

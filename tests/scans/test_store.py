@@ -78,7 +78,7 @@ def test_unfinished_scans_and_other_folders_get_different_errors(folder, tmp_pat
     with pytest.raises(InputError, match="is an unfinished scan"):
         store.record(folder)
     (folder / store.ASKED).unlink()
-    with pytest.raises(InputError, match="is no scan"):
+    with pytest.raises(InputError, match="is not a scan"):
         store.record(folder)
     with pytest.raises(InputError, match="There is no folder"):
         store.record(tmp_path / "nowhere")
