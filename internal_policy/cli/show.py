@@ -43,26 +43,27 @@ def run(options: Show) -> None:
 
 def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Mapping[str, Any] | None = None) -> None:
     """A scan: what was measured, and the entropies by layer. Raises InputError for a readout that was not measured."""
-    from internal_policy.look import statistics, targets, view
+    from internal_policy.look import findings, statistics, view
     from internal_policy.scans import store
 
     record = store.record(folder)
     shown = view.View(folder, readout or record["selection"]["readouts"][0])
-    found = _numbers(shown)
+    found = findings.findings(shown)
     if warning := statistics.not_finite(store.read(folder, "layers"), record["dtype"]):
         progress.note(warning)
     if as_json:
         kept = {name: value for name, value in record.items() if name not in ("files", "asked", "chat_template")}
-        document({"scan": str(folder), **(extra or {}), **kept, "readout": shown.readout, **found})
+        numbers = {"readout": shown.readout, **_numbers(shown), "findings": found.sentences}
+        document({"scan": str(folder), **(extra or {}), **kept, **numbers})
         return
     if "entropy" in record["selection"]["measures"]:
         uncut(_entropies(shown, record))
-    if found["suggested"]:
-        paragraph(targets.in_words(found["suggested"]))
+    for sentence in found.sentences:
+        paragraph(sentence)
     others = [other for other in record["selection"]["readouts"] if other != shown.readout]
     paragraph(_responses(folder, record) + (f" Also measured: {', '.join(others)}." if others else ""))
     out.print(f"Scan: {escape(str(folder))}", emoji=False)
-    commands([f"internal-policy show {folder} --readout {other}" for other in others[:1]])
+    commands(found.commands)
 
 
 def _numbers(shown: "View") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How scans and training runs look in a notebook: HTML with no script and no network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib.util import find_spec
 
@@ -19,6 +19,12 @@ def page(*parts: Callable[[], str]) -> str:
             shown.append(f"<p>{escape(str(error))}</p>")
     # the classes keep Jupyter from reading $...$ in a name as mathematics
     return f'<div class="mathjax_ignore tex2jax_ignore">{"".join(shown)}</div>'
+
+
+def sentences(lines: Sequence[str]) -> str:
+    """Sentences as a list; nothing if there are none."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def table(frame: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from internal_policy.errors import counted
-from internal_policy.look import notebook, statistics, targets, tokens, view
+from internal_policy.look import findings, notebook, statistics, targets, tokens, view
 from internal_policy.look.statistics import Average, Part
 from internal_policy.look.view import About, View
 from internal_policy.measure.sites import CHANGES, WITH_FINAL
@@ -149,6 +149,11 @@ class Scan(View):
         return found[["layer", "position", "id", "token", "value"]]
 
     @property
+    def findings(self) -> tuple[str, ...]:
+        """What this view shows, in sentences: where the entropy falls, what the FFNs do, which layer BuPO trains."""
+        return findings.findings(self).sentences
+
+    @property
     def plot(self) -> "Plots":
         """Figures by their names: `scan.plot.flow()`, `scan.plot.compare(other)`. Raises InputError without plotly."""
         notebook.need_plotly()
@@ -171,8 +176,10 @@ class Scan(View):
         return f"<Scan of {notebook.printable(about.model)}: {counts}{', ' if about.which else ''}{about.which}>"
 
     def _repr_html_(self) -> str:
-        """The flow of entropy as a small picture and the table by layer, for a notebook, also without a network."""
-        return notebook.page(lambda: _flow(self), lambda: notebook.table(self.by_layer()))
+        """The findings, the flow of entropy as a small picture and the table by layer, for a notebook."""
+        return notebook.page(
+            lambda: notebook.sentences(self.findings), lambda: _flow(self), lambda: notebook.table(self.by_layer())
+        )
 
 
 def _flow(scan: Scan) -> str:

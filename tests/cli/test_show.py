@@ -1,6 +1,8 @@
 """Listing and showing scans."""
 
+import io
 import json
+import shlex
 
 import pandas as pd
 import pytest
@@ -50,6 +52,34 @@ def test_no_word_or_number_of_a_scan_is_cut_however_wide_the_terminal_is(width, 
     table = summary.by_layer(View(bundle.DATA / "scans" / "demo-qwen3"), sites=summary.BRIEF)
     for row in summary.cells(table)[1:]:
         assert " ".join(row).split() in [line.split() for line in printed.splitlines()]
+
+
+def test_on_a_terminal_findings_break_between_words_and_commands_stay_whole(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(console.out, "_width", 40)
+    monkeypatch.setattr(console.out, "_file", screen)
+    monkeypatch.setattr(console.out, "_force_terminal", True)
+    assert main(["show", "demo-qwen3"]) == 0
+    lines = [line.rstrip() for line in screen.getvalue().splitlines()]
+    assert "Entropy falls most in layer 0: from 5.98" in lines
+    assert "  internal-policy plot demo-qwen3 change -o change.html" in lines
+
+
+def test_the_next_commands_of_a_scan_run(here, capsys):
+    assert main(["show", "demo-qwen3"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    commands = printed[printed.index("Next:") + 1 :]
+    assert len(commands) == 2
+    for command in commands:
+        name, *words = shlex.split(command)
+        assert (name, main(words)) == ("internal-policy", 0)
+    assert (here / "change.html").exists()
+
+
+def test_json_has_the_findings_as_sentences(capsys):
+    assert main(["show", "demo-qwen3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert found[0].startswith("Entropy falls most in layer 0")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import internal_policy as ip
 from internal_policy import bundle
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, notebook, statistics, targets, tokens, view
+from internal_policy.look import catalogue, findings, notebook, statistics, targets, tokens, view
 from internal_policy.look.scan import Scan, of, open_scan
 from internal_policy.look.view import View
 from internal_policy.scans import store
@@ -252,6 +252,11 @@ def test_a_notebook_shows_the_flow_and_the_table_without_a_network(on_disk):
     assert f"{on_disk.by_layer().loc[6, 'change_mlp']:.4g}" in page
     assert not re.search(r"<script|https?:|src=|@import|url\(", page)
     assert len(page) < 100_000
+
+
+def test_a_scan_has_its_findings_as_sentences_and_a_notebook_lists_them(on_disk):
+    assert on_disk.findings == findings.findings(View(DEMO)).sentences
+    assert f"<li>{on_disk.findings[0]}" in on_disk._repr_html_().replace("&#x27;", "'")
 
 
 def test_a_hostile_model_name_is_shown_as_text():

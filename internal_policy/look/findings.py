@@ -1,0 +1,224 @@
+"""What a scan shows, in plain sentences, and the commands to run next."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from internal_policy import bundle
+from internal_policy.errors import counted
+from internal_policy.look import statistics, targets, view
+from internal_policy.look.bootstrap import FEWEST
+from internal_policy.look.targets import STAGES
+from internal_policy.look.view import View
+from internal_policy.measure.sites import CHANGES
+from internal_policy.scans import store
+
+FLAT = 0.05
+"""A smaller change of entropy along the layers, in nats, is called none."""
+FEW = 16
+"""Fewer responses may be too few to tell whether a layer's FFN raises the entropy; training scans 32."""
+SHORTEST = 4
+"""Fewest digits of a scan's digest in a command."""
+EFFECTS = dict(zip(STAGES, ("raise {}", "don't change {} significantly", "lower {}"), strict=True))
+"""Stage -> what the FFNs of its layers do to the entropy."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a view of a scan shows, and where to look next."""
+
+    sentences: tuple[str, ...]
+    """Most important first: saturation, where the entropy falls, what the FFNs do, the layer that BuPO trains."""
+    commands: tuple[str, ...]
+    """Up to two commands, ready to copy; none for a scan in memory."""
+
+
+def findings(one: View) -> Findings:
+    """What a view of a scan shows. What wasn't measured is left out. Raises InputError for a broken scan."""
+    layers = view.layers(one)
+    means = statistics.by_layer(layers, one.readout) if "entropy" in layers else pd.DataFrame()
+    saturated = saturation(one, layers, means)
+    said = [saturated, along_the_layers(means)]
+    changes = statistics.changes(layers[layers["site"].isin(CHANGES["mlp"])])
+    if len(changes):
+        said += about_training(one, changes)
+    commands = next_commands(one, saturated is not None) if isinstance(one.source, Path) else []
+    return Findings(tuple(sentence for sentence in said if sentence), tuple(commands))
+
+
+def along_the_layers(means: pd.DataFrame) -> str | None:
+    """Where the entropy of the residual stream falls most; None if it wasn't measured or isn't finite.
+
+    `means` is `statistics.by_layer`. It is the shortest stretch with half of the largest fall.
+    """
+    at = _stream(means)
+    if not len(at) or not np.isfinite(at).all():
+        return None
+    own = means["final"].dropna() if "final" in means else []
+    end = f"; the model's own policy has {_nats(own.iloc[0])}" if len(own) else ""
+    first, last = int(at.index[0]), int(at.index[-1])
+    if len(at) == 1:
+        where = f"after layer {first - 1}" if first else "before layer 0"
+        return f"Entropy {where} is {_nats(at[first])} nats{end}."
+    if last - first == 1:
+        return f"Entropy goes from {_nats(at[first])} to {_nats(at[last])} nats in layer {first}{end}."
+    if (at.cummax() - at).max() >= FLAT:
+        start, stop = _steepest(at)
+        where = layers_in_words(range(start, stop))
+        return f"Entropy falls most in {where}: from {_nats(at[start])} to {_nats(at[stop])} nats{end}."
+    if at.max() - at.min() < FLAT:
+        return f"Entropy stays between {_nats(at.min())} and {_nats(at.max())} nats in all measured layers{end}."
+    return f"Entropy never falls along the layers: it rises from {_nats(at.min())} to {_nats(at.max())} nats{end}."
+
+
+def _stream(means: pd.DataFrame) -> pd.Series:
+    """Entropy of the residual stream by the number of layers that it has passed."""
+    found: dict[int, float] = {}
+    for site, passed in (("resid_pre", 0), ("resid_post", 1)):
+        if site in means:
+            measured = means.drop(index=means.index[means["final"].notna()]) if "final" in means else means
+            found |= {int(str(layer)) + passed: float(value) for layer, value in measured[site].items()}
+    return pd.Series(found, dtype=float).sort_index()
+
+
+def _steepest(at: pd.Series) -> tuple[int, int]:
+    """Ends of the shortest stretch with half of the largest fall; of several the one that falls most."""
+    passed, values = at.index.to_numpy(), at.to_numpy()
+    falls = np.triu(values[:, None] - values[None, :], 1)
+    enough = np.argwhere(np.triu(falls >= falls.max() / 2, 1))
+    start, stop = min(enough.tolist(), key=lambda ends: (passed[ends[1]] - passed[ends[0]], -falls[tuple(ends)]))
+    return int(passed[start]), int(passed[stop])
+
+
+def saturation(one: View, layers: pd.DataFrame, means: pd.DataFrame) -> str | None:
+    """That raw hidden states are sure of wrong tokens in most layers, and which readout to use; None if they aren't.
+
+    A layer counts if its policy is further from the model's own than a uniform one is: mean KL(final || layer) above
+    ln(vocabulary), the largest that a uniform policy can have. `layers` is `view.layers`, `means` `by_layer` of it.
+    """
+    if one.readout != "raw" or "kl" not in layers:
+        return None
+    rows = layers[layers["site"] == "resid_post"].dropna(subset="kl")
+    total = (rows["kl"] * rows["tokens"]).groupby(rows["layer"]).sum()
+    kl = total / rows.groupby("layer")["tokens"].sum()
+    uniform = math.log(store.record(one.source)["d_vocab"])
+    wrong = kl[kl > uniform]
+    if not len(wrong) or len(wrong) < len(kl) / 2:
+        return None
+    sure = ""
+    if "resid_post" in means:
+        entropy = means.loc[wrong.index, "resid_post"]
+        sure = f" (entropy {_between(entropy)} nats)"
+    return (
+        f"Raw hidden states are saturated in {len(wrong)} of {counted(len(kl), 'layer')}: their policies are sure"
+        f"{sure} of tokens that the model wouldn't choose (KL from the model's {_between(wrong)} nats; a uniform "
+        f"policy has at most {_nats(uniform)}). Read them through the final norm instead: --readout norm."
+    )
+
+
+def with_norm(command: Sequence[str]) -> str:
+    """The command of a scan with `--readout both`, and without its folder, which holds the scan; empty if unknown."""
+    kept, words = [], iter(command)
+    for word in words:
+        if word in ("--readout", "--output", "-o"):
+            next(words, None)
+        elif not word.startswith(("--readout=", "--output=", "-o=")) and word not in ("--remeasure", "--json"):
+            kept.append(word)
+    return shlex.join([*kept, "--readout", "both"]) if kept[:2] == ["internal-policy", "scan"] else ""
+
+
+def about_training(one: View, changes: pd.DataFrame) -> list[str]:
+    """The stages and the target layer; `changes` is `statistics.changes` with those of the FFN."""
+    suggestion, rollouts = targets.suggestion(changes), view.about(one).rollouts
+    if rollouts < FEWEST:
+        return [f"Stages and a target layer need at least {FEWEST} responses, and there {_are(rollouts)}."]
+    if not suggestion["spans"]:  # NaN everywhere
+        return []
+    said = [stages_in_words(suggestion["spans"]), targets.in_words(suggestion)]
+    if suggestion["target"] is None:
+        said[-1] += " `internal-policy train` then needs --layer."
+        if rollouts < FEW:
+            said[-1] += f" The scan of {rollouts} responses may be too small to tell."
+    measured, every = changes["layer"].nunique(), store.record(one.source)["n_layers"]
+    if measured < every:
+        said[-1] += f" Only {measured} of {every} layers were measured."
+    return said
+
+
+def _are(number: int) -> str:
+    return f"is {number}" if number == 1 else f"are {number}"
+
+
+def stages_in_words(spans: Sequence[tuple[str, int, int]]) -> str:
+    """What the FFNs do to the entropy, stage by stage, from `targets.spans`."""
+    parts: list[str] = []
+    for stage, effect in EFFECTS.items():
+        layers = [layer for name, first, last in spans if name == stage for layer in range(first, last + 1)]
+        if layers:
+            what = effect.format("it" if parts else "entropy")
+            parts.append(f"{what} in {layers_in_words(layers)} ({stage})")
+    return f"FFNs {_listed(parts)}."
+
+
+def layers_in_words(layers: Sequence[int]) -> str:
+    """Layers in a sentence, such as `layer 3` or `layers 0, 2 to 6 and 9`."""
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and spans[-1][1] == layer - 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    words: list[str] = []
+    for first, last in spans:
+        words += [f"{first} to {last}"] if last > first + 1 else [str(layer) for layer in range(first, last + 1)]
+    return f"layer{'' if len(layers) == 1 else 's'} {_listed(words)}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _nats(value: float) -> str:
+    """A number of nats with about three digits, never with an exponent."""
+    decimals = next(digits for limit, digits in ((100, 0), (10, 1), (0.1, 2), (0, 3)) if value >= limit)
+    return f"{value:.{decimals}f}"
+
+
+def _between(values: pd.Series) -> str:
+    low, high = _nats(values.min()), _nats(values.max())
+    return low if low == high else f"{low} to {high}"
+
+
+def next_commands(one: View, saturated: bool) -> list[str]:
+    """Two commands that look further into a scan on disk, ready to copy."""
+    assert isinstance(one.source, Path)
+    record, called = store.record(one.source), name(one.source)
+    selection: Any = record["selection"]
+    others = sorted({*selection["readouts"]} - {one.readout}, key=lambda other: other != "norm")
+    found = [f"internal-policy show {called} --readout {other}" for other in others[:1]]
+    if saturated and "norm" not in others:
+        found = [command for command in [with_norm(record.get("command", []))] if command]
+    readout = "" if one.readout == selection["readouts"][0] else f" --readout {one.readout}"
+    if "entropy" in selection["measures"]:
+        figure = "change" if any({*pair} <= {*selection["sites"]} for pair in CHANGES.values()) else "flow"
+        found.append(f"internal-policy plot {called} {figure}{readout} -o {figure}.html")
+    return [*found, f"internal-policy dashboard --scan {called}"][:2]
+
+
+def name(folder: Path) -> str:
+    """What a command calls a scan: a bundled one's name, the first digits of its digest, or its folder."""
+    if folder in bundle.scans():
+        return folder.name
+    if folder.parent.parent != store.root():
+        return shlex.quote(str(folder))
+    others = [other.name for other in store.scans(unfinished=True) if other != folder]
+    lengths = range(SHORTEST, len(folder.name))
+    unique = (n for n in lengths if not any(other.startswith(folder.name[:n]) for other in others))
+    return folder.name[: next(unique, len(folder.name))]
