@@ -35,7 +35,7 @@ def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent.absolute())
-    temporary = path.with_name(f".internal-policy-{HERE}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    temporary = _temporary(path.parent, path.suffix)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
@@ -120,13 +120,51 @@ def _put_under_lock(temporary: Path, path: Path) -> None:
             lock.unlink(missing_ok=True)
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """While open, a hidden file marks that this process is writing to a folder, for `writers` to find.
+
+    Yields the mark. Touch it at least once a day, because an older one counts as abandoned.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = _temporary(folder, ".working")
+    mark.touch()
+    try:
+        yield mark
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def writers(folder: Path) -> list[str]:
+    """The running processes that are writing to a folder or below, in words; none for marks of killed ones."""
+    found = {}
+    for path in folder.rglob(".internal-policy-*"):
+        match = TEMPORARY.fullmatch(path.name)
+        if match and not _abandoned(path, match):
+            there = f"on another machine (it keeps {path})"
+            found[match[1], match[2]] = f"process {match[2]}{'' if match[1] == HERE else f' {there}'}"
+    return list(found.values())
+
+
+def _temporary(folder: Path, suffix: str) -> Path:
+    return folder / f".internal-policy-{HERE}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+
+
+def _abandoned(path: Path, match: re.Match[str]) -> bool:
+    """Whether the process that wrote a temporary file has ended; a file that is gone counts as abandoned too."""
+    try:
+        return _gone(match[1], int(match[2])) or time.time() - path.stat().st_mtime > OLD
+    except FileNotFoundError:
+        return True
+
+
 @cache
 def _sweep(folder: Path) -> None:
     """Remove temporary files that killed processes left in a folder; done once per process."""
     for path in folder.iterdir():
         match = TEMPORARY.fullmatch(path.name)
         with suppress(OSError):  # another process removed it first
-            if match and (_gone(match[1], int(match[2])) or time.time() - path.stat().st_mtime > OLD):
+            if match and _abandoned(path, match):
                 path.unlink()
 
 

@@ -160,3 +160,24 @@ def test_files_of_others_and_of_running_processes_are_kept(tmp_path):
 def test_a_file_with_a_long_name_is_written(tmp_path):
     files.write_json(tmp_path / f"{'x' * 250}.json", {})
     assert [len(p.name) for p in tmp_path.iterdir()] == [255]
+
+
+def test_a_folder_that_is_written_to_names_its_writer_until_it_is_done(tmp_path):
+    with files.held(tmp_path / "scan" / "0") as mark:
+        assert files.writers(tmp_path / "scan") == [f"process {os.getpid()}"]
+        assert mark.is_file()
+    assert files.writers(tmp_path / "scan") == []
+    assert not list((tmp_path / "scan" / "0").iterdir())
+
+
+def test_the_mark_of_a_process_that_was_killed_counts_for_nothing(tmp_path):
+    (tmp_path / f".internal-policy-{files.HERE}-{ended()}-00000000.working").touch()
+    assert files.writers(tmp_path) == []
+
+
+def test_a_mark_of_another_machine_counts_for_a_day(tmp_path):
+    mark = tmp_path / ".internal-policy-00000000-12-00000000.working"
+    mark.touch()
+    assert files.writers(tmp_path) == [f"process 12 on another machine (it keeps {mark})"]
+    os.utime(mark, (0, 0))
+    assert files.writers(tmp_path) == []

@@ -1,6 +1,7 @@
 """What an installation has, and what works with less of it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_tex
 
 LOOKING = {
     "ls": [],
+    "rm": ["--unfinished"],
     "show": ["demo-qwen3"],
     "export": ["demo-qwen3", "--output", "table.csv"],
     "plot": ["demo-qwen3", "flow", "--output", "flow.html"],
@@ -87,6 +89,7 @@ def without_models(tmp_path_factory) -> dict[str, tuple[int, str]]:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_MODELS, json.dumps(commands)],
         stdout=subprocess.PIPE, text=True, check=True, cwd=folder,
+        env={**os.environ, "INTERNAL_POLICY_CACHE": str(folder / "cache")},
     )  # fmt: skip
     return json.loads(done.stdout)
 

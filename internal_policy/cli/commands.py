@@ -15,6 +15,7 @@ from internal_policy.cli import (
     ls,
     plot,
     report,
+    rm,
     scan,
     show,
     train,
@@ -46,6 +47,7 @@ COMMANDS: Mapping[str, Command] = {
     "dashboard": Command("Look", dashboard.Dashboard, dashboard.run),
     "train": Command("Train", train.Train, train.run),
     "ls": Command("Manage", ls.Ls, ls.run),
+    "rm": Command("Manage", rm.Rm, rm.run),
     "export": Command("Manage", export.Export, export.run),
     "families": Command("Manage", families.Families, families.run),
 }

@@ -88,8 +88,8 @@ def find(name: str, *kinds: Kind) -> Item:
     if name and files.is_folder(folder) and (kind := kind_of(folder)) and kind in (kinds or CALLED):
         return _at(folder, kind)
     known = items(*kinds)
-    exact = [item for item in known if name in _names(item)]
-    found = exact or [item for item in known if name and any(each.startswith(name) for each in _names(item))]
+    exact = [item for item in known if name in names_of(item)]
+    found = exact or [item for item in known if name and any(each.startswith(name) for each in names_of(item))]
     if len(found) == 1:
         return found[0]
     if found:
@@ -110,7 +110,8 @@ def _at(folder: Path, kind: Kind) -> Item:
     return same or Item(kind, folder, str(folder))
 
 
-def _names(item: Item) -> tuple[str, ...]:
+def names_of(item: Item) -> tuple[str, ...]:
+    """What names an item in full: its name, or the part of it after the slash."""
     return item.name, item.name.rpartition("/")[2]
 
 

@@ -112,34 +112,36 @@ def run(
     from internal_policy.models.vocabulary import vocabulary
     from internal_policy.scans.scan import check_rollouts
 
-    scanner = _multiplying_alike(folder, scanner, asked)
-    by = {name: facts[name] for name in BY}
-    tokens = 0
-    for part in source.parts:
-        rollouts = _rollouts(folder, part, source, by)
-        if not store.is_whole(folder, part):
-            check_rollouts(scanner.reader, rollouts)
-            measured = scanner.measure(rollouts, part * source.batch_size, smaller)
-            for kind, table in zip(("policies", "layers"), measured, strict=True):
-                store.write_table(store.part_path(folder, kind, part), table, group="rollout")
-            _write_about(folder, part, by, store.KINDS)
-        length = sum(len(rollout.response_ids) for rollout in rollouts)
-        tokens += length
-        advance(len(rollouts), length)
-    texts = pa.Table.from_pandas(vocabulary(tokenizer, len(scanner.kernel.weight)), preserve_index=False)
-    store.write_table(folder / store.VOCABULARY, texts)
-    record = {
-        "schema": store.SCHEMA,
-        "digest": store.digest(asked),
-        **facts,
-        "selection": asdict(scanner.selection),
-        "product": scanner.kernel.matmul,
-        "rollouts": source.rollouts,
-        "tokens": tokens,
-        "asked": asked,
-        **_of_parts(folder, source.parts),
-    }
-    records.write(folder / store.RECORD, record)
+    with files.held(folder) as mark:
+        scanner = _multiplying_alike(folder, scanner, asked)
+        by = {name: facts[name] for name in BY}
+        tokens = 0
+        for part in source.parts:
+            rollouts = _rollouts(folder, part, source, by)
+            if not store.is_whole(folder, part):
+                check_rollouts(scanner.reader, rollouts)
+                measured = scanner.measure(rollouts, part * source.batch_size, smaller)
+                for kind, table in zip(("policies", "layers"), measured, strict=True):
+                    store.write_table(store.part_path(folder, kind, part), table, group="rollout")
+                _write_about(folder, part, by, store.KINDS)
+            length = sum(len(rollout.response_ids) for rollout in rollouts)
+            tokens += length
+            advance(len(rollouts), length)
+            mark.touch()
+        texts = pa.Table.from_pandas(vocabulary(tokenizer, len(scanner.kernel.weight)), preserve_index=False)
+        store.write_table(folder / store.VOCABULARY, texts)
+        record = {
+            "schema": store.SCHEMA,
+            "digest": store.digest(asked),
+            **facts,
+            "selection": asdict(scanner.selection),
+            "product": scanner.kernel.matmul,
+            "rollouts": source.rollouts,
+            "tokens": tokens,
+            "asked": asked,
+            **_of_parts(folder, source.parts),
+        }
+        records.write(folder / store.RECORD, record)
     return record
 
 

@@ -83,7 +83,7 @@ def sample(
     sampled at a time once memory runs out.
     """
     rollouts: list[Rollout] = []
-    with as_policy(model, point, readout):
+    with as_policy(model, point, readout), files.held(folder) as mark:
         for part, first in enumerate(range(0, len(problems) * sampling.samples, sampling.batch_size)):
             path = store.part_path(folder, "rollouts", part)
             notes = records.of_part(folder, part)
@@ -94,4 +94,5 @@ def sample(
             written = from_table(store.read_part(path))
             rollouts += written
             advance(len(written), sum(len(rollout.response_ids) for rollout in written))
+            mark.touch()
     return rollouts

@@ -131,6 +131,24 @@ def train(
     `report` is called with the metrics of each step, `note` with what happens on Ctrl-C, which raises KeyboardInterrupt
     once a checkpoint is written. Raises InputError if the fields of `file` make training fail before its first step.
     """
+    with files.held(setup.folder) as mark:
+
+        def step(row: Mapping[str, Any]) -> None:
+            mark.touch()
+            report(row)
+
+        return _trained(setup, config, scans, start, step, note, file)
+
+
+def _trained(
+    setup: Setup,
+    config: BuPOConfig,
+    scans: ScanSchedule,
+    start: Path | None,
+    report: Callable[[Mapping[str, Any]], None],
+    note: Callable[[str], None],
+    file: str | None,
+) -> pd.DataFrame | None:
     interrupt = Interrupt()
     logger = RunLogger(setup.folder, config.updates_per_step, config.phases, scans, report)
     with interrupt.listening(note), warnings.catch_warnings(), _explained(file, logger):
