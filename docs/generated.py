@@ -1,6 +1,6 @@
 """Write the pages and parts of pages that come from the code: families, commands, notebooks. A Sphinx extension."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from inspect import getdoc
 from pathlib import Path
@@ -63,9 +63,8 @@ def code(text: str) -> str:
 
 
 def families() -> str:
-    """The table of model families, and where each reads its sites."""
+    """The table of model families, where each reads its sites, and what is proved of it."""
     from internal_policy.cli.families import differences
-    from internal_policy.measure.sites import SITES
     from internal_policy.models.families import FAMILIES
     from internal_policy.models.proofs import PROOFS
 
@@ -73,17 +72,11 @@ def families() -> str:
         (code(row.model_type or name), str(len(row.sites)), row.norms, "; ".join(differences(asdict(row))))
         for name, row in FAMILIES.items()
     )
-    places: dict[tuple[str, ...], list[str]] = {}  # what a site is read from -> the families that do so
-    for name, row in FAMILIES.items():
-        places.setdefault(tuple(place(*row.sites.get(site, ("", ""))) for site in SITES), []).append(code(name))
-    found = ((", ".join(names), *cells) for cells, names in places.items())
     return "\n".join(
         [
             "## Families\n",
             table(("`model_type`", "sites", "norms", "what is different"), rows),
-            "## Where each site is read\n",
-            "The module inside a decoder layer, and whether its input or its output is read.\n",
-            table(("family", *map(code, SITES)), found),
+            sites({name: row.sites for name, row in FAMILIES.items()}),
             "## What is proved\n",
             "`internal-policy families` builds a tiny random model of each family with the installed transformers, and",
             "checks in float64, to the last bit:\n",
@@ -92,10 +85,34 @@ def families() -> str:
     )
 
 
+def sites(found: Mapping[str, Mapping[str, tuple[str, str]]]) -> str:
+    """Where the first family, and those like it, read their sites, and what the others read elsewhere."""
+    from internal_policy.measure.sites import SITES
+
+    like: dict[tuple[str, ...], list[str]] = {}  # where the sites are read -> the families that read them there
+    for name, row in found.items():
+        like.setdefault(tuple(place(*row.get(site, ("", ""))) for site in SITES), []).append(code(name))
+    (usual, most), *others = like.items()
+    elsewhere = (
+        [f"{code(site)}: {at}" for site, at, first in zip(SITES, places, usual, strict=True) if at != first]
+        for places, _ in others
+    )
+    rows = ((", ".join(names), "; ".join(there)) for (_, names), there in zip(others, elsewhere, strict=True))
+    return "\n".join(
+        [
+            "## Where each site is read\n",
+            f"A site is the input or the output of a module of the decoder layer. In {', '.join(most)}:\n",
+            table(("site", "read from"), zip(map(code, SITES), usual, strict=True)),
+            "The others differ from these as follows:\n",
+            table(("family", "sites that are read elsewhere"), rows),
+        ]
+    )
+
+
 def place(module: str, side: str) -> str:
     """Where a site is read, in words."""
     if not side:
-        return "none"
+        return "it has none"
     return f"{side} of {code(module) if module else 'the layer'}"
 
 
