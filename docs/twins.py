@@ -78,10 +78,7 @@ def included(path: Path, found: re.Match[str]) -> str:
 
 def documented(body: str, objects: Mapping[str, str]) -> str:
     """The objects that directives of autodoc name, each with its members."""
-    names = [
-        name if "." in name else f"internal_policy.{name}"
-        for name in re.findall(r"^\.\. auto\w+:: (\S+)", body, re.MULTILINE)
-    ]
+    names = re.findall(r"^\.\. auto\w+:: (\S+)", body, re.MULTILINE)
     return "\n".join(
         text for name in names for key, text in objects.items() if key == name or key.startswith(f"{name}.")
     )
