@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sphinx.application import Sphinx
 
 if TYPE_CHECKING:
-    from internal_policy.cli.usage import Page
+    from internal_policy.cli.usage import Option, Page
 
 ROOT = Path(__file__).parent.parent
 
@@ -172,6 +172,12 @@ def command(name: str, page: "Page") -> str:
     parts += [f"```text\n{text}\n```" if text.startswith("  ") else text for text in page.text]
     parts += ["```bash\n" + "\n".join(page.examples) + "\n```"] if page.examples else []
     for title, options in page.groups.items():
-        rows = [(code(option.typed), code(option.default) if option.default else "", option.help) for option in options]
-        parts += [f"**{title}**", table(("option", "default", ""), rows)]
+        parts += [f"**{title}**", *map(entry, options)]
     return "\n\n".join(parts) + "\n"
+
+
+def entry(option: "Option") -> str:
+    """An option with its help and its default, as an entry of a definition list."""
+    needed = " Required." if option.required and option.flags else ""
+    default = f" Default: {code(option.default)}." if option.default else ""
+    return f"{code(option.typed)}\n: {option.help}{needed}{default}"

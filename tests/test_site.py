@@ -49,8 +49,14 @@ def test_a_link_to_a_notebook_leads_to_its_page(site):
 
 
 def test_a_page_of_docstrings_has_them_in_its_twin(site):
-    objects = {"internal_policy.load": "### load\n", "internal_policy.loaded": "", "internal_policy.x.load": ""}
-    assert " would say next\n\n### load\n\n## " in twins.twin(site, "api", objects)
+    objects = {
+        "internal_policy.load": "### load\n",
+        "internal_policy.load.name": "#### name\n",
+        "load": "### another\n",
+    }
+    text = twins.twin(site, "api", objects)
+    assert "\n\n### load\n\n#### name\n" in text
+    assert "another" not in text
 
 
 def test_the_page_of_models_has_every_family(site):
@@ -62,7 +68,7 @@ def test_the_page_of_commands_has_every_option(site):
     sections = {part.split("\n")[0]: part for part in twins.twin(site, "commands").split("\n## internal-policy ")}
     for name, page in reference().items():
         for option in (option for options in page.groups.values() for option in options):
-            assert f"| `{option.typed}` |" in sections[name]
+            assert f"`{option.typed}`\n: " in sections[name]
 
 
 def test_the_page_of_the_api_has_every_public_name():
