@@ -1,7 +1,9 @@
 """The documentation runs, and names what there is."""
 
+import ast
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -76,6 +78,28 @@ def test_a_link_of_a_page_leads_to_a_file(name, link):
     if anchor:
         headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
         assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+QUOTED = [
+    part
+    for title in re.findall(r'^### "(.*)"$', PAGES["docs/troubleshooting.md"], re.M)
+    for part in title.split(" ... ")
+]
+
+
+def literals(source: str) -> Iterator[str]:
+    """The strings in a Python file, the formatted ones with a NUL for each value."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_the_messages_quoted_in_troubleshooting_exist():
+    files = (ROOT / "internal_policy").rglob("*.py")
+    written = [text for path in files for text in literals(path.read_text(encoding="utf-8"))]
+    assert [part for part in QUOTED if not any(part in text for text in written)] == []
 
 
 def test_the_citation_has_what_the_format_requires():
