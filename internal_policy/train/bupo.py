@@ -30,11 +30,11 @@ from internal_policy.train.configuration import BuPOConfig, check_length
 from internal_policy.train.schedule import point_at
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
-"""What TRL logs as means over the tokens of a pass."""
+"""Names that TRL logs as means over the tokens of a pass."""
 
 
 class EpochSampler(RepeatSampler):
-    """TRL's sampler, ordered by seed and epoch alone, so that a resumed run draws the same prompts."""
+    """TRL's sampler with an order that depends only on seed and epoch: a resumed run draws the same prompts."""
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle for this epoch."""
@@ -50,7 +50,7 @@ class StepBoundary(TrainerCallback):
         self.save = self.stop = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Refuse a schedule longer than training, and training that ends or resumes within a generation batch."""
+        """Reject a schedule longer than training, and training that ends or resumes within a generation batch."""
         assert isinstance(args, BuPOConfig)
         self.save = self.stop = False
         updates = args.updates_per_step
@@ -62,7 +62,7 @@ class StepBoundary(TrainerCallback):
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Delay both until the batch is used up."""
+        """Delay checkpoints and the end of training until the batch is used up."""
         assert isinstance(args, BuPOConfig)
         self.save |= control.should_save
         self.stop |= control.should_training_stop
@@ -78,14 +78,14 @@ class BuPOTrainer(GRPOTrainer):
         trainer = ip.BuPOTrainer(model, reward_funcs, config, train_dataset=dataset, processing_class=tokenizer)
         trainer.train()
 
-    Takes what GRPOTrainer takes. `model` is a folder, a hub id or a loaded model, also a PeftModel; its family must be
-    known to `internal-policy families`. `args` is a BuPOConfig; without one this is GRPO. `reward_funcs` map responses
+    Takes the arguments of GRPOTrainer. `model` is a folder, a hub id or a loaded model, also a PeftModel; its family
+    must be in `internal-policy families`. `args` is a BuPOConfig; without it this is GRPO. `reward_funcs` map responses
     to rewards; `dataset.right` marks them by the answer in their last box, and `dataset.dataset_of` turns problems into
     a `train_dataset`.
 
     While an internal policy is trained, its entropy (nats) and clip fractions are logged as `internal/entropy` and
-    `internal/clip_ratio/*`, and `entropy` is the whole policy's, at one response per prompt. Evaluation scores with
-    the whole policy. Raises InputError for a hook point that the model doesn't have, and, when training starts, for a
+    `internal/clip_ratio/*`, and `entropy` is the whole policy's, at one response per prompt. Evaluation uses the
+    whole policy. Raises InputError for a hook point that the model doesn't have and, when training starts, for a
     schedule that is longer than training.
 
     Overrides private names: `_generate_and_score_completions`, `_get_per_token_logps_and_entropies`, `_compute_loss`,
@@ -120,7 +120,7 @@ class BuPOTrainer(GRPOTrainer):
         self.add_callback(StepBoundary())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as GRPOTrainer does, also after a run that stopped within a generation batch."""
+        """Train as GRPOTrainer does, even after a run that stopped within a generation batch."""
         self._step, self._buffered_inputs = 0, None
         self._metrics["train"].clear()
         return super().train(*args, **kwargs)
@@ -138,7 +138,7 @@ class BuPOTrainer(GRPOTrainer):
         return str(Path(folder) / checkpoints.PARTIAL) if self.writing else folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint, and give it its name only once all of it is on disk."""
+        """Write a checkpoint, and rename it to its final name only when it is complete on disk."""
         run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         partial, writes = run / checkpoints.PARTIAL, self.accelerator.is_local_main_process
         named = self.args.push_to_hub or self.args.metric_for_best_model  # TRL keeps the name for later
@@ -163,7 +163,7 @@ class BuPOTrainer(GRPOTrainer):
             rotate_checkpoints(str(run), self.args.save_total_limit, best, use_mtime=True)
 
     def _send_telemetry(self) -> None:
-        """Send nothing, where TRL reports its use to its authors."""
+        """Send nothing. TRL would report its use to its authors."""
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         """TRL's sampler, shuffled by epoch."""
@@ -172,7 +172,7 @@ class BuPOTrainer(GRPOTrainer):
         return cast(EpochSampler, sampler)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
-        """Token ids as `generate` makes them: one BOS, no EOS, and every key of a message."""
+        """Token ids as in `generate`: with one BOS, without an EOS, and with every key of a message."""
         if self._is_vlm or self.tools or self.environment_factories is not None:
             return super()._tokenize_prompts(prompts)
         chat = dict(cast(Any, self.chat_template_kwargs))
@@ -187,18 +187,18 @@ class BuPOTrainer(GRPOTrainer):
         return list(map(list, ids)), None, {}
 
     def _causal(self, model: Any) -> PreTrainedModel:
-        """The causal language model inside what DDP, FSDP, torch.compile and PEFT wrap around it."""
+        """The causal language model inside the wrappers of DDP, FSDP, torch.compile and PEFT."""
         return inside(self.accelerator.unwrap_model(model, keep_torch_compile=False))
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """Log-probabilities and entropies of the policy that is trained, or of the whole policy if `whole` is set."""
+        """Log-probabilities and entropies of the policy in training, or of the whole policy if `whole` is set."""
         internal = self.point != FINAL and not self.whole and self.model.training
         readout = cast(Readout, self.args.readout)
         with as_policy(self._causal(model), self.point, readout) if internal else nullcontext():
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """Sample a batch from the whole policy, and choose the policy that it trains until it is used up."""
+        """Sample a batch from the whole policy, and choose the policy to train on it until it is used up."""
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
         self.point = point_at(self.args.phases, self.state.global_step // self.args.updates_per_step)
@@ -241,7 +241,7 @@ class BuPOTrainer(GRPOTrainer):
             self._metrics["train"]["entropy"].append(total / count)
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
-        """GRPO's loss, with the logs of an internal policy named `internal/...` and means over no tokens dropped."""
+        """GRPO's loss; logs of an internal policy are renamed `internal/...`, and means over no tokens are dropped."""
         if not self.model.training:
             return super()._compute_loss(model, inputs)
         logged, self._metrics["train"] = self._metrics["train"], defaultdict(list)

@@ -40,23 +40,23 @@ FROM_LAST_UPDATE = ("learning_rate", "grad_norm")
 
 @dataclass(frozen=True)
 class ScanSchedule:
-    """What is scanned during training, and how often."""
+    """What to scan during training, and how often."""
 
     rollouts: Sequence[Rollout]
     """Rollouts to scan, the same each time."""
     point: HookPoint | None
-    """Hook point that later layers are compared with."""
+    """Hook point to compare later layers with."""
     every: int
     """Steps between two scans; 0 turns them off."""
     readout: Literal["raw", "norm"] = "raw"
-    """How hidden states are unembedded."""
+    """How to unembed hidden states."""
 
 
 class RunLogger(TrainerCallback):
     """Writes metrics.parquet, a row per step, and dynamics.parquet, a row per scan, layer and site.
 
-    A resumed run continues after the rows of its checkpoint. The trainer logs at the end of every step, even if it was
-    told to log less often; if it logs more often, a row is the mean.
+    A resumed run continues after the rows of its checkpoint. The trainer logs at the end of every step, even if it is
+    set to log less often; if it logs more often, a row is the mean.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class RunLogger(TrainerCallback):
         self.clocks = time.monotonic(), time.process_time()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Request a log at the end of a step."""
+        """Ask for a log at the end of each step."""
         control.should_log = control.should_log or state.global_step % self.updates == 0
 
     def on_log(
@@ -180,7 +180,7 @@ class Interrupt(TrainerCallback):
             if self.pressed:
                 raise KeyboardInterrupt
             self.pressed = True
-            report("Interrupted: writing a checkpoint when this step is done. Ctrl-C again stops at once.")
+            report("Interrupted. A checkpoint will be written after this step. Press Ctrl-C again to stop at once.")
 
         before = signal.signal(signal.SIGINT, press)
         try:
@@ -189,7 +189,7 @@ class Interrupt(TrainerCallback):
             signal.signal(signal.SIGINT, before)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Request the checkpoint."""
+        """Ask for the checkpoint."""
         pressed = torch.tensor(float(self.pressed), device=args.device)
         self.pressed = bool(reduce(pressed, reduction="sum"))
         if self.pressed:

@@ -12,15 +12,15 @@ from internal_policy import files
 PARTIAL = ".partial"
 """Folder in a run where the next checkpoint is written before it is renamed."""
 MANIFEST = ".files.json"
-"""File in a whole checkpoint that holds the size in bytes of each other file."""
+"""File in a complete checkpoint with the size in bytes of every other file."""
 SYNCED = "rb" if os.name == "posix" else "rb+"
-"""How a file is opened to be synced to disk; Windows syncs only files that are open for writing."""
+"""Mode to open a file in before syncing it to disk; Windows only syncs files that are open for writing."""
 
 
 def put(written: Path, path: Path) -> None:
     """Sync a written folder to disk and rename it to `path`, replacing a folder of that name.
 
-    Of several processes that put the same folder, one does; the others raise FileNotFoundError and change nothing.
+    If several processes put the same folder, only one succeeds; the others raise FileNotFoundError and change nothing.
     """
     claimed = written.with_name(f"{written.name}-{secrets.token_hex(4)}")
     written.rename(claimed)  # only one process can do this, and only it may remove what is at `path`
@@ -31,7 +31,7 @@ def put(written: Path, path: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Sync a written folder to disk, and record the sizes of its files in it. Raises FileNotFoundError without one."""
+    """Sync a written folder to disk, and record the sizes of its files in it. Raises FileNotFoundError."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
@@ -43,7 +43,7 @@ def seal(folder: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder still has every file that was written into it, at its full size. An empty one is not whole."""
+    """Whether a folder still has every file that was written into it, at full size; False for an empty folder."""
     try:
         sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())

@@ -10,7 +10,7 @@ import torch
 from transformers.trainer_utils import SchedulerType
 from trl.trainer.grpo_config import GRPOConfig
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 from internal_policy.models.policy import READOUTS
 from internal_policy.train.schedule import Phase
 
@@ -25,10 +25,10 @@ class BuPOConfig(GRPOConfig):
 
         config = ip.BuPOConfig(schedule=["5.resid_post:30"], output_dir="run", max_steps=300)
 
-    Takes every field of GRPOConfig. A checkpoint requested within a generation batch is written at the end of that
-    batch, because only from there does a resumed run equal an undisturbed one. On a CPU bf16 and gradient checkpointing
+    Takes every field of GRPOConfig. A checkpoint that is due within a generation batch is written at the end of that
+    batch, because only then does a resumed run equal an uninterrupted one. On a CPU, bf16 and gradient checkpointing
     are off by default. Raises InputError for a schedule that can't be read, for a field that internal policies exclude
-    (`beta`, `use_liger_kernel`), and for sizes that don't divide, naming those that would.
+    (`beta`, `use_liger_kernel`), and for sizes that don't divide, suggesting some that do.
     """
 
     schedule: list[str] = field(
@@ -54,11 +54,11 @@ class BuPOConfig(GRPOConfig):
         """Check everything that doesn't need a model, and set what internal policies need."""
         self.phases: tuple[Phase, ...] = tuple(map(Phase.parse, self.schedule))
         if self.readout not in READOUTS:
-            raise InputError(f"readout is '{self.readout}'; it must be one of {', '.join(READOUTS)}.")
+            raise InputError(f"readout is '{self.readout}'; it must be {' or '.join(READOUTS)}.")
         if self.phases and self.beta:
             raise InputError(f"beta is {self.beta}, but an internal policy has no KL term. Set it to 0.")
         if self.phases and self.use_liger_kernel:
-            raise InputError("use_liger_kernel brings a head that bypasses internal policies. Set it to false.")
+            raise InputError("use_liger_kernel bypasses internal policies with a head of its own. Set it to false.")
         if self.phases and self.use_vllm and self.off_policy_mask_threshold is not None:
             raise InputError(
                 "off_policy_mask_threshold compares the trained policy with the one that vLLM samples from, which is "
@@ -68,7 +68,7 @@ class BuPOConfig(GRPOConfig):
         if isinstance(checkpointing, str):  # as HfArgumentParser reads it
             checkpointing = json.loads(checkpointing)
         if checkpointing.get("use_reentrant"):
-            raise InputError("use_reentrant loses gradients of layers that end a policy. Remove it.")
+            raise InputError("use_reentrant loses the gradients of the layer whose policy is trained. Remove it.")
         self._check_sizes(int(os.environ.get("WORLD_SIZE", 1)))
         on_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.dataloader_pin_memory = self.dataloader_pin_memory and not on_cpu
@@ -80,7 +80,7 @@ class BuPOConfig(GRPOConfig):
             self.gradient_checkpointing_kwargs = {**checkpointing, "use_reentrant": False}
         if self.phases and self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True  # layers above the hook point get no gradient
-        with warnings.catch_warnings():  # the names that TRL uses are those that transformers calls old
+        with warnings.catch_warnings():  # TRL uses names that transformers has deprecated
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
             super().__post_init__()
 
@@ -89,7 +89,7 @@ class BuPOConfig(GRPOConfig):
         return {**vars(self), "hub_token": None}
 
     def _check_sizes(self, processes: int) -> None:
-        """Refuse sizes that don't divide, naming those that would."""
+        """Reject sizes that don't divide, suggesting some that do."""
         at_once = self.per_device_train_batch_size * processes
         if self.generation_batch_size is not None and self.generation_batch_size % at_once:
             raise InputError(
@@ -101,7 +101,7 @@ class BuPOConfig(GRPOConfig):
             slices = self.generation_batch_size // at_once
         size, group = at_once * slices, self.num_generations or 0
         if group < 2:
-            raise InputError(f"num_generations is {group}, but advantages compare 2 or more responses to a prompt.")
+            raise InputError(f"num_generations is {group}, but GRPO compares responses to a prompt. Use 2 or more.")
         if size % group:
             would = [n for n in range(2, min(size, MANY) + 1) if size % n == 0]
             raise InputError(
@@ -135,7 +135,7 @@ def _multiples(size: int, of: int) -> str:
 
 
 def check_length(config: BuPOConfig, updates: int) -> None:
-    """Raise InputError if so many updates end within a step, or before the schedule does."""
+    """Raise InputError if training for `updates` updates ends within a step, or before the schedule does."""
     each, scheduled = config.updates_per_step, sum(phase.steps for phase in config.phases)
     if updates % each:
         raise InputError(
@@ -144,6 +144,6 @@ def check_length(config: BuPOConfig, updates: int) -> None:
         )
     if scheduled > updates // each:
         raise InputError(
-            f"The schedule is {scheduled} steps long, but training only {updates // each} "
-            f"(a step is a generation batch, {each} updates here). Shorten it, or train longer."
+            f"The schedule takes {scheduled} steps, but training stops after {updates // each} "
+            f"(a step is a generation batch: {counted(each, 'update')} here). Shorten it, or train longer."
         )

@@ -14,13 +14,13 @@ from internal_policy.tasks.prompts import Chat
 def dataset_of(problems: Sequence[Problem], chat: Chat) -> Dataset:
     """Problems as a data set with the columns `prompt` and `answer`.
 
-    TRL applies the chat template to messages, and none to text, which is what it gets if `chat` is None. Raises
+    TRL applies the chat template to messages but not to text; it gets text if `chat` is None. Raises
     InputError for a problem without an answer, or with tools.
     """
     rows = []
     for number, problem in enumerate(problems, 1):
         if problem.answer is None:
-            raise InputError(f"Problem {number} has no answer to mark responses by. Add one, or remove the problem.")
+            raise InputError(f"Problem {number} has no answer to mark responses with. Add one, or remove the problem.")
         if is_prose(problem.answer):
             raise InputError(
                 f"Problem {number} has an answer in prose ({quoted(problem.answer)}), which no response can be marked "

@@ -20,7 +20,7 @@ COMMON: dict[str, Any] = {
     "report_to": [],
 }
 PAPER: dict[str, Any] = {**COMMON, "learning_rate": 1e-6, "max_completion_length": 1024}
-"""Fields of BuPOConfig that neither an option nor a file sets."""
+"""Fields of BuPOConfig, used if neither an option nor a file sets them."""
 BUNDLED: dict[str, Any] = {
     **COMMON,
     "learning_rate": 1e-4,
@@ -52,9 +52,9 @@ def configured(
 ) -> BuPOConfig:
     """A configuration from `flags`, then the `fields` of `file`, then `defaults`; all three are fields of BuPOConfig.
 
-    With a `target` the schedule is `internal_steps` on it, by default a sixth of all. `steps` are the steps of the run,
-    each of so many `prompts` and optimizer `updates`, and `save_every` the steps between checkpoints. Raises InputError
-    for what can't be combined, naming the field if it comes from the file.
+    With a `target` the schedule trains it for `internal_steps`, by default a sixth of all. `steps` are the run's,
+    each with `prompts` prompts and `updates` optimizer updates; `save_every` is the steps between checkpoints. Raises
+    InputError for values that can't be combined, naming the field if it comes from the file.
     """
     values = {**defaults, **fields, **flags, "output_dir": str(folder), "disable_tqdm": True}
     if not SHAPE & fields.keys() or prompts is not None or updates is not None:
@@ -80,13 +80,13 @@ def _built(values: Mapping[str, Any], file: str | None = None, fields: Iterable[
     """The configuration. Raises InputError naming the field of the file that breaks it, if a single one does."""
     try:
         return BuPOConfig(**values)
-    except Exception as error:  # whatever transformers, accelerate and TRL raise
+    except Exception as error:  # transformers, accelerate and TRL raise many kinds
         wrong = [name for name in fields if _builds({key: values[key] for key in values if key != name})]
         where = f"{file} has {wrong[0]}: {values[wrong[0]]}, which can't be used" if wrong else ""
         if isinstance(error, InputError):
             raise (InputError(f"{where}: {error}") if wrong else error) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{where or 'The configuration cannot be used'}: {reason}") from error
+        raise InputError(f"{where or 'This configuration is invalid'}: {reason}") from error
 
 
 def _builds(values: Mapping[str, Any]) -> bool:
@@ -97,13 +97,13 @@ def _builds(values: Mapping[str, Any]) -> bool:
 
 
 def _reporters(names: str | Sequence[str] | None, file: str | None) -> list[str]:
-    """Where else the trainer logs. Raises InputError for what is not installed; `file` None means --report-to."""
+    """Other places where the trainer logs. Raises InputError for one that isn't installed; `file` names its source."""
     names = [names] if isinstance(names, str) else list(names or [])
     known = get_available_reporting_integrations() if names else []
     for name in names:
         if name not in ("none", "all", *known):
             where = f"{file} has report_to: {name}, which" if file else f"--report-to {name}".rstrip()
-            problem = "is not installed here" if name else "is empty"
+            problem = "isn't installed" if name else "is empty"
             raise InputError(f"{where} {problem}. Choose from {', '.join(['none', *known])}, or leave it out.")
     return names
 
@@ -112,13 +112,13 @@ def _share(steps: int | None, values: Mapping[str, Any]) -> int:
     """The default number of internal steps. Raises InputError if the length of training is not known."""
     if steps is None:
         if values.get("max_steps", -1) < 1:
-            raise InputError("The length of training isn't known beforehand. Give --internal-steps or --steps.")
+            raise InputError("Can't tell how long training is. Give --internal-steps or --steps.")
         steps = int(values["max_steps"]) // _built({**values, "schedule": []}).updates_per_step
     return max(1, steps // SHARE)
 
 
 def _shape(prompts: int, updates: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Prompts and updates of a step as TRL counts them. Raises InputError for what doesn't divide."""
+    """Prompts and updates of a step, as TRL counts them. Raises InputError for numbers that don't divide."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     responses = prompts * (values["num_generations"] or 0)
     at_once = min(values["per_device_train_batch_size"], max(1, responses // updates // processes))

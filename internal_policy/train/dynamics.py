@@ -30,10 +30,10 @@ def measure(
     watched: HookPoint | None,
     readout: Literal["raw", "norm"] = "raw",
 ) -> pd.DataFrame:
-    """The numbers of every policy as the model is now: layer, site, and means over the response tokens.
+    """The numbers of every policy of the current model: layer, site, and means over the response tokens.
 
     `entropy` (nats), `entropy_at_input_norm` and `norm` are those of a scan. Every `resid_post` above the hook
-    point `watched`, and `final`, are compared with it: `cosine` of the hidden states (not at `final`, whose norm is
+    point `watched`, and `final`, are compared with it: `cosine` of the hidden states (not at `final`, which is in
     another space), and `kl`, KL(watched || later) in nats (Fig. 5 of arXiv 2512.19673). `logprob` at `final` is that of
     the response tokens. Raises InputError for rollouts that the model can't read.
     """

@@ -78,15 +78,15 @@ REQUIRED = {"max_completion_length", "num_generations"}
 EVALUATED = "train doesn't evaluate. Remove it, and run `internal-policy evaluate` on the trained model"
 UNHEEDED = {
     **dict.fromkeys(("do_eval", "do_predict", "eval_strategy", "eval_on_start", "load_best_model_at_end"), EVALUATED),
-    "resume_from_checkpoint": "runs are continued with --resume. Remove it",
-    "model_init_kwargs": "--dtype, --device-map and --attn-implementation decide how the model is loaded. Remove it",
+    "resume_from_checkpoint": "--resume continues a run. Remove it",
+    "model_init_kwargs": "the model is loaded with --dtype, --device-map and --attn-implementation. Remove it",
     "auto_find_batch_size": "a step needs all responses to a prompt. Remove it, and lower --micro-batch",
 }
 """Fields that have no effect on `train` -> why, and what to use instead."""
 
 
 def read(file: str | None) -> dict[str, Any]:
-    """The fields of BuPOConfig in a YAML file. Raises InputError for one that is invalid, or that `train` ignores."""
+    """The fields of BuPOConfig in a YAML file. Raises InputError for an invalid field, and one that `train` ignores."""
     if file is None:
         return {}
     from internal_policy.train.configuration import BuPOConfig
@@ -117,17 +117,17 @@ def _loaded(path: Path) -> dict[Any, Any]:
         with path.open("rb") as file:
             text = file.read(LARGEST + 1)
         if len(text) > LARGEST:
-            raise InputError(f"{path} is larger than {LARGEST // 1024} KiB. Give a YAML file of fields.")
+            raise InputError(f"{path} is larger than {LARGEST // 1024} KiB. Use a YAML file of fields.")
         _check_shape(path, yaml.parse(text, yaml.SafeLoader))
         node = yaml.compose(text, yaml.SafeLoader)
         loaded = yaml.safe_load(text)
     except InputError:
         raise
-    except Exception as error:  # PyYAML passes on whatever int, datetime and others raise
-        raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:200]}). Give a YAML file.") from error
+    except Exception as error:  # PyYAML passes on all exceptions of int, datetime and others
+        raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:200]}). Use a YAML file.") from error
     if not isinstance(loaded, dict):
         kind = "nothing" if loaded is None else type(loaded).__name__
-        raise InputError(f"{path} holds {kind}. Write one NAME: VALUE line per field.")
+        raise InputError(f"{path} contains {kind}, not fields. Write one NAME: VALUE line per field.")
     names = [key.value for key, _ in node.value]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"{path} has {_shown(twice[0])} twice. Remove one.")
@@ -142,9 +142,9 @@ def _check_shape(path: Path, events: Iterator[Any]) -> None:
     for event in events:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
-            raise InputError(f"{path} uses the alias *{event.anchor}. Write its value out instead.")
+            raise InputError(f"{path} uses the alias *{event.anchor}. Write out its value instead.")
         if depth > DEEPEST:
-            raise InputError(f"{path} is nested more than {DEEPEST} levels deep. Give a YAML file of fields.")
+            raise InputError(f"{path} is nested more than {DEEPEST} levels deep. Use a YAML file of fields.")
 
 
 def _checked(path: Path, name: str, kind: Any, value: Any) -> Any:
@@ -170,7 +170,7 @@ def _checked(path: Path, name: str, kind: Any, value: Any) -> Any:
 
 
 def _json(path: Path, name: str, text: str) -> dict[str, Any]:
-    """The mapping in a JSON text, which TRL's command line takes too. Raises InputError."""
+    """The mapping in a JSON text, as TRL's command line accepts it. Raises InputError."""
     try:
         mapping = json.loads(text)
     except (ValueError, RecursionError):
@@ -181,7 +181,7 @@ def _json(path: Path, name: str, text: str) -> dict[str, Any]:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value that YAML has read is of a type."""
+    """Whether a value from YAML has a type."""
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin is Literal:
         return value in inner
@@ -191,7 +191,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(isinstance(key, str) and _plain(item) for key, item in value.items())
     if isinstance(origin, type) and issubclass(origin, Enum):
         return value in [item.value for item in origin]
-    if isinstance(value, str) and "\0" in value:  # a path cannot hold it
+    if isinstance(value, str) and "\0" in value:  # not allowed in a path
         return False
     return type(value) is origin or (origin is float and type(value) is int)
 

@@ -11,13 +11,13 @@ from internal_policy.scans.claims import begun, changed
 from internal_policy.train import checkpoints
 
 RUN, MODEL = RECORD, "model"
-"""In the folder of a run: what was asked, and the trained model."""
+"""Names in the folder of a run: its settings, and the trained model."""
 
 
 def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callable[[str], None]) -> Path | None:
-    """The checkpoint to continue from, None for the start. Raises InputError if the folder holds anything else.
+    """The checkpoint to continue from; None to start anew. Raises InputError if the folder contains anything else.
 
-    `note` is told what is incomplete and will be done again.
+    `note` is called with what is incomplete and will be repeated.
     """
     if not begun(folder, RUN, "training run"):
         if resume:
@@ -25,9 +25,9 @@ def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callabl
         return None
     before = known(folder / RUN, content=dict)
     if (name := difference(before, question)) is not None:
-        raise InputError(f"{folder} holds a run with another {name}. Choose another --output.")
+        raise InputError(f"{folder} contains a run with a different {name}. Choose another --output.")
     if checkpoints.is_whole(folder / MODEL):
-        raise InputError(f"{folder} holds a finished run; its model is {folder / MODEL}. Choose another --output.")
+        raise InputError(f"{folder} contains a finished run; its model is {folder / MODEL}. Choose another --output.")
     start = _newest_whole(folder, resume, note)
     if (folder / MODEL).is_dir():
         note(f"{folder / MODEL} is incomplete and will be written again.")
@@ -39,11 +39,13 @@ def _newest_whole(folder: Path, resume: bool, note: Callable[[str], None]) -> Pa
     if not written:
         return None
     if not resume:
-        raise InputError(f"{folder} holds a run with a checkpoint (update {max(written)}). Continue it with --resume.")
+        raise InputError(
+            f"{folder} contains a run with a checkpoint (update {max(written)}). Continue it with --resume."
+        )
     start = next((path for path in written.values() if checkpoints.is_whole(path)), None)
     if start is None and not all((path / checkpoints.MANIFEST).exists() for path in written.values()):
         raise InputError(
-            f"{folder} has no complete checkpoint: an older version wrote them, without {checkpoints.MANIFEST}. "
+            f"{folder} has no complete checkpoint: an older version wrote them without {checkpoints.MANIFEST}. "
             "Choose another --output, or remove the checkpoints to start over."
         )
     if start != (newest := written[max(written)]):

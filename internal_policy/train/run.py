@@ -32,17 +32,17 @@ from internal_policy.train.dataset import dataset_of, right
 from internal_policy.train.resume import MODEL, known
 
 STAGES, ROLLOUTS = "stages.json", "rollouts.parquet"
-"""In the folder of a run: which layer was suggested, and the responses whose layers are scanned."""
+"""Names in the folder of a run: the suggested layer, and the responses that are scanned during training."""
 SUGGESTED_BY, WATCHED = 32, 8
-"""Problems whose responses are scanned: to suggest a layer, and during training."""
+"""Number of problems whose responses are scanned: to suggest a layer, and during training."""
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
-"""Opens a progress bar with a title and a total, and gives a function of the rollouts and tokens that were added."""
+"""Opens a progress bar with a title and a total, and returns a function to add rollouts and tokens."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained, and where."""
+    """What to train, and where."""
 
     folder: Path
     """Folder of the run."""
@@ -53,11 +53,11 @@ class Setup:
     problems: Sequence[Problem]
     """Problems with answers."""
     chat: Chat
-    """Arguments for the chat template, None for no template."""
+    """Arguments for the chat template; None for no template."""
 
 
 def check(setup: Setup, config: BuPOConfig) -> None:
-    """Raise InputError for a hook point, problem or length that training would fail at."""
+    """Raise InputError for a hook point, problem or length that would make training fail."""
     for phase in config.phases:
         locate(setup.model, phase.point)
     dataset_of(setup.problems, setup.chat)
@@ -74,7 +74,7 @@ def check(setup: Setup, config: BuPOConfig) -> None:
 
 
 def stages(setup: Setup, config: BuPOConfig, bar: Bar) -> dict[str, Any]:
-    """The suggestion of a target layer, with the number of `problems` scanned for it: decided once, and kept.
+    """The suggested target layer, with the number of `problems` scanned for it; decided once and kept in a file.
 
     Raises InputError if the file is damaged.
     """
@@ -89,7 +89,7 @@ def stages(setup: Setup, config: BuPOConfig, bar: Bar) -> dict[str, Any]:
 def suggested(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, rollouts: Sequence[Rollout], readout: str = "raw"
 ) -> dict[str, Any]:
-    """BuPO's target layer and runner-up by a scan of `rollouts`: `targets.suggestion`."""
+    """BuPO's target layer and runner-up from a scan of `rollouts`; see `targets.suggestion`."""
     readouts: Any = (readout,)
     scanned = scan(
         model, tokenizer, rollouts, sites=("mlp_in", "mlp_out"), readouts=readouts, measures=("entropy",), top_k=0
@@ -98,7 +98,7 @@ def suggested(
 
 
 def responses(setup: Setup, number: int, max_new_tokens: int, bar: Bar) -> list[Rollout]:
-    """A response of the model to each of the first problems."""
+    """A response of the model to each of the first `number` problems."""
     problems = setup.problems[:number]
     rollouts: list[Rollout] = []
     with bar("Sampling", len(problems)) as advance:
@@ -110,7 +110,7 @@ def responses(setup: Setup, number: int, max_new_tokens: int, bar: Bar) -> list[
 
 
 def watched(setup: Setup, max_new_tokens: int, bar: Bar) -> list[Rollout]:
-    """Responses of the untrained model whose layers are scanned during training: the same after a resume."""
+    """Responses of the untrained model to scan during training; a resumed run uses the same ones."""
     path = setup.folder / ROLLOUTS
     if not path.exists():
         write_rollouts(path, responses(setup, WATCHED, max_new_tokens, bar))
@@ -152,7 +152,7 @@ def _trained(
     interrupt = Interrupt()
     logger = RunLogger(setup.folder, config.updates_per_step, config.phases, scans, report)
     with interrupt.listening(note), warnings.catch_warnings(), _explained(file, logger):
-        warnings.simplefilter("ignore", FutureWarning)  # TRL's use of names that transformers has renamed
+        warnings.simplefilter("ignore", FutureWarning)  # TRL uses names that transformers has renamed
         trainer = BuPOTrainer(
             setup.model,
             right,
@@ -168,7 +168,7 @@ def _trained(
     if interrupt.pressed:
         raise KeyboardInterrupt
     _save(trainer, setup.folder)
-    trainer.accelerator.end_training()  # processes that don't part here may abort
+    trainer.accelerator.end_training()  # without this, processes may abort
     return logger.metrics if trainer.is_world_process_zero() else None
 
 

@@ -13,7 +13,7 @@ class Phase:
     """A number of steps that train the policy at one hook point."""
 
     point: HookPoint
-    """Whose policy is trained."""
+    """The hook point whose policy is trained."""
     steps: int
     """Generation batches, whatever the number of optimizer updates."""
 

@@ -318,11 +318,11 @@ def test_models_that_are_not_bundled_get_the_papers_learning_rate():
         (["--layer", "1", "--prompts", "500"], "There are 410 problems, but a step takes 500"),
         (
             ["--layer", "3", "--steps", "4", "--internal-steps", "5"],
-            "schedule is 5 steps long, but training only 4",
+            "schedule takes 5 steps, but training stops after 4",
         ),
         (["--layer", "3", "--limit", "3"], "There are 3 problems, but a step takes 16"),
         (["--layer", "3", "--max-new-tokens", "9999"], "2048 positions"),
-        (["--report-to", "papyrus"], "--report-to papyrus is not installed here"),
+        (["--report-to", "papyrus"], "--report-to papyrus isn't installed"),
         (["--report-to", ""], "--report-to is empty"),
         (["--report-to", "none,"], "--report-to is empty"),
         (["--resume"], "no run in"),
@@ -344,7 +344,7 @@ def test_invalid_options_are_refused_in_one_sentence_before_training(arguments, 
         ("beta: 0.04", "has beta: 0.04, which can't be used: beta is 0.04"),
         ("optim: sgdd", "has optim: sgdd, which can't be used"),
         ("lr_scheduler_type: wavy", "has lr_scheduler_type: wavy, which can't be used"),
-        ("report_to: papyrus", "has report_to: papyrus, which is not installed here"),
+        ("report_to: papyrus", "has report_to: papyrus, which isn't installed"),
         ("reward_weights: [1.0, 2.0]", "made training fail before its first step: Number of reward weights"),
         ("lr_scheduler_type: cosine_with_min_lr", "made training fail before its first step:"),
     ],
@@ -366,7 +366,7 @@ def test_folders_with_anything_else_are_refused(run, tmp_path, capsys):
     assert main([*again, "--output", str(run)]) == 2
     assert "finished run" in capsys.readouterr().err
     assert main(["train", *SHORT, *LEARN, "--seed", "5", "--output", str(run), "--resume"]) == 2
-    assert "another --seed" in capsys.readouterr().err
+    assert "a different --seed" in capsys.readouterr().err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     assert main([*again, "--output", str(tmp_path / "mine")]) == 2

@@ -539,7 +539,7 @@ def test_a_missing_layer_is_refused(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"schedule": [f"{ONE}:5"]}, "The schedule is 5 steps long, but training only 4"),
+        ({"schedule": [f"{ONE}:5"]}, "The schedule takes 5 steps, but training stops after 4"),
         ({"max_steps": 7}, "Try max_steps 6 or 8"),
     ],
 )

@@ -43,8 +43,8 @@ def test_a_mapping_may_be_written_as_json(tmp_path):
     [
         ("learning_rat: 1e-6", "has learning_rat, which isn't a field of BuPOConfig. Did you mean learning_rate?"),
         ("1: 2", "has 1, which isn't a field"),
-        ("- 1", "holds list"),
-        ("", "holds nothing"),
+        ("- 1", "contains list, not fields"),
+        ("", "contains nothing"),
         ("a: [", "can't be read"),
         ("seed: 1\n---\nseed: 2", "can't be read"),
         ("seed: !!python/object:os.system {}", "can't be read"),
@@ -87,7 +87,7 @@ def test_a_mapping_may_be_written_as_json(tmp_path):
         ("output_dir: [a]", "has output_dir: ['a']"),
         ("eval_strategy: steps", "has eval_strategy: steps, but train doesn't evaluate"),
         ("load_best_model_at_end: true", "has load_best_model_at_end: True, but train doesn't evaluate"),
-        ("resume_from_checkpoint: x", "has resume_from_checkpoint: x, but runs are continued with --resume"),
+        ("resume_from_checkpoint: x", "has resume_from_checkpoint: x, but --resume continues a run"),
     ],
     ids=lambda text: text[:40],
 )
