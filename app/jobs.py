@@ -19,7 +19,7 @@ from internal_policy.errors import InputError
 from internal_policy.scans import store
 
 WRITES_TO = re.compile(r"^Writing the scan to (.+)\.$", re.MULTILINE)
-"""The line that the command prints before it measures."""
+"""The line that the command prints before it starts to measure."""
 _start_lock = threading.Lock()
 _latest: list["Job"] = []
 """The job started last, in any tab."""
@@ -27,7 +27,7 @@ _latest: list["Job"] = []
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed into the form."""
+    """The values of the form."""
 
     model: str
     """Name of a bundled model, or a model folder."""
@@ -36,7 +36,7 @@ class Request:
     new_tokens: int
 
     def options(self) -> list[str]:
-        """Arguments of the command that scans it; the command chooses the folder, which depends on the model too."""
+        """Arguments of the scan command. It chooses the folder itself, because that depends on the model too."""
         options = {
             "--model": self.model,
             "--problems": str(problems(self.prompt)),
@@ -48,7 +48,7 @@ class Request:
         return ["scan", *(text for pair in options.items() for text in pair)]
 
     def command(self) -> str:
-        """The command as one would type it."""
+        """The command to type in a terminal."""
         return shlex.join(["internal-policy", *self.options()])
 
 
@@ -90,7 +90,7 @@ class Job:
         return Path(json.loads(self.read("stdout"))["scan"])
 
     def end(self) -> None:
-        """Stop it if it is running. What it measured is kept, and scanning the same prompt continues from there."""
+        """Stop the scan if it is running. Scanning the same prompt again continues where it stopped."""
         self.process.terminate()
         self.process.wait()
         if self.process.stdin:
@@ -99,7 +99,7 @@ class Job:
 
 
 def reason(stderr: str, code: int) -> str:
-    """Why a scan failed: its last line that begins with `error:`, else its last line, unless it was killed."""
+    """Why a scan failed: its last line starting with `error:`, or else its last line, unless it was killed."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
     if not errors and (code < 0 or not lines):
@@ -119,7 +119,7 @@ def _jobs_of_tab() -> list[Job]:
 
 
 def start(request: Request) -> Job:
-    """Start a scan, offline. Raises InputError while another is running, because one scan fills the machine."""
+    """Start a scan, offline. Raises InputError while another one is running, because a scan uses the whole machine."""
     with _start_lock:
         if any(job.process.poll() is None for job in _latest):
             raise InputError("Another tab is scanning a prompt. Wait for it to finish, or stop it there.")

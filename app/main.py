@@ -13,13 +13,13 @@ VIEWS = {
     "geometry": "Geometry",
     "prompt": "Try a prompt",
 }
-"""Address -> title, without icons: Streamlit would fetch them from elsewhere for the browser's tab."""
+"""Address -> title. No icons, because Streamlit would fetch them from the network for the browser's tab."""
 WITHOUT_A_SCAN = ("training", "prompt")
 
 
 def dashboard() -> None:
-    """Draw the sidebar and the page that the address names."""
-    import scans  # not above: what these remember lives in a runtime that runs only after the server has imported this
+    """Draw the sidebar and the page named in the address."""
+    import scans  # imported here, because their caches need a runtime that only starts after this import
     import show
 
     st.set_page_config(page_title="internal-policy", layout="wide", initial_sidebar_state=340)

@@ -17,18 +17,18 @@ from internal_policy.look.view import About, Outcome, View
 from internal_policy.scans import store
 
 CAPTIONS = {
-    "raw": "hidden states as they are: the paper",
-    "norm": "through the final norm: the logit lens",
-    "tuned": "through fitted translators and the final norm: the tuned lens",
+    "raw": "hidden states as they are (the paper)",
+    "norm": "through the final norm (the logit lens)",
+    "tuned": "through fitted translators, then the final norm (the tuned lens)",
 }
-"""What is said below a readout; below another lens only what it is called."""
+"""What is shown below a readout; other lenses only show their names."""
 F = TypeVar("F", bound=Callable[..., Any])
 OF_ONE_SCAN = ("rollout", "layer", "position")
-"""What is chosen within a scan, and forgotten when another one is opened."""
+"""Choices within a scan, which are dropped when another scan is opened."""
 
 
 def listed() -> dict[str, Path]:
-    """The whole scans, by their names in the URL: those of the cache, newest first, and the bundled ones."""
+    """Finished scans by their names in the URL: those of the cache, newest first, then the bundled ones."""
     root = store.root()
     return {folder.relative_to(root).as_posix(): folder for folder in store.scans()} | {
         f.name: f for f in reversed(bundle.scans())
@@ -36,7 +36,7 @@ def listed() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The folder of a scan by its name in the list, the first digits of its digest, or its path. Raises InputError."""
+    """The folder of a scan by its name in the list, the start of its digest, or its path. Raises InputError."""
     known = listed()
     if name in known:
         return known[name]
@@ -46,18 +46,18 @@ def find(name: str) -> Path:
         return store.find(str(Path(name).expanduser()) if name.startswith("~") else name)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # a name that no file system takes, ~ of nobody
+    except (OSError, ValueError, RuntimeError) as error:  # an impossible file name, or ~ of an unknown user
         why = error.strerror if isinstance(error, OSError) else error  # str(error) has the whole name in it
         raise InputError(f"'{name[:80]}' isn't a folder ({why}). Choose a scan from the list.") from error
 
 
 def name_of(folder: Path) -> str:
-    """The name of a scan in the list, or its path if it isn't listed."""
+    """The name of a scan in the list, or its path if it isn't listed there."""
     return next((name for name, path in listed().items() if path == folder), str(folder))
 
 
 def stamp(folder: Path) -> tuple[str, int, int]:
-    """What tells a scan from another one that took its folder."""
+    """Tells a scan from another one that replaced it in the same folder."""
     try:
         found = (folder / store.RECORD).stat()
     except OSError:
@@ -70,7 +70,7 @@ def _identity(looked: View) -> tuple[Any, ...]:
 
 
 def kept(entries: int) -> Callable[[F], F]:
-    """Remember a function's last answers for as long as the scans it read are the same."""
+    """Cache a function's last results for as long as the scans it reads don't change."""
     return st.cache_data(  # pyright: ignore[reportReturnType]
         max_entries=entries, show_spinner="Reading the scan", hash_funcs={View: _identity}
     )
@@ -103,7 +103,7 @@ def _marked(of: tuple[str, int, int]) -> bool:
 
 
 def choose() -> None:
-    """Draw the sidebar; `chosen` has what was chosen there."""
+    """Draw the sidebar; `chosen` returns what was chosen there."""
     known = listed()
     if opened := st.session_state.pop("opened", None):
         st.session_state["scan"] = opened
@@ -111,13 +111,13 @@ def choose() -> None:
     elif not st.session_state.get("scan") and known:
         st.session_state["scan"] = next((name for name in known if _readable(stamp(known[name]))), next(iter(known)))
     with st.sidebar:
-        above = st.container()  # the list is drawn above the box that owns the choice
+        above = st.container()  # the list is drawn above the box, whose value decides
         name = st.text_input(
             "Folder or name of a scan",
             key="scan",
             bind="query-params",
             on_change=_forget,
-            help="The folder of any scan, or the first digits of a digest: `internal-policy ls` lists the scans.",
+            help="A scan's folder, or the first digits of its digest. `internal-policy ls` lists the scans.",
         )
         try:
             folder = find(name) if name else None
@@ -130,7 +130,7 @@ def choose() -> None:
 
 
 def _list(known: dict[str, Path], name: str, folder: Path | None) -> None:
-    """The list of scans, with what was typed if that is none of them."""
+    """Draw the list of scans, and add what was typed if it isn't one of them."""
     labels = {name: _label(name, stamp(path)) for name, path in known.items()}
     shown = next((name for name, path in known.items() if path == folder), name)
     st.session_state["listed"] = shown
@@ -144,7 +144,7 @@ def _list(known: dict[str, Path], name: str, folder: Path | None) -> None:
 
 
 def _filtered(folder: Path) -> View:
-    """The view of a scan that the rest of the sidebar selects. Raises InputError if the scan is broken."""
+    """The view of a scan that the rest of the sidebar selects. Raises InputError for a broken scan."""
     measured: list[str] = store.record(folder)["selection"]["readouts"]
     asked = st.query_params.get("readout")
     readout = st.radio(
@@ -156,7 +156,7 @@ def _filtered(folder: Path) -> View:
         bind="query-params",
     )
     if asked in CAPTIONS and asked not in measured:
-        st.caption(f"This scan was not measured under the readout {asked}.")
+        st.caption(f"This scan was not measured with the {asked} readout.")
     outcome: Outcome = "all"
     if _marked(stamp(folder)):
         picked: Outcome | None = st.segmented_control(
@@ -179,7 +179,7 @@ def _filtered(folder: Path) -> View:
         required=True,
         key="average",
         bind="query-params",
-        help="Averages and intervals over all tokens (the paper), or over the means of the rollouts.",
+        help="Every token counts the same (as in the paper), or every rollout does.",
     )
     return View(folder, readout, outcome, first or 0, last)
 
@@ -195,7 +195,7 @@ def _forget() -> None:
 
 
 def none() -> bool:
-    """Whether no scan was chosen, because there is none."""
+    """Whether no scan is chosen, because there are none."""
     return st.session_state["looked"] is None
 
 
@@ -208,19 +208,19 @@ def chosen() -> View:
 
 
 def average() -> Average:
-    """Whether every token or every rollout counts the same."""
+    """What averages are over: every token counts the same, or every rollout."""
     return st.session_state["average"] or "tokens"  # an empty URL parameter selects nothing
 
 
 @kept(50)
 def about(looked: View) -> About:
-    """What every figure of a view says."""
+    """The model, readout and counts of a view, for captions."""
     return view.about(looked)
 
 
 @kept(50)
 def data(name: str, views: Sequence[View], choice: Choice) -> Data:
-    """What a figure of the catalogue is drawn from. Raises InputError if it was not measured."""
+    """The data of a figure of the catalogue. Raises InputError if it was not measured."""
     return catalogue.data(name, views, choice)
 
 

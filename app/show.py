@@ -1,4 +1,4 @@
-"""Show a figure with its data, a table, or why there is nothing to show."""
+"""Show a figure with its data, a table, or the reason why there is none."""
 
 import csv
 import html
@@ -23,14 +23,14 @@ FIRST_SCAN = "internal-policy scan"
 LARGEST = 2**31 - 1
 """Largest position or rollout number that a box accepts."""
 LONGEST = 600
-"""Characters after which a line is cut."""
+"""Longest line in characters; longer ones are cut."""
 TALLEST = 240
 """Height in pixels of the box for a long text."""
 OWN_SCAN = "internal-policy scan --model ./my-model --problems problems.jsonl --limit 100"
 
 
 def figure(key: str, drawn: go.Figure, data: pd.DataFrame, *, clicked: Callable[[], None] | None = None) -> None:
-    """A chart, and below it its data to read and to download; `clicked` is called when a point is."""
+    """Draw a chart, with its data below to read and download. A click on a point calls `clicked`."""
     said = drawn.layout.to_plotly_json()["meta"]
     st.plotly_chart(
         drawn,
@@ -45,7 +45,7 @@ def figure(key: str, drawn: go.Figure, data: pd.DataFrame, *, clicked: Callable[
 
 
 def catalogued(name: str, data: Data) -> None:
-    """A chart of the catalogue, with its data below."""
+    """Draw a chart of the catalogue, with its data below."""
     frames = [frame.assign(measure=measure) for measure, frame in data.frames.items()]
     table = pd.concat(frames, ignore_index=True)
     figure(name, catalogue.FIGURES[name].draw(data), table if len(frames) > 1 else table.drop(columns="measure"))
@@ -53,7 +53,7 @@ def catalogued(name: str, data: Data) -> None:
 
 @st.fragment
 def below(key: str, data: pd.DataFrame) -> None:
-    """The data behind a chart, sent when it is asked for."""
+    """The data behind a chart, which is only sent to the browser on request."""
     box = st.expander("Data", key=f"{key}-data", on_change="rerun")
     if box.open:
         with box:
@@ -61,7 +61,7 @@ def below(key: str, data: pd.DataFrame) -> None:
 
 
 def table(key: str, data: pd.DataFrame) -> None:
-    """A table as plain text and numbers, and a button that downloads it."""
+    """Draw a table of plain text and numbers, with a download button."""
     shown = data.copy()
     for name in shown.select_dtypes(["object", "string"]):
         safe = glyphs if name == "token" else plain
@@ -116,20 +116,20 @@ def unmarked(text: str) -> str:
 
 
 def line(text: str) -> str:
-    """The beginning of any text, as one line."""
+    """A text on one line, cut if it is long."""
     cut = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
     return glyphs(cut).replace("␣", " ") if cut else ""
 
 
 def long_text(text: str) -> None:
-    """A text as it is, in a box that scrolls if it is long."""
+    """Draw a text unchanged, in a box that scrolls if it is long."""
     with st.container(height=TALLEST if len(text) > LONGEST else "content", border=False):
         st.text(plain(text))
 
 
 def refuse(error: InputError) -> None:
-    """Show why something is missing, as plain text, because it may contain any name of any length."""
-    with st.container(border=True):  # without a key, because a page may refuse several things
+    """Show why something is missing, as plain text because the message can contain any name."""
+    with st.container(border=True):  # without a key, because a page can refuse several things
         st.text(f"⚠ {line(str(error))}")
 
 
@@ -150,14 +150,14 @@ def refusing() -> Iterator[None]:
 
 
 def make_your_own() -> None:
-    """How to make a scan."""
+    """Show how to make a scan."""
     st.markdown("Scan the bundled model or your own, then reload this page.")
     st.code(f"{FIRST_SCAN}\n{OWN_SCAN}", language="bash")
 
 
 def nothing_yet() -> None:
-    """What to do if there is no scan at all."""
+    """Show what to do if there are no scans at all."""
     with st.container(key="nothing-yet"):
-        st.markdown("There is no scan yet. This command makes one with the bundled model, in about a minute:")
+        st.markdown("There are no scans yet. This command scans the bundled model in about a minute:")
         st.code(FIRST_SCAN, language="bash")
         make_your_own()

@@ -1,4 +1,4 @@
-"""Execute the notebooks and keep their figures as images, which GitHub shows: `python notebooks/execute.py`."""
+"""Execute the notebooks and keep their figures as images, which GitHub can show: `python notebooks/execute.py`."""
 
 import base64
 import os
@@ -14,13 +14,13 @@ from internal_policy.look import export
 
 HERE = Path(__file__).parent
 FIGURE = "application/json"
-"""What plotly's renderer `json` gives: the figure, which needs no browser."""
+"""The output of plotly's renderer `json`: a figure that needs no browser."""
 
 
 def execute(path: Path, folder: Path, seconds: int = 60) -> nbformat.NotebookNode:
-    """The notebook, executed in a fresh kernel that starts in `folder`, its figures as JSON."""
-    quiet = {"PYTHONWARNINGS": "ignore:IProgress"}  # a progress bar that misses a package, with a path of the machine
-    beside = {"PYTHONPATH": str(HERE)}  # Jupyter starts a kernel in the notebook's folder
+    """Execute a notebook in a fresh kernel that starts in `folder`, with its figures as JSON."""
+    quiet = {"PYTHONWARNINGS": "ignore:IProgress"}  # a warning about progress bars that contains a path of this machine
+    beside = {"PYTHONPATH": str(HERE)}  # as in Jupyter, which starts a kernel in the notebook's folder
     env = {**os.environ, "PLOTLY_RENDERER": "json", "HF_HUB_OFFLINE": "1", **quiet, **beside}
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=seconds, kernel_name="python3", record_timing=False)
@@ -30,7 +30,7 @@ def execute(path: Path, folder: Path, seconds: int = 60) -> nbformat.NotebookNod
 
 
 def draw(notebook: nbformat.NotebookNode) -> None:
-    """Put an image in the place of each figure, of few enough pixels to be committed."""
+    """Replace each figure by an image that is small enough to commit."""
     for data in (output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output):
         if FIGURE in data:
             image = Image.open(BytesIO(export.image(go.Figure(data.pop(FIGURE)), "png"))).convert("RGB").reduce(2)

@@ -1,4 +1,4 @@
-"""What training runs reached on held-out problems, with intervals over their seeds."""
+"""Results of training runs on held-out problems, with intervals over seeds."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from internal_policy.look import theme
 from internal_policy.look.theme import Style
 
 GROUP = ["model", "method", "layer", "internal_steps"]
-"""Runs that differ in their seed alone. The layer of `grpo` and `rloo` has no meaning."""
+"""Runs that only differ in their seed. The layer of `grpo` and `rloo` is unused."""
 METHODS = {
     "grpo": "GRPO",
     "bupo": "BuPO",
@@ -19,15 +19,15 @@ METHODS = {
     "tenth": "GRPO, upper layers at 1/10",
     "rloo": "RLOO",
 }
-"""Method -> its name. `frozen` and `tenth` treat the layers up to, and above, BuPO's apart."""
+"""Method -> its name. `frozen` and `tenth` change the layers up to BuPO's, or above it."""
 BASELINE, UNTRAINED = "grpo", "untrained"
 CHOOSING = 100
-"""Seed of the runs that learning rates were chosen by, of which nothing is reported."""
+"""Seed of the runs that chose the learning rates. They aren't reported."""
 CONFIDENCE = 0.95
 
 
 def reported(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of trained models that results are made of, of `evaluations.parquet` or `steps.parquet`."""
+    """The rows of `evaluations.parquet` or `steps.parquet` that results are made of."""
     return runs[(runs["method"] != UNTRAINED) & (runs["seed"] != CHOOSING)].astype(
         dict.fromkeys(("layer", "internal_steps", "seed"), "int64")
     )
@@ -48,8 +48,8 @@ def untrained(evaluations: pd.DataFrame) -> Mapping[str, float]:
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean of a few independent values, and its 95 % interval by Student's t; NaN for the ends of one value alone."""
-    from scipy.stats import t  # a third of a second, which the dashboard does not wait for
+    """Mean of a few independent values, with its 95 % interval by Student's t. A single value has NaN for its ends."""
+    from scipy.stats import t  # takes a third of a second to import
 
     n = len(values)
     mean = float(np.mean(values)) if n else float("nan")
@@ -60,9 +60,9 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def at(evaluations: pd.DataFrame, run: Mapping[str, Any], seconds: float) -> float:
-    """Avg@K of a run after so many CPU seconds of training, on the straight lines between its evaluations.
+    """Avg@K of a run after some CPU seconds of training, interpolated between its evaluations.
 
-    The first of them is that of the untrained model, at 0 seconds; beyond the last one it is NaN.
+    The untrained model counts as an evaluation at 0 seconds. After the last evaluation the result is NaN.
     """
     mine = evaluations["method"] == run["method"]
     for name in ("model", "layer", "internal_steps", "seed"):
@@ -74,10 +74,10 @@ def at(evaluations: pd.DataFrame, run: Mapping[str, Any], seconds: float) -> flo
 
 
 def pairs(evaluations: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
-    """Every run less the one of `baseline` of its model and seed: GROUP, seed, difference, equal, seconds.
+    """Each run minus the baseline run of the same model and seed: GROUP, seed, difference, equal, seconds.
 
-    `difference` is that of Avg@K at the ends; `equal` that at equal compute, `seconds`, which is where the one of the
-    two that took less CPU time ended.
+    `difference` compares Avg@K at the end of training. `equal` compares it at equal compute: after `seconds`, when the
+    faster of the two runs ended.
     """
     last = ends(evaluations)
     others = last[last["method"] != baseline]
@@ -99,10 +99,10 @@ def pairs(evaluations: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
 
 
 def table(evaluations: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
-    """A row a group: GROUP, learning_rate, seeds, cpu_seconds, and Avg@K at the end with its interval over seeds.
+    """One row per group: GROUP, learning_rate, seeds, cpu_seconds, and Avg@K at the end with its interval over seeds.
 
-    `avg`, `difference` (to `baseline` over the same seeds, of which there are `pairs`) and `equal` (the same at equal
-    compute) each have `_low` and `_high`. Avg@K is a share, cpu_seconds a mean.
+    `avg`, `difference` (from `baseline` over the same seeds, `pairs` of them) and `equal` (the same at equal compute)
+    each have `_low` and `_high`. Avg@K is a share, and cpu_seconds is a mean.
     """
     last, paired = ends(evaluations), pairs(evaluations, baseline)
     rows = []
@@ -119,7 +119,7 @@ def table(evaluations: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
 
 
 def main(groups: pd.DataFrame) -> pd.DataFrame:
-    """Of a frame with GROUP, the main comparison: every method, with BuPO at GRPO's layer and its shortest phase."""
+    """The rows of the main comparison: every method, with BuPO at GRPO's layer and its shortest internal phase."""
     layers = groups[groups["method"] == BASELINE].groupby("model")["layer"].first()
     here = groups[groups["layer"] == groups["model"].map(layers)]
     lengths = here[here["method"] == "bupo"].groupby("model")["internal_steps"].min()
@@ -127,16 +127,16 @@ def main(groups: pd.DataFrame) -> pd.DataFrame:
 
 
 def grid(groups: pd.DataFrame) -> pd.DataFrame:
-    """Of a frame with GROUP, the BuPO rows of the models of which more than one layer was trained."""
+    """The BuPO rows of models with more than one trained layer."""
     bupo = groups[groups["method"] == "bupo"]
     return bupo[bupo.groupby("model")["layer"].transform("nunique") > 1]
 
 
 def rewards(steps: pd.DataFrame, window: int) -> pd.DataFrame:
-    """Training reward, a mean over seeds with its interval: GROUP, step, mean, low, high, seeds.
+    """Mean training reward over seeds with its interval: GROUP, step, mean, low, high, seeds.
 
-    That of each seed is first averaged over a step and the `window` - 1 steps before it; the first steps, which have
-    fewer before them, are left out.
+    Each seed is first averaged over the last `window` steps. The first steps, which have fewer before them, are left
+    out.
     """
     runs = reported(steps).sort_values("step")
     smooth = runs.groupby([*GROUP, "seed"])["reward"].transform(lambda reward: reward.rolling(window).mean())
@@ -159,7 +159,7 @@ def label(group: Mapping[str, Any], style: Style = "screen") -> str:
 
 
 def sentences(groups: pd.DataFrame, baseline: str = BASELINE) -> list[str]:
-    """What `table` says of each group beside `baseline`, in words that claim no more than its intervals."""
+    """Each group of `table` compared with `baseline` in words, which claim no more than the intervals show."""
     said = []
     name = METHODS[baseline]
     for row in groups[(groups["method"] != baseline) & (groups["pairs"] > 0)].to_dict("records"):
@@ -169,12 +169,12 @@ def sentences(groups: pd.DataFrame, baseline: str = BASELINE) -> list[str]:
             for column, what in (("difference", "at the end of training"), ("equal", "at equal CPU time"))
         ]
         n = f"{group['pairs']} seed{'' if group['pairs'] == 1 else 's'}"
-        said.append(f"{group['model']}, {label(group)}, less {name} over {n}: {', and '.join(ends)}.")
+        said.append(f"{group['model']}, {label(group)} vs. {name} over {n}: {', and '.join(ends)}.")
     return said
 
 
 def shown(groups: pd.DataFrame) -> pd.DataFrame:
-    """`table` to read: a row a group, with Avg@K in percent and differences in points, each with its interval."""
+    """A readable `table`: one row per group, Avg@K in percent and differences in points, each with its interval."""
     rows = [{str(name): value for name, value in row.items()} for row in groups.to_dict("records")]
     return pd.DataFrame(
         {
@@ -184,7 +184,7 @@ def shown(groups: pd.DataFrame) -> pd.DataFrame:
             "seeds": groups["seeds"],
             "CPU s": [f"{row['cpu_seconds']:,.0f}" for row in rows],
             "Avg@K (%)": [_between(row, "avg", ".1f") for row in rows],
-            "less GRPO": [_between(row, "difference", "+.1f") for row in rows],
+            "vs. GRPO": [_between(row, "difference", "+.1f") for row in rows],
             "at equal CPU time": [_between(row, "equal", "+.1f") for row in rows],
         }
     )

@@ -1,4 +1,4 @@
-"""Figures of what training runs reached, from the frames of `experiments`."""
+"""Figures of the results of training runs, from the frames of `experiments`."""
 
 from collections.abc import Mapping
 
@@ -20,15 +20,15 @@ METHODS = {
     "tenth": ("#E69F00", "x"),
     "rloo": (theme.PURPLE, "triangle-up"),
 }
-"""Method -> its colour and shape."""
+"""Method -> its colour and symbol."""
 
 
 def reached(
     table: pd.DataFrame, ends: pd.DataFrame, untrained: Mapping[str, float], style: Style = "screen"
 ) -> go.Figure:
-    """Avg@K at the end of training: a row a group with its mean, its 95 % interval over seeds and a dot a seed.
+    """Avg@K at the end of training: one row per group, with its mean, its 95 % interval over seeds and a dot per seed.
 
-    Frames are those of `experiments`; the dotted line is the model before training.
+    The frames are those of `experiments`. The dotted line is the model before training.
     """
     models = list(dict.fromkeys(table["model"]))
     sizes = [int((table["model"] == model).sum()) for model in models]
@@ -69,11 +69,11 @@ def reached(
         f"{_only(ends['problems'])} problems, seeds in brackets · 95 % intervals over seeds · dotted: before training"
     )
     height = 150 + 34 * sum(sizes) + 20 * len(models)
-    return theme.layout(figure, "What training reached", said, style, height=height, wide=True)
+    return theme.layout(figure, "Results after training", said, style, height=height, wide=True)
 
 
 def _room(table: pd.DataFrame, ends: pd.DataFrame, untrained: Mapping[str, float]) -> tuple[float, float]:
-    """From the lowest to the highest in percent, with a little beside."""
+    """The lowest and highest value in percent, with a margin."""
     before = [untrained[model] for model in set(table["model"])]
     values = 100 * np.concatenate([table[["avg", "avg_low", "avg_high"]].to_numpy().ravel(), ends["avg"], before])
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
@@ -117,9 +117,9 @@ def _group(
 
 
 def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen", baseline: str = "grpo") -> go.Figure:
-    """BuPO by target layer and internal steps: mean Avg@K, coloured by its difference to `baseline`, same seeds.
+    """Mean Avg@K of BuPO by target layer and internal steps, coloured by its difference from `baseline` per seed.
 
-    `table` is `experiments.grid` of `experiments.table`, of one model.
+    `table` is `experiments.grid` of `experiments.table` for one model.
     """
     cells = table.set_index(["layer", "internal_steps"]).sort_index()
     difference = 100 * cells["difference"].unstack()
@@ -144,7 +144,7 @@ def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen", baseli
     figure.update_xaxes(
         tickvals=[*range(difference.shape[1])],
         ticktext=[str(steps) for steps in difference.columns],
-        title={"text": "Steps on the internal policy"},
+        title={"text": "Internal steps"},
         showgrid=False,
     )
     figure.update_yaxes(
@@ -156,23 +156,27 @@ def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen", baseli
     n = _only(table["seeds"])
     about = " · ".join(
         part
-        for part in (caption, f"mean over {n} seeds", f"below: less {experiments.METHODS[baseline]}, 95 % interval")
+        for part in (
+            caption,
+            f"mean over {n} seeds",
+            f"below: difference from {experiments.METHODS[baseline]} with 95 % interval",
+        )
         if part
     )
-    return theme.layout(figure, "Avg@K by trained layer and length of phase one", about, style, height=420, wide=True)
+    return theme.layout(figure, "Avg@K by trained layer and internal steps", about, style, height=420, wide=True)
 
 
 def _cell(row: pd.Series) -> str:
-    """Avg@K in percent, and below it the difference in points with its interval."""
+    """Avg@K in percent, with the difference in points and its interval below."""
     mean, difference, low, high = 100 * row[["avg", "difference", "difference_low", "difference_high"]]
     interval = "" if np.isnan(low) else f" ({low:+.1f} to {high:+.1f})"
     return f"{mean:.1f} %<br>{difference:+.1f}{interval}"
 
 
 def rewards(curves: pd.DataFrame, window: int, caption: str = "", style: Style = "screen") -> go.Figure:
-    """Reward by training step, a line a group: `experiments.rewards` with the same window, of one model.
+    """Reward by training step, one line per group: `experiments.rewards` of one model with the same window.
 
-    Two groups have their intervals over seeds; those of more would hide one another.
+    Two groups are drawn with their intervals over seeds. The intervals of more would overlap.
     """
     figure = go.Figure()
     bands = len(curves[GROUP].drop_duplicates()) < 3
@@ -192,13 +196,13 @@ def rewards(curves: pd.DataFrame, window: int, caption: str = "", style: Style =
     figure.update_yaxes(title={"text": "Training reward"})
 
     n = _only(curves["seeds"])
-    smooth = f"each point a mean of {window} steps up to it"
+    smooth = f"each point averages the last {window} steps"
     over = f"mean over {n} seeds" + (", bands 95 % over seeds" if bands else "")
     about = " · ".join(part for part in (caption, smooth, over) if part)
-    return theme.layout(figure, "Reward while training", about, style)
+    return theme.layout(figure, "Reward during training", about, style)
 
 
 def _only(values: pd.Series) -> str:
-    """The value that all have, or the smallest and the largest."""
+    """The common value, or the smallest and largest."""
     low, high = int(values.min()), int(values.max())
     return str(low) if low == high else f"{low} to {high}"

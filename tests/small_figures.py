@@ -1,4 +1,4 @@
-"""Small frames for figures, with hostile names and tokens, and what a figure drew of them."""
+"""Small frames for figures, with hostile names and tokens, and helpers to read what a figure drew."""
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ def changes(n_layers: int, parts=("direction", "norm", "total")) -> pd.DataFrame
     rows = [(layer, change, part) for layer in range(n_layers) for change in ("attn", "layer", "mlp") for part in parts]
     frame = with_ends(pd.DataFrame(rows, columns=["layer", "change", "part"]))
     total = frame["part"] == "total"
-    if len(parts) == 3:  # the rows stand in that order: direction, norm, total
+    if len(parts) == 3:  # the rows are in this order: direction, norm, total
         frame.loc[total, "mean"] = frame.loc[~total, "mean"].to_numpy().reshape(-1, 2).sum(1)
     return frame
 

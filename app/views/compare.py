@@ -1,4 +1,4 @@
-"""Up to four scans side by side, at the same relative depth."""
+"""Up to four scans side by side at relative depth."""
 
 from dataclasses import replace
 
@@ -16,12 +16,12 @@ from internal_policy.look.view import View
 def page(looked: View, average: Average) -> None:
     """Draw the page."""
     st.markdown(
-        "Models of different depth, each drawn from its first layer (0) to its last (1), on one scale (Figs. 13 and 14 "
-        "of the paper). The sidebar's readout, responses and positions hold for all of them."
+        "Models of different depth on one scale, from before the first layer (0) to after the last (1) (Figs. 13 and "
+        "14 of the paper). The readout, rollouts and positions chosen in the sidebar apply to all of them."
     )
     known = list(scans.listed())
     names = st.multiselect(
-        "Scans, two to four",
+        "Scans (two to four)",
         known,
         default=known[-2:],
         key="compare",
@@ -41,7 +41,7 @@ def page(looked: View, average: Average) -> None:
             found = scans.data("compare", views, Choice(average=average, measure=measure))
             frames = [frame.assign(scan=name) for frame, name in zip(found.frames.values(), names, strict=True)]
             show.figure(f"compare-{measure}", catalogue.compare(found), pd.concat(frames, ignore_index=True))
-    st.subheader("The layer to train")
+    st.subheader("Target layer")
     changes = [scans.data("change", [one], Choice(average=average)).frames["change"] for one in views]
     named = [summary.targets(found).assign(scan=name) for found, name in zip(changes, names, strict=True)]
     table = pd.concat(named, ignore_index=True)

@@ -1,4 +1,4 @@
-"""How entropy goes through the layers, on average and over the tokens."""
+"""Entropy from layer to layer, on average and spread over tokens."""
 
 import scans
 import show
@@ -13,24 +13,22 @@ from internal_policy.measure.sites import SITES
 def page(looked: View, average: Average) -> None:
     """Draw the page."""
     st.markdown(
-        "Entropy of the policy at each point of the residual stream, from the embeddings to the model's own policy "
-        "(Fig. 2 of the paper), and how much each layer, attention block and FFN changes it (Fig. 3): E is "
-        "exploration, I integration, C convergence. Bands are 95 % intervals over responses."
+        "The entropy of each policy along the residual stream, from the embeddings to `final`, the model's own policy "
+        "(Fig. 2 of the paper), and how much each layer, attention block and FFN changes it (Fig. 3). E, I and C mark "
+        "exploration, integration and convergence. Bands are 95 % intervals over rollouts."
     )
     choice = Choice(average=average)
     for name in ("flow", "change"):
         with show.refusing():
             show.catalogued(name, scans.data(name, [looked], choice))
-    st.subheader("Over the tokens")
-    st.markdown(
-        "Half of the tokens lie in the dark band, nine of ten in the light one. A mean can hide two groups of tokens."
-    )
+    st.subheader("Spread over tokens")
+    st.markdown("The dark band holds half of the tokens, the light band 90 %. A mean can hide two groups of tokens.")
     site = st.selectbox("Site", SITES, index=SITES.index("resid_post"), key="spread", bind="query-params")
     with show.refusing():
         show.catalogued("distribution", scans.data("distribution", [looked], Choice(site=site)))
-    st.subheader("Towards the model's own policy")
+    st.subheader("Convergence to the model's own policy")
     st.markdown(
-        "How far each policy is from the model's own, and the share of tokens whose likeliest token no longer changes."
+        "How far each policy is from the model's own, and the share of tokens whose top token no longer changes."
     )
     with show.refusing():
         show.catalogued("convergence", scans.data("convergence", [looked], choice))

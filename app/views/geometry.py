@@ -1,4 +1,4 @@
-"""Directions and lengths of the hidden states, and how much of an entropy change comes from length."""
+"""Directions and norms of hidden states, and how much of an entropy change is due to each."""
 
 import scans
 import show
@@ -13,21 +13,21 @@ from internal_policy.look.view import View
 def page(looked: View, average: Average) -> None:
     """Draw the page."""
     st.markdown(
-        "The cosine of what attention and FFN add with the stream they add it to: around 0 it is new, below 0 it "
-        "suppresses, above 0 it amplifies (Fig. 12 of the paper). Below, the lengths of these vectors."
+        "Cosine between what attention or FFN writes and the residual stream it writes to (Fig. 12 of the paper): near "
+        "0 it adds something new, below 0 it suppresses, above 0 it amplifies. The lower panel shows their norms."
     )
     choice = Choice(average=average)
     with show.refusing():
         show.catalogued("residual", scans.data("residual", [looked], choice))
-    st.subheader("The norm control")
+    st.subheader("Direction and norm")
     st.markdown(
-        "A longer hidden state has a lower entropy, whatever it points at. The change is split into what comes from "
-        "the direction, and what from the length, of the hidden state; the paper has no such control."
+        "With the raw readout, a longer hidden state has a lower entropy whatever its direction. This norm control "
+        "splits each entropy change into a part due to direction and a part due to norm. The paper doesn't have it."
     )
     changes = scans.data("norm-control", [looked], choice)
     with show.refusing():
         show.catalogued("norm-control", changes)
-    st.subheader("The layer to train, under each part")
+    st.subheader("Target layer by direction and by norm")
     with show.refusing():
         show.table("targets", summary.targets(changes.frames["change"]))
 

@@ -1,4 +1,4 @@
-"""What a scan says at a glance."""
+"""A scan at a glance: entropies, target layer and how it was measured."""
 
 from dataclasses import replace
 
@@ -19,8 +19,9 @@ from internal_policy.tasks import pass_at_k
 def page(looked: View, average: Average) -> None:
     """Draw the page."""
     st.markdown(
-        "Every layer, attention block and FFN of the model, read as a policy of its own: how unsure it is, and where "
-        "that changes (Figs. 2 and 3 of [arXiv 2512.19673](https://arxiv.org/abs/2512.19673))."
+        "Each layer, attention block and FFN, read as a policy of its own: how uncertain it is, and where that changes "
+        "(Figs. 2 and 3 of [arXiv 2512.19673](https://arxiv.org/abs/2512.19673)). Layers count from 0; those of "
+        "the paper from 1."
     )
     record = store.record(looked.source)
     st.text(show.line(record["model"]))
@@ -30,30 +31,34 @@ def page(looked: View, average: Average) -> None:
     left, right = st.columns(2)
     with left, show.refusing():
         means = flow.frames["entropy"]
-        few = means[~means["site"].isin(["attn_in", "mlp_in"])]  # half a page has room for a short legend
+        few = means[~means["site"].isin(["attn_in", "mlp_in"])]  # half a page only has room for a short legend
         show.figure("flow", catalogue.flow(replace(flow, frames={"entropy": few})), means)
     with right, show.refusing():
         show.catalogued("change", change)
-    st.subheader("The layer to train")
+    st.subheader("Target layer")
     st.markdown(
-        "BuPO trains the last layer of exploration: the last whose FFN raises entropy significantly, by the 95 % "
-        "interval that holds for all layers at once (wider than the bands above). The runner-up is the last other "
-        "layer whose own interval is above 0. "
-        "The norm control shows what remains of that when the length of the hidden states is left out."
+        "BuPO trains the last exploration layer first: the last one whose FFN raises entropy significantly. The 95 % "
+        "intervals behind this hold for all layers at once, so they are wider than the bands above. The runner-up is "
+        "the last other layer whose own interval is above 0. The rows for direction and norm show how much is due to "
+        "the length of the hidden states alone."
     )
     show.table("targets", summary.targets(change.frames["change"]))
-    st.subheader("By layer, in nats")
+    st.subheader("Entropy by layer (nats)")
     show.table("by-layer", summary.by_layer(looked, average).round(3))
-    st.subheader("How it was measured")
+    st.subheader("How this was measured")
     provenance = summary.provenance(looked)
-    show.table("provenance", pd.DataFrame({"what": provenance.keys(), "value": provenance.values()}))
-    with show.refusing():  # reads every token of the scan, so it comes when all else is there
+    show.table("provenance", pd.DataFrame({"setting": provenance.keys(), "value": provenance.values()}))
+    with show.refusing():  # reads every token of the scan, so it comes last
         depth = statistics.settling(scans.data("convergence", [looked], choice).frames["settled"])
-        last.metric("Half settled after", "at the end" if depth is None else f"layer {depth}")
+        last.metric(
+            "Half settled by",
+            "the end" if depth is None else f"layer {depth}",
+            help="From this layer on, at least half of the tokens keep the model's own top token.",
+        )
 
 
 def numbers(looked: View) -> DeltaGenerator:
-    """The key facts; returns the place for one more."""
+    """Draw the key facts, and return an empty place for one more."""
     about, rollouts = scans.about(looked), scans.rollouts(looked)
     facts = {"Layers": f"{about.n_layers}", "Rollouts": f"{about.rollouts:,}", "Tokens": f"{about.tokens:,}"}
     facts["Vocabulary"] = f"{about.d_vocab:,}"

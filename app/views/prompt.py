@@ -1,4 +1,4 @@
-"""Let a model answer a prompt, and scan the responses, in a separate process."""
+"""Let a model answer a prompt and scan its responses, in a separate process."""
 
 import time
 from pathlib import Path
@@ -12,18 +12,19 @@ from internal_policy import bundle
 from internal_policy.errors import MODELS, InputError, require
 
 LONGEST = 4000
-"""Characters of a prompt."""
+"""Longest prompt in characters."""
 RESPONSES, NEW_TOKENS = 16, 1024
-"""At most."""
+"""Largest numbers that the form accepts."""
 EVERY = 0.5
-"""Seconds between two looks at the progress."""
+"""Seconds between updates of the progress bar."""
 
 
 def page() -> None:
     """Draw the page."""
     st.markdown(
-        "Let a model on this machine answer a prompt, and look at every layer's policy while it does. The scan uses "
-        "both readouts and opens under Tokens. It stops when you close or reload this tab. Nothing leaves this machine."
+        "A model on this machine answers your prompt, and every layer's policy is measured at every token. The scan "
+        "uses both readouts and opens on the Tokens page. Closing or reloading this tab stops it. Nothing leaves this "
+        "machine."
     )
     require("models", *MODELS)
     job: jobs.Job | None = st.session_state.get("job")
@@ -38,16 +39,16 @@ def page() -> None:
 def models() -> list[str]:
     """The bundled models."""
     found = (path.parent.name for path in (bundle.DATA / "models").glob("*/config.json"))
-    return sorted(found, reverse=True)  # the one that the other commands take too comes first
+    return sorted(found, reverse=True)  # the default of the other commands comes first
 
 
 def form() -> None:
-    """Ask for a prompt, and begin."""
+    """Ask for a prompt and start the scan."""
     if failure := st.session_state.pop("failure", None):
         error, request = failure
         show.refuse(error)
         if request is not None:
-            st.text("To try other options, run its command in a terminal:")
+            st.text("To try other options, run this command in a terminal:")
             st.code(show.plain(request.command()), language="bash")
     with st.form("ask", enter_to_submit=False):
         model = st.selectbox(
@@ -55,12 +56,12 @@ def form() -> None:
             models(),
             accept_new_options=True,
             key="prompt_model",
-            help="A bundled model, or type the folder of a Llama or Qwen model of this machine.",
+            help="Choose a bundled model, or type the folder of a model on this machine.",
         )
         prompt = st.text_area("Prompt", "What is 47 + 385?", max_chars=LONGEST, key="prompt_text")
         left, right = st.columns(2)
         responses = left.number_input("Responses", 1, RESPONSES, 2, key="prompt_responses")
-        new_tokens = right.number_input("Tokens of a response, at most", 1, NEW_TOKENS, 128, key="prompt_tokens")
+        new_tokens = right.number_input("Most tokens per response", 1, NEW_TOKENS, 128, key="prompt_tokens")
         begun = st.form_submit_button("Scan", type="primary", key="prompt_scan")
     if begun:
         request = jobs.Request(checked(model or ""), prompt.strip(), int(responses), int(new_tokens))
@@ -87,9 +88,9 @@ def checked(model: str) -> str:
 
 @st.fragment(run_every=EVERY)
 def watch() -> None:
-    """Show how far the scan is."""
+    """Show the progress of the scan."""
     job: jobs.Job | None = st.session_state.get("job")
-    if job is None:  # a last look after the end
+    if job is None:  # the fragment runs once more after the job has ended
         return
     if job.process.poll() is not None:
         st.rerun()
@@ -102,7 +103,7 @@ def watch() -> None:
 
 
 def finish(job: jobs.Job) -> None:
-    """Open the scan, or keep why there is none."""
+    """Open the finished scan, or keep the reason why it failed."""
     del st.session_state["job"]
     try:
         st.session_state["opened"] = scans.name_of(job.result())

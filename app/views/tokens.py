@@ -1,4 +1,4 @@
-"""One response token by token: what every layer would say there, and how sure it is."""
+"""One response token by token: what every layer predicts, and how uncertain it is."""
 
 from typing import Any
 
@@ -21,15 +21,15 @@ WIDEST = 40
 def page(looked: View) -> None:
     """Draw the page."""
     st.markdown(
-        "Each column is a token of the response and each row a layer: the policy that had to predict that token. Click "
-        "a cell, or type its layer and position, to see what attention and FFN do to the likeliest tokens there."
+        "Each column is a token of the response, each row a layer: a cell measures that layer's policy predicting that "
+        "token. Click a cell, or type its layer and position, to see how attention and FFN change the top tokens."
     )
     rollout = choose_rollout(looked)
     cells(looked, rollout)
 
 
 def choose_rollout(looked: View) -> int:
-    """The rollout of the URL, the number or the list, by default the first; with its problem and reward."""
+    """The rollout from the URL, box or list, by default the first. Draws the choice, its problem and its reward."""
     known = scans.rollouts(looked).set_index("rollout")
     labels = {int(row["rollout"]): label(row) for row in known.reset_index().to_dict("records")}
     left, right = st.columns([1, 4])
@@ -54,7 +54,7 @@ def choose_rollout(looked: View) -> int:
 
 
 def label(row: dict[Any, Any]) -> str:
-    """A rollout in the list."""
+    """What the list calls a rollout."""
     problem = show.line(row["problem"][:80])
     return f"{row['rollout']} · {marked(row['reward'])} · {row['tokens']} tokens · {problem}"
 
@@ -68,7 +68,7 @@ def marked(reward: float | None) -> str:
 
 @st.fragment
 def cells(looked: View, rollout: int) -> None:
-    """The heatmap around the chosen cell, and the likeliest tokens there."""
+    """The heatmap around the chosen cell, and the top tokens there."""
     left, right = st.columns(2)
     site = left.selectbox("Site", SITES, index=SITES.index("resid_post"), key="site", bind="query-params")
     measure = right.selectbox("Measure", catalogue.CHOICES["tokens"], key="measure", bind="query-params")
@@ -89,7 +89,7 @@ def cells(looked: View, rollout: int) -> None:
 
 
 def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
-    """The layer and position of the URL, a click or the boxes; by default the first token at the middle layer."""
+    """The layer and position from the URL, a click or the boxes; by default the middle layer at the first token."""
     left, middle, right = st.columns([1, 1, 3], vertical_alignment="bottom")
     layer = show.number(left, "Layer", key="layer", placeholder=str(n_layers // 2))
     first = int(response["position"].iloc[0])
@@ -101,26 +101,26 @@ def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
         )
     token = tokens.window(response, position).set_index("position").loc[position, "token"]
     what = "the model's own policy" if layer == n_layers else f"layer {layer}"
-    right.text(f"The token is {show.glyphs(str(token), WIDEST)}, read at {what}.")
+    right.text(f"Token {show.glyphs(str(token), WIDEST)} as predicted by {what}.")
     return layer, position
 
 
 def window(response: pd.DataFrame, position: int) -> pd.DataFrame:
-    """The tokens around a position that are drawn at once; buttons go to those before and after."""
+    """The tokens drawn at once, around a position, with buttons to the previous and next ones."""
     shown = tokens.window(response, position)
     if len(shown) == len(response):
         return response
     first, last = int(response["position"].iloc[0]), int(response["position"].iloc[-1])
     start, end = int(shown["position"].iloc[0]), int(shown["position"].iloc[-1])
     before, after, said = st.columns([1, 1, 3], vertical_alignment="center")
-    before.button("Tokens before", key="before", on_click=go_to, args=[start - 1], disabled=start == first)
-    after.button("Tokens after", key="after", on_click=go_to, args=[end + 1], disabled=end == last)
+    before.button("Previous tokens", key="before", on_click=go_to, args=[start - 1], disabled=start == first)
+    after.button("Next tokens", key="after", on_click=go_to, args=[end + 1], disabled=end == last)
     said.text(f"Positions {start} to {end} of {first} to {last}.")
     return shown
 
 
 def strip(shown: pd.DataFrame, position: int) -> None:
-    """The tokens of the window as text, the chosen one in brackets."""
+    """Draw the tokens of the window as text, with the chosen one in brackets."""
     tokens = [show.glyphs(token, WIDEST) for token in shown["token"]]
     said = [f"⟦{token}⟧" if at == position else token for at, token in zip(shown["position"], tokens, strict=True)]
     with st.container(key="strip", border=True):
@@ -128,7 +128,7 @@ def strip(shown: pd.DataFrame, position: int) -> None:
 
 
 def point_at(drawn: go.Figure, layer: int, position: int) -> go.Figure:
-    """A frame around the chosen cell, black within white to contrast with every colour."""
+    """Frame the chosen cell, in black within white to contrast with every colour."""
     edges = {"x0": position - 0.5, "x1": position + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
     for colour, width in (("white", 5), ("black", 2)):
         drawn.add_shape(type="rect", **edges, line={"color": colour, "width": width})
@@ -136,7 +136,7 @@ def point_at(drawn: go.Figure, layer: int, position: int) -> go.Figure:
 
 
 def clicked() -> None:
-    """Take the layer and the position of the cell that was clicked."""
+    """Choose the layer and position of the clicked cell."""
     if points := st.session_state["cells"]["selection"]["points"]:
         st.session_state["layer"], st.session_state["position"] = (int(n) for n in points[0]["customdata"][:2])
 
@@ -147,13 +147,13 @@ def go_to(position: int) -> None:
 
 
 def open_rollout() -> None:
-    """Take the rollout that was chosen in the list."""
+    """Choose the rollout picked in the list."""
     st.session_state["rollout"] = st.session_state["listed_rollout"]
     forget_cell()
 
 
 def forget_cell() -> None:
-    """Another response has other positions."""
+    """Unset the position, because another response has other positions."""
     st.session_state["position"] = None
 
 

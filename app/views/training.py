@@ -1,4 +1,4 @@
-"""A training run: how the layers' policies move while one of them is trained."""
+"""A training run: how the policies of all layers change while one of them is trained."""
 
 import pandas as pd
 import show
@@ -10,27 +10,27 @@ from internal_policy.look.runs import RunTables
 
 COMMAND = "internal-policy train"
 HOLDS = (
-    f"There is no training run yet. A run's folder has {runs.METRICS} (one row per step: reward, entropy, ...) and "
-    f"{runs.DYNAMICS} (one row per scan, layer and site: entropy, cosine with and KL from the trained layer). "
+    f"There are no training runs yet. A run is a folder with {runs.METRICS} (one row per step: reward, entropy, ...) "
+    f"and {runs.DYNAMICS} (one row per scan, layer and site: entropy, cosine with and KL from the trained layer). "
     "This command trains the bundled model:"
 )
 MEANINGS = {
-    "cosine": "Cosine of the hidden state with that of the layer trained first (or watched, with plain GRPO).",
-    "kl": "KL(policy of the layer trained first, or watched, with plain GRPO ‖ policy here), in nats.",
-    "change": "Entropy here less that at the input of the layer, the attention or the FFN (Eqs. 11 to 13), in nats.",
-    "change_direction": "The part of the entropy change that is left when the output is given the norm of its input.",
-    "change_norm": "The part of the entropy change that comes from the norm of the output alone.",
-    "logprob": "Mean log probability of the tokens that came.",
-    "entropy_at_input_norm": "The entropy if the output had the norm of its input.",
+    "cosine": "Cosine between the hidden state here and at the layer trained first (plain GRPO: watched).",
+    "kl": "KL(policy of the layer trained first ‖ policy here) in nats; with plain GRPO, of the layer watched.",
+    "change": "Entropy here minus entropy at the input of the layer, attention or FFN (Eqs. 11 to 13), in nats.",
+    "change_direction": "The part of the entropy change that remains when the output is given the norm of its input.",
+    "change_norm": "The part of the entropy change due to the norm of the output alone.",
+    "logprob": "Mean log probability of the actual tokens.",
+    "entropy_at_input_norm": "The entropy that the output would have at the norm of its input.",
 }
-"""Measures whose name does not say what they are here."""
+"""Explanations of the measures whose names aren't enough."""
 
 
 def page() -> None:
     """Draw the page."""
     st.markdown(
-        "What training does to the policy of every layer, step by step, with the reward below, and the step at which "
-        "the whole policy takes over from the internal one (Figs. 5 to 7 of the paper). Step 0 is before training."
+        "What training does to the policy of every layer, step by step, with the reward below (Figs. 5 to 7 of the "
+        "paper). The dotted line is the switch from the internal to the whole policy. Step 0 is before training."
     )
     chosen = choose()
     if chosen is None:
@@ -47,13 +47,13 @@ def page() -> None:
 
 
 def show_figure(name: str, run: RunTables, choice: RunChoice) -> None:
-    """A figure of the catalogue with its numbers, or why the run has none."""
+    """Draw a figure of the catalogue with its numbers, or say why the run lacks them."""
     with show.refusing():
         show.figure(name, run_catalogue.draw(name, run, choice), run_catalogue.data(name, run, choice))
 
 
 def choose() -> RunTables | None:
-    """The run of the URL or the list; None if none was named and none is known."""
+    """The run from the URL or the list; None if none was named and there are none."""
     found = runs.listed()
     above = st.container()
     typed = st.text_input("Folder or name of a training run", key="run", bind="query-params")
@@ -68,12 +68,12 @@ def choose() -> RunTables | None:
 
 
 def open_listed() -> None:
-    """Take the run that was chosen in the list."""
+    """Choose the run picked in the list."""
     st.session_state["run"] = st.session_state["listed_run"] or ""
 
 
 def layers(run: RunTables, metrics: pd.DataFrame) -> None:
-    """The heatmap of layers and steps, and the layer that is trained beside later ones."""
+    """Draw the heatmap of layers and steps, and the trained layer compared with later ones."""
     frame = run.dynamics()
     left, right = st.columns(2)
     measure = left.selectbox("Measure", runs.measures(frame), key="training_measure", bind="query-params")

@@ -3,13 +3,13 @@
 import numpy as np
 
 RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0
-"""Draws of rows, the share of samples whose interval contains the true mean, and what the draws are seeded with."""
+"""Number of draws, share of samples whose interval contains the true mean, and seed of the draws."""
 FEWEST = 4
-"""Rows that intervals for all columns at once need: 1 of 9 draws of three rows is one row three times."""
+"""Fewest rows for intervals of all columns at once: 1 of 9 draws from three rows is the same row three times."""
 
 
 def counts(n: int) -> np.ndarray:
-    """How often each of `n` rows comes up in each draw of n rows: multinomial, (RESAMPLES, n)."""
+    """How often each of `n` rows occurs in each draw of n rows: multinomial, (RESAMPLES, n)."""
     draws = np.random.default_rng(SEED).integers(0, n, (RESAMPLES, n))
     cells = (draws + n * np.arange(RESAMPLES)[:, None]).ravel()
     return np.bincount(cells, minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(float)
@@ -18,8 +18,8 @@ def counts(n: int) -> np.ndarray:
 def interval(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weighted mean over the rows of `values` (n, columns), and the ends of its 95 % bootstrap percentile interval.
 
-    Rows are drawn with their weights (n,), because the tokens of a rollout, which is a row, depend on one another. The
-    ends are NaN for a single row. Mean and ends are NaN in a column that has a NaN.
+    Whole rows are drawn, with their weights (n,): a row is a rollout, whose tokens depend on each other. The ends are
+    NaN for a single row. Mean and ends are NaN in a column that has a NaN.
     """
     n = len(values)
     totals = values * weights[:, None]
@@ -50,15 +50,15 @@ def simultaneous(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, n
     if n < FEWEST or not known.any():
         return low, high
     mean, off = mean[known], (values - mean)[:, known]
-    off[np.abs(off) < 1e-12 * np.abs(mean)] = 0  # the same number in every row, apart from rounding
-    errors = np.sqrt((weights[:, None] ** 2 * off**2).sum(0)) / total  # times the same sqrt(n / (n - 1)) as the draws'
+    off[np.abs(off) < 1e-12 * np.abs(mean)] = 0  # all rows are equal, apart from rounding
+    errors = np.sqrt((weights[:, None] ** 2 * off**2).sum(0)) / total  # without sqrt(n / (n - 1)), which cancels out
     often = counts(n)
     weighted, squares = often * weights, often * weights**2
     drawn = weighted.sum(1, keepdims=True)
     moved = weighted @ off / drawn
     around = squares @ off**2
     variance = around - 2 * moved * (squares @ off) + moved**2 * squares.sum(1, keepdims=True)
-    spread = np.sqrt(np.maximum(variance, np.finfo(float).eps * around))  # a draw that repeats one row has none
+    spread = np.sqrt(np.maximum(variance, np.finfo(float).eps * around))  # a draw that repeats one row has no spread
     t = np.divide(moved * drawn, spread, out=np.zeros_like(moved), where=spread > 0)
     outside = (1 - CONFIDENCE) / 2
     low[known] = mean - np.quantile(t.max(1), 1 - outside) * errors

@@ -14,39 +14,39 @@ from internal_policy.look.theme import Style
 from internal_policy.look.view import About, View
 
 MOST = 4
-"""The most scans side by side."""
+"""Most scans side by side."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a figure shows of a scan, beyond the view; each figure takes what it uses."""
+    """What a figure shows of a scan besides the view. Each figure takes what it uses."""
 
     average: Average = "tokens"
     """Every token counts the same, or every rollout does."""
     site: str = "resid_post"
-    """The site, for distribution, readouts and tokens."""
+    """Site of distribution, readouts and tokens."""
     measure: str = "entropy"
-    """The measure, for tokens, distribution and readouts; for compare, entropy or change."""
+    """Measure of tokens, distribution and readouts; for compare, entropy or change."""
     rollout: int | None = None
-    """The rollout, for tokens and cell; None for the first of the view."""
+    """Rollout of tokens and cell; None for the first in the view."""
     position: int | None = None
-    """The position in the response, for cell, and for tokens of a long one; None for the first of the view."""
+    """Position in the response, for cell and for tokens of a long response; None for the first in the view."""
     layer: int = 0
-    """The layer of a cell, from 0; one past the last is the model's own policy."""
+    """Layer of a cell, from 0; one past the last is the model's own policy."""
     style: Style = "screen"
-    """For a screen, or for print."""
+    """`screen`, or `paper` for print, where layers count from 1."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a figure is drawn from: plain values, which a caller may keep, show or change."""
+    """The data of a figure: plain values that a caller may keep, show or change."""
 
     frames: Mapping[str, pd.DataFrame]
-    """The frames by measure, readout or number of the scan, whichever differs."""
+    """The frames, by measure, by readout or by number of the scan."""
     abouts: Sequence[About]
-    """What the figure says of each scan, or of each readout."""
+    """What the caption says of each scan or readout."""
     choice: Choice
-    """What was chosen, with the rollout and position where none was named."""
+    """The choice, with the rollout and position filled in where none was given."""
 
 
 def _flow(views: Sequence[View], choice: Choice) -> Data:
@@ -64,14 +64,14 @@ def _changes(views: Sequence[View], choice: Choice) -> Data:
 
 
 def change(data: Data) -> go.Figure:
-    """Entropy change of layers, attention and FFN with the stages (Fig. 3)."""
+    """Entropy change of each layer, attention block and FFN, with the stages (Fig. 3)."""
     found = data.frames["change"]
     spans = targets.spans(targets.stages(found))
     return layer_figures.change(found, data.abouts[0], spans, data.choice.style)
 
 
 def norm_control(data: Data) -> go.Figure:
-    """Entropy change as direction and norm."""
+    """Entropy change split into direction and norm."""
     return layer_figures.norm_control(data.frames["change"], data.abouts[0], data.choice.style)
 
 
@@ -80,7 +80,7 @@ def _residual(views: Sequence[View], choice: Choice) -> Data:
 
 
 def residual(data: Data) -> go.Figure:
-    """Cosine of the modules' outputs with the residual stream, and norms (Fig. 12)."""
+    """Cosine of attention and FFN with the residual stream, and their norms (Fig. 12)."""
     return layer_figures.residual(data.frames["cosine"], data.frames["norm"], data.abouts[0], data.choice.style)
 
 
@@ -92,7 +92,7 @@ def _convergence(views: Sequence[View], choice: Choice) -> Data:
 
 
 def convergence(data: Data) -> go.Figure:
-    """KL to the model's own policy, and where its first choice settles."""
+    """KL to the model's own policy, and where its top token settles."""
     return layer_figures.convergence(data.frames["kl"], data.frames["settled"], data.abouts[0], data.choice.style)
 
 
@@ -106,7 +106,7 @@ def _readouts(views: Sequence[View], choice: Choice) -> Data:
 
 
 def readouts(data: Data) -> go.Figure:
-    """A measure under every readout of the scan."""
+    """A measure with each readout of the scan."""
     columns = list(zip(data.abouts, data.frames.values(), strict=True))
     return layer_figures.readouts(columns, data.choice.measure, data.choice.site, data.choice.style)
 
@@ -117,7 +117,7 @@ def _distribution(views: Sequence[View], choice: Choice) -> Data:
 
 
 def distribution(data: Data) -> go.Figure:
-    """A measure's quantiles over the tokens."""
+    """Quantiles of a measure over the tokens."""
     choice = data.choice
     found = data.frames[choice.measure]
     return layer_figures.distribution(found, data.abouts[0], choice.site, choice.measure, choice.style)
@@ -166,7 +166,7 @@ def _compare(views: Sequence[View], choice: Choice) -> Data:
 
 
 def compare(data: Data) -> go.Figure:
-    """Up to four scans side by side at relative depth; entropy or change."""
+    """Entropy or entropy change of up to four scans side by side, at relative depth."""
     columns = list(zip(data.abouts, data.frames.values(), strict=True))
     return layer_figures.compare(columns, "change" if data.choice.measure == "change" else "entropy", data.choice.style)
 
@@ -182,7 +182,7 @@ class Entry(NamedTuple):
     read: Callable[[Sequence[View], Choice], Data]
     """From the scans to the data."""
     draw: Callable[[Data], go.Figure]
-    """From the data to the figure; its docstring says what the figure shows."""
+    """From the data to the figure. Its docstring describes the figure."""
 
 
 FIGURES: Mapping[str, Entry] = {
@@ -197,18 +197,18 @@ FIGURES: Mapping[str, Entry] = {
     "cell": Entry(_cell, cell),
     "compare": Entry(_compare, compare),
 }
-"""Name -> how it is drawn. All but `compare` take one view."""
+"""Name -> how to draw it. All but `compare` take one view."""
 CHOICES = {
     "readouts": ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine"),
     "distribution": ("entropy", "logprob", "rank", "kl", "norm", "cosine", "entropy_at_input_norm"),
     "tokens": ("entropy", "change", "logprob", "rank", "kl", "norm", "cosine", "entropy_at_input_norm"),
     "compare": ("entropy", "change"),
 }
-"""Figures that draw one measure -> the measures they can draw."""
+"""Figure -> the measures it can draw, for figures of a single measure."""
 
 
 def data(name: str, views: Sequence[View], choice: Choice) -> Data:
-    """What the figure of that name is drawn from. Raises InputError for what it can't draw or a scan lacks."""
+    """The data of the figure with that name. Raises InputError for what it can't draw or a scan lacks."""
     if choice.measure not in (known := CHOICES.get(name, (choice.measure,))):
         raise InputError(f"Can't draw {name} by '{choice.measure}'. Choose one of {', '.join(known)}.")
     if name != "compare" and len(views) != 1:
@@ -217,5 +217,5 @@ def data(name: str, views: Sequence[View], choice: Choice) -> Data:
 
 
 def draw(name: str, views: Sequence[View], choice: Choice) -> go.Figure:
-    """The figure of that name. Raises InputError as `data` does."""
+    """The figure with that name. Raises InputError like `data`."""
     return FIGURES[name].draw(data(name, views, choice))

@@ -1,4 +1,4 @@
-"""Tell which scans can be compared, and what differs between them besides the model."""
+"""Check which scans can be compared, and what differs between them besides the model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from internal_policy.look.view import View, absent, check
 
 
 def comparable(views: Sequence[View], measure: str = "entropy") -> list[Mapping[str, Any]]:
-    """The records of scans that can be compared. Raises InputError that says why if they cannot."""
+    """The records of scans that can be compared. Otherwise raises InputError with the reason."""
     records = [check(view) for view in views]
     for view, record in zip(views, records, strict=True):
         if view.readout != views[0].readout:
             raise InputError(
-                f"{views[0].source} has the readout {views[0].readout} but {view.source} has {view.readout}, and their "
-                "entropies can't be compared. Choose one readout."
+                f"Can't compare {views[0].source} with the readout {views[0].readout} to {view.source} with "
+                f"{view.readout}. Choose one readout."
             )
         if measure not in record["selection"]["measures"]:
             raise absent(view, measure)
@@ -30,18 +30,18 @@ def comparable(views: Sequence[View], measure: str = "entropy") -> list[Mapping[
 
 
 def relative(frame: pd.DataFrame, n_layers: int) -> pd.DataFrame:
-    """The frame with `depth`, the share of the model's layers that has been passed after a layer: 1 is all of them.
+    """Add `depth`, the share of the model's layers up to and including this one: 1 is after the last layer.
 
-    A layer's input is drawn where the layer before ended; `final` stands at 1.
+    A layer's input has the depth of the previous layer's output, and `final` has depth 1.
     """
     passed = frame["layer"] + (frame["site"] != "resid_pre" if "site" in frame else 1)
     return frame.assign(depth=np.minimum(passed / n_layers, 1.0))
 
 
 def _problems(asked: Mapping[str, Any]) -> Any:
-    """What identifies the problems or texts: the contents of their files, except the lens, which is each model's own.
+    """What identifies the problems or texts: the contents of their files, or texts given as options.
 
-    A hub data set is identified by its name and commit, and texts given as options by themselves.
+    A hub data set is identified by its name and commit. The lens is left out, because every model has its own.
     """
     held = {path: found for path, found in (asked.get("content") or {}).items() if path != asked.get("lens")}
     found = [content if "sha256" in (content or {}) else named(path, content) for path, content in held.items()]
@@ -55,14 +55,14 @@ def named(path: str, content: dict[str, Any] | None) -> str:
 
 
 def differences(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What else than the model differs between scans that are compared, in sentences: caveats of the comparison."""
+    """What differs between compared scans besides the model, as sentences: the caveats of the comparison."""
     questions = {
         "the problems": lambda r: _problems(r["asked"]),
-        "how many rollouts": lambda r: r["rollouts"],
+        "the number of rollouts": lambda r: r["rollouts"],
         "the temperature": lambda r: r["asked"].get("temperature"),
-        "the length limit of a response": lambda r: r["asked"].get("max_new_tokens"),
-        "the size of the vocabulary, and so the largest possible entropy": lambda r: r["d_vocab"],
-        "the weights' precision": lambda r: r["dtype"],
+        "the maximum length of a response": lambda r: r["asked"].get("max_new_tokens"),
+        "the size of the vocabulary, which sets the largest possible entropy": lambda r: r["d_vocab"],
+        "the precision of the weights": lambda r: r["dtype"],
     }
     found = []
     for what, ask in questions.items():

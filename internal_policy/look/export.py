@@ -9,7 +9,7 @@ from internal_policy import files
 from internal_policy.errors import InputError
 
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
-"""For plotly.js: no button that uploads the figure to a cloud service. Pass a copy, because plotly changes it."""
+"""For plotly.js: no button that uploads the figure to a cloud service. Pass a copy, because plotly modifies it."""
 IMAGES = (".png", ".svg", ".pdf")
 
 
@@ -19,7 +19,7 @@ def html(figure: go.Figure) -> str:
 
 
 def write(figure: go.Figure, path: Path) -> None:
-    """Write a figure as .html, .png, .svg or .pdf, whole or not at all. Raises InputError if it can't."""
+    """Write a figure as .html, .png, .svg or .pdf, whole or not at all. Raises InputError if that fails."""
     check(path)
     ending = path.suffix.lower().removeprefix(".")
     whole = html(figure).encode() if ending == "html" else image(figure, ending)
@@ -28,7 +28,7 @@ def write(figure: go.Figure, path: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """Raise InputError if a figure can't be written there; called before it is drawn."""
+    """Raise InputError if a figure can't be written to `path`. Call this before drawing it."""
     ending = path.suffix.lower()
     if ending not in (".html", *IMAGES):
         raise InputError(f"Can't save a figure as '{path.name}'. Use .html, .png, .svg or .pdf.")
@@ -39,7 +39,7 @@ def check(path: Path) -> None:
 
 
 def image(figure: go.Figure, form: str) -> bytes:
-    """A figure as png, svg or pdf, drawn by Chromium on white. Raises InputError without Chromium."""
+    """A figure as png, svg or pdf, drawn by Chromium on white. Raises InputError if Chromium is missing."""
     import kaleido
 
     drawn = go.Figure(figure)
@@ -47,7 +47,10 @@ def image(figure: go.Figure, form: str) -> bytes:
         drawn.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=drawn.layout.width or 960)
     options = {"format": form, "width": drawn.layout.width, "height": drawn.layout.height, "scale": 1}
     options |= {"scale": 3} if form == "png" else {}
-    offline = {"mathjax": False, "proxy_server": "127.0.0.1:9"}  # kaleido would fetch MathJax; Chromium calls home
+    offline = {
+        "mathjax": False,
+        "proxy_server": "127.0.0.1:9",
+    }  # without these, kaleido fetches MathJax and Chromium calls home
     try:
         return kaleido.calc_fig_sync(drawn.to_dict(), opts=options, kopts=offline)
     except RuntimeError as error:

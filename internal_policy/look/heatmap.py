@@ -19,7 +19,7 @@ CROWDED = 18
 
 @dataclass(frozen=True)
 class Scale:
-    """From a measure's values to colours."""
+    """Maps the values of a measure to colours."""
 
     colours: str
     low: float
@@ -27,11 +27,11 @@ class Scale:
     logarithmic: bool = False
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """What is coloured: the values, or their logarithms to the base 10."""
+        """The coloured numbers: the values, or their base-10 logarithms."""
         return np.log10(np.maximum(values, 1e-12)) if self.logarithmic else values
 
     def bar(self, title: str) -> dict[str, Any]:
-        """The colour bar; under a logarithm it says the values themselves."""
+        """The colour bar. A logarithmic one is labelled with the values themselves."""
         found: dict[str, Any] = {"title": {"text": title, "side": "right"}, "thickness": 14, "outlinewidth": 0}
         if self.logarithmic:
             steps = np.arange(np.ceil(self.low), np.floor(self.high) + 1)
@@ -43,7 +43,7 @@ class Scale:
 
 
 def scale(measure: str, values: np.ndarray, d_vocab: int | None = None) -> Scale:
-    """The colours of a measure: Cividis from 0 to ln V for entropy, blue to red around 0 for what has a sign."""
+    """The colours of a measure: Cividis from 0 to ln V for entropy, blue to red around 0 for signed measures."""
     seen = values[np.isfinite(values)]
     seen = seen if len(seen) else np.zeros(1)
     if measure in AROUND_ZERO:
@@ -60,7 +60,7 @@ def scale(measure: str, values: np.ndarray, d_vocab: int | None = None) -> Scale
 
 
 def draw(grid: pd.DataFrame, colours: Scale, title: str, style: Style, **bar: Any) -> go.Heatmap:
-    """A row a layer, a column a position or step, with the colour bar; empty cells stay clear."""
+    """A heatmap with one row per layer and one column per position or step. Empty cells stay clear."""
     return go.Heatmap(
         z=colours.of(grid.to_numpy(dtype=np.float32)),
         x=grid.columns.to_numpy(),

@@ -1,4 +1,4 @@
-"""Figures by layer, from the small frames of `statistics`."""
+"""Figures by layer, drawn from the frames of `statistics`."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -25,7 +25,7 @@ CROWDED = 12
 
 
 def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
-    """Entropy of attention, FFN and layer output by layer, and of the model (Fig. 2).
+    """Entropy of attention, FFN and layer output by layer, and of the final policy (Fig. 2).
 
     `means` is `statistics.means` of the entropy. The embeddings come before the first layer, `final` after the last.
     """
@@ -45,7 +45,7 @@ def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figur
 
 
 def _ends(figure: go.Figure, n_layers: int, style: Style) -> None:
-    """Words instead of numbers for the embeddings and `final`, which aren't layers."""
+    """Label the embeddings and `final` with words, because they aren't layers."""
     first = theme.first_layer(style)
     last = first + n_layers - 1
     numbers = theme.ticks(first, last, ROOM[style])
@@ -78,7 +78,7 @@ def change(
 
 
 def _stages(figure: go.Figure, spans: Sequence[tuple[str, int, int]], layers: int, style: Style) -> None:
-    """A letter above each span that has room for one, dotted lines between them."""
+    """Draw a letter above each span that has room for one, and dotted lines between spans."""
     room = layers / (60 if style == "screen" else 25)
     offset = theme.first_layer(style)
     for number, (stage, first, last) in enumerate(spans):
@@ -97,9 +97,9 @@ def _stages(figure: go.Figure, spans: Sequence[tuple[str, int, int]], layers: in
 
 
 def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
-    """How much of each entropy change comes from the direction, and how much from the norm, of the hidden state.
+    """Each entropy change, split into what is due to the direction and what to the norm of the hidden state.
 
-    Raises InputError if that was not measured.
+    Raises InputError if the split was not measured.
     """
     rows = _drawn(changes, "change", style)
     split = rows[rows["part"] != "total"]
@@ -168,7 +168,7 @@ def _total(figure: go.Figure, rows: pd.DataFrame, number: int) -> None:
 
 
 def residual(cosine_means: pd.DataFrame, norm_means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
-    """Cosine of what attention and FFN add with the stream they add it to, and the norms below (Fig. 12)."""
+    """Cosine between what attention or FFN writes and the stream it writes to, with the norms below (Fig. 12)."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     cosines, norms = _drawn(cosine_means, "cosine", style), _drawn(norm_means, "norm", style)
     _zero(figure, row=1, col=1)
@@ -184,13 +184,13 @@ def residual(cosine_means: pd.DataFrame, norm_means: pd.DataFrame, about: About,
     ticks = [step * 10.0**power for power in range(-3, 7) for step in steps]
     said = {"tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
     figure.update_yaxes(title={"text": theme.label("norm")}, type="log", **said, row=2)
-    return theme.layout(figure, "What modules add to the residual stream", about, style, height=560)
+    return theme.layout(figure, "What attention and FFN add to the residual stream", about, style, height=560)
 
 
 def convergence(
     kl_means: pd.DataFrame, settled_means: pd.DataFrame, about: About, style: Style = "screen"
 ) -> go.Figure:
-    """How far each layer's policy is from the model's, and the share of tokens whose top choice no longer changes."""
+    """How far each policy is from the model's own, and the share of tokens whose top token no longer changes."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
     kl, settled = _drawn(kl_means, "kl", style), _drawn(settled_means, "settled", style)
     for site in ("resid_post", "attn_out", "mlp_out"):
@@ -199,7 +199,7 @@ def convergence(
     theme.line(figure, settled[settled["site"] == "resid_post"], theme.SITES["resid_post"], row=2, col=1, legend=none)
     _by_layer(figure, style, bottom=2)
     figure.update_yaxes(title={"text": "KL (nats)"}, rangemode="tozero", row=1)
-    figure.update_yaxes(title={"text": "Tokens settled"}, range=[0, 1.04], tickformat=".0%", row=2)
+    figure.update_yaxes(title={"text": "Settled tokens"}, range=[0, 1.04], tickformat=".0%", row=2)
     return theme.layout(figure, "Convergence to the model's policy", about, style, height=560)
 
 
@@ -209,14 +209,14 @@ def readouts(
     site: str = "resid_post",
     style: Style = "screen",
 ) -> go.Figure:
-    """A measure at one site by layer under each readout of a scan; each frame is `statistics.means` of the measure."""
+    """A measure at one site by layer with each readout of a scan; each frame is `statistics.means` of the measure."""
     figure = go.Figure()
     named = dict.fromkeys([*view.WORDS, "tuned", *(about.readout for about, _ in columns)])
-    curves = dict(zip(named, cycle(theme.CURVES), strict=False))  # known readouts look alike in every figure
+    curves = dict(zip(named, cycle(theme.CURVES), strict=False))  # a known readout looks the same in every figure
     for about, frame in columns:
         rows = _drawn(frame[frame["site"] == site], measure, style)
         theme.line(figure, rows, Mark(theme.inert(view.how(about.readout)), *curves[about.readout]))
-    about, frame = columns[0]  # the model's own policy is the same under all of them
+    about, frame = columns[0]  # the model's own policy doesn't depend on the readout
     final = _drawn(frame[frame["site"] == "final"], measure, style)
     theme.line(figure, final, theme.SITES["final"])
     _by_layer(figure, style)
@@ -230,7 +230,7 @@ def readouts(
 def distribution(
     quantiles: pd.DataFrame, about: About, site: str, measure: str = "entropy", style: Style = "screen"
 ) -> go.Figure:
-    """The middle 90 %, the middle half and the median over tokens, by layer, of a measure at a site."""
+    """Median, middle half and middle 90 % over tokens of a measure at a site, by layer."""
     figure = go.Figure()
     mark = theme.SITES[site]
     rows = quantiles.sort_values("layer").assign(site=site)
@@ -239,7 +239,7 @@ def distribution(
         band = rows.rename(columns={low: "low", high: "high"})
         figure.add_trace(theme.band(band, mark.colour, opacity, name=name, showlegend=True))
     said = [
-        f"{theme.place(layer, site, style)}<br>median {middle:.4g}<br>half of the tokens {low:.4g} to {high:.4g}"
+        f"{theme.place(layer, site, style)}<br>median {middle:.4g}<br>middle half {low:.4g} to {high:.4g}"
         for layer, middle, low, high in rows[["layer", "q50", "q25", "q75"]].itertuples(index=False)
     ]
     median = rows.assign(mean=rows["q50"], hover=said, low=np.nan, high=np.nan)
@@ -259,9 +259,9 @@ def compare(
     what: Literal["entropy", "change"] = "entropy",
     style: Style = "screen",
 ) -> go.Figure:
-    """A column a model, at relative depth, with one y axis: entropies, or entropy changes.
+    """Entropies or entropy changes at relative depth, one column per model, on a shared y axis.
 
-    Each frame is `statistics.means` or `statistics.changes` through `comparison.relative`.
+    Each frame is `statistics.means` or `statistics.changes`, passed through `comparison.relative`.
     """
     figure = make_subplots(rows=1, cols=len(columns), shared_yaxes=True, horizontal_spacing=0.02)
     seen: set[str] = set()
@@ -280,7 +280,7 @@ def compare(
                 seen.add(name)
         _heading(figure, about, number, len(columns), style)
     figure.update_xaxes(range=[-0.03, 1.05], tickvals=[0, 0.5, 1], title={"text": "Relative depth"})
-    if what == "entropy":  # the shared axis must fit the largest vocabulary
+    if what == "entropy":  # the shared axis needs room for the largest vocabulary
         figure.update_yaxes(range=[0, 1.12 * log(max(about.d_vocab for about, _ in columns))])
     if len(columns) > 1:
         figure.update_traces(marker={"size": 4}, selector=lambda trace: trace.marker.symbol not in (None, "star"))
@@ -292,7 +292,7 @@ def compare(
 
 
 def _heading(figure: go.Figure, about: About, number: int, of: int, style: Style) -> None:
-    """The model, and n, above its column."""
+    """Write the model and its counts above its column."""
     model = theme.inert(theme.short(about.model, (34, 24, 20, 18)[of - 1] if style == "paper" else 72 // of))
     figure.add_annotation(
         x=0.5,
@@ -307,7 +307,7 @@ def _heading(figure: go.Figure, about: About, number: int, of: int, style: Style
 
 
 def _drawn(frame: pd.DataFrame, measure: str, style: Style) -> pd.DataFrame:
-    """The rows in order, with where they are drawn (`at`) and what hovering says."""
+    """The rows in order, with `at`, where they are drawn, and `hover`, the text shown on hovering."""
     frame = frame.dropna(subset=["mean"]).sort_values("layer")
     unit = theme.MEASURES[measure][1]
     said = []
@@ -320,9 +320,9 @@ def _drawn(frame: pd.DataFrame, measure: str, style: Style) -> pd.DataFrame:
 
 
 def _stream(rows: pd.DataFrame) -> pd.DataFrame:
-    """The stream: the first layer's input, then the output of each; the inputs where no output was measured.
+    """The residual stream: the first layer's input, then every output; all inputs if no outputs were measured.
 
-    A layer's input is the output of the layer before, and drawn there.
+    A layer's input is the output of the previous layer, so it is drawn there.
     """
     outputs, inputs = (rows[rows["site"] == site] for site in ("resid_post", "resid_pre"))
     inputs = inputs.assign(at=inputs["at"] - 1)
@@ -334,7 +334,7 @@ def _zero(figure: go.Figure, **place: Any) -> None:
 
 
 def _by_layer(figure: go.Figure, style: Style, bottom: int | None = None) -> None:
-    """The axis of layers, under the last of `bottom` rows, with as many numbers as there is room for."""
+    """Draw the axis of layers below row `bottom`, with as many numbers as fit."""
     drawn = np.concatenate([np.asarray(trace.x, dtype=float) for trace in theme.traces(figure)] or [np.ones(1)])
     first, last = round(np.nanmin(drawn)), round(np.nanmax(drawn))
     numbers = theme.ticks(first, last, ROOM[style])

@@ -1,4 +1,4 @@
-"""How scans and training runs look in a notebook: HTML with no script and no network."""
+"""Show scans and training runs in a notebook, as HTML without scripts or network requests."""
 
 from collections.abc import Callable, Sequence
 from html import escape
@@ -10,14 +10,14 @@ from internal_policy.errors import InputError
 
 
 def page(*parts: Callable[[], str]) -> str:
-    """The parts below each other; one that raises InputError is replaced by its message."""
+    """The parts below each other. A part that raises InputError is replaced by its message."""
     shown = []
     for part in parts:
         try:
             shown.append(part())
         except InputError as error:
             shown.append(f"<p>{escape(str(error))}</p>")
-    # the classes keep Jupyter from reading $...$ in a name as mathematics
+    # these classes keep Jupyter from reading $...$ in a name as maths
     return f'<div class="mathjax_ignore tex2jax_ignore">{"".join(shown)}</div>'
 
 
@@ -28,7 +28,7 @@ def sentences(lines: Sequence[str]) -> str:
 
 
 def table(frame: pd.DataFrame) -> str:
-    """A frame as an HTML table of escaped texts and four digits, in a box that scrolls."""
+    """A frame as an HTML table in a box that scrolls, with escaped texts and four digits."""
     text = frame.to_html(escape=True, border=0, na_rep="", float_format="{:.4g}".format)
     return f'<div style="max-height:320px;overflow:auto">{text}</div>'
 
@@ -36,9 +36,9 @@ def table(frame: pd.DataFrame) -> str:
 def need_plotly() -> None:
     """Raise InputError if plotly is not installed."""
     if find_spec("plotly") is None:
-        raise InputError("Figures need plotly. `pip install 'internal-policy[app]'` installs it.")
+        raise InputError("Figures need plotly. Run `pip install 'internal-policy[app]'`.")
 
 
 def printable(text: str) -> str:
-    """A text with its control and invisible characters escaped, so that it can't move the cursor or reverse a line."""
+    """Escape control and invisible characters, which could move the cursor or reverse a line."""
     return repr(text)[1:-1]

@@ -21,7 +21,7 @@ class Plots:
         self._shown = shown
 
     def __repr__(self) -> str:
-        """What can be drawn."""
+        """The names of the figures."""
         return f"<Figures: {', '.join(f'{name}()' for name in dir(self) if not name.startswith('_'))}>"
 
     if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Plots:
 def _methods(
     docs: Mapping[str, str | None], draw: Callable[..., go.Figure], choice: type[Choice | RunChoice]
 ) -> dict[str, Callable[..., go.Figure]]:
-    """A method for each figure, which takes the fields of `choice`, and scans beside which the figure shows its own."""
+    """A method for each figure. It takes the fields of `choice` as keywords, and other scans to compare with."""
     keywords = [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
         for field in fields(choice)

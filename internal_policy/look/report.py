@@ -1,4 +1,4 @@
-"""One HTML file that needs no network: every figure and table of one or more scans."""
+"""Write every figure and table of one or more scans as one HTML file that needs no network."""
 
 import time
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ SECTIONS = {
     "ffn_spread": ("distribution", Choice(site="mlp_out")),
     "tokens": ("tokens", Choice()),
 }
-"""What report.html calls a figure of a scan -> its name and what it shows."""
+"""Name in report.html -> name and choice of a figure of one scan."""
 COMPARISONS = {"entropy": ("compare", Choice()), "change": ("compare", Choice(measure="change"))}
-"""The same of several scans."""
+"""The same for several scans."""
 
 
 def report(views: Sequence[View]) -> str:
-    """The page. Raises InputError for a broken scan. A missing figure is replaced by the reason."""
+    """The page as HTML. A figure that can't be drawn is replaced by the reason. Raises InputError for a broken scan."""
     from jinja2 import Environment
 
     template = resources.files("internal_policy.look").joinpath("report.html").read_text()
@@ -65,7 +65,7 @@ def _figure(name: str, views: Sequence[View], choice: Choice) -> dict[str, str]:
         drawn = catalogue.draw(name, views, choice)
     except InputError as error:
         return {"why": str(error)}
-    drawn.update_layout(font={"color": theme.GREY})  # the page paints it over, in its own ink
+    drawn.update_layout(font={"color": theme.GREY})  # the page replaces this with its own text colour
     return {"html": drawn.to_html(full_html=False, include_plotlyjs=False, config=dict(export.CONFIG))}
 
 

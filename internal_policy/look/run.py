@@ -1,4 +1,4 @@
-"""A training run as one object: its tables and its figures."""
+"""A training run as one object, with its tables and figures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class Run(RunTables):
 
     @property
     def plot(self) -> "Plots":
-        """Figures by their names, such as `run.plot.training()`. Raises InputError without plotly."""
+        """Figures by name, such as `run.plot.training()`. Raises InputError without plotly."""
         notebook.need_plotly()
         from internal_policy.look.plots import RunPlots
 
@@ -37,7 +37,7 @@ class Run(RunTables):
         return f"<Run {printable(caption(self.name, self.metrics()))}>"
 
     def _repr_html_(self) -> str:
-        """The training curves as a small picture and some of the steps, for a notebook, also without a network."""
+        """The training curves as a small picture, and a table of some steps, for a notebook without network."""
         return notebook.page(lambda: _curves(self), lambda: notebook.table(_some_steps(self.metrics())))
 
 
@@ -49,8 +49,8 @@ def open_run(name: str | Path) -> Run:
         run.dynamics()                       # the layers while they were trained
         run.plot.training(), run.plot.trained(), run.plot.dynamics(measure="entropy", site="resid_post")
 
-    docs/columns.md explains the columns. Raises InputError if there is no such run, with the names of those there are,
-    and for a damaged one.
+    docs/columns.md explains the columns. Raises InputError for an unknown run, with the names of the known ones, and
+    for a damaged one.
     """
     folder, known = find(str(name)), list(listed())
     if not files.is_folder(folder):
@@ -68,7 +68,7 @@ def _curves(run: Run) -> str:
 
 
 def _some_steps(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The first step, the last, and some between; what every run has comes first."""
+    """The first step, the last, and some in between. Columns that every run has come first."""
     rows = np.unique(np.linspace(0, len(metrics) - 1, SHOWN).round().astype(int))
     first = ["step", "phase", "target", "reward"]
     return metrics[[*first, *metrics.columns.drop(first)]].iloc[rows].set_index("step")

@@ -15,18 +15,18 @@ from internal_policy.look.theme import Style
 
 @dataclass(frozen=True)
 class RunChoice:
-    """What a figure shows of a training run; each figure takes what it uses."""
+    """What a figure shows of a training run. Each figure takes what it uses."""
 
     measure: str | None = None
-    """The measure of dynamics; None for the first that was measured."""
+    """Measure of dynamics; None for the first that was measured."""
     site: str | None = None
-    """The site of dynamics; None for the first that has the measure."""
+    """Site of dynamics; None for the first that has the measure."""
     style: Style = "screen"
-    """For a screen, or for print."""
+    """`screen`, or `paper` for print, where layers count from 1."""
 
 
 def _measured(run: RunTables, choice: RunChoice) -> tuple[pd.DataFrame, str, str]:
-    """The table of layers, and the measure and site to draw. Raises InputError if the run lacks them."""
+    """The table of layers, with the measure and site to draw. Raises InputError if the run lacks them."""
     frame = run.dynamics()
     known = runs.measures(frame)
     if not known:
@@ -55,7 +55,7 @@ def dynamics(run: RunTables, choice: RunChoice) -> go.Figure:
 
 
 def _layer(run: RunTables) -> int:
-    """The layer that was trained first or watched. Raises InputError if there is none."""
+    """The layer trained first or watched. Raises InputError if there is none."""
     layer = runs.trained(run.metrics(), run.dynamics())
     if layer is None:
         raise InputError(f"{run.folder} doesn't say which layer was trained or watched. Train with --scan-every.")
@@ -68,7 +68,7 @@ def _trained(run: RunTables) -> pd.DataFrame:
 
 
 def trained(run: RunTables, choice: RunChoice) -> go.Figure:
-    """The layer that is trained first beside later ones, and its entropy change (Fig. 5)."""
+    """The layer trained first compared with later ones, and its entropy change (Fig. 5)."""
     frame, metrics = run.dynamics(), run.metrics()
     caption = runs.caption(run.name, metrics, frame)
     return training_figures.trained(frame, metrics, _layer(run), caption, choice.style)
@@ -81,7 +81,7 @@ def training(run: RunTables, choice: RunChoice) -> go.Figure:
 
 
 def pass_at_k(run: RunTables, choice: RunChoice) -> go.Figure:
-    """Pass@k over k, a curve for each evaluated model."""
+    """Pass@k by k, one curve per evaluated model."""
     return training_figures.pass_at_k(run.pass_at_k(), run.name, choice.style)
 
 
@@ -89,9 +89,9 @@ class Entry(NamedTuple):
     """A figure of a training run."""
 
     read: Callable[[RunTables, RunChoice], pd.DataFrame]
-    """The numbers that it draws."""
+    """The numbers in the figure."""
     draw: Callable[[RunTables, RunChoice], go.Figure]
-    """The figure; its docstring says what it shows."""
+    """The figure. Its docstring describes it."""
 
 
 FIGURES: Mapping[str, Entry] = {
@@ -100,14 +100,14 @@ FIGURES: Mapping[str, Entry] = {
     "training": Entry(lambda run, _: run.metrics(), training),
     "pass-at-k": Entry(lambda run, _: run.pass_at_k(), pass_at_k),
 }
-"""Name -> how it is drawn."""
+"""Name -> how to draw it."""
 
 
 def data(name: str, run: RunTables, choice: RunChoice) -> pd.DataFrame:
-    """The numbers that the figure of that name draws. Raises InputError if the run lacks them."""
+    """The numbers in the figure with that name. Raises InputError if the run lacks them."""
     return FIGURES[name].read(run, choice)
 
 
 def draw(name: str, run: RunTables, choice: RunChoice) -> go.Figure:
-    """The figure of that name. Raises InputError if the run lacks its numbers."""
+    """The figure with that name. Raises InputError if the run lacks its numbers."""
     return FIGURES[name].draw(run, choice)

@@ -1,4 +1,4 @@
-"""A training run on disk: its steps, and what happened to its layers."""
+"""A training run on disk: its steps, and what training did to the layers."""
 
 import re
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ NEEDED = {
     DYNAMICS: {"step", "layer", "site"},
     PASS_AT_K: {"label", "k", "mean", "low", "high"},
 }
-"""File -> columns that it must have; any others may be missing."""
+"""File -> columns that it must have. All other columns are optional."""
 NOT_MEASURES = ("step", "layer", "site")
 COUNTS = {"step": 2**53, "layer": 10_000, "k": 2**53}
-"""Columns of whole numbers from 0 -> the exclusive upper limit."""
+"""Column of whole numbers from 0 -> its exclusive upper limit."""
 WORDS = {"phase", "target", "site", "label"}
-"""Columns of texts; all others are numbers."""
+"""Columns of text. All others are numbers."""
 LONGEST = 200
 """Longest text in characters."""
 
@@ -34,12 +34,12 @@ class RunTables:
     """The tables of a training run on disk."""
 
     folder: Path
-    """Where its tables are."""
+    """The folder of its tables."""
     name: str
-    """What figures call it."""
+    """Its name in figures."""
 
     def metrics(self) -> pd.DataFrame:
-        """The numbers of each training step, one row a step.
+        """The numbers of each training step, one row per step.
 
         Columns: step (from 1), phase (internal or final), target (the hook point whose policy was trained), reward
         (mean over the step's responses), and what else was logged, such as entropy and internal_entropy (nats, over
@@ -49,7 +49,7 @@ class RunTables:
         return read(self.folder, METRICS)
 
     def dynamics(self) -> pd.DataFrame:
-        """The policies of all layers while the model was trained, one row a scanned step x layer x site.
+        """The policies of all layers during training, one row per scanned step x layer x site.
 
         Columns: step (0 is before training), layer (from 0; one past the last is the model), site, and means over all
         tokens: entropy, entropy_at_input_norm, change, change_direction and change_norm (nats), cosine with and kl
@@ -80,12 +80,12 @@ def find(name: str) -> Path:
     known = listed()
     try:
         return known[name] if name in known else Path(name).expanduser()
-    except RuntimeError as error:  # ~ of nobody
+    except RuntimeError as error:  # ~ of an unknown user
         raise InputError(f"'{name[:80]}' isn't a folder ({error}). Choose a run from the list.") from error
 
 
 def read(folder: Path, name: str) -> pd.DataFrame:
-    """A table of a run. Raises InputError if it is not there, damaged, empty, or of other columns."""
+    """A table of a run. Raises InputError if it is missing, damaged or empty, or lacks a column."""
     path = folder / name
     try:
         there = path.is_file()
@@ -105,7 +105,7 @@ def read(folder: Path, name: str) -> pd.DataFrame:
 
 
 def _checked(path: Path, found: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a table that can be drawn. Raises InputError if a required one can't."""
+    """The columns of a table that can be drawn. Raises InputError if a required one can't be."""
     needed = NEEDED[path.name]
     if missing := needed - {*found.columns}:
         raise InputError(f"{path} has no column {', '.join(sorted(missing))}. It wasn't written by a training run.")
@@ -115,7 +115,7 @@ def _checked(path: Path, found: pd.DataFrame) -> pd.DataFrame:
         if wrong := _wrong(found[column]):
             raise InputError(f"{path} has {wrong} in column {column}. It wasn't written by a training run.")
     if path.name == DYNAMICS and found.duplicated([*NOT_MEASURES]).any():
-        raise InputError(f"{path} has two rows for one step, layer and site. It wasn't written by a training run.")
+        raise InputError(f"{path} has duplicate rows for a step, layer and site. It wasn't written by a training run.")
     return found[[column for column in found.columns if not _wrong(found[column])]]
 
 
@@ -136,14 +136,14 @@ def _within(values: pd.Series) -> bool:
 
 
 def dynamics(folder: Path) -> pd.DataFrame:
-    """The table of scans, layers and sites, with the entropy changes. Raises InputError as `read` does."""
+    """The table of scans, layers and sites, with entropy changes. Raises InputError like `read`."""
     return with_changes(read(folder, DYNAMICS))
 
 
 def with_changes(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same with `change`, the entropy at a site less that at its input (Eqs. 11 to 13 of arXiv 2512.19673).
+    """Add `change`, the entropy at a site minus that at its input (Eqs. 11 to 13 of arXiv 2512.19673).
 
-    `change_direction` and `change_norm` are its two parts, where `entropy_at_input_norm` was measured. All in nats.
+    `change_direction` and `change_norm` are its two parts, if `entropy_at_input_norm` was measured. All are in nats.
     """
     if "entropy" not in frame:
         return frame
@@ -158,30 +158,30 @@ def with_changes(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def measures(frame: pd.DataFrame) -> list[str]:
-    """What was measured somewhere."""
+    """The measures that have values at some layer."""
     return [name for name in frame.columns if name not in NOT_MEASURES and frame[name].notna().any()]
 
 
 def sites(frame: pd.DataFrame, measure: str) -> list[str]:
-    """Where it was measured, the layers' outputs first, with which the model itself is shown."""
+    """The sites where a measure has values, layer outputs first because they are shown with `final`."""
     found = sorted(frame.loc[frame[measure].notna(), "site"].unique(), key=lambda site: site != "resid_post")
     return [site for site in found if site != "final" or found == ["final"]]
 
 
 def trained(metrics: pd.DataFrame, frame: pd.DataFrame) -> int | None:
-    """The layer that was trained first, or that later ones were compared with; None if there was none."""
+    """The layer trained first, or the one that later layers were compared with; None if there is none."""
     targets = metrics.loc[metrics["phase"] == "internal", "target"]
     found = re.match(r"\d+(?=\.)", str(targets.iloc[0])) if len(targets) else None
     if found:
         return int(found[0])
     later = frame.loc[frame["kl"].notna(), "layer"] if "kl" in frame else frame["layer"][:0]
-    return int(later.min()) - 1 if len(later) else None  # plain GRPO watches the output of a layer
+    return int(later.min()) - 1 if len(later) else None  # plain GRPO only watches a layer
 
 
 def caption(name: str, metrics: pd.DataFrame, frame: pd.DataFrame | None = None) -> str:
-    """The run, its phases and the number of its scans in one plain line."""
+    """The run, its phases and its number of scans on one plain line."""
     internal = metrics[metrics["phase"] == "internal"]
-    first = f", {len(internal)} of them on {', '.join(dict.fromkeys(internal['target'].astype(str)))}"
+    first = f", {len(internal)} on {', '.join(dict.fromkeys(internal['target'].astype(str)))}"
     said = [name, f"{int(metrics['step'].max())} steps{first if len(internal) else ''}"]
     if frame is not None:
         said.append(f"{counted(frame['step'].nunique(), 'scan')} of the same responses")

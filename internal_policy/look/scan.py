@@ -1,4 +1,4 @@
-"""A scan as one object: its tables, the paper's quantities and its figures."""
+"""A scan as one object, with its tables, the paper's quantities and its figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def of(source: Path | Tables) -> "Scan":
-    """All of a scan under its first readout. Raises InputError if the scan is damaged or not whole."""
+    """All of a scan with its first readout. Raises InputError for a damaged or unfinished scan."""
     whole = view.default(source)
     view.check(whole)
     return Scan(source, whole.readout)
@@ -33,28 +33,28 @@ def open_scan(name: str | Path) -> "Scan":
         scan.means(), scan.changes(), scan.stages(), scan.tokens(rollout=0)
         scan.view(readout="norm", outcome="correct").plot.change()
 
-    `internal-policy ls` lists the names. docs/columns.md explains the columns. Raises InputError if there is no such
-    scan, with the names of those there are, and for one that is damaged or not whole.
+    `internal-policy ls` lists the names. docs/columns.md explains the columns. Raises InputError for an unknown
+    scan, with the names of the known ones, and for a damaged or unfinished one.
     """
     return of(store.find(str(name)))
 
 
 ORDER = (*WITH_FINAL, *(f"change_{name}" for name in CHANGES))
-"""Columns of the table by layer."""
+"""Order of the columns of the table by layer."""
 
 
 @dataclass(frozen=True, repr=False)
 class Scan(View):
-    """A scan, on disk or in memory, under one readout; `view` narrows it to some responses or positions.
+    """A scan, on disk or in memory, with one readout. `view` narrows it to some responses or positions.
 
-    Layers are counted from 0; the layer one past the last holds `final`, the model's own policy. Entropies and KL are
-    in nats.
+    Layers count from 0. The layer one past the last holds `final`, the model's own policy. Entropies and KL are in
+    nats.
     """
 
     def view(self, **changes: Any) -> "Scan":
         """The same scan with another `readout`, `outcome` (all, correct, incorrect), `first` or `last` position.
 
-        Raises InputError if the scan lacks that readout, or nothing is left.
+        Raises InputError if the scan lacks that readout, or if nothing is left.
         """
         narrowed = replace(self, **changes)
         view.about(narrowed)
@@ -72,7 +72,7 @@ class Scan(View):
 
     @property
     def rollouts(self) -> pd.DataFrame:
-        """The responses, one row each.
+        """The responses, one row per response.
 
         Columns: rollout (its number from 0), problem, answer, prompt_ids, response_ids, response (its text), reward
         (missing if unmarked), finished, ..., and tokens (how many of its tokens are in this view).
@@ -80,20 +80,21 @@ class Scan(View):
         return view.rollouts(self, store.columns(self.source, "rollouts"))
 
     def layers(self) -> pd.DataFrame:
-        """Means over the tokens of each rollout, one row a rollout x layer x site.
+        """Means over the tokens of each rollout, one row per rollout x layer x site.
 
-        Columns: rollout, readout, layer, site, tokens (how many), and each measure that was made: entropy, kl,
-        logprob and entropy_at_input_norm (nats), rank (1 is the likeliest), top1 (share of tokens that the policy puts
-        first, 0 to 1), norm (of the hidden state) and cosine (with the stream that it is added to, -1 to 1).
+        Columns: rollout, readout, layer, site, tokens (how many), and every measure of the scan: entropy, kl,
+        logprob and entropy_at_input_norm (nats), rank (1 is the top token), top1 (share of tokens that are the policy's
+        top token, 0 to 1), norm (of the hidden state) and cosine (with the residual stream it is added to, -1 to 1).
         """
         return view.layers(self)
 
     def policies(self, columns: Sequence[str] = ()) -> pd.DataFrame:
-        """The numbers of each token, one row a rollout x position x layer.
+        """The numbers of each token, one row per rollout x position x layer.
 
         Columns: rollout, position (of the predicted token in the response, from 0), layer, and `columns`, such as
-        `mlp_out.entropy` (site, a dot, measure); all of them if none are named. A site's columns are missing in the
-        row after the last layer, and `final`'s in all others. Raises InputError for a column that was not measured.
+        `mlp_out.entropy` (site, dot, measure); by default all of them. A site's columns have no values in the row after
+        the last layer, and those of `final` only have values there. Raises InputError for a column that was not
+        measured.
         """
         names = list(columns) or [name for name in store.columns(self.source, "policies") if "." in name]
         return tokens.table(self, names)
@@ -117,30 +118,30 @@ class Scan(View):
         return view.changes(self, average)
 
     def stages(self, part: Part = "total", average: Average = "tokens") -> pd.DataFrame:
-        """The stage of each layer by its FFN's entropy change.
+        """The stage of each layer, by the entropy change of its FFN.
 
-        Columns: layer, stage (exploration, integration or convergence). Fewer than 4 rollouts give no rows. `part` is
-        total, direction or norm.
+        Columns: layer, stage (exploration, integration or convergence). There are no rows for fewer than 4
+        rollouts. `part` is total, direction or norm.
         """
         return targets.stages(self.changes(average), part)
 
     def target(self, part: Part = "total", average: Average = "tokens") -> int | None:
-        """The layer that BuPO would train first, the last one of exploration; None if there is none."""
+        """The layer that BuPO would train first: the last exploration layer, or None if there is none."""
         return targets.target(self.stages(part, average))
 
     def targets(self, average: Average = "tokens") -> pd.DataFrame:
-        """Target layer and stages by the whole entropy change and by each of its parts, one row a part.
+        """Target layer and stages by the total entropy change and by each of its parts, one row per part.
 
-        Columns: part, target and runner_up (layers), spans (stage, first and last layer of each stretch), and of the
-        target's change mean, low and high (nats, 95 % for all layers at once).
+        Columns: part, target and runner_up (layers), spans (stage, first and last layer of each run of layers), and
+        mean, low and high of the target's change (nats, 95 % for all layers at once).
         """
         return targets.targets(self.changes(average))
 
     def tokens(self, rollout: int | None = None, site: str = "resid_post", measure: str = "entropy") -> pd.DataFrame:
-        """A measure at each token and layer of one response; of the first of this view if none is named.
+        """A measure at each token and layer of one response, by default the first of this view.
 
         Columns: layer, position (from 0), id and token (of the predicted token), value (in the measure's unit). The
-        measure `change` is the entropy at the site less that at its input. Raises InputError for an unknown rollout or
+        measure `change` is the entropy at the site minus that at its input. Raises InputError for an unknown rollout or
         a measure that the scan lacks there.
         """
         number = view.first_rollout(self) if rollout is None else rollout
@@ -155,14 +156,14 @@ class Scan(View):
 
     @property
     def plot(self) -> "Plots":
-        """Figures by their names: `scan.plot.flow()`, `scan.plot.compare(other)`. Raises InputError without plotly."""
+        """Figures by name: `scan.plot.flow()`, `scan.plot.compare(other)`. Raises InputError without plotly."""
         notebook.need_plotly()
         from internal_policy.look.plots import ScanPlots
 
         return ScanPlots(self)
 
     def by_layer(self, average: Average = "tokens") -> pd.DataFrame:
-        """Mean entropies and entropy changes in nats: a row a layer, a column a site or change."""
+        """Mean entropies and entropy changes in nats, one row per layer, one column per site or change."""
         found = self.layers()
         if "entropy" not in found:
             raise view.absent(self, "entropy")
@@ -170,13 +171,13 @@ class Scan(View):
         return means[sorted(means, key=ORDER.index)]
 
     def __repr__(self) -> str:
-        """The model and what of the scan is in view."""
+        """The model and what this view contains."""
         about = self.about
         counts = f"{counted(about.rollouts, 'rollout')}, {counted(about.tokens, 'token')}, {view.how(about.readout)}"
         return f"<Scan of {notebook.printable(about.model)}: {counts}{', ' if about.which else ''}{about.which}>"
 
     def _repr_html_(self) -> str:
-        """The findings, the flow of entropy as a small picture and the table by layer, for a notebook."""
+        """The findings, the entropy flow as a small picture and the table by layer, for a notebook."""
         return notebook.page(
             lambda: notebook.sentences(self.findings), lambda: _flow(self), lambda: notebook.table(self.by_layer())
         )

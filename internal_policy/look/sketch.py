@@ -1,4 +1,4 @@
-"""A figure of lines, its panels above each other, as a small SVG that needs no JavaScript."""
+"""Draw a figure of lines, with its panels below each other, as a small SVG without JavaScript."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ import plotly.graph_objects as go
 from internal_policy.look import theme
 
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 720.0, 150.0, 64.0, 16.0, 74.0, 44.0
-"""Pixels: of the whole, of a panel at least, and of the margins."""
+"""Pixels: total width, smallest height of a panel, and margins."""
 TICKS = 5
-"""About how many numbers an axis without its own has."""
+"""About how many numbers to write on an axis that doesn't define its own."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A pair of axes, and where they lie."""
+    """A pair of axes and their place in the picture."""
 
     x: tuple[float, float]
     """Values at the left and right ends."""
@@ -28,14 +28,14 @@ class Panel:
     """Left, right, top and bottom in pixels."""
 
     def at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Values to pixels (n, 2)."""
+        """Values in pixels, (n, 2)."""
         left, right, top, bottom = self.box
         across = left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (right - left)
         return np.column_stack([across, bottom - (y - self.y[0]) / (self.y[1] - self.y[0]) * (bottom - top)])
 
 
 def sketch(figure: go.Figure) -> str:
-    """The lines, bands, straight lines and axes of a figure as an SVG element, its texts escaped."""
+    """The curves, bands, straight lines and axes of a figure as an SVG element, with all texts escaped."""
     layout: dict[str, Any] = figure.layout.to_plotly_json()
     traces = [trace.to_plotly_json() for trace in theme.traces(figure) if trace.visible != "legendonly"]
     names = sorted({trace.get("yaxis", "y") for trace in traces}, key=lambda name: int(name[1:] or 1))
@@ -52,7 +52,7 @@ def sketch(figure: go.Figure) -> str:
 
 
 def _panel(layout: dict[str, Any], number: str, traces: dict[str, list[dict[str, Any]]], height: float) -> Panel:
-    """The panel of a y axis; the x axis has to hold the traces of all panels."""
+    """The panel of a y axis. Its x axis has room for the traces of all panels."""
     across, up = layout.get(f"xaxis{number}", {}), layout.get(f"yaxis{number}", {})
     low, high = up.get("domain", (0, 1))
     inner = height - TOP - BOTTOM
@@ -61,7 +61,7 @@ def _panel(layout: dict[str, Any], number: str, traces: dict[str, list[dict[str,
 
 
 def _ends(axis: dict[str, Any], key: str, traces: list[dict[str, Any]]) -> tuple[float, float]:
-    """The ends of an axis: its own, or those of the values and some room."""
+    """The ends of an axis: its own range, or that of the values with a margin."""
     if "range" in axis:
         low, high = axis["range"]
         return float(low), float(high)
@@ -100,7 +100,7 @@ def _ticks(axis: dict[str, Any], ends: tuple[float, float]) -> list[tuple[float,
 
 
 def _straight(layout: dict[str, Any], panel: Panel, name: str) -> Iterator[str]:
-    """Lines across a panel: the largest entropy, zero, the step of the switch."""
+    """Lines across a panel: the largest entropy, zero, the step where the whole policy took over."""
     for shape in layout.get("shapes", ()):
         if shape.get("yref", "y").split()[0] != name:
             continue
@@ -156,5 +156,5 @@ def _lines(x: float, y: float, text: str, anchor: str) -> Iterator[str]:
 
 
 def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    said = escape(unescape(str(text)))  # plotly's texts are escaped already, a figure's title and caption are not
+    said = escape(unescape(str(text)))  # plotly's texts are already escaped, but a figure's title and caption aren't
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{said}</text>'

@@ -12,13 +12,13 @@ from internal_policy.measure.sites import CHANGES, ONLY_AT, WITH_FINAL
 Average = Literal["tokens", "rollouts"]
 """Every token counts the same (the paper's micro average), or every rollout does."""
 Part = Literal["total", "direction", "norm"]
-"""Parts of an entropy change: all of it, or what the direction or the norm of the hidden state contributes."""
+"""Parts of an entropy change: the total, or what the direction or norm of the hidden state contributes."""
 
 
 def by_layer(layers: pd.DataFrame, readout: str, average: Average = "tokens") -> pd.DataFrame:
-    """Mean entropies of a scan's table `layers`, in nats: one row a layer, `final` in the last.
+    """Mean entropies of a scan's table `layers`, in nats: one row per layer, with `final` in the last.
 
-    Columns are the sites that were measured and `change_layer`, `change_attn`, `change_mlp` where both sites were.
+    Columns are the measured sites, and `change_layer`, `change_attn` and `change_mlp` where both sites were measured.
     """
     chosen = layers[layers["readout"] == readout]
     weights = chosen["tokens"] if average == "tokens" else 1
@@ -32,9 +32,9 @@ def by_layer(layers: pd.DataFrame, readout: str, average: Average = "tokens") ->
 
 
 def means(layers: pd.DataFrame, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
-    """The mean of `measure` at every layer and site, with its 95 % interval: layer, site, mean, low, high.
+    """The mean of `measure` at each layer and site, with its 95 % interval: layer, site, mean, low, high.
 
-    `layers` is a scan's table of one readout. The unit is the measure's own (nats for entropy, kl and logprob).
+    `layers` is a scan's table of one readout. Values are in the measure's unit (nats for entropy, kl and logprob).
     """
     values = _wide(layers, measure)
     found = _summed(values, layers, average)
@@ -47,11 +47,11 @@ def means(layers: pd.DataFrame, measure: str = "entropy", average: Average = "to
 def changes(layers: pd.DataFrame, average: Average = "tokens") -> pd.DataFrame:
     """Entropy changes in nats: layer, change, part, mean, and the ends of two 95 % intervals.
 
-    `low` and `high` are those of the layer by itself; `low_all` and `high_all` hold for all layers of a change and part
-    at once (`bootstrap.simultaneous`), which a choice among layers needs.
+    `low` and `high` belong to the layer alone. `low_all` and `high_all` hold for all layers of a change and part at
+    once (`bootstrap.simultaneous`), as choosing among layers requires.
 
-    The total is after minus before (Eqs. 11 to 13). Where the norm control was measured it is split, with
-    h* = h_out |h_in| / |h_out|, into direction, H(h*) - H(h_in), and norm, H(h_out) - H(h*).
+    The total is after minus before (Eqs. 11 to 13). If the norm control was measured, it is split with
+    h* = h_out |h_in| / |h_out| into direction, H(h*) - H(h_in), and norm, H(h_out) - H(h*).
     """
     entropy = _wide(layers, "entropy")
     controlled = _wide(layers, "entropy_at_input_norm") if "entropy_at_input_norm" in layers else None
@@ -79,7 +79,7 @@ def changes(layers: pd.DataFrame, average: Average = "tokens") -> pd.DataFrame:
 
 
 def _wide(layers: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """A row a rollout, a column a layer and site; what no rollout has (a null column) is left out."""
+    """One row per rollout, one column per layer and site. Columns without any value are left out."""
     if measure not in layers:
         return pd.DataFrame(
             index=pd.Index([], name="rollout"), columns=pd.MultiIndex.from_arrays([[], []], names=["layer", "site"])
@@ -109,7 +109,7 @@ def _weights(values: pd.DataFrame, layers: pd.DataFrame, average: Average) -> np
 def not_finite(layers: pd.DataFrame, dtype: str) -> str | None:
     """A warning that names the first NaN or infinity in a scan's table `layers`, with a remedy; None if all are finite.
 
-    Cosines aren't checked, because they are undefined for a hidden state of 0.
+    Cosines aren't checked, because a hidden state of 0 has none.
     """
     found = pd.Series("", layers.index)
     for measure in [name for name in layers if name in ("entropy", "logprob", "kl", "norm", "entropy_at_input_norm")]:
@@ -129,7 +129,7 @@ def not_finite(layers: pd.DataFrame, dtype: str) -> str | None:
 
 
 def overflow(dtype: str) -> str:
-    """Why numbers of a scan in this precision aren't finite, and what to do."""
+    """Why numbers in this precision aren't finite, and what to do."""
     if dtype == "float16":  # its largest number is 65,504
         return "hidden states overflowed float16. Scan again with --dtype bfloat16 or --dtype float32."
     if dtype == "bfloat16":
@@ -138,7 +138,7 @@ def overflow(dtype: str) -> str:
 
 
 def settling(settled: pd.DataFrame) -> int | None:
-    """The depth by which half of the tokens have settled on the model's choice: a layer from 0; None if none has.
+    """The first layer, from 0, by which half of the tokens have settled on the model's top token; None if none.
 
     `settled` is `means` of the measure `settled`.
     """

@@ -1,4 +1,4 @@
-"""Tables of a scan for people: entropies by layer, target layers, and how it was measured."""
+"""Readable tables of a scan: entropies by layer, target layers, and how it was measured."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from internal_policy.scans import records, store
 from internal_policy.tasks import pass_at_k
 
 PARTS = {"total": "as measured (paper)", "direction": "direction alone", "norm": "norm alone"}
-"""Part of an entropy change -> what it is called."""
+"""Part of an entropy change -> its name on screen."""
 
 
 BRIEF = ("resid_post", "attn_out", "mlp_out", "final")
@@ -22,7 +22,7 @@ BRIEF = ("resid_post", "attn_out", "mlp_out", "final")
 
 
 def by_layer(one: View, average: Average = "tokens", sites: Sequence[str] = tuple(theme.SITES)) -> pd.DataFrame:
-    """Mean entropies at `sites` and their changes in nats, one row a layer; the last row is the model's own policy.
+    """Mean entropies at `sites` and entropy changes in nats, one row per layer; the last row is the model's own policy.
 
     Raises InputError if the entropy was not measured.
     """
@@ -61,9 +61,9 @@ def _number(name: str, value: float) -> str:
 
 
 def targets(changes: pd.DataFrame) -> pd.DataFrame:
-    """The layer to train by the FFN's entropy change, and by each part of it: one row a part, layers from 0.
+    """Target layer by the FFN's entropy change and by each of its parts, one row per part, layers from 0.
 
-    `changes` is `statistics.changes`. Stages are empty with fewer than 4 rollouts.
+    `changes` is `statistics.changes`. With fewer than 4 rollouts the stages are empty.
     """
     found = by_part(changes)
     return pd.DataFrame(
@@ -78,7 +78,7 @@ def targets(changes: pd.DataFrame) -> pd.DataFrame:
 
 
 def stages_in_words(spans: Sequence[tuple[str, int, int]]) -> str:
-    """Such as `exploration 0 to 5, integration 6`."""
+    """Stages in words, such as `exploration 0 to 5, integration 6`."""
     return ", ".join(f"{stage} {first}" + (f" to {last}" if last > first else "") for stage, first, last in spans)
 
 
@@ -89,7 +89,7 @@ def marks(one: View) -> str:
 
 
 def provenance(one: View) -> dict[str, str]:
-    """How a scan was made, for people: name -> value. What is unknown is left out."""
+    """How a scan was made, in words: name -> value. Unknown values are left out."""
     record = store.record(one.source)
     asked = record["asked"]
     entries = {
@@ -116,7 +116,7 @@ def provenance(one: View) -> dict[str, str]:
 
 
 def _problems(asked: dict[str, Any]) -> str | None:
-    """Where the problems came from, and how many were taken."""
+    """The source of the problems, and how many were used."""
     sources = [
         comparison.named(path, content)
         for path, content in asked.get("content", {}).items()

@@ -11,16 +11,15 @@ from internal_policy.look.bootstrap import FEWEST
 from internal_policy.look.statistics import Part
 
 STAGES = ("exploration", "integration", "convergence")
-"""What the interval of the FFN's entropy change is called above, around and below 0."""
+"""Names for an interval of the FFN's entropy change above, around and below 0."""
 
 
 def stages(changes: pd.DataFrame, part: Part = "total") -> pd.DataFrame:
     """The stage of each layer, by the FFN's entropy change: layer, stage.
 
-    Exploration where its interval is above 0, convergence where it is below, integration where it contains 0; these are
-    the 95 % intervals that hold for all layers at once, because with an interval for each layer alone about one of 36
-    flat layers would seem to rise. The paper gives no threshold for "about 0". With fewer than 4 rollouts there are no
-    such intervals, and no stages.
+    Exploration if its interval is above 0, convergence if it is below, and integration if it contains 0. The 95 %
+    intervals hold for all layers at once, because with separate intervals about one of 36 flat layers would seem to
+    rise. The paper gives no threshold for "about 0". Fewer than 4 rollouts give no such intervals and no stages.
     """
     mlp = _ffn(changes, part).dropna(subset=["low_all", "high_all"])
     stage = np.where(mlp["low_all"] > 0, STAGES[0], np.where(mlp["high_all"] < 0, STAGES[2], STAGES[1]))
@@ -34,15 +33,15 @@ def _ffn(changes: pd.DataFrame, part: Part) -> pd.DataFrame:
 
 
 def target(stages: pd.DataFrame) -> int | None:
-    """The layer that BuPO would train, from 0: the last one of exploration. None if there is none."""
+    """The layer that BuPO would train first, from 0: the last exploration layer, or None if there is none."""
     explored = stages.loc[stages["stage"] == STAGES[0], "layer"]
     return int(explored.max()) if len(explored) else None
 
 
 def runner_up(changes: pd.DataFrame, part: Part = "total") -> int | None:
-    """The layer to consider beside the target: the last other one whose interval by itself is above 0, or None.
+    """The layer to consider besides the target: the last other one whose own interval is above 0, or None.
 
-    It is a later layer than the target if one seems to rise, but not significantly among so many; else an earlier one.
+    It is later than the target if a later layer rises, but not significantly among so many; otherwise it is earlier.
     """
     mlp, chosen = _ffn(changes, part), target(stages(changes, part))
     rising = mlp.loc[(mlp["low"] > 0) & (mlp["layer"] != chosen), "layer"]
@@ -50,7 +49,7 @@ def runner_up(changes: pd.DataFrame, part: Part = "total") -> int | None:
 
 
 def spans(stages: pd.DataFrame) -> list[tuple[str, int, int]]:
-    """Runs of layers of one stage: its name, its first and its last layer, from 0."""
+    """Runs of layers in the same stage: its name, first layer and last layer, from 0."""
     found: list[tuple[str, int, int]] = []
     for layer, stage in stages.itertuples(index=False):
         if found and found[-1][0] == stage and found[-1][2] == layer - 1:
@@ -61,9 +60,9 @@ def spans(stages: pd.DataFrame) -> list[tuple[str, int, int]]:
 
 
 def targets(changes: pd.DataFrame) -> pd.DataFrame:
-    """Stages and target layer under the change as it is and under each part of it, a row a part.
+    """Stages and target layer by the total change and by each of its parts, one row per part.
 
-    Columns: part, target, runner_up (layers from 0), spans, and of the target's change mean, low and high (nats; the
+    Columns: part, target, runner_up (layers from 0), spans, and mean, low and high of the target's change (nats; the
     interval holds for all layers at once).
     """
     parts: list[Part] = [part for part in get_args(Part) if (changes["part"] == part).any()]
@@ -82,7 +81,7 @@ def targets(changes: pd.DataFrame) -> pd.DataFrame:
 
 
 def suggestion(changes: pd.DataFrame) -> dict[str, Any]:
-    """The row of `targets` for the change as it is, in plain values that JSON can hold; None for what is missing."""
+    """The row of `targets` for the total change, in values that JSON can hold; None for missing ones."""
     (row,) = targets(changes).query("part == 'total'").to_dict("records")
     return {str(name): value if isinstance(value, list) or pd.notna(value) else None for name, value in row.items()}
 

@@ -19,14 +19,14 @@ Style = Literal["screen", "paper"]
 """`screen` takes the page's colours, light or dark; `paper` is black on white, as wide as a column of print."""
 
 GREY = "#8C8C8C"
-"""For lines that aren't data; visible on white and on black."""
+"""For lines that aren't data; visible on white and black."""
 FAINT = "rgba(140,140,140,0.22)"
 ORANGE, BLUE, PURPLE = "#D55E00", "#0072B2", "#CC79A7"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How a quantity is drawn; its shape identifies it where its colour can't."""
+    """How a quantity is drawn. The symbol identifies it where the colour can't."""
 
     name: str
     colour: str
@@ -43,7 +43,7 @@ SITES = {
     "resid_post": Mark("layer output", GREY, "circle"),
     "final": Mark("final", PURPLE, "star"),
 }
-"""What a site is called for people, and how it is drawn."""
+"""What a site is called on screen, and how it is drawn."""
 CHANGES = {
     "layer": Mark("layer", GREY, "circle"),
     "attn": Mark("attention", ORANGE, "square"),
@@ -57,20 +57,20 @@ CURVES = (
     ("#009E73", "triangle-down"),
     ("#E69F00", "x"),
 )
-"""Colours and symbols of lines that are told apart by name, in order."""
+"""Colours and symbols of lines that only differ by name, in order."""
 MEASURES = {
     "entropy": ("Entropy", "nats"),
     "change": ("Entropy change", "nats"),
     "entropy_at_input_norm": ("Entropy at the input's norm", "nats"),
     "kl": ("KL from the model", "nats"),
     "logprob": ("Log probability", "nats"),
-    "rank": ("Rank of the token", ""),
-    "top1": ("Top-1 agreement with the token", "share"),
-    "settled": ("Top choice has settled", "share of tokens"),
+    "rank": ("Rank of the actual token", ""),
+    "top1": ("Actual token is the top token", "share"),
+    "settled": ("Top token has settled", "share of tokens"),
     "norm": ("Norm", ""),
     "cosine": ("Cosine", ""),
 }
-"""A measure -> what it is called, and its unit."""
+"""Measure -> its name on screen and its unit."""
 WHILE_TRAINING = {
     **MEASURES,
     "change_direction": ("Entropy change by direction", "nats"),
@@ -78,23 +78,23 @@ WHILE_TRAINING = {
     "cosine": ("Cosine with the trained layer", ""),
     "kl": ("KL from the trained layer", "nats"),
 }
-"""The same over training steps, where layers are compared with the one that is trained."""
+"""The same during training, where layers are compared with the trained one."""
 
 COLUMN, PAGE = 312, 648
-"""Widths in print, 3.25 and 6.75 inches, at 96 pixels to the inch."""
+"""Widths in print: 3.25 and 6.75 inches at 96 pixels per inch."""
 
 _TITLE = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container", "pad": {"t": 10, "l": 4}}
 _CLEAR = "rgba(0,0,0,0)"
 _SHOWN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 _UNSEEN = {"C", "Z"}
 _BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"
-"""Letters and marks, by their category, that are invisible."""
+"""Invisible characters that Unicode classes as letters or marks."""
 
 
 def glyphs(token: str, most: int | None = None) -> str:
-    """A token's text as plotly can draw it: white space and invisible characters shown, markup and maths inert.
+    """A token's text for plotly, with visible symbols for white space and invisible characters, and without markup.
 
-    At most `most` characters of it. The empty text is `∅`.
+    It is cut to `most` characters. An empty text becomes `∅`.
     """
     cut = token if most is None or len(token) <= most else token[: most - 1] + "…"
     seat = (
@@ -104,14 +104,14 @@ def glyphs(token: str, most: int | None = None) -> str:
 
 
 def short(text: str, most: int = 48) -> str:
-    """A model's name or path on one line; of a long one the end, which tells it from others. Plain, not yet inert."""
+    """A model's name or path on one line. A long one keeps its end, which identifies it. Not yet escaped."""
     cut = text if len(text) <= most else "…" + text[1 - most :]
     return "".join(char if char == " " else _seen(char) for char in cut)
 
 
 def inert(text: str) -> str:
-    """Text that plotly draws literally, not as markup, an entity or (between dollars) mathematics."""
-    return markup.escape(text, quote=False).replace("$", "&#36;")  # plotly knows no &quot;
+    """Escape a text, so that plotly doesn't read it as markup, an entity or (between dollars) maths."""
+    return markup.escape(text, quote=False).replace("$", "&#36;")  # plotly doesn't know &quot;
 
 
 def _seen(char: str) -> str:
@@ -120,7 +120,7 @@ def _seen(char: str) -> str:
 
 
 def caption(about: About | str) -> str:
-    """The model, the readout, n and the filter in one plain line."""
+    """The model, readout, counts and filter on one plain line."""
     if isinstance(about, str):
         return about
     said = [short(about.model), how(about.readout), n(about), about.which]
@@ -128,12 +128,12 @@ def caption(about: About | str) -> str:
 
 
 def n(about: About) -> str:
-    """How many rollouts and tokens."""
+    """The numbers of rollouts and tokens, in words."""
     return f"{counted(about.rollouts, 'rollout')}, {counted(about.tokens, 'token')}"
 
 
 def label(measure: str, names: Mapping[str, tuple[str, str]] = MEASURES) -> str:
-    """What an axis of a measure says: its name and its unit."""
+    """The title of an axis: the name and unit of its measure."""
     text, unit = names[measure]
     return f"{text} ({unit})" if unit else text
 
@@ -179,9 +179,9 @@ def layout(
 ) -> go.Figure:
     """Give a figure the common layout, in place, and return it.
 
-    `height` is that on the screen, in pixels; `wide` figures take a whole page in print; `above` pixels are kept free
-    between the axes and the legend. Title and caption are in `figure.layout.meta` as plain text too, because a
-    figure in print has neither.
+    `height` is the height on screen in pixels. `wide` figures are as wide as the page in print. `above` pixels stay
+    free between the axes and the legend. `figure.layout.meta` keeps title and caption as plain text, because a figure
+    in print shows neither.
     """
     named = sum(trace.type in ("scatter", "bar") and trace.showlegend is not False for trace in traces(figure))
     if style == "screen":
@@ -196,7 +196,7 @@ def _screen(figure: go.Figure, title: str, said: str, height: int, above: int, n
     if len(said) > 60:  # in two lines
         parts = said.split(" · ")
         said = " · ".join(parts[:-2]) + "<br>" + " · ".join(parts[-2:]) if len(parts) > 2 else said
-    legend = 0 if named < 2 else 30 if named < 4 else 50  # on a narrow page a long one takes two rows
+    legend = 0 if named < 2 else 30 if named < 4 else 50  # on a narrow page, a long legend takes two rows
     top, bottom = 70 + above + legend, 52
     below = {"text": said, "font": {"size": 12, "color": GREY}}
     figure.update_layout(
@@ -233,7 +233,7 @@ def _paper(figure: go.Figure, height: int, wide: bool, above: int) -> None:
 
 
 def traces(figure: go.Figure) -> list[Any]:
-    """What a figure draws; plotly's own type is wrong."""
+    """The traces of a figure, as a list (plotly's own type is wrong)."""
     return list(figure.data)  # pyright: ignore[reportReturnType]
 
 
@@ -253,7 +253,7 @@ def line(
     thin: bool = False,
     **place: Any,
 ) -> None:
-    """A line with its interval, broken where layers were not measured; nothing where there are no rows."""
+    """Draw a line with its interval, broken where layers were not measured. No rows draw nothing."""
     if not len(rows):
         return
     if rows["low"].notna().any() and not thin:
@@ -269,7 +269,9 @@ def line(
         marker={"symbol": mark.symbol, "size": 12 if mark.symbol == "star" else 5 if thin else 6, "color": mark.colour},
         selected={"marker": {"opacity": 1, "size": 11}},
         unselected={"marker": {"opacity": 1}},
-        customdata=[[layer] for layer in points.tolist()],  # a list, because a click on an array gives none
+        customdata=[
+            [layer] for layer in points.tolist()
+        ],  # a list, because plotly reports no customdata from an array on a click
         hovertext=gaps["hover"].tolist(),
         hoverinfo="text",
         legendgroup=mark.name,
@@ -281,7 +283,7 @@ def line(
 
 
 def runs(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """Runs of rows one step apart; the step is 1, or 2 where every second layer was measured, and so on."""
+    """Split rows where a layer is missing. Neighbours are 1 apart, or 2 where every second layer was measured, ..."""
     steps = np.diff(rows["at"].to_numpy())
     usual = int(np.median(steps)) if len(steps) else 1
     ends = [0, *(np.flatnonzero(steps > usual) + 1).tolist(), len(rows)]
@@ -289,7 +291,7 @@ def runs(rows: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def band(rows: pd.DataFrame, colour: str, opacity: float, x: str = "at", **named: Any) -> go.Scatter:
-    """The area between `low` and `high`: an outline for each run of layers, a short bar for a layer alone."""
+    """The area between `low` and `high`: an outline for each run of layers, and a short bar for a single layer."""
     outline: list[np.ndarray] = []
     for run in runs(rows):
         at, low, high = (run[name].to_numpy(dtype=float) for name in (x, "low", "high"))
@@ -304,7 +306,7 @@ def band(rows: pd.DataFrame, colour: str, opacity: float, x: str = "at", **named
 
 
 def maximum(figure: go.Figure, about: About, brief: bool = False, **place: Any) -> None:
-    """The largest entropy there can be, ln V, as a dotted line near the end of the axis."""
+    """Draw the largest possible entropy, ln V, as a dotted line near the top of the axis."""
     most = log(about.d_vocab)
     figure.add_hline(
         most,

@@ -13,7 +13,7 @@ from internal_policy.look.tokens import WINDOW
 from internal_policy.look.view import About
 
 SVG = 5000
-"""The most markers that are drawn as shapes; more are drawn by WebGL."""
+"""Most markers drawn as shapes; larger numbers are drawn by WebGL."""
 
 
 def tokens(
@@ -21,9 +21,9 @@ def tokens(
 ) -> go.Figure:
     """A measure at every layer and token of a response.
 
-    `cells` is layer, position, value, `response` is position, token; the row after the last layer is the model's own
-    policy. Every cell has an invisible marker with customdata [layer, position], because plotly only reports clicks on
-    markers. Raises ValueError for more than 512 tokens.
+    `cells` has layer, position and value, `response` has position and token. The row after the last layer is the
+    model's own policy. Every cell has an invisible marker with customdata [layer, position], because plotly only
+    reports clicks on markers. Raises ValueError for more than 512 tokens.
     """
     if len(response) > WINDOW:
         raise ValueError(f"Can't show {len(response)} tokens in one heatmap. Show a window of at most {WINDOW}.")
@@ -41,20 +41,20 @@ def tokens(
         tickvals=ticks["position"].tolist(),
         ticktext=[theme.glyphs(token, 12) for token in ticks["token"]],
         tickangle=-90,
-        title={"text": "Token" if every == 1 else f"Token (one in {every} is named)"},
+        title={"text": "Token" if every == 1 else f"Token (one in {every} labelled)"},
         range=[response["position"].iloc[0] - 0.5, response["position"].iloc[-1] + 0.5],
     )
     title = f"{theme.MEASURES[measure][0]} by layer and token: {theme.SITES[site].name}"
     height = 220 + int(np.clip(22 * len(grid), 120 if style == "screen" else 260, 720))
     one = replace(about, rollouts=1, tokens=len(response))
     theme.layout(figure, title, one, style, height=height, wide=True, above=8)
-    return figure.update_layout(hoverdistance=-1)  # each pixel belongs to the nearest cell
+    return figure.update_layout(hoverdistance=-1)  # hovering anywhere shows the nearest cell
 
 
 def _markers(
     grid: pd.DataFrame, response: pd.DataFrame, n_layers: int, site: str, measure: str, style: Style
 ) -> go.Scatter | go.Scattergl:
-    """A marker on each cell that has a value."""
+    """An invisible marker on each cell that has a value."""
     shown = grid.reset_index().melt("layer", value_name="value").dropna(subset="value")
     names = {at: theme.glyphs(token, 100) for at, token in zip(response["position"], response["token"], strict=True)}
     unit = theme.MEASURES[measure][1]
@@ -70,7 +70,7 @@ def _markers(
         marker={"size": 10, "color": "white", "opacity": 0, "line": {"color": "black", "width": 2}},
         selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 0}},
-        customdata=np.array(list(told), dtype=object),  # lists would be looked through one by one
+        customdata=np.array(list(told), dtype=object),  # plotly would validate a list item by item
         text=shown["position"].map(names).to_numpy(dtype=object),
         hovertemplate="%{customdata[2]}<br>position %{customdata[1]}: %{text}<br>%{customdata[3]} "
         + unit
@@ -80,10 +80,10 @@ def _markers(
 
 
 def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, style: Style = "screen") -> go.Figure:
-    """The likeliest tokens at one position of the policies of one layer, a column a site.
+    """The top tokens of one layer's policies at one position, one column per site.
 
-    `frame` is site, rank, token, probability, before. After the probability comes how many ranks a token rose (▲) or
-    fell (▼) since the layer's input, or `new` if it was not among the likeliest there.
+    `frame` has site, rank, token, probability and before. After the probability comes how many ranks a token rose (▲)
+    or fell (▼) since the layer's input, or `new` if it was not among the top tokens there.
     """
     columns = [(site, rows.sort_values("rank")) for site, rows in frame.groupby("site", sort=False)]
     most = max(len(rows) for _, rows in columns)
@@ -108,7 +108,7 @@ def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, st
     )
     where = "the model" if layer == about.n_layers else f"layer {layer + theme.first_layer(style)}"
     margins = 84 if style == "screen" else 16
-    room = tall * 3 + (tall + 7) * most  # plotly makes rows with an entity, such as &lt;, taller
+    room = tall * 3 + (tall + 7) * most  # plotly makes rows taller if they contain an entity such as &lt;
     height = round((margins + room) / (1 if style == "screen" else 0.58))
     title = f"What {where} would say at position {position}"
     one = replace(about, rollouts=1, tokens=1)

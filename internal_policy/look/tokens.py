@@ -1,4 +1,4 @@
-"""The numbers of a scan by token: in one rollout, in one cell, and their spread over all tokens."""
+"""The numbers of a scan by token: in one rollout, in one cell, or spread over all tokens."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,24 +15,24 @@ from internal_policy.scans import store
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 WINDOW = 512
-"""The most tokens that can be told apart side by side."""
+"""Most tokens that are still distinguishable side by side."""
 READ_AT_A_CELL = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-"""The policies that are set side by side at a cell: layer input, attention, FFN, layer output."""
+"""The policies compared at a cell: layer input, attention, FFN, layer output."""
 
 
 class Tokens(NamedTuple):
-    """Some columns of one part: a row a token, a column a layer."""
+    """Some columns of one part: one row per token, one column per layer."""
 
     rollout: np.ndarray
     """The rollout of each token, (tokens,)."""
     layers: np.ndarray
-    """The layer of each column, (layers,); the last belongs to `final`."""
+    """The layer of each column, (layers,); the last one is `final`."""
     values: list[np.ndarray]
-    """For each requested name, (tokens, layers); the first choice alone of a list."""
+    """For each requested name, (tokens, layers). Of a list, only the first entry."""
 
 
 def read(view: View, names: Sequence[str]) -> Iterator[Tokens]:
-    """Some columns of the view, part by part. Raises InputError if one was not measured."""
+    """Read some columns of the view, part by part. Raises InputError if one was not measured."""
     check(view)
     kept = rollouts(view)["rollout"].to_numpy()
     _measured(view, names)
@@ -41,7 +41,7 @@ def read(view: View, names: Sequence[str]) -> Iterator[Tokens]:
         n = len(np.unique(layer))
         if not n:
             continue
-        rollout = table["rollout"].to_numpy()[::n]  # the layers of a token stand together
+        rollout = table["rollout"].to_numpy()[::n]  # the rows of a token are adjacent
         chosen = np.isin(rollout, kept)
         if chosen.any():
             values = [_first(table[name]).reshape(-1, n)[chosen] for name in names]
@@ -49,7 +49,7 @@ def read(view: View, names: Sequence[str]) -> Iterator[Tokens]:
 
 
 def table(view: View, names: Sequence[str]) -> pd.DataFrame:
-    """The table `policies` of the view: rollout, position, layer and the columns of those names.
+    """The table `policies` of the view: rollout, position, layer and the named columns.
 
     Raises InputError if one was not measured.
     """
@@ -67,7 +67,7 @@ def _measured(view: View, names: Sequence[str]) -> None:
 
 
 def _first(column: pa.ChunkedArray) -> np.ndarray:
-    """The values of a column, NaN where null; of lists the first entry, -1 where null."""
+    """The values of a column, NaN where null. Of lists, the first entry, -1 where null."""
     array = column.combine_chunks()
     if not pa.types.is_fixed_size_list(array.type):
         return array.to_numpy(zero_copy_only=False)
@@ -76,7 +76,7 @@ def _first(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def quantiles(view: View, site: str, measure: str = "entropy") -> pd.DataFrame:
-    """How a measure is spread over the tokens, exactly: layer, q05, q25, q50, q75, q95."""
+    """Exact quantiles of a measure over the tokens: layer, q05, q25, q50, q75, q95."""
     parts = list(read(view, [f"{site}.{measure}"]))
     layers = parts[0].layers[-1:] if site == "final" else parts[0].layers[:-1]
     columns = slice(-1, None) if site == "final" else slice(0, -1)
@@ -87,10 +87,10 @@ def quantiles(view: View, site: str, measure: str = "entropy") -> pd.DataFrame:
 
 
 def settled(view: View) -> pd.DataFrame:
-    """The share of a rollout's tokens whose first choice is the model's own from this layer's output on.
+    """The share of a rollout's tokens whose top token is the model's own from this layer's output on.
 
-    Columns rollout, layer, site (resid_post), tokens, settled: `statistics.means(settled, "settled")` sums them up.
-    Raises InputError where no top-k tokens were kept.
+    Columns: rollout, layer, site (resid_post), tokens, settled. `statistics.means(settled, "settled")` averages them.
+    Raises InputError if no top-k tokens were kept.
     """
     frames = []
     for part in read(view, ["resid_post.topk_ids", "final.topk_ids"]):
@@ -123,9 +123,9 @@ def response(view: View, rollout: int) -> pd.DataFrame:
 
 
 def window(response: pd.DataFrame, position: int | None = None) -> pd.DataFrame:
-    """The tokens that one heatmap shows: the first 512 of a response, or the 512 that include `position`.
+    """The tokens in one heatmap: the first 512 of a response, or the 512 around `position`.
 
-    `response` has a row a token, with its position. Raises InputError for a position that it lacks.
+    `response` has one row per token, with its position. Raises InputError for a position that it lacks.
     """
     first, last = int(response["position"].iloc[0]), int(response["position"].iloc[-1])
     if position is not None and not first <= position <= last:
@@ -140,7 +140,7 @@ def _texts(view: View, ids: pd.Series) -> pd.Series:
 
 
 def _rows(view: View, rollout: int, names: Sequence[str], where: ds.Expression) -> pd.DataFrame:
-    """Rows of one rollout's policies; raises InputError for a rollout or measure that doesn't exist."""
+    """Rows of one rollout's policies. Raises InputError for a rollout or measure that doesn't exist."""
     _measured(view, names)
     here = (ds.field("readout") == view.readout) & where
     return store.of_rollout(view.source, "policies", rollout, ["layer", "position", *names], here)
@@ -149,8 +149,8 @@ def _rows(view: View, rollout: int, names: Sequence[str], where: ds.Expression) 
 def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.DataFrame:
     """A measure at every token and layer of a response: layer, position, value.
 
-    `change` is the entropy at the site less that at its input (Eqs. 11 to 13). The model's own policy is added as the
-    layer after the last where the site is a layer's output.
+    `change` is the entropy at the site minus that at its input (Eqs. 11 to 13). For layer outputs, the model's own
+    policy is added as one more layer.
     """
     n_layers = check(view)["n_layers"]
     check_measure(measure, OF_TOKENS)
@@ -170,10 +170,10 @@ def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.D
 
 
 def predictions(view: View, rollout: int, position: int, layer: int) -> pd.DataFrame:
-    """What the policies of one layer would say at one position: site, rank, id, token, probability, before.
+    """The top tokens of one layer's policies at one position: site, rank, id, token, probability, before.
 
-    The sites are the layer's input, attention, FFN and output; at the layer after the last, `final` alone. `before` is
-    the token's rank at the layer's input, missing where it was not among the likeliest there.
+    The sites are the layer's input, attention, FFN and output; after the last layer there is only `final`. `before` is
+    the token's rank at the layer's input, missing if it was not among the top tokens there.
     """
     record = check(view)
     if not 0 <= layer <= record["n_layers"]:

@@ -15,11 +15,11 @@ from internal_policy.measure.sites import CHANGES
 
 REWARD = Mark("reward", theme.BLUE, "diamond")
 SPARSE = 40
-"""The most values on a line that each has a mark."""
+"""Longest line whose values are drawn with markers."""
 BESIDE = ("resid_post", "attn_out", "mlp_out", "final")
-"""Sites that are drawn of the trained layer and of later ones."""
+"""Sites drawn of the trained layer and of later layers."""
 LATER = 6
-"""The most later layers that lines can be told apart of."""
+"""Most later layers whose lines are still distinguishable."""
 
 
 def dynamics(
@@ -30,10 +30,10 @@ def dynamics(
     site: str,
     style: Style = "screen",
 ) -> go.Figure:
-    """A measure by layer and training step, with the step from which the whole policy was trained; reward below.
+    """A measure by layer and training step, with the step where the whole policy took over, and the reward below.
 
-    `frame` is step, layer, site and a column of that measure (Figs. 5 and 7), as of `runs.dynamics`. Above the layers'
-    outputs is the model itself, if it has that measure; its norm is left out, because it comes after the last norm.
+    `frame` has step, layer, site and the measure (Figs. 5 and 7), like `runs.dynamics`. The top row is `final`, if it
+    has the measure. The norm of `final` is left out, because it is taken after the last norm.
     """
     n_layers = int(frame.loc[frame["site"] != "final", "layer"].max()) + 1
     model = site == "resid_post" and measure != "norm"
@@ -60,7 +60,7 @@ def dynamics(
         figure.update_yaxes(title={"text": "Reward"}, row=2)
         _switch(figure, metrics, rows)
     figure.update_xaxes(title={"text": "Step"}, row=rows)
-    title = f"{text} while training: {theme.SITES[site].name}"
+    title = f"{text} during training: {theme.SITES[site].name}"
     theme.layout(figure, title, caption, style, height=560 if rows == 2 else 420, wide=True, above=16)
     return figure.update_layout(showlegend=False)
 
@@ -68,11 +68,11 @@ def dynamics(
 def trained(
     frame: pd.DataFrame, metrics: pd.DataFrame, layer: int, caption: str = "", style: Style = "screen"
 ) -> go.Figure:
-    """What becomes of the layer that is trained first: its similarity to later layers, and its entropy change (Fig. 5).
+    """The layer trained first: its similarity to later layers, and its entropy change (Fig. 5).
 
-    `frame` is that of `runs.dynamics`. From above: the cosine of its hidden state with theirs, KL(its policy || theirs)
-    and the entropy change of the layer, its attention and its FFN. Of many later layers 6 are drawn, from the next one
-    to the last. What was not measured is left out. Raises InputError if nothing was.
+    `frame` is that of `runs.dynamics`. From top to bottom: the cosine of its hidden state with theirs, KL(its policy ||
+    theirs), and the entropy change of the layer, its attention and its FFN. At most 6 later layers are drawn, from the
+    next one to the last. What was not measured is left out. Raises InputError if nothing was.
     """
     offset = theme.first_layer(style)
     later = sorted({int(at) for at in frame.loc[frame["site"] == "resid_post", "layer"] if at > layer})
@@ -104,19 +104,19 @@ def trained(
         figure.update_yaxes(title={"text": title}, rangemode="tozero" if measure == "kl" else "normal", row=number)
     _switch(figure, metrics, len(panels))
     figure.update_xaxes(title={"text": f"Step (layers from {offset})" if offset else "Step"}, row=len(panels))
-    title = f"Layer {layer + offset} beside later layers, and its entropy change"
+    title = f"Layer {layer + offset} compared with later layers, and its entropy change"
     return theme.layout(figure, title, caption, style, height=130 + 160 * len(panels), above=16)
 
 
 def _at(frame: pd.DataFrame, measure: str, layer: int, site: str) -> pd.DataFrame:
-    """The rows that have a measure at a hook point."""
+    """The rows of a hook point that have the measure."""
     if measure not in frame:
         return frame[:0]
     return frame[(frame["layer"] == layer) & (frame["site"] == site) & frame[measure].notna()]
 
 
 def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.Figure:
-    """Entropy, clip fraction, reward and perplexity by training step, with the step where the policy was switched."""
+    """Entropy, reward, clip fraction and perplexity by training step, with the switch to the whole policy."""
     wanted = (
         (
             "Entropy (nats)",
@@ -138,7 +138,9 @@ def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen") 
     for number, (title, lines) in enumerate(panels, start=1):
         for name, (said, colour, symbol) in lines.items():
             _curve(figure, metrics, name, Mark(said, colour, symbol), row=number, legend=len(lines) > 1)
-        mode = "nonnegative" if "clip_fraction" in lines else "normal"  # all zeros would be drawn from -1 to 1
+        mode = (
+            "nonnegative" if "clip_fraction" in lines else "normal"
+        )  # plotly would draw all zeros on an axis from -1 to 1
         figure.update_yaxes(title={"text": title}, rangemode=mode, row=number)
     _switch(figure, metrics, len(panels))
     figure.update_xaxes(title={"text": "Step"}, row=len(panels))
@@ -146,7 +148,7 @@ def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen") 
 
 
 def _curve(figure: go.Figure, metrics: pd.DataFrame, name: str, mark: Mark, row: int, *, legend: bool = False) -> None:
-    """A line through the steps at which there is a value, with marks where they are few."""
+    """Draw a line through the steps that have a value, with markers if there are few."""
     known = metrics.dropna(subset=[name]).sort_values("step")
     figure.add_scatter(
         x=known["step"].to_numpy(),
@@ -164,7 +166,7 @@ def _curve(figure: go.Figure, metrics: pd.DataFrame, name: str, mark: Mark, row:
 
 
 def _switch(figure: go.Figure, metrics: pd.DataFrame, rows: int) -> None:
-    """A dotted line through all rows where training went from the internal to the whole policy."""
+    """Draw a dotted line through all rows where the whole policy took over from the internal one."""
     internal, final = (metrics.loc[metrics["phase"] == phase, "step"] for phase in ("internal", "final"))
     if not len(internal) or not len(final):
         return
@@ -179,7 +181,7 @@ def _switch(figure: go.Figure, metrics: pd.DataFrame, rows: int) -> None:
 
 
 def pass_at_k(curves: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.Figure:
-    """The share of problems solved by at least one of k responses: label, k, mean, low, high (Fig. 6)."""
+    """The share of problems with at least one correct response in k: label, k, mean, low, high (Fig. 6)."""
     figure = go.Figure()
     for number, (label, rows) in enumerate(curves.groupby("label", sort=False)):
         colour, symbol = theme.CURVES[number % len(theme.CURVES)]

@@ -1,4 +1,4 @@
-"""A view of a scan: one readout, all rollouts or some, all positions or a window."""
+"""A view of a scan: one readout, all or some rollouts, all positions or a window."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from internal_policy.scans.store import Tables
 from internal_policy.tasks import pass_at_k
 
 Outcome = Literal["all", "correct", "incorrect"]
-"""Which rollouts, by `pass_at_k.correct`; an unmarked one is neither correct nor incorrect."""
+"""Which rollouts to look at. An unmarked one is neither correct nor incorrect."""
 WORDS = {"raw": "raw hidden states", "norm": "through the final norm"}
-"""What a readout is called for people."""
+"""Readout -> its name on screen."""
 NOT_MEASURES = ("topk_ids", "topk_probs")
 AVERAGED = ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm")
-"""Measures that the table `layers` has means of."""
+"""Measures with means in the table `layers`."""
 OF_TOKENS = ("entropy", "change", *(name for name in AVERAGED[1:] if name != "top1"))
-"""Measures that every token has; `change` is the entropy change."""
+"""Measures of single tokens; `change` is the entropy change."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class View:
     outcome: Outcome = "all"
     """Which rollouts, by their reward."""
     first: int = 0
-    """The first position of a response that counts."""
+    """The first position of a response to include."""
     last: int | None = None
-    """The last one; None for all."""
+    """The last position to include; None for no limit."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What every figure says of its numbers."""
+    """What the caption of a figure says of its numbers."""
 
     model: str
     readout: str
@@ -58,7 +58,7 @@ class About:
     d_vocab: int
     """Size of the vocabulary; its logarithm is the largest possible entropy."""
     which: str = ""
-    """The filter in words; empty where everything is looked at."""
+    """The filter in words; empty if everything is included."""
 
 
 def how(readout: str) -> str:
@@ -67,20 +67,20 @@ def how(readout: str) -> str:
 
 
 def default(source: Path | Tables) -> View:
-    """Everything of a scan, under the first readout that was measured."""
+    """All of a scan, with its first readout."""
     return View(source, store.record(source)["selection"]["readouts"][0])
 
 
 def check(view: View) -> Mapping[str, Any]:
-    """The record of the scan. Raises InputError if the scan isn't whole or lacks that readout."""
+    """The record of the scan. Raises InputError if the scan is unfinished or lacks that readout."""
     record = store.record(view.source)
     readouts = record["selection"]["readouts"]
     if view.readout not in readouts:
         option = f"--readout {view.readout}" if view.readout in WORDS else "--lens FILE"
         remedy = option if isinstance(view.source, Path) else "that readout"
         raise InputError(
-            f"{view.source} was not measured under the readout '{view.readout}', only {', '.join(readouts)}; "
-            f"scan again with {remedy}."
+            f"{view.source} was not measured with the readout '{view.readout}', only with {' and '.join(readouts)}. "
+            f"Scan again with {remedy}."
         )
     if view.outcome not in get_args(Outcome):
         raise InputError(f"There is no outcome '{view.outcome}'. Choose one of {', '.join(get_args(Outcome))}.")
@@ -93,9 +93,9 @@ def check(view: View) -> Mapping[str, Any]:
 
 
 def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """The rollouts that are looked at: rollout, reward, tokens (how many of them count), and more `columns`.
+    """The rollouts in the view: rollout, reward, tokens (how many are in the window), and more `columns`.
 
-    A rollout that has no token in the window is left out. Raises InputError if none is left.
+    Rollouts without tokens in the window are left out. Raises InputError if none are left.
     """
     columns = list(dict.fromkeys(["rollout", "reward", *columns]))
     found = store.read(view.source, "rollouts", [*dict.fromkeys([*columns, "response_ids"])])
@@ -114,7 +114,7 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def words(view: View) -> str:
-    """The filter in words; empty where everything is looked at."""
+    """The filter in words; empty if everything is included."""
     said = [] if view.outcome == "all" else [f"{view.outcome} responses"]
     if view.last is not None:
         said.append(f"positions {view.first} to {view.last}")
@@ -124,7 +124,7 @@ def words(view: View) -> str:
 
 
 def about(view: View) -> About:
-    """What every figure of this view says of its numbers."""
+    """What captions say of the numbers in this view."""
     record, found = check(view), rollouts(view)
     return About(
         record["model"],
@@ -138,9 +138,9 @@ def about(view: View) -> About:
 
 
 def layers(view: View) -> pd.DataFrame:
-    """The table `layers` of the view: a row a rollout x layer x site, means over the rollout's tokens that count.
+    """The table `layers` of the view, one row per rollout x layer x site: means over the tokens in the window.
 
-    Those of the last few views are remembered, because most figures of a view are drawn from it.
+    The tables of the last few views are cached, because most figures of a view use them.
     """
     check(view)
     written = 0 if isinstance(view.source, Tables) else (view.source / store.RECORD).stat().st_mtime_ns
@@ -150,7 +150,7 @@ def layers(view: View) -> pd.DataFrame:
 
 @lru_cache(maxsize=4)
 def _layers(view: View, written: int) -> pd.DataFrame:  # noqa: ARG001
-    """`layers` of a scan whose record was written then."""
+    """The table `layers`, cached until the scan's record is written again."""
     kept = rollouts(view)["rollout"]
     if view.first == 0 and view.last is None:
         found = store.read(view.source, "layers", where=ds.field("readout") == view.readout)
@@ -169,7 +169,7 @@ def within(view: View) -> ds.Expression:
 
 
 def _window(view: View, rows: pd.DataFrame, kept: pd.Series) -> pd.DataFrame:
-    """The same from the tokens of one part, for positions that no table sums up."""
+    """Compute the same from the tokens of one part, for a window of positions."""
     rows = rows[rows["rollout"].isin(kept)]
     names = [name for name in map(str, rows) if "." in name]
     for name in [name for name in names if name.endswith(".rank")]:
@@ -177,7 +177,7 @@ def _window(view: View, rows: pd.DataFrame, kept: pd.Series) -> pd.DataFrame:
     groups = rows.groupby(["rollout", "layer"])
     wide, tokens = groups.mean(), groups.size()
     counts = groups.count()
-    wide = wide.where(counts.eq(tokens, axis=0))  # a value that is not a number makes the mean not a number
+    wide = wide.where(counts.eq(tokens, axis=0))  # a NaN propagates to the mean
     by_site = []
     for site in dict.fromkeys(name.partition(".")[0] for name in names):
         mine = [name for name in map(str, wide) if name.partition(".")[0] == site]
@@ -215,7 +215,7 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
 
 
 def every(view: View, *options: str) -> str:
-    """How to scan all layers, sites or measures: with an option of the command line, or in Python."""
+    """How to scan all layers, sites or measures, as options of the command line or as words for Python."""
     return " and ".join(f"--{name} all" if isinstance(view.source, Path) else f"all {name}" for name in options)
 
 

@@ -35,7 +35,7 @@ ADDRESSES = {
     "compare": ("compare",),
     "training": ("run", "training_measure", "training_site"),
 }
-"""Page -> its URL parameters; every page also has those of the sidebar."""
+"""Page -> its own URL parameters, besides those of the sidebar."""
 ABSURD = ("nan", "1e400", "2147483647", "-1", "1.5", "", "~nobody/x", "\0", "x" * 100_000, "<b>$x$ [a](http://b.c)")
 """Values that are invalid for every parameter."""
 HOSTILE = ["<script>alert(1)</script>", "<b>", "$x$", "[a](http://evil.example)", "\n", "<0xF0>", "\u202e", "![a](b)"]
@@ -48,7 +48,7 @@ def empty_cache(tmp_path, monkeypatch) -> Path:
 
 
 def opened(page: str = "overview", **query) -> AppTest:
-    """A page as it comes up under an address."""
+    """A page, opened by its address."""
     app = AppTest.from_file(str(APP / "main.py"), default_timeout=30)
     for name, value in query.items():
         app.query_params[name] = value
@@ -132,7 +132,7 @@ def test_typing_a_layer_and_a_position_chooses_the_cell():
 
 def test_the_number_of_the_last_layer_is_the_models_own_policy():
     app = opened("tokens", scan="demo-qwen3", layer="8")
-    assert any("read at the model's own policy" in text for text in texts(app))
+    assert any("predicted by the model's own policy" in text for text in texts(app))
     assert not refusals(app)
 
 
@@ -189,7 +189,7 @@ def test_another_scan_forgets_the_cell():
         ({"first": "900"}, "no response tokens among positions from 900"),
     ],
 )
-def test_an_address_that_names_nothing_is_refused_in_a_sentence(query, sentence):
+def test_an_address_of_something_missing_is_refused_in_one_sentence(query, sentence):
     (said,) = refusals(opened("tokens", **query))
     assert sentence in said
 
@@ -243,7 +243,7 @@ def test_every_url_parameter_is_tested():
 
 
 def read_as(folder: Path, name: str) -> Path:
-    """A scan whose norm readout is called by another name, that of a lens."""
+    """A scan whose norm readout is renamed to a lens."""
     for path in [*folder.glob("policies-*"), *folder.glob("layers-*")]:
         table = store.read_part(path)
         readouts = [name if readout == "norm" else readout for readout in table["readout"].to_pylist()]
@@ -256,7 +256,7 @@ def read_as(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("page", ["overview", "flow", "tokens", "geometry"])
-def test_a_lens_is_a_readout_that_is_looked_at_like_the_others(page, copied):
+def test_a_lens_is_shown_like_any_other_readout(page, copied):
     app = opened(page, scan=str(read_as(copied, "tuned")), readout="tuned")
     assert app.session_state["readout"] == "tuned"
     assert charts(app)
@@ -271,7 +271,7 @@ def test_scans_are_compared_through_their_lenses(copied, tmp_path):
     assert all("through the tuned lens" in said for said in charts(app))
 
 
-def test_the_name_of_a_lens_is_shown_as_it_stands(copied):
+def test_the_name_of_a_lens_is_shown_literally(copied):
     name = "![x](http://evil) *b* :red[r]"
     app = opened(scan=str(read_as(copied, name)))
     (_, option), (_, caption) = app.radio(key="readout").options, app.radio(key="readout").proto.captions
@@ -286,7 +286,7 @@ def test_an_unknown_readout_in_the_address_is_ignored():
     assert opened(scan="demo-qwen3", readout="<b>").session_state["readout"] == "raw"
 
 
-def test_no_scan_at_all_shows_the_command(monkeypatch, tmp_path):
+def test_without_scans_the_page_shows_the_scan_command(monkeypatch, tmp_path):
     monkeypatch.setattr(bundle, "DATA", tmp_path)
     for page in PAGES:
         app = opened(page)
@@ -294,7 +294,7 @@ def test_no_scan_at_all_shows_the_command(monkeypatch, tmp_path):
             assert "internal-policy scan" in app.code[0].value
 
 
-def test_a_cut_part_is_named(copied):
+def test_a_truncated_part_is_named(copied):
     path = copied / "policies-00001.parquet"
     path.write_bytes(path.read_bytes()[:-10])
     (said,) = refusals(opened(scan=str(copied)))
@@ -377,7 +377,7 @@ def test_a_scan_of_the_cache_is_listed_and_opens_by_its_digest(copied, empty_cac
 
 
 def hostile(folder: Path) -> None:
-    """Names and tokens that are markup, everywhere where a scan has text."""
+    """Make every text of a scan markup: names, problems and tokens."""
     vocabulary = pq.read_table(folder / store.VOCABULARY)
     tokens = [HOSTILE[n % len(HOSTILE)] for n in range(vocabulary.num_rows)]
     pq.write_table(vocabulary.set_column(1, "token", pa.array(tokens)), folder / store.VOCABULARY)
@@ -398,7 +398,7 @@ def test_hostile_text_is_never_markup(copied):
         assert not any(bad in text for text in marked for bad in ("<b>", "<img", "<script", "$x$", "evil.example"))
         for chart in app.get("plotly_chart"):
             spec = json.loads(chart.proto.spec)
-            del spec["layout"]["meta"]  # plain text, which plotly does not draw
+            del spec["layout"]["meta"]  # plain text that plotly doesn't draw
             assert not any(bad in json.dumps(spec) for bad in ("<script", "<img", "$x$"))
     assert "<b>$x$ [a](b)" in texts(opened("tokens", scan=str(copied)))
 
@@ -430,26 +430,26 @@ def test_invisible_characters_are_shown_and_long_texts_are_cut(copied, empty_cac
     shown += [cell for frame in app.dataframe for column in frame.value for cell in frame.value[column]]
     shown = [text for text in shown if isinstance(text, str)]
     assert not [text for text in shown if re.search(r"[\x00-\x08\x0b-\x1f\u200b\u202e]", text)]
-    longest = 400_000 if page == "overview" else 20_000  # the table of how it was measured has whole texts
+    longest = 400_000 if page == "overview" else 20_000  # the table of settings shows texts in full
     assert max(map(len, shown)) < longest
     for chart in app.get("plotly_chart"):
         assert len(chart.proto.spec) < 400_000
         assert not re.search(r"\\u001b|\\u0000|\\u202e|\u202e", chart.proto.spec)
 
 
-def test_scans_under_different_sites_are_not_compared(copied):
+def test_scans_with_different_sites_are_not_compared(copied):
     record = json.loads((copied / store.RECORD).read_text())
     rewrite(copied, selection={**record["selection"], "measures": ["norm"]})
     (said,) = refusals(opened("compare", compare=["demo-llama", str(copied)]))
     assert "has no entropy" in said
 
 
-def test_differences_of_compared_scans_are_said(copied):
+def test_differences_of_compared_scans_are_listed(copied):
     rewrite(copied, dtype="float32")
     assert any("precision" in text for text in texts(opened("compare", compare=["demo-llama", str(copied)])))
 
 
-def test_one_scan_alone_is_not_compared():
+def test_a_single_scan_is_not_compared():
     assert "Choose at least two scans." in texts(opened("compare", compare="demo-llama"))
 
 
@@ -463,7 +463,7 @@ def run(empty_cache) -> Path:
     random = np.random.default_rng(0)
     dynamics = pd.DataFrame({name: random.random(len(index)) for name in ("entropy", "cosine", "kl")}, index)
     frame = dynamics.reset_index()
-    compared = (frame["site"] == "resid_post") & (frame["layer"] > 1)  # the others have no values, as in a real run
+    compared = (frame["site"] == "resid_post") & (frame["layer"] > 1)  # the others have no values, as in real runs
     frame[["cosine", "kl"]] = frame[["cosine", "kl"]].where(compared)
     frame.to_parquet(folder / "dynamics.parquet")
     metrics = {
@@ -481,10 +481,10 @@ def run(empty_cache) -> Path:
 def test_a_training_run_of_the_cache_is_drawn(run):
     app = opened("training")
     assert len(charts(app)) == 3
-    assert charts(app)[1].startswith("Layer 1 beside later layers")
+    assert charts(app)[1].startswith("Layer 1 compared with later layers")
     assert app.selectbox(key="listed_run").value == "training/one"
     app.selectbox(key="training_measure").select("change").run()
-    assert charts(app)[0].startswith("Entropy change while training")
+    assert charts(app)[0].startswith("Entropy change during training")
     pd.DataFrame({"label": "BuPO", "k": [1, 2], "mean": [0.1, 0.2], "low": 0.0, "high": 1.0}).to_parquet(
         run / "pass_at_k.parquet"
     )
@@ -512,13 +512,13 @@ def test_bundled_runs_are_listed_and_opened_by_their_name(run, monkeypatch, tmp_
     app = opened("training", run="experiments/bupo")
     assert app.selectbox(key="listed_run").options == ["training/one", "experiments/bupo"]
     assert app.selectbox(key="listed_run").value == "experiments/bupo"
-    assert "experiments/bupo · 5 steps, 3 of them on 1.resid_post" in charts(app)[2]
+    assert "experiments/bupo · 5 steps, 3 on 1.resid_post" in charts(app)[2]
     app.selectbox(key="listed_run").select("training/one").run()
     assert app.session_state["run"] == "training/one"
     assert "training/one" in charts(app)[0]
 
 
-def test_no_training_run_says_what_one_holds(monkeypatch, tmp_path):
+def test_without_training_runs_the_page_says_what_one_is(monkeypatch, tmp_path):
     monkeypatch.setattr(bundle, "DATA", tmp_path)
     assert any("metrics.parquet" in text for text in texts(opened("training")))
 
@@ -557,13 +557,13 @@ def test_the_prompts_text_is_not_on_the_command_line(jobs):
 
 
 @pytest.mark.parametrize("model", ["", "Qwen/Qwen3-4B", "--help", "x" * 5000, "a\0b", "~nobody/x", "."])
-def test_only_local_models_are_taken(prompt, model):
+def test_only_local_models_are_accepted(prompt, model):
     with pytest.raises(InputError, match="isn't a model folder"):
         prompt.checked(model)
 
 
 def ask(app: AppTest) -> AppTest:
-    """Fill the form of a prompt, and send it."""
+    """Fill in the prompt form and submit it."""
     app.text_area(key="prompt_text").input("What is 1 + 2?")
     app.number_input(key="prompt_tokens").set_value(4)
     app.number_input(key="prompt_responses").set_value(1)
@@ -571,7 +571,7 @@ def ask(app: AppTest) -> AppTest:
 
 
 def answered(app: AppTest) -> AppTest:
-    """The page when the scan has ended."""
+    """The page after the scan has ended."""
     if "job" in app.session_state:
         app.session_state["job"].process.wait(300)
         app.run()
@@ -579,7 +579,7 @@ def answered(app: AppTest) -> AppTest:
     return app
 
 
-def test_a_prompt_is_scanned_in_a_process_of_its_own_and_opened():
+def test_a_prompt_is_scanned_in_its_own_process_and_opened():
     app = answered(ask(opened("prompt")))
     assert app.session_state["scan"].startswith("demo-qwen3/")
     assert "What is 1 + 2?" in texts(app)
@@ -611,7 +611,7 @@ def test_a_scan_that_fails_says_why(jobs, said, code, why):
 
 @pytest.fixture
 def doing(monkeypatch):
-    """Replace the scan of a prompt by another program."""
+    """Replace the scan command by another program."""
     begin = subprocess.Popen
     code = ["import time; time.sleep(60)"]
     monkeypatch.setattr(subprocess, "Popen", lambda _, **given: begin([sys.executable, "-c", code[0]], **given))
@@ -657,7 +657,9 @@ def test_an_attached_command_ends_with_its_parent():
     command = [sys.executable, "-c", code, child]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout
-        assert parent.stdout.read() == b"up\n"  # all of it: the child, which can write to it too, has ended
+        assert (
+            parent.stdout.read() == b"up\n"
+        )  # the output is complete only after the child, which also writes to it, has ended
 
 
 def test_the_prompt_page_says_what_to_install_without_torch(monkeypatch):

@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: clicks, keys, addresses, hostile text, and no request to anywhere else."""
+"""The dashboard in a real browser: clicks, keys, addresses, hostile text, and no requests to other hosts."""
 
 import http.client
 import json
@@ -32,14 +32,14 @@ HOSTILE = (
     "![a](http://evil.example/a.png)" + "long" * 25_000,
 )
 WAIT = 30_000
-"""Milliseconds: a busy machine is no failure."""
+"""Milliseconds, long enough for a busy machine."""
 expect.set_options(timeout=WAIT)
 WHITE = "rgb(255, 255, 255)"
 
 
 @pytest.fixture(scope="module")
 def executable() -> str:
-    """The machine's Chromium; without one the tests are skipped, or fail where they are required."""
+    """The installed Chromium. Without one these tests are skipped, or fail where they are required."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     if found := next(filter(None, map(shutil.which, names)), None):
         return found
@@ -50,7 +50,7 @@ def executable() -> str:
 
 @contextmanager
 def serving(home: Path, folder: Path, **environment: str) -> Iterator[str]:
-    """A dashboard with its cache in `folder`; its address."""
+    """Start a dashboard with its cache in `folder`, and return its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -76,7 +76,7 @@ def serving(home: Path, folder: Path, **environment: str) -> Iterator[str]:
 
 
 def wait_for(process: subprocess.Popen, port: int, log: Path) -> None:
-    """Until the server answers."""
+    """Wait until the server answers."""
     end = time.monotonic() + 60
     while time.monotonic() < end and process.poll() is None:
         try:
@@ -88,7 +88,7 @@ def wait_for(process: subprocess.Popen, port: int, log: Path) -> None:
 
 
 def asked(port: int, path: str, **headers: str) -> tuple[int, bytes]:
-    """Status and text of the answer to a request."""
+    """Status and text of the response to a request."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
         connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         with connection.getresponse() as answer:
@@ -111,7 +111,7 @@ def browser(executable) -> Iterator[Browser]:
 
 @contextmanager
 def tab(browser: Browser) -> Iterator[Page]:
-    """A window of its own; a request to anywhere but this machine is refused, and fails the test."""
+    """A new browser window. A request to any other machine is refused and fails the test."""
     left: list[str] = []
 
     def guard(route: Route) -> None:
@@ -140,12 +140,12 @@ def page(browser) -> Iterator[Page]:
 
 
 def settle(page: Page) -> None:
-    """Wait until the script has run to its end."""
+    """Wait until the script has finished."""
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
 
 
 def opened(page: Page, address: str, drawn: str = DRAWN) -> Page:
-    """A page, when what is looked for is there and the script has run."""
+    """Open a page, and wait for an element and the end of the script."""
     page.goto(address)
     page.wait_for_selector(drawn)
     settle(page)
@@ -154,17 +154,17 @@ def opened(page: Page, address: str, drawn: str = DRAWN) -> Page:
 
 
 def chosen(page: Page) -> dict[str, str]:
-    """What stands in the address."""
+    """The parameters in the address."""
     return {name: values[-1] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
 
 def field(page: Page, key: str) -> Locator:
-    """The box one types into, of a widget."""
+    """The text box of a widget."""
     return page.locator(f".st-key-{key} input")
 
 
 def says(page: Page, *texts: str) -> None:
-    """Expect what is predicted at the chosen cell to say all of these, once the cell chosen before has gone."""
+    """Expect the predictions at the chosen cell to contain these texts, once the page has updated."""
     table = page.locator(".st-key-predictions .js-plotly-plot")
     for text in texts:
         expect(table.filter(has_text=text).first).to_be_visible()
@@ -172,7 +172,7 @@ def says(page: Page, *texts: str) -> None:
 
 
 def pixel(page: Page, layer: int, position: int) -> dict[str, float]:
-    """Where a cell of the heatmap lies within its chart."""
+    """The position of a cell of the heatmap on the screen."""
     chart = page.locator(".st-key-cells .js-plotly-plot")
     chart.scroll_into_view_if_needed()
     where = (
@@ -193,7 +193,7 @@ def test_right_after_a_clone_the_overview_draws_a_bundled_scan(server, page):
     expect(page.get_by_text("internal-policy scan").first).to_be_visible()
 
 
-def test_a_click_on_a_cell_says_what_is_predicted_there_and_stands_in_the_address(server, page):
+def test_a_click_on_a_cell_shows_its_predictions_and_sets_the_address(server, page):
     opened(page, f"{server}/tokens?scan=demo-qwen3", ".st-key-cells .js-plotly-plot .plot-container")
     says(page, "What layer 4 would say at position 0")
     page.mouse.click(*pixel(page, 6, 3).values())
@@ -216,7 +216,7 @@ def test_a_link_to_a_cell_opens_it(server, page):
     expect(page.locator(".st-key-cells")).to_contain_text("KL")
 
 
-def test_the_keyboard_goes_from_cell_to_cell(server, page):
+def test_the_arrow_keys_move_from_cell_to_cell(server, page):
     opened(page, f"{server}/tokens?scan=demo-qwen3&layer=2&position=4")
     field(page, "layer").focus()
     page.keyboard.press("ArrowUp")
@@ -254,7 +254,7 @@ def test_without_any_scan_the_command_that_makes_one_is_shown(executable, browse
 
 @pytest.fixture
 def hostile(tmp_path) -> Path:
-    """A scan whose tokens, problems and model's name would be markup."""
+    """A scan whose tokens, problems and model name are markup."""
     folder = tmp_path / "hostile"
     shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", folder)
     vocabulary = pd.read_parquet(folder / store.VOCABULARY)
@@ -302,7 +302,7 @@ def test_another_host_or_origin_is_not_answered(server):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Where the pictures of the pages are left: $INTERNAL_POLICY_SCREENSHOTS, else pytest's folder."""
+    """The folder for pictures of the pages: $INTERNAL_POLICY_SCREENSHOTS, or else pytest's."""
     named = os.environ.get("INTERNAL_POLICY_SCREENSHOTS")
     folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
@@ -345,7 +345,7 @@ def test_every_page_is_drawn_in_light_and_dark(server, page, pictures, run):
             page.emulate_media(color_scheme=scheme)
             is_white = expect(page.get_by_test_id("stApp"))
             (is_white.to_have_css if scheme == "light" else is_white.not_to_have_css)("background-color", WHITE)
-            page.wait_for_timeout(300)  # charts find their place and colours again
+            page.wait_for_timeout(300)  # charts need time to adjust their size and colours
             path = pictures / f"{name}-{scheme}.png"
             page.screenshot(path=path)
             assert path.stat().st_size > 20_000

@@ -1,4 +1,4 @@
-"""Resampled intervals are those of plain resampling, and hold as often as they should."""
+"""Intervals equal those of plain resampling, and contain the truth as often as they should."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_counts_are_multinomial():
     assert covariance[~np.eye(10, dtype=bool)] == pytest.approx(np.full(90, -0.1), abs=0.1)
 
 
-def test_an_interval_is_that_of_the_same_draws_taken_row_by_row():
+def test_an_interval_equals_a_slow_bootstrap_row_by_row():
     random = np.random.default_rng(2)
     values, weights = random.normal(0, 1, (12, 3)), random.integers(1, 60, 12).astype(float)
     draws = np.random.default_rng(SEED).integers(0, 12, (RESAMPLES, 12))
@@ -33,7 +33,7 @@ def test_an_interval_is_that_of_the_same_draws_taken_row_by_row():
     assert high == pytest.approx(np.percentile(plain, 97.5, axis=0), rel=1e-12)
 
 
-def test_intervals_for_all_columns_are_those_of_the_same_draws_taken_row_by_row():
+def test_simultaneous_intervals_equal_a_slow_bootstrap_row_by_row():
     random = np.random.default_rng(2)
     values, weights = random.normal(0, 1, (12, 3)), random.integers(1, 60, 12).astype(float)
     mean = np.average(values, axis=0, weights=weights)
@@ -53,7 +53,7 @@ def test_intervals_for_all_columns_are_those_of_the_same_draws_taken_row_by_row(
 
 
 def slow_interval(values: np.ndarray, weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles of the weighted mean of rollouts drawn anew, one draw after the other."""
+    """Percentiles of the weighted mean of resampled rollouts, one draw at a time."""
     random = np.random.default_rng(seed)
     draws = []
     for _ in range(4000):
@@ -62,7 +62,7 @@ def slow_interval(values: np.ndarray, weights: np.ndarray, seed: int) -> tuple[n
     return np.percentile(draws, 2.5, axis=0), np.percentile(draws, 97.5, axis=0)
 
 
-def test_means_and_intervals_equal_slow_plain_ones():
+def test_means_and_intervals_equal_a_slow_reference():
     random = np.random.default_rng(1)
     values, weights = random.normal([0, 5], [1, 3], (25, 2)), random.integers(1, 60, 25).astype(float)
     mean, low, high = interval(values, weights)
@@ -73,7 +73,7 @@ def test_means_and_intervals_equal_slow_plain_ones():
 
 
 def test_intervals_are_wider_where_the_tokens_of_a_rollout_agree():
-    """An interval over tokens would not see it: the same 100 numbers, once in 10 rollouts that agree, once spread."""
+    """The same 100 numbers, once grouped in 10 uniform rollouts and once mixed: over tokens, both would be equal."""
     agreeing, spread = np.repeat(np.arange(10.0), 10), np.tile(np.arange(10.0), 10)
     widths = []
     for tokens in (agreeing, spread):
@@ -97,10 +97,10 @@ def test_intervals_hold_for_all_columns_at_once():
         weights = np.exp(random.normal(4, 0.5, 32))
         low, high = simultaneous(random.normal(0, 1, (32, 20)), weights)
         missed += bool(((low > 0) | (high < 0)).any())
-    assert missed <= 16  # 10 are expected, and 17 or more in 1 of 40 tries
+    assert missed <= 16  # 10 misses are expected, and 17 or more occur in 1 of 40 tries
 
 
-def test_an_interval_for_all_columns_is_wider_than_that_of_one():
+def test_a_simultaneous_interval_is_wider_than_a_single_one():
     values, weights = np.random.default_rng(1).normal(0, 1, (32, 20)), np.ones(32)
     _, low, high = interval(values, weights)
     low_all, high_all = simultaneous(values, weights)
@@ -108,7 +108,7 @@ def test_an_interval_for_all_columns_is_wider_than_that_of_one():
     assert (high_all > high).all()
 
 
-def test_a_column_without_spread_has_an_interval_without_width():
+def test_a_constant_column_has_an_interval_of_zero_width():
     values = np.column_stack([np.full(8, 0.3), np.random.default_rng(1).normal(0, 1, 8)])
     low, high = simultaneous(values, np.ones(8))
     assert (low[0], high[0]) == pytest.approx((0.3, 0.3))

@@ -1,4 +1,4 @@
-"""One way from a scan to a figure: by name, first its data, then the drawing."""
+"""Figures of a scan are drawn by name, from their data alone."""
 
 import re
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_a_figure_is_drawn_from_its_data_alone(name):
     assert drawn.to_json() == catalogue.draw(name, [DEMO], choice).to_json()
 
 
-def test_compared_scans_are_in_their_order():
+def test_compared_scans_keep_their_order():
     found = catalogue.data("compare", [OTHER, DEMO], Choice())
     alone = catalogue.data("flow", [OTHER], Choice()).frames["entropy"]
     assert [about.model for about in found.abouts] == ["demo-llama", "demo-qwen3"]
@@ -56,7 +56,7 @@ def test_a_heatmap_has_every_layer_and_token_of_the_response():
     assert (len(frames["entropy"]), len(frames["response"])) == (8 * tokens, tokens)
 
 
-def test_a_cell_is_that_of_the_first_position_unless_one_is_chosen():
+def test_a_cell_defaults_to_the_first_position():
     assert catalogue.data("cell", [DEMO], Choice(rollout=3)).choice.position == 0
     assert catalogue.data("cell", [DEMO], Choice(rollout=3, position=5)).choice.position == 5
 

@@ -1,4 +1,4 @@
-"""Scans that can't be compared are refused, and figures of others name their differences."""
+"""Scans that can't be compared are refused, and differences between the others are listed."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def test_scans_without_a_site_in_common_cannot_be_compared(copied):
         comparable([View(copied), View(copied.parent / "other")])
 
 
-def test_the_demo_scans_can_be_compared_and_differ_in_no_question():
+def test_the_demo_scans_can_be_compared_without_caveats():
     records = comparable([View(folder) for folder in bundle.scans()])
     assert differences(records) == []
 
@@ -50,7 +50,7 @@ RECORD = {
 }
 
 
-def test_what_differs_between_scans_is_said():
+def test_differences_between_scans_are_listed():
     other = {**RECORD, "d_vocab": 151936, "asked": {**RECORD["asked"], "content": {"b.jsonl": {"sha256": "2"}}}}
     said = " ".join(differences([RECORD, other]))
     assert "the problems" in said
@@ -62,7 +62,7 @@ def of_hub(**content):
     return {**RECORD, "asked": {**RECORD["asked"], "content": content}}
 
 
-def test_two_data_sets_of_the_hub_and_two_commits_of_one_differ():
+def test_other_hub_data_sets_or_commits_are_other_problems():
     one, other = {"org/a@train": {"revision": "1" * 40}}, {"org/b@train": {"revision": "1" * 40}}
     assert differences([of_hub(**one), of_hub(**one)]) == []
     assert differences([of_hub(**one), of_hub(**other)]) == [
@@ -72,19 +72,19 @@ def test_two_data_sets_of_the_hub_and_two_commits_of_one_differ():
     assert "commit 222222222222" in differences([of_hub(**one), of_hub(**later)])[0]
 
 
-def test_two_data_sets_of_scans_that_kept_no_commit_differ():
+def test_other_hub_data_sets_without_commits_are_other_problems():
     assert differences([of_hub(**{"org/a@train": None}), of_hub(**{"org/b@train": None})]) == [
         "The scans differ in the problems: org/a@train, org/b@train."
     ]
 
 
-def test_scans_with_a_lens_each_have_the_same_problems():
+def test_lenses_are_not_part_of_the_problems():
     content = {**RECORD["asked"]["content"], "mine.safetensors": {"sha256": "3"}}
     lensed = {**RECORD, "asked": {**RECORD["asked"], "content": content, "lens": "mine.safetensors"}}
     assert differences([RECORD, lensed]) == []
 
 
-def test_the_same_problems_under_another_path_are_the_same():
+def test_the_same_problems_under_another_path_do_not_differ():
     moved = {**RECORD, "asked": {**RECORD["asked"], "content": {"elsewhere/a.jsonl": {"sha256": "1"}}}}
     assert differences([RECORD, moved]) == []
 

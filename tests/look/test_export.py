@@ -33,19 +33,19 @@ def test_an_unknown_ending_is_refused(tmp_path):
         export.write(line(), tmp_path / "figure.gif")
 
 
-def test_a_folder_that_is_not_there_is_refused_before_anything_is_drawn(tmp_path):
+def test_a_missing_folder_is_refused_before_drawing(tmp_path):
     with pytest.raises(InputError, match="its folder doesn't exist"):
         export.check(tmp_path / "nowhere" / "figure.html")
 
 
-def test_without_kaleido_html_is_named_as_the_way_out(tmp_path, monkeypatch):
+def test_without_kaleido_the_error_suggests_html(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install kaleido"):
         export.write(line(), tmp_path / "figure.png")
     export.write(line(), tmp_path / "figure.html")
 
 
-def test_without_chromium_html_is_named_as_the_way_out_and_nothing_is_written(tmp_path, monkeypatch):
+def test_without_chromium_the_error_suggests_html_and_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"No browser found .*\.html"):
         export.write(line(), tmp_path / "figure.png")
@@ -69,7 +69,7 @@ def test_images_are_drawn_on_white_without_the_network(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="draws in Chromium, and there is none")
-def test_plotly_draws_glyphs_as_the_token_stands(tmp_path):
+def test_plotly_draws_glyphs_literally(tmp_path):
     tokens = ["<b>x</b>", "&amp;", "$x$", "'\""]
     figure = line(style="paper").update_xaxes(tickvals=[0, 0.3, 0.6, 0.9], ticktext=[theme.glyphs(t) for t in tokens])
     export.write(figure, tmp_path / "figure.svg")

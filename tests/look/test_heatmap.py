@@ -21,7 +21,7 @@ def test_ranks_are_coloured_by_their_logarithm():
     assert list(heat.colorbar.ticktext) == ["1", "10", "100"]
 
 
-def test_the_colour_bar_says_the_unit():
+def test_the_colour_bar_shows_the_unit():
     for measure, title in {"kl": "KL from the model (nats)", "change": "Entropy change (nats)", "norm": "Norm"}.items():
         heat = theme.traces(token_figures.tokens(cells(2, 9), response(9), about(2), "attn_out", measure))[0]
         assert heat.colorbar.title.text == title

@@ -1,4 +1,4 @@
-"""Figures by layer draw the numbers of their frames, at any depth and for hostile names."""
+"""Figures by layer draw the numbers of their frames, at any depth and with hostile names."""
 
 from math import log
 
@@ -14,7 +14,7 @@ both_styles = pytest.mark.parametrize(("style", "first"), [("screen", 0), ("pape
 
 
 def by_readout(names=("raw", "norm", "tuned", "mine"), n_layers=8, model="demo"):
-    """What `plots.readouts` takes: each readout's means are the first one's and its number."""
+    """The argument of `readouts`: each readout's means are those of the first plus its number."""
     return [
         (About(model, name, 20, 856, n_layers, 448), means(n_layers).assign(mean=means(n_layers)["mean"] + number))
         for number, name in enumerate(names)
@@ -36,14 +36,14 @@ def test_readouts_draw_one_line_each_and_final_once(measure):
     assert theme.label(measure) in [axis.title.text for axis in figure.select_yaxes()]
 
 
-def test_a_readout_looks_alike_in_every_figure():
+def test_a_readout_looks_the_same_in_every_figure():
     one, other = layer_figures.readouts(by_readout()), layer_figures.readouts(by_readout(("tuned", "mine", "norm")))
     for name in ("through the final norm", "through the tuned lens", "through the mine lens"):
         assert traces(one, name)[0].line.color == traces(other, name)[0].line.color
 
 
 @pytest.mark.parametrize("style", ["screen", "paper"])
-def test_a_hostile_name_of_a_lens_or_model_is_drawn_as_it_stands(style):
+def test_hostile_names_of_lenses_and_models_are_drawn_literally(style):
     drawn = layer_figures.readouts(by_readout(("raw", HOSTILE), model=HOSTILE), "kl", "attn_out", style).to_dict()
     del drawn["layout"]["meta"]
     assert HOSTILE not in str(drawn)
@@ -79,14 +79,14 @@ def test_one_rollout_has_no_bands():
     assert not [trace for trace in theme.traces(layer_figures.flow(frame, about())) if trace.fill]
 
 
-def test_hovering_says_the_hook_point_value_and_interval():
+def test_hovering_shows_the_hook_point_value_and_interval():
     (drawn,) = traces(layer_figures.flow(means(8), about()), "attention")
     row = means(8).query("site == 'attn_out' and layer == 5").iloc[0]
     expected = f"layer 5 · attention (5.attn_out)<br>{row['mean']:.4g} ({row['low']:.4g} to {row['high']:.4g}) nats"
     assert drawn.hovertext[5] == expected
 
 
-def test_hovering_over_a_change_says_the_layer_and_the_module():
+def test_hovering_over_a_change_shows_the_layer_and_the_module():
     figure = layer_figures.change(changes(8), about())
     assert traces(figure, "FFN")[0].hovertext[5].startswith("layer 5 · FFN<br>")
     assert traces(figure, "layer")[0].hovertext[5].startswith("layer 5<br>")
@@ -101,7 +101,7 @@ def test_every_site_of_a_layer_is_drawn_at_its_number(site):
     assert figure.layout.xaxis.ticktext == (*"01234567", "final")
 
 
-def test_a_click_on_a_line_tells_the_layer():
+def test_a_click_on_a_line_reports_the_layer():
     (drawn,) = traces(layer_figures.change(changes(8), about()), "FFN")
     assert [list(point) for point in drawn.customdata] == [[layer] for layer in range(8)]
 
@@ -131,7 +131,7 @@ def test_the_largest_entropy_is_a_dotted_line():
 
 
 @depths
-def test_change_draws_the_totals_alone(n_layers):
+def test_change_only_draws_totals(n_layers):
     frame = changes(n_layers)
     figure = layer_figures.change(frame, about(n_layers))
     for change, mark in theme.CHANGES.items():
@@ -157,7 +157,7 @@ def test_in_print_stages_are_drawn_around_layers_from_1():
     assert [shape.x0 for shape in layout.shapes if shape.line.dash == "dot"] == [2.5]
 
 
-def test_where_a_stage_is_too_short_for_a_letter_it_has_none():
+def test_a_stage_too_short_for_a_letter_has_none():
     layout = layer_figures.change(changes(80), about(80), [("exploration", 0, 0), ("integration", 1, 79)]).layout
     assert [a.text for a in layout.annotations] == ["I"]
 
@@ -172,7 +172,7 @@ def test_the_bars_of_direction_and_norm_add_up_to_the_total(n_layers):
     assert figure.layout.barmode == "relative"
 
 
-def test_without_the_norm_control_it_says_how_to_measure_it():
+def test_without_the_norm_control_the_error_says_how_to_measure_it():
     with pytest.raises(InputError, match="--readout raw --measures all"):
         layer_figures.norm_control(changes(8, ["total"]), about())
 
@@ -187,7 +187,7 @@ def test_residual_draws_cosines_above_norms():
     assert [trace.showlegend for trace in (above, below)] == [False, True]
 
 
-def test_convergence_draws_kl_above_what_has_settled():
+def test_convergence_draws_kl_above_settled_tokens():
     kl, settled = means(8), means(8, ["resid_post"]).query("site != 'final'")
     above, below = traces(layer_figures.convergence(kl, settled, about()), "layer output")
     assert values(above).tolist() == of(kl, site="resid_post")
@@ -202,7 +202,7 @@ def test_distribution_draws_the_median_and_two_bands():
     assert values(median).tolist() == frame["q50"].tolist()
 
 
-def test_a_distribution_of_the_model_stands_at_final():
+def test_a_distribution_at_final_is_labelled_final():
     axis = layer_figures.distribution(quantiles(1).assign(layer=8), about(), "final").layout.xaxis
     assert dict(zip(axis.tickvals, axis.ticktext, strict=True))[8] == "final"
     assert axis.range == (7.4, 8.6)
@@ -243,12 +243,12 @@ def test_the_ends_of_the_axis_are_words_beside_the_first_and_last_layer(n_layers
     assert all(text == str(at) for at, text in named.items())
 
 
-def test_words_beside_many_layers_are_set_below_their_numbers():
+def test_with_many_layers_words_are_below_the_numbers():
     axis = layer_figures.flow(means(36), about(36)).layout.xaxis
     assert axis.ticktext[-2:] == ("35", "<br>final")
 
 
 @both_styles
-def test_the_axis_says_where_layers_do_not_count_from_0(style, first):
+def test_the_axis_says_when_layers_do_not_count_from_0(style, first):
     for figure in (layer_figures.flow(means(8), about(), style), layer_figures.change(changes(8), about(), (), style)):
         assert figure.layout.xaxis.title.text == ("Layer (from 1)" if first else "Layer")

@@ -1,4 +1,4 @@
-"""One way from a training run to a figure: by name, first its data, then the drawing."""
+"""Figures of a training run are drawn by name."""
 
 import pandas as pd
 import pytest
@@ -22,7 +22,7 @@ def test_every_figure_of_a_run_has_data(run, name):
     assert len(frame)
 
 
-def test_the_data_of_dynamics_are_those_of_the_site_and_the_model(run):
+def test_the_data_of_dynamics_are_its_site_and_final(run):
     frame = run_catalogue.data("dynamics", run, RunChoice("change", "mlp_out"))
     assert set(frame["site"]) <= {"mlp_out", "final"}
     assert "mlp_out" in set(frame["site"])

@@ -1,4 +1,4 @@
-"""A training run is read, named and refused as one expects."""
+"""Training runs are listed, opened, checked and refused."""
 
 import os
 
@@ -90,20 +90,20 @@ def test_the_trained_layer_is_the_first_target():
     assert runs.trained(steps("3.resid_post", "5.resid_post", "final"), FRAME) == 3
 
 
-def test_of_plain_grpo_it_is_the_layer_before_those_compared_with_it():
+def test_the_trained_layer_of_plain_grpo_is_the_one_it_watches():
     assert runs.trained(steps("final"), FRAME) == 0
     assert runs.trained(steps("final"), FRAME[FRAME["site"] == "final"]) == 1
     assert runs.trained(steps("final"), FRAME.assign(kl=np.nan)) is None
     assert runs.trained(steps("final"), FRAME.drop(columns="kl")) is None
 
 
-def test_the_caption_says_steps_phases_and_scans():
+def test_the_caption_names_steps_phases_and_scans():
     said = runs.caption("one", steps("3.resid_post", "3.resid_post", "final"), FRAME)
-    assert said == "one · 3 steps, 2 of them on 3.resid_post · 1 scan of the same responses"
+    assert said == "one · 3 steps, 2 on 3.resid_post · 1 scan of the same responses"
     assert runs.caption("two", steps("final")) == "two · 1 steps"
 
 
-def test_runs_of_the_cache_come_first_and_the_newest_before_the_others(root):
+def test_runs_in_the_cache_come_first_newest_first(root):
     old, new = (write(root / "cache" / "runs" / name) for name in ("old", "new"))
     os.utime(old, (1, 1))
     bundled = write(root / "data" / "experiments" / "bupo")
@@ -125,7 +125,7 @@ def test_a_run_has_its_three_tables(root):
     pd.testing.assert_frame_equal(run.metrics(), TABLES[runs.METRICS])
     pd.testing.assert_frame_equal(run.dynamics(), runs.with_changes(FRAME))
     pd.testing.assert_frame_equal(run.pass_at_k(), TABLES[runs.PASS_AT_K])
-    assert repr(run) == "<Run run · 2 steps, 1 of them on 1.resid_post>"
+    assert repr(run) == "<Run run · 2 steps, 1 on 1.resid_post>"
 
 
 def test_every_figure_of_a_run_is_a_method(root):
@@ -135,7 +135,7 @@ def test_every_figure_of_a_run_is_a_method(root):
         assert drawn.to_json() == run_catalogue.draw(name, run, run_catalogue.RunChoice(style="paper")).to_json()
 
 
-def test_the_dynamics_of_a_run_show_the_first_measure_where_none_is_named(root):
+def test_dynamics_default_to_the_first_measure(root):
     run = made(root / "run")
     assert run.plot.dynamics().to_json() == run.plot.dynamics(measure="entropy", site="resid_post").to_json()
     with pytest.raises(InputError, match=r"has no surprise. Choose one of entropy, "):
@@ -171,7 +171,7 @@ def test_a_folder_without_a_run_is_refused(name):
         runs.read(runs.find(name), runs.METRICS)
 
 
-def test_a_file_of_other_columns_and_one_without_rows_are_refused(root):
+def test_files_without_a_column_or_without_rows_are_refused(root):
     with pytest.raises(InputError, match="no column phase, target"):
         runs.read(write(root / "a", pd.DataFrame({"step": [1], "reward": [0.5]})), runs.METRICS)
     with pytest.raises(InputError, match="no rows yet"):
@@ -203,7 +203,7 @@ TABLES = {
 @pytest.mark.parametrize(
     ("name", "column"), [(name, c) for name, needed in runs.NEEDED.items() for c in sorted(needed)]
 )
-def test_a_column_of_another_type_is_refused_by_name(root, name, column):
+def test_a_column_of_the_wrong_type_is_refused_by_name(root, name, column):
     for kind, value in WRONG.items():
         if (column, kind) not in WELCOME:
             frame = TABLES[name].astype({column: object})
@@ -220,7 +220,7 @@ def test_measures_that_are_not_numbers_are_left_out(root):
 
 def test_duplicate_rows_are_refused(root):
     pd.concat([FRAME, FRAME]).to_parquet(root / runs.DYNAMICS)
-    with pytest.raises(InputError, match="two rows for one step, layer and site"):
+    with pytest.raises(InputError, match="duplicate rows for a step, layer and site"):
         runs.read(root, runs.DYNAMICS)
 
 

@@ -62,7 +62,7 @@ ASK = {
 
 
 @pytest.mark.parametrize("ask", [*ASK])
-def test_tables_in_memory_give_what_the_folder_gives(on_disk, in_memory, ask):
+def test_tables_in_memory_give_the_same_results_as_the_folder(on_disk, in_memory, ask):
     pd.testing.assert_frame_equal(ASK[ask](in_memory), ASK[ask](on_disk))
 
 
@@ -81,7 +81,7 @@ def test_a_figure_is_drawn_from_its_data_alone(on_disk):
         assert drawn.to_json() == catalogue.draw(name, views, catalogue.Choice(layer=3)).to_json()
 
 
-def test_the_data_of_a_figure_says_which_response_and_position_were_taken(on_disk):
+def test_the_data_of_a_figure_names_its_response_and_position(on_disk):
     found = catalogue.data("cell", [on_disk.view(outcome="incorrect", first=4)], catalogue.Choice())
     assert (found.choice.rollout, found.choice.position) == (
         on_disk.rollouts.query("reward == 0")["rollout"].iloc[0],
@@ -141,7 +141,7 @@ def test_numbers_of_tokens_are_the_rows_of_the_view(on_disk):
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
-        (lambda scan: scan.view(readout="tuned"), "not measured under the readout 'tuned', only raw, norm"),
+        (lambda scan: scan.view(readout="tuned"), "not measured with the readout 'tuned', only with raw and norm"),
         (lambda scan: scan.view(first=9999), "no response tokens among positions from 9999"),
         (lambda scan: scan.means("surprise"), "There is no measure 'surprise'"),
         (lambda scan: scan.tokens(999), "has no rollout 999"),
@@ -171,18 +171,18 @@ for ask in (
 
 
 @pytest.mark.parametrize("window", [{"first": -1}, {"first": True}, {"last": -1}])
-def test_a_window_that_is_not_positions_is_refused(on_disk, window):
+def test_an_invalid_window_is_refused(on_disk, window):
     with pytest.raises(InputError, match="Give a position of a response, a whole number from 0"):
         on_disk.view(**window)
 
 
 @pytest.mark.parametrize("ask", [lambda scan: scan.means("topk"), lambda scan: scan.tokens(0, measure="top1")])
-def test_a_measure_that_does_not_exist_is_refused_with_those_there_are(on_disk, ask):
+def test_an_unknown_measure_is_refused_with_the_known_ones(on_disk, ask):
     with pytest.raises(InputError, match=r"There is no measure .* here\. Choose one of entropy, "):
         ask(on_disk)
 
 
-def test_true_is_not_the_number_of_a_rollout(on_disk, in_memory):
+def test_true_is_not_a_rollout_number(on_disk, in_memory):
     for scan in (on_disk, in_memory):
         with pytest.raises(InputError, match="True isn't the number of a rollout"):
             scan.tokens(True)
@@ -194,8 +194,8 @@ def test_a_comparison_with_something_else_is_refused(on_disk, other):
         on_disk.plot.compare(other)
 
 
-def test_unknown_words_are_refused_with_those_there_are():
-    """In an interpreter of its own, because the types that tests check would refuse them first."""
+def test_unknown_words_are_refused_with_the_known_ones():
+    """Run in a separate interpreter, where no type checks refuse the words first."""
     done = subprocess.run([sys.executable, "-c", UNKNOWN_WORDS], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "There is no outcome 'right'. Choose one of all, correct, incorrect.",
@@ -209,7 +209,7 @@ def test_tables_in_memory_are_called_this_scan(in_memory):
         in_memory.tokens(999)
 
 
-def test_a_scan_in_memory_is_to_be_measured_again_in_python(on_disk, in_memory):
+def test_the_remedy_for_a_scan_in_memory_is_python(on_disk, in_memory):
     said = []
     for scan in (on_disk, in_memory):
         with pytest.raises(InputError) as refusal:
@@ -222,7 +222,7 @@ def test_a_model_name_cannot_move_the_cursor_in_a_repr():
     assert repr(of(loaded(model="a\x1b[2J\u202eb"))).startswith("<Scan of a\\x1b[2J\\u202eb: ")
 
 
-def test_a_name_that_no_file_system_takes_is_refused():
+def test_an_impossible_file_name_is_refused():
     for opened in (ip.open_scan, ip.open_run, ip.load):
         with pytest.raises(InputError) as refusal:
             opened("x" * 5000)

@@ -1,4 +1,4 @@
-"""A figure's lines are where its values are, in an SVG that runs nothing."""
+"""Sketches draw lines at their values, in an SVG without scripts."""
 
 import re
 
@@ -35,7 +35,7 @@ def test_a_missing_value_breaks_a_line():
     assert [len(path) for path in paths] == [2, 2]
 
 
-def test_a_value_alone_is_a_dot():
+def test_a_single_value_is_a_dot():
     svg = sketch(figure(line([0, 1], [0, 1]), line([2], [1])))
     assert svg.count("<circle") == 1
     assert len(points(svg)) == 1
@@ -60,7 +60,7 @@ def test_panels_share_the_x_axis():
     assert upper[0][1] < lower[1][1]
 
 
-def test_a_word_on_a_second_line_stands_below_the_numbers():
+def test_a_word_on_a_second_line_is_below_the_numbers():
     svg = sketch(figure(line([0, 1], [0, 1]), xaxis={"tickvals": [0, 1], "ticktext": ["7", "<br>final"]}))
     (seven, final) = (re.findall(rf'y="([\d.]+)"[^>]*>{text}<', svg) for text in ("7", "final"))
     assert float(final[0]) == float(seven[0]) + 15

@@ -1,4 +1,4 @@
-"""The paper's quantities, by hand and against slow plain code."""
+"""The paper's quantities, worked out by hand and against slow plain code."""
 
 import numpy as np
 import pandas as pd
@@ -46,7 +46,7 @@ def test_a_change_whose_input_was_not_measured_is_left_out():
     assert set(changes(layers)["change"]) == {"layer", "mlp"}
 
 
-def test_the_mean_over_tokens_and_the_mean_over_rollouts():
+def test_means_can_weigh_tokens_or_rollouts_equally():
     over_tokens = means(THREE_TOKENS).set_index(["layer", "site"])["mean"]
     over_rollouts = means(THREE_TOKENS, average="rollouts").set_index(["layer", "site"])["mean"]
     assert over_tokens[0, "resid_pre"] == pytest.approx((4 + 1 + 1) / 3)
@@ -54,7 +54,7 @@ def test_the_mean_over_tokens_and_the_mean_over_rollouts():
     assert over_tokens[1, "final"] == pytest.approx((0.3 + 0.6 + 0.6) / 3)
 
 
-def test_sites_stand_in_the_order_of_a_forward_pass():
+def test_sites_are_in_forward_order():
     assert list(means(THREE_TOKENS)["site"]) == [
         "resid_pre",
         "attn_in",
@@ -92,7 +92,7 @@ def test_the_norm_control_splits_a_change_into_direction_and_norm():
 
 
 def test_unmeasured_norm_control_is_left_out():
-    layers = THREE_TOKENS.assign(entropy_at_input_norm=float("nan"))  # as under the norm readout
+    layers = THREE_TOKENS.assign(entropy_at_input_norm=float("nan"))  # as with the norm readout
     assert set(changes(layers)["part"]) == {"total"}
 
 

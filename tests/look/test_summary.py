@@ -1,4 +1,4 @@
-"""Tables of a scan for people have its numbers, in words that the figures use too."""
+"""Readable tables of a scan have its numbers, in the words of the figures."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def test_entropies_by_layer_are_the_means_of_the_figures():
     assert (table["FFN"] - table["FFN input"] - table["Δ FFN"])[:8].to_numpy() == pytest.approx(np.zeros(8))
 
 
-def test_entropies_by_layer_can_weigh_every_rollout_the_same():
+def test_entropies_by_layer_can_weigh_rollouts_equally():
     means = view.means(DEMO, "entropy", "rollouts").pivot(index="layer", columns="site", values="mean")
     table = summary.by_layer(DEMO, "rollouts")
     assert table["attention"].to_numpy() == pytest.approx(means["attn_out"].to_numpy(), nan_ok=True)
@@ -61,7 +61,7 @@ def test_stages_are_spans_of_layers():
     )
 
 
-def test_without_a_target_the_table_is_empty_there():
+def test_the_table_has_no_target_if_no_layer_explores():
     changes = view.changes(DEMO)
     flat = changes.assign(low=-1.0, high=1.0, low_all=-1.0, high_all=1.0)
     table = summary.targets(flat)

@@ -1,4 +1,4 @@
-"""Stages follow the intervals of the FFNs, and the target layer is the right one."""
+"""Stages follow the intervals of the FFNs, and the target layer is the correct one."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from internal_policy.look.targets import in_words, runner_up, spans, stages, sug
 
 
 def changes_of(*rows: tuple) -> pd.DataFrame:
-    """Changes whose intervals hold for all layers at once where no others are given."""
+    """Changes whose simultaneous intervals equal their separate ones unless others are given."""
     columns = ["layer", "change", "part", "mean", "low", "high", "low_all", "high_all"]
     return pd.DataFrame([row if len(row) == len(columns) else (*row, *row[-2:]) for row in rows], columns=columns)
 
@@ -46,7 +46,7 @@ def test_bupo_trains_the_last_layer_of_exploration():
 
 
 RISES = {"three stages": ([1.5] * 6 + [0.0] * 20 + [-1.5] * 10, 5), "all but the last": ([1.5] * 31 + [-1.5], 30)}
-"""Entropy changes of the FFNs, in standard deviations between responses, and the layer to train."""
+"""FFN entropy changes, in standard deviations between responses, and the correct target layer."""
 FLAT = {"none rises": ([0.0] * 36, None), "all fall": ([-1.5] * 36, None)}
 
 
@@ -74,12 +74,12 @@ def share_right(rises: list[float], layer: int | None, runs: int, skew: bool = F
     ("case", "skew"),
     [("three stages", False), ("three stages", True), ("none rises", False), ("all but the last", False)],
 )
-def test_the_target_layer_is_right_in_95_of_100_scans(case, skew):
+def test_the_target_layer_is_correct_in_95_of_100_scans(case, skew):
     assert share_right(*(RISES | FLAT)[case], runs=400, skew=skew) >= 0.95
 
 
 @pytest.mark.slow
-def test_by_separate_intervals_the_target_layer_is_right_in_less_than_half():
+def test_with_separate_intervals_the_target_layer_is_correct_in_less_than_half():
     (rises, layer), random, right = RISES["three stages"], np.random.default_rng(0), 0
     for _ in range(400):
         mlp = changes(simulated(rises, random, False)).query("change == 'mlp' and part == 'total'")
@@ -88,7 +88,7 @@ def test_by_separate_intervals_the_target_layer_is_right_in_less_than_half():
 
 
 @pytest.mark.parametrize("case", [*RISES, *FLAT])
-def test_the_target_layer_is_right_in_most_of_a_few_scans(case):
+def test_the_target_layer_is_correct_in_most_of_a_few_scans(case):
     assert share_right(*(RISES | FLAT)[case], runs=10) >= 0.9
 
 
@@ -116,7 +116,7 @@ def test_the_runner_up_is_the_last_other_layer_that_rises_by_itself():
     assert runner_up(changes_of(uncertain)) == 7
 
 
-def test_targets_under_each_part_of_the_change():
+def test_each_part_of_the_change_has_its_own_target():
     found = targets(PLANTED).set_index("part")
     assert dict(found["target"]) == {"total": 1, "direction": 2}
     assert found.loc["total", "runner_up"] == 0

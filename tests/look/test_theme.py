@@ -1,4 +1,4 @@
-"""Figures look alike, and tokens and names are drawn as they stand."""
+"""Figures share one look, and draw tokens and names literally."""
 
 import html
 import unicodedata
@@ -34,12 +34,12 @@ from internal_policy.look.view import About
         ("'\"", "'\""),
     ],
 )
-def test_a_token_is_drawn_as_it_stands(token, drawn):
+def test_a_token_is_drawn_literally(token, drawn):
     assert theme.glyphs(token) == drawn
 
 
 @given(st.text(st.characters(exclude_categories=())))
-def test_no_token_is_markup_or_mathematics_or_unseen(token):
+def test_no_token_is_markup_maths_or_invisible(token):
     drawn = theme.glyphs(token)
     assert drawn
     assert not {*drawn} & {*"<>$"}
@@ -51,24 +51,24 @@ def test_a_long_token_is_cut_before_it_is_escaped():
     assert theme.glyphs("<" * 20, 4) == "&lt;&lt;&lt;…"
 
 
-def test_the_caption_says_model_readout_n_and_filter():
+def test_the_caption_names_model_readout_counts_and_filter():
     about = About("demo-qwen3", "norm", 1, 856123, 8, 448, "correct responses, positions 0 to 99")
     expected = "demo-qwen3 · through the final norm · 1 rollout, 856,123 tokens · correct responses, positions 0 to 99"
     assert theme.caption(about) == expected
 
 
-def test_the_caption_names_a_lens_and_says_it_as_it_stands():
+def test_the_caption_names_a_lens_literally():
     assert "through the tuned lens" in theme.caption(About("demo", "tuned", 1, 1, 8, 448))
     figure = line(about=About("demo", "<b>$x$", 1, 1, 8, 448))
     assert "through the &lt;b&gt;&#36;x&#36; lens" in figure.layout.title.subtitle.text
 
 
-def test_of_a_long_model_path_the_end_is_kept():
+def test_a_long_model_path_keeps_its_end():
     assert theme.short("/a" * 40 + "/step-300").endswith("/step-300")
     assert len(theme.short("/a" * 40 + "/step-300")) == 48
 
 
-def test_a_model_name_is_drawn_as_it_stands():
+def test_a_model_name_is_drawn_literally():
     figure = line(about=About("<b>$x$\u202e</b>", "raw", 1, 1, 8, 448))
     assert "&lt;b&gt;&#36;x&#36;⟨U+202E⟩&lt;/b&gt;" in figure.layout.title.subtitle.text
 
@@ -111,7 +111,7 @@ def test_only_the_style_of_the_paper_counts_layers_from_1():
 
 
 def all_figures(n_layers: int, style: theme.Style, model: str = "demo") -> dict[str, go.Figure]:
-    """Every figure that is drawn of one model."""
+    """Every figure of one model."""
     one = about(n_layers, model)
     spans = [("exploration", 0, 0), ("convergence", 1, n_layers - 1)]
     settled = means(n_layers, ["resid_post"]).query("site != 'final'")
@@ -132,7 +132,7 @@ AXES = {
     "change": ["Entropy change (nats)"],
     "norm control": ["layer<br>{} (nats)", "attention<br>{} (nats)", "FFN<br>{} (nats)"],
     "residual": ["Cosine", "Norm"],
-    "convergence": ["KL (nats)", "Tokens settled"],
+    "convergence": ["KL (nats)", "Settled tokens"],
     "distribution": ["Entropy (nats)"],
     "tokens": ["Layer{}"],
     "predictions": [],
@@ -141,7 +141,7 @@ AXES = {
 
 @depths
 @pytest.mark.parametrize("style", ["screen", "paper"])
-def test_axes_say_their_unit(n_layers, style):
+def test_axes_show_their_unit(n_layers, style):
     for name, figure in all_figures(n_layers, style).items():
         drawn = [axis.title.text for axis in figure.select_yaxes()] if AXES[name] else []
         words = {"screen": ("change", ""), "paper": ("Δ", " (from 1)")}[style]
@@ -149,7 +149,7 @@ def test_axes_say_their_unit(n_layers, style):
 
 
 @depths
-def test_every_figure_says_readout_and_n(n_layers):
+def test_every_figure_names_its_readout_and_counts(n_layers):
     for figure in all_figures(n_layers, "screen").values():
         for said in (figure.layout.meta["caption"], figure.layout.title.subtitle.text):
             assert "raw hidden states" in said
@@ -158,8 +158,8 @@ def test_every_figure_says_readout_and_n(n_layers):
 
 
 @pytest.mark.parametrize("style", ["screen", "paper"])
-def test_a_hostile_model_name_is_drawn_as_it_stands(style):
+def test_a_hostile_model_name_is_drawn_literally(style):
     for figure in all_figures(2, style, HOSTILE).values():
         drawn = figure.to_dict()
-        del drawn["layout"]["meta"]  # plain text, which plotly does not draw
+        del drawn["layout"]["meta"]  # plain text that plotly doesn't draw
         assert HOSTILE not in str(drawn)

@@ -1,4 +1,4 @@
-"""Figures of tokens draw every cell and every token as it stands."""
+"""Figures of tokens draw every cell, and every token literally."""
 
 from math import log
 
@@ -31,12 +31,12 @@ def test_many_cells_are_drawn_by_webgl():
     assert theme.traces(figure)[1].type == "scattergl"
 
 
-def test_more_tokens_than_can_be_told_apart_are_refused():
+def test_too_many_tokens_for_a_heatmap_are_refused():
     with pytest.raises(ValueError, match="at most 512"):
         token_figures.tokens(cells(2, 513), response(513), about(2), "resid_post", "entropy")
 
 
-def test_hostile_tokens_are_drawn_as_they_stand():
+def test_hostile_tokens_are_drawn_literally():
     figure = token_figures.tokens(cells(2, 9), response(9), about(2), "resid_post", "entropy")
     assert figure.layout.xaxis.ticktext[:5] == ("&lt;b&gt;&#36;x&#36;&lt;/b&gt;", "␣the", "⏎", "∅", "⟨U+202E⟩evil")
     table = token_figures.predictions(choices(), about(), 1, 7)
@@ -59,12 +59,12 @@ def test_cells_that_were_not_measured_stay_empty():
     assert len(markers.x) == len(frame)
 
 
-def test_a_heatmap_says_the_n_of_what_it_shows():
+def test_a_heatmap_only_counts_what_it_shows():
     figure = token_figures.tokens(cells(2, 9), response(9), about(2), "resid_post", "entropy")
     assert "1 rollout, 9 tokens" in figure.layout.meta["caption"]
 
 
-def test_predictions_say_how_far_a_token_has_moved():
+def test_predictions_show_how_far_a_token_has_moved():
     (table,) = theme.traces(token_figures.predictions(choices(), about(), 1, 7))
     assert list(table.header.values) == [
         "",

@@ -1,4 +1,4 @@
-"""What a scan says token by token, planted by hand and against the demo scan's rows."""
+"""The numbers of tokens, checked by hand and against the rows of the demo scan."""
 
 import numpy as np
 import pandas as pd
@@ -24,11 +24,11 @@ def policies() -> pd.DataFrame:
 
 @pytest.fixture
 def planted(tmp_path) -> View:
-    """Two layers, a rollout of one token and one of two, whose first choices are written below."""
+    """Two layers, with rollouts of one and two tokens, whose top tokens are listed below."""
     choices = [  # of the output of layer 0, of layer 1, of the model
         (0, 0, (7, 9, 9)),  # settles at layer 1
         (1, 0, (9, 9, 9)),  # settles at layer 0
-        (1, 1, (9, 7, 9)),  # was right once, and is not at the last layer: never settles
+        (1, 1, (9, 7, 9)),  # agrees once, but not at the last layer: never settles
     ]
     rows = []
     for rollout, position, (first, second, final) in choices:
@@ -51,7 +51,7 @@ def planted(tmp_path) -> View:
     return View(tmp_path)
 
 
-def test_a_token_has_settled_when_its_first_choice_stays_the_models_own(planted):
+def test_a_token_has_settled_once_the_top_token_stays_the_models_own(planted):
     found = settled(planted)
     assert list(found["settled"]) == [0.0, 1.0, 0.5, 0.5]
     assert list(found["tokens"]) == [1, 1, 2, 2]
@@ -64,7 +64,7 @@ def test_the_cells_of_a_response_with_the_models_own_policy_after_the_last_layer
     assert list(found["value"]) == [0.5, 1.5, 0.25, 0.5, 1.5, 0.25]
 
 
-def test_the_tokens_of_a_response_are_its_own_text_also_when_hostile(planted):
+def test_the_tokens_of_a_response_are_its_own_text_even_if_hostile(planted):
     assert list(response(planted, 1)["token"]) == ["$x$", "<script>alert(1)</script>"]
     assert list(response(planted, 0)["token"]) == ["<b>"]
 
@@ -85,20 +85,20 @@ def test_quantiles_of_some_rollouts_and_positions(policies):
     assert found.loc[3, "q50"] == pytest.approx(np.quantile(values, 0.5))
 
 
-def test_the_quantiles_of_the_final_policy_stand_after_the_last_layer(policies):
+def test_the_quantiles_of_the_final_policy_come_after_the_last_layer(policies):
     found = quantiles(DEMO, "final")
     assert list(found["layer"]) == [8]
     assert found["q50"].iloc[0] == pytest.approx(np.quantile(policies["final.entropy"].dropna(), 0.5))
 
 
-def test_a_change_is_the_entropy_of_a_site_less_that_of_its_input(policies):
+def test_a_change_is_the_entropy_of_a_site_minus_that_of_its_input(policies):
     found = cells(DEMO, 4, "attn_out", "change").set_index(["layer", "position"])["value"]
     row = policies[(policies["rollout"] == 4) & (policies["layer"] == 2) & (policies["position"] == 5)].iloc[0]
     assert found[2, 5] == pytest.approx(row["attn_out.entropy"] - row["attn_in.entropy"])
     assert found.index.get_level_values("layer").max() == 7
 
 
-def test_what_the_policies_of_a_layer_would_say_at_a_position(policies):
+def test_predictions_are_the_top_tokens_of_a_layers_policies(policies):
     found = predictions(DEMO, 4, 5, 3)
     row = policies[(policies["rollout"] == 4) & (policies["layer"] == 3) & (policies["position"] == 5)].iloc[0]
     assert list(found["site"].unique()) == ["resid_pre", "attn_out", "mlp_out", "resid_post"]
@@ -111,7 +111,7 @@ def test_what_the_policies_of_a_layer_would_say_at_a_position(policies):
     assert any(rank is not None for rank in ranks)
 
 
-def test_after_the_last_layer_stands_what_the_model_would_say():
+def test_predictions_after_the_last_layer_are_the_models_own():
     assert set(predictions(DEMO, 4, 5, 8)["site"]) == {"final"}
 
 

@@ -1,4 +1,4 @@
-"""Figures of a training run draw its steps, its layers and its results."""
+"""Figures of a training run draw its steps, layers and results."""
 
 import numpy as np
 import pandas as pd
@@ -54,7 +54,7 @@ def test_only_the_layers_that_were_compared_have_rows():
 
 
 def followed(n_layers: int = 8) -> pd.DataFrame:
-    """Layer 2 compared with the later ones and the model."""
+    """Layer 2, compared with later layers and `final`."""
     frame = dynamics(n_layers).assign(kl=lambda rows: rows["layer"] / 10, change=-1.0)
     frame[["cosine", "kl"]] = frame[["cosine", "kl"]].where(frame["layer"] > 2)
     final = pd.DataFrame({"step": range(10), "layer": n_layers, "site": "final", "kl": 0.1})
@@ -62,7 +62,7 @@ def followed(n_layers: int = 8) -> pd.DataFrame:
     return pd.concat([frame, final, mlp], ignore_index=True)
 
 
-def test_the_trained_layer_is_drawn_beside_later_ones():
+def test_the_trained_layer_is_compared_with_later_ones():
     frame = followed()
     figure = training_figures.trained(frame, metrics(), 2, "demo")
     for layer in range(3, 8):
@@ -72,7 +72,7 @@ def test_the_trained_layer_is_drawn_beside_later_ones():
         assert (cosine.showlegend, kl.showlegend) == (True, False)
     (final,) = traces(figure, "final")
     assert set(values(final)) == {0.1}
-    assert figure.layout.meta["title"].startswith("Layer 2 beside")
+    assert figure.layout.meta["title"].startswith("Layer 2 compared with")
     assert set(values(traces(figure, "FFN")[0])) == {2.0}
     assert set(values(traces(figure, "layer")[0])) == {-1.0}
     assert not traces(figure, "layer 2")
@@ -81,7 +81,7 @@ def test_the_trained_layer_is_drawn_beside_later_ones():
     assert {shape.x0 for shape in figure.layout.shapes if shape.line.dash == "dot"} == {3.5}
 
 
-def test_of_many_later_layers_six_are_drawn_from_the_next_to_the_last():
+def test_at_most_six_later_layers_are_drawn_from_the_next_to_the_last():
     figure = training_figures.trained(followed(80), metrics(), 2, "demo")
     names = {trace.name for trace in theme.traces(figure) if trace.name.startswith("layer ")}
     assert len(names) == 6
@@ -96,7 +96,7 @@ def test_in_print_layers_count_from_1_and_the_figure_says_so():
     assert heat.y.tolist() == list(range(1, 9))
 
 
-def test_the_last_layer_is_compared_with_the_model_alone():
+def test_the_last_layer_is_only_compared_with_final():
     frame = followed().query("site != 'resid_post' or layer <= 2")
     figure = training_figures.trained(frame, metrics(), 2, "demo")
     assert [axis.title.text for axis in figure.select_yaxes()] == ["KL (nats)", "Δ entropy (nats)"]
@@ -113,7 +113,7 @@ def test_steps_without_a_value_do_not_break_a_line():
     assert (drawn.x.tolist(), drawn.y.tolist()) == ([1, 3, 5, 7, 9], [2.0] * 5)
 
 
-def test_dynamics_go_without_metrics():
+def test_dynamics_can_be_drawn_without_metrics():
     assert len(theme.traces(training_figures.dynamics(dynamics(), None, "demo", "entropy", "resid_post"))) == 1
 
 

@@ -1,4 +1,4 @@
-"""What of a scan is looked at: readout, outcome, positions."""
+"""A view narrows a scan by readout, outcome and positions."""
 
 import json
 
@@ -20,7 +20,7 @@ DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
 @pytest.fixture(scope="module")
 def policies() -> pd.DataFrame:
-    """Every number of the demo scan."""
+    """All numbers of the demo scan."""
     return store.read(DEMO, "policies")
 
 
@@ -48,7 +48,7 @@ def test_means_over_all_tokens_are_those_of_the_policies_one_by_one(policies, re
         assert found.xs(site, level="site").to_numpy() == pytest.approx(plain.to_numpy(), rel=1e-5, abs=1e-7)
 
 
-def test_a_window_of_positions_counts_its_tokens_alone(policies):
+def test_a_window_only_counts_its_own_tokens(policies):
     found = (
         statistics.changes(layers(View(DEMO, first=3, last=10)))
         .set_index(["change", "part", "layer"])["mean"]
@@ -85,7 +85,7 @@ def test_a_scan_that_was_measured_again_is_read_again(copied):
     assert layers(View(copied))["norm"].equals(before["entropy"].rename("norm"))
 
 
-def test_a_window_says_how_many_tokens_it_holds():
+def test_a_window_says_how_many_tokens_it_has():
     lengths = store.read(DEMO, "rollouts", ["response_ids"])["response_ids"].map(len)
     found = about(View(DEMO, first=30, last=49))
     assert found.tokens == int(np.clip(lengths - 30, 0, 20).sum())
@@ -99,7 +99,7 @@ def test_responses_that_were_not_marked_are_neither_correct_nor_incorrect(copied
     assert counts == {"all": 20, "correct": 5, "incorrect": 10}
 
 
-def test_correct_and_incorrect_responses_are_all_of_them():
+def test_correct_and_incorrect_responses_add_up_to_all():
     counts = {outcome: about(View(DEMO, outcome=outcome)) for outcome in ("all", "correct", "incorrect")}
     reward = store.read(DEMO, "rollouts", ["reward"])["reward"]
     assert counts["correct"].rollouts == int((reward == 1).sum()) > 0
@@ -116,18 +116,20 @@ def test_a_filter_that_leaves_nothing_is_refused():
 def test_a_readout_that_was_not_measured_is_refused(copied):
     record = store.record(copied)
     files.write_json(copied / store.RECORD, {**record, "selection": {**record["selection"], "readouts": ["norm"]}})
-    with pytest.raises(InputError, match=r"not measured under the readout 'raw', only norm; scan again with --readout"):
+    with pytest.raises(
+        InputError, match=r"not measured with the readout 'raw', only with norm. Scan again with --readout"
+    ):
         check(View(copied, "raw"))
 
 
 def test_a_missing_lens_readout_suggests_scanning_with_the_lens():
     with pytest.raises(
-        InputError, match=r"not measured under the readout 'tuned', only raw, norm; scan again with --lens"
+        InputError, match=r"not measured with the readout 'tuned', only with raw and norm. Scan again with --lens"
     ):
         check(View(DEMO, "tuned"))
 
 
-def test_a_readout_is_said_in_words():
+def test_readouts_have_names_on_screen():
     said = [how(name) for name in ("raw", "norm", "tuned", "my_own")]
     assert said[:2] == ["raw hidden states", "through the final norm"]
     assert said[2:] == ["through the tuned lens", "through the my_own lens"]
@@ -141,7 +143,7 @@ def test_a_part_cut_short_is_named(copied):
 
 
 @pytest.mark.parametrize("last", [None, 10])
-def test_the_table_of_a_view_is_one_of_its_readout(last):
+def test_the_table_of_a_view_only_has_its_readout(last):
     found = layers(View(DEMO, "norm", last=last))
     assert set(found["readout"]) == {"norm"}
     assert statistics.by_layer(found, "norm")["resid_post"].notna().sum() == 8

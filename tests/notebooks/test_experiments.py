@@ -1,4 +1,4 @@
-"""What runs reached, and its intervals, against numbers worked by hand."""
+"""Results of training runs and their intervals, checked against numbers worked out by hand."""
 
 from math import isnan, sqrt
 
@@ -11,11 +11,11 @@ import pytest
 from internal_policy.look import theme
 
 T2 = 4.302652729911275
-"""Student's t at 97.5 % with 2 degrees of freedom, from a table: three seeds."""
+"""Student's t at 97.5 % with 2 degrees of freedom (three seeds), from a table."""
 
 
 def run(method: str, seed: int, marks: dict[float, float], layer: int = 6, internal: int = 0, model: str = "a") -> list:
-    """A row an evaluation: CPU seconds -> Avg@K."""
+    """One row per evaluation; `marks` are CPU seconds -> Avg@K."""
     return [
         {"model": model, "method": method, "layer": layer, "internal_steps": internal, "seed": seed, "step": step}
         | {"learning_rate": 1e-4, "cpu_seconds": seconds, "avg": avg, "problems": 174, "samples": 8}
@@ -45,7 +45,7 @@ def row(**where) -> pd.Series:
 BUPO = {"method": "bupo", "layer": 6, "internal_steps": 10}
 
 
-def test_the_interval_is_students():
+def test_the_interval_is_students_t():
     # mean 2, standard deviation 1, so 2 -+ t / sqrt 3
     assert experiments.interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((2, 2 - T2 / sqrt(3), 2 + T2 / sqrt(3)))
 
@@ -69,7 +69,7 @@ def test_a_run_is_reported_at_its_last_evaluation():
     assert row(**BUPO)["cpu_seconds"] == 80
 
 
-def test_differences_are_taken_seed_by_seed():
+def test_runs_are_paired_by_seed():
     found = row(**BUPO)  # 0.03, 0.02, 0.01: mean 0.02, standard deviation 0.01
     assert (found["seeds"], found["pairs"]) == (3, 3)
     assert found["difference"] == pytest.approx(0.02)
@@ -85,8 +85,8 @@ def test_avg_is_interpolated_between_evaluations_from_the_untrained_model_on():
     assert isnan(experiments.at(frame, grpo, 101.0))
 
 
-def test_at_equal_compute_both_are_taken_where_the_quicker_one_ended():
-    # at 80 s GRPO has come half of the way from 0.5 to 0.60, 0.62, 0.64: 0.55, 0.56, 0.57; BuPO is at its end
+def test_equal_compute_is_where_the_faster_run_ended():
+    # at 80 s GRPO is halfway from 0.5 to 0.60, 0.62, 0.64: 0.55, 0.56, 0.57; BuPO has just ended
     found = experiments.pairs(evaluations()).query("method == 'bupo' and layer == 6 and internal_steps == 10")
     assert found["seconds"].tolist() == [80, 80, 80]
     assert found["equal"].tolist() == pytest.approx([0.08, 0.08, 0.08])
@@ -104,7 +104,7 @@ def test_the_main_comparison_is_at_grpos_layer_with_the_shortest_phase():
     assert found[["method", "layer", "internal_steps"]].to_numpy().tolist() == [["grpo", 6, 0], ["bupo", 6, 10]]
 
 
-def test_the_grid_holds_every_layer_and_length_of_bupo():
+def test_the_grid_has_every_layer_and_length_of_bupo():
     found = experiments.grid(experiments.table(evaluations()))
     assert found[["layer", "internal_steps"]].to_numpy().tolist() == [[1, 10], [6, 10], [6, 30]]
 
@@ -130,30 +130,28 @@ def test_sentences_claim_no_more_than_the_intervals():
     said = experiments.sentences(experiments.table(evaluations()))
     assert len(said) == 3
     (bupo,) = [line for line in said if "layer 6, 10 steps" in line]
-    assert bupo.startswith(
-        "a, BuPO, layer 6, 10 steps, less GRPO over 3 seeds: +2.0 points (-0.5 to +4.5: no difference"
-    )
+    assert bupo.startswith("a, BuPO, layer 6, 10 steps vs. GRPO over 3 seeds: +2.0 points (-0.5 to +4.5: no difference")
     assert "+8.0 points" in bupo
     (alone,) = [line for line in said if "layer 1" in line]
     assert "over 1 seed: -30.0 points (one seed: no interval) at the end" in alone
 
 
 @pytest.mark.parametrize(("low", "high", "verdict"), [(0.01, 0.03, "above"), (-0.03, -0.01, "below")])
-def test_an_interval_beside_zero_is_said(low, high, verdict):
+def test_an_interval_that_excludes_zero_gives_a_verdict(low, high, verdict):
     table = experiments.table(evaluations()).query("method == 'bupo' and internal_steps == 10 and layer == 6")
     (said,) = experiments.sentences(table.assign(difference=(low + high) / 2, difference_low=low, difference_high=high))
     assert f"{verdict} GRPO) at the end" in said
 
 
-def test_the_table_to_read_is_in_percent():
+def test_the_readable_table_is_in_percent():
     found = experiments.shown(experiments.table(evaluations())).set_index("method")
     assert found.loc["GRPO", "Avg@K (%)"] == "62.0 (57.0 to 67.0)"  # 0.62 -+ t 0.02 / sqrt 3
-    assert found.loc["GRPO", "less GRPO"] == ""
-    assert found.loc["BuPO, layer 1, 10 steps", "less GRPO"] == "-30.0"
+    assert found.loc["GRPO", "vs. GRPO"] == ""
+    assert found.loc["BuPO, layer 1, 10 steps", "vs. GRPO"] == "-30.0"
 
 
 @pytest.mark.parametrize("style", ["screen", "paper"])
-def test_what_was_reached_has_a_dot_a_seed_and_a_mean_with_its_interval(style):
+def test_results_have_a_dot_per_seed_and_a_mean_with_its_interval(style):
     frame = evaluations()
     table, ends = experiments.table(frame), experiments.ends(frame)
     figure = outcomes.reached(table, ends, experiments.untrained(frame), style)
@@ -170,7 +168,7 @@ def test_what_was_reached_has_a_dot_a_seed_and_a_mean_with_its_interval(style):
     assert "174 problems" in figure.layout.meta["caption"]
 
 
-def test_models_stand_one_above_the_other_on_one_axis():
+def test_models_share_one_axis():
     frame = pd.concat([evaluations(), evaluations().assign(model="<b>")])
     figure = outcomes.reached(experiments.table(frame), experiments.ends(frame), experiments.untrained(frame))
     assert figure.layout.yaxis2.title.text == "a"
@@ -178,7 +176,7 @@ def test_models_stand_one_above_the_other_on_one_axis():
     assert "'<b>'" not in str({**figure.to_dict()["layout"], "meta": None})
 
 
-def test_the_grid_says_means_and_is_coloured_by_the_difference():
+def test_the_grid_shows_means_and_is_coloured_by_the_difference():
     figure = outcomes.grid(experiments.grid(experiments.table(evaluations())), "a")
     (heat,) = theme.traces(figure)
     assert list(figure.layout.yaxis.ticktext) == ["1", "6"]
@@ -201,15 +199,15 @@ def test_in_print_trained_layers_count_from_1_and_the_figures_say_so():
     assert "BuPO, layer 7 (from 1), 10 steps (3)" in reached.layout.yaxis.ticktext
 
 
-def test_the_curves_of_rewards_say_how_they_are_smoothed():
+def test_reward_curves_say_how_they_are_smoothed():
     frame = experiments.rewards(steps(), 2)
     figure = outcomes.rewards(frame, 2, "a")
     (line,) = [trace for trace in theme.traces(figure) if trace.name == "GRPO"]
     assert [y for y in line.y if not np.isnan(y)] == pytest.approx(frame["mean"].tolist())
-    assert "each point a mean of 2 steps up to it · mean over 2 seeds, bands" in figure.layout.meta["caption"]
+    assert "each point averages the last 2 steps · mean over 2 seeds, bands" in figure.layout.meta["caption"]
 
 
-def test_bands_of_many_methods_would_hide_one_another():
+def test_more_than_two_methods_have_no_bands():
     frame = experiments.rewards(steps(), 2)
     many = pd.concat([frame.assign(method=method) for method in ("grpo", "rloo", "tenth")])
     figure = outcomes.rewards(many, 2)

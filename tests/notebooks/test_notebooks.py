@@ -1,4 +1,4 @@
-"""The notebooks run, and are committed with what they show."""
+"""The notebooks run, and are committed with their outputs."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SECONDS = 60
-"""What a notebook may take."""
+"""Longest time for a cell."""
 
 
 def outputs(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -20,7 +20,7 @@ def outputs(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def count(notebook: nbformat.NotebookNode, kind: str) -> list[int]:
-    """How many outputs of a kind each cell has."""
+    """The number of outputs of one kind in each cell."""
     return [sum(kind in output.get("data", {}) for output in outputs(cell)) for cell in notebook.cells]
 
 
@@ -45,8 +45,8 @@ def test_a_notebook_runs_from_any_folder_and_its_figures_are_committed_as_images
     for name in ("INTERNAL_POLICY_CACHE", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     run = runpy.run_path(str(FOLDER / "execute.py"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for one another are slow where others work too
-    fresh = run["execute"](path, tmp_path, SECONDS)  # raises what a cell raises, or that it takes too long
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # waiting threads are slow on a busy machine
+    fresh = run["execute"](path, tmp_path, SECONDS)  # raises if a cell raises or takes too long
     assert count(fresh, run["FIGURE"]) == count(committed, "image/png")
 
 
@@ -67,10 +67,10 @@ def test_a_notebook_has_no_logic_of_its_own(committed):
             assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, defined)]
 
 
-def test_a_notebook_names_no_folder_of_a_machine(committed):
+def test_no_notebook_names_a_folder_of_this_machine(committed):
     for cell in committed.cells:
         for output in outputs(cell):
-            output.get("data", {}).pop("image/png", None)  # letters that mean nothing
+            output.get("data", {}).pop("image/png", None)  # its letters mean nothing
     assert not re.findall(r"/(?:work|root|home|Users|tmp|usr|opt|var)/|[A-Z]:\\\\", json.dumps(committed))
 
 
