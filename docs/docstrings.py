@@ -23,7 +23,7 @@ def sign(
 ) -> tuple[str | None, str | None] | None:
     """Keep a signature for the twin. Classes have none: they are what functions return, or take what TRL's do."""
     if what == "class":
-        signature = returns = None
+        signature = returns = ""
     arrow = f" -> {returns}" if returns else ""
     short = re.sub(r"~?(?:\w+\.)+(\w+)", r"\1", f"{signature or ''}{arrow}")
     level = "####" if what in ("method", "property", "attribute") else "###"
