@@ -1,44 +1,56 @@
-"""`internal-policy show`: print a scan."""
+"""`internal-policy show`: print a scan or a training run."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import tyro
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy.cli import progress
-from internal_policy.cli.common import JsonOptions, ScanName, Text
+from internal_policy.cli import contents, inventory, progress
+from internal_policy.cli.common import JsonOptions, Text
 from internal_policy.cli.console import commands, document, out, paragraph, uncut
-from internal_policy.errors import counted
+from internal_policy.errors import InputError, counted
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from internal_policy.look.view import View
 
 
 @dataclass(frozen=True, kw_only=True)
 class Show(JsonOptions):
-    """Print what a scan measured, and its entropies by layer.
+    """Print what a scan measured, or what a training run did.
+
+    For a scan: the entropies by layer, and what they show. For a training run: its schedule, its first and last steps,
+    and its layers before and after.
 
     For example:
     $ internal-policy show 3fa9
     $ internal-policy show ./my-scan --readout norm
+    $ internal-policy show experiments/bupo
     """
 
     group: ClassVar = "Part of the scan"
-    scan: ScanName
-    """Scan to print: its folder, or the first digits of its name in `internal-policy ls`."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN|RUN")]
+    """Scan or training run to print: its folder, or its name in `internal-policy ls` or the beginning of it."""
     readout: Text = None
-    """Readout to show: raw, norm or tuned; by default the first that was measured."""
+    """Readout of the scan to show: raw, norm or tuned; by default the first that was measured."""
 
 
 def run(options: Show) -> None:
-    """Print one scan."""
-    from internal_policy.scans import store
-
-    scan(store.find(options.scan), options.readout, as_json=options.json)
+    """Print one scan or training run."""
+    item = inventory.find(options.name, "scan", "run")
+    if item.kind == "scan":
+        scan(item.folder, options.readout, as_json=options.json)
+        return
+    if options.readout is not None:
+        raise InputError(f"--readout only applies to scans, but {item.name} is a training run. Leave it out.")
+    training_run(item, as_json=options.json)
 
 
 def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Mapping[str, Any] | None = None) -> None:
@@ -106,3 +118,92 @@ def _responses(folder: Path, record: Mapping[str, Any]) -> str:
     sampled = records.sampled(record["asked"])
     cut = f", {unfinished:.0%} cut at the length limit" if unfinished and sampled else ""
     return f"{counted(len(rows), 'rollout')}, {marks}{cut}; {counted(record['tokens'], 'response token')}."
+
+
+def training_run(item: inventory.Item, *, as_json: bool = False) -> None:
+    """A training run: its schedule, its first and last steps, and its layers before and after.
+
+    Raises InputError for a run without a finished step, or with a damaged table.
+    """
+    from internal_policy.look import run_summary, runs
+
+    row = contents.described(item)
+    if not row.get("steps"):
+        raise InputError(f"{item.name} has no finished step to show. {row['problem'] or ''}".rstrip())
+    run = runs.RunTables(item.folder, item.name)
+    metrics, frame, evaluated = run.metrics(), run_summary.dynamics(run), run_summary.evaluations(run)
+    said = run_summary.sentences(metrics, frame)
+    steps = run_summary.first_and_last(metrics)
+    by_layer = None if frame is None else run_summary.layers(metrics, frame)
+    if as_json:
+        schedule = [phase._asdict() for phase in run_summary.schedule(metrics)]
+        tables = {"progress": steps, "layers": _plain(by_layer), "evaluations": evaluated}
+        rows = {name: [] if table is None else table.to_dict("records") for name, table in tables.items()}
+        document({**row, "schedule": schedule, "findings": said, **rows})
+        return
+    trained = f" of {row['model']}" if row["model"] else ""
+    paragraph(f"{item.name}: {counted(row['steps'], 'step')}{trained}")
+    for sentence in said:
+        paragraph(sentence)
+    uncut(_progress(steps))
+    if by_layer is not None and len(by_layer.columns):
+        uncut(_layers(by_layer, int(frame["layer"][frame["site"] == "final"].max())))
+    if evaluated is not None:
+        uncut(_evaluated(evaluated))
+    if row["problem"]:
+        paragraph(f"{row['state'].capitalize()}: {row['problem']}")
+    out.print(f"Run: {escape(str(item.folder))}", emoji=False)
+    model = row["trained_model"]
+    called = "dashboard" if model is None else f"evaluate --model {shlex.quote(model)}"
+    commands([f"internal-policy {called}", *([f"internal-policy scan --model {shlex.quote(model)}"] if model else [])])
+
+
+def _plain(by_layer: "pd.DataFrame | None") -> "pd.DataFrame | None":
+    """The table of layers with a name for each column, such as `layer output, step 50`."""
+    return None if by_layer is None else by_layer.set_axis(by_layer.columns.map(", ".join), axis=1).reset_index()
+
+
+def _progress(steps: "pd.DataFrame") -> Table:
+    from internal_policy.look import run_summary
+
+    table = Table(title="Means over the first and last tenth of the steps", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("", "first steps", "mean", "last steps", "mean"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
+    for row in steps.to_dict("records"):
+        cells = []
+        for end in ("first", "last"):
+            start, stop = row[f"{end}_from"], row[f"{end}_to"]
+            cells += [str(start) if start == stop else f"{start} to {stop}", f"{row[f'{end}_mean']:.3f}"]
+        table.add_row(
+            run_summary.MEASURES[row["measure"]], *(cells if row["first_from"] < row["last_from"] else cells[:2])
+        )
+    return table
+
+
+def _layers(by_layer: "pd.DataFrame", final: int) -> Table:
+    """Entropies in nats; `final` is the number of the row of the model's own policy."""
+    import pandas as pd
+
+    names = [name for name, _ in by_layer.columns]
+    title = "; ".join(["Layers in nats, at the first scan and the last", *{name for name in names if "KL" in name}])
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("layer", *(f"{name.partition(' from ')[0]}\n{step}" for name, step in by_layer.columns)):
+        table.add_column(name, justify="right", no_wrap=True)
+    signed = [name.startswith("Δ") for name in names]
+    for layer, values in by_layer.iterrows():
+        numbers = (f"{value:{'+' if sign else ''}.3f}" for value, sign in zip(values, signed, strict=True))
+        cells = ["" if pd.isna(value) else text for value, text in zip(values, numbers, strict=True)]
+        table.add_row("final" if layer == final else str(layer), *cells)
+    return table
+
+
+def _evaluated(curves: "pd.DataFrame") -> Table:
+    import pandas as pd
+
+    table = Table(title="Pass@k in percent", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("", "k", "mean", "95 %"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in curves.to_dict("records"):
+        between = "" if pd.isna(row["low"]) else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+        table.add_row(escape(row["label"]), str(row["k"]), f"{100 * row['mean']:.1f}", between)
+    return table

@@ -3,10 +3,11 @@
 import io
 import json
 import shlex
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import jsonl
+from conftest import jsonl, one_sentence
 
 from internal_policy import bundle
 from internal_policy.__main__ import main
@@ -104,3 +105,63 @@ def test_show_names_the_target_layer_its_interval_and_the_runner_up(here, capsys
     assert main(["show", "demo-qwen3", "--json"]) == 0
     suggested = json.loads(capsys.readouterr().out)["suggested"]
     assert (suggested["target"], suggested["runner_up"]) == (6, 5)
+
+
+def test_a_bundled_training_run_is_shown_by_its_name_in_ls(capsys):
+    assert main(["show", "experiments/bupo"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "BuPO: steps 1 to 8 train 6.resid_post, steps 9 to 50 the whole policy." in printed
+    assert "reward 1 to 5 0.208 46 to 50 0.415" in printed
+    assert "7 0.034 0.026 -0.162 -0.239 4.212 4.371 final 0.158 0.118 0.934 0.941" in printed
+    assert printed.endswith("Next: internal-policy dashboard")
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_no_word_or_number_of_a_training_run_is_cut(width, monkeypatch, capsys):
+    monkeypatch.setattr(console.out, "_width", width)
+    assert main(["show", "experiments/bupo"]) == 0
+    assert "…" not in capsys.readouterr().out
+
+
+def test_json_of_a_training_run_has_its_schedule_progress_and_layers(capsys):
+    assert main(["show", "experiments/grpo", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schedule"] == [{"target": "final", "first": 1, "last": 50}]
+    assert found["progress"][0]["measure"] == "reward"
+    assert found["layers"][0].keys() >= {"layer", "layer output, step 0", "KL from layer 6, step 50"}
+    assert (found["method"], found["steps"], found["evaluations"]) == ("grpo", 50, [])
+
+
+def run_in(folder: Path, **files: pd.DataFrame) -> Path:
+    folder.mkdir()
+    for name, table in files.items():
+        table.to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+METRICS = pd.DataFrame({"step": [1], "reward": [0.5], "phase": ["final"], "target": ["final"]})
+
+
+def test_a_run_of_one_step_is_shown_with_its_evaluation(here, capsys):
+    curves = pd.DataFrame({"label": ["mine"], "k": [1], "mean": [0.25], "low": [0.1], "high": [0.5]})
+    run_in(here / "mine", metrics=METRICS, pass_at_k=curves)
+    assert main(["show", "mine"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "mine: 1 step GRPO: step 1 trains the whole policy. " in printed
+    assert "mine 1 25.0 10.0 to 50.0" in printed
+
+
+def test_an_interrupted_run_says_how_it_goes_on_and_one_without_a_step_is_refused(here, capsys):
+    run_in(here / "mine", metrics=METRICS)
+    (here / "mine" / "run.json").write_text('{"model": "demo-qwen3"}')
+    assert main(["show", "mine"]) == 0
+    assert "Unfinished: It has done 1 step. Run its train command again." in capsys.readouterr().out
+    (here / "mine" / "metrics.parquet").unlink()
+    assert main(["show", "mine"]) == 2
+    said = "error: mine has no finished step to show. It has done 0 steps. Run its train command again.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_readout_is_refused_for_a_training_run(here, capsys):
+    assert main(["show", "experiments/bupo", "--readout", "norm"]) == 2
+    one_sentence(capsys, "--readout only applies to scans, but experiments/bupo is a training run.", here)
