@@ -1,4 +1,4 @@
-"""Fit a lens to a model: affine translators whose policies come as close as they can to the model's own."""
+"""Fit a lens to a model: affine translators whose policies come as close as possible to the model's own."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -27,13 +27,13 @@ from internal_policy.scans.selection import Selection, canonical
 from internal_policy.tasks.rollouts import Rollout
 
 STREAM = ("resid_pre", "resid_post")
-"""Sites that get translators by default: those of the tuned lens."""
+"""Sites that get translators by default, as in the tuned lens."""
 BATCH = 8
-"""Rollouts read together."""
+"""Rollouts to read together."""
 
 
 def points_of(n_layers: int, sites: Iterable[str]) -> list[HookPoint]:
-    """The hook points that take a translator, in the order of a forward pass: all but the output of the last layer."""
+    """The hook points that need a translator, in the order of a forward pass: all but the output of the last layer."""
     sites, last = tuple(sites), HookPoint(n_layers - 1, "resid_post")
     cells = dict.fromkeys(canonical(layer, site) for layer in range(n_layers) for site in sites)
     return [point for point in cells if point != last]
@@ -44,7 +44,7 @@ def apart(rollouts: Sequence[Rollout], share: float, seed: int) -> tuple[list[Ro
     problem_of = [rollout.problem or str(number) for number, rollout in enumerate(rollouts)]
     problems = list(dict.fromkeys(problem_of))
     if len(problems) < 2:
-        raise InputError("A lens is fitted on some problems and measured on others, but there is only one. Give more.")
+        raise InputError("A lens is fitted on some problems and measured on others. Give 2 or more problems.")
     shuffled = torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed)).tolist()
     number = min(max(1, round(share * len(problems))), len(problems) - 1)
     held = {problems[n] for n in shuffled[:number]}
@@ -65,15 +65,15 @@ def fit(
 ) -> Translators:
     """Fit translators of `points` to make KL(final || lens) small at the response tokens (arXiv 2303.08112).
 
-    They start at 0, which is the norm readout. Adam, whose rate is `learning_rate` / d_model and falls to 0 over the
-    steps, changes only them, not the model. Hidden states are read once and kept. The translators and the loss are
+    They start at 0, which is the norm readout. Adam, with a rate of `learning_rate` / d_model that falls to 0 over the
+    steps, only changes them, not the model. Hidden states are read once and kept. The translators and the loss are
     float32 or better. Raises InputError if there isn't enough memory, and for options out of range.
     """
     check_options(steps, learning_rate, batch_tokens)
     if not points:
-        raise InputError("There is no hook point to fit: the last layer's output needs no translator. Name more sites.")
+        raise InputError("There is no hook point to fit: the last layer's output needs no translator. Add sites.")
     if not (tokens := sum(len(rollout.response_ids) for rollout in rollouts)):
-        raise InputError("There are no response tokens to fit on. Give rollouts.")
+        raise InputError("There are no response tokens to fit on. Give at least one rollout.")
     weight, dtype = reader_of(model).unembedding.weight, precision(inside(model).dtype)
     d_model = weight.shape[1]
     check_memory(len(points), tokens, d_model, weight.element_size())
@@ -96,12 +96,12 @@ def fit(
             policy = unembed(model, state, tuned, point).to(dtype).log_softmax(-1)
             loss = kl_div(policy, final, reduction="batchmean", log_target=True)
             for tensor, gradient in zip(translator, torch.autograd.grad(loss, translator), strict=True):
-                tensor.grad = gradient  # of the translators alone: the model gets none
+                tensor.grad = gradient  # only for the translators, not for the model
         optimizer.step()
         schedule.step()
         advance(1, batch_tokens)
     if not all(tensor.isfinite().all() for tensor in parameters):
-        raise InputError(f"The translators became infinite at a learning rate of {learning_rate}. Use a lower one.")
+        raise InputError(f"The translators became infinite. Use a learning rate lower than {learning_rate}.")
     fitted = {point: Translator(weight.detach(), bias.detach()) for point, (weight, bias) in at.items()}
     return Translators(fitted, n_layers)
 
@@ -116,13 +116,13 @@ def check_options(steps: int, learning_rate: float, batch_tokens: int, held_out:
 
 
 def check_memory(points: int, tokens: int, d_model: int, item: int) -> None:
-    """Raise InputError if the hidden states, or the translators with what Adam keeps of them, don't fit into memory."""
+    """Raise InputError if the hidden states, the translators and Adam's state don't fit into memory."""
     need = (points + 1) * tokens * d_model * item + 4 * 4 * points * d_model * (d_model + 1)
     free = psutil.virtual_memory().available
     if need > free:
         raise InputError(
-            f"The translators of {points} hook points and their hidden states at {tokens:,} tokens take "
-            f"{need / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free. Use fewer responses (--limit) or fewer --sites."
+            f"The translators of {points} hook points and their hidden states at {tokens:,} tokens need "
+            f"{need / 1e9:.1f} GB, but only {free / 1e9:.1f} GB is free. Use fewer responses (--limit) or --sites."
         )
 
 
@@ -142,7 +142,7 @@ def states(
 
 
 def kl(model: nn.Module, rollouts: Sequence[Rollout], translators: Translators) -> pd.DataFrame:
-    """KL(final || readout) in nats at each hook point that has a translator: layer, site, readout, mean, low, high.
+    """KL(final || readout) in nats at each hook point with a translator: layer, site, readout, mean, low, high.
 
     Means are over the response tokens of `rollouts`, with 95 % intervals over the rollouts.
     """

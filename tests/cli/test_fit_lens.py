@@ -156,7 +156,7 @@ BAD = {
     "steps": (["--steps", "0"], "steps is 0; it must be above 0"),
     "held out": (["--held-out", "1"], "held-out is 1.0; it must be above 0 and below 1"),
     "samples": (["--samples", "0"], "samples is 0; it must be 1 or more"),
-    "one problem": (["--limit", "1"], "there is only one. Give more"),
+    "one problem": (["--limit", "1"], "Give 2 or more problems"),
     "nothing to fit": (["--sites", "resid_post", "--model", "ONE LAYER"], "There is no hook point to fit"),
 }
 
@@ -213,7 +213,7 @@ def test_a_lens_without_the_translators_that_a_scan_takes_is_refused_before_work
     monkeypatch.setattr(loading, "load_model", None)
     assert main(["scan", *words, "--lens", str(fitted), *dry]) == 2
     printed = capsys.readouterr().err
-    assert "no translator for 0.attn_out, only for 3 hook points of resid_pre, resid_post. Read only those" in printed
+    assert "no translator for 0.attn_out, only for 3 hook points at resid_pre, resid_post. Read only those" in printed
     assert len(printed.strip().splitlines()) == 1
     assert not store.root().exists()
 

@@ -370,7 +370,7 @@ def test_folders_with_anything_else_are_refused(run, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     assert main([*again, "--output", str(tmp_path / "mine")]) == 2
-    assert "holds no training run" in capsys.readouterr().err
+    assert "contains no training run" in capsys.readouterr().err
 
 
 def test_a_problem_without_an_answer_is_refused(tmp_path, capsys):

@@ -292,7 +292,7 @@ def test_a_bfloat16_model_is_mapped_in_float32(llama):
         (
             POINTS,
             HookPoint(1, "attn_out"),
-            r"no translator for 1.attn_out, only for 3 hook points of resid_pre, resid_post\. ",
+            r"no translator for 1.attn_out, only for 3 hook points at resid_pre, resid_post\. ",
         ),
         (
             POINTS,
@@ -307,7 +307,7 @@ def test_a_bfloat16_model_is_mapped_in_float32(llama):
         (
             [HookPoint(2, "mlp_out")],
             HookPoint(2, "resid_pre"),
-            r"for 1 hook points of mlp_out\. Read only those \(scan --sites mlp_out\)",
+            r"for 1 hook point at mlp_out\. Read only those \(scan --sites mlp_out\)",
         ),
     ],
 )
@@ -400,13 +400,16 @@ BAD = {
     ),
     "more layers": (
         {"3.weight": torch.zeros(32, 32)},
-        "has a translator for layer 3, but the model's layers are 0 to 2. Give a lens of this model",
+        "has a translator for layer 3, but the model's layers are 0 to 2. Use a lens for this model",
     ),
     "NaN": (
         square(**{"0.resid_post.bias": torch.full((32,), torch.nan)}),
         "has NaN or infinite values in 0.resid_post.bias",
     ),
-    "half a translator": ({"1.weight": torch.zeros(32, 32)}, "has no bias for 0.resid_post. Get the whole lens"),
+    "half a translator": (
+        {"1.weight": torch.zeros(32, 32)},
+        "has no bias for 0.resid_post. Get a complete copy of the lens",
+    ),
     "two translators": (
         square(**{"1.resid_pre.bias": torch.zeros(32)}),
         "has two translators for 0.resid_post. Remove one",
@@ -427,15 +430,15 @@ def test_a_bad_lens_is_refused_in_a_sentence(case, llama, tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged or not a safetensors file"),
-        (lambda path: path.write_bytes(b"nonsense"), "is damaged or not a safetensors file"),
-        (lambda path: save_file(square(), path, {"internal_policy": "{"}), "is damaged or not a safetensors file"),
-        (lambda path: save_file(square(), path, {"internal_policy": "7"}), "is damaged or not a safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "Can't read"),
+        (lambda path: path.write_bytes(b"nonsense"), "Can't read"),
+        (lambda path: save_file(square(), path, {"internal_policy": "{"}), "Can't read"),
+        (lambda path: save_file(square(), path, {"internal_policy": "7"}), "Can't read"),
         (
             lambda path: path.unlink(),
-            "does not exist. Give a .safetensors file written by `internal-policy fit-lens`",
+            "doesn't exist. Use a .safetensors file written by `internal-policy fit-lens`",
         ),
-        (lambda path: (path.unlink(), path.mkdir()), "is a folder. Give a .safetensors file"),
+        (lambda path: (path.unlink(), path.mkdir()), "is a folder. Use a .safetensors file"),
     ],
 )
 def test_a_damaged_file_is_refused_in_a_sentence(make, said, llama, tmp_path):
@@ -450,7 +453,7 @@ def test_a_damaged_file_is_refused_in_a_sentence(make, said, llama, tmp_path):
 def test_a_pickle_is_refused_with_the_command_that_converts_it(name, llama, tmp_path, theirs):
     path, tensors = theirs
     torch.save(tensors, tmp_path / name)
-    with pytest.raises(InputError, match=r"is a pickle, which can run code when it is loaded\. Convert it") as error:
+    with pytest.raises(InputError, match=r"is a pickle, which can run code when loaded\. Convert it") as error:
         lens.load(tmp_path / name, llama)
     command = str(error.value).partition('python -c "')[2].partition('"`')[0]
     exec(command, {})  # what the sentence says works, in any folder
