@@ -1,12 +1,12 @@
-"""Read hidden states inside an nnsight trace, or let NDIF measure them where it holds the model.
+"""Read hidden states inside an nnsight trace, or let NDIF measure them on its servers.
 
-Importing this imports nnsight, which changes the whole process: every object gets a method `save` (but not where
-nnsight's own configuration has `APP: {PYMOUNT: false}`), and `Tensor.backward` may open a block. A model that nnsight
-has wrapped must not be used by several threads at a time.
+Importing this imports nnsight, which changes the whole process: every object gets a method `save` (unless nnsight's
+configuration has `APP: {PYMOUNT: false}`), and `Tensor.backward` may open a block. Only one thread at a time may use a
+model that nnsight has wrapped.
 
-Scans on NDIF were tested without NDIF: what is sent ran in another process that had torch, transformers and nnsight
-but not this package, with the weights loaded and, as in NDIF's sandbox, without. NDIF's queue, its keys and models
-spread over several GPUs are untested.
+Scans on NDIF were tested without NDIF: the request ran in another process with torch, transformers and nnsight but
+without this package, both with the weights loaded and without them, as in NDIF's sandbox. NDIF's queue, its keys and
+models spread over several GPUs are untested.
 """
 
 import ast
@@ -41,40 +41,40 @@ from internal_policy.scans.reader import Measured, Reader
 from internal_policy.tasks.rollouts import Rollout
 
 STATE_BYTES = 2**31
-"""Most hidden states that a server holds at once; longer texts are measured piece by piece."""
+"""The most bytes of hidden states that a server holds at once; longer texts are measured piece by piece."""
 SENT = (matmul, transform, metrics, kernel, remotely)
-"""Modules that are sent to a server as text, each after those that it needs."""
+"""Modules that are sent to a server as text, each after the ones it needs."""
 
 Place = tuple[Any, Side, float]
-"""Where hidden states are: an envoy, the side of it, and what they are multiplied by."""
+"""Where hidden states are: an envoy, its side, and the factor to multiply them by."""
 
 
 def reader(envoy: Envoy) -> Reader:
-    """How a scan reads a model that nnsight has wrapped: in traces, with the wrapper's edits, without the final logits.
+    """A reader for a model that nnsight has wrapped: it reads in traces, with the wrapper's edits but no final logits.
 
-    Raises InputError for anything but a causal language model of a known family, and for one without its weights.
+    Raises InputError for anything but a causal language model of a known family with its weights loaded.
     """
     model = _model(envoy)
     if model.device.type == "meta":
         raise InputError(
-            "The model that nnsight wraps has no weights yet: call its dispatch(), or let NDIF measure it with "
+            "The model that nnsight wraps has no weights yet. Call its dispatch(), or let NDIF measure it with "
             "internal_policy.readers.nnsight.remote."
         )
     return Reader(model, unembedding(model), partial(_run, envoy))
 
 
 def remote(envoy: Envoy, at: bool | str = True) -> Reader:
-    """What a scan takes in place of the model so that NDIF measures: numbers come back, hidden states stay there.
+    """A reader that lets NDIF measure: pass it to `scan` as the model. Numbers come back, hidden states stay there.
 
-    `at` is nnsight's `remote`: True for NDIF, the address of another server, or "local" to go through the same motions
-    here. The weights need not be here. Precision and device are the server's; its logits are float32 or better, except
-    from weights in float32 where it multiplies those in TF32.
-    Raises InputError for a wrapper that cannot tell a server which model it is, and if there is no key for NDIF.
+    `at` is nnsight's `remote`: True for NDIF, the address of another server, or "local" to run the same steps here.
+    The weights needn't be loaded here. Precision and device are the server's; its logits are float32 or better, unless
+    the weights are float32 and it multiplies in TF32.
+    Raises InputError for a wrapper that can't tell a server which model it wraps, and if there is no key for NDIF.
     """
     model = _model(envoy)
     if not isinstance(envoy, TransformersModel):
         raise InputError(
-            f"No server knows which model {type(envoy).__name__} wraps; use nnsight.TransformersModel('ITS/NAME')."
+            f"A server can't tell which model {type(envoy).__name__} wraps. Use nnsight.TransformersModel('ITS/NAME')."
         )
     if at is True:
         check_key()
@@ -85,7 +85,7 @@ def check_key() -> None:
     """Raise InputError if there is no key for NDIF; other servers may need none."""
     if CONFIG.API.HOST == ApiConfig().HOST and not CONFIG.API.APIKEY:
         raise InputError(
-            "NDIF needs a key. Get one at https://login.ndif.us, then set NDIF_API_KEY to it, or keep it with "
+            "NDIF needs a key. Get one at https://login.ndif.us, then set NDIF_API_KEY to it, or store it with "
             "`nnsight login`."
         )
 
@@ -93,9 +93,9 @@ def check_key() -> None:
 def boot(
     name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, revision: str, **options: Any
 ) -> TransformersModel:
-    """A model of the hub as NDIF knows it, without its weights."""
+    """A hub model as NDIF knows it, without its weights."""
     own = copy.deepcopy(tokenizer)  # nnsight changes its padding
-    known = None if revision == "main" else revision  # under which NDIF keeps the usual one
+    known = None if revision == "main" else revision  # NDIF stores the default revision as None
     return TransformersModel(name, task="text-generation", config=config, tokenizer=own, revision=known, **options)
 
 
@@ -108,7 +108,7 @@ def _model(envoy: Envoy) -> PreTrainedModel:
 
 
 def _places(envoy: Envoy, points: Iterable[HookPoint]) -> dict[HookPoint, Place]:
-    """Where each point is, in the order of a forward pass, which a trace has to keep."""
+    """Where each point is, in the order of a forward pass, which a trace must follow."""
     model = _model(envoy)
     path = {module: name for name, module in model.named_modules()}
     places = {}
@@ -133,13 +133,13 @@ def _run(envoy: Any, points: Iterable[HookPoint], visit: Visit, **inputs: Any) -
             tracer.stop()
     except OutOfOrderError as error:
         raise InputError(
-            f"An edit of the wrapper comes after the hidden states, which a scan does not reach ({error}). "
+            f"An edit of the wrapper comes after the hidden states, where a scan stops ({error}). "
             "Remove it with clear_edits()."
         ) from error
 
 
 def _stay(*_: Any, **__: Any) -> None:
-    raise InputError("Hidden states stay on the server, where scans measure them. Load the model to read them here.")
+    raise InputError("Hidden states stay on the server, which measures them. Load the model to read them here.")
 
 
 def _measure(
@@ -150,11 +150,11 @@ def _measure(
     readouts: Sequence[str],
     local: kernel.Kernel,
 ) -> Iterator[Measured]:
-    """Measure a batch where the model is, piece by piece, as `local` would. Raises InputError if the server doesn't."""
+    """Measure a batch on the server, piece by piece, as `local` would here. Raises InputError if the server can't."""
     if lenses := [readout for readout in readouts if readout not in READOUTS]:
         raise InputError(f"The lens '{lenses[0]}' can't be used on a server. Use {' or '.join(READOUTS)}.")
     model, weight = _model(envoy), local.weight
-    fields = ("measures", "top_k", "unembedded", "inputs", "streams")  # the server multiplies plainly
+    fields = ("measures", "top_k", "unembedded", "inputs", "streams")  # the server uses the plain matrix product
     request = {
         "shape": tuple(weight.shape),
         "readouts": readouts,
@@ -167,9 +167,9 @@ def _measure(
     step = max(1, STATE_BYTES // (states * weight.shape[1] * weight.element_size() * len(rollouts)))
     for rows, width, whole in _rotated_alike(model.config, rollouts):
         ids, number = ids_of_all[rows, :width], number_of_all[rows, :width]
-        first = min(len(rollouts[row].prompt_ids) for row in rows) - 1  # before it nothing is measured
+        first = min(len(rollouts[row].prompt_ids) for row in rows) - 1  # nothing before this position is measured
         for start in range(first, width, step):
-            # always from the beginning: a key-value cache does not stay there
+            # always from the beginning, because the server keeps no key-value cache
             read = slice(0, width if whole else start + step)
             here = number[:, read] >= 0
             here[:, :start] = False
@@ -182,16 +182,16 @@ def _measure(
 
 
 def _rotated_alike(config: PreTrainedConfig, rollouts: Sequence[Rollout]) -> Iterator[tuple[list[int], int, bool]]:
-    """Rows to read together, their longest length, and whether each pass must read them whole to rotate them as alone.
+    """Rows to read together, their longest length, and whether to read them whole so that rotation is as for one text.
 
-    Raises InputError for texts whose rotation would depend on what the server read before.
+    Raises InputError for texts whose rotation would depend on earlier texts on the server.
     """
     end = one_rotation(config)
     lengths = [len(rollout.ids) for rollout in rollouts]
     if end is not None and max(lengths) >= end and remembers(config):
         raise InputError(
-            f"A rollout has {max(lengths)} tokens, but from {end} on the rotary embedding of this model (dynamic NTK) "
-            "depends on what the server read before. Measure shorter rollouts there, or load the model locally."
+            f"A rollout has {max(lengths)} tokens, but from {end} on the model's rotary embedding (dynamic NTK) relies "
+            "on earlier texts on the server. Measure shorter rollouts there, or load the model locally."
         )
     for long in (False, True):
         rows = [row for row, length in enumerate(lengths) if (end is not None and length > end) == long]
@@ -208,10 +208,10 @@ def _ask(
     targets: Tensor,
     request: dict[str, Any],
 ) -> dict[str, dict[str, Tensor]]:
-    """The numbers at the positions `here`, of one pass over `ids`.
+    """The numbers at the positions `here`, from one pass over `ids`.
 
-    The block below is sent to the server with the objects that it names. None of them belong to this package, because
-    the server can't import it. It only calls the model's modules, because NDIF runs it without weights at hand:
+    The block below is sent to the server with the objects it names. None of them belong to this package, because
+    the server can't import it. It only calls the model's modules, because it can't access weights on NDIF:
     applying the unembedding to the identity gives its matrix.
     """
     model = _model(envoy)
@@ -231,7 +231,7 @@ def _ask(
                     weight = unembed(identity).T.contiguous()
                 state = state[here.to(state.device)]
                 states[row] = state if factor == 1 else state * factor
-                if row in normed_too:  # row 0 is FINAL, and normed already
+                if row in normed_too:  # row 0 is FINAL, which is normed already
                     normed[row] = norm(states[row])
             normed[0] = states[0]
             inside = {}
@@ -245,7 +245,7 @@ def _ask(
 
 
 def _failure(error: Exception) -> Exception:
-    """What a server's answer means here: to ask for less at a time, or a sentence."""
+    """The exception for a server's error: out of memory, to ask for less at a time, or else an InputError."""
     message = str(error).strip() or type(error).__name__
     if "out of memory" in message:
         return torch.OutOfMemoryError(f"CUDA out of memory. {message}")
@@ -255,10 +255,10 @@ def _failure(error: Exception) -> Exception:
 
 @cache
 def program() -> str:
-    """The modules that measure as one text, which imports only torch and the standard library.
+    """The modules in SENT as one text that imports only torch and the standard library.
 
-    As text, because the server's Python may be another one, and nnsight sends the bytecode of a dataclass. Their
-    annotations are jaxtyping's, and are not evaluated.
+    It is text, because the server's Python version may differ, and nnsight would send bytecode of dataclasses. The
+    annotations use jaxtyping and aren't evaluated.
     """
     statements = ["from __future__ import annotations"]
     for module in SENT:

@@ -25,8 +25,8 @@ def measured(
 ) -> dict[str, dict[str, Tensor]]:
     """Readout -> name -> numbers (points, pos), small and on the CPU.
 
-    `states` is one (pos, d_model) a hook point, the first read at FINAL; `normed` are those that are unembedded for
-    "norm". `weight` has to be of `shape`. `transform` and `fields` are those of LogitTransform and Kernel. `together`
+    `states` has one (pos, d_model) per hook point, the first from FINAL; `normed` are the ones to unembed for
+    "norm". `weight` must have `shape`. `transform` and `fields` are those of LogitTransform and Kernel. `together`
     positions are measured at once.
     """
     if weight.shape != shape:
@@ -35,7 +35,7 @@ def measured(
     through_norm = torch.stack([state.to(weight) for state in normed]) if "norm" in readouts else None
     kernel = Kernel(weight, LogitTransform(**transform), **fields)
     parts: dict[str, dict[str, list[Tensor]]] = {readout: {} for readout in readouts}
-    with torch.autocast(weight.device.type, enabled=False):  # a server may compute everything in half precision
+    with torch.autocast(weight.device.type, enabled=False):  # a server may run everything in half precision
         for start in range(0, len(targets), together):
             at = slice(start, start + together)
             for readout in readouts:

@@ -61,11 +61,11 @@ def name(point: HookPoint) -> str:
 def boot(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TransformerBridge:
     """A bridge over a loaded model, without a copy of its weights.
 
-    The model is the bridge's from then on: it computes attention eagerly and cannot be saved. Raises InputError for a
-    family that is not read here.
+    The bridge takes over the model, which then computes attention eagerly and can't be saved. Raises InputError for a
+    family that can't be read here.
     """
     _known(model)
-    model.config.architectures = [type(model).__name__]  # a model that was never saved does not have it
+    model.config.architectures = [type(model).__name__]  # missing from a model that was never saved
     own = copy.deepcopy(tokenizer)  # booting changes its padding and its special tokens
     return TransformerBridge.boot_transformers(
         model.config.name_or_path, hf_model=model, tokenizer=own, dtype=model.dtype
@@ -73,14 +73,14 @@ def boot(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Transfor
 
 
 def reader(bridge: TransformerBridge) -> Reader:
-    """How a scan reads a bridge: at the hook points of TransformerLens, without its final logits.
+    """A reader for a bridge, at TransformerLens's hook points and without its final logits.
 
-    Hooks that the bridge carries take part, and stay. Raises InputError for a bridge whose weights were folded, and for
-    one of a family that is not read here.
+    Existing hooks on the bridge run and are kept. Raises InputError for a bridge whose weights were folded, and for a
+    family that can't be read here.
     """
     model = bridge.original_model
     if not isinstance(model, PreTrainedModel):
-        raise InputError(f"The bridge holds a {type(model).__name__}, but only Hugging Face models can be read.")
+        raise InputError(f"The bridge wraps a {type(model).__name__}. Boot it with a Hugging Face model.")
     if bridge._weights_processed:
         raise InputError(
             "The bridge's weights were folded, which changes its raw policies: the final norm is in its unembedding. "
@@ -105,7 +105,7 @@ def _run(
     with ExitStack() as stack:
         for point in points:
             hook = bridge.hook_dict[name(point)].register_forward_hook(partial(_report, visit, point))
-            stack.callback(hook.remove)  # TransformerLens's own way to remove them would take the user's along
+            stack.callback(hook.remove)  # TransformerLens's own method would remove the user's hooks too
         model.get_decoder()(**inputs)
 
 
@@ -127,14 +127,14 @@ def measure_cache(
 ) -> Tables:
     """Measure what `bridge.run_with_cache(tokens)` has cached, at every token after the first `prompt` of each row.
 
-    `tokens` are ids (batch, seq). `sites=None` takes those that are cached at every layer. The rows must not be padded:
-    scan them otherwise. Raises InputError for hidden states that the cache lacks, with the names to cache, for a cache
-    of other tokens, and for tokens of the wrong type or shape.
+    `tokens` are ids (batch, seq). `sites=None` takes those that are cached at every layer. The rows must not be padded;
+    scan padded rows instead. Raises InputError for hidden states that the cache lacks, with the names to cache, for a
+    cache of other tokens, and for tokens of the wrong type or shape.
     """
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
         what = f"of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
         raise InputError(
-            f"tokens is {what}, expected token ids of shape (batch, seq). Give the result of bridge.to_tokens(text), "
+            f"tokens is {what}; expected token ids of shape (batch, seq). Pass the result of bridge.to_tokens(text), "
             "or ids[None] for a single row."
         )
     live = reader(bridge)
@@ -159,7 +159,7 @@ def measure_cache(
 
 
 def _cached(cache: ActivationCache, point: HookPoint) -> Tensor | None:
-    """The hidden states at a point, if they are cached, which may be as the next layer's input."""
+    """The hidden states at a point, if they are cached, perhaps as the next layer's input."""
     following = HookPoint(point.layer + 1, "resid_pre") if point.site == "resid_post" else point
     return cache.cache_dict.get(name(point), cache.cache_dict.get(name(following)))
 
@@ -174,8 +174,8 @@ def _replay(
     input_ids: Tensor,
     **_: Any,
 ) -> None:
-    """Visit what is cached of the next `input_ids`, which come in order, in as many pieces as the caller likes."""
-    if len(input_ids) != len(tokens):  # a scan takes half of the rows where the memory is full
+    """Visit the cached hidden states of the next `input_ids`, which come in order and in any number of pieces."""
+    if len(input_ids) != len(tokens):  # a scan halves the rows when memory runs out
         raise InputError("The cache doesn't fit into memory. Measure fewer rows at a time, or fewer layers or sites.")
     here = slice((span := list(islice(position, input_ids.shape[1])))[0], span[-1] + 1)
     assert torch.equal(input_ids, tokens[:, here].to(input_ids.device))
@@ -183,13 +183,13 @@ def _replay(
         hidden = _cached(cache, point)
         if hidden is None:
             raise InputError(
-                f"The cache lacks {name(point)}. Give run_with_cache names_filter=None or that name, or measure fewer "
+                f"The cache lacks {name(point)}. Use names_filter=None or that name to cache it, or measure fewer "
                 "layers, sites or measures."
             )
         batched = hidden if cache.has_batch_dim else hidden.unsqueeze(0)
         if batched.shape[:2] != tokens.shape:
             raise InputError(
-                f"{name(point)} is cached for {' x '.join(map(str, batched.shape[:2]))} tokens, but the tokens given "
-                f"are {' x '.join(map(str, tokens.shape))}. Give the tokens that run_with_cache got."
+                f"{name(point)} is cached for {' x '.join(map(str, batched.shape[:2]))} tokens, but the given tokens "
+                f"are {' x '.join(map(str, tokens.shape))}. Pass the tokens that run_with_cache read."
             )
         visit(point, batched[:, here])

@@ -287,7 +287,7 @@ def test_remote_scans_rotate_each_text_as_if_read_alone(monkeypatch, whole, toke
 
 def test_dynamic_ntk_on_a_server_is_refused(whole, tokenizer, rollouts):
     model = tiny_model("llama", rope_parameters=DYNAMIC, max_position_embeddings=12)
-    sentence = r"A rollout has 15 tokens, but from 12 on the rotary embedding of this model \(dynamic NTK\)"
+    sentence = r"A rollout has 15 tokens, but from 12 on the model's rotary embedding \(dynamic NTK\)"
     with pytest.raises(InputError, match=sentence):
         scan(door.remote(whole(model), "local"), tokenizer, rollouts)
 
@@ -451,7 +451,7 @@ def test_an_error_of_the_server_is_one_sentence(monkeypatch, llama, whole, token
 
 def test_a_wrapper_without_weights_is_refused(llama, tokenizer, rollouts):
     envoy = door.boot("some/llama", llama.config, tokenizer, "main")
-    with pytest.raises(InputError, match=r"has no weights yet: call its dispatch\(\), or let NDIF measure"):
+    with pytest.raises(InputError, match=r"has no weights yet\. Call its dispatch\(\), or let NDIF measure"):
         scan(envoy, tokenizer, rollouts)
 
 
@@ -463,7 +463,9 @@ def test_a_part_of_a_model_is_refused(llama, tokenizer, rollouts):
 
 
 def test_a_wrapper_that_no_server_knows_is_refused(llama):
-    with pytest.raises(InputError, match=r"No server knows which model NNsight wraps; use nnsight.TransformersModel"):
+    with pytest.raises(
+        InputError, match=r"A server can't tell which model NNsight wraps. Use nnsight.TransformersModel"
+    ):
         door.remote(NNsight(llama))
 
 

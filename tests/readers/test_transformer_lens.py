@@ -251,19 +251,19 @@ def test_a_cache_too_large_for_memory_is_an_error(bridge, input_ids, monkeypatch
 
 def test_what_a_cache_lacks_is_named(bridge, input_ids):
     _, store = bridge.run_with_cache(input_ids, names_filter=lambda name: name.endswith("hook_mlp_out"))
-    with pytest.raises(InputError, match=r"The cache lacks ln_final\.hook_out\. Give run_with_cache names_filter=None"):
+    with pytest.raises(InputError, match=r"The cache lacks ln_final\.hook_out\. Use names_filter=None"):
         measure_cache(bridge, store, input_ids, measures=("entropy",))
 
 
 def test_a_cache_of_other_tokens_is_refused(bridge, input_ids):
     _, store = bridge.run_with_cache(input_ids)
-    with pytest.raises(InputError, match="is cached for 2 x 11 tokens, but the tokens given are 2 x 9"):
+    with pytest.raises(InputError, match="is cached for 2 x 11 tokens, but the given tokens are 2 x 9"):
         measure_cache(bridge, store, input_ids[:, :9])
 
 
 def test_a_bridge_without_a_hugging_face_model_is_refused():
     sizes = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 16, "d_vocab": 20, "d_mlp": 16}
-    with pytest.raises(InputError, match="The bridge holds a NativeModel, but only Hugging Face models can be read"):
+    with pytest.raises(InputError, match=r"The bridge wraps a NativeModel\. Boot it with a Hugging Face model"):
         reader_of(boot_native({**sizes, "act_fn": "relu"}))
 
 
@@ -308,5 +308,5 @@ def test_another_attention_than_its_own_is_refused_on_the_command_line(capsys):
 )
 def test_tokens_of_another_kind_or_shape_are_refused_with_what_to_give(bridge, input_ids, tokens, said):
     _, cached = bridge.run_with_cache(input_ids)
-    with pytest.raises(InputError, match=f"tokens is {said}, expected token ids of shape"):
+    with pytest.raises(InputError, match=f"tokens is {said}; expected token ids of shape"):
         measure_cache(bridge, cached, tokens)
