@@ -1,4 +1,4 @@
-"""Measure policies tile by tile of the vocabulary, without ever holding all of their logits."""
+"""Measure policies one tile of the vocabulary at a time, without ever holding all of their logits."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ from internal_policy.measure.metrics import FROM_LOGITS, LOWEST, MEASURES, cosin
 from internal_policy.measure.transform import LogitTransform
 
 TILE_ROWS, TILE_VOCAB = 512, 2048
-"""Hidden states and vocabulary entries of one product: its logits stay in the processor's cache."""
+"""Hidden states and vocabulary entries in one product, small enough that its logits stay in the processor's cache."""
 EMPTY = -1e30
-"""The maximum of no logits; finite, so that merging with it gives no NaN."""
+"""The maximum of no logits; finite, because merging with -inf gives NaN."""
 GROUP = 64
 """The k largest of a tile lie in the k groups of this size with the largest maxima."""
 
@@ -26,17 +26,17 @@ class Kernel:
     weight: Float[Tensor, "d_vocab d_model"]
     """The unembedding."""
     transform: LogitTransform = field(default_factory=LogitTransform)
-    """What the model does to its logits after the unembedding."""
+    """How the model divides or caps its logits."""
     measures: Sequence[str] = MEASURES
-    """Which numbers."""
+    """Measures to compute, such as entropy."""
     top_k: int = 5
     """How many of the likeliest tokens `topk` keeps."""
     matmul: str = "plain"
-    """Which matrix product multiplies by the unembedding, by its name in `MATMULS`."""
+    """Name in `MATMULS` of the matrix product for the unembedding."""
     unembedded: int | None = None
-    """How many hidden states, from the first, `numbers` unembeds; None for all. The others give norms and cosines."""
+    """How many of the first hidden states `numbers` unembeds; None for all. The others only give norms and cosines."""
     inputs: Sequence[int] = ()
-    """Rows to whose norms `numbers` scales the rows 1, 2, ... for `entropy_at_input_norm`."""
+    """Rows whose norms `numbers` scales the rows 1, 2, ... to, for `entropy_at_input_norm`."""
     streams: Sequence[tuple[int, int]] = ()
     """Rows of a module's output and of the stream it is added to, for `cosine`."""
 
@@ -49,7 +49,7 @@ class Kernel:
         """Every number of a block: those of `measure`, with norms and cosines, (points, pos).
 
         `states` are the hidden states as a readout brings them to the unembedding; None for the raw readout, the only
-        one with `entropy_at_input_norm`, because others don't see a norm as it is.
+        one with `entropy_at_input_norm`, because the others don't depend on the norm.
         """
         norms = norm(hidden)
         scale = None
@@ -70,12 +70,12 @@ class Kernel:
     ) -> dict[str, Tensor]:
         """Numbers of the policies softmax(transform(hidden @ weight.T)): (points, pos), topk (points, pos, top_k).
 
-        `hidden[0]` was read at FINAL, whose policy is the one that `kl` compares with; `targets` are the tokens that
-        came. `scale` belongs to `hidden[1 : 1 + scaled]`: `entropy_at_input_norm` is the entropy with these states
-        times that number (NaN at the other points); as it grows, this becomes ln of how many tokens share the largest
-        logit. Entropies and `kl` are in nats, `rank` 1 is the most likely token. Logits that lie within the rounding
-        bound of the token's own, 2 eps |hidden| |row|, tie with it. A policy that is NaN has NaN numbers.
-        Memory does not grow with the vocabulary: logits exist a tile at a time, in float32 or better.
+        `hidden[0]` was read at FINAL: `kl` compares with its policy. `targets` are the tokens that came next. `scale`
+        belongs to `hidden[1 : 1 + scaled]`: `entropy_at_input_norm` is the entropy after multiplying these states by it
+        (NaN at the other points); for large scales it approaches ln of how many tokens share the largest logit.
+        Entropies and `kl` are in nats, `rank` 1 is the most likely token. Logits within the rounding bound of the
+        target's own, 2 eps |hidden| |row|, tie with it. A NaN policy has NaN numbers.
+        Memory doesn't grow with the vocabulary: logits exist one tile at a time, in float32 or better.
         """
         if not set(self.measures) & FROM_LOGITS:
             return {}
@@ -96,7 +96,7 @@ class Kernel:
         tallies = [
             Tally(
                 self,
-                # a token's copies, and itself, are not above it by what their products round differently
+                # rounding must not rank a token, or a copy of it, above itself
                 z.diagonal(dim1=1, dim2=2) + 2 * torch.finfo(z.dtype).eps * norm(hidden[span]) * norm(own),
                 scale[span.start - 1 : span.stop - 1] if scale is not None and 0 < span.start <= scaled else None,
             )
@@ -122,7 +122,7 @@ class Moments:
     t: Tensor
 
     def add(self, u: Float[Tensor, "points pos tile"], shrink: Float[Tensor, "points pos"], out: Tensor) -> Tensor:
-        """Take in a tile; the maximum has risen by -`shrink` since the last. Overwrites `u`. Returns e^u, in `out`."""
+        """Add a tile; the maximum has risen by -`shrink` since the last. Overwrites `u`. Returns e^u, in `out`."""
         weights = torch.exp(u.clamp_(min=LOWEST), out=out)
         shrink = shrink.clamp(min=LOWEST)  # a large scale times EMPTY is -inf
         fade = shrink.exp()
@@ -137,7 +137,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class FinalTile:
-    """What the final policy's tile of the vocabulary tells the other policies, so that they can measure KL."""
+    """A tile of the final policy, which the other policies need to measure KL."""
 
     weights: Float[Tensor, "points pos tile"]
     """e^u of the final policy."""
@@ -149,10 +149,10 @@ class Tally:
     """The numbers of a few hook points at the same positions, over the vocabulary seen so far."""
 
     def __init__(self, kernel: Kernel, aim: Float[Tensor, "points pos"], scale: Tensor | None) -> None:
-        """`aim` is the logit of the token that came, known before the walk: what ranks compare with.
+        """`aim` is the logit of the token that came next, known before the first tile; ranks compare with it.
 
-        `aim`, `largest`, `target` and `top_logits` are of the unembedding, before the logit transform makes ties: its
-        order is the policy's, but tanh is 1 of everything that is large.
+        `aim`, `largest`, `target` and `top_logits` are taken before the logit transform. It keeps their order, but may
+        make ties, because tanh of all large values is 1.
         """
         zero = torch.zeros_like(aim)
         self.aim, self.scale, self.transform = aim, scale, kernel.transform
@@ -171,16 +171,14 @@ class Tally:
         final: FinalTile | None,
         scratch: Float[Tensor, "2 entries"],
     ) -> FinalTile:
-        """Take in the unembedding's logits of the vocabulary from `start` on. Overwrites `z` and `scratch`."""
+        """Add the unembedding's logits of a tile that begins at `start`. Overwrites `z` and `scratch`."""
         room, more_room = scratch[:, : z.numel()].view(2, *z.shape)
         if "rank" in self.measures or "logprob" in self.measures:
             self._follow_target(z, start, targets, room)
         if self.top_k:
             self._keep_largest(z, start)
         before, self.largest = self.largest, torch.maximum(self.largest, z.amax(-1))
-        if (
-            self.scale is not None and self.transform.cap is not None
-        ):  # a longer state has longer logits, and then the cap
+        if self.scale is not None and self.transform.cap is not None:  # the cap comes after the scale
             scaled = torch.mul(z, self.scale.unsqueeze(-1), out=room)
             self.scaled.add(*self._below(scaled, self.scale * before, self.scale * self.largest), out=more_room)
         u, shrink = self._below(z, before, self.largest)
@@ -193,9 +191,9 @@ class Tally:
         return FinalTile(self.policy.add(u, shrink, out=more_room), shrink, s_before)
 
     def _below(self, z: Tensor, before: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the policy's logits lie below their maximum, in place of `z`, and by how much it has risen, negated.
+        """How far the policy's logits are below their maximum, in place of `z`, and minus how much that has risen.
 
-        The maximum is that of the largest logit, now and `before`, because the transform keeps the order.
+        The maxima now and `before` come from the largest logits, because the transform keeps the order.
         """
         maximum = self.transform(largest)
         return self.transform.overwrite(z).sub_(maximum.unsqueeze(-1)), self.transform(before) - maximum

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 Multiply = Callable[[Tensor], Tensor]
-"""(rows, d_model) -> (rows, vocabulary tile), in `precision(...)`, freshly written: the caller may overwrite it."""
+"""(rows, d_model) -> (rows, vocabulary tile), in `precision(...)`, in new memory that the caller may overwrite."""
 
 WORTH_MEASURING = 2**24
-"""Entries of an unembedding matrix from which choosing the matrix product pays for itself."""
+"""Smallest number of entries of an unembedding for which choosing the matrix product pays off."""
 
 
 _switch = Lock()
@@ -33,7 +33,7 @@ def plain(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:  # noqa: 
 
 
 def packed(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:
-    """OneDNN in float32 on a weight packed for it: on some processors twice as fast. Private names of torch."""
+    """OneDNN in float32 on a packed weight, which is twice as fast on some processors. Uses private names of torch."""
     weight = torch.ops.mkldnn._reorder_linear_weight(tile.float().contiguous(), rows)
     return lambda hidden: torch.ops.mkldnn._linear_pointwise(hidden.float(), weight, None, "none", [], "")
 
@@ -41,8 +41,8 @@ def packed(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:
 def bfloat16(tile: Float[Tensor, "tile d_model"], rows: int) -> Multiply:  # noqa: ARG001
     """OneDNN on bfloat16 factors with float32 sums and output: exact when both factors are bfloat16 already.
 
-    torch offers it as a switch of the whole process, which is on while a product runs: threads that multiply other
-    matrices meanwhile get bfloat16 factors too.
+    torch has a switch for the whole process, which is on while a product runs: threads that multiply other
+    matrices at that time get bfloat16 factors too.
     """
     columns = tile.float().T
     setting: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
@@ -69,10 +69,10 @@ def candidates(hidden: torch.dtype, weight: torch.dtype, device: torch.device) -
 
 
 def choose(weight: Float[Tensor, "d_vocab d_model"], hidden: torch.dtype) -> str:
-    """Name of the fastest exact matrix product for this matrix, measured once a process and kept.
+    """Name of the fastest exact matrix product for this matrix, measured once per process.
 
-    Neither dtype nor vendor tells which one it is: on one processor a library is twice as fast as the other, on the
-    next it is slower. A small matrix is not worth the measuring and always gets "plain".
+    Neither dtype nor vendor tells which is fastest: a library can be twice as fast as another on one processor and
+    slower on the next. A small matrix isn't worth measuring and always gets "plain".
     """
     if weight.numel() < WORTH_MEASURING or candidates(hidden, weight.dtype, weight.device) == ["plain"]:
         return "plain"
@@ -82,7 +82,7 @@ def choose(weight: Float[Tensor, "d_vocab d_model"], hidden: torch.dtype) -> str
 
 @cache
 def exact(hidden: torch.dtype, weight: torch.dtype, device: torch.device, d_model: int) -> dict[str, float]:
-    """The products that work here and are exact for these factors, with the seconds that one tile takes."""
+    """The products that work here and are exact for these factors, with the seconds for one tile."""
     generator = torch.Generator(device).manual_seed(0)
     rows = torch.randn(256, d_model, generator=generator, device=device).to(hidden)
     tile = torch.randn(2048, d_model, generator=generator, device=device).to(weight)
@@ -93,7 +93,7 @@ def exact(hidden: torch.dtype, weight: torch.dtype, device: torch.device, d_mode
         try:
             multiply = MATMULS[name](tile, len(rows))
             error = (multiply(rows).double() - truth).abs().max()
-        except RuntimeError:  # this processor or this build of torch has no such kernel
+        except RuntimeError:  # this processor or this build of torch lacks the kernel
             continue
         if error <= bound:
             seconds[name] = min(_seconds(multiply, rows) for _ in range(5))

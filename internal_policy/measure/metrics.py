@@ -12,7 +12,7 @@ FROM_LOGITS = set(MEASURES) - {"norm", "cosine"}
 """Measures that need a product with the unembedding."""
 
 LOWEST = -80.0
-"""Logits further below the largest count as this far: exp is many times slower where it underflows."""
+"""Logits further below the largest are raised to this, because exp is many times slower where it underflows."""
 EXTREMES = 1e-15, 1e15
 """Norms outside these may come from squares that underflowed or overflowed float32."""
 
@@ -21,7 +21,7 @@ def entropy(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
     """Shannon entropy in nats (Eq. 7 of arXiv 2512.19673).
 
     It is log s - t / s with u = z - max z, s = sum e^u and t = sum u e^u.
-    Right for logits in the thousands; a logit of -inf has probability 0; NaN and +inf give NaN.
+    Exact even for logits in the thousands; a logit of -inf has probability 0; NaN and +inf give NaN.
     """
     u = logits.to(precision(logits.dtype))
     u = (u - u.amax(-1, keepdim=True)).clamp(min=LOWEST)
@@ -45,7 +45,7 @@ def norm(hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
 def scale_to(lengths: Float[Tensor, "scaled pos"], outputs: Float[Tensor, "scaled pos"]) -> Float[Tensor, "scaled pos"]:
     """Factors that scale outputs of these norms to other lengths, for the norm control.
 
-    An output of 0 has no direction and stays 0 at any scale, so its scale is 1; its policy is uniform, with entropy
+    An output of 0 has no direction and stays 0 at any scale; its scale is 1, and its policy is uniform, with entropy
     ln V.
     """
     return torch.where(outputs == 0, 1, lengths / outputs)

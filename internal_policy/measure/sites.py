@@ -7,7 +7,7 @@ WITH_FINAL = (*SITES, "final")
 CHANGES = {"layer": ("resid_pre", "resid_post"), "attn": ("attn_in", "attn_out"), "mlp": ("mlp_in", "mlp_out")}
 """What changes the entropy -> the sites before and after it (Eqs. 11 to 13 of arXiv 2512.19673)."""
 INPUT_OF = {after: before for before, after in CHANGES.values()}
-"""An output -> its input, to whose norm `entropy_at_input_norm` scales it."""
+"""An output -> its input; `entropy_at_input_norm` scales the output to the norm of the input."""
 STREAM_OF = {"attn_out": ("resid_pre",), "mlp_out": ("resid_mid", "resid_pre")}
 """A module's output -> the stream it is added to: the first of these sites that the model has."""
 ONLY_AT = {

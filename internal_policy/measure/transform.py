@@ -9,15 +9,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """Logits of the unembedding -> logits of the policy, in the same order. The default leaves them as they are."""
+    """Turn the unembedding's logits into the policy's, in the same order. The default leaves them unchanged."""
 
     divisor: float = 1.0
-    """What the logits are divided by (`logits_scaling` of Granite)."""
+    """Divides the logits (`logits_scaling` of Granite)."""
     cap: float | None = None
-    """What they then approach on either side and never pass (`final_logit_softcapping` of Gemma)."""
+    """Then limits them smoothly to between -cap and cap (`final_logit_softcapping` of Gemma)."""
 
     def __call__(self, logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
-        """Bit for bit what the models of transformers do: the same operations, one after the other; on the graph."""
+        """Apply the same operations as transformers, bit for bit and on the autograd graph."""
         if self.divisor != 1:
             logits = logits / self.divisor
         if self.cap is not None:
@@ -25,7 +25,7 @@ class LogitTransform:
         return logits
 
     def overwrite(self, logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
-        """The same, in place of `logits` and off the graph."""
+        """Do the same in place, off the autograd graph."""
         if self.divisor != 1:
             logits.div_(self.divisor)
         if self.cap is not None:
