@@ -66,7 +66,7 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562). Raises ImportError with the extra that it needs."""
+    """Import a public name when it is first used (PEP 562). Raises ImportError, naming the extra to install."""
     if name == "__version__":
         from importlib.metadata import version
 
@@ -79,7 +79,7 @@ def __getattr__(name: str) -> Any:
             extra = "train" if ".train." in module else "models"
             missing = str(error.name).partition(".")[0]
             raise ImportError(
-                f"{name} needs {missing}. `pip install 'internal-policy[{extra}]'` installs it."
+                f"{name} needs {missing}. Install it with `pip install 'internal-policy[{extra}]'`."
             ) from error
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -112,7 +112,7 @@ def scan(
     How the first prompt of rows was read is said once on stderr: a prompt goes through the chat template unless `chat`
     is None.
 
-    `layers` (from 0), `sites` and `measures` are all there are unless given; `readouts` are "raw" (the paper), "norm"
+    `layers` (from 0), `sites` and `measures` default to all; `readouts` are "raw" (the paper), "norm"
     (the logit lens) or lenses, which are callables `(hidden, point) -> hidden`. `model` may also be a PeftModel, a
     TransformerBridge or an NNsight wrapper. The result is a scan in memory: see `open_scan` for what it can do.
 
@@ -175,7 +175,7 @@ def lens(
 
 
 def _check(model: Any, tokenizer: Any) -> None:
-    """Raise InputError for the name of a model in place of a model, and for a forgotten tokenizer."""
+    """Raise InputError if a model's name is given instead of a model, or the tokenizer is missing."""
     if model is None or isinstance(model, str | Path | tuple | list):
         raise InputError(
             f"The first argument is {_a(model)}, not a model. Load it first: model, tokenizer = "

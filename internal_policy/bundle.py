@@ -10,7 +10,7 @@ APP = next((p for p in (PACKAGE / "app", PACKAGE.parent / "app") if p.is_dir()),
 
 
 def model(name: str) -> Path | None:
-    """The folder of the bundled model of that name; None if there is none."""
+    """The folder of the bundled model with this name; None if there is none."""
     return {path.name: path for path in (DATA / "models").glob("demo-*")}.get(name)
 
 

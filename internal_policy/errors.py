@@ -1,18 +1,18 @@
-"""Errors that say in one sentence what came, what was expected and what to do."""
+"""Errors for bad input: one sentence on what was given, what was expected and what to do."""
 
 from importlib.util import find_spec
 from typing import Any
 
 MODELS = ("torch", "transformers", "accelerate", "datasets", "jaxtyping", "math_verify", "psutil")
-"""Packages that only running a model needs: the extra `models` installs them."""
+"""Packages that are needed only to run models; the extra `models` installs them."""
 
 
 class InputError(ValueError):
-    """Bad input: the message says what came, what was expected and what to do; the command line exits with 2."""
+    """Bad input: the message says what was given, what was expected and what to do; the command line exits with 2."""
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, as part of a sentence."""
+    """The first line of an error, as part of a sentence."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from internal_policy.secrecy import redacted
 
 HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-"""Identifies this machine among those that share a disk."""
+"""Identifies this machine among machines that share a disk."""
 TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.]*)?")
 """Name of a temporary file: machine, process, random digits, and the suffix of the final file."""
 OLD = 24 * 3600
@@ -29,9 +29,9 @@ PATIENCE = 10.0
 
 @contextmanager
 def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, whole and on the disk, when the block ends well.
+    """A temporary path beside `path` that replaces it, synced to disk, when the block ends without an exception.
 
-    With `once` the first process to finish wins: a file that exists is not replaced. Permissions follow the umask.
+    With `once` the first process to finish wins: an existing file isn't replaced. Permissions follow the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent.absolute())
@@ -61,12 +61,12 @@ def as_json(value: Mapping[str, Any]) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder; False also for a name that no file system takes."""
+    """Whether a path is a folder; False for a name that isn't a valid path."""
     return os.path.isdir(path)  # noqa: PTH112  # Path.is_dir raises for a long name
 
 
 def fingerprint(path: Path) -> dict[str, Any] | None:
-    """Size and SHA-256 of a file; None if it does not exist."""
+    """Size and SHA-256 of a file; None if it doesn't exist."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -101,7 +101,7 @@ def _put_once(temporary: Path, path: Path) -> None:
 
 
 def _put_under_lock(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path` unless that exists, holding a lock file against other processes."""
+    """Rename `temporary` to `path` unless it exists, while a lock file keeps other processes out."""
     lock = path.with_name(f".{path.name}.lock")
     patience = time.monotonic() + PATIENCE
     while not path.exists():
@@ -169,7 +169,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _gone(machine: str, process: int) -> bool:
-    """Whether a process of this machine has ended; False for other machines, where we can't know."""
+    """Whether a process on this machine has ended; False for other machines, where we can't know."""
     if machine != HERE or os.name != "posix":  # on Windows os.kill(process, 0) would end the process
         return False
     try:

@@ -12,9 +12,9 @@ ANYWHERE = {
 }  # fmt: skip
 """Words that mark a name as a secret."""
 AT_THE_END = {"token", "key", "auth", "authorization"}
-"""Words that do so at the end of a name."""
+"""Words that mark a name as a secret if they come last."""
 SPECIAL = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|image|video|audio|bo\w|eo\w)_token")
-"""Names of tokens of a vocabulary, which aren't secrets."""
+"""Names of vocabulary tokens, which aren't secrets."""
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 SHAPED = re.compile(
     r"""(?<![\w/.-])(?:
@@ -27,14 +27,14 @@ SHAPED = re.compile(
 )
 """Keys of Hugging Face, GitHub, AWS, OpenAI and Slack, and bearer tokens; names of files and paths don't match."""
 PATHS = "content"
-"""Key of what is known of each file or data set; the keys below it are their paths."""
+"""Key of the details of each file or data set; the keys below it are their paths."""
 PARAMETER = re.compile(r"(?<=[?&])([^=&\s]+)=[^&\s]+")
 
 
 def redacted(value: Any) -> Any:
-    """The value with secrets hidden: values of secret keys, what looks like a key or token, credentials in URLs.
+    """The value with secrets hidden: values of secret keys, texts that look like keys or tokens, credentials in URLs.
 
-    JSON texts are searched for them too.
+    JSON texts are searched too.
     """
     if isinstance(value, Mapping):
         return {
@@ -51,7 +51,7 @@ def _redacted_item(key: Any, item: Any) -> Any:
 
 
 def _redacted_paths(known: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of each path, whatever words are in the path."""
+    """The details of each path; words in the path itself don't mark it as a secret."""
     return {
         path: redacted(item) if isinstance(item, Mapping) else _redacted_item(path, item)
         for path, item in known.items()

@@ -1,4 +1,4 @@
-"""Call a function in a process with limits of time and memory, with a line of JSON for each call."""
+"""Call a function in a process with limits on time and memory, through a line of JSON for each call."""
 
 import atexit
 import faulthandler
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 MEMORY_LIMIT = 2**30
-"""Bytes that a process may use; with its libraries loaded it uses 60 million."""
+"""Bytes that a process may use; with its libraries loaded, it uses 60 million."""
 GLANCE = 0.02
 """Seconds between checks of a process that hasn't answered."""
 PATIENCE = 10
@@ -25,11 +25,11 @@ PATIENCE = 10
 ABANDONED = 60
 """Seconds after which a process ends by itself during a call, because its caller was killed."""
 READY = b"internal-policy's worker is ready\n"
-"""First line of a process; its interpreter may print others before."""
+"""First line that a process prints itself; its interpreter may print others before."""
 
 
 class Stopped(Exception):
-    """A call took too long, or too much memory; its process was killed."""
+    """A call took too much time or memory, and its process was killed."""
 
 
 class Worker:
@@ -39,18 +39,18 @@ class Worker:
     """
 
     def __init__(self, module: str) -> None:
-        """Doesn't start the process yet."""
+        """Prepare to run `module`; the process starts with the first call."""
         self.module = module
         self.process: Any = None  # a Popen with pipes
         self.lock = threading.Lock()
         _workers.add(self)
 
     def call(self, *arguments: Any, timeout: float) -> Any:
-        """What the module's function returns; it and the arguments must be values that JSON has.
+        """Call the module's function and return its result; JSON must be able to hold both arguments and result.
 
-        `timeout` is in seconds of processor time, so that a busy machine stops no more calls than an idle one. Raises
-        Stopped, TypeError for arguments that JSON doesn't have, and RuntimeError for what the function raised or
-        if no process can be started.
+        `timeout` is in seconds of processor time, because a busy machine shouldn't stop more calls than an idle one.
+        Raises Stopped, TypeError for arguments that JSON can't hold, and RuntimeError if the function raises or no
+        process can be started.
         """
         request = json.dumps(arguments).encode() + b"\n"
         with self.lock:
@@ -65,7 +65,7 @@ class Worker:
         return answer["result"]
 
     def _exchange(self, request: bytes, timeout: float) -> tuple[bytes, bool]:
-        """The line that answers, empty if the process ended instead, and whether it was stopped by a limit."""
+        """The answer, empty if the process ended instead, and whether a limit stopped it."""
         try:
             process = self._running()
             with _limited(process, timeout) as stopped:
@@ -109,19 +109,19 @@ class Worker:
         self.process = None
 
     def forget(self) -> None:
-        """Drop the process and the lock without touching them, because another process owns them."""
+        """Drop the process and the lock without closing them, because another process owns them."""
         self.lock = threading.Lock()
         if self.process is not None:
             for pipe in (self.process.stdin, self.process.stdout):
                 pipe.raw.close()  # without a flush, which might send half a request again
-            self.process.returncode = 0  # or Python would warn that it still runs
+            self.process.returncode = 0  # otherwise Python warns that it is still running
         self.process = None
 
 
 def serve(function: Callable[..., Any], prepare: Callable[[], None]) -> None:
-    """Answer the lines of stdin with the results of `function`, after a call of `prepare`, until stdin closes.
+    """Call `prepare`, then answer each line of stdin with the result of `function` until stdin closes.
 
-    Libraries can't disturb this: what they print goes nowhere, and they can't read from stdin.
+    Libraries can't interfere: what they print is discarded, and they can't read from stdin.
     """
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = Path(os.devnull).open("r+b")  # noqa: SIM115  # open until the process ends
@@ -152,7 +152,7 @@ def _answer(function: Callable[..., Any], request: bytes) -> bytes:
 
 @contextmanager
 def _limited(process: Any, timeout: float) -> Iterator[threading.Event]:
-    """Inside, the process is killed if it takes too long or too much memory, which sets the event."""
+    """Inside, the process is killed and the event set if it takes too much time or memory."""
     done, stopped = threading.Event(), threading.Event()
     end = time.monotonic() + PATIENCE * timeout
 
@@ -178,7 +178,7 @@ def _limited(process: Any, timeout: float) -> Iterator[threading.Event]:
 
 def _used(process: Any) -> tuple[float, int]:
     """Seconds of processor time and bytes of memory that a process has used."""
-    import psutil  # which only calls that take long wait for
+    import psutil  # only slow calls need it
 
     with suppress(psutil.Error):
         child = psutil.Process(process.pid)

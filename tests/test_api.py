@@ -54,7 +54,9 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_a_name_whose_extra_is_missing_says_how_to_install_it(name, missing, extra):
     code = f"import sys; sys.modules['{missing}'] = None; import internal_policy as ip; ip.{name}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"ImportError: {name} needs {missing}. `pip install 'internal-policy[{extra}]'` installs it." in done.stderr
+    assert (
+        f"ImportError: {name} needs {missing}. Install it with `pip install 'internal-policy[{extra}]'`." in done.stderr
+    )
 
 
 def test_the_version_is_the_one_in_pyproject():
