@@ -1,7 +1,7 @@
 """Write the pages and parts of pages that come from the code: families, commands, notebooks. A Sphinx extension."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def beside(text: str) -> str:
 
 def write(folder: Path) -> None:
     """Write the generated parts to `_generated`, and copy the notebooks, below a folder; unchanged files stay."""
-    for part in (families, commands, scan_figures, run_figures):
+    for part in (families, commands, scan_figures, run_figures, configuration):
         put(folder / "_generated" / f"{part.__name__}.md", part())
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         put(folder / "notebooks" / path.name, path.read_text(encoding="utf-8"))
@@ -157,6 +157,23 @@ def explained(kind: type, name: str) -> str:
     from internal_policy.cli.usage import docstrings
 
     return docstrings(kind).get(name, "")
+
+
+def configuration() -> str:
+    """The fields of BuPOConfig that TRL's GRPOConfig lacks, or for which it has another default."""
+    from internal_policy import BuPOConfig
+
+    known = {field.name: field for field in fields(BuPOConfig)}
+    own = (known[name] for name in BuPOConfig.__annotations__)
+    rows = (
+        (
+            code(field.name),
+            code(repr(field.default_factory() if field.default is MISSING else field.default)),
+            field.metadata.get("help", "as in GRPOConfig, which has another default"),
+        )
+        for field in own
+    )
+    return table(("field", "default", "meaning"), rows)
 
 
 def commands() -> str:
