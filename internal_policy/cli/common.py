@@ -177,6 +177,8 @@ class OutputOptions:
     group: ClassVar = "Output"
     output: Path | None
     """File or folder to write."""
+    force: bool = False
+    """Replace the file if it exists."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import files
-from internal_policy.cli import prepared, progress
+from internal_policy.cli import outputs, prepared, progress
 from internal_policy.cli.common import (
     JsonOptions,
     OutputFolder,
@@ -25,6 +25,7 @@ from internal_policy.cli.common import (
     Text,
 )
 from internal_policy.cli.console import document, out
+from internal_policy.cli.inventory import EVALUATION
 from internal_policy.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,9 +67,11 @@ class Evaluate(JsonOptions, OutputOptions, PolicyOptions, ResponseOptions, Probl
     """Name of the curve; by default the model's name, with @5.resid_post for an internal policy."""
     output: OutputFolder = None
     """Folder for the two files; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
+    force: bool = False
+    """Replace another evaluation in the folder; only files that internal-policy wrote are removed."""
 
 
-ASKED, ROLLOUTS, CURVES = "evaluation.json", "rollouts.parquet", "pass_at_k.parquet"
+ASKED, ROLLOUTS, CURVES = EVALUATION, "rollouts.parquet", "pass_at_k.parquet"
 ALL = "all"
 """What several sets of problems are called together."""
 PRESENTATION = {"output", "json", "label"}
@@ -91,11 +94,15 @@ def run(options: Evaluate) -> None:
         lens=options.lens,
     ).asking(names=list(sets))  # responses are stored under these names
     folder = options.output or store.root() / "evaluations" / store.digest(inputs.question)
-    claims.claim(folder, ASKED, "evaluation", inputs.question)
-    cached = (folder / ROLLOUTS).exists()
+    question = inputs.question
+    _, other = outputs.claimed(
+        folder, "evaluation", options.force, lambda: claims.claim(folder, ASKED, "evaluation", question)
+    )
+    outputs.check_writable(folder)
+    cached = not other and (folder / ROLLOUTS).exists()
     if not cached:
         progress.quiet()
-        _sample(inputs, inputs.policy(options.at, options.readout), sets, folder)
+        _sample(inputs, inputs.policy(options.at, options.readout), sets, folder, other)
     written = responses(folder)
     tables = {name: written[written["problems"] == name] for name in sets}
     if len(tables) > 1:
@@ -154,7 +161,10 @@ def curves_of(sets: "Mapping[str, pd.DataFrame]", samples: int, label: str) -> "
     return pd.concat(found, ignore_index=True)[["label", "problems", "k", "mean", "low", "high"]]
 
 
-def _sample(inputs: prepared.Prepared, policy: prepared.Policy, sets: Mapping[str, str], folder: Path) -> None:
+def _sample(
+    inputs: prepared.Prepared, policy: prepared.Policy, sets: Mapping[str, str], folder: Path, other: bool
+) -> None:
+    """Sample responses, and write them to a folder in place of the `other` evaluation that it may hold."""
     import pyarrow as pa
 
     from internal_policy.scans import store
@@ -168,6 +178,8 @@ def _sample(inputs: prepared.Prepared, policy: prepared.Policy, sets: Mapping[st
     for number, (name, problems) in enumerate(asked.items()):
         rollouts = inputs.sample(model, policy, problems, parts / str(number), f"Sampling {name}")
         tables.append(_table(name, rollouts))
+    if other:
+        outputs.clear(folder, "evaluation")
     files.write_json(folder / ASKED, {"digest": store.digest(inputs.question), "asked": inputs.question})
     store.write_table(folder / ROLLOUTS, pa.concat_tables(tables))
     shutil.rmtree(parts)

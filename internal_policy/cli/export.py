@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from internal_policy.cli import progress
+from internal_policy.cli import outputs, progress
 from internal_policy.cli.common import OutputOptions, OutputPath, ScanName
 from internal_policy.errors import InputError
 
@@ -40,9 +40,6 @@ def run(options: Export) -> None:
     path = options.output or Path(f"{options.table}.{options.format}")
     if path.suffix != f".{options.format}":
         raise InputError(f"--output is {path}, but --format is {options.format}. Use a name in .{options.format}.")
-    if path.exists():
-        raise InputError(f"{path} exists. Remove it, or choose another --output.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent} doesn't exist. Create it, or choose another --output.")
+    outputs.check_file(path, options.force, f".{options.format}")
     rows = export_table(folder, options.table, options.format, path)
     progress.note(f"Wrote {rows:,} rows to {path}.")

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import bundle
-from internal_policy.cli import prepared, progress
+from internal_policy.cli import outputs, prepared, progress
 from internal_policy.cli.common import (
     File,
     JsonOptions,
@@ -129,10 +129,7 @@ def _prepared(options: FitLens) -> prepared.Prepared:
         raise InputError("Both --problems and --rollouts are given. Use one of them.")
     if options.rollouts is not None:
         prepared.check_effect(options, UNUSED, "--rollouts")
-    if options.output.exists():
-        raise InputError(f"{options.output} exists. Remove it, or choose another --output.")
-    if options.output.suffix != ".safetensors" or not options.output.parent.is_dir():
-        raise InputError(f"Can't write {options.output}. Use a .safetensors file in an existing folder.")
+    outputs.check_file(options.output, options.force, ".safetensors")
     fit.check_options(options.steps, options.learning_rate, options.batch_tokens, options.held_out)
     if options.problems is None and options.rollouts is None:
         limit = PROBLEMS if options.limit is None else options.limit

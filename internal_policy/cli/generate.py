@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from internal_policy.cli import prepared, progress
+from internal_policy.cli import outputs, prepared, progress
 from internal_policy.cli.common import (
     JsonOptions,
     OutputFile,
@@ -19,7 +19,7 @@ from internal_policy.cli.common import (
     ResponseOptions,
 )
 from internal_policy.cli.console import document, out
-from internal_policy.errors import InputError, counted
+from internal_policy.errors import counted
 
 if TYPE_CHECKING:
     from internal_policy.tasks.rollouts import Rollout
@@ -48,10 +48,7 @@ def run(options: Generate) -> None:
     from internal_policy.scans import store
     from internal_policy.tasks.rollouts import write_rollouts
 
-    if options.output.exists():
-        raise InputError(f"{options.output} exists. Remove it, or choose another --output.")
-    if options.output.suffix not in (".parquet", ".jsonl") or not options.output.parent.is_dir():
-        raise InputError(f"Can't write {options.output}. Use a .parquet or .jsonl file in an existing folder.")
+    outputs.check_file(options.output, options.force, ".parquet", ".jsonl")
     progress.quiet()
     problems, limit = prepared.source(options.problems, options.limit)
     options = dataclasses.replace(options, problems=problems, limit=limit)

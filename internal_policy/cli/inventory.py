@@ -13,6 +13,8 @@ EVALUATIONS, SAMPLES, RUNS = "evaluations", "rollouts", "runs"
 """Folders of the cache that hold something other than the scans of a model."""
 CALLED = {"scan": "scan", "run": "training run", "evaluation": "evaluation", "sample": "unfinished sample"}
 """What each kind is called on screen."""
+EVALUATION = "evaluation.json"
+"""File that tells what an evaluation in its folder was asked."""
 LISTED = 10
 """Names in an error message at most."""
 
@@ -31,7 +33,6 @@ class Item:
 
 def kind_of(folder: Path) -> Kind | None:
     """What a folder holds, by the files in it; None if internal-policy didn't write it."""
-    from internal_policy.cli import evaluate
     from internal_policy.look import runs
     from internal_policy.scans import records, store
 
@@ -39,7 +40,7 @@ def kind_of(folder: Path) -> Kind | None:
         return "scan"
     if any((folder / name).is_file() for name in (runs.RECORD, runs.METRICS)):
         return "run"
-    if (folder / evaluate.ASKED).is_file():
+    if (folder / EVALUATION).is_file():
         return "evaluation"
     return "sample" if folder.parent.absolute() == (store.root() / SAMPLES).absolute() else None
 
@@ -50,7 +51,6 @@ def items(*kinds: Kind) -> list[Item]:
 
 
 def _cached() -> list[Item]:
-    from internal_policy.cli import evaluate
     from internal_policy.look import runs
     from internal_policy.scans import store
 
@@ -62,7 +62,7 @@ def _cached() -> list[Item]:
     found = [
         *(Item("scan", folder, folder.name) for folder in store.scans(unfinished=True)),
         *(Item("run", folder, _below(root, folder)) for folder in started),
-        *(Item("evaluation", path.parent, _below(root, path.parent)) for path in root.glob(f"*/*/{evaluate.ASKED}")),
+        *(Item("evaluation", path.parent, _below(root, path.parent)) for path in root.glob(f"*/*/{EVALUATION}")),
         *(Item("sample", folder, _below(root, folder)) for folder in sampled),
     ]
     return sorted(found, key=lambda item: item.folder.stat().st_mtime, reverse=True)
@@ -86,7 +86,7 @@ def find(name: str, *kinds: Kind) -> Item:
     """
     folder = Path(name)
     if name and files.is_folder(folder) and (kind := kind_of(folder)) and kind in (kinds or CALLED):
-        return _at(folder, kind)
+        return at(folder, kind)
     known = items(*kinds)
     exact = [item for item in known if name in names_of(item)]
     found = exact or [item for item in known if name and any(each.startswith(name) for each in names_of(item))]
@@ -103,7 +103,7 @@ def find(name: str, *kinds: Kind) -> Item:
     raise InputError(f"There is no {what} '{name:.80}' in {store.root()}. {choices}")
 
 
-def _at(folder: Path, kind: Kind) -> Item:
+def at(folder: Path, kind: Kind) -> Item:
     """The item in a folder, by its name if it is in the cache or comes with the package."""
     resolved = folder.resolve()
     same = next((item for item in items(kind) if item.folder.resolve() == resolved), None)

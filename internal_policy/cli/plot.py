@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
-from internal_policy.cli import progress
+from internal_policy.cli import outputs, progress
 from internal_policy.cli.common import Number, OutputFile, OutputOptions, ScanName, ViewOptions
 from internal_policy.errors import InputError, require
 
@@ -74,7 +74,7 @@ class Plot(OutputOptions, ViewOptions):
     layer: int = 0
     """Layer that cell draws, counted from 0; one past the last is the model's own policy. By default 0."""
     output: OutputFile
-    """File to write: .html, .png, .svg or .pdf. An existing file is replaced."""
+    """File to write: .html, .png, .svg or .pdf."""
 
 
 def run(options: Plot) -> None:
@@ -83,6 +83,7 @@ def run(options: Plot) -> None:
     from internal_policy.look import catalogue, export
 
     export.check(options.output)
+    outputs.check_file(options.output, options.force)
     views = [view_of(name, options) for name in (options.scan, *options.against)]
     if options.against and options.figure != "compare":
         raise InputError(f"--against only applies to compare, but {options.figure} draws one scan.")

@@ -253,6 +253,7 @@ def question(
 ) -> dict[str, Any]:
     """The options that decide the numbers, with the contents of their paths: the key of the cache."""
     given = dataclasses.asdict(options).items()
+    unused = {*unused, "force"}
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
     arguments = options.template_arguments
     identity = loading.identity(options.checkpoint)  # first, because it says best why a model can't be loaded

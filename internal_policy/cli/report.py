@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from internal_policy import files
-from internal_policy.cli import progress
+from internal_policy.cli import outputs, progress
 from internal_policy.cli.common import OutputFile, OutputOptions, ScanNames, ViewOptions
 from internal_policy.cli.plot import view_of
 from internal_policy.errors import InputError, require
@@ -24,7 +24,7 @@ class Report(OutputOptions, ViewOptions):
     scans: ScanNames
     """Scans to report: folders, first digits of names in `internal-policy ls`, or demo-qwen3 or demo-llama."""
     output: OutputFile = Path("report.html")
-    """File to write, .html. An existing file is replaced."""
+    """File to write, .html."""
 
 
 def run(options: Report) -> None:
@@ -32,8 +32,7 @@ def run(options: Report) -> None:
     require("app", "plotly")
     from internal_policy.look import report
 
-    if options.output.suffix != ".html" or not options.output.parent.is_dir():
-        raise InputError(f"--output is {options.output}. Use a .html file in an existing folder.")
+    outputs.check_file(options.output, options.force, ".html")
     if not options.scans:
         raise InputError("No scan is named. Give one or more, such as demo-qwen3; `internal-policy ls` lists them.")
     page = report.report([view_of(name, options) for name in options.scans])

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 from rich.markup import escape
@@ -30,13 +30,14 @@ class Rm(JsonOptions):
     $ internal-policy rm --unfinished --yes
     """
 
+    group: ClassVar = "What to remove"
     scans: ScanNames
-    """Names in `internal-policy ls`, or their first characters, or folders."""
+    """What to remove: names in `internal-policy ls`, their first characters, or folders."""
     unfinished: bool = False
     """Also remove all unfinished scans and samples in the cache that no process is writing to. Unfinished training runs
     stay, because they can continue from a checkpoint."""
     yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False
-    """Don't ask."""
+    """Remove without asking."""
 
 
 def run(options: Rm) -> bool:

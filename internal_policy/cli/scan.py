@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from internal_policy.cli import opening, progress, work
+from internal_policy.cli import opening, outputs, progress, work
 from internal_policy.cli.common import (
     File,
     JsonOptions,
@@ -64,6 +64,8 @@ class ScanOutput(JsonOptions, OutputOptions):
     group: ClassVar = "Output"
     output: OutputFolder = None
     """Folder for the scan; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
+    force: bool = False
+    """Replace another scan in the folder; only files that internal-policy wrote are removed."""
     dry_run: bool = False
     """Only print what would be measured, and how much memory and disk it needs."""
     remeasure: bool = False
@@ -124,8 +126,8 @@ def run(options: Scan) -> None:
     options = dataclasses.replace(options, text=_texts(options.text))
     inputs = _prepared(options)
     folder = options.output or store.folder_of(options.model, inputs.question)
-    job.claim(folder, inputs.question)
-    cached = (folder / store.RECORD).exists()
+    _, other = outputs.claimed(folder, "scan", options.force, lambda: job.claim(folder, inputs.question))
+    cached = not other and (folder / store.RECORD).exists()
     if cached and options.remeasure:
         cached = not (job.broken(folder) if options.dry_run else job.discard_damaged(folder))
     elif cached and (broken := store.cut_short(folder)):
@@ -136,7 +138,8 @@ def run(options: Scan) -> None:
     if not cached:
         opener = opening.Opener(options.reader, options.remote)
         opener.check()
-        _measure(_work(options, inputs), opener, folder)
+        outputs.check_writable(folder)
+        _measure(_work(options, inputs), opener, folder, other)
     show.scan(folder, None, as_json=options.json, extra={"cached": cached})
     progress.note(f"{'From the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
 
@@ -246,7 +249,8 @@ def _work(options: Scan, inputs: Prepared) -> Work:
     return Work(inputs, selection, planned, translators, inputs.given(), problems, prompts)
 
 
-def _measure(planned: Work, opener: opening.Opener, folder: Path) -> None:
+def _measure(planned: Work, opener: opening.Opener, folder: Path, other: bool) -> None:
+    """Measure into a folder, in place of the `other` scan that it may hold."""
     from internal_policy.lenses import tuned
     from internal_policy.scans import job, sampling
     from internal_policy.scans.scan import Scanner
@@ -266,6 +270,8 @@ def _measure(planned: Work, opener: opening.Opener, folder: Path) -> None:
             reader.model, inputs.tokenizer, planned.problems, inputs.sampling, first, smaller
         )
 
+    if other:
+        outputs.clear(folder, "scan")
     progress.note(f"Writing the scan to {folder}.")
     template: Any = inputs.tokenizer.chat_template if inputs.chat_template != "none" else None
     with progress.bar("Scanning", planned.total) as advance:

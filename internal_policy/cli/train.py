@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import bundle, files
-from internal_policy.cli import prepared, progress
+from internal_policy.cli import outputs, prepared, progress
 from internal_policy.cli.console import document, out
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 DAY = "date"
 """Key in run.json of the day on which the run started, if its chat template writes the date."""
-CHANGEABLE = {"resume", "json", "output", "report_to", "save_every", "config"}
+CHANGEABLE = {"resume", "force", "json", "output", "report_to", "save_every", "config"}
 """Options that may differ when a run is resumed; the contents of the configuration file are compared by themselves."""
 COUNT = (1, 2**31 - 1, "from 1 to 2147483647")
 ABOVE_0 = (math.nextafter(0, 1), sys.float_info.max, "above 0")
@@ -67,8 +67,11 @@ def run(options: Train) -> None:
     problems = _problems(options)
     question = _question(options, given)
     folder = _folder(options, given, question)
-    start = resume.claim(folder, question, options.resume, progress.note)
-    day = _day(options, folder / resume.RUN)
+    start, other = outputs.claimed(
+        folder, "run", options.force, lambda: resume.claim(folder, question, options.resume, progress.note)
+    )
+    outputs.check_writable(folder)
+    day = _day(options, None if other else folder / resume.RUN)
     guess = options.layer if "schedule" in given else options.layer or 0  # no size depends on which layer it is
     config = configured(options, given, folder, guess, day)
     progress.quiet()
@@ -79,6 +82,8 @@ def run(options: Train) -> None:
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
     setup = training.Setup(folder, model, tokenizer, problems, chat)
     training.check(setup, config)
+    if other:
+        outputs.clear(folder, "run")
     if not (folder / resume.RUN).exists():  # nothing is written before everything is checked
         files.write_json(folder / resume.RUN, question | ({DAY: day} if day else {}), once=True)
     layer = options.layer
@@ -96,6 +101,10 @@ def _check(options: Train) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {value}. Use a number {words}.")
     if options.method == "grpo" and options.internal_steps is not None:
         raise InputError("--internal-steps only applies to --method bupo.")
+    if options.force and options.resume:
+        raise InputError("--resume continues the run in the folder, but --force removes it. Use one of them.")
+    if options.force and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("--force can't be used with several processes. Run `internal-policy rm FOLDER` before.")
 
 
 def _problems(options: Train) -> "list[Problem]":
@@ -127,11 +136,11 @@ def _folder(options: Train, given: Mapping[str, Any], question: Mapping[str, Any
     return store.root() / "runs" / f"{Path(options.model).name}-{options.method}-{store.digest(question)[:6]}"
 
 
-def _day(options: Train, record: Path) -> str | None:
-    """The day on which the run started, if the chat template writes the date."""
+def _day(options: Train, record: Path | None) -> str | None:
+    """The day on which the run of a record started, if the chat template writes the date; today without a record."""
     if not loading.inserts_date(options.checkpoint, options.chat_template):
         return None
-    begun = json.loads(record.read_text()) if record.exists() else {}
+    begun = json.loads(record.read_text()) if record and record.exists() else {}
     return begun.get(DAY) or templates.today()
 
 

@@ -59,6 +59,8 @@ class TrainOutput(JsonOptions, OutputOptions):
     group: ClassVar = "Output"
     output: OutputFolder = None
     """Folder for the run; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
+    force: bool = False
+    """Replace the run in the folder and begin anew; only files that internal-policy wrote are removed."""
     resume: bool = False
     """Continue from the last checkpoint in the folder."""
     save_every: Number = None

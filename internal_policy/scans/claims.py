@@ -11,6 +11,10 @@ from internal_policy.models import templates
 from internal_policy.scans import records, store
 
 
+class Occupied(InputError):
+    """A folder holds other work of the same kind, which --force replaces."""
+
+
 def begun(folder: Path, record: str, work: str) -> bool:
     """Whether `work`, such as a "scan", was started in a folder; the folder then has a file `record`.
 
@@ -26,7 +30,10 @@ def begun(folder: Path, record: str, work: str) -> bool:
 
 
 def claim(folder: Path, record: str, work: str, question: Mapping[str, Any]) -> None:
-    """Raise InputError if a folder contains anything but the work that answers `question`."""
+    """Raise InputError if a folder contains anything but the work that answers `question`.
+
+    It is Occupied if the folder contains other work of the same kind.
+    """
     if not begun(folder, record, work):
         return
     try:
@@ -40,7 +47,9 @@ def claim(folder: Path, record: str, work: str, question: Mapping[str, Any]) -> 
     _check_day(folder, before, question)
     options = ", ".join(f"--{name.replace('_', '-')}" for name in changed(before.get("asked"), question))
     settings = f" with different settings ({options})" if options else ""
-    raise InputError(f"{folder} already contains another {work}{settings}. Choose another --output.")
+    raise Occupied(
+        f"{folder} already contains another {work}{settings}. Choose another --output, or add --force to replace it."
+    )
 
 
 def changed(before: Any, question: Mapping[str, Any]) -> list[str]:
@@ -69,9 +78,9 @@ def _check_day(folder: Path, before: Mapping[str, Any], question: Mapping[str, A
     dated = json.dumps({**_arguments(question), templates.DATE: day}, sort_keys=True)
     if day is not None and before["digest"] == store.digest({**question, "chat_template_kwargs": dated}):
         remedy = f"--chat-template-kwargs '{json.dumps({templates.DATE: day})}'"
-        raise InputError(
+        raise Occupied(
             f"{folder} was started on another date, which the chat template writes ({templates.DATE}). Continue it "
-            f"with {remedy}, or choose another --output."
+            f"with {remedy}, choose another --output, or add --force to replace it."
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from internal_policy.errors import InputError
 from internal_policy.look.runs import RECORD
 from internal_policy.scans import records
-from internal_policy.scans.claims import begun, changed
+from internal_policy.scans.claims import Occupied, begun, changed
 from internal_policy.train import checkpoints
 
 RUN, MODEL = RECORD, "model"
@@ -17,6 +17,8 @@ RUN, MODEL = RECORD, "model"
 def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callable[[str], None]) -> Path | None:
     """The checkpoint to continue from; None to start anew. Raises InputError if the folder contains anything else.
 
+    It is Occupied if that is a run, which --force replaces.
+
     `note` is called with what is incomplete and will be repeated.
     """
     if not begun(folder, RUN, "training run"):
@@ -25,9 +27,14 @@ def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callabl
         return None
     before = known(folder / RUN, content=dict)
     if (name := difference(before, question)) is not None:
-        raise InputError(f"{folder} contains a run with a different {name}. Choose another --output.")
+        raise Occupied(
+            f"{folder} contains a run with a different {name}. Choose another --output, or add --force to replace it."
+        )
     if checkpoints.is_whole(folder / MODEL):
-        raise InputError(f"{folder} contains a finished run; its model is {folder / MODEL}. Choose another --output.")
+        raise Occupied(
+            f"{folder} contains a finished run; its model is {folder / MODEL}. Choose another --output, or add --force "
+            "to replace it."
+        )
     start = _newest_whole(folder, resume, note)
     if (folder / MODEL).is_dir():
         note(f"{folder / MODEL} is incomplete and will be written again.")
@@ -39,14 +46,15 @@ def _newest_whole(folder: Path, resume: bool, note: Callable[[str], None]) -> Pa
     if not written:
         return None
     if not resume:
-        raise InputError(
-            f"{folder} contains a run with a checkpoint (update {max(written)}). Continue it with --resume."
+        raise Occupied(
+            f"{folder} contains a run with a checkpoint (update {max(written)}). Continue it with --resume, or add "
+            "--force to begin anew."
         )
     start = next((path for path in written.values() if checkpoints.is_whole(path)), None)
     if start is None and not all((path / checkpoints.MANIFEST).exists() for path in written.values()):
-        raise InputError(
+        raise Occupied(
             f"{folder} has no complete checkpoint: an older version wrote them without {checkpoints.MANIFEST}. "
-            "Choose another --output, or remove the checkpoints to start over."
+            "Choose another --output, or add --force to begin anew."
         )
     if start != (newest := written[max(written)]):
         note(f"{newest.name} is incomplete. Training continues from {start.name if start else 'the start'}.")

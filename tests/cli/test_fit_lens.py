@@ -149,8 +149,11 @@ def test_an_interrupted_fit_writes_nothing_and_samples_nothing_twice(asked, here
 
 
 BAD = {
-    "output": (["--output", "lens.bin"], "Can't write lens.bin. Use a .safetensors file in an existing folder."),
-    "folder": (["--output", "nowhere/lens.safetensors"], "in an existing folder"),
+    "output": (["--output", "lens.bin"], "Can't write lens.bin. Use a name that ends in .safetensors."),
+    "folder": (
+        ["--output", "nowhere/lens.safetensors"],
+        "There is no folder nowhere. Create it, or choose another --output.",
+    ),
     "both": (["--rollouts", "r.jsonl"], "Both --problems and --rollouts are given"),
     "sites": (["--sites", "resid_pre,attn"], "There is no site 'attn'"),
     "steps": (["--steps", "0"], "steps is 0; it must be above 0"),
@@ -177,7 +180,10 @@ def test_an_invalid_fit_is_refused_in_one_sentence(case, asked, here, capsys, tm
 def test_an_existing_file_is_not_overwritten(asked, here, capsys):
     (here / "lens.safetensors").write_text("mine")
     assert main(asked) == 2
-    assert "lens.safetensors exists. Remove it, or choose another --output." in capsys.readouterr().err
+    assert (
+        "lens.safetensors already exists. Choose another --output, or add --force to replace it."
+        in capsys.readouterr().err
+    )
     assert (here / "lens.safetensors").read_text() == "mine"
 
 

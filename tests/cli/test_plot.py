@@ -149,7 +149,7 @@ def test_a_report_of_nothing_is_refused(tmp_path, monkeypatch, capsys):
     assert main(["report"]) == 2
     assert "No scan is named" in capsys.readouterr().err
     assert main(["report", "demo-qwen3", "-o", "report.pdf"]) == 2
-    assert "Use a .html file" in capsys.readouterr().err
+    assert "Use a name that ends in .html." in capsys.readouterr().err
 
 
 def test_a_dashboard_of_an_unknown_scan_is_refused(capsys):

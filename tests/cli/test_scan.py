@@ -165,7 +165,7 @@ def test_a_scan_without_resid_mid_is_drawn_whole(folders, problems, here, capsys
     assert written.count("plotly-graph-div") == 2 * len(report.SECTIONS) + len(report.COMPARISONS)
     for figure in get_args(Figure):
         against = ["--against", "demo-qwen3"] if figure == "compare" else []
-        assert main(["plot", "mine", figure, *against, "-o", "figure.html"]) == 0
+        assert main(["plot", "mine", figure, *against, "-o", "figure.html", "--force"]) == 0
     capsys.readouterr()
     assert main(["plot", "mine", "tokens", "--site", "resid_mid", "-o", "mid.html"]) == 2
     assert "mine has no entropy at resid_mid" in capsys.readouterr().err

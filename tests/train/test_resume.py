@@ -18,5 +18,5 @@ def test_a_run_whose_checkpoints_have_no_manifest_is_refused(tmp_path):
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"weights")
     (tmp_path / resume.RUN).write_text('{"content": {}}')
-    with pytest.raises(InputError, match=r"no complete checkpoint.*Choose another --output, or remove"):
+    with pytest.raises(InputError, match=r"no complete checkpoint.*or add --force to begin anew"):
         resume.claim(tmp_path, {"content": {}}, True, print)

@@ -1,0 +1,82 @@
+"""Check where a command writes before its work begins, so that no work is lost and no file is replaced by mistake."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from internal_policy.cli import inventory, progress, removal
+from internal_policy.cli.inventory import Kind
+from internal_policy.errors import InputError
+
+T = TypeVar("T")
+
+
+def check_file(path: Path, force: bool, *endings: str) -> None:
+    """Raise InputError unless a file can be written there, with one of the endings if any are given.
+
+    With `force` it may exist already."""
+    if endings and path.suffix not in endings:
+        raise InputError(f"Can't write {path}. Use a name that ends in {' or '.join(endings)}.")
+    if _exists(path):
+        if path.is_dir():
+            raise InputError(f"{path} is a folder. Choose another --output.")
+        if not force:
+            raise InputError(f"{path} already exists. Choose another --output, or add --force to replace it.")
+    if not path.parent.is_dir():
+        raise InputError(f"There is no folder {path.parent}. Create it, or choose another --output.")
+    check_writable(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError for a folder that can't exist, because of its name or because a file is in its place."""
+    if not _exists(folder):
+        folder = _nearest(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file. Choose another --output.")
+
+
+def _exists(path: Path) -> bool:
+    """Whether a path exists. Raises InputError for a name that no file system takes."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InputError(f"Can't write {path!s:.80} ({error.strerror}). Choose another --output.") from error
+    return True
+
+
+def _nearest(folder: Path) -> Path:
+    """The nearest folder above a folder that exists, or the file in its place."""
+    return next(parent for parent in folder.absolute().parents if _exists(parent))
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError unless this process may write to a folder, or to the nearest one above that exists."""
+    folder = folder if _exists(folder) else _nearest(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"You may not write to {folder.absolute()}. Choose another --output.")
+
+
+def claimed(folder: Path, kind: Kind, force: bool, claim: Callable[[], T]) -> tuple[T | None, bool]:
+    """What `claim` returns for a folder, and whether the folder holds other work, which `clear` has to remove first.
+
+    Raises InputError, also for other work without `force`, or if it may not be removed.
+    """
+    from internal_policy.scans.claims import Occupied
+
+    check_folder(folder)
+    try:
+        return claim(), False
+    except Occupied:
+        if not force:
+            raise
+    removal.check(inventory.at(folder, kind))
+    return None, True
+
+
+def clear(folder: Path, kind: Kind) -> None:
+    """Remove the work that a folder holds, but no file that internal-policy didn't write. Raises InputError."""
+    removal.remove(inventory.at(folder, kind))
+    progress.note(f"Removed the earlier {inventory.CALLED[kind]} from {folder}.")
