@@ -118,38 +118,39 @@ def place(module: str, side: str) -> str:
 
 def scan_figures() -> str:
     """The methods of `scan.plot`."""
-    from internal_policy.look.catalogue import Choice
-    from internal_policy.look.plots import ScanPlots
+    from internal_policy.look.catalogue import FIGURES, Choice
 
-    return figures("scan", ScanPlots, Choice)
+    return figures("scan", FIGURES, Choice)
 
 
 def run_figures() -> str:
     """The methods of `run.plot`."""
-    from internal_policy.look.plots import RunPlots
-    from internal_policy.look.run_catalogue import RunChoice
+    from internal_policy.look.run_catalogue import FIGURES, RunChoice
 
-    return figures("run", RunPlots, RunChoice)
+    return figures("run", FIGURES, RunChoice)
 
 
-def figures(opened: str, plots: type, choice: type) -> str:
-    """The methods that draw, and the keywords that they share."""
-    drawn = ((code(f"{opened}.plot.{name}()"), getdoc(method) or "") for name, method in methods(plots))
+def figures(opened: str, entries: "Mapping[str, Any]", choice: type) -> str:
+    """The methods that draw, the keywords that each takes, and what the keywords mean."""
+    names = [field.name for field in fields(choice)]
+    drawn = (
+        (
+            code(f"{opened}.plot.{name.replace('-', '_')}({'*scans' if 'against' in entry.uses else ''})"),
+            getdoc(entry.draw) or "",
+            ", ".join(code(keyword) for keyword in names if keyword in entry.uses),
+        )
+        for name, entry in entries.items()
+    )
     keywords = (
         (code(field.name), code(repr(field.default)), explained(choice, field.name)) for field in fields(choice)
     )
     return "\n".join(
         [
-            table(("method", "figure"), drawn),
-            "Each returns a plotly figure. Each takes these keywords, and uses those that apply to it:\n",
+            table(("method", "figure", "keywords"), drawn),
+            "Each returns a plotly figure, and also takes `style`.\n",
             table(("keyword", "default", "meaning"), keywords),
         ]
     )
-
-
-def methods(plots: type) -> list[tuple[str, Any]]:
-    """The public methods of a class, in the order of their definition."""
-    return [(name, value) for name, value in vars(plots).items() if not name.startswith("_")]
 
 
 def explained(kind: type, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 import tyro
@@ -20,8 +21,10 @@ def parse(commands: Mapping[str, Command], words: Sequence[str]) -> Any:
     """The options of a command, `words[0]`, from the words after it. Raises InputError if they are wrong."""
 
     def raised(event: wrong.ParseErrorEvent) -> None:
-        raise InputError(_sentence(event, words[0], usage.page(commands[words[0]].options)))
+        raise InputError(_sentence(event, words[0], page))
 
+    page = usage.page(commands[words[0]].options)
+    _check_values(words, page)
     with wrong.on_parse_error(raised):
         return tyro.extras.subcommand_cli_from_dict(
             {name: command.options for name, command in commands.items()},
@@ -30,6 +33,16 @@ def parse(commands: Mapping[str, Command], words: Sequence[str]) -> Any:
             add_help=False,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
+
+
+def _check_values(words: Sequence[str], page: Page) -> None:
+    """Raise InputError for an option that takes any number of values and was given none, which tyro allows."""
+    several = {
+        flag for options in page.groups.values() for option in options if option.several for flag in option.flags
+    }
+    for word, following in pairwise([*words, "-"]):
+        if word in several and following[:1] == "-":
+            raise InputError(f"{word} needs a value. {SEE.format(f' {words[0]}')}")
 
 
 def unknown_command(word: str, commands: Collection[str]) -> InputError:
@@ -60,7 +73,8 @@ def _sentence(event: wrong.ParseErrorEvent, command: str, page: Page) -> str:
             return f"{command} needs {', '.join(others)}{' and ' if others else ''}{last}. {see}"
         case wrong.BadValue(argument=argument):
             return f"{_name(argument, page)} needs a value. {see}"
-        case wrong.InvalidChoice(argument=argument, value=value, choices=choices):
+        case wrong.InvalidChoice(argument=argument, value=value):
+            choices = _option(argument, page).choices
             near = nearest(value, choices)
             hint = f"Did you mean {near}? Choose one of" if near else "Choose one of"
             return f"{_name(argument, page)} is '{value}'. {hint} {', '.join(choices)}."

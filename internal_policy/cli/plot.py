@@ -1,12 +1,14 @@
 """`internal-policy plot`: draw one figure of a scan."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
 from internal_policy.cli import outputs, progress
-from internal_policy.cli.common import Number, OutputFile, OutputOptions, ScanName, ViewOptions
+from internal_policy.cli.common import Number, OutputFile, OutputOptions, ScanName, Text, ViewOptions
 from internal_policy.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -56,22 +58,22 @@ class Plot(OutputOptions, ViewOptions):
     """Figure to draw, from the list above."""
     style: Literal["screen", "paper"] = "screen"
     """Look of the figure; paper is black on white, sized for a column of print, and has no title."""
-    average: Literal["tokens", "rollouts"] = "tokens"
-    """What counts the same in a mean: every token (the paper) or every rollout."""
+    average: Annotated[Literal["tokens", "rollouts"] | None, tyro.conf.arg(metavar="{tokens,rollouts}")] = None
+    """What counts the same in a mean: every token (the paper, and by default) or every rollout."""
     against: Others = ()
     """Scans that compare draws beside the first."""
-    measure: Annotated[Measure, tyro.conf.arg(metavar="MEASURE")] = "entropy"
+    measure: Annotated[Measure | None, tyro.conf.arg(metavar="MEASURE")] = None
     """Measure that tokens, distribution, readouts and compare draw: entropy, change, logprob, rank, top1, kl, norm,
     cosine or entropy_at_input_norm. Only tokens and compare draw change, only readouts draws top1, and only
-    tokens and distribution draw entropy_at_input_norm."""
-    site: str = "resid_post"
+    tokens and distribution draw entropy_at_input_norm. By default entropy."""
+    site: Text = None
     """Site that tokens, distribution and readouts draw: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out or
-    resid_post."""
+    resid_post, which is the default."""
     rollout: Number = None
     """Number of the response that tokens and cell draw; by default the first."""
     position: Number = None
     """Position of the token that cell and tokens draw, counted from 0 in the response; by default the first."""
-    layer: int = 0
+    layer: Number = None
     """Layer that cell draws, counted from 0; one past the last is the model's own policy. By default 0."""
     output: OutputFile
     """File to write: .html, .png, .svg or .pdf."""
@@ -80,18 +82,28 @@ class Plot(OutputOptions, ViewOptions):
 def run(options: Plot) -> None:
     """Write one figure."""
     require("app", "plotly")
-    from internal_policy.look import catalogue, export
+    from internal_policy.look import catalogue, choices, export
 
     export.check(options.output)
     outputs.check_file(options.output, options.force)
-    views = [view_of(name, options) for name in (options.scan, *options.against)]
-    if options.against and options.figure != "compare":
-        raise InputError(f"--against only applies to compare, but {options.figure} draws one scan.")
-    choice = catalogue.Choice(
-        options.average, options.site, options.measure, options.rollout, options.position, options.layer, options.style
-    )
-    export.write(catalogue.draw(options.figure, views, choice), options.output)
+    known = {name for uses in catalogue.USES.values() for name in uses}
+    given = {field.name: getattr(options, field.name) for field in fields(options) if field.name in known}
+    given = {name: value for name, value in given.items() if value != getattr(Plot, name)}
+    choices.check(options.figure, given, catalogue.USES, lambda name: f"--{name}")
+    views = views_of((options.scan, *options.against), options)
+    chosen = {name: value for name, value in given.items() if hasattr(catalogue.Choice, name)}
+    export.write(catalogue.draw(options.figure, views, catalogue.Choice(**chosen, style=options.style)), options.output)
     progress.note(f"Wrote {options.output}.")
+
+
+def views_of(names: Sequence[str], options: ViewOptions) -> "list[View]":
+    """What the options say of each scan to look at. Raises InputError, also for a scan that is given twice."""
+    views = [view_of(name, options) for name in names]
+    folders = [Path(str(view.source)).resolve() for view in views]
+    for number, (name, folder) in enumerate(zip(names, folders, strict=True)):
+        if folder in folders[:number]:
+            raise InputError(f"{name} is given twice. Name each scan once.")
+    return views
 
 
 def view_of(name: str, options: ViewOptions) -> "View":

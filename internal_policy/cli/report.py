@@ -6,7 +6,7 @@ from pathlib import Path
 from internal_policy import files
 from internal_policy.cli import outputs, progress
 from internal_policy.cli.common import OutputFile, OutputOptions, ScanNames, ViewOptions
-from internal_policy.cli.plot import view_of
+from internal_policy.cli.plot import views_of
 from internal_policy.errors import InputError, require
 
 
@@ -35,7 +35,7 @@ def run(options: Report) -> None:
     outputs.check_file(options.output, options.force, ".html")
     if not options.scans:
         raise InputError("No scan is named. Give one or more, such as demo-qwen3; `internal-policy ls` lists them.")
-    page = report.report([view_of(name, options) for name in options.scans])
+    page = report.report(views_of(options.scans, options))
     with files.replacing(options.output) as temporary:
         temporary.write_text(page)
     progress.note(f"Wrote {options.output}, {options.output.stat().st_size / 1e6:.1f} MB.")

@@ -46,6 +46,8 @@ class Option:
     """Whether the command needs it."""
     several: bool
     """Whether it takes any number of values at once."""
+    choices: tuple[str, ...]
+    """The values that it takes, in their order; none if it takes others too."""
 
     @property
     def typed(self) -> str:
@@ -133,7 +135,14 @@ def _option(field: "dataclasses.Field[Any]", hint: Any, text: str) -> Option:
         "" if silent else str(default),
         field.default is MISSING,
         get_origin(hint) is tuple and tyro.conf.UseAppendAction not in extras,
+        _choices(hint),
     )
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The values of a Literal, which may also be None."""
+    literal = next((each for each in (hint, *get_args(hint)) if get_origin(each) is Literal), None)
+    return get_args(literal)
 
 
 def _metavar(hint: Any) -> str:

@@ -8,13 +8,15 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
-from internal_policy.look import comparison, layer_figures, statistics, targets, token_figures, tokens, view
+from internal_policy.look import choices, comparison, layer_figures, statistics, targets, token_figures, tokens, view
 from internal_policy.look.statistics import Average
 from internal_policy.look.theme import Style
 from internal_policy.look.view import About, View
 
 MOST = 4
 """Most scans side by side."""
+FILTER = ("readout", "outcome", "positions")
+"""What a view chooses of a scan."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,19 @@ def distribution(data: Data) -> go.Figure:
 
 def _tokens(views: Sequence[View], choice: Choice) -> Data:
     (one,) = views
-    rollout = view.first_rollout(one) if choice.rollout is None else choice.rollout
+    rollout = _rollout(one, choice)
     response = tokens.window(tokens.response(one, rollout), choice.position)
     found = tokens.cells(one, rollout, choice.site, choice.measure)
     shown = found[found["position"].isin(response["position"])]
     return Data({choice.measure: shown, "response": response}, [view.about(one)], replace(choice, rollout=rollout))
+
+
+def _rollout(one: View, choice: Choice) -> int:
+    """The chosen rollout, or the first of the view. Raises InputError for one that isn't in view."""
+    if choice.rollout is None:
+        return view.first_rollout(one)
+    view.check_rollout(one, choice.rollout)
+    return choice.rollout
 
 
 def heatmap(data: Data) -> go.Figure:
@@ -141,8 +151,9 @@ def heatmap(data: Data) -> go.Figure:
 
 def _cell(views: Sequence[View], choice: Choice) -> Data:
     (one,) = views
-    rollout = view.first_rollout(one) if choice.rollout is None else choice.rollout
+    rollout = _rollout(one, choice)
     position = one.first if choice.position is None else choice.position
+    tokens.window(tokens.response(one, rollout), position)
     found = tokens.predictions(one, rollout, position, choice.layer)
     return Data({"predictions": found}, [view.about(one)], replace(choice, rollout=rollout, position=position))
 
@@ -183,21 +194,25 @@ class Entry(NamedTuple):
     """From the scans to the data."""
     draw: Callable[[Data], go.Figure]
     """From the data to the figure. Its docstring describes the figure."""
+    uses: tuple[str, ...]
+    """What can be chosen: fields of `Choice` and `View`, or `against` for more scans. Every figure has a style."""
 
 
 FIGURES: Mapping[str, Entry] = {
-    "flow": Entry(_flow, flow),
-    "change": Entry(_changes, change),
-    "norm-control": Entry(_changes, norm_control),
-    "residual": Entry(_residual, residual),
-    "convergence": Entry(_convergence, convergence),
-    "readouts": Entry(_readouts, readouts),
-    "distribution": Entry(_distribution, distribution),
-    "tokens": Entry(_tokens, heatmap),
-    "cell": Entry(_cell, cell),
-    "compare": Entry(_compare, compare),
+    "flow": Entry(_flow, flow, ("average", *FILTER)),
+    "change": Entry(_changes, change, ("average", *FILTER)),
+    "norm-control": Entry(_changes, norm_control, ("average", *FILTER)),
+    "residual": Entry(_residual, residual, ("average", *FILTER)),
+    "convergence": Entry(_convergence, convergence, ("average", *FILTER)),
+    "readouts": Entry(_readouts, readouts, ("average", "measure", "site", "outcome", "positions")),
+    "distribution": Entry(_distribution, distribution, ("measure", "site", *FILTER)),
+    "tokens": Entry(_tokens, heatmap, ("measure", "site", "rollout", "position", *FILTER)),
+    "cell": Entry(_cell, cell, ("rollout", "position", "layer", *FILTER)),
+    "compare": Entry(_compare, compare, ("average", "measure", "against", *FILTER)),
 }
-"""Name -> how to draw it. All but `compare` take one view."""
+"""Name -> how to draw it, and what can be chosen."""
+USES: Mapping[str, tuple[str, ...]] = {name: entry.uses for name, entry in FIGURES.items()}
+"""Name -> what can be chosen of the figure."""
 CHOICES = {
     "readouts": ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine"),
     "distribution": ("entropy", "logprob", "rank", "kl", "norm", "cosine", "entropy_at_input_norm"),
@@ -208,10 +223,14 @@ CHOICES = {
 
 
 def data(name: str, views: Sequence[View], choice: Choice) -> Data:
-    """The data of the figure with that name. Raises InputError for what it can't draw or a scan lacks."""
+    """The data of the figure with that name.
+
+    Raises InputError for a choice that it doesn't use, what it can't draw, or what a scan lacks.
+    """
+    choices.check(name, choices.changed(choice), USES)
     if choice.measure not in (known := CHOICES.get(name, (choice.measure,))):
         raise InputError(f"Can't draw {name} by '{choice.measure}'. Choose one of {', '.join(known)}.")
-    if name != "compare" and len(views) != 1:
+    if "against" not in USES[name] and len(views) != 1:
         raise InputError(f"Only compare draws several scans. Give {name} one.")
     return FIGURES[name].read(views, choice)
 

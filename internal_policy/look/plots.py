@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, run_catalogue
+from internal_policy.look import catalogue, choices, run_catalogue
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.run_catalogue import RunChoice
 
@@ -32,28 +32,35 @@ class Plots:
 
 
 def _methods(
-    docs: Mapping[str, str | None], draw: Callable[..., go.Figure], choice: type[Choice | RunChoice]
+    figures: Mapping[str, catalogue.Entry | run_catalogue.Entry],
+    draw: Callable[..., go.Figure],
+    choice: type[Choice | RunChoice],
 ) -> dict[str, Callable[..., go.Figure]]:
-    """A method for each figure. It takes the fields of `choice` as keywords, and other scans to compare with."""
+    """A method for each figure, which takes the fields of `choice` that it uses; `compare` takes other scans first."""
     keywords = [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
         for field in fields(choice)
     ]
+    uses = {name: figure.uses for name, figure in figures.items()}
 
     def method(name: str) -> Callable[..., go.Figure]:
         def plot(self: Plots, *others: Any, **options: Any) -> go.Figure:
             if wrong := [other for other in others if not isinstance(other, type(self._shown))]:
                 raise InputError(f"Can't draw {wrong[0]!r:.60}. Give opened scans, such as ip.open_scan('demo-llama').")
-            return draw(name, [self._shown, *others], choice(**options))
+            chosen = choice(**options)
+            choices.check(name, options, uses)
+            return draw(name, [self._shown, *others], chosen)
 
         first, others, *_ = inspect.signature(plot).parameters.values()
-        plot.__name__, plot.__doc__ = name.replace("-", "_"), docs[name]
+        plot.__name__, plot.__doc__ = name.replace("-", "_"), figures[name].draw.__doc__
+        taken = [first, *([others] if "against" in uses[name] else [])]
+        taken += [keyword for keyword in keywords if keyword.name in (*uses[name], choices.ALWAYS)]
         plot.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
-            [first, others, *keywords], return_annotation=go.Figure
+            taken, return_annotation=go.Figure
         )
         return plot
 
-    return {name.replace("-", "_"): method(name) for name in docs}
+    return {name.replace("-", "_"): method(name) for name in figures}
 
 
 def _draw_run(name: str, shown: list[Any], choice: RunChoice) -> go.Figure:
@@ -61,9 +68,7 @@ def _draw_run(name: str, shown: list[Any], choice: RunChoice) -> go.Figure:
     return run_catalogue.draw(name, run, choice)
 
 
-_of_scans = {name: entry.draw.__doc__ for name, entry in catalogue.FIGURES.items()}
-_of_runs = {name: entry.draw.__doc__ for name, entry in run_catalogue.FIGURES.items()}
-ScanPlots = type("ScanPlots", (Plots,), _methods(_of_scans, catalogue.draw, Choice))
+ScanPlots = type("ScanPlots", (Plots,), _methods(catalogue.FIGURES, catalogue.draw, Choice))
 """Figures of a scan; `compare` takes the other scans first."""
-RunPlots = type("RunPlots", (Plots,), _methods(_of_runs, _draw_run, RunChoice))
+RunPlots = type("RunPlots", (Plots,), _methods(run_catalogue.FIGURES, _draw_run, RunChoice))
 """Figures of a training run."""

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
-from internal_policy.look import runs, training_figures
+from internal_policy.look import choices, runs, training_figures
 from internal_policy.look.runs import RunTables
 from internal_policy.look.theme import Style
 
@@ -92,22 +92,31 @@ class Entry(NamedTuple):
     """The numbers in the figure."""
     draw: Callable[[RunTables, RunChoice], go.Figure]
     """The figure. Its docstring describes it."""
+    uses: tuple[str, ...] = ()
+    """What can be chosen: fields of `RunChoice`. Every figure has a style."""
 
 
 FIGURES: Mapping[str, Entry] = {
-    "dynamics": Entry(_dynamics, dynamics),
+    "dynamics": Entry(_dynamics, dynamics, ("measure", "site")),
     "trained": Entry(lambda run, _: _trained(run), trained),
     "training": Entry(lambda run, _: run.metrics(), training),
     "pass-at-k": Entry(lambda run, _: run.pass_at_k(), pass_at_k),
 }
-"""Name -> how to draw it."""
+"""Name -> how to draw it, and what can be chosen."""
+USES: Mapping[str, tuple[str, ...]] = {name: entry.uses for name, entry in FIGURES.items()}
+"""Name -> what can be chosen of the figure."""
 
 
 def data(name: str, run: RunTables, choice: RunChoice) -> pd.DataFrame:
-    """The numbers in the figure with that name. Raises InputError if the run lacks them."""
+    """The numbers in the figure with that name.
+
+    Raises InputError for a choice that it doesn't use, or if the run lacks them.
+    """
+    choices.check(name, choices.changed(choice), USES)
     return FIGURES[name].read(run, choice)
 
 
 def draw(name: str, run: RunTables, choice: RunChoice) -> go.Figure:
-    """The figure with that name. Raises InputError if the run lacks its numbers."""
+    """The figure with that name. Raises InputError as `data` does."""
+    choices.check(name, choices.changed(choice), USES)
     return FIGURES[name].draw(run, choice)

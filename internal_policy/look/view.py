@@ -251,3 +251,10 @@ def changes(view: View, average: Average = "tokens") -> pd.DataFrame:
 def first_rollout(view: View) -> int:
     """The number of the first rollout of a view."""
     return int(rollouts(view)["rollout"].iloc[0])
+
+
+def check_rollout(view: View, rollout: int) -> None:
+    """Raise InputError for a rollout that the scan doesn't have, or the view leaves out."""
+    store.of_rollout(view.source, "rollouts", rollout, ["rollout"])
+    if rollout not in set(rollouts(view)["rollout"]):
+        raise InputError(f"Rollout {rollout} isn't among the {words(view)}. Choose another, or widen the filter.")

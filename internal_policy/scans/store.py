@@ -286,7 +286,7 @@ def _part_with(folder: Path, kind: str, rollout: int) -> Path:
 
 
 def _no_rollout(source: Path | Tables, rollout: int) -> InputError:
-    return InputError(f"{source} has no rollout {rollout}.")
+    return InputError(f"{source} has no rollout {rollout}. Choose one from 0 to {record(source)['rollouts'] - 1}.")
 
 
 def parts(folder: Path, kind: str) -> list[Path]:

@@ -73,7 +73,7 @@ def test_scans_are_compared(tmp_path):
         ),
         (["demo-qwen3", "compare", "-o", "x.html"], "two to four scans, not 1"),
         (["demo-qwen3", "flow", "--against", "demo-llama", "-o", "x.html"], "--against only applies to compare"),
-        (["demo-qwen3", "tokens", "--rollout", "99", "-o", "x.html"], "no rollout 99"),
+        (["demo-qwen3", "tokens", "--rollout", "99", "-o", "x.html"], "no rollout 99. Choose one from 0 to 19."),
         (["demo-qwen3", "tokens", "--site", "attention", "-o", "x.html"], "There is no site 'attention'"),
         (["demo-qwen3", "distribution", "--measure", "change", "-o", "x.html"], "Can't draw distribution by 'change'"),
         (
@@ -94,6 +94,39 @@ def test_an_invalid_figure_is_refused_in_one_sentence(arguments, said, tmp_path,
     assert said in error.replace("\n", " ")
     assert len(error.strip().splitlines()) == 1
     assert not list(tmp_path.glob("x.*"))
+
+
+GIVEN = {
+    "average": "rollouts", "site": "resid_post", "measure": "entropy", "rollout": "0", "position": "0", "layer": "0",
+    "readout": "raw", "outcome": "correct", "positions": "0-9", "against": "demo-llama",
+}  # fmt: skip
+"""Option of a figure -> a value, where possible the one that it has by default."""
+
+
+@pytest.mark.parametrize("figure", catalogue.FIGURES)
+def test_an_option_that_a_figure_doesnt_use_is_refused_even_at_its_default(figure, here, capsys):
+    refused = set()
+    for option, value in GIVEN.items():
+        code = main(["plot", "no-scan", figure, f"--{option}", value, "-o", "x.html"])
+        error = capsys.readouterr().err
+        assert code == 2
+        refused |= {option} if re.match(f"error: --{option} (only applies to|has no effect on) ", error) else set()
+    assert refused == {*GIVEN} - {*catalogue.USES[figure]}
+
+
+@pytest.mark.parametrize("command", [["plot", "demo-qwen3", "compare", "--against"], ["report", "demo-qwen3"]])
+def test_the_same_scan_given_twice_is_refused(command, here, capsys):
+    assert main([*command, str(DEMO), "-o", "x.html"]) == 2
+    assert f"{DEMO} is given twice. Name each scan once." in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["evaluate", "--problems"], ["evaluate", "--problems", "--limit", "2"], ["plot", "a", "compare", "--against"]],
+)
+def test_an_option_without_its_values_is_refused(words, here, capsys):
+    assert main(words) == 2
+    assert f"--{'against' if words[0] == 'plot' else 'problems'} needs a value." in capsys.readouterr().err
 
 
 def test_a_window_of_positions_is_parsed():

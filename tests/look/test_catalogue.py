@@ -1,6 +1,8 @@
 """Figures of a scan are drawn by name, from their data alone."""
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,62 @@ def test_a_cell_defaults_to_the_first_position():
 def test_a_heatmap_at_a_position_beyond_the_response_is_refused():
     with pytest.raises(InputError, match="There is no position 9999 in this response"):
         catalogue.draw("tokens", [DEMO], Choice(position=9999))
+
+
+OTHERWISE = {
+    "average": "rollouts", "site": "mlp_out", "measure": "logprob", "rollout": 3, "position": 5, "layer": 3,
+    "readout": "norm", "outcome": "correct", "positions": 4,
+}  # fmt: skip
+"""What can be chosen of figures -> a choice that isn't the default."""
+
+
+def drawn(name: str, **chosen: object) -> str:
+    """A figure as text, or why it can't be drawn, without the check of what it uses."""
+    of_view = {{"positions": "first"}.get(key, key): chosen.pop(key) for key in catalogue.FILTER if key in chosen}
+    if name == "compare" and "measure" in chosen:
+        chosen["measure"] = "change"
+    views = [replace(one, **of_view) for one in ([DEMO, OTHER] if name == "compare" else [DEMO])]
+    entry = catalogue.FIGURES[name]
+    try:
+        figure = json.loads(entry.draw(entry.read(views, Choice(**chosen))).to_json())
+    except InputError as error:
+        return str(error)
+    figure["layout"].pop("annotations", None)  # the caption names the filter in any case
+    return json.dumps(figure)
+
+
+@pytest.mark.parametrize("name", catalogue.FIGURES)
+def test_exactly_what_a_figure_uses_changes_it(name):
+    plain = drawn(name)
+    changing = {key for key, value in OTHERWISE.items() if drawn(name, **{key: value}) != plain}
+    if name == "tokens":
+        changing |= {"position"} if "no position" in drawn(name, position=9999) else set()
+    assert changing == {*catalogue.USES[name]} - {"against"}
+
+
+@pytest.mark.parametrize("name", catalogue.FIGURES)
+def test_a_choice_that_a_figure_doesnt_use_is_refused(name):
+    for field in {*OTHERWISE} - {*catalogue.FILTER, *catalogue.USES[name]}:
+        with pytest.raises(
+            InputError, match=f"^{field} (only applies to .*, not to|has no effect on) {name}. Leave it"
+        ):
+            catalogue.data(name, [DEMO], Choice(**{field: OTHERWISE[field]}))
+
+
+@pytest.mark.parametrize("name", ["tokens", "cell"])
+@pytest.mark.parametrize(
+    ("view", "rollout", "said"),
+    [
+        (DEMO, 99, "has no rollout 99. Choose one from 0 to 19."),
+        (DEMO, -1, "has no rollout -1. Choose one from 0 to 19."),
+        (replace(DEMO, outcome="incorrect"), 0, "Rollout 0 isn't among the incorrect responses"),
+    ],
+)
+def test_a_rollout_that_isnt_in_view_is_refused_with_those_that_are(name, view, rollout, said):
+    with pytest.raises(InputError, match=said):
+        catalogue.data(name, [view], Choice(rollout=rollout))
+
+
+def test_a_cell_outside_the_window_of_positions_is_refused():
+    with pytest.raises(InputError, match=r"There is no position 5 in this response. Choose one from 2 to 3"):
+        catalogue.data("cell", [replace(DEMO, first=2, last=3)], Choice(position=5))

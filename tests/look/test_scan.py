@@ -1,6 +1,7 @@
 """A scan is the same object whether its tables are in a folder or in memory."""
 
 import dataclasses
+import inspect
 import pickle
 import re
 import subprocess
@@ -76,9 +77,10 @@ def test_every_figure_of_the_catalogue_is_a_method_and_the_same_in_memory(on_dis
 def test_a_figure_is_drawn_from_its_data_alone(on_disk):
     for name in catalogue.FIGURES:
         views = [on_disk, open_scan("demo-llama")] if name == "compare" else [on_disk]
-        found = catalogue.data(name, views, catalogue.Choice(layer=3))
+        choice = catalogue.Choice(layer=3 if name == "cell" else 0)
+        found = catalogue.data(name, views, choice)
         drawn = catalogue.FIGURES[name].draw(pickle.loads(pickle.dumps(found)))
-        assert drawn.to_json() == catalogue.draw(name, views, catalogue.Choice(layer=3)).to_json()
+        assert drawn.to_json() == catalogue.draw(name, views, choice).to_json()
 
 
 def test_the_data_of_a_figure_names_its_response_and_position(on_disk):
@@ -288,3 +290,14 @@ def test_nan_does_not_stop_the_notebook(in_memory):
     layers = source.layers.assign(entropy=np.nan)
     arrow = {**source.arrow, "layers": pa.Table.from_pandas(layers, preserve_index=False)}
     assert "resid_post" in of(dataclasses.replace(source, arrow=arrow))._repr_html_()
+
+
+def test_the_method_of_a_figure_takes_only_what_the_figure_uses():
+    scan, run = ip.open_scan("demo-qwen3"), ip.open_run("experiments/bupo")
+    assert [*inspect.signature(scan.plot.flow).parameters] == ["average", "style"]
+    assert [*inspect.signature(scan.plot.compare).parameters] == ["others", "average", "measure", "style"]
+    assert [*inspect.signature(run.plot.training).parameters] == ["style"]
+    with pytest.raises(InputError, match="rollout only applies to tokens and cell, not to flow"):
+        scan.plot.flow(rollout=0)
+    with pytest.raises(InputError, match="site only applies to dynamics, not to training"):
+        run.plot.training(site="mlp_out")
