@@ -1,17 +1,17 @@
 """Draw what `internal-policy scan` prints for the bundled Qwen3 model, for the README: python data/make_picture.py."""
 
+import os
 import re
 from pathlib import Path
 
-from rich.console import Console
-
 from internal_policy.__main__ import main
-from internal_policy.cli import show
+from internal_policy.cli.console import out
 from internal_policy.scans import store
 
-show.out = Console(record=True, width=76, highlight=False)
+os.environ["TTY_COMPATIBLE"] = "1"  # Rich breaks lines as on a terminal
+out.record, out.width = True, 76
 main(["scan"])
-drawn = show.out.export_svg(title="internal-policy scan")
+drawn = out.export_svg(title="internal-policy scan")
 drawn = re.sub(r"@font-face\s*\{[^}]*\}", "", drawn).replace(
     "Fira Code", "monospace"
 )  # nothing is fetched from outside

@@ -40,7 +40,7 @@ from internal_policy.scans.selection import Selection, plan
 from internal_policy.tasks.rollouts import Rollout
 
 SERVER = Path(__file__).parent / "server.py"
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "scan.md"
 LENGTHS = [(3, 5), (1, 14), (12, 1), (9, 2)]
 BOTH: Any = ("raw", "norm")
 HERE = [HookPoint(0, "attn_out"), HookPoint(1, "resid_mid")]
@@ -492,8 +492,8 @@ def test_a_server_gives_no_hidden_states(whole, llama, rollouts):
 # the documentation
 
 
-def test_the_readmes_example_runs(llama, tokenizer, rollouts):
-    (example,) = re.findall(r"```py\n(import nnsight\n.*?)```", README.read_text(), re.DOTALL)
+def test_the_example_on_the_page_about_scans_runs(llama, tokenizer, rollouts):
+    (example,) = re.findall(r"```py\n(import nnsight\n.*?)```", PAGE.read_text(), re.DOTALL)
     example = example.replace('"meta-llama/Llama-3.1-70B")', 'model, tokenizer=copy.deepcopy(tokenizer)), "local"')
     names: Any = {"ip": internal_policy, "model": llama, "tokenizer": tokenizer, "rollouts": rollouts, "copy": copy}
     exec(example, names)

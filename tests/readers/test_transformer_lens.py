@@ -267,8 +267,8 @@ def test_a_bridge_without_a_hugging_face_model_is_refused():
         reader_of(boot_native({**sizes, "act_fn": "relu"}))
 
 
-def test_the_readmes_example_runs(bridge, tokenizer, rollouts):
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_example_on_the_page_about_scans_runs(bridge, tokenizer, rollouts):
+    text = (Path(__file__).parents[2] / "docs" / "scan.md").read_text()
     (example,) = re.findall(r"```py\n(from internal_policy.readers.transformer_lens.*?)```", text, re.DOTALL)
     tokens = torch.randint(5, 256, (2, 20), generator=torch.Generator().manual_seed(4))
     given = {"model": tiny_model("qwen3").float(), "tokenizer": tokenizer, "rollouts": rollouts, "tokens": tokens}
