@@ -1,15 +1,16 @@
-"""Print notes and progress bars on stderr."""
+"""Print notes and progress on stderr: a bar on a terminal, elsewhere a line a minute."""
 
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from internal_policy.cli.console import Terminal, visible
+from internal_policy.cli.pace import MINUTE, Pace, lasting
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn, Task
@@ -53,7 +54,7 @@ def _drawn(title: str, total: int | None, *columns: "ProgressColumn", transient:
 
     parts = (text_column(lambda task: task.description), rich.BarColumn(bar_width=20), rich.MofNCompleteColumn())
     with rich.Progress(*parts, *columns, console=err, disable=not err.is_terminal, transient=transient) as drawn:
-        yield partial(drawn.update, drawn.add_task(title, total=total, rate=0.0))
+        yield partial(drawn.update, drawn.add_task(title, total=total))
 
 
 def tracked(what: str, items: Collection[str]) -> Iterator[str]:
@@ -79,26 +80,69 @@ def saying_once(text: str) -> Callable[[Any], None]:
 
 @contextmanager
 def bar(what: str, total: int, unit: str = "rollouts") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that is advanced by a number of items and of tokens, with rate and time left."""
-    import rich.progress as rich
+    """Progress that is advanced by a number of items and of tokens, with rate and time left.
 
-    rate = text_column(lambda task: f"{unit}, {task.fields['rate']:,.0f} tokens/s,")
-    start, seen = time.monotonic(), 0
-    with _drawn(what, total, rate, rich.TimeRemainingColumn(), text_column(lambda _: "left")) as update:
+    Items without tokens were done by an earlier run. On a terminal it is a bar, elsewhere a line a minute.
+    """
+    pace = Pace(total)
+
+    def rate() -> str:
+        speed = "" if pace.per_second is None else f", {pace.per_second:,.0f} tokens/s"
+        return f"{unit}{speed}{_left(pace)}"
+
+    with _drawn(what, total, text_column(lambda _: rate())) as update, _lines(lambda: pace.line(what, unit)):
 
         def advance(number: int, tokens: int) -> None:
-            nonlocal seen
-            seen += tokens
-            update(advance=number, rate=seen / (time.monotonic() - start))
+            pace.advance(number, tokens, is_fresh=tokens > 0)
+            update(advance=number)
 
         yield advance
 
 
 @contextmanager
-def steps(what: str, total: int | None) -> Iterator[Update]:
-    """A progress bar of steps, with the time that has passed and the time left."""
-    import rich.progress as rich
+def steps(what: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
+    """Progress that is told the number of the last step and what happened in it, with the time left.
 
-    unit, left = text_column(lambda _: "steps"), text_column(lambda _: "left")
-    with _drawn(what, total, unit, rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), left) as update:
-        yield update
+    On a terminal it is a bar, elsewhere a line a minute.
+    """
+    pace, news = Pace(total), ""
+    columns = text_column(lambda _: f"steps{_left(pace)}")
+    with _drawn(what, total, columns) as update, _lines(lambda: pace.line(what, "steps", news)):
+
+        def reach(step: int, words: str) -> None:
+            nonlocal news
+            news = words
+            if not pace.fresh:
+                pace.done = step - 1  # those of the run that this one continues
+            pace.advance(step - pace.done, 0)
+            update(completed=step, description=words)
+
+        yield reach
+
+
+def _left(pace: Pace) -> str:
+    return "" if pace.left is None else f", {lasting(pace.left)} left"
+
+
+@contextmanager
+def _lines(line: Callable[[], str]) -> Iterator[None]:
+    """Meanwhile say a line every minute, unless a progress bar is drawn.
+
+    They come from a thread of their own, and so also while one item takes long.
+    """
+    over = Event()
+    thread = Thread(target=speak, args=(line, over.wait), daemon=True)
+    if not err.is_terminal:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if thread.ident:
+            thread.join()
+
+
+def speak(line: Callable[[], str], over: Callable[[float], bool]) -> None:
+    """Say a line every minute until it is over. `over` waits so many seconds, less if it is over before."""
+    while not over(MINUTE):
+        note(line())

@@ -238,16 +238,13 @@ def _train(options: Train, setup: "Setup", config: "BuPOConfig", layer: int | No
 
 @contextmanager
 def _progress(total: int | None) -> Iterator[Any]:
-    """Reports each step: in a progress bar on a terminal, else in a line now and then."""
+    """Reports each step: in a progress bar on a terminal, else in a line a minute."""
     cut = "All responses were cut at the length limit, so none can be right. Raise --max-new-tokens."
     warn = progress.saying_once(cut)
-    with progress.steps("Training", total) as update:
+    with progress.steps("Training", total) as reach:
 
         def report(row: Mapping[str, Any]) -> None:
-            words = in_words(row)
-            update(completed=row["step"], description=words)
-            if not progress.err.is_terminal and (row["step"] == 1 or row["step"] % 5 == 0):
-                progress.note(f"step {row['step']}{f' of {total}' if total else ''}: {words}")
+            reach(row["step"], in_words(row))
             if row.get("cut", 0) == 1:
                 warn(row["step"])
 

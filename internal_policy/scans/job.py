@@ -24,7 +24,9 @@ BY = ("device", "dtype", "versions")
 """Facts that may differ between processes that continue one scan; they are recorded for each part."""
 
 Advance = Callable[[int, int], None]
-"""Called with the numbers of rollouts and response tokens of each part when it is complete."""
+"""Called with the numbers of rollouts and response tokens of each part when it is complete.
+
+It has 0 tokens if an earlier run measured it."""
 
 
 PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
@@ -118,7 +120,8 @@ def run(
         tokens = 0
         for part in source.parts:
             rollouts = _rollouts(folder, part, source, by)
-            if not store.is_whole(folder, part):
+            known = store.is_whole(folder, part)
+            if not known:
                 check_rollouts(scanner.reader, rollouts)
                 measured = scanner.measure(rollouts, part * source.batch_size, smaller)
                 for kind, table in zip(("policies", "layers"), measured, strict=True):
@@ -126,7 +129,7 @@ def run(
                 _write_about(folder, part, by, store.KINDS)
             length = sum(len(rollout.response_ids) for rollout in rollouts)
             tokens += length
-            advance(len(rollouts), length)
+            advance(len(rollouts), 0 if known else length)
             mark.touch()
         texts = pa.Table.from_pandas(vocabulary(tokenizer, len(scanner.kernel.weight)), preserve_index=False)
         store.write_table(folder / store.VOCABULARY, texts)

@@ -79,20 +79,21 @@ def sample(
 ) -> list[Rollout]:
     """All responses of the policy at `point`, part by part; complete parts in `folder` are reused.
 
-    `advance` is called with the numbers of rollouts and response tokens of each part, `smaller` with how many are
-    sampled at a time once memory runs out.
+    `advance` is called with the numbers of rollouts and response tokens of each part, 0 tokens if it is reused, and
+    `smaller` with how many rollouts are sampled at a time once memory runs out.
     """
     rollouts: list[Rollout] = []
     with as_policy(model, point, readout), files.held(folder) as mark:
         for part, first in enumerate(range(0, len(problems) * sampling.samples, sampling.batch_size)):
             path = store.part_path(folder, "rollouts", part)
             notes = records.of_part(folder, part)
-            if notes is None or files.fingerprint_once(path) != notes["files"].get(path.name, ""):
+            known = notes is not None and files.fingerprint_once(path) == notes["files"].get(path.name, "")
+            if not known:
                 store.write_table(path, to_table(batch(model, tokenizer, problems, sampling, first, smaller)))
                 notes = {"files": {path.name: files.fingerprint_once(path)}, "by": []}
                 records.write(records.about_part(folder, part), notes)
             written = from_table(store.read_part(path))
             rollouts += written
-            advance(len(written), sum(len(rollout.response_ids) for rollout in written))
+            advance(len(written), 0 if known else sum(len(rollout.response_ids) for rollout in written))
             mark.touch()
     return rollouts
