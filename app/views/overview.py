@@ -20,8 +20,8 @@ def page(looked: View, average: Average) -> None:
     """Draw the page."""
     st.markdown(
         "Each layer, attention block and FFN, read as a policy of its own: how uncertain it is, and where that changes "
-        "(Figs. 2 and 3 of [arXiv 2512.19673](https://arxiv.org/abs/2512.19673)). Layers count from 0; those of "
-        "the paper from 1."
+        "(Figs. 2 and 3 of [arXiv 2512.19673](https://arxiv.org/abs/2512.19673)). Layers count from 0 here "
+        "and from 1 in the paper."
     )
     record = store.record(looked.source)
     st.text(show.line(record["model"]))
@@ -44,7 +44,9 @@ def page(looked: View, average: Average) -> None:
     )
     show.table("targets", summary.targets(change.frames["change"]))
     st.subheader("Entropy by layer (nats)")
-    show.table("by-layer", summary.by_layer(looked, average).round(3))
+    by_layer = summary.by_layer(looked, average).round(3)
+    final = by_layer["layer"] == record["n_layers"]
+    show.table("by-layer", by_layer.assign(layer=by_layer["layer"].astype(str).mask(final, "final")))
     st.subheader("How this was measured")
     provenance = summary.provenance(looked)
     show.table("provenance", pd.DataFrame({"setting": provenance.keys(), "value": provenance.values()}))

@@ -184,7 +184,7 @@ def residual(cosine_means: pd.DataFrame, norm_means: pd.DataFrame, about: About,
     ticks = [step * 10.0**power for power in range(-3, 7) for step in steps]
     said = {"tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
     figure.update_yaxes(title={"text": theme.label("norm")}, type="log", **said, row=2)
-    return theme.layout(figure, "What attention and FFN add to the residual stream", about, style, height=560)
+    return theme.layout(figure, "Attention, FFN and residual stream", about, style, height=560)
 
 
 def convergence(
@@ -223,8 +223,9 @@ def readouts(
     if len(final):
         _ends(figure, about.n_layers, style)
     figure.update_yaxes(title={"text": theme.label(measure)}, rangemode="tozero")
-    caption = " · ".join(part for part in (theme.short(about.model), theme.n(about), about.which) if part)
-    return theme.layout(figure, f"{theme.MEASURES[measure][0]} by readout: {theme.SITES[site].name}", caption, style)
+    parts = (theme.SITES[site].name, theme.short(about.model), theme.n(about), about.which)
+    caption = " · ".join(part for part in parts if part)
+    return theme.layout(figure, f"{theme.MEASURES[measure][0]} by readout", caption, style)
 
 
 def distribution(

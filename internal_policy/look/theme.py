@@ -196,7 +196,7 @@ def _screen(figure: go.Figure, title: str, said: str, height: int, above: int, n
     if len(said) > 60:  # in two lines
         parts = said.split(" · ")
         said = " · ".join(parts[:-2]) + "<br>" + " · ".join(parts[-2:]) if len(parts) > 2 else said
-    legend = 0 if named < 2 else 30 if named < 4 else 50  # on a narrow page, a long legend takes two rows
+    legend = 0 if named < 2 else 30 if named < 4 else 50 if named < 6 else 70  # rows on a narrow page
     top, bottom = 70 + above + legend, 52
     below = {"text": said, "font": {"size": 12, "color": GREY}}
     figure.update_layout(

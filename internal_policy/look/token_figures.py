@@ -44,10 +44,11 @@ def tokens(
         title={"text": "Token" if every == 1 else f"Token (one in {every} labelled)"},
         range=[response["position"].iloc[0] - 0.5, response["position"].iloc[-1] + 0.5],
     )
-    title = f"{theme.MEASURES[measure][0]} by layer and token: {theme.SITES[site].name}"
+    title = f"{theme.MEASURES[measure][0]} by token"
     height = 220 + int(np.clip(22 * len(grid), 120 if style == "screen" else 260, 720))
     one = replace(about, rollouts=1, tokens=len(response))
-    theme.layout(figure, title, one, style, height=height, wide=True, above=8)
+    caption = f"{theme.SITES[site].name} · {theme.caption(one)}"
+    theme.layout(figure, title, caption, style, height=height, wide=True, above=8)
     return figure.update_layout(hoverdistance=-1)  # hovering anywhere shows the nearest cell
 
 

@@ -60,8 +60,8 @@ def dynamics(
         figure.update_yaxes(title={"text": "Reward"}, row=2)
         _switch(figure, metrics, rows)
     figure.update_xaxes(title={"text": "Step"}, row=rows)
-    title = f"{text} during training: {theme.SITES[site].name}"
-    theme.layout(figure, title, caption, style, height=560 if rows == 2 else 420, wide=True, above=16)
+    caption = " · ".join(part for part in (theme.SITES[site].name, caption) if part)
+    theme.layout(figure, f"{text} by step", caption, style, height=560 if rows == 2 else 420, wide=True, above=16)
     return figure.update_layout(showlegend=False)
 
 
@@ -104,7 +104,7 @@ def trained(
         figure.update_yaxes(title={"text": title}, rangemode="tozero" if measure == "kl" else "normal", row=number)
     _switch(figure, metrics, len(panels))
     figure.update_xaxes(title={"text": f"Step (layers from {offset})" if offset else "Step"}, row=len(panels))
-    title = f"Layer {layer + offset} compared with later layers, and its entropy change"
+    title = f"Layer {layer + offset} compared with later layers"
     return theme.layout(figure, title, caption, style, height=130 + 160 * len(panels), above=16)
 
 

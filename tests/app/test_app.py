@@ -96,6 +96,11 @@ def test_the_dashboard_shows_correct_only_for_rewards_of_0_or_1(copied, rewards,
     assert any(f"{said} · " in text for text in texts(opened("tokens", scan=str(copied))))
 
 
+def test_the_table_by_layer_ends_with_final():
+    (table,) = [frame.value for frame in opened(scan="demo-qwen3").dataframe if "layer" in frame.value]
+    assert table["layer"].tolist() == [*"01234567", "final"]
+
+
 def test_the_bundled_scan_opens_by_default():
     assert opened().text_input(key="scan").value == "demo-qwen3"
 
@@ -118,7 +123,7 @@ def test_a_deep_link_sets_what_is_chosen():
     keys = ("scan", "readout", "outcome", "first", "last", "average", "rollout", "layer", "position", "site", "measure")
     chosen = ["demo-llama", "norm", "correct", 1, 30, "rollouts", 2, 3, 5, "mlp_out", "change"]
     assert [app.session_state[key] for key in keys] == chosen
-    assert charts(app)[0].startswith("Entropy change by layer and token: FFN: demo-llama · through the final norm")
+    assert charts(app)[0].startswith("Entropy change by token: FFN · demo-llama · through the final norm")
     assert charts(app)[1].startswith("What layer 3 would say at position 5")
 
 
@@ -484,7 +489,7 @@ def test_a_training_run_of_the_cache_is_drawn(run):
     assert charts(app)[1].startswith("Layer 1 compared with later layers")
     assert app.selectbox(key="listed_run").value == "training/one"
     app.selectbox(key="training_measure").select("change").run()
-    assert charts(app)[0].startswith("Entropy change during training")
+    assert charts(app)[0].startswith("Entropy change by step")
     pd.DataFrame({"label": "BuPO", "k": [1, 2], "mean": [0.1, 0.2], "low": 0.0, "high": 1.0}).to_parquet(
         run / "pass_at_k.parquet"
     )

@@ -32,7 +32,7 @@ def test_readouts_draw_one_line_each_and_final_once(measure):
     (final,) = traces(figure, "final")
     assert values(final).tolist() == of(columns[0][1], site="final")
     assert figure.layout.xaxis.ticktext[-1] == "final"
-    assert figure.layout.meta["caption"] == "demo · 20 rollouts, 856 tokens"
+    assert figure.layout.meta["caption"] == "layer output · demo · 20 rollouts, 856 tokens"
     assert theme.label(measure) in [axis.title.text for axis in figure.select_yaxes()]
 
 

@@ -7,9 +7,23 @@ import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_figures import ABOUT, HOSTILE, about, cells, changes, choices, depths, line, means, quantiles, response
+from small_figures import (
+    ABOUT,
+    HOSTILE,
+    about,
+    cells,
+    changes,
+    choices,
+    depths,
+    dynamics,
+    line,
+    means,
+    metrics,
+    quantiles,
+    response,
+)
 
-from internal_policy.look import layer_figures, theme, token_figures
+from internal_policy.look import catalogue, layer_figures, theme, token_figures, training_figures
 from internal_policy.look.view import About
 
 
@@ -146,6 +160,20 @@ def test_axes_show_their_unit(n_layers, style):
         drawn = [axis.title.text for axis in figure.select_yaxes()] if AXES[name] else []
         words = {"screen": ("change", ""), "paper": ("Δ", " (from 1)")}[style]
         assert drawn == [said.format(words[said.startswith("Layer")]) for said in AXES[name]]
+
+
+PHONE = 38
+"""Most characters of a title at 390 pixels."""
+
+
+def test_titles_fit_a_phone():
+    drawn = [*all_figures(36, "screen").values(), training_figures.trained(dynamics(), metrics(), 2)]
+    for measure in theme.WHILE_TRAINING:
+        frame = dynamics().assign(**{measure: 1.0})
+        drawn.append(training_figures.dynamics(frame, None, "run", measure, "resid_post"))
+    for measure in catalogue.CHOICES["tokens"]:
+        drawn.append(token_figures.tokens(cells(2, 9), response(9), about(2), "attn_out", measure))
+    assert [title for figure in drawn if len(title := figure.layout.meta["title"]) > PHONE] == []
 
 
 @depths

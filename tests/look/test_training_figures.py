@@ -27,7 +27,7 @@ def test_dynamics_draws_layers_by_steps_with_reward_below(measure):
     assert values(below).tolist() == reward["reward"].tolist()
     assert {shape.x0 for shape in figure.layout.shapes} == {3.5}
     assert figure.layout.xaxis.matches == "x2"
-    assert figure.layout.title.subtitle.text == theme.inert(HOSTILE)
+    assert figure.layout.title.subtitle.text == f"layer output · {theme.inert(HOSTILE)}"
 
 
 def test_final_is_the_row_above_the_layers():
