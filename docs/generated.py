@@ -1,7 +1,7 @@
 """Write the pages and parts of pages that come from the code: families, commands, notebooks. A Sphinx extension."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +169,7 @@ def configuration() -> str:
     rows = (
         (
             code(field.name),
-            code(repr(field.default_factory() if field.default is MISSING else field.default)),
+            code(repr(field.default_factory() if callable(field.default_factory) else field.default)),
             field.metadata.get("help", "as in GRPOConfig, which has another default"),
         )
         for field in own
