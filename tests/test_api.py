@@ -51,7 +51,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 @pytest.mark.parametrize(("name", "missing", "extra"), [("scan", "torch", "models"), ("BuPOTrainer", "trl", "train")])
-def test_a_name_whose_extra_is_missing_says_how_to_install_it(name, missing, extra):
+def test_an_import_error_names_the_extra_to_install(name, missing, extra):
     code = f"import sys; sys.modules['{missing}'] = None; import internal_policy as ip; ip.{name}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (
@@ -136,7 +136,7 @@ def test_rollouts_can_be_a_file(llama, tokenizer, tmp_path):
     pd.testing.assert_frame_equal(found.policies(), ip.scan(llama, tokenizer, rollouts[:1]).policies())
 
 
-def test_how_prompts_were_read_is_said_once_for_each_template(llama, tokenizer, capsys, monkeypatch):
+def test_each_way_of_reading_prompts_is_reported_once(llama, tokenizer, capsys, monkeypatch):
     from internal_policy import api
 
     monkeypatch.setattr(api, "_said", set())
@@ -150,7 +150,7 @@ def test_how_prompts_were_read_is_said_once_for_each_template(llama, tokenizer, 
     ]
 
 
-def test_a_txt_file_is_one_text_for_scan_and_a_problem_a_line_for_generate(llama, tokenizer, tmp_path):
+def test_a_txt_file_is_one_text_for_scan_and_one_problem_per_line_for_generate(llama, tokenizer, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("What is 7 + 5?\nAnd 2 + 2?\n")
     pd.testing.assert_frame_equal(
@@ -175,26 +175,26 @@ def test_a_txt_file_is_one_text_for_scan_and_a_problem_a_line_for_generate(llama
         ([""], "Item 1: .*empty|Item 1: .*token"),
     ],
 )
-def test_other_things_than_a_list_of_texts_are_refused(public, items, message, llama, tokenizer):
+def test_anything_but_a_list_of_texts_is_rejected(public, items, message, llama, tokenizer):
     with pytest.raises(ip.InputError, match=message):
         inspect.unwrap(public)(llama, tokenizer, items)
 
 
 @pytest.mark.parametrize("public", [ip.generate, ip.scan])
 @pytest.mark.parametrize("given", [["The capital of France"], None, "demo-qwen3"])
-def test_a_forgotten_tokenizer_is_named(public, given, llama):
+def test_an_error_names_a_missing_tokenizer(public, given, llama):
     with pytest.raises(ip.InputError, match=r"second argument is .*, not a tokenizer"):
         inspect.unwrap(public)(llama, given)
 
 
 @pytest.mark.parametrize("public", [ip.generate, ip.scan])
 @pytest.mark.parametrize("given", ["demo-qwen3", Path("model"), ("model", "tokenizer"), None])
-def test_the_name_of_a_model_in_its_place_is_refused(public, given, tokenizer):
+def test_a_models_name_instead_of_a_model_is_rejected(public, given, tokenizer):
     with pytest.raises(ip.InputError, match=r"first argument is .*, not a model. Load it first"):
         inspect.unwrap(public)(given, tokenizer, [TEXT])
 
 
-def test_a_layer_that_is_no_whole_number_is_refused(llama, tokenizer):
+def test_a_layer_that_is_not_a_whole_number_is_rejected(llama, tokenizer):
     with pytest.raises(ip.InputError, match="layers has '1'"):
         inspect.unwrap(ip.scan)(llama, tokenizer, [TEXT], layers=["1"])
 
@@ -203,7 +203,7 @@ def test_a_layer_that_is_no_whole_number_is_refused(llama, tokenizer):
     ("option", "value", "remedy"),
     [("readouts", "norm", r"\['norm'\]"), ("sites", "resid_post", r"\['resid_post'\]"), ("layers", 5, r"\[5\]")],
 )
-def test_a_single_value_where_a_list_is_expected_is_refused(option, value, remedy, llama, tokenizer):
+def test_a_single_value_instead_of_a_list_is_rejected(option, value, remedy, llama, tokenizer):
     with pytest.raises(ip.InputError, match=f"{option} is .* Put it in a list: {remedy}"):
         inspect.unwrap(ip.scan)(llama, tokenizer, [TEXT], **{option: value})
 
@@ -224,12 +224,12 @@ def test_a_scan_is_opened_by_its_folder_too():
     pd.testing.assert_frame_equal(ip.open_scan(str(folder)).means(), expected)
 
 
-def test_an_unknown_scan_lists_those_there_are(here):
+def test_an_unknown_scan_lists_the_existing_ones(here):
     with pytest.raises(ip.InputError, match=r"There is no scan 'qwen'.*demo-llama, demo-qwen3"):
         ip.open_scan("qwen")
 
 
-def test_an_unknown_run_lists_those_there_are(here):
+def test_an_unknown_run_lists_the_existing_ones(here):
     with pytest.raises(ip.InputError, match=r"There is no training run 'mine'.*experiments/bupo, experiments/grpo"):
         ip.open_run("mine")
 

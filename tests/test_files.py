@@ -66,14 +66,14 @@ def test_processes_that_write_the_same_file_leave_one_whole_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_first_file_written_once_stays(tmp_path):
+def test_the_first_file_written_with_once_wins(tmp_path):
     for number in (1, 2):
         files.write_json(tmp_path / "x.json", {"a": number}, once=True)
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
 
 
 @pytest.mark.usefixtures("no_links")
-def test_the_first_file_written_once_stays_where_there_are_no_hard_links(tmp_path):
+def test_the_first_file_written_with_once_wins_without_hard_links(tmp_path):
     for number in (1, 2):
         files.write_json(tmp_path / "x.json", {"a": number}, once=True)
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
@@ -142,7 +142,7 @@ def test_temporary_files_of_any_machine_are_removed_after_a_day(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_files_of_others_and_of_running_processes_are_kept(tmp_path):
+def test_temporary_files_of_running_processes_and_other_files_are_kept(tmp_path):
     names = [
         f".internal-policy-{files.HERE}-{os.getpid()}-01234567.json",
         ".internal-policy-00000000-999999999-01234567.json",

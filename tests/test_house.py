@@ -101,7 +101,7 @@ def test_every_file_opens_with_one_sentence():
         assert first[0].endswith((".", "?")), path
 
 
-def test_the_page_of_rooms_lists_every_file():
+def test_rooms_md_lists_every_file():
     page = runpy.run_path(str(ROOT / "docs" / "rooms.py"))["page"]()
     assert (ROOT / "docs" / "rooms.md").read_text() == page, "run python docs/rooms.py"
 

@@ -101,13 +101,13 @@ def test_looking_at_a_scan_works_without_torch(without_models, command):
 
 
 @pytest.mark.parametrize("command", RUNNING)
-def test_running_a_model_without_torch_says_what_to_install(without_models, command):
+def test_running_a_model_without_torch_names_the_extra_to_install(without_models, command):
     install = f"pip install 'internal-policy[{RUNNING[command]}]'"
     assert without_models[command] == [2, f"error: This needs torch, which isn't installed. Run: {install}\n"]
 
 
 @pytest.mark.parametrize("package", errors.MODELS)
-def test_any_missing_package_is_named(package, monkeypatch):
+def test_an_error_names_any_missing_package(package, monkeypatch):
     monkeypatch.setattr(errors, "find_spec", lambda name: None if name == package else name)
     with pytest.raises(errors.InputError, match=f"^This needs {package}, "):
         errors.require("models", *errors.MODELS)

@@ -56,14 +56,14 @@ def test_values_that_look_secret_are_hidden_under_any_key(secret):
     assert redacted(f"--chat-template-kwargs={{x: {secret}}}") == "--chat-template-kwargs={x: ***}"
 
 
-def test_json_in_an_argument_is_read():
+def test_secrets_in_a_json_argument_are_hidden():
     option = '{"api_key": "s3cret", "enable_thinking": false}'
     hidden = '{"api_key": "***", "enable_thinking": false}'
     assert redacted(["--chat-template-kwargs", option]) == ["--chat-template-kwargs", hidden]
     assert redacted([f"--chat-template-kwargs={option}"]) == [f"--chat-template-kwargs={hidden}"]
 
 
-def test_credentials_in_addresses_are_hidden():
+def test_credentials_in_urls_are_hidden():
     assert redacted("https://me:s3cret@host.org/a@b.jsonl") == "https://***@host.org/a@b.jsonl"
     assert redacted("https://host.org/a?page=2&token=s3cret") == "https://host.org/a?page=2&token=***"
 
@@ -73,7 +73,7 @@ def test_a_secret_key_beside_paths_is_hidden():
     assert redacted(record) == {"content": {"token.jsonl": {"bytes": 3, "api_key": "***"}, "token": "***"}}
 
 
-def test_json_files_hold_no_secret(tmp_path):
+def test_json_files_contain_no_secret(tmp_path):
     files.write_json(tmp_path / "run.json", {"file": {"hub_token": "s3cret"}, "command": ["https://me:s3cret@host"]})
     assert "s3cret" not in (tmp_path / "run.json").read_text()
 
@@ -100,7 +100,7 @@ def test_problems_in_a_file_with_a_secret_looking_name_are_compared(here):
     assert comparison.differences(records) == []
 
 
-def test_a_scan_writes_no_secret_down_and_is_found_again(here, capsys, monkeypatch):
+def test_a_scan_stores_no_secret_and_is_found_again(here, capsys, monkeypatch):
     command = ["scan", "--limit", "1", "--max-new-tokens", "4", "--chat-template-kwargs", '{"api_key": "s3cret"}']
     monkeypatch.setattr("sys.argv", ["internal-policy", *command])
     assert main([*command, "--output", "kept"]) == 0
@@ -112,7 +112,7 @@ def test_a_scan_writes_no_secret_down_and_is_found_again(here, capsys, monkeypat
     assert not any("s3cret" in path.read_text() for path in written)
 
 
-def test_a_training_run_writes_no_secret_down_and_goes_on_with_another(here, capsys):
+def test_a_training_run_stores_no_secret_and_continues_with_another(here, capsys):
     few = ["train", "--layer", "3", "--steps", "1", "--internal-steps", "1", "--prompts", "2", "--samples", "2"]
     few += ["--scan-every", "0", "--max-new-tokens", "8", "--config", "given.yaml", "--output", "run"]
     (here / "given.yaml").write_text("hub_token: s3cret\n")

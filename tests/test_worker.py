@@ -65,33 +65,33 @@ def working(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "value", ["", "a\nb\r\n\u2028", "\ud800", "é🙂", 'x"}\n{"result": 1}', [1.5, None, {"a": [True]}]]
 )
-def test_values_come_back_as_they_were(working, value):
+def test_values_come_back_unchanged(working, value):
     assert working.call("echo", value, timeout=10.0) == [value]
 
 
-def test_prints_of_the_worker_are_not_taken_for_answers_and_its_stdin_is_empty(working, capfd):
+def test_output_printed_by_the_worker_is_not_mistaken_for_an_answer(working, capfd):
     assert working.call("print", timeout=10.0) == ""
     assert working.call("echo", 1, timeout=10.0) == [1]
     assert capfd.readouterr().out == ""
 
 
-def test_a_runtime_error_of_the_called_function_is_raised_as_it_is(working):
+def test_an_error_in_the_called_function_is_reported(working):
     with pytest.raises(RuntimeError, match="from the called function"):
         working.call("raise", timeout=10.0)
 
 
 @pytest.mark.parametrize("call", [("echo", {1, 2}), ("echo", object())])
-def test_an_argument_that_json_does_not_have_is_refused(working, call):
+def test_an_argument_that_json_cannot_hold_is_rejected(working, call):
     with pytest.raises(TypeError, match="not JSON serializable"):
         working.call(*call, timeout=10.0)
 
 
-def test_a_result_that_json_does_not_have_is_an_error(working):
+def test_a_result_that_json_cannot_hold_is_an_error(working):
     with pytest.raises(RuntimeError, match="not JSON serializable"):
         working.call("object", timeout=10.0)
 
 
-def test_a_worker_that_cannot_be_prepared_is_reported(working, tmp_path, capfd):
+def test_a_worker_that_fails_to_start_is_reported(working, tmp_path, capfd):
     (tmp_path / "acting.py").write_text(MODULE.replace("FAIL", "raise ValueError('from the preparation')"))
     with pytest.raises(RuntimeError, match="couldn't start a worker process"):
         working.call("echo", timeout=10.0)
@@ -107,7 +107,7 @@ def test_a_call_past_a_limit_is_stopped_and_the_next_is_answered(working, monkey
     assert working.call("echo", 1, timeout=10.0) == [1]
 
 
-def test_only_processor_time_counts_so_a_busy_machine_stops_no_call(working):
+def test_a_busy_machine_does_not_stop_a_call(working):
     assert working.call("sleep", 0.4, timeout=0.1) is None
 
 

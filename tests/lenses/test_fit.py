@@ -34,7 +34,7 @@ def test_the_stream_gets_a_translator_at_the_embeddings_and_after_each_layer_but
     assert [str(point) for point in POINTS] == ["0.resid_pre", "0.resid_post", "1.resid_post"]
 
 
-def test_other_sites_gets_a_translator_in_each_layer():
+def test_other_sites_get_a_translator_in_each_layer():
     assert fit.points_of(2, ["attn_out"]) == [HookPoint(0, "attn_out"), HookPoint(1, "attn_out")]
     assert (
         len(fit.points_of(3, ["resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"]))
@@ -43,7 +43,7 @@ def test_other_sites_gets_a_translator_in_each_layer():
 
 
 @pytest.mark.parametrize("family", FEW)
-def test_a_fitted_lens_is_closer_to_the_model_on_texts_that_it_has_not_seen(family):
+def test_a_fitted_lens_is_closer_to_the_model_on_unseen_texts(family):
     model: Any = flat(tiny_model(family)).float()
     points = fit.points_of(3, sites_of(model.config))
     translators = fit.fit(model, rollouts(48), points, steps=60, batch_tokens=128)
@@ -62,7 +62,7 @@ def test_an_untrained_lens_is_the_norm_readout(llama):
         torch.testing.assert_close(mapped, unembed(llama, state, "norm"), rtol=0, atol=1e-9)
 
 
-def test_one_step_goes_against_the_gradient_of_the_kl(llama):
+def test_the_first_step_follows_the_negative_gradient_of_the_kl(llama):
     texts, point = rollouts(2), HookPoint(0, "resid_post")
     translators = fit.fit(
         llama, texts, [point], steps=1, learning_rate=0.32, batch_tokens=24
@@ -83,7 +83,7 @@ def test_one_step_goes_against_the_gradient_of_the_kl(llama):
     torch.testing.assert_close(translators.at[point].weight[clear], -0.01 * gradient.sign()[clear], rtol=1e-3, atol=0)
 
 
-def test_the_same_seed_gives_the_same_translators_and_another_others(llama):
+def test_the_seed_determines_the_translators(llama):
     one, same, other = (
         fit.fit(llama, rollouts(6), POINTS, steps=5, batch_tokens=16, seed=seed).at[POINTS[1]].weight
         for seed in (0, 0, 1)
@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_translators_and_another_others(llama):
     assert not torch.equal(one, other)
 
 
-def test_fitting_leaves_the_model_as_it_was(llama):
+def test_fitting_does_not_change_the_model(llama):
     llama.train()
     before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
     hooks = hook_count(llama)
@@ -124,7 +124,7 @@ def test_every_step_reports_its_progress(llama):
 # what it is measured on
 
 
-def test_no_problem_is_in_both_parts():
+def test_no_problem_is_both_fitted_and_held_out():
     texts = [replace(one, sample=sample) for one in rollouts(10) for sample in range(3)]
     fitted, held = fit.apart(texts, 0.2, seed=0)
     assert (len(fitted), len(held)) == (24, 6)
@@ -133,21 +133,21 @@ def test_no_problem_is_in_both_parts():
 
 
 @pytest.mark.parametrize(("share", "number"), [(0.001, 1), (0.5, 5), (0.999, 9)])
-def test_both_parts_have_a_problem(share, number):
+def test_both_the_fitted_and_the_held_out_part_have_a_problem(share, number):
     fitted, held = fit.apart(rollouts(10), share, seed=0)
     assert (len(fitted), len(held)) == (10 - number, number)
 
 
-def test_texts_without_a_problem_are_told_apart():
+def test_texts_without_a_problem_count_as_different_problems():
     assert len(fit.apart(rollouts(10, problem=""), 0.2, seed=0)[1]) == 2
 
 
-def test_one_problem_alone_is_refused():
+def test_a_single_problem_is_rejected():
     with pytest.raises(InputError, match=r"fitted on some problems and measured on others\. Give 2 or more"):
         fit.apart([replace(one, problem="the same") for one in rollouts(3)], 0.2, seed=0)
 
 
-def test_the_kl_is_that_of_the_policies(llama):
+def test_the_reported_kl_equals_that_of_the_policies(llama):
     translators = fit.fit(llama, rollouts(4), POINTS, steps=2, batch_tokens=16)
     texts = rollouts(3, seed=1)
     found = fit.kl(llama, texts, translators).set_index(["layer", "site", "readout"])["mean"]
@@ -175,7 +175,7 @@ def test_the_kl_is_that_of_the_policies(llama):
         ({"learning_rate": 1e38, "steps": 3}, "became infinite. Use a learning rate lower than 1e.38"),
     ],
 )
-def test_a_bad_option_is_refused_in_a_sentence(llama, options, said):
+def test_an_invalid_option_gets_a_one_sentence_error(llama, options, said):
     with pytest.raises(InputError, match=said):
         fit.fit(llama.float(), rollouts(2), POINTS, **options)
 
@@ -186,17 +186,17 @@ def test_a_held_out_share_must_lie_between_0_and_1(share):
         fit.check_options(1, 1.0, 1, share)
 
 
-def test_no_hook_point_is_refused(llama):
+def test_an_empty_list_of_hook_points_is_rejected(llama):
     with pytest.raises(InputError, match="There is no hook point to fit"):
         fit.fit(llama, rollouts(2), fit.points_of(1, ["resid_post"]))
 
 
-def test_no_rollouts_are_refused(llama):
+def test_an_empty_list_of_rollouts_is_rejected(llama):
     with pytest.raises(InputError, match="There are no response tokens to fit on"):
         fit.fit(llama, [], POINTS)
 
 
-def test_a_fit_too_large_for_memory_is_refused_before_reading(llama, monkeypatch):
+def test_a_fit_too_large_for_memory_is_rejected_before_reading(llama, monkeypatch):
     monkeypatch.setattr(fit, "states", None)
     memory = type("memory", (), {"available": 1000})
     monkeypatch.setattr(fit.psutil, "virtual_memory", lambda: memory)

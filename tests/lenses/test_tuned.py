@@ -52,7 +52,7 @@ def tuned(llama) -> Tuned:
 # any callable
 
 
-def test_a_lens_brings_the_hidden_state_to_the_unembedding(model, input_ids):
+def test_unembed_applies_a_lens(model, input_ids):
     point = HookPoint(1, "resid_post")
     raw = policy_logits(model, point, lambda hidden, _: hidden, input_ids=input_ids)
     assert torch.equal(raw, policy_logits(model, point, input_ids=input_ids))
@@ -65,7 +65,7 @@ def test_training_a_lens_translators_trains_the_lens(llama):
     assert lens.of(translators, llama.to("meta")).translators is translators
 
 
-def test_a_lens_that_writes_to_what_it_is_given_changes_no_other_readout(llama, tokenizer):
+def test_a_lens_that_writes_in_place_does_not_change_other_readouts(llama, tokenizer):
     def twice(hidden, _):
         return hidden.mul_(2)
 
@@ -75,13 +75,13 @@ def test_a_lens_that_writes_to_what_it_is_given_changes_no_other_readout(llama, 
     assert raw.equals(alone)
 
 
-def test_a_misspelled_readout_is_refused(llama):
+def test_a_misspelled_readout_is_rejected(llama):
     unchecked = inspect.unwrap(read_out)  # as it is outside tests, where nothing checks types
     with pytest.raises(InputError, match=r"There is no readout 'norn'\. Use raw or norm, or pass a callable"):
         unchecked(llama, torch.zeros(1, 32), "norn", HookPoint(1, "resid_post"))
 
 
-def test_a_lens_is_told_the_hook_point(llama, input_ids):
+def test_a_lens_receives_the_hook_point(llama, input_ids):
     told = []
     policy_logits(llama, HookPoint(1, "mlp_out"), lambda h, point: (told.append(point), h)[1], input_ids=input_ids)
     assert told == [HookPoint(1, "mlp_out")]
@@ -96,7 +96,7 @@ def test_at_final_a_lens_is_never_applied(model, input_ids):
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("normed", [False, True], ids=["without the norm", "through the model's norm"])
-def test_inside_as_policy_the_model_has_the_logits_of_the_lens(llama, input_ids, site, normed):
+def test_inside_as_policy_the_logits_are_those_of_the_lens(llama, input_ids, site, normed):
     point, hooks = HookPoint(1, site), hook_count(llama)
 
     def through(hidden, point):
@@ -110,7 +110,7 @@ def test_inside_as_policy_the_model_has_the_logits_of_the_lens(llama, input_ids,
     assert not torch.equal(expected, policy_logits(llama, point, "norm", input_ids=input_ids))
 
 
-def test_a_lens_that_fails_inside_as_policy_leaves_nothing_behind(llama, input_ids):
+def test_a_lens_that_fails_inside_as_policy_leaves_the_model_unchanged(llama, input_ids):
     before, hooks = llama(input_ids).logits, hook_count(llama)
 
     def broken(hidden, point):
@@ -123,7 +123,7 @@ def test_a_lens_that_fails_inside_as_policy_leaves_nothing_behind(llama, input_i
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_generate_inside_samples_through_the_lens(llama, tuned, input_ids, use_cache):
+def test_generate_inside_as_policy_samples_through_the_lens(llama, tuned, input_ids, use_cache):
     llama.generation_config.eos_token_id, llama.generation_config.pad_token_id = None, 1
     point, ids = HookPoint(1, "resid_post"), input_ids
     for _ in range(5):
@@ -132,14 +132,14 @@ def test_generate_inside_samples_through_the_lens(llama, tuned, input_ids, use_c
         assert torch.equal(llama.generate(input_ids, max_new_tokens=5, do_sample=False, use_cache=use_cache), ids)
 
 
-def test_gradient_goes_through_a_lens(llama, input_ids):
+def test_gradients_flow_through_a_lens(llama, input_ids):
     with as_policy(llama, HookPoint(1, "resid_post"), halved):
         llama(input_ids).logits.log_softmax(-1)[..., 7].sum().backward()
     assert llama.model.layers[1].mlp.down_proj.weight.grad.abs().max() > 0
     assert llama.model.norm.weight.grad is None
 
 
-def test_a_lens_that_is_not_told_the_hook_point_is_refused(llama):
+def test_a_lens_without_a_hook_point_is_rejected(llama):
     state = torch.ones(32, dtype=torch.float64)
     with pytest.raises(InputError, match=r"'halved' needs to know where .* Pass `point` too, such as HookPoint\(5"):
         unembed(llama, state, halved)
@@ -157,7 +157,7 @@ def test_a_lens_that_is_not_told_the_hook_point_is_refused(llama):
         (lambda _: None, r"returned a NoneType"),
     ],
 )
-def test_a_lens_that_returns_anything_else_is_refused(llama, input_ids, returned, said):
+def test_a_lens_that_returns_anything_but_a_hidden_state_is_rejected(llama, input_ids, returned, said):
     def strange(hidden, point):
         return returned(hidden)
 
@@ -183,7 +183,7 @@ def test_a_readout_has_the_name_of_its_function_or_class(tuned):
     assert readout_name(replace(tuned, name="mine")) == "mine"
 
 
-def test_a_lens_named_like_another_readout_is_refused():
+def test_a_lens_named_like_another_readout_is_rejected():
     def norm(hidden, point):
         return hidden
 
@@ -193,12 +193,12 @@ def test_a_lens_named_like_another_readout_is_refused():
         readout_name(norm)
 
 
-def test_two_readouts_of_one_name_are_refused(llama, tokenizer):
+def test_two_readouts_with_one_name_are_rejected(llama, tokenizer):
     with pytest.raises(InputError, match=r"Two readouts are called 'halved'\. .* give a lens another __name__"):
         scan(llama, tokenizer, [random_rollout()], readouts=(halved, partial(halved)))
 
 
-def test_a_readout_that_does_not_exist_is_refused(llama):
+def test_an_unknown_readout_is_rejected(llama):
     selection = Selection((0,), readouts=("raw", "rwa"))
     with pytest.raises(InputError, match=r"There is no readout 'rwa'\. Choose from raw, norm, halved"):
         Scanner.of(llama, selection, {"halved": halved})
@@ -207,7 +207,7 @@ def test_a_readout_that_does_not_exist_is_refused(llama):
 # in a scan
 
 
-def test_a_scan_measures_what_policy_logits_say(model, tokenizer):
+def test_a_scan_through_a_lens_agrees_with_policy_logits(model, tokenizer):
     one = random_rollout()
     found = scan(model, tokenizer, [one], layers=[1], readouts=("raw", halved))
     rows = found.policies[(found.policies["readout"] == "halved") & (found.policies["layer"] == 1)]
@@ -231,13 +231,13 @@ def test_a_lens_changes_neither_the_other_readouts_nor_the_final_policy(llama, t
     assert (wide["raw"] == wide["norm"]).all()
 
 
-def test_the_norm_control_is_measured_under_raw_alone(llama, tokenizer):
+def test_the_norm_control_is_measured_only_for_the_raw_readout(llama, tokenizer):
     found = scan(llama, tokenizer, [random_rollout()], readouts=("raw", halved)).layers
     known = found[found["site"].isin(["attn_out", "mlp_out", "resid_post"])].groupby("readout")
     assert known["entropy_at_input_norm"].count().to_dict() == {"raw": 9, "halved": 0}
 
 
-def test_after_a_scan_through_a_lens_no_hook_stays_behind(llama, tuned, tokenizer):
+def test_a_scan_through_a_lens_leaves_no_hook(llama, tuned, tokenizer):
     before = hook_count(llama)
     scan(llama, tokenizer, [random_rollout()], sites=STREAM, readouts=("norm", tuned))
     assert hook_count(llama) == before
@@ -255,14 +255,14 @@ def test_translators_of_0_are_the_norm_readout_bit_for_bit(family, tokenizer, dt
     assert normed.map(str).to_numpy().tolist() == mapped.map(str).to_numpy().tolist()
 
 
-def test_a_translator_is_added_to_the_hidden_state_and_then_comes_the_norm(llama, tuned, input_ids):
+def test_a_translators_result_is_added_before_the_norm(llama, tuned, input_ids):
     state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     weight, bias = tuned.translators.at[POINTS[1]]
     expected = torch.stack([llama.model.norm(h + weight @ h + bias) for h in state]) @ llama.lm_head.weight.T
     torch.testing.assert_close(unembed(llama, state, tuned, POINTS[1]), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_layers_input_has_the_translator_of_the_layer_before(llama, tuned, input_ids):
+def test_a_layers_input_uses_the_translator_of_the_layer_before(llama, tuned, input_ids):
     one, other = (
         policy_logits(llama, point, tuned, input_ids=input_ids)
         for point in (HookPoint(1, "resid_pre"), HookPoint(0, "resid_post"))
@@ -270,12 +270,12 @@ def test_a_layers_input_has_the_translator_of_the_layer_before(llama, tuned, inp
     assert torch.equal(one, other)
 
 
-def test_the_output_of_the_last_layer_needs_no_map(llama, tuned, input_ids):
+def test_the_output_of_the_last_layer_needs_no_translator(llama, tuned, input_ids):
     logits = policy_logits(llama, HookPoint(2, "resid_post"), tuned, input_ids=input_ids)
     assert torch.equal(logits, llama(input_ids).logits)
 
 
-def test_a_bfloat16_model_is_mapped_in_float32(llama):
+def test_translators_of_a_bfloat16_model_are_applied_in_float32(llama):
     model, state = llama.bfloat16(), torch.randn(4, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
     translators = Translators(
         {point: Translator(*(tensor.float() for tensor in one)) for point, one in random_translators().at.items()}, 3
@@ -311,7 +311,7 @@ def test_a_bfloat16_model_is_mapped_in_float32(llama):
         ),
     ],
 )
-def test_a_hook_point_without_a_translator_is_refused_with_those_that_have_one(llama, points, asked, said):
+def test_an_error_for_a_missing_translator_lists_the_existing_ones(llama, points, asked, said):
     translators = random_translators(points)
     with pytest.raises(InputError, match=said):
         translators.check([*points, HookPoint(2, "resid_post"), asked])
@@ -322,7 +322,7 @@ def test_a_hook_point_without_a_translator_is_refused_with_those_that_have_one(l
 # files
 
 
-def test_a_lens_is_written_and_read(llama, tmp_path):
+def test_a_written_lens_is_read_back(llama, tmp_path):
     translators = random_translators(model="tiny", kl=[{"layer": 0, "mean": 0.5}])
     lens.save(tmp_path / "lens.safetensors", translators)
     found = lens.load(tmp_path / "lens.safetensors", llama)
@@ -335,7 +335,7 @@ def test_a_lens_is_written_and_read(llama, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["lens.safetensors"]
 
 
-def test_the_same_lens_is_the_same_file(tmp_path):
+def test_the_same_lens_gives_the_same_file(tmp_path):
     for name in ("a", "b"):
         lens.save(tmp_path / name, random_translators(model="tiny", identity="x", d_model=32, seed=0))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -362,7 +362,7 @@ def theirs(tmp_path, llama):
     return tmp_path / "theirs.safetensors", tensors
 
 
-def test_a_lens_of_the_tuned_lens_library_maps_what_transformers_calls_hidden_states(llama, theirs, input_ids):
+def test_a_tuned_lens_library_file_is_numbered_by_hidden_states(llama, theirs, input_ids):
     path, tensors = theirs
     tuned, head = lens.load(path, llama), llama.lm_head.weight
     states = llama(input_ids, output_hidden_states=True).hidden_states
@@ -373,7 +373,7 @@ def test_a_lens_of_the_tuned_lens_library_maps_what_transformers_calls_hidden_st
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_lens_of_the_tuned_lens_library_is_written_in_our_own_layout(llama, theirs, tmp_path):
+def test_a_tuned_lens_library_file_is_saved_in_our_layout(llama, theirs, tmp_path):
     path, tensors = theirs
     lens.save(tmp_path / "ours.safetensors", lens.load(path, llama).translators)
     ours = load_file(tmp_path / "ours.safetensors")
@@ -419,7 +419,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_lens_is_refused_in_a_sentence(case, llama, tmp_path):
+def test_an_invalid_lens_gets_a_one_sentence_error(case, llama, tmp_path):
     tensors, said = BAD[case]
     save_file(tensors, tmp_path / "bad.safetensors")
     with pytest.raises(InputError, match=said) as error:
@@ -441,7 +441,7 @@ def test_a_bad_lens_is_refused_in_a_sentence(case, llama, tmp_path):
         (lambda path: (path.unlink(), path.mkdir()), "is a folder. Use a .safetensors file"),
     ],
 )
-def test_a_damaged_file_is_refused_in_a_sentence(make, said, llama, tmp_path):
+def test_a_damaged_file_gets_a_one_sentence_error(make, said, llama, tmp_path):
     path = tmp_path / "lens.safetensors"
     lens.save(path, random_translators())
     make(path)
@@ -450,7 +450,7 @@ def test_a_damaged_file_is_refused_in_a_sentence(make, said, llama, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["params.pt", "lens.bin", "lens.pkl"])
-def test_a_pickle_is_refused_with_the_command_that_converts_it(name, llama, tmp_path, theirs):
+def test_a_pickle_is_rejected_with_the_command_that_converts_it(name, llama, tmp_path, theirs):
     path, tensors = theirs
     torch.save(tensors, tmp_path / name)
     with pytest.raises(InputError, match=r"is a pickle, which can run code when loaded\. Convert it") as error:

@@ -80,7 +80,7 @@ def small_tiles(monkeypatch):
 
 
 @pytest.mark.parametrize("std", SCALES)
-def test_every_number_is_right_at_every_scale(small_tiles, std):
+def test_every_number_is_correct_at_every_scale(small_tiles, std):
     hidden, weight, targets = states(std=std)
     scale = torch.rand(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2
     found = measure(hidden, weight, targets, scale=scale)
@@ -88,7 +88,7 @@ def test_every_number_is_right_at_every_scale(small_tiles, std):
 
 
 @pytest.mark.parametrize(("std", "bound"), [(1.0, 4e-6), (3.0, 4e-6), (30.0, 4e-5), (1_000.0, 1e-3), (10_000.0, 1e-3)])
-def test_entropy_from_float32_states_is_right_to_what_the_product_rounds(std, bound):
+def test_entropy_of_float32_states_is_exact_up_to_the_products_rounding(std, bound):
     # the entropy itself is right to 4e-6; logits of this size are rounded by std x 1e-7 or so, which moves it
     hidden, weight, targets = states(points=6, positions=40, d_vocab=3000, std=std, d_model=64, dtype=torch.float32)
     expected = reference(hidden, weight, targets)["entropy"]
@@ -98,7 +98,7 @@ def test_entropy_from_float32_states_is_right_to_what_the_product_rounds(std, bo
 
 
 @pytest.mark.parametrize(("std", "bound"), [(1.0, 4e-6), (3.0, 4e-6), (30.0, 4e-6), (1_000.0, 1e-4), (10_000.0, 1e-5)])
-def test_entropy_of_exact_float32_logits_is_right_to_the_bound_of_centred_sums(std, bound):
+def test_entropy_of_exact_float32_logits_keeps_the_bound_of_centred_sums(std, bound):
     logits = std * torch.randn(5, 8, 3000, generator=torch.Generator().manual_seed(0))
     found = measure(logits, torch.eye(3000), torch.arange(8), measures=["entropy"])[
         "entropy"
@@ -125,7 +125,7 @@ def test_statistics_of_bfloat16_states_are_float32():
 @pytest.mark.parametrize("d_vocab", [1, 2, 127, 128, 129, 300, 640])
 @pytest.mark.parametrize("positions", [1, 3, 20])
 @pytest.mark.parametrize("points", [1, 2, 7])
-def test_any_shape_is_measured(small_tiles, points, positions, d_vocab):
+def test_every_shape_is_measured_correctly(small_tiles, points, positions, d_vocab):
     hidden, weight, targets = states(points, positions, d_vocab)
     top_k = min(5, d_vocab)
     found = measure(hidden, weight, targets, top_k=top_k)
@@ -139,7 +139,7 @@ def test_any_shape_is_measured(small_tiles, points, positions, d_vocab):
 
 @pytest.mark.parametrize("tile_vocab", [13, 64, 192, 299, 300, 301, 2048])
 @pytest.mark.parametrize("tile_rows", [1, 5, 11, 512])
-def test_tiles_of_any_size_give_the_same(monkeypatch, tile_rows, tile_vocab):
+def test_the_tile_size_does_not_change_the_numbers(monkeypatch, tile_rows, tile_vocab):
     monkeypatch.setattr(kernel, "TILE_ROWS", tile_rows)
     monkeypatch.setattr(kernel, "TILE_VOCAB", tile_vocab)
     hidden, weight, targets = states(points=6)
@@ -150,7 +150,7 @@ def test_tiles_of_any_size_give_the_same(monkeypatch, tile_rows, tile_vocab):
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(5, 400), st.floats(0.01, 1e4), st.integers(0, 2**32))
-def test_any_policies_are_measured(points, positions, d_vocab, std, seed):
+def test_random_policies_are_measured_correctly(points, positions, d_vocab, std, seed):
     hidden, weight, targets = states(points, positions, d_vocab, std, seed=seed)
     assert_close(measure(hidden, weight, targets), reference(hidden, weight, targets), atol=1e-9, rtol=1e-11)
 
@@ -181,7 +181,7 @@ def test_uniform_policies_have_entropy_ln_v_and_no_divergence(small_tiles):
     assert found["rank"].eq(1).all()  # nothing is likelier
 
 
-def test_kl_is_of_the_final_policy_from_the_internal_one_by_hand():
+def test_kl_matches_a_value_worked_by_hand():
     # p = (1/2, 1/2), q = (3/4, 1/4): KL(p || q) = 1/2 ln(2/3) + 1/2 ln 2 = ln 2 - 1/2 ln 3
     hidden = torch.tensor([[[0.0]], [[math.log(3)]]], dtype=torch.float64)
     weight = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
@@ -191,14 +191,14 @@ def test_kl_is_of_the_final_policy_from_the_internal_one_by_hand():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("std", SCALES)
-def test_kl_of_the_final_policy_from_itself_is_0_and_never_negative(small_tiles, std, dtype):
+def test_kl_of_the_final_policy_with_itself_is_0_and_never_negative(small_tiles, std, dtype):
     hidden, weight, targets = states(std=std, dtype=dtype)
     kl = measure(torch.cat([hidden[:1], hidden]), weight, targets, measures=["kl"])["kl"]
     assert kl.min() >= 0
     assert kl[:2].max() < (1e-5 if dtype == torch.float32 else 1e-13)
 
 
-def test_rank_and_logprob_by_hand():
+def test_rank_and_logprob_match_values_worked_by_hand():
     # logits 2, 1, 1, 0: the tokens 1 and 2 tie; two are likelier than token 3 or as likely as each other
     weight = torch.tensor([[2.0], [1.0], [1.0], [0.0]], dtype=torch.float64)
     found = measure(torch.ones(1, 4, 1, dtype=torch.float64), weight, torch.arange(4), measures=["rank", "logprob"])
@@ -217,7 +217,7 @@ def test_rank_and_logprob_by_hand():
     ids=str,
 )
 @pytest.mark.parametrize("positions", [1, 7, 64])
-def test_a_token_that_others_copy_is_not_pushed_down_by_them(positions, name, dtype):
+def test_copies_of_a_token_do_not_lower_its_rank(positions, name, dtype):
     hidden, weight, _ = states(points=4, positions=positions, d_vocab=5000, d_model=48, std=30.0, dtype=dtype)
     weight[:] = weight[torch.arange(5000) % 50]  # 100 exact copies of each of 50 tokens, in every tile
     targets = torch.arange(positions) * 77
@@ -256,7 +256,7 @@ def test_only_requested_measures_are_returned(name):
 
 
 @pytest.mark.parametrize("name", POINTWISE)
-def test_a_measure_is_the_same_when_requested_alone(small_tiles, name):
+def test_a_measure_does_not_depend_on_the_other_measures(small_tiles, name):
     hidden, weight, targets = states(points=6)
     scale = torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     alone = measure(hidden, weight, targets, scale=scale, measures=[name])[name]
@@ -264,7 +264,7 @@ def test_a_measure_is_the_same_when_requested_alone(small_tiles, name):
     torch.testing.assert_close(alone, together, atol=1e-12, rtol=0, equal_nan=True)
 
 
-def test_the_arguments_are_left_as_they_were(small_tiles):
+def test_measuring_does_not_change_its_arguments(small_tiles):
     given_ = states()
     before = [tensor.clone() for tensor in given_]
     measure(*given_, scale=torch.ones(2, 5, dtype=torch.float64))
@@ -276,7 +276,7 @@ def test_the_arguments_are_left_as_they_were(small_tiles):
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
 @pytest.mark.parametrize("std", SCALES)  # nearly every logit lies beyond the cap at the last
-def test_every_number_is_right_with_a_transform(small_tiles, std, transform):
+def test_every_number_is_correct_with_a_transform(small_tiles, std, transform):
     hidden, weight, targets = states(std=std)
     scale = torch.rand(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2
     found = measure(hidden, weight, targets, scale=scale, transform=transform)
@@ -296,7 +296,7 @@ def test_every_number_from_float32_states_is_close_with_a_transform(std, transfo
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
 @pytest.mark.parametrize("tile_vocab", [13, 192, 299, 2048])
 @pytest.mark.parametrize("tile_rows", [1, 11, 512])
-def test_tiles_of_any_size_give_the_same_with_a_transform(monkeypatch, tile_rows, tile_vocab, transform):
+def test_the_tile_size_does_not_change_the_numbers_with_a_transform(monkeypatch, tile_rows, tile_vocab, transform):
     monkeypatch.setattr(kernel, "TILE_ROWS", tile_rows)
     monkeypatch.setattr(kernel, "TILE_VOCAB", tile_vocab)
     hidden, weight, targets = states(points=6)
@@ -307,7 +307,7 @@ def test_tiles_of_any_size_give_the_same_with_a_transform(monkeypatch, tile_rows
 
 @settings(max_examples=25)
 @given(st.floats(0.1, 100), st.none() | st.floats(0.1, 1e3), st.floats(0.01, 1e4), st.integers(0, 2**32))
-def test_any_transform_is_measured(divisor, cap, std, seed):
+def test_random_transforms_are_measured_correctly(divisor, cap, std, seed):
     hidden, weight, targets = states(std=std, seed=seed)
     transform = LogitTransform(divisor, cap)
     scale = torch.rand(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2
@@ -317,7 +317,7 @@ def test_any_transform_is_measured(divisor, cap, std, seed):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("divisor", [1.0, 8.0])
-def test_dividing_the_logits_is_dividing_the_states_bit_for_bit(small_tiles, divisor, dtype):
+def test_dividing_the_logits_equals_dividing_the_states_bit_for_bit(small_tiles, divisor, dtype):
     hidden, weight, targets = states(points=6, dtype=dtype)
     scale = torch.rand(3, 5, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 2
     found = measure(hidden, weight, targets, scale=scale, transform=LogitTransform(divisor=divisor))
@@ -332,7 +332,7 @@ def test_a_cap_far_above_the_logits_changes_nothing(small_tiles):
     assert_close(found, measure(hidden, weight, targets, scale=scale), atol=1e-11)
 
 
-def test_policies_under_a_cap_by_hand():
+def test_policies_with_a_cap_match_values_worked_by_hand():
     # the logits 1e6 and -1e6 under a cap of (ln 3) / 2 are that and minus that: q = (3/4, 1/4), and p = (1/2, 1/2)
     hidden = torch.tensor([[[0.0]], [[1e6]]], dtype=torch.float64)
     weight = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
@@ -356,7 +356,7 @@ def test_logits_that_a_cap_makes_equal_keep_their_order():
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_transform_pushes_no_token_down_that_others_copy(dtype, transform):
+def test_copies_of_a_token_do_not_lower_its_rank_with_a_transform(dtype, transform):
     hidden, weight, _ = states(points=4, positions=64, d_vocab=5000, d_model=48, std=30.0, dtype=dtype)
     weight[:] = weight[torch.arange(5000) % 50]
     targets = torch.arange(64) * 77
@@ -374,7 +374,7 @@ def test_entropy_at_input_norm_is_the_entropy_of_scaled_states(small_tiles, std,
     torch.testing.assert_close(found[1:], expected, atol=1e-10, rtol=0)
 
 
-def test_the_norm_comes_before_the_cap():
+def test_the_state_is_scaled_before_the_cap():
     hidden, weight, targets = states(std=30.0)
     scale, transform = torch.full((3, 5), 0.1, dtype=torch.float64), LogitTransform(cap=5.0)
     found = measure(hidden, weight, targets, scale=scale, transform=transform)["entropy_at_input_norm"][1:]
@@ -382,7 +382,7 @@ def test_the_norm_comes_before_the_cap():
     assert (found - other).abs().min() > 0.1
 
 
-def test_entropy_can_rise_with_the_norm_under_a_cap():
+def test_with_a_cap_entropy_can_rise_with_the_norm():
     # logits 2 and 1 under a cap of 1 are 0.96 and 0.76; a million times as long they both are 1
     hidden, weight = torch.ones(2, 1, 1, dtype=torch.float64), torch.tensor([[2.0], [1.0]], dtype=torch.float64)
     found = measure(
@@ -398,7 +398,7 @@ def test_entropy_can_rise_with_the_norm_under_a_cap():
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
-def test_a_bad_state_gives_nan_in_its_own_row_alone_with_a_transform(small_tiles, transform):
+def test_a_bad_state_gives_nan_only_in_its_own_row_with_a_transform(small_tiles, transform):
     hidden, weight, targets = states(points=6)
     hidden[3, 2, 0] = torch.nan
     found = measure(hidden, weight, targets, scale=torch.ones(5, 5, dtype=torch.float64), transform=transform)
@@ -408,7 +408,7 @@ def test_a_bad_state_gives_nan_in_its_own_row_alone_with_a_transform(small_tiles
 
 
 @pytest.mark.parametrize("transform", [LogitTransform(), *TRANSFORMS], ids=str)
-def test_a_transform_makes_no_tensor_of_the_size_of_a_tile(monkeypatch, transform):
+def test_a_transform_allocates_no_tensor_as_large_as_a_tile(monkeypatch, transform):
     monkeypatch.setattr(kernel, "TILE_VOCAB", 64)
     made = set()
 
@@ -434,7 +434,7 @@ def test_a_transform_makes_no_tensor_of_the_size_of_a_tile(monkeypatch, transfor
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_bad_state_gives_nan_in_its_own_row_alone(small_tiles, bad):
+def test_a_bad_state_gives_nan_only_in_its_own_row(small_tiles, bad):
     hidden, weight, targets = states(points=6)
     hidden[3, 2, 0] = bad
     weight[:, 0] = weight[:, 0].abs()  # +inf times these is +inf
@@ -443,7 +443,7 @@ def test_a_bad_state_gives_nan_in_its_own_row_alone(small_tiles, bad):
         assert found[name].isnan().nonzero().tolist() == [[3, 2]], name
 
 
-def test_a_bad_final_state_gives_nan_divergences_at_its_own_position_alone(small_tiles):
+def test_a_bad_final_state_gives_nan_kl_only_at_its_own_position(small_tiles):
     hidden, weight, targets = states(points=6)
     hidden[0, 2] = torch.nan
     found = measure(hidden, weight, targets)
@@ -459,7 +459,7 @@ def test_a_bad_row_of_the_unembedding_makes_every_entropy_nan(small_tiles, token
     assert all(found[name].isnan().all() for name in ("entropy", "logprob", "kl", "entropy_at_input_norm"))
 
 
-def test_a_policy_that_is_not_a_number_has_no_rank(small_tiles):
+def test_a_nan_policy_has_no_rank(small_tiles):
     hidden, weight, targets = states()
     hidden[2] = torch.nan
     rank = measure(hidden, weight, targets, measures=["rank"])["rank"]
@@ -469,7 +469,7 @@ def test_a_policy_that_is_not_a_number_has_no_rank(small_tiles):
 # measure: memory
 
 
-def test_logits_exist_a_tile_at_a_time(monkeypatch):
+def test_logits_exist_one_tile_at_a_time(monkeypatch):
     monkeypatch.setattr(kernel, "TILE_ROWS", 32)
     monkeypatch.setattr(kernel, "TILE_VOCAB", 64)
     made, alive = [], set()
@@ -495,7 +495,7 @@ def test_logits_exist_a_tile_at_a_time(monkeypatch):
     assert max(most) <= 3  # the final policy's, the last one and the one being made
 
 
-def test_one_product_takes_no_more_rows_for_more_points(monkeypatch):
+def test_more_points_do_not_make_products_larger(monkeypatch):
     rows = []
 
     def recording(tile, _):
@@ -511,7 +511,7 @@ def test_one_product_takes_no_more_rows_for_more_points(monkeypatch):
 # norm control
 
 
-def test_a_multiple_of_its_input_has_no_change_of_direction(small_tiles):
+def test_an_output_parallel_to_its_input_has_no_direction_change(small_tiles):
     hidden, weight, targets = states(points=3)
     hidden[1] = hidden[2] * torch.tensor([0.01, 0.5, 1, 3, 200], dtype=torch.float64).unsqueeze(-1)
     norms = norm(hidden)
@@ -569,7 +569,7 @@ def test_entropy_falls_with_the_norm_by_the_variance_of_the_logits():
 )
 @pytest.mark.parametrize("size", [1e-8, 1e-12, 1e-25])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_tiny_output_is_measured_at_its_inputs_norm(small_tiles, dtype, size, transform):
+def test_a_tiny_output_is_scaled_to_the_norm_of_its_input(small_tiles, dtype, size, transform):
     hidden, weight, targets = states(points=3, std=2.0, dtype=dtype)
     whole = at_input_norm(hidden, weight, targets, transform)
     hidden[1] *= size
@@ -583,7 +583,7 @@ def at_input_norm(hidden, weight, targets, transform=LogitTransform()):  # noqa:
 
 @pytest.mark.parametrize("transform", [LogitTransform(), LogitTransform(cap=5.0)], ids=["plain", "capped"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_output_of_0_stays_0_at_any_norm_and_has_the_uniform_policy(small_tiles, dtype, transform):
+def test_a_zero_output_stays_zero_and_has_the_uniform_policy(small_tiles, dtype, transform):
     hidden, weight, targets = states(points=3, dtype=dtype)
     hidden[1] = 0
     found = at_input_norm(hidden, weight, targets, transform)
@@ -593,7 +593,7 @@ def test_an_output_of_0_stays_0_at_any_norm_and_has_the_uniform_policy(small_til
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_infinite_scale_leaves_the_largest_logits_alone(small_tiles, dtype):
+def test_an_infinite_scale_keeps_only_the_largest_logits(small_tiles, dtype):
     hidden, weight, targets = states(points=2, dtype=dtype)
     weight[1::2] = weight[0::2]  # every token has a twin
     scale = torch.full((1, 5), torch.inf, dtype=dtype)

@@ -61,7 +61,7 @@ def test_float32_states_are_not_rounded_to_a_bfloat16_weight(name):
 
 
 @pytest.mark.parametrize("name", sorted(matmul.MATMULS))
-def test_the_result_is_the_callers_to_overwrite(name):
+def test_the_caller_may_overwrite_the_result(name):
     hidden, weight = factors(torch.bfloat16)
     multiply = matmul.MATMULS[name](weight, 512)
     first = multiply(hidden)
@@ -70,14 +70,14 @@ def test_the_result_is_the_callers_to_overwrite(name):
     assert torch.equal(multiply(hidden), kept)
 
 
-def test_the_bfloat16_product_leaves_the_setting_as_it_was():
+def test_the_bfloat16_product_restores_the_setting():
     hidden, weight = factors(torch.bfloat16)
     before = ONEDNN.matmul.fp32_precision
     matmul.bfloat16(weight, 512)(hidden)
     assert ONEDNN.matmul.fp32_precision == before
 
 
-def test_the_bfloat16_product_leaves_the_setting_as_it_was_after_an_exception():
+def test_the_bfloat16_product_restores_the_setting_after_an_exception():
     hidden, weight = factors(torch.bfloat16)
     before = ONEDNN.matmul.fp32_precision
     with pytest.raises(RuntimeError):
@@ -90,7 +90,7 @@ def test_precision_is_float32_or_better():
     assert found == [torch.float64, torch.float32, torch.float32, torch.float32]
 
 
-def test_the_bfloat16_product_is_for_bfloat16_factors_alone():
+def test_the_bfloat16_product_is_only_for_bfloat16_factors():
     pairs = [
         (hidden, weight) for hidden in DTYPES for weight in DTYPES if "bfloat16" in candidates(hidden, weight, CPU)
     ]
@@ -101,11 +101,11 @@ def test_float64_is_multiplied_in_float64():
     assert candidates(torch.float64, torch.float64, CPU) == ["plain"]
 
 
-def test_other_devices_get_what_every_device_has():
+def test_other_devices_get_the_plain_product():
     assert candidates(torch.bfloat16, torch.bfloat16, torch.device("cuda")) == ["plain"]
 
 
-def test_a_small_matrix_is_not_worth_the_measuring(monkeypatch):
+def test_a_small_matrix_gets_the_plain_product_unmeasured(monkeypatch):
     monkeypatch.setattr(matmul, "MATMULS", {})  # nothing can be tried
     assert choose(worth()[1:], torch.float32) == "plain"
 
@@ -115,7 +115,7 @@ def test_one_of_the_candidates_is_chosen(dtype):
     assert choose(worth(dtype), dtype) in candidates(dtype, dtype, CPU)
 
 
-def test_the_choice_is_measured_once_and_remembered(monkeypatch):
+def test_the_choice_is_measured_only_once(monkeypatch):
     measured = []
 
     def counted(tile, rows):
@@ -139,12 +139,12 @@ def slow(tile, rows):
     return work
 
 
-def test_the_fastest_is_chosen(monkeypatch):
+def test_the_fastest_product_is_chosen(monkeypatch):
     monkeypatch.setattr(matmul, "MATMULS", {"plain": slow, "packed": matmul.plain, "bfloat16": slow})
     assert choose(worth(torch.bfloat16), torch.bfloat16) == "packed"
 
 
-def test_an_inexact_product_is_never_chosen_however_fast(monkeypatch):
+def test_an_inexact_product_is_never_chosen(monkeypatch):
     def rounding(tile, rows):
         columns = tile.float().T
         return lambda hidden: torch.mm(hidden.float(), columns).bfloat16().float()
@@ -154,7 +154,7 @@ def test_an_inexact_product_is_never_chosen_however_fast(monkeypatch):
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_product_that_gives_no_numbers_is_never_chosen(monkeypatch, bad):
+def test_a_product_that_gives_nan_is_never_chosen(monkeypatch, bad):
     def broken(tile, rows):
         return lambda hidden: torch.full((len(hidden), len(tile)), bad)
 
@@ -176,7 +176,7 @@ def test_a_product_that_this_machine_lacks_is_never_chosen(monkeypatch, broken):
     assert choose(worth(), torch.float32) == "plain"
 
 
-def test_choosing_leaves_the_random_numbers_as_they_were():
+def test_choosing_does_not_change_the_random_numbers():
     torch.manual_seed(0)
     alone = torch.rand(3)
     torch.manual_seed(0)
@@ -184,13 +184,13 @@ def test_choosing_leaves_the_random_numbers_as_they_were():
     assert torch.equal(torch.rand(3), alone)
 
 
-def test_where_no_product_is_exact_the_plain_one_is_taken(monkeypatch):
+def test_the_plain_product_is_used_if_none_is_exact(monkeypatch):
     monkeypatch.setattr(matmul, "exact", lambda *_: {})
     monkeypatch.setattr(matmul, "WORTH_MEASURING", 0)
     assert matmul.choose(torch.zeros(64, 8), torch.float32) == "plain"
 
 
-def test_threads_leave_the_precision_of_the_process_as_it_was():
+def test_threads_restore_the_precision_of_the_process():
     before = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
     multiply = matmul.bfloat16(torch.zeros(64, 8, dtype=torch.bfloat16), 4)
     with ThreadPoolExecutor(4) as threads:

@@ -6,7 +6,7 @@ from internal_policy.measure.sites import CHANGES, ONLY_AT, SITES, STREAM_OF, WI
 
 
 @pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES)
-def test_a_change_goes_forward(before, after):
+def test_a_change_is_from_an_earlier_site_to_a_later_one(before, after):
     assert SITES.index(before) < SITES.index(after)
 
 

@@ -32,7 +32,7 @@ def test_a_transform_divides_first():
     torch.testing.assert_close(found, 2 * torch.tensor([1.0], dtype=torch.float64).tanh())
 
 
-def test_no_head_leaves_the_logits_untouched():
+def test_the_default_transform_leaves_the_logits_unchanged():
     logits = LOGITS.clone()
     assert LogitTransform()(logits) is logits
     assert LogitTransform().overwrite(logits) is logits
@@ -40,7 +40,7 @@ def test_no_head_leaves_the_logits_untouched():
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
-def test_overwriting_is_the_same_in_place(transform):
+def test_overwrite_gives_the_same_result_in_place(transform):
     logits = LOGITS.clone()
     assert transform.overwrite(logits) is logits
     assert torch.equal(logits, transform(LOGITS))
@@ -52,5 +52,5 @@ def test_a_transform_keeps_the_order(transform):
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
-def test_gradients_flow_through_a_head(transform):
+def test_gradients_flow_through_a_transform(transform):
     assert torch.autograd.gradcheck(transform, LOGITS[3:4, :9].clone().requires_grad_())

@@ -67,7 +67,7 @@ def test_scanning_an_adapter_equals_scanning_the_merged_model(adapter, base, her
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
-def test_an_adapter_is_sampled_from(command, adapter, here):
+def test_responses_can_be_sampled_from_an_adapter(command, adapter, here):
     words = ["--limit", "2", "--max-new-tokens", "4", "--at", "1.attn_out"]
     assert main([command, "--model", str(adapter), *words]) == 0
 
@@ -78,7 +78,7 @@ def test_training_an_adapter_saves_an_adapter(adapter, here):
     assert inside(_model(here / "run" / "model")).config.model_type == "qwen3"
 
 
-def test_an_adapters_tokenizer_takes_precedence_over_its_bases(adapter, tokenizer):
+def test_the_tokenizer_of_an_adapter_wins_over_that_of_its_base(adapter, tokenizer):
     assert loading.load_tokenizer(Checkpoint(str(adapter))).eos_token == tokenizer.eos_token
     other = loading.load_tokenizer(Checkpoint(str(adapter)))
     other.eos_token = "<|bos|>"
@@ -99,7 +99,7 @@ def test_changing_the_base_changes_an_adapters_identity(adapter, base):
     assert _identity(adapter) != before
 
 
-def test_trusted_python_of_a_folder_is_part_of_its_identity(base):
+def test_a_folders_identity_covers_its_trusted_python_code(base):
     plain, trusted = _identity(base), _identity(base, trust_remote_code=True)
     (base / "inner").mkdir()
     (base / "inner" / "modeling_own.py").write_text("x = 1")
@@ -107,7 +107,7 @@ def test_trusted_python_of_a_folder_is_part_of_its_identity(base):
     assert _identity(base, trust_remote_code=True) != trusted
 
 
-def test_the_commit_of_trusted_remote_python_is_part_of_the_identity(base, monkeypatch, tmp_path):
+def test_the_identity_covers_the_commit_of_trusted_remote_code(base, monkeypatch, tmp_path):
     import huggingface_hub
 
     asked = []
@@ -184,7 +184,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_broken_adapter_is_refused_with_one_sentence(case, adapter, base):
+def test_a_broken_adapter_gets_a_one_sentence_error(case, adapter, base):
     breaking, said = BAD[case]
     breaking(adapter, base)
     with pytest.raises(InputError, match=said):
@@ -197,12 +197,12 @@ def test_an_adapter_without_peft_says_what_to_install(adapter, monkeypatch):
         _identity(adapter)
 
 
-def test_transformer_lens_reads_no_adapters(adapter, here, capsys):
+def test_transformer_lens_rejects_adapters(adapter, here, capsys):
     assert main(["scan", "--model", str(adapter), "--reader", "transformer-lens"]) == 2
     assert "TransformerLens can't read adapters" in capsys.readouterr().err
 
 
-def test_weights_are_hashed_once_with_a_lens_too(base, here, monkeypatch):
+def test_weights_are_hashed_only_once_even_with_a_lens(base, here, monkeypatch):
     fit = ["--limit", "3", "--max-new-tokens", "4", "--steps", "2", "--output", "lens.safetensors"]
     hashed, digest = [], loading.folder.digest
     monkeypatch.setattr(loading.folder, "digest", lambda *given: hashed.append(given) or digest(*given))
@@ -212,7 +212,7 @@ def test_weights_are_hashed_once_with_a_lens_too(base, here, monkeypatch):
     assert len(hashed) == 2
 
 
-def test_a_command_reads_the_models_configuration_once(base, here, monkeypatch):
+def test_a_command_reads_the_models_configuration_only_once(base, here, monkeypatch):
     read, load_config = [], loading.load_config
     monkeypatch.setattr(loading, "load_config", lambda given: read.append(given) or load_config(given))
     short = ["--model", str(base), "--limit", "3", "--max-new-tokens", "4"]

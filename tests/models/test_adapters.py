@@ -78,7 +78,7 @@ def rollouts(tokenizer, input_ids):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_model_inside_computes_what_the_peft_model_does(kind, input_ids):
+def test_the_inner_model_computes_the_same_as_the_peft_model(kind, input_ids):
     model = moved(peft.get_peft_model(tiny_model("llama"), KINDS[kind]))
     assert not torch.allclose(model(input_ids).logits, tiny_model("llama")(input_ids).logits)
     assert torch.equal(inside(model)(input_ids).logits, model(input_ids).logits)
@@ -94,7 +94,7 @@ def test_the_model_inside_computes_what_the_peft_model_does(kind, input_ids):
     ],
     ids=lambda config: type(config).__name__,
 )
-def test_an_adapter_that_changes_more_than_modules_is_refused(config, input_ids):
+def test_an_adapter_that_changes_more_than_modules_is_rejected(config, input_ids):
     model = peft.get_peft_model(tiny_model("llama").float(), config)
     with pytest.raises(InputError, match=r"adapter 'default' is .* layer by layer. Use one of.*LORA"):
         policy_logits(model, ONE, input_ids=input_ids)
@@ -104,7 +104,7 @@ def test_the_final_policy_is_the_adapted_models_own(adapted, input_ids):
     assert torch.equal(policy_logits(adapted, FINAL, input_ids=input_ids), adapted(input_ids).logits)
 
 
-def test_every_hook_point_is_that_of_the_merged_model(input_ids):
+def test_every_hook_point_equals_that_of_the_merged_model(input_ids):
     model = lora()
     read = {point: policy_logits(model, point, input_ids=input_ids) for point in all_points(inside(model))}
     merged = model.merge_and_unload()
@@ -112,7 +112,7 @@ def test_every_hook_point_is_that_of_the_merged_model(input_ids):
         assert torch.allclose(logits, policy_logits(merged, point, input_ids=input_ids), atol=1e-9), point
 
 
-def test_hidden_states_of_an_adapted_model_are_visited(adapted, input_ids):
+def test_hooks_visit_the_hidden_states_of_an_adapted_model(adapted, input_ids):
     seen = {}
     with hooked(adapted, [ONE], seen.__setitem__):
         adapted(input_ids)
@@ -120,26 +120,26 @@ def test_hidden_states_of_an_adapted_model_are_visited(adapted, input_ids):
 
 
 @pytest.mark.parametrize("readout", ["raw", "norm"])
-def test_an_adapted_model_becomes_its_internal_policy(adapted, input_ids, readout):
+def test_as_policy_works_on_an_adapted_model(adapted, input_ids, readout):
     expected = policy_logits(adapted, ONE, readout, input_ids=input_ids)
     with as_policy(adapted, ONE, readout):
         assert torch.equal(adapted(input_ids).logits, expected)
 
 
-def test_as_policy_on_the_inner_model_is_refused_while_open(input_ids):
+def test_as_policy_on_the_inner_model_is_rejected_while_open(input_ids):
     model = lora()
     with as_policy(model, ONE), pytest.raises(InputError, match="already one of"), as_policy(inside(model), ONE):
         pass
 
 
-def test_an_adapter_that_is_switched_off_is_not_read(input_ids):
+def test_a_disabled_adapter_is_ignored(input_ids):
     model = lora()
     with model.disable_adapter():
         off = policy_logits(model, ONE, input_ids=input_ids)
     assert torch.equal(off, policy_logits(tiny_model("llama"), ONE, input_ids=input_ids))
 
 
-def test_a_scan_measures_the_adapted_model(adapted, tokenizer, rollouts):
+def test_a_scan_measures_the_model_with_its_adapter(adapted, tokenizer, rollouts):
     found = scan(adapted, tokenizer, rollouts, top_k=0)
     first = torch.tensor([rollouts[0].ids])
     logits = policy_logits(adapted, ONE, input_ids=first)[0, 3:-1]
@@ -178,12 +178,12 @@ def test_disabling_the_adapter_reads_the_original_unembedding():
         assert torch.equal(unembedding(model).weight, tiny_model("llama").lm_head.weight)
 
 
-def test_an_adapter_on_the_unembedding_takes_part_in_a_policy(input_ids):
+def test_an_adapter_on_the_unembedding_changes_the_policy(input_ids):
     model = lora(target_modules=["q_proj", "lm_head"])
     assert torch.equal(policy_logits(model, FINAL, input_ids=input_ids), model(input_ids).logits)
 
 
-def test_a_scan_refuses_an_unmerged_adapter_on_the_unembedding(tokenizer, rollouts):
+def test_a_scan_rejects_an_unmerged_adapter_on_the_unembedding(tokenizer, rollouts):
     with pytest.raises(InputError, match=r"unembedding has an adapter.*merge_adapter"):
         scan(lora(target_modules=["q_proj", "lm_head"]), tokenizer, rollouts)
 

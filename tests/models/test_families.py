@@ -65,18 +65,18 @@ def test_every_row_is_proved(family):
 # rows
 
 
-def test_every_row_names_its_sites_in_the_order_they_are_reached():
+def test_every_row_lists_its_sites_in_forward_order():
     for row in FAMILIES.values():
         assert tuple(row.sites) == tuple(site for site in SITES if site not in row.absent)
         assert {*row.sites, *row.absent} == set(SITES)
 
 
-def test_a_row_is_found_by_the_models_own_type(model, family):
+def test_a_row_is_found_by_model_type(model, family):
     assert model.config.model_type == family.removesuffix("_sequential")
     assert family_of(model.config) is FAMILIES[family]
 
 
-def test_no_two_rows_are_for_one_model(family):
+def test_no_model_matches_two_rows(family):
     config = tiny_model(family).config
     text = config.get_text_config()
     fitting = [
@@ -92,13 +92,13 @@ def test_no_two_rows_are_for_one_model(family):
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if name not in PARALLEL])
-def test_attention_is_what_is_added_to_the_stream(states):
+def test_attn_out_is_what_attention_adds_to_the_stream(states):
     for layer in range(3):
         pre, out = states[HookPoint(layer, "resid_pre")], states[HookPoint(layer, "attn_out")]
         assert torch.equal(states[HookPoint(layer, "resid_mid")], pre + out)
 
 
-def test_the_mlp_is_what_is_added_to_the_stream(family, states):
+def test_mlp_out_is_what_the_mlp_adds_to_the_stream(family, states):
     for layer in range(3):
         out, post = states[HookPoint(layer, "mlp_out")], states[HookPoint(layer, "resid_post")]
         if family in PARALLEL:
@@ -109,7 +109,7 @@ def test_the_mlp_is_what_is_added_to_the_stream(family, states):
 
 
 @pytest.mark.parametrize("family", DROPOUT)
-def test_what_is_added_is_read_after_dropout(family, input_ids):
+def test_module_outputs_are_read_after_dropout(family, input_ids):
     model = tiny_model(family, **DROPOUT[family]).train()
     states = read(model, all_points(model), input_ids)
     for layer in range(3):
@@ -124,12 +124,12 @@ def test_what_is_added_is_read_after_dropout(family, input_ids):
         assert torch.equal(states[HookPoint(layer, "resid_post")], added)
 
 
-def test_a_layer_reads_what_the_layer_before_wrote(states):
+def test_a_layer_reads_the_output_of_the_layer_before(states):
     for layer in range(2):
         assert torch.equal(states[HookPoint(layer, "resid_post")], states[HookPoint(layer + 1, "resid_pre")])
 
 
-def test_the_stream_is_the_embedding_and_all_that_was_added(states):
+def test_the_stream_is_the_embedding_plus_all_module_outputs(states):
     stream = states[HookPoint(0, "resid_pre")]  # Eq. 4: H^l = H^0 + sum of A^i + F^i
     for layer in range(3):
         stream = stream + states[HookPoint(layer, "attn_out")] + states[HookPoint(layer, "mlp_out")]
@@ -155,7 +155,7 @@ def test_final_is_transformers_last_hidden_state(model, states, input_ids):
     assert torch.equal(states[FINAL], model(input_ids, output_hidden_states=True).hidden_states[-1])
 
 
-def test_what_a_module_reads_is_the_layers_own_norm_of_the_stream(family, model, states):
+def test_a_module_reads_the_normed_stream(family, model, states):
     for number, layer in enumerate(decoder_layers(model)):
         pre = states[HookPoint(number, "resid_pre")]
         streams = {"attn_in": pre, "mlp_in": states.get(HookPoint(number, "resid_mid"), pre)}
@@ -164,7 +164,7 @@ def test_what_a_module_reads_is_the_layers_own_norm_of_the_stream(family, model,
             assert torch.equal(states[HookPoint(number, site)], expected)
 
 
-def test_mlp_out_is_the_mlp_of_mlp_in(family, model, states):
+def test_mlp_out_is_the_mlp_applied_to_mlp_in(family, model, states):
     for number, layer in enumerate(decoder_layers(model)):
         out = layer.get_submodule("mlp")(states[HookPoint(number, "mlp_in")])
         out = out[0] if isinstance(out, tuple) else out
@@ -174,12 +174,12 @@ def test_mlp_out_is_the_mlp_of_mlp_in(family, model, states):
 
 
 @pytest.mark.parametrize("family", MULTIPLIED)
-def test_what_is_multiplied_before_it_is_added_is_read_multiplied(family, model, states):
+def test_multiplied_outputs_are_read_after_multiplication(family, model, states):
     assert multiplier(model.config, "attn_out") == multiplier(model.config, "mlp_out") == 0.22
     assert {multiplier(model.config, site) for site in SITES if not site.endswith("_out")} == {1.0}
 
 
-def test_final_is_the_final_norm_of_the_last_stream(model, states):
+def test_final_is_the_final_norm_of_the_last_layers_output(model, states):
     assert torch.equal(states[FINAL], final_norm(model)(states[HookPoint(2, "resid_post")]))
 
 
@@ -188,12 +188,12 @@ def test_final_policy_is_the_models_own(model, input_ids):
 
 
 @pytest.mark.parametrize(("family", "name", "value"), [("granite", "divisor", 2.0), ("gemma2", "cap", 3.0)])
-def test_a_head_is_what_the_configuration_says(family, name, value):
+def test_the_logit_transform_follows_the_configuration(family, name, value):
     assert getattr(logit_transform(tiny_model(family)), name) == value
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
-def test_logits_are_not_capped_where_the_configuration_has_no_cap(family, input_ids):
+def test_logits_are_not_capped_without_a_cap_in_the_configuration(family, input_ids):
     model = tiny_model(family, final_logit_softcapping=None)
     assert torch.equal(policy_logits(model, FINAL, input_ids=input_ids), model(input_ids).logits)
     assert model(input_ids).logits.abs().max() > 3
@@ -204,7 +204,7 @@ def test_hook_points_come_in_order(model, input_ids):
     assert list(read(model, reversed(points), input_ids)) == points
 
 
-def test_no_hook_stays_behind_after_an_exception(model):
+def test_no_hook_is_left_after_an_exception(model):
     before, points = hook_count(model), all_points(model)
     with hooked(model, points, print):
         assert hook_count(model) >= before + len(points)
@@ -213,7 +213,7 @@ def test_no_hook_stays_behind_after_an_exception(model):
     assert hook_count(model) == before
 
 
-def test_no_hook_stays_behind_after_a_visitor_fails(model, input_ids):
+def test_no_hook_is_left_after_a_visitor_fails(model, input_ids):
     def fail(point, hidden):
         raise RuntimeError(f"at {point}")
 
@@ -233,7 +233,7 @@ SENTENCE = (
 
 
 @pytest.mark.parametrize("family", PARALLEL)
-def test_a_site_that_the_family_does_not_have_is_refused_with_the_reason(model, input_ids):
+def test_a_site_the_family_lacks_is_rejected_with_the_reason(model, input_ids):
     point = HookPoint(1, "resid_mid")
     assert "resid_mid" not in sites_of(model.config)
     with pytest.raises(InputError, match=SENTENCE), hooked(model, [point], print):
@@ -244,7 +244,7 @@ def test_a_site_that_the_family_does_not_have_is_refused_with_the_reason(model, 
         pass
 
 
-def test_an_unembedding_with_a_bias_is_refused():
+def test_an_unembedding_with_a_bias_is_rejected():
     model = tiny_model("llama")
     last: Any = model.get_output_embeddings()
     last.bias = nn.Parameter(torch.ones(320, dtype=torch.float64))
@@ -252,7 +252,7 @@ def test_an_unembedding_with_a_bias_is_refused():
         unembedding(model)
 
 
-def test_a_model_without_an_unembedding_is_refused(input_ids):
+def test_a_model_without_an_unembedding_is_rejected(input_ids):
     body = tiny_model("llama").model
     with pytest.raises(InputError, match=r"This LlamaModel has no module model\. Load the whole model with Auto"):
         policy_logits(body, FINAL, input_ids=input_ids)
@@ -267,21 +267,21 @@ def packed(linear):
 
 
 @pytest.mark.parametrize("change", [packed, lambda linear: nn.Sequential(linear)], ids=["packed", "wrapped"])
-def test_an_unembedding_that_is_not_one_matrix_is_refused(change):
+def test_an_unembedding_that_is_not_one_matrix_is_rejected(change):
     model = tiny_model("llama")
     model.lm_head = change(model.lm_head)
     with pytest.raises(InputError, match=r"whose weight isn't one plain matrix\. Load the model without quantizing"):
         unembedding(model)
 
 
-def test_layers_in_anything_but_a_list_are_refused():
+def test_layers_outside_a_module_list_are_rejected():
     model = tiny_model("llama")
     model.model.layers = nn.Sequential(*model.model.layers)
     with pytest.raises(InputError, match=r"model\.layers of this LlamaForCausalLM is a Sequential"):
         decoder_layers(model)
 
 
-def test_a_layer_without_a_module_of_its_family_is_refused():
+def test_a_layer_that_lacks_a_module_is_rejected():
     model = tiny_model("llama")
     del model.model.layers[1].post_attention_layernorm
     with pytest.raises(InputError, match="This LlamaDecoderLayer has no module post_attention_layernorm"):
@@ -293,7 +293,7 @@ def test_the_backbone_is_transformers_decoder(model):
     assert backbone(model) is model.get_decoder()
 
 
-def test_unknown_family_is_refused_with_the_known_ones_and_the_place_to_add_it():
+def test_an_unknown_family_lists_the_known_ones_and_where_to_add_it():
     sentence = (
         r"Unknown model family 'opt'\. Known families are deepseek_v2, deepseek_v3, gemma2, gemma3, gemma3_text, gpt2, "
         r"gpt_neox, gpt_oss, granite, llama, mistral, mixtral, olmo2, olmo3, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, "
@@ -303,14 +303,14 @@ def test_unknown_family_is_refused_with_the_known_ones_and_the_place_to_add_it()
         family_of(AutoConfig.for_model("opt"))
 
 
-def test_a_model_of_an_unknown_family_is_refused(input_ids):
+def test_a_model_of_an_unknown_family_is_rejected(input_ids):
     model = tiny_model("opt", hidden_size=32, word_embed_proj_dim=32)
     with pytest.raises(InputError, match="Unknown model family 'opt'"):
         policy_logits(model, FINAL, input_ids=input_ids)
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "gemma3"])
-def test_a_model_that_sees_what_comes_after_is_refused(family):
+def test_a_bidirectional_model_is_rejected(family):
     config = tiny_model(family, use_bidirectional_attention=True).config
     with pytest.raises(
         InputError, match=rf"{family} with use_bidirectional_attention True isn't supported\. Add a row"
@@ -318,6 +318,6 @@ def test_a_model_that_sees_what_comes_after_is_refused(family):
         family_of(config)
 
 
-def test_llamas_names_are_those_of_many(family):
+def test_llamas_module_names_fit_many_families(family):
     same = FAMILIES[family].sites == FAMILIES["llama"].sites and FAMILIES[family].layers == "model.layers"
     assert same >= (family in LLAMA_SHAPED)

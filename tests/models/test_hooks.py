@@ -23,7 +23,7 @@ def nothing(point, hidden):
     pass
 
 
-def test_a_visitor_gets_one_state_a_position(model, input_ids):
+def test_a_visitor_gets_one_state_per_position(model, input_ids):
     assert {state.shape for state in read(model, all_points(model), input_ids).values()} == {(2, 11, 32)}
 
 
@@ -36,7 +36,7 @@ def test_a_visitor_gets_tensors_on_the_graph(model, input_ids):
 
 
 @pytest.mark.parametrize("family", [name for name in FEW if not FAMILIES[name].multiplier])
-def test_a_state_is_the_one_that_the_loss_flows_through(model, input_ids):
+def test_the_loss_flows_through_the_visited_state(model, input_ids):
     point = HookPoint(1, "attn_out")
     seen = []
     with hooked(model, [point], lambda _, hidden: seen.append(hidden)):
@@ -47,7 +47,7 @@ def test_a_state_is_the_one_that_the_loss_flows_through(model, input_ids):
 
 @pytest.mark.parametrize("family", ["granite"])
 @pytest.mark.parametrize(("site", "module"), [("attn_out", "self_attn"), ("mlp_out", "mlp")])
-def test_what_the_model_multiplies_is_visited_multiplied_and_on_the_graph(model, input_ids, site, module):
+def test_multiplied_outputs_are_visited_multiplied_and_on_the_graph(model, input_ids, site, module):
     point, seen, written = HookPoint(1, site), [], []
     inside = model.get_submodule(f"model.layers.1.{module}")
     inside.register_forward_hook(lambda _, __, out: written.append(out[0] if isinstance(out, tuple) else out))
@@ -71,7 +71,7 @@ def test_a_point_listed_twice_is_visited_once(llama, input_ids):
     assert seen == [FINAL]
 
 
-def test_each_pass_is_visited(llama, input_ids):
+def test_every_pass_is_visited(llama, input_ids):
     seen = []
     with hooked(llama, [FINAL], lambda _, hidden: seen.append(hidden.shape)):
         llama(input_ids)
@@ -87,7 +87,7 @@ def test_nothing_is_visited_after_closing(llama, input_ids):
     assert seen == []
 
 
-def test_an_inner_visitor_sees_its_own_passes_and_an_outer_one_all(llama, input_ids):
+def test_an_inner_visitor_sees_its_own_passes_and_an_outer_one_sees_all(llama, input_ids):
     outer, inner = [], []
     with hooked(llama, [FINAL], lambda point, _: outer.append(str(point))):
         llama(input_ids)
@@ -119,7 +119,7 @@ def test_threads_on_a_shared_model_each_see_their_own_pass(model):
         assert max((hidden - states[point]).abs().max().item() for point, hidden in seen) == 0.0
 
 
-def test_threads_on_a_shared_model_get_the_policies_they_get_alone(model):
+def test_threads_on_a_shared_model_get_the_same_policies_as_alone(model):
     jobs = [
         (
             HookPoint(n % 3, sites_of(model.config)[n]),
@@ -139,7 +139,7 @@ def test_threads_on_a_shared_model_get_the_policies_they_get_alone(model):
     assert all(torch.equal(logits, own) for own, many in zip(alone, found, strict=True) for logits in many)
 
 
-def test_a_pass_of_another_thread_is_not_seen(llama, input_ids):
+def test_passes_in_another_thread_are_not_seen(llama, input_ids):
     seen = []
     with hooked(llama, [FINAL], lambda _, hidden: seen.append(hidden.shape)), ThreadPoolExecutor(1) as pool:
         pool.submit(llama, input_ids).result()
@@ -147,7 +147,7 @@ def test_a_pass_of_another_thread_is_not_seen(llama, input_ids):
     assert seen == [(1, 3, 32)]
 
 
-def test_passes_only_in_another_thread_are_refused(llama, input_ids):
+def test_passes_only_in_another_thread_are_an_error(llama, input_ids):
     sentence = r"1\.mlp_out was never visited because the model only ran in another thread"
     with (
         pytest.raises(InputError, match=sentence),
@@ -167,7 +167,7 @@ def compiled(model, how):
 
 
 @pytest.mark.parametrize("how", ["layer.compile", "compile_regions"])
-def test_layers_compiled_one_by_one_are_visited_like_others(llama, input_ids, how):
+def test_separately_compiled_layers_are_visited_like_any_other(llama, input_ids, how):
     points = all_points(llama)
     expected = read(llama, points, input_ids)
     each = compiled(llama, how)
@@ -180,7 +180,7 @@ def test_layers_compiled_one_by_one_are_visited_like_others(llama, input_ids, ho
 
 
 @pytest.mark.parametrize("point", [FINAL, HookPoint(1, "attn_out")], ids=str)
-def test_policies_are_read_where_accelerate_compiled_the_unembedding(llama, input_ids, point):
+def test_policies_can_be_read_with_a_compiled_unembedding(llama, input_ids, point):
     expected = policy_logits(llama, point, input_ids=input_ids)
     found = policy_logits(compiled(llama, "compile_regions"), point, input_ids=input_ids)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -200,14 +200,14 @@ def test_compiled_code_runs_again_after_the_last_of_several_visits(llama, input_
     assert seen
 
 
-def test_a_point_that_a_pass_does_not_reach_is_refused(llama, input_ids):
+def test_a_point_that_a_pass_does_not_reach_is_an_error(llama, input_ids):
     decoder_layers(llama)[1].forward = lambda hidden, **_: hidden
     sentence = r"visited 1\.attn_out 0 times instead of once"
     with pytest.raises(InputError, match=sentence), hooked(llama, [FINAL, HookPoint(1, "attn_out")], nothing):
         llama(input_ids)
 
 
-def test_a_point_that_a_pass_reaches_twice_is_refused(llama, input_ids):
+def test_a_point_that_a_pass_reaches_twice_is_an_error(llama, input_ids):
     layer = decoder_layers(llama)[1]
     once = layer.forward
     layer.forward = lambda hidden, **options: once(once(hidden, **options), **options)
@@ -218,13 +218,13 @@ def test_a_point_that_a_pass_reaches_twice_is_refused(llama, input_ids):
         llama(input_ids)
 
 
-def test_hooked_without_a_pass_is_fine(llama):
+def test_hooked_without_a_pass_raises_nothing(llama):
     with hooked(llama, [FINAL], nothing):
         pass
 
 
 @pytest.mark.parametrize("layer", [-1, 3, 100])
-def test_a_layer_that_the_model_lacks_is_refused(model, layer):
+def test_a_layer_that_the_model_lacks_is_rejected(model, layer):
     sentence = rf"There is no hook point {layer}\.mlp_out: the model's layers are 0 to 2\."
     with pytest.raises(InputError, match=sentence), hooked(model, [HookPoint(layer, "mlp_out")], nothing):
         pass
@@ -237,33 +237,33 @@ def test_a_missing_layer_leaves_no_hooks(model):
     assert hook_count(model) == before
 
 
-def test_a_site_that_the_model_lacks_is_refused():
+def test_a_site_that_the_model_lacks_is_rejected():
     with pytest.raises(
         InputError, match=r"There is no hook point 5\.attn\. .* or final\. .* the sites are resid_pre, .*, resid_post\."
     ):
         HookPoint(5, "attn")
 
 
-def test_final_belongs_to_no_layer():
+def test_final_cannot_have_a_layer():
     with pytest.raises(InputError, match=r"There is no hook point 5\.final\."):
         HookPoint(5, "final")
 
 
 @given(layer=st.integers(0, 10**6), site=st.sampled_from(SITES))
-def test_a_hook_point_is_read_as_it_is_written(layer, site):
+def test_a_printed_hook_point_can_be_parsed(layer, site):
     assert HookPoint.parse(str(HookPoint(layer, site))) == HookPoint(layer, site)
 
 
-def test_final_is_read_as_it_is_written():
+def test_final_prints_as_a_name_that_can_be_parsed():
     assert HookPoint.parse(str(FINAL)) is FINAL
 
 
-def test_a_hook_point_is_written_as_layer_and_site():
+def test_a_hook_point_prints_as_layer_and_site():
     assert str(HookPoint(5, "attn_out")) == "5.attn_out"
 
 
 @given(st.text(alphabet="0123456789.-_ adefilnoprstu", max_size=15))
-def test_any_text_is_a_hook_point_or_refused_in_a_sentence(text):
+def test_any_text_is_a_hook_point_or_a_one_sentence_error(text):
     layer, _, site = text.partition(".")
     if text == "final" or (layer.isdecimal() and site in SITES):
         assert HookPoint.parse(str(HookPoint.parse(text))) == HookPoint.parse(text)
@@ -273,7 +273,7 @@ def test_any_text_is_a_hook_point_or_refused_in_a_sentence(text):
 
 
 @pytest.mark.parametrize("text", ["", "5", "attn_out", "attn_out.5", "-1.attn_out", "5.attn_out ", "5.final", "Final"])
-def test_other_texts_are_refused(text):
+def test_malformed_hook_points_are_rejected(text):
     with pytest.raises(InputError, match=f"Can't read '{re.escape(text)}' as a hook point"):
         HookPoint.parse(text)
 
@@ -295,14 +295,14 @@ def test_a_point_given_by_name_and_as_a_hook_point_is_visited_once(llama, input_
     assert seen == [HookPoint(1, "attn_out")]
 
 
-def test_a_bad_name_is_refused_before_any_hook_is_added(llama):
+def test_a_bad_name_is_rejected_before_any_hook_is_added(llama):
     before = hook_count(llama)
     with pytest.raises(InputError, match=r"Can't read '1\.attn'"), hooked(llama, ["1.attn"], nothing):
         pass
     assert hook_count(llama) == before
 
 
-def test_hook_points_that_are_one_string_are_refused(llama):
+def test_a_string_instead_of_a_list_of_hook_points_is_rejected(llama):
     with (
         pytest.raises(InputError, match=r"must be a list, not .* Use \['5.attn_out'\]"),
         hooked(llama, "5.attn_out", print),
@@ -310,6 +310,6 @@ def test_hook_points_that_are_one_string_are_refused(llama):
         pass
 
 
-def test_a_number_cannot_be_read_as_a_hook_point():
+def test_a_number_is_not_a_hook_point():
     with pytest.raises(InputError, match="Can't read '5' as a hook point"):
         inspect.unwrap(HookPoint.parse.__func__)(HookPoint, 5)

@@ -28,7 +28,7 @@ def test_a_model_is_loaded_in_evaluation_mode_with_the_given_options(folder):
     assert (model.training, model.dtype, model.config._attn_implementation) == (False, torch.bfloat16, "eager")
 
 
-def test_loading_without_torch_says_what_to_install(monkeypatch):
+def test_loading_without_torch_names_the_extra_to_install(monkeypatch):
     monkeypatch.setattr(errors, "find_spec", {}.get)
     with pytest.raises(InputError, match=r"needs torch, .* pip install 'internal-policy\[models\]'"):
         load("demo-qwen3")
@@ -47,7 +47,7 @@ def test_other_names_are_not_bundled_models(name):
         ({"device": "cuda:7"}, "Try device auto."),
     ],
 )
-def test_a_refusal_makes_sense_without_a_command_line(arguments, message, folder):
+def test_loading_errors_make_sense_in_python(arguments, message, folder):
     with pytest.raises(InputError) as refusal:
         load(**{"name": str(folder), **arguments})
     assert message in str(refusal.value)

@@ -102,7 +102,7 @@ WHOLE_FILES = {
 
 
 @pytest.mark.parametrize("kind", WHOLE_FILES)
-def test_a_file_that_is_not_a_json_object_is_named(kind, file, here, capsys):
+def test_an_error_names_a_file_that_is_not_a_json_object(kind, file, here, capsys):
     code, said = scanned(file, WHOLE_FILES[kind](file.read_text()), here, capsys)
     check(code, said)
     assert code == 2
@@ -112,7 +112,7 @@ def test_a_file_that_is_not_a_json_object_is_named(kind, file, here, capsys):
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "generation_config.json", "chat_template.jinja", "model.safetensors"]
 )
-def test_a_folder_in_place_of_a_file_is_named(name, base, here, capsys):
+def test_an_error_names_a_folder_where_a_file_belongs(name, base, here, capsys):
     shutil.copytree(base, here / "m")
     (here / "m" / name).unlink(missing_ok=True)
     (here / "m" / name).mkdir()
@@ -144,7 +144,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_false_value_is_refused_naming_file_or_field(lie, base, adapter, here, capsys):
+def test_an_error_names_the_file_or_field_of_a_wrong_value(lie, base, adapter, here, capsys):
     name, place, value, words = LIES[lie]
     file = (adapter if name == "adapter_config.json" else base) / name
     code, said = scanned(file, json.dumps(changed(json.loads(file.read_text()), place, value)), here, capsys)
@@ -162,7 +162,7 @@ INDEXES = {
 
 
 @pytest.mark.parametrize("kind", INDEXES)
-def test_a_false_weight_index_is_named(kind, base, here, capsys):
+def test_an_error_names_a_wrong_weight_index(kind, base, here, capsys):
     code, said = scanned(base / "model.safetensors.index.json", json.dumps(INDEXES[kind]), here, capsys)
     check(code, said)
     assert code == 2

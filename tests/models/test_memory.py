@@ -33,7 +33,7 @@ def test_work_that_does_not_fit_is_done_in_halves_in_order():
     assert done(of_at_most(2), 5) == ([[0, 1], [2], [3, 4]], [3, 2])
 
 
-def test_only_the_half_that_does_not_fit_is_halved_again():
+def test_only_a_half_that_does_not_fit_is_halved_again():
     def work(part):
         if part.stop - part.start == 4 or part == slice(0, 2):
             raise FULL

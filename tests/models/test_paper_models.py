@@ -120,16 +120,16 @@ IDS = torch.zeros(1, 7, dtype=torch.int64, device="meta")
 # modules
 
 
-def test_its_size_is_the_published_one(model, name):
+def test_parameter_counts_match_the_published_ones(model, name):
     assert round(sum(weight.numel() for weight in model.parameters()) / 1e9, 2) == PAPER[name].billions
 
 
-def test_its_row_is_its_model_types_whatever_its_name_says(model, name):
+def test_the_row_depends_on_the_model_type_and_not_on_the_name(model, name):
     assert model.name_or_path == name
     assert family_of(model.config) is FAMILIES[PAPER[name].size.model_type]
 
 
-def test_all_of_its_layers_are_found(model, name):
+def test_all_layers_are_found(model, name):
     n = PAPER[name].size.num_hidden_layers
     assert list(decoder_layers(model)) == [model.get_submodule(f"model.layers.{layer}") for layer in range(n)]
 
@@ -142,7 +142,7 @@ def test_every_hook_point_of_a_layer_is_a_module_of_that_layer(model):
     assert len(set(found)) == len(SITES) * len(decoder_layers(model))
 
 
-def test_final_is_after_the_norm_behind_the_last_layer(model):
+def test_final_is_after_the_final_norm(model):
     assert locate(model, FINAL) == (final_norm(model), "output")
     assert final_norm(model) is model.get_submodule("model.norm")
 
@@ -156,7 +156,7 @@ def test_a_tied_unembedding_is_the_embedding(model, name):
     assert (unembedding(model).weight is model.get_input_embeddings().weight) == PAPER[name].size.tie_word_embeddings
 
 
-def test_a_layer_behind_the_last_is_refused(model):
+def test_a_layer_after_the_last_is_rejected(model):
     n = len(decoder_layers(model))
     with pytest.raises(InputError, match=rf"no hook point {n}\.resid_post: the model's layers are 0 to {n - 1}\."):
         locate(model, HookPoint(n, "resid_post"))
@@ -171,7 +171,7 @@ def test_a_pass_reaches_every_point_in_order(model):
 # 40 layers
 
 
-def test_each_of_40_layers_is_a_policy_and_the_checkpoint_stays_whole(deep):
+def test_each_of_40_layers_is_a_policy_and_the_checkpoint_is_unchanged(deep):
     names = list(deep.state_dict())
     for layer in range(40):
         with as_policy(deep, HookPoint(layer, "resid_post")):
@@ -182,7 +182,7 @@ def test_each_of_40_layers_is_a_policy_and_the_checkpoint_stays_whole(deep):
 
 
 @pytest.mark.parametrize("layer", [0, 9, 10, 39])
-def test_a_policy_of_40_layers_writes_a_logit_for_every_token(deep, layer):
+def test_a_policy_with_40_layers_has_a_logit_for_every_token(deep, layer):
     with as_policy(deep, HookPoint(layer, "resid_post")):
         assert deep(IDS).logits.shape == (1, 7, 151936)
 
@@ -190,21 +190,21 @@ def test_a_policy_of_40_layers_writes_a_logit_for_every_token(deep, layer):
 @pytest.mark.parametrize(
     ("text", "layers"), [("-1", (39,)), ("-40", (0,)), ("9-11", (9, 10, 11)), ("39,4,30-31", (4, 30, 31, 39))]
 )
-def test_40_layers_are_chosen_by_number(text, layers):
+def test_any_of_40_layers_can_be_selected(text, layers):
     assert parse_layers(text, 40) == layers
 
 
-def test_a_41st_layer_is_refused():
+def test_a_41st_of_40_layers_is_rejected():
     with pytest.raises(InputError, match=r"--layers has 40, but the model's layers are 0 to 39\."):
         parse_layers("40", 40)
 
 
-def test_a_pass_reaches_all_that_is_planned_for_40_layers(deep):
+def test_a_pass_reaches_every_planned_point_of_40_layers(deep):
     points = plan(Selection(parse_layers("all", 40))).points
     assert set(read(deep, points, IDS)) == set(points)
 
 
-def test_40_layers_are_scanned_each_under_its_own_number(tokenizer, input_ids):
+def test_each_of_40_layers_is_scanned_under_its_own_number(tokenizer, input_ids):
     model = tiny_model("qwen3", num_hidden_layers=40)
     ids = input_ids[:1]
     rollout = Rollout("", None, 0, tuple(ids[0, :4].tolist()), tuple(ids[0, 4:].tolist()), "", None, True)
@@ -261,13 +261,13 @@ def r1(tokenizer) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("asked", ASKED)
-def test_the_prompt_ends_with_the_opened_thought(r1, asked):
+def test_the_prompt_ends_with_an_open_think_tag(r1, asked):
     ids = encode_problem(r1, problem(asked), {})
     assert r1.decode(ids) == f"{BOS}<｜User｜>{asked}<｜Assistant｜><think>\n"
     assert ids.count(r1.bos_token_id) == 1
 
 
-def test_thoughts_of_earlier_turns_are_no_part_of_the_prompt(r1):
+def test_the_prompt_leaves_out_the_reasoning_of_earlier_turns(r1):
     turns = (*answered("What is 3 + 4?"), *problem("Are you sure?").messages)
     assert r1.decode(encode_problem(r1, Problem(turns, None), {})) == (
         f"{BOS}<｜User｜>What is 3 + 4?<｜Assistant｜>\n\nIt is \\boxed{{7}}.{EOS}"
@@ -276,12 +276,12 @@ def test_thoughts_of_earlier_turns_are_no_part_of_the_prompt(r1):
 
 
 @pytest.mark.parametrize("response", [REASONED, f"<think>\n{REASONED}", "3 and 4 mo", "It is 7."])
-def test_a_response_that_the_template_cuts_or_moves_is_refused_with_remedies(r1, response):
+def test_a_response_that_the_template_cuts_or_moves_is_rejected_with_remedies(r1, response):
     with pytest.raises(InputError, match="--chat-template FILE with one that keeps the reasoning, or prompt_ids"):
         split_messages(r1, answered("What is 3 + 4?", response), {})
 
 
-def test_a_cut_response_is_refused_where_the_prompt_opens_no_thought(r1):
+def test_a_cut_response_is_rejected_without_an_open_think_tag_too(r1):
     with pytest.raises(
         InputError, match=r"instead of '3 and 4 more: 7</think>.*--chat-template FILE with one that keeps"
     ):
@@ -289,18 +289,18 @@ def test_a_cut_response_is_refused_where_the_prompt_opens_no_thought(r1):
 
 
 @pytest.mark.parametrize("asked", ASKED)
-def test_a_template_that_keeps_the_reasoning_has_it_measured_whole(r1, asked):
+def test_reasoning_is_measured_whole_if_the_template_keeps_it(r1, asked):
     prompt_ids, response_ids = split_messages(r1, answered(asked), {"chat_template": KEEPS})
     assert prompt_ids == encode_problem(r1, problem(asked), {})
     assert r1.decode(response_ids) == REASONED + EOS
 
 
-def test_without_a_template_it_is_measured_whole(r1):
+def test_reasoning_is_measured_whole_without_a_template(r1):
     prompt_ids, response_ids = split_messages(r1, answered("3 + 4 =", f"<think>\n{REASONED}"), None)
     assert r1.decode(prompt_ids + response_ids) == f"{BOS}3 + 4 =<think>\n{REASONED}"
 
 
-def test_token_ids_are_measured_whole_and_marked_by_the_box_behind_the_thought(r1, tmp_path):
+def test_token_ids_are_measured_whole_and_marked_by_the_box_after_the_reasoning(r1, tmp_path):
     prompt_ids = encode_problem(r1, problem("What is 3 + 4?"), {})
     response_ids = r1("\\boxed{8}, or 7</think>\\boxed{7}" + EOS, add_special_tokens=False)["input_ids"]
     path = tmp_path / "ids.jsonl"
@@ -310,14 +310,14 @@ def test_token_ids_are_measured_whole_and_marked_by_the_box_behind_the_thought(r
     assert (read.response, read.reward, read.finished) == ("\\boxed{8}, or 7</think>\\boxed{7}", 1.0, True)
 
 
-def test_texts_that_the_template_cuts_are_refused_by_their_line(r1, tmp_path):
+def test_texts_that_the_template_cuts_are_rejected_with_their_line(r1, tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text(json.dumps({"prompt": "What is 3 + 4?", "response": REASONED}))
     with pytest.raises(InputError, match=r"texts\.jsonl, line 1: .*keeps the reasoning"):
         read_rollouts(path, r1, {})
 
 
-def test_what_is_sampled_follows_the_opened_thought_and_is_read_back_as_it_was(r1, tmp_path):
+def test_a_response_continues_the_open_think_tag_and_is_read_back_unchanged(r1, tmp_path):
     model = tiny_model("qwen2")
     problems = [problem(text) for text in ASKED]
     sampled = list(chain.from_iterable(generate(model, r1, problems, max_new_tokens=5, batch_size=5)))
@@ -350,7 +350,7 @@ def octothinker(tokenizer, tmp_path_factory) -> Checkpoint:
     return Checkpoint(str(folder))
 
 
-def test_a_base_model_without_a_template_is_refused_with_the_remedies(octothinker):
+def test_a_base_model_without_a_template_is_rejected_with_remedies(octothinker):
     with pytest.raises(InputError, match=r"no chat template\. Use --chat-template FILE to give one, or"):
         encode_problem(load_tokenizer(octothinker), problem("What is 3 + 4?"), {})
 
@@ -368,7 +368,7 @@ def test_the_recipes_template_adds_no_second_bos(octothinker):
 
 
 @pytest.mark.parametrize("response", [" 7", "\n7", "  7 \n", " <think>3, 4</think> 7"])
-def test_the_recipes_template_leaves_the_white_space_that_the_model_wrote(octothinker, response):
+def test_the_recipes_template_keeps_the_white_space_of_the_response(octothinker, response):
     tokenizer = load_tokenizer(octothinker, BASE_JINJA)
     _, response_ids = split_messages(tokenizer, answered("What is 3 + 4?", response), {})
     assert tokenizer.decode(list(response_ids)) == response + EOS

@@ -89,7 +89,7 @@ def test_every_kind_of_rotary_embedding_of_transformers_is_tested():
 
 @pytest.mark.parametrize("pieces", [False, True], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("kind", ROPES)
-def test_a_rollouts_numbers_equal_those_read_alone(monkeypatch, tokenizer, kind, pieces):
+def test_a_rollout_has_the_same_numbers_in_a_batch_as_alone(monkeypatch, tokenizer, kind, pieces):
     if pieces:
         in_pieces_of(monkeypatch, 7)
     assert_as_alone(scanned(roped(kind), tokenizer), kind)
@@ -104,7 +104,7 @@ def test_a_rollouts_numbers_equal_those_read_alone(monkeypatch, tokenizer, kind,
         ("gpt_neox", "dynamic", {"partial_rotary_factor": 0.5}),
     ],
 )
-def test_families_with_rotations_of_their_own_are_read_as_alone(monkeypatch, tokenizer, family, kind, own):
+def test_batches_do_not_change_rotations_specific_to_a_family(monkeypatch, tokenizer, family, kind, own):
     monkeypatch.setitem(ROPES, kind, {**ROPES[kind], **own})
     in_pieces_of(monkeypatch, 7)
     assert_as_alone(scanned(roped(kind, family), tokenizer), kind, family)
@@ -112,7 +112,7 @@ def test_families_with_rotations_of_their_own_are_read_as_alone(monkeypatch, tok
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_a_model_that_has_read_longer_texts_gives_the_numbers_of_a_new_one(tokenizer, kind, batch_size):
+def test_earlier_longer_texts_do_not_change_the_numbers(tokenizer, kind, batch_size):
     model = roped(kind)
     model(torch.randint(5, 256, (1, 70)))
     assert_as_alone(scanned(model, tokenizer, batch_size), kind)
@@ -120,12 +120,12 @@ def test_a_model_that_has_read_longer_texts_gives_the_numbers_of_a_new_one(token
 
 @pytest.mark.parametrize("lengths", [[20], [70, 20], [19, 21]], ids=str)
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_texts_at_the_boundary_are_read_as_alone(tokenizer, kind, lengths):
+def test_batches_do_not_change_texts_at_the_boundary_of_a_rotation(tokenizer, kind, lengths):
     assert_as_alone(scanned(roped(kind), tokenizer, texts=rollouts(lengths)), kind, lengths=lengths)
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_layers_that_rotate_differently_are_read_as_alone(monkeypatch, tokenizer, kind):
+def test_batches_do_not_change_layers_that_rotate_differently(monkeypatch, tokenizer, kind):
     plain = {"rope_type": "default", "rope_theta": 100.0}
     rope = {"full_attention": {"rope_type": kind, "rope_theta": 100.0, **ROPES[kind]}, "sliding_attention": plain}
     changes = {"max_position_embeddings": 20 if kind == "dynamic" else 80, "rope_parameters": rope}
@@ -142,7 +142,7 @@ def test_layers_that_rotate_differently_are_read_as_alone(monkeypatch, tokenizer
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_dynamics_of_a_batch_are_those_of_its_rollouts_alone(kind):
+def test_dynamics_of_a_batch_equal_those_of_its_rollouts_alone(kind):
     def kl(texts):
         frame = dynamics.measure(roped(kind), texts, POINT)
         return frame.loc[frame["site"] == "final", "kl"].iloc[0] * sum(len(one.response_ids) for one in texts)
@@ -151,7 +151,7 @@ def test_dynamics_of_a_batch_are_those_of_its_rollouts_alone(kind):
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_a_lens_is_fitted_to_the_states_of_rollouts_alone(kind):
+def test_a_lens_is_fitted_to_states_that_do_not_depend_on_the_batch(kind):
     together = fit.states(roped(kind), rollouts(), [FINAL, POINT])
     each = torch.cat([fit.states(roped(kind), [one], [FINAL, POINT]) for one in rollouts()], 1)
     torch.testing.assert_close(
@@ -186,14 +186,14 @@ def sampled(model, tokenizer, texts, batch_size, n=12):
 @pytest.mark.parametrize(
     ("kind", "family"), [("longrope", "llama"), ("longrope", "phi3"), ("dynamic", "llama"), ("yarn", "llama")]
 )
-def test_a_response_equals_the_one_sampled_alone(tokenizer, kind, family):
+def test_a_response_does_not_depend_on_its_batch(tokenizer, kind, family):
     lengths = [len(tokenizer(text).input_ids) for text in TEXTS]
     assert min(lengths) + 12 <= 20 < max(lengths) + 12  # some texts reach the other rotation
     each = [sampled(roped(kind, family), tokenizer, [text], 1)[0] for text in TEXTS]
     assert sampled(roped(kind, family), tokenizer, TEXTS, 3) == each
 
 
-def test_a_response_does_not_depend_on_the_texts_read_before(tokenizer):
+def test_a_response_does_not_depend_on_earlier_texts(tokenizer):
     model, text = roped("dynamic"), TEXTS[1]
     expected = sampled(roped("dynamic"), tokenizer, [text], 1)
     model(torch.randint(5, 256, (1, 70)))
@@ -237,7 +237,7 @@ def test_a_model_reads_as_many_positions_as_its_rotary_embedding_allows(family, 
 
 
 @pytest.mark.parametrize("kind", ["yarn", "dynamic"])
-def test_texts_longer_than_max_position_embeddings_are_scanned_and_no_longer_ones(tokenizer, kind):
+def test_texts_are_scanned_up_to_the_extended_number_of_positions(tokenizer, kind):
     model, (one,) = roped(kind), rollouts([80])
     found = scanned(model, tokenizer, texts=[one]).policies
     assert np.isfinite(found.loc[found["layer"] == 3, "final.entropy"]).sum() == 76
@@ -246,7 +246,7 @@ def test_texts_longer_than_max_position_embeddings_are_scanned_and_no_longer_one
 
 
 @pytest.mark.parametrize("kind", ["yarn", "dynamic"])
-def test_responses_longer_than_max_position_embeddings_are_sampled_and_no_longer_ones(tokenizer, kind):
+def test_responses_are_sampled_up_to_the_extended_number_of_positions(tokenizer, kind):
     model, text = roped(kind), TEXTS[0]
     room = 80 - len(tokenizer(text).input_ids)
     assert len(sampled(model, tokenizer, [text], 1, room)[0]) == room
@@ -254,7 +254,7 @@ def test_responses_longer_than_max_position_embeddings_are_sampled_and_no_longer
         sampled(model, tokenizer, [text], 1, room + 1)
 
 
-def test_an_offloaded_model_is_sampled_like_others(tokenizer):
+def test_an_offloaded_model_samples_the_same_responses(tokenizer):
     expected, model = sampled(tiny_model("llama"), tokenizer, TEXTS, 3), tiny_model("llama")
     model.lm_head.weight.data[:4] = 0  # as `sampled` does, which can't reach offloaded weights
     cpu_offload(model, execution_device=torch.device("cpu"))

@@ -61,12 +61,12 @@ def test_the_norm_readout_goes_through_the_final_norm(model, input_ids):
     assert torch.equal(policy_logits(model, point, "norm", input_ids=input_ids), expected)
 
 
-def test_the_last_layers_raw_policy_is_not_the_models_own(model, input_ids):
+def test_the_raw_policy_of_the_last_layer_is_not_the_models_own(model, input_ids):
     logits = policy_logits(model, LAST, input_ids=input_ids)
     assert (logits - model(input_ids).logits).abs().max() > 0.1
 
 
-def test_the_last_layers_normed_policy_is_the_models_own(model, input_ids):
+def test_the_normed_policy_of_the_last_layer_is_the_models_own(model, input_ids):
     assert torch.equal(policy_logits(model, LAST, "norm", input_ids=input_ids), model(input_ids).logits)
 
 
@@ -82,7 +82,7 @@ def test_logits_add_up_along_the_residual_stream(model, input_ids):
     torch.testing.assert_close(mid, pre + out, rtol=1e-12, atol=1e-12)  # unembedding is linear
 
 
-def test_a_model_without_its_own_unembedding_reads_with_its_embedding(family, input_ids):
+def test_a_tied_model_unembeds_with_its_embedding(family, input_ids):
     tied: Any = tiny_model(family, tie_word_embeddings=True)
     state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(unembed(tied, state), logit_transform(tied)(state @ tied.get_input_embeddings().weight.T))
@@ -99,7 +99,7 @@ def test_gradient_stops_at_the_hook_point(model, input_ids, site):
 
 
 @pytest.mark.parametrize("family", [name for name in FEW if name != "gpt_oss"])  # whose experts are not all asked
-def test_gradient_reaches_every_module_up_to_the_layer(model, input_ids):
+def test_gradients_reach_every_module_up_to_the_layer(model, input_ids):
     policy_logits(model, HookPoint(1, "resid_post"), input_ids=input_ids).log_softmax(-1)[..., 7].sum().backward()
     path, names = family_of(model.config).layers, [name for name, _ in model.named_parameters()]
     wanted = [name for name in names if name.startswith((f"{path}.0.", f"{path}.1."))]
@@ -110,7 +110,7 @@ def test_gradient_reaches_every_module_up_to_the_layer(model, input_ids):
 @pytest.mark.parametrize(
     ("site", "last"), [("attn_out", "self_attn.o_proj.weight"), ("resid_post", "mlp.down_proj.weight")]
 )
-def test_gradient_reaches_every_module_up_to_the_hook_point(model, input_ids, site, last):
+def test_gradients_reach_every_module_up_to_the_hook_point(model, input_ids, site, last):
     policy_logits(model, HookPoint(1, site), input_ids=input_ids).log_softmax(-1)[..., 7].sum().backward()
     order = [name for name, _ in model.named_parameters() if not name.endswith("k_proj.bias")]  # softmax ignores it
     wanted = [name for name in order if ".layers.0." in name or ".layers.1." in name]
@@ -125,7 +125,7 @@ def test_gradient_reaches_every_module_up_to_the_hook_point(model, input_ids, si
 
 @pytest.mark.parametrize("readout", ["raw", "norm"])
 @pytest.mark.parametrize(("family", "site"), CELLS)
-def test_inside_the_model_has_the_logits_of_the_internal_policy(model, input_ids, site, readout):
+def test_inside_as_policy_the_logits_are_the_internal_policys(model, input_ids, site, readout):
     for layer in range(3):
         point = HookPoint(layer, site)
         expected = policy_logits(model, point, readout, input_ids=input_ids)
@@ -133,21 +133,21 @@ def test_inside_the_model_has_the_logits_of_the_internal_policy(model, input_ids
             assert torch.equal(model(input_ids).logits, expected)
 
 
-def test_inside_policies_can_be_read(model, input_ids):
+def test_policies_can_be_read_inside_as_policy(model, input_ids):
     point = HookPoint(1, "attn_out")
     expected = policy_logits(model, HookPoint(0, "mlp_in"), input_ids=input_ids)
     with as_policy(model, point):
         assert torch.equal(policy_logits(model, HookPoint(0, "mlp_in"), input_ids=input_ids), expected)
 
 
-def test_final_is_the_model_itself(model, input_ids):
+def test_as_policy_at_final_is_the_model_itself(model, input_ids):
     alone, hooks = model(input_ids).logits, hook_count(model)
     with as_policy(model, FINAL):
         assert hook_count(model) == hooks
         assert torch.equal(model(input_ids).logits, alone)
 
 
-def test_every_pass_inside_is_the_policys(llama, input_ids):
+def test_every_pass_inside_as_policy_is_the_policys(llama, input_ids):
     point = HookPoint(1, "mlp_out")
     with as_policy(llama, point):
         passes = [llama(ids).logits for ids in (input_ids, input_ids[:1, :4], input_ids)]
@@ -156,7 +156,7 @@ def test_every_pass_inside_is_the_policys(llama, input_ids):
 
 
 @pytest.mark.parametrize(("layer", "calls"), [(0, [0]), (1, [0, 1]), (2, [0, 1, 2])])
-def test_the_layers_above_are_not_computed(model, input_ids, layer, calls):
+def test_as_policy_does_not_compute_the_layers_above(model, input_ids, layer, calls):
     called = []
     for number, block in enumerate(decoder_layers(model)):
         block.register_forward_pre_hook(lambda _, __, number=number: called.append(number))
@@ -165,7 +165,7 @@ def test_the_layers_above_are_not_computed(model, input_ids, layer, calls):
     assert called == calls
 
 
-def test_inside_the_loss_is_the_internal_policys(model, input_ids):
+def test_inside_as_policy_the_loss_is_the_internal_policys(model, input_ids):
     point = HookPoint(1, "mlp_out")
     logits = policy_logits(model, point, input_ids=input_ids)[:, :-1].flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(logits, input_ids[:, 1:].flatten())
@@ -176,7 +176,7 @@ def test_inside_the_loss_is_the_internal_policys(model, input_ids):
 
 @pytest.mark.parametrize("site", ["attn_out", "resid_post"])
 @pytest.mark.parametrize("readout", ["raw", "norm"])
-def test_inside_gradients_are_those_of_policy_logits(model, input_ids, site, readout):
+def test_inside_as_policy_gradients_equal_those_of_policy_logits(model, input_ids, site, readout):
     point, other = HookPoint(1, site), copy.deepcopy(model)
     policy_logits(other, point, readout, input_ids=input_ids).pow(2).sum().backward()
     with as_policy(model, point, readout):
@@ -214,21 +214,21 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, input_ids, site)
 @pytest.mark.parametrize(
     "point", [HookPoint(0, "resid_post"), HookPoint(1, "attn_out"), HookPoint(2, "mlp_in")], ids=str
 )
-def test_generate_inside_takes_the_internal_policys_tokens(model, input_ids, point, use_cache):
+def test_generate_inside_as_policy_takes_the_internal_policys_tokens(model, input_ids, point, use_cache):
     endless(model)
     expected = step_by_step(model, point, input_ids, 6)
     with as_policy(model, point):
         assert torch.equal(greedy(model, input_ids, 6, use_cache=use_cache), expected)
 
 
-def test_generate_inside_takes_other_tokens_than_the_model(model, input_ids):
+def test_generate_inside_as_policy_differs_from_the_model(model, input_ids):
     endless(model)
     with as_policy(model, HookPoint(1, "resid_post")):
         inside = greedy(model, input_ids, 6)
     assert not torch.equal(inside, greedy(model, input_ids, 6))
 
 
-def test_generate_inside_with_the_norm_readout(model, input_ids):
+def test_generate_inside_as_policy_can_use_the_norm_readout(model, input_ids):
     endless(model)
     expected = step_by_step(model, HookPoint(1, "mlp_out"), input_ids, 6, "norm")
     with as_policy(model, HookPoint(1, "mlp_out"), "norm"):
@@ -236,7 +236,7 @@ def test_generate_inside_with_the_norm_readout(model, input_ids):
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_generate_inside_with_left_padding_is_generate_one_by_one(model, input_ids, use_cache):
+def test_left_padding_does_not_change_what_generate_returns_inside_as_policy(model, input_ids, use_cache):
     endless(model.float())  # in float64, Gemma 2's attention makes NaN of a position that sees nothing
     point, short = HookPoint(1, "mlp_out"), input_ids[:1, :4]
     padded = torch.cat([torch.cat([torch.full((1, 7), 1), short], 1), input_ids[1:]])
@@ -256,14 +256,14 @@ def test_generate_inside_with_left_padding_is_generate_one_by_one(model, input_i
     ],
     ids=["mistral", "qwen2", "gemma2", "gpt_oss"],
 )
-def test_generate_inside_with_a_sliding_window(family, window, input_ids):
+def test_generate_inside_as_policy_works_with_a_sliding_window(family, window, input_ids):
     model, point = endless(tiny_model(family, **window)), HookPoint(1, "resid_post")
     expected = step_by_step(model, point, input_ids, 8)
     with as_policy(model, point):
         assert torch.equal(greedy(model, input_ids, 8), expected)
 
 
-def test_generate_inside_samples_the_internal_policys_probabilities(llama):
+def test_generate_inside_as_policy_samples_from_the_internal_policy(llama):
     endless(llama).lm_head.weight.data.mul_(0.1)  # a policy that is not sure of itself
     point, ids, n = HookPoint(1, "resid_post"), torch.tensor([[7, 9, 30]]), 4000
     expected = policy_logits(llama, point, input_ids=ids)[0, -1].softmax(-1)
@@ -279,7 +279,7 @@ def test_generate_inside_samples_the_internal_policys_probabilities(llama):
 
 
 @pytest.mark.parametrize("inner", [HookPoint(0, "resid_post"), HookPoint(2, "mlp_out"), FINAL])
-def test_a_model_that_is_an_internal_policy_becomes_no_other(llama, inner):
+def test_nested_as_policy_is_rejected(llama, inner):
     with (
         as_policy(llama, HookPoint(1, "mlp_out")),
         pytest.raises(InputError, match="is already one of its internal policies"),
@@ -288,7 +288,7 @@ def test_a_model_that_is_an_internal_policy_becomes_no_other(llama, inner):
         pass
 
 
-def test_generate_inside_can_be_visited(model, input_ids):
+def test_hooks_can_visit_generate_inside_as_policy(model, input_ids):
     endless(model)
     shapes = []
     with (
@@ -299,7 +299,7 @@ def test_generate_inside_can_be_visited(model, input_ids):
     assert shapes == [(2, 11, 32), (2, 1, 32), (2, 1, 32)]  # the prompt, then a token at a time
 
 
-def test_a_thread_started_inside_generates_from_the_policy(llama, input_ids, tokenizer):
+def test_a_thread_started_inside_as_policy_generates_from_the_policy(llama, input_ids, tokenizer):
     endless(llama)
     point, ids = HookPoint(1, "attn_out"), input_ids[:1]
     expected = step_by_step(llama, point, ids, 6)
@@ -324,20 +324,20 @@ def compiled(llama, input_ids):
     return llama
 
 
-def test_policies_of_compiled_layers_are_those_of_others(compiled, input_ids):
+def test_compiled_layers_have_the_same_policies(compiled, input_ids):
     point = HookPoint(1, "attn_out")
     expected = policy_logits(tiny_model("llama"), point, input_ids=input_ids)
     torch.testing.assert_close(policy_logits(compiled, point, input_ids=input_ids), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("point", [HookPoint(0, "attn_in"), HookPoint(1, "attn_out"), HookPoint(2, "resid_post")])
-def test_a_model_with_compiled_layers_becomes_each_policy(compiled, input_ids, point):
+def test_as_policy_works_with_compiled_layers(compiled, input_ids, point):
     expected = policy_logits(tiny_model("llama"), point, input_ids=input_ids)
     with as_policy(compiled, point):
         torch.testing.assert_close(compiled(input_ids).logits, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_inside_the_final_norm_is_the_models_own_between_passes(llama, input_ids):
+def test_inside_as_policy_the_final_norm_works_between_passes(llama, input_ids):
     point, state = HookPoint(1, "mlp_out"), torch.randn(2, 32, dtype=torch.float64)
     expected = final_norm(llama)(state), policy_logits(llama, HookPoint(0, "mlp_in"), "norm", input_ids=input_ids)
     with as_policy(llama, point):
@@ -346,7 +346,7 @@ def test_inside_the_final_norm_is_the_models_own_between_passes(llama, input_ids
         assert torch.equal(policy_logits(llama, HookPoint(0, "mlp_in"), "norm", input_ids=input_ids), expected[1])
 
 
-def test_inside_the_final_norm_is_the_models_own_after_a_failed_pass(llama, input_ids):
+def test_inside_as_policy_the_final_norm_works_after_a_failed_pass(llama, input_ids):
     state = torch.randn(2, 32, dtype=torch.float64)
     expected = final_norm(llama)(state)
     with as_policy(llama, HookPoint(1, "mlp_out")):
@@ -357,7 +357,7 @@ def test_inside_the_final_norm_is_the_models_own_after_a_failed_pass(llama, inpu
         assert torch.equal(final_norm(llama)(state), expected)
 
 
-def test_a_policy_whose_point_a_pass_does_not_reach_is_refused(llama, input_ids):
+def test_a_policy_whose_point_a_pass_does_not_reach_is_an_error(llama, input_ids):
     decoder_layers(llama)[1].forward = lambda hidden, **_: hidden
     with pytest.raises(InputError, match=r"visited 1\.attn_out 0 times"), as_policy(llama, HookPoint(1, "attn_out")):
         llama(input_ids)
@@ -394,7 +394,7 @@ def point(request):
     return request.param
 
 
-def test_on_leaving_the_weights_are_as_before(llama, input_ids, point, how):
+def test_leaving_as_policy_restores_the_weights(llama, input_ids, point, how):
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in llama.state_dict().items()}
     leave(llama, point, how, input_ids)
     after = llama.state_dict()
@@ -403,7 +403,7 @@ def test_on_leaving_the_weights_are_as_before(llama, input_ids, point, how):
     assert all(torch.equal(tensor, before[name][1]) for name, tensor in after.items())
 
 
-def test_on_leaving_the_modules_are_the_same_objects(llama, input_ids, point, how):
+def test_leaving_as_policy_restores_the_module_objects(llama, input_ids, point, how):
     before = dict(llama.named_modules())
     leave(llama, point, how, input_ids)
     after = dict(llama.named_modules())
@@ -411,25 +411,25 @@ def test_on_leaving_the_modules_are_the_same_objects(llama, input_ids, point, ho
     assert all(after[name] is before[name] for name in before)
 
 
-def test_on_leaving_no_hook_stays_behind(llama, input_ids, point, how):
+def test_leaving_as_policy_leaves_no_hook(llama, input_ids, point, how):
     before = hook_count(llama)
     leave(llama, point, how, input_ids)
     assert hook_count(llama) == before
 
 
-def test_on_leaving_the_configuration_is_as_before(llama, input_ids, point, how):
+def test_leaving_as_policy_restores_the_configuration(llama, input_ids, point, how):
     before = llama.config.to_dict(), llama.generation_config.to_dict()
     leave(llama, point, how, input_ids)
     assert (llama.config.to_dict(), llama.generation_config.to_dict()) == before
 
 
-def test_on_leaving_the_logits_are_as_before(llama, input_ids, point, how):
+def test_leaving_as_policy_restores_the_logits(llama, input_ids, point, how):
     before = llama(input_ids).logits
     leave(llama, point, how, input_ids)
     assert torch.equal(llama(input_ids).logits, before)
 
 
-def test_on_leaving_the_same_checkpoint_is_written(llama, input_ids, point, how, tmp_path):
+def test_leaving_as_policy_restores_the_checkpoint(llama, input_ids, point, how, tmp_path):
     llama.save_pretrained(tmp_path / "before")
     leave(llama, point, how, input_ids)
     llama.save_pretrained(tmp_path / "after")
@@ -438,7 +438,7 @@ def test_on_leaving_the_same_checkpoint_is_written(llama, input_ids, point, how,
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_hooks_that_were_there_stay(llama, input_ids):
+def test_as_policy_keeps_existing_hooks(llama, input_ids):
     called = []
     final_norm(llama).register_forward_hook(lambda *_: called.append("norm"))
     decoder_layers(llama)[2].register_forward_hook(lambda *_: called.append("layer 2"))
@@ -448,7 +448,7 @@ def test_hooks_that_were_there_stay(llama, input_ids):
 
 
 @pytest.mark.parametrize("layer", [-1, 3])
-def test_a_layer_that_is_not_there_is_refused_before_anything_changes(llama, input_ids, layer):
+def test_a_missing_layer_is_rejected_before_anything_changes(llama, input_ids, layer):
     before, hooks = dict(llama.named_modules()), hook_count(llama)
     with pytest.raises(InputError, match="the model's layers are 0 to 2"), as_policy(llama, HookPoint(layer, "mlp_in")):
         pass
@@ -456,7 +456,7 @@ def test_a_layer_that_is_not_there_is_refused_before_anything_changes(llama, inp
     assert hook_count(llama) == hooks
 
 
-def test_every_point_of_the_model_is_a_policy(model, input_ids):
+def test_every_hook_point_of_the_model_is_a_policy(model, input_ids):
     for point in all_points(model):
         with as_policy(model, point):
             assert model(input_ids).logits.isfinite().all()
@@ -477,7 +477,7 @@ def test_as_policy_takes_the_name_of_a_point(llama, input_ids):
         assert torch.equal(llama(input_ids).logits, policy_logits(llama, "1.resid_post", input_ids=input_ids))
 
 
-def test_unembed_tells_a_lens_the_point_that_was_named(llama, input_ids):
+def test_unembed_passes_the_named_point_to_a_lens(llama, input_ids):
     points = []
 
     def doubled(hidden, point):
@@ -489,7 +489,7 @@ def test_unembed_tells_a_lens_the_point_that_was_named(llama, input_ids):
     assert points == [HookPoint(1, "resid_post")]
 
 
-def test_a_bad_name_is_refused_before_the_model_changes(llama):
+def test_a_bad_name_is_rejected_before_the_model_changes(llama):
     layers = decoder_layers(llama)
     with pytest.raises(InputError, match=r"Can't read '1\.attention' as a hook point"), as_policy(llama, "1.attention"):
         pass

@@ -55,23 +55,23 @@ def test_a_row_with_a_missing_module_is_not_proved(monkeypatch):
     assert all("nowhere" in found for found in prove("llama").values())
 
 
-def test_a_row_whose_model_cannot_be_made_is_not_proved(monkeypatch):
+def test_a_row_whose_model_cannot_be_built_is_not_proved(monkeypatch):
     monkeypatch.setitem(FAMILIES, "nowhere", FAMILIES["llama"])
     assert set(map(bool, prove("nowhere").values())) == {True}
 
 
-def test_a_hook_that_stays_behind_is_found(monkeypatch):
+def test_a_hook_that_is_left_behind_is_found(monkeypatch):
     monkeypatch.setattr("torch.utils.hooks.RemovableHandle.remove", lambda _: None)
     found = prove("llama")["no hook is left behind after an exception"]
     assert found == "24 hooks are left behind"  # 3 layers of 7 sites, FINAL, and the begin and end of a pass
 
 
-def test_a_model_that_does_not_become_its_policy_is_found(monkeypatch):
+def test_a_broken_as_policy_is_found(monkeypatch):
     monkeypatch.setattr("internal_policy.models.proofs.as_policy", lambda *_: nullcontext())
     assert "1.resid_pre isn't that policy" in prove("llama")["as_policy turns the model into each of its policies"]
 
 
-def test_proving_leaves_the_state_of_torch_alone():
+def test_proving_does_not_change_the_state_of_torch():
     before = torch.get_rng_state(), torch.get_num_threads()
     prove("llama")
     assert torch.equal(torch.get_rng_state(), before[0])

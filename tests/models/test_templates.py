@@ -38,7 +38,7 @@ def test_a_template_is_rendered_as_transformers_renders_it(either, template, pro
         (f"{{{{ 'a' * {LONGEST + 1} }}}}", "10,000,001 characters, more than 10,000,000"),
     ],
 )
-def test_an_error_in_a_template_is_one_sentence(template, why):
+def test_a_failing_template_gets_a_one_sentence_error(template, why):
     with pytest.raises(
         InputError, match=rf"^The chat template t\.jinja rejected the messages \(.*{why}.*--chat-template"
     ):
@@ -46,7 +46,7 @@ def test_an_error_in_a_template_is_one_sentence(template, why):
 
 
 @pytest.mark.parametrize("template", [LISTS, DOUBLES, "{{ 'a' * 3000000000 }}", "{{ '%99999999999d' % 1 }}"])
-def test_an_endless_template_is_stopped_and_the_next_is_rendered(monkeypatch, template):
+def test_an_endless_template_is_stopped_and_the_next_one_is_rendered(monkeypatch, template):
     monkeypatch.setattr(templates, "TIME_LIMIT", 1.0)
     with pytest.raises(InputError, match=r"takes more than 1 s or 1 GB of memory|rejected the messages \(MemoryError"):
         render(template, MESSAGES, {})
@@ -54,13 +54,13 @@ def test_an_endless_template_is_stopped_and_the_next_is_rendered(monkeypatch, te
     assert render("{{ messages[0].content }}", MESSAGES, {}) == "What is 3 + 4?"
 
 
-def test_a_message_with_a_value_that_json_does_not_have_is_refused():
+def test_a_message_that_json_cannot_hold_is_rejected():
     messages = [{**MESSAGES[0], "sent": datetime.date(2026, 11, 25)}]
     with pytest.raises(InputError, match=r"^The chat template can't read the messages \(Object of type date"):
         render("{{ messages[0].sent }}", messages, {})
 
 
-def test_the_date_is_the_day_of_the_first_template(monkeypatch):
+def test_the_date_stays_that_of_the_first_template(monkeypatch):
     templates.today.cache_clear()
     first = render("{{ strftime_now('%Y-%m-%d') }}", MESSAGES, {})
     assert first == datetime.date.today().isoformat()
@@ -74,13 +74,13 @@ def test_the_date_is_the_day_of_the_first_template(monkeypatch):
     assert render("{{ strftime_now('%Y-%m-%d') }}", MESSAGES, {}) == first
 
 
-def test_another_date_can_be_chosen():
+def test_an_argument_overrides_the_date():
     arguments = {"strftime_now": "2024-07-26"}
     assert render("{{ strftime_now('%d %b %Y') }}", MESSAGES, arguments) == "26 Jul 2024"
 
 
 @pytest.mark.parametrize("day", ["yesterday", 3])
-def test_an_invalid_date_is_refused(day):
+def test_an_invalid_date_is_rejected(day):
     with pytest.raises(InputError, match=r"'strftime_now' is .* expected a date such as 2026-11-25"):
         render("{{ strftime_now('%d') }}", MESSAGES, {"strftime_now": day})
 

@@ -26,20 +26,20 @@ def test_pieces_of_a_sentencepiece_vocabulary_keep_their_spaces_and_bytes(senten
     assert text_of(sentencepiece)[piece] == text
 
 
-def test_pieces_of_a_sentencepiece_vocabulary_are_told_apart(sentencepiece):
+def test_only_ascii_characters_share_a_text_in_a_sentencepiece_vocabulary(sentencepiece):
     texts = vocabulary(sentencepiece, 320)["token"].tolist()
     single = [chr(byte) for byte in range(128)]  # a letter may be a piece and a byte
     twice = {text for text in texts if texts.count(text) > 1}
     assert twice <= set(single)
 
 
-def test_texts_of_tokens_put_together_are_the_response(either):
+def test_token_texts_join_to_the_response(either):
     token = vocabulary(either, 320).set_index("id")["token"]
     text = "the units: 7 + 5 = 12, 4? the boat"
     assert "".join(token[either(text, add_special_tokens=False)["input_ids"]]).lstrip() == text
 
 
-def test_an_added_token_of_a_byte_level_vocabulary_is_written_as_it_is(tokenizer):
+def test_an_added_token_of_a_byte_level_vocabulary_keeps_its_text(tokenizer):
     changed = copy.deepcopy(tokenizer)
     changed.add_tokens([AddedToken("ünï", normalized=False)])
     assert text_of(changed)["ünï"] == "ünï"
@@ -57,13 +57,13 @@ def test_ids_that_the_tokenizer_does_not_know_are_written_as_numbers(tokenizer):
     assert tokens[len(tokenizer) :] == [f"<|{token}|>" for token in range(len(tokenizer), 320)]
 
 
-def test_texts_of_some_tokens_are_those_of_the_vocabulary(either):
+def test_token_texts_equal_those_of_the_vocabulary(either):
     ids = [319, 300, 5, 260, 5, 17]
     table = vocabulary(either, 320)["token"]
     assert token_texts(either, ids) == [table[token] for token in ids]
 
 
-def test_part_of_a_character_is_written_as_its_bytes(tokenizer):
+def test_a_token_with_part_of_a_character_is_written_as_bytes(tokenizer):
     ids = tokenizer("🙂", add_special_tokens=False)["input_ids"]
     token = vocabulary(tokenizer, 320).set_index("id")["token"]
     assert len(ids) > 1

@@ -91,7 +91,7 @@ def close(one, other) -> None:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_hidden_states_and_measures_are_ours_bit_for_bit(
+def test_hidden_states_and_measures_equal_ours_bit_for_bit(
     monkeypatch, family, dtype, attention, wrap, tokenizer, rollouts, input_ids
 ):
     model = tiny_model(family).to(dtype)
@@ -115,12 +115,12 @@ def test_every_family_is_read_bit_for_bit(monkeypatch, family, tokenizer, rollou
     same(scan(NNsight(model), tokenizer, rollouts[:2], **asked), scan(model, tokenizer, rollouts[:2], **asked))
 
 
-def test_points_in_any_order_are_visited_as_they_are_reached(llama, input_ids):
+def test_points_in_any_order_are_visited_in_forward_order(llama, input_ids):
     points = all_points(llama)
     assert list(states(NNsight(llama), [*points[::-1], *points], input_ids)) == points
 
 
-def test_edits_of_the_wrapper_take_part(llama, tokenizer, rollouts):
+def test_edits_of_the_wrapper_are_applied(llama, tokenizer, rollouts):
     envoy, other = wrapped(llama), tiny_model("llama")
     with envoy.edit() as (_, edited):
         edited.model.layers[1].mlp.output = edited.model.layers[1].mlp.output * 2
@@ -129,13 +129,13 @@ def test_edits_of_the_wrapper_take_part(llama, tokenizer, rollouts):
     same(scan(envoy, tokenizer, rollouts), scan(llama, tokenizer, rollouts))
 
 
-def test_an_edit_above_the_points_is_no_obstacle(llama, input_ids):
+def test_an_edit_above_the_points_is_allowed(llama, input_ids):
     with wrapped(llama).edit() as (_, edited):
         edited.model.layers[2].output = edited.model.layers[2].output * 2
     assert torch.equal(states(edited, HERE, input_ids)[HERE[1]], read(llama, HERE, input_ids)[HERE[1]])
 
 
-def test_an_edit_of_the_logits_is_refused(llama, tokenizer, rollouts):
+def test_an_edit_of_the_logits_is_rejected(llama, tokenizer, rollouts):
     with wrapped(llama).edit() as (_, edited):
         edited.lm_head.output = edited.lm_head.output * 2
     with pytest.raises(
@@ -192,11 +192,11 @@ def untouched(llama, input_ids):
     assert torch.equal(llama(input_ids).logits, logits)
 
 
-def test_nothing_stays_behind(untouched, tokenizer, rollouts):
+def test_the_wrapper_is_unchanged_afterwards(untouched, tokenizer, rollouts):
     scan(untouched, tokenizer, rollouts)
 
 
-def test_nothing_stays_behind_after_an_exception_of_the_visitor(untouched, input_ids):
+def test_the_wrapper_is_unchanged_after_a_visitor_fails(untouched, input_ids):
     def visit(*_):
         raise KeyError("in the middle")
 
@@ -204,7 +204,7 @@ def test_nothing_stays_behind_after_an_exception_of_the_visitor(untouched, input
         reader_of(untouched).run(HERE, visit, input_ids=input_ids, use_cache=False)
 
 
-def test_nothing_stays_behind_after_an_exception_of_the_model(untouched):
+def test_the_wrapper_is_unchanged_after_the_model_fails(untouched):
     with pytest.raises(IndexError):
         states(untouched, HERE, torch.tensor([[5, 320]]))
 
@@ -222,7 +222,7 @@ def test_a_batch_that_does_not_fit_is_measured_in_halves(monkeypatch, llama, tok
 # measured where the model is
 
 
-def test_a_server_would_get_the_numbers_of_hooks_bit_for_bit(whole, tokenizer, rollouts):
+def test_a_remote_scan_equals_one_by_hooks_bit_for_bit(whole, tokenizer, rollouts):
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         model: Any = tiny_model("qwen3")
         model.to(dtype)
@@ -231,7 +231,7 @@ def test_a_server_would_get_the_numbers_of_hooks_bit_for_bit(whole, tokenizer, r
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_every_family_is_measured_there_bit_for_bit(family, whole, tokenizer, rollouts):
+def test_every_family_is_measured_remotely_bit_for_bit(family, whole, tokenizer, rollouts):
     model = tiny_model(family)
     asked: Any = {"sites": sites_of(model.config), "readouts": BOTH}
     same(
@@ -241,7 +241,7 @@ def test_every_family_is_measured_there_bit_for_bit(family, whole, tokenizer, ro
 
 
 @pytest.mark.parametrize(("step", "times"), [(1, 14), (4, 4)])
-def test_long_texts_are_measured_there_piece_by_piece(monkeypatch, llama, whole, tokenizer, rollouts, step, times):
+def test_long_texts_are_measured_remotely_piece_by_piece(monkeypatch, llama, whole, tokenizer, rollouts, step, times):
     planned, pieces, ask = plan(Selection((0, 1, 2))), [], door._ask
     states = len(planned.points) + planned.unembedded
     monkeypatch.setattr(door, "STATE_BYTES", step * states * 32 * 8 * len(rollouts))
@@ -285,7 +285,7 @@ def test_remote_scans_rotate_each_text_as_if_read_alone(monkeypatch, whole, toke
         pd.testing.assert_frame_equal(rows, one.drop(columns="rollout"), rtol=1e-5, atol=1e-6)
 
 
-def test_dynamic_ntk_on_a_server_is_refused(whole, tokenizer, rollouts):
+def test_dynamic_ntk_on_a_server_is_rejected(whole, tokenizer, rollouts):
     model = tiny_model("llama", rope_parameters=DYNAMIC, max_position_embeddings=12)
     sentence = r"A rollout has 15 tokens, but from 12 on the model's rotary embedding \(dynamic NTK\)"
     with pytest.raises(InputError, match=sentence):
@@ -302,7 +302,7 @@ def test_dynamic_ntk_on_a_server_is_refused(whole, tokenizer, rollouts):
     ],
     ids=str,
 )
-def test_a_part_is_measured_there(llama, whole, tokenizer, rollouts, part):
+def test_a_selection_is_measured_remotely(llama, whole, tokenizer, rollouts, part):
     same(
         scan(door.remote(whole(llama), "local"), tokenizer, rollouts, **part), scan(llama, tokenizer, rollouts, **part)
     )
@@ -317,7 +317,7 @@ def measured(shape=(320, 32)):
     return remotely.measured([*hidden], [], weight, torch.arange(6), **asked)["raw"]
 
 
-def test_half_precision_around_the_measuring_does_not_reach_into_it():
+def test_half_precision_on_the_server_does_not_affect_measuring():
     expected = measured()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
@@ -326,12 +326,12 @@ def test_half_precision_around_the_measuring_does_not_reach_into_it():
     assert all(torch.equal(values.nan_to_num(), expected[name].nan_to_num()) for name, values in found.items())
 
 
-def test_an_unembedding_that_is_only_a_part_is_an_error():
+def test_a_partial_unembedding_is_an_error():
     with pytest.raises(RuntimeError, match=r"the unembedding is \(320, 32\), expected \(640, 32\)"):
         measured((640, 32))
 
 
-def test_what_is_sent_imports_torch_and_python_alone_and_names_nothing_twice():
+def test_the_sent_program_imports_only_torch_and_python_and_defines_names_once():
     import ast
 
     body = ast.parse(door.program()).body
@@ -385,7 +385,7 @@ def ndif(monkeypatch, tmp_path, served):
 
 
 @pytest.mark.parametrize("holds", ["weights", "nothing"])
-def test_a_process_with_nothing_of_ours_measures_bit_for_bit(ndif, served, tokenizer, rollouts, holds):
+def test_a_process_without_this_package_measures_bit_for_bit(ndif, served, tokenizer, rollouts, holds):
     ndif["holds"], model = holds, served[1]
     envoy = door.boot("some/qwen3", model.config, tokenizer, "main")
     assert envoy.device == torch.device("meta")
@@ -405,7 +405,7 @@ def sent_and_saved(monkeypatch, model, tokenizer, rollouts):
     return blobs[0], saved[0]
 
 
-def test_numbers_travel_and_hidden_states_do_not(monkeypatch, tokenizer, rollouts):
+def test_numbers_are_sent_back_and_hidden_states_are_not(monkeypatch, tokenizer, rollouts):
     answers = []
     for d_model in (48, 96):
         model = tiny_model("llama", hidden_size=d_model)
@@ -421,7 +421,7 @@ def test_numbers_travel_and_hidden_states_do_not(monkeypatch, tokenizer, rollout
     assert answers[0] == answers[1]
 
 
-def test_too_much_for_the_server_is_asked_about_in_halves(monkeypatch, llama, whole, tokenizer, rollouts):
+def test_a_batch_too_large_for_the_server_is_sent_in_halves(monkeypatch, llama, whole, tokenizer, rollouts):
     def request(backend, _, tracer):
         if len(tracer.kwargs["input_ids"]) > 2:
             raise RemoteError("Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
@@ -435,7 +435,7 @@ def test_too_much_for_the_server_is_asked_about_in_halves(monkeypatch, llama, wh
     close(scan(door.remote(envoy), tokenizer, rollouts), scan(llama, tokenizer, rollouts))
 
 
-def test_an_error_of_the_server_is_one_sentence(monkeypatch, llama, whole, tokenizer, rollouts):
+def test_a_server_error_is_one_sentence(monkeypatch, llama, whole, tokenizer, rollouts):
     def request(*_):
         raise RemoteError("Traceback (most recent call last):\n  somewhere\nValueError: no such model")
 
@@ -449,34 +449,34 @@ def test_an_error_of_the_server_is_one_sentence(monkeypatch, llama, whole, token
 # refusals
 
 
-def test_a_wrapper_without_weights_is_refused(llama, tokenizer, rollouts):
+def test_a_wrapper_without_weights_is_rejected(llama, tokenizer, rollouts):
     envoy = door.boot("some/llama", llama.config, tokenizer, "main")
     with pytest.raises(InputError, match=r"has no weights yet\. Call its dispatch\(\), or let NDIF measure"):
         scan(envoy, tokenizer, rollouts)
 
 
-def test_a_part_of_a_model_is_refused(llama, tokenizer, rollouts):
+def test_a_wrapper_of_part_of_a_model_is_rejected(llama, tokenizer, rollouts):
     with pytest.raises(InputError, match=r"nnsight wraps a LlamaModel\. Wrap a whole causal language model"):
         scan(NNsight(llama).model, tokenizer, rollouts)
     with pytest.raises(InputError, match="nnsight wraps a Linear"):
         scan(NNsight(torch.nn.Linear(2, 2)), tokenizer, rollouts)
 
 
-def test_a_wrapper_that_no_server_knows_is_refused(llama):
+def test_a_wrapper_that_no_server_knows_is_rejected(llama):
     with pytest.raises(
         InputError, match=r"A server can't tell which model NNsight wraps. Use nnsight.TransformersModel"
     ):
         door.remote(NNsight(llama))
 
 
-def test_ndif_without_a_key_is_refused(monkeypatch, whole, llama):
+def test_ndif_without_a_key_is_rejected(monkeypatch, whole, llama):
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", None)
     with pytest.raises(InputError, match=r"NDIF needs a key\. Get one at https://login.ndif.us, then set NDIF_API_KEY"):
         door.remote(whole(llama))
     door.remote(whole(llama), "https://ndif.example.org")
 
 
-def test_a_lens_is_not_sent(whole, llama, tokenizer, rollouts):
+def test_a_lens_on_a_server_is_rejected(whole, llama, tokenizer, rollouts):
     def mine(hidden, _):
         return hidden
 
@@ -484,7 +484,7 @@ def test_a_lens_is_not_sent(whole, llama, tokenizer, rollouts):
         scan(door.remote(whole(llama), "local"), tokenizer, rollouts, readouts=[mine])
 
 
-def test_a_server_gives_no_hidden_states(whole, llama, rollouts):
+def test_hidden_states_cannot_be_read_from_a_server(whole, llama, rollouts):
     with pytest.raises(InputError, match="Hidden states stay on the server"):
         next(blocks.blocks(door.remote(whole(llama), "local"), rollouts, [FINAL]))
 
@@ -559,12 +559,12 @@ def test_the_command_line_measures_on_ndif(served, responses, tmp_path, monkeypa
         ),
     ],
 )
-def test_remote_with_unsuitable_options_is_refused(words, sentence, responses, capsys):
+def test_remote_with_unsuitable_options_is_rejected(words, sentence, responses, capsys):
     assert main(["scan", *words]) == 2
     assert sentence in capsys.readouterr().err
 
 
-def test_remote_without_a_key_is_refused_before_any_work(served, responses, monkeypatch, capsys):
+def test_remote_without_a_key_is_rejected_before_any_work(served, responses, monkeypatch, capsys):
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", None)
     monkeypatch.setattr(loading, "identity", lambda _: "a commit")
     monkeypatch.setattr(loading, "load_config", None)
@@ -574,7 +574,7 @@ def test_remote_without_a_key_is_refused_before_any_work(served, responses, monk
 
 
 @pytest.mark.parametrize(("name", "package"), [("nnsight", "nnsight"), ("transformer-lens", "transformer_lens")])
-def test_a_missing_library_is_named_before_any_work(name, package, responses, monkeypatch, capsys):
+def test_an_error_names_a_missing_library_before_any_work(name, package, responses, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(loading, "load_config", None)
     assert main(["scan", "--reader", name]) == 2

@@ -15,13 +15,13 @@ TESTS = Path(__file__).parent
 
 
 @pytest.mark.slow
-def test_every_case_holds_in_a_process_of_its_own():
+def test_every_case_passes_in_its_own_process():
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "nnsight_cases.py")]
     done = subprocess.run(words, capture_output=True, text=True, cwd=TESTS.parent)
     assert done.returncode == 0, done.stdout
 
 
-def test_a_scan_by_hooks_leaves_every_object_as_it_was(tmp_path):
+def test_a_scan_by_hooks_does_not_import_nnsight(tmp_path):
     code = f"""
 import sys, torch
 backward = torch.Tensor.backward
@@ -38,7 +38,7 @@ assert not {{"nnsight", "transformer_lens"}} & set(sys.modules)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_package_works_in_a_process_that_began_with_nnsight():
+def test_the_package_works_after_importing_nnsight():
     code = "import nnsight, internal_policy.cli.scan, internal_policy.scans.scan, internal_policy.train.bupo"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -66,7 +66,7 @@ def rollouts(tokenizer):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_hidden_states_are_ours_bit_for_bit(family, dtype, tokenizer, input_ids):
+def test_hidden_states_equal_ours_bit_for_bit(family, dtype, tokenizer, input_ids):
     model, bridge = pair(family, tokenizer, dtype)
     ours, theirs = read(model, all_points(model), input_ids), states(bridge, all_points(model), input_ids)
     assert list(theirs) == all_points(model)
@@ -75,7 +75,7 @@ def test_hidden_states_are_ours_bit_for_bit(family, dtype, tokenizer, input_ids)
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_model_with_sdpa_computes_eagerly_in_a_bridge(family, dtype, tokenizer, input_ids):
+def test_a_bridge_computes_sdpa_models_eagerly(family, dtype, tokenizer, input_ids):
     model, bridge = pair(family, tokenizer, dtype, "sdpa")
     theirs = states(bridge, all_points(model), input_ids)
     away = max((theirs[p] - hidden).abs().max() for p, hidden in read(model, all_points(model), input_ids).items())
@@ -86,7 +86,7 @@ def test_a_model_with_sdpa_computes_eagerly_in_a_bridge(family, dtype, tokenizer
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_measures_are_ours_bit_for_bit(family, dtype, tokenizer, rollouts):
+def test_measures_equal_ours_bit_for_bit(family, dtype, tokenizer, rollouts):
     model, bridge = pair(family, tokenizer, dtype)
     same(
         scan(bridge, tokenizer, rollouts, readouts=("raw", "norm")),
@@ -94,7 +94,7 @@ def test_measures_are_ours_bit_for_bit(family, dtype, tokenizer, rollouts):
     )
 
 
-def test_a_text_read_in_pieces_is_measured_alike(tokenizer, rollouts, monkeypatch):
+def test_reading_in_pieces_does_not_change_the_numbers(tokenizer, rollouts, monkeypatch):
     model, bridge = pair("llama", tokenizer)
     monkeypatch.setattr(blocks, "STATE_BYTES", 20_000)
     monkeypatch.setattr(blocks, "PREFILL", 2)
@@ -122,7 +122,7 @@ def test_scans_rotate_each_text_as_if_read_alone(tokenizer, rollouts, monkeypatc
 
 
 @pytest.mark.parametrize(("readout", "normed"), [("raw", False), ("norm", True)])
-def test_its_own_readout_agrees_with_our_entropies(bridge, tokenizer, readout, normed):
+def test_transformer_lens_readout_agrees_with_our_entropies(bridge, tokenizer, readout, normed):
     tokens = torch.randint(5, 256, (1, 40), generator=torch.Generator().manual_seed(3))
     ours = scan(bridge, tokenizer, of_ids(tokenizer, tokens.tolist()), readouts=(readout,), top_k=3).policies
     hidden = states(bridge, all_points(bridge.original_model), tokens)
@@ -135,7 +135,7 @@ def test_its_own_readout_agrees_with_our_entropies(bridge, tokenizer, readout, n
             assert rows[f"{site}.topk_ids"].map(list).tolist() == torch.as_tensor(theirs.top_ids).tolist()
 
 
-def test_a_readout_by_hand_is_the_same(bridge, input_ids):
+def test_a_readout_worked_by_hand_agrees(bridge, input_ids):
     hidden = states(bridge, [HookPoint(1, "mlp_out")], input_ids)[HookPoint(1, "mlp_out")]
     reader = reader_of(bridge)
     assert torch.equal(reader.unembedding(hidden), hidden @ bridge.W_U)
@@ -143,13 +143,13 @@ def test_a_readout_by_hand_is_the_same(bridge, input_ids):
     torch.testing.assert_close(unembed(tiny_model("qwen3").float(), hidden), hidden @ bridge.W_U)
 
 
-def test_a_bridge_whose_unembedding_has_a_bias_is_refused(bridge):
+def test_a_bridge_whose_unembedding_has_a_bias_is_rejected(bridge):
     bridge.unembed.original_component.bias.data.fill_(1)
     with pytest.raises(InputError, match="The unembedding has a bias"):
         reader_of(bridge)
 
 
-def test_a_folded_bridge_is_refused(bridge, tokenizer, rollouts):
+def test_a_folded_bridge_is_rejected(bridge, tokenizer, rollouts):
     bridge.enable_compatibility_mode(disable_warnings=True)
     with pytest.raises(InputError, match="weights were folded, which changes its raw policies"):
         scan(bridge, tokenizer, rollouts)
@@ -165,18 +165,18 @@ def test_folding_does_change_the_raw_policies(bridge, input_ids):
     assert (after.softmax(-1) - before.softmax(-1)).abs().max() > 0.01
 
 
-def test_compatibility_of_names_alone_is_read(bridge, tokenizer, rollouts):
+def test_a_bridge_with_only_compatible_names_is_read(bridge, tokenizer, rollouts):
     expected = scan(bridge, tokenizer, rollouts)
     bridge.enable_compatibility_mode(disable_warnings=True, no_processing=True)
     same(scan(bridge, tokenizer, rollouts), expected)
 
 
-def test_a_family_that_was_not_compared_is_refused(tokenizer):
+def test_a_family_that_was_not_compared_is_rejected(tokenizer):
     with pytest.raises(InputError, match=r"'gpt2' can't be read through TransformerLens, only gemma2, "):
         boot(tiny_model("gpt2"), tokenizer)
 
 
-def test_hooks_of_the_user_take_part_and_stay(bridge, input_ids):
+def test_hooks_of_the_user_run_and_are_kept(bridge, input_ids):
     point = HookPoint(1, "mlp_out")
     bridge.add_hook("blocks.1.hook_mlp_out", lambda hidden, **_: torch.zeros_like(hidden))
     bridge(input_ids)  # what the bridge registers itself as it first runs
@@ -186,7 +186,7 @@ def test_hooks_of_the_user_take_part_and_stay(bridge, input_ids):
     assert hook_count(bridge.original_model) == before
 
 
-def test_no_hook_stays_behind_after_an_exception(bridge, input_ids):
+def test_no_hook_is_left_after_an_exception(bridge, input_ids):
     def fail(point, hidden):
         raise KeyboardInterrupt
 
@@ -204,13 +204,13 @@ def test_the_final_logits_are_not_computed(bridge, input_ids):
     assert not computed
 
 
-def test_booting_leaves_the_tokenizer_alone(tokenizer):
+def test_booting_does_not_change_the_tokenizer(tokenizer):
     before = (tokenizer.padding_side, tokenizer.pad_token, tokenizer.bos_token, tokenizer("a b")["input_ids"])
     boot(tiny_model("llama"), tokenizer)
     assert (tokenizer.padding_side, tokenizer.pad_token, tokenizer.bos_token, tokenizer("a b")["input_ids"]) == before
 
 
-def test_a_cache_is_measured_as_a_scan_would(bridge, tokenizer, input_ids, monkeypatch):
+def test_measuring_a_cache_equals_a_scan(bridge, tokenizer, input_ids, monkeypatch):
     _, store = bridge.run_with_cache(input_ids)
     expected = scan(bridge, tokenizer, of_ids(tokenizer, input_ids.tolist(), prompt=3))
     same(measure_cache(bridge, store, input_ids, prompt=3), expected)
@@ -220,7 +220,7 @@ def test_a_cache_is_measured_as_a_scan_would(bridge, tokenizer, input_ids, monke
     pd.testing.assert_frame_equal(in_pieces.policies, expected.policies, rtol=1e-5, atol=1e-6)
 
 
-def test_a_cache_of_the_stream_alone_gives_its_sites(bridge, tokenizer, input_ids):
+def test_a_cache_of_only_the_stream_gives_its_sites(bridge, tokenizer, input_ids):
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
     _, store = bridge.run_with_cache(input_ids, names_filter=["blocks.0.hook_resid_pre", *names, "ln_final.hook_out"])
     measured = measure_cache(bridge, store, input_ids)
@@ -249,19 +249,19 @@ def test_a_cache_too_large_for_memory_is_an_error(bridge, input_ids, monkeypatch
         measure_cache(bridge, cached, input_ids)
 
 
-def test_what_a_cache_lacks_is_named(bridge, input_ids):
+def test_an_error_names_what_a_cache_lacks(bridge, input_ids):
     _, store = bridge.run_with_cache(input_ids, names_filter=lambda name: name.endswith("hook_mlp_out"))
     with pytest.raises(InputError, match=r"The cache lacks ln_final\.hook_out\. Use names_filter=None"):
         measure_cache(bridge, store, input_ids, measures=("entropy",))
 
 
-def test_a_cache_of_other_tokens_is_refused(bridge, input_ids):
+def test_a_cache_of_other_tokens_is_rejected(bridge, input_ids):
     _, store = bridge.run_with_cache(input_ids)
     with pytest.raises(InputError, match="is cached for 2 x 11 tokens, but the given tokens are 2 x 9"):
         measure_cache(bridge, store, input_ids[:, :9])
 
 
-def test_a_bridge_without_a_hugging_face_model_is_refused():
+def test_a_bridge_without_a_hugging_face_model_is_rejected():
     sizes = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 16, "d_vocab": 20, "d_mlp": 16}
     with pytest.raises(InputError, match=r"The bridge wraps a NativeModel\. Boot it with a Hugging Face model"):
         reader_of(boot_native({**sizes, "act_fn": "relu"}))
@@ -278,7 +278,7 @@ def test_the_example_on_the_page_about_scans_runs(bridge, tokenizer, rollouts):
     same(names["cached"], scan(bridge, tokenizer, of_ids(tokenizer, tokens.tolist(), prompt=12)))
 
 
-def test_the_command_line_scans_through_it(tmp_path):
+def test_the_command_line_scans_through_transformer_lens(tmp_path):
     asked = ["scan", "--limit", "3", "--max-new-tokens", "12", "--dtype", "float32", "--attn-implementation", "eager"]
     for reader in ("hooks", "transformer-lens"):
         assert main([*asked, "--reader", reader, "--output", str(tmp_path / reader)]) == 0
@@ -291,7 +291,7 @@ def test_the_command_line_scans_through_it(tmp_path):
     assert "reader" not in store.record(tmp_path / "hooks")
 
 
-def test_another_attention_than_its_own_is_refused_on_the_command_line(capsys):
+def test_the_command_line_rejects_another_attention_for_transformer_lens(capsys):
     assert main(["scan", "--reader", "transformer-lens", "--attn-implementation", "sdpa"]) == 2
     assert "TransformerLens computes attention eagerly, but --attn-implementation is sdpa" in capsys.readouterr().err
 
@@ -306,7 +306,7 @@ def test_another_attention_than_its_own_is_refused_on_the_command_line(capsys):
         (torch.zeros(1, 4), r"of shape \(1, 4\)"),
     ],
 )
-def test_tokens_of_another_kind_or_shape_are_refused_with_what_to_give(bridge, input_ids, tokens, said):
+def test_tokens_of_the_wrong_type_or_shape_are_rejected_with_the_remedy(bridge, input_ids, tokens, said):
     _, cached = bridge.run_with_cache(input_ids)
     with pytest.raises(InputError, match=f"tokens is {said}; expected token ids of shape"):
         measure_cache(bridge, cached, tokens)

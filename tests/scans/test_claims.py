@@ -24,7 +24,7 @@ def test_a_new_folder_and_one_with_temporary_files_are_free(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["file", "folder"])
-def test_what_something_else_wrote_is_refused(name, tmp_path):
+def test_a_folder_with_other_content_is_rejected(name, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "letter.txt").touch()
@@ -32,25 +32,25 @@ def test_what_something_else_wrote_is_refused(name, tmp_path):
         begun(tmp_path / name, "asked.json", "scan")
 
 
-def test_the_same_question_may_go_on(tmp_path):
+def test_the_same_question_may_continue(tmp_path):
     write(tmp_path / "scan", QUESTION)
     claim(tmp_path / "scan", "asked.json", "scan", QUESTION)
 
 
-def test_the_options_that_differ_are_named(tmp_path):
+def test_an_error_names_the_options_that_differ(tmp_path):
     write(tmp_path / "scan", QUESTION)
     with pytest.raises(InputError, match=r"another scan with different settings \(--limit, --seed\)"):
         claim(tmp_path / "scan", "asked.json", "scan", {**QUESTION, "limit": 8, "seed": 1})
 
 
-def test_a_damaged_record_is_refused(tmp_path):
+def test_a_damaged_record_is_rejected(tmp_path):
     write(tmp_path / "scan", QUESTION)
     (tmp_path / "scan" / "asked.json").write_text("[]")
     with pytest.raises(InputError, match="is damaged"):
         claim(tmp_path / "scan", "asked.json", "scan", QUESTION)
 
 
-def test_a_file_counts_by_what_it_holds_and_a_model_by_its_identity(tmp_path):
+def test_files_are_compared_by_content_and_models_by_identity(tmp_path):
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
         (tmp_path / name).write_text("c" if name == "c.jsonl" else "same")
     old, moved, other = (
@@ -62,6 +62,6 @@ def test_a_file_counts_by_what_it_holds_and_a_model_by_its_identity(tmp_path):
     assert changed(old, {**old, "identity": "sha256 2"}) == ["model"]
 
 
-def test_secrets_are_compared_as_they_were_written():
+def test_secrets_are_compared_in_their_hidden_form():
     question = {**QUESTION, "chat_template_kwargs": '{"api_key": "hf_abcdefgh"}'}
     assert changed(json.loads(files.as_json(question)), question) == []

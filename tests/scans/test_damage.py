@@ -122,24 +122,24 @@ def harmed(finished: Path, to: Path, flips: int) -> list[Path]:
     return found
 
 
-def test_a_flipped_bit_is_refused_or_changes_no_output(finished, tmp_path):
+def test_a_flipped_bit_is_an_error_or_changes_no_output(finished, tmp_path):
     check_all(finished, harmed(finished, tmp_path / "harmed", 1), READERS)
 
 
 @pytest.mark.slow
-def test_many_flipped_bits_are_refused_or_change_no_output(finished, tmp_path):
+def test_many_flipped_bits_are_an_error_or_change_no_output(finished, tmp_path):
     check_all(finished, harmed(finished, tmp_path / "harmed", 16), ALL_READERS)
 
 
 @pytest.mark.parametrize("kind", records.KINDS)
-def test_an_altered_footer_is_refused_before_it_is_parsed(scanned, kind):
+def test_an_altered_footer_is_rejected_before_it_is_parsed(scanned, kind):
     path = records.part_path(scanned, kind, 1)
     flip(path, path.stat().st_size - 40)
     with pytest.raises(InputError, match=r"is damaged \(it was changed after it was written\)\. Measure it again with"):
         store.read(scanned, kind)
 
 
-def test_a_file_is_checked_once_while_it_looks_the_same(scanned, monkeypatch):
+def test_an_unchanged_file_is_checked_only_once(scanned, monkeypatch):
     monkeypatch.setattr(files, "COARSE", -1.0)
     store.read(scanned, "layers")
     monkeypatch.setattr(files, "fingerprint", None)
@@ -160,7 +160,7 @@ def test_a_deleted_part_is_reported(scanned, capsys):
     assert "layers-00001.parquet is damaged (it is missing)" in capsys.readouterr().err
 
 
-def test_a_part_that_the_record_does_not_name_is_not_read(scanned):
+def test_a_part_missing_from_the_record_is_not_read(scanned):
     before = store.read(scanned, "layers")
     shutil.copy(records.part_path(scanned, "layers", 1), records.part_path(scanned, "layers", 2))
     assert len(store.read(scanned, "layers")) == len(before)
@@ -173,7 +173,7 @@ def test_an_unfinished_scan_is_not_read(scanned):
         store.read(scanned, "layers")
 
 
-def test_scans_lists_only_whole_scans(scanned, here):
+def test_scans_lists_only_complete_scans(scanned, here):
     whole, begun = (store.root() / "model" / name for name in ("a", "b"))
     shutil.copytree(scanned, whole)
     shutil.copytree(scanned, begun)
@@ -185,7 +185,7 @@ def test_scans_lists_only_whole_scans(scanned, here):
 @pytest.mark.parametrize(
     "name", ["../precious.txt", "precious.txt", "/", "policies-1.parquet", "policies-00001.parquet/x"]
 )
-def test_a_record_cannot_name_foreign_files_for_removal(words, here, tmp_path, name, capsys):
+def test_a_forged_record_cannot_remove_other_files(words, here, tmp_path, name, capsys):
     assert main([*words, "--output", "mine"]) == 0
     precious = [tmp_path / "precious.txt", here / "precious.txt", here / "mine" / "precious.txt"]
     for path in precious:
@@ -202,7 +202,7 @@ def test_a_record_cannot_name_foreign_files_for_removal(words, here, tmp_path, n
 
 
 @pytest.mark.parametrize("name", ["layers-00000.parquet", "rollouts-00000.parquet", "vocabulary.parquet", "scan.json"])
-def test_a_folder_in_place_of_a_file_of_a_scan_is_named(words, here, name, capsys):
+def test_an_error_names_a_folder_in_place_of_a_file(words, here, name, capsys):
     assert main([*words, "--limit", "2", "--output", "mine"]) == 0
     (here / "mine" / name).unlink()
     (here / "mine" / name).mkdir()
@@ -215,14 +215,14 @@ SHAPES = ["[]", "null", '"x"', '{"schema": 1}', '{"schema": [1]}', "[" * 100_000
 
 
 @pytest.mark.parametrize("text", SHAPES)
-def test_a_malformed_record_is_refused_with_one_sentence(scanned, text, capsys):
+def test_a_malformed_record_gets_a_one_sentence_error(scanned, text, capsys):
     (scanned / store.RECORD).write_text(text)
     assert main(["show", str(scanned)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", SHAPES)
-def test_a_broken_scan_is_listed_as_broken_beside_the_others(scanned, text, capsys):
+def test_ls_lists_a_broken_scan_with_the_others(scanned, text, capsys):
     for name in ("a", "b"):
         shutil.copytree(scanned, store.root() / "model" / name)
     (store.root() / "model" / "a" / store.RECORD).write_text(text)
@@ -232,7 +232,7 @@ def test_a_broken_scan_is_listed_as_broken_beside_the_others(scanned, text, caps
     assert "scan.json" in listed["a"]["problem"]
 
 
-def test_ls_says_below_the_list_what_is_broken(scanned, capsys):
+def test_ls_explains_below_the_list_what_is_broken(scanned, capsys):
     for name in ("a", "b"):
         shutil.copytree(scanned, store.root() / "model" / name)
     (store.root() / "model" / "a" / store.RECORD).write_text("[]")
@@ -257,7 +257,7 @@ def test_ls_says_below_the_list_what_is_broken(scanned, capsys):
         ("files", {"vocabulary.parquet": {"bytes": 1, "sha256": "x"}}),
     ],
 )
-def test_a_record_with_a_wrong_field_names_it(scanned, field, value):
+def test_an_error_names_the_wrong_field_of_a_record(scanned, field, value):
     records.write(scanned / store.RECORD, {**store.record(scanned), field: value})
     with pytest.raises(InputError, match=rf"scan\.json is damaged \('{field}"):
         view.default(scanned)
@@ -269,7 +269,7 @@ def test_a_record_with_a_hidden_secret_is_still_valid(scanned):
     assert "hunter2" not in str(store.record(scanned)["command"])
 
 
-def test_a_record_must_name_every_part_of_every_table(scanned):
+def test_a_record_must_list_every_part_of_every_table(scanned):
     record = store.record(scanned)
     del record["files"]["layers-00000.parquet"]
     records.write(scanned / store.RECORD, record)
@@ -285,7 +285,7 @@ def test_an_altered_number_in_a_record_is_noticed(scanned):
 
 
 @pytest.mark.parametrize("victim", ["policies-00000.parquet", "rollouts-00001.parquet", "part-00000.json"])
-def test_no_record_is_written_if_files_vanish_during_a_scan(words, here, victim, capsys, monkeypatch):
+def test_no_record_is_written_if_files_disappear_during_a_scan(words, here, victim, capsys, monkeypatch):
     write = store.write_table
 
     def wiped(path, *rest, **options):
@@ -364,7 +364,7 @@ def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"digest": 1}', "{"])
-def test_a_damaged_question_is_refused_in_a_sentence(words, here, text, capsys):
+def test_a_damaged_question_gets_a_one_sentence_error(words, here, text, capsys):
     assert main([*words, "--output", "mine"]) == 0
     (here / "mine" / store.ASKED).write_text(text)
     capsys.readouterr()
@@ -372,7 +372,7 @@ def test_a_damaged_question_is_refused_in_a_sentence(words, here, text, capsys):
     assert "asked.json is damaged" in capsys.readouterr().err
 
 
-def test_a_damaged_file_outside_a_scan_gets_another_remedy(tmp_path):
+def test_a_damaged_file_outside_a_scan_gets_its_own_remedy(tmp_path):
     path = tmp_path / "metrics.parquet"
     store.write_table(path, pa.table({"x": [1]}))
     path.write_bytes(path.read_bytes()[:20])

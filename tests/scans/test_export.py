@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("form", [*READ])
-def test_a_table_is_exported_whole(folder, tmp_path, form):
+def test_a_table_is_exported_with_every_row(folder, tmp_path, form):
     path = tmp_path / f"out.{form}"
     assert export_table(folder, "policies", form, path) == 6
     found = READ[form](path)

@@ -125,12 +125,12 @@ def in_pieces_of(monkeypatch, length, model, batch):
 # every number
 
 
-def test_every_number_equals_a_slow_reference(model, tokenizer, rollouts):
+def test_every_number_equals_the_slow_reference(model, tokenizer, rollouts):
     found = scan(model, tokenizer, rollouts, readouts=("raw", "norm"))
     assert_says_the_reference(found.policies, model, rollouts[:3], all_points(model), ("raw", "norm"))
 
 
-def test_the_models_own_policy_is_the_same_under_every_readout(model, tokenizer, rollouts):
+def test_the_models_own_policy_does_not_depend_on_the_readout(model, tokenizer, rollouts):
     policies: Any = scan(model, tokenizer, rollouts, readouts=("raw", "norm")).policies
     last = policies[policies["layer"] == 3]
     raw, normed = (last[last["readout"] == readout].reset_index(drop=True) for readout in ("raw", "norm"))
@@ -154,7 +154,7 @@ def test_a_layers_input_is_the_output_of_the_layer_before(model, tokenizer, roll
         assert np.array_equal(before, column(policies, number, "raw", 1, "resid_pre.entropy"))
 
 
-def test_layers_are_the_means_of_the_policies(llama, tokenizer, rollouts):
+def test_the_table_layers_has_the_means_of_policies(llama, tokenizer, rollouts):
     found: Any = scan(llama, tokenizer, rollouts, readouts=("raw", "norm"))
     names = [name for name in found.policies.columns if name not in (*KEYS, "position") and "topk" not in name]
     means = found.policies[KEYS + names].astype(dict.fromkeys(names, np.float64)).groupby(KEYS).mean()
@@ -165,13 +165,13 @@ def test_layers_are_the_means_of_the_policies(llama, tokenizer, rollouts):
                 np.testing.assert_allclose(rows[name.split(".")[1]], at[name], rtol=1e-12, err_msg=name)
 
 
-def test_layers_have_every_site_at_every_layer_and_final_after_the_last(llama, tokenizer, rollouts):
+def test_the_table_layers_has_every_site_at_every_layer_and_final_last(llama, tokenizer, rollouts):
     layers: Any = scan(llama, tokenizer, rollouts[:1]).layers
     assert set(zip(layers["layer"], layers["site"], strict=True)) == {*product(range(3), SITES), (3, "final")}
     assert (layers["tokens"] == 5).all()
 
 
-def test_a_scan_holds_the_rollouts_as_they_were(llama, tokenizer, rollouts):
+def test_a_scan_contains_the_rollouts_unchanged(llama, tokenizer, rollouts):
     found = scan(llama, tokenizer, rollouts).rollouts
     assert found["rollout"].tolist() == [0, 1, 2, 3, 4]
     assert [tuple(ids) for ids in found["response_ids"]] == [one.response_ids for one in rollouts]
@@ -207,7 +207,7 @@ def test_a_tied_model_is_measured(family, tokenizer, rollouts):
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma2", "gemma3_text", "gpt_oss", "olmo3"])
-def test_a_sliding_window_is_kept(family, tokenizer, rollouts):
+def test_a_model_with_a_sliding_window_is_measured(family, tokenizer, rollouts):
     model = tiny_model(family, **WINDOWS.get(family, {}))
     found = scan(model, tokenizer, rollouts)
     assert_says_the_reference(
@@ -239,7 +239,7 @@ def test_a_model_in_bfloat16_is_measured_with_statistics_in_float32(family, toke
         assert np.abs(error).max() < 1e-4, point
 
 
-def test_a_model_in_float32_is_measured_closely(family, tokenizer, rollouts):
+def test_a_float32_model_is_close_to_the_reference(family, tokenizer, rollouts):
     double = tiny_model(family)
     exact = scan(double, tokenizer, rollouts).layers
     found = scan(double.float(), tokenizer, rollouts).layers
@@ -250,7 +250,7 @@ def test_a_model_in_float32_is_measured_closely(family, tokenizer, rollouts):
 
 
 @pytest.mark.parametrize(("family", "batch_size"), [*product(FEW, [8]), ("llama", 2), ("llama", 3)])
-def test_a_batch_is_measured_as_one_by_one(model, tokenizer, rollouts, batch_size):
+def test_the_batch_size_does_not_change_the_numbers(model, tokenizer, rollouts, batch_size):
     alone = scan(model, tokenizer, rollouts, batch_size=1)
     assert_same(scan(model, tokenizer, rollouts, batch_size=batch_size), alone)
 
@@ -270,7 +270,7 @@ def test_the_order_of_rollouts_does_not_matter(model, tokenizer, rollouts):
     [*product(FAMILY_NAMES, [4, 7]), *product(FEW, [11]), ("mistral", 1), ("mistral", 30)],
     ids=str,
 )
-def test_reading_in_pieces_is_reading_at_once(monkeypatch, family, tokenizer, rollouts, length):
+def test_reading_in_pieces_does_not_change_the_numbers(monkeypatch, family, tokenizer, rollouts, length):
     model = tiny_model(family, **WINDOWS.get(family, {}))
     at_once = scan(model, tokenizer, rollouts)
     passes = []
@@ -282,13 +282,13 @@ def test_reading_in_pieces_is_reading_at_once(monkeypatch, family, tokenizer, ro
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
-def test_blocks_of_any_size_are_the_same(monkeypatch, llama, tokenizer, rollouts, block):
+def test_the_block_size_does_not_change_the_numbers(monkeypatch, llama, tokenizer, rollouts, block):
     expected = scan(llama, tokenizer, rollouts)
     monkeypatch.setattr(blocks_module, "TOGETHER", block)
     assert_same(scan(llama, tokenizer, rollouts), expected)
 
 
-def test_reading_in_pieces_equals_a_slow_reference(monkeypatch, model, tokenizer, rollouts):
+def test_reading_in_pieces_equals_the_slow_reference(monkeypatch, model, tokenizer, rollouts):
     in_pieces_of(monkeypatch, 6, model, len(rollouts))
     found = scan(model, tokenizer, rollouts)
     assert_says_the_reference(
@@ -296,7 +296,7 @@ def test_reading_in_pieces_equals_a_slow_reference(monkeypatch, model, tokenizer
     )
 
 
-def test_a_model_that_accelerate_compiled_in_regions_is_measured_like_others(tokenizer, rollouts):
+def test_a_model_compiled_in_regions_is_measured_the_same(tokenizer, rollouts):
     expected = scan(tiny_model("llama"), tokenizer, rollouts, readouts=["raw", "norm"])
     each = compile_regions(tiny_model("llama"), backend="eager")
     with torch.no_grad():
@@ -305,7 +305,7 @@ def test_a_model_that_accelerate_compiled_in_regions_is_measured_like_others(tok
 
 
 @pytest.mark.parametrize("readout", ["raw", "norm"])
-def test_layers_compiled_one_by_one_are_measured_like_others(tokenizer, rollouts, readout):
+def test_separately_compiled_layers_are_measured_the_same(tokenizer, rollouts, readout):
     expected, model = scan(tiny_model("llama"), tokenizer, rollouts, readouts=[readout]), tiny_model("llama")
     for layer in decoder_layers(model):
         layer.compile(backend="eager")
@@ -314,13 +314,13 @@ def test_layers_compiled_one_by_one_are_measured_like_others(tokenizer, rollouts
     assert_same(scan(model, tokenizer, rollouts, readouts=[readout]), expected)
 
 
-def test_the_record_says_which_policy_was_measured_as_a_model(llama, tokenizer, rollouts):
+def test_the_record_names_the_policy_that_as_policy_opened(llama, tokenizer, rollouts):
     with as_policy(llama, HookPoint(1, "resid_post")):
         inside = scan(llama, tokenizer, rollouts)
     assert inside.record["model"] == f"{scan(llama, tokenizer, rollouts).record['model']} as 1.resid_post"
 
 
-def test_a_policy_can_be_scanned_as_a_model(llama, tokenizer, rollouts):
+def test_a_scan_inside_as_policy_measures_that_policy(llama, tokenizer, rollouts):
     expected = scan(llama, tokenizer, rollouts, layers=[0, 1], readouts=["raw", "norm"], measures=["entropy"])
     with as_policy(llama, HookPoint(1, "resid_post")):
         found = scan(llama, tokenizer, rollouts, readouts=["raw", "norm"], measures=["entropy"])
@@ -334,7 +334,7 @@ def test_a_policy_can_be_scanned_as_a_model(llama, tokenizer, rollouts):
         )
 
 
-def test_a_reader_that_leaves_a_hook_point_out_is_refused(llama, rollouts):
+def test_a_reader_that_skips_a_hook_point_is_an_error(llama, rollouts):
     reader = reader_of(llama)
     lazy = replace(reader, run=lambda points, visit, **inputs: reader.run(points[:-1], visit, **inputs))
     with pytest.raises(InputError, match=r"visited 1\.mlp_out 0 times instead of once"):
@@ -351,7 +351,7 @@ def offload(module, how, folder):
 
 
 @pytest.mark.parametrize("how", ["cpu", "disk"])
-def test_an_offloaded_unembedding_is_refused(tokenizer, rollouts, tmp_path, how):
+def test_an_offloaded_unembedding_is_rejected(tokenizer, rollouts, tmp_path, how):
     model, point = tiny_model("llama"), HookPoint(1, "resid_post")
     offload(model, how, tmp_path)
     sentence = "The unembedding is offloaded, but a scan needs it at every token. Keep it on a device"
@@ -364,7 +364,7 @@ def test_an_offloaded_unembedding_is_refused(tokenizer, rollouts, tmp_path, how)
 
 
 @pytest.mark.parametrize("how", ["cpu", "disk"])
-def test_all_but_the_unembedding_offloaded_is_measured_like_others(llama, tokenizer, rollouts, tmp_path, how):
+def test_offloaded_layers_are_measured_the_same(llama, tokenizer, rollouts, tmp_path, how):
     model = tiny_model("llama")
     for number, module in enumerate([model.get_input_embeddings(), *decoder_layers(model), final_norm(model)]):
         offload(module, how, tmp_path / str(number))
@@ -376,7 +376,7 @@ def test_all_but_the_unembedding_offloaded_is_measured_like_others(llama, tokeni
 
 
 @pytest.mark.parametrize("how", ["cpu", "disk"])
-def test_an_offloaded_model_is_each_of_its_policies(llama, input_ids, tmp_path, how):
+def test_as_policy_works_on_an_offloaded_model(llama, input_ids, tmp_path, how):
     model, point = tiny_model("llama"), HookPoint(1, "attn_out")
     offload(model, how, tmp_path)
     expected = policy_logits(llama, point, input_ids=input_ids)
@@ -403,7 +403,7 @@ def test_an_offloaded_model_is_each_of_its_policies(llama, input_ids, tmp_path, 
     ],
     ids=str,
 )
-def test_a_part_has_the_same_numbers_and_only_those(llama, tokenizer, rollouts, part):
+def test_a_smaller_selection_has_the_same_numbers(llama, tokenizer, rollouts, part):
     whole: Any = scan(llama, tokenizer, rollouts).policies
     found: Any = scan(llama, tokenizer, rollouts, **part).policies
     sites, measures = part.get("sites", SITES), part.get("measures", MEASURES)
@@ -472,7 +472,7 @@ def test_a_rollout_that_does_not_fit_alone_is_an_error(monkeypatch, llama, rollo
         Scanner.of(llama, Selection((0,))).measure(rollouts)
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch, llama, rollouts):
+def test_other_errors_are_not_mistaken_for_a_lack_of_memory(monkeypatch, llama, rollouts):
     told = []
     monkeypatch.setattr(scan_module, "blocks", of_at_most(2, RuntimeError("a kernel that is not there")))
     with pytest.raises(RuntimeError, match="a kernel that is not there"):
@@ -484,7 +484,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch, llama, rol
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_in_the_same_mode_afterwards(model, tokenizer, rollouts, training):
+def test_a_scan_restores_the_models_mode(model, tokenizer, rollouts, training):
     model.train(training)
     scan(model, tokenizer, rollouts)
     assert {module.training for module in model.modules()} == {training}
@@ -497,7 +497,7 @@ def test_a_frozen_part_stays_in_evaluation_mode(llama, tokenizer, rollouts):
     assert {name: module.training for name, module in llama.named_modules()} == before
 
 
-def test_the_model_is_in_the_same_mode_after_an_exception(monkeypatch, llama, rollouts):
+def test_a_scan_restores_the_models_mode_after_an_exception(monkeypatch, llama, rollouts):
     monkeypatch.setattr(scan_module, "blocks", of_at_most(0, RuntimeError("in the middle")))
     with pytest.raises(RuntimeError, match="in the middle"):
         Scanner.of(llama.train(), Selection((0,))).measure(rollouts)
@@ -510,7 +510,7 @@ def test_a_model_in_training_mode_is_measured_without_dropout(tokenizer, rollout
     assert_same(scan(model.train(), tokenizer, rollouts), expected)
 
 
-def test_no_hook_stays_behind(model, tokenizer, rollouts):
+def test_a_scan_leaves_no_hook(model, tokenizer, rollouts):
     before = hook_count(model)
     scan(model, tokenizer, rollouts)
     assert hook_count(model) == before
@@ -528,7 +528,7 @@ def test_a_model_can_be_trained_after_a_scan(model, tokenizer, rollouts, input_i
 
 
 @pytest.mark.parametrize("family", [*LLAMA_SHAPED, "gemma2", "granite", "olmo2"])
-def test_weights_that_are_not_numbers_give_nan_from_there_on(family, tokenizer, rollouts):
+def test_nan_weights_give_nan_from_that_layer_on(family, tokenizer, rollouts):
     model: Any = tiny_model(family)
     model.get_submodule("model.layers.1.mlp.down_proj").weight.data[3, 4] = torch.nan
     policies = scan(model, tokenizer, rollouts[:2]).policies
@@ -570,17 +570,17 @@ def test_nan_weights_give_nan_means(llama, tokenizer, rollouts, name):
         ),
     ],
 )
-def test_a_rollout_that_the_model_cannot_read_is_refused(llama, tokenizer, change, sentence):
+def test_a_rollout_that_the_model_cannot_read_is_rejected(llama, tokenizer, change, sentence):
     with pytest.raises(InputError, match=sentence):
         scan(llama, tokenizer, [random_rollout(3, 4), replace(random_rollout(3, 4), **change)])
 
 
-def test_a_rollout_as_long_as_the_model_reads_is_measured(llama, tokenizer):
+def test_a_rollout_of_the_models_maximal_length_is_measured(llama, tokenizer):
     found = scan(llama, tokenizer, [random_rollout(1, 511)], layers=[0], sites=["resid_post"], measures=["entropy"])
     assert len(found.policies) == 2 * 511
 
 
-def test_no_rollouts_are_refused(llama, tokenizer):
+def test_an_empty_list_of_rollouts_is_rejected(llama, tokenizer):
     with pytest.raises(InputError, match="no rollouts"):
         scan(llama, tokenizer, [])
 
@@ -597,7 +597,7 @@ def test_no_rollouts_are_refused(llama, tokenizer):
     ],
     ids=str,
 )
-def test_layers_and_sites_that_the_model_lacks_are_refused(llama, tokenizer, rollouts, part, sentence):
+def test_layers_and_sites_that_the_model_lacks_are_rejected(llama, tokenizer, rollouts, part, sentence):
     with pytest.raises(InputError, match=sentence):
         scan(llama, tokenizer, rollouts, **part)
 
@@ -611,6 +611,6 @@ def test_the_vocabulary_has_a_row_for_every_id_of_the_model(llama, tokenizer, ro
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_size_below_1_is_refused(llama, tokenizer, batch_size):
+def test_a_batch_size_below_1_is_rejected(llama, tokenizer, batch_size):
     with pytest.raises(InputError, match=f"batch_size is {batch_size}; it must be 1 or more"):
         scan(llama, tokenizer, [], batch_size=batch_size)

@@ -41,14 +41,14 @@ anything = given(
         ("0-23", tuple(range(24))),
     ],
 )
-def test_layers_are_read(text, layers):
+def test_layers_are_parsed(text, layers):
     assert parse_layers(text, 24) == layers
 
 
 @pytest.mark.parametrize(
     "text", ["", "a", "1-", "-", "--1", "1,,2", "1,", "-3-1", "-3--1", "1--2", "1-2-3", "0.5", "ALL", "1:3"]
 )
-def test_text_without_layers_is_refused(text):
+def test_text_that_is_not_a_list_of_layers_is_rejected(text):
     with pytest.raises(
         InputError, match=r"in --layers isn't a layer or range\. Write layers such as 0,5,10-20,-1 or all\."
     ):
@@ -56,13 +56,13 @@ def test_text_without_layers_is_refused(text):
 
 
 @pytest.mark.parametrize("text", ["24", "-25", "0-24", "9-3", "0,99"])
-def test_layers_that_are_not_there_are_refused(text):
+def test_layers_that_the_model_lacks_are_rejected(text):
     with pytest.raises(InputError, match=r"--layers has .*, but the model's layers are 0 to 23\."):
         parse_layers(text, 24)
 
 
 @given(st.sets(st.integers(0, 23), min_size=1))
-def test_any_set_of_layers_can_be_written(layers):
+def test_any_set_of_layers_can_be_written_as_text(layers):
     text = ",".join(str(layer if layer % 2 else layer - 24) for layer in layers)
     assert parse_layers(text, 24) == tuple(sorted(layers))
 
@@ -83,7 +83,7 @@ def test_any_set_of_layers_can_be_written(layers):
         ("top_k", -1, r"a top-k of 0 or more"),
     ],
 )
-def test_what_does_not_exist_is_refused(what, given, sentence):
+def test_unknown_names_are_rejected(what, given, sentence):
     with pytest.raises(InputError, match=sentence):
         Selection(**{"layers": (0,), what: given})
 
@@ -92,7 +92,7 @@ def test_what_does_not_exist_is_refused(what, given, sentence):
     ("site", "measure", "top_k"),
     [("resid_post", "cosine", 5), ("attn_in", "entropy_at_input_norm", 5), ("mlp_out", "topk", 0)],
 )
-def test_measures_that_mean_nothing_at_any_site_are_refused(site, measure, top_k):
+def test_measures_that_exist_at_none_of_the_sites_are_rejected(site, measure, top_k):
     with pytest.raises(InputError, match=rf"Nothing to measure: there is no {measure} at {site}\."):
         Selection((0,), (site,), measures=(measure,), top_k=top_k)
 
@@ -110,7 +110,7 @@ def test_measures_that_mean_nothing_at_any_site_are_refused(site, measure, top_k
         ("final", {"entropy_at_input_norm", "cosine", "kl"}),
     ],
 )
-def test_a_site_has_the_measures_that_mean_something_there(site, missing):
+def test_a_site_has_only_the_measures_defined_there(site, missing):
     assert Selection((0,)).names(site) == [name for name in MEASURES if name not in missing]
 
 
@@ -134,24 +134,24 @@ def test_the_first_layers_input_is_its_own():
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 45])
-def test_the_papers_sites_take_5_products_a_layer_and_2(n_layers):
+def test_the_papers_sites_need_5_products_per_layer_plus_2(n_layers):
     sites = ("resid_pre", *PAPER)
     assert plan(Selection(tuple(range(n_layers)), sites)).unembedded == 5 * n_layers + 2
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 45])
-def test_all_sites_take_6_products_a_layer_and_2(n_layers):
+def test_all_sites_need_6_products_per_layer_plus_2(n_layers):
     planned = plan(Selection(tuple(range(n_layers))))
     assert planned.unembedded == len(planned.points) == 6 * n_layers + 2
 
 
-def test_entropies_alone_read_nothing_else():
+def test_entropies_alone_need_no_other_hidden_states():
     planned = plan(Selection((3,), ("attn_out", "resid_post"), measures=("entropy",)))
     assert planned.points == (FINAL, HookPoint(3, "attn_out"), HookPoint(3, "resid_post"))
     assert (planned.inputs, planned.streams, planned.unembedded) == ((), (), 3)
 
 
-def test_what_serves_norms_and_cosines_alone_is_read_and_not_unembedded():
+def test_states_for_norms_and_cosines_are_read_but_not_unembedded():
     planned = plan(Selection((3,), ("attn_out", "mlp_out")))
     assert planned.unembedded == 3
     assert set(planned.points[3:]) == {
@@ -195,7 +195,7 @@ def test_the_norm_control_scales_the_first_points_to_their_own_inputs(layers, si
 
 
 @anything
-def test_cosines_are_of_modules_with_the_stream_they_are_added_to(layers, sites, measures):
+def test_cosines_compare_modules_with_the_stream_they_are_added_to(layers, sites, measures):
     selection = Selection(layers, sites, measures=measures)
     planned = plan(selection)
     wanted = [site for site in STREAM_OF if site in selection.sites and "cosine" in selection.measures]
@@ -205,7 +205,7 @@ def test_cosines_are_of_modules_with_the_stream_they_are_added_to(layers, sites,
         assert planned.points[stream] == canonical(point.layer, STREAM_OF[point.site][0])
 
 
-def test_an_ffn_beside_the_attention_is_compared_with_the_stream_that_both_read():
+def test_a_parallel_ffn_is_compared_with_the_stream_that_both_modules_read():
     sites = tuple(site for site in SITES if site != "resid_mid")
     planned = plan(Selection((3,), sites), sites)
     assert all(point.site != "resid_mid" for point in planned.points)
@@ -222,6 +222,6 @@ def test_an_ffn_beside_the_attention_is_compared_with_the_stream_that_both_read(
         ({"layers": (0,), "measures": ("kl", "norm", "kl")}, "Measure kl is listed twice"),
     ],
 )
-def test_duplicate_selections_are_refused(given, said):
+def test_duplicate_selections_are_rejected(given, said):
     with pytest.raises(InputError, match=said):
         Selection(**given)

@@ -24,13 +24,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_row_group_a_rollout_and_the_schema_version_stand_in_the_file(folder):
+def test_a_file_has_one_row_group_per_rollout_and_the_schema_version(folder):
     file = pq.ParquetFile(folder / "policies-00000.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 1]
     assert file.schema_arrow.metadata[b"internal_policy.schema"] == str(store.SCHEMA).encode()
 
 
-def test_nan_stays_nan_and_is_not_null(folder):
+def test_nan_is_stored_as_nan_and_not_as_null(folder):
     read = store.read_part(folder / "policies-00000.parquet")["entropy"]
     assert read.null_count == 0
     assert str(read[1].as_py()) == "nan"
@@ -41,7 +41,7 @@ def test_some_rows_and_columns_can_be_read(folder):
     assert read.to_dict("list") == {"entropy": [2.5]}
 
 
-def test_a_part_cut_short_is_named(folder):
+def test_an_error_names_a_truncated_part(folder):
     path = folder / "policies-00000.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     assert store.cut_short(folder) == [path.name]
@@ -49,7 +49,7 @@ def test_a_part_cut_short_is_named(folder):
         store.read(folder, "policies")
 
 
-def test_a_part_with_an_altered_byte_is_named(folder):
+def test_an_error_names_a_part_with_an_altered_byte(folder):
     path = folder / "policies-00000.parquet"
     content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 1
@@ -57,7 +57,7 @@ def test_a_part_with_an_altered_byte_is_named(folder):
     assert store.damaged(folder) == [path.name]
 
 
-def test_an_altered_page_is_refused_on_reading(tmp_path):
+def test_an_altered_page_is_rejected_on_reading(tmp_path):
     path = tmp_path / "policies-00000.parquet"
     store.write_table(path, pa.table({"x": pa.array([i**0.5 for i in range(1000)], pa.float32())}))
     content = bytearray(path.read_bytes())
@@ -67,7 +67,7 @@ def test_an_altered_page_is_refused_on_reading(tmp_path):
         store.read_part(path)
 
 
-def test_an_unknown_schema_version_is_refused(folder):
+def test_an_unknown_schema_version_is_rejected(folder):
     files.write_json(folder / store.RECORD, {"schema": 99, "files": {}})
     with pytest.raises(InputError, match="schema version 99, but this version of internal-policy reads 1"):
         store.record(folder)
@@ -109,7 +109,7 @@ def test_an_empty_or_relative_cache_home_counts_as_unset(value, monkeypatch, tmp
     assert store.root() == tmp_path / ".cache" / "internal-policy"
 
 
-def test_without_a_home_folder_the_cache_asks_for_a_folder(monkeypatch):
+def test_without_a_home_folder_the_error_asks_for_a_cache_folder(monkeypatch):
     def homeless() -> None:
         raise RuntimeError("Could not determine home directory.")
 
@@ -137,7 +137,7 @@ def test_the_folder_of_a_scan_depends_on_everything_asked_and_stays_under_the_ro
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{", '{"schema": 99}'])
-def test_an_invalid_record_is_refused_in_one_sentence(folder, text):
+def test_an_invalid_record_gets_a_one_sentence_error(folder, text):
     (folder / store.RECORD).write_text(text)
     with pytest.raises(InputError, match=r"is damaged|schema version 99"):
         store.record(folder)

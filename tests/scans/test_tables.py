@@ -46,7 +46,7 @@ def test_the_example_matches_its_plan():
 # policies
 
 
-def test_policies_have_a_row_a_rollout_position_readout_and_layer(policies):
+def test_policies_have_one_row_per_rollout_position_readout_and_layer(policies):
     # tokens 4.0, 4.1 and 5.0; each raw and norm; each layers 0, 1, and 2 for final
     assert policies["rollout"].to_pylist() == [4] * 12 + [5] * 6
     assert policies["position"].to_pylist() == [0] * 6 + [1] * 6 + [0] * 6
@@ -54,7 +54,7 @@ def test_policies_have_a_row_a_rollout_position_readout_and_layer(policies):
     assert policies["layer"].to_pylist() == [0, 1, 2] * 6
 
 
-def test_policies_have_a_column_a_site_and_measure(policies):
+def test_policies_have_one_column_per_site_and_measure(policies):
     assert policies.column_names == [
         *("rollout", "position", "layer", "readout"),
         *("attn_out.entropy", "attn_out.rank", "attn_out.topk_ids", "attn_out.topk_probs"),
@@ -72,7 +72,7 @@ def test_a_sites_numbers_are_null_at_final(policies):
     assert policies["attn_out.rank"].to_pylist()[:6] == [2, 1, None, 102, 101, None]
 
 
-def test_finals_numbers_are_null_at_the_layers(policies):
+def test_the_numbers_of_final_are_null_at_the_layers(policies):
     assert policies["final.entropy"].to_pylist() == [
         *(None, None, 1, None, None, 101),
         *(None, None, 4, None, None, 104),
@@ -97,14 +97,14 @@ def test_the_likeliest_tokens_are_lists_of_k(policies):
     assert policies["final.topk_probs"].to_pylist()[:3] == [None, None, [0, 1 / 32]]
 
 
-def test_numbers_are_stored_as_they_came(policies):
+def test_numbers_are_stored_unchanged(policies):
     types = {name: str(policies.schema.field(name).type) for name in policies.column_names}
     assert types["attn_out.entropy"] == "float"
     assert types["attn_out.rank"] == types["layer"] == types["rollout"] == "int32"
     assert types["attn_out.topk_ids"].startswith("fixed_size_list<")
 
 
-def test_nan_is_a_number_that_failed_and_not_null():
+def test_nan_values_are_not_stored_as_null():
     broken = numbers()
     broken["raw", "entropy"][0, 1] = NAN
     column = policies_table(broken, SELECTION, PLAN, 2, LENGTHS, first=0)["attn_out.entropy"]
@@ -119,7 +119,7 @@ def rows(table, **values):
     return [row for row in table.to_pylist() if all(row[name] == value for name, value in values.items())]
 
 
-def test_layers_have_a_row_a_rollout_readout_layer_and_site(layers):
+def test_layers_have_one_row_per_rollout_readout_layer_and_site(layers):
     keys = [(row["rollout"], row["readout"], row["layer"], row["site"]) for row in layers.to_pylist()]
     places = [(0, "attn_out"), (1, "attn_out"), (2, "final")]
     assert keys == [(rollout, readout, *place) for rollout in (4, 5) for readout in ("norm", "raw") for place in places]
@@ -129,18 +129,18 @@ def test_layers_count_the_tokens(layers):
     assert layers["tokens"].to_pylist() == [2] * 6 + [1] * 6
 
 
-def test_layers_hold_means_over_a_rollouts_tokens(layers):
+def test_layers_contain_means_over_the_tokens_of_a_rollout(layers):
     found = [row["entropy"] for row in rows(layers, readout="raw")]
     assert found == [3.5, 4.5, 2.5, 8, 9, 7]  # (2 + 5) / 2, (3 + 6) / 2, (1 + 4) / 2; then the one token of rollout 5
 
 
-def test_top1_is_the_share_of_tokens_that_were_the_first_choice(layers):
+def test_top1_is_the_share_of_tokens_with_rank_1(layers):
     found = [(row["rank"], row["top1"]) for row in rows(layers, readout="raw")]
     # ranks (2, 1), (1, 4), (1, 1); then 1, 1, 3
     assert found == [(1.5, 0.5), (2.5, 0.5), (1, 1), (1, 1), (1, 1), (3, 0)]
 
 
-def test_layers_have_the_norm_control_of_the_raw_readout_alone(layers):
+def test_layers_have_the_norm_control_only_for_the_raw_readout(layers):
     raw, normed = (
         [row["entropy_at_input_norm"] for row in rows(layers, readout=r, site="attn_out")] for r in ("raw", "norm")
     )
@@ -162,19 +162,19 @@ def test_means_are_summed_in_float64():
     assert table["entropy"].to_pylist() == pytest.approx([float(np.float32(0.1))] * 2, abs=1e-12)
 
 
-def test_a_rollout_does_not_move_the_means_of_another():
+def test_a_rollout_does_not_change_the_means_of_another():
     alone = layers_table({key: v[:2] for key, v in numbers().items()}, SELECTION, PLAN, 2, [2], first=4)
     together = layers_table(numbers(), SELECTION, PLAN, 2, LENGTHS, first=4)
     assert alone.to_pandas().equals(together.slice(0, 6).to_pandas())
 
 
-def test_without_likeliest_tokens_there_are_no_columns_of_them():
+def test_a_top_k_of_0_gives_no_topk_columns():
     selection = Selection((0, 1), ("attn_out",), measures=("entropy", "topk"), top_k=0)
     table = policies_table(numbers(), selection, plan(selection), 2, LENGTHS, first=0)
     assert [name for name in table.column_names if "topk" in name] == []
 
 
-def test_likeliest_tokens_alone_leave_layers_that_count_the_tokens():
+def test_with_only_topk_the_table_layers_just_counts_tokens():
     selection = Selection((0, 1), ("attn_out",), measures=("topk",), top_k=2)
     table = layers_table(numbers(), selection, plan(selection), 2, LENGTHS, first=0)
     assert table.column_names == ["rollout", "readout", "layer", "site", "tokens"]

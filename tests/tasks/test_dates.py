@@ -81,7 +81,7 @@ def test_token_id_rollouts_give_the_same_question_every_day(folder, on):
         assert (questions[0] == questions[1]) == same
 
 
-def test_a_text_gives_the_same_question_every_day(folder, here, on, capsys):
+def test_plain_texts_give_the_same_question_every_day(folder, here, on, capsys):
     Path("text.txt").write_text("The capital of France is Paris")
     for words in (["--rollouts", "text.txt"], ["--text", "The capital of France is Paris"]):
         found = []
@@ -116,7 +116,7 @@ REMEDY = """--chat-template-kwargs '{"strftime_now": "2026-11-24"}'"""
 
 
 @pytest.mark.parametrize("command", ["scan", "evaluate"])
-def test_on_another_day_the_error_names_the_date_and_the_remedy(folder, on, capsys, command):
+def test_an_error_on_another_day_names_the_date_and_the_remedy(folder, on, capsys, command):
     asked = [command, "--model", str(folder), *ASKED, "--output", "mine"]
     on("2026-11-24")
     assert main(asked) == 0
@@ -128,7 +128,7 @@ def test_on_another_day_the_error_names_the_date_and_the_remedy(folder, on, caps
     assert REMEDY in said
 
 
-def test_the_date_is_named_beside_other_template_arguments(folder, on, capsys):
+def test_the_remedy_for_the_date_keeps_other_template_arguments(folder, on, capsys):
     asked = ["scan", "--model", str(folder), *ASKED, "--output", "mine", "--chat-template-kwargs", '{"a": 1}']
     on("2026-11-24")
     assert main(asked) == 0
@@ -138,7 +138,7 @@ def test_the_date_is_named_beside_other_template_arguments(folder, on, capsys):
     assert REMEDY in capsys.readouterr().err
 
 
-def test_another_question_on_another_day_is_not_blamed_on_the_date(folder, on, capsys):
+def test_a_different_question_on_another_day_is_not_blamed_on_the_date(folder, on, capsys):
     asked = ["scan", "--model", str(folder), *ASKED, "--output", "mine"]
     on("2026-11-24")
     assert main(asked) == 0
@@ -148,7 +148,7 @@ def test_another_question_on_another_day_is_not_blamed_on_the_date(folder, on, c
     assert "strftime_now" not in capsys.readouterr().err
 
 
-def test_a_date_in_the_arguments_is_written(folder, tokenizer):
+def test_a_date_in_the_template_arguments_is_used(folder, tokenizer):
     Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
     dated = loading.load_tokenizer(Checkpoint(str(folder)))
     (rollout,) = read_rollouts("r.jsonl", dated, {"strftime_now": "2024-07-26"})
@@ -165,13 +165,13 @@ def test_a_training_run_keeps_its_starting_date(folder, here, on):
     assert train._day(Train(), here / "run" / RUN) is None
 
 
-def test_a_training_configuration_has_the_day_for_its_template(tmp_path):
+def test_a_training_configuration_has_the_date_for_its_template(tmp_path):
     config = train.configured(Train(), {"chat_template_kwargs": {"a": 1}}, tmp_path, 1, "2026-11-20")
     assert config.chat_template_kwargs == {"strftime_now": "2026-11-20", "a": 1}
 
 
 @pytest.mark.parametrize(("template", "why"), [("{{ 1/0 }}", "division by zero"), ("{% if %}", "line 1: Expected")])
-def test_an_error_of_a_template_names_its_file(folder, template, why, capsys):
+def test_a_template_error_names_its_file(folder, template, why, capsys):
     Path("wrong.jinja").write_text(template)
     assert main(["scan", "--model", str(folder), *ASKED, "--chat-template", "wrong.jinja"]) == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -179,7 +179,7 @@ def test_an_error_of_a_template_names_its_file(folder, template, why, capsys):
     assert why in said
 
 
-def test_an_error_of_a_models_own_template_names_its_folder(folder, tokenizer):
+def test_an_error_in_a_models_own_template_names_its_folder(folder, tokenizer):
     own = loading.load_tokenizer(Checkpoint(str(folder)))
     own.chat_template = "{{ 1/0 }}"
     Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
@@ -190,7 +190,7 @@ def test_an_error_of_a_models_own_template_names_its_folder(folder, tokenizer):
 @pytest.mark.parametrize(
     ("name", "text"), [("chat_template.jinja", DATED), ("tokenizer_config.json", DATED), (None, "")]
 )
-def test_a_model_of_the_hub_is_asked_for_its_template(tmp_path, monkeypatch, name, text):
+def test_the_template_of_a_hub_model_is_checked_for_a_date(tmp_path, monkeypatch, name, text):
     def download(model, file, revision):
         if file != name:
             raise LocalEntryNotFoundError("not there")

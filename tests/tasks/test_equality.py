@@ -70,7 +70,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_answers_are_wrong_and_the_next_pair_is_marked(name, monkeypatch):
+def test_hostile_answers_are_incorrect_and_the_next_pair_is_still_marked(name, monkeypatch):
     monkeypatch.setattr(equality, "TIME_LIMIT", 1.0)
     assert not equal(HOSTILE[name], "x + 432")
     assert reward(rf"so \boxed{{{HOSTILE[name]}}}", "432") == 0.0
@@ -141,7 +141,7 @@ PLATFORMS = {
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_answers_are_marked_on_platforms_that_cannot_limit_or_fork(tmp_path, monkeypatch, platform):
+def test_answers_are_marked_on_platforms_without_memory_limits_or_fork(tmp_path, monkeypatch, platform):
     (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(PLATFORMS[platform]))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     done = ran(tmp_path, r"print(equal('1/2', '0.5'), equal('9^9^9^9', '5'), equal(r'\frac24', '0.5'))")
@@ -162,7 +162,7 @@ def test_a_script_without_a_guard_runs_once_and_ends(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "once True\n", "")
 
 
-def test_a_fork_has_a_worker_of_its_own_and_leaves_its_parents_alone(tmp_path):
+def test_a_fork_gets_its_own_worker_and_leaves_its_parents_alone(tmp_path):
     code = (
         "import os, sys, warnings\n"
         "warnings.simplefilter('ignore')\n"  # Python 3.12 warns of a fork where there are threads
@@ -206,7 +206,7 @@ def worker_pid() -> int:
     return equality._worker.process.pid
 
 
-def test_marking_loads_math_verify_in_the_worker_alone():
+def test_marking_loads_math_verify_only_in_the_worker():
     assert equal("1/2", "0.5")
     run = "from internal_policy.tasks.equality import equal; equal('1/2', '0.5')"
     code = f"import sys; {run}; print('sympy' in sys.modules)"

@@ -24,7 +24,7 @@ def test_a_formula_gets_an_apostrophe(text):
 @pytest.mark.parametrize(
     "text", ["-5", "-0.25", "5", "1e-5", "What is 2 + 2?", "", "'tis", "[1, 2]", "数学", "\r", "\ta"]
 )
-def test_numbers_and_other_texts_stay(text):
+def test_numbers_and_other_texts_are_unchanged(text):
     assert guarded(text) == unguarded(text) == text
 
 
@@ -57,7 +57,7 @@ def exported(copied, tmp_path):
     return tmp_path / "x.csv", texts
 
 
-def test_an_export_holds_no_formula(exported):
+def test_an_export_contains_no_formula(exported):
     path, _ = exported
     with path.open(newline="") as file:
         cells = [cell for row in csv.DictReader(file) for cell in row.values()]
@@ -65,7 +65,7 @@ def test_an_export_holds_no_formula(exported):
     assert not [cell for cell in cells if cell.lstrip("\t\r").startswith(("=", "+", "@"))]
 
 
-def test_an_export_of_rollouts_is_read_back_as_it_was(exported):
+def test_exported_rollouts_are_read_back_unchanged(exported):
     path, texts = exported
     read = list(read_rows(path))[: len(texts)]
     assert [row.values["problem"] for row in read] == texts

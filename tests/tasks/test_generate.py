@@ -46,7 +46,7 @@ def sampled(model, tokenizer, problems=PROBLEMS, **options):
         (0, 1, "<|im_end|>", {0, 1, END}),
     ],
 )
-def test_ends_of_the_checkpoint_its_configuration_and_its_tokenizer_all_count(
+def test_end_tokens_come_from_checkpoint_configuration_and_tokenizer(
     llama, tokenizer, generation, config, tokens, ends
 ):
     llama.generation_config.eos_token_id, llama.config.eos_token_id = generation, config
@@ -55,7 +55,7 @@ def test_ends_of_the_checkpoint_its_configuration_and_its_tokenizer_all_count(
     assert end_ids(llama, changed) == ends
 
 
-def test_responses_end_where_only_the_tokenizer_knows_the_end(llama, tokenizer):
+def test_an_end_token_that_only_the_tokenizer_knows_ends_a_response(llama, tokenizer):
     llama.generation_config.eos_token_id = llama.config.eos_token_id = 0
     with torch.no_grad():
         llama.lm_head.weight[:] = torch.eye(320, 32)  # the first 32 tokens are likelier
@@ -64,7 +64,7 @@ def test_responses_end_where_only_the_tokenizer_knows_the_end(llama, tokenizer):
     assert any(rollout.finished for rollout in rollouts)
 
 
-def test_batches_hold_the_samples_of_each_problem_in_order(llama, either):
+def test_batches_contain_the_samples_of_each_problem_in_order(llama, either):
     batches = list(generate(llama, either, PROBLEMS[:3], samples=2, batch_size=4, max_new_tokens=2))
     assert [len(batch) for batch in batches] == [4, 2]
     order = [(rollout.problem, rollout.sample) for rollout in chain(*batches)]
@@ -78,36 +78,36 @@ def test_greedy_responses_do_not_depend_on_the_batch(family, tokenizer):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers_are_refused_and_not_taken_for_token_0(tokenizer, temperature):
+def test_nan_logits_are_an_error_instead_of_token_0(tokenizer, temperature):
     model = tiny_model("gemma2")  # in float64 its attention makes NaN of padding
     sampled(model, tokenizer, temperature=temperature, batch_size=1)
     with pytest.raises(InputError, match=r"logits are NaN after \d+ tokens\. .* another --dtype or --batch-size 1"):
         sampled(model, tokenizer, temperature=temperature, batch_size=5)
 
 
-def test_a_seed_says_what_is_sampled(llama, tokenizer):
+def test_the_seed_determines_what_is_sampled(llama, tokenizer):
     first = sampled(llama, tokenizer, seed=3)
     torch.manual_seed(8)
     assert sampled(llama, tokenizer, seed=3) == first
     assert sampled(llama, tokenizer, seed=4) != first
 
 
-def test_a_batch_of_one_does_not_depend_on_what_follows(llama, tokenizer):
+def test_a_batch_of_one_does_not_depend_on_later_prompts(llama, tokenizer):
     assert sampled(llama, tokenizer, batch_size=1)[:2] == sampled(llama, tokenizer, PROBLEMS[:2], batch_size=1)
 
 
-def test_batches_draw_different_numbers(llama, tokenizer):
+def test_batches_draw_different_random_numbers(llama, tokenizer):
     one, other = sampled(llama, tokenizer, PROBLEMS[:1], samples=2, batch_size=1)
     assert one.response_ids != other.response_ids
 
 
-def test_a_run_that_skips_batches_continues_as_the_undisturbed_one(llama, tokenizer):
+def test_a_run_that_skips_batches_gives_the_same_later_responses(llama, tokenizer):
     undisturbed = list(generate(llama, tokenizer, PROBLEMS, samples=3, batch_size=4, max_new_tokens=6))
     continued = list(generate(llama, tokenizer, PROBLEMS, samples=3, batch_size=4, max_new_tokens=6, first=8))
     assert continued == undisturbed[2:]
 
 
-def test_generating_leaves_the_random_numbers_of_others_alone(llama, tokenizer):
+def test_generating_does_not_change_the_callers_random_numbers(llama, tokenizer):
     torch.manual_seed(8)
     expected = torch.rand(3)
     torch.manual_seed(8)
@@ -127,7 +127,7 @@ def test_the_checkpoints_generation_config_cannot_change_what_is_sampled(llama, 
     assert llama.generation_config is theirs
 
 
-def test_the_checkpoints_generation_config_comes_back_after_an_error(llama, tokenizer):
+def test_the_checkpoints_generation_config_is_restored_after_an_error(llama, tokenizer):
     theirs = llama.generation_config
     handle = llama.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -136,7 +136,7 @@ def test_the_checkpoints_generation_config_comes_back_after_an_error(llama, toke
     assert llama.generation_config is theirs
 
 
-def test_no_token_is_cut_off_unless_asked(llama, tokenizer):
+def test_no_token_is_excluded_by_default(llama, tokenizer):
     hot = sampled(llama, tokenizer, PROBLEMS[:1], samples=400, batch_size=400, temperature=50.0, max_new_tokens=1)
     assert len({rollout.response_ids for rollout in hot}) > 150  # transformers' own default keeps 50
     cut = sampled(llama, tokenizer, PROBLEMS[:1], samples=50, batch_size=50, top_p=1e-6, max_new_tokens=1)
@@ -160,14 +160,14 @@ def test_a_response_ends_with_its_first_end_token_or_at_the_limit(llama, tokeniz
         assert rollout.finished or len(rollout.response_ids) == 6
 
 
-def test_models_without_end_and_tokenizers_without_padding_generate_to_the_limit(llama, tokenizer):
+def test_without_end_or_padding_tokens_responses_reach_the_limit(llama, tokenizer):
     llama.generation_config.eos_token_id = None
     unpadded = copy.deepcopy(tokenizer)
     unpadded.pad_token = unpadded.eos_token = None
     assert {(len(rollout.response_ids), rollout.finished) for rollout in sampled(llama, unpadded)} == {(6, False)}
 
 
-def test_a_padding_token_that_the_model_does_not_have_changes_nothing(llama, tokenizer):
+def test_a_padding_token_that_the_model_lacks_changes_nothing(llama, tokenizer):
     padded = copy.deepcopy(tokenizer)
     padded.add_tokens([f"<|{n}|>" for n in range(len(tokenizer), llama.config.vocab_size)])
     padded.add_special_tokens({"pad_token": "[PAD]"})  # and the model is not resized
@@ -176,7 +176,7 @@ def test_a_padding_token_that_the_model_does_not_have_changes_nothing(llama, tok
     assert ids[0] == ids[1]
 
 
-def test_ids_above_the_tokenizers_stay_as_sampled(llama, either):
+def test_ids_unknown_to_the_tokenizer_stay_as_sampled(llama, either):
     with torch.no_grad():
         llama.lm_head.weight[:300] = 0  # nearly all that is sampled is above
     rollouts = sampled(llama, either)
@@ -187,7 +187,7 @@ def test_ids_above_the_tokenizers_stay_as_sampled(llama, either):
 
 
 @pytest.mark.parametrize(("answer", "mark"), [("7", 0.0), (None, None)])
-def test_a_response_is_marked_where_there_is_an_answer(llama, tokenizer, answer, mark):
+def test_a_response_is_marked_if_the_problem_has_an_answer(llama, tokenizer, answer, mark):
     problem = replace(PROBLEMS[0], answer=answer)
     assert {rollout.reward for rollout in sampled(llama, tokenizer, [problem])} == {mark}
 
@@ -216,12 +216,12 @@ def test_a_prompt_too_long_for_the_model_names_both_numbers(llama, tokenizer):
         sampled(llama, tokenizer, max_new_tokens=512 - length + 1, problems=[PROBLEMS[2], PROBLEMS[1]])
 
 
-def test_a_tokenizer_of_another_model_is_refused(tokenizer):
+def test_a_tokenizer_of_another_model_is_rejected(tokenizer):
     with pytest.raises(InputError, match=r"the model's ids end at 99\. Use the model's own tokenizer"):
         sampled(tiny_model("llama", vocab_size=100), tokenizer)
 
 
-def test_a_prompt_without_tokens_is_refused(llama, tokenizer):
+def test_a_prompt_without_tokens_is_rejected(llama, tokenizer):
     with pytest.raises(InputError, match="Problem 1 has no tokens"):
         sampled(llama, tokenizer, [Problem((Message(role="user", content=""),), None)], chat=None)
 
@@ -243,7 +243,7 @@ def test_a_prompt_that_just_fits_is_generated(either):
         {"batch_size": 0},
     ],
 )
-def test_options_out_of_range_are_refused(llama, tokenizer, option):
+def test_options_out_of_range_are_rejected(llama, tokenizer, option):
     ((name, value),) = option.items()
     with pytest.raises(InputError, match=f"{name.replace('_', '-')} is {value}; it must be"):
         sampled(llama, tokenizer, **option)

@@ -94,7 +94,7 @@ def test_marking_hostile_text_takes_linear_time(text):
         ("p  - q", "p - q"),
     ],
 )
-def test_writings_of_one_value_are_equal(one, other):
+def test_spellings_of_one_value_are_equal(one, other):
     assert normalised(one) == normalised(other)
 
 
@@ -106,7 +106,7 @@ def test_different_values_stay_different(one, other):
     assert normalised(one) != normalised(other)
 
 
-def test_the_reward_is_for_the_last_box():
+def test_the_last_box_earns_the_reward():
     assert reward(r"First \boxed{7}, but no: \boxed{8}.", "8") == 1.0
     assert reward(r"First \boxed{7}, but no: \boxed{8}.", "7") == 0.0
 
@@ -119,7 +119,7 @@ def test_the_reward_is_for_the_last_box():
         "short waves scatter more than long waves do here",
     ],
 )
-def test_sentences_are_prose_that_marks_nothing(answer):
+def test_sentences_are_prose_and_mark_nothing(answer):
     assert is_prose(answer)
     assert mark(rf"\boxed{{{answer}}}", answer) is None
 
@@ -142,7 +142,7 @@ def test_values_names_and_formulas_are_not_prose(answer):
     assert not is_prose(answer)
 
 
-def test_a_response_without_an_answer_to_compare_with_gets_no_mark():
+def test_a_response_to_a_problem_without_an_answer_gets_no_mark():
     assert mark(r"\boxed{7}", None) is None
     assert mark(r"\boxed{7}", "7") == 1.0
     assert mark("It is 7.", "7") == 0.0
@@ -162,7 +162,7 @@ def test_answers_are_never_evaluated():
 
 
 @pytest.mark.parametrize("written", [r"\frac{3}{4}", r"\dfrac34", r"\frac{3} {4}", "3/4"])
-def test_fractions_of_whole_numbers_are_equal_however_they_are_written(written):
+def test_fractions_of_whole_numbers_are_equal_in_any_notation(written):
     assert reward(rf"so \boxed{{{written}}}", "3/4") == 1.0
 
 
@@ -198,7 +198,7 @@ def test_fractions_of_whole_numbers_are_equal_however_they_are_written(written):
         (r"10^{-8}", "0.00000001"),
     ],
 )
-def test_another_writing_of_the_answer_is_right(content, answer):
+def test_an_equivalent_answer_is_correct(content, answer):
     assert reward(rf"Hence \boxed{{{content}}}.", answer) == 1.0
 
 
@@ -227,7 +227,7 @@ def test_another_writing_of_the_answer_is_right(content, answer):
         (r"10^{-7}", "0"),
     ],
 )
-def test_another_value_is_wrong(content, answer):
+def test_a_different_value_is_incorrect(content, answer):
     assert reward(rf"Hence \boxed{{{content}}}.", answer) == 0.0
 
 

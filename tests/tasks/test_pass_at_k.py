@@ -29,21 +29,21 @@ def counts(draw):
 
 
 @given(counts())
-def test_pass_at_k_is_the_share_of_draws_with_a_right_one(case):
+def test_pass_at_k_is_the_share_of_draws_with_a_correct_response(case):
     n, c, k = case
     draws = list(combinations([True] * c + [False] * (n - c), k))
     assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws), abs=1e-12)
 
 
 @given(st.integers(1, 500), st.data())
-def test_pass_at_k_is_the_formula(n, data):
+def test_pass_at_k_equals_the_formula(n, data):
     c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
     exact = (comb(n, k) - comb(n - c, k)) / comb(n, k)
     assert pass_at_k(n, c, k) == pytest.approx(exact, rel=1e-11, abs=0)
 
 
 @given(st.integers(1, 500), st.data())
-def test_pass_at_1_is_the_share_of_correct_responses_and_pass_grows_with_k(n, data):
+def test_pass_at_1_is_the_share_correct_and_pass_at_k_grows_with_k(n, data):
     c = data.draw(st.integers(0, n))
     passed = [pass_at_k(n, c, k) for k in range(1, n + 1)]
     assert passed[0] == pytest.approx(c / n)
@@ -51,7 +51,7 @@ def test_pass_at_1_is_the_share_of_correct_responses_and_pass_grows_with_k(n, da
     assert passed[-1] == (c > 0)
 
 
-def test_pass_at_k_by_hand():
+def test_pass_at_k_matches_a_value_worked_by_hand():
     assert pass_at_k(300, 4, 4) == pytest.approx(0.0525342, abs=1e-7)  # 1 - (296 295 294 293) / (300 299 298 297)
     assert pass_at_k(10**6, 1, 10) == pytest.approx(1e-5, rel=1e-9)
     assert pass_at_k(10**6, 500, 1000) == pytest.approx(0.3936967972, abs=1e-9)
@@ -68,17 +68,17 @@ def test_pass_at_k_by_hand():
         (0, 0, 1, "Pass@1 needs 1 responses per problem, but there are 0"),
     ],
 )
-def test_impossible_counts_are_refused(n, c, k, message):
+def test_impossible_counts_are_rejected(n, c, k, message):
     with pytest.raises(InputError, match=message):
         pass_at_k(n, c, k)
 
 
 @pytest.mark.parametrize(("samples", "found"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
-def test_k_doubles_up_to_the_samples(samples, found):
+def test_k_doubles_up_to_the_number_of_samples(samples, found):
     assert ks(samples) == found
 
 
-def test_a_curve_is_the_mean_over_problems_inside_its_interval():
+def test_a_curve_is_the_mean_over_problems_and_lies_in_its_interval():
     frame = curves([0, 1, 4, 2], 4)
     assert list(frame.columns) == ["k", "mean", "low", "high"]
     assert frame["mean"].tolist() == pytest.approx([np.mean([pass_at_k(4, c, k) for c in (0, 1, 4, 2)]) for k in ks(4)])
@@ -87,13 +87,13 @@ def test_a_curve_is_the_mean_over_problems_inside_its_interval():
 
 
 @pytest.mark.parametrize(("solved", "low", "high"), [(64, 0.9434, 1.0), (0, 0.0, 0.0566)])
-def test_where_all_responses_are_alike_the_interval_is_wilsons_over_problems(solved, low, high):
+def test_with_identical_responses_the_interval_is_wilsons_over_problems(solved, low, high):
     frame = curves([8] * solved + [0] * (64 - solved), 8)
     assert frame["low"].tolist() == pytest.approx([low] * 4, abs=1e-4)  # 64 / (64 + 1.96^2), and the rest of it
     assert frame["high"].tolist() == pytest.approx([high] * 4, abs=1e-4)
 
 
-def test_one_response_a_problem_has_wilsons_interval():
+def test_one_response_per_problem_has_wilsons_interval():
     low, high = (float(end[0]) for end in interval(np.array([[1.0]] * 7 + [[0.0]] * 3)))
     assert (low, high) == pytest.approx((0.396773, 0.892211), abs=1e-5)  # 7 of 10
 
@@ -115,7 +115,7 @@ def test_an_interval_holds_the_mean_and_stays_between_0_and_1(samples, data):
 
 @pytest.mark.parametrize("problems", [8, 64])
 @pytest.mark.parametrize("difficulty", [(0.5, 0.5), (20, 20), (5, 0.3), (50, 0.5)])
-def test_intervals_hold_the_true_share_in_more_than_nine_of_ten_draws(problems, difficulty):
+def test_intervals_cover_the_true_share_in_more_than_nine_of_ten_draws(problems, difficulty):
     random = np.random.default_rng(0)
     shares = random.beta(*difficulty, size=(problems, 1000))
     for samples in (1, 8):
@@ -124,13 +124,13 @@ def test_intervals_hold_the_true_share_in_more_than_nine_of_ten_draws(problems, 
         assert np.mean((low <= true) & (true <= high)) >= 0.915
 
 
-def test_one_problem_has_no_interval_and_none_is_refused():
+def test_one_problem_has_no_interval_and_zero_problems_are_rejected():
     assert all(map(isnan, curves([1], 2)["low"]))
     with pytest.raises(InputError, match="no problems"):
         curves([], 2)
 
 
-def test_a_response_is_correct_where_its_reward_is_1_or_more():
+def test_a_response_is_correct_if_its_reward_is_at_least_1():
     rewards = pd.Series([-1.0, 0.0, 0.5, 1.0, 2.0, None])
     assert correct(rewards).tolist() == [False, False, False, True, True, False]
 

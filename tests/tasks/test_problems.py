@@ -35,12 +35,12 @@ def test_columns_are_found_by_name(tmp_path, column, marked):
     assert (problem.text, problem.answer) == ("What is 3 + 4?", "7")
 
 
-def test_problem_is_preferred_to_prompt(tmp_path):
+def test_the_column_problem_is_preferred_to_prompt(tmp_path):
     path = written(tmp_path / "p.jsonl", {"prompt": "Solve: 3 + 4", "problem": "3 + 4"})
     assert read_problems(path)[0].text == "3 + 4"
 
 
-def test_given_columns_win(tmp_path):
+def test_given_columns_win_over_default_names(tmp_path):
     path = written(tmp_path / "p.jsonl", {"problem": "no", "answer": "no", "task": "yes", "mark": 1})
     (problem,) = read_problems(path, problem_column="task", answer_column="mark")
     assert (problem.text, problem.answer) == ("yes", "1")
@@ -58,7 +58,7 @@ def test_the_ground_truth_is_preferred_to_a_worked_solution(tmp_path):
     assert read_problems(path)[0].answer == "7"
 
 
-def test_csv_may_hold_commas_quotes_and_lines(tmp_path):
+def test_csv_cells_may_contain_commas_quotes_and_newlines(tmp_path):
     path = written(tmp_path / "p.csv", "problem,answer", '"If x, ""y""', 'and z?","1,000"', "next,")
     first, second = read_problems(path)
     assert (first.text, first.answer) == ('If x, "y"\nand z?', "1,000")
@@ -108,7 +108,7 @@ def stand_in(monkeypatch, rows, *, features=None):
     return taken
 
 
-def test_a_limit_streams_a_data_set_and_takes_no_further_row(monkeypatch):
+def test_a_limit_streams_a_data_set_and_reads_no_further_rows(monkeypatch):
     taken = stand_in(monkeypatch, [{"problem": f"{n} + 1", "answer": str(n + 1)} for n in range(1000)])
     problems = read_problems("org/sums:main@train", limit=10)
     assert [problem.answer for problem in problems] == [str(n + 1) for n in range(10)]
@@ -129,7 +129,7 @@ def test_a_sliced_split_is_loaded_because_it_cannot_be_streamed(monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [1, None])
-def test_numbers_of_a_data_set_are_read_as_they_were_written(monkeypatch, limit):
+def test_numbers_of_a_data_set_keep_their_written_precision(monkeypatch, limit):
     import datasets
 
     features = datasets.Features({"problem": datasets.Value("string"), "answer": datasets.Value("float32")})
@@ -137,29 +137,29 @@ def test_numbers_of_a_data_set_are_read_as_they_were_written(monkeypatch, limit)
     assert read_problems("org/sums@train", limit=limit)[0].answer == "3.3"
 
 
-def test_a_data_set_that_breaks_off_while_it_is_streamed_is_one_sentence(monkeypatch):
+def test_a_broken_data_set_stream_gets_a_one_sentence_error(monkeypatch):
     stand_in(monkeypatch, [{"problem": "1 + 1", "answer": "2"}, ConnectionError("the line is cut")])
     with pytest.raises(InputError, match=r"^Can't load the data set org/sums@train \(the line is cut\)"):
         read_problems("org/sums@train", limit=2)
 
 
-def test_a_data_set_that_cannot_be_loaded_is_one_sentence_with_a_remedy():
+def test_a_data_set_that_cannot_be_loaded_gets_a_one_sentence_error():
     with pytest.raises(InputError, match=r"^Can't load the data set nobody/nothing:main@test .*hf auth login"):
         read_problems("nobody/nothing:main@test")
 
 
 @pytest.mark.parametrize("source", ["me@home/sums", "me@home/sums.jsonl", "sums@home.jsonl", "sums"])
-def test_a_missing_path_is_not_taken_for_a_data_set(source):
+def test_a_missing_path_is_not_mistaken_for_a_data_set(source):
     with pytest.raises(InputError, match=f"There is no file {source}"):
         read_problems(source)
 
 
-def test_a_data_set_without_a_split_is_refused():
+def test_a_data_set_without_a_split_is_rejected():
     with pytest.raises(InputError, match=r"no file openai/gsm8k\. .*NAME\[:CONFIG\]@SPLIT"):
         read_problems("openai/gsm8k")
 
 
-def test_limit_does_not_parse_the_rest(tmp_path):
+def test_rows_after_the_limit_are_not_parsed(tmp_path):
     path = written(tmp_path / "p.jsonl", {"problem": "a"}, {"problem": "b"}, "not JSON")
     assert [problem.text for problem in read_problems(path, limit=2)] == ["a", "b"]
 
@@ -198,26 +198,26 @@ def test_limit_does_not_parse_the_rest(tmp_path):
         ),
     ],
 )
-def test_an_unreadable_row_is_named_with_its_line(tmp_path, name, lines, message):
+def test_an_error_names_the_line_of_an_unreadable_row(tmp_path, name, lines, message):
     with pytest.raises(InputError, match=message):
         read_problems(written(tmp_path / name, *lines))
 
 
 @pytest.mark.parametrize("columns", [("task", None), (None, "task")])
-def test_a_given_column_that_is_missing_names_those_there(tmp_path, columns):
+def test_a_missing_column_lists_the_existing_ones(tmp_path, columns):
     path = written(tmp_path / "p.jsonl", {"problem": "a", "answer": "b"})
     with pytest.raises(InputError, match=r"no column 'task'\. Its columns are problem, answer"):
         read_problems(path, problem_column=columns[0], answer_column=columns[1])
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.csv"])
-def test_bytes_that_are_not_text_are_refused_with_their_line(tmp_path, name):
+def test_an_error_names_the_line_of_invalid_utf8(tmp_path, name):
     (tmp_path / name).write_bytes(b'{"problem": "a"}\n{"problem": "b"}\n{"problem": "\xff"}\n')
     with pytest.raises(InputError, match=rf"{name}, line 3 isn't .* in UTF-8"):
         read_rows(tmp_path / name)
 
 
-def test_a_limit_below_one_is_refused(tmp_path):
+def test_a_limit_below_one_is_rejected(tmp_path):
     with pytest.raises(InputError, match="limit is 0"):
         read_problems(written(tmp_path / "p.jsonl", {"problem": "a"}), limit=0)
 
@@ -247,12 +247,12 @@ def test_a_limit_below_one_is_refused(tmp_path):
         ({"style": "rule"}, None),
     ],
 )
-def test_the_answer_is_taken_out_of_its_cell(cell, answer):
+def test_the_answer_is_extracted_from_its_cell(cell, answer):
     assert answer_of(cell) == answer
 
 
 @pytest.mark.parametrize("cell", [float("inf"), Decimal("-Infinity"), date(2026, 1, 2), b"7", {1: 2}, [[7]], object()])
-def test_a_cell_that_holds_no_answer_is_refused(cell):
+def test_a_cell_without_an_answer_is_rejected(cell):
     with pytest.raises(InputError, match=r"the answer is .* expected text or a number"):
         answer_of({"ground_truth": cell})
 
@@ -274,7 +274,7 @@ SINGLE = {
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_numbers_of_parquet_are_read_as_they_were_written(tmp_path, name):
+def test_numbers_in_parquet_keep_their_written_precision(tmp_path, name):
     cell = {"list": [3.3], "struct": {"ground_truth": 3.3}, "decimal": Decimal("3.3")}.get(name, 3.3)
     table = pa.table({"problem": ["a"], "answer": pa.array([cell], SINGLE[name])})
     pq.write_table(table, tmp_path / "p.parquet")
@@ -301,14 +301,14 @@ FAR = pa.array([0, 10**14], pa.timestamp("s"))
         ("problem", pa.array(["a", None]), r"row 2: 'problem' holds nothing; expected text"),
     ],
 )
-def test_a_cell_of_parquet_that_cannot_be_read_is_named_with_its_row(tmp_path, column, values, message):
+def test_an_error_names_the_row_of_an_unreadable_parquet_cell(tmp_path, column, values, message):
     columns = {"problem": pa.array(["a", "b"]), "answer": pa.array(["1", "2"]), column: values}
     pq.write_table(pa.table(columns), tmp_path / "p.parquet")
     with pytest.raises(InputError, match=r"p\.parquet, " + message):
         read_problems(str(tmp_path / "p.parquet"))
 
 
-def test_numbers_that_are_no_problem_are_refused_in_parquet(tmp_path):
+def test_numbers_instead_of_problems_are_rejected_in_parquet(tmp_path):
     pq.write_table(pa.table({"problem": [1.5], "answer": ["7"]}), tmp_path / "p.parquet")
     with pytest.raises(InputError, match=r"row 1: 'problem' holds 1\.5; expected text"):
         read_problems(str(tmp_path / "p.parquet"))
@@ -320,7 +320,7 @@ def test_a_solution_without_an_answer_marks_nothing(tmp_path):
     assert read_problems(str(path))[0].answer is None
 
 
-def test_messages_keep_the_keys_that_a_template_may_use(tmp_path):
+def test_messages_keep_keys_for_the_template(tmp_path):
     calls = [{"type": "function", "function": {"name": "add", "arguments": given}} for given in ({"a": 3}, {"b": 4})]
     turns = [
         {"role": "user", "content": "3 + 4?", "name": "Mia"},
@@ -334,7 +334,7 @@ def test_messages_keep_the_keys_that_a_template_may_use(tmp_path):
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-def test_the_tools_of_a_row_belong_to_the_problem(tmp_path, as_text):
+def test_the_tools_of_a_row_are_kept_in_the_problem(tmp_path, as_text):
     tools = [{"type": "function", "function": {"name": "add"}}]
     row = {"prompt": "3 + 4?", "tools": json.dumps(tools) if as_text else tools}
     (problem,) = read_problems(written(tmp_path / "p.jsonl", row))
@@ -356,7 +356,7 @@ def test_tools_must_be_schemas(tmp_path, tools):
         ('[{"problem": "\\ud800"}]', "isn't JSON in UTF-8"),
     ],
 )
-def test_a_json_file_must_hold_a_list_of_rows(tmp_path, text, message):
+def test_a_json_file_must_contain_a_list_of_rows(tmp_path, text, message):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(InputError, match=message):
         read_problems(str(tmp_path / "p.json"))

@@ -31,7 +31,7 @@ def with_bos(tokenizer):
     return changed
 
 
-def test_the_prompt_is_what_the_template_writes(tokenizer):
+def test_the_prompt_is_the_rendered_template(tokenizer):
     ids = encode_problem(tokenizer, PROBLEM, {})
     assert tokenizer.decode(ids) == "<|im_start|>user\nWhat is 3 + 4?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -75,7 +75,7 @@ def rendered(tokenizer, messages, prompt):
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
 
-def test_a_rendered_transcript_is_read_like_its_messages(tokenizer, sentencepiece):
+def test_a_rendered_transcript_gives_the_same_ids_as_its_messages(tokenizer, sentencepiece):
     for case in (with_bos(tokenizer), with_ends(with_bos(tokenizer)), sentencepiece, with_ends(sentencepiece)):
         messages = conversation("What is 3 + 4?", "7 + 5")
         prompt_ids, response_ids = split_messages(case, messages, {})
@@ -115,7 +115,7 @@ def test_white_space_after_another_special_token_is_kept(tokenizer, template):
     assert case.decode(begin + rest) == prompt
 
 
-def test_a_rendered_prompt_without_a_template_is_read_as_its_messages_are(tokenizer, sentencepiece):
+def test_a_rendered_prompt_gives_the_same_ids_as_its_messages(tokenizer, sentencepiece):
     for case in (with_bos(tokenizer), sentencepiece):
         prompt = rendered(case, list(PROBLEM.messages), True)
         ids = encode_problem(case, Problem((Message(role="user", content=prompt),), None), None)
@@ -126,7 +126,7 @@ def test_a_rendered_prompt_without_a_template_is_read_as_its_messages_are(tokeni
 
 @pytest.mark.parametrize("template", [None, "<|bos|>", QWEN3, R1, LLAMA3, USER])
 @pytest.mark.parametrize("system", [False, True])
-def test_a_rendered_prompt_under_a_template_is_refused_with_the_remedy(either, template, system):
+def test_a_rendered_prompt_with_a_template_is_rejected_with_the_remedy(either, template, system):
     case = either
     if template:
         case = with_template(either, either.chat_template if template == "<|bos|>" else template)
@@ -145,9 +145,7 @@ SYSTEM = Message(role="system", content="Box the answer.")
 @pytest.mark.parametrize("template", [None, USER])
 @pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("before", [False, True])
-def test_a_rendered_prompt_with_a_system_message_is_refused_by_marks_of_plain_text(
-    sentencepiece, template, within, before
-):
+def test_a_rendered_prompt_is_recognised_by_plain_text_markers(sentencepiece, template, within, before):
     case = with_template(sentencepiece, template or sentencepiece.chat_template)
     prompt = rendered(case, [*([SYSTEM] if within else []), *PROBLEM.messages], True)
     messages = (*([SYSTEM] if before else []), Message(role="user", content=prompt))
@@ -158,7 +156,7 @@ def test_a_rendered_prompt_with_a_system_message_is_refused_by_marks_of_plain_te
 @pytest.mark.parametrize(
     "text", ["What does [INST] mean?", "[INST]", "user: a", "Is it system: or user: or assistant:"]
 )
-def test_a_question_about_templates_after_a_system_message_is_not_refused(sentencepiece, text):
+def test_a_question_about_templates_after_a_system_message_is_accepted(sentencepiece, text):
     for template in (sentencepiece.chat_template, USER):
         messages = (SYSTEM, Message(role="user", content=text))
         assert encode_problem(with_template(sentencepiece, template), Problem(messages, None), {})
@@ -167,14 +165,14 @@ def test_a_question_about_templates_after_a_system_message_is_not_refused(senten
 @pytest.mark.parametrize(
     "text", ["What does [INST] mean?", "[INST]", "<|im_start|>user", "user: a", "<|im_end|> ends <|im_start|>user\n"]
 )
-def test_a_question_about_templates_is_not_taken_for_a_rendered_prompt(either, text):
+def test_a_question_about_templates_is_not_mistaken_for_a_rendered_prompt(either, text):
     for template in (either.chat_template, LLAMA3, USER):
         case = with_template(either, template)
         assert encode_problem(case, Problem((Message(role="user", content=text),), None), {})
 
 
 @pytest.mark.parametrize("after", ["", "\n"])
-def test_a_response_that_ends_with_the_end_of_turn_gets_no_second(either, after):
+def test_a_response_that_has_an_end_of_turn_gets_no_second_one(either, after):
     end = either.eos_token
     split = split_messages(either, conversation("3 + 4?", f"7{end}{after}"), {})
     assert split == split_messages(either, conversation("3 + 4?", "7"), {})
@@ -190,7 +188,7 @@ OTHER_END = (
 
 
 @pytest.mark.parametrize("after", ["", "\n"])
-def test_an_earlier_turn_that_ends_with_the_end_of_turn_gets_no_second(either, after):
+def test_an_earlier_turn_that_has_an_end_of_turn_gets_no_second_one(either, after):
     end = either.eos_token
     bare = (*conversation("hi", "a"), *conversation("yo", "b"))
     ended = (*conversation("hi", f"a{end}{after}"), *conversation("yo", f"b{end}{after}"))
@@ -198,7 +196,7 @@ def test_an_earlier_turn_that_ends_with_the_end_of_turn_gets_no_second(either, a
 
 
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
-def test_an_earlier_turn_gets_no_second_end_where_the_last_turn_has_another(tokenizer, end):
+def test_an_earlier_turn_gets_no_second_end_if_the_last_turn_ends_differently(tokenizer, end):
     case = with_template(tokenizer, OTHER_END)
     bare = (*conversation("hi", "a"), *conversation("yo", "b"))
     ended = (*conversation("hi", f"a{end}"), *bare[2:])
@@ -212,40 +210,40 @@ def test_an_earlier_turn_of_a_problem_gets_no_second_end_of_turn(either):
     assert encode_problem(either, ended, {}) == encode_problem(either, bare, {})
 
 
-def test_a_response_that_ends_with_another_end_keeps_it_alone(tokenizer):
+def test_a_response_that_ends_with_the_eos_gets_no_end_of_turn(tokenizer):
     changed = with_template(tokenizer, tokenizer.chat_template)
     changed.eos_token = "<|endoftext|>"
     _, ids = split_messages(changed, conversation("3 + 4?", "7<|endoftext|>"), {})
     assert changed.decode(ids) == "7<|endoftext|>"
 
 
-def test_a_response_of_an_end_of_turn_alone_is_one_token(tokenizer):
+def test_a_response_with_only_an_end_of_turn_is_one_token(tokenizer):
     assert split_messages(tokenizer, conversation("3 + 4?", "<|im_end|>"), {})[1] == (tokenizer.eos_token_id,)
 
 
-def test_the_templates_arguments_reach_it(tokenizer):
+def test_template_arguments_reach_the_template(tokenizer):
     ids = encode_problem(with_template(tokenizer, QWEN3), PROBLEM, {"enable_thinking": False})
     assert tokenizer.decode(ids).endswith("<think>\n\n</think>\n\n")
 
 
-def test_a_missing_template_names_the_options(either):
+def test_an_error_for_a_missing_template_names_the_options(either):
     with pytest.raises(InputError, match="--chat-template FILE to give one, or --chat-template none"):
         encode_problem(with_template(either, None), PROBLEM, {})
 
 
-def test_a_template_that_refuses_says_why(either):
+def test_an_error_quotes_the_reason_of_a_template(either):
     with pytest.raises(InputError, match="no system messages here"):
         encode_problem(with_template(either, "{{ raise_exception('no system messages here') }}"), PROBLEM, {})
 
 
-def test_a_template_that_writes_half_of_a_surrogate_pair_is_named(either):
+def test_half_a_surrogate_pair_from_a_template_is_rejected(either):
     case = with_template(either, "{{ '\\ud800' }}" + str(either.chat_template))
     case.name_or_path = "my-model"
     with pytest.raises(InputError, match=r"The chat template of my-model writes '\\ud800', half of a surrogate pair"):
         encode_problem(case, PROBLEM, {})
 
 
-def test_a_text_with_half_of_a_surrogate_pair_is_refused(either):
+def test_half_a_surrogate_pair_in_a_text_is_rejected(either):
     with pytest.raises(InputError, match=r"'7 \\ud800' contains '\\ud800', half of a surrogate pair"):
         split_text(either, "7 \ud800")
 
@@ -254,22 +252,22 @@ def test_a_text_with_half_of_a_surrogate_pair_is_refused(either):
 @pytest.mark.parametrize(
     "asked", ["3 + 4?", "The assistant", "<|im_start|>assistant\n", "<|im_end|>\n<|im_start|>assistant\n9"]
 )
-def test_the_boundary_is_the_templates_whatever_the_texts_hold(tokenizer, asked, answered):
+def test_no_text_can_move_the_templates_boundary(tokenizer, asked, answered):
     prompt_ids, response_ids = split_messages(tokenizer, conversation(asked, answered), {})
     assert prompt_ids == encode_problem(tokenizer, Problem(conversation(asked, answered)[:1], None), {})
     assert tokenizer.decode(response_ids) == answered + "<|im_end|>"
 
 
-def test_a_response_of_whitespace_keeps_it(tokenizer):
+def test_a_whitespace_response_is_kept(tokenizer):
     assert tokenizer.decode(split_messages(tokenizer, conversation("a", "\n"), {})[1]) == "\n<|im_end|>"
 
 
-def test_the_empty_thoughts_of_qwen3s_template_are_refused_with_the_remedy(tokenizer):
+def test_qwen3s_empty_think_block_is_rejected_with_the_remedy(tokenizer):
     with pytest.raises(InputError, match=r"writes '<think>\\n\\n</think>\\n\\n7<.*instead of '7'.*enable_thinking"):
         split_messages(with_template(tokenizer, QWEN3), conversation("3 + 4?", "7"), {})
 
 
-def test_a_response_of_whitespace_does_not_hide_what_the_template_adds(tokenizer):
+def test_a_whitespace_response_does_not_hide_what_the_template_adds(tokenizer):
     with pytest.raises(InputError, match="enable_thinking"):
         split_messages(with_template(tokenizer, QWEN3), conversation("3 + 4?", " "), {})
 
@@ -280,7 +278,7 @@ def test_disabling_thinking_separates_prompt_and_response(tokenizer):
     assert tokenizer.decode(response_ids) == "7<|im_end|>"
 
 
-def test_a_template_that_drops_the_thinking_is_refused(tokenizer):
+def test_a_template_that_drops_the_reasoning_is_rejected(tokenizer):
     with pytest.raises(InputError, match=r"writes '7<\|im_end\|>\\n' instead of '<think>\\n3, 4</think>7'"):
         split_messages(with_template(tokenizer, R1), conversation("3 + 4?", "3, 4</think>7"), {})
 
@@ -292,7 +290,7 @@ def test_a_template_that_drops_the_thinking_is_refused(tokenizer):
         ("{{ ' ' + m['content'] }}", "7", " 7<|im_end|>"),  # Mistral
     ],
 )
-def test_white_space_around_the_response_is_the_templates(tokenizer, template, response, written):
+def test_the_template_decides_white_space_around_the_response(tokenizer, template, response, written):
     changed = with_template(tokenizer, tokenizer.chat_template.replace("{{ m['content'] }}", template))
     prompt, ids = split_messages(changed, conversation("3 + 4?", response), {})
     assert tokenizer.decode(ids) == written
@@ -311,19 +309,19 @@ def test_without_a_template_the_response_follows_the_prompt(tokenizer):
 
 
 @pytest.mark.parametrize("chat", [{}, None])
-def test_a_token_across_the_boundary_is_refused(tokenizer, chat):
+def test_a_token_across_the_boundary_is_rejected(tokenizer, chat):
     piece = tokenizer.decode([299])
     open_ended = with_template(tokenizer, "{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(InputError, match="One token spans the end of the prompt"):
         split_messages(open_ended, conversation(piece[:-1], piece[-1]), chat)
 
 
-def test_a_text_is_predicted_from_its_second_token_on(tokenizer):
+def test_a_text_is_measured_from_its_second_token_on(tokenizer):
     prompt_ids, response_ids = split_text(with_bos(tokenizer), "7 + 5")
     assert (prompt_ids, tokenizer.decode(response_ids)) == ((0,), "7 + 5")
 
 
-def test_a_text_of_one_token_is_refused(tokenizer):
+def test_a_one_token_text_is_rejected(tokenizer):
     with pytest.raises(InputError, match=r"'7' has fewer than two tokens"):
         split_text(tokenizer, "7")
 
@@ -357,7 +355,7 @@ def test_the_tool_calls_of_a_response_are_measured(tokenizer):
     ["[]", 5, {"function": {"name": "add"}}, [5], [{"function": "add"}], [{"function": {}}], [{"function": None}]],
 )
 @pytest.mark.parametrize("earlier", [False, True])
-def test_malformed_tool_calls_say_what_was_expected(tokenizer, calls, earlier):
+def test_an_error_for_malformed_tool_calls_says_what_was_expected(tokenizer, calls, earlier):
     asked, answered = conversation("3 + 4?", "It is 7")
     wrong = more(answered, tool_calls=calls)
     messages = [asked, wrong, asked, answered] if earlier else [asked, wrong]
@@ -369,7 +367,7 @@ def test_malformed_tool_calls_say_what_was_expected(tokenizer, calls, earlier):
 @pytest.mark.parametrize(
     ("key", "value"), [("reasoning_content", "3, then 4"), ("reasoning", "3, then 4"), ("tool_calls", [CALL])]
 )
-def test_a_response_part_that_the_template_drops_is_named(tokenizer, chat, key, value):
+def test_an_error_names_the_part_of_a_response_that_the_template_drops(tokenizer, chat, key, value):
     asked, answered = conversation("3 + 4?", "It is 7")
     with pytest.raises(InputError, match=f"'{key}'"):
         split_messages(tokenizer, [asked, more(answered, **{key: value})], chat)
@@ -382,12 +380,12 @@ def test_tools_reach_the_template(tokenizer):
 
 
 @pytest.mark.parametrize("chat", [{}, None])
-def test_tools_that_the_template_drops_are_named(tokenizer, chat):
+def test_tools_that_the_template_ignores_are_an_error(tokenizer, chat):
     with pytest.raises(InputError, match="'tools'"):
         encode_problem(tokenizer, Problem(PROBLEM.messages, None, (TOOL,)), chat)
 
 
-def test_earlier_turns_reach_the_template_whole(tokenizer):
+def test_earlier_turns_reach_the_template_unchanged(tokenizer):
     template = "{% for m in messages %}{{ m.role }} {{ m.name }}{{ m.content }}{% endfor %}"
     turns = (more(PROBLEM.messages[0], content=" asks", name="Mia"),)
     assert tokenizer.decode(encode_problem(with_template(tokenizer, template), Problem(turns, None), {})) == (

@@ -30,7 +30,7 @@ END = 2
 ROLLOUT = Rollout("3 + 4?", "7", 1, (3, 8), (9, 310, END), r"\boxed{7}", 1.0, True)
 
 
-def test_an_end_of_turn_that_only_the_added_tokens_mark_as_special_finishes_a_response(tokenizer, tmp_path):
+def test_an_end_of_turn_among_the_added_tokens_finishes_a_response(tokenizer, tmp_path):
     unnamed = copy.deepcopy(tokenizer)
     unnamed.eos_token = unnamed.pad_token = "<|bos|>"
     assert END not in unnamed.all_special_ids
@@ -66,7 +66,7 @@ def test_exported_rollouts_are_read_back(tokenizer, tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", ["csv", "json"])
-def test_what_is_missing_in_an_export_stays_missing(either, tmp_path, ending):
+def test_missing_values_stay_missing_in_an_export(either, tmp_path, ending):
     rollout = replace(ROLLOUT, problem="", answer=None, reward=None, finished=False)
     frame = to_table([rollout]).to_pandas()
     frame["prompt_ids"], frame["response_ids"] = [list(rollout.prompt_ids)], [list(rollout.response_ids)]
@@ -75,23 +75,23 @@ def test_what_is_missing_in_an_export_stays_missing(either, tmp_path, ending):
     assert read_rollouts(path, either, {}) == [rollout]
 
 
-def test_a_lone_carriage_return_in_a_csv_cell_is_text(tokenizer, tmp_path):
+def test_a_carriage_return_in_a_csv_cell_is_text(tokenizer, tmp_path):
     (tmp_path / "r.csv").write_bytes(b'prompt_ids,response_ids,response\n"[3]","[8, 2]","a\rb"\n"[3]","[8, 2]",c\n')
     assert [rollout.response for rollout in read_rollouts(tmp_path / "r.csv", tokenizer, {})] == ["a\rb", "c"]
 
 
-def test_a_table_keeps_everything_and_ignores_more():
+def test_a_table_keeps_every_column_and_ignores_extra_ones():
     rollouts = [ROLLOUT, replace(ROLLOUT, answer=None, reward=None, finished=False), replace(ROLLOUT, response="")]
     table = to_table(rollouts)
     assert table.schema.equals(ROLLOUT_SCHEMA)
     assert from_table(table.append_column("more", pa.array([1, 2, 3]))) == rollouts
 
 
-def test_all_ids_are_the_prompts_and_the_responses():
+def test_ids_are_those_of_the_prompt_and_the_response():
     assert ROLLOUT.ids == (3, 8, 9, 310, END)
 
 
-def test_given_token_ids_are_enough(tokenizer, tmp_path):
+def test_token_ids_alone_are_enough(tokenizer, tmp_path):
     path = jsonl(
         tmp_path / "r.jsonl", {"prompt_ids": [3, 4], "response_ids": [*tokenizer("It is 7")["input_ids"], END]}
     )
@@ -117,14 +117,14 @@ def test_texts_are_split_and_marked(either, tmp_path, row):
         assert read_rollouts(tmp_path / name, either, {}) == [expected]
 
 
-def test_csv_holds_prompts_and_responses(tokenizer, tmp_path):
+def test_prompts_and_responses_can_be_csv(tokenizer, tmp_path):
     (tmp_path / "r.csv").write_text('prompt,response,answer,reward\n3 + 4?,"7, or\n8",7,0.5\n3 + 4?,\\boxed{7},7,\n')
     first, second = read_rollouts(tmp_path / "r.csv", tokenizer, None)
     assert (first.response, first.reward, first.sample, first.finished) == ("7, or\n8", 0.5, 0, False)
     assert (second.reward, second.sample) == (1.0, 1)
 
 
-def test_a_text_alone_is_read_without_a_problem(tokenizer, tmp_path):
+def test_a_plain_text_has_no_problem(tokenizer, tmp_path):
     (rollout,) = read_rollouts(jsonl(tmp_path / "r.jsonl", {"text": "7 + 5 = 12"}), tokenizer, {})
     assert (rollout.problem, rollout.answer, rollout.response) == ("", None, " + 5 = 12")
 
@@ -135,13 +135,13 @@ def test_responses_to_one_problem_are_counted(either, tmp_path):
     assert [rollout.sample for rollout in rollouts] == [0, 0, 1, 2]
 
 
-def test_a_prompt_beside_messages_does_not_count_without_a_response(either, tmp_path):
+def test_a_prompt_column_without_a_response_is_ignored_beside_messages(either, tmp_path):
     path = jsonl(tmp_path / "r.jsonl", {**ROWS["messages"], "prompt": "other"})
     assert read_rollouts(path, either, {})[0].problem == "3 + 4?"
 
 
 @pytest.mark.parametrize("part", [{"reasoning_content": "3, 4"}, {"tool_calls": [{"function": {"name": "add"}}]}])
-def test_a_part_of_the_response_in_its_own_column_is_read_as_in_messages(tokenizer, tmp_path, part):
+def test_a_response_part_in_its_own_column_equals_one_in_messages(tokenizer, tmp_path, part):
     case = copy.deepcopy(tokenizer)
     case.chat_template = THINKS
     asked, answered = map(dict, conversation("3 + 4?", "7"))
@@ -187,7 +187,7 @@ def test_limit_keeps_the_first_rollouts(either, tmp_path):
         ({**ROWS["prompt"], "reward": "good"}, "the reward is 'good'; expected a number"),
     ],
 )
-def test_an_invalid_row_is_named(tokenizer, tmp_path, row, message):
+def test_an_error_names_the_invalid_row(tokenizer, tmp_path, row, message):
     with pytest.raises(InputError, match=r"r\.jsonl, line 2: .*" + message):
         read_rollouts(jsonl(tmp_path / "r.jsonl", ROWS["prompt"], row), tokenizer, {})
 
@@ -205,7 +205,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("column", WRONG)
-def test_a_cell_of_the_wrong_type_is_named_with_its_row(tokenizer, tmp_path, column):
+def test_an_error_names_the_row_of_a_cell_with_the_wrong_type(tokenizer, tmp_path, column):
     cell, message = WRONG[column]
     path = jsonl(tmp_path / "r.jsonl", vars(ROLLOUT), {**vars(ROLLOUT), column: cell})
     with pytest.raises(InputError, match=r"r\.jsonl, line 2: .*" + message):
@@ -228,7 +228,7 @@ def test_a_reward_must_be_finite(tokenizer, tmp_path, reward):
 
 @pytest.mark.parametrize("token", [5.0, "5", True, None, -1, 2**31, 2**70])
 @pytest.mark.parametrize("column", ["prompt_ids", "response_ids"])
-def test_an_invalid_token_id_is_refused(tokenizer, tmp_path, column, token):
+def test_an_invalid_token_id_is_rejected(tokenizer, tmp_path, column, token):
     path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), column: [3, token]})
     with pytest.raises(InputError, match=f"line 1: '{column}' holds .* expected a list of token ids"):
         read_rollouts(path, tokenizer, {})
@@ -246,7 +246,7 @@ WRONG_COLUMNS = {
 
 
 @pytest.mark.parametrize("column", WRONG_COLUMNS)
-def test_a_column_of_parquet_of_the_wrong_type_names_its_row(tokenizer, tmp_path, column):
+def test_an_error_names_the_row_of_a_parquet_column_with_the_wrong_type(tokenizer, tmp_path, column):
     table = to_table([ROLLOUT, ROLLOUT])
     table = table.set_column(table.schema.get_field_index(column), column, WRONG_COLUMNS[column])
     pq.write_table(table, tmp_path / "r.parquet")
@@ -258,7 +258,7 @@ def test_a_column_of_parquet_of_the_wrong_type_names_its_row(tokenizer, tmp_path
     ("cell", "finished"),
     [("False", False), ("false", False), ("True", True), (0, False), (1, True), (1.0, True), (True, True)],
 )
-def test_whether_a_response_finished_is_read_however_it_is_written(tokenizer, tmp_path, cell, finished):
+def test_finished_is_read_in_any_notation(tokenizer, tmp_path, cell, finished):
     path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), "finished": cell})
     assert read_rollouts(path, tokenizer, {})[0].finished is finished
 
@@ -278,13 +278,13 @@ def test_an_empty_reward_is_computed_from_the_answer(tokenizer, tmp_path, cell):
 
 
 @pytest.mark.parametrize(("cell", "sample"), [("3", 3), (3.0, 3), (3, 3), ("", 0), (float("nan"), 0), (None, 0)])
-def test_a_sample_is_read_however_it_is_written(tokenizer, tmp_path, cell, sample):
+def test_a_sample_number_is_read_in_any_notation(tokenizer, tmp_path, cell, sample):
     path = jsonl(tmp_path / "r.jsonl", {**vars(ROLLOUT), "sample": cell})
     assert read_rollouts(path, tokenizer, {})[0].sample == sample
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "is empty"), ("{}\n{", "line 2 isn't JSON")])
-def test_a_file_that_is_empty_or_broken_is_refused(tokenizer, tmp_path, text, message):
+def test_an_empty_or_broken_file_is_rejected(tokenizer, tmp_path, text, message):
     (tmp_path / "r.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
         read_rollouts(tmp_path / "r.jsonl", tokenizer, {})
@@ -302,6 +302,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, ending):
 
 
 @pytest.mark.parametrize(("name", "message"), [("r.csv", r"Use \.parquet or \.jsonl"), ("no/r.jsonl", "no folder")])
-def test_what_cannot_be_written_is_refused(tmp_path, name, message):
+def test_an_unknown_file_format_or_folder_is_rejected(tmp_path, name, message):
     with pytest.raises(InputError, match=message):
         write_rollouts(tmp_path / name, [ROLLOUT])

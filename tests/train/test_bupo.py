@@ -114,7 +114,7 @@ def test_log_probabilities_match_the_hidden_state_times_the_unembedding(
     torch.testing.assert_close(entropies.double(), -(expected.exp() * expected).sum(-1), atol=3e-5, rtol=0)
 
 
-def test_norm_readout_goes_through_the_final_norm(tmp_path, tokenizer):
+def test_the_norm_readout_goes_through_the_final_norm(tmp_path, tokenizer):
     model = tiny_model("llama")
     run = trainer(tmp_path, tokenizer, model, schedule=["1.resid_post:2"], readout="norm")
     run.point = HookPoint(1, "resid_post")
@@ -152,7 +152,7 @@ def test_evaluating_within_a_step_keeps_its_phase(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 @pytest.mark.parametrize("iterations", [1, 2])
-def test_the_ratio_is_one_only_at_the_first_update_after_each_generation(tmp_path, tokenizer, accumulation, iterations):
+def test_the_ratio_is_1_only_at_the_first_update_after_each_generation(tmp_path, tokenizer, accumulation, iterations):
     seen.clear()
     updates = 4 * iterations // accumulation
     options = {"gradient_accumulation_steps": accumulation, "num_iterations": iterations, "max_steps": 4 * updates}
@@ -242,7 +242,7 @@ def test_a_modular_policy_trains_only_its_own_parts(tmp_path, tokenizer, point, 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("iterations", [1, 2])
-def test_phase_one_lasts_its_steps_whatever_the_number_of_updates(tmp_path, tokenizer, accumulation, iterations):
+def test_the_number_of_updates_does_not_change_the_length_of_phase_one(tmp_path, tokenizer, accumulation, iterations):
     record = Record()
     updates = 4 * iterations // accumulation
     trainer(
@@ -364,7 +364,7 @@ def test_the_whole_policys_entropy_is_logged_in_phase_one(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("schedule", [[f"{ONE}:1"], []], ids=["internal", "whole"])
-def test_no_token_means_are_logged_if_every_response_is_masked(tmp_path, tokenizer, schedule):
+def test_no_means_over_tokens_are_logged_if_every_response_is_masked(tmp_path, tokenizer, schedule):
     class Cut(Fixed):
         def _generate_single_turn(self, prompt_ids, *_, **__):
             return [[5, 6, 7, 8, 9, 10] for _ in prompt_ids], None
@@ -450,7 +450,7 @@ class StopAt(TrainerCallback):
 @pytest.mark.parametrize(
     ("stop", "written"), [(2, 2), (3, 4), (8, 8), (11, 12)], ids=["phase one", "within a batch", "epoch", "phase two"]
 )
-def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, tokenizer, stop, written):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, tokenizer, stop, written):
     options = {"schedule": [f"{ONE}:3"], "max_steps": 16, "save_strategy": "steps", "save_steps": 100}
     undisturbed = trainer(tmp_path / "whole", tokenizer, **options)
     undisturbed.train()
@@ -472,7 +472,7 @@ def test_checkpoints_are_written_at_the_end_of_generation_batches(tmp_path, toke
     assert found == [4, 6, 10, 12]  # 3 -> 4, 6, 9 -> 10, 12
 
 
-def test_resuming_a_finished_run_trains_no_further(tmp_path, tokenizer):
+def test_resuming_a_finished_run_does_not_train(tmp_path, tokenizer):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4}
     first = trainer(tmp_path, tokenizer, **options)
     first.train()
@@ -519,7 +519,7 @@ def test_the_best_checkpoint_can_be_loaded_at_the_end(tmp_path, tokenizer):
     assert checkpoints.is_whole(Path(run.state.best_model_checkpoint))
 
 
-def test_every_epoch_has_an_order_of_its_own():
+def test_every_epoch_has_its_own_order():
     sampler = EpochSampler(list(range(50)), 1, seed=3)
     orders = []
     for epoch in (0, 1, 0):
@@ -531,7 +531,7 @@ def test_every_epoch_has_an_order_of_its_own():
 # refusals
 
 
-def test_a_missing_layer_is_refused(tmp_path, tokenizer):
+def test_a_missing_layer_is_rejected(tmp_path, tokenizer):
     with pytest.raises(InputError, match="layers are 0 to 2"):
         trainer(tmp_path, tokenizer, schedule=["3.resid_post:1"])
 
@@ -543,7 +543,7 @@ def test_a_missing_layer_is_refused(tmp_path, tokenizer):
         ({"max_steps": 7}, "Try max_steps 6 or 8"),
     ],
 )
-def test_a_schedule_longer_than_training_is_refused_before_the_first_step(tmp_path, tokenizer, options, said):
+def test_a_schedule_longer_than_training_is_rejected_before_the_first_step(tmp_path, tokenizer, options, said):
     run = trainer(tmp_path, tokenizer, **options)
     with pytest.raises(InputError, match=re.escape(said)):
         run.train()

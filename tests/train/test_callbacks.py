@@ -55,7 +55,7 @@ def test_training_again_starts_new_tables(tmp_path, tokenizer):
     assert logger.metrics["step"].tolist() == [1, 2]
 
 
-def test_layers_are_scanned_through_the_readout_that_is_trained(tmp_path, tokenizer):
+def test_layers_are_scanned_through_the_trained_readout(tmp_path, tokenizer):
     model, entropy = tiny_model("qwen3"), {}
     for readout in ("raw", "norm"):
         logger = run_logger(tmp_path, every=1, readout=readout)

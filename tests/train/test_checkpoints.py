@@ -18,13 +18,13 @@ def folder(tmp_path):
     return tmp_path / "checkpoint-2"
 
 
-def test_put_renames_a_folder_and_makes_it_whole(folder):
+def test_put_renames_a_folder_and_seals_it(folder):
     assert checkpoints.is_whole(folder)
     assert not list((folder.parent / checkpoints.PARTIAL).iterdir())
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer/rank-0.pt", checkpoints.MANIFEST])
-def test_a_folder_with_a_cut_file_is_not_whole(folder, name):
+def test_a_folder_with_a_truncated_file_is_not_whole(folder, name):
     (folder / name).write_bytes((folder / name).read_bytes()[:3])
     assert not checkpoints.is_whole(folder)
 

@@ -30,7 +30,7 @@ ONE = "1.resid_post"
         ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant"),
     ],
 )
-def test_an_invalid_configuration_is_refused_in_one_sentence(tmp_path, tokenizer, options, said):
+def test_an_invalid_configuration_gets_a_one_sentence_error(tmp_path, tokenizer, options, said):
     with pytest.raises(InputError, match=re.escape(said)):
         trainer(tmp_path, tokenizer, **options)
 
@@ -51,7 +51,7 @@ def test_trls_parser_reads_a_configuration_file(tmp_path):
     assert (config.schedule, config.lr_scheduler_type, config.gradient_checkpointing) == ([f"{ONE}:2"], "cosine", True)
 
 
-def test_defaults_are_the_papers():
+def test_the_defaults_are_those_of_the_paper():
     config = BuPOConfig(output_dir="unused", use_cpu=True, report_to=[])
     assert (config.loss_type, config.beta, config.epsilon, config.scale_rewards) == ("grpo", 0.0, 0.2, "group")
     assert (config.num_generations, config.learning_rate, config.temperature) == (8, 1e-6, 1.0)

@@ -7,18 +7,18 @@ from internal_policy.tasks.problems import Message, Problem
 from internal_policy.train.dataset import dataset_of, right
 
 
-def test_problems_with_tools_are_refused():
+def test_problems_with_tools_are_rejected():
     problem = Problem((Message(role="user", content="2 + 2?"),), "4", ({"name": "add"},))
     with pytest.raises(InputError, match="Problem 1 has 'tools'"):
         dataset_of([problem], {})
 
 
-def test_a_problem_without_an_answer_is_refused():
+def test_a_problem_without_an_answer_is_rejected():
     with pytest.raises(InputError, match="Problem 1 has no answer"):
         dataset_of([Problem((Message(role="user", content="Why?"),), None)], {})
 
 
-def test_a_problem_with_an_answer_in_prose_is_refused():
+def test_a_problem_with_an_answer_in_prose_is_rejected():
     with pytest.raises(InputError, match=r"Problem 1 has an answer in prose \('Because air scatters"):
         dataset_of([Problem((Message(role="user", content="Why?"),), "Because air scatters blue light.")], {})
 

@@ -28,7 +28,7 @@ def policies(model, point, readout: Readout = "raw") -> torch.Tensor:
 
 
 @pytest.mark.parametrize("point", [HookPoint(0, "resid_post"), HookPoint(1, "attn_out"), HookPoint(1, "mlp_out")])
-def test_kl_is_from_the_watched_policy_to_those_of_later_layers_and_of_the_model(model, point):
+def test_kl_compares_the_watched_policy_with_later_layers_and_the_model(model, point):
     frame = dynamics.measure(model, rollouts(), point).set_index(["layer", "site"])
     watched = policies(model, point)
     later = [HookPoint(layer, "resid_post") for layer in range(point.layer, 3)]
@@ -40,7 +40,7 @@ def test_kl_is_from_the_watched_policy_to_those_of_later_layers_and_of_the_model
     assert frame["kl"].notna().sum() == len([p for p in later if p != point]) + 1
 
 
-def test_through_the_norm_kl_is_between_normed_policies(llama):
+def test_with_the_norm_readout_kl_compares_normed_policies(llama):
     point, last = HookPoint(0, "resid_post"), HookPoint(2, "resid_post")
     frame = dynamics.measure(llama, rollouts(), point, "norm").set_index(["layer", "site"])
     watched, there = policies(llama, point, "norm"), policies(llama, last, "norm")
@@ -50,7 +50,7 @@ def test_through_the_norm_kl_is_between_normed_policies(llama):
     assert frame.loc[(0, "resid_post"), "entropy"] == pytest.approx(-(watched.exp() * watched).sum(-1).mean().item())
 
 
-def test_cosine_is_that_of_hidden_states(llama):
+def test_cosine_compares_hidden_states(llama):
     points = [HookPoint(1, "resid_post"), HookPoint(2, "resid_post")]
     cosines = []
     for rollout in rollouts():
@@ -76,14 +76,14 @@ def test_other_measures_equal_those_of_a_scan(llama, tokenizer):
     assert frame["kl"].isna().all()
 
 
-def test_perplexity_is_that_of_the_models_own_policy(llama):
+def test_perplexity_is_measured_on_the_models_own_policy(llama):
     frame = dynamics.measure(llama, rollouts(), HookPoint(0, "resid_post"))
     came = torch.tensor([token for rollout in rollouts() for token in rollout.response_ids])
     own = policies(llama, FINAL).gather(-1, came[:, None]).mean()
     assert dynamics.perplexity(frame) == pytest.approx(math.exp(-own.item()), rel=1e-5)
 
 
-def test_measuring_leaves_a_model_in_training_as_it_was():
+def test_measuring_keeps_a_model_in_training_mode():
     model = tiny_model("qwen3").train()
     before = torch.get_rng_state()
     dynamics.measure(model, rollouts(), HookPoint(0, "resid_post"))

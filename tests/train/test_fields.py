@@ -21,13 +21,13 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
     assert fields.read(given(tmp_path, learning_rate="1e-6")) == {"learning_rate": 1e-6}
 
 
-def test_a_large_file_is_refused_without_reading_all_of_it():
+def test_a_large_file_is_rejected_without_reading_all_of_it():
     with pytest.raises(InputError, match="larger than 64 KiB"):
         fields.read("/dev/zero")
 
 
 @pytest.mark.parametrize("word", ["no", "'no'"])
-def test_no_is_text_for_strategies(word, tmp_path):
+def test_an_unquoted_no_is_text_for_strategies(word, tmp_path):
     path = tmp_path / "given.yaml"
     path.write_text(f"logging_strategy: {word}\neval_strategy: {word}\n")
     assert fields.read(str(path)) == {"logging_strategy": "no", "eval_strategy": "no"}
@@ -91,7 +91,7 @@ def test_a_mapping_may_be_written_as_json(tmp_path):
     ],
     ids=lambda text: text[:40],
 )
-def test_an_invalid_file_is_refused_in_one_sentence(text, said, tmp_path):
+def test_an_invalid_file_gets_a_one_sentence_error(text, said, tmp_path):
     path = tmp_path / "given.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=re.escape(said)) as error:

@@ -55,7 +55,7 @@ def alone(tmp_path_factory, tokenizer):
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
+def test_two_processes_train_the_same_weights_as_one(tmp_path, tokenizer, alone):
     options = {**SAME, "per_device_train_batch_size": 2, "steps_per_generation": 2}
     both = distributed(tmp_path, tokenizer, 2, "two", options)
     for name, weight in alone.items():
@@ -63,7 +63,7 @@ def test_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
 
 
 @pytest.mark.slow
-def test_sharded_by_fsdp_two_processes_train_what_one_does(tmp_path, tokenizer, alone):
+def test_two_fsdp_processes_train_the_same_weights_as_one(tmp_path, tokenizer, alone):
     options = {**SAME, "per_device_train_batch_size": 2, "steps_per_generation": 2}
     sharded = {
         "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",

@@ -7,13 +7,13 @@ from internal_policy.train import resume
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"target": "3", "problems": 1}'])
-def test_damaged_stages_of_a_run_are_refused_in_one_sentence(text, tmp_path):
+def test_damaged_stages_of_a_run_get_a_one_sentence_error(text, tmp_path):
     (tmp_path / "stages.json").write_text(text)
     with pytest.raises(InputError, match=r"stages\.json is damaged"):
         resume.known(tmp_path / "stages.json", target=(int, type(None)), problems=int)
 
 
-def test_a_run_whose_checkpoints_have_no_manifest_is_refused(tmp_path):
+def test_a_run_whose_checkpoints_have_no_manifest_is_rejected(tmp_path):
     """They were written before checkpoints recorded their files."""
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"weights")

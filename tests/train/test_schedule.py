@@ -12,7 +12,7 @@ def test_a_phase_is_parsed_from_text():
 
 
 @pytest.mark.parametrize("text", ["5.resid_post", "5.resid_post:0", "5.resid_post:-1", "5.nowhere:3", ":3", "5:3"])
-def test_an_invalid_phase_is_refused(text):
+def test_an_invalid_phase_is_rejected(text):
     with pytest.raises(InputError, match=r"hook point|phase"):
         Phase.parse(text)
 
@@ -24,5 +24,5 @@ def test_phases_follow_one_another_and_end_with_the_whole_policy():
     ]  # fmt: skip
 
 
-def test_without_phases_the_whole_policy_is_trained_from_the_start():
+def test_without_phases_the_whole_policy_is_always_trained():
     assert point_at((), 0) == FINAL
