@@ -23,6 +23,8 @@ FLAT = 0.05
 """A smaller change of entropy along the layers, in nats, is called none."""
 FEW = 16
 """Fewer responses may be too few to tell whether a layer's FFN raises the entropy; training scans 32."""
+STARTED_AS = ("internal-policy", "internal-policy.exe", "__main__.py")
+"""Names of the program in the command that a scan records."""
 SHORTEST = 4
 """Fewest digits of a scan's digest in a command."""
 EFFECTS = dict(zip(STAGES, ("raise {}", "don't change {} significantly", "lower {}"), strict=True))
@@ -116,21 +118,23 @@ def saturation(one: View, layers: pd.DataFrame, means: pd.DataFrame) -> str | No
         entropy = means.loc[wrong.index, "resid_post"]
         sure = f" (entropy {_between(entropy)} nats)"
     return (
-        f"Raw hidden states are saturated in {len(wrong)} of {counted(len(kl), 'layer')}: their policies are sure"
-        f"{sure} of tokens that the model wouldn't choose (KL from the model's {_between(wrong)} nats; a uniform "
-        f"policy has at most {_nats(uniform)}). Read them through the final norm instead: --readout norm."
+        f"Raw hidden states are saturated in {len(wrong)} of {counted(len(kl), 'layer')}: they are sure{sure} of "
+        f"tokens that the model wouldn't choose (KL from its own policy: {_between(wrong)} nats; a uniform guess has "
+        f"at most {_nats(uniform)}). Read them through the final norm instead: --readout norm."
     )
 
 
 def with_norm(command: Sequence[str]) -> str:
     """The command of a scan with `--readout both`, and without its folder, which holds the scan; empty if unknown."""
-    kept, words = [], iter(command)
+    if len(command) < 2 or Path(command[0]).name not in STARTED_AS or command[1] != "scan":
+        return ""
+    kept, words = ["internal-policy"], iter(command[1:])
     for word in words:
         if word in ("--readout", "--output", "-o"):
             next(words, None)
         elif not word.startswith(("--readout=", "--output=", "-o=")) and word not in ("--remeasure", "--json"):
             kept.append(word)
-    return shlex.join([*kept, "--readout", "both"]) if kept[:2] == ["internal-policy", "scan"] else ""
+    return shlex.join([*kept, "--readout", "both"])
 
 
 def about_training(one: View, changes: pd.DataFrame) -> list[str]:

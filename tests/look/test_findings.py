@@ -105,8 +105,8 @@ def sure_and_wrong(layers: pd.DataFrame) -> pd.DataFrame:
 
 def test_raw_is_saturated_where_most_layers_are_worse_than_a_uniform_policy():
     first = findings.findings(altered(sure_and_wrong)).sentences[0]
-    assert first.startswith("Raw hidden states are saturated in 6 of 8 layers: their policies are sure (entropy 0.016")
-    assert "(KL from the model's 50.0 nats; a uniform policy has at most 6.10)" in first
+    assert first.startswith("Raw hidden states are saturated in 6 of 8 layers: they are sure (entropy 0.016")
+    assert "(KL from its own policy: 50.0 nats; a uniform guess has at most 6.10)" in first
     assert first.endswith("--readout norm.")
 
 
@@ -135,6 +135,19 @@ def test_a_saturated_scan_without_the_norm_readout_gives_the_command_that_measur
         "internal-policy scan --model demo-qwen3 --problems data/problems/heldout.jsonl --limit 20 --readout both",
         f"internal-policy plot {tmp_path}/mine change -o change.html",
     )
+
+
+@pytest.mark.parametrize(
+    "program", ["internal-policy", "/venv/bin/internal-policy", "/src/internal_policy/__main__.py"]
+)
+def test_the_command_that_measures_the_norm_readout_too_keeps_the_other_options(program):
+    command = [program, "scan", "--readout", "raw", "--model", "my model", "-o", "mine", "--output=mine", "--json"]
+    assert findings.with_norm(command) == "internal-policy scan --model 'my model' --readout both"
+
+
+@pytest.mark.parametrize("command", [[], ["notebook.py"], ["pytest", "scan"], ["internal-policy", "fit-lens"]])
+def test_a_scan_that_no_command_made_gives_no_command(command):
+    assert findings.with_norm(command) == ""
 
 
 def test_three_responses_are_too_few_for_stages():
