@@ -9,7 +9,7 @@ import show
 import streamlit as st
 
 from internal_policy import bundle
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 from internal_policy.look import catalogue, theme, view
 from internal_policy.look.catalogue import Choice, Data
 from internal_policy.look.statistics import Average
@@ -83,7 +83,7 @@ def _label(name: str, of: tuple[str, int, int]) -> str:
     record = store.record(Path(of[0]))
     readouts = " and ".join(map(theme.short, record["selection"]["readouts"]))
     day, digest = theme.short(record["created"][:10]), theme.short(record["digest"][:8])
-    return f"{theme.short(record['model'])} · {readouts} · {record['rollouts']} rollouts · {day} · {digest}"
+    return f"{theme.short(record['model'])} · {readouts} · {counted(record['rollouts'], 'rollout')} · {day} · {digest}"
 
 
 @st.cache_data(max_entries=1000, show_spinner=False)

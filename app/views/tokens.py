@@ -8,7 +8,7 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 from internal_policy.look import catalogue, tokens
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.view import View
@@ -49,14 +49,14 @@ def choose_rollout(looked: View) -> int:
     with st.container(key="problem", border=True):
         show.long_text(row["problem"])
         answer = "" if pd.isna(row["answer"]) else f"answer {show.line(str(row['answer']))} · "
-        st.text(f"{answer}{marked(row['reward'])} · {row['tokens']} tokens")
+        st.text(f"{answer}{marked(row['reward'])} · {counted(row['tokens'], 'token')}")
     return rollout
 
 
 def label(row: dict[Any, Any]) -> str:
     """What the list calls a rollout."""
     problem = show.line(row["problem"][:80])
-    return f"{row['rollout']} · {marked(row['reward'])} · {row['tokens']} tokens · {problem}"
+    return f"{row['rollout']} · {marked(row['reward'])} · {counted(row['tokens'], 'token')} · {problem}"
 
 
 def marked(reward: float | None) -> str:

@@ -24,9 +24,9 @@ from internal_policy.cli.common import (
     Sources,
     Text,
 )
-from internal_policy.cli.console import document, out
+from internal_policy.cli.console import document, out, uncut
 from internal_policy.cli.inventory import EVALUATION
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,8 +192,8 @@ def _check_answers(name: str, problems: "list[Problem]") -> None:
     if without:
         has = "no answer" if problems[without[0] - 1].answer is None else "an answer in prose, which can't be marked"
         raise InputError(
-            f"{len(without)} of the {len(problems)} problems of {name} can't be marked. Problem {without[0]} has {has}."
-            " Name the column that holds short answers with --answer-column, or remove these problems."
+            f"{len(without)} of {counted(len(problems), 'problem')} of {name} can't be marked. Problem {without[0]} "
+            f"has {has}. Name the column that holds short answers with --answer-column, or remove these problems."
         )
 
 
@@ -241,10 +241,9 @@ def printed(
         if row["problems"] in unmarked:
             mean, between, passed = "not marked", "", [""] * len(ks)
         table.add_row(escape(row["problems"]), f"{row['number']:,}", mean, between, *passed, f"{100 * row['cut']:.1f}")
-    wanted = out.measure(table, options=out.options.update(width=1000)).maximum
-    out.print(table, width=max(out.width, wanted))  # no number is left out on a narrow terminal
+    uncut(table)
     out.print(
-        f"Percentages over {samples} responses per problem, with 95 % Wilson intervals over problems; "
+        f"Percentages over {counted(samples, 'response')} per problem, with 95 % Wilson intervals over problems; "
         "cut: stopped at the length limit."
     )
     for name in [name for name in unmarked if name != ALL]:

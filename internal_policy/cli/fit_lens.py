@@ -26,7 +26,7 @@ from internal_policy.cli.common import (
     RolloutOptions,
 )
 from internal_policy.cli.console import document, out
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,8 +194,8 @@ def printed(path: Path, about: Mapping[str, Any], kl: "pd.DataFrame", *, as_json
     out.print(table)
     fitted, held = about["fitted_on"], about["held_out"]
     out.print(
-        f"Of {held['rollouts']:,} held-out responses ({held['tokens']:,} tokens), fitted on {fitted['rollouts']:,} "
-        f"({fitted['tokens']:,}); the interval is over responses."
+        f"Of {counted(held['rollouts'], 'held-out response')} ({counted(held['tokens'], 'token')}), fitted on "
+        f"{fitted['rollouts']:,} ({fitted['tokens']:,}); the interval is over responses."
     )
     command = f"internal-policy scan --model {about['model']} --lens {path} --sites {about['sites']}"
     out.print(f"Lens: {escape(str(path))}. Scan with it: {escape(command)}")

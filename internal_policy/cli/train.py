@@ -19,7 +19,7 @@ from internal_policy import bundle, files
 from internal_policy.cli import outputs, prepared, progress
 from internal_policy.cli.console import document, out
 from internal_policy.cli.train_options import Train
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 from internal_policy.models import loading, templates
 from internal_policy.secrecy import redacted
 
@@ -210,7 +210,7 @@ def _suggested(options: Train, setup: "Setup", config: "BuPOConfig") -> int | No
     from internal_policy.train import run as training
 
     stages = training.stages(setup, config, progress.bar)
-    reason = f"{targets.in_words(stages)} (From a scan of {stages['problems']} responses.)"
+    reason = f"{targets.in_words(stages)} (From a scan of {counted(stages['problems'], 'response')}.)"
     if stages["target"] is None and options.method == "bupo":
         raise InputError(f"{reason} Choose a layer with --layer.")
     if options.method == "bupo":
@@ -284,5 +284,5 @@ def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, *, as_json: b
         numbers = [f"{row[name]:.3f}" for name in ("reward", "entropy", "clip_fraction")]
         table.add_row(row["steps"], row["trained"], *numbers)
     out.print(table)
-    out.print(f"{len(metrics)} steps in {seconds:.0f} s. Model: {escape(str(folder / 'model'))}")
+    out.print(f"{counted(len(metrics), 'step')} in {seconds:.0f} s. Model: {escape(str(folder / 'model'))}")
     out.print(f"Measure it: internal-policy evaluate --model {escape(str(folder / 'model'))}")

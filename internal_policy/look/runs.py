@@ -182,7 +182,7 @@ def caption(name: str, metrics: pd.DataFrame, frame: pd.DataFrame | None = None)
     """The run, its phases and its number of scans on one plain line."""
     internal = metrics[metrics["phase"] == "internal"]
     first = f", {len(internal)} on {', '.join(dict.fromkeys(internal['target'].astype(str)))}"
-    said = [name, f"{int(metrics['step'].max())} steps{first if len(internal) else ''}"]
+    said = [name, f"{counted(int(metrics['step'].max()), 'step')}{first if len(internal) else ''}"]
     if frame is not None:
         said.append(f"{counted(frame['step'].nunique(), 'scan')} of the same responses")
     return " · ".join(said)

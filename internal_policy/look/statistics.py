@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 from internal_policy.look import bootstrap
 from internal_policy.measure.sites import CHANGES, ONLY_AT, WITH_FINAL
 
@@ -123,8 +123,8 @@ def not_finite(layers: pd.DataFrame, dtype: str) -> str | None:
     first = broken.sort_values("layer", kind="stable").iloc[0]
     where = "final" if first["site"] == "final" else f"{first['layer']}.{first['site']}"
     return (
-        f"Warning: in {broken['rollout'].nunique()} of {layers['rollout'].nunique()} rollouts some numbers are NaN or "
-        f"infinite, the first {first['measure']} at {where}: {overflow(dtype)}"
+        f"Warning: in {broken['rollout'].nunique()} of {counted(layers['rollout'].nunique(), 'rollout')} some numbers "
+        f"are NaN or infinite, the first {first['measure']} at {where}: {overflow(dtype)}"
     )
 
 

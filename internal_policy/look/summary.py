@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from internal_policy.errors import counted
 from internal_policy.look import comparison, statistics, theme, view
 from internal_policy.look.statistics import Average
 from internal_policy.look.targets import targets as by_part
@@ -96,13 +97,13 @@ def provenance(one: View) -> dict[str, str]:
         "model": record["model"],
         "revision": asked.get("revision"),
         "weights": asked.get("identity"),
-        "family": f"{record['family']}, {record['n_layers']} layers, d_model {record['d_model']}, "
+        "family": f"{record['family']}, {counted(record['n_layers'], 'layer')}, d_model {record['d_model']}, "
         f"vocabulary {record['d_vocab']:,}",
         "precision": f"{record['dtype']} on {record['device']}",
         "matrix product": record.get("product"),
         "readout": view.how(one.readout),
         "lens": asked.get("lens"),
-        "responses": f"{record['rollouts']:,}, {record['tokens']:,} tokens",
+        "responses": f"{record['rollouts']:,}, {counted(record['tokens'], 'token')}",
         "shown here": view.words(one) or "all of them",
         "problems": _problems(asked),
         "texts": _texts(asked.get("text") or ()),

@@ -118,7 +118,7 @@ BAD_EVALUATIONS = {
     ),
     "no answers": (
         ["--answer-column", "without"],
-        "10 of the 10 problems of problems can't be marked. Problem 1 has no answer.",
+        "10 of 10 problems of problems can't be marked. Problem 1 has no answer.",
     ),
     "hook point": (["--at", "5.nowhere"], "nowhere"),
     "twice": (["--problems", "a.jsonl", "a.jsonl"], "--problems names a.jsonl more than once"),

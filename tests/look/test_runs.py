@@ -100,7 +100,7 @@ def test_the_trained_layer_of_plain_grpo_is_the_one_it_watches():
 def test_the_caption_names_steps_phases_and_scans():
     said = runs.caption("one", steps("3.resid_post", "3.resid_post", "final"), FRAME)
     assert said == "one · 3 steps, 2 on 3.resid_post · 1 scan of the same responses"
-    assert runs.caption("two", steps("final")) == "two · 1 steps"
+    assert runs.caption("two", steps("final")) == "two · 1 step"
 
 
 def test_runs_in_the_cache_come_first_newest_first(root):
