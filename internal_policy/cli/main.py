@@ -55,7 +55,7 @@ def _run(words: Sequence[str]) -> bool | None:
     elif words[0] == "--version":
         out.print(f"internal-policy {internal_policy.__version__}")
     elif words[0].startswith("--tyro-"):  # tyro writes completions for shells
-        parsing.parse(COMMANDS, words)
+        parsing.complete(COMMANDS, words)
     elif words[0] not in COMMANDS:
         raise parsing.unknown_command(words[0], COMMANDS)
     elif HELP & {*words}:

@@ -120,6 +120,13 @@ def test_examples_are_commands_on_one_line(page: Page, capsys):
         assert len(example) <= 78
 
 
+def test_a_script_that_completes_words_in_a_shell_is_printed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--tyro-print-completion", "bash"])
+    assert not ended.value.code
+    assert "fit-lens" in capsys.readouterr().out
+
+
 # mistyped words
 
 
@@ -131,6 +138,7 @@ def test_examples_are_commands_on_one_line(page: Page, capsys):
         (["scan", "--sampels", "3"], "scan has no option --sampels. Did you mean --samples?"),
         (["scan", "--sampels=3"], "scan has no option --sampels. Did you mean --samples?"),
         (["plot", "demo-qwen3", "flow", "--outptu", "x.png"], "plot has no option --outptu. Did you mean --output?"),
+        (["--tyro-foo"], "The first word must be a command, not --tyro-foo."),
         (["scan", "--zzz"], "scan has no option --zzz. See internal-policy scan --help."),
         (["scan", "word"], "scan can't use 'word'. See internal-policy scan --help."),
         (["scan", "--top-k", "few"], "--top-k is 'few'. Use a whole number."),
