@@ -58,6 +58,8 @@ class Lens(JsonOptions, ModelOptions):
 
 def run(options: Lens) -> None:
     """Read each text and print it."""
+    if not options.text:
+        raise InputError('lens needs a text, such as "The capital of France is". See internal-policy lens --help.')
     progress.quiet()
     texts = _texts(options.text)
     config = loading.load_config(options.checkpoint)

@@ -160,6 +160,8 @@ class Prepared:
             raise InputError(
                 "--lens reads a hook point, but --at is final, the model's own policy. Add --at, such as 5.resid_post."
             )
+        if at == "final" and readout != "raw":
+            raise InputError(f"--readout {readout} only applies to a hook point. Add --at, such as 5.resid_post.")
         if self.lens is not None and readout != "raw":
             raise InputError(f"Both --lens and --readout {readout} are given. Use one of them.")
         point = HookPoint.parse(at)

@@ -41,6 +41,7 @@ LIMITS = {
     **dict.fromkeys(("steps", "prompts", "samples", "updates", "micro_batch", "internal_steps"), COUNT),
     **dict.fromkeys(("save_every", "max_new_tokens"), COUNT),
     **dict.fromkeys(("learning_rate", "temperature"), ABOVE_0),
+    "layer": (0, 2**31 - 1, "from 0, which is the first layer"),
     "seed": (0, 2**32 - 1, "from 0 to 4294967295"),
     "scan_every": (0, 2**31 - 1, "from 1 to 2147483647, or 0 to turn scans off"),
 }
@@ -78,10 +79,11 @@ def run(options: Train) -> None:
     from internal_policy.train import run as training  # after what is quick to refuse
 
     tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
-    model = loading.load_model(options.checkpoint, **_placed(options).arguments)
+    about = loading.load_config(options.checkpoint)
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
+    training.check(about, tokenizer, problems, chat, config, _point(options))
+    model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)
     setup = training.Setup(folder, model, tokenizer, problems, chat)
-    training.check(setup, config)
     if other:
         outputs.clear(folder, "run")
     if not (folder / resume.RUN).exists():  # nothing is written before everything is checked
@@ -192,6 +194,13 @@ def _target(options: Train, given: Mapping[str, Any], layer: int | None) -> "Hoo
     if layer is None:
         raise InputError("--internal-steps needs a layer. Add --layer.")
     return HookPoint(layer, options.site)
+
+
+def _point(options: Train) -> "HookPoint | None":
+    """The hook point that --layer names."""
+    from internal_policy.models.hooks import HookPoint
+
+    return None if options.layer is None else HookPoint(options.layer, options.site)
 
 
 def _placed(options: Train) -> Train:

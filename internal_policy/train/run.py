@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 from torch import nn
-from transformers import PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PrinterCallback
 
 from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.look import statistics, targets
-from internal_policy.models.families import inside
-from internal_policy.models.hooks import locate
+from internal_policy.models import hooks
+from internal_policy.models.hooks import HookPoint
 from internal_policy.models.passes import positions
 from internal_policy.scans.scan import scan
 from internal_policy.tasks.generate import check_prompts, generate
@@ -56,20 +56,30 @@ class Setup:
     """Arguments for the chat template; None for no template."""
 
 
-def check(setup: Setup, config: BuPOConfig) -> None:
-    """Raise InputError for a hook point, problem or length that would make training fail."""
-    for phase in config.phases:
-        locate(setup.model, phase.point)
-    dataset_of(setup.problems, setup.chat)
-    prompts = {n: encode_problem(setup.tokenizer, problem, setup.chat) for n, problem in enumerate(setup.problems)}
-    text = inside(setup.model).config.get_text_config()
+def check(
+    model: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    chat: Chat,
+    config: BuPOConfig,
+    layer: HookPoint | None = None,
+) -> None:
+    """Raise InputError for a hook point, problem or length that training with a model would fail at.
+
+    `layer` is a hook point besides those of `config` that is compared with others.
+    """
+    text = model.get_text_config()
+    for point in [*(phase.point for phase in config.phases), *([layer] if layer else [])]:
+        hooks.check(model, point, text.num_hidden_layers)
+    dataset_of(problems, chat)
+    prompts = {n: encode_problem(tokenizer, problem, chat) for n, problem in enumerate(problems)}
     longest = min(positions(text), config.vllm_max_model_length or sys.maxsize)
     check_prompts(prompts, config.max_completion_length or 0, longest, text.vocab_size)
     group = config.num_generations or 1
     needed = (config.generation_batch_size or group) // group
-    if len(setup.problems) < needed:
+    if len(problems) < needed:
         raise InputError(
-            f"There are {len(setup.problems)} problems, but a step takes {needed}. Lower --prompts, or add problems."
+            f"There are {len(problems)} problems, but a step takes {needed}. Lower --prompts, or add problems."
         )
 
 

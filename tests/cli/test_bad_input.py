@@ -204,3 +204,15 @@ def test_other_commands_refuse_in_a_sentence_too(words, here, capsys):
 def test_a_seed_out_of_range_is_refused_in_a_sentence(command, seed, here, capsys):
     assert main([command, "--seed", seed]) == 2
     one_sentence(capsys, f"seed is {seed}; it must be between 0 and 4294967295.", here)
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_a_readout_of_the_models_own_policy_is_refused_because_it_has_no_effect(command, asked, here, capsys):
+    assert main([command, *asked[1:], "--readout", "norm"]) == 2
+    one_sentence(capsys, "--readout norm only applies to a hook point. Add --at, such as 5.resid_post.", here)
+
+
+def test_a_lens_without_a_text_is_refused_before_the_model_is_loaded(here, capsys, monkeypatch):
+    monkeypatch.setattr("internal_policy.models.loading.load_model", None)
+    assert main(["lens"]) == 2
+    one_sentence(capsys, "lens needs a text, such as", here)

@@ -339,6 +339,22 @@ def test_invalid_options_are_refused_in_one_sentence_before_training(arguments, 
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--layer", "8"], "There is no hook point 8.resid_post: the model's layers are 0 to 7."),
+        (["--layer", "8", "--method", "grpo"], "There is no hook point 8.resid_post: the model's layers are 0 to 7."),
+        (["--layer", "-1"], "--layer is -1. Use a number from 0, which is the first layer."),
+        (["--max-new-tokens", "9999"], "2048 positions"),
+        (["--limit", "3"], "There are 3 problems, but a step takes 16"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_it_is_loaded(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", None)
+    assert main(["train", "--output", str(tmp_path / "run"), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("beta: 0.04", "has beta: 0.04, which can't be used: beta is 0.04"),
