@@ -14,6 +14,7 @@ import internal_policy as ip
 from internal_policy import bundle
 from internal_policy.cli import parsing
 from internal_policy.cli.commands import COMMANDS
+from internal_policy.look import known
 from internal_policy.measure.sites import SITES
 from internal_policy.tasks.pass_at_k import curves
 
@@ -167,6 +168,14 @@ def test_the_columns_of_policies_are_documented_with_their_sites():
         at = sites.get(where, where.split(", ")) if where else ("",)
         expected |= {name.strip("`").replace("SITE", site) for site in at}
     assert expected == set(pq.read_schema(SCAN / "policies-00000.parquet").names)
+
+
+def test_the_columns_of_the_exported_tokens_are_documented_with_their_types():
+    exported = next(known.tokens(SCAN)).schema
+    assert [(row[0].strip("`"), row[1]) for row in described("export --table tokens")] == [
+        (field.name, str(field.type).replace("float", "float32") if field.type == "float32" else str(field.type))
+        for field in exported
+    ]
 
 
 def test_the_columns_of_pass_at_k_are_documented():

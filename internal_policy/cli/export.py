@@ -2,30 +2,44 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import tyro
 
 from internal_policy.cli import outputs, progress
 from internal_policy.cli.common import OutputOptions, OutputPath, ScanName
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
+
+Table = Literal["layers", "policies", "tokens", "rollouts", "vocabulary"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(OutputOptions):
     """Write a table of a scan as one file.
 
+    The tables are:
+
+      layers      a row for each rollout x readout x layer x site
+      policies    a row for each token x readout x layer
+      tokens      a row for each token x readout: from which layer on the token is
+                  the top token (first_known)
+      rollouts    a row for each response
+      vocabulary  a row for each token id
+
+    docs/columns.md explains every column.
+
     For example:
     $ internal-policy export 3fa9
-    $ internal-policy export 3fa9 --table policies --format parquet -o p.parquet
+    $ internal-policy export 3fa9 --table tokens -o tokens.parquet
     """
 
     group: ClassVar = "Table"
     scan: ScanName
     """Scan to export: its folder, or the first digits of its name in `internal-policy ls`."""
-    format: Literal["csv", "json", "parquet"] = "csv"
-    """Format of the file."""
-    table: Literal["layers", "policies", "rollouts"] = "layers"
-    """Table to write: layers has a row for each rollout x readout x layer x site, policies one for each token x readout
-    x layer, and rollouts one for each response."""
+    table: Annotated[Table, tyro.conf.arg(metavar="TABLE")] = "layers"
+    """Table to write, from the list above."""
+    format: Annotated[Literal["csv", "json", "parquet"] | None, tyro.conf.arg(metavar="{csv,json,parquet}")] = None
+    """Format of the file; by default that of the name of --output, or csv."""
     output: OutputPath = None
     """File to write; by default TABLE.FORMAT here."""
 
@@ -33,13 +47,27 @@ class Export(OutputOptions):
 def run(options: Export) -> None:
     """Write a table of a scan as one file."""
     from internal_policy.scans import store
-    from internal_policy.scans.export import export_table
+    from internal_policy.scans.export import export_table, write
 
     folder = store.find(options.scan)
     store.record(folder)
-    path = options.output or Path(f"{options.table}.{options.format}")
-    if path.suffix != f".{options.format}":
-        raise InputError(f"--output is {path}, but --format is {options.format}. Use a name in .{options.format}.")
-    outputs.check_file(path, options.force, f".{options.format}")
-    rows = export_table(folder, options.table, options.format, path)
-    progress.note(f"Wrote {rows:,} rows to {path}.")
+    form = options.format or _format(options.output)
+    path = options.output or Path(f"{options.table}.{form}")
+    if path.suffix != f".{form}":
+        raise InputError(f"--output is {path}, but --format is {form}. Use a name in .{form}.")
+    outputs.check_file(path, options.force)
+    if options.table == "tokens":
+        from internal_policy.look import known
+
+        rows = write(known.tokens(folder), form, path, quoted=True)
+    else:
+        rows = export_table(folder, options.table, form, path)
+    progress.note(f"Wrote {counted(rows, 'row')} to {path}.")
+
+
+def _format(output: Path | None) -> str:
+    """The format that a file's name asks for. Raises InputError if it asks for none."""
+    ending = ".csv" if output is None else output.suffix
+    if ending not in (".csv", ".json", ".parquet"):
+        raise InputError(f"Can't write {output}. Use a name that ends in .csv, .json or .parquet.")
+    return ending.removeprefix(".")

@@ -1,6 +1,7 @@
 """Write a table of a scan as one CSV, JSON or Parquet file."""
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -11,16 +12,25 @@ from internal_policy import files
 from internal_policy.scans import store
 from internal_policy.tasks import formulas
 
+WITH_TEXTS = ("rollouts", "vocabulary", "tokens")
+"""Tables whose texts are quoted in CSV, because a lone carriage return in one would end its row."""
+
 
 def export_table(folder: Path, kind: str, form: str, path: Path) -> int:
-    """Write a table of a scan as one csv, json or parquet file; return the number of rows.
+    """Write a table of a scan as one csv, json or parquet file; return the number of rows."""
+    return write(store.pieces(folder, kind), form, path, quoted=kind in WITH_TEXTS)
 
-    In CSV, texts that a spreadsheet would run as formulas get a leading apostrophe, which `rows.read_rows` removes.
+
+def write(tables: Iterable[pa.Table], form: str, path: Path, *, quoted: bool = False) -> int:
+    """Write tables with the same columns below each other as one csv, json or parquet file; return the number of rows.
+
+    In CSV all texts are in quotes if `quoted`, and those that a spreadsheet would run as formulas get a leading
+    apostrophe, which `rows.read_rows` removes.
     """
     rows, writer = 0, None
-    quoting = csv.QUOTE_NONNUMERIC if kind == "rollouts" else csv.QUOTE_MINIMAL  # the latter lets a lone \r end a row
+    quoting = csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL
     with files.replacing(path) as temporary, temporary.open("wb") as file:
-        for table in store.pieces(folder, kind):
+        for table in tables:
             if form == "parquet":
                 writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
                 writer.write_table(table)
