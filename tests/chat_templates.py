@@ -1,4 +1,4 @@
-"""Small chat templates, each written as those of a family of models are."""
+"""Small chat templates, each in the style of a family of models."""
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

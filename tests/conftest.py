@@ -10,7 +10,9 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = "1"  # of every process: waiting for a second takes longer than all of a tiny model
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # in every process: waiting for a second thread takes longer than a whole tiny model
+)
 
 from jaxtyping import install_import_hook
 
@@ -38,7 +40,7 @@ from internal_policy.tasks.rollouts import Rollout
 __all__ = ["FAMILY_NAMES", "FEW", "LLAMA_SHAPED", "all_points", "hook_count", "read", "tiny_model"]
 
 transformers.logging.disable_progress_bar()  # tests read stderr
-settings.register_profile("tests", deadline=None, derandomize=True)  # a busy machine is no failure
+settings.register_profile("tests", deadline=None, derandomize=True)  # a busy machine must not fail a test
 settings.load_profile("tests")
 
 CORPUS = [
@@ -78,12 +80,12 @@ def moved(model: Any) -> Any:
 
 
 def conversation(question: str, answer: str) -> tuple[Message, Message]:
-    """A question of the user and the assistant's answer."""
+    """A question from the user and the assistant's answer."""
     return Message(role="user", content=question), Message(role="assistant", content=answer)
 
 
 def jsonl(path: Path, *rows: Any) -> Path:
-    """Write rows as JSON Lines, a string as it is; return the path."""
+    """Write rows as JSON Lines, and strings unchanged; return the path."""
     lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
@@ -94,7 +96,7 @@ SUMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10
 
 
 def rewarded(folder: Path, rewards: Sequence[float | None]) -> None:
-    """Give the rollouts of a scan other rewards, again and again from the first, and record it."""
+    """Replace the rewards of a scan's rollouts, repeating `rewards` as needed, and update its record."""
     record = json.loads((folder / store.RECORD).read_text())
     for path in store.parts(folder, "rollouts"):
         table = pq.read_table(path)
@@ -129,7 +131,7 @@ def model(family) -> PreTrainedModel:
 
 
 def read(model, points, input_ids) -> dict:
-    """The hidden states at `points`, each as it was reached."""
+    """The hidden states at `points`, in the order they are reached."""
     seen = {}
     with hooked(model, points, seen.__setitem__):
         model(input_ids)
@@ -147,12 +149,12 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def copied(tmp_path) -> Path:
-    """A copy of the bundled scan of demo-qwen3, to be damaged."""
+    """A copy of the bundled scan of demo-qwen3 that tests may damage."""
     return Path(shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", tmp_path / "copied"))
 
 
 def write_record(folder: Path, **given: Any) -> None:
-    """Write scan.json for the Parquet files of a folder, as of a scan of a small model."""
+    """Write scan.json for the Parquet files in a folder, as for a scan of a small model."""
     selection = {"layers": [0], "sites": ["resid_post"], "readouts": ["raw"], "measures": ["entropy"], "top_k": 0}
     text = {name: "x" for name, kind in records.FIELDS.items() if kind is str}
     number = {name: 1 for name, kind in records.FIELDS.items() if kind is int}
@@ -196,7 +198,7 @@ PIECES_CORPUS = ["the boat and the other boat", "the answer is \\boxed{12}.", "W
 
 @pytest.fixture(scope="session")
 def sentencepiece() -> PreTrainedTokenizerFast:
-    """Llama 2's kind with 319 tokens: pieces that begin with a space, a token for each byte, and a BOS that is added.
+    """A tokenizer like Llama 2's with 319 tokens: pieces with leading spaces, a token per byte, and an added BOS.
 
     Its decoder drops the first space of a text. The template is Llama 2's, which has no generation prompt.
     """
@@ -247,7 +249,7 @@ def asked(folder, problems) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, tokenizer) -> dict[str, Path]:
-    """Folders with a tiny model and a tokenizer, by family: with other names in its configuration, or sites missing."""
+    """Folders with a tiny model and a tokenizer, by family: other configuration names, or missing sites."""
     paths = {}
     for name in ("gpt2", "gemma3", "gpt_neox", "granite", "mixtral"):
         paths[name] = saved(tiny_model(name), tokenizer, tmp_path_factory.mktemp(name))
@@ -268,7 +270,7 @@ def undisturbed(asked: list[str], path: Path) -> dict[str, bytes]:
 
 
 def interrupt_the_second_batch(monkeypatch) -> list[int]:
-    """Ctrl-C in the second batch of 4; the list gets the first prompt of each batch that is begun."""
+    """Press Ctrl-C in the second batch of 4; the list collects the first prompt number of each started batch."""
     from internal_policy.scans import sampling
 
     sampled, first_prompts = sampling.batch, []

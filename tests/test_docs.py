@@ -1,4 +1,4 @@
-"""The documentation runs, and names what there is."""
+"""The documentation's examples run, and it covers all commands, columns and figures."""
 
 import ast
 import re
@@ -136,7 +136,7 @@ def described(heading: str) -> list[list[str]]:
     """The rows of the table below a heading of docs/columns.md, a list of cells each."""
     section = COLUMNS.partition(f"\n### {heading}\n")[2].partition("\n#")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
-    return rows[2:]  # below the names and the rule
+    return rows[2:]  # below the header
 
 
 def names(heading: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""What must never be: which file may import which."""
+"""Rules of the code: imports, sizes and first sentences of files."""
 
 import ast
 import runpy
@@ -30,7 +30,7 @@ def loaded(statement: str) -> set[str]:
 
 
 def linted(package: Path) -> subprocess.CompletedProcess:
-    """What import-linter says of a copy of the package beside its contracts."""
+    """The output of import-linter on a copy of the package with its contracts."""
     code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     return subprocess.run(
         [sys.executable, "-c", code, "--no-cache"], capture_output=True, text=True, cwd=package.parent
@@ -44,7 +44,7 @@ def test_folders_import_only_from_those_below():
 
 @pytest.fixture(scope="module")
 def complaints(tmp_path_factory) -> str:
-    """What import-linter says of a copy of the package with all `FORBIDDEN` imports."""
+    """The output of import-linter on a copy of the package with all `FORBIDDEN` imports."""
     folder = tmp_path_factory.mktemp("package")
     shutil.copytree(PACKAGE, folder / "internal_policy", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)

@@ -1,4 +1,4 @@
-"""What an installation has, and what works with less of it."""
+"""Requirements of an installation, and what works without torch."""
 
 import json
 import os
@@ -46,12 +46,12 @@ print(json.dumps(done))
 
 
 def pythons(value) -> set[str]:
-    """The versions of Python that a piece of the workflow names."""
+    """The Python versions in a piece of the workflow."""
     return set(re.findall(r"'(3\.\d+)'", repr(value)))
 
 
 def names(requirements: list[str]) -> set[str]:
-    """The packages of a list of requirements."""
+    """The packages in a list of requirements."""
     return {re.split(r"[\[<>=!]", requirement)[0] for requirement in requirements}
 
 
@@ -83,7 +83,7 @@ def test_every_direct_dependency_has_a_tested_version():
 
 @pytest.fixture(scope="module")
 def without_models(tmp_path_factory) -> dict[str, tuple[int, str]]:
-    """The exit code and stderr of each command where torch and the other packages of `models` are missing."""
+    """The exit code and stderr of each command without torch and the other packages of `models`."""
     commands = {**LOOKING, **{name: [] for name in RUNNING}, "fit-lens": ["--output", "lens.safetensors"]}
     folder = tmp_path_factory.mktemp("without")
     done = subprocess.run(

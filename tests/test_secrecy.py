@@ -1,4 +1,4 @@
-"""Saved files hold no secrets."""
+"""Saved files contain no secrets."""
 
 import pickle
 

@@ -154,7 +154,7 @@ def caller(tmp_path, code: str) -> subprocess.Popen[str]:
 
 
 def ends(pid: int) -> bool:
-    """Whether a process ends, for which it has half a minute."""
+    """Whether a process ends within half a minute."""
     for _ in range(600):
         try:
             os.kill(pid, 0)
@@ -177,7 +177,7 @@ def test_a_worker_ends_when_its_caller_is_killed(working, tmp_path, code):
     with caller(tmp_path, code) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
-        time.sleep(0.3)  # it is in what `code` says by now
+        time.sleep(0.3)  # by now it runs `code`
         process.kill()
         gone = ends(pid)
         with suppress(ProcessLookupError):

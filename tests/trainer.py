@@ -1,4 +1,4 @@
-"""A BuPO trainer of a tiny model, for tests; run as a script it is one of several processes."""
+"""A BuPO trainer of a tiny model for tests; as a script, it runs as one of several processes."""
 
 import json
 import os
@@ -19,13 +19,13 @@ PROMPTS = [f"What is {a} + {b}?" for a in range(3, 7) for b in range(2, 4)]
 
 
 def by_length(completions: list[Any], **_: Any) -> list[float]:
-    """A reward with spread that a random model gets: the share of letters in a response."""
+    """A reward that varies for a random model: the share of letters in a response."""
     texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
     return [sum(letter.isalpha() for letter in text) / max(len(text), 1) for text in texts]
 
 
 class Fixed(BuPOTrainer):
-    """Responses are made of the prompt and their number alone, so that processes can be compared."""
+    """Make responses from the prompt and their number alone, to compare numbers of processes."""
 
     def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
         first = self.accelerator.process_index * len(prompt_ids)
@@ -37,7 +37,7 @@ class Fixed(BuPOTrainer):
 
 
 class Sharded(Fixed):
-    """FSDP on a CPU: accelerate shards for what it takes to be GPUs alone."""
+    """FSDP on a CPU, although accelerate only shards for GPUs."""
 
     def create_accelerator_and_postprocess(self) -> None:
         PartialState().distributed_type = DistributedType.MULTI_GPU
@@ -46,7 +46,7 @@ class Sharded(Fixed):
 
 
 def trainer(folder: Path, tokenizer: Any, model: Any = None, kind: Any = BuPOTrainer, **options: Any) -> Any:
-    """A generation batch is 8 responses to 4 prompts in 4 passes and 2 updates, unless `options` say otherwise."""
+    """A generation batch is 8 responses to 4 prompts in 4 passes and 2 updates, unless `options` change that."""
     extra = {name: options.pop(name) for name in ("callbacks", "eval_dataset", "peft_config") if name in options}
     config = BuPOConfig(
         **{
@@ -96,4 +96,4 @@ if __name__ == "__main__":
         torch.save({name: tensor.clone() for name, tensor in state.items()}, asked["output"])
     run.accelerator.end_training()
     sys.stdout.flush()
-    os._exit(0)  # a thread of gloo that is still there when Python ends may abort the process
+    os._exit(0)  # a gloo thread that outlives Python may abort the process

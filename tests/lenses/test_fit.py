@@ -1,4 +1,4 @@
-"""A lens is fitted to the model's own policy, measured on what it has not seen, and leaves the model alone."""
+"""A lens is fitted to the model's own policy, measured on unseen texts, and doesn't change the model."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,12 +22,12 @@ def rollouts(number, seed=0, problem="problem {}"):
 
 
 def flat(model):
-    """`model` with a policy that is not sure of itself, as a language model's is not: fewer texts say more about it."""
+    """`model` with a policy of higher entropy, like a language model's: a fit then needs fewer texts."""
     model.get_output_embeddings().weight.data.mul_(0.1)
     return model
 
 
-# what is fitted
+# the fit
 
 
 def test_the_stream_gets_a_translator_at_the_embeddings_and_after_each_layer_but_the_last():
@@ -77,7 +77,7 @@ def test_the_first_step_follows_the_negative_gradient_of_the_kl(llama):
     torch.testing.assert_close(final.sort(0).values, final_too.sort(0).values)
     logits = unembed(llama, state + state @ weight.T, "norm").log_softmax(-1)
     (gradient,) = torch.autograd.grad(kl_div(logits, final_too, reduction="batchmean", log_target=True), weight)
-    # the first step of Adam is its rate, 0.32 / 32, against the sign of the gradient
+    # Adam's first step is its rate, 0.32 / 32, against the sign of the gradient
     clear = gradient.abs() > 1e-4
     assert clear.double().mean() > 0.9
     torch.testing.assert_close(translators.at[point].weight[clear], -0.01 * gradient.sign()[clear], rtol=1e-3, atol=0)
@@ -121,7 +121,7 @@ def test_every_step_reports_its_progress(llama):
     assert told == [(1, 10)] * 3
 
 
-# what it is measured on
+# the held-out part
 
 
 def test_no_problem_is_both_fitted_and_held_out():
@@ -162,7 +162,7 @@ def test_the_reported_kl_equals_that_of_the_policies(llama):
             assert found[point.layer, point.site, name] == pytest.approx(expected.item(), rel=1e-5)
 
 
-# what cannot be
+# errors
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A lens is one more readout: any callable, or affine translators that a file holds."""
+"""A lens is another readout: any callable, or affine translators from a file."""
 
 import inspect
 from dataclasses import replace
@@ -28,7 +28,7 @@ POINTS = [HookPoint(0, "resid_pre"), HookPoint(0, "resid_post"), HookPoint(1, "r
 
 
 def halved(hidden, point):
-    """A lens that depends on the hook point, and does without the norm."""
+    """A lens that depends on the hook point, and doesn't use the norm."""
     return hidden / (2 + point.layer)
 
 
@@ -212,7 +212,7 @@ def test_a_scan_through_a_lens_agrees_with_policy_logits(model, tokenizer):
     found = scan(model, tokenizer, [one], layers=[1], readouts=("raw", halved))
     rows = found.policies[(found.policies["readout"] == "halved") & (found.policies["layer"] == 1)]
     for site in {*SITES} & {str(name).partition(".")[0] for name in rows}:
-        point = canonical(1, site)  # what the lens is told
+        point = canonical(1, site)  # the hook points that the lens receives
         with torch.no_grad():
             logits = policy_logits(model, point, halved, input_ids=torch.tensor([one.ids]))[0, 3:-1]
         expected = torch.distributions.Categorical(logits=logits).entropy()
@@ -456,7 +456,7 @@ def test_a_pickle_is_rejected_with_the_command_that_converts_it(name, llama, tmp
     with pytest.raises(InputError, match=r"is a pickle, which can run code when loaded\. Convert it") as error:
         lens.load(tmp_path / name, llama)
     command = str(error.value).partition('python -c "')[2].partition('"`')[0]
-    exec(command, {})  # what the sentence says works, in any folder
+    exec(command, {})  # the command in the error works in any folder
     assert (
         lens.load((tmp_path / name).with_suffix(".safetensors"), llama).translators.at.keys()
         == lens.load(path, llama).translators.at.keys()

@@ -1,4 +1,4 @@
-"""The numbers of a policy, tile by tile, against torch.distributions over all logits at once in float64."""
+"""The tiled numbers of a policy agree with torch.distributions over all logits at once in float64."""
 
 import math
 import weakref
@@ -36,7 +36,9 @@ def measure(hidden, weight, targets, scale=None, **fields):
 
 def reference(hidden, weight, targets, scale=None, top_k=5, transform=LogitTransform()):  # noqa: B008
     """The same numbers from all logits at once, in float64."""
-    logits = hidden.double() @ weight.double().T  # in the order of the policy, but with none of the ties of a transform
+    logits = (
+        hidden.double() @ weight.double().T
+    )  # in the order of the policy, but without the ties that a transform makes
     policy = Categorical(logits=transform(logits))
     final = Categorical(logits=transform(logits[:1]))
     aim = logits.gather(-1, targets.expand(len(hidden), -1).unsqueeze(-1))
@@ -49,7 +51,7 @@ def reference(hidden, weight, targets, scale=None, top_k=5, transform=LogitTrans
         "entropy": policy.entropy(),
         "logprob": policy.log_prob(targets),
         "rank": (logits > aim).sum(-1) + 1,
-        "kl": (final.probs * (final.logits - policy.logits)).sum(-1),  # kl_divergence says inf where exp underflows
+        "kl": (final.probs * (final.logits - policy.logits)).sum(-1),  # kl_divergence gives inf where exp underflows
         "topk_ids": logits.topk(top_k).indices,
         "topk_probs": top.values,
         "entropy_at_input_norm": at_input_norm,
@@ -57,7 +59,7 @@ def reference(hidden, weight, targets, scale=None, top_k=5, transform=LogitTrans
 
 
 def assert_close(found, expected, atol, rtol=0.0):
-    """Where both are NaN they agree."""
+    """Assert that values are close; NaN equals NaN."""
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         torch.testing.assert_close(
@@ -117,7 +119,7 @@ def test_every_number_from_float32_states_is_close(std):
 def test_statistics_of_bfloat16_states_are_float32():
     hidden, weight, targets = states(d_vocab=3000, std=3.0, dtype=torch.bfloat16)
     found = measure(hidden, weight, targets)
-    expected = reference(hidden, weight, targets)  # of the same bfloat16 numbers
+    expected = reference(hidden, weight, targets)  # from the same bfloat16 numbers
     assert {found[name].dtype for name in ("entropy", "logprob", "kl")} == {torch.float32}
     assert (found["entropy"] - expected["entropy"]).abs().max() < 1e-5
 
@@ -165,7 +167,7 @@ def test_rising_logits_move_the_maximum_in_every_tile(monkeypatch):
     monkeypatch.setattr(kernel, "TILE_VOCAB", 10)
     hidden, weight, targets = states(points=3, positions=2, d_model=1)
     weight = torch.arange(300, dtype=torch.float64).unsqueeze(1)
-    for sign in (1, -1):  # falling logits: never again after the first
+    for sign in (1, -1):  # falling logits only move it in the first tile
         states_ = sign * hidden.abs()
         scale = torch.full((1, 2), 0.5, dtype=torch.float64)
         found = measure(states_, weight, targets, scale=scale)
@@ -178,7 +180,7 @@ def test_uniform_policies_have_entropy_ln_v_and_no_divergence(small_tiles):
     torch.testing.assert_close(found["entropy"], torch.full((3, 5), math.log(300), dtype=torch.float64))
     torch.testing.assert_close(found["logprob"], torch.full((3, 5), -math.log(300), dtype=torch.float64))
     assert found["kl"].abs().max() < 1e-14
-    assert found["rank"].eq(1).all()  # nothing is likelier
+    assert found["rank"].eq(1).all()  # no token is more likely
 
 
 def test_kl_matches_a_value_worked_by_hand():
@@ -251,7 +253,11 @@ def test_the_likeliest_tokens_are_found_through_groups(monkeypatch):
 def test_only_requested_measures_are_returned(name):
     hidden, weight, targets = states()
     found = measure(hidden, weight, targets, scale=torch.ones(1, 5, dtype=torch.float64), measures=[name])
-    names = {"topk": {"topk_ids", "topk_probs"}, "norm": set(), "cosine": set()}  # the last two are no policy's
+    names = {
+        "topk": {"topk_ids", "topk_probs"},
+        "norm": set(),
+        "cosine": set(),
+    }  # the last two don't belong to a policy
     assert found.keys() == names.get(name, {name})
 
 
@@ -275,7 +281,7 @@ def test_measuring_does_not_change_its_arguments(small_tiles):
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
-@pytest.mark.parametrize("std", SCALES)  # nearly every logit lies beyond the cap at the last
+@pytest.mark.parametrize("std", SCALES)  # with the last cap, nearly every logit is beyond it
 def test_every_number_is_correct_with_a_transform(small_tiles, std, transform):
     hidden, weight, targets = states(std=std)
     scale = torch.rand(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2
@@ -430,7 +436,7 @@ def test_a_transform_allocates_no_tensor_as_large_as_a_tile(monkeypatch, transfo
     assert made == {"mm.default", "new_empty.default"}  # the logits of a tile and the scratch
 
 
-# measure: numbers that are none
+# measure: NaN and infinity
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -463,7 +469,7 @@ def test_a_nan_policy_has_no_rank(small_tiles):
     hidden, weight, targets = states()
     hidden[2] = torch.nan
     rank = measure(hidden, weight, targets, measures=["rank"])["rank"]
-    assert not rank[2].eq(1).any()  # a broken model would otherwise be right about every token
+    assert not rank[2].eq(1).any()  # otherwise a broken model would rank every token first
 
 
 # measure: memory
@@ -518,7 +524,7 @@ def test_an_output_parallel_to_its_input_has_no_direction_change(small_tiles):
     found = measure(hidden, weight, targets, scale=norms[2:] / norms[1:2])
     direction = found["entropy_at_input_norm"][1] - found["entropy"][2]
     assert direction.abs().max() < 1e-12
-    assert (found["entropy"][1] - found["entropy"][2]).abs().max() > 0.1  # all of it is norm
+    assert (found["entropy"][1] - found["entropy"][2]).abs().max() > 0.1  # all of the change comes from the norm
 
 
 @pytest.mark.parametrize("std", SCALES)

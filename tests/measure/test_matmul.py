@@ -21,7 +21,7 @@ def factors(dtype, rows=70, d_model=96, tile=130):
 
 
 def worth(dtype=torch.float32):
-    """A matrix that is worth measuring, without its memory."""
+    """A matrix large enough to be measured, but without its memory."""
     return torch.empty(1, dtype=dtype).expand(matmul.WORTH_MEASURING // 64, 64)
 
 
@@ -46,7 +46,7 @@ def test_every_candidate_agrees_with_float64(name, dtype, rows):
 
 @pytest.mark.parametrize("name", candidates(torch.bfloat16, torch.bfloat16, CPU))
 def test_products_of_bfloat16_factors_are_exact(name):
-    # integers below 2^8 are bfloat16, their sums below 2^24 float32: nothing may be rounded
+    # integers below 2^8 are exact in bfloat16, and sums below 2^24 in float32: nothing may be rounded
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randint(-200, 200, (n, 64), generator=generator).bfloat16() for n in (70, 130))
     found = matmul.MATMULS[name](weight, 512)(hidden)
@@ -124,7 +124,7 @@ def test_the_choice_is_measured_only_once(monkeypatch):
 
     monkeypatch.setitem(matmul.MATMULS, "packed", counted)
     first = choose(worth(), torch.float32)
-    again = choose(worth().clone()[1:].repeat(2, 1), torch.float32)  # another matrix as wide
+    again = choose(worth().clone()[1:].repeat(2, 1), torch.float32)  # another matrix of the same width
     assert (first == again, len(measured)) == (True, 1)
 
 

@@ -1,4 +1,4 @@
-"""What the families do to their logits, against the models of transformers."""
+"""Logit transforms agree with the models of transformers."""
 
 import pytest
 import torch

@@ -40,13 +40,13 @@ KINDS = {
 
 
 def entropies(model, rollout):
-    """Of the model's own policy, in nats, where each response token is predicted."""
+    """Entropies of the model's own policy in nats, where each response token is predicted."""
     logits = model(torch.tensor([rollout.ids])).logits[0, len(rollout.prompt_ids) - 1 : -1]
     return torch.distributions.Categorical(logits=logits).entropy()
 
 
 def scanned(model, tokenizer, rollout):
-    """The same, as a scan measures it."""
+    """The same entropies from a scan."""
     found = scan(model, tokenizer, [rollout], measures=("entropy",), top_k=0)
     return torch.tensor(found.policies["final.entropy"].dropna().to_numpy()).double()
 

@@ -137,7 +137,7 @@ def test_the_stream_is_the_embedding_plus_all_module_outputs(states):
 
 
 def test_the_stream_starts_with_the_embedding(family, model, states, input_ids):
-    embedded = model.get_input_embeddings()(input_ids)  # Gemma scales inside of it
+    embedded = model.get_input_embeddings()(input_ids)  # Gemma scales inside it
     if family == "gpt2":
         embedded = embedded + model.get_submodule("transformer.wpe")(torch.arange(11))
     if family == "granite":
@@ -261,7 +261,7 @@ def test_a_model_without_an_unembedding_is_rejected(input_ids):
 
 
 def packed(linear):
-    """As bitsandbytes holds a matrix in four bits."""
+    """A four-bit matrix, as bitsandbytes stores it."""
     linear.weight = nn.Parameter(torch.zeros(linear.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
     return linear
 

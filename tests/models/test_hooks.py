@@ -1,4 +1,4 @@
-"""Hidden states are read live, by the thread that asked, and nothing stays behind."""
+"""Hidden states are read live, only by the thread that asked, and no hook is left behind."""
 
 import inspect
 import re
@@ -158,7 +158,7 @@ def test_passes_only_in_another_thread_are_an_error(llama, input_ids):
 
 
 def compiled(model, how):
-    """`model` with each of its layers compiled."""
+    """`model` with every layer compiled."""
     if how == "compile_regions":
         return compile_regions(model, backend="eager")
     for layer in decoder_layers(model):

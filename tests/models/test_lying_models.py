@@ -1,4 +1,4 @@
-"""With false values in a model's files, a scan works or ends with exit code 2 and one sentence, never a traceback."""
+"""With wrong values in a model's files, a scan works or ends with exit code 2 and one sentence, never a traceback."""
 
 import json
 import random
@@ -53,7 +53,7 @@ def file(request, base, adapter) -> Path:
 
 
 def places(value: Any, before: Place = ()) -> Iterator[Place]:
-    """Where there is something in a JSON value, three levels deep, without the vocabulary."""
+    """The places in a JSON value, up to three levels deep and without the vocabulary."""
     items = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
     for key, inside in items:
         yield (*before, key)
@@ -62,7 +62,7 @@ def places(value: Any, before: Place = ()) -> Iterator[Place]:
 
 
 def changed(value: Any, place: Place, new: Any) -> Any:
-    """A copy of a JSON value with another at `place`, or none where `new` is `...`."""
+    """A copy of a JSON value with `new` at `place`, or without that place if `new` is `...`."""
     copy = json.loads(json.dumps(value))
     inside: Any = copy
     for key in place[:-1]:
@@ -75,7 +75,7 @@ def changed(value: Any, place: Place, new: Any) -> Any:
 
 
 def scanned(file: Path, text: str | bytes, here: Path, capsys) -> tuple[int, str]:
-    """Exit code and stderr of a scan of the folder with another text in the file."""
+    """Exit code and stderr of a scan of the folder after replacing the text of the file."""
     shutil.rmtree(here / "m", ignore_errors=True)
     shutil.copytree(file.parent, here / "m")
     (here / "m" / file.name).write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -1,4 +1,4 @@
-"""Work that does not fit into memory is done in halves."""
+"""Work that doesn't fit into memory is done in halves."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ FULL: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 
 
 
 def of_at_most(n, error: Exception = FULL):
-    """Work on a machine whose memory is full with more than `n` items."""
+    """Work that runs out of memory with more than `n` items."""
 
     def work(part):
         if part.stop - part.start > n:
@@ -20,7 +20,7 @@ def of_at_most(n, error: Exception = FULL):
 
 
 def done(work, items):
-    """The parts that were done, and the sizes that `smaller` was told."""
+    """The parts that were done, and the sizes that `smaller` was called with."""
     told = []
     return in_halves(work, items, told.append), told
 

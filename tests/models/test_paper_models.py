@@ -1,4 +1,4 @@
-"""The models of the paper at their true sizes, on the meta device, and their prompts: R1-Distill's, OctoThinker's."""
+"""The paper's models at their true sizes, on the meta device, and the prompts of R1-Distill and OctoThinker."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +33,7 @@ from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollout
 
 @dataclass(frozen=True)
 class Size:
-    """What a checkpoint's config.json says, under its names; heads are 128 wide in all of them."""
+    """The values in a checkpoint's config.json, under their names there; all have heads of size 128."""
 
     model_type: str
     num_hidden_layers: int
@@ -54,9 +54,9 @@ class Published:
 
     size: Size
     billions: float
-    """Of parameters, as its checkpoint counts them."""
+    """Number of parameters, as its checkpoint counts them."""
     rope: tuple[float, float | None]
-    """Base of the rotary embedding, and by which factor Llama 3 stretches it."""
+    """Base of the rotary embedding, and the factor by which Llama 3 stretches it."""
 
 
 QWEN3_4B = Size("qwen3", 36, 2560, 9728, 32, 8, 151936, True, 40960)
@@ -76,7 +76,7 @@ PAPER = {
     "Qwen/Qwen2.5-Math-7B": Published(QWEN2_7B, 7.62, (1e4, None)),
     "meta-llama/Llama-3.2-3B-Instruct": Published(LLAMA_3B, 3.21, (5e5, 32.0)),
     "meta-llama/Llama-3.1-8B-Instruct": Published(LLAMA_8B, 8.03, (5e5, 8.0)),
-    # OctoThinker goes on training Llama's base models: their sizes
+    # OctoThinker continues training Llama's base models, and has their sizes
     "OctoThinker/OctoThinker-3B-Long-Base": Published(LLAMA_3B, 3.21, (5e5, 32.0)),
     "OctoThinker/OctoThinker-8B-Long-Base": Published(LLAMA_8B, 8.03, (5e5, 8.0)),
     "deepseek-ai/deepseek-math-7b-base": Published(DEEPSEEK_7B, 6.91, (1e4, None)),
@@ -110,7 +110,7 @@ def model(name) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def deep() -> PreTrainedModel:
-    """The one of 40 layers, at which the paper's code stops."""
+    """The model with 40 layers, the most that the paper's code supports."""
     return built("Qwen/Qwen3-14B")
 
 
@@ -213,12 +213,12 @@ def test_each_of_40_layers_is_scanned_under_its_own_number(tokenizer, input_ids)
     states = torch.cat(list(read(model, points, ids).values()))[:, 3:-1]  # token t is predicted at position t - 1
     expected = pd.DataFrame(entropy(unembed(model, states)).detach().numpy()).stack()
     found = policies.pivot(index="layer", columns="position", values=["resid_post.entropy", "final.entropy"])
-    assert list(found.index) == list(range(41))  # the model's own policy stands behind the last
+    assert list(found.index) == list(range(41))  # the model's own policy comes after the last layer
     found = found["resid_post.entropy"].fillna(found["final.entropy"]).stack()
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-# R1-Distill: tags in full-width characters, a thought that the prompt opens, and that earlier turns lose
+# R1-Distill: tags in full-width characters, and reasoning that the prompt opens and earlier turns lose
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 R1 = (
@@ -243,7 +243,7 @@ def answered(text: str, response: str = REASONED) -> list[Message]:
 
 
 def tagged(tokenizer, chat_template: str | None) -> PreTrainedTokenizerFast:
-    """A tokenizer that adds a BOS to what it is given; the tags are tokens of their own and, as there, not special."""
+    """A tokenizer that adds a BOS; as in R1-Distill, the tags are separate tokens and not special."""
     plain = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), bos_token=BOS, eos_token=EOS
     )
@@ -334,7 +334,7 @@ def test_no_response_is_ever_cut_silently(r1, template, pieces):
         _, ids = split_messages(r1, answered("3 + 4?", response), {"chat_template": template})
     except InputError:
         return
-    ended = response.rstrip()  # with an end of turn it gets no second
+    ended = response.rstrip()  # a response with an end of turn gets no second one
     assert r1.decode(ids) == (ended if ended.endswith(EOS) else response + EOS)
 
 

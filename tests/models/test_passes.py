@@ -44,7 +44,7 @@ POINT = HookPoint(1, "attn_out")
 
 
 def roped(kind, family="llama", **changes):
-    """A tiny model with this kind of rotary embedding, trained on 20 positions."""
+    """A tiny model with this kind of rotary embedding, and 20 trained positions."""
     rope = {"rope_type": kind, "rope_theta": 100.0, **ROPES[kind]}
     trained = 20 if kind in ("dynamic", "linear", "yarn") else 80
     if family == "phi3":
@@ -57,7 +57,7 @@ def rollouts(lengths=LENGTHS):
 
 
 def entropies(kind, one, point, family="llama"):
-    """At each response token, from `model(ids)` of a new model."""
+    """Entropies at each response token, from `model(ids)` of a new model."""
     logits = policy_logits(roped(kind, family), point, input_ids=torch.tensor([one.ids]))[0, 3:-1].detach()
     return Categorical(logits=logits).entropy().numpy()
 
@@ -131,7 +131,9 @@ def test_batches_do_not_change_layers_that_rotate_differently(monkeypatch, token
     changes = {"max_position_embeddings": 20 if kind == "dynamic" else 80, "rope_parameters": rope}
     changes["layer_types"] = ["full_attention", "sliding_attention", "full_attention"]
     in_pieces_of(monkeypatch, 7)
-    texts = rollouts([8, 35, 20, 21])  # nested rotations are read beyond max_position_embeddings by no layer but some
+    texts = rollouts(
+        [8, 35, 20, 21]
+    )  # with a rotation per kind of layer, only some layers read beyond max_position_embeddings
     monkeypatch.setattr(scan_module, "positions", lambda _: 80)
     found = scanned(tiny_model("gemma3_text", **changes), tokenizer, texts=texts)
     for number, one in enumerate(texts):
@@ -208,7 +210,7 @@ def test_a_model_in_training_mode_is_sampled_without_dropout(tokenizer):
     assert all(module.training for module in model.modules())
 
 
-# how many positions are read
+# number of positions
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A hidden state times the unembedding is a policy; inside `as_policy` the model is that policy, after it as before."""
+"""A hidden state times the unembedding is a policy; inside `as_policy` the model is that policy, and only there."""
 
 import copy
 from threading import Thread
@@ -21,7 +21,7 @@ LINEAR = [name for name in FEW if not FAMILIES[name].cap and "resid_mid" in FAMI
 
 
 def endless(model):
-    """`model` without an end-of-text token: responses have the length that was asked for."""
+    """`model` without an end-of-text token: responses have the requested length."""
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 1
     return model
@@ -39,7 +39,7 @@ def step_by_step(model, point, ids, n, readout: Readout = "raw"):
 
 
 def touched(model):
-    """Names of the parameters that have a gradient which is not zero."""
+    """Names of the parameters with a nonzero gradient."""
     return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
 
 
@@ -98,7 +98,9 @@ def test_gradient_stops_at_the_hook_point(model, input_ids, site):
     assert not [name for name in names if name.startswith((f"{row.layers}.2.", row.final_norm))]
 
 
-@pytest.mark.parametrize("family", [name for name in FEW if name != "gpt_oss"])  # whose experts are not all asked
+@pytest.mark.parametrize(
+    "family", [name for name in FEW if name != "gpt_oss"]
+)  # because not all of its experts are used
 def test_gradients_reach_every_module_up_to_the_layer(model, input_ids):
     policy_logits(model, HookPoint(1, "resid_post"), input_ids=input_ids).log_softmax(-1)[..., 7].sum().backward()
     path, names = family_of(model.config).layers, [name for name, _ in model.named_parameters()]
@@ -194,7 +196,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, input_ids, site)
         decoder_layers(each)[0].get_submodule("mlp").register_forward_pre_hook(lambda *_: calls.append(1))
         each.train()
         with as_policy(each, HookPoint(1, site)):
-            for _ in range(2):  # the second pass meets what recomputing the first left behind
+            for _ in range(2):  # the second pass would see leftovers of recomputing the first
                 each.zero_grad()
                 each(input_ids).logits.log_softmax(-1)[..., 7].sum().backward()
         return {name: p.grad for name, p in each.named_parameters() if p.grad is not None}, len(calls)
@@ -237,7 +239,7 @@ def test_generate_inside_as_policy_can_use_the_norm_readout(model, input_ids):
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_left_padding_does_not_change_what_generate_returns_inside_as_policy(model, input_ids, use_cache):
-    endless(model.float())  # in float64, Gemma 2's attention makes NaN of a position that sees nothing
+    endless(model.float())  # in float64, Gemma 2's attention gives NaN at a position that sees nothing
     point, short = HookPoint(1, "mlp_out"), input_ids[:1, :4]
     padded = torch.cat([torch.cat([torch.full((1, 7), 1), short], 1), input_ids[1:]])
     with as_policy(model, point):
@@ -264,7 +266,7 @@ def test_generate_inside_as_policy_works_with_a_sliding_window(family, window, i
 
 
 def test_generate_inside_as_policy_samples_from_the_internal_policy(llama):
-    endless(llama).lm_head.weight.data.mul_(0.1)  # a policy that is not sure of itself
+    endless(llama).lm_head.weight.data.mul_(0.1)  # a policy with high entropy
     point, ids, n = HookPoint(1, "resid_post"), torch.tensor([[7, 9, 30]]), 4000
     expected = policy_logits(llama, point, input_ids=ids)[0, -1].softmax(-1)
     torch.manual_seed(0)
@@ -312,7 +314,7 @@ def test_a_thread_started_inside_as_policy_generates_from_the_policy(llama, inpu
     assert text == tokenizer.decode(expected[0, 11:])
 
 
-# as_policy: what else the model may be
+# as_policy: compiled models and failed passes
 
 
 @pytest.fixture

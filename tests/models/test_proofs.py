@@ -1,4 +1,4 @@
-"""A row is proved on a tiny random model, and a row that is wrong is not."""
+"""A correct row is proved on a tiny random model, and a wrong one isn't."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -63,7 +63,7 @@ def test_a_row_whose_model_cannot_be_built_is_not_proved(monkeypatch):
 def test_a_hook_that_is_left_behind_is_found(monkeypatch):
     monkeypatch.setattr("torch.utils.hooks.RemovableHandle.remove", lambda _: None)
     found = prove("llama")["no hook is left behind after an exception"]
-    assert found == "24 hooks are left behind"  # 3 layers of 7 sites, FINAL, and the begin and end of a pass
+    assert found == "24 hooks are left behind"  # 3 layers of 7 sites, FINAL, and the start and end of a pass
 
 
 def test_a_broken_as_policy_is_found(monkeypatch):

@@ -1,4 +1,4 @@
-"""Each token id is written as the text that it adds to a response."""
+"""Each token id is written as the text it adds to a response."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from internal_policy.models.vocabulary import token_texts, vocabulary
 
 
 def text_of(tokenizer) -> dict[str, str]:
-    """The text of each piece, by the piece."""
+    """Piece -> its text."""
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     return dict(zip(pieces, vocabulary(tokenizer, len(tokenizer))["token"], strict=True))
 
@@ -28,7 +28,7 @@ def test_pieces_of_a_sentencepiece_vocabulary_keep_their_spaces_and_bytes(senten
 
 def test_only_ascii_characters_share_a_text_in_a_sentencepiece_vocabulary(sentencepiece):
     texts = vocabulary(sentencepiece, 320)["token"].tolist()
-    single = [chr(byte) for byte in range(128)]  # a letter may be a piece and a byte
+    single = [chr(byte) for byte in range(128)]  # a letter may be both a piece and a byte
     twice = {text for text in texts if texts.count(text) > 1}
     assert twice <= set(single)
 

@@ -1,4 +1,4 @@
-"""Cases of test_nnsight.py, run in a process of their own because importing nnsight changes the whole process."""
+"""Cases of test_nnsight.py, run in a separate process because importing nnsight changes the whole process."""
 
 import copy
 import io
@@ -68,7 +68,7 @@ def wrapped(model) -> Any:
 
 
 def states(envoy, points, input_ids, **inputs) -> dict:
-    """The hidden states that the reader hands over, each as it was reached."""
+    """The hidden states that the reader visits, in the order they are reached."""
     seen = {}
     with torch.no_grad():
         reader_of(envoy).run(points, seen.__setitem__, input_ids=input_ids, **{"use_cache": False, **inputs})
@@ -76,7 +76,7 @@ def states(envoy, points, input_ids, **inputs) -> dict:
 
 
 def close(one, other) -> None:
-    """To float32's rounding; ranks and likeliest tokens exactly."""
+    """Compare up to float32's rounding, but ranks and likeliest tokens exactly."""
     for name in one.policies.columns:
         a, b = one.policies[name].dropna(), other.policies[name].dropna()
         if a.dtype == object or not pd.api.types.is_float_dtype(a):
@@ -85,7 +85,7 @@ def close(one, other) -> None:
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-# one truth
+# agreement with our hooks
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -144,11 +144,11 @@ def test_an_edit_of_the_logits_is_rejected(llama, tokenizer, rollouts):
         scan(edited, tokenizer, rollouts)
 
 
-# no more than is needed
+# only what is needed runs
 
 
 def passes(model) -> list[str]:
-    """The names of the modules that run, as they do."""
+    """The names of the modules that run, in order."""
     seen = []
     for name, module in model.named_modules():
         module.register_forward_hook(lambda *_, name=name: seen.append(name))
@@ -181,7 +181,7 @@ def test_the_key_value_cache_is_filled_in_every_layer(llama, input_ids, points, 
 
 @pytest.fixture
 def untouched(llama, input_ids):
-    """A wrapper; afterwards it and its model are as they were."""
+    """A wrapper; on teardown, it and its model must be unchanged."""
     envoy = NNsight(llama)
     before, hooks, logits = dict(envoy.__dict__), hook_count(llama), llama(input_ids).logits
     yield envoy
@@ -219,7 +219,7 @@ def test_a_batch_that_does_not_fit_is_measured_in_halves(monkeypatch, llama, tok
     close(scan(replace(whole, run=run), tokenizer, rollouts), scan(llama, tokenizer, rollouts))
 
 
-# measured where the model is
+# remote scans
 
 
 def test_a_remote_scan_equals_one_by_hooks_bit_for_bit(whole, tokenizer, rollouts):
@@ -250,7 +250,7 @@ def test_long_texts_are_measured_remotely_piece_by_piece(monkeypatch, llama, who
         scan(door.remote(whole(llama), "local"), tokenizer, rollouts, readouts=BOTH),
         scan(llama, tokenizer, rollouts, readouts=BOTH),
     )
-    assert len(pieces) == times  # one token is predicted at 0, and the last at 13
+    assert len(pieces) == times  # the first token is predicted at 0, and the last at 13
 
 
 LONGROPE = {
@@ -309,7 +309,7 @@ def test_a_selection_is_measured_remotely(llama, whole, tokenizer, rollouts, par
 
 
 def measured(shape=(320, 32)):
-    """What a server says of random states."""
+    """What a server returns for random states."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(4, 6, 32, generator=generator), torch.randn(320, 32, generator=generator)
     asked: Any = {"readouts": ("raw",), "shape": shape, "transform": {"divisor": 1.0, "cap": None}, "together": 4}
@@ -364,7 +364,7 @@ def served(tmp_path_factory, tokenizer):
 
 @pytest.fixture
 def ndif(monkeypatch, tmp_path, served):
-    """NDIF, as far as it can be had here: another process. Gives what went there and what came back, in bytes."""
+    """A stand-in for NDIF in another process; returns the bytes sent to it and received from it."""
     sizes: dict[str, Any] = {"holds": "weights"}
     folder = served[0]
 
@@ -380,7 +380,7 @@ def ndif(monkeypatch, tmp_path, served):
     monkeypatch.setattr(RemoteBackend, "request", request)
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", "a-key")
     monkeypatch.setattr(nnsight.CONFIG.APP, "REMOTE_LOGGING", False)
-    monkeypatch.setitem(huggingface._ID_CACHE, "some/qwen3", "some/qwen3")  # what the hub would be asked
+    monkeypatch.setitem(huggingface._ID_CACHE, "some/qwen3", "some/qwen3")  # replaces a request to the hub
     return sizes
 
 
@@ -532,7 +532,7 @@ def test_the_command_line_reads_with_nnsight(served):
 
 @pytest.mark.usefixtures("ndif")
 def test_the_command_line_measures_on_ndif(served, responses, tmp_path, monkeypatch, capsys):
-    hub = tmp_path / "models--some--qwen3"  # what the hub's client would have downloaded: anything but weights
+    hub = tmp_path / "models--some--qwen3"  # what the hub's client would have downloaded: everything but weights
     shutil.copytree(served[0], hub / "snapshots" / "abc", ignore=shutil.ignore_patterns("*.safetensors"))
     (hub / "refs").mkdir()
     (hub / "refs" / "main").write_text("abc")

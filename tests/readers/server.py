@@ -1,4 +1,4 @@
-"""A server such as NDIF: runs what nnsight sent, in a process that has torch, transformers and nnsight, and no more."""
+"""A server such as NDIF: runs nnsight's requests in a process with torch, transformers and nnsight, and no more."""
 
 import io
 import sys
@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 held = AutoModelForCausalLM.from_pretrained(FOLDER, dtype="auto", attn_implementation="sdpa")
 model = TransformersModel(held, tokenizer=PreTrainedTokenizerFast.from_pretrained(FOLDER))
 objects = model._remoteable_persistent_objects()
-if HOLDS == "nothing":  # the sandbox of NDIF: the block runs apart from the model, reads places and calls modules
+if HOLDS == "nothing":  # NDIF's sandbox: the block runs apart from the model, reads hidden states and calls modules
     objects = {name: thing if name == "Interleaver" else None for name, thing in objects.items()}
     live, run, call = dict(model.named_modules()), Envoy.interleave, Envoy.__call__
 
@@ -32,7 +32,7 @@ if HOLDS == "nothing":  # the sandbox of NDIF: the block runs apart from the mod
     Envoy.interleave = elsewhere
     Envoy.__call__ = lambda self, *args, **kwargs: call(live[self.path], *args, **kwargs)
 tracer = RequestModel.deserialize(Path(ASKED).read_bytes(), objects, compress=True)
-with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):  # so does NDIF, for such a model
+with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):  # NDIF does this too, for such a model
     inc()
     tracer.execute(tracer.info.code)
     kept = {name: value for name, value in tracer.info.frame.f_locals.items() if id(value) in _saves()}

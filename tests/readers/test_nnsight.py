@@ -1,4 +1,4 @@
-"""nnsight hands over the hidden states that our hooks do, here and on a server; who does not ask never meets it."""
+"""nnsight reads the same hidden states as our hooks, here and on a server, and is imported only on request."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""TransformerLens hands over the same hidden states as our hooks, and its own readout agrees with ours."""
+"""TransformerLens reads the same hidden states as our hooks, and its own readout agrees with ours."""
 
 import re
 import warnings
@@ -33,7 +33,7 @@ from internal_policy.tasks.rollouts import of_ids
 
 
 def states(bridge, points, input_ids) -> dict:
-    """The hidden states that the reader hands over, each as it was reached."""
+    """The hidden states that the reader visits, in the order they are reached."""
     seen = {}
     with torch.no_grad():
         reader_of(bridge).run(points, seen.__setitem__, input_ids=input_ids, use_cache=False)
@@ -156,7 +156,7 @@ def test_a_folded_bridge_is_rejected(bridge, tokenizer, rollouts):
 
 
 def test_folding_does_change_the_raw_policies(bridge, input_ids):
-    """Why it is refused: the refusal would be for nothing if the numbers were the same."""
+    """This is why folding is rejected: equal numbers would need no error."""
     point = HookPoint(2, "resid_post")
     before = states(bridge, [point], input_ids)[point] @ bridge.W_U
     bridge.enable_compatibility_mode(disable_warnings=True)
@@ -179,7 +179,7 @@ def test_a_family_that_was_not_compared_is_rejected(tokenizer):
 def test_hooks_of_the_user_run_and_are_kept(bridge, input_ids):
     point = HookPoint(1, "mlp_out")
     bridge.add_hook("blocks.1.hook_mlp_out", lambda hidden, **_: torch.zeros_like(hidden))
-    bridge(input_ids)  # what the bridge registers itself as it first runs
+    bridge(input_ids)  # hooks that the bridge itself registers in its first run
     before = hook_count(bridge.original_model)
     for _ in range(2):
         assert not states(bridge, [point], input_ids)[point].any()

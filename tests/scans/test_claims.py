@@ -1,4 +1,4 @@
-"""A folder holds one piece of work, and says which settings another has."""
+"""A folder is for one piece of work; an error names the settings that differ."""
 
 import json
 

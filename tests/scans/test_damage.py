@@ -74,7 +74,7 @@ def finished(model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def scanned(finished, tmp_path) -> Path:
-    """A copy that tests may alter."""
+    """A copy of the scan that tests may alter."""
     return Path(shutil.copytree(finished, tmp_path / "scanned"))
 
 
@@ -85,7 +85,7 @@ def flip(path: Path, place: int) -> None:
 
 
 def looked_at(folders: list[Path], commands) -> list:
-    """(exit code, output, errors) of each command for each folder, all run in one process that must not crash."""
+    """(exit code, output, errors) of each command for each folder, run in one process that must not crash."""
     words = [sys.executable, "-c", LOOK, json.dumps(commands), *map(str, folders)]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

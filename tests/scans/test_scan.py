@@ -1,4 +1,4 @@
-"""A scan says what a plain slow reference says: all logits of the whole text, position t read at t - 1."""
+"""A scan agrees with a slow reference: all logits of the whole text, with token t predicted at position t - 1."""
 
 from dataclasses import replace
 from itertools import product
@@ -86,7 +86,7 @@ def column(policies, number, readout, layer, name):
 
 
 def assert_says_the_reference(policies, model, rollouts, points, readouts=("raw",), top_k=5):
-    """Every number, at `points`, to float32's rounding; ranks and likeliest tokens exactly."""
+    """Compare every number at `points` up to float32's rounding, and ranks and likeliest tokens exactly."""
     last = model.config.num_hidden_layers
     there = {key: rows.sort_values("position") for key, rows in policies.groupby(KEYS)}
     for number, one in enumerate(rollouts):
@@ -100,7 +100,7 @@ def assert_says_the_reference(policies, model, rollouts, points, readouts=("raw"
 
 
 def assert_same(found, expected, rounding=1e-6):
-    """Two scans say the same: ranks and likeliest tokens exactly, the rest to float32's rounding."""
+    """Assert that two scans agree: ranks and likeliest tokens exactly, the rest up to float32's rounding."""
     for one, other in ((found.policies, expected.policies), (found.layers, expected.layers)):
         assert list(one.columns) == list(other.columns)
         for name in one.columns:
@@ -117,7 +117,7 @@ def assert_same(found, expected, rounding=1e-6):
 
 
 def in_pieces_of(monkeypatch, length, model, batch):
-    """Let a scan of every hook point read `length` positions at a time."""
+    """Make a scan of every hook point read `length` positions at a time."""
     weight, points = model.get_output_embeddings().weight, len(all_points(model)) - 2  # resid_pre is resid_post
     monkeypatch.setattr(blocks_module, "STATE_BYTES", length * points * weight.shape[1] * weight.element_size() * batch)
 
@@ -144,7 +144,7 @@ def test_greedy_tokens_of_generate_have_rank_1(model, tokenizer):
     found = scan(model, tokenizer, [replace(one, response_ids=tuple(ids.tolist()))])
     assert (
         column(found.policies, 0, "raw", 3, "final.rank").tolist() == [1] * 9
-    )  # it took the likeliest token each time
+    )  # generate took the likeliest token each time
 
 
 def test_a_layers_input_is_the_output_of_the_layer_before(model, tokenizer, rollouts):
@@ -246,7 +246,7 @@ def test_a_float32_model_is_close_to_the_reference(family, tokenizer, rollouts):
     np.testing.assert_allclose(found["entropy"], exact["entropy"], atol=1e-3)
 
 
-# what is read, and how
+# batches, pieces and selections
 
 
 @pytest.mark.parametrize(("family", "batch_size"), [*product(FEW, [8]), ("llama", 2), ("llama", 3)])
@@ -342,7 +342,7 @@ def test_a_reader_that_skips_a_hook_point_is_an_error(llama, rollouts):
 
 
 def offload(module, how, folder):
-    """Make accelerate load its weights each time a module inside runs."""
+    """Make accelerate load the weights each time a module runs."""
     device = torch.device("cpu")
     if how == "cpu":
         cpu_offload(module, execution_device=device)
@@ -441,7 +441,7 @@ CPU = (
 
 
 def of_at_most(n, error):
-    """`blocks` on a machine whose memory is full with more than `n` rollouts."""
+    """`blocks` that runs out of memory with more than `n` rollouts."""
 
     def blocks(model, rollouts, points):
         if len(rollouts) > n:
@@ -458,7 +458,7 @@ def test_a_batch_that_does_not_fit_is_measured_in_halves(monkeypatch, llama, rol
     expected = Scanner.of(llama, selection).measure(rollouts, first=10)
     monkeypatch.setattr(scan_module, "blocks", of_at_most(2, error))
     found = Scanner.of(llama, selection).measure(rollouts, first=10, smaller=told.append)
-    assert told == [3, 2]  # 5 are 3 and 2; 3 are 2 and 1
+    assert told == [3, 2]  # 5 split into 3 and 2; 3 into 2 and 1
     for one, other in zip(found, expected, strict=True):
         assert one["rollout"].equals(other["rollout"])
         for name in ("resid_post.entropy", "final.rank", "position", "entropy", "site"):
@@ -524,7 +524,7 @@ def test_a_model_can_be_trained_after_a_scan(model, tokenizer, rollouts, input_i
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
-# numbers that are none
+# NaN
 
 
 @pytest.mark.parametrize("family", [*LLAMA_SHAPED, "gemma2", "granite", "olmo2"])

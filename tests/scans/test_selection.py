@@ -1,4 +1,4 @@
-"""What is asked for is read once, and what does not exist is refused in a sentence."""
+"""Every selected hidden state is read once, and unknown names get a one-sentence error."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Scans on disk stay whole, and those in memory read alike."""
+"""Damage to a scan on disk is noticed, and scans in memory read the same."""
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -15,7 +15,7 @@ TABLE = pa.table({"rollout": [0, 0, 1], "entropy": pa.array([1.5, float("nan"), 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A whole scan of one part that holds TABLE three times."""
+    """A complete scan of one part, with TABLE as each of its three tables."""
     for kind in store.KINDS:
         store.write_table(store.part_path(tmp_path, kind, 0), TABLE, group="rollout")
     store.write_table(tmp_path / store.VOCABULARY, pa.table({"id": [0], "token": ["a"]}))

@@ -1,4 +1,4 @@
-"""The tables of a scan, by hand: 2 rollouts of 2 and 1 tokens, 2 layers, numbers made up."""
+"""The tables of a scan, worked by hand: 2 rollouts of 2 and 1 tokens, 2 layers, invented numbers."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ NAN = np.nan
 
 
 def numbers():
-    """Rows are the three tokens; columns are final, 0.attn_out, 1.attn_out, and what serves the norm control."""
+    """Rows are the three tokens; columns are final, 0.attn_out, 1.attn_out, and the inputs of the norm control."""
     raw = {
         "entropy": np.array([[1.0, 2, 3, 90, 91], [4, 5, 6, 92, 93], [7, 8, 9, 94, 95]], dtype=np.float32),
         "rank": np.array([[1, 2, 1, 90, 91], [1, 1, 4, 92, 93], [3, 1, 1, 94, 95]], dtype=np.int32),
@@ -158,7 +158,7 @@ def test_means_are_summed_in_float64():
     values = np.full((n, 2), 0.1, dtype=np.float32)
     table = layers_table({("raw", "entropy"): values}, selection, plan(selection), 1, [n], first=0)
     assert str(table.schema.field("entropy").type) == "double"
-    # the float32 nearest to 0.1, to float64's own rounding; summed in float32 it would be off by 1e-5 or more
+    # the float32 nearest to 0.1, up to float64's rounding; a float32 sum would be off by 1e-5 or more
     assert table["entropy"].to_pylist() == pytest.approx([float(np.float32(0.1))] * 2, abs=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Whether two answers mean the same mathematics, whatever a model wrote."""
+"""Answers are compared by their mathematical meaning, whatever a model wrote."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ FACTS = [
     ("x=5", "5", True),
     ("1,000", "1000", True),
     (r"10\%", "0.1", True),
-    (r"10\%", "10", True),  # math-verify takes a percentage for either
+    (r"10\%", "10", True),  # math-verify accepts a percentage for either
     (r"90^\circ", "90", True),
     (r"\text{(A)}", "A", True),
     (r"\text{(A)}", "B", False),
@@ -115,7 +115,7 @@ def test_threads_share_the_worker():
 
 
 def ran(tmp_path, code: str) -> subprocess.CompletedProcess[str]:
-    """A script of its own, without `if __name__ == "__main__"`."""
+    """A separate script, without `if __name__ == "__main__"`."""
     (tmp_path / "script.py").write_text("from internal_policy.tasks.equality import equal\n" + code)
     script = [sys.executable, str(tmp_path / "script.py")]
     return subprocess.run(script, capture_output=True, text=True, timeout=60)
@@ -165,7 +165,7 @@ def test_a_script_without_a_guard_runs_once_and_ends(tmp_path):
 def test_a_fork_gets_its_own_worker_and_leaves_its_parents_alone(tmp_path):
     code = (
         "import os, sys, warnings\n"
-        "warnings.simplefilter('ignore')\n"  # Python 3.12 warns of a fork where there are threads
+        "warnings.simplefilter('ignore')\n"  # Python 3.12 warns about forking with threads
         "assert equal('1/2', '0.5')\n"
         "pid = os.fork()\n"
         "assert equal('1/2', '0.5')\n"

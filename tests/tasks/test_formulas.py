@@ -1,4 +1,4 @@
-"""CSV files hold no formulas, and every text can be restored."""
+"""CSV files contain no formulas, and every text can be restored."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""What a model is asked to write, and the token ids it samples."""
+"""The prompts of a model, and the token ids that it samples."""
 
 import copy
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_end_tokens_come_from_checkpoint_configuration_and_tokenizer(
 def test_an_end_token_that_only_the_tokenizer_knows_ends_a_response(llama, tokenizer):
     llama.generation_config.eos_token_id = llama.config.eos_token_id = 0
     with torch.no_grad():
-        llama.lm_head.weight[:] = torch.eye(320, 32)  # the first 32 tokens are likelier
+        llama.lm_head.weight[:] = torch.eye(320, 32)  # the first 32 tokens are more likely
     rollouts = sampled(llama, tokenizer, samples=20, max_new_tokens=40)
     assert not any(END in rollout.response_ids[:-1] for rollout in rollouts)
     assert any(rollout.finished for rollout in rollouts)
@@ -79,7 +79,7 @@ def test_greedy_responses_do_not_depend_on_the_batch(family, tokenizer):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_nan_logits_are_an_error_instead_of_token_0(tokenizer, temperature):
-    model = tiny_model("gemma2")  # in float64 its attention makes NaN of padding
+    model = tiny_model("gemma2")  # in float64 its attention gives NaN at padding
     sampled(model, tokenizer, temperature=temperature, batch_size=1)
     with pytest.raises(InputError, match=r"logits are NaN after \d+ tokens\. .* another --dtype or --batch-size 1"):
         sampled(model, tokenizer, temperature=temperature, batch_size=5)
@@ -170,7 +170,7 @@ def test_without_end_or_padding_tokens_responses_reach_the_limit(llama, tokenize
 def test_a_padding_token_that_the_model_lacks_changes_nothing(llama, tokenizer):
     padded = copy.deepcopy(tokenizer)
     padded.add_tokens([f"<|{n}|>" for n in range(len(tokenizer), llama.config.vocab_size)])
-    padded.add_special_tokens({"pad_token": "[PAD]"})  # and the model is not resized
+    padded.add_special_tokens({"pad_token": "[PAD]"})  # without resizing the model
     assert padded.pad_token_id == llama.config.vocab_size
     ids = [[rollout.response_ids for rollout in sampled(llama, its)] for its in (padded, tokenizer)]
     assert ids[0] == ids[1]
@@ -178,7 +178,7 @@ def test_a_padding_token_that_the_model_lacks_changes_nothing(llama, tokenizer):
 
 def test_ids_unknown_to_the_tokenizer_stay_as_sampled(llama, either):
     with torch.no_grad():
-        llama.lm_head.weight[:300] = 0  # nearly all that is sampled is above
+        llama.lm_head.weight[:300] = 0  # nearly all sampled ids are above it
     rollouts = sampled(llama, either)
     assert max(chain(*(rollout.response_ids for rollout in rollouts))) >= len(either)
     for rollout in rollouts:

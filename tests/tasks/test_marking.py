@@ -255,7 +255,7 @@ def test_plain_numbers_are_never_given_to_the_verifier(monkeypatch):
     monkeypatch.setattr("internal_policy.tasks.equality.equal", None)
     assert [reward(rf"\boxed{{{box}}}", "432") for box in ("432", "433", "-1,000.5", "")] == [1.0, 0.0, 0.0, 0.0]
     assert reward(r"No box, but \boxed{", r"\frac12") == 0.0
-    assert reward(r"\boxed{\frac12}", r"\frac{1}{2}") == 1.0  # nor what is equal as it is written
+    assert reward(r"\boxed{\frac12}", r"\frac{1}{2}") == 1.0  # nor are identical texts
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_curve_is_the_mean_over_problems_and_lies_in_its_interval():
 @pytest.mark.parametrize(("solved", "low", "high"), [(64, 0.9434, 1.0), (0, 0.0, 0.0566)])
 def test_with_identical_responses_the_interval_is_wilsons_over_problems(solved, low, high):
     frame = curves([8] * solved + [0] * (64 - solved), 8)
-    assert frame["low"].tolist() == pytest.approx([low] * 4, abs=1e-4)  # 64 / (64 + 1.96^2), and the rest of it
+    assert frame["low"].tolist() == pytest.approx([low] * 4, abs=1e-4)  # 64 / (64 + 1.96^2), and 1 minus that
     assert frame["high"].tolist() == pytest.approx([high] * 4, abs=1e-4)
 
 

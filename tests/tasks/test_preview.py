@@ -1,4 +1,4 @@
-"""How a prompt was read, in a line."""
+"""One line shows how a prompt was read."""
 
 import pytest
 

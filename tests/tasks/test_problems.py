@@ -86,7 +86,7 @@ def test_a_data_set_is_named_with_its_split(tmp_path, monkeypatch):
 
 
 def stand_in(monkeypatch, rows, *, features=None):
-    """Puts rows where the hub would be; returns what was asked of it, and how many rows were taken."""
+    """Replaces the hub with `rows`; returns the requests, and the number of rows that were read."""
     import datasets
 
     taken = []

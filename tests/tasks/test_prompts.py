@@ -1,4 +1,4 @@
-"""A problem is put to the model as its chat template says, and the prompt of a text told from the response."""
+"""Problems go through the model's chat template, which also separates prompt and response in a text."""
 
 import copy
 from typing import Any
@@ -23,7 +23,7 @@ def with_template(tokenizer, template):
 
 
 def with_bos(tokenizer):
-    """A tokenizer that, as Llama's, adds a BOS to what it is given, and whose template writes one too."""
+    """A tokenizer that adds a BOS, as Llama's does, with a template that writes one too."""
     from tokenizers.processors import TemplateProcessing
 
     changed = with_template(tokenizer, "<|bos|>" + tokenizer.chat_template)
@@ -47,7 +47,7 @@ def test_a_prompt_never_begins_with_two_bos(tokenizer, chat):
 
 
 def with_ends(tokenizer):
-    """A tokenizer that adds a BOS before and an EOS after what it is given, as with `add_eos_token`."""
+    """A tokenizer that adds a BOS and an EOS, as with `add_eos_token`."""
     from tokenizers.processors import TemplateProcessing
 
     changed = copy.deepcopy(tokenizer)

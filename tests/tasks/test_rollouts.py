@@ -1,4 +1,4 @@
-"""What a model wrote, as the token ids it sampled."""
+"""Responses are kept as the token ids that were sampled."""
 
 import copy
 from dataclasses import replace

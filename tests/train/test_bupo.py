@@ -1,4 +1,4 @@
-"""BuPO is GRPO whose ratio is that of the policy at the hook point that the schedule names."""
+"""BuPO is GRPO with the ratio of the policy at the scheduled hook point."""
 
 import copy
 import math
@@ -48,13 +48,13 @@ class Record(TrainerCallback):
             self.logs.append(dict(logs))
 
     def changed(self, update: int) -> set[str]:
-        """Names of what an update, counted from 0, has changed."""
+        """Names of the parameters that an update, counted from 0, has changed."""
         before, after = self.weights[update : update + 2]
         return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 class Ratios(BuPOTrainer):
-    """Keeps the ratio of each pass with the hook point that was trained."""
+    """Records the ratio of each pass with the trained hook point."""
 
     def _generate_and_score_completions(self, inputs):
         seen.append([])
@@ -79,7 +79,7 @@ def layers_of(names) -> set[int]:
     return {int(found.group(1)) for name in names if (found := re.search(r"layers\.(\d+)", name))}
 
 
-# the library that is subclassed
+# the base class
 
 
 def test_the_docstring_lists_every_overridden_private_name():
@@ -190,7 +190,7 @@ def test_the_loss_matches_grpo_worked_by_hand(tmp_path, tokenizer):
     }
     loss = run._compute_loss(run.model, batch)
     # first response: min(1.5 A, 1.2 A) = 1.2 A and 1.1 A, mean 1.15 A
-    # second: the larger loss of -0.5 A and -0.8 A is that of -0.8 A; its other token is no token
+    # second: of -0.5 A and -0.8 A, the larger loss is that of -0.8 A; its other token is masked
     expected = -(1.15 * advantage - 0.8 * advantage) / 2
     assert loss.item() == pytest.approx(expected, abs=1e-5)
     assert run._metrics["train"]["clip_ratio/region_mean"][-1] == pytest.approx(2 / 3)
@@ -212,7 +212,7 @@ def test_advantages_compare_the_responses_to_one_prompt(tmp_path, tokenizer):
     torch.testing.assert_close(advantages, ((rewards - rewards.mean(1, keepdim=True)) / (spread + 1e-4)).float())
 
 
-# what changes
+# what training changes
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -320,7 +320,7 @@ def test_lora_trains_the_adapters_up_to_the_hook_point(tmp_path, tokenizer):
 def test_a_padding_token_outside_the_vocabulary_does_not_change_training(tmp_path, tokenizer):
     padded = copy.deepcopy(tokenizer)
     padded.add_tokens([f"<|{n}|>" for n in range(len(tokenizer), 320)])
-    padded.add_special_tokens({"pad_token": "[PAD]"})  # and the model is not resized
+    padded.add_special_tokens({"pad_token": "[PAD]"})  # without resizing the model
     models = [tiny_model("qwen3"), tiny_model("qwen3")]
     for model, its in zip(models, (tokenizer, padded), strict=True):
         trainer(tmp_path, its, model, kind=Fixed, schedule=[f"{ONE}:2"], max_steps=4).train()
@@ -328,7 +328,7 @@ def test_a_padding_token_outside_the_vocabulary_does_not_change_training(tmp_pat
         torch.testing.assert_close(a, b)
 
 
-# what is logged
+# logs
 
 
 def test_logs_of_the_internal_policy_are_named_internal(tmp_path, tokenizer):
@@ -432,11 +432,11 @@ def test_vllms_correction_compares_with_the_whole_policy(tmp_path, tokenizer):
     assert (run._score(batch, slice(None))[0] - internal)[mask].abs().max() > 0.1
 
 
-# going on
+# resuming
 
 
 class StopAt(TrainerCallback):
-    """Saves, and stops, at one update."""
+    """Saves and stops at one update."""
 
     def __init__(self, update):
         self.update = update
@@ -456,7 +456,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, tokenizer, stop, wr
     undisturbed.train()
     trainer(tmp_path / "part", tokenizer, callbacks=[StopAt(stop)], **options).train()
     checkpoint = get_last_checkpoint(str(tmp_path / "part"))
-    assert checkpoint == str(tmp_path / "part" / f"checkpoint-{written}")  # within a batch it waits for the end of it
+    assert checkpoint == str(
+        tmp_path / "part" / f"checkpoint-{written}"
+    )  # a checkpoint due within a batch waits for its end
     record = Record()
     resumed = trainer(tmp_path / "part", tokenizer, callbacks=[record], **options)
     resumed.train(resume_from_checkpoint=checkpoint)

@@ -1,4 +1,4 @@
-"""A training run is logger as a row a step, however the trainer logs."""
+"""A training run is logged as one row per step, however often the trainer logs."""
 
 import pandas as pd
 import pytest

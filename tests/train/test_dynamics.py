@@ -1,4 +1,4 @@
-"""What training does to the layers is measured as a scan measures them."""
+"""Layers are measured during training as in a scan."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_cosine_compares_hidden_states(llama):
         cosines.append(torch.cosine_similarity(a, b, dim=-1))
     frame = dynamics.measure(llama, rollouts(), points[0]).set_index(["layer", "site"])
     assert frame.loc[(2, "resid_post"), "cosine"] == pytest.approx(torch.cat(cosines).mean().item(), rel=1e-6)
-    assert pd.isna(frame["cosine"].iloc[-1])  # behind the final norm
+    assert pd.isna(frame["cosine"].iloc[-1])  # after the final norm
 
 
 def test_other_measures_equal_those_of_a_scan(llama, tokenizer):

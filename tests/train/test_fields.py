@@ -1,4 +1,4 @@
-"""A YAML file of fields is read as it was meant, or refused by name."""
+"""A YAML file of fields is read as intended, or rejected with the name of the field."""
 
 import json
 import re

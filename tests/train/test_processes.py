@@ -1,4 +1,4 @@
-"""Several processes train what one does."""
+"""Several processes train the same weights as one."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def port() -> int:
 
 
 def distributed(tmp_path, tokenizer, processes, name, options, **environment):
-    """The weights that so many processes train."""
+    """The weights that `processes` processes train."""
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     asked = {
         "folder": str(tmp_path / name), "tokenizer": str(tmp_path / "tokenizer"), "options": options,
@@ -49,7 +49,7 @@ SAME = {"schedule": [f"{ONE}:2"], "max_steps": 4, "num_generations": 2, "ddp_bac
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, tokenizer):
-    """What one process trains: one update a generation batch of 8."""
+    """The weights that one process trains: one update per generation batch of 8."""
     options = {**SAME, "per_device_train_batch_size": 4, "steps_per_generation": 2}
     return distributed(tmp_path_factory.mktemp("alone"), tokenizer, 1, "one", options)
 

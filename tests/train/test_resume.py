@@ -1,4 +1,4 @@
-"""A run is only continued where it is the same run."""
+"""A folder is only continued with the same run."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_damaged_stages_of_a_run_get_a_one_sentence_error(text, tmp_path):
 
 
 def test_a_run_whose_checkpoints_have_no_manifest_is_rejected(tmp_path):
-    """They were written before checkpoints recorded their files."""
+    """Checkpoints of older versions don't record their files."""
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"weights")
     (tmp_path / resume.RUN).write_text('{"content": {}}')
