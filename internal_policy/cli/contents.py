@@ -74,10 +74,11 @@ def _unfinished_scan(folder: Path) -> dict[str, Any]:
 
 def _asked(asked: Mapping[str, Any]) -> dict[str, Any]:
     """What a scan was asked: the reader, and where the responses or problems come from."""
-    reader = asked.get("reader", "hooks")
+    reader, texts = asked.get("reader", "hooks"), asked.get("text")
+    source = next((asked[name] for name in ("rollouts", "problems") if asked.get(name)), None)
     return {
         "reader": f"{reader} on NDIF" if asked.get("remote") else reader,
-        "source": next((asked[name] for name in ("rollouts", "problems") if asked.get(name)), None),
+        "source": counted(len(texts), "text") if isinstance(texts, list) and texts else source,
     }
 
 

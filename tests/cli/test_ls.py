@@ -71,6 +71,14 @@ def test_a_scan_is_listed_with_its_model_reader_readouts_source_and_size(capsys)
     assert {name: row[name] for name in expected} == expected
 
 
+def test_a_scan_of_texts_is_listed_with_their_number(capsys):
+    folder = scan(whole=False)
+    records.write(
+        folder / store.ASKED, {"digest": "x", "product": "plain", "asked": {"model": "m", "text": ["a", "b"]}}
+    )
+    assert rows(capsys)["3fa900000000"]["source"] == "2 texts"
+
+
 def test_an_unfinished_scan_is_listed_with_the_rollouts_it_has(capsys):
     folder = scan(whole=False)
     names = [store.part_path(folder, kind, 1).name for kind in store.KINDS]
