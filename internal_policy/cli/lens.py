@@ -66,6 +66,7 @@ def run(options: Lens) -> None:
     tokenizer = loading.load_tokenizer(options.checkpoint)
     _check(options, texts, config, tokenizer)
     from internal_policy.lenses import next_token
+    from internal_policy.look import lens
 
     model = loading.load_model(options.checkpoint, config, **options.arguments)
     tables = [
@@ -88,6 +89,7 @@ def run(options: Lens) -> None:
     for number, table in enumerate(tables):
         if number:
             out.print()
+        out.print(_plain(lens.heading(table)))
         out.print(_grid(table, out.width) if options.all_positions else _by_layer(table))
         _sentences(table, options.target)
 
@@ -125,7 +127,7 @@ def _by_layer(table: "LensTable") -> Table:
     from internal_policy.look import lens
 
     shown = lens.by_layer(table)
-    drawn = Table(title=_plain(lens.heading(table)), title_justify="left", box=box.SIMPLE_HEAD)
+    drawn = Table(box=box.SIMPLE_HEAD)
     for name in shown:
         drawn.add_column(_plain(str(name)), justify="left" if name in ("top token", "then") else "right", no_wrap=True)
     ranks = lens.last(table)["target_rank"]
@@ -142,13 +144,11 @@ def _grid(table: "LensTable", width: int) -> Table:
 
     read, rows = lens.grid(table)
     columns = list(zip(read, *(row.tokens for row in rows), strict=True))
-    room, first = width - 8, len(read)
-    while first and (room := room - min(CELL, max(map(cell_len, columns[first - 1]))) - 2) >= 0:
+    room, first = width - 9, len(read)
+    while first and (room := room - min(CELL, max(map(cell_len, columns[first - 1]))) - 3) >= 0:
         first -= 1
     left = f"the last {len(read) - first} of {len(read)} tokens; " if first else ""
     drawn = Table(
-        title=_plain(lens.heading(table)),
-        title_justify="left",
         caption=f"{left}top token after each token; · is a space; bold: probability of 0.5 or more",
         caption_justify="left",
         box=box.SIMPLE_HEAD,

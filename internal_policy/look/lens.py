@@ -37,7 +37,7 @@ class LensTable(pd.DataFrame):
         """The sentence, the grid if there are several positions, and the table of the last one; no script."""
         table = by_layer(self).to_html(escape=True, border=0, index=False)
         parts = [
-            *(f"<p>{escape(text)}</p>" for text in (heading(self), verdict(self))),
+            *(f"<p>{escape(text)}</p>" for text in (*heading(self).splitlines(), verdict(self))),
             *([grid_html(self)] if several(self) else []),
             f'<div style="max-height:420px;overflow:auto;margin-top:1em">{table}</div>',
         ]
@@ -61,10 +61,11 @@ def quote(token: str) -> str:
 
 
 def heading(frame: pd.DataFrame) -> str:
-    """What the table shows, in one line."""
+    """What the table shows, in two lines."""
     about = frame.attrs
     text = about["text"] if len(about["text"]) <= 60 else "…" + about["text"][-59:]
-    return f"{printable(about['model'])}: next token after {quote(text)}, {about['site']}, {view.how(about['readout'])}"
+    where = f"{printable(about['model'])}, {about['site']}, {view.how(about['readout'])}"
+    return f"Next token after {quote(text)}\n{where}"
 
 
 def probability(value: float) -> str:

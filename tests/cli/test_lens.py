@@ -72,12 +72,14 @@ def test_the_grid_has_a_column_a_token(folder, capsys):
     assert "the last" not in printed
 
 
-def test_the_grid_leaves_out_the_first_tokens_where_the_terminal_is_narrow(folder, capsys, monkeypatch):
-    monkeypatch.setattr("internal_policy.cli.lens.out.width", 40)
-    assert main(["lens", TEXT * 5, "--model", str(folder), "--all-positions"]) == 0
+@pytest.mark.parametrize("width", [24, 40, 57, 80])
+def test_the_grid_leaves_out_the_first_tokens_where_the_terminal_is_narrow(folder, capsys, monkeypatch, width):
+    monkeypatch.setattr("internal_policy.cli.lens.out.width", width)
+    assert main(["lens", TEXT * 8, "--model", str(folder), "--all-positions"]) == 0
     printed = capsys.readouterr().out
-    grid = [line for line in printed.splitlines() if line.strip()[:1].isdigit()]
-    assert max(map(len, grid)) <= 40
+    grid = [line for line in printed.splitlines() if line.strip().startswith(("layer ", "0 ", "1 ", "2 ", "model "))]
+    assert len(grid) == 5
+    assert max(map(len, grid)) <= width
     assert "the last" in printed
 
 

@@ -85,7 +85,7 @@ def test_small_probabilities_keep_their_power_of_ten(value, text):
 
 def test_it_prints_as_the_table_and_the_sentence():
     printed = repr(table(made([5, 1, 1])))
-    assert printed.startswith('m: next token after "The capital of France is", resid_post, through the final norm\n')
+    assert printed.startswith('Next token after "The capital of France is"\nm, resid_post, through the final norm\n')
     assert printed.endswith('" Paris" is the top token from layer 1 on (layers 0 to 1).')
 
 
