@@ -101,7 +101,7 @@ def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
         )
     token = tokens.window(response, position).set_index("position").loc[position, "token"]
     what = "the model's own policy" if layer == n_layers else f"layer {layer}"
-    right.text(f"Token {show.glyphs(str(token), WIDEST)} as predicted by {what}.")
+    right.text(f"Token “{show.glyphs(str(token), WIDEST)}” as predicted by {what}.")
     return layer, position
 
 
