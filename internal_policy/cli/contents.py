@@ -1,22 +1,25 @@
 """Describe what is in the folder of a scan, training run, evaluation or unfinished sample."""
 
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from internal_policy import files
 from internal_policy.cli.inventory import Item
 from internal_policy.errors import InputError, counted
 
-FINISHED, UNFINISHED, BROKEN = "finished", "unfinished", "broken"
-"""States of an item."""
+FINISHED, UNFINISHED, RUNNING, BROKEN = "finished", "unfinished", "running", "broken"
+"""States of an item; running: a process is writing to it."""
 
 
 def described(item: Item) -> dict[str, Any]:
     """What `internal-policy ls` says of an item, complete, as in its JSON.
 
-    `state` is finished, unfinished or broken, `problem` what is wrong and how to mend it, and `changed` when its files
-    were last written. What can't be known is None.
+    `state` is finished, unfinished, running or broken, `problem` what is missing or wrong and what to do about it, and
+    `changed` when its files were last written. What can't be known is None.
     """
     of_kind = {"scan": _scan, "run": _run, "evaluation": _evaluation, "sample": _sample}[item.kind]
     row: dict[str, Any] = dict.fromkeys(("model", "rollouts", "created", "problem"))
@@ -26,6 +29,11 @@ def described(item: Item) -> dict[str, Any]:
         text = str(error).replace(f"{item.folder}/", "").replace(str(item.folder), "this folder")
         row |= {"state": BROKEN, "problem": text}
         row["model"] = item.folder.parent.name if item.kind == "scan" and item.name == item.folder.name else None
+    if remedy := row.pop("remedy", None):
+        if found := files.writers(item.folder):
+            writer = ", ".join(found)
+            row["state"], remedy = RUNNING, f"{writer[0].upper()}{writer[1:]} is writing to it."
+        row["problem"] = f"{row['problem']} {remedy}"
     changed = datetime.fromtimestamp(item.folder.stat().st_mtime, UTC)
     where = {"folder": str(item.folder), "bytes": size_of(item.folder), "changed": f"{changed:%Y-%m-%dT%H:%M:%SZ}"}
     return {"kind": item.kind, "name": item.name, "bundled": item.bundled, **row, **where}
@@ -33,7 +41,12 @@ def described(item: Item) -> dict[str, Any]:
 
 def size_of(folder: Path) -> int:
     """Size of the files in a folder and below, in bytes."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another process just renamed or removed it
+            looks = path.lstat()
+            total += 0 if stat.S_ISDIR(looks.st_mode) else looks.st_size
+    return total
 
 
 def _scan(folder: Path) -> dict[str, Any]:
@@ -68,7 +81,8 @@ def _unfinished_scan(folder: Path) -> dict[str, Any]:
         "rollouts": rollouts,
         "rollouts_at_most": most,
         "tokens": None,
-        "problem": f"{said} Run its scan command again to finish it.",
+        "problem": said,
+        "remedy": "Run its scan command again to finish it.",
     }
 
 
@@ -128,8 +142,8 @@ def _run(folder: Path) -> dict[str, Any]:
     }
     if row["state"] == UNFINISHED:
         at = f" and has saved {next(iter(saved.values())).name}" if saved else ""
-        remedy = "Run its train command again, with --resume." if saved else "Run its train command again."
-        row["problem"] = f"It has done {counted(steps, 'step')}{at}. {remedy}"
+        row["problem"] = f"It has done {counted(steps, 'step')}{at}."
+        row["remedy"] = f"Run its train command again{', with --resume' if saved else ''}."
     return row
 
 
@@ -151,5 +165,6 @@ def _evaluation(folder: Path) -> dict[str, Any]:
 
 def _sample(folder: Path) -> dict[str, Any]:
     rollouts = sum(_rows(path) for path in folder.rglob("rollouts-*.parquet"))
-    problem = f"It has {counted(rollouts, 'response')}. Run its command again to finish it, or remove it."
-    return {"state": UNFINISHED, "rollouts": rollouts, "problem": problem}
+    remedy = "Run its command again to finish it, or remove it."
+    problem = f"It has {counted(rollouts, 'response')}."
+    return {"state": UNFINISHED, "rollouts": rollouts, "problem": problem, "remedy": remedy}

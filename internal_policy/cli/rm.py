@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 import tyro
 from rich.markup import escape
 
-from internal_policy import files
 from internal_policy.cli import contents, inventory, progress, removal
 from internal_policy.cli.common import JsonOptions, ScanNames
 from internal_policy.cli.console import document
@@ -64,13 +63,7 @@ def _chosen(options: Rm) -> list[Item]:
     """The items to remove, all checked. Raises InputError."""
     named = [_named(name) for name in options.scans]
     left = inventory.items("scan", "sample") if options.unfinished else []
-    return named + [
-        item
-        for item in left
-        if not item.bundled
-        and contents.described(item)["state"] == contents.UNFINISHED
-        and not files.writers(item.folder)
-    ]
+    return named + [item for item in left if contents.described(item)["state"] == contents.UNFINISHED]
 
 
 def _named(name: str) -> Item:

@@ -1,6 +1,7 @@
 """Listing scans, training runs and evaluations."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from conftest import write_record
 from rich.cells import cell_len
 
-from internal_policy import bundle
+from internal_policy import bundle, files
 from internal_policy.__main__ import main
 from internal_policy.cli import contents, evaluate, inventory, ls
 from internal_policy.cli.console import Terminal
@@ -88,6 +89,13 @@ def test_an_unfinished_scan_is_listed_with_the_rollouts_it_has(capsys):
     row = rows(capsys)["3fa900000000"]
     assert (row["state"], row["rollouts"], row["rollouts_at_most"]) == ("unfinished", 8, 20)
     assert row["problem"] == "It has 8 rollouts of up to 20. Run its scan command again to finish it."
+
+
+def test_a_scan_that_a_process_is_writing_is_listed_as_running(capsys):
+    with files.held(scan(whole=False)):
+        row = rows(capsys)["3fa900000000"]
+    assert row["state"] == "running"
+    assert row["problem"] == f"It has 0 rollouts of up to 20. Process {os.getpid()} is writing to it."
 
 
 def test_a_scan_with_a_missing_file_is_listed_as_broken_with_the_remedy(capsys):
