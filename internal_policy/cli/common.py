@@ -50,19 +50,19 @@ class ModelOptions:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """Which files the model is loaded from."""
+        """The files of the model."""
         return Checkpoint(self.model, self.revision, self.trust_remote_code)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """How its weights are loaded: arguments of `loading.load_model`."""
+        """Arguments of `loading.load_model`."""
         names = ("dtype", "device", "device_map", "attn_implementation")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """How problems are read, and put to the model."""
+    """How problems are read and turned into prompts."""
 
     group: ClassVar = "Data"
     problem_column: Text = None
@@ -70,7 +70,7 @@ class ReadingOptions:
     answer_column: Text = None
     """Column with the answers; by default answer, final_answer, reward_model or solution."""
     limit: Number = None
-    """Use only the first so many problems or rollouts."""
+    """Number of problems or rollouts to use, from the first; by default all."""
     chat_template: File = None
     """Jinja file to use instead of the tokenizer's own chat template, or none to use the text as it is."""
     chat_template_kwargs: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
@@ -91,7 +91,7 @@ class ReadingOptions:
 
     @property
     def chat(self) -> dict[str, Any] | None:
-        """Arguments for the chat template, None for no template."""
+        """Arguments for the chat template; None without a template."""
         return None if self.chat_template == "none" else self.template_arguments
 
 
@@ -107,7 +107,7 @@ class ProblemOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions(ReadingOptions, ProblemOptions):
-    """The problems to solve, and how they are put to the model."""
+    """The problems to solve, and how they are turned into prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class SamplingOptions:
     seed: int = 0
     """Random seed."""
     batch_size: int = 8
-    """Rollouts at a time; halved when memory runs out."""
+    """Rollouts processed at a time; halved when memory runs out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class PolicyOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseOptions(SamplingOptions, ReadingOptions, ModelOptions):
-    """What the commands that sample responses, or read given ones, have in common."""
+    """Options of all commands that sample responses or read them from files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class ViewOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """Where the result is written. A command says what its default is."""
+    """Where the result is written. Each command sets its own default."""
 
     group: ClassVar = "Output"
     output: Path | None

@@ -25,11 +25,11 @@ class Dashboard:
     scan: Text = None
     """Scan to open first: its folder, or the first digits of its name in `internal-policy ls`."""
     port: int = 8501
-    """Port to listen on, on 127.0.0.1 only."""
+    """Port on 127.0.0.1, where only this machine can reach it."""
 
 
 def run(options: Dashboard) -> None:
-    """Serve the dashboard until it is interrupted."""
+    """Serve the dashboard until Ctrl-C."""
     require("app", "streamlit")
     if not 0 < options.port < 2**16:
         raise InputError(f"--port is {options.port}. Use a number from 1 to 65535.")
@@ -40,7 +40,7 @@ def run(options: Dashboard) -> None:
     if folder:
         check(default(folder))
     progress.note(
-        f"http://127.0.0.1:{options.port}/{'?' + urlencode({'scan': folder}) if folder else ''} (Ctrl-C ends it)"
+        f"http://127.0.0.1:{options.port}/{'?' + urlencode({'scan': folder}) if folder else ''} (stop with Ctrl-C)"
     )
     from click import Abort
     from streamlit.web import cli

@@ -1,4 +1,4 @@
-"""`internal-policy evaluate`: sample K responses to every problem, and say how many are right."""
+"""`internal-policy evaluate`: sample K responses to every problem, and report how many are correct."""
 
 import dataclasses
 import shutil
@@ -73,13 +73,13 @@ class Evaluate(JsonOptions, OutputOptions, PolicyOptions, ResponseOptions, Probl
 
 ASKED, ROLLOUTS, CURVES = EVALUATION, "rollouts.parquet", "pass_at_k.parquet"
 ALL = "all"
-"""What several sets of problems are called together."""
+"""Name of several sets of problems together."""
 PRESENTATION = {"output", "json", "label"}
-"""Options that change nothing of what is sampled."""
+"""Options that don't change what is sampled."""
 
 
 def run(options: Evaluate) -> None:
-    """Answer from the folder, or sample what is missing; then write and print the curves."""
+    """Read the responses in the folder, or sample them; then write and print the curves."""
     import pyarrow as pa
 
     from internal_policy.scans import claims, store
@@ -115,10 +115,10 @@ def run(options: Evaluate) -> None:
 
 
 def named(sources: tuple[str, ...]) -> dict[str, str]:
-    """What each source of problems is called: a file by its name if no other has it. Raises InputError."""
+    """Name -> source of each set of problems. A file has its own name, unless another has it too. Raises InputError."""
     twice = [source for source, times in Counter(sources).items() if times > 1]
     if twice:
-        raise InputError(f"--problems names {twice[0]} more than once. Name each set of problems once.")
+        raise InputError(f"{twice[0]} is given twice with --problems. Give each set once.")
     stems = [Path(source).stem if Path(source).is_file() else source for source in sources]
     names = [
         source if stem == ALL or stems.count(stem) > 1 else stem for source, stem in zip(sources, stems, strict=True)
@@ -141,13 +141,13 @@ def responses(folder: Path) -> "pd.DataFrame":
     try:
         return store.read_part(folder / ROLLOUTS).to_pandas()
     except InputError as error:
-        raise InputError(f"{folder / ROLLOUTS} is damaged; remove the folder, and evaluate again.") from error
+        raise InputError(f"{folder / ROLLOUTS} is damaged. Remove the folder and evaluate again.") from error
 
 
 def curves_of(sets: "Mapping[str, pd.DataFrame]", samples: int, label: str) -> "pd.DataFrame":
     """Pass@k of each set of problems: label, problems, k, mean, low, high. No two sets have the same label.
 
-    A set is the rows of its responses, in which those to one problem stand together.
+    A set has a row for each response; responses to the same problem are consecutive.
     """
     import pandas as pd
 
@@ -155,9 +155,9 @@ def curves_of(sets: "Mapping[str, pd.DataFrame]", samples: int, label: str) -> "
 
     found = []
     for name, rows in sets.items():
-        right = pass_at_k.correct(rows["reward"]).to_numpy().reshape(-1, samples).sum(1).tolist()
+        correct = pass_at_k.correct(rows["reward"]).to_numpy().reshape(-1, samples).sum(1).tolist()
         named = label if len(sets) == 1 else f"{label}, {name}"
-        found.append(pass_at_k.curves(right, samples).assign(label=named, problems=name))
+        found.append(pass_at_k.curves(correct, samples).assign(label=named, problems=name))
     return pd.concat(found, ignore_index=True)[["label", "problems", "k", "mean", "low", "high"]]
 
 
@@ -212,7 +212,7 @@ def printed(
     *,
     as_json: bool = False,
 ) -> None:
-    """Print what was evaluated: a row for each set of problems. `tables` has their responses."""
+    """Print a row for each set of problems. `tables` contains their responses."""
     sets = {name: rows.set_index("k") for name, rows in curves.groupby("problems", sort=False)}
     found = [
         {
@@ -243,12 +243,12 @@ def printed(
         table.add_row(escape(row["problems"]), f"{row['number']:,}", mean, between, *passed, f"{100 * row['cut']:.1f}")
     uncut(table)
     out.print(
-        f"Percentages over {counted(samples, 'response')} per problem, with 95 % Wilson intervals over problems; "
-        "cut: stopped at the length limit."
+        f"Percentages over {counted(samples, 'response')} per problem, with 95 % Wilson intervals over problems. "
+        "Cut responses reached the length limit."
     )
     for name in [name for name in unmarked if name != ALL]:
         out.print(f"No response to {escape(name)} has an answer in \\boxed{{}}, so none was marked.")
-    out.print(f"Written to {escape(str(folder))}")
+    out.print(f"Wrote {escape(str(folder))}.")
 
 
 def _unmarked(tables: "Mapping[str, pd.DataFrame]") -> list[str]:

@@ -1,4 +1,4 @@
-"""`internal-policy families`: list the model families that can be read, each proved now."""
+"""`internal-policy families`: list the supported model families, each proved now."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Families(JsonOptions):
 
 
 def run(options: Families) -> bool:
-    """List the families, each proved now; True if a row is wrong."""
+    """List the families, each proved now; True if a proof fails."""
     from internal_policy.models.families import FAMILIES
     from internal_policy.models.proofs import prove
 
@@ -38,7 +38,7 @@ def run(options: Families) -> bool:
 
 
 def printed(found: Mapping[str, Mapping[str, Any]], version: str, *, as_json: bool = False) -> None:
-    """The rows of the families with what contradicts each of their proofs, and how to add one."""
+    """Print the families, the proofs that fail, and how to add a family."""
     if as_json:
         document({name: {**row, "proved": not any(row["contradictions"].values())} for name, row in found.items()})
         return
@@ -54,20 +54,20 @@ def printed(found: Mapping[str, Mapping[str, Any]], version: str, *, as_json: bo
         for number, text in enumerate(row["contradictions"].values(), 1):
             if text:
                 out.print(f"[red]{name}, {number}:[/] {escape(text)}")
-    out.print(f"Checked just now on tiny random models in float64, with transformers {version}; ✓ is exact:")
+    out.print(f"Proved just now on tiny random models in float64 with transformers {version}. ✓ means exactly equal:")
     for number, claim in enumerate(claims, 1):
         out.print(f"  {number}  {claim}")
     out.print(
         "Norms: before a module's input, after its output, or both.\n\n"
-        "A model belongs to the family that `model_type` in its config.json names. To add\n"
-        "one, add a row to FAMILIES in internal_policy/models/families.py: where its layers, its\n"
-        "final norm and its sites are; and to OWN in internal_policy/models/proofs.py what makes\n"
-        "its model tiny. This command then proves it."
+        "The `model_type` in a model's config.json is its family. To add a family, add a row\n"
+        "with its layers, final norm and sites to FAMILIES in internal_policy/models/families.py,\n"
+        "and the settings of a tiny model to OWN in internal_policy/models/proofs.py. This command\n"
+        "then proves it."
     )
 
 
 def differences(row: Mapping[str, Any]) -> list[str]:
-    """What a row says besides where its modules are, in words."""
+    """How a family differs from others, besides the places of its modules, in words."""
     return [
         *(f"where {name} is {' or '.join(map(str, values))}" for name, values in row["needs"].items()),
         *([row["note"]] if row["note"] else []),

@@ -79,9 +79,9 @@ UNUSED = {
     *("samples", "temperature", "top_p", "max_new_tokens", "batch_size"),
     *("problem_column", "answer_column"),
 }
-"""Options that mean nothing where the responses are given."""
+"""Options that have no effect if responses are given."""
 PRESENTATION = {"json", "rollouts", "sites", "held_out", "steps", "batch_tokens", "learning_rate"}
-"""Options that change nothing of what is sampled."""
+"""Options that don't change what is sampled."""
 
 
 def run(options: FitLens) -> None:
@@ -122,7 +122,7 @@ def run(options: FitLens) -> None:
 
 
 def _prepared(options: FitLens) -> prepared.Prepared:
-    """The options resolved: the bundled problems if neither others nor responses are named. Raises InputError."""
+    """Resolve the options. Without problems or responses the bundled problems are used. Raises InputError."""
     from internal_policy.lenses import fit
 
     if options.problems is not None and options.rollouts is not None:
@@ -141,7 +141,7 @@ def _prepared(options: FitLens) -> prepared.Prepared:
 
 
 def _sites(config: "PreTrainedConfig", sites: str) -> tuple[str, ...]:
-    """The sites to fit. Raises InputError for one that is unknown, given twice, or not of the model's family."""
+    """The sites to fit. Raises InputError for a site that is unknown, repeated, or missing from the model's family."""
     from internal_policy.models.families import place, sites_of
     from internal_policy.scans.selection import Selection
 
@@ -158,7 +158,7 @@ def _about(
     held: "Sequence[Rollout]",
     kl: "pd.DataFrame",
 ) -> dict[str, Any]:
-    """What the file says of the lens."""
+    """What the file tells about the lens."""
     source = Path(inputs.rollouts or inputs.question["problems"])
     return {
         "model": inputs.checkpoint.name,
@@ -176,7 +176,7 @@ def _size(rollouts: "Sequence[Rollout]") -> dict[str, int]:
 
 
 def printed(path: Path, about: Mapping[str, Any], kl: "pd.DataFrame", *, as_json: bool = False) -> None:
-    """A lens: how far each readout is from the model's own policy, hook point by hook point, on held-out problems.
+    """Print how far each readout is from the model's own policy at each hook point, on held-out problems.
 
     `kl` has layer, site, readout, mean, low and high, in the order of the table's columns.
     """
@@ -194,8 +194,9 @@ def printed(path: Path, about: Mapping[str, Any], kl: "pd.DataFrame", *, as_json
     out.print(table)
     fitted, held = about["fitted_on"], about["held_out"]
     out.print(
-        f"Of {counted(held['rollouts'], 'held-out response')} ({counted(held['tokens'], 'token')}), fitted on "
-        f"{fitted['rollouts']:,} ({fitted['tokens']:,}); the interval is over responses."
+        f"Measured on {counted(held['rollouts'], 'held-out response')} ({counted(held['tokens'], 'token')}), with "
+        f"intervals over responses. Fitted on {counted(fitted['rollouts'], 'response')} "
+        f"({counted(fitted['tokens'], 'token')})."
     )
     command = f"internal-policy scan --model {about['model']} --lens {path} --sites {about['sites']}"
-    out.print(f"Lens: {escape(str(path))}. Scan with it: {escape(command)}")
+    out.print(f"Wrote {escape(str(path))}. To scan with it:\n  {escape(command)}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from internal_policy.tasks.rollouts import Rollout
 
 PRESENTATION = {"output", "json"}
-"""Options that change nothing of what is sampled."""
+"""Options that don't change what is sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Generate(JsonOptions, OutputOptions, PolicyOptions, PromptOptions, Respons
 
 
 def run(options: Generate) -> None:
-    """Sample responses and write them to one file; an interrupted run continues where it stopped."""
+    """Sample responses and write them to a file. An interrupted run continues where it stopped."""
     from internal_policy.scans import store
     from internal_policy.tasks.rollouts import write_rollouts
 
@@ -64,7 +64,7 @@ def run(options: Generate) -> None:
 
 
 def generated(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: bool = False) -> None:
-    """Print what was generated."""
+    """Print the first response, and a summary of all of them."""
     import pandas as pd
 
     from internal_policy.tasks import pass_at_k
@@ -87,7 +87,7 @@ def generated(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: boo
     marked = pass_at_k.outcome_in_words(rewards, pd.Series([rollout.response for rollout in written]))
     out.print(
         f"{counted(len(written), 'response')} from the policy at {at}, {marked}, "
-        f"{found['finished']:.1%} ended by themselves; "
+        f"{found['finished']:.1%} ended before the length limit, "
         f"{counted(found['tokens'], 'token')}."
     )
-    out.print(f"Written to {escape(str(path))}")
+    out.print(f"Wrote {escape(str(path))}.")

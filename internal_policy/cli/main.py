@@ -16,40 +16,42 @@ from internal_policy.errors import MODELS, InputError, require
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 HELP = {"-h", "--help"}
+CONTINUED = ("scan", "generate", "evaluate", "fit-lens", "train")
+"""Commands that continue where they were interrupted."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run a command. Return 0 if it is done, 1 if it failed, 2 for wrong usage, 130 if it was interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show Δ gets its number
     say = Terminal(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    again = shlex.join(["internal-policy", *_continuing(arguments)])
+    again = _again(arguments)
     try:
         wrong = _run(arguments)
     except InputError as error:
         say.print(f"error: {error}")
         return WRONG_USAGE
     except KeyboardInterrupt:
-        say.print(f"Interrupted. Finished work is kept. Continue with: {again}")
+        say.print(f"Interrupted.{again and f' Finished work is kept. Continue with: {again}'}")
         return INTERRUPTED
-    except BrokenPipeError:  # who reads our output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
-        say.print("error: a single rollout is too large for the memory. Try --dtype bfloat16, or a shorter text.")
+        say.print("error: a single rollout is too large for the memory. Try --dtype bfloat16 or a shorter text.")
         return FAILED
     except OSError as error:  # a full disk, a folder that may not be written
-        say.print(f"error: {error}. Finished work is kept. Once this is fixed, continue with: {again}")
+        say.print(f"error: {error}.{again and f' Finished work is kept. Fix this and continue with: {again}'}")
         return FAILED
     return FAILED if wrong else DONE
 
 
 def _run(words: Sequence[str]) -> bool | None:
-    """Do what the words ask: print the version or help, or run a command; True if something is wrong."""
+    """Print the version or help, or run a command. True if the command found something wrong."""
     if not words or words[0] in HELP:
         usage.print_commands({name: (row.group, usage.page(row.options).summary) for name, row in COMMANDS.items()})
     elif words[0] == "--version":
@@ -67,15 +69,17 @@ def _run(words: Sequence[str]) -> bool | None:
     return None
 
 
-def _continuing(words: Sequence[str]) -> list[str]:
-    """The command that continues an interrupted one."""
-    if words[:1] != ["train"]:
-        return [*words]
-    return [*(word for word in words if word not in ("--force", "--resume")), "--resume"]
+def _again(words: Sequence[str]) -> str:
+    """The command that continues an interrupted one; empty if there is nothing to continue."""
+    if not words or words[0] not in CONTINUED:
+        return ""
+    if words[0] == "train":
+        words = [*(word for word in words if word not in ("--force", "--resume")), "--resume"]
+    return shlex.join(["internal-policy", *words])
 
 
 def _check_installed(options: Any) -> None:
-    """Raise InputError if a command that runs a model lacks a package, before it begins."""
+    """Raise InputError if a package is missing that the command needs to run a model."""
     if isinstance(options, train.Train):
         require("train", *MODELS, "trl", "yaml")
     elif isinstance(options, ModelOptions | families.Families):

@@ -11,26 +11,26 @@ if TYPE_CHECKING:
     from internal_policy.scans.reader import Reader
 
 PACKAGES = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
-"""--reader -> the package it takes, which is an extra of the same name."""
+"""--reader -> the package that it needs, which the extra of the same name installs."""
 
 
 @dataclass(frozen=True)
 class Opener:
-    """What reads a model: our own hooks, or a library."""
+    """A reader of models: our own hooks, or a library."""
 
     reader: str
-    """hooks, or a key of PACKAGES."""
+    """`hooks`, or a key of PACKAGES."""
     remote: bool
     """Whether nnsight measures on NDIF."""
 
     @property
     def packages(self) -> list[str]:
-        """The distributions whose versions decide the numbers."""
+        """Packages whose versions can change the numbers."""
         return [self.reader] if self.reader in PACKAGES else []
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the record says in addition of a model that our own hooks don't read."""
+        """Additional fields of the record, if a library reads the model."""
         if self.reader == "hooks":
             return {}
         if not self.remote:
@@ -40,7 +40,7 @@ class Opener:
         return {"reader": self.reader, "dtype": "the server's", "device": nnsight.CONFIG.API.HOST}
 
     def check(self) -> None:
-        """Raise InputError, before any work, for a library that isn't installed, and for NDIF without a key."""
+        """Raise InputError if the library isn't installed, or if there is no key for NDIF."""
         if self.reader in PACKAGES:
             require(self.reader, PACKAGES[self.reader])
         if self.remote:
@@ -49,7 +49,7 @@ class Opener:
             check_key()
 
     def open(self, inputs: Prepared) -> "Reader":
-        """The model in what reads it. Raises InputError, also for a family that the library doesn't read."""
+        """Load the model in its reader. Raises InputError, also for a family that the library doesn't read."""
         from internal_policy.models.families import inside
         from internal_policy.scans.reader import reader_of
 

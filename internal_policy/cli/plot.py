@@ -57,9 +57,9 @@ class Plot(OutputOptions, ViewOptions):
     figure: Annotated[Figure, tyro.conf.Positional, tyro.conf.arg(metavar="FIGURE")]
     """Figure to draw, from the list above."""
     style: Literal["screen", "paper"] = "screen"
-    """Look of the figure; paper is black on white, sized for a column of print, and has no title."""
+    """Style of the figure; paper is black on white, sized for a column of print, and has no title."""
     average: Annotated[Literal["tokens", "rollouts"] | None, tyro.conf.arg(metavar="{tokens,rollouts}")] = None
-    """What counts the same in a mean: every token (the paper, and by default) or every rollout."""
+    """Weights in means: every token counts the same (the paper, and by default), or every rollout."""
     against: Others = ()
     """Scans that compare draws beside the first."""
     measure: Annotated[Measure | None, tyro.conf.arg(metavar="MEASURE")] = None
@@ -97,7 +97,7 @@ def run(options: Plot) -> None:
 
 
 def views_of(names: Sequence[str], options: ViewOptions) -> "list[View]":
-    """What the options say of each scan to look at. Raises InputError, also for a scan that is given twice."""
+    """A view of each scan, as the options ask. Raises InputError, also for a scan that is given twice."""
     views = [view_of(name, options) for name in names]
     folders = [Path(str(view.source)).resolve() for view in views]
     for number, (name, folder) in enumerate(zip(names, folders, strict=True)):
@@ -107,7 +107,7 @@ def views_of(names: Sequence[str], options: ViewOptions) -> "list[View]":
 
 
 def view_of(name: str, options: ViewOptions) -> "View":
-    """What the options say of a scan to look at. Raises InputError."""
+    """A view of a scan, as the options ask. Raises InputError."""
     from internal_policy.look.view import View, check, default
     from internal_policy.scans import store
 

@@ -1,4 +1,4 @@
-"""Resolve the options of scan, generate, evaluate and fit-lens once, before their work."""
+"""Resolve the options of scan, generate, evaluate and fit-lens once, before any work."""
 
 import dataclasses
 import json
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 DEMO_PROBLEMS = 64
 """How many of the bundled problems are used if none are named."""
 LATER: dict[str, Any] = {"lens": None, "reader": "hooks", "remote": False, "text": ()}
-"""Options added later -> their defaults, which are left out of a question so that earlier answers are still found."""
+"""Options of later versions -> their defaults. A question leaves these out, so that older scans still answer it."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model, and what it reads and writes. What takes time is loaded when it is first used."""
+    """A model, and what it reads and writes. The model and its tokenizer are loaded when first used."""
 
     checkpoint: Checkpoint
-    """Which model."""
+    """The files of the model."""
     arguments: Mapping[str, Any]
-    """How its weights are loaded: arguments of `loading.load_model`."""
+    """Arguments of `loading.load_model`, which tell how weights are loaded."""
     chat_template: str | None
     """File to use instead of the tokenizer's own chat template, or "none"."""
     columns: Mapping[str, str | None]
-    """Columns of problems: arguments of `read_problems`."""
+    """Arguments of `read_problems`, which name the columns."""
     limit: int | None
     """How many problems or rollouts are read from a source; None for all."""
     texts: tuple[str, ...]
@@ -56,17 +56,17 @@ class Prepared:
     sampled: Mapping[str, Any]
     """Arguments of `Sampling`."""
     question: Mapping[str, Any]
-    """Everything that decides the numbers: the key of the cache."""
+    """Everything that can change the numbers. It is the key of the cache."""
 
     def asking(self, **entries: Any) -> "Prepared":
-        """The same with other entries in its question; what was loaded already is kept."""
+        """A copy with other entries in its question, which shares what is loaded already."""
         changed = dataclasses.replace(self, question={**self.question, **entries})
         vars(changed).update({**vars(self), **vars(changed)})
         return changed
 
     @property
     def identity(self) -> str:
-        """What distinguishes the weights from any others."""
+        """A value that differs for different weights."""
         return self.question["identity"]
 
     @cached_property
@@ -116,7 +116,7 @@ class Prepared:
 
     @property
     def is_given(self) -> bool:
-        """Whether there are responses already; otherwise they are sampled."""
+        """Whether responses are given; otherwise they are sampled."""
         return bool(self.texts) or self.rollouts is not None
 
     def given(self) -> "list[Rollout]":
@@ -171,7 +171,7 @@ class Prepared:
     def sample(
         self, model: "nn.Module", policy: "Policy", problems: "Sequence[Problem]", folder: Path, title: str = "Sampling"
     ) -> "list[Rollout]":
-        """Responses to problems, through `folder`, where an interrupted run finds those it had."""
+        """Responses to problems. They are also kept in `folder`, so that an interrupted run continues."""
         from internal_policy.scans import sampling
 
         smaller = progress.saying_once("Out of memory: sampling {} responses at a time.")
@@ -191,7 +191,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy of a model: where it is read, and how."""
+    """A policy of a model: its hook point and its readout."""
 
     point: "HookPoint"
     """The hook point whose hidden states are unembedded; FINAL for the model's own policy."""
@@ -253,7 +253,7 @@ def question(
     *,
     texts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The options that decide the numbers, with the contents of their paths: the key of the cache."""
+    """The options that can change the numbers, with the contents of their files. It is the key of the cache."""
     given = dataclasses.asdict(options).items()
     unused = {*unused, "force"}
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
@@ -280,14 +280,14 @@ def _untemplated(rollouts: str | None, limit: int | None) -> bool:
 
 
 def check_effect(options: ModelOptions, names: Collection[str], beside: str) -> None:
-    """Raise InputError for the first of the named options that was changed: beside another option it has no effect."""
+    """Raise InputError if one of the named options was given, which have no effect together with `beside`."""
     for field in dataclasses.fields(options):
         if field.name in names and getattr(options, field.name) != field.default:
             raise InputError(f"--{field.name.replace('_', '-')} has no effect with {beside}. Leave it out.")
 
 
 def held(source: str) -> dict[str, Any] | None:
-    """What identifies the content of a source of data; None if it isn't a file.
+    """An identification of the contents of a data source; None if it isn't a file.
 
     That is the fingerprint of a file, or the commit of a data set on the hub. Raises InputError if the hub has none.
     """
@@ -297,7 +297,7 @@ def held(source: str) -> dict[str, Any] | None:
 
 
 def source(problems: str | None, limit: int | None) -> tuple[str, int | None]:
-    """Which problems are used, and how many at most; without a name the first of the bundled ones."""
+    """The source of problems and the number to read. By default these are the first bundled ones."""
     if problems is None:
         return str(bundle.DATA / "problems" / "heldout.jsonl"), DEMO_PROBLEMS if limit is None else limit
     return problems, limit

@@ -28,7 +28,7 @@ class Report(OutputOptions, ViewOptions):
 
 
 def run(options: Report) -> None:
-    """Write one HTML file about some scans."""
+    """Write the report."""
     require("app", "plotly")
     from internal_policy.look import report
 

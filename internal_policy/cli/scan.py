@@ -37,13 +37,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(ModelOptions):
-    """A model, and what reads its hidden states."""
+    """A model, and the library that reads its hidden states."""
 
     group: ClassVar = "Model"
     reader: Literal["hooks", "transformer-lens", "nnsight"] = "hooks"
-    """What reads hidden states: our own hooks, or a library, which is an extra, such as internal-policy[nnsight]."""
+    """Reader of hidden states: our own hooks, or a library. Install a library with internal-policy[nnsight] or
+    internal-policy[transformer-lens]."""
     remote: bool = False
-    """With --reader nnsight and --rollouts: measure on NDIF (ndif.us), which holds the model and sets the precision."""
+    """Measure on NDIF (ndif.us), whose servers have the model and choose its precision. Needs --reader nnsight and
+    --rollouts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class GivenOptions(RolloutOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOutput(JsonOptions, OutputOptions):
-    """Where the scan is written, and what becomes of an earlier one."""
+    """Where the scan is written, and what happens to an earlier one."""
 
     group: ClassVar = "Output"
     output: OutputFolder = None
@@ -107,17 +109,17 @@ class Scan(ScanOutput, PromptOptions, ResponseOptions, GivenOptions, Reading):
 
 
 PRESENTATION = {"output", "json", "dry_run", "remeasure"}
-"""Options that change nothing of what is measured."""
+"""Options that don't change what is measured."""
 SAMPLING = {f.name for f in dataclasses.fields(SamplingOptions)} - {"batch_size"} | {"problems"}
-"""Options that mean nothing where the responses are given."""
+"""Options that have no effect if responses are given."""
 COLUMNS = {"problem_column", "answer_column"}
-"""Options about problems, which given responses have nothing to do with."""
+"""Options about problems, which have no effect if responses are given."""
 WITH_TEXT = {"limit", "chat_template", "chat_template_kwargs"}
-"""Options that mean nothing where a text is measured as it is."""
+"""Options that have no effect on texts, which are measured as they are."""
 
 
 def run(options: Scan) -> None:
-    """Answer from the cache, or measure what is missing; then print the entropies by layer."""
+    """Read the scan from the cache, or measure what is missing; then print it."""
     from internal_policy.cli import show
     from internal_policy.scans import job, store
 
@@ -179,7 +181,7 @@ def _check(options: Scan) -> None:
 
 
 def _texts(given: Sequence[str]) -> tuple[str, ...]:
-    """The texts of --text, the one called - read from stdin. Raises InputError for text that isn't UTF-8."""
+    """The texts of --text, with stdin in place of `-`. Raises InputError for text that isn't UTF-8."""
     if given.count("-") > 1:
         raise InputError("--text - is given twice, but stdin can be read only once. Give it once.")
     if any(templates.HALF.search(text) for text in given):  # how Python reads such bytes
@@ -188,7 +190,7 @@ def _texts(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def _prepared(options: Scan) -> Prepared:
-    """The options resolved; layers, sites and measures count as `all` or as lists, however they were typed."""
+    """Resolve the options. Layers, sites and measures become `all` or lists, however they were typed."""
     is_given = bool(options.text) or options.rollouts is not None
     unused = PRESENTATION | (SAMPLING if is_given else set())
     sources = []

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from internal_policy.train.run import Setup
 
 DAY = "date"
-"""Key in run.json of the day on which the run started, if its chat template writes the date."""
+"""Key in run.json for the day on which the run started, present if the chat template writes the date."""
 CHANGEABLE = {"resume", "force", "json", "output", "report_to", "save_every", "config"}
-"""Options that may differ when a run is resumed; the contents of the configuration file are compared by themselves."""
+"""Options that may differ when a run is resumed. The contents of the configuration file are compared separately."""
 COUNT = (1, 2**31 - 1, "from 1 to 2147483647")
 ABOVE_0 = (math.nextafter(0, 1), sys.float_info.max, "above 0")
 LIMITS = {
@@ -45,7 +45,7 @@ LIMITS = {
     "seed": (0, 2**32 - 1, "from 0 to 4294967295"),
     "scan_every": (0, 2**31 - 1, "from 1 to 2147483647, or 0 to turn scans off"),
 }
-"""Option -> its smallest and largest value, and both in words."""
+"""Option -> its smallest and largest value, and the range in words."""
 FLAGS = {
     "samples": "num_generations",
     "micro_batch": "per_device_train_batch_size",
@@ -59,7 +59,7 @@ FLAGS = {
 
 
 def run(options: Train) -> None:
-    """Train, or resume; then print the result."""
+    """Start or resume a run, and print the result."""
     from internal_policy.train import fields, resume
 
     _check(options)
@@ -106,7 +106,7 @@ def _check(options: Train) -> None:
     if options.force and options.resume:
         raise InputError("--resume continues the run in the folder, but --force removes it. Use one of them.")
     if options.force and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("--force can't be used with several processes. Run `internal-policy rm FOLDER` before.")
+        raise InputError("--force can't be used with several processes. Run `internal-policy rm FOLDER` first.")
 
 
 def _problems(options: Train) -> "list[Problem]":
@@ -122,7 +122,7 @@ def _problems(options: Train) -> "list[Problem]":
 
 
 def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the run: the options, what their files hold, and which model it is."""
+    """What identifies the run: its options, the contents of their files, and the model."""
     plain = {name: value for name, value in dataclasses.asdict(options).items() if name not in CHANGEABLE}
     content = {path: prepared.held(path) for path in (options.problems, options.chat_template) if path}
     question = {**plain, "file": dict(given), "content": content, "identity": loading.identity(options.checkpoint)}
@@ -130,7 +130,7 @@ def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _folder(options: Train, given: Mapping[str, Any], question: Mapping[str, Any]) -> Path:
-    """The run's folder: --output, else the file's output_dir, else one in the cache."""
+    """The folder of the run: --output, or output_dir of the file, or one in the cache."""
     from internal_policy.scans import store
 
     if options.output or given.get("output_dir"):
@@ -149,7 +149,7 @@ def _day(options: Train, record: Path | None) -> str | None:
 def configured(
     options: Train, given: Mapping[str, Any], folder: Path, layer: int | None, day: str | None = None
 ) -> "BuPOConfig":
-    """The configuration of the trainer. `given` is what --config holds, `layer` what BuPO trains first."""
+    """The configuration of the trainer. `given` has the fields of --config; BuPO trains `layer` first."""
     from internal_policy.train import defaults
 
     return defaults.configured(
@@ -185,7 +185,7 @@ def _flags(options: Train, given: Mapping[str, Any], day: str | None) -> dict[st
 
 
 def _target(options: Train, given: Mapping[str, Any], layer: int | None) -> "HookPoint | None":
-    """The hook point that BuPO trains first; None with GRPO, or if the file has the schedule."""
+    """The hook point that BuPO trains first; None for GRPO, or if the file contains the schedule."""
     from internal_policy.models.hooks import HookPoint
 
     scheduled = "schedule" in given and options.layer is None and options.internal_steps is None
@@ -204,7 +204,7 @@ def _point(options: Train) -> "HookPoint | None":
 
 
 def _placed(options: Train) -> Train:
-    """The options, where each of several processes loads onto its own device."""
+    """The options with a device for this process, if there are several processes."""
     import torch
 
     rank = os.environ.get("LOCAL_RANK")
@@ -214,7 +214,7 @@ def _placed(options: Train) -> Train:
 
 
 def _suggested(options: Train, setup: "Setup", config: "BuPOConfig") -> int | None:
-    """The layer that stands out in a scan of a few responses. Raises InputError if BuPO needs one and none does."""
+    """The target layer by a scan of a few responses. Raises InputError if BuPO needs one and there is none."""
     from internal_policy.look import targets
     from internal_policy.train import run as training
 
@@ -247,8 +247,8 @@ def _train(options: Train, setup: "Setup", config: "BuPOConfig", layer: int | No
 
 @contextmanager
 def _progress(total: int | None) -> Iterator[Any]:
-    """Reports each step: in a progress bar on a terminal, else in a line a minute."""
-    cut = "All responses were cut at the length limit, so none can be right. Raise --max-new-tokens."
+    """Report each step: on a terminal in a progress bar, elsewhere in a line a minute."""
+    cut = "All responses were cut at the length limit, so none can be correct. Raise --max-new-tokens."
     warn = progress.saying_once(cut)
     with progress.steps("Training", total) as reach:
 
@@ -261,7 +261,7 @@ def _progress(total: int | None) -> Iterator[Any]:
 
 
 def in_words(row: Mapping[str, Any]) -> str:
-    """A row of metrics in words, without missing numbers and without the loss, which is always about 0."""
+    """A row of metrics in words. The loss is left out, because GRPO's is always about 0."""
     trained = "whole policy" if row["phase"] == "final" else row["target"]
     formats = {
         "reward": "reward {:.2f}",
@@ -275,7 +275,7 @@ def in_words(row: Mapping[str, Any]) -> str:
 
 
 def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, *, as_json: bool = False) -> None:
-    """A training run: the reward in tenths of it, and what to do with the model."""
+    """Print the reward over tenths of the run, and what to do with the model."""
     tenth = max(1, len(metrics) // 10)
     rows = []
     for start in range(0, len(metrics), tenth):
@@ -294,4 +294,4 @@ def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, *, as_json: b
         table.add_row(row["steps"], row["trained"], *numbers)
     out.print(table)
     out.print(f"{counted(len(metrics), 'step')} in {seconds:.0f} s. Model: {escape(str(folder / 'model'))}")
-    out.print(f"Measure it: internal-policy evaluate --model {escape(str(folder / 'model'))}")
+    out.print(f"To evaluate it:\n  internal-policy evaluate --model {escape(str(folder / 'model'))}")

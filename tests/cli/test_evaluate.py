@@ -121,7 +121,7 @@ BAD_EVALUATIONS = {
         "10 of 10 problems of problems can't be marked. Problem 1 has no answer.",
     ),
     "hook point": (["--at", "5.nowhere"], "nowhere"),
-    "twice": (["--problems", "a.jsonl", "a.jsonl"], "--problems names a.jsonl more than once"),
+    "twice": (["--problems", "a.jsonl", "a.jsonl"], "a.jsonl is given twice with --problems. Give each set once."),
     "output": (["--output", "/"], "/ isn't empty and contains no evaluation. Choose another --output."),
 }
 
@@ -140,4 +140,4 @@ def test_the_folder_of_another_evaluation_is_refused(evaluated, here, capsys):
     assert "already contains another evaluation with different settings (--seed)" in capsys.readouterr().err
     (here / "mine" / "rollouts.parquet").write_bytes(b"PAR1")
     assert main([*evaluated, "--output", "mine"]) == 2
-    assert "rollouts.parquet is damaged; remove the folder" in capsys.readouterr().err
+    assert "rollouts.parquet is damaged. Remove the folder" in capsys.readouterr().err

@@ -202,4 +202,4 @@ def test_resume_and_force_contradict_each_other(untrained, here, capsys):
 def test_several_processes_cannot_replace_a_run(untrained, here, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([*untrained, "--force"]) == 2
-    one_sentence(capsys, "--force can't be used with several processes. Run `internal-policy rm FOLDER` before.", here)
+    one_sentence(capsys, "--force can't be used with several processes. Run `internal-policy rm FOLDER` first.", here)
