@@ -146,7 +146,7 @@ def training_run(item: inventory.Item, *, as_json: bool = False) -> None:
     for sentence in said:
         paragraph(sentence)
     uncut(_progress(steps))
-    if by_layer is not None and len(by_layer.columns):
+    if frame is not None and by_layer is not None and len(by_layer.columns):
         uncut(_layers(by_layer, int(frame["layer"][frame["site"] == "final"].max())))
     if evaluated is not None:
         uncut(_evaluated(evaluated))

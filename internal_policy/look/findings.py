@@ -62,8 +62,8 @@ def along_the_layers(means: pd.DataFrame) -> str | None:
     at = _stream(means)
     if not len(at) or not np.isfinite(at).all():
         return None
-    own = means["final"].dropna() if "final" in means else []
-    end = f"; the model's own policy has {_nats(own.iloc[0])}" if len(own) else ""
+    own = means["final"].dropna().tolist() if "final" in means else []
+    end = f"; the model's own policy has {_nats(own[0])}" if own else ""
     first, last = int(at.index[0]), int(at.index[-1])
     if len(at) == 1:
         where = f"after layer {first - 1}" if first else "before layer 0"

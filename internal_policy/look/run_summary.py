@@ -1,7 +1,8 @@
 """A training run for people: its schedule in a sentence, its first and last steps, and its layers before and after."""
 
+from collections.abc import Mapping
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -35,10 +36,10 @@ class Phase(NamedTuple):
 
 def schedule(metrics: pd.DataFrame) -> list[Phase]:
     """Which policy was trained at which steps."""
-    rows = metrics[["target", "step"]].sort_values("step").itertuples(index=False)
+    rows = metrics[["target", "step"]].sort_values("step").to_dict("records")
     phases = []
-    for target, steps in groupby(rows, key=lambda row: str(row.target)):
-        numbers = [int(row.step) for row in steps]
+    for target, steps in groupby(rows, key=lambda row: str(row["target"])):
+        numbers = [int(row["step"]) for row in steps]
         phases.append(Phase(target, numbers[0], numbers[-1]))
     return phases
 
@@ -52,15 +53,20 @@ def sentences(metrics: pd.DataFrame, frame: pd.DataFrame | None) -> list[str]:
     """The schedule, the reward, and the layer whose output changed most; `frame` is the table of layers or None."""
     called = {"bupo": "BuPO", "grpo": "GRPO"}[method(metrics)]
     said = [f"{called}: {_schedule_in_words(schedule(metrics))}."]
-    reward = first_and_last(metrics).set_index("measure").loc["reward"]
-    before, after = reward["first_mean"], reward["last_mean"]
-    if reward["first_from"] < reward["last_from"]:
-        verb = "went" if abs(after - before) < STEADY else "rose" if after > before else "fell"
-        first, last = (_steps(int(reward[f"{end}_from"]), int(reward[f"{end}_to"])) for end in ("first", "last"))
-        said.append(f"The mean reward {verb} from {before:.2f} ({first}) to {after:.2f} ({last}).")
+    for row in first_and_last(metrics).to_dict("records"):
+        if row["measure"] == "reward" and row["first_from"] < row["last_from"]:
+            said.append(_reward_in_words(row))
     if frame is not None and (layer := _most_changed(frame)):
         said.append(layer)
     return said
+
+
+def _reward_in_words(row: Mapping[Any, Any]) -> str:
+    """How the reward changed, from its row of `first_and_last`."""
+    before, after = row["first_mean"], row["last_mean"]
+    verb = "went" if abs(after - before) < STEADY else "rose" if after > before else "fell"
+    first, last = (_steps(row[f"{end}_from"], row[f"{end}_to"]) for end in ("first", "last"))
+    return f"The mean reward {verb} from {before:.2f} ({first}) to {after:.2f} ({last})."
 
 
 def _schedule_in_words(phases: list[Phase]) -> str:
@@ -86,7 +92,7 @@ def _most_changed(frame: pd.DataFrame) -> str | None:
     changed = (outputs[last] - outputs[first]).dropna() if len(outputs) else pd.Series(dtype=float)
     if not len(changed):
         return None
-    layer = int(changed.abs().idxmax())
+    layer = int(changed.index[int(changed.abs().argmax())])
     if abs(changed[layer]) < SMALL:
         return f"From step {first} to step {last} no layer's output changed its entropy by {SMALL} nats."
     return (

@@ -1,5 +1,7 @@
 """A training run is summed up by its schedule, its ends, and its layers before and after."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import pytest
 
@@ -9,7 +11,7 @@ from internal_policy.look.runs import RunTables
 BUPO = RunTables(runs.find("experiments/bupo"), "experiments/bupo")
 
 
-def steps(*targets: str, **columns: list[float]) -> pd.DataFrame:
+def steps(*targets: str, **columns: Sequence[float | None]) -> pd.DataFrame:
     phase = ["final" if target == "final" else "internal" for target in targets]
     known = {"step": range(1, len(targets) + 1), "reward": 0.5, "phase": phase, "target": targets}
     return pd.DataFrame({**known, **columns})
@@ -43,6 +45,7 @@ def test_the_schedule_is_said_in_a_sentence(targets, said):
         ([0.75, 0.25], ["The mean reward fell from 0.75 (step 1) to 0.25 (step 2)."]),
         ([0.5, 0.5], ["The mean reward went from 0.50 (step 1) to 0.50 (step 2)."]),
         ([0.5], []),
+        ([None, None], []),
     ],
 )
 def test_the_reward_is_compared_where_there_are_two_ends(rewards, said):
@@ -68,20 +71,22 @@ def test_ends_are_means_over_a_tenth_of_the_steps_that_have_a_value():
     rewards = [float(n) for n in range(20)]
     sparse = [None] * 4 + [3.0] + [None] * 14 + [5.0]
     found = run_summary.first_and_last(steps(*["final"] * 20, reward=rewards, perplexity=sparse)).set_index("measure")
-    assert found.loc["reward"].tolist() == [1, 2, 0.5, 19, 20, 18.5]
-    assert found.loc["perplexity"].tolist() == [5, 5, 3.0, 20, 20, 5.0]
-    assert list(found.index) == ["reward", "perplexity"]
+    assert found.T.to_dict("list") == {
+        "reward": [1, 2, 0.5, 19, 20, 18.5],
+        "perplexity": [5, 5, 3.0, 20, 20, 5.0],
+    }
 
 
 def test_layers_have_the_numbers_of_the_first_scan_and_the_last():
     frame, metrics = BUPO.dynamics(), BUPO.metrics()
     table = run_summary.layers(metrics, frame)
-    at = frame.set_index(["step", "layer", "site"])
+    at = frame.set_index(["step", "layer", "site"])[["entropy", "change", "kl"]].T.to_dict("list")
+    shown = {name: values.to_dict() for name, values in table.items()}
     assert [name for name, step in table.columns if step == "step 0"] == ["layer output", "Δ FFN", "KL from layer 6"]
-    assert table.loc[3, ("layer output", "step 0")] == at.loc[(0, 3, "resid_post"), "entropy"]
-    assert table.loc[3, ("Δ FFN", "step 50")] == at.loc[(50, 3, "mlp_out"), "change"]
-    assert table.loc[8, ("layer output", "step 50")] == at.loc[(50, 8, "final"), "entropy"]
-    assert table.loc[7, ("KL from layer 6", "step 50")] == at.loc[(50, 7, "resid_post"), "kl"]
+    assert shown[("layer output", "step 0")][3] == at[(0, 3, "resid_post")][0]
+    assert shown[("Δ FFN", "step 50")][3] == at[(50, 3, "mlp_out")][1]
+    assert shown[("layer output", "step 50")][8] == at[(50, 8, "final")][0]
+    assert shown[("KL from layer 6", "step 50")][7] == at[(50, 7, "resid_post")][2]
 
 
 def test_one_scan_gives_one_column_for_each_quantity():
