@@ -1,6 +1,6 @@
-"""Time the measuring of policies beside the reference formula and bare matrix products: python benchmarks/kernel.py.
+"""Compare the time to measure policies with the reference formula and bare products: python benchmarks/kernel.py.
 
-One thread, process CPU time, the candidates in turn, medians; every line is a ratio to the fastest exact bare product.
+Each line gives the median CPU time on one thread, and its ratio to the fastest exact bare product.
 """
 
 import time
@@ -20,18 +20,18 @@ MEASURED = ("entropy", "kl", "rank", "logprob")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Time the measuring of policies beside the reference formula and the bare matrix products."""
+    """Compare the time to measure policies with the reference formula and bare matrix products."""
 
     d_model: int = 1024
     """Width of the hidden states."""
     d_vocab: int = 32768
     """Rows of the unembedding."""
     points: int = 24
-    """Hook points, the first of them final, half of the others with a norm control."""
+    """Number of hook points: the first is final, and half of the others have a norm control."""
     positions: int = 64
     """Positions at each hook point."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of hidden states and unembedding."""
+    """Type of the hidden states and the unembedding."""
     runs: int = 7
     """Timed runs of each candidate."""
 
@@ -75,14 +75,14 @@ def main(options: Benchmark) -> None:
         for name, candidate in candidates.items():
             start = time.process_time()
             candidate()
-            if run:  # the first warms up
+            if run:  # the first round is a warm-up
                 seconds[name].append(time.process_time() - start)
     fastest = min(median(seconds[name]) for name in candidates if name.startswith("bare"))
     logits = options.points * options.positions * options.d_vocab
     print(f"{options}\nmatrix product chosen: {chosen}")
     for name, spent in seconds.items():
         middle = median(spent)
-        print(f"{name:36} {middle:7.3f} s {middle / logits * 1e9:6.2f} ns a logit {middle / fastest:6.2f}")
+        print(f"{name:36} {middle:7.3f} s {middle / logits * 1e9:6.2f} ns per logit {middle / fastest:6.2f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Time the dashboard on a large scan, and its peak memory: python benchmarks/look.py.
+"""Measure the dashboard's speed and peak memory on a large scan: python benchmarks/look.py.
 
-A synthetic scan of Qwen3-4B's depth is written through the real tables, the real dashboard serves it, and a headless
-Chromium opens its pages, each in a window of its own, until every figure is drawn: first with nothing remembered by
-the dashboard, then again, as one does who comes back. Last it chooses other rollouts on the open page Tokens.
+It writes a synthetic scan with the depth of Qwen3-4B, starts the dashboard on it, and opens every page in a new window
+of a headless Chromium until all figures are drawn: first with empty caches, then again as a returning user. At the end
+it selects other rollouts on the open page Tokens.
 """
 
 import os
@@ -33,7 +33,7 @@ PART = 8
 """Rollouts in a part, as `scan` writes them."""
 VOCABULARY = 151_936
 PAGES = {"Overview": "", "Entropy flow": "flow", "Tokens": "tokens", "Geometry": "geometry"}
-"""What a page is called -> its path."""
+"""Title of a page -> its path."""
 DRAWN = """() => {
   const charts = [...document.querySelectorAll("[data-testid=stPlotlyChart]")];
   const state = document.querySelector("[data-testid=stApp]")?.dataset.testScriptState;
@@ -50,24 +50,24 @@ CHROMIUM = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Time the dashboard on a large scan, and its peak memory."""
+    """Measure the dashboard's speed and peak memory on a large scan."""
 
     folder: Path = Path("/tmp/internal-policy-large-scan")
-    """Where the scan is written, some 9 GB; one that is there is used again."""
+    """Folder for the scan (about 9 GB); an existing scan is reused."""
     rollouts: int = 500
-    """Of the scan."""
+    """Rollouts in the scan."""
     tokens: int = 1000
-    """Of each rollout."""
+    """Tokens in each rollout."""
     layers: int = 36
-    """Of the model."""
+    """Layers of the model."""
     runs: int = 3
     """Visits of each page after the first."""
     chromium: Path = Path("/usr/bin/chromium")
-    """The browser."""
+    """Path of the browser."""
 
 
 def numbers(random: np.random.Generator, planned: Plan, tokens: int, top_k: int) -> dict[tuple[str, str], np.ndarray]:
-    """Measures of so many tokens at every hook point, drawn at random in the ranges that real ones have."""
+    """Random measures of `tokens` tokens at every hook point, in realistic ranges."""
     shape = (tokens, len(planned.points))
     names = ("kl", "cosine", "entropy_at_input_norm")
     drawn: dict[str, np.ndarray] = {name: random.random(shape, dtype=np.float32) for name in names}
@@ -123,7 +123,7 @@ def make(options: Benchmark) -> None:
 
 
 def heatmap(page: "Page", rollout: int) -> float:
-    """Choose a rollout; return the seconds until its heatmap is there."""
+    """Select a rollout; return the seconds until its heatmap is drawn."""
     before = page.evaluate(HEATMAP)
     page.get_by_label("Rollout", exact=True).fill(str(rollout))
     start = time.monotonic()
@@ -133,7 +133,7 @@ def heatmap(page: "Page", rollout: int) -> float:
 
 
 def switch(page: "Page", name: str) -> float:
-    """Go to a page from another one of the open dashboard; return the seconds until its figures are there."""
+    """Go to a page from another page of the open dashboard; return the seconds until its figures are drawn."""
     page.get_by_role("link", name="Geometry").click()
     page.wait_for_function(f"() => document.querySelector('h1')?.innerText === 'Geometry' && ({DRAWN})()")
     start = time.monotonic()
@@ -149,7 +149,7 @@ def told(name: str, seconds: list[float], server: psutil.Process) -> None:
 
 
 def visit(options: Benchmark, port: int, server: psutil.Process) -> None:
-    """Open each page and print how long its figures took, and what the server's memory came to."""
+    """Open each page; print how long its figures took and the server's memory."""
     from playwright.sync_api import sync_playwright
 
     url = f"http://127.0.0.1:{port}"
@@ -181,7 +181,7 @@ def visit(options: Benchmark, port: int, server: psutil.Process) -> None:
 
 
 def main(options: Benchmark) -> None:
-    """Write the scan where it is not there, serve it, visit it."""
+    """Write the scan unless it exists, serve it, and visit its pages."""
     if not (options.folder / store.RECORD).exists():
         shutil.rmtree(options.folder, ignore_errors=True)
         start = time.monotonic()

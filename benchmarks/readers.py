@@ -1,8 +1,8 @@
-"""Time what each reader costs beside hooks: python benchmarks/readers.py.
+"""Compare the time of each reader with hooks: python benchmarks/readers.py.
 
-The same random model of a true shape is read by hooks, through TransformerLens and through nnsight: reading alone (the
-norms of all hidden states, which take no product with the unembedding) and a whole scan. Each runs in a process of its
-own, one thread, process CPU time, in turn, medians; every reader computes attention eagerly, as TransformerLens does.
+Hooks, TransformerLens and nnsight read the same random model with the shape of a real one: reading alone (the norms of
+all hidden states, without the unembedding) and a whole scan. Each run has its own process and one thread; the numbers
+are median CPU times. Every reader computes attention eagerly, as TransformerLens does.
 """
 
 import json
@@ -27,22 +27,22 @@ READERS = ("hooks", "transformer-lens", "nnsight")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Time what each reader costs beside hooks."""
+    """Compare the time of each reader with hooks."""
 
     shape: Literal["qwen3-0.6b", "llama-3.2-1b"] = "qwen3-0.6b"
-    """Whose configuration the random model has."""
+    """Hub id of the model whose configuration is used."""
     layers: int = 8
-    """How many of its layers."""
+    """Number of layers to use."""
     tokens: int = 128
     """Response tokens; the prompt is one token."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights."""
+    """Type of the weights."""
     runs: int = 5
-    """Processes of each reader."""
+    """Number of runs of each reader."""
     reader: str = ""
     """Used by the benchmark itself: run one reader and print its numbers."""
     folder: str = ""
-    """Used by the benchmark itself: where the model is."""
+    """Used by the benchmark itself: folder of the model."""
 
 
 def run(options: Benchmark) -> dict[str, float]:

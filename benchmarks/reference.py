@@ -1,4 +1,4 @@
-"""The reference algorithm, as arXiv 2512.19673's analysis does it: what the benchmarks compare with."""
+"""The reference algorithm for the benchmarks: the analysis of arXiv 2512.19673."""
 
 import torch
 from jaxtyping import Float, Int
@@ -12,13 +12,13 @@ SITES = ("resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post")
 
 
 def entropy(logits: Float[Tensor, "rows d_vocab"]) -> Float[Tensor, " rows"]:
-    """Eq. 7, word for word, on whole rows of logits: softmax, log-softmax, product and sum are four more tensors."""
+    """Eq. 7 literally, on full rows of logits: softmax, log-softmax, product and sum are four more tensors."""
     return -(torch.softmax(logits, -1) * torch.log_softmax(logits, -1)).sum(-1)
 
 
 @torch.inference_mode()
 def scan(model: PreTrainedModel, ids: Int[Tensor, "1 seq"], first: int) -> dict[HookPoint, Tensor]:
-    """The entropies at 6 sites of every layer, and of the model, for the tokens from `first` on."""
+    """The entropies at 6 sites of every layer and at the end of the model, for the tokens from `first` on."""
     kept: dict[HookPoint, Tensor] = {}
     points = [HookPoint(layer, site) for layer in range(len(decoder_layers(model))) for site in SITES] + [FINAL]
     with hooked(model, points, lambda point, hidden: kept.__setitem__(point, hidden.detach().cpu())):

@@ -1,7 +1,7 @@
-"""Time a scan, and its peak memory, beside the reference algorithm and the bare products: python benchmarks/scan.py.
+"""Compare the time and memory of a scan with the reference algorithm and bare products: python benchmarks/scan.py.
 
-A folder with random weights of a model's true shape is scanned. Each candidate runs in a process of its own, one
-thread, process CPU time, in turn, medians; memory is the growth of the peak over the loaded model.
+It scans a random model with the shape of a real one. Each candidate runs in its own process on one thread; the numbers
+are median CPU times, and memory is the growth of the peak over the loaded model.
 """
 
 import json
@@ -50,22 +50,22 @@ CANDIDATES = ("bare products", "ours: entropy, KL, rank, norm", "ours: all measu
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Time a scan, and its peak memory, beside the reference algorithm and the bare products."""
+    """Compare the time and memory of a scan with the reference algorithm and bare products."""
 
     shape: Literal["qwen3-0.6b", "llama-3.2-1b"] = "qwen3-0.6b"
-    """Whose configuration the random model has."""
+    """Hub id of the model whose configuration is used."""
     layers: int | None = None
-    """Fewer layers than the shape has."""
+    """Number of layers, if fewer than in the configuration."""
     tokens: int = 64
     """Response tokens; the prompt is one token."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the weights."""
+    """Type of the weights."""
     runs: int = 3
-    """Processes of each candidate."""
+    """Number of runs of each candidate."""
     candidate: str = ""
     """Used by the benchmark itself: run one candidate and print its numbers."""
     folder: str = ""
-    """Used by the benchmark itself: where the model is."""
+    """Used by the benchmark itself: folder of the model."""
 
 
 def make(options: Benchmark, folder: Path) -> None:
@@ -119,7 +119,7 @@ def run(options: Benchmark) -> dict[str, float]:
             strict=True,
         )
     )
-    Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before, start = _memory("VmRSS"), time.process_time()
     with torch.inference_mode():
         candidates[options.candidate]()

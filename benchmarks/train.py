@@ -1,8 +1,8 @@
-"""Time a step of training, phase one and whole, beside TRL's own GRPO trainer: python benchmarks/train.py.
+"""Compare the time of a training step, in phase one and after, with TRL's GRPO trainer: python benchmarks/train.py.
 
-A Qwen 3 model with random weights is trained on one batch again and again. One thread, process CPU time, the candidates
-in turn, each from the same weights; medians, without the first step of each. A step is a generation batch: responses
-are scored once, then trained on in two updates.
+A Qwen 3 model with random weights is trained on one batch repeatedly. The candidates take turns on one thread, each
+from the same weights; the numbers are median CPU times without the first step of each. A step is a generation batch:
+responses are scored once, then trained on in two updates.
 """
 
 import tempfile
@@ -46,43 +46,43 @@ the logits again."""
 
 
 Runs = list[list[dict[str, float]]]
-"""Of one candidate: runs, steps, CPU seconds of each part."""
+"""Runs of one candidate, each with its steps and their CPU seconds by part."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Time a step of training, phase one and whole, beside TRL's own GRPO trainer."""
+    """Compare the time of a training step, in phase one and after, with TRL's GRPO trainer."""
 
     layers: int = 16
-    """Of the model; phase one trains the policy after a quarter of them."""
+    """Layers of the model; phase one trains the policy after a quarter of them."""
     d_model: int = 768
     """Width of the hidden states; heads are 64 wide, the FFN 8/3 of it."""
     d_vocab: int = 32768
     """Rows of the unembedding, which is tied to the embedding."""
     prompts: int = 2
-    """Prompts of a step."""
+    """Prompts per step."""
     responses: int = 4
     """Responses to each prompt."""
     tokens: int = 24
-    """Of a response; a prompt has 6 to 8."""
+    """Tokens in a response; a prompt has 6 to 8."""
     steps: int = 2
-    """Measured in each training."""
+    """Steps to measure in each training."""
     runs: int = 3
-    """Trainings of each candidate."""
+    """Number of trainings of each candidate."""
 
 
 class Clock:
-    """CPU seconds of each part of each step."""
+    """Records the CPU seconds of each part of each step."""
 
     def __init__(self) -> None:
-        """No step has begun."""
+        """Start before the first step."""
         self.steps: list[dict[str, float]] = []
         self.now: dict[str, float] = defaultdict(float)
         self.last = self.mark = time.process_time()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What runs inside belongs to this part."""
+        """Count the time inside towards this part."""
         start = time.process_time()
         try:
             yield
@@ -91,25 +91,25 @@ class Clock:
             self.now[name] += self.mark - start
 
     def end(self) -> None:
-        """A step is over."""
+        """End a step."""
         now = time.process_time()
         self.steps.append({**self.now, "all": now - self.last})
         self.now, self.last = defaultdict(float), now
 
 
 class Ticking(TrainerCallback):
-    """Tells the clock where a step ends."""
+    """Tells the clock when a step ends."""
 
     def __init__(self, clock: Clock) -> None:
-        """No update has been made."""
+        """Start before the first update."""
         self.clock, self.updates = clock, 0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """What was before is no part of a step."""
+        """Discard the time before training."""
         self.clock.last = time.process_time()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Since the backward pass there were clipping and the optimizer."""
+        """Count the time since the backward pass as the optimizer's, with clipping."""
         self.clock.now["optimizer"] += time.process_time() - self.clock.mark
         self.updates += 1
         if self.updates % UPDATES == 0:
@@ -135,7 +135,7 @@ class Timed(GRPOTrainer):
 
 
 class Ours(Timed, BuPOTrainer):
-    """Ours, timed in the same places."""
+    """Our trainer, timed in the same places."""
 
 
 def model_of(options: Benchmark) -> PreTrainedModel:
@@ -156,7 +156,7 @@ def model_of(options: Benchmark) -> PreTrainedModel:
 
 
 def train(options: Benchmark, kind: type[Timed], model: PreTrainedModel, layer: int | None, given: bool) -> Clock:
-    """Train a copy of the model for a step and those that are measured."""
+    """Train a copy of the model for a warm-up step and the measured ones."""
     tokenizer = AutoTokenizer.from_pretrained(DATA / "models" / "demo-qwen3")
     size, steps = options.prompts * options.responses, options.steps + 1
     draw = torch.Generator().manual_seed(1)
@@ -188,7 +188,7 @@ def train(options: Benchmark, kind: type[Timed], model: PreTrainedModel, layer: 
 
 
 def every_other(completions: list[Any], **_: Any) -> list[float | None]:
-    """A reward with spread, whatever was said."""
+    """A reward that varies, whatever the response is."""
     return [float(number % 2) for number in range(len(completions))]
 
 
@@ -203,7 +203,7 @@ def timed(clock: Clock, backward: Callable[..., None]) -> Callable[..., None]:
 
 
 def promised(model: PreTrainedModel, layers: int) -> float:
-    """The products of a step on the policy after so many layers, as a share of the whole policy's.
+    """The products in a step on the policy after `layers` layers, as a share of the whole policy's.
 
     Attention's own products are left out: at these lengths they are less than one in a hundred.
     """
@@ -217,7 +217,7 @@ def promised(model: PreTrainedModel, layers: int) -> float:
 
 
 def main(options: Benchmark) -> None:
-    """Print a line for each candidate, then what they come to."""
+    """Print a line for each candidate, then a summary."""
     quiet()
     model, quarter = model_of(options), max(1, options.layers // 4)
     inner = f"phase one, {quarter - 1}.resid_post"
@@ -230,7 +230,7 @@ def main(options: Benchmark) -> None:
     }  # name, whether the responses are given: trainer, layer
     runs: dict[tuple[str, bool], Runs] = {key: [] for key in candidates}
     for number in range(options.runs):
-        for name, given in list(candidates)[:: 1 if number % 2 == 0 else -1]:  # none always comes first
+        for name, given in list(candidates)[:: 1 if number % 2 == 0 else -1]:  # no candidate always comes first
             kind, layer = candidates[name, given]
             runs[name, given].append(train(options, kind, model, layer, given).steps[1:])
     print(options)
@@ -254,7 +254,7 @@ def line(name: str, steps: list[dict[str, float]]) -> str:
 def conclude(
     options: Benchmark, model: PreTrainedModel, layers: int, theirs: Runs, ours: Runs, phase_one: Runs
 ) -> None:
-    """What phase one saves, and what ours costs: ratios of the medians of each run, responses given."""
+    """Print what phase one saves and what our trainer costs: ratios of each run's medians, with given responses."""
 
     def seconds(run: list[dict[str, float]], without: str = "") -> float:
         return median(step["all"] - step.get(without, 0.0) for step in run)
@@ -271,12 +271,12 @@ def conclude(
 
 
 def spread(values: list[float], sign: str = "") -> str:
-    """Median, and from where to where."""
+    """Median, and the range."""
     return f"{median(values):{sign}.1%} ({min(values):{sign}.1%} to {max(values):{sign}.1%})"
 
 
 def quiet() -> None:
-    """One thread, and nothing said but the numbers."""
+    """Use one thread, and print nothing but the numbers."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     disable_progress_bars()

@@ -1,4 +1,4 @@
-"""Exercises in arithmetic: a problem in plain English, its working written out, and its answer."""
+"""Arithmetic exercises: a problem in plain English, a written-out solution, and the answer."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ THINGS = ("apples", "coins", "books", "cards", "eggs")
 
 @dataclass(frozen=True)
 class Exercise:
-    """One problem and a right response to it."""
+    """One problem and a correct response to it."""
 
     problem: str
-    """What is asked."""
+    """The question."""
     answer: str
-    """The integer asked for, in digits."""
+    """The answer: an integer in digits."""
     response: str
-    """The expression, its working, and the answer in \\boxed{}."""
+    """The expression, its steps, and the answer in \\boxed{}."""
 
 
 def digits(number: int) -> list[int]:
@@ -32,7 +32,7 @@ def add_by_columns(a: int, b: int) -> str:
     for column in range(columns):
         terms = [number[column] for number in (digits(a), digits(b)) if column < len(number)] + [1] * carry
         total = sum(terms)
-        carry = int(total >= 10 and column < columns - 1)  # the last column's total is written whole
+        carry = int(total >= 10 and column < columns - 1)  # the last column's total is written out in full
         working = "+".join(map(str, terms)) + (f"={total}" if len(terms) > 1 else "")
         steps.append(f"{PLACES[column]} {working}" + " carry" * carry)
     return ", ".join(steps)
@@ -61,7 +61,7 @@ def multiply_by_places(a: int, b: int) -> str:
 
 
 def respond(expression: str, working: str, answer: int) -> str:
-    """The whole response."""
+    """The full response."""
     return f"{expression}: {working}. Answer: \\boxed{{{answer}}}"
 
 
@@ -100,7 +100,7 @@ def subtraction(random: Random) -> Exercise:
 
 
 def two_steps(random: Random) -> Exercise:
-    """A sum of two numbers of one or two digits, and a third added or taken away, each step done in the head."""
+    """A sum of two numbers with one or two digits, then a third number added or subtracted, without written columns."""
     a, b, gain = number(random, (1, 2)), number(random, (1, 2)), random.random() < 0.5
     c = number(random, (1, 2)) if gain else random.randint(2, min(99, a + b))
     sign, answer = ("+", a + b + c) if gain else ("-", a + b - c)
@@ -131,7 +131,7 @@ KINDS: dict[Callable[[Random], Exercise], int] = {addition: 4, subtraction: 3, t
 
 
 def exercises(seed: int, without: frozenset[str] = frozenset()) -> Iterator[Exercise]:
-    """Exercises without end, the same for the same `seed`; problems whose text is in `without` are skipped."""
+    """An endless stream of exercises, the same for the same `seed`; problems whose text is in `without` are skipped."""
     random = Random(seed)
     while True:
         exercise = random.choices(list(KINDS), list(KINDS.values()))[0](random)

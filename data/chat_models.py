@@ -1,4 +1,4 @@
-"""Two tiny chat models with random weights, one in the manner of Qwen 3 and one of Llama 3, and their tokenizers."""
+"""Two tiny chat models with random weights, one like Qwen 3 and one like Llama 3, and their tokenizers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ SIZE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 32,
     "max_position_embeddings": 2048,
-    "initializer_range": 0.05,  # with the usual 0.02, heads this narrow attend to nothing for long
+    "initializer_range": 0.05,  # with the usual 0.02, attention in heads this narrow takes long to learn
 }
-WORD = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"  # a digit stands alone, a word keeps the space before it
+WORD = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"  # each digit is a token, and a word keeps the space before it
 QWEN_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -43,12 +43,12 @@ LLAMA_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Family:
-    """What tells one family of chat models from the other."""
+    """The differences between the two families of chat models."""
 
     model: type[PreTrainedModel]
     config: type[Qwen3Config] | type[LlamaConfig]
     tied: bool
-    """Whether the unembedding is the embedding."""
+    """Whether the unembedding is tied to the embedding."""
     bos: str | None
     eos: str
     """The end-of-turn token."""
@@ -113,7 +113,7 @@ def make_tokenizer(family: Family, corpus: Iterable[str]) -> PreTrainedTokenizer
 
 
 def make_model(family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A model with random weights, its vocabulary a little larger than the tokenizer's, as in published ones."""
+    """A model with random weights and a vocabulary slightly larger than the tokenizer's, as in published models."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     vocab_size = 64 * (len(tokenizer) // 64 + 1)
     model = family.model(family.config(vocab_size=vocab_size, tie_word_embeddings=family.tied, **SIZE, **ids))

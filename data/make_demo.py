@@ -2,8 +2,8 @@
 
     python data/make_demo.py
 
-Everything follows from one seed. A model is trained in float32 on exercises made on the fly, never on a held-out
-problem; it is saved in bfloat16, as published models are, and measured as it was saved.
+One seed determines everything. A model is trained in float32 on exercises made on the fly, never on a held-out
+problem; it is saved in bfloat16, like published models, and then measured.
 """
 
 import json
@@ -35,7 +35,7 @@ from transformers import (
 )
 
 N_TRAIN, N_HELDOUT, N_CORPUS = 2000, 500, 20_000
-MAX_RESPONSE = 80  # tokens; the longest right response has fewer
+MAX_RESPONSE = 80  # tokens; the longest correct response has fewer
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class Recipe:
     """Make the demo models and their problems."""
 
     output: Path = Path(__file__).parent
-    """Where models/ and problems/ go, once all is made."""
+    """Folder for models/ and problems/, which are copied there at the end."""
     steps: int = 1500
     """Steps of AdamW."""
     batch_size: int = 16
-    """Exercises a step."""
+    """Exercises per step."""
     learning_rate: float = 2e-3
-    """Its peak: warmed up over a twentieth of the steps, then a cosine down to zero."""
+    """Peak learning rate, after a warm-up of a twentieth of the steps and before a cosine decay to 0."""
     samples: int = 8
     """Responses sampled to each held-out problem."""
     seed: int = 0
-    """Problems, weights and samples follow from it."""
+    """Random seed for problems, weights and samples."""
 
 
 def draw(seed: int) -> tuple[list[Exercise], list[Exercise]]:
@@ -64,25 +64,25 @@ def draw(seed: int) -> tuple[list[Exercise], list[Exercise]]:
 
 
 def write_problems(path: Path, problems: list[Exercise]) -> None:
-    """One JSON object a line, with `problem` and `answer`."""
+    """Write one JSON object per line, with `problem` and `answer`."""
     lines = (json.dumps({"problem": exercise.problem, "answer": exercise.answer}) for exercise in problems)
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
 def corpus(seed: int) -> Iterator[str]:
-    """Conversations without their special tokens, for a tokenizer to learn from."""
+    """Conversations without special tokens, to train a tokenizer on."""
     for exercise in islice(exercises(seed), N_CORPUS):
         yield f"system\n\nuser\n{exercise.problem}\nassistant\n\n{exercise.response}"
 
 
 def prompt(tokenizer: PreTrainedTokenizerFast, problem: str) -> str:
-    """A problem as the chat template puts it to the model."""
+    """A problem rendered by the chat template."""
     turn = [{"role": "user", "content": problem}]
     return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
 
 
 def batches(stream: Iterator[Exercise], size: int, random: Random) -> Iterator[list[Exercise]]:
-    """Batches without end, each of exercises about equally long, so that little of it is padding."""
+    """An endless stream of batches, each with exercises of similar length to keep padding small."""
     while True:
         pool = sorted(islice(stream, 4 * size), key=lambda exercise: len(exercise.problem + exercise.response))
         chunks = [pool[start : start + size] for start in range(0, len(pool), size)]
@@ -106,13 +106,13 @@ def train(
     recipe: Recipe,
     progress: tqdm,
 ) -> float:
-    """Train on the responses; the mean loss of the last hundred steps, in nats a token."""
+    """Train on the responses; return the mean loss of the last hundred steps in nats per token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, recipe.steps // 20, recipe.steps)
     losses: list[float] = []
     for batch in islice(batches(stream, recipe.batch_size, Random(recipe.seed)), recipe.steps):
         input_ids, targets = encode(tokenizer, batch)
-        logits = model(input_ids).logits  # no mask: padding comes last, and no token looks ahead
+        logits = model(input_ids).logits  # no mask is needed: padding comes last, and attention is causal
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -129,7 +129,7 @@ def train(
 def count_right(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, problems: list[Exercise], n: int, **sampling: Any
 ) -> list[int]:
-    """How many of `n` responses to each problem have its answer in their last \\boxed{}."""
+    """The number of correct responses among `n` to each problem."""
     counts: list[int] = []
     for start in range(0, len(problems), 50):
         part = problems[start : start + 50]
@@ -143,7 +143,7 @@ def count_right(
 
 
 def make(folder: Path, heldout: list[Exercise], recipe: Recipe, row: int) -> None:
-    """Train the model of the family that `folder` is named for, save it there, and measure what was saved."""
+    """Train the model of the family in the name of `folder`, save it there, and measure the saved model."""
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
     family = FAMILIES[folder.name.removeprefix("demo-")]
@@ -184,7 +184,7 @@ def make(folder: Path, heldout: list[Exercise], recipe: Recipe, row: int) -> Non
 
 
 def main(recipe: Recipe) -> None:
-    """Make everything in a temporary folder, the models side by side, then copy it to its place."""
+    """Make everything in a temporary folder, with the models in parallel, then copy it to the output folder."""
     heldout, training = draw(recipe.seed + 1)
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary)

@@ -1,8 +1,8 @@
 """Train the demo models with BuPO, GRPO and related methods under equal conditions: `python data/make_experiments.py`.
 
-The task is sums and differences of three numbers, at which both models are bad. Every run keeps a folder of its own
-until all are finished, so that an interrupted command continues where it stopped. Then they are combined in
-experiments/: `evaluations.parquet`, a row per run and evaluation, `steps.parquet`, a row per run and step, and the
+The task is sums and differences of three numbers, at which both models are poor. Every run has its own folder
+until all are finished, and an interrupted command continues where it stopped. Then they are combined in
+experiments/: `evaluations.parquet`, a row per run and evaluation; `steps.parquet`, a row per run and step; and the
 metrics and dynamics of one GRPO and one BuPO run.
 """
 
@@ -73,7 +73,7 @@ class Sizes:
     steps: int = 50
     """Steps of a run; a step is a generation batch."""
     warmup: int = 5
-    """Steps in which the learning rate rises to its value."""
+    """Warm-up steps of the learning rate."""
     short: int = 8
     """Internal steps of BuPO in the main comparison."""
     long: int = 20
@@ -246,7 +246,7 @@ class Exam(TrainerCallback):
     """Evaluates on held-out problems at three quarters of the training and at its end."""
 
     def __init__(self, sizes: Sizes, logger: RunLogger, tokenizer: Any) -> None:
-        """`logger` comes earlier in the callbacks, so that it knows the time that training took."""
+        """`logger` must come earlier in the callbacks, because it knows the training time."""
         self.sizes, self.logger, self.tokenizer, self.rows = sizes, logger, tokenizer, []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any) -> None:
@@ -262,7 +262,7 @@ class Exam(TrainerCallback):
 
 
 def layerwise(model: Any, run: Run) -> torch.optim.Optimizer | None:
-    """Freeze the layers up to k, or train those above more slowly; None if all learn at one rate."""
+    """Parameter groups that freeze the layers up to k or train those above more slowly; None for a single rate."""
     layers = model.model.layers
     if run.method == "frozen":
         layers[: run.layer + 1].requires_grad_(False)
@@ -277,7 +277,7 @@ def layerwise(model: Any, run: Run) -> torch.optim.Optimizer | None:
 
 
 def choosing(sizes: Sizes) -> list[Run]:
-    """The runs that learning rates are chosen by: each method at each rate, half as long."""
+    """The runs to choose learning rates by: each method at each rate, half as long."""
     model, k = MODELS[0], suggested(MODELS[0])
     return [
         Run(model, method, k, sizes.short if method == "bupo" else 0, rate, CHOOSING)
@@ -286,7 +286,7 @@ def choosing(sizes: Sizes) -> list[Run]:
 
 
 def chosen(sizes: Sizes) -> dict[Method, float]:
-    """The rate of each method whose run ended with the highest training reward, over its last third."""
+    """The rate of each method with the highest training reward in the last third of its run."""
     best: dict[Method, tuple[float, float]] = {}
     for run in choosing(sizes):
         reward = store.read_part(sizes.work / run.name / METRICS).to_pandas()["reward"]
@@ -296,7 +296,7 @@ def chosen(sizes: Sizes) -> dict[Method, float]:
 
 
 def compared(sizes: Sizes) -> list[Run]:
-    """The runs that are reported."""
+    """The runs to report."""
     rates, runs = chosen(sizes), list[Run]()
     for model in MODELS:
         k = suggested(model)
@@ -315,7 +315,7 @@ def compared(sizes: Sizes) -> list[Run]:
 
 
 def do(runs: Sequence[Run], sizes: Sizes, what: str) -> None:
-    """Do the runs that are missing, several at a time."""
+    """Do the missing runs, several at a time."""
     missing = [run for run in runs if not (sizes.work / run.name / EVALUATIONS).exists()]
     with ProcessPoolExecutor(sizes.workers, get_context("spawn")) as pool:
         for _ in tqdm(pool.map(partial(train, sizes=sizes), missing), what, len(missing), unit="run"):

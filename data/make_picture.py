@@ -14,6 +14,6 @@ main(["scan"])
 drawn = out.export_svg(title="internal-policy scan")
 drawn = re.sub(r"@font-face\s*\{[^}]*\}", "", drawn).replace(
     "Fira Code", "monospace"
-)  # nothing is fetched from outside
+)  # without requests to the network
 drawn = re.sub(r' textLength="[^"]*"', "", drawn.replace(str(store.root()), "~/.cache/internal-policy"))
 Path(__file__).with_name("scan.svg").write_text(drawn)

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent.parent
 MODELS = ("demo-qwen3", "demo-llama")
 """Each is scanned under both readouts."""
 PROBLEMS = 20
-"""How many of the held-out problems are answered: what the repository can carry."""
+"""Number of held-out problems, few enough to keep the repository small."""
 
 if __name__ == "__main__":
-    os.chdir(ROOT)  # the record keeps the paths as they are typed
+    os.chdir(ROOT)  # the record keeps paths as typed
     for model in MODELS:
         folder = Path("data/scans") / model
         shutil.rmtree(folder, ignore_errors=True)
