@@ -33,13 +33,14 @@ from internal_policy.models.families import FAMILIES
 from internal_policy.models.hooks import hooked
 from internal_policy.models.proofs import hook_count, tiny
 from internal_policy.models.proofs import points_of as all_points
-from internal_policy.scans import records, store
+from internal_policy.scans import estimate, records, store
 from internal_policy.tasks.problems import Message
 from internal_policy.tasks.rollouts import Rollout
 
 __all__ = ["FAMILY_NAMES", "FEW", "LLAMA_SHAPED", "all_points", "hook_count", "read", "tiny_model"]
 
 transformers.logging.disable_progress_bar()  # tests read stderr
+estimate.BUDGET = 0.0  # no test depends on how fast this machine is
 settings.register_profile("tests", deadline=None, derandomize=True)  # a busy machine must not fail a test
 settings.load_profile("tests")
 

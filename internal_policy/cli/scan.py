@@ -69,7 +69,7 @@ class ScanOutput(JsonOptions, OutputOptions):
     force: bool = False
     """Replace another scan in the folder; only files that internal-policy wrote are removed."""
     dry_run: bool = False
-    """Only print what would be measured, and how much memory and disk it needs."""
+    """Only print what would be measured, and how much memory, disk and time it needs."""
     remeasure: bool = False
     """Check every file of a finished scan, and measure damaged parts again."""
 
@@ -135,7 +135,9 @@ def run(options: Scan) -> None:
     elif cached and (broken := store.cut_short(folder)):
         raise InputError(f"{folder / broken[0]} is missing or cut short. Measure it again with --remeasure.")
     if options.dry_run:
-        work.printed(work.forecast(_work(options, inputs)), folder, cached, as_json=options.json)
+        work.printed(
+            work.forecast(_work(options, inputs), is_here=not options.remote), folder, cached, as_json=options.json
+        )
         return
     if not cached:
         opener = opening.Opener(options.reader, options.remote)

@@ -16,6 +16,7 @@ from internal_policy.models.failures import explained
 from internal_policy.models.templates import DATE, Template
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -240,7 +241,7 @@ def load_model(
 
     from internal_policy.models.families import inside
 
-    place = _device(device)
+    place = device_named(device)
     arguments = {"dtype": dtype, "device_map": device_map or place, "attn_implementation": attn_implementation}
     model = _loaded(base(checkpoint), config or load_config(checkpoint), arguments)
     if folder.is_adapter(checkpoint.folder):
@@ -271,7 +272,7 @@ def _try(model: "PreTrainedModel") -> None:
         model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True)
 
 
-def _device(name: str) -> str:
+def device_named(name: str) -> str:
     """The name of an available device; auto is the accelerator if there is one. Raises InputError."""
     import torch
 
@@ -328,12 +329,18 @@ def _adapted(model: "PreTrainedModel", checkpoint: Checkpoint) -> "nn.Module":
     return adapted
 
 
+def dtype_named(config: "PreTrainedConfig", name: str) -> "torch.dtype":
+    """The dtype that weights are loaded as; auto is the one that they were saved as."""
+    import torch
+
+    return getattr(torch, name) if name != "auto" else (config.dtype or torch.float32)
+
+
 def weight_bytes(config: "PreTrainedConfig", dtype: str) -> int:
     """Memory of the weights, in bytes."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    kind = getattr(torch, dtype) if dtype != "auto" else (config.dtype or torch.float32)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=kind)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype_named(config, dtype))
     return sum(math.prod(weight.shape) * weight.element_size() for weight in model.parameters())

@@ -207,3 +207,33 @@ def test_nothing_is_said_of_texts_and_token_ids_which_are_read_as_they_are(row, 
     (here / "r.jsonl").write_text(json.dumps(row))
     assert main([*scanned, "--rollouts", "r.jsonl", "--dry-run"]) == 0
     assert "Read" not in capsys.readouterr().err
+
+
+def forecast(capsys, *words: str) -> dict:
+    assert main(["scan", *words, "--dry-run", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_dry_run_estimates_the_time_of_given_texts(folder, capsys):
+    found = forecast(capsys, "--model", str(folder), "--text", PARIS)
+    assert found["seconds"] > 0
+    assert "seconds_at_most" not in found
+
+
+def test_a_dry_run_says_at_most_where_responses_are_sampled_first(folder, here, capsys):
+    asking(here)
+    words = ["--model", str(folder), "--problems", "p.jsonl", "--max-new-tokens", "20"]
+    assert forecast(capsys, *words)["seconds_at_most"] > 0
+    assert main(["scan", *words, "--dry-run"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Estimated time: at most 0 s on this machine, after loading the model; less if responses end" in printed
+
+
+def test_longer_responses_take_longer(folder, here, capsys, monkeypatch):
+    from internal_policy.scans import estimate
+
+    monkeypatch.setattr(estimate, "measured", lambda *_: estimate.Speed(1.0, 2.0, 1e-6, 1e-5, 0.1, 0.1))
+    asking(here)
+    words = ["--model", str(folder), "--problems", "p.jsonl", "--samples", "2"]
+    short, long = (forecast(capsys, *words, "--max-new-tokens", n)["seconds_at_most"] for n in ("20", "40"))
+    assert 1.9 < long / short <= 2
