@@ -12,6 +12,7 @@ import yaml
 
 import internal_policy as ip
 from internal_policy import bundle
+from internal_policy.__main__ import main
 from internal_policy.cli import parsing
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.look import known
@@ -56,6 +57,17 @@ def test_a_command_on_a_page_parses(page, command):
     name, *arguments = shlex.split(command)[1:]
     if name != "--help":
         parsing.parse(COMMANDS, [name, *arguments])
+
+
+def test_the_quickstart_shows_what_lens_prints(capsys):
+    page = PAGES["docs/quickstart.md"]
+    (shown,), (command, *_) = blocks("text", page), (command for command in commands(page) if " lens " in command)
+    assert main(shlex.split(command)[1:]) == 0
+    printed, blank = (
+        capsys.readouterr().out,
+        re.compile(r"\d| +$|\n(?= *\n)", re.MULTILINE),
+    )  # digits differ by processor
+    assert blank.sub("", printed).split("\n") == blank.sub("", shown).split("\n")
 
 
 def test_the_pages_name_every_command():
