@@ -190,7 +190,7 @@ def _check_answers(name: str, problems: "list[Problem]") -> None:
 
     without = [n for n, problem in enumerate(problems, start=1) if problem.answer is None or is_prose(problem.answer)]
     if without:
-        has = "no answer" if problems[without[0] - 1].answer is None else "an answer in prose, which can't be marked"
+        has = "no answer" if problems[without[0] - 1].answer is None else "an answer in prose"
         raise InputError(
             f"{len(without)} of {counted(len(problems), 'problem')} of {name} can't be marked. Problem {without[0]} "
             f"has {has}. Name the column that holds short answers with --answer-column, or remove these problems."
@@ -213,12 +213,14 @@ def printed(
     as_json: bool = False,
 ) -> None:
     """Print a row for each set of problems. `tables` contains their responses."""
+    unmarked = _unmarked(tables)
     sets = {name: rows.set_index("k") for name, rows in curves.groupby("problems", sort=False)}
     found = [
         {
             "problems": name,
             "number": len(tables[str(name)]) // samples,
             "samples": samples,
+            "marked": name not in unmarked,
             "avg": rows[["mean", "low", "high"]].to_dict("records")[0],  # Avg@K is Pass@1, the first row
             "pass_at_k": dict(zip(rows.index.tolist(), rows["mean"].tolist(), strict=True)),
             "cut": float((~tables[str(name)]["finished"]).mean()),
@@ -228,7 +230,6 @@ def printed(
     if as_json:
         document({"output": str(folder), "label": label, "evaluated": found})
         return
-    unmarked = _unmarked(tables)
     table = Table(title=escape(label), title_justify="left", box=box.SIMPLE_HEAD)
     ks = [k for k in found[0]["pass_at_k"] if k > 1]
     table.add_column("", no_wrap=True)

@@ -70,12 +70,14 @@ def generated(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: boo
     from internal_policy.tasks import pass_at_k
 
     marks = [rollout.reward for rollout in written if rollout.reward is not None]
+    rewards = pd.Series([rollout.reward for rollout in written], dtype=float)
+    marked = pass_at_k.outcome_in_words(rewards, pd.Series([rollout.response for rollout in written]))
     found = {
         "output": str(path),
         "at": at,
         "rollouts": len(written),
         "tokens": sum(len(rollout.response_ids) for rollout in written),
-        "reward": sum(marks) / len(marks) if marks else None,
+        "reward": None if marked == pass_at_k.NOT_MARKED else sum(marks) / len(marks),
         "finished": sum(rollout.finished for rollout in written) / len(written),
     }
     if as_json:
@@ -83,8 +85,6 @@ def generated(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: boo
         return
     first = written[0]
     out.print(f"{escape(first.problem)}\n→ {escape(first.response)}\n", emoji=False)
-    rewards = pd.Series([rollout.reward for rollout in written], dtype=float)
-    marked = pass_at_k.outcome_in_words(rewards, pd.Series([rollout.response for rollout in written]))
     out.print(
         f"{counted(len(written), 'response')} from the policy at {at}, {marked}, "
         f"{found['finished']:.1%} ended before the length limit, "

@@ -100,6 +100,8 @@ def test_responses_without_a_box_are_not_marked_instead_of_0_percent(evaluated, 
     printed = capsys.readouterr().out
     assert "not marked" in printed
     assert "0.0 to" not in printed
+    assert main([*evaluated, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluated"][0]["marked"] is False
     assert r"No response to problems has an answer in \boxed{}, so none was marked." in printed
 
 
@@ -114,7 +116,7 @@ BAD_EVALUATIONS = {
     "no samples": (["--samples", "0"], "samples is 0; it must be 1 or more"),
     "prose": (
         ["--answer-column", "prose"],
-        "can't be marked. Problem 1 has an answer in prose, which can't be marked.",
+        "can't be marked. Problem 1 has an answer in prose.",
     ),
     "no answers": (
         ["--answer-column", "without"],

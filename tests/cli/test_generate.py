@@ -1,5 +1,7 @@
 """Sampling responses to a file."""
 
+import json
+
 import pytest
 from conftest import interrupt_the_second_batch
 
@@ -30,3 +32,9 @@ def test_generating_gives_the_mean_reward_where_rewards_are_not_0_or_1(folder, p
     monkeypatch.setattr("internal_policy.tasks.marking.reward", lambda *_: -0.5)
     assert main(["generate", "--model", str(folder), "--problems", str(problems), "--max-new-tokens", "2"]) == 0
     assert ", mean reward -0.5, " in capsys.readouterr().out
+
+
+def test_json_has_no_reward_where_no_response_could_be_marked(folder, problems, here, capsys):
+    words = ["generate", "--model", str(folder), "--problems", str(problems), "--max-new-tokens", "2", "--json"]
+    assert main([*words, "-o", "mine.jsonl"]) == 0
+    assert json.loads(capsys.readouterr().out)["reward"] is None
