@@ -315,8 +315,9 @@ def find(name: str) -> Path:
 
     Raises InputError, listing the scans that exist.
     """
-    if files.is_folder(Path(name)):
-        return Path(name)
+    folder = Path(name)
+    if files.is_folder(folder) and any((folder / file).exists() for file in (RECORD, ASKED)):
+        return folder
     if bundled := [folder for folder in bundle.scans() if folder.name == name]:
         return bundled[0]
     found = [folder for folder in scans(unfinished=True) if folder.name.startswith(name)] if name else []
@@ -325,6 +326,8 @@ def find(name: str) -> Path:
     if found:
         names = ", ".join(folder.name for folder in found[:LISTED])
         raise InputError(f"{len(found)} scans begin with '{name}': {names}. Give more digits.")
+    if files.is_folder(folder):
+        return folder
     names = [folder.name for folder in (*bundle.scans(), *scans())]
     shown = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
     raise InputError(

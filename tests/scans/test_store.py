@@ -1,12 +1,14 @@
 """Damage to a scan on disk is noticed, and scans in memory read the same."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_record
 
-from internal_policy import files
+from internal_policy import bundle, files
 from internal_policy.errors import InputError
 from internal_policy.scans import store
 
@@ -141,3 +143,10 @@ def test_an_invalid_record_gets_a_one_sentence_error(folder, text):
     (folder / store.RECORD).write_text(text)
     with pytest.raises(InputError, match=r"is damaged|schema version 99"):
         store.record(folder)
+
+
+def test_a_folder_without_a_scan_doesnt_hide_the_scan_of_its_name(here):
+    (here / "demo-qwen3").mkdir()
+    assert store.find("demo-qwen3") == bundle.DATA / "scans" / "demo-qwen3"
+    (here / "mine").mkdir()
+    assert store.find("mine") == Path("mine")
