@@ -17,6 +17,10 @@ Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 Number = Annotated[int | None, tyro.conf.arg(constructor=int, metavar="INT")]
 Fraction = Annotated[float | None, tyro.conf.arg(constructor=float, metavar="FLOAT")]
 Readout = Annotated[Literal["raw", "norm"] | None, tyro.conf.arg(metavar="{raw,norm}")]
+DeviceMap = Annotated[
+    Literal["auto", "balanced", "balanced_low_0", "sequential"] | None,
+    tyro.conf.arg(metavar="{auto,balanced,balanced_low_0,sequential}"),
+]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
 Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT"), tyro.conf.UseAppendAction]
 OutputFolder = Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
@@ -41,8 +45,8 @@ class ModelOptions:
     """Type in which weights are loaded and hidden states computed; auto keeps the type they were saved in."""
     device: str = "auto"
     """Device to run on: cpu, cuda, cuda:1, mps, ...; auto takes the accelerator if there is one."""
-    device_map: Text = None
-    """Spread a large model over devices, as in transformers: auto, balanced or sequential."""
+    device_map: DeviceMap = None
+    """Way to spread a large model over several devices, as in transformers."""
     attn_implementation: Text = None
     """Attention kernel: eager, sdpa, flash_attention_2, ...; by default what transformers picks."""
     trust_remote_code: bool = False

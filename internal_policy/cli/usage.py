@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
@@ -193,15 +194,22 @@ def _print_option(option: Option) -> None:
     if len(typed) > INDENT - 2:
         out.print(f"[cyan]{escape(typed)}[/]", emoji=False)
         typed = ""
-    for line in textwrap.wrap(text, _width() - INDENT, break_on_hyphens=False):
+    for line in _wrapped(text, _width() - INDENT):
         out.print(f"[cyan]{escape(typed)}[/]{' ' * (INDENT - len(typed))}{escape(line)}", emoji=False)
         typed = ""
 
 
 def _write(line: str, hanging: int) -> None:
     """Print a paragraph, wrapped at spaces, with `hanging` spaces before all lines but the first."""
-    for part in textwrap.wrap(line, _width(), subsequent_indent=" " * hanging, break_on_hyphens=False) or [""]:
+    for part in _wrapped(line, _width(), " " * hanging) or [""]:
         out.print(escape(part), emoji=False)
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """The lines of a text, with what is in quotation marks or backticks kept on one line."""
+    whole = re.sub(r'"[^"]{1,30}"|`[^`]{1,40}`', lambda quoted: quoted[0].replace(" ", "\xa0"), text)
+    lines = textwrap.wrap(whole, width, subsequent_indent=indent, break_on_hyphens=False)
+    return [line.replace("\xa0", " ") for line in lines]
 
 
 def _width() -> int:

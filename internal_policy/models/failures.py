@@ -1,5 +1,6 @@
 """Turn the errors of transformers and the hub into one sentence with the remedy."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,21 @@ def explained(name: str, revision: str, files: str = "files") -> Iterator[None]:
         if ours or not (isinstance(error, Exception) or panicked):
             raise
         raise InputError(f"Can't load {name} ({_told(error)}). Check its {files}, or get a complete copy.") from error
+
+
+@contextmanager
+def attending(name: str | None) -> Iterator[None]:
+    """Turn an error of transformers about the attention kernel `name` into one sentence."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        if name is None or not re.search("attention|attn", reason, re.IGNORECASE):
+            raise
+        raise InputError(
+            f"The attention kernel '{name}' can't be used ({reason.partition('. ')[0]:.200}). Try "
+            "--attn-implementation eager or sdpa, or leave it out."
+        ) from error
 
 
 def _told(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from internal_policy import bundle
 from internal_policy.errors import MODELS, InputError, first_line, require
 from internal_policy.models import folder
-from internal_policy.models.failures import explained
+from internal_policy.models.failures import attending, explained
 from internal_policy.models.templates import DATE, Template
 
 if TYPE_CHECKING:
@@ -290,7 +290,8 @@ def _loaded(checkpoint: Checkpoint, config: "PreTrainedConfig", arguments: dict[
     """The model of the Hugging Face folder or repository."""
     from transformers import AutoModelForCausalLM
 
-    with explained(checkpoint.name, checkpoint.revision, "config.json, generation_config.json and weights"):
+    files = "config.json, generation_config.json and weights"
+    with explained(checkpoint.name, checkpoint.revision, files), attending(arguments["attn_implementation"]):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.place,
             config=config,

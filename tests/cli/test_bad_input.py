@@ -216,3 +216,9 @@ def test_a_lens_without_a_text_is_refused_before_the_model_is_loaded(here, capsy
     monkeypatch.setattr("internal_policy.models.loading.load_model", None)
     assert main(["lens"]) == 2
     one_sentence(capsys, "lens needs a text, such as", here)
+
+
+@pytest.mark.parametrize("kernel", ["foo", "flash_attention_2"])
+def test_an_attention_kernel_that_cannot_be_used_is_refused_with_others(kernel, asked, here, capsys):
+    assert main([*asked, "--attn-implementation", kernel]) == 2
+    one_sentence(capsys, f"The attention kernel '{kernel}' can't be used (", here)

@@ -102,6 +102,11 @@ def test_every_option_is_in_a_named_group(name):
     assert "Options" not in PAGES[name].groups
 
 
+def test_what_is_quoted_in_a_help_is_on_one_line(capsys):
+    assert any('" Paris"' in line for line in printed(capsys, "lens", "--help"))
+    assert any("`internal-policy families`" in line for line in printed(capsys, "scan", "--help"))
+
+
 def test_a_command_can_change_a_default_and_its_help():
     samples = next(option for option in PAGES["evaluate"].groups["Sampling"] if option.name == "samples")
     assert samples.default == "8"
@@ -146,6 +151,7 @@ def test_a_script_that_completes_words_in_a_shell_is_printed(capsys):
         (["train", "--temperature", "hot"], "--temperature is 'hot'. Use a number."),
         (["scan", "--top-k"], "--top-k needs a value. See internal-policy scan --help."),
         (["scan", "--readout", "rwa"], "--readout is 'rwa'. Did you mean raw? Choose one of raw, norm, both."),
+        (["scan", "--device-map", "foo"], "--device-map is 'foo'. Choose one of auto, balanced, balanced_low_0, seq"),
         (["plot", "demo-qwen3", "flwo", "-o", "x.png"], "FIGURE is 'flwo'. Did you mean flow? Choose one of flow, "),
         (["plot", "demo-qwen3", "flow"], "plot needs -o FILE. See internal-policy plot --help."),
         (["plot"], "plot needs SCAN, FIGURE and -o FILE. See internal-policy plot --help."),
