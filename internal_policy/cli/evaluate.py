@@ -101,6 +101,7 @@ def run(options: Evaluate) -> None:
     outputs.check_writable(folder)
     cached = not other and (folder / ROLLOUTS).exists()
     if not cached:
+        outputs.check_cache()
         progress.quiet()
         _sample(inputs, inputs.policy(options.at, options.readout), sets, folder, other)
     written = responses(folder)

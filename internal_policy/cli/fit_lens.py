@@ -130,6 +130,8 @@ def _prepared(options: FitLens) -> prepared.Prepared:
     if options.rollouts is not None:
         prepared.check_effect(options, UNUSED, "--rollouts")
     outputs.check_file(options.output, options.force, ".safetensors")
+    if options.rollouts is None:
+        outputs.check_cache()
     fit.check_options(options.steps, options.learning_rate, options.batch_tokens, options.held_out)
     if options.problems is None and options.rollouts is None:
         limit = PROBLEMS if options.limit is None else options.limit

@@ -49,6 +49,7 @@ def run(options: Generate) -> None:
     from internal_policy.tasks.rollouts import write_rollouts
 
     outputs.check_file(options.output, options.force, ".parquet", ".jsonl")
+    outputs.check_cache()
     progress.quiet()
     problems, limit = prepared.source(options.problems, options.limit)
     options = dataclasses.replace(options, problems=problems, limit=limit)

@@ -55,8 +55,21 @@ def _nearest(folder: Path) -> Path:
 def check_writable(folder: Path) -> None:
     """Raise InputError unless this process may write to a folder, or to the nearest one above that exists."""
     folder = folder if _exists(folder) else _nearest(folder)
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not _writable(folder):
         raise InputError(f"You may not write to {folder.absolute()}. Choose another --output.")
+
+
+def check_cache() -> None:
+    """Raise InputError unless this process may write to the cache, where sampled responses are kept meanwhile."""
+    from internal_policy.scans import store
+
+    root = store.root()
+    if not _writable(root if _exists(root) else _nearest(root)):
+        raise InputError(f"You may not write to the cache {root}. Set INTERNAL_POLICY_CACHE to another folder.")
+
+
+def _writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def claimed(folder: Path, kind: Kind, force: bool, claim: Callable[[], T]) -> tuple[T | None, bool]:

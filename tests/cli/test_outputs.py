@@ -97,6 +97,15 @@ def test_every_command_that_writes_has_the_short_option_and_force(name):
         assert options["force"].flags == ("--force",)
 
 
+@pytest.mark.parametrize("name", ["generate", "fit-lens", "evaluate"])
+def test_a_cache_that_cannot_be_written_to_is_refused_before_any_work(name, here, capsys, no_model, monkeypatch):
+    (here.parent / "file").write_text("mine")
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(here.parent / "file"))
+    assert main([name, "-o", {**WRITING, "evaluate": ([], "mine")}[name][1]]) == 2
+    said = f"error: You may not write to the cache {here.parent / 'file'}. Set INTERNAL_POLICY_CACHE to another folder."
+    assert said in capsys.readouterr().err
+
+
 # folders
 
 
