@@ -35,7 +35,7 @@ class Plot(OutputOptions, ViewOptions):
       change        entropy change, with the stages (Fig. 3)
       norm-control  entropy change, split into direction and norm
       residual      cosines with the residual stream, and norms (Fig. 12)
-      convergence   KL to the model's policy, and where its first choice settles
+      convergence   KL to the model's policy, and where its top token settles
       readouts      raw, norm and a lens in one figure
       distribution  spread over the tokens
       tokens        heatmap of a response, token by layer

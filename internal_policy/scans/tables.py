@@ -71,7 +71,7 @@ def layers_table(
 ) -> pa.Table:
     """One row per rollout x readout x layer x site: `tokens`, and the mean of each measure over them, in float64.
 
-    `top1` is the share of tokens that were the policy's first choice.
+    `top1` is the share of tokens that are the policy's top token.
     """
     starts = np.cumsum([0, *lengths[:-1]])
     count = np.array(lengths)[:, None, None]
