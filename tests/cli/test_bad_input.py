@@ -143,7 +143,7 @@ BAD_PROBLEMS = {
     "no file": (None, "There is no file"),
     "empty": ("", "is empty"),
     "malformed": ('{"problem": "1 + 1"}\n{"problem": ', "line 2 isn't JSON"),
-    "no column": ('{"quest": "1 + 1", "answer": "2"}\n', "quest, answer; name the one"),
+    "no column": ('{"quest": "1 + 1", "answer": "2"}\n', "Its columns are quest, answer. Choose the one"),
 }
 
 
