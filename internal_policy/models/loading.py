@@ -148,6 +148,7 @@ def _named_by(path: Path) -> Iterator[None]:
 def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
     """The configuration of the model or of an adapter's base model. Raises InputError, also for an unknown family."""
     checkpoint = base(checkpoint)
+    _checked(checkpoint)  # transformers' own errors don't say that a name is mistyped or the hub can't be reached
     with explained(checkpoint.name, checkpoint.revision, "config.json"):
         from transformers import AutoConfig
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 from internal_policy.models.hooks import HookPoint
 from internal_policy.train.configuration import MANY, BuPOConfig, check_length
 
@@ -127,7 +127,7 @@ def _shape(prompts: int, updates: int, values: Mapping[str, Any]) -> dict[str, A
         remedy = f"--micro-batch {', '.join(map(str, fitting))}" if fitting else "--updates 1 or other --prompts"
         raise InputError(
             f"A step has {responses} responses ({prompts} prompts x {values['num_generations']}), which can't be split "
-            f"into {updates} updates of {processes} x {at_once} at a time. Try {remedy}."
+            f"into {counted(updates, 'update')} of {processes} x {at_once} at a time. Try {remedy}."
         )
     passes = responses // (at_once * processes)
     return {

@@ -222,3 +222,15 @@ def test_a_lens_without_a_text_is_refused_before_the_model_is_loaded(here, capsy
 def test_an_attention_kernel_that_cannot_be_used_is_refused_with_others(kernel, asked, here, capsys):
     assert main([*asked, "--attn-implementation", kernel]) == 2
     one_sentence(capsys, f"The attention kernel '{kernel}' can't be used (", here)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("Qwen/Qwen3-0.6B", "Can't download Qwen/Qwen3-0.6B because the hub can't be reached"),
+        ("what is this?", "'what is this?' isn't a folder or a hub id."),
+    ],
+)
+def test_the_lens_says_as_plainly_as_a_scan_why_there_is_no_model(name, sentence, here, capsys):
+    assert main(["lens", "Hi", "--model", name]) == 2
+    one_sentence(capsys, sentence, here)
