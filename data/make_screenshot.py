@@ -13,7 +13,6 @@ from playwright.sync_api import sync_playwright
 
 HERE = Path(__file__).parent
 PAGE = "tokens?scan=demo-qwen3&readout=norm&rollout=1&layer=2&position=12&site=mlp_out"
-SIZE = {"width": 1400, "height": 1090}
 
 
 def wait_for(address: str, seconds: float = 120) -> None:
@@ -33,7 +32,7 @@ def take(address: str, path: Path) -> None:
     """Save a picture of the page from the choice of a site on, once its figures are drawn."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
-        page = playwright.chromium.launch(executable_path=chromium).new_page(viewport=SIZE)
+        page = playwright.chromium.launch(executable_path=chromium).new_page(viewport={"width": 1400, "height": 1090})
         page.goto(f"{address}/{PAGE}")
         page.locator(".st-key-predictions .js-plotly-plot .plot-container").wait_for(timeout=120_000)
         page.locator(".st-key-site").evaluate("box => box.scrollIntoView()")
