@@ -335,7 +335,8 @@ def dtype_named(config: "PreTrainedConfig", name: str) -> "torch.dtype":
     """The dtype that weights are loaded as; auto is the one that they were saved as."""
     import torch
 
-    return getattr(torch, name) if name != "auto" else (config.dtype or torch.float32)
+    chosen: Any = getattr(torch, name) if name != "auto" else config.dtype
+    return chosen or torch.float32
 
 
 def weight_bytes(config: "PreTrainedConfig", dtype: str) -> int:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -132,13 +132,15 @@ def _products(rows: int, dtype: torch.dtype, device: torch.device, batch: int) -
 @cache
 def _calls(dtype: torch.dtype, device: torch.device, batch: int) -> tuple[float, float]:
     """Seconds to call a layer, and to choose a token: those of a model that computes next to nothing."""
-    small, steps = tiny("qwen3").to(device, dtype), 8
+    steps = 8
+    small: Any = tiny("qwen3")
+    small.to(device, dtype)
     ids = torch.ones(batch, 1, dtype=torch.int64, device=device)
     config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=steps, eos_token_id=None, pad_token_id=0)
     small.generation_config = config
     with torch.inference_mode():
         layers = _mean(lambda: small(ids, use_cache=True), device)
-        sampled = _mean(lambda: cast(Any, small).generate(ids, attention_mask=torch.ones_like(ids)), device) / steps
+        sampled = _mean(lambda: small.generate(ids, attention_mask=torch.ones_like(ids)), device) / steps
     return layers / small.config.num_hidden_layers, max(sampled - layers, 0.0)
 
 

@@ -13,7 +13,7 @@ def preview(tokenizer: PreTrainedTokenizerBase, prompt: Ids, chat: Chat) -> str:
 
     A long prompt is cut in the middle, because the end shows where the response begins.
     """
-    text = printable(str(tokenizer.decode(prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
+    text = printable(str(tokenizer.decode(list(prompt), skip_special_tokens=False, clean_up_tokenization_spaces=False)))
     if len(text) > START + END:
         text = f"{text[:START]} ... {text[-END:]}"
     return f"Read {'as plain text' if chat is None else 'through the chat template as'}: {text}"

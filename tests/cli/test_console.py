@@ -76,7 +76,8 @@ def test_a_generated_token_is_printed_as_text(capsys, tmp_path):
 def test_everything_is_printed_through_terminal():
     pattern = re.compile(r"(?<![\w.])(Console|print|sys\.std\w+\.write|rich\.TextColumn)\(.*")
     folder = Path(console.__file__).parent
-    found = [(path.stem, hit[0]) for path in folder.rglob("*.py") for hit in pattern.finditer(path.read_text())]
+    code = {path: re.sub(r'"""(?s:.*?)"""', "", path.read_text()) for path in folder.rglob("*.py")}  # no docstrings
+    found = [(path.stem, hit[0]) for path, text in code.items() for hit in pattern.finditer(text)]
     (only,) = found
     assert only[0] == "console"
     assert only[1].startswith("print(visible_json(")

@@ -37,7 +37,7 @@ def stdin(monkeypatch, content: bytes) -> None:
 def rollouts(here) -> list[tuple[list[int], list[int]]]:
     """The prompt and the response of each text in the scan, as token ids."""
     frame = store.read(here / "mine", "rollouts", ["prompt_ids", "response_ids"])
-    return [(list(row.prompt_ids), list(row.response_ids)) for row in frame.itertuples()]
+    return [(list(prompt), list(ids)) for prompt, ids in zip(frame["prompt_ids"], frame["response_ids"], strict=True)]
 
 
 def test_every_token_of_a_text_after_the_first_is_measured(scanned, here, tokenizer):
