@@ -13,7 +13,9 @@ def test_options_are_accepted_with_underscores_too(asked):
 
 def test_no_progress_bar_is_drawn_without_a_terminal(asked, capsys):
     assert main([*asked, "--output", "mine"]) == 0
-    begun, ended = capsys.readouterr().err.splitlines()
+    read, advice, begun, ended = capsys.readouterr().err.splitlines()
+    assert read.startswith("Read through the chat template as: ")
+    assert advice.startswith("For plain text, add ")
     assert begun == "Writing the scan to mine."
     assert ended.startswith("Measured in ")
 
