@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from internal_policy.look import view
 from internal_policy.scans import store
@@ -36,8 +35,7 @@ def tokens(source: Path | Tables) -> Iterator[pa.Table]:
     if RANK not in measured:
         raise view.absent(view.default(source), "rank", "resid_post")
     of_model = [name for name in OF_THE_MODEL if name in measured]
-    vocabulary = store.read(source, "vocabulary")
-    known, texts = pa.array(vocabulary["id"], pa.int64()), pa.array(vocabulary["token"], pa.string())
+    texts = store.read(source, "vocabulary").set_index("id")["token"]
     columns = ["rollout", "position", "readout", "layer", RANK, *of_model]
     responses = store.pieces(source, "rollouts", ["rollout", "response_ids"])
     for policies, rollouts in zip(store.pieces(source, "policies", columns), responses, strict=True):
@@ -51,17 +49,16 @@ def tokens(source: Path | Tables) -> Iterator[pa.Table]:
         yield pa.table(
             {
                 **{name: last[name] for name in ("rollout", "position", "readout")},
-                "id": ids,
-                "token": texts.take(pc.index_in(ids, known)),
+                "id": pa.array(ids),
+                "token": pa.array(texts.reindex(ids), pa.string()),
                 "first_known": pa.array(np.nan_to_num(first).astype(np.int32), mask=np.isnan(first)),
                 **{name: last[name] for name in of_model},
             }
         )
 
 
-def _ids(rollouts: pa.Table, rollout: np.ndarray, position: np.ndarray) -> pa.Array:
+def _ids(rollouts: pa.Table, rollout: np.ndarray, position: np.ndarray) -> np.ndarray:
     """The token id at each position of a rollout. `rollouts` is a part of that table."""
     responses = dict(zip(rollouts["rollout"].to_pylist(), rollouts["response_ids"].to_pylist(), strict=True))
-    return pa.array(
-        [responses[one][at] for one, at in zip(rollout.tolist(), position.tolist(), strict=True)], pa.int64()
-    )
+    found = [responses[one][at] for one, at in zip(rollout.tolist(), position.tolist(), strict=True)]
+    return np.array(found, dtype=np.int64)

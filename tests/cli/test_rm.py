@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,7 +169,7 @@ def test_a_scan_that_a_process_is_writing_is_refused(scan, capsys):
 def test_a_scan_is_held_while_it_is_sampled_and_measured(asked, here, monkeypatch, capsys):
     measure, codes = Scanner.measure, []
 
-    def tried(self: Scanner, *given: object):
+    def tried(self: Scanner, *given: Any):
         codes.append(main(["rm", "mine", "--yes"]))
         return measure(self, *given)
 

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ OTHERWISE = {
 """What can be chosen of figures -> a choice that isn't the default."""
 
 
-def drawn(name: str, **chosen: object) -> str:
+def drawn(name: str, **chosen: Any) -> str:
     """A figure as text, or why it can't be drawn, without the check of what it uses."""
     of_view = {{"positions": "first"}.get(key, key): chosen.pop(key) for key in catalogue.FILTER if key in chosen}
     if name == "compare" and "measure" in chosen:
@@ -83,7 +84,7 @@ def drawn(name: str, **chosen: object) -> str:
     views = [replace(one, **of_view) for one in ([DEMO, OTHER] if name == "compare" else [DEMO])]
     entry = catalogue.FIGURES[name]
     try:
-        figure = json.loads(entry.draw(entry.read(views, Choice(**chosen))).to_json())
+        figure = json.loads(str(entry.draw(entry.read(views, Choice(**chosen))).to_json()))
     except InputError as error:
         return str(error)
     figure["layout"].pop("annotations", None)  # the caption names the filter in any case
