@@ -1,4 +1,4 @@
-"""The dashboard, for the person at this machine and nobody else: `streamlit run app/main.py`."""
+"""The dashboard, which only this machine can reach: `streamlit run app/main.py`."""
 
 import streamlit as st
 from starlette.middleware import Middleware

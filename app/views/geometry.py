@@ -22,7 +22,7 @@ def page(looked: View, average: Average) -> None:
     st.subheader("Direction and norm")
     st.markdown(
         "With the raw readout, a longer hidden state has a lower entropy whatever its direction. This norm control "
-        "splits each entropy change into a part due to direction and a part due to norm. The paper doesn't have it."
+        "splits each entropy change into a part due to direction and a part due to norm. It isn't in the paper."
     )
     changes = scans.data("norm-control", [looked], choice)
     with show.refusing():

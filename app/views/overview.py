@@ -53,7 +53,7 @@ def page(looked: View, average: Average) -> None:
     with show.refusing():  # reads every token of the scan, so it comes last
         depth = statistics.settling(scans.data("convergence", [looked], choice).frames["settled"])
         last.metric(
-            "Half settled by",
+            "Half the tokens settle by",
             "the end" if depth is None else f"layer {depth}",
             help="From this layer on, at least half of the tokens keep the model's own top token.",
         )

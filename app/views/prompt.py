@@ -61,7 +61,7 @@ def form() -> None:
         prompt = st.text_area("Prompt", "What is 47 + 385?", max_chars=LONGEST, key="prompt_text")
         left, right = st.columns(2)
         responses = left.number_input("Responses", 1, RESPONSES, 2, key="prompt_responses")
-        new_tokens = right.number_input("Most tokens per response", 1, NEW_TOKENS, 128, key="prompt_tokens")
+        new_tokens = right.number_input("Maximum tokens per response", 1, NEW_TOKENS, 128, key="prompt_tokens")
         begun = st.form_submit_button("Scan", type="primary", key="prompt_scan")
     if begun:
         request = jobs.Request(checked(model or ""), prompt.strip(), int(responses), int(new_tokens))

@@ -44,7 +44,7 @@ def choose_rollout(looked: View) -> int:
         on_change=open_rollout,
     )
     if rollout not in known.index:
-        raise InputError(f"There is no rollout {rollout} here. Choose one from the list.")
+        raise InputError(f"Rollout {rollout} isn't among the selected ones. Choose one from the list.")
     row = known.loc[rollout].to_dict()
     with st.container(key="problem", border=True):
         show.long_text(row["problem"])

@@ -15,13 +15,13 @@ HOLDS = (
     "This command trains the bundled model:"
 )
 MEANINGS = {
-    "cosine": "Cosine between the hidden state here and at the layer trained first (plain GRPO: watched).",
-    "kl": "KL(policy of the layer trained first ‖ policy here) in nats; with plain GRPO, of the layer watched.",
+    "cosine": "Cosine between the hidden state here and at the layer trained first (with GRPO, the one watched).",
+    "kl": "KL(policy of the layer trained first ‖ policy here) in nats (with GRPO, the one watched).",
     "change": "Entropy here minus entropy at the input of the layer, attention or FFN (Eqs. 11 to 13), in nats.",
-    "change_direction": "The part of the entropy change that remains when the output is given the norm of its input.",
-    "change_norm": "The part of the entropy change due to the norm of the output alone.",
+    "change_direction": "The entropy change that remains when the output is rescaled to the norm of its input.",
+    "change_norm": "The rest of the entropy change, which is due to the norm of the output alone.",
     "logprob": "Mean log probability of the actual tokens.",
-    "entropy_at_input_norm": "The entropy that the output would have at the norm of its input.",
+    "entropy_at_input_norm": "The entropy of the output rescaled to the norm of its input.",
 }
 """Explanations of the measures whose names aren't enough."""
 

@@ -231,7 +231,7 @@ def data(name: str, views: Sequence[View], choice: Choice) -> Data:
     if choice.measure not in (known := CHOICES.get(name, (choice.measure,))):
         raise InputError(f"Can't draw {name} by '{choice.measure}'. Choose one of {', '.join(known)}.")
     if "against" not in USES[name] and len(views) != 1:
-        raise InputError(f"Only compare draws several scans. Give {name} one.")
+        raise InputError(f"Only compare draws several scans. Give a single scan to {name}.")
     return FIGURES[name].read(views, choice)
 
 

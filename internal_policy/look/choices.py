@@ -1,4 +1,4 @@
-"""Refuse what is chosen of a figure that doesn't use it."""
+"""Refuse options that a figure doesn't use."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields

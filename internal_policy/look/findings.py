@@ -148,7 +148,7 @@ def about_training(one: View, changes: pd.DataFrame) -> list[str]:
     if suggestion["target"] is None:
         said[-1] += " `internal-policy train` then needs --layer."
         if rollouts < FEW:
-            said[-1] += f" The scan of {rollouts} responses may be too small to tell."
+            said[-1] += f" A scan of {rollouts} responses may be too small to tell."
     measured, every = changes["layer"].nunique(), store.record(one.source)["n_layers"]
     if measured < every:
         said[-1] += f" Only {measured} of {every} layers were measured."

@@ -24,7 +24,7 @@ class LensTable(pd.DataFrame):
     It has a row per position and layer, with the columns position (of the last token that was read, from 0), read (its
     text), layer (from 0; one past the last for the model's own policy), point (the hook point), token (the top token)
     and its probability, entropy and kl (nats; KL from the model's own policy), target (a token) with target_probability
-    and target_rank (1 is the likeliest token), and top_tokens, top_ids and top_probabilities (lists of the likeliest).
+    and target_rank (1 is the top token), and top_tokens, top_ids and top_probabilities (lists of the most likely).
     At the last position the target is the one you gave, or the model's own top token; at earlier positions it is the
     next token of the text. `attrs` has model, text, site, readout and n_layers.
     """

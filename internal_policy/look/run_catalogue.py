@@ -30,7 +30,7 @@ def _measured(run: RunTables, choice: RunChoice) -> tuple[pd.DataFrame, str, str
     frame = run.dynamics()
     known = runs.measures(frame)
     if not known:
-        raise InputError(f"{run.folder} has no measures of its layers. Train with --scan-every.")
+        raise InputError(f"{run.folder} has no measures of its layers. Train with --scan-every 1 or more.")
     measure = choice.measure or known[0]
     if measure not in known:
         raise InputError(f"{run.folder} has no {measure}. Choose one of {', '.join(known)}.")
@@ -58,7 +58,9 @@ def _layer(run: RunTables) -> int:
     """The layer trained first or watched. Raises InputError if there is none."""
     layer = runs.trained(run.metrics(), run.dynamics())
     if layer is None:
-        raise InputError(f"{run.folder} doesn't say which layer was trained or watched. Train with --scan-every.")
+        raise InputError(
+            f"{run.folder} doesn't say which layer was trained or watched. Train with --scan-every 1 or more."
+        )
     return layer
 
 

@@ -94,7 +94,7 @@ def _most_changed(frame: pd.DataFrame) -> str | None:
         return None
     layer = int(changed.index[int(changed.abs().argmax())])
     if abs(changed[layer]) < SMALL:
-        return f"From step {first} to step {last} no layer's output changed its entropy by {SMALL} nats."
+        return f"From step {first} to step {last} no layer's output changed its entropy by {SMALL} nats or more."
     return (
         f"From step {first} to step {last} the entropy of the layers' outputs changed most at layer {layer}: "
         f"{outputs.loc[layer, first]:.3f} to {outputs.loc[layer, last]:.3f} nats."

@@ -62,7 +62,7 @@ def test_the_layer_that_changed_most_is_named():
 
 def test_without_a_change_or_a_second_scan_no_layer_is_named():
     still = run_summary.sentences(steps("final"), outputs({0: 1.0}, {0: 1.001}))
-    assert still[-1] == "From step 0 to step 1 no layer's output changed its entropy by 0.01 nats."
+    assert still[-1] == "From step 0 to step 1 no layer's output changed its entropy by 0.01 nats or more."
     assert len(run_summary.sentences(steps("final"), outputs({0: 1.0}))) == 1
     assert len(run_summary.sentences(steps("final"), outputs({0: 1.0}, {0: 2.0}).drop(columns="entropy"))) == 1
 
