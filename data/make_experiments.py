@@ -44,7 +44,7 @@ from internal_policy.tasks.problems import read_problems
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig
-from internal_policy.train.dataset import dataset_of, right
+from internal_policy.train.dataset import box_reward, dataset_of
 
 HERE = Path(__file__).parent
 EVALUATIONS, HELDOUT = "evaluations.parquet", "heldout.jsonl"
@@ -227,7 +227,7 @@ def train(run: Run, sizes: Sizes) -> None:
     )
     exam = Exam(sizes, logger, tokenizer)
     shared: dict[str, Any] = {
-        "reward_funcs": right,
+        "reward_funcs": box_reward,
         "train_dataset": dataset_of(read_problems(str(sizes.work / f"{run.model}.jsonl")), {}),
         "processing_class": tokenizer,
         "callbacks": [logger, exam],

@@ -80,8 +80,8 @@ class BuPOTrainer(GRPOTrainer):
 
     Takes the arguments of GRPOTrainer. `model` is a folder, a hub id or a loaded model, also a PeftModel; its family
     must be in `internal-policy families`. `args` is a BuPOConfig; without it this is GRPO. `reward_funcs` map responses
-    to rewards; `dataset.right` marks them by the answer in their last box, and `dataset.dataset_of` turns problems into
-    a `train_dataset`.
+    to rewards; `dataset.box_reward` marks them by the answer in their last box, and `dataset.dataset_of` turns problems
+    into a `train_dataset`.
 
     While an internal policy is trained, its entropy (nats) and clip fractions are logged as `internal/entropy` and
     `internal/clip_ratio/*`, and `entropy` is the whole policy's, at one response per prompt. Evaluation uses the

@@ -33,7 +33,7 @@ def dataset_of(problems: Sequence[Problem], chat: Chat) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def right(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+def box_reward(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
     """Reward function for TRL: 1.0 for a response whose last box holds the answer, else 0.0."""
     texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
     return [reward(text, expected) for text, expected in zip(texts, answer, strict=True)]

@@ -28,7 +28,7 @@ from internal_policy.train import checkpoints
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig
-from internal_policy.train.dataset import dataset_of, right
+from internal_policy.train.dataset import box_reward, dataset_of
 from internal_policy.train.resume import MODEL, known
 
 STAGES, ROLLOUTS = "stages.json", "rollouts.parquet"
@@ -165,7 +165,7 @@ def _trained(
         warnings.simplefilter("ignore", FutureWarning)  # TRL uses names that transformers has renamed
         trainer = BuPOTrainer(
             setup.model,
-            right,
+            box_reward,
             config,
             train_dataset=dataset_of(setup.problems, setup.chat),
             processing_class=setup.tokenizer,

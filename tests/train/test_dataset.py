@@ -4,7 +4,7 @@ import pytest
 
 from internal_policy.errors import InputError
 from internal_policy.tasks.problems import Message, Problem
-from internal_policy.train.dataset import dataset_of, right
+from internal_policy.train.dataset import box_reward, dataset_of
 
 
 def test_problems_with_tools_are_rejected():
@@ -25,5 +25,5 @@ def test_a_problem_with_an_answer_in_prose_is_rejected():
 
 def test_the_reward_is_one_if_the_last_box_holds_the_answer():
     said = [[{"role": "assistant", "content": text}] for text in (r"\boxed{4}", r"\boxed{4} \boxed{5}", "4")]
-    assert right(said, ["4", "4", "4"]) == [1.0, 0.0, 0.0]
-    assert right([r"\boxed{4}"], ["4"]) == [1.0]
+    assert box_reward(said, ["4", "4", "4"]) == [1.0, 0.0, 0.0]
+    assert box_reward([r"\boxed{4}"], ["4"]) == [1.0]
