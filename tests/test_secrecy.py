@@ -105,7 +105,7 @@ def test_a_scan_stores_no_secret_and_is_found_again(here, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["internal-policy", *command])
     assert main([*command, "--output", "kept"]) == 0
     assert main([*command, "--output", "kept"]) == 0
-    assert "From the cache" in capsys.readouterr().err
+    assert "Read from the cache" in capsys.readouterr().err
     assert main(["report", "kept"]) == 0
     written = [path for path in here.parent.rglob("*") if path.is_file() and path.suffix in (".json", ".html")]
     assert {path.name for path in written} >= {"asked.json", "scan.json", "report.html"}

@@ -42,11 +42,11 @@ class ModelOptions:
     revision: str = "main"
     """Branch, tag or commit of a model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """Type in which weights are loaded and hidden states computed; auto keeps the type they were saved in."""
+    """Data type of the weights and hidden states; auto keeps the one that the weights were saved in."""
     device: str = "auto"
-    """Device to run on: cpu, cuda, cuda:1, mps, ...; auto takes the accelerator if there is one."""
+    """Device to run on: cpu, cuda, cuda:1, mps, ...; auto uses an accelerator if there is one."""
     device_map: DeviceMap = None
-    """Way to spread a large model over several devices, as in transformers."""
+    """How to spread a large model over several devices, such as auto, as in transformers."""
     attn_implementation: Text = None
     """Attention kernel: eager, sdpa, flash_attention_2, ...; by default what transformers picks."""
     trust_remote_code: bool = False
@@ -132,9 +132,9 @@ class SamplingOptions:
     samples: int = 1
     """Responses per problem."""
     temperature: float = 1.0
-    """Sampling temperature; 0 always takes the likeliest token."""
+    """Sampling temperature; 0 always takes the most likely token."""
     top_p: float = 1.0
-    """Sample only from the likeliest tokens that together have this probability."""
+    """Sample only from the most likely tokens that together have this probability."""
     max_new_tokens: int = 1024
     """Length limit of a response, in tokens."""
     seed: int = 0
@@ -153,7 +153,7 @@ class PolicyOptions:
     readout: Literal["raw", "norm"] = "raw"
     """How the hidden states at --at are unembedded: as they are (raw) or through the final norm (norm)."""
     lens: File = None
-    """Lens to unembed them through instead, a file that `fit-lens` wrote."""
+    """Lens to unembed the hidden states at --at through, a file that `fit-lens` wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)

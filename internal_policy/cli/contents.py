@@ -16,7 +16,7 @@ FINISHED, UNFINISHED, RUNNING, BROKEN = "finished", "unfinished", "running", "br
 
 
 def described(item: Item) -> dict[str, Any]:
-    """What `internal-policy ls` says of an item, complete, as in its JSON.
+    """Everything that `internal-policy ls --json` shows about an item.
 
     `state` is finished, unfinished, running or broken, `problem` what is missing or wrong and what to do about it, and
     `changed` when its files were last written. What can't be known is None.

@@ -50,7 +50,7 @@ class ProblemSets:
 class Evaluate(JsonOptions, OutputOptions, PolicyOptions, ResponseOptions, ProblemSets):
     """Sample K responses per problem and report Avg@K and Pass@k.
 
-    Intervals are 95 % Wilson intervals over the problems. The folder gets pass_at_k.parquet with the curves, and
+    Intervals are 95 % Wilson intervals over the problems. It writes pass_at_k.parquet with the curves, and
     rollouts.parquet with the responses. An interrupted evaluation continues where it stopped, and a repeated one is
     answered from the cache.
 
@@ -112,7 +112,7 @@ def run(options: Evaluate) -> None:
     curves = curves_of(tables, options.samples, label)
     store.write_table(folder / CURVES, pa.Table.from_pandas(curves, preserve_index=False))
     printed(folder, label, curves, options.samples, tables, as_json=options.json)
-    progress.note(f"{'From the cache' if cached else 'Sampled'} in {time.monotonic() - start:.1f} s.")
+    progress.note(f"{'Read from the cache' if cached else 'Sampled'} in {time.monotonic() - start:.1f} s.")
 
 
 def named(sources: tuple[str, ...]) -> dict[str, str]:

@@ -39,7 +39,7 @@ class Export(OutputOptions):
     table: Annotated[Table, tyro.conf.arg(metavar="TABLE")] = "layers"
     """Table to write, from the list above."""
     format: Annotated[Literal["csv", "json", "parquet"] | None, tyro.conf.arg(metavar="{csv,json,parquet}")] = None
-    """Format of the file; by default that of the name of --output, or csv."""
+    """File format; by default the ending of --output, or csv."""
     output: OutputPath = None
     """File to write; by default TABLE.FORMAT here."""
 
@@ -54,7 +54,7 @@ def run(options: Export) -> None:
     form = options.format or _format(options.output)
     path = options.output or Path(f"{options.table}.{form}")
     if path.suffix != f".{form}":
-        raise InputError(f"--output is {path}, but --format is {form}. Use a name in .{form}.")
+        raise InputError(f"--output is {path}, but --format is {form}. Use a name that ends in .{form}.")
     outputs.check_file(path, options.force)
     if options.table == "tokens":
         from internal_policy.look import known

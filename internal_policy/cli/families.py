@@ -1,4 +1,4 @@
-"""`internal-policy families`: list the supported model families, each proved now."""
+"""`internal-policy families`: list the supported model families, and prove each of them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from internal_policy.cli.console import document, out
 
 @dataclass(frozen=True, kw_only=True)
 class Families(JsonOptions):
-    """List the supported model families, each proved now.
+    """List the supported model families, and prove each of them.
 
     Every family is checked on a tiny random model with the installed version of transformers: what is read must equal
     what the model adds to its residual stream, bit for bit. The exit code is 1 if a family fails. It also says how to
@@ -26,7 +26,7 @@ class Families(JsonOptions):
 
 
 def run(options: Families) -> bool:
-    """List the families, each proved now; True if a proof fails."""
+    """List the families, and prove each of them; True if a proof fails."""
     from internal_policy.models.families import FAMILIES
     from internal_policy.models.proofs import prove
 
@@ -72,7 +72,7 @@ def differences(row: Mapping[str, Any]) -> list[str]:
         *(f"where {name} is {' or '.join(map(str, values))}" for name, values in row["needs"].items()),
         *([row["note"]] if row["note"] else []),
         *(f"no {site}: {why}" for site, why in row["absent"].items()),
-        *([f"attn_out and mlp_out times {row['multiplier']}"] if row["multiplier"] else []),
-        *([f"logits over {row['divisor']}"] if row["divisor"] else []),
-        *([f"logits capped by {row['cap']}"] if row["cap"] else []),
+        *([f"attn_out and mlp_out multiplied by {row['multiplier']}"] if row["multiplier"] else []),
+        *([f"logits divided by {row['divisor']}"] if row["divisor"] else []),
+        *([f"logits capped at {row['cap']}"] if row["cap"] else []),
     ]

@@ -97,7 +97,7 @@ def find(name: str, *kinds: Kind) -> Item:
     what = " or ".join(CALLED[kind] for kind in kinds) or "scan, training run or evaluation"
     choices = f"Choose one of {_listed(known)}; `internal-policy ls` lists them." if known else "There are none yet."
     if name and files.is_folder(folder):
-        raise InputError(f"{folder} holds no {what}. {choices}")
+        raise InputError(f"There is no {what} in {folder}. {choices}")
     from internal_policy.scans import store
 
     raise InputError(f"There is no {what} '{name:.80}' in {store.root()}. {choices}")

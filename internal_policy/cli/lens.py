@@ -29,7 +29,7 @@ CELL = 12
 class Lens(JsonOptions, ModelOptions):
     """Print what each layer would say next after a text.
 
-    Nothing is written.
+    Nothing is saved.
 
     For example:
     $ internal-policy lens "47 + 385 ="
@@ -51,7 +51,7 @@ class Lens(JsonOptions, ModelOptions):
     readout: Literal["norm", "raw"] = "norm"
     """Unembed through the final norm (norm, the logit lens) or as it is (raw, the paper)."""
     top_k: int = 1
-    """How many of each layer's likeliest tokens to print."""
+    """How many of each layer's most likely tokens to print."""
     all_positions: bool = False
     """Print the top token of every layer at every token of the text, as many as the terminal has room for."""
 
@@ -97,7 +97,7 @@ def run(options: Lens) -> None:
 def _texts(given: tuple[str, ...]) -> list[str]:
     """The texts, with stdin in place of `-`. Raises InputError if stdin isn't text or is named twice."""
     if given.count("-") > 1:
-        raise InputError("- is given twice, but stdin can be read only once.")
+        raise InputError("- is given twice, but stdin can be read only once. Give it once.")
     try:
         return [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in given]
     except UnicodeDecodeError as error:
@@ -119,7 +119,7 @@ def _check(options: Lens, texts: list[str], config: Any, tokenizer: "PreTrainedT
             continue
         pieces = token_texts(tokenizer, continuation(tokenizer, ids, text, options.target))
         if len(pieces) > 1:
-            progress.note(f"{options.target!r} is {len(pieces)} tokens. Its first one, {pieces[0]!r}, is the target.")
+            progress.note(f"{options.target!r} is {len(pieces)} tokens. The first, {pieces[0]!r}, is the target.")
 
 
 def _by_layer(table: "LensTable") -> Table:
@@ -183,7 +183,7 @@ def _sentences(table: "LensTable", target: str | None) -> None:
     out.print(_plain(lens.verdict(table)))
     own = lens.last(table)["token"].iloc[-1]
     if target is not None and own == f" {target}":
-        progress.note(f"The model's own top token is {own!r}, with a space. To read it: --target {own!r}")
+        progress.note(f"The model's own top token is {own!r}, with a space. To follow it: --target {own!r}")
 
 
 def _as_json(table: "LensTable") -> dict[str, Any]:

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
-        say.print("error: a single rollout is too large for the memory. Try --dtype bfloat16 or a shorter text.")
+        say.print("error: a single rollout doesn't fit in memory. Try --dtype bfloat16 or a shorter text.")
         return FAILED
     except OSError as error:  # a full disk, a folder that may not be written
         say.print(f"error: {error}.{again and f' Finished work is kept. Fix this and continue with: {again}'}")

@@ -56,7 +56,7 @@ def check_writable(folder: Path) -> None:
     """Raise InputError unless this process may write to a folder, or to the nearest one above that exists."""
     folder = folder if _exists(folder) else _nearest(folder)
     if not _writable(folder):
-        raise InputError(f"You may not write to {folder.absolute()}. Choose another --output.")
+        raise InputError(f"You don't have permission to write to {folder.absolute()}. Choose another --output.")
 
 
 def check_cache() -> None:
@@ -65,7 +65,9 @@ def check_cache() -> None:
 
     root = store.root()
     if not _writable(root if _exists(root) else _nearest(root)):
-        raise InputError(f"You may not write to the cache {root}. Set INTERNAL_POLICY_CACHE to another folder.")
+        raise InputError(
+            f"You don't have permission to write to the cache {root}. Set INTERNAL_POLICY_CACHE to another folder."
+        )
 
 
 def _writable(folder: Path) -> bool:

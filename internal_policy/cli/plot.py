@@ -59,7 +59,7 @@ class Plot(OutputOptions, ViewOptions):
     style: Literal["screen", "paper"] = "screen"
     """Style of the figure; paper is black on white, sized for a column of print, and has no title."""
     average: Annotated[Literal["tokens", "rollouts"] | None, tyro.conf.arg(metavar="{tokens,rollouts}")] = None
-    """Weights in means: every token counts the same (the paper, and by default), or every rollout."""
+    """Weights in means: every token counts the same (as in the paper, and by default), or every rollout."""
     against: Others = ()
     """Scans that compare draws beside the first."""
     measure: Annotated[Measure | None, tyro.conf.arg(metavar="MEASURE")] = None
@@ -124,5 +124,5 @@ def positions(text: str | None) -> tuple[int, int | None]:
         return 0, None
     first, dash, last = text.partition("-")
     if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
-        raise InputError(f"--positions is '{text}'. Write for example 0-99, 100- or 7.")
+        raise InputError(f"--positions is '{text}'. Write a range such as 0-99, 100- or 7.")
     return int(first), int(last) if last else None if dash else int(first)

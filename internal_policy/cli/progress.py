@@ -27,7 +27,7 @@ def note(text: str) -> None:
 
 
 def quiet() -> None:
-    """Let transformers speak of nothing but errors, and draw progress bars only where a person looks on."""
+    """Silence all that transformers prints but errors, and its progress bars unless stderr is a terminal."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -67,7 +67,7 @@ def tracked(what: str, items: Collection[str]) -> Iterator[str]:
 
 
 def saying_once(text: str) -> Callable[[Any], None]:
-    """A function that fills what it is given into `text` and says it, the first time that it is called."""
+    """A function that prints `text` with its argument filled in, but only the first time it is called."""
     said: list[Any] = []
 
     def say(value: Any) -> None:
@@ -80,7 +80,7 @@ def saying_once(text: str) -> Callable[[Any], None]:
 
 @contextmanager
 def bar(what: str, total: int, unit: str = "rollouts") -> Iterator[Callable[[int, int], None]]:
-    """Progress that is advanced by a number of items and of tokens, with rate and time left.
+    """Show progress, with rate and time left; the function it yields adds a number of items and of tokens.
 
     Items without tokens were done by an earlier run. On a terminal it is a bar, elsewhere a line a minute.
     """
@@ -101,7 +101,7 @@ def bar(what: str, total: int, unit: str = "rollouts") -> Iterator[Callable[[int
 
 @contextmanager
 def steps(what: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
-    """Progress that is told the number of the last step and what happened in it, with the time left.
+    """Show the steps done and the time left; the function it yields takes the last step and what happened in it.
 
     On a terminal it is a bar, elsewhere a line a minute.
     """
@@ -126,9 +126,9 @@ def _left(pace: Pace) -> str:
 
 @contextmanager
 def _lines(line: Callable[[], str]) -> Iterator[None]:
-    """Meanwhile say a line every minute, unless a progress bar is drawn.
+    """While open, print a line every minute, unless a progress bar is drawn.
 
-    They come from a thread of their own, and so also while one item takes long.
+    A thread prints them, because a single item may take longer than a minute.
     """
     over = Event()
     thread = Thread(target=speak, args=(line, over.wait), daemon=True)
@@ -143,6 +143,6 @@ def _lines(line: Callable[[], str]) -> Iterator[None]:
 
 
 def speak(line: Callable[[], str], over: Callable[[float], bool]) -> None:
-    """Say a line every minute until it is over. `over` waits so many seconds, less if it is over before."""
+    """Print a line every minute until the work is over. `over` waits up to so many seconds for that."""
     while not over(MINUTE):
         note(line())

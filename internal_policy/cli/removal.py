@@ -42,7 +42,7 @@ def contents_of(item: Item) -> tuple[list[Path], list[Path]]:
 
 
 def _listed(saved: Path) -> set[str]:
-    """Names of the files that a checkpoint or model was written with; of an unfinished one those that are there."""
+    """Names of the files that a checkpoint or model was written with; if unfinished, those that exist."""
     from internal_policy.train.checkpoints import MANIFEST
 
     try:

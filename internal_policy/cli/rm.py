@@ -55,7 +55,7 @@ def run(options: Rm) -> bool:
     if options.json:
         document(rows)
     elif not rows:
-        progress.note("Nothing is unfinished.")
+        progress.note("There is nothing unfinished to remove.")
     return False
 
 
@@ -96,7 +96,7 @@ def in_words(row: dict[str, Any]) -> str:
 def _agreed(rows: Sequence[dict[str, Any]]) -> bool:
     """Whether the person at the terminal says yes. Raises InputError if there is none."""
     if not sys.stdin.isatty():
-        raise InputError("Nothing was removed, because nobody can be asked. Add --yes to remove this.")
+        raise InputError("Nothing was removed, because there is no terminal to confirm on. Add --yes to remove it.")
     what = "this" if len(rows) == 1 else f"these {len(rows)}, {size(sum(row['bytes'] for row in rows))}"
     try:
         answer = progress.err.input(f"Remove {what}? \\[y/N] ")

@@ -105,7 +105,7 @@ class Scan(ScanOutput, PromptOptions, ResponseOptions, GivenOptions, Reading):
     measures: str = "all"
     """Measures to keep, separated by commas: entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm."""
     top_k: int = 5
-    """Number of likeliest tokens to keep at each hook point; 0 keeps none."""
+    """Number of most likely tokens to keep at each hook point; 0 keeps none."""
 
 
 PRESENTATION = {"output", "json", "dry_run", "remeasure"}
@@ -145,7 +145,7 @@ def run(options: Scan) -> None:
         outputs.check_writable(folder)
         _measure(_work(options, inputs), opener, folder, other)
     show.scan(folder, None, as_json=options.json, extra={"cached": cached})
-    progress.note(f"{'From the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
+    progress.note(f"{'Read from the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
 
 
 def _check(options: Scan) -> None:
@@ -169,7 +169,7 @@ def _check(options: Scan) -> None:
     if not options.remote:
         return
     if options.lens is not None:
-        raise InputError("--lens can't be used with --remote, where hidden states stay on the server. Drop one.")
+        raise InputError("--lens can't be used with --remote, where hidden states stay on the server. Leave one out.")
     if options.reader != "nnsight":
         raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}. Add --reader nnsight.")
     if options.rollouts is None and not options.text:
@@ -179,7 +179,7 @@ def _check(options: Scan) -> None:
         )
     check_effect(options, {"dtype", "device", "device_map"}, "--remote")
     if options.checkpoint.folder.is_dir():
-        raise InputError(f"NDIF holds models from the hub, but --model is the folder {options.model}. Give a hub id.")
+        raise InputError(f"NDIF hosts models from the hub, but --model is the folder {options.model}. Give a hub id.")
 
 
 def _texts(given: Sequence[str]) -> tuple[str, ...]:

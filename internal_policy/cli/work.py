@@ -157,4 +157,6 @@ def printed(forecast: Mapping[str, Any], folder: Path, cached: bool, *, as_json:
             f"Estimated time: at most {lasting(forecast['seconds_at_most'])} on this machine, after loading the model; "
             "less if responses end before the length limit."
         )
-    out.print(f"Scan: {escape(str(folder))} ({'there already' if cached else 'not there yet'}). Nothing was written.")
+    out.print(
+        f"Scan: {escape(str(folder))} ({'measured already' if cached else 'not measured yet'}). Nothing was written."
+    )

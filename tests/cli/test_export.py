@@ -45,7 +45,7 @@ def test_the_vocabulary_is_exported_with_every_id(here):
     ("words", "said"),
     [
         (["-o", "t.txt"], "Can't write t.txt. Use a name that ends in .csv, .json or .parquet."),
-        (["-o", "t.json", "--format", "csv"], "--output is t.json, but --format is csv. Use a name in .csv."),
+        (["-o", "t.json", "--format", "csv"], "--output is t.json, but --format is csv. Use a name that ends in .csv."),
         (["--table", "token"], "--table is 'token'. Did you mean tokens?"),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_folder_with_the_name_of_a_scan_doesnt_hide_it(cache, here):
         ("zz", ("scan", "run"), "There is no scan or training run 'zz'"),
         ("77aa", ("scan", "run"), "There is no scan or training run '77aa'"),
         ("", (), "There is no scan, training run or evaluation ''"),
-        ("empty", (), "empty holds no scan, training run or evaluation. Choose one of"),
+        ("empty", (), "There is no scan, training run or evaluation in empty. Choose one of"),
         ("x" * 300, (), "There is no scan"),
     ],
 )

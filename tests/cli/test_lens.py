@@ -61,7 +61,7 @@ def test_a_question_goes_through_the_chat_template_and_says_how(folder, capsys):
 def test_a_target_of_several_tokens_is_read_by_its_first(folder, capsys):
     assert main(["lens", TEXT, "--model", str(folder), "--target", " apples+", "--json"]) == 0
     printed = capsys.readouterr()
-    assert printed.err == "' apples+' is 2 tokens. Its first one, ' apples', is the target.\n"
+    assert printed.err == "' apples+' is 2 tokens. The first, ' apples', is the target.\n"
     assert json.loads(printed.out)["texts"][0]["rows"][0]["target"] == " apples"
 
 

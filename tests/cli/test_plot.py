@@ -132,7 +132,7 @@ def test_an_option_without_its_values_is_refused(words, here, capsys):
 def test_a_window_of_positions_is_parsed():
     assert [positions(text) for text in (None, "0-99", "100-", "7")] == [(0, None), (0, 99), (100, None), (7, 7)]
     for wrong in ("", "-3", "a-b", "5-x"):
-        with pytest.raises(InputError, match="Write for example 0-99"):
+        with pytest.raises(InputError, match="Write a range such as 0-99"):
             positions(wrong)
 
 

@@ -103,7 +103,7 @@ def test_without_a_terminal_nothing_is_removed_unless_yes_is_given(scan, monkeyp
         ("demo-qwen3", "demo-qwen3 comes with the package and can't be removed."),
         (str(DEMO), "comes with the package"),
         (str(RUN), "experiments/bupo comes with the package"),
-        (".", ". holds no scan, training run or evaluation."),
+        (".", "There is no scan, training run or evaluation in ."),
         ("3", "'3' could be 3f.*00000000 or 3f.*00000000. Type more of the name."),
         ("nothing", "There is no scan, training run or evaluation 'nothing'"),
     ],
@@ -220,4 +220,4 @@ def test_unfinished_scans_and_samples_are_removed_and_all_else_stays(scan, train
 
 def test_rm_unfinished_says_if_there_is_nothing(scan, capsys):
     assert main(["rm", "--unfinished"]) == 0
-    assert capsys.readouterr().err == "Nothing is unfinished.\n"
+    assert capsys.readouterr().err == "There is nothing unfinished to remove.\n"
