@@ -27,7 +27,7 @@ from internal_policy.tasks.rollouts import Rollout
 from internal_policy.tasks.rows import READERS, Row, from_hub
 
 _said: set[tuple[bool, str]] = set()
-"""Whether no chat template was used, and which the tokenizer has, of the prompts that were described on stderr."""
+"""Prompts already described on stderr: whether they were read as plain text, and the tokenizer's chat template."""
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -54,7 +54,7 @@ def generate(
 
     `problems` is a list of questions, rows (dicts with a question and perhaps an answer, under the column names that
     `internal-policy scan --problems` takes) and Problems; or the name of a file or of a data set on the hub. A .txt
-    file has a problem on each line. `limit` takes only the first of them. Temperature 0 takes the likeliest token.
+    file has a problem on each line. `limit` takes only the first of them. Temperature 0 takes the most likely token.
     `chat` are arguments for the chat template, such as `{"enable_thinking": False}`; None leaves the template out, for
     models without one. Inside `as_policy`, the internal policy answers.
 
@@ -107,10 +107,9 @@ def scan(
     A policy predicts a token, so nothing predicts the first token of a plain text: it is the prompt, and every token
     after it is measured. Where the tokenizer begins a text with a BOS token (Llama, Gemma), that is the prompt, and all
     of the text is measured; elsewhere (Qwen, GPT-2) measuring begins at the second token. Plain text is read as it is,
-    without the chat template, like a column `text` of `--rollouts`. Of a rollout, the response's tokens are measured.
+    without the chat template, like a column `text` of `--rollouts`. In a rollout, the response is measured.
 
-    How the first prompt of rows was read is said once on stderr: a prompt goes through the chat template unless `chat`
-    is None.
+    A prompt goes through the chat template unless `chat` is None. The first one is shown on stderr as it was read.
 
     `layers` (from 0), `sites` and `measures` default to all; `readouts` are "raw" (the paper), "norm"
     (the logit lens) or lenses, which are callables `(hidden, point) -> hidden`. `model` may also be a PeftModel, a
@@ -123,9 +122,9 @@ def scan(
     lists = {"layers": layers, "sites": sites, "readouts": readouts, "measures": measures}
     for name, value in lists.items():
         if value is not None and not isinstance(value, list | tuple | range):
-            raise InputError(f"{name} is {value!r}. Put it in a list: [{value!r}].")
+            raise InputError(f"{name} must be a list, not {value!r}. Use [{value!r}].")
     if wrong := [layer for layer in layers or () if not isinstance(layer, int)]:
-        raise InputError(f"layers has {wrong[0]!r}. Give whole numbers, from 0.")
+        raise InputError(f"layers has {wrong[0]!r}. Give whole numbers from 0.")
     rollouts = _rollouts(tokenizer, texts, limit, chat)
     chosen = {name: value for name, value in lists.items() if value is not None}
     return of(measure(model, tokenizer, rollouts, **chosen, top_k=top_k, batch_size=batch_size))
@@ -160,7 +159,7 @@ def lens(
     """
     _check(model, tokenizer)
     if not isinstance(text, str):
-        raise InputError(f"text is {_a(text)}. Give one string; call lens again for another text.")
+        raise InputError(f"text must be a string, not {_a(text)}. Call lens once per text.")
     return next_token.table(
         model,
         tokenizer,
@@ -211,7 +210,7 @@ def _rollouts(tokenizer: PreTrainedTokenizerBase, given: Any, limit: int | None,
 
 
 def _say_once(template: tuple[bool, str], how: str) -> None:
-    """Say on stderr how a prompt was read, the first time in this process that a template is used, or none is."""
+    """Print how a prompt was read on stderr, once per process for each template and once for plain text."""
     if template in _said:
         return
     _said.add(template)

@@ -204,7 +204,7 @@ def test_a_layer_that_is_not_a_whole_number_is_rejected(llama, tokenizer):
     [("readouts", "norm", r"\['norm'\]"), ("sites", "resid_post", r"\['resid_post'\]"), ("layers", 5, r"\[5\]")],
 )
 def test_a_single_value_instead_of_a_list_is_rejected(option, value, remedy, llama, tokenizer):
-    with pytest.raises(ip.InputError, match=f"{option} is .* Put it in a list: {remedy}"):
+    with pytest.raises(ip.InputError, match=f"{option} must be a list, not .* Use {remedy}"):
         inspect.unwrap(ip.scan)(llama, tokenizer, [TEXT], **{option: value})
 
 

@@ -36,7 +36,7 @@ def check(config: PreTrainedConfig, ids: Ids, site: str, top_k: int) -> None:
     if not ids:
         raise InputError("The text has no tokens. Write at least one word.")
     if len(ids) >= (longest := positions(text)):
-        raise InputError(f"The text has {len(ids)} tokens, but the model reads at most {longest - 1} before the next.")
+        raise InputError(f"The text has {len(ids)} tokens, but the model reads at most {longest - 1}. Shorten it.")
     if not 1 <= top_k <= text.vocab_size:
         raise InputError(f"top-k is {top_k}; it must be from 1 to the model's {text.vocab_size} tokens.")
 
@@ -90,8 +90,8 @@ def numbers(
     """What the policy at `site` of every layer would say after the tokens `ids`, and in the last row the model's own.
 
     Columns: position (of the last token that was read, from 0), layer (from 0; one past the last for the model's own
-    policy), point (the hook point), top_ids and top_probabilities (the `top_k` likeliest tokens), entropy and kl
-    (nats; KL from the model's own policy), target (a token id), target_probability and target_rank (1 is the likeliest
+    policy), point (the hook point), top_ids and top_probabilities (the `top_k` most likely tokens), entropy and kl
+    (nats; KL from the model's own policy), target (a token id), target_probability and target_rank (1 is the top
     token). At the last position, the only one unless `all_positions`, the target is `target`, or else the model's own
     top token; at earlier ones it is the token of `ids` that comes next. Raises InputError for what can't be read.
     """

@@ -30,7 +30,7 @@ class Kernel:
     measures: Sequence[str] = MEASURES
     """Measures to compute, such as entropy."""
     top_k: int = 5
-    """How many of the likeliest tokens `topk` keeps."""
+    """How many of the most likely tokens `topk` keeps."""
     matmul: str = "plain"
     """Name in `MATMULS` of the matrix product for the unembedding."""
     unembedded: int | None = None

@@ -25,9 +25,9 @@ class Sampling:
     samples: int
     """Responses per problem."""
     temperature: float
-    """Sampling temperature; 0 always takes the likeliest token."""
+    """Sampling temperature; 0 always takes the most likely token."""
     top_p: float
-    """Sample from the likeliest tokens that together have this probability."""
+    """Sample from the most likely tokens that together have this probability."""
     max_new_tokens: int
     """Length limit of a response in tokens."""
     seed: int

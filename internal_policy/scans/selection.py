@@ -23,7 +23,7 @@ class Selection:
     measures: tuple[str, ...] = MEASURES
     """Measures, such as entropy."""
     top_k: int = 5
-    """How many of the likeliest tokens to keep; 0 for none."""
+    """How many of the most likely tokens to keep; 0 for none."""
 
     def __post_init__(self) -> None:
         """Raise InputError for unknown or repeated names, and for an empty selection."""

@@ -72,7 +72,7 @@ def generate(
     stop: int | None = None,
     chat: Chat = MappingProxyType({}),
 ) -> Iterator[list[Rollout]]:
-    """Sample `samples` responses to each problem, `batch_size` at a time; temperature 0 takes the likeliest token.
+    """Sample `samples` responses to each problem, `batch_size` at a time; temperature 0 takes the most likely token.
 
     A batch depends on its prompts, the options, `batch_size` and `seed`, but not on earlier batches. Prompts count
     problem by problem and sample by sample: sampling only those from `first` (the first of a batch) up to `stop` gives
@@ -122,7 +122,7 @@ def check_sampling(
         raise InputError(f"seed is {seed}; it must be between 0 and {2**32 - 1}.")
     if temperature and not COLDEST <= temperature < math.inf:
         raise InputError(
-            f"temperature is {temperature}; it must be 0 (always the likeliest token), or at least {COLDEST}."
+            f"temperature is {temperature}; it must be 0 (always the most likely token), or at least {COLDEST}."
         )
     if not 0 < top_p <= 1:
         raise InputError(f"top-p is {top_p}; it must be above 0 and at most 1.")

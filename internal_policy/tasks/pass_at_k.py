@@ -1,4 +1,4 @@
-"""Avg@K and Pass@k: the share of correct responses, and of problems that at least one of k responses solves."""
+"""Avg@K and Pass@k: the share of correct responses, and of problems with a correct one among k responses."""
 
 from collections.abc import Sequence
 
@@ -82,9 +82,9 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ends of the 95 % Wilson interval of the mean of `values`: one row per problem, shares between 0 and 1.
 
     The unit is the problem, because responses to one problem depend on one another. n is the number of problems divided
-    by the design effect (Kish): the variance of the shares relative to problems that are always or never solved. The
-    variance is estimated with two solved and two unsolved problems added (Agresti and Coull), because it is 0 if all
-    problems are alike: 64 of 64 give 94.3 to 100 %. With a single problem the ends are NaN.
+    by the design effect (Kish): the variance of the shares relative to problems that are always or never answered
+    correctly. The variance is estimated with two of each added (Agresti and Coull), because it is 0 if all problems are
+    alike: 64 of 64 give 94.3 to 100 %. With a single problem the ends are NaN.
     """
     number, mean = len(values), values.mean(0)
     if number < 2:
