@@ -1,5 +1,6 @@
 """Errors for bad input: one sentence on what was given, what was expected and what to do."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,3 +33,9 @@ def quoted(value: Any) -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things, as part of a sentence: `1 rollout`, `1,200 tokens`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """A list of one or more, as part of a sentence: `a`, `a and b`, `a, b and c`."""
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last

@@ -11,7 +11,7 @@ import tyro._errors as wrong  # tyro's only way to hear of errors without its bo
 from internal_policy.cli import usage
 from internal_policy.cli.commands import Command
 from internal_policy.cli.usage import Option, Page
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, joined
 
 NUMBERS = {"invalid literal for int()": "a whole number", "could not convert string to float": "a number"}
 """How Python's message about a word that should be a number begins -> what it should be."""
@@ -80,8 +80,7 @@ def _sentence(event: wrong.ParseErrorEvent, command: str, page: Page) -> str:
         case wrong.MissingArgs(unrecognized_tokens=[_, *_] as tokens):
             return _unrecognized(tokens, command, page)
         case wrong.MissingArgs(missing_arguments=missing):
-            *others, last = [_option(each.arg, page).short for each in missing]
-            return f"{command} needs {', '.join(others)}{' and ' if others else ''}{last}. {see}"
+            return f"{command} needs {joined([_option(each.arg, page).short for each in missing])}. {see}"
         case wrong.BadValue(argument=argument):
             return f"{_name(argument, page)} needs a value. {see}"
         case wrong.InvalidChoice(argument=argument, value=value):

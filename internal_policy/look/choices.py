@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, joined
 
 FEW = 4
 """Figures that a message names at most."""
@@ -24,9 +24,7 @@ def check(
             users = [each for each, names in uses.items() if name in names]
             if not users or len(users) > FEW:
                 raise InputError(f"{spelled(name)} has no effect on {figure}. Leave it out.")
-            *others, last = users
-            which = f"{', '.join(others)} and {last}" if others else last
-            raise InputError(f"{spelled(name)} only applies to {which}, not to {figure}. Leave it out.")
+            raise InputError(f"{spelled(name)} only applies to {joined(users)}, not to {figure}. Leave it out.")
 
 
 def changed(choice: Any) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from internal_policy import bundle
-from internal_policy.errors import counted
+from internal_policy.errors import counted, joined
 from internal_policy.look import statistics, targets, view
 from internal_policy.look.bootstrap import FEWEST
 from internal_policy.look.targets import STAGES
@@ -167,7 +167,7 @@ def stages_in_words(spans: Sequence[tuple[str, int, int]]) -> str:
         if layers:
             what = effect.format("it" if parts else "entropy")
             parts.append(f"{what} in {layers_in_words(layers)} ({stage})")
-    return f"FFNs {_listed(parts)}."
+    return f"FFNs {joined(parts)}."
 
 
 def layers_in_words(layers: Sequence[int]) -> str:
@@ -181,12 +181,7 @@ def layers_in_words(layers: Sequence[int]) -> str:
     words: list[str] = []
     for first, last in spans:
         words += [f"{first} to {last}"] if last > first + 1 else [str(layer) for layer in range(first, last + 1)]
-    return f"layer{'' if len(layers) == 1 else 's'} {_listed(words)}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    *others, last = parts
-    return f"{', '.join(others)} and {last}" if others else last
+    return f"layer{'' if len(layers) == 1 else 's'} {joined(words)}"
 
 
 def _nats(value: float) -> str:

@@ -1,12 +1,12 @@
 """Show what each layer would say next after a text: a table by layer, the grid of top tokens, and one sentence."""
 
-from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
 import pandas as pd
 
 from internal_policy.look import notebook, view
+from internal_policy.look.findings import layers_in_words
 from internal_policy.look.notebook import printable
 
 FAINT, SURE = 0.1, 0.5
@@ -117,25 +117,13 @@ def verdict(frame: pd.DataFrame) -> str:
         return f"The rank of {target} is unknown: the policies of all layers are NaN."
     hits = rows["layer"][rows["target_rank"].eq(1).fillna(False)].tolist()
     if hits:
-        where = "layer" if len(hits) == 1 else "layers"
         now = (
             "but not in the last layer" if pd.isna(ranks.iloc[-1]) else f"but rank {ranks.iloc[-1]:,} in the last layer"
         )
-        return f"{target} is the top token in {where} {spans(hits)}, {now} ({layers})."
+        return f"{target} is the top token in {layers_in_words(hits)}, {now} ({layers})."
     best = rows.iloc[int(ranks.astype(float).argmin())]
     rank, layer = best["target_rank"], best["layer"]
     return f"{target} is never the top token; its best rank is {rank:,}, in layer {layer} ({layers})."
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """Ascending numbers in words: `2, 5 to 7`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 class GridRow(NamedTuple):

@@ -48,7 +48,7 @@ def table(*frames: pd.DataFrame) -> LensTable:
         (
             [1, 5, 1, 1, 1234, 7],
             None,
-            '" Paris" is the top token in layers 0, 2 to 3, but rank 1,234 in the last layer (layers 0 to 4).',
+            '" Paris" is the top token in layers 0, 2 and 3, but rank 1,234 in the last layer (layers 0 to 4).',
         ),
         ([9, 1, 2, 2], None, '" Paris" is the top token in layer 1, but rank 2 in the last layer (layers 0 to 2).'),
         ([9, 1, None, 2], None, '" Paris" is the top token in layer 1, but not in the last layer (layers 0 to 2).'),
