@@ -108,13 +108,14 @@ def _check(options: Lens, texts: list[str], config: Any, tokenizer: "PreTrainedT
     """Check everything before the model is loaded, and note how a question and a target are read. Raises InputError."""
     from internal_policy.lenses import next_token
     from internal_policy.models.vocabulary import token_texts
+    from internal_policy.tasks.preview import preview
     from internal_policy.tasks.prompts import continuation
 
     for text in texts:
         ids = next_token.encode(tokenizer, text, {} if options.chat else None)
         next_token.check(config, ids, options.site, options.top_k)
         if options.chat:
-            progress.note(f"Read through the chat template as: {tokenizer.decode(list(ids))!r}")
+            progress.note(preview(tokenizer, ids, {}))
         if options.target is None:
             continue
         pieces = token_texts(tokenizer, continuation(tokenizer, ids, text, options.target))

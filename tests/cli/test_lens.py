@@ -55,7 +55,7 @@ def test_a_question_goes_through_the_chat_template_and_says_how(folder, capsys):
     assert main(["lens", TEXT, "--model", str(folder), "--chat", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["texts"][0]["rows"][0]["read"] == "\n"
-    assert r"Read through the chat template as: '<|im_start|>user\nMia has 47 apples<|im_end|>" in printed.err
+    assert r"Read through the chat template as: <|im_start|>user\nMia has 47 apples<|im_end|>" in printed.err
 
 
 def test_a_target_of_several_tokens_is_read_by_its_first(folder, capsys):
