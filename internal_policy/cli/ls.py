@@ -46,7 +46,7 @@ def run(options: Ls) -> None:
         f"Cache: {escape(str(store.root()))}, {size(total)}. Folders elsewhere, written with --output, aren't listed."
     )
     if not total:
-        out.print("`internal-policy scan` measures the bundled demo-qwen3.")
+        out.print("To add a scan, run `internal-policy scan`: it measures the bundled demo-qwen3.")
 
 
 GAP = 2

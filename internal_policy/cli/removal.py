@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from internal_policy import files
-from internal_policy.cli.inventory import Item
+from internal_policy.cli.inventory import EVALUATION, Item
 from internal_policy.errors import InputError
 
 WRITTEN = {
@@ -20,7 +20,7 @@ WRITTEN = {
 """Kind -> the files that it consists of, by their paths below its folder; a run also has checkpoints and a model."""
 SAVED = re.compile(r"model|checkpoint-\d+")
 """Folders in a run that hold weights, and a list of their files."""
-SETTINGS = {"scan": ("asked.json", "scan.json"), "evaluation": ("evaluation.json",), "run": ("run.json",), "sample": ()}
+SETTINGS = {"scan": ("asked.json", "scan.json"), "evaluation": (EVALUATION,), "run": ("run.json",), "sample": ()}
 """Kind -> the files that tell a folder of internal-policy from any other."""
 LOCK = re.compile(r"\..*\.lock")
 

@@ -51,7 +51,7 @@ def test_an_empty_cache_lists_what_comes_with_the_package_and_the_first_command(
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("demo-qwen3", "demo-llama", "experiments/bupo", "experiments/grpo"))
     assert f"Cache: {store.root()}, 0.0 kB" in printed
-    assert "`internal-policy scan` measures" in printed
+    assert "To add a scan, run `internal-policy scan`" in printed
 
 
 def test_a_scan_is_listed_with_its_model_reader_readouts_source_and_size(capsys):
