@@ -46,7 +46,7 @@ class ModelOptions:
     device: str = "auto"
     """Device to run on: cpu, cuda, cuda:1, mps, ...; auto uses an accelerator if there is one."""
     device_map: DeviceMap = None
-    """How to spread a large model over several devices, such as auto, as in transformers."""
+    """How to spread a large model over several devices, as in transformers."""
     attn_implementation: Text = None
     """Attention kernel: eager, sdpa, flash_attention_2, ...; by default what transformers picks."""
     trust_remote_code: bool = False

@@ -50,9 +50,9 @@ class ProblemSets:
 class Evaluate(JsonOptions, OutputOptions, PolicyOptions, ResponseOptions, ProblemSets):
     """Sample K responses per problem and report Avg@K and Pass@k.
 
-    Intervals are 95 % Wilson intervals over the problems. It writes pass_at_k.parquet with the curves, and
+    Intervals are 95 % Wilson intervals over the problems. The folder has pass_at_k.parquet with the curves, and
     rollouts.parquet with the responses. An interrupted evaluation continues where it stopped, and a repeated one is
-    answered from the cache.
+    read from the cache.
 
     For example:
     $ internal-policy evaluate --samples 16

@@ -42,7 +42,7 @@ class Lens(JsonOptions, ModelOptions):
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
     """The text to read, in quotation marks; you can give several. - reads it from stdin."""
     chat: bool = False
-    """Put the text through the model's chat template, as a question of the user."""
+    """Put the text through the model's chat template, as the user's question."""
     target: Text = None
     """Token whose rank and probability to print, such as " Paris" (mind the space); by default the model's own top
     token."""

@@ -80,7 +80,7 @@ class Scan(ScanOutput, PromptOptions, ResponseOptions, GivenOptions, Reading):
 
     The model answers problems first, unless --text or --rollouts gives it what to read. Its policy is then measured
     after every layer, attention block and FFN, at every response token. The scan is kept as Parquet files. An
-    interrupted scan continues where it stopped, and a repeated one is answered from the cache.
+    interrupted scan continues where it stopped, and a repeated one is read from the cache.
 
     For example:
     $ internal-policy scan

@@ -76,7 +76,7 @@ class Train(TrainOutput, Optimization, TrainSampling, PromptOptions, ModelOption
     """Train a model with BuPO (an internal policy first) or GRPO.
 
     BuPO trains one internal policy first, then the whole model. With no options the bundled demo-qwen3 is trained on
-    bundled problems, sums of three numbers. It writes metrics.parquet (a row per step), dynamics.parquet (what
+    bundled problems, sums of three numbers. The run has metrics.parquet (a row per step), dynamics.parquet (what
     happens to every layer), checkpoints and, at the end, the model. Ctrl-C writes a checkpoint and prints the command
     that continues. data/recipes has the paper's runs on 8 GPUs, each with its command.
 

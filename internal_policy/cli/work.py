@@ -156,8 +156,8 @@ def printed(forecast: Mapping[str, Any], folder: Path, cached: bool, *, as_json:
         )
     elif "seconds_at_most" in forecast:
         out.print(
-            f"Estimated time: at most {lasting(max(forecast['seconds_at_most'], 1))} on this machine, after loading the model; "
-            "less if responses end before the length limit."
+            f"Estimated time: at most {lasting(max(forecast['seconds_at_most'], 1))} on this machine, after loading "
+            "the model; less if responses end before the length limit."
         )
     out.print(
         f"Scan: {escape(str(folder))} ({'measured already' if cached else 'not measured yet'}). Nothing was written."
