@@ -152,11 +152,11 @@ def printed(forecast: Mapping[str, Any], folder: Path, cached: bool, *, as_json:
     out.print(table)
     if "seconds" in forecast:
         out.print(
-            f"Estimated time: about {lasting(max(forecast['seconds'], 1))} on this machine, after loading the model."
+            f"Estimated time: about {lasting(max(forecast['seconds'], 1.0))} on this machine, after loading the model."
         )
     elif "seconds_at_most" in forecast:
         out.print(
-            f"Estimated time: at most {lasting(max(forecast['seconds_at_most'], 1))} on this machine, after loading "
+            f"Estimated time: at most {lasting(max(forecast['seconds_at_most'], 1.0))} on this machine, after loading "
             "the model; less if responses end before the length limit."
         )
     out.print(
