@@ -107,7 +107,7 @@ def scan(
     A policy predicts a token, so nothing predicts the first token of a plain text: it is the prompt, and every token
     after it is measured. Where the tokenizer begins a text with a BOS token (Llama, Gemma), that is the prompt, and all
     of the text is measured; elsewhere (Qwen, GPT-2) measuring begins at the second token. Plain text is read as it is,
-    without the chat template, like a column `text` of `--rollouts`. In a rollout, the response is measured.
+    without the chat template, like a column `text` of `--rollouts`. Of a rollout, only the response is measured.
 
     A prompt goes through the chat template unless `chat` is None. The first one is shown on stderr as it was read.
 

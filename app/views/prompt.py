@@ -79,7 +79,7 @@ def checked(model: str) -> str:
         folder = Path(model).expanduser().resolve()
         if model and (folder / "config.json").is_file():
             return str(folder)
-    except (OSError, ValueError, RuntimeError):  # a name that no file system takes, ~ of nobody
+    except (OSError, ValueError, RuntimeError):  # an impossible file name, or ~ of an unknown user
         pass
     raise InputError(
         f"'{model[:200]}' isn't a model folder with a config.json. Choose {', '.join(models())} or a folder."

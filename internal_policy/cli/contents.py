@@ -87,7 +87,7 @@ def _unfinished_scan(folder: Path) -> dict[str, Any]:
 
 
 def _asked(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scan was asked: the reader, and where the responses or problems come from."""
+    """The reader of a scan, and where its responses or problems come from."""
     reader, texts = asked.get("reader", "hooks"), asked.get("text")
     source = next((asked[name] for name in ("rollouts", "problems") if asked.get(name)), None)
     return {

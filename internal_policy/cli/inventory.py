@@ -14,7 +14,7 @@ EVALUATIONS, SAMPLES, RUNS = "evaluations", "rollouts", "runs"
 CALLED = {"scan": "scan", "run": "training run", "evaluation": "evaluation", "sample": "unfinished sample"}
 """What each kind is called on screen."""
 EVALUATION = "evaluation.json"
-"""File that tells what an evaluation in its folder was asked."""
+"""File with the settings of the evaluation in its folder."""
 LISTED = 10
 """Names in an error message at most."""
 

@@ -60,7 +60,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_cache() -> None:
-    """Raise InputError unless this process may write to the cache, where sampled responses are kept meanwhile."""
+    """Raise InputError unless this process may write to the cache, which keeps sampled responses for a while."""
     from internal_policy.scans import store
 
     root = store.root()

@@ -88,7 +88,7 @@ class Prepared:
 
     @cached_property
     def note(self) -> Callable[[str], None]:
-        """Says how the first prompt was read, once, and what to do for plain text."""
+        """Prints how the first prompt was read, once, and how to read it as plain text instead."""
         plain = "" if self.chat_template == "none" else "\nFor plain text, add --chat-template none."
         return progress.saying_once(f"{{}}{plain}")
 
@@ -280,7 +280,7 @@ def _untemplated(rollouts: str | None, limit: int | None) -> bool:
 
 
 def check_effect(options: ModelOptions, names: Collection[str], beside: str) -> None:
-    """Raise InputError if one of the named options was given, which have no effect together with `beside`."""
+    """Raise InputError if an option in `names` was given, because it has no effect together with `beside`."""
     for field in dataclasses.fields(options):
         if field.name in names and getattr(options, field.name) != field.default:
             raise InputError(f"--{field.name.replace('_', '-')} has no effect with {beside}. Leave it out.")

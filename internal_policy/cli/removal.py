@@ -26,7 +26,7 @@ LOCK = re.compile(r"\..*\.lock")
 
 
 def contents_of(item: Item) -> tuple[list[Path], list[Path]]:
-    """The files below an item's folder that internal-policy wrote, and all others, which are somebody's own."""
+    """The files below an item's folder that internal-policy wrote, and all others, which are the user's own."""
     written: list[Path] = []
     others: list[Path] = []
     saved = [path for path in item.folder.iterdir() if item.kind == "run" and SAVED.fullmatch(path.name)]
@@ -52,7 +52,7 @@ def _listed(saved: Path) -> set[str]:
 
 
 def check(item: Item) -> None:
-    """Raise InputError for an item that may not be removed: bundled, not certainly ours, or being written to."""
+    """Raise InputError for an item that is bundled, may not be from internal-policy, or is being written to."""
     from internal_policy.scans import store
 
     if item.bundled:
@@ -93,7 +93,7 @@ def remove(item: Item) -> Sequence[Path]:
         return others
     aside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
     folder.rename(aside)
-    if files.writers(aside):  # somebody began to write a moment ago
+    if files.writers(aside):  # another process began to write a moment ago
         aside.rename(folder)
         check(item)
     for path in written:

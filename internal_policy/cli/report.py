@@ -14,7 +14,7 @@ from internal_policy.errors import InputError, require
 class Report(OutputOptions, ViewOptions):
     """Write every figure and table of scans as one HTML file.
 
-    The file needs no network, and also says how the scans were made.
+    The file needs no network, and also shows how the scans were made.
 
     For example:
     $ internal-policy report demo-qwen3 demo-llama -o report.html

@@ -1,4 +1,4 @@
-"""What the help says of a command, as data and as printed: its options by group, with examples that can be copied."""
+"""The help of a command, as data and as printed: its options by group, with examples that can be copied."""
 
 import ast
 import dataclasses

@@ -29,7 +29,7 @@ class Work:
     inputs: Prepared
     """The model, and where responses come from."""
     selection: "Selection"
-    """What of the model is measured."""
+    """What is measured in the model."""
     plan: "Plan"
     """The hidden states that this needs."""
     translators: "Translators | None"

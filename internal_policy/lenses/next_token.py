@@ -28,7 +28,7 @@ MEASURES = ("entropy", "logprob", "rank", "kl", "topk")
 
 
 def check(config: PreTrainedConfig, ids: Ids, site: str, top_k: int) -> None:
-    """Raise InputError for a text, site or top-k that a model of this configuration can't be asked about."""
+    """Raise InputError for a text, site or top-k that doesn't suit a model of this configuration."""
     text = config.get_text_config()
     if site not in SITES:
         raise InputError(f"There is no site '{site}'. Choose one of {', '.join(SITES)}.")

@@ -46,7 +46,7 @@ class Data:
     frames: Mapping[str, pd.DataFrame]
     """The frames, by measure, by readout or by number of the scan."""
     abouts: Sequence[About]
-    """What the caption says of each scan or readout."""
+    """The caption's facts about each scan or readout."""
     choice: Choice
     """The choice, with the rollout and position filled in where none was given."""
 

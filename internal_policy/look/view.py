@@ -48,7 +48,7 @@ class View:
 
 @dataclass(frozen=True)
 class About:
-    """What the caption of a figure says of its numbers."""
+    """Facts about the numbers in a figure, for its caption."""
 
     model: str
     readout: str
@@ -124,7 +124,7 @@ def words(view: View) -> str:
 
 
 def about(view: View) -> About:
-    """What captions say of the numbers in this view."""
+    """Facts about the numbers in this view, for captions."""
     record, found = check(view), rollouts(view)
     return About(
         record["model"],

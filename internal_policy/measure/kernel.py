@@ -219,7 +219,7 @@ class Tally:
         self.top_ids = ids.gather(-1, order)
 
     def result(self, final: "Tally") -> dict[str, Tensor]:
-        """Every number asked for, (points, pos), topk (points, pos, top_k)."""
+        """Every requested number, (points, pos), topk (points, pos, top_k)."""
         normaliser = self.transform(self.largest) + self.policy.s.log()
         result = {
             "entropy": self.policy.entropy(),

@@ -1,4 +1,4 @@
-"""Show in a line how the first prompt was read, so that nobody measures another prompt than they think."""
+"""Show in one line how the first prompt was read, so that a wrong template is noticed in time."""
 
 from transformers import PreTrainedTokenizerBase
 

@@ -80,7 +80,7 @@ def read_rollouts(
 
     A row has prompt_ids and response_ids (`write_rollouts`), prompt and response, messages, or text; answer and
     reward are optional, and a missing reward is computed from the answer. All of a .txt file is one text.
-    `note` is told how the first prompt was read, as in `of_rows`. Raises InputError.
+    `note` is called with how the first prompt was read, as in `of_rows`. Raises InputError.
     """
     return of_rows(tokenizer, rows.read_rows(Path(path), limit, rows.document), chat, note)
 
@@ -93,7 +93,7 @@ def of_rows(
 ) -> list[Rollout]:
     """The rollouts in rows, each with the columns that `read_rollouts` takes. Raises InputError.
 
-    `note` is told once how a prompt was read, if any row has a prompt or messages rather than token ids or a text.
+    `note` is called once with how a prompt was read, if a row has a prompt or messages instead of token ids or a text.
     """
     rollouts, seen, noted = [], Counter[str](), False
     for row in given:
