@@ -187,7 +187,7 @@ def test_another_scan_forgets_the_cell():
         ({"scan": "nothing"}, "There is no scan 'nothing'"),
         ({"scan": "x" * 5000}, "isn't a folder"),
         ({"scan": "/"}, "is not a scan"),
-        ({"rollout": "99"}, "There is no rollout 99"),
+        ({"rollout": "99"}, "Rollout 99 isn't among the selected"),
         ({"layer": "99"}, "There is no layer 99"),
         ({"position": "9999"}, "There is no position 9999"),
         ({"site": "resid_mid", "measure": "change"}, "no entropy change at resid_mid"),

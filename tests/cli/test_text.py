@@ -226,7 +226,7 @@ def test_a_dry_run_says_at_most_where_responses_are_sampled_first(folder, here, 
     assert forecast(capsys, *words)["seconds_at_most"] > 0
     assert main(["scan", *words, "--dry-run"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Estimated time: at most 0 s on this machine, after loading the model; less if responses end" in printed
+    assert "Estimated time: at most 1 s on this machine, after loading the model; less if responses end" in printed
 
 
 def test_longer_responses_take_longer(folder, here, capsys, monkeypatch):
