@@ -1,6 +1,6 @@
 """`internal-policy lens`: print what each layer would say next after a text."""
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -10,10 +10,11 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text as Styled
 
-from internal_policy.cli import progress
+from internal_policy.cli import progress, texts
 from internal_policy.cli.common import JsonOptions, ModelOptions, Text
-from internal_policy.cli.console import document, out, visible
+from internal_policy.cli.console import document, out, uncut, visible
 from internal_policy.errors import InputError
+from internal_policy.measure.sites import SITES
 from internal_policy.models import loading
 
 if TYPE_CHECKING:
@@ -58,13 +59,12 @@ class Lens(JsonOptions, ModelOptions):
 
 def run(options: Lens) -> None:
     """Read each text and print it."""
-    if not options.text:
-        raise InputError('lens needs a text, such as "The capital of France is". See internal-policy lens --help.')
+    _check_words(options)
+    given = texts.read(options.text, "TEXT")
     progress.quiet()
-    texts = _texts(options.text)
     config = loading.load_config(options.checkpoint)
     tokenizer = loading.load_tokenizer(options.checkpoint)
-    _check(options, texts, config, tokenizer)
+    _check(options, given, config, tokenizer)
     from internal_policy.lenses import next_token
     from internal_policy.look import lens
 
@@ -81,7 +81,7 @@ def run(options: Lens) -> None:
             all_positions=options.all_positions,
             chat={} if options.chat else None,
         )
-        for text in texts
+        for text in given
     ]
     if options.json:
         document({"model": options.model, "texts": [_as_json(table) for table in tables]})
@@ -90,28 +90,35 @@ def run(options: Lens) -> None:
         if number:
             out.print()
         out.print(_plain(lens.heading(table)))
-        out.print(_grid(table, out.width) if options.all_positions else _by_layer(table))
+        if options.all_positions:
+            out.print(_grid(table, out.width))
+        else:
+            uncut(_by_layer(table, out.width))
         _sentences(table, options.target)
 
 
-def _texts(given: tuple[str, ...]) -> list[str]:
-    """The texts, with stdin in place of `-`. Raises InputError if stdin isn't text or is named twice."""
-    if given.count("-") > 1:
-        raise InputError("- is given twice, but stdin can be read only once. Give it once.")
-    try:
-        return [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in given]
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin isn't UTF-8 text ({error}). Convert it first.") from error
+def _check_words(options: Lens) -> None:
+    """Refuse what is wrong with any model, before one is looked for. Raises InputError."""
+    if not options.text:
+        raise InputError('lens needs a text, such as "The capital of France is". See internal-policy lens --help.')
+    if options.site not in SITES:
+        raise InputError(f"There is no site '{options.site}'. Choose from {', '.join(SITES)}.")
+    if options.top_k < 1:
+        raise InputError(f"--top-k is {options.top_k}. Use 1 or more.")
+    if options.top_k > 1 and options.all_positions and not options.json:
+        raise InputError("--all-positions prints one token per cell. Leave out --top-k, or add --json.")
 
 
-def _check(options: Lens, texts: list[str], config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+def _check(options: Lens, given: Sequence[str], config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Check everything before the model is loaded, and note how a question and a target are read. Raises InputError."""
     from internal_policy.lenses import next_token
     from internal_policy.models.vocabulary import token_texts
     from internal_policy.tasks.preview import preview
     from internal_policy.tasks.prompts import continuation
 
-    for text in texts:
+    if options.chat and tokenizer.chat_template is None:
+        raise InputError(f"{options.model} has no chat template. Leave out --chat.")
+    for text in given:
         ids = next_token.encode(tokenizer, text, {} if options.chat else None)
         next_token.check(config, ids, options.site, options.top_k)
         if options.chat:
@@ -123,20 +130,37 @@ def _check(options: Lens, texts: list[str], config: Any, tokenizer: "PreTrainedT
             progress.note(f"{options.target!r} is {len(pieces)} tokens. The first, {pieces[0]!r}, is the target.")
 
 
-def _by_layer(table: "LensTable") -> Table:
-    """The last position of a text, one row a layer."""
+def _by_layer(table: "LensTable", width: int) -> Table:
+    """The last position of a text, one row a layer; tokens after the top one share `width` columns with the others."""
     from internal_policy.look import lens
 
-    shown = lens.by_layer(table)
-    drawn = Table(box=box.SIMPLE_HEAD)
-    for name in shown:
-        drawn.add_column(_plain(str(name)), justify="left" if name in ("top token", "then") else "right", no_wrap=True)
-    ranks = lens.last(table)["target_rank"]
-    for (_, row), rank in zip(shown.iterrows(), ranks, strict=True):
+    shown, rows = lens.by_layer(table), lens.last(table)
+    drawn, others = Table(box=box.SIMPLE_HEAD), lens.others(table)
+    headings = [str(name).replace(" ", "\n", 1) if any(others) else str(name) for name in shown]
+    for heading, name in zip(headings, shown, strict=True):
+        drawn.add_column(_plain(heading), justify="left" if name == "top token" else "right", no_wrap=True)
+    if any(others):
+        cells = ([*heading.split("\n"), *shown[name]] for heading, name in zip(headings, shown, strict=True))
+        taken = sum(max(map(cell_len, column)) + 3 for column in cells)
+        drawn.add_column("then")
+        others = [_lines(pairs, width - taken - 4) for pairs in others]
+    for (_, row), rank, then in zip(shown.iterrows(), rows["target_rank"], others, strict=True):
         if row["layer"] == "model":
             drawn.add_section()
-        drawn.add_row(*(_plain(text) for text in row), style="bold" if rank == 1 else "")
+        texts = [*row, "\n".join(then)] if then else row
+        drawn.add_row(*(_plain(text) for text in texts), style="bold" if rank == 1 else "")
     return drawn
+
+
+def _lines(pairs: Sequence[str], width: int) -> list[str]:
+    """The pairs in lines of at most `width` columns, at least one a line."""
+    lines: list[str] = []
+    for pair in pairs:
+        if lines and cell_len(joined := f"{lines[-1]}  {pair}") <= width:
+            lines[-1] = joined
+        else:
+            lines.append(pair)
+    return lines
 
 
 def _grid(table: "LensTable", width: int) -> Table:

@@ -1,14 +1,13 @@
 """`internal-policy scan`: measure the policies of a model over responses, or answer from the cache."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from internal_policy.cli import opening, outputs, progress, work
+from internal_policy.cli import opening, outputs, progress, texts, work
 from internal_policy.cli.common import (
     File,
     JsonOptions,
@@ -24,9 +23,7 @@ from internal_policy.cli.common import (
 from internal_policy.cli.prepared import Prepared, check_effect, prepare, source
 from internal_policy.cli.work import Work
 from internal_policy.errors import InputError
-from internal_policy.models import templates
 from internal_policy.models.folder import is_adapter
-from internal_policy.tasks import rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -125,7 +122,7 @@ def run(options: Scan) -> None:
 
     start = time.monotonic()
     _check(options)
-    options = dataclasses.replace(options, text=_texts(options.text))
+    options = dataclasses.replace(options, text=texts.read(options.text, "--text"))
     inputs = _prepared(options)
     folder = options.output or store.folder_of(options.model, inputs.question)
     _, other = outputs.claimed(folder, "scan", options.force, lambda: job.claim(folder, inputs.question))
@@ -180,15 +177,6 @@ def _check(options: Scan) -> None:
     check_effect(options, {"dtype", "device", "device_map"}, "--remote")
     if options.checkpoint.folder.is_dir():
         raise InputError(f"NDIF hosts models from the hub, but --model is the folder {options.model}. Give a hub id.")
-
-
-def _texts(given: Sequence[str]) -> tuple[str, ...]:
-    """The texts of --text, with stdin in place of `-`. Raises InputError for text that isn't UTF-8."""
-    if given.count("-") > 1:
-        raise InputError("--text - is given twice, but stdin can be read only once. Give it once.")
-    if any(templates.HALF.search(text) for text in given):  # how Python reads such bytes
-        raise InputError("--text isn't UTF-8. Save the text as UTF-8 in a .txt file, and give that with --rollouts.")
-    return tuple(rows.text_of(sys.stdin.buffer.read(), "stdin") if text == "-" else text for text in given)
 
 
 def _prepared(options: Scan) -> Prepared:

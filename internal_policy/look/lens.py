@@ -31,11 +31,11 @@ class LensTable(pd.DataFrame):
 
     def __repr__(self) -> str:
         """The table of the last position, and the sentence."""
-        return f"{heading(self)}\n{by_layer(self).to_string(index=False)}\n{verdict(self)}"
+        return f"{heading(self)}\n{whole(self).to_string(index=False)}\n{verdict(self)}"
 
     def _repr_html_(self) -> str:
         """The sentence, the grid if there are several positions, and the table of the last one; no script."""
-        table = by_layer(self).to_html(escape=True, border=0, index=False)
+        table = whole(self).to_html(escape=True, border=0, index=False)
         parts = [
             *(f"<p>{escape(text)}</p>" for text in (*heading(self).splitlines(), verdict(self))),
             *([grid_html(self)] if several(self) else []),
@@ -77,7 +77,7 @@ def by_layer(frame: pd.DataFrame) -> pd.DataFrame:
     """The last position as texts for people, one row a layer; the target's columns are named by it."""
     rows = last(frame)
     target = quote(rows["target"].iloc[0])
-    shown = pd.DataFrame(
+    return pd.DataFrame(
         {
             "layer": rows["layer"].astype(str).where(rows["point"] != "final", "model").to_numpy(),
             "top token": rows["token"].map(quote).to_numpy(),
@@ -87,12 +87,21 @@ def by_layer(frame: pd.DataFrame) -> pd.DataFrame:
             "its prob.": rows["target_probability"].map(probability).to_numpy(),
         }
     )
-    if len(rows["top_tokens"].iloc[0]) > 1:
-        shown["then"] = [
-            "  ".join(f"{quote(token)} {probability(p)}" for token, p in zip(tokens[1:], ps[1:], strict=True))
-            for tokens, ps in zip(rows["top_tokens"], rows["top_probabilities"], strict=True)
-        ]
-    return shown
+
+
+def others(frame: pd.DataFrame) -> list[list[str]]:
+    """The tokens after the top one at the last position, with their probabilities, by layer."""
+    rows = last(frame)
+    return [
+        [f"{quote(token)} {probability(p)}" for token, p in zip(tokens[1:], ps[1:], strict=True)]
+        for tokens, ps in zip(rows["top_tokens"], rows["top_probabilities"], strict=True)
+    ]
+
+
+def whole(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table by layer with a last column for the tokens after the top one, if there are any."""
+    pairs = others(frame)
+    return by_layer(frame).assign(then=["  ".join(pair) for pair in pairs]) if any(pairs) else by_layer(frame)
 
 
 def from_layer(frame: pd.DataFrame) -> int | None:
@@ -123,7 +132,7 @@ def verdict(frame: pd.DataFrame) -> str:
         return f"{target} is the top token in {layers_in_words(hits)}, {now} ({layers})."
     best = rows.iloc[int(ranks.astype(float).argmin())]
     rank, layer = best["target_rank"], best["layer"]
-    return f"{target} is never the top token; its best rank is {rank:,}, in layer {layer} ({layers})."
+    return f"{target} is never the top token in {layers}; its best rank is {rank:,}, in layer {layer}."
 
 
 class GridRow(NamedTuple):

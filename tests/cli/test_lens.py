@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import one_sentence
 
 import internal_policy as ip
 from internal_policy.__main__ import main
+from internal_policy.look import lens
 
 TEXT = "Mia has 47 apples"
 
@@ -46,7 +48,7 @@ def test_several_texts_are_read_one_after_the_other(folder, capsys):
 
 
 def test_a_dash_reads_stdin_without_its_last_newline(folder, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{TEXT}\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{TEXT}\r\n".encode())))
     assert main(["lens", "-", "--model", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["texts"][0]["text"] == TEXT
 
@@ -96,8 +98,9 @@ def test_markup_in_a_text_is_printed_as_it_is(folder, capsys):
         ([""], "The text has no tokens"),
         ([TEXT, "--target", ""], "The target '' has no tokens"),
         ([TEXT, "--site", "resid"], "There is no site 'resid'"),
-        ([TEXT, "--top-k", "0"], "top-k is 0"),
-        (["-", "-"], "- is given twice"),
+        ([TEXT, "--top-k", "0"], "--top-k is 0. Use 1 or more."),
+        (["-", "-"], "TEXT - is given twice"),
+        ([TEXT, "--top-k", "2", "--all-positions"], "--all-positions prints one token per cell"),
         ([TEXT * 10_000], "but the model reads at most"),
     ],
 )
@@ -105,3 +108,31 @@ def test_bad_input_is_refused_before_the_model_loads(folder, here, capsys, monke
     monkeypatch.setattr("internal_policy.models.loading.load_model", lambda *_, **__: pytest.fail("loaded"))
     assert main(["lens", *arguments, "--model", str(folder)]) == 2
     one_sentence(capsys, sentence, here)
+
+
+def test_text_on_stdin_that_is_not_utf_8_is_refused(folder, here, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Zürich".encode("latin-1"))))
+    assert main(["lens", "-", "--model", str(folder)]) == 2
+    one_sentence(capsys, "stdin, line 1 isn't UTF-8", here)
+
+
+def test_a_model_without_a_chat_template_is_refused_with_chat(folder, here, capsys, tmp_path):
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("chat_template.jinja"))
+    assert main(["lens", TEXT, "--chat", "--model", str(bare)]) == 2
+    one_sentence(capsys, "has no chat template. Leave out --chat.", here)
+
+
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_no_token_is_cut_whatever_the_width(folder, capsys, monkeypatch, width):
+    monkeypatch.setattr("internal_policy.cli.lens.out.width", width)
+    assert main(["lens", TEXT, "--model", str(folder), "--top-k", "9"]) == 0
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    for tokens in ip.lens(*ip.load(str(folder)), TEXT, top_k=9)["top_tokens"]:
+        assert all(lens.quote(token) in printed for token in tokens)
+
+
+def test_tokens_after_the_top_one_stay_within_the_terminal(folder, capsys, monkeypatch):
+    monkeypatch.setattr("internal_policy.cli.lens.out.width", 100)
+    assert main(["lens", TEXT, "--model", str(folder), "--top-k", "9"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100

@@ -123,7 +123,7 @@ BAD = {
     "temperature": (["--rollouts", "a.txt", "--temperature", "0"], "--temperature has no effect with --rollouts."),
     "column": (["--rollouts", "a.txt", "--answer-column", "b"], "--answer-column has no effect with --rollouts."),
     "twice stdin": (["--text", "-", "--text", "-"], "--text - is given twice"),
-    "half a character": (["--text", "a\udcff b"], "--text isn't UTF-8. Save the text as UTF-8 in a .txt file"),
+    "half a character": (["--text", "a\udcff b"], "--text isn't UTF-8. Save it as UTF-8 in a file"),
     "a folder": (["--rollouts", "."], ". is a folder. Name a file in it: .jsonl, .json, .csv, .parquet, .txt."),
     "a folder of problems": (["--problems", "."], ". is a folder. Name a file in it"),
     "Latin-1": (["--rollouts", "latin.txt"], "latin.txt, line 2 isn't UTF-8 (invalid continuation byte). Save it"),

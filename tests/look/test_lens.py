@@ -52,7 +52,7 @@ def table(*frames: pd.DataFrame) -> LensTable:
         ),
         ([9, 1, 2, 2], None, '" Paris" is the top token in layer 1, but rank 2 in the last layer (layers 0 to 2).'),
         ([9, 1, None, 2], None, '" Paris" is the top token in layer 1, but not in the last layer (layers 0 to 2).'),
-        ([9, 4, 5, 1], None, '" Paris" is never the top token; its best rank is 4, in layer 1 (layers 0 to 2).'),
+        ([9, 4, 5, 1], None, '" Paris" is never the top token in layers 0 to 2; its best rank is 4, in layer 1.'),
         ([None, None, None], None, 'The rank of " Paris" is unknown: the policies of all layers are NaN.'),
     ],
 )
@@ -69,7 +69,11 @@ def test_the_table_has_a_row_a_layer_and_one_for_the_model():
     shown = lens.by_layer(table(made([1, 1, 1], position=3), made([2, 1, 1])))
     assert shown["layer"].to_list() == ["0", "1", "model"]
     assert shown['rank of " Paris"'].to_list() == ["2", "1", "1"]
-    assert shown["then"].to_list() == ['" b" 0.250'] * 3
+
+
+def test_the_tokens_after_the_top_one_are_listed_by_layer():
+    assert lens.others(table(made([2, 1, 1]))) == [['" b" 0.250']] * 3
+    assert "then" in repr(table(made([2, 1, 1])))
 
 
 def test_a_missing_rank_is_printed_as_unknown():
