@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 """Identifies this machine among machines that share a disk."""
 TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.]*)?")
 """Name of a temporary file: machine, process, random digits, and the suffix of the final file."""
+LOCK = re.compile(r"\..+\.(json|parquet)\.lock")
+"""Name of the lock beside a file that only the first process may write."""
 OLD = 24 * 3600
 """Age in seconds after which any temporary file counts as abandoned."""
 COARSE = 2.0
@@ -31,14 +34,17 @@ PATIENCE = 10.0
 def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it, synced to disk, when the block ends without an exception.
 
-    With `once` the first process to finish wins: an existing file isn't replaced. Permissions follow the umask.
+    With `once` the first process to finish wins: an existing file isn't replaced. Permissions follow the umask, whatever
+    the block does to the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent.absolute())
     temporary = _temporary(path.parent, path.suffix)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        permit(temporary, mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         if once:
@@ -47,6 +53,12 @@ def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def permit(path: Path, mode: int) -> None:
+    """Give a file the permissions `mode`, which some writers, such as safetensors, narrow to its owner."""
+    if path.stat().st_mode != mode:
+        path.chmod(stat.S_IMODE(mode))
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
@@ -136,14 +148,19 @@ def held(folder: Path) -> Iterator[Path]:
 
 
 def writers(folder: Path) -> list[str]:
-    """The running processes that are writing to a folder or below, in words; none for marks of killed ones."""
+    """The running processes that are writing to a folder or to one in it, in words; none for marks of killed ones."""
     found = {}
-    for path in folder.rglob(".internal-policy-*"):
+    for path in (path for depth in ("", "*/") for path in folder.glob(f"{depth}.internal-policy-*")):
         match = TEMPORARY.fullmatch(path.name)
         if match and not _abandoned(path, match):
             there = f"on another machine (it keeps {path})"
             found[match[1], match[2]] = f"process {match[2]}{'' if match[1] == HERE else f' {there}'}"
     return list(found.values())
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is a temporary one or a lock, by its name."""
+    return bool(TEMPORARY.fullmatch(name) or LOCK.fullmatch(name))
 
 
 def _temporary(folder: Path, suffix: str) -> Path:

@@ -127,6 +127,15 @@ def test_permissions_follow_the_umask(tmp_path, mask, mode):
     assert (tmp_path / "x.json").stat().st_mode & 0o777 == mode
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_permissions_follow_the_umask_if_the_writer_replaces_the_file_by_a_narrow_one(tmp_path):
+    with files.replacing(tmp_path / "x.safetensors") as temporary:
+        temporary.unlink()
+        temporary.touch(0o600)
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     killed = tmp_path / f".internal-policy-{files.HERE}-{ended()}-01234567.parquet"
     killed.touch()

@@ -22,8 +22,8 @@ def begun(folder: Path, record: str, work: str) -> bool:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file. Choose another --output.")
-    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-        return False  # dot-files are temporary files left by an interrupted run
+    if not folder.exists() or all(files.is_hidden(path.name) for path in folder.iterdir()):
+        return False  # at most files that an interrupted run left
     if not (folder / record).is_file():
         raise InputError(f"{folder} isn't empty and contains no {work}. Choose another --output.")
     return True

@@ -31,7 +31,10 @@ def put(written: Path, path: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Sync a written folder to disk, and record the sizes of its files in it. Raises FileNotFoundError."""
+    """Sync a written folder to disk, and record the sizes of its files in it. Raises FileNotFoundError.
+
+    Permissions of the files follow the umask.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
@@ -40,6 +43,8 @@ def seal(folder: Path) -> None:
             os.fsync(file.fileno())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     files.write_json(folder / MANIFEST, sizes)
+    for path in paths:
+        files.permit(path, (folder / MANIFEST).stat().st_mode)
 
 
 def is_whole(folder: Path) -> bool:

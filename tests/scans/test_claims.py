@@ -19,8 +19,16 @@ def write(folder, question):
 
 def test_a_new_folder_and_one_with_temporary_files_are_free(tmp_path):
     assert not begun(tmp_path / "new", "asked.json", "scan")
-    (tmp_path / ".asked.json.tmp").touch()
+    for name in (f".internal-policy-{files.HERE}-1-01234567.json", ".asked.json.lock"):
+        (tmp_path / name).touch()
     assert not begun(tmp_path, "asked.json", "scan")
+
+
+@pytest.mark.parametrize("name", [".git", ".env", ".x.lock", ".internal-policy-notes.txt"])
+def test_a_hidden_file_or_folder_of_others_makes_a_folder_not_empty(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match="isn't empty and contains no scan"):
+        begun(tmp_path, "asked.json", "scan")
 
 
 @pytest.mark.parametrize("name", ["file", "folder"])

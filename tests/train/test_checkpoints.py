@@ -18,6 +18,14 @@ def folder(tmp_path):
     return tmp_path / "checkpoint-2"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_permissions_of_sealed_files_follow_the_umask(tmp_path):
+    (tmp_path / "model.safetensors").touch(0o600)
+    checkpoints.seal(tmp_path)
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_put_renames_a_folder_and_seals_it(folder):
     assert checkpoints.is_whole(folder)
     assert not list((folder.parent / checkpoints.PARTIAL).iterdir())
