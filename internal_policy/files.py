@@ -34,8 +34,8 @@ PATIENCE = 10.0
 def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it, synced to disk, when the block ends without an exception.
 
-    With `once` the first process to finish wins: an existing file isn't replaced. Permissions follow the umask, whatever
-    the block does to the temporary file.
+    With `once` the first process to finish wins: an existing file isn't replaced. Permissions follow the umask,
+    whatever the block does to the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent.absolute())

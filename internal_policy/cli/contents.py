@@ -1,13 +1,12 @@
 """Describe what is in the folder of a scan, training run, evaluation or unfinished sample."""
 
-import stat
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from internal_policy import files
+from internal_policy.cli import removal
 from internal_policy.cli.inventory import Item
 from internal_policy.errors import InputError, counted
 
@@ -35,18 +34,8 @@ def described(item: Item) -> dict[str, Any]:
             row["state"], remedy = RUNNING, f"{writer[0].upper()}{writer[1:]} is writing to it."
         row["problem"] = f"{row['problem']} {remedy}"
     changed = datetime.fromtimestamp(item.folder.stat().st_mtime, UTC)
-    where = {"folder": str(item.folder), "bytes": size_of(item.folder), "changed": f"{changed:%Y-%m-%dT%H:%M:%SZ}"}
+    where = {"folder": str(item.folder), "bytes": removal.size_of(item), "changed": f"{changed:%Y-%m-%dT%H:%M:%SZ}"}
     return {"kind": item.kind, "name": item.name, "bundled": item.bundled, **row, **where}
-
-
-def size_of(folder: Path) -> int:
-    """Size of the files in a folder and below, in bytes."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # another process just renamed or removed it
-            looks = path.lstat()
-            total += 0 if stat.S_ISDIR(looks.st_mode) else looks.st_size
-    return total
 
 
 def _scan(folder: Path) -> dict[str, Any]:

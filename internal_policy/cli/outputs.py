@@ -1,7 +1,7 @@
 """Check where a command writes before its work begins, so that no work is lost and no file is replaced by mistake."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +10,8 @@ from internal_policy.cli.inventory import Kind
 from internal_policy.errors import InputError
 
 T = TypeVar("T")
+NAMED = 5
+"""Files and folders of others that are named at most."""
 
 
 def check_file(path: Path, force: bool, *endings: str) -> None:
@@ -93,5 +95,14 @@ def claimed(folder: Path, kind: Kind, force: bool, claim: Callable[[], T]) -> tu
 
 def clear(folder: Path, kind: Kind) -> None:
     """Remove the work that a folder holds, but no file that internal-policy didn't write. Raises InputError."""
-    removal.remove(inventory.at(folder, kind))
+    kept = removal.remove(inventory.at(folder, kind))
     progress.note(f"Removed the earlier {inventory.CALLED[kind]} from {folder}.")
+    note_kept(folder, kept)
+
+
+def note_kept(folder: Path, kept: Sequence[Path]) -> None:
+    """Name a few of the files and folders of others that stay in a folder."""
+    if kept:
+        names = ", ".join(path.relative_to(folder).as_posix() for path in kept[:NAMED])
+        more = f" and {len(kept) - NAMED} more" if len(kept) > NAMED else ""
+        progress.note(f"Kept in {folder}, because internal-policy didn't write it: {names}{more}.")

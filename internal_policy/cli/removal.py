@@ -3,7 +3,8 @@
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from internal_policy import files
@@ -15,50 +16,122 @@ WRITTEN = {
     "evaluation": r"evaluation\.json|rollouts\.parquet|pass_at_k\.parquet",
     "sample": r"(\d+/)?(rollouts-\d{5,}\.parquet|part-\d{5,}\.json)",
     "run": r"run\.json|stages\.json|(rollouts|metrics|dynamics|pass_at_k)\.parquet|README\.md|\.partial/.*"
-    r"|(.*/)?events\.out\.tfevents\.[^/]*",
+    r"|runs/(.*/)?events\.out\.tfevents\.[^/]*",
 }
 """Kind -> the files that it consists of, by their paths below its folder; a run also has checkpoints and a model."""
+FOLDERS = {"scan": r"(?!)", "evaluation": r"(?!)", "sample": r"\d+", "run": r"model|checkpoint-\d+|runs|\.partial"}
+"""Kind -> the folders that it makes in its folder; no other folder is looked into."""
 SAVED = re.compile(r"model|checkpoint-\d+")
 """Folders in a run that hold weights, and a list of their files."""
+PARTIAL = ".partial"
+"""Folder in a run in which everything is temporary."""
+PART = re.compile(r"part-\d{5,}\.json$")
+"""Name of the notes on one part of a scan, which list its files."""
 SETTINGS = {"scan": ("asked.json", "scan.json"), "evaluation": (EVALUATION,), "run": ("run.json",), "sample": ()}
 """Kind -> the files that tell a folder of internal-policy from any other."""
-LOCK = re.compile(r"\..*\.lock")
 
 
 def contents_of(item: Item) -> tuple[list[Path], list[Path]]:
-    """The files below an item's folder that internal-policy wrote, and all others, which are the user's own."""
+    """What is in an item's folder: the files that internal-policy wrote, and all else, which is the user's own.
+
+    A folder of the user counts as one entry, whatever is in it.
+    """
     written: list[Path] = []
     others: list[Path] = []
-    saved = [path for path in item.folder.iterdir() if item.kind == "run" and SAVED.fullmatch(path.name)]
-    listed = {f"{path.name}/{name}" for path in saved for name in _listed(path)}
-    for path in item.folder.rglob("*"):
-        if path.is_dir() and not path.is_symlink():
-            continue
+    listed = _listed(item)
+    for path in _entries(item):
         below = path.relative_to(item.folder).as_posix()
-        temporary = files.TEMPORARY.fullmatch(path.name) or LOCK.fullmatch(path.name)
-        mine = temporary or below in listed or re.fullmatch(WRITTEN[item.kind], below)
+        named = below in listed or (re.fullmatch(WRITTEN[item.kind], below) and _is_ours(path, item))
+        mine = not _is_folder(path) and (named or files.is_hidden(path.name))
         (written if mine else others).append(path)
     return written, others
 
 
-def _listed(saved: Path) -> set[str]:
+def size_of(item: Item) -> int:
+    """Size of the files that internal-policy wrote into an item's folder, in bytes."""
+    total = 0
+    for path in contents_of(item)[0]:
+        with suppress(FileNotFoundError):  # another process just renamed or removed it
+            total += path.lstat().st_size
+    return total
+
+
+def _entries(item: Item) -> Iterator[Path]:
+    """The entries of an item's folder, with the files in the folders that internal-policy makes in their place."""
+    for path in sorted(item.folder.iterdir()):
+        if _is_folder(path) and re.fullmatch(FOLDERS[item.kind], path.name):
+            yield from (found for found in sorted(path.rglob("*")) if not _is_folder(found))
+        else:
+            yield path
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _listed(item: Item) -> set[str]:
+    """The files that the records in an item's folder list, by their paths below it."""
+    from internal_policy.scans import records
+
+    if item.kind == "run":
+        saved = [path for path in item.folder.iterdir() if SAVED.fullmatch(path.name) and _is_folder(path)]
+        return {f"{path.name}/{name}" for path in saved for name in _saved(path)}
+    if item.kind != "scan":
+        return set()
+    numbers = [
+        int(path.stem.removeprefix("part-")) for path in item.folder.glob("part-*.json") if PART.match(path.name)
+    ]
+    listing: list[object] = [(records.of_part(item.folder, number) or {}).get("files") for number in numbers]
+    with suppress(*records.DAMAGE):
+        listing.append(records.read(item.folder / records.RECORD).get("files"))
+    names = {name for found in listing if isinstance(found, dict) for name in found}
+    return {name for name in names if re.fullmatch(WRITTEN["scan"], name)}
+
+
+def _saved(folder: Path) -> set[str]:
     """Names of the files that a checkpoint or model was written with; if unfinished, those that exist."""
     from internal_policy.train.checkpoints import MANIFEST
 
     try:
-        return {*json.loads((saved / MANIFEST).read_text(encoding="utf-8")), MANIFEST}
+        return {*json.loads((folder / MANIFEST).read_text(encoding="utf-8")), MANIFEST}
     except (OSError, ValueError, TypeError):
-        return {path.relative_to(saved).as_posix() for path in saved.rglob("*")}
+        return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def _is_ours(path: Path, item: Item) -> bool:
+    """Whether a file with a name of ours was written by internal-policy, by what it holds.
+
+    In the cache the name is enough, because nobody else writes there; and so it is for settings, which `check` reads.
+    """
+    if _in_cache(item.folder) or path.name in SETTINGS[item.kind] or path.parent != item.folder:
+        return True
+    if path.suffix == ".parquet":
+        return _has_our_columns(path)
+    if path.suffix == ".md":  # the model card of TRL
+        return path.read_bytes().startswith(b"---\n") and b"trl" in path.read_bytes()
+    return _has(path, {"files", "by"} if path.name.startswith("part-") else {"target", "problems"})
+
+
+def _has_our_columns(path: Path) -> bool:
+    """Whether a Parquet file is a table of ours, or holds rollouts."""
+    import pyarrow.parquet as pq
+
+    from internal_policy.scans import store
+
+    try:
+        schema = pq.read_schema(path)
+    except store.UNREADABLE:
+        return False
+    return b"internal_policy.schema" in (schema.metadata or {}) or {"prompt_ids", "response_ids"} <= {*schema.names}
 
 
 def check(item: Item) -> None:
     """Raise InputError for an item that is bundled, may not be from internal-policy, or is being written to."""
-    from internal_policy.scans import store
-
     if item.bundled:
         raise InputError(f"{item.name} comes with the package and can't be removed.")
-    cached = item.kind != "run" and item.folder.resolve().is_relative_to(store.root().resolve())
-    if not cached and not any(_has_settings(item.folder / name) for name in SETTINGS[item.kind]):
+    settings = [item.folder / name for name in SETTINGS[item.kind]]
+    needed = item.kind == "run" or not _in_cache(item.folder)
+    if needed and not any(_has(path, {"digest"}) or _has(path, {"identity"}) for path in settings):
         raise InputError(
             f"{item.folder} has no readable {SETTINGS[item.kind][0]}, so it may not be from internal-policy. Remove it "
             "by hand if you don't need it."
@@ -67,47 +140,74 @@ def check(item: Item) -> None:
         raise InputError(f"{item.name} is being written by {', '.join(found)}. Stop that first.")
 
 
-def _has_settings(path: Path) -> bool:
-    """Whether a JSON file holds what internal-policy writes into it."""
+def _in_cache(folder: Path) -> bool:
+    from internal_policy.scans import store
+
+    return folder.resolve().is_relative_to(store.root().resolve())
+
+
+def _has(path: Path, keys: set[str]) -> bool:
+    """Whether a JSON file has these fields, which internal-policy writes into it."""
     from internal_policy.scans import records
 
     try:
-        return bool({"digest", "identity"} & records.read(path).keys())
+        return keys <= records.read(path).keys()
     except records.DAMAGE:
         return False
 
 
 def remove(item: Item) -> Sequence[Path]:
-    """Remove what internal-policy wrote of an item; return the files of others, which stay.
+    """Remove what internal-policy wrote of an item; return the files and folders of others in it, which stay.
 
     A process that begins the same work in the meantime finds either all of it or nothing. Raises InputError as `check`
     does.
     """
     check(item)
-    folder = item.folder.resolve()
     written, others = contents_of(item)
+    made = _made(item, written)
     if others:
-        for path in written:
-            path.unlink(missing_ok=True)
-        _remove_empty(folder)
+        _take_away(item.folder, item.folder, written, made)
         return others
+    folder = item.folder.resolve()
     aside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
     folder.rename(aside)
     if files.writers(aside):  # another process began to write a moment ago
         aside.rename(folder)
         check(item)
-    for path in written:
-        (aside / path.relative_to(item.folder)).unlink(missing_ok=True)
-    _remove_empty(aside)
+    _take_away(item.folder, aside, written, made)
+    if _remove_if_empty(aside):
+        _remove_model(folder.parent)
+    else:
+        aside.rename(folder)  # it still holds an empty folder of the user
     return ()
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder and those below it as far as they are empty, and a model's folder in the cache without scans."""
+def _made(item: Item, written: Sequence[Path]) -> list[Path]:
+    """The folders in an item's folder that internal-policy made, each before the one that it is in."""
+    own = [path for path in item.folder.iterdir() if _is_folder(path) and re.fullmatch(FOLDERS[item.kind], path.name)]
+    below = [path for top in own if top.name == PARTIAL for path in top.rglob("*") if _is_folder(path)]
+    around = [folder for path in written for folder in path.parents if item.folder in folder.parents]
+    return sorted({*own, *below, *around}, reverse=True)
+
+
+def _take_away(folder: Path, now: Path, written: Iterable[Path], made: Iterable[Path]) -> None:
+    """Remove files, and then those of the folders `made` that are empty; `folder` is called `now` meanwhile."""
+    for path in written:
+        (now / path.relative_to(folder)).unlink(missing_ok=True)
+    for path in made:
+        _remove_if_empty(now / path.relative_to(folder))
+
+
+def _remove_if_empty(folder: Path) -> bool:
+    if any(folder.iterdir()):
+        return False
+    folder.rmdir()
+    return True
+
+
+def _remove_model(folder: Path) -> None:
+    """Remove a model's folder in the cache if it has no scans."""
     from internal_policy.scans import store
 
-    below = [path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()]
-    above = [folder.parent] if folder.parent.parent == store.root().resolve() else []
-    for parent in [*sorted(below, reverse=True), folder, *above]:  # a folder before the one that it is in
-        if not any(parent.iterdir()):
-            parent.rmdir()
+    if folder.parent == store.root().resolve():
+        _remove_if_empty(folder)

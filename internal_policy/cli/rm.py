@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 from rich.markup import escape
 
-from internal_policy.cli import contents, inventory, progress, removal
+from internal_policy.cli import contents, inventory, outputs, progress, removal
 from internal_policy.cli.common import JsonOptions, ScanNames
 from internal_policy.cli.console import document
 from internal_policy.cli.inventory import CALLED, Item
@@ -106,11 +106,8 @@ def _agreed(rows: Sequence[dict[str, Any]]) -> bool:
 
 
 def _removed(item: Item, row: dict[str, Any]) -> dict[str, Any]:
-    """Remove an item and say so; its row, with the files of others that stay."""
+    """Remove an item and say so; its row, with the files and folders of others that stay."""
     kept = removal.remove(item)
     progress.err.print(escape(f"Removed {in_words(row)}."))
-    if kept:
-        names = ", ".join(path.relative_to(item.folder).as_posix() for path in kept[: inventory.LISTED])
-        more = f" and {len(kept) - inventory.LISTED} more" if len(kept) > inventory.LISTED else ""
-        progress.note(f"Kept in {item.folder}, because internal-policy didn't write it: {names}{more}.")
+    outputs.note_kept(item.folder, kept)
     return {**row, "kept": [str(path) for path in kept]}

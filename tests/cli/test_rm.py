@@ -131,6 +131,67 @@ def test_files_of_others_stay_and_are_named(scan, training_run, capsys):
     assert [path for folder in (scan, training_run) for path in folder.rglob("*") if path.is_file()] == [notes, weights]
 
 
+def test_an_empty_folder_that_internal_policy_did_not_make_stays(here, training_run):
+    folder = Path(shutil.copytree(DEMO, here / "mine"))
+    refs = [folder / ".git" / "refs" / "tags", training_run / "plots" / "new"]
+    for path in refs:
+        path.mkdir(parents=True)
+    assert main(["rm", str(folder), "demo-qwen3-bupo-a1b2c3", "--yes"]) == 0
+    assert all(path.is_dir() for path in refs)
+    assert [path.name for path in folder.iterdir()] == [".git"]
+    assert [path.name for path in training_run.iterdir()] == ["plots"]
+
+
+def test_an_empty_folder_of_the_user_in_a_folder_of_ours_stays_under_its_name(training_run):
+    (training_run / "model" / "mine").mkdir()
+    assert main(["rm", "demo-qwen3-bupo-a1b2c3", "--yes"]) == 0
+    assert [path.name for path in training_run.parent.iterdir()] == [training_run.name]
+    assert [*training_run.rglob("*")] == [training_run / "model", training_run / "model" / "mine"]
+
+
+def test_files_of_the_user_stay_even_if_they_are_called_as_those_of_a_scan(here, capsys):
+    folder = Path(shutil.copytree(DEMO, here / "mine"))
+    theirs = {"layers-00099.parquet": b"notes", "part-00077.json": b'{"a": 1}', ".notes.lock": b""}
+    for name, text in theirs.items():
+        (folder / name).write_bytes(text)
+    (folder / "rollouts-00088.parquet").write_bytes((folder / "rollouts-00000.parquet").read_bytes())
+    assert main(["rm", "mine", "--yes"]) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == theirs
+    assert "layers-00099.parquet" in capsys.readouterr().err
+
+
+def test_an_unfinished_scan_outside_the_cache_is_removed_whole(here):
+    folder = Path(shutil.copytree(DEMO, here / "mine"))
+    (folder / store.RECORD).unlink()
+    records.write(folder / "part-00000.json", {"files": {}, "by": []})
+    assert main(["rm", "mine", "--yes"]) == 0
+    assert not folder.exists()
+
+
+def test_a_training_run_outside_the_cache_is_removed_whole(here, training_run):
+    folder = training_run.rename(here / "mine")
+    (folder / "README.md").write_text("---\nlibrary_name: transformers\ntags: [trl]\n---\n")
+    records.write(folder / STAGES, {"target": 3, "problems": 32})
+    (folder / ROLLOUTS).write_bytes((DEMO / "rollouts-00000.parquet").read_bytes())
+    (folder / "runs" / "Nov25").mkdir(parents=True)
+    (folder / "runs" / "Nov25" / "events.out.tfevents.1.host").touch()
+    assert main(["rm", "mine", "--yes"]) == 0
+    assert not folder.exists()
+
+
+def test_only_our_files_count_as_its_size_and_few_others_are_named(here, capsys):
+    folder = Path(shutil.copytree(DEMO, here / "mine"))
+    ours = sum(path.stat().st_size for path in folder.iterdir())
+    for number in range(9):
+        (folder / f"photos-{number}" / "deep").mkdir(parents=True)
+        (folder / f"photos-{number}" / "deep" / "cat.png").write_bytes(b"x" * 100_000)
+    assert main(["rm", "mine", "--yes", "--json"]) == 0
+    done = capsys.readouterr()
+    assert json.loads(done.out)[0]["bytes"] == ours
+    assert done.err.replace("\n", " ").count("photos-") == 5
+    assert "and 4 more." in done.err
+
+
 @pytest.mark.parametrize("name", ["scan.json", "metrics.parquet", evaluate.ASKED])
 def test_a_folder_of_another_program_is_refused(name, here, capsys):
     (here / "theirs" / "model").mkdir(parents=True)
