@@ -17,14 +17,12 @@ from internal_policy.look.bootstrap import FEWEST
 from internal_policy.look.targets import STAGES
 from internal_policy.look.view import View
 from internal_policy.measure.sites import CHANGES
-from internal_policy.scans import store
+from internal_policy.scans import repeat, store
 
 FLAT = 0.05
 """A smaller change of entropy along the layers, in nats, is called none."""
 FEW = 16
 """Fewer responses may be too few to tell whether a layer's FFN raises the entropy; training scans 32."""
-STARTED_AS = ("internal-policy", "internal-policy.exe", "__main__.py")
-"""Names of the program in the command that a scan records."""
 SHORTEST = 4
 """Fewest digits of a scan's digest in a command."""
 EFFECTS = dict(zip(STAGES, ("raise {}", "don't change {} significantly", "lower {}"), strict=True))
@@ -126,15 +124,8 @@ def saturation(one: View, layers: pd.DataFrame, means: pd.DataFrame) -> str | No
 
 def with_norm(command: Sequence[str]) -> str:
     """The command of a scan with `--readout both`, and without its folder, which holds the scan; empty if unknown."""
-    if len(command) < 2 or Path(command[0]).name not in STARTED_AS or command[1] != "scan":
-        return ""
-    kept, words = ["internal-policy"], iter(command[1:])
-    for word in words:
-        if word in ("--readout", "--output", "-o"):
-            next(words, None)
-        elif not word.startswith(("--readout=", "--output=", "-o=")) and word not in ("--remeasure", "--json"):
-            kept.append(word)
-    return shlex.join([*kept, "--readout", "both"])
+    words = repeat.repeated(command, "--readout")
+    return shlex.join([*words, "--readout", "both"]) if words else ""
 
 
 def about_training(one: View, changes: pd.DataFrame) -> list[str]:

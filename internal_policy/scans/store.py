@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
-from internal_policy.scans import records
+from internal_policy.scans import records, repeat
 from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path
 
 if TYPE_CHECKING:
@@ -170,20 +170,27 @@ def record(source: Path | Tables) -> Mapping[str, Any]:
     folder = source
     path = folder / RECORD
     if not path.exists():
-        state = "an unfinished scan. Run its command again to finish it" if (folder / ASKED).exists() else "not a scan"
-        raise InputError(f"{folder} is {state}." if folder.is_dir() else f"There is no folder {folder}.")
+        state = f"an unfinished scan. {_how_to_finish(folder)}" if (folder / ASKED).exists() else "not a scan."
+        raise InputError(f"{folder} is {state}" if folder.is_dir() else f"There is no folder {folder}.")
     try:
         found = records.read(path)
     except records.DAMAGE as error:
-        raise InputError(f"{path} is damaged ({error}). Run the scan's command again with --remeasure.") from error
+        raise InputError(f"{path} is damaged ({error}). {repeat.remeasuring(folder)}") from error
     if found.get("schema") != SCHEMA:
         raise InputError(
             f"{path} has schema version {str(found.get('schema'))[:60]}, but this version of internal-policy reads "
             f"{SCHEMA}. Update internal-policy, or scan again."
         )
     if wrong := records.complaint(found):
-        raise InputError(f"{path} is damaged ({wrong}). Run the scan's command again with --remeasure.")
+        raise InputError(f"{path} is damaged ({wrong}). {repeat.remeasuring(folder)}")
     return found
+
+
+def _how_to_finish(folder: Path) -> str:
+    if found := files.writers(folder):
+        said = f"{', '.join(found)} {'is' if len(found) == 1 else 'are'}"
+        return f"{said[0].upper()}{said[1:]} still writing it. Wait until it has finished."
+    return "Run its command again to finish it."
 
 
 def damaged(folder: Path) -> list[str]:
@@ -265,13 +272,13 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (*UNREADABLE, *records.DAMAGE) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is damaged ({why}). {_remedy(path.parent)}.") from error
+        raise InputError(f"{path} is damaged ({why}). {_remedy(path.parent)}") from error
 
 
 def _remedy(folder: Path) -> str:
     if (folder / RECORD).exists():
-        return "Measure it again with --remeasure"
-    return "Run the scan's command again" if (folder / ASKED).exists() else "Remove it and write it again"
+        return repeat.remeasuring(folder)
+    return "Run the scan's command again." if (folder / ASKED).exists() else "Remove it and write it again."
 
 
 def _part_with(folder: Path, kind: str, rollout: int) -> Path:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import numbers, one_sentence, undisturbed
 
+from internal_policy import files
 from internal_policy.__main__ import main
 from internal_policy.scans import scan, store
 
@@ -78,7 +79,7 @@ def test_two_processes_with_one_question_write_one_scan(asked, here):
 
 def test_temporary_files_of_a_killed_run_are_no_obstacle(asked, here):
     (here / "mine").mkdir()
-    (here / "mine" / ".asked.json.x1.json").write_text("{")
+    (here / "mine" / f".internal-policy-{files.HERE}-99999999-00000000.json").write_text("{")
     assert main([*asked, "--output", "mine"]) == 0
 
 

@@ -18,6 +18,7 @@ from internal_policy.scans import records, store
 from internal_policy.train import checkpoints
 
 DEMO, RUN = bundle.DATA / "scans" / "demo-qwen3", bundle.DATA / "experiments" / "bupo"
+DIGEST = json.loads((DEMO / store.RECORD).read_text())["digest"]
 pytestmark = pytest.mark.usefixtures("here")
 
 
@@ -99,10 +100,14 @@ def test_a_scan_that_a_process_is_writing_is_listed_as_running(capsys):
 
 
 def test_a_scan_with_a_missing_file_is_listed_as_broken_with_the_remedy(capsys):
-    (scan() / "layers-00001.parquet").unlink()
-    row = rows(capsys)["3fa900000000"]
+    folder = scan()
+    (folder.rename(folder.with_name(DIGEST)) / "layers-00001.parquet").unlink()
+    row = rows(capsys)[DIGEST]
     assert (row["state"], row["model"]) == ("broken", "demo-qwen3")
-    assert row["problem"] == "layers-00001.parquet is missing or cut short. Measure it again with --remeasure."
+    assert row["problem"] == (
+        "layers-00001.parquet is missing or cut short. Measure it again with `internal-policy scan "
+        "--model demo-qwen3 --problems data/problems/heldout.jsonl --limit 20 --readout both --remeasure`."
+    )
 
 
 @pytest.mark.parametrize(("whole", "state"), [(True, "finished"), (False, "unfinished")])

@@ -138,8 +138,10 @@ def test_readouts_have_names_on_screen():
 def test_a_part_cut_short_is_named(copied):
     path = copied / "layers-00001.parquet"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"layers-00001.parquet is missing or cut short. Measure it again"):
+    with pytest.raises(InputError, match=r"layers-00001\.parquet is missing or cut short") as caught:
         layers(default(copied))
+    command = "internal-policy scan --model demo-qwen3 --problems data/problems/heldout.jsonl --limit 20"
+    assert f"Measure it again with `{command} --readout both --output {copied} --remeasure`." in str(caught.value)
 
 
 @pytest.mark.parametrize("last", [None, 10])

@@ -1,5 +1,6 @@
 """Damage to a scan on disk is noticed, and scans in memory read the same."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -77,7 +78,12 @@ def test_an_unknown_schema_version_is_rejected(folder):
 
 def test_unfinished_scans_and_other_folders_get_different_errors(folder, tmp_path):
     (folder / store.RECORD).unlink()
-    with pytest.raises(InputError, match="is an unfinished scan"):
+    with pytest.raises(InputError, match=r"is an unfinished scan\. Run its command again to finish it\."):
+        store.record(folder)
+    with (
+        files.held(folder),
+        pytest.raises(InputError, match=rf"Process {os.getpid()} is still writing it\. Wait until"),
+    ):
         store.record(folder)
     (folder / store.ASKED).unlink()
     with pytest.raises(InputError, match="is not a scan"):
