@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,19 @@ import pandas as pd
 from internal_policy import bundle
 from internal_policy.errors import counted, joined
 from internal_policy.look import statistics, targets, view
-from internal_policy.look.bootstrap import FEWEST
-from internal_policy.look.targets import STAGES
 from internal_policy.look.view import View
 from internal_policy.measure.sites import CHANGES
 from internal_policy.scans import repeat, store
 
 FLAT = 0.05
 """A smaller change of entropy along the layers, in nats, is called none."""
+ENOUGH = 8
+"""With fewer responses, intervals that hold for all layers at once are usually too wide to tell a stage."""
 FEW = 16
 """Fewer responses may be too few to tell whether a layer's FFN raises the entropy; training scans 32."""
 SHORTEST = 4
 """Fewest digits of a scan's digest in a command."""
-EFFECTS = dict(zip(STAGES, ("raise {}", "don't change {} significantly", "lower {}"), strict=True))
+EFFECTS = {"exploration": "raise", "convergence": "lower"}
 """Stage -> what the FFNs of its layers do to the entropy."""
 
 
@@ -43,7 +43,7 @@ def findings(one: View) -> Findings:
     """What a view of a scan shows. What wasn't measured is left out. Raises InputError for a broken scan."""
     layers = view.layers(one)
     means = statistics.by_layer(layers, one.readout) if "entropy" in layers else pd.DataFrame()
-    saturated = saturation(one, layers, means)
+    saturated = saturation(one, layers)
     said = [saturated, along_the_layers(means)]
     changes = statistics.changes(layers[layers["site"].isin(CHANGES["mlp"])])
     if len(changes):
@@ -96,11 +96,11 @@ def _steepest(at: pd.Series) -> tuple[int, int]:
     return int(passed[start]), int(passed[stop])
 
 
-def saturation(one: View, layers: pd.DataFrame, means: pd.DataFrame) -> str | None:
-    """That raw hidden states are sure of wrong tokens in most layers, and which readout to use; None if they aren't.
+def saturation(one: View, layers: pd.DataFrame) -> str | None:
+    """That raw hidden states are far from the model's own policy, and which readout to use; None if they aren't.
 
     A layer counts if its policy is further from the model's own than a uniform one is: mean KL(final || layer) above
-    ln(vocabulary), the largest that a uniform policy can have. `layers` is `view.layers`, `means` `by_layer` of it.
+    ln(vocabulary), the largest that a uniform policy can have. `layers` is `view.layers`.
     """
     if one.readout != "raw" or "kl" not in layers:
         return None
@@ -111,14 +111,10 @@ def saturation(one: View, layers: pd.DataFrame, means: pd.DataFrame) -> str | No
     wrong = kl[kl > uniform]
     if not len(wrong) or len(wrong) < len(kl) / 2:
         return None
-    sure = ""
-    if "resid_post" in means:
-        entropy = means.loc[wrong.index, "resid_post"]
-        sure = f" (entropy {_between(entropy)} nats)"
     return (
-        f"Raw hidden states are saturated in {len(wrong)} of {counted(len(kl), 'layer')}: they are sure{sure} of "
-        f"tokens that the model wouldn't choose (KL from its own policy: {_between(wrong)} nats; a uniform guess has "
-        f"at most {_nats(uniform)}). Read them through the final norm instead: --readout norm."
+        f"Raw hidden states are saturated in {len(wrong)} of {counted(len(kl), 'layer')}: their KL from the model's "
+        f"own policy is {_between(wrong)} nats, more than a uniform policy could have ({_nats(uniform)}). Read them "
+        "through the final norm: --readout norm."
     )
 
 
@@ -130,35 +126,68 @@ def with_norm(command: Sequence[str]) -> str:
 
 def about_training(one: View, changes: pd.DataFrame) -> list[str]:
     """The stages and the target layer; `changes` is `statistics.changes` with those of the FFN."""
-    suggestion, rollouts = targets.suggestion(changes), view.about(one).rollouts
-    if rollouts < FEWEST:
-        return [f"Stages and a target layer need at least {FEWEST} responses, and there {_are(rollouts)}."]
-    if not suggestion["spans"]:  # NaN everywhere
+    suggestion, about = targets.suggestion(changes), view.about(one)
+    rollouts, every = about.rollouts, about.n_layers
+    if rollouts < ENOUGH:
+        said = [too_few(rollouts, suggestion["target"]), on_average(changes, every)]
+        if suggestion["target"] is None:
+            return said
+        said.append(targets.in_words(suggestion))
+    elif not suggestion["spans"]:  # NaN everywhere
         return []
-    said = [stages_in_words(suggestion["spans"]), targets.in_words(suggestion)]
+    else:
+        said = [stages_in_words(suggestion["spans"]), targets.in_words(suggestion)]
     if suggestion["target"] is None:
         said[-1] += " `internal-policy train` then needs --layer."
         if rollouts < FEW:
             said[-1] += f" A scan of {rollouts} responses may be too small to tell."
-    measured, every = changes["layer"].nunique(), store.record(one.source)["n_layers"]
+    measured = changes["layer"].nunique()
     if measured < every:
         said[-1] += f" Only {measured} of {every} layers were measured."
     return said
 
 
-def _are(number: int) -> str:
-    return f"is {number}" if number == 1 else f"are {number}"
+def too_few(rollouts: int, target: int | None) -> str:
+    """That so few responses can't tell the stages of layers, nor a target layer unless there is one."""
+    what = "the layers' stages" + (" or a target layer" if target is None else "")
+    return (
+        f"{counted(rollouts, 'response')} {'is' if rollouts == 1 else 'are'} too few to tell {what}: intervals for all "
+        f"layers at once need about {ENOUGH} or more."
+    )
+
+
+def on_average(changes: pd.DataFrame, every: int) -> str:
+    """What the FFNs do to the entropy on average, without intervals; empty if a mean isn't finite or all are 0.
+
+    `changes` is `statistics.changes`, and `every` the number of the model's layers.
+    """
+    mean = changes[(changes["change"] == "mlp") & (changes["part"] == "total")].set_index("layer")["mean"].sort_index()
+    layers = {"raise": mean.index[mean > 0].tolist(), "lower": mean.index[mean < 0].tolist()}
+    if not np.isfinite(mean).all() or not any(layers.values()):
+        return ""
+    where = {verb: "every layer" if len(at) == every else layers_in_words(at) for verb, at in layers.items() if at}
+    return f"On average FFNs {_effects(where)}."
 
 
 def stages_in_words(spans: Sequence[tuple[str, int, int]]) -> str:
     """What the FFNs do to the entropy, stage by stage, from `targets.spans`."""
-    parts: list[str] = []
-    for stage, effect in EFFECTS.items():
-        layers = [layer for name, first, last in spans if name == stage for layer in range(first, last + 1)]
-        if layers:
-            what = effect.format("it" if parts else "entropy")
-            parts.append(f"{what} in {layers_in_words(layers)} ({stage})")
-    return f"FFNs {joined(parts)}."
+    found: dict[str, list[int]] = {}
+    for stage, first, last in spans:
+        found.setdefault(stage, []).extend(range(first, last + 1))
+    said = {stage: f"{layers_in_words(layers)} ({stage})" for stage, layers in found.items()}
+    moved = _effects({verb: said[stage] for stage, verb in EFFECTS.items() if stage in said})
+    if "integration" not in said:
+        return f"FFNs {moved}."
+    if not moved:
+        return f"No significant change of entropy by FFNs was found in {said['integration']}."
+    return f"FFNs {moved}; no significant change was found in {said['integration']}."
+
+
+def _effects(where: Mapping[str, str]) -> str:
+    """What FFNs do, as part of a sentence: `raise entropy in layer 1 and lower it in layers 0 and 2`."""
+    verbs = enumerate(where.items())
+    parts = [f"{verb} {'it' if number else 'entropy'} in {layers}" for number, (verb, layers) in verbs]
+    return " and ".join(parts)
 
 
 def layers_in_words(layers: Sequence[int]) -> str:

@@ -77,8 +77,15 @@ def test_stages_name_what_the_ffns_do():
     spans = [("convergence", 0, 0), ("exploration", 1, 3), ("convergence", 4, 5)]
     expected = "FFNs raise entropy in layers 1 to 3 (exploration) and lower it in layers 0, 4 and 5 (convergence)."
     assert stages_in_words(spans) == expected
+
+
+def test_layers_in_integration_had_no_significant_change():
     assert stages_in_words([("integration", 0, 7)]) == (
-        "FFNs don't change entropy significantly in layers 0 to 7 (integration)."
+        "No significant change of entropy by FFNs was found in layers 0 to 7 (integration)."
+    )
+    assert stages_in_words([("integration", 0, 1), ("convergence", 2, 7)]) == (
+        "FFNs lower entropy in layers 2 to 7 (convergence); no significant change was found in layers 0 and 1 "
+        "(integration)."
     )
 
 
@@ -105,9 +112,10 @@ def sure_and_wrong(layers: pd.DataFrame) -> pd.DataFrame:
 
 def test_raw_is_saturated_where_most_layers_are_worse_than_a_uniform_policy():
     first = findings.findings(altered(sure_and_wrong)).sentences[0]
-    assert first.startswith("Raw hidden states are saturated in 6 of 8 layers: they are sure (entropy 0.016")
-    assert "(KL from its own policy: 50.0 nats; a uniform guess has at most 6.10)" in first
-    assert first.endswith("--readout norm.")
+    assert first == (
+        "Raw hidden states are saturated in 6 of 8 layers: their KL from the model's own policy is 50.0 nats, more "
+        "than a uniform policy could have (6.10). Read them through the final norm: --readout norm."
+    )
 
 
 def test_a_few_wrong_layers_another_readout_or_no_kl_are_not_called_saturated():
@@ -150,12 +158,44 @@ def test_a_scan_that_no_command_made_gives_no_command(command):
     assert findings.with_norm(command) == ""
 
 
-def test_three_responses_are_too_few_for_stages():
-    one = altered(lambda layers: layers[layers["rollout"] < 3])
-    one = dataclasses.replace(one, source=fewer(one.source, 3))
-    assert "Stages and a target layer need at least 4 responses, and there are 3." in sentences(one)
-    one = dataclasses.replace(one, source=fewer(one.source, 1))
-    assert "and there is 1." in sentences(one)
+def first_responses(number: int, change=lambda layers: layers) -> View:
+    """The first responses of the demo scan."""
+    one = altered(lambda layers: change(layers)[layers["rollout"] < number])
+    return dataclasses.replace(one, source=fewer(one.source, number))
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, "1 response is"), (3, "3 responses are"), (7, "7 responses are")])
+def test_few_responses_are_too_few_to_tell_stages(number, said):
+    found = sentences(first_responses(number, flat))
+    assert (
+        f"{said} too few to tell the layers' stages or a target layer: intervals for all layers at once need" in found
+    )
+    assert not any(word in found for word in ("significant", "integration", "NaN"))
+
+
+def test_eight_responses_tell_stages():
+    found = sentences(first_responses(8))
+    assert "(convergence)" in found
+    assert "too few" not in found
+
+
+def test_few_responses_that_have_a_target_layer_name_it():
+    found = sentences(first_responses(7))
+    assert "7 responses are too few to tell the layers' stages: intervals" in found
+    assert "Target layer: 6" in found
+
+
+def test_few_responses_say_what_the_ffns_do_on_average():
+    found = sentences(first_responses(3))
+    assert "On average FFNs raise entropy in layers 1 to 6 and lower it in layers 0 and 7." in found
+    lowered = first_responses(3, lambda layers: flat(layers).assign(entropy=falling))
+    assert "On average FFNs lower entropy in every layer." in sentences(lowered)
+    assert "On average" not in sentences(first_responses(3, flat))
+
+
+def falling(layers: pd.DataFrame) -> pd.Series:
+    """Every FFN lowers the entropy by 1 nat."""
+    return layers["entropy"].mask(layers["site"] == "mlp_out", 0.0)
 
 
 def fewer(source, number: int) -> Tables:
