@@ -24,7 +24,7 @@ from internal_policy.cli.common import (
     Sources,
     Text,
 )
-from internal_policy.cli.console import document, out, uncut
+from internal_policy.cli.console import document, out, paragraph, uncut
 from internal_policy.cli.inventory import EVALUATION
 from internal_policy.errors import InputError, counted
 
@@ -214,6 +214,8 @@ def printed(
     as_json: bool = False,
 ) -> None:
     """Print a row for each set of problems. `tables` contains their responses."""
+    from internal_policy.tasks import pass_at_k
+
     unmarked = _unmarked(tables)
     sets = {name: rows.set_index("k") for name, rows in curves.groupby("problems", sort=False)}
     found = [
@@ -249,7 +251,7 @@ def printed(
         "Cut responses reached the length limit."
     )
     for name in [name for name in unmarked if name != ALL]:
-        out.print(f"No response to {escape(name)} has an answer in \\boxed{{}}, so none was marked.")
+        paragraph(pass_at_k.no_box(tables[name]["reward"], tables[name]["response"], name))
     out.print(f"Wrote {escape(str(folder))}.")
 
 

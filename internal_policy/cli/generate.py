@@ -72,7 +72,8 @@ def generated(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: boo
 
     marks = [rollout.reward for rollout in written if rollout.reward is not None]
     rewards = pd.Series([rollout.reward for rollout in written], dtype=float)
-    marked = pass_at_k.outcome_in_words(rewards, pd.Series([rollout.response for rollout in written]))
+    responses = pd.Series([rollout.response for rollout in written])
+    marked = pass_at_k.outcome_in_words(rewards, responses)
     found = {
         "output": str(path),
         "at": at,
@@ -91,4 +92,6 @@ def generated(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: boo
         f"{found['finished']:.1%} ended before the length limit, "
         f"{counted(found['tokens'], 'token')}."
     )
+    if why := pass_at_k.no_box(rewards, responses):
+        out.print(why)
     out.print(f"Wrote {escape(str(path))}.")

@@ -117,7 +117,9 @@ def _responses(folder: Path, record: Mapping[str, Any]) -> str:
     unfinished = float((~rows["finished"]).mean())
     sampled = records.sampled(record["asked"])
     cut = f", {unfinished:.0%} cut at the length limit" if unfinished and sampled else ""
-    return f"{counted(len(rows), 'rollout')}, {marks}{cut}; {counted(record['tokens'], 'response token')}."
+    why = pass_at_k.no_box(rows["reward"], rows["response"])
+    said = f"{counted(len(rows), 'rollout')}, {marks}{cut}; {counted(record['tokens'], 'response token')}."
+    return f"{said} {why}".rstrip()
 
 
 def training_run(item: inventory.Item, *, as_json: bool = False) -> None:

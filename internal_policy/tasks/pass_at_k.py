@@ -61,6 +61,13 @@ def outcome_in_words(rewards: pd.Series, responses: pd.Series) -> str:
     return f"{value} {name}{marked}" if name == "correct" else f"{name} {value}{marked}"
 
 
+def no_box(rewards: pd.Series, responses: pd.Series, problems: str = "") -> str:
+    """A sentence for responses that weren't marked because none has a box, or nothing; `problems` names their set."""
+    if not rewards.notna().any() or outcome(rewards, responses)[1] != NOT_MARKED:
+        return ""
+    return f"No response{problems and f' to {problems}'} has an answer in \\boxed{{}}, so none was marked."
+
+
 def curves(right: Sequence[int], samples: int) -> pd.DataFrame:
     """Pass@k over problems, given how many of each problem's `samples` are correct (`right`): k, mean, low, high.
 

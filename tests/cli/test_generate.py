@@ -38,3 +38,9 @@ def test_json_has_no_reward_where_no_response_could_be_marked(folder, problems, 
     words = ["generate", "--model", str(folder), "--problems", str(problems), "--max-new-tokens", "2", "--json"]
     assert main([*words, "-o", "mine.jsonl"]) == 0
     assert json.loads(capsys.readouterr().out)["reward"] is None
+
+
+def test_generate_says_that_no_response_has_a_box(folder, problems, here, capsys):
+    words = ["generate", "--model", str(folder), "--problems", str(problems), "--max-new-tokens", "2"]
+    assert main([*words, "-o", "mine.jsonl"]) == 0
+    assert r"No response has an answer in \boxed{}, so none was marked." in capsys.readouterr().out

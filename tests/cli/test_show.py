@@ -89,6 +89,7 @@ def test_json_has_the_findings_as_sentences(capsys):
         (None, "Blue light.", "1 rollout, not marked; "),
         ("Because air scatters blue light most.", "Blue light.", "1 rollout, not marked; "),
         ("4", "It is 4.", "1 rollout, not marked; "),
+        ("4", "It is 4.", r"No response has an answer in \boxed{}, so none was marked."),
         ("4", r"\boxed{5}", "1 rollout, 0.0% correct; "),
     ],
 )

@@ -16,6 +16,7 @@ from internal_policy.tasks.pass_at_k import (
     curves,
     interval,
     ks,
+    no_box,
     outcome,
     outcome_in_words,
     pass_at_k,
@@ -173,3 +174,10 @@ def test_zeros_are_marks_only_where_some_response_has_a_box():
 )
 def test_an_outcome_in_words_counts_the_marked_where_some_are_not(rewards, said):
     assert outcome_in_words(pd.Series(rewards, dtype=float), pd.Series([r"\boxed{7}"] * 2)) == said
+
+
+def test_the_missing_box_is_named_where_it_is_why_nothing_was_marked():
+    said = r"No response to heldout has an answer in \boxed{}, so none was marked."
+    assert no_box(pd.Series([0.0, None]), pd.Series(["7", "8"]), "heldout") == said
+    assert no_box(pd.Series([0.0]), pd.Series([r"\boxed{7}"])) == ""
+    assert no_box(pd.Series([None, None], dtype=float), pd.Series(["7", "8"])) == ""
