@@ -69,12 +69,11 @@ def load(
     """
     require("models", *MODELS)
     checkpoint = Checkpoint(name, revision, trust_remote_code)
-    if folder.is_adapter(_checked(checkpoint)):
-        with _named_by(checkpoint.folder):
-            _checked(base(checkpoint))
+    _checked(checkpoint)
+    config = load_config(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     model = load_model(
-        checkpoint, dtype=dtype, device=device, device_map=device_map, attn_implementation=attn_implementation
+        checkpoint, config, dtype=dtype, device=device, device_map=device_map, attn_implementation=attn_implementation
     )
     return model, tokenizer
 
@@ -138,17 +137,19 @@ def base(checkpoint: Checkpoint) -> Checkpoint:
 
 @contextmanager
 def _named_by(path: Path) -> Iterator[None]:
-    """Add the adapter to an error about its base model."""
+    """Add the adapter, if the folder is one, to an error about its base model."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{error} {path / folder.ADAPTER} names it as the base model.") from error
+        why = f" {path / folder.ADAPTER} names it as the base model." if folder.is_adapter(path) else ""
+        raise InputError(f"{error}{why}") from error
 
 
 def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
     """The configuration of the model or of an adapter's base model. Raises InputError, also for an unknown family."""
-    checkpoint = base(checkpoint)
-    _checked(checkpoint)  # transformers' own errors don't say that a name is mistyped or the hub can't be reached
+    given, checkpoint = checkpoint, base(checkpoint)
+    with _named_by(given.folder):
+        _checked(checkpoint)  # transformers' own errors don't say that a name is mistyped or the hub can't be reached
     with explained(checkpoint.name, checkpoint.revision, "config.json"):
         from transformers import AutoConfig
 

@@ -191,6 +191,12 @@ def test_a_broken_adapter_gets_a_one_sentence_error(case, adapter, base):
         _opened(adapter)
 
 
+def test_a_configuration_of_an_adapter_without_its_base_names_the_adapter(adapter, base):
+    _without_its_base(adapter, base)
+    with pytest.raises(InputError, match=r"adapter_config\.json names it as the base model"):
+        loading.load_config(Checkpoint(str(adapter)))
+
+
 def test_an_adapter_without_peft_says_what_to_install(adapter, monkeypatch):
     monkeypatch.setattr(loading, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'internal-policy\[peft\]'"):
