@@ -74,7 +74,7 @@ class ReadingOptions:
     answer_column: Text = None
     """Column with the answers; by default answer, final_answer, reward_model or solution."""
     limit: Number = None
-    """Number of problems or rollouts to use, from the first; by default all."""
+    """Number of problems to use, from the first; by default all."""
     chat_template: File = None
     """Jinja file to use instead of the tokenizer's own chat template, or none to use the text as it is."""
     chat_template_kwargs: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"

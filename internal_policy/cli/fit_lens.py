@@ -19,6 +19,7 @@ from internal_policy.cli import outputs, prepared, progress
 from internal_policy.cli.common import (
     File,
     JsonOptions,
+    Number,
     OutputFile,
     OutputOptions,
     ProblemOptions,
@@ -67,6 +68,8 @@ class FitLens(JsonOptions, OutputOptions, ResponseOptions, RolloutOptions, Probl
     """Learning rate of Adam, relative to the size of a hidden state (d_model); it falls to 0 over the steps."""
     max_new_tokens: int = 128
     """Length limit of a response, in tokens."""
+    limit: Number = None
+    """Number of problems or rollouts to use, from the first; by default all."""
     batch_size: int = 32
     """Responses sampled at a time; halved when memory runs out."""
     output: OutputFile = Path("lens.safetensors")

@@ -12,6 +12,7 @@ from internal_policy.cli.common import (
     File,
     JsonOptions,
     ModelOptions,
+    Number,
     OutputFolder,
     OutputOptions,
     PromptOptions,
@@ -103,6 +104,8 @@ class Scan(ScanOutput, PromptOptions, ResponseOptions, GivenOptions, Reading):
     """Measures to keep, separated by commas: entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm."""
     top_k: int = 5
     """Number of most likely tokens to keep at each hook point; 0 keeps none."""
+    limit: Number = None
+    """Number of problems or rollouts to use, from the first; by default all."""
 
 
 PRESENTATION = {"output", "json", "dry_run", "remeasure"}

@@ -118,6 +118,14 @@ def test_a_default_of_zero_is_in_the_help():
     assert seed.default == "0"
 
 
+@pytest.mark.parametrize("command", ["scan", "fit-lens", "generate", "evaluate", "train"])
+def test_limit_names_rollouts_only_where_a_command_reads_them(command, capsys):
+    assert main([command, "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    what = "problems or rollouts" if command in ("scan", "fit-lens") else "problems"
+    assert f"Number of {what} to use, from the first" in printed
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES.values() if page.examples])
 def test_examples_are_commands_on_one_line(page: Page, capsys):
     for example in page.examples:
