@@ -98,11 +98,14 @@ def split_text(tokenizer: PreTrainedTokenizerBase, text: str, chat: Chat = None)
     `split_messages` does. Raises InputError for fewer than two tokens.
     """
     if not text:
-        raise InputError("The text is empty. Give two tokens or more, because the first is never predicted.")
+        raise InputError(
+            "The text is empty. Give a longer text, such as a sentence: the first token is never predicted."
+        )
     ids = encode_text(tokenizer, _to_its_end(tokenizer, text, chat))
     if len(ids) < 2:
         raise InputError(
-            f"The text {text!r:.40} has fewer than two tokens, and the first is never predicted. Give a longer text."
+            f"The text {text!r:.40} has fewer than two tokens. Give a longer text, such as a sentence: the first token "
+            "is never predicted."
         )
     return ids[:1], ids[1:]
 

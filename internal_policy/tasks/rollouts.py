@@ -215,7 +215,7 @@ def write_rollouts(path: Path | str, rollouts: Sequence[Rollout]) -> None:
     """Write a .parquet or .jsonl file, whole or not at all. Raises InputError for any other ending."""
     path = Path(path)
     if path.suffix not in (".parquet", ".jsonl"):
-        raise InputError(f"Can't write rollouts to {path}. Use .parquet or .jsonl.")
+        raise InputError(f"Can't write rollouts to {path}. Use a name that ends in .parquet or .jsonl.")
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent}. Create it first.")
     with files.replacing(path) as temporary:
