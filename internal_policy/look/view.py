@@ -23,6 +23,8 @@ Outcome = Literal["all", "correct", "incorrect"]
 """Which rollouts to look at. An unmarked one is neither correct nor incorrect."""
 WORDS = {"raw": "raw hidden states", "norm": "through the final norm"}
 """Readout -> its name on screen."""
+LENS = "tuned"
+"""The readout of a lens."""
 NOT_MEASURES = ("topk_ids", "topk_probs")
 AVERAGED = ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm")
 """Measures with means in the table `layers`."""
@@ -76,7 +78,9 @@ def check(view: View) -> Mapping[str, Any]:
     record = store.record(view.source)
     readouts = record["selection"]["readouts"]
     if view.readout not in readouts:
-        option = f"--readout {view.readout}" if view.readout in WORDS else "--lens FILE"
+        if view.readout not in (*WORDS, LENS):
+            raise InputError(f"There is no readout '{view.readout}'. Choose from {', '.join(readouts)}.")
+        option = "--readout both" if view.readout in WORDS else "--lens FILE"
         remedy = option if isinstance(view.source, Path) else "that readout"
         raise InputError(
             f"{view.source} was not measured with the readout '{view.readout}', only with {' and '.join(readouts)}. "

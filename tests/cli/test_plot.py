@@ -61,7 +61,10 @@ def test_scans_are_compared(tmp_path):
         (["demo-qwen3", "flow", "-o", "x.gif"], "Use .html, .png, .svg or .pdf"),
         (["demo-qwen3", "flow", "-o", "nowhere/x.html"], "its folder doesn't exist"),
         (["nothing", "flow", "-o", "x.html"], "There is no scan 'nothing'"),
-        (["demo-qwen3", "flow", "--readout", "both", "-o", "x.html"], "not measured with the readout 'both'"),
+        (
+            ["demo-qwen3", "flow", "--readout", "both", "-o", "x.html"],
+            "There is no readout 'both'. Choose from raw, norm.",
+        ),
         (
             ["demo-qwen3", "readouts", "--site", "attn", "-o", "x.html"],
             "There is no site 'attn'. Choose one of resid_pre",

@@ -15,6 +15,7 @@ from torch import nn
 from internal_policy.errors import InputError
 from internal_policy.lenses import tuned as lens
 from internal_policy.lenses.tuned import Translator, Translators, Tuned
+from internal_policy.look.view import LENS
 from internal_policy.measure.sites import SITES
 from internal_policy.models.families import final_norm
 from internal_policy.models.hooks import FINAL, HookPoint
@@ -461,3 +462,7 @@ def test_a_pickle_is_rejected_with_the_command_that_converts_it(name, llama, tmp
         lens.load((tmp_path / name).with_suffix(".safetensors"), llama).translators.at.keys()
         == lens.load(path, llama).translators.at.keys()
     )
+
+
+def test_messages_about_readouts_know_the_name_of_a_lens():
+    assert lens.NAME == LENS

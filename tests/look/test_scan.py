@@ -144,6 +144,7 @@ def test_numbers_of_tokens_are_the_rows_of_the_view(on_disk):
     ("ask", "said"),
     [
         (lambda scan: scan.view(readout="tuned"), "not measured with the readout 'tuned', only with raw and norm"),
+        (lambda scan: scan.view(readout="foo"), "There is no readout 'foo'. Choose from raw, norm."),
         (lambda scan: scan.view(first=9999), "no response tokens among positions from 9999"),
         (lambda scan: scan.means("surprise"), "There is no measure 'surprise'"),
         (lambda scan: scan.tokens(999), "has no rollout 999"),
