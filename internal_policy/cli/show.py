@@ -169,13 +169,14 @@ def _progress(steps: "pd.DataFrame") -> Table:
     from internal_policy.look import run_summary
 
     table = Table(title="Means over the first and last tenth of the steps", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("", "first steps", "mean", "last steps", "mean"):
+    table.pad_edge = False
+    for name in ("", "steps", "first", "steps", "last"):
         table.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
     for row in steps.to_dict("records"):
-        cells = []
+        cells, digits = [], 1 if row["measure"] == "length" else 3
         for end in ("first", "last"):
             start, stop = row[f"{end}_from"], row[f"{end}_to"]
-            cells += [str(start) if start == stop else f"{start} to {stop}", f"{row[f'{end}_mean']:.3f}"]
+            cells += [str(start) if start == stop else f"{start} to {stop}", f"{row[f'{end}_mean']:.{digits}f}"]
         table.add_row(
             run_summary.MEASURES[row["measure"]], *(cells if row["first_from"] < row["last_from"] else cells[:2])
         )

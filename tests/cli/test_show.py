@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -115,6 +116,36 @@ def test_a_bundled_training_run_is_shown_by_its_name_in_ls(capsys):
     assert "reward 1 to 5 0.208 46 to 50 0.415" in printed
     assert "7 0.034 0.026 -0.162 -0.239 4.212 4.371 final 0.158 0.118 0.934 0.941" in printed
     assert printed.endswith("Next: internal-policy dashboard")
+
+
+def test_columns_of_a_training_run_stay_apart_in_80_columns(monkeypatch, capsys):
+    monkeypatch.setattr(console.out, "_width", 80)
+    assert main(["show", "experiments/bupo"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    (header,) = [line for line in lines if line.split() == ["steps", "first", "steps", "last"]]
+    (reward,) = [line for line in lines if line.split()[:1] == ["reward"]]
+    assert re.split("  +", reward.strip()) == ["reward", "1 to 5", "0.208", "46 to 50", "0.415"]
+    assert len(header) == len(reward)
+
+
+def test_tokens_per_response_have_one_decimal(capsys):
+    assert main(["show", "experiments/bupo"]) == 0
+    assert "tokens per response 1 to 5 36.3 46 to 50 35.8" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("readout", "said"),
+    [
+        ("foo", "There is no readout 'foo'. Choose from raw."),
+        ("norm", "only with raw. Scan again with --readout both."),
+        ("tuned", "only with raw. Scan again with --lens FILE."),
+    ],
+)
+def test_a_readout_that_a_scan_lacks_is_refused_with_its_own_remedy(readout, said, folder, problems, here, capsys):
+    words = ["--model", str(folder), "--problems", str(problems), "--limit", "1", "--max-new-tokens", "2"]
+    assert main(["scan", *words, "--layers", "0", "-o", "mine"]) == 0
+    assert main(["show", "mine", "--readout", readout]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("width", [50, 80, 200])
