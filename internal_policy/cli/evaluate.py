@@ -96,7 +96,11 @@ def run(options: Evaluate) -> None:
     folder = options.output or store.root() / "evaluations" / store.digest(inputs.question)
     question = inputs.question
     _, other = outputs.claimed(
-        folder, "evaluation", options.force, lambda: claims.claim(folder, ASKED, "evaluation", question)
+        folder,
+        "evaluation",
+        options.force,
+        lambda: claims.claim(folder, ASKED, "evaluation", question),
+        outputs.inputs_of(options),
     )
     outputs.check_writable(folder)
     cached = not other and (folder / ROLLOUTS).exists()

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from internal_policy.cli import outputs, progress
+from internal_policy.cli import inventory, outputs, progress, removal
 from internal_policy.cli.common import OutputOptions, OutputPath, ScanName
+from internal_policy.cli.inventory import Item
 from internal_policy.errors import InputError, counted
 
 Table = Literal["layers", "policies", "tokens", "rollouts", "vocabulary"]
@@ -49,13 +50,13 @@ def run(options: Export) -> None:
     from internal_policy.scans import store
     from internal_policy.scans.export import export_table, write
 
-    folder = store.find(options.scan)
+    folder = inventory.find_scan(options.scan)
     store.record(folder)
     form = options.format or _format(options.output)
     path = options.output or Path(f"{options.table}.{form}")
     if path.suffix != f".{form}":
         raise InputError(f"--output is {path}, but --format is {form}. Use a name that ends in .{form}.")
-    outputs.check_file(path, options.force)
+    outputs.check_file(path, options.force, inputs=removal.contents_of(Item("scan", folder, options.scan))[0])
     if options.table == "tokens":
         from internal_policy.look import known
 

@@ -132,7 +132,7 @@ def _prepared(options: FitLens) -> prepared.Prepared:
         raise InputError("Both --problems and --rollouts are given. Use one of them.")
     if options.rollouts is not None:
         prepared.check_effect(options, UNUSED, "--rollouts")
-    outputs.check_file(options.output, options.force, ".safetensors")
+    outputs.check_file(options.output, options.force, ".safetensors", inputs=outputs.inputs_of(options))
     if options.rollouts is None:
         outputs.check_cache()
     fit.check_options(options.steps, options.learning_rate, options.batch_tokens, options.held_out)

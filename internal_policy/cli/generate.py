@@ -48,7 +48,7 @@ def run(options: Generate) -> None:
     from internal_policy.scans import store
     from internal_policy.tasks.rollouts import write_rollouts
 
-    outputs.check_file(options.output, options.force, ".parquet", ".jsonl")
+    outputs.check_file(options.output, options.force, ".parquet", ".jsonl", inputs=outputs.inputs_of(options))
     outputs.check_cache()
     progress.quiet()
     problems, limit = prepared.source(options.problems, options.limit)

@@ -1,5 +1,6 @@
 """Find scans, training runs, evaluations and unfinished samples in the cache and in the package."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,11 +79,26 @@ def _bundled() -> list[Item]:
     return scans + runs
 
 
-def find(name: str, *kinds: Kind) -> Item:
+def find_scan(name: str) -> Path:
+    """The folder of a scan, as from `store.find`. Raises InputError; for a training run it says what to do with it."""
+    from internal_policy.scans import store
+
+    folder = Path(name)
+    known = [item for item in items("run") if name in names_of(item)]
+    if known or (name and files.is_folder(folder) and kind_of(folder) == "run"):
+        called = known[0].name if known else name
+        raise InputError(
+            f"{called} is a training run, and this command needs a scan. Use `internal-policy show "
+            f"{shlex.quote(called)}`, or draw it in Python with internal_policy.open_run({called!r}).plot."
+        )
+    return store.find(name)
+
+
+def find(name: str, *kinds: Kind, removable: bool = False) -> Item:
     """The one item of this name: a folder, a name in `internal-policy ls`, or the beginning of one.
 
     Of a name such as runs/NAME the part after the slash will do. Only items of `kinds` count, if any are named.
-    Raises InputError if there is no such item or more than one.
+    Raises InputError if there is no such item or more than one; with `removable` it lists none of the package's.
     """
     folder = Path(name)
     if name and files.is_folder(folder) and (kind := kind_of(folder)) and kind in (kinds or CALLED):
@@ -95,7 +111,9 @@ def find(name: str, *kinds: Kind) -> Item:
     if found:
         raise InputError(f"'{name:.80}' could be {_either(found)}. Type more of the name.")
     what = " or ".join(CALLED[kind] for kind in kinds) or "scan, training run or evaluation"
-    choices = f"Choose one of {_listed(known)}; `internal-policy ls` lists them." if known else "There are none yet."
+    known = [item for item in known if not (removable and item.bundled)]
+    none = "There is nothing to remove." if removable else "There are none yet."
+    choices = f"Choose one of {_listed(known)}; `internal-policy ls` lists them." if known else none
     if name and files.is_folder(folder):
         raise InputError(f"There is no {what} in {folder}. {choices}")
     from internal_policy.scans import store

@@ -1,7 +1,7 @@
 """Check where a command writes before its work begins, so that no work is lost and no file is replaced by mistake."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,14 +10,17 @@ from internal_policy.cli.inventory import Kind
 from internal_policy.errors import InputError
 
 T = TypeVar("T")
+INPUTS = ("model", "problems", "rollouts", "lens", "chat_template", "config")
+"""Options that name files or folders to read."""
 NAMED = 5
 """Files and folders of others that are named at most."""
 
 
-def check_file(path: Path, force: bool, *endings: str) -> None:
+def check_file(path: Path, force: bool, *endings: str, inputs: Iterable[str | Path] = ()) -> None:
     """Raise InputError unless a file can be written there, with one of the endings if any are given.
 
-    With `force` it may exist already."""
+    With `force` it may exist already, unless it is one of the `inputs` or in a folder among them.
+    """
     if endings and path.suffix not in endings:
         raise InputError(f"Can't write {path}. Use a name that ends in {' or '.join(endings)}.")
     if _exists(path):
@@ -25,9 +28,25 @@ def check_file(path: Path, force: bool, *endings: str) -> None:
             raise InputError(f"{path} is a folder. Choose another --output.")
         if not force:
             raise InputError(f"{path} already exists. Choose another --output, or add --force to replace it.")
+        if any(_same(given, path) or _same(given, path.parent) for given in inputs):
+            raise InputError(f"--output is {path}, which is also an input. Choose another --output.")
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent}. Create it, or choose another --output.")
     check_writable(path.parent)
+
+
+def inputs_of(options: object) -> list[str]:
+    """The files and folders that a command reads, and names of the hub, from its options."""
+    given = [getattr(options, name, None) for name in INPUTS]
+    return [value for many in given for value in (many if isinstance(many, tuple) else [many]) if value]
+
+
+def _same(one: str | Path, other: Path) -> bool:
+    """Whether two paths are the same file or folder; False for a name that isn't one."""
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121  # Path.samefile takes no text
+    except (OSError, ValueError):
+        return False
 
 
 def check_folder(folder: Path) -> None:
@@ -76,10 +95,12 @@ def _writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
-def claimed(folder: Path, kind: Kind, force: bool, claim: Callable[[], T]) -> tuple[T | None, bool]:
+def claimed(
+    folder: Path, kind: Kind, force: bool, claim: Callable[[], T], inputs: Iterable[str]
+) -> tuple[T | None, bool]:
     """What `claim` returns for a folder, and whether the folder holds other work, which `clear` has to remove first.
 
-    Raises InputError, also for other work without `force`, or if it may not be removed.
+    Raises InputError, also for other work without `force`, or if it may not be removed or holds one of the `inputs`.
     """
     from internal_policy.scans.claims import Occupied
 
@@ -89,7 +110,11 @@ def claimed(folder: Path, kind: Kind, force: bool, claim: Callable[[], T]) -> tu
     except Occupied:
         if not force:
             raise
-    removal.check(inventory.at(folder, kind))
+    item = inventory.at(folder, kind)
+    removal.check(item)
+    written = {place.resolve() for path in removal.contents_of(item)[0] for place in (path, path.parent)}
+    if read := [given for given in inputs if Path(given).resolve() in written]:
+        raise InputError(f"--force would remove {read[0]}, which is also an input. Choose another --output.")
     return None, True
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
-from internal_policy.cli import outputs, progress
+from internal_policy.cli import inventory, outputs, progress
 from internal_policy.cli.common import Number, OutputFile, OutputOptions, ScanName, Text, ViewOptions
 from internal_policy.errors import InputError, require
 
@@ -109,9 +109,8 @@ def views_of(names: Sequence[str], options: ViewOptions) -> "list[View]":
 def view_of(name: str, options: ViewOptions) -> "View":
     """A view of a scan, as the options ask. Raises InputError."""
     from internal_policy.look.view import View, check, default
-    from internal_policy.scans import store
 
-    folder = store.find(name)
+    folder = inventory.find_scan(name)
     first, last = positions(options.positions)
     view = View(folder, options.readout or default(folder).readout, options.outcome, first, last)
     check(view)

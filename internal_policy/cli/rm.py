@@ -70,7 +70,7 @@ def _named(name: str) -> Item:
     """The item of a name, which may be removed. Raises InputError."""
     if Path(name).is_symlink():
         raise InputError(f"{name} is a link. Name {Path(name).resolve()} instead.")
-    item = inventory.find(name)
+    item = inventory.find(name, removable=True)
     removal.check(item)
     whole = name in inventory.names_of(item) or Path(name).is_dir()
     if item.kind == "run" and not whole:

@@ -128,7 +128,9 @@ def run(options: Scan) -> None:
     options = dataclasses.replace(options, text=texts.read(options.text, "--text"))
     inputs = _prepared(options)
     folder = options.output or store.folder_of(options.model, inputs.question)
-    _, other = outputs.claimed(folder, "scan", options.force, lambda: job.claim(folder, inputs.question))
+    _, other = outputs.claimed(
+        folder, "scan", options.force, lambda: job.claim(folder, inputs.question), outputs.inputs_of(options)
+    )
     cached = not other and (folder / store.RECORD).exists()
     if cached and options.remeasure:
         cached = not (job.broken(folder) if options.dry_run else job.discard_damaged(folder))

@@ -69,7 +69,11 @@ def run(options: Train) -> None:
     question = _question(options, given)
     folder = _folder(options, given, question)
     start, other = outputs.claimed(
-        folder, "run", options.force, lambda: resume.claim(folder, question, options.resume, progress.note)
+        folder,
+        "run",
+        options.force,
+        lambda: resume.claim(folder, question, options.resume, progress.note),
+        outputs.inputs_of(options),
     )
     outputs.check_writable(folder)
     day = _day(options, None if other else folder / resume.RUN)

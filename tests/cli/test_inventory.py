@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from internal_policy import bundle
+from internal_policy.__main__ import main
 from internal_policy.cli import inventory
 from internal_policy.cli.evaluate import ASKED
 from internal_policy.errors import InputError, counted
@@ -85,6 +86,14 @@ def test_a_name_of_nothing_or_of_several_is_refused_with_the_choices(name, kinds
     (here / "empty").mkdir()
     with pytest.raises(InputError, match=said):
         inventory.find(name, *kinds)
+
+
+@pytest.mark.parametrize("name", ["experiments/bupo", str(bundle.DATA / "experiments" / "bupo")])
+@pytest.mark.parametrize("command", [["plot", "{}", "flow", "-o", "x.html"], ["export", "{}"], ["report", "{}"]])
+def test_commands_for_scans_say_what_to_do_with_a_training_run(command, name, here, capsys):
+    assert main([word.format(name) for word in command]) == 2
+    said = f"{name} is a training run, and this command needs a scan. Use `internal-policy show {name}`, or draw it in"
+    assert said in capsys.readouterr().err
 
 
 def test_numbers_agree_with_their_noun():

@@ -1,12 +1,14 @@
 """Where commands write: an existing file is refused before any work, unless --force is given."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import one_sentence
 
+from internal_policy import bundle
 from internal_policy.__main__ import main
 from internal_policy.cli.commands import COMMANDS, reference
 
@@ -46,6 +48,40 @@ def test_force_replaces_an_existing_file(command, file, here):
     Path(file).write_text("mine")
     assert main([*command, "-o", file, "--force"]) == 0
     assert Path(file).read_text() != "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["generate", "--problems", "in.jsonl"], "in.jsonl"),
+        (["generate", "--lens", "in.parquet"], "in.parquet"),
+        (["fit-lens", "--rollouts", "in.safetensors"], "in.safetensors"),
+        (["fit-lens", "--model", "model"], "model/model.safetensors"),
+        (["export", "scan"], "scan/layers-00000.parquet"),
+        (["export", "scan", "--format", "json"], "./scan/scan.json"),
+    ],
+)
+def test_force_replaces_no_file_that_the_command_reads(words, file, here, capsys, no_model):
+    shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", here / "scan")
+    (here / "model").mkdir()
+    if not Path(file).exists():
+        Path(file).write_text("mine")
+    before = Path(file).read_bytes()
+    output = ["--table", "layers"] if words[0] == "export" else []
+    form = ["--format", "parquet"] if file.endswith("0.parquet") else []
+    assert main([*words, *output, *form, "-o", file, "--force"]) == 2
+    said = f"error: --output is {Path(file)}, which is also an input. Choose another --output.\n"
+    assert capsys.readouterr().err == said
+    assert Path(file).read_bytes() == before
+
+
+def test_force_does_not_remove_rollouts_that_the_scan_reads(asked, here, capsys):
+    assert main([*asked, "-o", "mine"]) == 0
+    rollouts = here / "mine" / "rollouts-00000.parquet"
+    capsys.readouterr()
+    assert main(["scan", *asked[1:3], "--rollouts", str(rollouts), "-o", "mine", "--force"]) == 2
+    assert "rollouts-00000.parquet, which is also an input. Choose another --output." in capsys.readouterr().err
+    assert rollouts.exists()
 
 
 @pytest.mark.parametrize("name", WRITING)

@@ -115,6 +115,17 @@ def test_what_cant_be_removed_is_refused_before_anything_is(name, said, scan, ca
     assert other.exists()
 
 
+@pytest.mark.parametrize("name", [".", "nope"])
+def test_only_what_can_be_removed_is_offered(name, scan, capsys):
+    assert main(["rm", name, "--yes"]) == 2
+    said = capsys.readouterr().err
+    assert "Choose one of 3fa900000000; `internal-policy ls`" in said.replace("\n", " ")
+    assert "demo-qwen3," not in said
+    shutil.rmtree(scan)
+    assert main(["rm", name, "--yes"]) == 2
+    assert "There is nothing to remove." in capsys.readouterr().err
+
+
 def test_rm_of_nothing_is_refused(capsys):
     assert main(["rm"]) == 2
     assert "No scan is named" in capsys.readouterr().err
