@@ -301,7 +301,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, ending):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("name", "message"), [("r.csv", r"Use \.parquet or \.jsonl"), ("no/r.jsonl", "no folder")])
+@pytest.mark.parametrize(("name", "message"), [("r.csv", r"ends in \.parquet or \.jsonl"), ("no/r.jsonl", "no folder")])
 def test_an_unknown_file_format_or_folder_is_rejected(tmp_path, name, message):
     with pytest.raises(InputError, match=message):
         write_rollouts(tmp_path / name, [ROLLOUT])
