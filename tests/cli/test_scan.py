@@ -156,6 +156,7 @@ def test_a_model_of_another_family_is_scanned_and_sampled_from(name, folders, pr
     assert main(["evaluate", *words, "--at", "1.mlp_out", "--samples", "2"]) == 0
 
 
+@pytest.mark.slow
 def test_a_scan_without_resid_mid_is_drawn_whole(folders, problems, here, capsys):
     words = ["--model", str(folders["gpt_neox"]), "--problems", str(problems), "--max-new-tokens", "6"]
     assert main(["scan", *words, "--output", "mine"]) == 0

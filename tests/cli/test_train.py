@@ -212,6 +212,7 @@ def test_a_layer_is_suggested_by_a_scan(tmp_path, capsys):
     assert not (folder / "dynamics.parquet").exists()
 
 
+@pytest.mark.slow
 def test_scanned_responses_respect_the_files_length_limit(tmp_path):
     folder, file = tmp_path / "short", given(tmp_path, max_completion_length=5)
     few = ["--prompts", "2", "--samples", "2", "--steps", "1", "--internal-steps", "1", "--layer", "3"]
@@ -282,6 +283,7 @@ def test_the_file_sets_the_folder_and_the_template_arguments(tmp_path):
     assert str(tokenizer.decode(prompt)).startswith("Ahoy: ")
 
 
+@pytest.mark.slow
 def test_a_layer_is_suggested_through_the_readout_that_is_trained(tmp_path, monkeypatch):
     asked = []
     found = {"target": 2, "runner_up": None, "mean": 1.0, "low": 0.5, "high": 1.5, "spans": [["exploration", 0, 2]]}
@@ -361,7 +363,11 @@ def test_what_does_not_fit_the_model_is_refused_before_it_is_loaded(arguments, s
         ("optim: sgdd", "has optim: sgdd, which can't be used"),
         ("lr_scheduler_type: wavy", "has lr_scheduler_type: wavy, which can't be used"),
         ("report_to: papyrus", "has report_to: papyrus, which isn't installed"),
-        ("reward_weights: [1.0, 2.0]", "made training fail before its first step: Number of reward weights"),
+        pytest.param(
+            "reward_weights: [1.0, 2.0]",
+            "made training fail before its first step: Number of reward weights",
+            marks=pytest.mark.slow,
+        ),
         ("lr_scheduler_type: cosine_with_min_lr", "made training fail before its first step:"),
     ],
     ids=lambda text: text[:40],
