@@ -1,166 +1,15 @@
 """The dashboard in a real browser: clicks, keys, addresses, hostile text, and no requests to other hosts."""
 
-import http.client
-import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from browsing import DRAWN, ROOT, WHITE, asked, chosen, field, opened, serving, settle, tab
+from playwright.sync_api import Page, expect
 
-from internal_policy import bundle, files
-from internal_policy.scans import store
-
-ROOT = Path(__file__).parents[2]
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
-DRAWN = ".js-plotly-plot .plot-container"
-HOSTILE = (
-    "<script>window.hacked=1</script>",
-    "<img src=x onerror=window.hacked=1>",
-    "$x$\x1b[31m\u202eturned\0",
-    "[a](http://evil.example)",
-    "![a](http://evil.example/a.png)" + "long" * 25_000,
-)
-WAIT = 30_000
-"""Milliseconds, long enough for a busy machine."""
-expect.set_options(timeout=WAIT)
-WHITE = "rgb(255, 255, 255)"
-
-
-@pytest.fixture(scope="module")
-def executable() -> str:
-    """The installed Chromium. Without one these tests are skipped, or fail where they are required."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    if found := next(filter(None, map(shutil.which, names)), None):
-        return found
-    if os.environ.get("INTERNAL_POLICY_BROWSER_TESTS") == "required":
-        pytest.fail("no Chromium here (apt install chromium), and INTERNAL_POLICY_BROWSER_TESTS=required")
-    pytest.skip("no Chromium here (apt install chromium)")
-
-
-@contextmanager
-def serving(home: Path, folder: Path, **environment: str) -> Iterator[str]:
-    """Start a dashboard with its cache in `folder`, and return its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", str(home / "app" / "main.py"), "--server.port", str(port)],
-            env={**os.environ, "INTERNAL_POLICY_CACHE": str(folder / "cache"), **environment},
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_for(process, port, folder / "server.log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def wait_for(process: subprocess.Popen, port: int, log: Path) -> None:
-    """Wait until the server answers."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            if asked(port, "/_stcore/health")[0] == 200:
-                return
-        except OSError:
-            time.sleep(0.1)
-    pytest.fail(f"the dashboard did not start:\n{log.read_text()}")
-
-
-def asked(port: int, path: str, **headers: str) -> tuple[int, bytes]:
-    """Status and text of the response to a request."""
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
-        connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
-        with connection.getresponse() as answer:
-            return answer.status, b"" if answer.status == 101 else answer.read()
-
-
-@pytest.fixture(scope="module")
-def server(executable, tmp_path_factory) -> Iterator[str]:
-    with serving(ROOT, tmp_path_factory.mktemp("dashboard")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser(executable) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def tab(browser: Browser) -> Iterator[Page]:
-    """A new browser window. A request to any other machine is refused and fails the test."""
-    left: list[str] = []
-
-    def guard(route: Route) -> None:
-        if urlsplit(route.request.url).hostname in ("127.0.0.1", "localhost"):
-            route.continue_()
-        else:
-            left.append(route.request.url)
-            route.abort()
-
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    try:
-        context.route("**/*", guard)
-        page = context.new_page()
-        page.set_default_timeout(WAIT)
-        yield page
-        context.unroute_all(behavior="ignoreErrors")
-    finally:
-        context.close()
-    assert not left
-
-
-@pytest.fixture
-def page(browser) -> Iterator[Page]:
-    with tab(browser) as page:
-        yield page
-
-
-def settle(page: Page) -> None:
-    """Wait until the script has finished."""
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-
-
-def opened(page: Page, address: str, drawn: str = DRAWN) -> Page:
-    """Open a page, and wait for an element and the end of the script."""
-    page.goto(address)
-    page.wait_for_selector(drawn)
-    settle(page)
-    assert not page.locator("[data-testid=stException]").count()
-    return page
-
-
-def chosen(page: Page) -> dict[str, str]:
-    """The parameters in the address."""
-    return {name: values[-1] for name, values in parse_qs(urlsplit(page.url).query).items()}
-
-
-def field(page: Page, key: str) -> Locator:
-    """The text box of a widget."""
-    return page.locator(f".st-key-{key} input")
+from internal_policy import bundle
 
 
 def says(page: Page, *texts: str) -> None:
@@ -252,25 +101,6 @@ def test_without_any_scan_the_command_that_makes_one_is_shown(executable, browse
         assert page.locator("[data-testid=stCode]").first.inner_text().strip() == "internal-policy scan"
 
 
-@pytest.fixture
-def hostile(tmp_path) -> Path:
-    """A scan whose tokens, problems and model name are markup."""
-    folder = tmp_path / "hostile"
-    shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", folder)
-    vocabulary = pd.read_parquet(folder / store.VOCABULARY)
-    vocabulary["token"] = [HOSTILE[n % len(HOSTILE)] for n in range(len(vocabulary))]
-    vocabulary.to_parquet(folder / store.VOCABULARY)
-    record = json.loads((folder / store.RECORD).read_text())
-    record["model"] = " ".join(HOSTILE)
-    for path in folder.glob("rollouts-*.parquet"):
-        rows = pd.read_parquet(path)
-        rows.assign(problem=" ".join(HOSTILE), answer=HOSTILE[1]).to_parquet(path)
-    for name in record["files"]:
-        record["files"][name] = files.fingerprint(folder / name)
-    (folder / store.RECORD).write_text(json.dumps(record))
-    return folder
-
-
 def test_hostile_tokens_and_names_are_text(server, page, hostile):
     for name in ("tokens", "", "compare"):
         more = f"&compare=demo-llama&compare={hostile}" if name == "compare" else ""
@@ -298,16 +128,6 @@ def test_another_host_or_origin_is_not_answered(server):
     assert asked(port, "/_stcore/stream", **upgrade, Origin=server)[0] == 101
     assert asked(port, "/_stcore/stream", **upgrade, Origin="http://evil.example")[0] != 101
     assert asked(port, "/_stcore/stream", **upgrade, Host="evil.example")[0] != 101
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """The folder for pictures of the pages: $INTERNAL_POLICY_SCREENSHOTS, or else pytest's."""
-    named = os.environ.get("INTERNAL_POLICY_SCREENSHOTS")
-    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"pictures of the dashboard are in {folder}")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,75 @@
+"""Fixtures of the real-browser tests: a Chromium, a dashboard, a page, and a scan full of markup."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from browsing import FLAGS, HOSTILE, ROOT, serving, tab
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from internal_policy import bundle, files
+from internal_policy.scans import store
+
+
+@pytest.fixture(scope="module")
+def executable() -> str:
+    """The installed Chromium. Without one these tests are skipped, or fail where they are required."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    if found := next(filter(None, map(shutil.which, names)), None):
+        return found
+    if os.environ.get("INTERNAL_POLICY_BROWSER_TESTS") == "required":
+        pytest.fail("no Chromium here (apt install chromium), and INTERNAL_POLICY_BROWSER_TESTS=required")
+    pytest.skip("no Chromium here (apt install chromium)")
+
+
+@pytest.fixture(scope="module")
+def server(executable, tmp_path_factory) -> Iterator[str]:
+    with serving(ROOT, tmp_path_factory.mktemp("dashboard")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser(executable) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser) -> Iterator[Page]:
+    with tab(browser) as page:
+        yield page
+
+
+@pytest.fixture
+def hostile(tmp_path) -> Path:
+    """A scan whose tokens, problems and model name are markup."""
+    folder = tmp_path / "hostile"
+    shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", folder)
+    vocabulary = pd.read_parquet(folder / store.VOCABULARY)
+    vocabulary["token"] = [HOSTILE[n % len(HOSTILE)] for n in range(len(vocabulary))]
+    vocabulary.to_parquet(folder / store.VOCABULARY)
+    record = json.loads((folder / store.RECORD).read_text())
+    record["model"] = " ".join(HOSTILE)
+    for path in folder.glob("rollouts-*.parquet"):
+        rows = pd.read_parquet(path)
+        rows.assign(problem=" ".join(HOSTILE), answer=HOSTILE[1]).to_parquet(path)
+    for name in record["files"]:
+        record["files"][name] = files.fingerprint(folder / name)
+    (folder / store.RECORD).write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """The folder for pictures of the pages: $INTERNAL_POLICY_SCREENSHOTS, or else pytest's."""
+    named = os.environ.get("INTERNAL_POLICY_SCREENSHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"pictures of the dashboard are in {folder}")
+    return folder
