@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from internal_policy.errors import counted
-from internal_policy.look import findings, notebook, statistics, targets, tokens, view
+from internal_policy.look import findings, notebook, rollouts, statistics, targets, tokens, view
 from internal_policy.look.statistics import Average, Part
 from internal_policy.look.view import About, View
 from internal_policy.measure.sites import CHANGES, WITH_FINAL
@@ -169,6 +169,15 @@ class Scan(View):
             raise view.absent(self, "entropy")
         means = statistics.by_layer(found, self.readout, average)
         return means[sorted(means, key=ORDER.index)]
+
+    def by_rollout(self) -> pd.DataFrame:
+        """One row per rollout of this view, to find one worth a look.
+
+        Columns: rollout, reward, tokens, entropy and highest (mean and highest entropy of the model's own policy over
+        the response, in nats), settles (the first layer by which the top token of half of the tokens is the model's own
+        and stays it), begins (how the response begins), problem, answer and line (entropies along the response).
+        """
+        return rollouts.by_rollout(self)
 
     def __repr__(self) -> str:
         """The model and what this view contains."""
