@@ -19,6 +19,8 @@ from internal_policy.scans import repeat, store
 
 FLAT = 0.05
 """A smaller change of entropy along the layers, in nats, is called none."""
+CERTAIN = 0.5
+"""A policy with less entropy, in nats, is called almost certain."""
 ENOUGH = 8
 """With fewer responses, intervals that hold for all layers at once are usually too wide to tell a stage."""
 FEW = 16
@@ -43,12 +45,12 @@ def findings(one: View) -> Findings:
     """What a view of a scan shows. What wasn't measured is left out. Raises InputError for a broken scan."""
     layers = view.layers(one)
     means = statistics.by_layer(layers, one.readout) if "entropy" in layers else pd.DataFrame()
-    saturated = saturation(one, layers)
-    said = [saturated, along_the_layers(means)]
+    raw = saturated(one, "Read them through the final norm: --readout norm.")
+    said = [raw, along_the_layers(means)]
     changes = statistics.changes(layers[layers["site"].isin(CHANGES["mlp"])])
     if len(changes):
         said += about_training(one, changes)
-    commands = next_commands(one, saturated is not None) if isinstance(one.source, Path) else []
+    commands = next_commands(one, raw != "") if isinstance(one.source, Path) else []
     return Findings(tuple(sentence for sentence in said if sentence), tuple(commands))
 
 
@@ -96,26 +98,47 @@ def _steepest(at: pd.Series) -> tuple[int, int]:
     return int(passed[start]), int(passed[stop])
 
 
-def saturation(one: View, layers: pd.DataFrame) -> str | None:
-    """That raw hidden states are far from the model's own policy, and which readout to use; None if they aren't.
+def saturated(one: View, remedy: str = "") -> str:
+    """That raw hidden states are far from the model's own policy, and what to do; empty if they aren't.
 
     A layer counts if its policy is further from the model's own than a uniform one is: mean KL(final || layer) above
-    ln(vocabulary), the largest that a uniform policy can have. `layers` is `view.layers`.
+    ln(vocabulary), the largest that a uniform policy can have. It is a fact about all rollouts and positions of the
+    scan, whatever part of it the view shows. `remedy` is the last sentence, by default `on_screen`.
     """
-    if one.readout != "raw" or "kl" not in layers:
-        return None
-    rows = layers[layers["site"] == "resid_post"].dropna(subset="kl")
-    total = (rows["kl"] * rows["tokens"]).groupby(rows["layer"]).sum()
-    kl = total / rows.groupby("layer")["tokens"].sum()
-    uniform = math.log(store.record(one.source)["d_vocab"])
+    if one.readout != "raw":
+        return ""
+    layers = view.layers(View(one.source))
+    rows = layers[layers["site"] == "resid_post"]
+    if "kl" not in rows or not rows["kl"].notna().any():
+        return ""
+    kl, uniform = _by_layer(rows, "kl"), math.log(store.record(one.source)["d_vocab"])
     wrong = kl[kl > uniform]
     if not len(wrong) or len(wrong) < len(kl) / 2:
-        return None
+        return ""
+    certain = int((_by_layer(rows, "entropy") < CERTAIN).sum()) if "entropy" in rows else 0
+    of, yet = f"of {counted(len(kl), 'layer')}", ""
+    if certain:
+        yet = f"{certain} {of} {'is' if certain == 1 else 'are'} almost certain (entropy below {CERTAIN} nats), yet "
+        of = f"of {len(kl)}"
     return (
-        f"Raw hidden states are saturated in {len(wrong)} of {counted(len(kl), 'layer')}: their KL from the model's "
-        f"own policy is {_between(wrong)} nats, more than a uniform policy could have ({_nats(uniform)}). Read them "
-        "through the final norm: --readout norm."
+        f"Raw hidden states are saturated: {yet}in {len(wrong)} {of} the KL from the model's own policy "
+        f"({_between(wrong)} nats) is more than a uniform policy could have ({_nats(uniform)}). "
+        f"{remedy or on_screen(one)}"
     )
+
+
+def on_screen(one: View) -> str:
+    """What to do about a saturated readout, for a page or figure."""
+    if "norm" in store.record(one.source)["selection"]["readouts"]:
+        return "Choose the readout norm instead."
+    return "Scan again with --readout both, and choose the readout norm."
+
+
+def _by_layer(rows: pd.DataFrame, measure: str) -> pd.Series:
+    """The mean of a measure over all tokens, by layer; layers without values are left out."""
+    rows = rows.dropna(subset=measure)
+    total = (rows[measure] * rows["tokens"]).groupby(rows["layer"]).sum()
+    return total / rows.groupby("layer")["tokens"].sum()
 
 
 def with_norm(command: Sequence[str]) -> str:
@@ -215,14 +238,14 @@ def _between(values: pd.Series) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def next_commands(one: View, saturated: bool) -> list[str]:
+def next_commands(one: View, is_saturated: bool) -> list[str]:
     """Two commands that look further into a scan on disk, ready to copy."""
     assert isinstance(one.source, Path)
     record, called = store.record(one.source), name(one.source)
     selection: Any = record["selection"]
     others = sorted({*selection["readouts"]} - {one.readout}, key=lambda other: other != "norm")
     found = [f"internal-policy show {called} --readout {other}" for other in others[:1]]
-    if saturated and "norm" not in others:
+    if is_saturated and "norm" not in others:
         found = [command for command in [with_norm(record.get("command", []))] if command]
     readout = "" if one.readout == selection["readouts"][0] else f" --readout {one.readout}"
     if "entropy" in selection["measures"]:

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from internal_policy.errors import InputError
-from internal_policy.look.view import OF_TOKENS, View, absent, check, check_measure, every, rollouts, within
-from internal_policy.measure.sites import INPUT_OF
+from internal_policy.look.view import OF_TOKENS, SHOWN_AT, View, absent, check, check_measure, every, rollouts, within
+from internal_policy.measure.sites import INPUT_OF, WITH_FINAL
 from internal_policy.scans import store
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -77,6 +77,8 @@ def _first(column: pa.ChunkedArray) -> np.ndarray:
 
 def quantiles(view: View, site: str, measure: str = "entropy") -> pd.DataFrame:
     """Exact quantiles of a measure over the tokens: layer, q05, q25, q50, q75, q95."""
+    if site not in SHOWN_AT.get(measure, WITH_FINAL):
+        raise absent(view, measure, site)
     parts = list(read(view, [f"{site}.{measure}"]))
     layers = parts[0].layers[-1:] if site == "final" else parts[0].layers[:-1]
     columns = slice(-1, None) if site == "final" else slice(0, -1)
@@ -154,14 +156,14 @@ def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.D
     """
     n_layers = check(view)["n_layers"]
     check_measure(measure, OF_TOKENS)
+    if site not in SHOWN_AT.get(measure, WITH_FINAL):
+        raise absent(view, measure, site)
     if measure == "change":
-        before = INPUT_OF.get(site)
-        if before is None:
-            raise absent(view, measure, site)
+        before = INPUT_OF[site]
         rows = _rows(view, rollout, [f"{site}.entropy", f"{before}.entropy"], within(view))
         value = rows[f"{site}.entropy"] - rows[f"{before}.entropy"]
     else:
-        with_final = site == "resid_post" and measure not in ("kl", "entropy_at_input_norm")
+        with_final = site == "resid_post" and "final" in SHOWN_AT.get(measure, WITH_FINAL)
         names = [f"{site}.{measure}", *([f"final.{measure}"] if with_final else [])]
         rows = _rows(view, rollout, names, within(view))
         value = rows[names[0]].fillna(rows[names[-1]])

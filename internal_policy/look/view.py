@@ -1,7 +1,7 @@
 """A view of a scan: one readout, all or some rollouts, all positions or a window."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 from internal_policy.errors import InputError
 from internal_policy.look import statistics
 from internal_policy.look.statistics import Average
-from internal_policy.measure.sites import CHANGES, INPUT_OF, ONLY_AT, WITH_FINAL
+from internal_policy.measure.sites import CHANGES, INPUT_OF, ONLY_AT, SITES, WITH_FINAL
 from internal_policy.scans import repeat, store
 from internal_policy.scans.store import Tables
 from internal_policy.tasks import pass_at_k
@@ -30,6 +30,9 @@ AVERAGED = ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine", "entro
 """Measures with means in the table `layers`."""
 OF_TOKENS = ("entropy", "change", *(name for name in AVERAGED[1:] if name != "top1"))
 """Measures of single tokens; `change` is the entropy change."""
+SHOWN_AT: Mapping[str, Sequence[str]] = {**ONLY_AT, "change": ONLY_AT["entropy_at_input_norm"], "norm": SITES}
+"""Measures that are only shown at some sites -> those sites. The state after the final norm is in another space, so its
+norm can't be compared with theirs."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ def how(readout: str) -> str:
 def default(source: Path | Tables) -> View:
     """All of a scan, with its first readout."""
     return View(source, store.record(source)["selection"]["readouts"][0])
+
+
+def for_tokens(source: Path | Tables) -> View:
+    """All of a scan with the readout whose top tokens say most: through the final norm, or else the first."""
+    first = default(source)
+    return replace(first, readout="norm") if "norm" in store.record(source)["selection"]["readouts"] else first
 
 
 def check(view: View) -> Mapping[str, Any]:
@@ -196,15 +205,14 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
     """Why a scan lacks a measure (at a site), and what to do; `change` is the entropy change."""
     record = check(view)
     chosen = record["selection"]
-    only_at = {**ONLY_AT, "change": ONLY_AT["entropy_at_input_norm"]}
     made_of = {"change": "entropy", "top1": "rank", "settled": "topk", "topk_ids": "topk", "topk_probs": "topk"}
     recorded = made_of.get(measure, measure)
     name = "top-k tokens" if recorded == "topk" else measure.replace("change", "entropy change")
     where = f" at {site}" if site else ""
     if site and site not in WITH_FINAL:
         return InputError(f"There is no site '{site}'. Choose one of {', '.join(WITH_FINAL)}.")
-    if site and site not in only_at.get(measure, WITH_FINAL):
-        return InputError(f"There is no {name} at {site}. Choose one of {', '.join(only_at[measure])}.")
+    if site and site not in (known := SHOWN_AT.get(measure, WITH_FINAL)):
+        return InputError(f"There is no {name} at {site}. Choose one of {', '.join(known)}.")
     if recorded not in chosen["measures"] or (recorded == "topk" and not chosen["top_k"]):
         return InputError(f"{view.source} has no {name}. Scan again with {every(view, 'measures')}.")
     needed = [site, INPUT_OF[site]] if site and measure == "change" else [site]
@@ -226,7 +234,8 @@ def every(view: View, *options: str) -> str:
 def means(view: View, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
     """`statistics.means` of a view. Raises InputError if the scan lacks the measure."""
     check_measure(measure, AVERAGED)
-    found = statistics.means(layers(view), measure, average)
+    rows = layers(view)
+    found = statistics.means(rows[rows["site"].isin(SHOWN_AT.get(measure, WITH_FINAL))], measure, average)
     if not len(found):
         raise absent(view, measure)
     return found

@@ -111,11 +111,26 @@ def sure_and_wrong(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_raw_is_saturated_where_most_layers_are_worse_than_a_uniform_policy():
-    first = findings.findings(altered(sure_and_wrong)).sentences[0]
-    assert first == (
-        "Raw hidden states are saturated in 6 of 8 layers: their KL from the model's own policy is 50.0 nats, more "
-        "than a uniform policy could have (6.10). Read them through the final norm: --readout norm."
+    one = altered(lambda layers: sure_and_wrong(layers).assign(entropy=(layers["layer"] != 4) * 1.0))
+    wrong = (
+        "Raw hidden states are saturated: 1 of 8 layers is almost certain (entropy below 0.5 nats), yet in 6 of 8 the "
+        "KL from the model's own policy (50.0 nats) is more than a uniform policy could have (6.10). "
     )
+    assert findings.findings(one).sentences[0] == f"{wrong}Read them through the final norm: --readout norm."
+    assert findings.saturated(one) == f"{wrong}Choose the readout norm instead."
+    uncertain = altered(lambda layers: sure_and_wrong(layers).drop(columns="entropy"))
+    assert findings.saturated(uncertain).startswith("Raw hidden states are saturated: in 6 of 8 layers the KL from")
+
+
+def test_saturation_counts_all_responses_and_positions_whatever_the_view_shows():
+    one = altered(sure_and_wrong)
+    part = dataclasses.replace(one, outcome="correct", first=3, last=3)
+    assert findings.saturated(part) == findings.saturated(one) != ""
+
+
+def test_a_saturated_scan_without_the_norm_readout_says_how_to_measure_it_on_screen():
+    one = altered(sure_and_wrong, selection={**store.record(DEMO)["selection"], "readouts": ["raw"]})
+    assert findings.saturated(one).endswith("Scan again with --readout both, and choose the readout norm.")
 
 
 def test_a_few_wrong_layers_another_readout_or_no_kl_are_not_called_saturated():

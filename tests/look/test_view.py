@@ -11,7 +11,8 @@ from conftest import rewarded
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
 from internal_policy.look import statistics, view
-from internal_policy.look.view import View, about, absent, check, default, how, layers, rollouts
+from internal_policy.look.tokens import cells, quantiles
+from internal_policy.look.view import View, about, absent, check, default, for_tokens, how, layers, means, rollouts
 from internal_policy.measure.sites import WITH_FINAL
 from internal_policy.scans import store
 
@@ -36,6 +37,24 @@ def test_the_first_readout_is_the_default():
     assert view.readout == "raw"
     assert (found.model, found.rollouts, found.tokens, found.which) == ("demo-qwen3", 20, record["tokens"], "")
     assert (found.n_layers, found.d_vocab) == (8, 448)
+
+
+def test_tokens_are_read_through_the_final_norm_where_it_was_measured(copied):
+    assert for_tokens(DEMO).readout == "norm"
+    record = store.record(copied)
+    files.write_json(copied / store.RECORD, {**record, "selection": {**record["selection"], "readouts": ["raw"]}})
+    assert for_tokens(copied).readout == "raw"
+
+
+@pytest.mark.parametrize("readout", ["raw", "norm"])
+def test_the_norm_after_the_final_norm_is_not_compared_with_the_others(readout):
+    one = View(DEMO, readout)
+    assert "final" not in set(means(one, "norm")["site"])
+    assert "final" in set(means(one)["site"])
+    assert cells(one, 0, "resid_post", "norm")["layer"].max() == 7
+    for refused in (lambda: cells(one, 0, "final", "norm"), lambda: quantiles(one, "final", "norm")):
+        with pytest.raises(InputError, match=r"There is no norm at final. Choose one of resid_pre"):
+            refused()
 
 
 @pytest.mark.parametrize("readout", ["raw", "norm"])
