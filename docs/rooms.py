@@ -6,12 +6,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "internal_policy"
-FOLDERS = ("measure", "models", "tasks", "scans", "readers", "look", "lenses", "train", "cli")
-"""Folders of the package, each importing from those before it."""
+FOLDERS = ("measure", "models", "tasks", "scans", "readers", "look", "look/lens_grid", "lenses", "train", "cli")
+"""Folders of the package, each importing from those before it, or part of the one before it."""
 
 
 def sentence(path: Path) -> str:
-    """The first sentence of a module's docstring."""
+    """The first sentence of a module's docstring, or the first line of a script."""
+    if path.suffix == ".js":
+        return path.read_text(encoding="utf-8").split("\n")[0].removeprefix("//").strip()
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0].replace("\n", " ")
 
 
@@ -25,7 +27,7 @@ def lines() -> Iterator[str]:
         yield f"{sentence(folder / '__init__.py')}\n"
         yield "| file | what it is for |"
         yield "|---|---|"
-        for path in sorted(folder.glob("*.py")):
+        for path in sorted(path for path in folder.iterdir() if path.suffix in (".py", ".js")):
             if path.stem != "__init__":
                 yield f"| `{path.name}` | {sentence(path)} |"
         yield ""

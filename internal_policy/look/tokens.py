@@ -115,13 +115,13 @@ def settled(view: View) -> pd.DataFrame:
 
 def response(view: View, rollout: int) -> pd.DataFrame:
     """The tokens of a response within the view: position, id, token (its text, from the vocabulary)."""
-    found = store.of_rollout(view.source, "rollouts", rollout, ["response_ids"])
+    found = store.of_rollout(view.source, "rollouts", rollout, ["response_ids"]).to_pandas()
     ids = np.asarray(found["response_ids"].iloc[0], dtype=int)
     stop = len(ids) if view.last is None else view.last + 1
     frame = pd.DataFrame({"position": np.arange(len(ids)), "id": ids})[view.first : stop]
     if not len(frame):
         raise InputError(f"Rollout {rollout} of {view.source} has no response tokens there. Choose other positions.")
-    return frame.assign(token=_texts(view, frame["id"])).reset_index(drop=True)
+    return frame.assign(token=texts(view, frame["id"])).reset_index(drop=True)
 
 
 def window(response: pd.DataFrame, position: int | None = None) -> pd.DataFrame:
@@ -136,7 +136,8 @@ def window(response: pd.DataFrame, position: int | None = None) -> pd.DataFrame:
     return response[response["position"].between(start, start + WINDOW - 1)]
 
 
-def _texts(view: View, ids: pd.Series) -> pd.Series:
+def texts(view: View, ids: pd.Series) -> pd.Series:
+    """The text of each token id, from the scan's vocabulary; missing for an id that it lacks."""
     known = store.read(view.source, "vocabulary", ["id", "token"], ds.field("id").isin(pa.array(ids.unique())))
     return ids.map(known.set_index("id")["token"])
 
@@ -145,7 +146,7 @@ def _rows(view: View, rollout: int, names: Sequence[str], where: ds.Expression) 
     """Rows of one rollout's policies. Raises InputError for a rollout or measure that doesn't exist."""
     _measured(view, names)
     here = (ds.field("readout") == view.readout) & where
-    return store.of_rollout(view.source, "policies", rollout, ["layer", "position", *names], here)
+    return store.of_rollout(view.source, "policies", rollout, ["layer", "position", *names], here).to_pandas()
 
 
 def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.DataFrame:
@@ -205,5 +206,5 @@ def predictions(view: View, rollout: int, position: int, layer: int) -> pd.DataF
     found = pd.concat(frames, ignore_index=True)
     entered = found[found["site"] == "resid_pre"].set_index("id")["rank"]
     found["before"] = found["id"].map(entered).astype("Int64")
-    found["token"] = _texts(view, found["id"])
+    found["token"] = texts(view, found["id"])
     return found[["site", "rank", "id", "token", "probability", "before"]]

@@ -228,17 +228,17 @@ def of_rollout(
     rollout: int,
     columns: Sequence[str] | None = None,
     where: ds.Expression | None = None,
-) -> pd.DataFrame:
+) -> pa.Table:
     """The rows of one rollout; in a folder, only its part is read. Raises InputError if no part has it."""
     if not isinstance(rollout, Integral) or isinstance(rollout, bool):
         raise InputError(f"{rollout!r:.60} isn't the number of a rollout. Use a whole number from 0.")
     mine = ds.field("rollout") == rollout
     both = mine if where is None else mine & where
     if isinstance(source, Path):
-        return read_part(_part_with(source, kind, rollout), columns, both).to_pandas()
+        return read_part(_part_with(source, kind, rollout), columns, both)
     if not ds.dataset(source.arrow["rollouts"]).count_rows(filter=mine):
         raise _no_rollout(source, rollout)
-    return read(source, kind, columns, both)
+    return pa.concat_tables(pieces(source, kind, columns, both))
 
 
 def columns(source: Path | Tables, kind: str) -> list[str]:
