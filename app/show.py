@@ -2,6 +2,7 @@
 
 import csv
 import html
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io as pio
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
@@ -20,6 +22,9 @@ from internal_policy.tasks import formulas
 
 LOG = logging.getLogger(__name__)
 FIRST_SCAN = "internal-policy scan"
+COLOURS = {theme.INK: "#000001", theme.SOFT: "#000002"}
+"""Colour of a figure on white -> the colour that Streamlit replaces with the first or second of the theme's
+`chartCategoricalColors` in app/.streamlit/config.toml, when the browser draws it."""
 LARGEST = 2**31 - 1
 """Largest position or rollout number that a box accepts."""
 LONGEST = 600
@@ -33,7 +38,7 @@ def figure(key: str, drawn: go.Figure, data: pd.DataFrame, *, clicked: Callable[
     """Draw a chart, with its data below to read and download. A click on a point calls `clicked`."""
     said = drawn.layout.to_plotly_json()["meta"]
     st.plotly_chart(
-        drawn,
+        on_page(drawn),
         key=key,
         theme="streamlit",
         config=dict(export.CONFIG),
@@ -42,6 +47,20 @@ def figure(key: str, drawn: go.Figure, data: pd.DataFrame, *, clicked: Callable[
         selection_mode="points",
     )
     below(key, data)
+
+
+def on_page(drawn: go.Figure) -> go.Figure:
+    """The figure in the colours of the page, light or dark, which the browser knows."""
+    shown = theme.on_page(drawn)
+    layout = pio.json.to_json_plotly(shown.layout)
+    for colour, placeholder in COLOURS.items():
+        layout = layout.replace(f'"{colour}"', f'"{placeholder}"')
+        for trace in theme.traces(shown):
+            for part in ("line", "marker", "header.font", "cells.font"):
+                if part in trace and trace[part].color == colour:
+                    trace[part].color = placeholder
+    shown.layout = json.loads(layout)
+    return shown
 
 
 def catalogued(name: str, data: Data) -> None:

@@ -11,6 +11,8 @@ from internal_policy.errors import InputError
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
 """For plotly.js: no button that uploads the figure to a cloud service. Pass a copy, because plotly modifies it."""
 IMAGES = (".png", ".svg", ".pdf")
+WIDTH, SCALE = 960, 3
+"""Width in pixels of an image of a figure that has none, and how many times finer a PNG is."""
 
 
 def html(figure: go.Figure) -> str:
@@ -43,10 +45,9 @@ def image(figure: go.Figure, form: str) -> bytes:
     import kaleido
 
     drawn = go.Figure(figure)
-    if drawn.layout.paper_bgcolor != "white":
-        drawn.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=drawn.layout.width or 960)
+    drawn.update_layout(width=drawn.layout.width or WIDTH)
     options = {"format": form, "width": drawn.layout.width, "height": drawn.layout.height, "scale": 1}
-    options |= {"scale": 3} if form == "png" else {}
+    options |= {"scale": SCALE} if form == "png" else {}
     offline = {
         "mathjax": False,
         "proxy_server": "127.0.0.1:9",

@@ -238,7 +238,8 @@ def distribution(
     rows["at"] = rows["layer"] + theme.first_layer(style)
     for low, high, opacity, name in (("q05", "q95", 0.18, "5 to 95 %"), ("q25", "q75", 0.35, "25 to 75 %")):
         band = rows.rename(columns={low: "low", high: "high"})
-        figure.add_trace(theme.band(band, mark.colour, opacity, name=name, showlegend=True))
+        shade = GREY if mark.colour == theme.INK else mark.colour
+        figure.add_trace(theme.band(band, shade, opacity, name=name, showlegend=True))
     said = [
         f"{theme.place(layer, site, style)}<br>median {middle:.4g}<br>middle half {low:.4g} to {high:.4g}"
         for layer, middle, low, high in rows[["layer", "q50", "q25", "q75"]].itertuples(index=False)

@@ -65,8 +65,7 @@ def _figure(name: str, views: Sequence[View], choice: Choice) -> dict[str, str]:
         drawn = catalogue.draw(name, views, choice)
     except InputError as error:
         return {"why": str(error)}
-    drawn.update_layout(font={"color": theme.GREY})  # the page replaces this with its own text colour
-    return {"html": drawn.to_html(full_html=False, include_plotlyjs=False, config=dict(export.CONFIG))}
+    return {"html": theme.on_page(drawn).to_html(full_html=False, include_plotlyjs=False, config=dict(export.CONFIG))}
 
 
 def _targets(one: View) -> dict[str, Any]:

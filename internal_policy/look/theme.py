@@ -16,10 +16,12 @@ from internal_policy.errors import counted
 from internal_policy.look.view import About, how
 
 Style = Literal["screen", "paper"]
-"""`screen` takes the page's colours, light or dark; `paper` is black on white, as wide as a column of print."""
+"""`screen` has a title and a caption; `paper` is black on white, as wide as a column of print."""
 
+INK, SOFT = "#1A1C21", "#50555E"
+"""The strongest line and the text of axes and captions on white. A dark page replaces both with light colours."""
 GREY = "#8C8C8C"
-"""For lines that aren't data; visible on white and black."""
+"""For lines that aren't data; visible on white and black, but too pale for text."""
 FAINT = "rgba(140,140,140,0.22)"
 ORANGE, BLUE, PURPLE = "#D55E00", "#0072B2", "#CC79A7"
 
@@ -34,23 +36,23 @@ class Mark:
 
 
 SITES = {
-    "resid_pre": Mark("layer input", GREY, "circle-open"),
+    "resid_pre": Mark("layer input", INK, "circle-open"),
     "attn_in": Mark("attention input", ORANGE, "square-open"),
     "attn_out": Mark("attention", ORANGE, "square"),
-    "resid_mid": Mark("after attention", GREY, "circle-open"),
+    "resid_mid": Mark("after attention", INK, "circle-open"),
     "mlp_in": Mark("FFN input", BLUE, "diamond-open"),
     "mlp_out": Mark("FFN", BLUE, "diamond"),
-    "resid_post": Mark("layer output", GREY, "circle"),
+    "resid_post": Mark("layer output", INK, "circle"),
     "final": Mark("final", PURPLE, "star"),
 }
 """What a site is called on screen, and how it is drawn."""
 CHANGES = {
-    "layer": Mark("layer", GREY, "circle"),
+    "layer": Mark("layer", INK, "circle"),
     "attn": Mark("attention", ORANGE, "square"),
     "mlp": Mark("FFN", BLUE, "diamond"),
 }
 CURVES = (
-    (GREY, "circle"),
+    (INK, "circle"),
     (ORANGE, "square"),
     (BLUE, "diamond"),
     (PURPLE, "triangle-up"),
@@ -198,17 +200,26 @@ def _screen(figure: go.Figure, title: str, said: str, height: int, above: int, n
         said = " · ".join(parts[:-2]) + "<br>" + " · ".join(parts[-2:]) if len(parts) > 2 else said
     legend = 0 if named < 2 else 30 if named < 4 else 50 if named < 6 else 70  # rows on a narrow page
     top, bottom = 70 + above + legend, 52
-    below = {"text": said, "font": {"size": 12, "color": GREY}}
+    soft, ink = {"color": SOFT}, {"color": INK}
+    below = {"text": said, "font": {"size": 12, **soft}}
     figure.update_layout(
-        title={**_TITLE, "text": title, "font_size": 17, "subtitle": below},
+        title={**_TITLE, "text": title, "font": {"size": 17, **ink}, "subtitle": below},
         height=height,
         margin={"l": 64, "r": 20, "t": top, "b": bottom},
-        paper_bgcolor=_CLEAR,
-        plot_bgcolor=_CLEAR,
-        legend=_legend(above + 4, height - top - bottom),
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        font=soft,
+        legend={**_legend(above + 4, height - top - bottom), "font": ink},
+        hoverlabel={"bgcolor": "white", "bordercolor": GREY, "font": ink},
     )
-    axis = {"gridcolor": FAINT, "linecolor": GREY, "zeroline": False, "automargin": True, "title": {"standoff": 14}}
+    axis = {"gridcolor": FAINT, "linecolor": GREY, "zeroline": False, "automargin": True, "tickfont": soft}
+    axis |= {"title": {"standoff": 14, "font": soft}}
     figure.update_xaxes(**axis).update_yaxes(**axis)
+
+
+def on_page(figure: go.Figure) -> go.Figure:
+    """The figure without its white background, for a page that has its own and replaces `INK` and `SOFT`."""
+    return go.Figure(figure).update_layout(paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR)
 
 
 def _paper(figure: go.Figure, height: int, wide: bool, above: int) -> None:
@@ -229,7 +240,9 @@ def _paper(figure: go.Figure, height: int, wide: bool, above: int) -> None:
     figure.update_xaxes(**axis).update_yaxes(**axis)
     for trace in (trace for trace in traces(figure) if trace.type == "scatter"):
         small = 8 if trace.marker.symbol == "star" else 4 if len(trace.y) <= 45 else 2.5
-        trace.update(marker={"size": small}, line={"width": 0 if trace.fill else 1.2}, error_y={"thickness": 0.8})
+        black = {"color": "black"} if trace.line.color == INK else {}
+        line = {"width": 0 if trace.fill else 1.2, **black}
+        trace.update(marker={"size": small, **black}, line=line, error_y={"thickness": 0.8})
 
 
 def traces(figure: go.Figure) -> list[Any]:
@@ -257,7 +270,8 @@ def line(
     if not len(rows):
         return
     if rows["low"].notna().any() and not thin:
-        figure.add_trace(band(rows, mark.colour, 0.2, x, legendgroup=mark.name, visible=visible), **place)
+        shade = GREY if mark.colour == INK else mark.colour  # ink would hide the lines below it
+        figure.add_trace(band(rows, shade, 0.2, x, legendgroup=mark.name, visible=visible), **place)
     gaps = pd.concat([pd.concat([run, run.iloc[:1].assign(mean=np.nan)]) for run in runs(rows)]).iloc[:-1]
     points = gaps["layer"] if "layer" in gaps else gaps["at"]
     figure.add_scatter(
@@ -265,7 +279,7 @@ def line(
         y=gaps["mean"].to_numpy(),
         mode="lines+markers",
         name=mark.name,
-        line={"color": mark.colour, "width": 1 if thin else 2},
+        line={"color": mark.colour, "width": 1 if thin else 2.5 if mark.colour == INK else 2},
         marker={"symbol": mark.symbol, "size": 12 if mark.symbol == "star" else 5 if thin else 6, "color": mark.colour},
         selected={"marker": {"opacity": 1, "size": 11}},
         unselected={"marker": {"opacity": 1}},
@@ -277,6 +291,7 @@ def line(
         legendgroup=mark.name,
         showlegend=legend,
         visible=visible,
+        zorder=int(mark.colour == INK),  # on top of the others
         cliponaxis=mark.symbol != "star",
         **place,
     )
@@ -311,7 +326,7 @@ def maximum(figure: go.Figure, about: About, brief: bool = False, **place: Any) 
     figure.add_hline(
         most,
         line={"color": GREY, "width": 1, "dash": "dot"},
-        annotation={"text": "ln V" if brief else f"ln V = {most:.2f}", "font": {"color": GREY, "size": 11}},
+        annotation={"text": "ln V" if brief else f"ln V = {most:.2f}", "font": {"size": 11}},
         annotation_position="top right",
         exclude_empty_subplots=False,
         **place,

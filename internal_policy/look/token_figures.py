@@ -100,7 +100,13 @@ def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, st
         said = zip(rows["token"], rows["probability"], moved, strict=True)
         cells.append([f"{theme.glyphs(token, 16)}  {_percent(share)}  {move}".rstrip() for token, share, move in said])
     clear = {"color": "rgba(0,0,0,0)"} if style == "screen" else {"color": "white"}
-    common = {"fill": clear, "line": {"color": theme.FAINT if style == "screen" else GREY, "width": 1}, "align": "left"}
+    ink = {"color": theme.INK} if style == "screen" else {}
+    common = {
+        "font": ink,
+        "fill": clear,
+        "line": {"color": theme.FAINT if style == "screen" else GREY, "width": 1},
+        "align": "left",
+    }
     tall = 25 if style == "screen" else 22
     table = go.Table(
         header={"values": heads, "height": 2 * tall - 8, **common},

@@ -64,8 +64,9 @@ def test_images_are_drawn_on_white_without_the_network(tmp_path, monkeypatch):
     export.write(figure, tmp_path / "figure.PNG")
     assert (tmp_path / "figure.PNG").read_bytes() == b"image"
     assert asked["figure"]["layout"]["paper_bgcolor"] == "white"
+    assert (asked["width"], asked["scale"]) == (960, 3)
     assert (asked["format"], asked["mathjax"], asked["proxy_server"]) == ("png", False, "127.0.0.1:9")
-    assert figure.layout.paper_bgcolor == "rgba(0,0,0,0)"
+    assert figure.layout.width is None
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="draws in Chromium, and there is none")

@@ -2,7 +2,9 @@
 
 import html
 import unicodedata
+from itertools import combinations
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from hypothesis import given
@@ -25,6 +27,9 @@ from small_figures import (
 
 from internal_policy.look import catalogue, layer_figures, theme, token_figures, training_figures
 from internal_policy.look.view import About
+
+SHARES = np.array([0.2126, 0.7152, 0.0722])
+"""How much red, green and blue contribute to luminance."""
 
 
 @pytest.mark.parametrize(
@@ -91,10 +96,58 @@ def test_title_and_caption_are_in_the_meta_as_plain_text():
     assert dict(line("A & B", style="paper").layout.meta) == {"title": "A & B", "caption": theme.caption(ABOUT)}
 
 
-def test_on_the_screen_the_page_gives_the_colours():
+def contrast(colour: str, other: str) -> float:
+    """The contrast of two colours, from 1 to 21 (WCAG 2.2)."""
+
+    def luminance(colour: str) -> float:
+        parts = np.frombuffer(bytes.fromhex(colour[1:]), np.uint8) / 255
+        return float(np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ SHARES)
+
+    low, high = sorted([luminance(colour), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_texts_have_the_contrast_that_wcag_asks_on_white():
     layout = line().layout
+    texts = [layout.font, layout.title.font, layout.title.subtitle.font, layout.legend.font, layout.hoverlabel.font]
+    texts += [part for axis in (layout.xaxis, layout.yaxis) for part in (axis.tickfont, axis.title.font)]
+    assert all(contrast(text.color, "#FFFFFF") >= 4.5 for text in texts)
+    assert layout.paper_bgcolor == layout.plot_bgcolor == layout.hoverlabel.bgcolor == "white"
+
+
+def test_the_layer_output_is_the_strongest_curve_and_black_in_print():
+    layer, attention, ffn = (theme.SITES[site].colour for site in ("resid_post", "attn_out", "mlp_out"))
+    assert contrast(layer, "#FFFFFF") > 3 * max(contrast(attention, "#FFFFFF"), contrast(ffn, "#FFFFFF"))
+    screen, paper = (layer_figures.flow(means(8), about(8), style) for style in ("screen", "paper"))
+    (drawn,) = screen.select_traces(selector={"name": "layer output"})
+    others = [trace for trace in screen.data if trace.name in ("attention", "FFN")]
+    assert all(drawn.line.width > other.line.width and drawn.zorder > (other.zorder or 0) for other in others)
+    (printed,) = paper.select_traces(selector={"name": "layer output"})
+    assert printed.line.color == printed.marker.color == "black"
+
+
+SEEN = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+"""Linear RGB as it is seen without one kind of cone (Machado et al. 2009, severity 1)."""
+
+
+@pytest.mark.parametrize("kind", SEEN)
+@pytest.mark.parametrize("ink", [theme.INK, "#F4F5F7"], ids=["light", "dark"])
+def test_layer_attention_and_ffn_differ_without_one_kind_of_cone(kind, ink):
+    linear = [(np.frombuffer(bytes.fromhex(c[1:]), np.uint8) / 255) ** 2.2 for c in (ink, theme.ORANGE, theme.BLUE)]
+    seen = [np.clip(np.array(SEEN[kind]) @ colour, 0, 1) ** (1 / 2.2) for colour in linear]
+    apart = [np.linalg.norm(one - other) for one, other in combinations(seen, 2)]
+    assert min(apart) > 0.35  # of the distance of 1.73 from black to white
+
+
+def test_on_a_page_a_figure_has_no_background_of_its_own():
+    figure = line()
+    layout = theme.on_page(figure).layout
     assert (layout.paper_bgcolor, layout.plot_bgcolor) == ("rgba(0,0,0,0)",) * 2
-    assert layout.font.color is None
+    assert figure.layout.paper_bgcolor == "white"
     assert layout.width is None
 
 
