@@ -31,7 +31,7 @@ def listed() -> dict[str, Path]:
     """Finished scans by their names in the URL: those of the cache, newest first, then the bundled ones."""
     root = store.root()
     return {folder.relative_to(root).as_posix(): folder for folder in store.scans()} | {
-        f.name: f for f in reversed(bundle.scans())
+        f.name: f for f in bundle.scans()
     }
 
 

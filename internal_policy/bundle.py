@@ -1,4 +1,4 @@
-"""What comes with the package: demo models, problems, demo scans and the dashboard."""
+"""What comes with the package: demo models, problems, scans and the dashboard."""
 
 from pathlib import Path
 
@@ -15,8 +15,9 @@ def model(name: str) -> Path | None:
 
 
 def scans() -> list[Path]:
-    """Folders of the bundled demo scans."""
-    return sorted(path.parent for path in (DATA / "scans").glob("*/scan.json"))
+    """Folders of the bundled scans: that of a real language model, then those of the demo models."""
+    found = [path.parent for path in (DATA / "scans").glob("*/scan.json")]
+    return sorted(found, key=lambda folder: (folder.name.startswith("demo-"), folder.name))
 
 
 def runs() -> list[Path]:

@@ -101,8 +101,8 @@ def test_the_table_by_layer_ends_with_final():
     assert table["layer"].tolist() == [*"01234567", "final"]
 
 
-def test_the_bundled_scan_opens_by_default():
-    assert opened().text_input(key="scan").value == "demo-qwen3"
+def test_the_scan_of_a_language_model_opens_by_default():
+    assert opened().text_input(key="scan").value == "smollm2-135m"
 
 
 def test_a_deep_link_sets_what_is_chosen():
@@ -378,7 +378,7 @@ def test_a_scan_of_the_cache_is_listed_and_opens_by_its_digest(copied, empty_cac
     assert opened().session_state["scan"] == "model/0123456789ab"
     assert opened(scan="0123").selectbox(key="listed").value == "model/0123456789ab"
     (folder / store.RECORD).unlink()
-    assert opened().session_state["scan"] == "demo-qwen3"
+    assert opened().session_state["scan"] == "smollm2-135m"
 
 
 def hostile(folder: Path) -> None:

@@ -9,8 +9,6 @@ import pytest
 from browsing import DRAWN, ROOT, WHITE, asked, chosen, field, opened, serving, settle, tab
 from playwright.sync_api import Page, expect
 
-from internal_policy import bundle
-
 
 def says(page: Page, *texts: str) -> None:
     """Expect the predictions at the chosen cell to contain these texts, once the page has updated."""
@@ -33,9 +31,9 @@ def pixel(page: Page, layer: int, position: int) -> dict[str, float]:
     return dict(zip("xy", found, strict=True))
 
 
-def test_right_after_a_clone_the_overview_draws_a_bundled_scan(server, page):
+def test_right_after_a_clone_the_overview_draws_a_scan_of_a_language_model(server, page):
     opened(page, server)
-    assert field(page, "scan").input_value() in {folder.name for folder in bundle.scans()}
+    assert field(page, "scan").input_value() == "smollm2-135m"
     expect(page.get_by_role("heading", name="Overview")).to_be_visible()
     assert page.locator(".st-key-flow .scatterlayer .trace").count() > 2
     page.get_by_text("Make your own scan").click()

@@ -25,9 +25,28 @@ def policies() -> pd.DataFrame:
     return store.read(DEMO, "policies")
 
 
-def test_the_demo_scans_of_both_models_are_bundled_whole():
-    assert [folder.name for folder in bundle.scans()] == ["demo-llama", "demo-qwen3"]
-    assert [store.damaged(folder) for folder in bundle.scans()] == [[], []]
+def test_a_scan_of_a_language_model_and_two_of_demo_models_are_bundled_whole():
+    assert [folder.name for folder in bundle.scans()] == ["smollm2-135m", "demo-llama", "demo-qwen3"]
+    assert [store.damaged(folder) for folder in bundle.scans()] == [[], [], []]
+
+
+def test_the_scan_of_a_language_model_is_small_and_names_no_folder_of_the_machine_that_made_it():
+    folder = bundle.DATA / "scans" / "smollm2-135m"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 6_000_000
+    record, asked = store.record(folder), store.asked(folder)
+    assert record["model"] == record["asked"]["model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    words = [*record["command"], *record["asked"].values(), *asked["asked"].values(), *record["asked"]["content"]]
+    assert not [word for word in words if str(word).startswith(("/", "~"))]
+    assert (record["selection"]["readouts"], record["selection"]["top_k"]) == (["raw", "norm"], 5)
+
+
+def test_the_language_model_answered_the_prompts_beside_its_scan():
+    written = [json.loads(line) for line in (bundle.DATA / "language" / "prompts.jsonl").read_text().splitlines()]
+    rollouts = store.read(bundle.DATA / "scans" / "smollm2-135m", "rollouts")
+    assert len(rollouts) == len(written) == 12
+    for rollout, row in zip(rollouts.to_dict("records"), written, strict=True):
+        assert rollout["problem"] == row.get("problem", "")
+        assert row.get("text", rollout["response"]).endswith(rollout["response"])
 
 
 def test_the_first_readout_is_the_default():
