@@ -8,7 +8,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
-from internal_policy.look import choices, comparison, layer_figures, statistics, targets, token_figures, tokens, view
+from internal_policy.look import (
+    choices,
+    comparison,
+    labels,
+    layer_figures,
+    statistics,
+    targets,
+    token_figures,
+    tokens,
+    view,
+)
 from internal_policy.look.statistics import Average
 from internal_policy.look.theme import Style
 from internal_policy.look.view import About, View
@@ -173,11 +183,14 @@ def _compare(views: Sequence[View], choice: Choice) -> Data:
         change = choice.measure == "change"
         found = view.changes(one, choice.average) if change else view.means(one, "entropy", choice.average)
         frames[str(number)] = comparison.relative(found, record["n_layers"])
-    return Data(frames, [view.about(one) for one in views], choice)
+    named = labels.labels(views, labels.room(len(views), choice.style))
+    return Data(
+        frames, [replace(view.about(one), label=label) for one, label in zip(views, named, strict=True)], choice
+    )
 
 
 def compare(data: Data) -> go.Figure:
-    """Entropy or entropy change of up to four scans side by side, at relative depth."""
+    """Entropy or entropy change of up to four scans, or readouts of one, side by side at relative depth."""
     columns = list(zip(data.abouts, data.frames.values(), strict=True))
     return layer_figures.compare(columns, "change" if data.choice.measure == "change" else "entropy", data.choice.style)
 

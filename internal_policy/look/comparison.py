@@ -1,6 +1,6 @@
 """Check which scans can be compared, and what differs between them besides the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,14 @@ from internal_policy.look.view import View, absent, check
 
 
 def comparable(views: Sequence[View], measure: str = "entropy") -> list[Mapping[str, Any]]:
-    """The records of scans that can be compared. Otherwise raises InputError with the reason."""
+    """The records of views that can be compared. Otherwise raises InputError with the reason.
+
+    Different readouts can only be compared within one scan, where nothing else differs.
+    """
     records = [check(view) for view in views]
+    one_scan = all(view.source == views[0].source for view in views)
     for view, record in zip(views, records, strict=True):
-        if view.readout != views[0].readout:
+        if view.readout != views[0].readout and not one_scan:
             raise InputError(
                 f"Can't compare {views[0].source} with the readout {views[0].readout} to {view.source} with "
                 f"{view.readout}. Choose one readout."
@@ -54,13 +58,19 @@ def named(path: str, content: dict[str, Any] | None) -> str:
     return f"{path} (commit {revision[:12]})" if revision else path
 
 
-def differences(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What differs between compared scans besides the model, as sentences: the caveats of the comparison."""
-    questions = {
+def differences(records: Sequence[Mapping[str, Any]], same_tokens: bool = False) -> list[str]:
+    """What differs between compared scans besides the model, as sentences: the caveats of the comparison.
+
+    Where the scans have the `same_tokens`, it doesn't matter how those were sampled.
+    """
+    sampling: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "the problems": lambda r: _problems(r["asked"]),
         "the number of rollouts": lambda r: r["rollouts"],
         "the temperature": lambda r: r["asked"].get("temperature"),
         "the maximum length of a response": lambda r: r["asked"].get("max_new_tokens"),
+    }
+    questions = {} if same_tokens else sampling
+    questions |= {
         "the size of the vocabulary, which sets the largest possible entropy": lambda r: r["d_vocab"],
         "the precision of the weights": lambda r: r["dtype"],
     }

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from internal_policy.errors import InputError
-from internal_policy.look import theme, view
+from internal_policy.look import labels, theme, view
 from internal_policy.look.theme import GREY, Mark, Style
 from internal_policy.look.view import About
 
@@ -280,7 +280,7 @@ def compare(
             if len(line):
                 theme.line(figure, line, marks[name], x="depth", row=1, col=number, legend=name not in seen)
                 seen.add(name)
-        _heading(figure, about, number, len(columns), style)
+        _above(figure, labels.heading(about, len(columns), style), number)
     figure.update_xaxes(range=[-0.03, 1.05], tickvals=[0, 0.5, 1], title={"text": "Relative depth"})
     if what == "entropy":  # the shared axis needs room for the largest vocabulary
         figure.update_yaxes(range=[0, 1.12 * log(max(about.d_vocab for about, _ in columns))])
@@ -290,19 +290,19 @@ def compare(
     said = [view.how(about.readout) for about, _ in columns] + [about.which for about, _ in columns if about.which]
     caption = " · ".join(dict.fromkeys(said))
     title = f"{theme.MEASURES[what][0]} at relative depth"
-    return theme.layout(figure, title, caption, style, height=460, wide=True, above=40)
+    lines = max(len(labels.heading(about, len(columns), style)) for about, _ in columns)
+    return theme.layout(figure, title, caption, style, height=460, wide=True, above=10 + 15 * lines)
 
 
-def _heading(figure: go.Figure, about: About, number: int, of: int, style: Style) -> None:
-    """Write the model and its counts above its column."""
-    model = theme.inert(theme.short(about.model, (34, 24, 20, 18)[of - 1] if style == "paper" else 72 // of))
+def _above(figure: go.Figure, lines: Sequence[str], number: int) -> None:
+    """Write a heading above a column."""
     figure.add_annotation(
         x=0.5,
         y=1,
         xref=f"x{number if number > 1 else ''} domain",
         yref="paper",
         yanchor="bottom",
-        text=f"{model}<br>{theme.n(about)}",
+        text="<br>".join(lines),
         font={"size": 11},
         showarrow=False,
     )

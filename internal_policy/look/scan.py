@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from internal_policy.errors import counted
-from internal_policy.look import findings, notebook, rollouts, statistics, targets, tokens, view
+from internal_policy.look import findings, notebook, pairs, rollouts, statistics, targets, tokens, view
 from internal_policy.look.statistics import Average, Part
 from internal_policy.look.view import About, View
 from internal_policy.measure.sites import CHANGES, WITH_FINAL
@@ -148,6 +148,21 @@ class Scan(View):
         cells = tokens.cells(self, number, site, measure)
         found = cells.merge(tokens.response(self, number), on="position")
         return found[["layer", "position", "id", "token", "value"]]
+
+    def compare_tokens(
+        self, other: View, rollout: int | None = None, site: str = "resid_post", measure: str = "entropy"
+    ) -> pd.DataFrame:
+        """How another scan, or this one with another readout, differs at each token and layer of one response.
+
+            raw = ip.open_scan("demo-qwen3")
+            raw.compare_tokens(raw.view(readout="norm"), rollout=0)
+
+        `rollout` is by default the first whose tokens the other scan has too. The measure can also be `probability`,
+        that of the top token. Columns: layer, position, id, token, value_a (of this scan), value_b, difference (b minus
+        a), and if top tokens were kept, top_a, top_b and same_top. Raises InputError if the other scan has no response
+        with the same tokens, or lacks the measure.
+        """
+        return pairs.differences(*pairs.best(self, other, rollout), site, measure)
 
     @property
     def findings(self) -> tuple[str, ...]:

@@ -64,6 +64,8 @@ class About:
     """Size of the vocabulary; its logarithm is the largest possible entropy."""
     which: str = ""
     """The filter in words; empty if everything is included."""
+    label: str = ""
+    """What a comparison calls the scan, different from the others; empty elsewhere."""
 
 
 def how(readout: str) -> str:

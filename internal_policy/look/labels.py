@@ -1,0 +1,71 @@
+"""Tell the scans of a comparison apart in a few words."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from internal_policy.errors import counted
+from internal_policy.look import theme
+from internal_policy.look.theme import Style
+from internal_policy.look.view import About, View, check, how
+from internal_policy.scans import records
+
+
+def _facts(view: View, record: Mapping[str, Any]) -> list[str | None]:
+    """What can tell scans of one model apart, in the order in which a label uses it; None where it isn't known."""
+    asked = record["asked"]
+    named = ("temperature", "seed", "problems", "rollouts", "lens")
+    weights = str(asked.get("identity") or "").split()  # "sha256 ...", for an adapter "sha256 ... on sha256 ..."
+    return [
+        how(view.readout),
+        record["dtype"],
+        asked.get("revision"),
+        f"weights {weights[1][:8]}" if len(weights) > 1 else None,
+        "sampled responses" if records.sampled(asked) else "given responses",
+        *(None if asked.get(name) is None else f"{name} {asked[name]}" for name in named),
+        counted(record["rollouts"], "rollout"),
+        record["created"][:10],
+        record["digest"][:8],
+    ]
+
+
+def labels(views: Sequence[View], most: int = 48) -> list[str]:
+    """A short label for each of the views, no two of which are equal: the model, then what tells it from the others.
+
+    A fact is only named if it tells apart what is still equal. Each is cut to `most` characters. The texts are plain,
+    not escaped for plotly.
+    """
+    facts = [_facts(view, check(view)) for view in views]
+    found = [(theme.short(check(view)["model"], most),) for view in views]
+    for values in zip(*facts, strict=True):
+        told: dict[tuple[str, ...], set[str | None]] = {}
+        for label, value in zip(found, values, strict=True):
+            told.setdefault(label, set()).add(value)
+        found = [
+            (*label, theme.short(value, most)) if value and len(told[label]) > 1 else label
+            for label, value in zip(found, values, strict=True)
+        ]
+    seen: Counter[tuple[str, ...]] = Counter()
+    named = []
+    for label in found:  # the same view twice
+        seen[label] += 1
+        named.append(" · ".join(label) + (f" ({seen[label]})" if seen[label] > 1 else ""))
+    return named
+
+
+def room(of: int, style: Style) -> int:
+    """How many characters fit above each of `of` columns."""
+    return (34, 24, 20, 18)[of - 1] if style == "paper" else 72 // of
+
+
+def heading(about: About, of: int, style: Style) -> list[str]:
+    """The lines above a column: the model, what tells it from the others, and its counts."""
+    most = room(of, style)
+    model, *facts = about.label.split(" · ") if about.label else [theme.short(about.model, most)]
+    lines = [model]
+    for number, fact in enumerate(facts):
+        if number and len(lines[-1]) + 3 + len(fact) <= most:
+            lines[-1] += f" · {fact}"
+        else:
+            lines.append(fact)
+    return [*map(theme.inert, lines), theme.n(about)]
