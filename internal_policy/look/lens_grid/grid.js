@@ -1,0 +1,289 @@
+// The lens grid: mount it in an empty element, give it new data, ask for its state.
+//
+// const grid = mountLensGrid(root, data, host); grid.update(data); grid.state();
+// Two linked grids are in pair.js; each is made by `lensGrid`.
+
+function mountLensGrid(root, data, host) {
+  if (root.lensGrid) {
+    Object.assign(root.lensGrid.host, host);
+    root.lensGrid.update(data);
+    return root.lensGrid;
+  }
+  const made = data.grids.length > 1 ? mountPair(root, data, { ...host }) : lensGrid(root, data, { ...host });
+  root.lensGrid = made;
+  return made;
+}
+
+// One grid. Beyond `host.keep`, `want` and `pick`, a host may have `preview(state)`, called for every pointed cell.
+function lensGrid(root, data, host) {
+  let source = null, view = null, found = null, typed = "", pins = [], pending = null, turn = 0, given = "", kept = "", timer = 0;
+  const state = { readout: "", site: "", measure: "", fixed: false, layer: 0, column: 0, locked: false };
+  const act = {
+    hover, lock, move, keep, free, pin, find, hit, choose, describe, nearest,
+    narrow: () => root.clientWidth < NARROW,
+    canKeep: Boolean(host.keep),
+    canWant: Boolean(host.want),
+  };
+  const box = element("div", "lg"), note = element("p", "lg-note"), strip = element("div", "lg-text"), legend = element("div", "lg-legend");
+  const main = element("div", "lg-main"), live = element("div", "lg-live"), left = element("div", "lg-left");
+  const bar = createBar(act), table = createTable(act), panel = createPanel(act);
+  let text = null;
+  live.setAttribute("aria-live", "polite");
+  note.setAttribute("role", "note");
+  left.append(legend, table.node);
+  main.append(left, panel.node);
+  box.append(bar.node, note, strip, main, live);
+  new ResizeObserver(() => box.classList.toggle("lg-narrow", act.narrow())).observe(root);
+  box.classList.toggle("lg-narrow", act.narrow());
+  box.classList.toggle("lg-app", root.getRootNode() !== document);
+  root.replaceChildren(box);
+  listenToKeys(table.node, act);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => source && repaint());
+
+  // The state that a link keeps.
+  function link() {
+    const { layer, column, site, readout, measure } = state;
+    return { layer, position: source.payload.first + column, site, readout, measure };
+  }
+
+  function adopt(chosen, next) {
+    const { payload } = next;
+    const sent = (name) => payload.planes[name];
+    state.readout = [chosen.readout, "norm", ...payload.readouts.map((each) => each.name)].find((name) => name && sent(name));
+    state.site = next.layers(state.readout, chosen.site).some((layer) => layer < next.model) ? chosen.site : "resid_post";
+    state.measure = next.measure(chosen.measure) ? chosen.measure : payload.measures[0].name;
+    const rows = next.layers(state.readout, state.site), column = (chosen.position ?? null) === null ? -1 : chosen.position - payload.first;
+    const known = column >= 0 && column < next.columns;
+    state.layer = nearestOf(rows, chosen.layer ?? rows[rows.length >> 1]);
+    state.column = known ? column : 0;
+    state.locked = known && rows.includes(chosen.layer);
+  }
+
+  // Keep the state where the new payload still has it.
+  function carry(next) {
+    const same = source.payload.scan === next.payload.scan && source.payload.rollout === next.payload.rollout;
+    if (pending && next.sent(pending.readout, pending.site)) Object.assign(state, pending);
+    if (!next.payload.planes[state.readout]) state.readout = Object.keys(next.payload.planes)[0];
+    if (!next.layers(state.readout, state.site).length) state.site = "resid_post";
+    if (!next.measure(state.measure)) state.measure = next.payload.measures[0].name;
+    const position = source.payload.first + state.column, column = position - next.payload.first;
+    const stays = same && column >= 0 && column < next.columns;
+    state.column = stays ? column : 0;
+    state.locked = state.locked && stays;
+    state.layer = nearestOf(next.layers(state.readout, state.site), state.layer);
+    return stays;
+  }
+
+  async function update(next) {
+    const mine = ++turn, payload = next.grids[0], opened = openPayload(payload, source);
+    const chosen = JSON.stringify(next.chosen), asked = chosen !== given && !sameLink(next.chosen, kept);
+    given = chosen;
+    const stays = source && carry(opened);
+    if (!source || asked) adopt(next.chosen, opened);
+    pending = null;
+    const move = !source || asked || !stays;
+    await opened.open(state.readout, state.site);
+    if (mine !== turn) return;
+    const texts = (each) => JSON.stringify([each.payload.prompt, each.payload.tokens]);
+    if (!text || texts(source) !== texts(opened)) text = textStrip(strip, opened, act);
+    source = opened;
+    pins = pins.map(({ text: word }) => ({ text: word, token: payload.vocabulary.indexOf(word) }));
+    search();
+    draw();
+    if (move) table.reveal(state.layer, state.column, true);
+    root.dataset.ready = String(turn);
+  }
+
+  function makeView() {
+    const { readout, site } = state, measure = source.measure(state.measure), rows = source.layers(readout, site);
+    const value = source.reader(readout, site, state.measure), layers = rows.filter((layer) => layer < source.model);
+    const lines = new Map(rows.map((layer) => [layer, source.line(readout, site, layer)]));
+    const values = layers.flatMap((layer) => Array.from({ length: source.columns }, (_, column) => value(layer, column))).filter(Number.isFinite);
+    const scale = scaleOf(measure, values, state.fixed), full = palette(measure);
+    return { measure, rows, value, lines, values, scale, full, layers };
+  }
+
+  function draw() {
+    view = makeView();
+    bar.draw(source, state);
+    drawNote();
+    drawWords();
+    repaint();
+  }
+
+  // What the table draws in a cell.
+  function look(layer, column) {
+    const line = view.lines.get(layer), at = line ? line.start + column : 0;
+    const token = line && line.fields.topk_ids ? line.fields.topk_ids[at * source.k] : NO_TOKEN;
+    const number = view.value(layer, column), step = view.scale.step(number);
+    const hit = found !== null && found.keys.has(layer * source.columns + column);
+    const paint = step < 0 ? { colour: "", ink: "" } : (found && !hit ? view.faded : view.full)[step];
+    const said = token !== NO_TOKEN ? source.glyph(token) : source.k || !Number.isFinite(number) ? "" : amount(number, { ...view.measure, unit: "" });
+    return { text: said, colour: paint.colour, ink: paint.ink, actual: token === source.payload.actual[column], hit };
+  }
+
+  function repaint() {
+    if (found) view.faded = palette(view.measure, 0.72, channels(getComputedStyle(box).backgroundColor));
+    const { model, columns, payload } = source;
+    const came = (column) => source.glyph(payload.actual[column]);
+    const rows = view.rows.filter((layer) => layer < model);
+    table.node.setAttribute("aria-label", `Top token of every layer at every position, coloured by ${view.measure.title.toLowerCase()}`);
+    table.draw({ rows, model, columns, first: payload.first, hasModel: view.rows.includes(model), look, came });
+    point();
+  }
+
+  // The legend, and the colours of the text above the grid.
+  function drawWords() {
+    const own = (name) => source.reader(state.readout, "resid_post", name);
+    const shown = Number.isFinite(own(state.measure)(source.model, 0)) ? state.measure : "entropy", measure = source.measure(shown);
+    const numbers = (name) => Array.from({ length: source.columns }, (_, column) => own(name)(source.model, column));
+    const scale = shown === state.measure && view.values.length ? view.scale : measure && scaleOf(measure, numbers(shown).filter(Number.isFinite), false);
+    if (scale) text.paint((column) => scale.step(own(shown)(source.model, column)), palette(measure));
+    strip.setAttribute("aria-label", `Prompt and response${measure ? `, coloured by the model's own ${measure.title.toLowerCase()}` : ""}`);
+    const where = `${view.measure.title} · ${source.siteTitle(state.site)}`;
+    const other = measure && shown !== state.measure ? ` The text above shows the model's own ${measure.title.toLowerCase()}.` : "";
+    if (view.values.length) drawLegend(legend, view.scale, where, `Bold: the top token is the actual one.${other}`);
+    else legend.replaceChildren(element("span", "lg-what", where), element("span", "lg-why", `Not measured at this site with this readout.${other}`));
+  }
+
+  // What is wrong with this readout, and the way to a better one.
+  function drawNote() {
+    const { readouts } = source.payload, here = readouts.find((each) => each.name === state.readout);
+    const better = state.readout !== "norm" && readouts.find((each) => each.name === "norm");
+    note.hidden = !here || !here.note;
+    if (note.hidden) return;
+    note.replaceChildren(element("span", "", here.note));
+    if (!better || !(act.canWant || source.sent("norm", state.site))) return;
+    const button = element("button", "lg-button", `Read ${better.title}`);
+    button.type = "button";
+    button.onclick = () => choose({ readout: "norm" });
+    note.append(button);
+  }
+
+  function point(reveal = false) {
+    table.point(state);
+    text.point(state.column, reveal);
+    panel.draw(source, state, pins);
+  }
+
+  function told() {
+    clearTimeout(timer);
+    timer = setTimeout(() => host.pick && host.pick(link()), 120);
+    if (host.preview) host.preview(link());
+  }
+
+  function hover(layer, column) {
+    if (state.locked || !view) return;
+    state.layer = layer ?? state.layer;
+    state.column = column ?? state.column;
+    point();
+    if (host.preview) host.preview(link());
+  }
+
+  function lock(layer, column) {
+    const same = state.locked && (layer ?? state.layer) === state.layer && (column ?? state.column) === state.column;
+    if (same) return free();
+    go(layer ?? state.layer, column ?? state.column);
+    live.textContent = describe(state.layer, state.column);
+  }
+
+  // Lock a cell and bring it into sight.
+  function go(layer, column, quiet = false) {
+    Object.assign(state, { layer, column, locked: true });
+    table.reveal(layer, column);
+    point(true);
+    if (!quiet) told();
+  }
+
+  function move(down, across) {
+    const rows = view.rows, at = clamp(rows.indexOf(state.layer) + down, 0, rows.length - 1);
+    go(rows[at], clamp(state.column + across, 0, source.columns - 1));
+    table.focus();
+  }
+
+  function free() {
+    state.locked = false;
+    point();
+    live.textContent = "Free. Hovering previews cells.";
+  }
+
+  function keep() {
+    if (!host.keep) return;
+    go(state.layer, state.column);
+    kept = link();
+    host.keep(kept);
+    live.textContent = "The address now has this cell.";
+  }
+
+  function pin(word) {
+    const at = pins.findIndex((each) => each.text === word);
+    if (at >= 0) pins.splice(at, 1);
+    else pins = [...pins, { text: word, token: source.payload.vocabulary.indexOf(word) }].slice(-PINS.length);
+    panel.draw(source, state, pins);
+    live.textContent = at >= 0 ? `Unpinned ${visible(word)}.` : `Pinned ${visible(word)}.`;
+  }
+
+  function search() {
+    found = findCells(source, state.readout, state.site, typed);
+    bar.drawFound(found, typed);
+  }
+
+  function find(word) {
+    typed = word;
+    search();
+    repaint();
+  }
+
+  function hit(step) {
+    if (!found || !found.cells.length) return;
+    const { layer, column } = neighbour(found, state, step);
+    go(layer, column);
+    live.textContent = describe(layer, column);
+  }
+
+  async function choose(changes) {
+    const wanted = { readout: state.readout, site: state.site, ...changes };
+    const there = source.sent(wanted.readout, wanted.site) || (wanted.site === "resid_pre" && source.sent(wanted.readout, "resid_post"));
+    if (!there) {
+      pending = { readout: wanted.readout, site: wanted.site };
+      host.want(pending);
+      return;
+    }
+    const mine = ++turn;
+    Object.assign(state, changes);
+    await source.open(state.readout, state.site);
+    if (mine !== turn) return;
+    state.layer = nearestOf(source.layers(state.readout, state.site), state.layer);
+    search();
+    draw();
+    root.dataset.ready = String(turn);
+  }
+
+  function nearest(at, x) {
+    const distance = (layer) => Math.abs(x(layer) - at);
+    lock(view.rows.reduce((best, layer) => (distance(layer) < distance(best) ? layer : best)), null);
+  }
+
+  // A cell in words, for screen readers.
+  function describe(layer, column) {
+    const { readout, site } = state, best = source.top(readout, site, layer, column)[0];
+    const rank = source.actualRank(readout, site, layer, column), number = view.value(layer, column);
+    const said = [
+      best ? `top token ${source.glyph(best[0])}, probability ${percent(best[1])}` : "",
+      state.measure !== "probability" && state.measure !== "rank" ? `${view.measure.title.toLowerCase()} ${amount(number, view.measure)}` : "",
+      `actual token ${source.glyph(source.payload.actual[column])}${rank > 0 ? `, rank ${rank.toLocaleString("en-US")}` : ""}`,
+    ];
+    return `${layer === source.model ? "the model's own policy" : `layer ${layer}`}, position ${source.payload.first + column}: ${said.filter(Boolean).join("; ")}`;
+  }
+
+  const ready = update(data);
+  return { host, ready, update, go, state: () => ({ ...link(), locked: state.locked, pins: pins.map((each) => each.text), find: typed, fixed: state.fixed }), node: table.node };
+}
+
+function nearestOf(rows, wanted) {
+  return rows.reduce((best, row) => (Math.abs(row - wanted) < Math.abs(best - wanted) ? row : best));
+}
+
+function sameLink(chosen, kept) {
+  return Boolean(kept) && Object.entries(kept).every(([name, value]) => chosen[name] === value);
+}
