@@ -1,7 +1,7 @@
 """`internal-policy plot`: draw one figure of a scan."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -22,7 +22,13 @@ Figure = Literal[
 ]
 
 
-Measure = Literal["entropy", "change", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm"]
+OF_TOKENS = ("tokens", "cell")
+"""Figures of single tokens, which are drawn through the final norm if that was measured."""
+
+
+Measure = Literal[
+    "entropy", "change", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm", "probability"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,8 @@ class Plot(OutputOptions, ViewOptions):
       convergence   KL to the model's policy, and where its top token settles
       readouts      raw, norm and a lens in one figure
       distribution  spread over the tokens
-      tokens        heatmap of a response, token by layer
+      tokens        layers x tokens of a response; .html is the lens grid, with the
+                    top token in each cell, and the others are a heatmap
       cell          what the policies of a layer would say at a token
       compare       up to four scans side by side
 
@@ -64,8 +71,9 @@ class Plot(OutputOptions, ViewOptions):
     """Scans that compare draws beside the first."""
     measure: Annotated[Measure | None, tyro.conf.arg(metavar="MEASURE")] = None
     """Measure that tokens, distribution, readouts and compare draw: entropy, change, logprob, rank, top1, kl, norm,
-    cosine or entropy_at_input_norm. Only tokens and compare draw change, only readouts draws top1, and only
-    tokens and distribution draw entropy_at_input_norm. By default entropy."""
+    cosine, entropy_at_input_norm or probability (of the top token). Only tokens and compare draw change, only readouts
+    draws top1, only tokens and distribution draw entropy_at_input_norm, and only the lens grid draws probability, which
+    is its default; that of the others is entropy."""
     site: Text = None
     """Site that tokens, distribution and readouts draw: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out or
     resid_post, which is the default."""
@@ -83,6 +91,8 @@ def run(options: Plot) -> None:
     """Write one figure."""
     require("app", "plotly")
     from internal_policy.look import catalogue, choices, export
+    from internal_policy.look.lens_grid import response
+    from internal_policy.look.view import for_tokens
 
     export.check(options.output)
     outputs.check_file(options.output, options.force)
@@ -91,9 +101,20 @@ def run(options: Plot) -> None:
     given = {name: value for name, value in given.items() if value != getattr(Plot, name)}
     choices.check(options.figure, given, catalogue.USES, lambda name: f"--{name}")
     views = views_of((options.scan, *options.against), options)
+    if options.figure in OF_TOKENS and options.readout is None:
+        views = [replace(one, readout=for_tokens(one.source).readout) for one in views]
     chosen = {name: value for name, value in given.items() if hasattr(catalogue.Choice, name)}
+    if is_grid(options):
+        export.write_page(response.html(views[0], **chosen), options.output)
+        progress.note(f"Wrote {options.output}.")
+        return
     export.write(catalogue.draw(options.figure, views, catalogue.Choice(**chosen, style=options.style)), options.output)
     progress.note(f"Wrote {options.output}.")
+
+
+def is_grid(options: Plot) -> bool:
+    """Whether the figure is a lens grid, which only a browser can draw, rather than a heatmap."""
+    return options.figure == "tokens" and options.style == "screen" and options.output.suffix.lower() == ".html"
 
 
 def views_of(names: Sequence[str], options: ViewOptions) -> "list[View]":

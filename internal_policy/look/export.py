@@ -29,6 +29,13 @@ def write(figure: go.Figure, path: Path) -> None:
         temporary.write_bytes(whole)
 
 
+def write_page(text: str, path: Path) -> None:
+    """Write an HTML page, whole or not at all. Raises InputError if that fails."""
+    check(path)
+    with files.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def check(path: Path) -> None:
     """Raise InputError if a figure can't be written to `path`. Call this before drawing it."""
     ending = path.suffix.lower()

@@ -9,6 +9,7 @@ import pandas as pd
 
 from internal_policy.errors import counted
 from internal_policy.look import findings, notebook, pairs, rollouts, statistics, targets, tokens, view
+from internal_policy.look.lens_grid.response import TokenTable
 from internal_policy.look.statistics import Average, Part
 from internal_policy.look.view import About, View
 from internal_policy.measure.sites import CHANGES, WITH_FINAL
@@ -137,17 +138,19 @@ class Scan(View):
         """
         return targets.targets(self.changes(average))
 
-    def tokens(self, rollout: int | None = None, site: str = "resid_post", measure: str = "entropy") -> pd.DataFrame:
+    def tokens(self, rollout: int | None = None, site: str = "resid_post", measure: str = "entropy") -> TokenTable:
         """A measure at each token and layer of one response, by default the first of this view.
 
         Columns: layer, position (from 0), id and token (of the predicted token), value (in the measure's unit). The
-        measure `change` is the entropy at the site minus that at its input. Raises InputError for an unknown rollout or
-        a measure that the scan lacks there.
+        measure `change` is the entropy at the site minus that at its input. A notebook draws it as a lens grid: layers
+        x tokens, with the top token written in each cell. Raises InputError for an unknown rollout or a measure that
+        the scan lacks there.
         """
         number = view.first_rollout(self) if rollout is None else rollout
         cells = tokens.cells(self, number, site, measure)
         found = cells.merge(tokens.response(self, number), on="position")
-        return found[["layer", "position", "id", "token", "value"]]
+        frame = found[["layer", "position", "id", "token", "value"]]
+        return TokenTable.of(frame, self, number, site=site, measure=measure)
 
     def compare_tokens(
         self, other: View, rollout: int | None = None, site: str = "resid_post", measure: str = "entropy"

@@ -124,16 +124,16 @@ def response(view: View, rollout: int) -> pd.DataFrame:
     return frame.assign(token=texts(view, frame["id"])).reset_index(drop=True)
 
 
-def window(response: pd.DataFrame, position: int | None = None) -> pd.DataFrame:
-    """The tokens in one heatmap: the first 512 of a response, or the 512 around `position`.
+def window(response: pd.DataFrame, position: int | None = None, most: int = WINDOW) -> pd.DataFrame:
+    """The tokens drawn at once: the first `most` of a response, or as many around `position`.
 
     `response` has one row per token, with its position. Raises InputError for a position that it lacks.
     """
     first, last = int(response["position"].iloc[0]), int(response["position"].iloc[-1])
     if position is not None and not first <= position <= last:
         raise InputError(f"There is no position {position} in this response. Choose one from {first} to {last}.")
-    start = first if position is None else first + (position - first) // WINDOW * WINDOW
-    return response[response["position"].between(start, start + WINDOW - 1)]
+    start = first if position is None else first + (position - first) // most * most
+    return response[response["position"].between(start, start + most - 1)]
 
 
 def texts(view: View, ids: pd.Series) -> pd.Series:

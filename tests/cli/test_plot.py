@@ -45,7 +45,7 @@ def test_each_figure_of_a_scan_is_written_as_a_page_that_needs_no_network(figure
     assert main(["plot", "demo-qwen3", figure, "-o", str(path)]) == 0
     page = path.read_text()
     assert "Wrote" in capsys.readouterr().err
-    assert "plotly.js v" in page
+    assert ("mountLensGrid" if figure == "tokens" else "plotly.js v") in page
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?http", page)
 
 
@@ -270,7 +270,7 @@ def test_a_measure_that_no_figure_draws_is_wrong_usage(figure, measure, here, ca
 
 
 def test_the_choices_of_plot_measure_match_the_figures():
-    assert {*get_args(Measure)} == {*chain(*catalogue.CHOICES.values())}
+    assert {*get_args(Measure)} == {"probability", *chain(*catalogue.CHOICES.values())}
     assert {*chain(*catalogue.CHOICES.values())} <= {*theme.MEASURES}
 
 
@@ -278,3 +278,16 @@ def test_the_choices_of_plot_measure_match_the_figures():
 def test_the_dashboard_refuses_a_port_that_does_not_exist(port, capsys):
     assert main(["dashboard", "--port", port]) == 2
     assert f"--port is {port}. Use a number from 1 to 65535." in capsys.readouterr().err
+
+
+def test_tokens_in_print_are_a_heatmap(tmp_path):
+    path = tmp_path / "figure.html"
+    assert main(["plot", "demo-qwen3", "tokens", "--style", "paper", "-o", str(path)]) == 0
+    assert "plotly.js v" in path.read_text()
+
+
+@pytest.mark.parametrize(("options", "readout"), [([], "norm"), (["--readout", "raw"], "raw")])
+def test_a_grid_opens_on_the_norm_readout_unless_told_otherwise(options, readout, tmp_path):
+    path = tmp_path / "grid.html"
+    assert main(["plot", "demo-qwen3", "tokens", "--rollout", "1", *options, "-o", str(path)]) == 0
+    assert f'"chosen": {{"readout": "{readout}"' in path.read_text()

@@ -82,12 +82,21 @@ def test_the_actual_tokens_and_the_prompt_have_their_texts(sent):
     assert sent["tokens"] == response["token"].tolist()
     assert [sent["vocabulary"][n] for n in sent["actual"]] == sent["tokens"]
     problem = store.read(SCAN, "rollouts", ["rollout", "problem"]).set_index("rollout").loc[3, "problem"]
-    assert problem in "".join(sent["prompt"])
+    assert str(problem) in "".join(sent["prompt"])
 
 
 def test_a_window_of_positions_starts_at_its_first(sent):
     part = payload(replace(view.default(SCAN), first=2, last=5), 3)
     assert (part["first"], part["tokens"]) == (2, sent["tokens"][2:6])
+
+
+def test_a_long_response_is_sent_in_windows(monkeypatch, sent):
+    monkeypatch.setattr("internal_policy.look.lens_grid.payload.MOST", 4)
+    part = payload(view.default(SCAN), 3, position=6)
+    assert (part["first"], part["tokens"]) == (4, sent["tokens"][4:8])
+    assert part["ends"] == sent["ends"] == [0, len(sent["tokens"]) - 1]
+    whole, found = (decoded(p["planes"]["raw"]["mlp_out"], len(p["tokens"]))["kl"] for p in (sent, part))
+    assert np.array_equal(found, whole[:, 4:8])
 
 
 def test_what_was_not_measured_is_refused_by_name():

@@ -24,6 +24,8 @@ PANEL = tokens.READ_AT_A_CELL
 """Sites whose top tokens the panel beside the grid shows."""
 LONGEST_PROMPT = 400
 """Most tokens of a prompt that are sent; the last ones are kept."""
+MOST = 1024
+"""Most tokens of a response that are sent at once."""
 LONGEST_TOKEN = 200
 """Characters after which the text of a token is cut."""
 NO_TOKEN = 0xFFFFFFFF
@@ -47,18 +49,27 @@ class Field:
 
 
 def payload(
-    one: View, rollout: int, readouts: Sequence[str] | None = None, sites: Sequence[str] | None = None, name: str = ""
+    one: View,
+    rollout: int,
+    readouts: Sequence[str] | None = None,
+    sites: Sequence[str] | None = None,
+    *,
+    position: int | None = None,
+    name: str = "",
 ) -> dict[str, Any]:
-    """The numbers of one response at some sites and with some readouts: see the module `lens_grid/plane.js`.
+    """The numbers of one response at some sites and with some readouts, which `plane.js` reads.
 
-    By default all readouts and the sites that the panel shows. `name` is what links call the scan. Raises InputError
-    for a readout, site or rollout that the scan lacks.
+    By default all readouts and the sites that the panel shows. A response of more than 1,024 tokens is sent in windows:
+    the first one, or the one with `position`. `name` is what links call the scan. Raises InputError for a readout,
+    site, rollout or position that the scan lacks.
     """
     record = view.check(one)
-    response, prompt = tokens.response(one, rollout), _prompt(one, rollout)
+    whole, prompt = tokens.response(one, rollout), _prompt(one, rollout)
+    response = tokens.window(whole, position, MOST)
+    one = replace(one, first=int(response["position"].iloc[0]), last=int(response["position"].iloc[-1]))
     chosen = record["selection"]
-    sent = [site for site in sites or PANEL if site in chosen["sites"]]
-    if missing := [site for site in sites or () if site not in chosen["sites"]]:
+    sent = measured(one) if sites is None else list(sites)
+    if missing := [site for site in sent if site not in chosen["sites"]]:
         raise view.absent(one, "entropy", missing[0])
     read = [replace(one, readout=readout) for readout in readouts or chosen["readouts"]]
     planes = {each.readout: dict(_planes(each, rollout, sent, len(response))) for each in read}
@@ -73,7 +84,8 @@ def payload(
         "n_layers": record["n_layers"],
         "d_vocab": record["d_vocab"],
         "k": chosen["top_k"] if "topk" in chosen["measures"] else 0,
-        "first": int(response["position"].iloc[0]),
+        "first": one.first,
+        "ends": [int(whole["position"].iloc[0]), int(whole["position"].iloc[-1])],
         "prompt": [texts[index[token]] for token in prompt],
         "tokens": [texts[index[token]] for token in response["id"]],
         "ids": response["id"].tolist(),
@@ -87,6 +99,11 @@ def payload(
             for readout, found in planes.items()
         },
     }
+
+
+def measured(one: View) -> list[str]:
+    """The sites of the panel that the scan has."""
+    return [site for site in PANEL if site in view.check(one)["selection"]["sites"]]
 
 
 def _prompt(one: View, rollout: int) -> list[int]:
