@@ -4,7 +4,8 @@ import pandas as pd
 import show
 import streamlit as st
 
-from internal_policy.look import run_catalogue, runs
+from internal_policy.errors import InputError
+from internal_policy.look import run_catalogue, run_summary, runs, seeds
 from internal_policy.look.run_catalogue import RunChoice
 from internal_policy.look.runs import RunTables
 
@@ -24,6 +25,8 @@ MEANINGS = {
     "entropy_at_input_norm": "The entropy of the output rescaled to the norm of its input.",
 }
 """Explanations of the measures whose names aren't enough."""
+WINDOWS = (1, 5, 10, 20, 50)
+"""Steps that a point of the curves can average."""
 
 
 def page() -> None:
@@ -38,18 +41,25 @@ def page() -> None:
             st.text(HOLDS)
             st.code(COMMAND, language="bash")
         return
-    metrics = chosen.metrics()
+    metrics, frame = chosen.metrics(), None
     with show.refusing():
-        layers(chosen, metrics)
-    drawn = ["training", *(["pass-at-k"] if (chosen.folder / runs.PASS_AT_K).exists() else [])]
-    for name in drawn:
-        show_figure(name, chosen, RunChoice())
+        frame = chosen.dynamics()
+    for sentence in run_summary.sentences(metrics, frame):
+        st.text(show.line(sentence))
+    others = beside(chosen)
+    if frame is not None:
+        with show.refusing():
+            layers([chosen, *others], metrics, frame)
+    curves([chosen, *others])
+    over_seeds([chosen, *others])
+    if (chosen.folder / runs.PASS_AT_K).exists():
+        show_figure("pass-at-k", [chosen], RunChoice())
 
 
-def show_figure(name: str, run: RunTables, choice: RunChoice) -> None:
+def show_figure(name: str, chosen: list[RunTables], choice: RunChoice) -> None:
     """Draw a figure of the catalogue with its numbers, or say why the run lacks them."""
     with show.refusing():
-        show.figure(name, run_catalogue.draw(name, run, choice), run_catalogue.data(name, run, choice))
+        show.figure(name, run_catalogue.draw(name, chosen, choice), run_catalogue.data(name, chosen, choice))
 
 
 def choose() -> RunTables | None:
@@ -72,18 +82,75 @@ def open_listed() -> None:
     st.session_state["run"] = st.session_state["listed_run"] or ""
 
 
-def layers(run: RunTables, metrics: pd.DataFrame) -> None:
+def beside(chosen: RunTables) -> list[RunTables]:
+    """Other runs to draw in the same figures, from the URL or the list."""
+    found = {name: folder for name, folder in runs.listed().items() if folder.resolve() != chosen.folder.resolve()}
+    if not found:
+        return []
+    names = st.multiselect(
+        "Compare with",
+        [*found],
+        key="training_against",
+        max_selections=run_catalogue.MOST - 1,
+        placeholder=f"Choose up to {run_catalogue.MOST - 1} other runs",
+        bind="query-params",
+    )
+    return [RunTables(found[name], name) for name in names]
+
+
+def layers(chosen: list[RunTables], metrics: pd.DataFrame, frame: pd.DataFrame) -> None:
     """Draw the heatmap of layers and steps, and the trained layer compared with later ones."""
-    frame = run.dynamics()
+    run = chosen[0]
     left, right = st.columns(2)
     measure = left.selectbox("Measure", runs.measures(frame), key="training_measure", bind="query-params")
     sites = [] if measure is None else runs.sites(frame, measure)
     site = right.selectbox("Site", sites, key="training_site", bind="query-params")
+    difference = st.toggle(
+        "Difference from step 0",
+        key="training_difference",
+        bind="query-params",
+        help="Subtract the values before training, so that only what training changed is left.",
+    )
     if measure in MEANINGS:
         st.caption(MEANINGS[measure])
-    show_figure("dynamics", run, RunChoice(measure, site))
+    show_figure("dynamics", [run], RunChoice(measure, site, difference=difference))
+    if len(chosen) > 1:
+        show_figure("layer", chosen, RunChoice(measure, site, watched(frame), difference))
     if runs.trained(metrics, frame) is not None:
-        show_figure("trained", run, RunChoice())
+        show_figure("trained", [run], RunChoice(difference=difference))
+
+
+def watched(frame: pd.DataFrame) -> int | None:
+    """The layer at which runs are compared, from the URL or the box; None for the one that was trained."""
+    last = int(frame.loc[frame["site"] != "final", "layer"].max())
+    layer = show.number(st.columns(4)[0], "Layer to compare", key="training_layer", placeholder="the trained one")
+    if layer is not None and layer > last:
+        raise InputError(f"There is no layer {layer}. Choose one from 0 to {last}.")
+    return layer
+
+
+def curves(chosen: list[RunTables]) -> None:
+    """Draw the numbers of each step, smoothed if asked to be."""
+    smooth = st.select_slider(
+        "Steps to average",
+        WINDOWS,
+        key="training_smooth",
+        bind="query-params",
+        help="Each point is the mean of the last steps. The values themselves are drawn faintly.",
+    )
+    show_figure("training", chosen, RunChoice(smooth=smooth))
+
+
+def over_seeds(chosen: list[RunTables]) -> None:
+    """Draw BuPO against GRPO over seeds, if the chosen runs or the ones recorded beside the run have several."""
+    if not seeds.there_are(chosen):
+        return
+    with show.refusing():
+        known = seeds.groups(seeds.read(chosen))
+        group = known[0] if known else None
+        if len(known) > 1:
+            group = st.selectbox("BuPO runs to compare with GRPO", known, key="training_group", bind="query-params")
+        show_figure("seeds", chosen, RunChoice(group=group))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def _methods(
     draw: Callable[..., go.Figure],
     choice: type[Choice | RunChoice],
 ) -> dict[str, Callable[..., go.Figure]]:
-    """A method for each figure, which takes the fields of `choice` that it uses; `compare` takes other scans first."""
+    """A method for each figure, which takes the fields of `choice` that it uses; some take others to compare first."""
     keywords = [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
         for field in fields(choice)
@@ -46,7 +46,9 @@ def _methods(
     def method(name: str) -> Callable[..., go.Figure]:
         def plot(self: Plots, *others: Any, **options: Any) -> go.Figure:
             if wrong := [other for other in others if not isinstance(other, type(self._shown))]:
-                raise InputError(f"Can't draw {wrong[0]!r:.60}. Give opened scans, such as ip.open_scan('demo-llama').")
+                opened = "runs" if choice is RunChoice else "scans"
+                example = "ip.open_run('experiments/grpo')" if choice is RunChoice else "ip.open_scan('demo-llama')"
+                raise InputError(f"Can't draw {wrong[0]!r:.60}. Give opened {opened}, such as {example}.")
             chosen = choice(**options)
             choices.check(name, options, uses)
             return draw(name, [self._shown, *others], chosen)
@@ -63,12 +65,7 @@ def _methods(
     return {name.replace("-", "_"): method(name) for name in figures}
 
 
-def _draw_run(name: str, shown: list[Any], choice: RunChoice) -> go.Figure:
-    (run,) = shown
-    return run_catalogue.draw(name, run, choice)
-
-
 ScanPlots = type("ScanPlots", (Plots,), _methods(catalogue.FIGURES, catalogue.draw, Choice))
 """Figures of a scan; `compare` takes the other scans first."""
-RunPlots = type("RunPlots", (Plots,), _methods(run_catalogue.FIGURES, _draw_run, RunChoice))
-"""Figures of a training run."""
+RunPlots = type("RunPlots", (Plots,), _methods(run_catalogue.FIGURES, run_catalogue.draw, RunChoice))
+"""Figures of a training run; `training`, `layer` and `seeds` take other runs first."""

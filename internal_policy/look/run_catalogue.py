@@ -1,16 +1,21 @@
 """Every figure of a training run by its name, from the data to the drawing."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
-from internal_policy.look import choices, runs, training_figures
+from internal_policy.look import choices, runs, seed_figures, seeds, training_figures
 from internal_policy.look.runs import RunTables
 from internal_policy.look.theme import Style
+
+MOST = 6
+"""Most runs in one figure whose lines are still distinguishable."""
+WINDOW = 10
+"""Steps that each point of the comparison over seeds averages, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +23,22 @@ class RunChoice:
     """What a figure shows of a training run. Each figure takes what it uses."""
 
     measure: str | None = None
-    """Measure of dynamics; None for the first that was measured."""
+    """Measure of dynamics and layer; None for the first that was measured."""
     site: str | None = None
-    """Site of dynamics; None for the first that has the measure."""
+    """Site of dynamics and layer; None for the first that has the measure."""
+    layer: int | None = None
+    """Layer of the figure layer, from 0; None for the layer that was trained first or watched."""
+    difference: bool = False
+    """Whether dynamics, trained and layer show differences from the first scan, before training."""
+    smooth: int | None = None
+    """Steps that each point of training or seeds averages, the last of them its own; None for 1, or 10 in seeds."""
+    group: str | None = None
+    """Group of runs that seeds compares with GRPO, by its name in that figure; None for the one with most seeds."""
     style: Style = "screen"
     """`screen`, or `paper` for print, where layers count from 1."""
+
+
+Chosen = Sequence[RunTables]
 
 
 def _measured(run: RunTables, choice: RunChoice) -> tuple[pd.DataFrame, str, str]:
@@ -41,20 +57,22 @@ def _measured(run: RunTables, choice: RunChoice) -> tuple[pd.DataFrame, str, str
     return frame, measure, site
 
 
-def _dynamics(run: RunTables, choice: RunChoice) -> pd.DataFrame:
-    frame, _, site = _measured(run, choice)
-    return frame[frame["site"].isin([site, "final"])]
+def _dynamics(chosen: Chosen, choice: RunChoice) -> pd.DataFrame:
+    frame, measure, site = _measured(chosen[0], choice)
+    rows = frame[frame["site"].isin([site, "final"])]
+    return runs.since_start(rows, measure) if choice.difference else rows
 
 
-def dynamics(run: RunTables, choice: RunChoice) -> go.Figure:
-    """A measure by layer and training step, with the reward below (Figs. 5 and 7)."""
+def dynamics(chosen: Chosen, choice: RunChoice) -> go.Figure:
+    """A measure by layer and training step, or its difference from step 0, with the reward below (Figs. 5 and 7)."""
+    (run,) = chosen
     frame, measure, site = _measured(run, choice)
     metrics = run.metrics()
     caption = runs.caption(run.name, metrics, frame)
-    return training_figures.dynamics(frame, metrics, caption, measure, site, choice.style)
+    return training_figures.dynamics(frame, metrics, caption, measure, site, choice.style, difference=choice.difference)
 
 
-def _layer(run: RunTables) -> int:
+def _target(run: RunTables) -> int:
     """The layer trained first or watched. Raises InputError if there is none."""
     layer = runs.trained(run.metrics(), run.dynamics())
     if layer is None:
@@ -64,61 +82,136 @@ def _layer(run: RunTables) -> int:
     return layer
 
 
-def _trained(run: RunTables) -> pd.DataFrame:
-    frame = run.dynamics()
-    return frame[(frame["layer"] >= _layer(run)) & frame["site"].isin(training_figures.BESIDE)]
+def _trained(chosen: Chosen) -> pd.DataFrame:
+    frame = chosen[0].dynamics()
+    return frame[(frame["layer"] >= _target(chosen[0])) & frame["site"].isin(training_figures.BESIDE)]
 
 
-def trained(run: RunTables, choice: RunChoice) -> go.Figure:
+def trained(chosen: Chosen, choice: RunChoice) -> go.Figure:
     """The layer trained first compared with later ones, and its entropy change (Fig. 5)."""
+    (run,) = chosen
     frame, metrics = run.dynamics(), run.metrics()
-    caption = runs.caption(run.name, metrics, frame)
-    return training_figures.trained(frame, metrics, _layer(run), caption, choice.style)
+    caption, target = runs.caption(run.name, metrics, frame), _target(run)
+    return training_figures.trained(frame, metrics, target, caption, choice.style, difference=choice.difference)
 
 
-def training(run: RunTables, choice: RunChoice) -> go.Figure:
-    """Entropy, reward, clip fraction and perplexity by training step (Fig. 6)."""
-    metrics = run.metrics()
-    return training_figures.training(metrics, runs.caption(run.name, metrics), choice.style)
+def _layer(chosen: Chosen, choice: RunChoice) -> tuple[dict[str, pd.DataFrame], int, str, str]:
+    """Rows of one layer and site by the run's label, with the layer, measure and site. Raises InputError."""
+    _, measure, site = _measured(chosen[0], choice)
+    target = _target(chosen[0]) if choice.layer is None else choice.layer
+    tables = {}
+    for label, run in zip(runs.labels(chosen), chosen, strict=True):
+        frame, _, _ = _measured(run, replace(choice, measure=measure, site=site))
+        rows = frame[(frame["layer"] == target) & (frame["site"] == site) & frame[measure].notna()]
+        if not len(rows):
+            raise InputError(f"{run.folder} has no {measure} at layer {target}. Choose another layer or measure.")
+        tables[label] = rows
+    return tables, target, measure, site
 
 
-def pass_at_k(run: RunTables, choice: RunChoice) -> go.Figure:
+def layer(chosen: Chosen, choice: RunChoice) -> go.Figure:
+    """A measure at one layer by training step, one line for each of up to six runs."""
+    tables, target, measure, site = _layer(chosen, choice)
+    caption = _caption(chosen)
+    return training_figures.layer(tables, target, caption, measure, site, choice.style, difference=choice.difference)
+
+
+def _layers(chosen: Chosen, choice: RunChoice) -> pd.DataFrame:
+    tables, _, measure, _ = _layer(chosen, choice)
+    found = {label: runs.since_start(rows, measure) if choice.difference else rows for label, rows in tables.items()}
+    return pd.concat([rows.assign(run=label) for label, rows in found.items()], ignore_index=True)
+
+
+def _caption(chosen: Chosen) -> str:
+    (first, *others) = chosen
+    return f"{len(chosen)} runs" if others else runs.caption(first.name, first.metrics())
+
+
+def _training(chosen: Chosen) -> pd.DataFrame:
+    tables = {label: run.metrics() for label, run in zip(runs.labels(chosen), chosen, strict=True)}
+    if len(tables) == 1:
+        return chosen[0].metrics()
+    return pd.concat([metrics.assign(run=label) for label, metrics in tables.items()], ignore_index=True)
+
+
+def training(chosen: Chosen, choice: RunChoice) -> go.Figure:
+    """Entropy, reward, clip fraction and perplexity by training step (Fig. 6), of up to six runs."""
+    window = choice.smooth or 1
+    if len(chosen) == 1:
+        return training_figures.training(chosen[0].metrics(), _caption(chosen), choice.style, window=window)
+    tables = {label: run.metrics() for label, run in zip(runs.labels(chosen), chosen, strict=True)}
+    return training_figures.several(tables, _caption(chosen), choice.style, window=window)
+
+
+def _seeds(chosen: Chosen, choice: RunChoice) -> pd.DataFrame:
+    curves, difference, _ = seeds.compared(seeds.read(chosen), choice.group, choice.smooth or WINDOW)
+    return pd.concat([curves, difference.assign(method="bupo - grpo")], ignore_index=True)
+
+
+def by_seed(chosen: Chosen, choice: RunChoice) -> go.Figure:
+    """Reward of BuPO and GRPO with 95 % intervals over seeds, and their difference with the same seed.
+
+    With one run it takes the runs that were recorded beside it, in steps.parquet; with more, the runs themselves.
+    """
+    window = choice.smooth or WINDOW
+    curves, difference, name = seeds.compared(seeds.read(chosen), choice.group, window)
+    caption = f"{name} · {seeds.verdict(difference)}"
+    return seed_figures.seeds(curves, difference, caption, choice.style, window=window)
+
+
+def pass_at_k(chosen: Chosen, choice: RunChoice) -> go.Figure:
     """Pass@k by k, one curve per evaluated model."""
+    (run,) = chosen
     return training_figures.pass_at_k(run.pass_at_k(), run.name, choice.style)
 
 
 class Entry(NamedTuple):
     """A figure of a training run."""
 
-    read: Callable[[RunTables, RunChoice], pd.DataFrame]
+    read: Callable[[Chosen, RunChoice], pd.DataFrame]
     """The numbers in the figure."""
-    draw: Callable[[RunTables, RunChoice], go.Figure]
+    draw: Callable[[Chosen, RunChoice], go.Figure]
     """The figure. Its docstring describes it."""
     uses: tuple[str, ...] = ()
-    """What can be chosen: fields of `RunChoice`. Every figure has a style."""
+    """What can be chosen: fields of `RunChoice`, or `against` for more runs. Every figure has a style."""
 
 
 FIGURES: Mapping[str, Entry] = {
-    "dynamics": Entry(_dynamics, dynamics, ("measure", "site")),
-    "trained": Entry(lambda run, _: _trained(run), trained),
-    "training": Entry(lambda run, _: run.metrics(), training),
-    "pass-at-k": Entry(lambda run, _: run.pass_at_k(), pass_at_k),
+    "dynamics": Entry(_dynamics, dynamics, ("measure", "site", "difference")),
+    "trained": Entry(lambda chosen, _: _trained(chosen), trained, ("difference",)),
+    "layer": Entry(_layers, layer, ("measure", "site", "layer", "difference", "against")),
+    "training": Entry(lambda chosen, _: _training(chosen), training, ("smooth", "against")),
+    "seeds": Entry(_seeds, by_seed, ("smooth", "group", "against")),
+    "pass-at-k": Entry(lambda chosen, _: chosen[0].pass_at_k(), pass_at_k),
 }
 """Name -> how to draw it, and what can be chosen."""
 USES: Mapping[str, tuple[str, ...]] = {name: entry.uses for name, entry in FIGURES.items()}
 """Name -> what can be chosen of the figure."""
 
 
-def data(name: str, run: RunTables, choice: RunChoice) -> pd.DataFrame:
+def data(name: str, chosen: Chosen, choice: RunChoice) -> pd.DataFrame:
     """The numbers in the figure with that name.
 
-    Raises InputError for a choice that it doesn't use, or if the run lacks them.
+    Raises InputError for a choice that it doesn't use, for too many runs, or if a run lacks them.
     """
-    choices.check(name, choices.changed(choice), USES)
-    return FIGURES[name].read(run, choice)
+    _check(name, chosen, choice)
+    return FIGURES[name].read(chosen, choice)
 
 
-def draw(name: str, run: RunTables, choice: RunChoice) -> go.Figure:
+def draw(name: str, chosen: Chosen, choice: RunChoice) -> go.Figure:
     """The figure with that name. Raises InputError as `data` does."""
+    _check(name, chosen, choice)
+    return FIGURES[name].draw(chosen, choice)
+
+
+def _check(name: str, chosen: Chosen, choice: RunChoice) -> None:
     choices.check(name, choices.changed(choice), USES)
-    return FIGURES[name].draw(run, choice)
+    most = MOST if "against" in USES[name] else 1
+    if len(chosen) > most and name != "seeds":
+        takes = f"at most {MOST} runs" if most > 1 else "a single run"
+        raise InputError(f"{len(chosen)} runs can't be drawn in {name}. Give it {takes}.")
+    folders = [run.folder.resolve() for run in chosen]
+    if twice := next((run.name for run in chosen if folders.count(run.folder.resolve()) > 1), None):
+        raise InputError(f"{twice} is given twice. Name each run once.")
+    if choice.smooth is not None and choice.smooth < 1:
+        raise InputError(f"Can't average over {choice.smooth} steps. Choose 1 or more.")

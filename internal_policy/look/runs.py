@@ -1,9 +1,11 @@
 """A training run on disk: its steps, and what training did to the layers."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from internal_policy import bundle
@@ -155,6 +157,52 @@ def with_changes(frame: pd.DataFrame) -> pd.DataFrame:
         return changed
     control = frame["entropy_at_input_norm"].where(changed["change"].notna())
     return changed.assign(change_direction=control - before, change_norm=frame["entropy"] - control)
+
+
+def since_start(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The rows of later scans, with the measure at the first scan of the same layer and site subtracted.
+
+    Raises InputError if there is only one scan.
+    """
+    measured = frame[frame[measure].notna()]
+    first = measured["step"].min()
+    at = measured[measured["step"] == first].set_index(["layer", "site"])[measure]
+    later = measured[measured["step"] > first]
+    if not len(later):
+        raise InputError(
+            f"There is only one scan with {measure}, at step {first}, and a difference needs two. Train for longer, or "
+            "scan more often with --scan-every."
+        )
+    before = at.reindex(pd.MultiIndex.from_frame(later[["layer", "site"]])).to_numpy(dtype=float)
+    return later.assign(**{measure: later[measure] - before}).dropna(subset=measure)
+
+
+def smoothed(frame: pd.DataFrame, name: str, window: int) -> pd.DataFrame:
+    """The steps with a value, each with the mean over the last `window` steps: step and the column.
+
+    The first steps average those that there are.
+    """
+    known = frame.dropna(subset=name).sort_values("step")
+    steps, sums = known["step"].to_numpy(), np.concatenate([[0.0], known[name].cumsum()])
+    start, end = np.searchsorted(steps, steps - window, side="right"), np.arange(1, len(steps) + 1)
+    return known.assign(**{name: (sums[end] - sums[start]) / (end - start)})[["step", name]]
+
+
+def labels(runs: Sequence[RunTables]) -> list[str]:
+    """A name for each run that tells it from the others: its own, or more of its path where two share one."""
+    named = [run.name for run in runs]
+    parts = [run.folder.resolve().parts for run in runs]
+    return [
+        name if named.count(name) == 1 else _shortest(part, [other for other in parts if other != part])
+        for name, part in zip(named, parts, strict=True)
+    ]
+
+
+def _shortest(path: tuple[str, ...], others: list[tuple[str, ...]]) -> str:
+    """The shortest end of a path that no other has."""
+    sizes = range(1, len(path) + 1)
+    size = next((size for size in sizes if all(other[-size:] != path[-size:] for other in others)), len(path))
+    return "/".join(path[-size:])
 
 
 def measures(frame: pd.DataFrame) -> list[str]:

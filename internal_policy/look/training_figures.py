@@ -1,5 +1,7 @@
 """Figures of a training run, by step and by k."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,13 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from internal_policy.errors import InputError
-from internal_policy.look import heatmap, theme
+from internal_policy.look import heatmap, run_summary, runs, theme
 from internal_policy.look.theme import GREY, Mark, Style
 from internal_policy.measure.sites import CHANGES
 
 REWARD = Mark("reward", theme.BLUE, "diamond")
+RUNS = (*theme.CURVES[1:], theme.CURVES[0])
+"""Colours and symbols of runs in one figure, in order."""
 SPARSE = 40
 """Longest line whose values are drawn with markers."""
 BESIDE = ("resid_post", "attn_out", "mlp_out", "final")
@@ -29,50 +33,79 @@ def dynamics(
     measure: str,
     site: str,
     style: Style = "screen",
+    *,
+    difference: bool = False,
 ) -> go.Figure:
     """A measure by layer and training step, with the step where the whole policy took over, and the reward below.
 
     `frame` has step, layer, site and the measure (Figs. 5 and 7), like `runs.dynamics`. The top row is `final`, if it
-    has the measure. The norm of `final` is left out, because it is taken after the last norm.
+    has the measure. The norm of `final` is left out, because it is taken after the last norm. With `difference` the
+    values are differences from the first scan. A frame surrounds the layers and steps that were trained.
     """
     n_layers = int(frame.loc[frame["site"] != "final", "layer"].max()) + 1
     model = site == "resid_post" and measure != "norm"
     chosen = frame[((frame["site"] == site) | (model & (frame["site"] == "final"))) & frame[measure].notna()]
+    start = int(chosen["step"].min())
+    chosen = runs.since_start(chosen, measure) if difference else chosen
     grid = chosen.pivot(index="layer", columns="step", values=measure)
     grid = grid.reindex(index=range(int(grid.index.min()), int(grid.index.max()) + 1))
     rows = 1 if metrics is None else 2
     figure = make_subplots(rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.7, 0.3][:rows])
-    colours = heatmap.scale(measure, grid.to_numpy(dtype=np.float32))
+    colours = heatmap.scale("change" if difference else measure, grid.to_numpy(dtype=np.float32))
     text, unit = theme.WHILE_TRAINING[measure]
     named = theme.label(measure, theme.WHILE_TRAINING)
+    named, form = (f"since step {start}{f' ({unit})' if unit else ''}", "+.4g") if difference else (named, ".4g")
     heat = heatmap.draw(grid, colours, named, style, **({"len": 0.7, "y": 1, "yanchor": "top"} if rows == 2 else {}))
     points = [theme.place(at, "final" if at == n_layers else site, style) for at in grid.index]
     heat.update(
         text=[[point] * grid.shape[1] for point in points],
         customdata=grid.to_numpy(dtype=np.float32),
-        hovertemplate=f"%{{text}}<br>step %{{x}}<br>%{{customdata:.4g}} {unit}<extra></extra>",
+        hovertemplate=f"%{{text}}<br>step %{{x}}<br>%{{customdata:{form}}} {unit}<extra></extra>",
         hoverinfo=None,
     )
     figure.add_trace(heat, row=1, col=1)
+    framed = metrics is not None and _frame(figure, metrics, grid, style)
     heatmap.layer_axis(figure, grid.index, n_layers, style, row=1)
     if metrics is not None:
         _curve(figure, metrics, "reward", REWARD, row=2)
         figure.update_yaxes(title={"text": "Reward"}, row=2)
         _switch(figure, metrics, rows)
     figure.update_xaxes(title={"text": "Step"}, row=rows)
-    caption = " · ".join(part for part in (theme.SITES[site].name, caption) if part)
-    theme.layout(figure, f"{text} by step", caption, style, height=560 if rows == 2 else 420, wide=True, above=16)
+    shown = (theme.SITES[site].name, caption, "framed: the layer while it was trained" if framed else "")
+    caption = " · ".join(part for part in shown if part)
+    title = f"{text}, difference from step {start}" if difference else f"{text} by step"
+    theme.layout(figure, title, caption, style, height=560 if rows == 2 else 420, wide=True, above=16)
     return figure.update_layout(showlegend=False)
 
 
+def _frame(figure: go.Figure, metrics: pd.DataFrame, grid: pd.DataFrame, style: Style) -> bool:
+    """Frame each layer at the steps that trained its policy, in black within white; return whether one was framed."""
+    phases = [(re.match(r"\d+(?=\.)", phase.target), phase) for phase in run_summary.schedule(metrics)]
+    framed = [(int(found[0]), phase) for found, phase in phases if found and int(found[0]) in grid.index]
+    for layer, phase in framed:
+        at = layer + theme.first_layer(style)
+        edges = {"x0": phase.first - 0.5, "x1": phase.last + 0.5, "y0": at - 0.5, "y1": at + 0.5}
+        for colour, width in (("white", 4), ("black", 1.5)):
+            line: Any = {"color": colour, "width": width}
+            figure.add_shape(type="rect", **edges, line=line, xref="x", yref="y")
+    return bool(framed)
+
+
 def trained(
-    frame: pd.DataFrame, metrics: pd.DataFrame, layer: int, caption: str = "", style: Style = "screen"
+    frame: pd.DataFrame,
+    metrics: pd.DataFrame,
+    layer: int,
+    caption: str = "",
+    style: Style = "screen",
+    *,
+    difference: bool = False,
 ) -> go.Figure:
     """The layer trained first: its similarity to later layers, and its entropy change (Fig. 5).
 
     `frame` is that of `runs.dynamics`. From top to bottom: the cosine of its hidden state with theirs, KL(its policy ||
     theirs), and the entropy change of the layer, its attention and its FFN. At most 6 later layers are drawn, from the
-    next one to the last. What was not measured is left out. Raises InputError if nothing was.
+    next one to the last. What was not measured is left out. With `difference` the values are differences from the first
+    scan. Raises InputError if nothing was measured.
     """
     offset = theme.first_layer(style)
     later = sorted({int(at) for at in frame.loc[frame["site"] == "resid_post", "layer"] if at > layer})
@@ -85,9 +118,19 @@ def trained(
     after |= {(int(at), "final"): theme.SITES["final"] for at in frame.loc[frame["site"] == "final", "layer"]}
     changes = {(layer, site): theme.CHANGES[change] for change, (_, site) in CHANGES.items()}
     wanted = (("Cosine", "cosine", after), ("KL (nats)", "kl", after), ("Δ entropy (nats)", "change", changes))
+    frames = {
+        measure: runs.since_start(frame, measure) if difference else frame
+        for _, measure, _ in wanted
+        if measure in frame and frame[measure].notna().any()
+    }
     panels = [
-        (title, measure, {mark: rows for key, mark in marks.items() if len(rows := _at(frame, measure, *key))})
+        (
+            title,
+            measure,
+            {mark: rows for key, mark in marks.items() if len(rows := _at(frames[measure], measure, *key))},
+        )
         for title, measure, marks in wanted
+        if measure in frames
     ]
     panels = [panel for panel in panels if panel[2]]
     if not panels:
@@ -98,74 +141,156 @@ def trained(
         for mark, rows in lines.items():
             _curve(figure, rows, measure, mark, row=number, legend=mark.name not in seen)
             seen.add(mark.name)
-        if measure == "change":
+        if measure == "change" or difference:
             place: Any = {"row": number, "col": 1}
             figure.add_hline(0, line={"color": GREY, "width": 1, "dash": "dash"}, **place)
-        figure.update_yaxes(title={"text": title}, rangemode="tozero" if measure == "kl" else "normal", row=number)
+        mode = "tozero" if measure == "kl" and not difference else "normal"
+        figure.update_yaxes(title={"text": title}, rangemode=mode, row=number)
     _switch(figure, metrics, len(panels))
     figure.update_xaxes(title={"text": f"Step (layers from {offset})" if offset else "Step"}, row=len(panels))
     title = f"Layer {layer + offset} compared with later layers"
+    title += f", difference from step {int(frame['step'].min())}" if difference else ""
     return theme.layout(figure, title, caption, style, height=130 + 160 * len(panels), above=16)
 
 
 def _at(frame: pd.DataFrame, measure: str, layer: int, site: str) -> pd.DataFrame:
     """The rows of a hook point that have the measure."""
-    if measure not in frame:
-        return frame[:0]
     return frame[(frame["layer"] == layer) & (frame["site"] == site) & frame[measure].notna()]
 
 
-def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.Figure:
-    """Entropy, reward, clip fraction and perplexity by training step, with the switch to the whole policy."""
-    wanted = (
-        (
-            "Entropy (nats)",
-            {
-                "entropy": ("whole policy", theme.PURPLE, "star"),
-                "internal_entropy": ("internal policy", theme.ORANGE, "square"),
-            },
-        ),
-        ("Reward", {"reward": (REWARD.name, REWARD.colour, REWARD.symbol)}),
-        ("Clipped", {"clip_fraction": ("clip fraction", GREY, "circle")}),
-        ("Perplexity", {"perplexity": ("perplexity", GREY, "circle")}),
-    )
+PANELS = (
+    ("Entropy (nats)", ("entropy", "internal_entropy")),
+    ("Reward", ("reward",)),
+    ("Clipped", ("clip_fraction",)),
+    ("Perplexity", ("perplexity",)),
+)
+"""Title of an axis -> the columns of metrics.parquet drawn on it."""
+QUANTITIES = {
+    "entropy": Mark("whole policy", theme.PURPLE, "star"),
+    "internal_entropy": Mark("internal policy", theme.ORANGE, "square"),
+    "reward": REWARD,
+    "clip_fraction": Mark("clip fraction", GREY, "circle"),
+    "perplexity": Mark("perplexity", GREY, "circle"),
+}
+"""Column of metrics.parquet -> how its line is drawn."""
+
+
+def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen", *, window: int = 1) -> go.Figure:
+    """Entropy, reward, clip fraction and perplexity by training step, with the switch to the whole policy.
+
+    Each point averages the last `window` steps; the values themselves are drawn faintly behind.
+    """
+    panels = [(title, [(QUANTITIES[name], metrics, name) for name in names]) for title, names in PANELS]
+    figure, rows = _panels(panels, window)
+    _switch(figure, metrics, rows)
+    return theme.layout(figure, "Training", averaged(caption, window), style, height=130 + 140 * rows, above=16)
+
+
+def several(
+    tables: Mapping[str, pd.DataFrame], caption: str = "", style: Style = "screen", *, window: int = 1
+) -> go.Figure:
+    """The same of several runs by their labels, one line a run. A dotted line of its colour is a run's switch."""
+    panels, marks = [], {}
+    for number, label in enumerate(tables):
+        colour, symbol = RUNS[number % len(RUNS)]
+        marks[label] = Mark(theme.inert(theme.short(label)), colour, symbol)
+    for title, names in PANELS:
+        for name in names:
+            called = "Internal entropy (nats)" if name == "internal_entropy" else title
+            panels.append((called, [(marks[label], metrics, name) for label, metrics in tables.items()]))
+    figure, rows = _panels(panels, window)
+    for label, metrics in tables.items():
+        _switch(figure, metrics, rows, marks[label].colour, words=False)
+    height = 130 + 140 * rows + 18 * len(tables)
+    return theme.layout(figure, "Training runs", averaged(caption, window), style, height=height, above=16)
+
+
+def averaged(caption: str, window: int) -> str:
+    """A caption that says over how many steps each point averages."""
+    return " · ".join(part for part in (caption, f"mean of the last {window} steps" if window > 1 else "") if part)
+
+
+def _panels(panels: list[tuple[str, list[tuple[Mark, pd.DataFrame, str]]]], window: int) -> tuple[go.Figure, int]:
+    """Draw one panel for each title, with a line for each mark whose column has values; return the rows too."""
     panels = [
-        (title, {name: line for name, line in lines.items() if name in metrics and metrics[name].notna().any()})
-        for title, lines in wanted
+        (t, [line for line in lines if line[2] in line[1] and line[1][line[2]].notna().any()]) for t, lines in panels
     ]
     panels = [(title, lines) for title, lines in panels if lines]
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.05)
+    seen: set[str] = set()
     for number, (title, lines) in enumerate(panels, start=1):
-        for name, (said, colour, symbol) in lines.items():
-            _curve(figure, metrics, name, Mark(said, colour, symbol), row=number, legend=len(lines) > 1)
-        mode = (
-            "nonnegative" if "clip_fraction" in lines else "normal"
-        )  # plotly would draw all zeros on an axis from -1 to 1
+        for mark, metrics, name in lines:
+            legend = len(lines) > 1 and mark.name not in seen
+            if window > 1:
+                _curve(figure, metrics, name, mark, row=number, faint=True)
+                metrics = runs.smoothed(metrics, name, window)
+            _curve(figure, metrics, name, mark, row=number, legend=legend)
+            seen |= {mark.name} if legend else set()
+        clipped = any(name == "clip_fraction" for _, _, name in lines)
+        mode = "nonnegative" if clipped else "normal"  # plotly would draw all zeros on an axis from -1 to 1
         figure.update_yaxes(title={"text": title}, rangemode=mode, row=number)
-    _switch(figure, metrics, len(panels))
     figure.update_xaxes(title={"text": "Step"}, row=len(panels))
-    return theme.layout(figure, "Training", caption, style, height=130 + 140 * len(panels), above=16)
+    return figure, len(panels)
 
 
-def _curve(figure: go.Figure, metrics: pd.DataFrame, name: str, mark: Mark, row: int, *, legend: bool = False) -> None:
+def layer(
+    tables: Mapping[str, pd.DataFrame],
+    layer: int,
+    caption: str,
+    measure: str,
+    site: str,
+    style: Style = "screen",
+    *,
+    difference: bool = False,
+) -> go.Figure:
+    """A measure at one layer by step, one line a run. `tables` are those of `runs.dynamics` by the runs' labels."""
+    figure = go.Figure()
+    start = min(int(frame["step"].min()) for frame in tables.values())
+    for number, (label, frame) in enumerate(tables.items()):
+        colour, symbol = RUNS[number % len(RUNS)]
+        rows = _at(runs.since_start(frame, measure) if difference else frame, measure, layer, site)
+        mark = Mark(theme.inert(theme.short(label)), colour, symbol)
+        _curve(figure, rows, measure, mark, legend=len(tables) > 1)
+    if difference:
+        figure.add_hline(0, line={"color": GREY, "width": 1, "dash": "dash"})
+    named = theme.label(measure, theme.WHILE_TRAINING)
+    figure.update_xaxes(title={"text": "Step"})
+    figure.update_yaxes(title={"text": f"Δ since step {start}: {named.lower()}" if difference else named})
+    where = theme.place(layer, site, style).partition(" (")[0]
+    title = f"{theme.WHILE_TRAINING[measure][0]} at {where}"
+    return theme.layout(figure, title, caption, style, height=380)
+
+
+def _curve(
+    figure: go.Figure,
+    metrics: pd.DataFrame,
+    name: str,
+    mark: Mark,
+    row: int | None = None,
+    *,
+    legend: bool = False,
+    faint: bool = False,
+) -> None:
     """Draw a line through the steps that have a value, with markers if there are few."""
     known = metrics.dropna(subset=[name]).sort_values("step")
+    place = {} if row is None else {"row": row, "col": 1}
     figure.add_scatter(
         x=known["step"].to_numpy(),
         y=known[name].to_numpy(dtype=float),
-        mode="lines+markers" if len(known) <= SPARSE else "lines",
+        mode="lines" if faint or len(known) > SPARSE else "lines+markers",
         name=mark.name,
-        line={"color": mark.colour, "width": 2},
+        opacity=0.3 if faint else 1,
+        line={"color": mark.colour, "width": 1 if faint else 2},
         marker={"symbol": mark.symbol, "size": 8 if mark.symbol == "star" else 5, "color": mark.colour},
-        hovertemplate=f"step %{{x}}<br>{mark.name} %{{y:.4g}}<extra></extra>",
+        hovertemplate=None if faint else f"step %{{x}}<br>{mark.name} %{{y:.4g}}<extra></extra>",
+        hoverinfo="skip" if faint else None,
         legendgroup=mark.name,
         showlegend=legend,
-        row=row,
-        col=1,
+        **place,
     )
 
 
-def _switch(figure: go.Figure, metrics: pd.DataFrame, rows: int) -> None:
+def _switch(figure: go.Figure, metrics: pd.DataFrame, rows: int, colour: str = GREY, *, words: bool = True) -> None:
     """Draw a dotted line through all rows where the whole policy took over from the internal one."""
     internal, final = (metrics.loc[metrics["phase"] == phase, "step"] for phase in ("internal", "final"))
     if not len(internal) or not len(final):
@@ -173,8 +298,8 @@ def _switch(figure: go.Figure, metrics: pd.DataFrame, rows: int) -> None:
     at = (internal.max() + final.min()) / 2
     for row in range(1, rows + 1):
         place: Any = {"row": row, "col": 1}
-        figure.add_vline(at, line={"color": GREY, "width": 1.5, "dash": "dot"}, **place)
-    for text, side in (("internal", "right"), ("whole", "left")):
+        figure.add_vline(at, line={"color": colour, "width": 1.5, "dash": "dot"}, **place)
+    for text, side in (("internal", "right"), ("whole", "left")) if words else ():
         figure.add_annotation(
             x=at, y=1, yref="paper", xanchor=side, yanchor="bottom", text=text, showarrow=False, font={"size": 11}
         )

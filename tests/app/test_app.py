@@ -506,6 +506,21 @@ def test_every_measure_of_a_training_run_is_drawn_where_it_was_measured(run, mea
     assert charts(app)[0].startswith(title.get(measure, "Cosine with the trained layer"))
 
 
+def test_runs_are_drawn_in_one_figure_smoothed_and_as_differences_from_step_0(run):
+    shutil.copytree(run, run.parent / "two")
+    app = opened("training", run="training/one", training_against="training/two", training_difference="true")
+    assert not refusals(app)
+    titles = [said.split(":")[0] for said in charts(app)]
+    assert titles == [
+        "Entropy, difference from step 0",
+        "Entropy at layer 1 · layer output",
+        "Layer 1 compared with later layers, difference from step 0",
+        "Training runs",
+    ]
+    app.select_slider(key="training_smooth").set_value(5).run()
+    assert charts(app)[3] == "Training runs: 2 runs · mean of the last 5 steps"
+
+
 def test_a_run_whose_layers_were_not_scanned_still_has_its_steps(run):
     (run / "dynamics.parquet").unlink()
     assert [said.split(":")[0] for said in charts(opened("training"))] == ["Training"]

@@ -130,9 +130,9 @@ def test_a_run_has_its_three_tables(root):
 
 def test_every_figure_of_a_run_is_a_method(root):
     run = made(root / "run")
-    for name in run_catalogue.FIGURES:
+    for name in (name for name in run_catalogue.FIGURES if name != "seeds"):  # which needs several runs
         drawn = getattr(run.plot, name.replace("-", "_"))(style="paper")
-        assert drawn.to_json() == run_catalogue.draw(name, run, run_catalogue.RunChoice(style="paper")).to_json()
+        assert drawn.to_json() == run_catalogue.draw(name, [run], run_catalogue.RunChoice(style="paper")).to_json()
 
 
 def test_dynamics_default_to_the_first_measure(root):

@@ -25,7 +25,7 @@ def test_dynamics_draws_layers_by_steps_with_reward_below(measure):
     assert heat.z == pytest.approx(frame[measure].to_numpy().reshape(10, 8).T, rel=1e-5)
     assert (heat.x.tolist(), heat.y.tolist()) == (list(range(10)), list(range(8)))
     assert values(below).tolist() == reward["reward"].tolist()
-    assert {shape.x0 for shape in figure.layout.shapes} == {3.5}
+    assert {shape.x0 for shape in figure.layout.shapes if shape.type == "line"} == {3.5}
     assert figure.layout.xaxis.matches == "x2"
     assert figure.layout.title.subtitle.text == f"layer output · {theme.inert(HOSTILE)}"
 
@@ -138,3 +138,62 @@ def test_a_share_of_clipped_tokens_is_not_drawn_below_0():
     modes = {axis.title.text: axis.rangemode for axis in figure.select_yaxes()}
     assert modes["Clipped"] == "nonnegative"
     assert modes["Perplexity"] == "normal"
+
+
+def test_a_difference_is_from_the_first_scan_in_colours_around_0():
+    frame = dynamics()
+    heat = theme.traces(training_figures.dynamics(frame, None, "demo", "entropy", "resid_post", difference=True))[0]
+    grid = frame["entropy"].to_numpy().reshape(10, 8).T
+    assert heat.x.tolist() == list(range(1, 10))
+    assert heat.z == pytest.approx(grid[:, 1:] - grid[:, :1], abs=1e-6)
+    assert heat.zmin == -heat.zmax
+    assert heat.colorbar.title.text == "since step 0 (nats)"
+
+
+def test_a_difference_of_one_scan_is_refused():
+    with pytest.raises(InputError, match=r"There is only one scan with entropy, at step 0, and a difference needs two"):
+        training_figures.dynamics(dynamics(steps=1), None, "demo", "entropy", "resid_post", difference=True)
+
+
+def test_the_trained_layer_can_be_compared_with_step_0():
+    figure = training_figures.trained(followed(), metrics(), 2, "demo", difference=True)
+    assert set(values(traces(figure, "FFN")[0])) == {0.0}
+    assert traces(figure, "FFN")[0].x.tolist() == list(range(1, 10))
+    assert figure.layout.meta["title"].endswith("difference from step 0")
+
+
+@pytest.mark.parametrize(("style", "row"), [("screen", 5), ("paper", 6)])
+def test_a_frame_surrounds_the_layer_while_it_was_trained(style, row):
+    reward = metrics().assign(target=["5.resid_post"] * 4 + ["final"] * 6)
+    figure = training_figures.dynamics(dynamics(), reward, "demo", "entropy", "resid_post", style)
+    framed = {(s.x0, s.x1, s.y0, s.y1) for s in figure.layout.shapes if s.type == "rect"}
+    assert framed == {(-0.5, 3.5, row - 0.5, row + 0.5)}
+    assert "framed" in figure.layout.meta["caption"]
+
+
+def test_a_hostile_target_is_not_framed():
+    figure = training_figures.dynamics(dynamics(), metrics().assign(target=HOSTILE), "demo", "entropy", "resid_post")
+    assert "framed" not in figure.layout.meta["caption"]
+
+
+def test_a_smoothed_curve_averages_the_last_steps_before_the_raw_one_faint():
+    frame = metrics()
+    raw, smooth = traces(training_figures.training(frame, window=3), "reward")
+    assert raw.y.tolist() == frame["reward"].tolist()
+    assert smooth.y[:2] == pytest.approx([frame["reward"][0], frame["reward"][:2].mean()])
+    assert smooth.y[5] == pytest.approx(frame["reward"][3:6].mean())
+    assert raw.opacity < smooth.opacity
+    frame["perplexity"] = frame["perplexity"].where(frame["step"] % 3 == 0)
+    sparse = traces(training_figures.training(frame, window=3), "perplexity")[1]
+    assert sparse.y == pytest.approx(frame["perplexity"].dropna())  # only one value in any 3 steps
+    assert raw.hoverinfo == "skip"
+
+
+def test_several_runs_have_a_colour_each_and_their_names_are_inert():
+    tables = {HOSTILE: metrics(), "b": metrics().drop(columns="perplexity")}
+    figure = training_figures.several(tables, "2 runs", window=2)
+    assert HOSTILE not in str(figure.to_dict())
+    assert len({trace.line.color for trace in theme.traces(figure)}) == 2
+    assert len({(trace.line.color, trace.marker.symbol) for trace in theme.traces(figure)}) == 2
+    assert [trace.name for trace in theme.traces(figure) if trace.showlegend] == [theme.inert(HOSTILE), "b"]
+    assert {shape.line.color for shape in figure.layout.shapes} == {colour for colour, _ in training_figures.RUNS[:2]}

@@ -1,0 +1,41 @@
+"""The figure of two training methods over seeds."""
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from internal_policy.look import theme
+from internal_policy.look.theme import GREY, Mark, Style
+from internal_policy.look.training_figures import RUNS, averaged
+
+
+def seeds(
+    curves: pd.DataFrame, difference: pd.DataFrame, caption: str = "", style: Style = "screen", *, window: int = 1
+) -> go.Figure:
+    """Reward of BuPO and GRPO, and BuPO minus GRPO with the same seed below, with 95 % intervals over seeds.
+
+    The frames are those of `seeds.compared`.
+    """
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
+    for number, (method, name) in enumerate((("bupo", "BuPO"), ("grpo", "GRPO"))):
+        rows = curves[curves["method"] == method]
+        theme.line(figure, _hovered(rows, name), Mark(name, *RUNS[number]), x="step", row=1, col=1)
+    rows = _hovered(difference, "BuPO − GRPO", "+")
+    theme.line(figure, rows, Mark("BuPO − GRPO", theme.PURPLE, "star"), x="step", legend=False, row=2, col=1)
+    figure.update_traces(mode="lines", selector={"mode": "lines+markers"})
+    place: Any = {"row": 2, "col": 1}
+    figure.add_hline(0, line={"color": GREY, "width": 1, "dash": "dash"}, **place)
+    figure.update_yaxes(title={"text": "Reward"}, row=1).update_yaxes(title={"text": "Difference"}, row=2)
+    figure.update_xaxes(title={"text": "Step"}, row=2)
+    n = int(difference["seeds"].iloc[0])
+    caption = f"{caption} · mean of {n} seeds, bands 95 % over seeds"
+    return theme.layout(figure, "BuPO and GRPO over seeds", averaged(caption, window), style, height=480)
+
+
+def _hovered(rows: pd.DataFrame, name: str, sign: str = "") -> pd.DataFrame:
+    """Rows for `theme.line`, each with its step, mean and interval in words."""
+    values = zip(rows["step"], rows["mean"], rows["low"], rows["high"], strict=True)
+    said = [f"{name}<br>step {s}: {m:{sign}.3f} ({lo:{sign}.3f} to {hi:{sign}.3f})" for s, m, lo, hi in values]
+    return rows.assign(at=rows["step"], hover=said)
