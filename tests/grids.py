@@ -28,7 +28,9 @@ FIELDS = ("name", "title", "unit", "better", "fixed", "logarithmic", "signed")
 NOTE = "Raw hidden states are saturated in 5 of 6 layers."
 
 
-def plane(layers: list[int], columns: int, shift: int, *, words: int, empty: bool = False) -> dict[str, Any]:
+def plane(
+    layers: list[int], columns: int, shift: int, *, words: int, k: int = K, empty: bool = False
+) -> dict[str, Any]:
     """A plane whose top token is word `layer + column + shift`, with a probability that grows with the layer."""
     rows = np.array(layers)[:, None]
     at = rows + np.arange(columns)[None, :] + shift
@@ -42,21 +44,35 @@ def plane(layers: list[int], columns: int, shift: int, *, words: int, empty: boo
         "topk_ids": np.where(empty, 0xFFFFFFFF, (at[..., None] + np.arange(K)) % words).astype("<u4"),
         "topk_probs": np.stack([sure, (1 - sure) / 2, (1 - sure) / 4], axis=-1).astype("<f4"),
     }
+    if not k:
+        arrays = {name: array for name, array in arrays.items() if not name.startswith("topk")}
     packed = gzip.compress(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values()))
     return {"layers": layers, "fields": list(arrays), "data": base64.b64encode(packed).decode()}
 
 
 def payload(
-    columns: int = 8, layers: int = N_LAYERS, words: list[str] = WORDS, *, measured: bool = True, rollout: int = 0
+    columns: int = 8,
+    layers: int = N_LAYERS,
+    words: list[str] = WORDS,
+    *,
+    kept: list[int] | None = None,
+    k: int = K,
+    measured: bool = True,
+    rollout: int = 0,
 ) -> dict[str, Any]:
-    """A response whose actual tokens are the words in order. Only the final policy is known if it isn't `measured`."""
+    """A response whose actual tokens are the words in order. Only the final policy is known if it isn't `measured`.
+
+    `kept` are the measured layers, by default all, and `k` can be 0: no top tokens.
+    """
+    every = list(range(layers)) if kept is None else kept
     actual = [at % len(words) for at in range(columns)]
     planes = {}
     for shift, readout in enumerate(("norm", "raw")):
-        rows = {site: [0] if site == "resid_pre" else list(range(layers)) for site in SITES} | {"final": [layers]}
+        rows = dict.fromkeys(SITES, every) | {"final": [layers]}
+        rows["resid_pre"] = [layer for layer in every if layer - 1 not in every]
         planes[readout] = {
-            site: plane(kept, columns, shift, words=len(words), empty=not measured and site != "final")
-            for site, kept in rows.items()
+            site: plane(here, columns, shift, words=len(words), k=k, empty=not measured and site != "final")
+            for site, here in rows.items()
         }
     return {
         "format": 1,
@@ -65,7 +81,7 @@ def payload(
         "rollout": rollout,
         "n_layers": layers,
         "d_vocab": V,
-        "k": K,
+        "k": k,
         "first": 0,
         "prompt": ["Question", ":", "\n"],
         "tokens": [words[at] for at in actual],

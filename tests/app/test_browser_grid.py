@@ -95,7 +95,7 @@ def test_arrows_move_and_enter_keeps_the_cell(one):
     assert headline(one) == "Layer 3 · position 2"
     for key in ("End", "PageUp"):
         one.keyboard.press(key)
-    assert headline(one) == "The model’s own policy · position 7"
+    assert headline(one) == "Model’s own policy · position 7"
     one.keyboard.press("Enter")
     kept = {"layer": 6, "position": 7, "site": "resid_post", "readout": "norm", "measure": "probability"}
     assert one.evaluate("kept") == [kept]
@@ -214,6 +214,21 @@ def test_cells_fill_while_they_are_measured_and_the_selection_stays(one):
     assert state(one)["locked"]
 
 
+def test_a_scan_without_top_tokens_shows_numbers_in_its_cells(one):
+    drawn = payload(k=0)
+    drawn["measures"] = drawn["measures"][1:]
+    one.evaluate("data => grid.update(data)", pages.data([drawn]))
+    expect(cell(one, 0, 0)).to_have_text("2.7")
+    assert one.get_by_label("Find a token").is_hidden()
+
+
+def test_only_measured_layers_have_rows_and_curves_break_at_the_others(one):
+    one.evaluate("data => grid.update(data)", pages.data([payload(kept=[0, 1, 2, 5])], layer=4, position=2))
+    expect(one.locator(".lg-side")).to_have_text(["layer", "model", "5", "2", "1", "0"])
+    assert headline(one) == "Layer 5 · position 2"
+    assert str(one.locator("path.lg-curve").first.get_attribute("d")).count("L") == 2
+
+
 def test_text_above_the_grid_greys_the_prompt_and_points_at_columns(one):
     assert one.locator(".lg-prompt").inner_text().startswith("Question:⏎")
     assert "The capital of France is Paris.⏎" in one.locator(".lg-response").inner_text()
@@ -238,7 +253,7 @@ def test_a_long_response_is_drawn_in_part_and_scrolls_to_its_last_cell(browser, 
         page.locator(".lg-now").click()
         for key in ("End", *["PageUp"] * 5):
             page.keyboard.press(key)
-        assert headline(page) == "The model’s own policy · position 699"
+        assert headline(page) == "Model’s own policy · position 699"
         assert page.evaluate("document.activeElement.getAttribute('aria-colindex')") == "701"
         page.keyboard.press("ArrowDown")
         page.locator(".lg-scroll").evaluate("each => { each.scrollLeft = 9000 }")
@@ -254,8 +269,9 @@ def test_a_phone_shows_the_answer_beside_the_grid(browser, tmp_path):
     with grid(browser, tmp_path, drawn, viewport={"width": 390, "height": 844}, has_touch=True) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         expect(page.locator(".lg-headline")).to_be_in_viewport()
-        expect(page.locator(".lg-step .lg-top").first).to_be_in_viewport()
-        expect(page.locator(".lg-now")).to_be_in_viewport()
+        page.locator(".lg-scroll").evaluate("each => each.scrollIntoView()")
+        for part in (".lg-now", ".lg-headline", ".lg-stats", ".lg-step .lg-top >> nth=2"):
+            expect(page.locator(part)).to_be_in_viewport(ratio=1)
         cell(page, 5, 3).tap()
         assert headline(page) == "Layer 5 · position 3"
 

@@ -38,13 +38,16 @@ function createBar(act) {
     if (["Enter", "Escape"].includes(event.key)) event.preventDefault();
   };
 
+  // Lists are only made anew if they changed, because that would close an open one.
   function fill(select, options, chosen) {
-    select.replaceChildren(...options.map(({ value, text, off }) => {
+    const said = JSON.stringify(options);
+    if (select.said !== said) select.replaceChildren(...options.map(({ value, text, off }) => {
       const option = element("option", "", text);
       option.value = value;
       option.disabled = Boolean(off);
       return option;
     }));
+    select.said = said;
     select.value = chosen;
   }
 

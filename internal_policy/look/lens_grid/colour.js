@@ -67,7 +67,11 @@ function scaleOf(measure, values, fixed) {
     const share = Math.min(1, Math.max(0, (turn(value) - start) / span));
     return Math.round((flip ? 1 - share : share) * (STEPS - 1));
   };
-  const [least, most] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [low, high]);
+  let [least, most] = [low, high];
+  for (const value of values) {
+    if (value < least) least = value;
+    if (value > most) most = value;
+  }
   return { measure, low, high, least, most, flip, step };
 }
 

@@ -35,6 +35,8 @@ function lensGrid(root, data, host) {
   box.append(bar.node, note, strip, main, live);
   new ResizeObserver(() => box.classList.toggle("lg-narrow", act.narrow())).observe(root);
   box.classList.toggle("lg-narrow", act.narrow());
+  const peek = ([entry]) => box.classList.toggle("lg-peek", entry.intersectionRatio < 0.5);
+  new IntersectionObserver(peek, { rootMargin: "0px 0px -42% 0px", threshold: [0, 0.5] }).observe(table.node);
   box.classList.toggle("lg-app", root.getRootNode() !== document);
   root.replaceChildren(box);
   listenToKeys(table.node, act);
@@ -135,15 +137,15 @@ function lensGrid(root, data, host) {
   // The legend, and the colours of the text above the grid.
   function drawWords() {
     const own = (name) => source.reader(state.readout, "resid_post", name);
-    const shown = Number.isFinite(own(state.measure)(source.model, 0)) ? state.measure : "entropy", measure = source.measure(shown);
     const numbers = (name) => Array.from({ length: source.columns }, (_, column) => own(name)(source.model, column));
-    const scale = shown === state.measure && view.values.length ? view.scale : measure && scaleOf(measure, numbers(shown).filter(Number.isFinite), false);
-    if (scale) text.paint((column) => scale.step(own(shown)(source.model, column)), palette(measure));
+    const shown = numbers(state.measure).some(Number.isFinite) ? state.measure : "entropy", measure = source.measure(shown), coloured = numbers(shown);
+    const scale = shown === state.measure && view.values.length ? view.scale : measure && scaleOf(measure, coloured.filter(Number.isFinite), false);
+    if (scale) text.paint((column) => scale.step(coloured[column]), palette(measure));
     strip.setAttribute("aria-label", `Prompt and response${measure ? `, coloured by the model's own ${measure.title.toLowerCase()}` : ""}`);
-    const where = `${view.measure.title} · ${source.siteTitle(state.site)}`;
+    const where = `${view.measure.title} · ${source.siteTitle(state.site)}, ${source.readoutTitle(state.readout)}`;
     const other = measure && shown !== state.measure ? ` The text above shows the model's own ${measure.title.toLowerCase()}.` : "";
     if (view.values.length) drawLegend(legend, view.scale, where, `Bold: the top token is the actual one.${other}`);
-    else legend.replaceChildren(element("span", "lg-what", where), element("span", "lg-why", `Not measured at this site with this readout.${other}`));
+    else legend.replaceChildren(element("span", "lg-what", where), element("span", "lg-why", `${source.has(state.readout, state.site, state.measure) ? "Nothing measured yet." : "Not measured at this site with this readout."}${other}`));
   }
 
   // What is wrong with this readout, and the way to a better one.
@@ -204,7 +206,7 @@ function lensGrid(root, data, host) {
   function free() {
     state.locked = false;
     point();
-    live.textContent = "Free. Hovering previews cells.";
+    live.textContent = "Unlocked. Hovering previews cells.";
   }
 
   function keep() {

@@ -9,12 +9,12 @@ function createPanel(act) {
   const foot = element("div", "lg-foot"), rank = createRank(act);
   const top = element("div", "lg-top-line");
   top.append(headline, mode);
-  const keep = element("button", "lg-button", "Link to this cell"), free = element("button", "lg-button", "Free");
+  const keep = element("button", "lg-button", "Link to this cell"), free = element("button", "lg-button", "Unlock");
   for (const button of [keep, free]) button.type = "button";
   keep.onclick = act.keep;
   free.onclick = act.free;
   if (act.canKeep) foot.append(keep);
-  foot.append(free, element("span", "lg-small lg-keys", `Arrow keys move${act.canKeep ? ", Enter links" : ""}, Escape frees.`));
+  foot.append(free, element("span", "lg-small lg-keys", `Arrow keys move${act.canKeep ? ", Enter puts the cell into the address" : ""}, Escape unlocks.`));
   box.append(top, came, stats, steps, rank.node, foot);
   let columns = [], built = "";
 
@@ -102,12 +102,12 @@ function createPanel(act) {
 
   function draw(source, state, pins) {
     const { layer, column, locked } = state, model = layer === source.model, actual = source.glyph(source.payload.actual[column]);
-    write(headline, `${model ? "The model’s own policy" : `Layer ${layer}`} · position ${source.payload.first + column}`);
+    write(headline, `${model ? "Model’s own policy" : `Layer ${layer}`} · position ${source.payload.first + column}`);
     write(mode, locked ? "locked" : "preview");
     mode.classList.toggle("lg-is-locked", locked);
     free.disabled = !locked;
     const word = element("bdi", "lg-word", actual);
-    came.replaceChildren("Actual token ", word, model ? "" : ` · ${source.siteTitle(state.site)}`, ` · ${source.readoutTitle(state.readout)}`);
+    came.replaceChildren("Actual token ", word, model ? "" : ` at ${source.siteTitle(state.site)}`);
     drawStats(source, state);
     drawSteps(source, state, pins);
     rank.draw(source, state, pins);

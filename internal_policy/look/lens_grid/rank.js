@@ -36,13 +36,14 @@ function createRank(act) {
     }
   }
 
-  // A line through the known ranks, broken where one isn't known.
+  // A line through the known ranks, broken where one isn't known or layers weren't measured.
   function path(ranks) {
-    let said = "", open = false;
+    const apart = ranks.slice(1).map(([layer], at) => layer - ranks[at][0]).sort((a, b) => a - b), usual = apart[apart.length >> 1];
+    let said = "", last = NaN;
     for (const [layer, rank] of ranks) {
-      const known = rank > 0 && layer !== source.model;
-      if (rank > 0) said += `${open && known ? "L" : "M"}${x(layer).toFixed(1)} ${y(rank).toFixed(1)}${open && known ? "" : "h0"}`;
-      open = known;
+      const joined = layer !== source.model && layer - last <= usual;
+      if (rank > 0) said += `${joined ? "L" : "M"}${x(layer).toFixed(1)} ${y(rank).toFixed(1)}${joined ? "" : "h0"}`;
+      last = rank > 0 ? layer : NaN;
     }
     return said;
   }

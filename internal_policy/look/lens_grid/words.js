@@ -44,9 +44,9 @@ function amount(value, measure) {
   if (!Number.isFinite(value)) return "not measured";
   if (measure.name === "probability") return percent(value);
   if (measure.name === "rank") return value.toLocaleString("en-US");
-  const digits = Number(value.toPrecision(3));
-  const text = Math.abs(digits) < 1e-4 && digits ? digits.toExponential(1) : digits.toLocaleString("en-US", { maximumFractionDigits: 6 });
-  const sign = measure.signed && value > 0 ? "+" : "";
+  const tiny = value !== 0 && Math.abs(value) < 1e-4;
+  const text = tiny ? "~0" : Number(value.toPrecision(3)).toLocaleString("en-US", { maximumFractionDigits: 6 });
+  const sign = measure.signed && value > 0 && !tiny ? "+" : "";
   return `${sign}${text}${measure.unit ? ` ${measure.unit}` : ""}`.replace("-", "−");
 }
 
