@@ -9,6 +9,7 @@ import pandas as pd
 
 from internal_policy.errors import counted
 from internal_policy.look import findings, notebook, pairs, rollouts, statistics, targets, tokens, view
+from internal_policy.look.lens_grid.pair import PairTable
 from internal_policy.look.lens_grid.response import TokenTable
 from internal_policy.look.statistics import Average, Part
 from internal_policy.look.view import About, View
@@ -154,18 +155,18 @@ class Scan(View):
 
     def compare_tokens(
         self, other: View, rollout: int | None = None, site: str = "resid_post", measure: str = "entropy"
-    ) -> pd.DataFrame:
+    ) -> PairTable:
         """How another scan, or this one with another readout, differs at each token and layer of one response.
 
             raw = ip.open_scan("demo-qwen3")
-            raw.compare_tokens(raw.view(readout="norm"), rollout=0)
+            raw.compare_tokens(raw.view(readout="norm"), rollout=0)  # in a notebook, draws both as linked lens grids
 
         `rollout` is by default the first whose tokens the other scan has too. The measure can also be `probability`,
         that of the top token. Columns: layer, position, id, token, value_a (of this scan), value_b, difference (b minus
         a), and if top tokens were kept, top_a, top_b and same_top. Raises InputError if the other scan has no response
         with the same tokens, or lacks the measure.
         """
-        return pairs.differences(*pairs.best(self, other, rollout), site, measure)
+        return PairTable.of(*pairs.best(self, other, rollout), site, measure)
 
     @property
     def findings(self) -> tuple[str, ...]:

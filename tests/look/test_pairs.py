@@ -13,6 +13,7 @@ import pytest
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
 from internal_policy.look import tokens
+from internal_policy.look.lens_grid import pair
 from internal_policy.look.pairs import Side, best, caveats, differences, obstacle, partners
 from internal_policy.look.scan import open_scan
 from internal_policy.look.view import View
@@ -152,3 +153,28 @@ def test_a_scan_compares_its_readouts_by_token():
     found = raw.compare_tokens(raw.view(readout="norm"), rollout=1, measure="kl")
     assert [*found][:7] == ["layer", "position", "id", "token", "value_a", "value_b", "difference"]
     assert found["layer"].max() == 7
+
+
+def test_linked_grids_are_named_by_what_differs():
+    assert pair.names(Side(DEMO, 0), Side(NORM, 0)) == [
+        "demo-qwen3 · raw hidden states",
+        "demo-qwen3 · through the final norm",
+    ]
+    assert pair.names(Side(DEMO, 0), Side(DEMO, 1)) == ["demo-qwen3 · rollout 0", "demo-qwen3 · rollout 1"]
+    assert pair.names(Side(DEMO, 0), Side(OTHER, 2)) == ["demo-qwen3 · rollout 0", "demo-llama · rollout 2"]
+
+
+def test_linked_grids_have_one_readout_each_and_the_reason_why_nothing_is_subtracted():
+    drawn = pair.drawn(Side(DEMO, 0), Side(NORM, 0), site="attn_in", layer=3)
+    assert [[*grid["planes"]] for grid in drawn["grids"]] == [["raw"], ["norm"]]
+    assert all("attn_in" in plane for grid in drawn["grids"] for plane in grid["planes"].values())
+    assert drawn["why"] == ""
+    assert pair.drawn(Side(DEMO, 0), Side(OTHER, 0))["why"].startswith("A and B have different tokens")
+
+
+def test_a_notebook_draws_the_compared_tokens_as_linked_grids():
+    raw = open_scan("demo-qwen3")
+    found = raw.compare_tokens(raw.view(readout="norm"))
+    assert "<iframe" in found._repr_html_()
+    assert r"demo-qwen3 \u00b7 through the final norm" in found._repr_html_()
+    assert "<iframe" not in (found.head()._repr_html_() or "")

@@ -1,7 +1,7 @@
 // The lens grid: mount it in an empty element, give it new data, ask for its state.
 //
 // const grid = mountLensGrid(root, data, host); grid.update(data); grid.state();
-// Two linked grids are in pair.js; each is made by `lensGrid`.
+// One grid is `lensGrid`; two linked ones, with their difference, are `mountPair` in pair.js.
 
 function mountLensGrid(root, data, host) {
   if (root.lensGrid) {

@@ -5,7 +5,8 @@ const SIZES = { wide: { row: 21, column: 66, gutter: 58 }, narrow: { row: 26, co
 const WIDEST = 128;
 const NARROW = 640;
 
-function createTable(act) {
+// `wider` columns have room for two tokens.
+function createTable(act, wider = 1) {
   const scroller = element("div", "lg-scroll"), canvas = element("div", "lg-canvas"), body = element("div", "lg-body");
   scroller.setAttribute("role", "grid");
   scroller.setAttribute("aria-readonly", "true");
@@ -40,7 +41,7 @@ function createTable(act) {
     const narrow = act.narrow();
     sizes = narrow ? SIZES.narrow : SIZES.wide;
     const room = (scroller.clientWidth || 800) - sizes.gutter;
-    width = Math.max(sizes.column, Math.min(WIDEST, Math.floor(room / columns)));
+    width = Math.max(sizes.column * wider, Math.min(WIDEST * wider, Math.floor(room / columns)));
     const deep = scroller.clientHeight || 700;
     const slots = {
       columns: Math.min(columns, Math.ceil(room / width) + 2 * CHUNK.columns),
@@ -106,7 +107,7 @@ function createTable(act) {
       if (cell.firstChild.nodeValue !== look.text) cell.firstChild.nodeValue = look.text;
       cell.style.backgroundColor = look.colour;
       cell.style.color = look.ink;
-      const name = `lg-cell${look.actual ? " lg-same" : ""}${look.hit ? " lg-hit" : ""}`;
+      const name = `lg-cell${look.actual ? " lg-same" : ""}${look.hit ? " lg-hit" : ""}${look.name ? ` ${look.name}` : ""}`;
       if (cell.className !== name) cell.className = name;
       if (cell.index !== column) cell.setAttribute("aria-colindex", column + 2);
       cell.index = column;
@@ -233,5 +234,5 @@ function createTable(act) {
     build();
     fill();
   }).observe(scroller);
-  return { node: scroller, draw, point, reveal, focus };
+  return { node: scroller, draw, point, reveal, focus, width: () => width };
 }

@@ -1,0 +1,57 @@
+"""Two linked lens grids and their difference: as a page of their own, and as a table that notebooks draw."""
+
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from internal_policy.look import labels, notebook, pairs
+from internal_policy.look.lens_grid import page, payload
+from internal_policy.look.pairs import Side
+
+TITLE = "Two responses cell by cell"
+
+
+def names(a: Side, b: Side) -> list[str]:
+    """What the two grids are called, which is never the same unless the sides are."""
+    told = labels.labels([a.view]) * 2 if a.view == b.view else labels.labels([a.view, b.view])
+    if a.rollout == b.rollout and a.view != b.view:
+        return told
+    return [f"{label} · rollout {side.rollout}" for label, side in zip(told, (a, b), strict=True)]
+
+
+def drawn(a: Side, b: Side, **chosen: Any) -> dict[str, Any]:
+    """What the scripts draw of two responses. `chosen` is the layer, position, site and measure at first.
+
+    Raises InputError for a site or position that one of them lacks.
+    """
+    site = chosen.get("site")
+    grids = []
+    for side in (a, b):
+        sites = [*payload.measured(side.view), *([site] if site and site not in payload.PANEL else [])]
+        position = chosen.get("position")
+        grids.append(payload.payload(side.view, side.rollout, [side.view.readout], sites, position=position))
+    return {**page.data(grids, names(a, b), **chosen), "why": pairs.obstacle(a, b) or ""}
+
+
+def html(a: Side, b: Side, **chosen: Any) -> str:
+    """Two responses as an HTML page that needs no network; see `drawn`."""
+    return page.page(drawn(a, b, **chosen), TITLE)
+
+
+class PairTable(pd.DataFrame):
+    """How two responses differ at each token and layer: a data frame that notebooks draw as linked lens grids."""
+
+    _metadata: ClassVar = ["_shown"]
+    _shown: tuple[Side, Side, dict[str, Any]]
+
+    @staticmethod
+    def of(a: Side, b: Side, site: str, measure: str) -> "PairTable":
+        """`pairs.differences` as a table that draws both responses."""
+        table = PairTable(pairs.differences(a, b, site, measure))
+        table._shown = (a, b, {"site": site, "measure": measure})
+        return table
+
+    def _repr_html_(self) -> str:
+        """The grids in a frame of their own, or the reason why they can't be drawn."""
+        a, b, chosen = self._shown
+        return notebook.page(lambda: page.frame(drawn(a, b, **chosen), TITLE))
