@@ -11,7 +11,7 @@ from internal_policy.errors import InputError
 from internal_policy.look import (
     choices,
     comparison,
-    labels,
+    headings,
     layer_figures,
     statistics,
     targets,
@@ -183,7 +183,7 @@ def _compare(views: Sequence[View], choice: Choice) -> Data:
         change = choice.measure == "change"
         found = view.changes(one, choice.average) if change else view.means(one, "entropy", choice.average)
         frames[str(number)] = comparison.relative(found, record["n_layers"])
-    named = labels.labels(views, labels.room(len(views), choice.style))
+    named = headings.labels(views, headings.room(len(views), choice.style))
     return Data(
         frames, [replace(view.about(one), label=label) for one, label in zip(views, named, strict=True)], choice
     )

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from internal_policy.errors import InputError
-from internal_policy.look import labels, theme, view
+from internal_policy.look import headings, theme, view
 from internal_policy.look.theme import GREY, Mark, Style
 from internal_policy.look.view import About
 
@@ -280,7 +280,7 @@ def compare(
             if len(line):
                 theme.line(figure, line, marks[name], x="depth", row=1, col=number, legend=name not in seen)
                 seen.add(name)
-        _above(figure, labels.heading(about, len(columns), style), number)
+        _above(figure, headings.heading(about, len(columns), style), number)
     figure.update_xaxes(range=[-0.03, 1.05], tickvals=[0, 0.5, 1], title={"text": "Relative depth"})
     if what == "entropy":  # the shared axis needs room for the largest vocabulary
         figure.update_yaxes(range=[0, 1.12 * log(max(about.d_vocab for about, _ in columns))])
@@ -290,7 +290,7 @@ def compare(
     said = [view.how(about.readout) for about, _ in columns] + [about.which for about, _ in columns if about.which]
     caption = " · ".join(dict.fromkeys(said))
     title = f"{theme.MEASURES[what][0]} at relative depth"
-    lines = max(len(labels.heading(about, len(columns), style)) for about, _ in columns)
+    lines = max(len(headings.heading(about, len(columns), style)) for about, _ in columns)
     return theme.layout(figure, title, caption, style, height=460, wide=True, above=10 + 15 * lines)
 
 

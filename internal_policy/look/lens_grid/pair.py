@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from internal_policy.look import labels, notebook, pairs
+from internal_policy.look import headings, notebook, pairs
 from internal_policy.look.lens_grid import page, payload
 from internal_policy.look.pairs import Side
 
@@ -13,7 +13,7 @@ TITLE = "Two responses cell by cell"
 
 def names(a: Side, b: Side) -> list[str]:
     """What the two grids are called, which is never the same unless the sides are."""
-    told = labels.labels([a.view]) * 2 if a.view == b.view else labels.labels([a.view, b.view])
+    told = headings.labels([a.view]) * 2 if a.view == b.view else headings.labels([a.view, b.view])
     if a.rollout == b.rollout and a.view != b.view:
         return told
     return [f"{label} · rollout {side.rollout}" for label, side in zip(told, (a, b), strict=True)]

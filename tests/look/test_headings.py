@@ -8,7 +8,7 @@ from pathlib import Path
 from internal_policy import bundle, files
 from internal_policy.look import catalogue
 from internal_policy.look.catalogue import Choice
-from internal_policy.look.labels import heading, labels
+from internal_policy.look.headings import heading, labels
 from internal_policy.look.view import About, View
 from internal_policy.scans import store
 
