@@ -69,8 +69,9 @@ def run(options: Benchmark) -> dict[str, float]:
         held = nnsight.NNsight(model)
     read = reader_of(held)
     seconds = {"wrap": time.process_time() - start}
-    Scanner.of(read, Selection(layers, measures=("norm",))).measure([rollout])
-    for name, selection in {"read": Selection(layers, measures=("norm",)), "scan": Selection(layers)}.items():
+    reading = Selection(layers, readouts=("raw",), measures=("norm",))
+    Scanner.of(read, reading).measure([rollout])
+    for name, selection in {"read": reading, "scan": Selection(layers, readouts=("raw",))}.items():
         start = time.process_time()
         Scanner.of(read, selection).measure([rollout])
         seconds[name] = time.process_time() - start

@@ -94,7 +94,7 @@ def run(options: Benchmark) -> dict[str, float]:
     ids = torch.randint(10, 10_000, (1, options.tokens + 1), generator=torch.Generator().manual_seed(0))
     response = tuple(ids[0].tolist())
     rollout = Rollout("", None, 0, response[:1], response[1:], "", None, True)
-    selection = Selection(tuple(range(model.config.num_hidden_layers)))
+    selection = Selection(tuple(range(model.config.num_hidden_layers)), readouts=("raw",))
     weight = unembedding(model).weight
     with torch.inference_mode():
         model(ids[:, :4])

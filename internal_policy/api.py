@@ -16,7 +16,7 @@ from internal_policy.errors import InputError
 from internal_policy.lenses import next_token
 from internal_policy.look.lens import LensTable
 from internal_policy.look.scan import Scan, of
-from internal_policy.models.policy import Readout
+from internal_policy.models.policy import READOUTS, Readout
 from internal_policy.scans.scan import scan as measure
 from internal_policy.tasks import generate as sampling
 from internal_policy.tasks import problems as tasks
@@ -87,7 +87,7 @@ def scan(
     limit: int | None = None,
     layers: Sequence[int] | None = None,
     sites: Sequence[str] | None = None,
-    readouts: Sequence[Readout] = ("raw",),
+    readouts: Sequence[Readout] = READOUTS,
     measures: Sequence[str] | None = None,
     top_k: int = 5,
     batch_size: int = 8,
@@ -97,8 +97,8 @@ def scan(
 
         scan = ip.scan(model, tokenizer, ["The capital of France is Paris"])
         scan.means()                                                   # entropies by layer and site
-        scan = ip.scan(model, tokenizer, ip.generate(model, tokenizer, ["What is 47 + 385?"]), readouts=["raw", "norm"])
-        scan = ip.scan(model, tokenizer, "responses.jsonl", layers=[0, 5], sites=["resid_post"])
+        scan = ip.scan(model, tokenizer, ip.generate(model, tokenizer, ["What is 47 + 385?"]))
+        scan = ip.scan(model, tokenizer, "responses.jsonl", layers=[0, 5], readouts=["raw"])
 
     `texts` is a list of plain texts, rollouts from `generate`, and rows (dicts with prompt and response, with messages,
     or with prompt_ids and response_ids, as for `internal-policy scan --rollouts`); or the name of a file of such rows,
@@ -112,8 +112,9 @@ def scan(
     A prompt goes through the chat template unless `chat` is None. The first one is shown on stderr as it was read.
 
     `layers` (from 0), `sites` and `measures` default to all; `readouts` are "raw" (the paper), "norm"
-    (the logit lens) or lenses, which are callables `(hidden, point) -> hidden`. `model` may also be a PeftModel, a
-    TransformerBridge or an NNsight wrapper. The result is a scan in memory: see `open_scan` for what it can do.
+    (the logit lens), by default both, or lenses, which are callables `(hidden, point) -> hidden`. `model` may also be
+    a PeftModel, a TransformerBridge or an NNsight wrapper. The result is a scan in memory: see `open_scan` for what it
+    can do.
 
     Raises InputError for a layer, site, readout or measure that doesn't exist, and for a text that can't be read or
     has fewer than two tokens.

@@ -85,7 +85,7 @@ class Scan(ScanOutput, PromptOptions, ResponseOptions, GivenOptions, Reading):
     $ internal-policy scan --text "The capital of France is Paris"
     $ internal-policy scan --model Qwen/Qwen3-4B --problems openai/gsm8k:main@test
     $ internal-policy scan --model ./my-llama --rollouts responses.jsonl
-    $ internal-policy scan --layers 0,5,10-20,-1 --sites attn_out --readout both
+    $ internal-policy scan --layers 0,5,10-20,-1 --sites attn_out --readout raw
     """
 
     group: ClassVar = "What to measure"
@@ -94,9 +94,9 @@ class Scan(ScanOutput, PromptOptions, ResponseOptions, GivenOptions, Reading):
     sites: str = "all"
     """Sites to measure, separated by commas: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out, resid_post; all
     takes those that the model's family has."""
-    readout: Literal["raw", "norm", "both"] = "raw"
-    """How hidden states are unembedded: as they are (raw, the paper), or through the final norm (norm, the logit
-    lens)."""
+    readout: Literal["raw", "norm", "both"] = "both"
+    """How hidden states are unembedded: as they are (raw, the paper), through the final norm (norm, the logit lens), or
+    both."""
     lens: File = None
     """Lens to read hidden states through as well: a .safetensors file that `fit-lens` or the tuned-lens library wrote.
     Its readout is called tuned."""

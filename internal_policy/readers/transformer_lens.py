@@ -19,7 +19,7 @@ from internal_policy.measure import metrics
 from internal_policy.measure.sites import SITES
 from internal_policy.models.families import family_of, weight_alone
 from internal_policy.models.hooks import FINAL, HookPoint, Visit
-from internal_policy.models.policy import Readout
+from internal_policy.models.policy import READOUTS, Readout
 from internal_policy.scans import scan
 from internal_policy.scans.reader import Reader
 from internal_policy.scans.selection import canonical
@@ -121,7 +121,7 @@ def measure_cache(
     prompt: int = 1,
     layers: Sequence[int] | None = None,
     sites: Sequence[str] | None = None,
-    readouts: Sequence[Readout] = ("raw",),
+    readouts: Sequence[Readout] = READOUTS,
     measures: Sequence[str] = metrics.MEASURES,
     top_k: int = 5,
 ) -> Tables:

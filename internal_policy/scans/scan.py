@@ -41,7 +41,7 @@ def scan(
     *,
     layers: Sequence[int] | None = None,
     sites: Sequence[str] | None = None,
-    readouts: Sequence[Readout] = ("raw",),
+    readouts: Sequence[Readout] = READOUTS,
     measures: Sequence[str] = MEASURES,
     top_k: int = 5,
     batch_size: int = 8,

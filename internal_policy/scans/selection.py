@@ -18,7 +18,7 @@ class Selection:
     """Decoder layers, from 0."""
     sites: tuple[str, ...] = SITES
     """Sites in each of the layers."""
-    readouts: tuple[str, ...] = ("raw",)
+    readouts: tuple[str, ...] = READOUTS
     """How hidden states are brought to the unembedding: raw, norm, or the name of a lens."""
     measures: tuple[str, ...] = MEASURES
     """Measures, such as entropy."""

@@ -143,7 +143,7 @@ def test_tokens_per_response_have_one_decimal(capsys):
 )
 def test_a_readout_that_a_scan_lacks_is_refused_with_its_own_remedy(readout, said, folder, problems, here, capsys):
     words = ["--model", str(folder), "--problems", str(problems), "--limit", "1", "--max-new-tokens", "2"]
-    assert main(["scan", *words, "--layers", "0", "-o", "mine"]) == 0
+    assert main(["scan", *words, "--layers", "0", "--readout", "raw", "-o", "mine"]) == 0
     assert main(["show", "mine", "--readout", readout]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
 

@@ -180,8 +180,8 @@ def test_a_scan_contains_the_rollouts_unchanged(llama, tokenizer, rollouts):
 
 def test_every_response_token_has_a_row(llama, tokenizer, rollouts):
     policies = scan(llama, tokenizer, rollouts).policies
-    counts = policies[policies["layer"] == 3].groupby("rollout").size()
-    assert counts.tolist() == [5, 30, 1, 17, 2]
+    counts = policies[policies["layer"] == 3].groupby(["readout", "rollout"]).size()
+    assert counts["raw"].tolist() == counts["norm"].tolist() == [5, 30, 1, 17, 2]
 
 
 # other models
@@ -577,7 +577,7 @@ def test_a_rollout_that_the_model_cannot_read_is_rejected(llama, tokenizer, chan
 
 def test_a_rollout_of_the_models_maximal_length_is_measured(llama, tokenizer):
     found = scan(llama, tokenizer, [random_rollout(1, 511)], layers=[0], sites=["resid_post"], measures=["entropy"])
-    assert len(found.policies) == 2 * 511
+    assert len(found.policies) == 2 * 2 * 511  # readouts, and layer 0 and final
 
 
 def test_an_empty_list_of_rollouts_is_rejected(llama, tokenizer):

@@ -153,7 +153,7 @@ def test_measures_that_a_site_lacks_are_null(layers):
 
 
 def test_means_are_summed_in_float64():
-    selection = Selection((0,), ("attn_out",), measures=("entropy",))
+    selection = Selection((0,), ("attn_out",), ("raw",), measures=("entropy",))
     n = 500_000
     values = np.full((n, 2), 0.1, dtype=np.float32)
     table = layers_table({("raw", "entropy"): values}, selection, plan(selection), 1, [n], first=0)
@@ -175,7 +175,7 @@ def test_a_top_k_of_0_gives_no_topk_columns():
 
 
 def test_with_only_topk_the_table_layers_just_counts_tokens():
-    selection = Selection((0, 1), ("attn_out",), measures=("topk",), top_k=2)
+    selection = Selection((0, 1), ("attn_out",), ("raw",), measures=("topk",), top_k=2)
     table = layers_table(numbers(), selection, plan(selection), 2, LENGTHS, first=0)
     assert table.column_names == ["rollout", "readout", "layer", "site", "tokens"]
     assert table["tokens"].to_pylist() == [2] * 3 + [1] * 3
