@@ -6,7 +6,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 VIEWS = {
     "overview": "Overview",
-    "flow": "Entropy flow",
+    "flow": "Distributions",
     "tokens": "Tokens",
     "compare": "Compare",
     "training": "Training",

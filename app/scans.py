@@ -119,6 +119,8 @@ def choose() -> None:
             on_change=_forget,
             help="A scan's folder, or the first digits of its digest. `internal-policy ls` lists the scans.",
         )
+        if known and not name:  # after Back to an address without a scan: the next run opens the default
+            st.rerun()
         try:
             folder = find(name) if name else None
             st.session_state["looked"] = _filtered(folder) if folder else None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PART = 8
 """Rollouts in a part, as `scan` writes them."""
 VOCABULARY = 151_936
-PAGES = {"Overview": "", "Entropy flow": "flow", "Tokens": "tokens", "Geometry": "geometry"}
+PAGES = {"Overview": "", "Distributions": "flow", "Tokens": "tokens", "Geometry": "geometry"}
 """Title of a page -> its path."""
 DRAWN = """() => {
   const charts = [...document.querySelectorAll("[data-testid=stPlotlyChart]")];
@@ -170,7 +170,7 @@ def visit(options: Benchmark, port: int, server: psutil.Process) -> None:
         page = context.new_page()
         page.goto(f"{url}/geometry?scan={options.folder}")
         page.wait_for_function(DRAWN, timeout=300_000)
-        for name in ("Overview", "Entropy flow", "Tokens"):
+        for name in ("Overview", "Distributions", "Tokens"):
             told(f"to {name}", [switch(page, name) for _ in range(1 + options.runs)], server)
         page.close()
         page = context.new_page()

@@ -1,9 +1,10 @@
-"""Entropy from layer to layer, on average and spread over tokens."""
+"""How measures are spread over tokens, and how far each policy is from the model's own."""
 
 import scans
 import show
 import streamlit as st
 
+from internal_policy.look import catalogue, theme
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
@@ -13,25 +14,32 @@ from internal_policy.measure.sites import SITES
 def page(looked: View, average: Average) -> None:
     """Draw the page."""
     st.markdown(
-        "The entropy of each policy along the residual stream, from the embeddings to `final`, the model's own policy "
-        "(Fig. 2 of the paper), and how much each layer, attention block and FFN changes it (Fig. 3). E, I and C mark "
-        "exploration, integration and convergence. Bands are 95 % intervals over rollouts."
+        "A mean can hide two groups of tokens. The dark band holds half of the tokens, the light band 90%. Entropy by "
+        "layer on average is on the page Overview."
     )
-    choice = Choice(average=average)
-    for name in ("flow", "change"):
-        with show.refusing():
-            show.catalogued(name, scans.data(name, [looked], choice))
-    st.subheader("Spread over tokens")
-    st.markdown("The dark band holds half of the tokens, the light band 90 %. A mean can hide two groups of tokens.")
-    site = st.selectbox("Site", SITES, index=SITES.index("resid_post"), key="spread", bind="query-params")
+    left, right = st.columns(2)
+    site = left.selectbox(
+        "Site", SITES, index=SITES.index("resid_post"), format_func=theme.site_label, key="spread", bind="query-params"
+    )
+    measure = right.selectbox(
+        "Measure",
+        catalogue.CHOICES["distribution"],
+        format_func=theme.label,
+        key="spread_measure",
+        bind="query-params",
+    )
     with show.refusing():
-        show.catalogued("distribution", scans.data("distribution", [looked], Choice(site=site)))
+        show.catalogued("distribution", scans.data("distribution", [looked], Choice(site=site, measure=measure)))
     st.subheader("Convergence to the model's own policy")
     st.markdown(
         "How far each policy is from the model's own, and the share of tokens whose top token no longer changes."
     )
     with show.refusing():
-        show.catalogued("convergence", scans.data("convergence", [looked], choice))
+        show.catalogued("convergence", scans.data("convergence", [looked], Choice(average=average)))
+    st.subheader("The same through each readout")
+    st.markdown("The readout whose policies are closer to the model's own says more about what a layer knows.")
+    with show.refusing():
+        show.catalogued("readouts", scans.data("readouts", [looked], Choice(average=average, measure="kl")))
 
 
 if __name__ == "__main__":

@@ -1,75 +1,134 @@
-"""A scan at a glance: entropies, target layer and how it was measured."""
+"""A scan at a glance: what it shows in three sentences and two figures, and where to look next."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import scans
 import show
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
-from internal_policy.look import catalogue, statistics, summary
+from internal_policy.look import catalogue, findings, highlights, summary, targets, tokens, view
 from internal_policy.look.catalogue import Choice
+from internal_policy.look.highlights import Response, Token
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
 from internal_policy.scans import store
 from internal_policy.tasks import pass_at_k
 
+TARGET = (
+    "BuPO trains the last exploration layer first: the last one whose FFN raises entropy significantly. The 95% "
+    "intervals behind this hold for all layers at once, so they are wider than the bands above. The runner-up is the "
+    "last other layer whose own interval is above 0. The rows for direction and norm show how much is due to the "
+    "length of the hidden states alone."
+)
+AROUND = ("attn_in", "mlp_in")
+"""Sites that are left out of the figure here, because half a page only has room for a short legend."""
+
 
 def page(looked: View, average: Average) -> None:
     """Draw the page."""
-    st.markdown(
-        "Each layer, attention block and FFN, read as a policy of its own: how uncertain it is, and where that changes "
-        "(Figs. 2 and 3 of [arXiv 2512.19673](https://arxiv.org/abs/2512.19673)). Layers count from 0 here "
-        "and from 1 in the paper."
-    )
     record = store.record(looked.source)
     st.text(show.line(record["model"]))
-    last = numbers(looked)
-    choice = Choice(average=average)
-    flow, change = scans.data("flow", [looked], choice), scans.data("change", [looked], choice)
+    st.caption(show.unmarked(facts(looked)))
+    st.markdown("\n".join(f"- {show.unmarked(sentence)}" for sentence in verdict(looked)))
+    choice, changes = Choice(average=average), None
     left, right = st.columns(2)
     with left, show.refusing():
+        flow = scans.data("flow", [looked], choice)
         means = flow.frames["entropy"]
-        few = means[~means["site"].isin(["attn_in", "mlp_in"])]  # half a page only has room for a short legend
+        few = means[~means["site"].isin(AROUND)]
         show.figure("flow", catalogue.flow(replace(flow, frames={"entropy": few})), means)
     with right, show.refusing():
+        change = scans.data("change", [looked], choice)
+        changes = change.frames["change"]
         show.catalogued("change", change)
-    st.subheader("Target layer")
     st.markdown(
-        "BuPO trains the last exploration layer first: the last one whose FFN raises entropy significantly. The 95 % "
-        "intervals behind this hold for all layers at once, so they are wider than the bands above. The runner-up is "
-        "the last other layer whose own interval is above 0. The rows for direction and norm show how much is due to "
-        "the length of the hidden states alone."
+        "Each layer, attention block and FFN is read as a policy of its own (Figs. 2 and 3 of "
+        "[arXiv 2512.19673](https://arxiv.org/abs/2512.19673), which counts layers from 1). Bands are 95% intervals "
+        "over rollouts."
     )
-    show.table("targets", summary.targets(change.frames["change"]))
-    st.subheader("Entropy by layer (nats)")
-    by_layer = summary.by_layer(looked, average).round(3)
-    final = by_layer["layer"] == record["n_layers"]
-    show.table("by-layer", by_layer.assign(layer=by_layer["layer"].astype(str).mask(final, "final")))
-    st.subheader("How this was measured")
-    provenance = summary.provenance(looked)
-    show.table("provenance", pd.DataFrame({"setting": provenance.keys(), "value": provenance.values()}))
-    with show.refusing():  # reads every token of the scan, so it comes last
-        depth = statistics.settling(scans.data("convergence", [looked], choice).frames["settled"])
-        last.metric(
-            "Half the tokens settle by",
-            "the end" if depth is None else f"layer {depth}",
-            help="From this layer on, at least half of the tokens keep the model's own top token.",
-        )
+    next_to_look_at = st.container()  # filled last, because one of the links takes a column of every token
+    with st.expander("Target layer by direction and norm", key="by-part"), show.refusing():
+        st.markdown(TARGET)
+        show.table("targets", summary.targets(view.changes(looked, average) if changes is None else changes))
+    with st.expander("Entropy by layer (nats)", key="all-layers"), show.refusing():
+        by_layer = summary.by_layer(looked, average).round(3)
+        final = by_layer["layer"] == record["n_layers"]
+        show.table("by-layer", by_layer.assign(layer=by_layer["layer"].astype(str).mask(final, "final")))
+    with st.expander("How this was measured", key="measured"):
+        provenance = summary.provenance(looked)
+        show.table("provenance", pd.DataFrame({"setting": provenance.keys(), "value": provenance.values()}))
+    if changes is not None:
+        with next_to_look_at, show.refusing():
+            links(looked, changes)
 
 
-def numbers(looked: View) -> DeltaGenerator:
-    """Draw the key facts, and return an empty place for one more."""
+@scans.kept(50)
+def verdict(looked: View) -> tuple[str, ...]:
+    """What the scan shows, in up to three sentences."""
+    return findings.verdict(looked)
+
+
+def facts(looked: View) -> str:
+    """Key facts on one line."""
     about, rollouts = scans.about(looked), scans.rollouts(looked)
-    facts = {"Layers": f"{about.n_layers}", "Rollouts": f"{about.rollouts:,}", "Tokens": f"{about.tokens:,}"}
-    facts["Vocabulary"] = f"{about.d_vocab:,}"
-    name, value = pass_at_k.outcome(rollouts["reward"], rollouts["response"])
-    facts[name.capitalize()] = value
-    *columns, last = st.columns(len(facts) + 1)
-    for column, (name, value) in zip(columns, facts.items(), strict=True):
-        column.metric(name, value)
-    return last.empty()
+    said = (
+        f"{about.n_layers} layers",
+        f"vocabulary {about.d_vocab:,}",
+        f"{about.rollouts:,} rollouts",
+        f"{about.tokens:,} tokens",
+        pass_at_k.outcome_in_words(rollouts["reward"], rollouts["response"]),
+        about.which,
+    )
+    return " · ".join(part for part in said if part)
+
+
+def links(looked: View, changes: pd.DataFrame) -> None:
+    """Draw links to the least certain response, and to the token that attention of one layer was least certain of."""
+    st.markdown("**Look next**")
+    if scans.about(looked).rollouts > 1:
+        response = least_certain_response(looked)
+        means = f"{response.entropy:.3g} nats per token against {response.overall:.3g} overall"
+        label = f"The least certain response: rollout {response.rollout}, {means}"
+        link(looked, show.unmarked(label), rollout=response.rollout)
+    if "attn_out" not in store.record(looked.source)["selection"]["sites"]:
+        return
+    found, text = least_certain_token(looked, layer_of_interest(changes))
+    before = f"Where attention of layer {found.layer} was least certain: at “"
+    after = f"”, position {found.position} of rollout {found.rollout}, {found.entropy:.3g} nats"
+    token = show.unmarked(show.glyphs(text, 24)).strip() or "␣"
+    label = f"{show.unmarked(before)}{token}{show.unmarked(after)}"
+    link(looked, label, rollout=found.rollout, layer=found.layer, position=found.position, site=found.site)
+
+
+def layer_of_interest(changes: pd.DataFrame) -> int:
+    """The target layer, or else the runner-up, or else the last layer."""
+    suggestion = targets.suggestion(changes)
+    found = suggestion["target"] if suggestion["target"] is not None else suggestion["runner_up"]
+    return int(changes["layer"].max() if found is None else found)
+
+
+def link(looked: View, label: str, **cell: int | str) -> None:
+    """Draw a link to a response or a cell of it on the page Tokens. `label` is escaped markdown."""
+    sidebar = {"scan": scans.name_of(Path(str(looked.source))), "readout": looked.readout}
+    missing = {name: value for name, value in sidebar.items() if name not in st.query_params}  # the others come along
+    query = {name: str(value) for name, value in {**missing, **cell}.items()}
+    st.page_link("views/tokens.py", label=label, icon=":material/arrow_forward:", query_params=query)
+
+
+@scans.kept(20)
+def least_certain_response(looked: View) -> Response:
+    """The response whose tokens the model was least certain of."""
+    return highlights.least_certain_response(looked)
+
+
+@scans.kept(20)
+def least_certain_token(looked: View, layer: int) -> tuple[Token, str]:
+    """The token that attention of a layer was least certain of, and its text."""
+    found = highlights.least_certain_token(looked, layer)
+    texts = tokens.response(looked, found.rollout).set_index("position")["token"]
+    return found, str(texts[found.position])
 
 
 if __name__ == "__main__":

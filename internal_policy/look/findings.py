@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,26 @@ def findings(one: View) -> Findings:
         said += about_training(one, changes)
     commands = next_commands(one, raw != "") if isinstance(one.source, Path) else []
     return Findings(tuple(sentence for sentence in said if sentence), tuple(commands))
+
+
+def verdict(one: View) -> tuple[str, ...]:
+    """What a view shows in up to three sentences: where the entropy falls, the target layer, whether to trust raw.
+
+    What wasn't measured is left out. Raises InputError for a broken scan.
+    """
+    layers = view.layers(one)
+    means = statistics.by_layer(layers, one.readout) if "entropy" in layers else pd.DataFrame()
+    changes = statistics.changes(layers[layers["site"].isin(CHANGES["mlp"])])
+    said = (along_the_layers(means), target_in_words(one, changes) if len(changes) else "", trust(one))
+    return tuple(sentence for sentence in said if sentence)
+
+
+def target_in_words(one: View, changes: pd.DataFrame) -> str:
+    """The layer that BuPO trains first and its runner-up, or why there is none; empty without finite numbers."""
+    suggestion, rollouts = targets.suggestion(changes), view.about(one).rollouts
+    if rollouts < ENOUGH and suggestion["target"] is None:
+        return too_few(rollouts, None)
+    return targets.in_words(suggestion) if suggestion["spans"] else ""
 
 
 def along_the_layers(means: pd.DataFrame) -> str | None:
@@ -107,8 +127,7 @@ def saturated(one: View, remedy: str = "") -> str:
     """
     if one.readout != "raw":
         return ""
-    layers = view.layers(View(one.source))
-    rows = layers[layers["site"] == "resid_post"]
+    rows = _outputs(View(one.source))
     if "kl" not in rows or not rows["kl"].notna().any():
         return ""
     kl, uniform = _by_layer(rows, "kl"), math.log(store.record(one.source)["d_vocab"])
@@ -132,6 +151,39 @@ def on_screen(one: View) -> str:
     if "norm" in store.record(one.source)["selection"]["readouts"]:
         return "Choose the readout norm instead."
     return "Scan again with --readout both, and choose the readout norm."
+
+
+def trust(one: View) -> str:
+    """Whether raw hidden states can be trusted, with the numbers; empty if the KL wasn't measured.
+
+    It is about the raw readout whatever readout the view shows; of a scan without it, about the view's.
+    """
+    record = store.record(one.source)
+    if "raw" in record["selection"]["readouts"]:
+        raw = replace(one, readout="raw")
+        shown = "" if one.readout == "raw" else f"The numbers here are read {view.how(one.readout)}."
+        if said := saturated(raw, shown):
+            return said
+    else:
+        raw = one
+    rows = _outputs(View(one.source, raw.readout))
+    if "kl" not in rows or not rows["kl"].notna().any():
+        return ""
+    kl, uniform = _by_layer(rows, "kl"), math.log(record["d_vocab"])
+    near = int((kl <= uniform).sum())
+    subject = "Raw hidden states" if raw.readout == "raw" else f"Hidden states read {view.how(raw.readout)}"
+    where = f" in {near} of {counted(len(kl), 'layer')}" if near < len(kl) else ""
+    return (
+        f"{subject} can be trusted{where}: {'there ' if where else ''}their KL from the model's own policy is no more "
+        f"than a uniform policy could have ({_nats(uniform)} nats). After layer {kl.index[-1]} it is "
+        f"{_nats(kl.iloc[-1])} nats."
+    )
+
+
+def _outputs(one: View) -> pd.DataFrame:
+    """The rows of layer outputs in the table `layers`."""
+    layers = view.layers(one)
+    return layers[layers["site"] == "resid_post"]
 
 
 def _by_layer(rows: pd.DataFrame, measure: str) -> pd.Series:

@@ -153,6 +153,11 @@ def layer_title(style: Style) -> str:
     return f"Layer (from {first_layer(style)})" if first_layer(style) else "Layer"
 
 
+def site_label(name: str) -> str:
+    """What a list of choices calls a site, such as `layer output (resid_post)`."""
+    return f"{SITES[name].name} ({name})"
+
+
 def place(layer: int, site: str, style: Style) -> str:
     """What hovering calls a site or an entropy change, such as `layer 5 · attention (5.attn_out)`."""
     if site == "final":

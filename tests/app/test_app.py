@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ PAGES = ("overview", "flow", "tokens", "compare", "training", "geometry", "promp
 SIDEBAR = ("scan", "readout", "outcome", "first", "last", "average")
 ADDRESSES = {
     "overview": SIDEBAR,
-    "flow": ("spread",),
+    "flow": ("spread", "spread_measure"),
     "tokens": ("rollout", "layer", "position", "site", "measure"),
     "compare": ("compare",),
     "training": ("run", "training_measure", "training_site"),
@@ -68,6 +69,10 @@ def refusals(app: AppTest) -> list[str]:
     return [text for text in texts(app) if text.startswith("⚠")]
 
 
+def captions(app: AppTest) -> str:
+    return " ".join(re.sub(r"\\(.)", r"\1", caption.value) for caption in app.caption)
+
+
 def charts(app: AppTest) -> list[str]:
     return [chart.proto.alt for chart in app.get("plotly_chart")]
 
@@ -77,23 +82,48 @@ def rewrite(folder: Path, **changes) -> None:
     (folder / store.RECORD).write_text(json.dumps({**record, **changes}))
 
 
-@pytest.mark.parametrize(("page", "n"), [("overview", 2), ("flow", 4), ("tokens", 2), ("compare", 2), ("geometry", 2)])
+@pytest.mark.parametrize(("page", "n"), [("overview", 2), ("flow", 3), ("tokens", 2), ("compare", 2), ("geometry", 2)])
 def test_every_page_draws_its_figures(page, n):
     app = opened(page, scan="demo-qwen3")
     assert len(charts(app)) == n
-    assert all("raw hidden states" in said for said in charts(app))
+    of_one_readout = [said for said in charts(app) if " by readout" not in said]
+    assert all("raw hidden states" in said for said in of_one_readout)
     assert not refusals(app)
 
 
 @pytest.mark.parametrize(
     ("rewards", "fact", "said"),
-    [([1.0, 0.0], ("Correct", "50.0%"), "correct"), ([-0.5, 0.25], ("Mean reward", "-0.125"), "reward -0.5")],
+    [([1.0, 0.0], "50.0% correct", "correct"), ([-0.5, 0.25], "mean reward -0.125", "reward -0.5")],
 )
 def test_the_dashboard_shows_correct_only_for_rewards_of_0_or_1(copied, rewards, fact, said):
     rewarded(copied, rewards)
-    facts = {metric.label: metric.value for metric in opened(scan=str(copied)).metric}
-    assert facts.get(fact[0]) == fact[1]
+    assert fact in captions(opened(scan=str(copied)))
     assert any(f"{said} · " in text for text in texts(opened("tokens", scan=str(copied))))
+
+
+def test_the_overview_is_a_verdict_of_three_sentences_with_links_to_the_least_certain_tokens():
+    app = opened(scan="demo-qwen3", readout="norm")
+    (verdict,) = [text.value for text in app.markdown if text.value.startswith("- Entropy")]
+    assert [line.split()[1] for line in verdict.splitlines()] == ["Entropy", "Target", "Raw"]
+    response, token = [dict(parse_qsl(link.proto.query_string)) for link in app.get("page_link")]
+    assert response == {"rollout": "5"}
+    assert {**token, "rollout": "", "position": ""} == {"rollout": "", "layer": "7", "position": "", "site": "attn_out"}
+    app = opened("tokens", scan="demo-qwen3", readout="norm", **token)
+    assert charts(app)[0].startswith("Entropy by token: attention")
+    assert not refusals(app)
+
+
+def test_a_scan_without_attention_still_has_an_overview(copied):
+    rewrite(copied, selection={**store.record(copied)["selection"], "sites": ["mlp_in", "mlp_out"]})
+    app = opened(scan=str(copied))
+    assert len(app.get("page_link")) == 1
+    assert not refusals(app)
+
+
+def test_a_saturated_scan_points_to_the_norm_readout():
+    app = opened(scan="smollm2-135m", readout="raw")
+    assert any("Raw hidden states are saturated" in text.value for text in app.markdown)
+    assert any("Choose the readout norm" in text.value for text in app.markdown)
 
 
 def test_the_table_by_layer_ends_with_final():
@@ -228,7 +258,7 @@ def test_a_page_shows_every_refusal(copied):
         lost = [name for name in table.column_names if name == "kl" or name.startswith("resid_post")]
         store.write_table(path, table.drop_columns(lost))
     rewrite(copied, files={name: files.fingerprint(copied / name) for name in record["files"]})
-    assert len(refusals(opened("flow", scan=str(copied)))) == 2
+    assert len(refusals(opened("flow", scan=str(copied)))) == 3
 
 
 def test_a_refusal_shows_invisible_characters():
@@ -264,8 +294,9 @@ def read_as(folder: Path, name: str) -> Path:
 def test_a_lens_is_shown_like_any_other_readout(page, copied):
     app = opened(page, scan=str(read_as(copied, "tuned")), readout="tuned")
     assert app.session_state["readout"] == "tuned"
-    assert charts(app)
-    assert all("through the tuned lens" in said for said in charts(app))
+    shown = [said for said in charts(app) if " by readout" not in said]
+    assert shown
+    assert all("through the tuned lens" in said for said in shown)
     assert "the tuned lens" in str(app.radio(key="readout").proto.captions)
 
 

@@ -73,7 +73,7 @@ def test_the_arrow_keys_move_from_cell_to_cell(server, page):
 
 def test_another_page_shows_the_same_scan(server, page):
     opened(page, f"{server}/?scan=demo-llama&readout=norm")
-    for name in ("Entropy flow", "Geometry", "Tokens", "Overview"):
+    for name in ("Distributions", "Geometry", "Tokens", "Overview"):
         page.get_by_test_id("stSidebarNav").get_by_role("link", name=name).click()
         expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
         expect(page.locator(".js-plotly-plot").first).to_contain_text("demo-llama")

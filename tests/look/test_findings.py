@@ -261,3 +261,46 @@ def test_means_of_the_findings_are_those_of_the_tables():
     table = statistics.by_layer(view.layers(View(DEMO)), "raw")
     start = table.loc[0, "resid_pre"]
     assert f"from {start:.2f} to {table.loc[0, 'resid_post']:.2f} nats" in sentences(View(DEMO))
+
+
+def test_the_verdict_says_where_entropy_falls_which_layer_is_the_target_and_whether_raw_can_be_trusted():
+    falls, target, raw = findings.verdict(View(DEMO))
+    assert (falls, target) == (sentences_of(DEMO)[0], sentences_of(DEMO)[2])
+    assert raw == (
+        "Raw hidden states can be trusted: their KL from the model's own policy is no more than a uniform policy could "
+        "have (6.10 nats). After layer 7 it is 0.10 nats."
+    )
+    assert findings.verdict(View(DEMO, "norm"))[2] == raw
+
+
+def sentences_of(source) -> tuple[str, ...]:
+    return findings.findings(View(source)).sentences
+
+
+def test_raw_can_be_partly_trusted():
+    few = altered(lambda layers: sure_and_wrong(layers).assign(kl=lambda f: f["kl"].where(f["layer"] > 4, 1.0)))
+    assert findings.trust(few).startswith("Raw hidden states can be trusted in 5 of 8 layers: there their KL")
+
+
+def test_a_saturated_scan_shown_through_the_final_norm_says_that_raw_is_saturated():
+    one = dataclasses.replace(altered(sure_and_wrong), readout="norm")
+    said = findings.trust(one)
+    assert said.startswith("Raw hidden states are saturated")
+    assert said.endswith("The numbers here are read through the final norm.")
+
+
+def test_without_raw_the_verdict_is_about_the_readout_that_was_measured():
+    selection = {**store.record(DEMO)["selection"], "readouts": ["norm"]}
+    one = altered(lambda layers: layers[layers["readout"] == "norm"], selection=selection)
+    said = findings.trust(dataclasses.replace(one, readout="norm"))
+    assert said.startswith("Hidden states read through the final norm can be trusted")
+
+
+def test_few_responses_are_said_to_be_too_few_for_a_target_in_the_verdict():
+    assert findings.verdict(first_responses(3, flat))[1].startswith(
+        "3 responses are too few to tell the layers' stages"
+    )
+
+
+def test_a_verdict_leaves_out_what_was_not_measured():
+    assert findings.verdict(altered(lambda layers: layers.drop(columns=["entropy", "kl"]))) == ()
