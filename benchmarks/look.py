@@ -82,7 +82,7 @@ def numbers(random: np.random.Generator, planned: Plan, tokens: int, top_k: int)
 
 def make(options: Benchmark) -> None:
     """Write the scan."""
-    selection, random = Selection(tuple(range(options.layers))), np.random.default_rng(0)
+    selection, random = Selection(tuple(range(options.layers)), readouts=("raw",)), np.random.default_rng(0)
     planned, names = plan(selection), []
     for part, first in enumerate(range(0, options.rollouts, PART)):
         lengths = [options.tokens] * min(PART, options.rollouts - first)
