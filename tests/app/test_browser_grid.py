@@ -251,7 +251,10 @@ def test_a_long_response_is_drawn_in_part_and_scrolls_to_its_last_cell(browser, 
     with grid(browser, tmp_path, pages.data([payload(700, 80)])) as page:
         assert page.locator(".lg-cell").count() < 2000
         page.locator(".lg-now").click()
-        for key in ("End", *["PageUp"] * 5):
+        for key in ["ArrowRight"] * 30 + ["ArrowDown"] * 30:
+            page.keyboard.press(key)
+        assert headline(page) == "Layer 10 · position 30"
+        for key in ("End", *["PageUp"] * 8):
             page.keyboard.press(key)
         assert headline(page) == "Model’s own policy · position 699"
         assert page.evaluate("document.activeElement.getAttribute('aria-colindex')") == "701"
@@ -306,3 +309,10 @@ def test_the_file_keeps_its_cell_in_the_address(browser, tmp_path):
             )["layer"]
             == "4"
         )
+
+
+def test_numbers_of_another_format_are_refused_in_a_sentence(one):
+    one.evaluate("data => grid.update(data).catch(() => {})", pages.data([payload() | {"format": 2}]))
+    expect(one.locator(".lens-grid")).to_have_text(
+        "The lens grid can't be drawn. Can't read format 2 of a lens grid, only 1."
+    )

@@ -29,6 +29,7 @@ function lensGrid(root, data, host) {
   const bar = createBar(act), table = createTable(act), panel = createPanel(act);
   let text = null;
   live.setAttribute("aria-live", "polite");
+  strip.setAttribute("role", "group");
   note.setAttribute("role", "note");
   left.append(legend, table.node);
   main.append(left, panel.node);
@@ -40,7 +41,7 @@ function lensGrid(root, data, host) {
   box.classList.toggle("lg-app", root.getRootNode() !== document);
   root.replaceChildren(box);
   listenToKeys(table.node, act);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => source && repaint());
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view && repaint());
 
   // The state that a link keeps.
   function link() {
@@ -77,12 +78,22 @@ function lensGrid(root, data, host) {
   }
 
   async function update(next) {
+    try {
+      await show(next);
+    } catch (error) {
+      root.replaceChildren(element("p", "lg lg-note", `The lens grid can't be drawn. ${error.message}`));
+      throw error;
+    }
+  }
+
+  async function show(next) {
     const mine = ++turn, payload = next.grids[0], opened = openPayload(payload, source);
     const chosen = JSON.stringify(next.chosen), asked = chosen !== given && !sameLink(next.chosen, kept);
     given = chosen;
     const stays = source && carry(opened);
     if (!source || asked) adopt(next.chosen, opened);
     pending = null;
+    view = null; // until the next drawing, nothing can be pointed at
     const move = !source || asked || !stays;
     await opened.open(state.readout, state.site);
     if (mine !== turn) return;
@@ -183,6 +194,7 @@ function lensGrid(root, data, host) {
   }
 
   function lock(layer, column) {
+    if (!view) return;
     const same = state.locked && (layer ?? state.layer) === state.layer && (column ?? state.column) === state.column;
     if (same) return free();
     go(layer ?? state.layer, column ?? state.column);
@@ -198,19 +210,21 @@ function lensGrid(root, data, host) {
   }
 
   function move(down, across) {
+    if (!view) return;
     const rows = view.rows, at = clamp(rows.indexOf(state.layer) + down, 0, rows.length - 1);
     go(rows[at], clamp(state.column + across, 0, source.columns - 1));
     table.focus();
   }
 
   function free() {
+    if (!view) return;
     state.locked = false;
     point();
     live.textContent = "Unlocked. Hovering previews cells.";
   }
 
   function keep() {
-    if (!host.keep) return;
+    if (!host.keep || !view) return;
     go(state.layer, state.column);
     kept = link();
     host.keep(kept);
@@ -218,6 +232,7 @@ function lensGrid(root, data, host) {
   }
 
   function pin(word) {
+    if (!view) return;
     const at = pins.findIndex((each) => each.text === word);
     if (at >= 0) pins.splice(at, 1);
     else pins = [...pins, { text: word, token: source.payload.vocabulary.indexOf(word) }].slice(-PINS.length);
@@ -232,18 +247,20 @@ function lensGrid(root, data, host) {
 
   function find(word) {
     typed = word;
+    if (!view) return;
     search();
     repaint();
   }
 
   function hit(step) {
-    if (!found || !found.cells.length) return;
+    if (!view || !found || !found.cells.length) return;
     const { layer, column } = neighbour(found, state, step);
     go(layer, column);
     live.textContent = describe(layer, column);
   }
 
   async function choose(changes) {
+    if (!view) return;
     const wanted = { readout: state.readout, site: state.site, ...changes };
     const there = source.sent(wanted.readout, wanted.site) || (wanted.site === "resid_pre" && source.sent(wanted.readout, "resid_post"));
     if (!there) {
@@ -279,7 +296,7 @@ function lensGrid(root, data, host) {
   }
 
   const ready = update(data);
-  return { host, ready, update, go, state: () => ({ ...link(), locked: state.locked, pins: pins.map((each) => each.text), find: typed, fixed: state.fixed }), node: table.node };
+  return { host, ready, update, go, state: () => source && ({ ...link(), locked: state.locked, pins: pins.map((each) => each.text), find: typed, fixed: state.fixed }), node: table.node };
 }
 
 function nearestOf(rows, wanted) {

@@ -1,5 +1,6 @@
 // The numbers of one response: decode its planes once, then look up any measure by layer and column.
 
+const FORMAT = 1; // of the payload, as in payload.py
 const NO_TOKEN = 0xffffffff;
 const READ_AT_A_CELL = ["resid_pre", "attn_out", "mlp_out", "resid_post"]; // layer input, attention, FFN, layer output
 const ARRAYS = { rank: Int32Array, topk_ids: Uint32Array };
@@ -25,6 +26,7 @@ async function decode(plane, columns, k) {
 
 // A payload with its decoded planes. `before` is the payload shown until now: what didn't change isn't decoded again.
 function openPayload(payload, before = null) {
+  if (payload.format !== FORMAT) throw new Error(`Can't read format ${payload.format} of a lens grid, only ${FORMAT}.`);
   const columns = payload.tokens.length, { k, n_layers: model } = payload;
   const planes = new Map();
   const key = (readout, site) => `${readout}/${site}`;

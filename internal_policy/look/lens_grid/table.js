@@ -13,7 +13,7 @@ function createTable(act, wider = 1) {
   body.setAttribute("role", "rowgroup");
   scroller.append(canvas);
   let view = null, sizes = SIZES.wide, width = 0, from = { row: 0, column: 0 }, count = { rows: 0, columns: 0 };
-  let head = null, model = null, lines = [], now = null, place = null, lit = [];
+  let head = null, model = null, lines = [], now = null, place = null, lit = [], fitted = "";
 
   function makeRow(name, role, cells) {
     const row = element("div", `lg-row ${name}`);
@@ -43,6 +43,7 @@ function createTable(act, wider = 1) {
     const room = (scroller.clientWidth || 800) - sizes.gutter;
     width = Math.max(sizes.column * wider, Math.min(WIDEST * wider, Math.floor(room / columns)));
     const deep = scroller.clientHeight || 700;
+    fitted = `${scroller.clientWidth} ${deep}`;
     const slots = {
       columns: Math.min(columns, Math.ceil(room / width) + 2 * CHUNK.columns),
       rows: Math.min(rows.length, Math.ceil(deep / sizes.row) + 2 * CHUNK.rows),
@@ -152,7 +153,7 @@ function createTable(act, wider = 1) {
       fillRow(row, fresh.has(slot) ? every : slots);
     });
     if (place) point(place);
-    if (held && focused !== now) (now || scroller).focus({ preventScroll: true });
+    if (held && scroller.getRootNode().activeElement !== now) (now || scroller).focus({ preventScroll: true });
   }
 
   function draw(next) {
@@ -230,7 +231,8 @@ function createTable(act, wider = 1) {
     if (cell || over || side) focus();
   });
   new ResizeObserver(() => {
-    if (!view || !scroller.clientWidth) return;
+    const size = `${scroller.clientWidth} ${scroller.clientHeight}`;
+    if (!view || !scroller.clientWidth || size === fitted) return;
     build();
     fill();
   }).observe(scroller);
