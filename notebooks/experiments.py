@@ -48,7 +48,7 @@ def untrained(evaluations: pd.DataFrame) -> Mapping[str, float]:
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean of a few independent values, with its 95 % interval by Student's t. A single value has NaN for its ends."""
+    """Mean of a few independent values, with its 95% interval by Student's t. A single value has NaN for its ends."""
     from scipy.stats import t  # takes a third of a second to import
 
     n = len(values)

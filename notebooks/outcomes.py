@@ -26,7 +26,7 @@ METHODS = {
 def reached(
     table: pd.DataFrame, ends: pd.DataFrame, untrained: Mapping[str, float], style: Style = "screen"
 ) -> go.Figure:
-    """Avg@K at the end of training: one row per group, with its mean, its 95 % interval over seeds and a dot per seed.
+    """Avg@K at the end of training: one row per group, with its mean, its 95% interval over seeds and a dot per seed.
 
     The frames are those of `experiments`. The dotted line is the model before training.
     """
@@ -65,9 +65,7 @@ def reached(
     low, high = _room(table, ends, untrained)
     figure.update_xaxes(range=[low, high])
     figure.update_xaxes(title={"text": f"Avg@{_only(ends['samples'])} on held-out problems (%)"}, row=len(models))
-    said = (
-        f"{_only(ends['problems'])} problems, seeds in brackets · 95 % intervals over seeds · dotted: before training"
-    )
+    said = f"{_only(ends['problems'])} problems, seeds in brackets · 95% intervals over seeds · dotted: before training"
     height = 150 + 34 * sum(sizes) + 20 * len(models)
     return theme.layout(figure, "Results after training", said, style, height=height, wide=True)
 
@@ -90,7 +88,7 @@ def _group(
         y=place + np.linspace(-0.22, 0.22, len(seeds)) if len(seeds) > 1 else np.array([float(place)]),
         mode="markers",
         marker={"symbol": "circle-open", "size": 6, "color": GREY},
-        hovertext=[f"{name}<br>seed {seed}: {100 * avg:.2f} %" for seed, avg in seeds[["seed", "avg"]].to_numpy()],
+        hovertext=[f"{name}<br>seed {seed}: {100 * avg:.2f}%" for seed, avg in seeds[["seed", "avg"]].to_numpy()],
         hoverinfo="text",
         row=number,
         col=1,
@@ -109,7 +107,7 @@ def _group(
         mode="markers",
         name=name,
         marker={"symbol": symbol, "size": 10, "color": colour},
-        hovertext=[f"{name}<br>mean {mean:.2f} %{said}"],
+        hovertext=[f"{name}<br>mean {mean:.2f}%{said}"],
         hoverinfo="text",
         row=number,
         col=1,
@@ -159,7 +157,7 @@ def grid(table: pd.DataFrame, caption: str = "", style: Style = "screen", baseli
         for part in (
             caption,
             f"mean over {n} seeds",
-            f"below: difference from {experiments.METHODS[baseline]} with 95 % interval",
+            f"below: difference from {experiments.METHODS[baseline]} with 95% interval",
         )
         if part
     )
@@ -170,7 +168,7 @@ def _cell(row: pd.Series) -> str:
     """Avg@K in percent, with the difference in points and its interval below."""
     mean, difference, low, high = 100 * row[["avg", "difference", "difference_low", "difference_high"]]
     interval = "" if np.isnan(low) else f" ({low:+.1f} to {high:+.1f})"
-    return f"{mean:.1f} %<br>{difference:+.1f}{interval}"
+    return f"{mean:.1f}%<br>{difference:+.1f}{interval}"
 
 
 def rewards(curves: pd.DataFrame, window: int, caption: str = "", style: Style = "screen") -> go.Figure:
@@ -197,7 +195,7 @@ def rewards(curves: pd.DataFrame, window: int, caption: str = "", style: Style =
 
     n = _only(curves["seeds"])
     smooth = f"each point averages the last {window} steps"
-    over = f"mean over {n} seeds" + (", bands 95 % over seeds" if bands else "")
+    over = f"mean over {n} seeds" + (", bands 95% over seeds" if bands else "")
     about = " · ".join(part for part in (caption, smooth, over) if part)
     return theme.layout(figure, "Reward during training", about, style)
 

@@ -50,7 +50,7 @@ class ProblemSets:
 class Evaluate(JsonOptions, OutputOptions, PolicyOptions, ResponseOptions, ProblemSets):
     """Sample K responses per problem and report Avg@K and Pass@k.
 
-    Intervals are 95 % Wilson intervals over the problems. The folder has pass_at_k.parquet with the curves, and
+    Intervals are 95% Wilson intervals over the problems. The folder has pass_at_k.parquet with the curves, and
     rollouts.parquet with the responses. An interrupted evaluation continues where it stopped, and a repeated one is
     read from the cache.
 
@@ -240,7 +240,7 @@ def printed(
     table = Table(title=escape(label), title_justify="left", box=box.SIMPLE_HEAD)
     ks = [k for k in found[0]["pass_at_k"] if k > 1]
     table.add_column("", no_wrap=True)
-    for name in ("problems", f"Avg@{samples}", "95 %", *(f"Pass@{k}" for k in ks), "cut"):
+    for name in ("problems", f"Avg@{samples}", "95%", *(f"Pass@{k}" for k in ks), "cut"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found:
         mean, low, high = (f"{100 * share:.1f}" for share in row["avg"].values())
@@ -251,7 +251,7 @@ def printed(
         table.add_row(escape(row["problems"]), f"{row['number']:,}", mean, between, *passed, f"{100 * row['cut']:.1f}")
     uncut(table)
     out.print(
-        f"Percentages over {counted(samples, 'response')} per problem, with 95 % Wilson intervals over problems. "
+        f"Percentages over {counted(samples, 'response')} per problem, with 95% Wilson intervals over problems. "
         "Cut responses reached the length limit."
     )
     for name in [name for name in unmarked if name != ALL]:

@@ -190,7 +190,7 @@ def printed(path: Path, about: Mapping[str, Any], kl: "pd.DataFrame", *, as_json
         return
     table = Table(title="KL from the model's own policy, in nats", title_justify="left", box=box.SIMPLE_HEAD)
     readouts = list(dict.fromkeys(kl["readout"]))
-    for name in ("", *readouts, f"{readouts[-1]}, 95 %"):
+    for name in ("", *readouts, f"{readouts[-1]}, 95%"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for (layer, site), rows in kl.groupby(["layer", "site"], sort=False):
         last = rows.iloc[-1]

@@ -204,7 +204,7 @@ def _evaluated(curves: "pd.DataFrame") -> Table:
     import pandas as pd
 
     table = Table(title="Pass@k in percent", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("", "k", "mean", "95 %"):
+    for name in ("", "k", "mean", "95%"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for row in curves.to_dict("records"):
         between = "" if pd.isna(row["low"]) else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"

@@ -97,7 +97,7 @@ class Train(TrainOutput, Optimization, TrainSampling, PromptOptions, ModelOption
     """Training method: bupo trains an internal policy first, grpo the whole policy from the start."""
     layer: Number = None
     """Layer that BuPO trains first, counted from 0. By default the last one whose FFN raises entropy significantly in a
-    scan of a few responses (its 95 % interval, widened for the number of layers, is above 0). With grpo, the layer that
+    scan of a few responses (its 95% interval, widened for the number of layers, is above 0). With grpo, the layer that
     later ones are compared with in dynamics.parquet."""
     site: Literal["resid_post", "attn_out", "mlp_out"] = "resid_post"
     """Output whose policy is trained: that of the layer (resid_post), its attention (attn_out) or its FFN (mlp_out)."""

@@ -144,7 +144,7 @@ def states(
 def kl(model: nn.Module, rollouts: Sequence[Rollout], translators: Translators) -> pd.DataFrame:
     """KL(final || readout) in nats at each hook point with a translator: layer, site, readout, mean, low, high.
 
-    Means are over the response tokens of `rollouts`, with 95 % intervals over the rollouts.
+    Means are over the response tokens of `rollouts`, with 95% intervals over the rollouts.
     """
     sites = tuple(site for site in sites_of(inside(model).config) if site in {point.site for point in translators.at})
     readouts = (*READOUTS, lens.NAME)

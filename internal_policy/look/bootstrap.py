@@ -16,7 +16,7 @@ def counts(n: int) -> np.ndarray:
 
 
 def interval(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weighted mean over the rows of `values` (n, columns), and the ends of its 95 % bootstrap percentile interval.
+    """Weighted mean over the rows of `values` (n, columns), and the ends of its 95% bootstrap percentile interval.
 
     Whole rows are drawn, with their weights (n,): a row is a rollout, whose tokens depend on each other. The ends are
     NaN for a single row. Mean and ends are NaN in a column that has a NaN.
@@ -36,9 +36,9 @@ def interval(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def simultaneous(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of 95 % intervals of the weighted means of all columns of `values` (n, columns) at once.
+    """The ends of 95% intervals of the weighted means of all columns of `values` (n, columns) at once.
 
-    In 95 % of samples every interval contains its true mean, and in 97.5 % none lies wholly above it. This is the
+    In 95% of samples every interval contains its true mean, and in 97.5% none lies wholly above it. This is the
     bootstrap-t (Efron and Tibshirani 1993, ch. 12) of the largest of the columns' t (Romano and Wolf 2005), where
     t = (mean of a draw - mean) / the draw's own standard error. The ends are NaN with fewer than 4 rows, and in a
     column that has a NaN.

@@ -231,12 +231,12 @@ def readouts(
 def distribution(
     quantiles: pd.DataFrame, about: About, site: str, measure: str = "entropy", style: Style = "screen"
 ) -> go.Figure:
-    """Median, middle half and middle 90 % over tokens of a measure at a site, by layer."""
+    """Median, middle half and middle 90% over tokens of a measure at a site, by layer."""
     figure = go.Figure()
     mark = theme.SITES[site]
     rows = quantiles.sort_values("layer").assign(site=site)
     rows["at"] = rows["layer"] + theme.first_layer(style)
-    for low, high, opacity, name in (("q05", "q95", 0.18, "5 to 95 %"), ("q25", "q75", 0.35, "25 to 75 %")):
+    for low, high, opacity, name in (("q05", "q95", 0.18, "5 to 95%"), ("q25", "q75", 0.35, "25 to 75%")):
         band = rows.rename(columns={low: "low", high: "high"})
         shade = GREY if mark.colour == theme.INK else mark.colour
         figure.add_trace(theme.band(band, shade, opacity, name=name, showlegend=True))

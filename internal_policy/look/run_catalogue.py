@@ -149,7 +149,7 @@ def _seeds(chosen: Chosen, choice: RunChoice) -> pd.DataFrame:
 
 
 def by_seed(chosen: Chosen, choice: RunChoice) -> go.Figure:
-    """Reward of BuPO and GRPO with 95 % intervals over seeds, and their difference with the same seed.
+    """Reward of BuPO and GRPO with 95% intervals over seeds, and their difference with the same seed.
 
     With one run it takes the runs that were recorded beside it, in steps.parquet; with more, the runs themselves.
     """

@@ -60,7 +60,7 @@ class RunTables:
         return dynamics(self.folder)
 
     def pass_at_k(self) -> pd.DataFrame:
-        """Pass@k of evaluated models: label, k, and mean, low and high (shares of problems, 0 to 1, 95 % interval).
+        """Pass@k of evaluated models: label, k, and mean, low and high (shares of problems, 0 to 1, 95% interval).
 
         Raises InputError if the run has no evaluation.
         """

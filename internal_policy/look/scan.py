@@ -102,7 +102,7 @@ class Scan(View):
         return tokens.table(self, names)
 
     def means(self, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
-        """The mean of a measure at each layer and site, with its 95 % interval.
+        """The mean of a measure at each layer and site, with its 95% interval.
 
         Columns: layer, site, and mean, low and high in the measure's unit (nats for entropy, kl and logprob). `low` and
         `high` are the ends of a bootstrap interval over rollouts, NaN for a single rollout. `average` is over all
@@ -113,8 +113,8 @@ class Scan(View):
     def changes(self, average: Average = "tokens") -> pd.DataFrame:
         """The entropy change of each layer, attention and FFN, in nats (Eqs. 11 to 13 of arXiv 2512.19673).
 
-        Columns: layer, change (layer, attn, mlp), part (total, direction, norm), mean, low and high (the 95 % interval
-        of this layer by itself), low_all and high_all (95 % for all layers at once; NaN with fewer than 4 rollouts).
+        Columns: layer, change (layer, attn, mlp), part (total, direction, norm), mean, low and high (the 95% interval
+        of this layer by itself), low_all and high_all (95% for all layers at once; NaN with fewer than 4 rollouts).
         Raises InputError if no site before and after a change was measured.
         """
         return view.changes(self, average)
@@ -135,7 +135,7 @@ class Scan(View):
         """Target layer and stages by the total entropy change and by each of its parts, one row per part.
 
         Columns: part, target and runner_up (layers), spans (stage, first and last layer of each run of layers), and
-        mean, low and high of the target's change (nats, 95 % for all layers at once).
+        mean, low and high of the target's change (nats, 95% for all layers at once).
         """
         return targets.targets(self.changes(average))
 

@@ -14,7 +14,7 @@ from internal_policy.look.training_figures import RUNS, averaged
 def seeds(
     curves: pd.DataFrame, difference: pd.DataFrame, caption: str = "", style: Style = "screen", *, window: int = 1
 ) -> go.Figure:
-    """Reward of BuPO and GRPO, and BuPO minus GRPO with the same seed below, with 95 % intervals over seeds.
+    """Reward of BuPO and GRPO, and BuPO minus GRPO with the same seed below, with 95% intervals over seeds.
 
     The frames are those of `seeds.compared`.
     """
@@ -30,7 +30,7 @@ def seeds(
     figure.update_yaxes(title={"text": "Reward"}, row=1).update_yaxes(title={"text": "Difference"}, row=2)
     figure.update_xaxes(title={"text": "Step"}, row=2)
     n = int(difference["seeds"].iloc[0])
-    caption = f"{caption} · mean of {n} seeds, bands 95 % over seeds"
+    caption = f"{caption} · mean of {n} seeds, bands 95% over seeds"
     return theme.layout(figure, "BuPO and GRPO over seeds", averaged(caption, window), style, height=480)
 
 

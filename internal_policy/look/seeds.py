@@ -164,7 +164,7 @@ def _by_seed(frame: pd.DataFrame, window: int) -> pd.DataFrame:
 
 
 def interval(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the columns with its 95 % interval by Student's t: step, mean, low, high, seeds.
+    """Mean over the columns with its 95% interval by Student's t: step, mean, low, high, seeds.
 
     Steps that a seed lacks are left out. With a handful of seeds a bootstrap interval would be too short.
     """

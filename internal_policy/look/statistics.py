@@ -32,7 +32,7 @@ def by_layer(layers: pd.DataFrame, readout: str, average: Average = "tokens") ->
 
 
 def means(layers: pd.DataFrame, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
-    """The mean of `measure` at each layer and site, with its 95 % interval: layer, site, mean, low, high.
+    """The mean of `measure` at each layer and site, with its 95% interval: layer, site, mean, low, high.
 
     `layers` is a scan's table of one readout. Values are in the measure's unit (nats for entropy, kl and logprob).
     """
@@ -45,7 +45,7 @@ def means(layers: pd.DataFrame, measure: str = "entropy", average: Average = "to
 
 
 def changes(layers: pd.DataFrame, average: Average = "tokens") -> pd.DataFrame:
-    """Entropy changes in nats: layer, change, part, mean, and the ends of two 95 % intervals.
+    """Entropy changes in nats: layer, change, part, mean, and the ends of two 95% intervals.
 
     `low` and `high` belong to the layer alone. `low_all` and `high_all` hold for all layers of a change and part at
     once (`bootstrap.simultaneous`), as choosing among layers requires.

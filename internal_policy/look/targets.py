@@ -17,7 +17,7 @@ STAGES = ("exploration", "integration", "convergence")
 def stages(changes: pd.DataFrame, part: Part = "total") -> pd.DataFrame:
     """The stage of each layer, by the FFN's entropy change: layer, stage.
 
-    Exploration if its interval is above 0, convergence if it is below, and integration if it contains 0. The 95 %
+    Exploration if its interval is above 0, convergence if it is below, and integration if it contains 0. The 95%
     intervals hold for all layers at once, because with separate intervals about one of 36 flat layers would seem to
     rise. The paper gives no threshold for "about 0". Fewer than 4 rollouts give no such intervals and no stages.
     """
@@ -99,6 +99,6 @@ def in_words(found: Mapping[str, Any]) -> str:
     interval = f"{found['mean']:+.3g} nats, {found['low']:.3g} to {found['high']:.3g}"
     other = "there is no runner-up" if found["runner_up"] is None else f"the runner-up is layer {found['runner_up']}"
     return (
-        f"Target layer: {found['target']}, the last whose FFN raises entropy significantly ({interval}, with 95 % "
+        f"Target layer: {found['target']}, the last whose FFN raises entropy significantly ({interval}, with 95% "
         f"confidence for all layers at once); {other}."
     )

@@ -71,7 +71,7 @@ def no_box(rewards: pd.Series, responses: pd.Series, problems: str = "") -> str:
 def curves(right: Sequence[int], samples: int) -> pd.DataFrame:
     """Pass@k over problems, given how many of each problem's `samples` are correct (`right`): k, mean, low, high.
 
-    A row for each of `ks`; the one of k = 1 is Avg@K too. low and high are the 95 % Wilson `interval` over problems,
+    A row for each of `ks`; the one of k = 1 is Avg@K too. low and high are the 95% Wilson `interval` over problems,
     NaN for a single problem. Raises InputError if there are no problems.
     """
     if not right:
@@ -82,16 +82,16 @@ def curves(right: Sequence[int], samples: int) -> pd.DataFrame:
 
 
 Z = 1.959963984540054
-"""95 % of a normal distribution lies between -Z and Z."""
+"""95% of a normal distribution lies between -Z and Z."""
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of the 95 % Wilson interval of the mean of `values`: one row per problem, shares between 0 and 1.
+    """The ends of the 95% Wilson interval of the mean of `values`: one row per problem, shares between 0 and 1.
 
     The unit is the problem, because responses to one problem depend on one another. n is the number of problems divided
     by the design effect (Kish): the variance of the shares relative to problems that are always or never answered
     correctly. The variance is estimated with two of each added (Agresti and Coull), because it is 0 if all problems are
-    alike: 64 of 64 give 94.3 to 100 %. With a single problem the ends are NaN.
+    alike: 64 of 64 give 94.3 to 100%. With a single problem the ends are NaN.
     """
     number, mean = len(values), values.mean(0)
     if number < 2:

@@ -95,7 +95,7 @@ def test_the_panel_has_the_numbers_of_both_and_their_difference(both):
     cell(both, 0, 3, 2).hover()
     rows = [row.split("\t") for row in both.locator(".lg-pair-numbers").inner_text().split("\n")]
     assert rows[0] == ["", "A", "B", "B − A"]
-    assert rows[1] == ["Probability of the top token", "50 %", "50 %", "0 points"]
+    assert rows[1] == ["Probability of the top token", "50%", "50%", "0 points"]
     assert [note for note in both.locator(".lg-top-move").all_inner_texts() if note] == ["only A", "only B"]
 
 

@@ -109,7 +109,7 @@ def test_the_grid_works_by_keyboard_alone(one):
     one.keyboard.press("ArrowRight")
     assert headline(one) == "Layer 3 · position 1"
     focused = one.evaluate("document.activeElement.getAttribute('aria-label')")
-    assert focused.startswith("layer 3, position 1: top token ␣is, probability 50 %")
+    assert focused.startswith("layer 3, position 1: top token ␣is, probability 50%")
     assert "actual token ␣capital, rank 200" in focused
 
 
@@ -132,7 +132,7 @@ def test_the_panel_lists_the_top_tokens_of_four_sites_with_their_moves(one):
     moves = one.locator(".lg-step").last.locator(".lg-top-move").all_inner_texts()
     assert moves == ["▲1", "▲1", "new"]
     stats = one.locator(".lg-stats").inner_text().split("\n")
-    assert stats[:4] == ["rank", "307", "probability", "23.3 %"]
+    assert stats[:4] == ["rank", "307", "probability", "23.3%"]
 
 
 def test_a_pinned_token_has_a_line_that_breaks_where_its_rank_is_unknown(one):

@@ -102,7 +102,7 @@ def test_what_could_not_be_marked_is_not_called_incorrect(answer, response, said
 
 def test_show_names_the_target_layer_its_interval_and_the_runner_up(here, capsys):
     assert main(["show", "demo-qwen3"]) == 0
-    said = "Target layer: 6, the last whose FFN raises entropy significantly (+2.34 nats, 2.04 to 2.55, with 95 %"
+    said = "Target layer: 6, the last whose FFN raises entropy significantly (+2.34 nats, 2.04 to 2.55, with 95%"
     assert said in capsys.readouterr().out
     assert main(["show", "demo-qwen3", "--json"]) == 0
     suggested = json.loads(capsys.readouterr().out)["suggested"]

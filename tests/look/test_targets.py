@@ -128,7 +128,7 @@ def test_each_part_of_the_change_has_its_own_target():
 def test_the_target_sentence_names_its_interval_and_the_runner_up():
     rising = changes_of((0, "mlp", "total", 1.0, 0.5, 1.5), (1, "mlp", "total", 2.0, 1.5, 2.5))
     assert in_words(suggestion(rising)) == (
-        "Target layer: 1, the last whose FFN raises entropy significantly (+2 nats, 1.5 to 2.5, with 95 % confidence "
+        "Target layer: 1, the last whose FFN raises entropy significantly (+2 nats, 1.5 to 2.5, with 95% confidence "
         "for all layers at once); the runner-up is layer 0."
     )
     uncertain = changes_of((7, "mlp", "total", 0.2, 0.1, 0.3, -0.1, 0.5))

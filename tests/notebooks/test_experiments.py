@@ -11,7 +11,7 @@ import pytest
 from internal_policy.look import theme
 
 T2 = 4.302652729911275
-"""Student's t at 97.5 % with 2 degrees of freedom (three seeds), from a table."""
+"""Student's t at 97.5% with 2 degrees of freedom (three seeds), from a table."""
 
 
 def run(method: str, seed: int, marks: dict[float, float], layer: int = 6, internal: int = 0, model: str = "a") -> list:
@@ -183,8 +183,8 @@ def test_the_grid_shows_means_and_is_coloured_by_the_difference():
     assert list(figure.layout.xaxis.ticktext) == ["10", "30"]
     assert heat.z[1, 0] == pytest.approx(2)
     assert np.isnan(heat.z[0, 1])
-    assert (heat.text[0][1], heat.text[1][1]) == ("", "20.0 %<br>-40.0")
-    assert heat.text[1][0].startswith("64.0 %<br>+2.0 (-0.5 to +4.5)")
+    assert (heat.text[0][1], heat.text[1][1]) == ("", "20.0%<br>-40.0")
+    assert heat.text[1][0].startswith("64.0%<br>+2.0 (-0.5 to +4.5)")
     assert heat.zmin == -heat.zmax
     assert "1 to 3 seeds" in figure.layout.meta["caption"]
 

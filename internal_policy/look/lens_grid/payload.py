@@ -246,7 +246,7 @@ def _encoded(layers: Sequence[int], fields: Sequence[Field], ids: np.ndarray) ->
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
-    """Round float32 numbers to 12 bits of mantissa (an error of at most 0.012 %), which compresses well."""
+    """Round float32 numbers to 12 bits of mantissa (an error of at most 0.012%), which compresses well."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     nearest = ((bits + np.uint32(1 << (MANTISSA - 1))) >> np.uint32(MANTISSA)) << np.uint32(MANTISSA)
     return np.where(np.isfinite(values), nearest.view(np.float32), values).astype(np.float32)

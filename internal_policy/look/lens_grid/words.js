@@ -26,13 +26,13 @@ function running(token) {
 
 function percent(share) {
   if (!Number.isFinite(share)) return "–";
-  if (share > 0 && share < 1e-5) return "~0 %";
-  return `${Number((100 * share).toPrecision(share >= 0.1 ? 3 : 2))} %`;
+  if (share > 0 && share < 1e-5) return "~0%";
+  return `${Number((100 * share).toPrecision(share >= 0.1 ? 3 : 2))}%`;
 }
 
 // The same in few characters, for narrow lists.
 function brief(share) {
-  return share >= 0.1 ? `${Math.round(100 * share)} %` : share >= 5e-4 ? `${(100 * share).toFixed(1)} %` : "~0 %";
+  return share >= 0.1 ? `${Math.round(100 * share)}%` : share >= 5e-4 ? `${(100 * share).toFixed(1)}%` : "~0%";
 }
 
 function counted(number, word) {
