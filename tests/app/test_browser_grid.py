@@ -123,6 +123,7 @@ def test_a_screen_reader_gets_a_grid_with_numbered_rows_and_columns(one):
     cell(one, 1, 1).click()
     assert one.locator(".lg-live").inner_text().startswith("layer 1, position 1: top token ␣of")
     assert one.get_by_role("gridcell", selected=True).count() == 1
+    assert one.get_by_role("list", name="attention").get_by_role("button").count() == 3
 
 
 def test_the_panel_lists_the_top_tokens_of_four_sites_with_their_moves(one):

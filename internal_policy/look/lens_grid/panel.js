@@ -16,6 +16,14 @@ function createPanel(act) {
   if (act.canKeep) foot.append(keep);
   foot.append(free, element("span", "lg-small lg-keys", `Arrow keys move${act.canKeep ? ", Enter puts the cell into the address" : ""}, Escape unlocks.`));
   box.append(top, came, stats, steps, rank.node, foot);
+  const numbers = Array.from({ length: 4 }, () => {
+    const row = element("div"), name = element("dt"), value = element("dd");
+    row.append(name, value);
+    stats.append(row);
+    return { row, name, value };
+  });
+  const word = element("bdi", "lg-word"), at = element("span");
+  came.append("Actual token ", word, at);
   let columns = [], built = "";
 
   // One list per site. They are made once, and rewritten for every cell.
@@ -25,6 +33,7 @@ function createPanel(act) {
     built = wanted;
     columns = names.map((name) => {
       const node = element("div", "lg-step"), title = element("div", `lg-step-title ${MARKS[name][1]}`), list = element("ol");
+      list.setAttribute("aria-label", name === "final" ? "final" : source.siteTitle(name));
       const sub = element("div", "lg-step-sub");
       title.append(element("span", "lg-step-mark", MARKS[name][0]), element("span", "", name === "final" ? "final" : source.siteTitle(name)));
       const items = Array.from({ length: source.k }, () => {
@@ -93,11 +102,12 @@ function createPanel(act) {
       const measure = source.measure(name), found = measure ? of(name) : NaN;
       if (Number.isFinite(found)) rows.push([name === "kl" ? "KL from model" : measure.title.toLowerCase(), amount(found, measure)]);
     }
-    stats.replaceChildren(...rows.map(([name, value]) => {
-      const row = element("div");
-      row.append(element("dt", "", name), element("dd", "", value));
-      return row;
-    }));
+    numbers.forEach(({ row, name, value }, at) => {
+      row.hidden = at >= rows.length;
+      if (row.hidden) return;
+      write(name, rows[at][0]);
+      write(value, rows[at][1]);
+    });
   }
 
   function draw(source, state, pins) {
@@ -106,8 +116,8 @@ function createPanel(act) {
     write(mode, locked ? "locked" : "preview");
     mode.classList.toggle("lg-is-locked", locked);
     free.disabled = !locked;
-    const word = element("bdi", "lg-word", actual);
-    came.replaceChildren("Actual token ", word, model ? "" : ` at ${source.siteTitle(state.site)}`);
+    write(word, actual);
+    write(at, model ? "" : ` at ${source.siteTitle(state.site)}`);
     drawStats(source, state);
     drawSteps(source, state, pins);
     rank.draw(source, state, pins);

@@ -10,7 +10,7 @@ function createRank(act) {
   const curves = drawn("g"), dot = drawn("circle", { class: "lg-dot", r: 3.5 }), mark = drawn("circle", { class: "lg-mark", r: 4 });
   svg.append(axes, cursor, curves, dot, mark);
   box.append(title, svg, note);
-  let source = null, x = null, y = null;
+  let source = null, x = null, y = null, titled = "";
 
   function scales() {
     const { model, payload } = source, gap = Math.max(1.5, 0.13 * model);
@@ -54,18 +54,15 @@ function createRank(act) {
     return made;
   }
 
-  function chip(text, name, colour) {
-    const made = element("button", `lg-chip ${name}`, text);
-    made.type = "button";
-    if (colour) made.style.setProperty("--lg-pin", colour);
-    return made;
-  }
-
   function drawTitle(column, pins) {
-    const actual = chip(source.glyph(source.payload.actual[column]), "lg-actual");
-    actual.disabled = true;
+    const actual = element("span", "lg-chip", source.glyph(source.payload.actual[column]));
+    const said = JSON.stringify([actual.textContent, pins]);
+    if (said === titled) return;
+    titled = said;
     const chips = pins.map((pin, at) => {
-      const made = chip(visible(pin.text), "lg-pinned", PINS[at]);
+      const made = element("button", "lg-chip lg-pinned", visible(pin.text));
+      made.type = "button";
+      made.style.setProperty("--lg-pin", PINS[at]);
       made.setAttribute("aria-label", `Unpin ${visible(pin.text)}`);
       made.onclick = () => act.pin(pin.text);
       return made;
