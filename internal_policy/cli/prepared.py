@@ -64,6 +64,12 @@ class Prepared:
         vars(changed).update({**vars(self), **vars(changed)})
         return changed
 
+    def holding(self, config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> "Prepared":
+        """A copy with a configuration and tokenizer that are loaded already."""
+        copy = dataclasses.replace(self)
+        vars(copy).update(config=config, tokenizer=tokenizer)
+        return copy
+
     @property
     def identity(self) -> str:
         """A value that differs for different weights."""

@@ -29,7 +29,9 @@ from internal_policy.models.folder import is_adapter
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from internal_policy.scans import job
     from internal_policy.scans.selection import Selection
+    from internal_policy.tasks.generate import Heard
     from internal_policy.tasks.rollouts import Rollout
 
 
@@ -118,15 +120,50 @@ WITH_TEXT = {"limit", "chat_template", "chat_template_kwargs"}
 """Options that have no effect on texts, which are measured as they are."""
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who is told while a scan runs; either may stop it by raising."""
+
+    heard: "Heard | None" = None
+    """Called after each sampled token, as in `generate`."""
+    seen: "job.Watch | None" = None
+    """Called with each measured piece, as in `job.run`."""
+
+
+UNWATCHED = Watch()
+
+
 def run(options: Scan) -> None:
     """Read the scan from the cache, or measure what is missing; then print it."""
     from internal_policy.cli import show
-    from internal_policy.scans import job, store
 
     start = time.monotonic()
-    _check(options)
-    options = dataclasses.replace(options, text=texts.read(options.text, "--text"))
-    inputs = _prepared(options)
+    inputs = prepared(options)
+    if options.dry_run:
+        folder, _, cached = _kept(options, inputs)
+        work.printed(
+            work.forecast(_work(options, inputs), is_here=not options.remote), folder, cached, as_json=options.json
+        )
+        return
+    folder, cached = scanned(options, inputs, opening.Opener(options.reader, options.remote))
+    show.scan(folder, None, as_json=options.json, extra={"cached": cached})
+    progress.note(f"{'Read from the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
+
+
+def scanned(options: Scan, inputs: Prepared, opener: opening.Opener, watch: Watch = UNWATCHED) -> tuple[Path, bool]:
+    """The folder of the scan, and whether it was in the cache; otherwise it is measured now. Raises InputError."""
+    folder, other, cached = _kept(options, inputs)
+    if not cached:
+        opener.check()
+        outputs.check_writable(folder)
+        _measure(_work(options, inputs), opener, folder, other, watch)
+    return folder, cached
+
+
+def _kept(options: Scan, inputs: Prepared) -> tuple[Path, bool, bool]:
+    """The folder of the scan, whether it holds another one, and whether it holds this one."""
+    from internal_policy.scans import job, store
+
     folder = options.output or store.folder_of(options.model, inputs.question)
     _, other = outputs.claimed(
         folder, "scan", options.force, lambda: job.claim(folder, inputs.question), outputs.inputs_of(options)
@@ -136,18 +173,7 @@ def run(options: Scan) -> None:
         cached = not (job.broken(folder) if options.dry_run else job.discard_damaged(folder))
     elif cached and (broken := store.cut_short(folder)):
         raise InputError(f"{folder / broken[0]} is missing or cut short. Measure it again with --remeasure.")
-    if options.dry_run:
-        work.printed(
-            work.forecast(_work(options, inputs), is_here=not options.remote), folder, cached, as_json=options.json
-        )
-        return
-    if not cached:
-        opener = opening.Opener(options.reader, options.remote)
-        opener.check()
-        outputs.check_writable(folder)
-        _measure(_work(options, inputs), opener, folder, other)
-    show.scan(folder, None, as_json=options.json, extra={"cached": cached})
-    progress.note(f"{'Read from the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
+    return folder, other, cached
 
 
 def _check(options: Scan) -> None:
@@ -184,8 +210,13 @@ def _check(options: Scan) -> None:
         raise InputError(f"NDIF hosts models from the hub, but --model is the folder {options.model}. Give a hub id.")
 
 
-def _prepared(options: Scan) -> Prepared:
-    """Resolve the options. Layers, sites and measures become `all` or lists, however they were typed."""
+def prepared(options: Scan) -> Prepared:
+    """Resolve the options. Layers, sites and measures become `all` or lists, however they were typed.
+
+    Raises InputError for options that contradict each other or would have no effect.
+    """
+    _check(options)
+    options = dataclasses.replace(options, text=texts.read(options.text, "--text"))
     is_given = bool(options.text) or options.rollouts is not None
     unused = PRESENTATION | (SAMPLING if is_given else set())
     sources = []
@@ -199,17 +230,18 @@ def _prepared(options: Scan) -> Prepared:
     from internal_policy.measure.sites import SITES
     from internal_policy.models.families import sites_of
 
-    selection, sites = _selection(options, inputs.config), sites_of(inputs.config)
+    chosen, sites = selection(options, inputs.config), sites_of(inputs.config)
     every = {
         "layers": tuple(range(inputs.config.get_text_config().num_hidden_layers)),
         "sites": tuple(site for site in SITES if site in sites),
         "measures": MEASURES,
     }
-    chosen = {name: getattr(selection, name) for name in every}
-    return inputs.asking(**{name: "all" if some == every[name] else list(some) for name, some in chosen.items()})
+    lists = {name: getattr(chosen, name) for name in every}
+    return inputs.asking(**{name: "all" if some == every[name] else list(some) for name, some in lists.items()})
 
 
-def _selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
+def selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
+    """What the options measure of a model. Raises InputError."""
     from internal_policy.measure.metrics import MEASURES
     from internal_policy.measure.sites import SITES
     from internal_policy.models.families import place, sites_of
@@ -218,19 +250,19 @@ def _selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
     text = config.get_text_config()
     if options.top_k > text.vocab_size:
         raise InputError(f"--top-k is {options.top_k}, but the model has only {text.vocab_size} tokens.")
-    selection = Selection(
+    chosen = Selection(
         parse_layers(options.layers, text.num_hidden_layers),
         sites_of(config) if options.sites == "all" else tuple(options.sites.split(",")),
         (*(("raw", "norm") if options.readout == "both" else (options.readout,)), *(["tuned"] if options.lens else [])),
         MEASURES if options.measures == "all" else tuple(options.measures.split(",")),
         options.top_k,
     )
-    for site in selection.sites:
+    for site in chosen.sites:
         place(config, site)
     return dataclasses.replace(  # however they were typed, so that one question has one order of columns
-        selection,
-        sites=tuple(site for site in SITES if site in selection.sites),
-        measures=tuple(name for name in MEASURES if name in selection.measures),
+        chosen,
+        sites=tuple(site for site in SITES if site in chosen.sites),
+        measures=tuple(name for name in MEASURES if name in chosen.measures),
     )
 
 
@@ -239,14 +271,14 @@ def _work(options: Scan, inputs: Prepared) -> Work:
     from internal_policy.scans.selection import plan
 
     progress.quiet()
-    selection = _selection(options, inputs.config)
-    planned = plan(selection, sites_of(inputs.config))
+    chosen = selection(options, inputs.config)
+    planned = plan(chosen, sites_of(inputs.config))
     translators = inputs.translators(planned.points[1 : planned.unembedded])  # the first is final
     problems, prompts = ([], []) if inputs.is_given else inputs.problems(inputs.question["problems"])
-    return Work(inputs, selection, planned, translators, inputs.given(), problems, prompts)
+    return Work(inputs, chosen, planned, translators, inputs.given(), problems, prompts)
 
 
-def _measure(planned: Work, opener: opening.Opener, folder: Path, other: bool) -> None:
+def _measure(planned: Work, opener: opening.Opener, folder: Path, other: bool, watch: Watch) -> None:
     """Measure into a folder, in place of the `other` scan that it may hold."""
     from internal_policy.lenses import tuned
     from internal_policy.scans import job, sampling
@@ -264,7 +296,7 @@ def _measure(planned: Work, opener: opening.Opener, folder: Path, other: bool) -
         first = part * size
         given = planned.rollouts[first : first + size]
         return given or sampling.batch(
-            reader.model, inputs.tokenizer, planned.problems, inputs.sampling, first, smaller
+            reader.model, inputs.tokenizer, planned.problems, inputs.sampling, first, smaller, watch.heard
         )
 
     if other:
@@ -281,4 +313,5 @@ def _measure(planned: Work, opener: opening.Opener, folder: Path, other: bool) -
             {**job.facts(inputs.checkpoint.name, reader.model, template, opener.packages), **opener.facts},
             advance=advance,
             smaller=smaller,
+            watch=watch.seen,
         )

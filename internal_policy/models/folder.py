@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from internal_policy import files
 from internal_policy.errors import InputError
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
@@ -112,9 +113,9 @@ def digest(folder: Path, code: bool) -> str:
     found = hashlib.sha256()
     more = [*folder.glob("additional_chat_templates/*.jinja"), *(folder.rglob("*.py") if code else [])]
     for path in sorted([path for path in folder.iterdir() if path.suffix in OF_A_MODEL] + more):
-        with path.open("rb") as file:
-            name = path.relative_to(folder).as_posix()
-            found.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        known = files.fingerprint_once(path)
+        if known is not None:  # it was there a moment ago
+            found.update(f"{path.relative_to(folder).as_posix()} {known['sha256']}\n".encode())
     return found.hexdigest()
 
 

@@ -18,7 +18,7 @@ STATE_BYTES = 64 * 2**20
 """Bytes of hidden states held at once; longer texts are read in pieces that share a key-value cache."""
 PREFILL = 1024
 """Positions of the prompt read at once; their hidden states aren't kept."""
-TOGETHER = 128
+TOGETHER = 32
 """Positions measured together."""
 
 

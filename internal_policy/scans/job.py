@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ Advance = Callable[[int, int], None]
 """Called with the numbers of rollouts and response tokens of each part when it is complete.
 
 It has 0 tokens if an earlier run measured it."""
+
+Watch = Callable[[Sequence["Rollout"], pa.Table], None]
+"""Called while a part is measured, with its rollouts and each piece of its table `policies`."""
 
 
 PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
@@ -105,6 +109,7 @@ def run(
     *,
     advance: Advance = lambda *_: None,
     smaller: Callable[[int], None] = lambda _: None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Measure the parts that aren't complete yet and return the record, scan.json.
 
@@ -123,7 +128,8 @@ def run(
             known = store.is_whole(folder, part)
             if not known:
                 check_rollouts(scanner.reader, rollouts)
-                measured = scanner.measure(rollouts, part * source.batch_size, smaller)
+                seen = None if watch is None else partial(watch, rollouts)
+                measured = scanner.measure(rollouts, part * source.batch_size, smaller, seen)
                 for kind, table in zip(("policies", "layers"), measured, strict=True):
                     store.write_table(store.part_path(folder, kind, part), table, group="rollout")
                 _write_about(folder, part, by, store.KINDS)

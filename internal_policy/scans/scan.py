@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,11 +27,13 @@ from internal_policy.scans.blocks import blocks
 from internal_policy.scans.reader import Measured, Reader, reader_of
 from internal_policy.scans.selection import Plan, Selection, plan
 from internal_policy.scans.store import Tables
-from internal_policy.scans.tables import layers_table, policies_table
+from internal_policy.scans.tables import Numbers, layers_table, policies_table, rows_table
 from internal_policy.tasks.rollouts import Rollout, check_ids, to_table
 
 NO_LENSES: Mapping[str, Lens] = MappingProxyType({})
 """Name in a selection -> lens; here there are none."""
+Seen = Callable[[pa.Table], None]
+"""Called with each piece of the table `policies` when it is measured: one readout at a few tokens."""
 
 
 def scan(
@@ -160,42 +162,68 @@ class Scanner:
         return cls(reader, selection, planned, {name: known[name] for name in selection.readouts}, kernel)
 
     def measure(
-        self, rollouts: Sequence[Rollout], first: int = 0, smaller: Callable[[int], None] = lambda _: None
+        self,
+        rollouts: Sequence[Rollout],
+        first: int = 0,
+        smaller: Callable[[int], None] = lambda _: None,
+        seen: Seen | None = None,
     ) -> tuple[pa.Table, pa.Table]:
         """The tables `policies` and `layers` of one batch, whose first rollout is number `first`.
 
-        If the batch doesn't fit into memory, it is measured in halves, and `smaller` is called with their size.
+        If the batch doesn't fit into memory, it is measured in halves, and `smaller` is called with their size. `seen`
+        is called with each piece of `policies` as soon as it is measured, and may stop the work by raising.
         """
-        parts = in_halves(lambda span: self._tables(rollouts[span], first + span.start), len(rollouts), smaller)
+        parts = in_halves(lambda span: self._tables(rollouts[span], first + span.start, seen), len(rollouts), smaller)
         policies, layers = (pa.concat_tables(kind) for kind in zip(*parts, strict=True))
         return policies, layers
 
     @torch.inference_mode()
-    def _tables(self, rollouts: Sequence[Rollout], first: int) -> tuple[pa.Table, pa.Table]:
+    def _tables(self, rollouts: Sequence[Rollout], first: int, seen: Seen | None) -> tuple[pa.Table, pa.Table]:
         collected: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
-        order: list[Tensor] = []
-        with evaluating(self.reader.model):
-            for index, numbers in self._measured(rollouts):
-                order.append(index)
-                for (readout, name), values in numbers.items():
-                    dtype = torch.int32 if name == "topk_ids" else torch.float32
-                    collected[readout, name].append(values.transpose(0, 1).to(dtype).cpu().numpy())
-        back = torch.cat(order).argsort().cpu().numpy()
-        numbers = {key: np.concatenate(values)[back] for key, values in collected.items()}
+        order: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
         lengths = [len(rollout.response_ids) for rollout in rollouts]
+        with evaluating(self.reader.model):
+            for index, tensors in self._measured(rollouts):
+                piece = {
+                    (readout, name): values.transpose(0, 1)
+                    .to(torch.int32 if name == "topk_ids" else torch.float32)
+                    .cpu()
+                    .numpy()
+                    for (readout, name), values in tensors.items()
+                }
+                for key, values in piece.items():
+                    collected[key].append(values)
+                    order[key].append(index.cpu().numpy())
+                if seen is not None:
+                    seen(self._piece(piece, index.cpu().numpy(), lengths, first))
+        numbers = {
+            key: np.concatenate(values)[np.concatenate(order[key]).argsort()] for key, values in collected.items()
+        }
         layout = (numbers, self.selection, self.plan, self.reader.n_layers, lengths, first)
         return policies_table(*layout), layers_table(*layout)
+
+    def _piece(self, numbers: Numbers, index: np.ndarray, lengths: Sequence[int], first: int) -> pa.Table:
+        """The rows of `policies` for the tokens number `index` of a batch."""
+        readouts = tuple(dict.fromkeys(readout for readout, _ in numbers))
+        starts = np.cumsum([0, *lengths[:-1]])
+        row = np.searchsorted(starts, index, side="right") - 1
+        return rows_table(
+            numbers,
+            replace(self.selection, readouts=readouts),
+            self.plan,
+            self.reader.n_layers,
+            (first + row).astype(np.int32),
+            (index - starts[row]).astype(np.int32),
+        )
 
     def _measured(self, rollouts: Sequence[Rollout]) -> Iterator[Measured]:
         if self.reader.measure:
             yield from self.reader.measure(rollouts, self.plan.points, tuple(self.readouts), self.kernel)
             return
         for index, targets, hidden in blocks(self.reader, rollouts, self.plan.points):
-            numbers: dict[tuple[str, str], Tensor] = {}
-            for called, readout in self.readouts.items():
+            for called, readout in reversed(self.readouts.items()):  # norm, which people look at first, before raw
                 found = self.kernel.numbers(hidden, targets, self._states(hidden, readout))
-                numbers |= {(called, name): values for name, values in found.items()}
-            yield index, numbers
+                yield index, {(called, name): values for name, values in found.items()}
 
     def _states(
         self, hidden: Float[Tensor, "points pos d_model"], readout: Readout

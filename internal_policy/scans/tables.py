@@ -42,10 +42,17 @@ def policies_table(
     `lengths` are the response tokens of each rollout. A site's columns are null in the row of `final`, and vice versa;
     `entropy_at_input_norm` is null for every readout but raw, the only one that depends on the norm.
     """
-    layers = (*selection.layers, n_layers)
-    shape = (sum(lengths), len(selection.readouts), len(layers))
     rollout = np.repeat(np.arange(first, first + len(lengths), dtype=np.int32), lengths)
     position = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
+    return rows_table(numbers, selection, plan, n_layers, rollout, position)
+
+
+def rows_table(
+    numbers: Numbers, selection: Selection, plan: Plan, n_layers: int, rollout: np.ndarray, position: np.ndarray
+) -> pa.Table:
+    """The rows of `policies_table` for some tokens, given by their rollouts and positions."""
+    layers = (*selection.layers, n_layers)
+    shape = (len(position), len(selection.readouts), len(layers))
     table = {
         "rollout": pa.array(_spread(rollout[:, None, None], shape)),
         "position": pa.array(_spread(position[:, None, None], shape)),
