@@ -84,7 +84,7 @@ def tab(browser: Browser) -> Iterator[Page]:
     left: list[str] = []
 
     def guard(route: Route) -> None:
-        if urlsplit(route.request.url).hostname in ("127.0.0.1", "localhost"):
+        if urlsplit(route.request.url).hostname in ("127.0.0.1", "localhost", None):
             route.continue_()
         else:
             left.append(route.request.url)

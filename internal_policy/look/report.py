@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata, resources
 from typing import Any
 
@@ -9,20 +10,22 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, comparison, export, summary, theme, view
+from internal_policy.look import catalogue, comparison, export, findings, highlights, summary, theme, view
 from internal_policy.look.bootstrap import FEWEST
 from internal_policy.look.catalogue import Choice
+from internal_policy.look.lens_grid import page, response
 from internal_policy.look.view import View
 
 SECTIONS = {
     "flow": ("flow", Choice()),
+    "readouts": ("readouts", Choice()),
+    "readouts_kl": ("readouts", Choice(measure="kl")),
     "change": ("change", Choice()),
     "norm_control": ("norm-control", Choice()),
     "residual": ("residual", Choice()),
     "convergence": ("convergence", Choice()),
     "layers_spread": ("distribution", Choice(site="resid_post")),
     "ffn_spread": ("distribution", Choice(site="mlp_out")),
-    "tokens": ("tokens", Choice()),
 }
 """Name in report.html -> name and choice of a figure of one scan."""
 COMPARISONS = {"entropy": ("compare", Choice()), "change": ("compare", Choice(measure="change"))}
@@ -36,12 +39,14 @@ def report(views: Sequence[View]) -> str:
     template = resources.files("internal_policy.look").joinpath("report.html").read_text()
     scans = [_scan(one) for one in views]
     models = ", ".join(dict.fromkeys(scan["about"].model for scan in scans))
-    page = Environment(autoescape=True, trim_blocks=True).from_string(template)
-    return page.render(
+    environment = Environment(autoescape=True, trim_blocks=True)
+    return environment.from_string(template).render(
         title=f"Internal policies of {models}",
         written=time.strftime("%Y-%m-%d"),
         version=metadata.version("internal-policy"),
         plotly_js=get_plotlyjs(),
+        grid_style=page.style(),
+        grid_script=page.boot(),
         scans=scans,
         comparison=_comparison(views) if len(views) > 1 else None,
     )
@@ -49,8 +54,12 @@ def report(views: Sequence[View]) -> str:
 
 def _scan(one: View) -> dict[str, Any]:
     about = view.about(one)
+    found = findings.findings(one)
     return {
         "about": about,
+        "findings": found.sentences,
+        "readouts": [view.how(name) for name in view.check(one)["selection"]["readouts"]],
+        "grid": _grid(one),
         "caption": theme.caption(about),
         "outcome": summary.marks(one),
         "targets": _targets(one),
@@ -60,12 +69,28 @@ def _scan(one: View) -> dict[str, Any]:
     }
 
 
+def _grid(one: View) -> dict[str, Any]:
+    """The lens grid of the least certain response, through the final norm if that was measured."""
+    read = replace(one, readout=view.for_tokens(one.source).readout)
+    try:
+        found = highlights.least_certain_response(read)
+        drawn = response.drawn(read, found.rollout)
+    except InputError as error:
+        return {"why": str(error)}
+    return {"html": page.element(drawn), "rollout": found.rollout, "entropy": f"{found.entropy:.2f}"}
+
+
 def _figure(name: str, views: Sequence[View], choice: Choice) -> dict[str, str]:
     try:
         drawn = catalogue.draw(name, views, choice)
     except InputError as error:
         return {"why": str(error)}
-    return {"html": theme.on_page(drawn).to_html(full_html=False, include_plotlyjs=False, config=dict(export.CONFIG))}
+    caption = drawn.layout.to_plotly_json()["meta"]["caption"]
+    plain = theme.untitled(theme.on_page(drawn))
+    return {
+        "html": plain.to_html(full_html=False, include_plotlyjs=False, config=dict(export.CONFIG)),
+        "caption": caption,
+    }
 
 
 def _targets(one: View) -> dict[str, Any]:

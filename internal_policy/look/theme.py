@@ -85,6 +85,8 @@ WHILE_TRAINING = {
 COLUMN, PAGE = 312, 648
 """Widths in print: 3.25 and 6.75 inches at 96 pixels per inch."""
 
+TITLED = 58
+"""Height in pixels of a figure's title and caption on screen."""
 _TITLE = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container", "pad": {"t": 10, "l": 4}}
 _CLEAR = "rgba(0,0,0,0)"
 _SHOWN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
@@ -204,7 +206,7 @@ def _screen(figure: go.Figure, title: str, said: str, height: int, above: int, n
         parts = said.split(" · ")
         said = " · ".join(parts[:-2]) + "<br>" + " · ".join(parts[-2:]) if len(parts) > 2 else said
     legend = 0 if named < 2 else 30 if named < 4 else 50 if named < 6 else 70  # rows on a narrow page
-    top, bottom = 70 + above + legend, 52
+    top, bottom = TITLED + 12 + above + legend, 52
     soft, ink = {"color": SOFT}, {"color": INK}
     below = {"text": said, "font": {"size": 12, **soft}}
     figure.update_layout(
@@ -225,6 +227,13 @@ def _screen(figure: go.Figure, title: str, said: str, height: int, above: int, n
 def on_page(figure: go.Figure) -> go.Figure:
     """The figure without its white background, for a page that has its own and replaces `INK` and `SOFT`."""
     return go.Figure(figure).update_layout(paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR)
+
+
+def untitled(figure: go.Figure) -> go.Figure:
+    """The figure without its title and caption, for a page that writes them itself."""
+    top, height = figure.layout.margin.t, figure.layout.height  # pyright: ignore[reportAttributeAccessIssue]
+    shown = go.Figure(figure).update_layout(title=None)
+    return shown.update_layout(margin={"t": top - TITLED}, height=height - TITLED)
 
 
 def _paper(figure: go.Figure, height: int, wide: bool, above: int) -> None:

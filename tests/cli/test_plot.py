@@ -151,7 +151,9 @@ def test_a_report_holds_every_figure_the_table_and_the_provenance_in_one_offline
     assert main(["report", "demo-qwen3", "demo-llama", "-o", str(path)]) == 0
     assert "MB" in capsys.readouterr().err
     page = path.read_text()
-    assert page.count('class="plotly-graph-div"') == 2 * 8 + 2
+    assert page.count('class="plotly-graph-div"') == 2 * 9 + 2
+    assert page.count('<div class="lens-grid"></div>') == 2
+    assert page.count("function mountLensGrid") == 1
     assert page.count("plotly.js v") == 1
     assert "Not drawn" not in page
     assert "internal-policy scan --model demo-llama" in page
@@ -165,7 +167,24 @@ def test_a_report_says_why_a_figure_is_missing(tmp_path):
     assert main(["report", "demo-qwen3", "--readout", "norm", "-o", str(path)]) == 0
     page = path.read_text()
     assert page.count("Not drawn") == 1
-    assert page.count('class="plotly-graph-div"') == 7
+    assert page.count('class="plotly-graph-div"') == 8
+
+
+def test_a_figure_in_a_report_has_one_title(tmp_path):
+    path = tmp_path / "report.html"
+    assert main(["report", "demo-qwen3", "-o", str(path)]) == 0
+    page = path.read_text()
+    assert page.count("Entropy flow") == 1
+    assert page.count("<figcaption>") == page.count('class="plotly-graph-div"')
+
+
+def test_a_report_shows_the_findings_and_every_readout(tmp_path):
+    path = tmp_path / "report.html"
+    assert main(["report", "smollm2-135m", "-o", str(path)]) == 0
+    page = path.read_text()
+    assert "Raw hidden states are saturated" in page
+    assert "KL from the model with each readout" in page
+    assert '"chosen": {"readout": "norm"}' in page
 
 
 def test_texts_of_a_scan_are_escaped_in_a_report(tmp_path):
