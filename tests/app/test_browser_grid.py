@@ -317,3 +317,19 @@ def test_numbers_of_another_format_are_refused_in_a_sentence(one):
     expect(one.locator(".lens-grid")).to_have_text(
         "The lens grid can't be drawn. Can't read format 2 of a lens grid, only 1."
     )
+
+
+def test_the_frame_in_a_notebook_has_no_address_to_keep_a_cell_in(browser, tmp_path):
+    path = tmp_path / "notebook.html"
+    path.write_text(f"<!doctype html>{pages.frame(pages.data([payload()]), 'Grid')}", encoding="utf-8")
+    with browser.new_context() as context:
+        page = context.new_page()
+        errors: list[Any] = []
+        page.on("pageerror", lambda error: errors.append(error))
+        page.goto(path.as_uri())
+        frame = page.frame_locator("iframe")
+        frame.locator(".lg-line .lg-cell").first.click()
+        page.keyboard.press("Enter")
+        assert frame.locator(".lg-headline").inner_text() == "Layer 5 · position 0"
+        assert not frame.get_by_role("button", name="Link to this cell").count()
+        assert not errors

@@ -12,10 +12,11 @@ function chosenInAddress() {
   return found;
 }
 
+const addressed = location.protocol !== "about:"; // the frame in a notebook has no address of its own
 const places = [...document.querySelectorAll(".lens-grid")];
 for (const root of places) {
   const data = JSON.parse(root.nextElementSibling.textContent);
-  const alone = places.length === 1;
+  const alone = addressed && places.length === 1;
   if (alone) data.chosen = { ...data.chosen, ...chosenInAddress() };
   const keep = (state) => {
     const named = Object.entries(state).filter(([, value]) => value !== null && value !== undefined);
