@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -56,6 +56,7 @@ class Plot(OutputOptions, ViewOptions):
     $ internal-policy plot 3fa9 change --style paper -o change.pdf
     $ internal-policy plot demo-qwen3 tokens --rollout 3 --measure change -o t.html
     $ internal-policy plot demo-qwen3 compare --against demo-llama -o compare.svg
+    $ internal-policy plot 3fa9 tokens --against 77c0 -o cells.html
     """
 
     group: ClassVar = "Figure"
@@ -68,7 +69,8 @@ class Plot(OutputOptions, ViewOptions):
     average: Annotated[Literal["tokens", "rollouts"] | None, tyro.conf.arg(metavar="{tokens,rollouts}")] = None
     """Weights in means: every token counts the same (as in the paper, and by default), or every rollout."""
     against: Others = ()
-    """Scans that compare draws beside the first."""
+    """Scans that compare draws beside the first. tokens as .html takes one, and draws a response of both cell by cell
+    with their difference."""
     measure: Annotated[Measure | None, tyro.conf.arg(metavar="MEASURE")] = None
     """Measure that tokens, distribution, readouts and compare draw: entropy, change, logprob, rank, top1, kl, norm,
     cosine, entropy_at_input_norm or probability (of the top token). Only tokens and compare draw change, only readouts
@@ -99,13 +101,15 @@ def run(options: Plot) -> None:
     known = {name for uses in catalogue.USES.values() for name in uses}
     given = {field.name: getattr(options, field.name) for field in fields(options) if field.name in known}
     given = {name: value for name, value in given.items() if value != getattr(Plot, name)}
-    choices.check(options.figure, given, catalogue.USES, lambda name: f"--{name}")
+    refused = [name for name in given if name != "against" or not is_grid(options)]
+    choices.check(options.figure, refused, catalogue.USES, lambda name: f"--{name}")
     views = views_of((options.scan, *options.against), options)
     if options.figure in OF_TOKENS and options.readout is None:
         views = [replace(one, readout=for_tokens(one.source).readout) for one in views]
     chosen = {name: value for name, value in given.items() if hasattr(catalogue.Choice, name)}
     if is_grid(options):
-        export.write_page(response.html(views[0], **chosen), options.output)
+        text = compared(views, **chosen) if options.against else response.html(views[0], **chosen)
+        export.write_page(text, options.output)
         progress.note(f"Wrote {options.output}.")
         return
     export.write(catalogue.draw(options.figure, views, catalogue.Choice(**chosen, style=options.style)), options.output)
@@ -115,6 +119,19 @@ def run(options: Plot) -> None:
 def is_grid(options: Plot) -> bool:
     """Whether the figure is a lens grid, which only a browser can draw, rather than a heatmap."""
     return options.figure == "tokens" and options.style == "screen" and options.output.suffix.lower() == ".html"
+
+
+def compared(views: "Sequence[View]", rollout: int | None = None, **chosen: Any) -> str:
+    """A page with a response of each of two scans, cell by cell. Raises InputError for more scans."""
+    from internal_policy.look import pairs
+    from internal_policy.look.lens_grid import pair
+
+    if len(views) > 2:
+        raise InputError(f"tokens compares two scans, but --against names {len(views) - 1}. Name one.")
+    a, b = pairs.best(views[0], views[1], rollout)
+    if reason := pairs.obstacle(a, b):
+        progress.note(reason)
+    return pair.html(a, b, **chosen)
 
 
 def views_of(names: Sequence[str], options: ViewOptions) -> "list[View]":

@@ -81,3 +81,17 @@ def differences(records: Sequence[Mapping[str, Any]], same_tokens: bool = False)
             plain = all(isinstance(answer, int | float | str) for answer in answers)
             found.append(f"The scans differ in {what}{': ' + ', '.join(map(str, answers)) if plain else ''}.")
     return found
+
+
+def partner(record: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The name of the scan to compare with first: of the same problems or the same shape of model, best of both.
+
+    `others` holds the records of the other scans by name, newest first. None if there is no such scan.
+    """
+
+    def alike(other: Mapping[str, Any]) -> tuple[bool, bool]:
+        shape = all(record[name] == other[name] for name in ("family", "n_layers", "d_model", "d_vocab"))
+        return shape, _problems(record["asked"]) == _problems(other["asked"])
+
+    best = max(others, key=lambda name: sum(alike(others[name])), default=None)
+    return best if best is not None and any(alike(others[best])) else None

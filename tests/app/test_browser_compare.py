@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from browsing import HOSTILE
 from grids import WORDS, grid, payload
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Locator, Page, expect
 
 from internal_policy.look.lens_grid import page as pages
 
@@ -77,7 +77,7 @@ def test_a_click_locks_all_grids_and_arrows_move_them_together(both):
 def test_scrolling_one_grid_scrolls_the_others_to_the_same_positions(both):
     cell(both, 0, 2, 1).hover()
     both.mouse.wheel(660, 0)
-    both.wait_for_function("document.querySelectorAll('.lg-scroll')[2].scrollLeft > 0")
+    expect(both.locator(".lg-scroll").nth(2)).not_to_have_js_property("scrollLeft", 0)
     lefts = both.locator(".lg-scroll").evaluate_all("all => all.map(each => each.scrollLeft)")
     widths = both.locator(".lg-heads .lg-head:nth-child(3)").evaluate_all("all => all.map(each => each.offsetWidth)")
     first = [left / width for left, width in zip(lefts, widths, strict=True)]

@@ -114,7 +114,8 @@ def test_an_option_that_a_figure_doesnt_use_is_refused_even_at_its_default(figur
         error = capsys.readouterr().err
         assert code == 2
         refused |= {option} if re.match(f"error: --{option} (only applies to|has no effect on) ", error) else set()
-    assert refused == {*GIVEN} - {*catalogue.USES[figure]}
+    of_the_grid = {"against"} if figure == "tokens" else set()
+    assert refused == {*GIVEN} - {*catalogue.USES[figure]} - of_the_grid
 
 
 @pytest.mark.parametrize("command", [["plot", "demo-qwen3", "compare", "--against"], ["report", "demo-qwen3"]])
@@ -310,3 +311,17 @@ def test_a_grid_opens_on_the_norm_readout_unless_told_otherwise(options, readout
     path = tmp_path / "grid.html"
     assert main(["plot", "demo-qwen3", "tokens", "--rollout", "1", *options, "-o", str(path)]) == 0
     assert f'"chosen": {{"readout": "{readout}"' in path.read_text()
+
+
+def test_the_tokens_of_two_scans_are_compared_cell_by_cell(copied, tmp_path, capsys):
+    path = tmp_path / "cells.html"
+    assert main(["plot", "demo-qwen3", "tokens", "--against", str(copied), "--rollout", "1", "-o", str(path)]) == 0
+    assert path.read_text().count('"rollout": 1') == 2
+    assert '"why": ""' in path.read_text()
+    assert main(["plot", "demo-qwen3", "tokens", "--against", "demo-llama", "-o", str(tmp_path / "x.html")]) == 0
+    assert "A and B have different tokens" in capsys.readouterr().err
+
+
+def test_tokens_are_compared_with_one_other_scan(copied, here, capsys):
+    assert main(["plot", "demo-qwen3", "tokens", "--against", "demo-llama", str(copied), "-o", "x.html"]) == 2
+    assert "tokens compares two scans, but --against names 2. Name one." in capsys.readouterr().err.replace("\n", " ")

@@ -8,14 +8,15 @@ import pytest
 
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
-from internal_policy.look.comparison import comparable, differences, relative
+from internal_policy.look.comparison import comparable, differences, partner, relative
 from internal_policy.look.view import View
 from internal_policy.scans import store
 
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
 
-def test_scans_under_different_readouts_cannot_be_compared():
+def test_different_readouts_are_only_compared_within_one_scan():
+    assert len(comparable([View(DEMO, "raw"), View(DEMO, "norm")])) == 2
     with pytest.raises(InputError, match="Choose one readout"):
         comparable([View(DEMO, "raw"), View(bundle.DATA / "scans" / "demo-llama", "norm")])
 
@@ -93,3 +94,18 @@ def test_relative_depth_is_the_share_of_layers_passed():
     frame = pd.DataFrame({"layer": [0, 0, 3, 4], "site": ["resid_pre", "mlp_out", "resid_post", "final"]})
     assert list(relative(frame, 4)["depth"]) == [0.0, 0.25, 1.0, 1.0]
     assert list(relative(frame[["layer"]], 8)["depth"]) == [1 / 8, 1 / 8, 4 / 8, 5 / 8]
+
+
+SHAPE = {"family": "qwen3", "n_layers": 8, "d_model": 128, "d_vocab": 448}
+
+
+def test_the_partner_of_a_scan_has_the_same_problems_or_a_model_of_the_same_shape():
+    one = {**RECORD, **SHAPE}
+    trained = {**one, "asked": {"content": {"r.parquet": {"sha256": "9"}}}}
+    other = {**one, "family": "llama"}
+    stranger = {**trained, "d_vocab": 49152}
+    assert partner(one, {"stranger": stranger}) is None
+    assert partner(one, {}) is None
+    assert partner(one, {"stranger": stranger, "other": other}) == "other"
+    assert partner(one, {"stranger": stranger, "trained": trained}) == "trained"
+    assert partner(one, {"trained": trained, "other": other, "same": one}) == "same"
