@@ -1,20 +1,33 @@
 """The dashboard, which only this machine can reach: `streamlit run app/main.py`."""
 
+from typing import NamedTuple
+
 import streamlit as st
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+
+class Entry(NamedTuple):
+    """A page of the dashboard."""
+
+    title: str
+    """Its heading, and its name in the browser's tab. No icon, which Streamlit would fetch from the network."""
+    figures: tuple[str, ...] = ()
+    """The catalogue's figures on it. The sidebar has what they use of a scan, and nothing for a page without any."""
+    of_tokens: bool = False
+    """Whether it reads tokens. Such a page opens on the readout through the final norm if that was measured."""
+
+
 VIEWS = {
-    "overview": "Overview",
-    "flow": "Distributions",
-    "tokens": "Tokens",
-    "compare": "Compare",
-    "training": "Training",
-    "geometry": "Geometry",
-    "prompt": "Try a prompt",
+    "overview": Entry("Overview", ("flow", "change")),
+    "flow": Entry("Distributions", ("distribution", "convergence", "readouts")),
+    "tokens": Entry("Tokens", ("tokens", "cell"), of_tokens=True),
+    "compare": Entry("Compare", ("compare",), of_tokens=True),
+    "training": Entry("Training"),
+    "geometry": Entry("Geometry", ("residual", "norm-control")),
+    "prompt": Entry("Try a prompt"),
 }
-"""Address -> title. No icons, because Streamlit would fetch them from the network for the browser's tab."""
-WITHOUT_A_SCAN = ("training", "prompt")
+"""Address -> its page."""
 
 
 def dashboard() -> None:
@@ -22,17 +35,22 @@ def dashboard() -> None:
     import scans  # imported here, because their caches need a runtime that only starts after this import
     import show
 
-    st.set_page_config(page_title="internal-policy", layout="wide", initial_sidebar_state=340)
+    from internal_policy.look import catalogue
+
     page = st.navigation(
         [
-            st.Page(f"views/{name}.py", title=title, url_path=name, default=name == "overview")
-            for name, title in VIEWS.items()
+            st.Page(f"views/{name}.py", title=entry.title, url_path=name, default=name == "overview")
+            for name, entry in VIEWS.items()
         ]
     )
-    scans.choose()
-    st.title(page.title)
+    entry = VIEWS[page.url_path or "overview"]
+    uses = {choice for figure in entry.figures for choice in catalogue.USES[figure]}
+    about = scans.choose(uses, of_tokens=entry.of_tokens) if uses else None
+    title = " · ".join(filter(None, (entry.title, about, "internal-policy")))
+    st.set_page_config(page_title=title, layout="wide", initial_sidebar_state=340)
+    st.title(entry.title)
     with show.refusing():
-        if scans.none() and page.url_path not in WITHOUT_A_SCAN:
+        if uses and scans.none():
             show.nothing_yet()
         else:
             page.run()

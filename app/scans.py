@@ -1,7 +1,7 @@
 """The scan on screen: chosen in the sidebar, kept in the URL, read once."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any, TypeVar, get_args
 
 import pandas as pd
@@ -9,8 +9,8 @@ import show
 import streamlit as st
 
 from internal_policy import bundle
-from internal_policy.errors import InputError, counted
-from internal_policy.look import catalogue, theme, view
+from internal_policy.errors import InputError
+from internal_policy.look import catalogue, headings, theme, view
 from internal_policy.look.catalogue import Choice, Data
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import About, Outcome, View
@@ -76,24 +76,28 @@ def kept(entries: int) -> Callable[[F], F]:
     )
 
 
-@st.cache_data(max_entries=1000, show_spinner=False)
-def _label(name: str, of: tuple[str, int, int]) -> str:
-    if not _readable(of):
-        return f"{name} · broken"
-    record = store.record(Path(of[0]))
-    readouts = " and ".join(map(theme.short, record["selection"]["readouts"]))
-    day, digest = theme.short(record["created"][:10]), theme.short(record["digest"][:8])
-    return f"{theme.short(record['model'])} · {readouts} · {counted(record['rollouts'], 'rollout')} · {day} · {digest}"
+def labelled(known: Mapping[str, Path]) -> dict[str, str]:
+    """A label for each scan by its name, which tells it from other scans of the same model."""
+    return _labels(tuple((name, stamp(folder)) for name, folder in known.items()))
 
 
-@st.cache_data(max_entries=1000, show_spinner=False)
-def _readable(of: tuple[str, int, int]) -> bool:
-    """Whether the scan's record can be read."""
+@st.cache_data(max_entries=10, show_spinner=False)
+def _labels(known: Sequence[tuple[str, tuple[str, int, int]]]) -> dict[str, str]:
+    views = {name: whole for name, of in known if (whole := _whole(Path(of[0])))}
+    full = headings.labels([*views.values()])
+    brief = [" · ".join([PurePath(model).name, *facts]) for model, *facts in (label.split(" · ") for label in full)]
+    named = dict(zip(views, brief if len({*brief}) == len(brief) else full, strict=True))
+    return {name: named.get(name) or f"{theme.short(name)} · broken" for name, _ in known}
+
+
+def _whole(folder: Path) -> View | None:
+    """All of a scan; None if it can't be shown."""
     try:
-        store.record(Path(of[0]))
+        whole = view.default(folder)
+        view.check(whole)
     except InputError:
-        return False
-    return True
+        return None
+    return whole
 
 
 @st.cache_data(max_entries=100, show_spinner=False)
@@ -102,18 +106,27 @@ def _marked(of: tuple[str, int, int]) -> bool:
     return bool(store.read(Path(of[0]), "rollouts", ["reward"])["reward"].notna().any())
 
 
-def choose() -> None:
-    """Draw the sidebar; `chosen` returns what was chosen there."""
+@st.cache_data(max_entries=100, show_spinner=False)
+def _longest(of: tuple[str, int, int]) -> int:
+    """Tokens of the longest response of a scan."""
+    return int(store.read(Path(of[0]), "rollouts", ["response_ids"])["response_ids"].map(len).max())
+
+
+def choose(uses: Collection[str], *, of_tokens: bool) -> str | None:
+    """Draw the sidebar with the choices that a page `uses`, and return the label of the scan.
+
+    `chosen` returns what was chosen. Pages `of_tokens` open on the readout through the final norm.
+    """
     known = listed()
     if opened := st.session_state.pop("opened", None):
         st.session_state["scan"] = opened
         _forget()
-    elif not st.session_state.get("scan") and known:
-        st.session_state["scan"] = next((name for name in known if _readable(stamp(known[name]))), next(iter(known)))
+    default = next((name for name, folder in known.items() if _whole(folder)), next(iter(known), ""))
     with st.sidebar:
         above = st.container()  # the list is drawn above the box, whose value decides
         name = st.text_input(
             "Folder or name of a scan",
+            default,  # not set as state, which going back to an address without a scan would clear
             key="scan",
             bind="query-params",
             on_change=_forget,
@@ -123,44 +136,63 @@ def choose() -> None:
             st.rerun()
         try:
             folder = find(name) if name else None
-            st.session_state["looked"] = _filtered(folder) if folder else None
+            st.session_state["looked"] = _filtered(folder, uses, of_tokens) if folder else None
         except InputError as error:
             folder, st.session_state["looked"] = None, error
-        if name:
-            with above:
-                _list(known, name, folder)
+        if not name:
+            return None
+        with above:
+            return _list(known, name, folder)
 
 
-def _list(known: dict[str, Path], name: str, folder: Path | None) -> None:
-    """Draw the list of scans, and add what was typed if it isn't one of them."""
-    labels = {name: _label(name, stamp(path)) for name, path in known.items()}
+def _list(known: dict[str, Path], name: str, folder: Path | None) -> str:
+    """Draw the list of scans, and add what was typed if it isn't one of them. Returns the label of the scan."""
+    named = labelled(known)
     shown = next((name for name, path in known.items() if path == folder), name)
     st.session_state["listed"] = shown
     st.selectbox(
         "Scan",
         list(dict.fromkeys([*known, shown])),
-        format_func=lambda name: labels.get(str(name), str(name)),
+        format_func=lambda name: named.get(str(name), str(name)),
         key="listed",
         on_change=_open_listed,
     )
+    return named.get(shown) or theme.short(shown)
 
 
-def _filtered(folder: Path) -> View:
-    """The view of a scan that the rest of the sidebar selects. Raises InputError for a broken scan."""
-    measured: list[str] = store.record(folder)["selection"]["readouts"]
+def _readout(measured: Sequence[str], of_tokens: bool) -> str:
+    """Draw the choice of a readout. Until one is picked, each page opens on its own."""
     asked = st.query_params.get("readout")
+    own = measured.index("norm") if of_tokens and "norm" in measured else 0
+    if asked in measured:
+        st.session_state["picked_readout"] = True
+    if "readout" in st.session_state and not st.session_state.get("picked_readout"):
+        st.session_state["readout"] = measured[own]
     readout = st.radio(
         "Readout",
         measured,
+        own,
         format_func=show.unmarked,
         captions=[CAPTIONS.get(name) or show.unmarked(view.how(name)) for name in measured],
         key="readout",
         bind="query-params",
+        on_change=_pick_readout,
     )
     if asked in CAPTIONS and asked not in measured:
         st.caption(f"This scan was not measured with the {asked} readout.")
+    return readout
+
+
+def _pick_readout() -> None:
+    st.session_state["picked_readout"] = True
+
+
+def _filtered(folder: Path, uses: Collection[str], of_tokens: bool) -> View:
+    """The view of a scan that the rest of the sidebar selects. Raises InputError for a broken scan."""
+    measured: list[str] = store.record(folder)["selection"]["readouts"]
+    readout = _readout(measured, of_tokens) if "readout" in uses else measured[0]
     outcome: Outcome = "all"
-    if _marked(stamp(folder)):
+    if "outcome" in uses and _marked(stamp(folder)):
         picked: Outcome | None = st.segmented_control(
             "Rollouts",
             get_args(Outcome),
@@ -171,19 +203,29 @@ def _filtered(folder: Path) -> View:
             help="A response is correct if its reward is 1 or more.",
         )
         outcome = picked or "all"  # an empty URL parameter selects nothing
+    first, last = _positions(_longest(stamp(folder)) - 1) if "positions" in uses else (0, None)
+    if "average" in uses:
+        st.segmented_control(
+            "Average over",
+            get_args(Average),
+            default="tokens",
+            required=True,
+            key="average",
+            bind="query-params",
+            help="Every token counts the same (as in the paper), or every rollout does.",
+        )
+    return View(folder, readout, outcome, first, last)
+
+
+def _positions(end: int) -> tuple[int, int | None]:
+    """Draw the choice of positions, up to the `end` of the longest response; None stands for that."""
+    if st.session_state.get("last") == st.session_state.get("end"):
+        st.session_state["last"] = float(end)  # another scan ends elsewhere
+    st.session_state["end"] = float(end)
     left, right = st.columns(2)
     first = show.number(left, "From position", key="first", value=0)
-    last = show.number(right, "to position", key="last", placeholder="the end")
-    st.segmented_control(
-        "Average over",
-        get_args(Average),
-        default="tokens",
-        required=True,
-        key="average",
-        bind="query-params",
-        help="Every token counts the same (as in the paper), or every rollout does.",
-    )
-    return View(folder, readout, outcome, first or 0, last)
+    last = show.number(right, "to position", key="last", value=end)
+    return first or 0, None if last is None or last >= end else last
 
 
 def _open_listed() -> None:
@@ -211,7 +253,7 @@ def chosen() -> View:
 
 def average() -> Average:
     """What averages are over: every token counts the same, or every rollout."""
-    return st.session_state["average"] or "tokens"  # an empty URL parameter selects nothing
+    return st.session_state.get("average") or "tokens"  # an empty URL parameter selects nothing
 
 
 @kept(50)

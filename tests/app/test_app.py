@@ -87,8 +87,43 @@ def test_every_page_draws_its_figures(page, n):
     app = opened(page, scan="demo-qwen3")
     assert len(charts(app)) == n
     of_one_readout = [said for said in charts(app) if " by readout" not in said]
-    assert all("raw hidden states" in said for said in of_one_readout)
+    readout = "through the final norm" if page in ("tokens", "compare") else "raw hidden states"
+    assert all(readout in said for said in of_one_readout)
     assert not refusals(app)
+
+
+def test_pages_of_tokens_open_on_the_norm_until_a_readout_is_picked():
+    app = opened()
+    for page, readout in (("overview", "raw"), ("tokens", "norm"), ("geometry", "raw")):
+        assert app.switch_page(f"views/{page}.py").run().session_state["readout"] == readout
+    app.radio(key="readout").set_value("norm").run()
+    assert app.switch_page("views/overview.py").run().session_state["readout"] == "norm"
+    assert opened("tokens", readout="raw").session_state["readout"] == "raw"
+
+
+@pytest.mark.parametrize(
+    ("page", "drawn"), [("overview", SIDEBAR), ("tokens", SIDEBAR[:-1]), ("training", ()), ("prompt", ())]
+)
+def test_the_sidebar_only_has_what_the_page_uses(page, drawn):
+    app = opened(page, scan="demo-qwen3")
+    assert tuple(element.key for element in app.sidebar if element.key in SIDEBAR) == drawn
+
+
+def test_a_choice_that_a_page_hides_is_kept():
+    app = opened(scan="demo-llama", average="rollouts", last="9")
+    app.switch_page("views/training.py").run()
+    app.switch_page("views/overview.py").run()
+    assert [app.session_state[key] for key in ("scan", "average", "last")] == ["demo-llama", "rollouts", 9]
+
+
+def test_the_box_of_the_last_position_follows_the_scan():
+    app = opened(scan="demo-qwen3")
+    last = app.number_input(key="last").value
+    app.selectbox(key="listed").select("smollm2-135m").run()
+    assert (last, app.number_input(key="last").value) == (50, 31)
+    assert "positions" not in charts(app)[0]
+    app.number_input(key="last").set_value(9).run()
+    assert "positions 0 to 9" in charts(app)[0]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +267,7 @@ def test_an_address_of_something_missing_is_refused_in_one_sentence(query, sente
 @pytest.mark.parametrize("absurd", ["1e400", "-inf", "9" * 400, "nan", "-1", "", "x" * 100_000, "<b>", "\0"])
 def test_invalid_url_parameters_are_ignored(absurd):
     named = [name for names in ADDRESSES.values() for name in names if name not in ("scan", "compare", "run")]
-    app, plain = (opened("tokens", scan="demo-qwen3", **dict.fromkeys(given, absurd)) for given in (named, ()))
+    app, plain = (opened("tokens", **dict.fromkeys(given, absurd)) for given in (named, ()))
     assert not refusals(app)
     assert charts(app) == charts(plain)
 
