@@ -85,6 +85,7 @@ function drawLegend(box, scale, title, note) {
     const [text, farther] = [value, beyond].map((each) => amount(each, scale.measure));
     return element("span", "lg-end", text === farther ? text : `${sign} ${text}`);
   };
-  const ends = [end(scale.low, scale.least, "≤"), end(scale.high, scale.most, "≥")];
-  box.replaceChildren(element("span", "lg-what", title), ends[0], bar, ends[1], element("span", "lg-why", note));
+  const key = element("span", "lg-key");
+  key.append(end(scale.low, scale.least, "≤"), bar, end(scale.high, scale.most, "≥"));
+  box.replaceChildren(element("span", "lg-what", title), key, element("span", "lg-why", note));
 }

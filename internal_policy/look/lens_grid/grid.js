@@ -224,8 +224,9 @@ function lensGrid(root, data, host) {
   }
 
   function keep() {
-    if (!host.keep || !view) return;
+    if (!view) return;
     go(state.layer, state.column);
+    if (!host.keep) return;
     kept = link();
     host.keep(kept);
     live.textContent = "The address now has this cell.";
