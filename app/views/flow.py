@@ -1,5 +1,6 @@
 """How measures are spread over tokens, and how far each policy is from the model's own."""
 
+import choices
 import scans
 import show
 import streamlit as st
@@ -18,16 +19,9 @@ def page(looked: View, average: Average) -> None:
         "layer on average is on the page Overview."
     )
     left, right = st.columns(2)
-    site = left.selectbox(
-        "Site", SITES, index=SITES.index("resid_post"), format_func=theme.site_label, key="spread", bind="query-params"
-    )
-    measure = right.selectbox(
-        "Measure",
-        catalogue.CHOICES["distribution"],
-        format_func=theme.label,
-        key="spread_measure",
-        bind="query-params",
-    )
+    site = choices.choose(left, "Site", SITES, key="spread", name=theme.site_label, first="resid_post")
+    measures = catalogue.CHOICES["distribution"]
+    measure = choices.choose(right, "Measure", measures, key="spread_measure", name=theme.label)
     with show.refusing():
         show.catalogued("distribution", scans.data("distribution", [looked], Choice(site=site, measure=measure)))
     st.subheader("Convergence to the model's own policy")

@@ -89,17 +89,20 @@ def links(looked: View, changes: pd.DataFrame) -> None:
     st.markdown("**Look next**")
     if scans.about(looked).rollouts > 1:
         response = least_certain_response(looked)
+        link(looked, "The least certain response", rollout=response.rollout)
         means = f"{response.entropy:.3g} nats per token against {response.overall:.3g} overall"
-        label = f"The least certain response: rollout {response.rollout}, {means}"
-        link(looked, show.unmarked(label), rollout=response.rollout)
+        st.caption(show.unmarked(f"Rollout {response.rollout}: {means}"))
     if "attn_out" not in store.record(looked.source)["selection"]["sites"]:
         return
     found, text = least_certain_token(looked, layer_of_interest(changes))
-    before = f"Where attention of layer {found.layer} was least certain: at “"
-    after = f"”, position {found.position} of rollout {found.rollout}, {found.entropy:.3g} nats"
-    token = show.unmarked(show.glyphs(text, 24)).strip() or "␣"
-    label = f"{show.unmarked(before)}{token}{show.unmarked(after)}"
+    label = f"Where attention of layer {found.layer} was least certain"
     link(looked, label, rollout=found.rollout, layer=found.layer, position=found.position, site=found.site)
+    token = show.unmarked(text[:24]).strip() or "␣"
+    before, after = (
+        f"{found.entropy:.3g} nats, predicting “",
+        f"” at position {found.position} of rollout {found.rollout}",
+    )
+    st.caption(f"{show.unmarked(before)}{token}{show.unmarked(after)}")
 
 
 def layer_of_interest(changes: pd.DataFrame) -> int:
@@ -110,7 +113,7 @@ def layer_of_interest(changes: pd.DataFrame) -> int:
 
 
 def link(looked: View, label: str, **cell: int | str) -> None:
-    """Draw a link to a response or a cell of it on the page Tokens. `label` is escaped markdown."""
+    """Draw a link to a response or a cell of it on the page Tokens."""
     sidebar = {"scan": scans.name_of(Path(str(looked.source))), "readout": looked.readout}
     missing = {name: value for name, value in sidebar.items() if name not in st.query_params}  # the others come along
     query = {name: str(value) for name, value in {**missing, **cell}.items()}

@@ -1,11 +1,12 @@
 """A training run: how the policies of all layers change while one of them is trained."""
 
+import choices
 import pandas as pd
 import show
 import streamlit as st
 
 from internal_policy.errors import InputError
-from internal_policy.look import run_catalogue, run_summary, runs, seeds
+from internal_policy.look import run_catalogue, run_summary, runs, seeds, theme
 from internal_policy.look.run_catalogue import RunChoice
 from internal_policy.look.runs import RunTables
 
@@ -98,13 +99,21 @@ def beside(chosen: RunTables) -> list[RunTables]:
     return [RunTables(found[name], name) for name in names]
 
 
+def measure_label(name: str) -> str:
+    """What the list calls a measure."""
+    return theme.label(name, theme.WHILE_TRAINING) if name in theme.WHILE_TRAINING else name
+
+
 def layers(chosen: list[RunTables], metrics: pd.DataFrame, frame: pd.DataFrame) -> None:
     """Draw the heatmap of layers and steps, and the trained layer compared with later ones."""
     run = chosen[0]
     left, right = st.columns(2)
-    measure = left.selectbox("Measure", runs.measures(frame), key="training_measure", bind="query-params")
+    measures = runs.measures(frame)
+    measure = (
+        choices.choose(left, "Measure", measures, key="training_measure", name=measure_label) if measures else None
+    )
     sites = [] if measure is None else runs.sites(frame, measure)
-    site = right.selectbox("Site", sites, key="training_site", bind="query-params")
+    site = choices.choose(right, "Site", sites, key="training_site", name=theme.site_label) if sites else None
     difference = st.toggle(
         "Difference from step 0",
         key="training_difference",

@@ -22,9 +22,9 @@ FLAT = 0.05
 CERTAIN = 0.5
 """A policy with less entropy, in nats, is called almost certain."""
 ENOUGH = 8
-"""With fewer responses, intervals that hold for all layers at once are usually too wide to tell a stage."""
+"""With fewer rollouts, intervals that hold for all layers at once are usually too wide to tell a stage."""
 FEW = 16
-"""Fewer responses may be too few to tell whether a layer's FFN raises the entropy; training scans 32."""
+"""Fewer rollouts may be too few to tell whether a layer's FFN raises the entropy; training scans 32."""
 SHORTEST = 4
 """Fewest digits of a scan's digest in a command."""
 EFFECTS = {"exploration": "raise", "convergence": "lower"}
@@ -215,7 +215,7 @@ def about_training(one: View, changes: pd.DataFrame) -> list[str]:
     if suggestion["target"] is None:
         said[-1] += " `internal-policy train` then needs --layer."
         if rollouts < FEW:
-            said[-1] += f" A scan of {rollouts} responses may be too small to tell."
+            said[-1] += f" A scan of {rollouts} rollouts may be too small to tell."
     measured = changes["layer"].nunique()
     if measured < every:
         said[-1] += f" Only {measured} of {every} layers were measured."
@@ -223,10 +223,10 @@ def about_training(one: View, changes: pd.DataFrame) -> list[str]:
 
 
 def too_few(rollouts: int, target: int | None) -> str:
-    """That so few responses can't tell the stages of layers, nor a target layer unless there is one."""
+    """That so few rollouts can't tell the stages of layers, nor a target layer unless there is one."""
     what = "the layers' stages" + (" or a target layer" if target is None else "")
     return (
-        f"{counted(rollouts, 'response')} {'is' if rollouts == 1 else 'are'} too few to tell {what}: intervals for all "
+        f"{counted(rollouts, 'rollout')} {'is' if rollouts == 1 else 'are'} too few to tell {what}: intervals for all "
         f"layers at once need about {ENOUGH} or more."
     )
 

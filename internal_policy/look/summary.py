@@ -103,7 +103,7 @@ def provenance(one: View) -> dict[str, str]:
         "matrix product": record.get("product"),
         "readout": view.how(one.readout),
         "lens": asked.get("lens"),
-        "responses": f"{record['rollouts']:,}, {counted(record['tokens'], 'token')}",
+        "rollouts": f"{record['rollouts']:,}, {counted(record['tokens'], 'token')}",
         "shown here": view.words(one) or "all of them",
         "problems": _problems(asked),
         "texts": _texts(asked.get("text") or ()),

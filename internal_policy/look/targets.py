@@ -90,8 +90,7 @@ def in_words(found: Mapping[str, Any]) -> str:
     """A `suggestion` as a sentence: which layer BuPO trains first, by which rule, and the runner-up."""
     if not found["spans"]:
         return (
-            f"No target layer: choosing one needs at least {FEWEST} responses, and the entropy before and after the "
-            "FFN."
+            f"No target layer: choosing one needs at least {FEWEST} rollouts, and the entropy before and after the FFN."
         )
     if found["target"] is None:
         other = "" if found["runner_up"] is None else f"; layer {found['runner_up']} comes closest"

@@ -130,7 +130,7 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 def words(view: View) -> str:
     """The filter in words; empty if everything is included."""
-    said = [] if view.outcome == "all" else [f"{view.outcome} responses"]
+    said = [] if view.outcome == "all" else [f"{view.outcome} rollouts"]
     if view.last is not None:
         said.append(f"positions {view.first} to {view.last}")
     elif view.first:

@@ -20,6 +20,7 @@ from conftest import rewarded
 from internal_policy import bundle, errors, files
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
+from internal_policy.look import theme
 from internal_policy.scans import store
 
 pytest.importorskip("streamlit")
@@ -34,7 +35,16 @@ ADDRESSES = {
     "flow": ("spread", "spread_measure"),
     "tokens": ("rollout", "layer", "position", "site", "measure"),
     "compare": ("compare",),
-    "training": ("run", "training_measure", "training_site"),
+    "training": (
+        "run",
+        "training_against",
+        "training_difference",
+        "training_group",
+        "training_layer",
+        "training_measure",
+        "training_site",
+        "training_smooth",
+    ),
 }
 """Page -> its own URL parameters, besides those of the sidebar."""
 ABSURD = ("nan", "1e400", "2147483647", "-1", "1.5", "", "~nobody/x", "\0", "x" * 100_000, "<b>$x$ [a](http://b.c)")
@@ -296,6 +306,17 @@ def test_a_page_shows_every_refusal(copied):
     assert len(refusals(opened("flow", scan=str(copied)))) == 3
 
 
+def test_a_list_shows_what_a_site_is_called_and_the_address_its_name():
+    app = opened("flow", scan="demo-qwen3", spread="mlp_out", spread_measure="kl")
+    assert charts(app)[0].startswith("KL from the model over tokens: FFN")
+    assert app.selectbox(key="spread").options[5:] == ["FFN (mlp_out)", "layer output (resid_post)"]
+    app.selectbox(key="spread").select("attn_out").run()
+    assert app.query_params["spread"] == "attn_out"
+    app.selectbox(key="spread").select("resid_post").run()
+    assert "spread" not in app.query_params
+    assert opened("flow", scan="demo-qwen3", spread="<b>").session_state["spread"] == "resid_post"
+
+
 def test_a_refusal_shows_invisible_characters():
     (said,) = refusals(opened(scan="\u202e\x1b[31m\0"))
     assert "⟨U+202E⟩⟨U+001B⟩[31m⟨U+0000⟩" in said
@@ -305,7 +326,7 @@ def test_every_url_parameter_is_tested():
     trees = [ast.parse(path.read_text()) for path in [*APP.glob("*.py"), *APP.glob("views/*.py")]]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     named = [{word.arg: ast.unparse(word.value) for word in call.keywords} for call in calls]
-    numbers = [ast.unparse(call.func) == "show.number" for call in calls]
+    numbers = [ast.unparse(call.func) in ("show.number", "choices.choose") for call in calls]
     bound = [words["key"] for words, number in zip(named, numbers, strict=True) if number or "bind" in words]
     assert {ast.literal_eval(key) for key in bound if key != "key"} == {
         n for names in ADDRESSES.values() for n in names
@@ -567,7 +588,8 @@ def test_every_measure_of_a_training_run_is_drawn_where_it_was_measured(run, mea
     app = opened("training", training_measure=measure)
     assert not refusals(app)
     sites = {"entropy": ["resid_post", "resid_pre", "mlp_in", "mlp_out"], "change": ["resid_post", "mlp_out"]}
-    assert app.selectbox(key="training_site").options == sites.get(measure, ["resid_post"])
+    shown = [theme.site_label(site) for site in sites.get(measure, ["resid_post"])]
+    assert app.selectbox(key="training_site").options == shown
     title = {"entropy": "Entropy", "change": "Entropy change", "kl": "KL from the trained layer"}
     assert charts(app)[0].startswith(title.get(measure, "Cosine with the trained layer"))
 

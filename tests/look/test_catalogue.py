@@ -115,7 +115,7 @@ def test_a_choice_that_a_figure_doesnt_use_is_refused(name):
     [
         (DEMO, 99, "has no rollout 99. Choose one from 0 to 19."),
         (DEMO, -1, "has no rollout -1. Choose one from 0 to 19."),
-        (replace(DEMO, outcome="incorrect"), 0, "Rollout 0 isn't among the incorrect responses"),
+        (replace(DEMO, outcome="incorrect"), 0, "Rollout 0 isn't among the incorrect rollouts"),
     ],
 )
 def test_a_rollout_that_isnt_in_view_is_refused_with_those_that_are(name, view, rollout, said):

@@ -179,7 +179,7 @@ def first_responses(number: int, change=lambda layers: layers) -> View:
     return dataclasses.replace(one, source=fewer(one.source, number))
 
 
-@pytest.mark.parametrize(("number", "said"), [(1, "1 response is"), (3, "3 responses are"), (7, "7 responses are")])
+@pytest.mark.parametrize(("number", "said"), [(1, "1 rollout is"), (3, "3 rollouts are"), (7, "7 rollouts are")])
 def test_few_responses_are_too_few_to_tell_stages(number, said):
     found = sentences(first_responses(number, flat))
     assert (
@@ -196,7 +196,7 @@ def test_eight_responses_tell_stages():
 
 def test_few_responses_that_have_a_target_layer_name_it():
     found = sentences(first_responses(7))
-    assert "7 responses are too few to tell the layers' stages: intervals" in found
+    assert "7 rollouts are too few to tell the layers' stages: intervals" in found
     assert "Target layer: 6" in found
 
 
@@ -297,9 +297,7 @@ def test_without_raw_the_verdict_is_about_the_readout_that_was_measured():
 
 
 def test_few_responses_are_said_to_be_too_few_for_a_target_in_the_verdict():
-    assert findings.verdict(first_responses(3, flat))[1].startswith(
-        "3 responses are too few to tell the layers' stages"
-    )
+    assert findings.verdict(first_responses(3, flat))[1].startswith("3 rollouts are too few to tell the layers' stages")
 
 
 def test_a_verdict_leaves_out_what_was_not_measured():

@@ -66,5 +66,5 @@ def test_what_can_not_be_drawn_is_refused(chosen, why):
 def test_a_rollout_outside_the_view_is_refused():
     one = view.default(SCAN)
     incorrect = view.rollouts(replace(one, outcome="incorrect"))["rollout"].iloc[0]
-    with pytest.raises(InputError, match="correct responses"):
+    with pytest.raises(InputError, match="correct rollouts"):
         response.html(replace(one, outcome="correct"), int(incorrect))

@@ -117,7 +117,7 @@ def test_the_paper_quantities_are_those_of_statistics(on_disk):
 def test_a_narrowed_view_leaves_the_scan_as_it_was(on_disk):
     narrowed = on_disk.view(readout="norm", outcome="correct", first=2, last=5)
     assert (narrowed.readout, narrowed.outcome, narrowed.first, narrowed.last) == ("norm", "correct", 2, 5)
-    assert narrowed.about.which == "correct responses, positions 2 to 5"
+    assert narrowed.about.which == "correct rollouts, positions 2 to 5"
     assert (on_disk.readout, on_disk.about.which) == ("raw", "")
 
 

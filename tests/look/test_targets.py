@@ -140,7 +140,7 @@ def test_the_target_sentence_names_its_interval_and_the_runner_up():
 def test_three_rollouts_give_no_target_and_say_why():
     found = suggestion(changes(simulated([1.0, -1.0], np.random.default_rng(0), n=3)))
     assert found["target"] is None
-    assert in_words(found).startswith("No target layer: choosing one needs at least 4 responses")
+    assert in_words(found).startswith("No target layer: choosing one needs at least 4 rollouts")
 
 
 def test_unmeasured_layers_split_a_span():

@@ -71,8 +71,8 @@ def test_a_long_token_is_cut_before_it_is_escaped():
 
 
 def test_the_caption_names_model_readout_counts_and_filter():
-    about = About("demo-qwen3", "norm", 1, 856123, 8, 448, "correct responses, positions 0 to 99")
-    expected = "demo-qwen3 · through the final norm · 1 rollout, 856,123 tokens · correct responses, positions 0 to 99"
+    about = About("demo-qwen3", "norm", 1, 856123, 8, 448, "correct rollouts, positions 0 to 99")
+    expected = "demo-qwen3 · through the final norm · 1 rollout, 856,123 tokens · correct rollouts, positions 0 to 99"
     assert theme.caption(about) == expected
 
 

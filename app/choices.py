@@ -1,0 +1,27 @@
+"""A list of choices whose parameter in the address is the choice itself, whatever the list calls it."""
+
+from collections.abc import Callable, Sequence
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+
+def choose(
+    place: DeltaGenerator, label: str, options: Sequence[str], *, key: str, name: Callable[[str], str], first: str = ""
+) -> str:
+    """Draw a list of `options`, and return the chosen one; `first` unless the address has another.
+
+    A widget that Streamlit binds to the address writes what it shows, such as `layer output (resid_post)`. An unknown
+    value in the address is ignored.
+    """
+    default, written = first or options[0], f"{key} in the address"
+    asked = st.query_params.get(key)
+    if asked != st.session_state.get(written, 0) or st.session_state.get(key) not in options:
+        st.session_state[key] = asked if asked in options else default
+    chosen = place.selectbox(label, options, format_func=name, key=key)
+    if chosen != default:
+        st.query_params[key] = chosen
+    elif key in st.query_params:
+        del st.query_params[key]
+    st.session_state[written] = st.query_params.get(key)
+    return chosen
