@@ -5,7 +5,7 @@ from typing import ClassVar
 from urllib.parse import urlencode
 
 from internal_policy import bundle
-from internal_policy.cli import progress
+from internal_policy.cli import inventory, progress
 from internal_policy.cli.common import Text
 from internal_policy.errors import InputError, require
 
@@ -36,7 +36,13 @@ def run(options: Dashboard) -> None:
     from internal_policy.look.view import check, default
     from internal_policy.scans import store
 
-    folder = store.find(options.scan).absolute() if options.scan is not None else None
+    folder = None
+    if options.scan is not None:
+        if run := inventory.run_named(options.scan):
+            raise InputError(
+                f"{run} is a training run, not a scan. Leave out --scan, and choose the run on the page Training."
+            )
+        folder = store.find(options.scan).absolute()
     if folder:
         check(default(folder))
     progress.note(
@@ -46,7 +52,13 @@ def run(options: Dashboard) -> None:
     from streamlit.web import cli
 
     try:  # in this process, so that the server ends with it, however it ends
-        cli.main(["run", str(bundle.APP / "main.py"), "--server.port", str(options.port)], standalone_mode=False)
+        started = [
+            "--server.port",
+            str(options.port),
+            "--logger.hideWelcomeMessage",
+            "true",
+        ]  # it prints an address too
+        cli.main(["run", str(bundle.APP / "main.py"), *started], standalone_mode=False)
     except Abort:  # how click reports Ctrl-C, which is how the server is stopped
         return
     except SystemExit as error:

@@ -83,15 +83,20 @@ def find_scan(name: str) -> Path:
     """The folder of a scan, as from `store.find`. Raises InputError; for a training run it says what to do with it."""
     from internal_policy.scans import store
 
-    folder = Path(name)
-    known = [item for item in items("run") if name in names_of(item)]
-    if known or (name and files.is_folder(folder) and kind_of(folder) == "run"):
-        called = known[0].name if known else name
+    if called := run_named(name):
         raise InputError(
             f"{called} is a training run, and this command needs a scan. Use `internal-policy show "
             f"{shlex.quote(called)}`, or draw it in Python with internal_policy.open_run({called!r}).plot."
         )
     return store.find(name)
+
+
+def run_named(name: str) -> str | None:
+    """The name of the training run that `name` stands for; None if it is none."""
+    known = [item for item in items("run") if name in names_of(item)]
+    if known:
+        return known[0].name
+    return name if name and files.is_folder(Path(name)) and kind_of(Path(name)) == "run" else None
 
 
 def find(name: str, *kinds: Kind, removable: bool = False) -> Item:

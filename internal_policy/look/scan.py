@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from internal_policy.errors import counted
-from internal_policy.look import findings, notebook, pairs, rollouts, statistics, targets, tokens, view
+from internal_policy import files
+from internal_policy.errors import InputError, counted
+from internal_policy.look import findings, notebook, pairs, rollouts, runs, statistics, targets, tokens, view
 from internal_policy.look.lens_grid.pair import PairTable
 from internal_policy.look.lens_grid.response import TokenTable
 from internal_policy.look.statistics import Average, Part
@@ -38,6 +39,10 @@ def open_scan(name: str | Path) -> "Scan":
     `internal-policy ls` lists the names. docs/columns.md explains the columns. Raises InputError for an unknown
     scan, with the names of the known ones, and for a damaged or unfinished one.
     """
+    known = [run for run in runs.listed() if str(name) in (run, run.rpartition("/")[2])]
+    if known or (str(name) and files.is_folder(Path(name)) and (Path(name) / runs.METRICS).is_file()):
+        called = known[0] if known else name
+        raise InputError(f"{called} is a training run, not a scan. Open it with internal_policy.open_run('{called}').")
     return of(store.find(str(name)))
 
 

@@ -213,6 +213,12 @@ def test_a_dashboard_of_an_unknown_scan_is_refused(capsys):
     assert "There is no scan 'nothing'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["bupo", str(bundle.DATA / "experiments" / "bupo")])
+def test_a_dashboard_of_a_training_run_says_where_to_open_it(name, capsys):
+    assert main(["dashboard", "--scan", name]) == 2
+    assert "is a training run, not a scan. Leave out --scan, and choose the run on the" in capsys.readouterr().err
+
+
 def test_drawing_without_plotly_says_what_to_install(tmp_path):
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"

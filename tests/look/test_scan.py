@@ -191,6 +191,14 @@ def test_true_is_not_a_rollout_number(on_disk, in_memory):
             scan.tokens(True)
 
 
+@pytest.mark.parametrize("name", ["experiments/bupo", "bupo", bundle.DATA / "experiments" / "bupo"])
+def test_opening_a_training_run_as_a_scan_says_how_to_open_it(name):
+    with pytest.raises(
+        InputError, match=r"is a training run, not a scan\. Open it with internal_policy\.open_run\('.*bupo'\)"
+    ):
+        open_scan(name)
+
+
 @pytest.mark.parametrize("other", ["demo-llama", ["demo-llama"], 3])
 def test_a_comparison_with_something_else_is_refused(on_disk, other):
     with pytest.raises(InputError, match=r"Give opened scans, such as ip\.open_scan\('demo-llama'\)\."):
