@@ -1,197 +1,213 @@
-"""Measure the dashboard's speed and peak memory on a large scan: python benchmarks/look.py.
+"""Measure how fast the dashboard answers, how much it sends and how much memory it needs: python benchmarks/look.py.
 
-It writes a synthetic scan with the depth of Qwen3-4B, starts the dashboard on it, and opens every page in a new window
-of a headless Chromium until all figures are drawn: first with empty caches, then again as a returning user. At the end
-it selects other rollouts on the open page Tokens.
+It joins the bundled scan of a language model into responses of 96 and 700 tokens, and times in a headless Chromium what
+a reader does on the page Tokens. Then it opens every page on a large synthetic scan, with the depth of Qwen3-4B, and
+reports the server's memory. --scan measures another scan, --large-rollouts 0 leaves out the large one.
 """
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
-import pyarrow as pa
 import tyro
+from look_scans import join, make
 
-from internal_policy import bundle, files
+from internal_policy import bundle
 from internal_policy.scans import store
-from internal_policy.scans.selection import Plan, Selection, plan
-from internal_policy.scans.tables import layers_table, policies_table
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import BrowserContext, Page
 
-PART = 8
-"""Rollouts in a part, as `scan` writes them."""
-VOCABULARY = 151_936
-PAGES = {"Overview": "", "Distributions": "flow", "Tokens": "tokens", "Geometry": "geometry"}
+PAGES = {"Overview": "", "Tokens": "tokens", "Compare": "compare", "Geometry": "geometry"}
 """Title of a page -> its path."""
-DRAWN = """() => {
+GOALS = {"clicked cell": 0.1, "another measure": 0.3, "another rollout": 1.0, "new tab": 2.0}
+"""What a reader does -> seconds after which the answer should be visible."""
+PIERCE = """
+  const find = (selector, from = document) => {
+    const here = from.querySelector(selector);
+    if (here) return here;
+    for (const host of from.querySelectorAll("*")) {
+      const found = host.shadowRoot && find(selector, host.shadowRoot);
+      if (found) return found;
+    }
+    return null;
+  };"""
+"""A function that also finds elements in shadow roots, where Streamlit puts components."""
+IDLE = """document.querySelector("[data-testid=stApp]")?.dataset.testScriptState === "notRunning" """
+READY = f"""() => {{ {PIERCE} return {IDLE} && Boolean(find(".lens-grid[data-ready] .lg-line .lg-cell")); }}"""
+"""Whether the lens grid has cells."""
+SHOWN = f"""([selector, before]) => {{ {PIERCE}
+  const text = find(selector)?.textContent;
+  return Boolean(text) && text !== before; }}"""
+"""Whether an element has another text than before."""
+DRAWN = f"""() => {{
   const charts = [...document.querySelectorAll("[data-testid=stPlotlyChart]")];
-  const state = document.querySelector("[data-testid=stApp]")?.dataset.testScriptState;
-  return state === "notRunning" && charts.length && charts.every((chart) => chart.querySelector(".g-gtitle text"));
-}"""
+  return {IDLE} && charts.every((chart) => chart.querySelector(".g-gtitle text")); }}"""
 """Whether the page is there and each of its charts has its title, which plotly draws last."""
-HEATMAP = """() => {
-  const image = document.querySelector(".heatmaplayer image");
-  return image?.getAttribute("href") ?? image?.getAttributeNS("http://www.w3.org/1999/xlink", "href");
-}"""
-"""The heatmap's picture."""
 CHROMIUM = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Measure the dashboard's speed and peak memory on a large scan."""
+    """Measure how fast the dashboard answers, how much it sends and how much memory it needs."""
 
-    folder: Path = Path("/tmp/internal-policy-large-scan")
-    """Folder for the scan (about 9 GB); an existing scan is reused."""
-    rollouts: int = 500
-    """Rollouts in the scan."""
-    tokens: int = 1000
-    """Tokens in each rollout."""
-    layers: int = 36
-    """Layers of the model."""
-    runs: int = 3
-    """Visits of each page after the first."""
+    scan: Path | None = None
+    """Scan to time, whose first two rollouts are measured; by default one of 96 and 700 tokens, made of the bundled."""
+    runs: int = 5
+    """Times that each thing is done after the first."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    large: Path = Path("/tmp/internal-policy-large-scan")
+    """Folder for the large scan (about 9 GB); an existing one is reused."""
+    large_rollouts: int = 500
+    """Rollouts in the large scan; 0 leaves it out."""
+    large_tokens: int = 1000
+    """Tokens in each of its rollouts."""
+    large_layers: int = 36
+    """Layers of its model."""
     chromium: Path = Path("/usr/bin/chromium")
     """Path of the browser."""
 
 
-def numbers(random: np.random.Generator, planned: Plan, tokens: int, top_k: int) -> dict[tuple[str, str], np.ndarray]:
-    """Random measures of `tokens` tokens at every hook point, in realistic ranges."""
-    shape = (tokens, len(planned.points))
-    names = ("kl", "cosine", "entropy_at_input_norm")
-    drawn: dict[str, np.ndarray] = {name: random.random(shape, dtype=np.float32) for name in names}
-    drawn["entropy"] = random.random(shape, dtype=np.float32) * np.float32(np.log(VOCABULARY))
-    drawn["logprob"] = -drawn["kl"]
-    drawn["norm"] = 1 + drawn["kl"]
-    drawn["rank"] = random.integers(1, VOCABULARY, shape).astype(np.float32)
-    drawn["topk_ids"] = random.integers(0, VOCABULARY, (*shape, top_k), dtype=np.int32)
-    drawn["topk_probs"] = np.sort(random.random((*shape, top_k), dtype=np.float32))[..., ::-1]
-    return {("raw", name): values for name, values in drawn.items()}
+@dataclass(frozen=True)
+class Result:
+    """A line of the table."""
+
+    what: str
+    """What was done or measured."""
+    first: float
+    """The first time, in the unit."""
+    median: float
+    """Median of the other times."""
+    unit: str
+    """s, KB or MB."""
+    goal: float | None = None
+    """At most this, if there is a goal."""
 
 
-def make(options: Benchmark) -> None:
-    """Write the scan."""
-    selection, random = Selection(tuple(range(options.layers)), readouts=("raw",)), np.random.default_rng(0)
-    planned, names = plan(selection), []
-    for part, first in enumerate(range(0, options.rollouts, PART)):
-        lengths = [options.tokens] * min(PART, options.rollouts - first)
-        drawn = numbers(random, planned, sum(lengths), selection.top_k)
-        ids = random.integers(0, VOCABULARY, (len(lengths), options.tokens), dtype=np.int32)
-        told = {
-            "rollout": np.arange(first, first + len(lengths), dtype=np.int32),
-            "problem": ["?"] * len(lengths),
-            "answer": ["1"] * len(lengths),
-            "response_ids": pa.array(list(ids), pa.list_(pa.int32())),
-            "response": [""] * len(lengths),
-            "reward": random.integers(0, 2, len(lengths)).astype(float),
-            "finished": [True] * len(lengths),
-        }
-        tables = {
-            "rollouts": pa.table(told),
-            "policies": policies_table(drawn, selection, planned, options.layers, lengths, first),
-            "layers": layers_table(drawn, selection, planned, options.layers, lengths, first),
-        }
-        for kind, table in tables.items():
-            path = store.part_path(options.folder, kind, part)
-            store.write_table(path, table, group="rollout")
-            names.append(path.name)
-    vocabulary = pa.table({"id": np.arange(VOCABULARY), "token": [f"token{n}" for n in range(VOCABULARY)]})
-    store.write_table(options.folder / store.VOCABULARY, vocabulary)
-    demo = store.record(bundle.DATA / "scans" / "demo-qwen3")
-    record = {
-        **demo,
-        "model": "synthetic",
-        "n_layers": options.layers,
-        "d_vocab": VOCABULARY,
-        "rollouts": options.rollouts,
-        "tokens": options.rollouts * options.tokens,
-        "selection": {**demo["selection"], "layers": list(selection.layers), "readouts": ["raw"]},
-        "files": {name: files.fingerprint(options.folder / name) for name in [store.VOCABULARY, *names]},
-    }
-    files.write_json(options.folder / store.RECORD, record)
+def result(what: str, values: list[float], unit: str, goal: float | None = None) -> Result:
+    """The first of some values, and the median of the others."""
+    return Result(what, values[0], median(values[1:] or values), unit, goal)
 
 
-def heatmap(page: "Page", rollout: int) -> float:
-    """Select a rollout; return the seconds until its heatmap is drawn."""
-    before = page.evaluate(HEATMAP)
-    page.get_by_label("Rollout", exact=True).fill(str(rollout))
-    start = time.monotonic()
-    page.keyboard.press("Enter")
-    page.wait_for_function(f"before => ![null, undefined, before].includes(({HEATMAP})())", arg=before, timeout=300_000)
-    return time.monotonic() - start
+class Reader:
+    """Someone at a browser, with a watch and the bytes that came over the websocket."""
 
+    def __init__(self, context: "BrowserContext", url: str, scan: Path) -> None:
+        """`scan` is the folder whose pages are opened at the dashboard's address `url`."""
+        self.context, self.url, self.scan, self.received = context, url, scan, 0
 
-def switch(page: "Page", name: str) -> float:
-    """Go to a page from another page of the open dashboard; return the seconds until its figures are drawn."""
-    page.get_by_role("link", name="Geometry").click()
-    page.wait_for_function(f"() => document.querySelector('h1')?.innerText === 'Geometry' && ({DRAWN})()")
-    start = time.monotonic()
-    page.get_by_role("link", name=name, exact=True).click()
-    page.wait_for_function(f"() => document.querySelector('h1')?.innerText === '{name}' && ({DRAWN})()")
-    return time.monotonic() - start
-
-
-def told(name: str, seconds: list[float], server: psutil.Process) -> None:
-    """Print a line: the first time, the median of the others, and the server's memory now."""
-    memory = server.memory_info().rss / 1e6
-    print(f"{name:<16}{seconds[0]:>12.2f} s{median(seconds[1:]):>12.2f} s{memory:>9,.0f} MB", flush=True)
-
-
-def visit(options: Benchmark, port: int, server: psutil.Process) -> None:
-    """Open each page; print how long its figures took and the server's memory."""
-    from playwright.sync_api import sync_playwright
-
-    url = f"http://127.0.0.1:{port}"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(options.chromium), args=CHROMIUM)
-        context = browser.new_context()
-        print(f"{'page':<16}{'first visit':>14}{'warm, median':>14}{'memory':>12}")
-        for name, path in PAGES.items():
-            seconds = []
-            for _ in range(1 + options.runs):
-                page = context.new_page()
-                start = time.monotonic()
-                page.goto(f"{url}/{path}?scan={options.folder}")
-                page.wait_for_function(DRAWN, timeout=300_000)
-                seconds.append(time.monotonic() - start)
-                page.close()
-            told(name, seconds, server)
-        page = context.new_page()
-        page.goto(f"{url}/geometry?scan={options.folder}")
-        page.wait_for_function(DRAWN, timeout=300_000)
-        for name in ("Overview", "Distributions", "Tokens"):
-            told(f"to {name}", [switch(page, name) for _ in range(1 + options.runs)], server)
-        page.close()
-        page = context.new_page()
-        page.goto(f"{url}/tokens?scan={options.folder}")
-        page.wait_for_function(DRAWN, timeout=300_000)
-        told("Another rollout", [heatmap(page, 100 * n) for n in range(1, 2 + options.runs)], server)
-        browser.close()
-
-
-def main(options: Benchmark) -> None:
-    """Write the scan unless it exists, serve it, and visit its pages."""
-    if not (options.folder / store.RECORD).exists():
-        shutil.rmtree(options.folder, ignore_errors=True)
+    def opened(self, path: str, ready: str) -> "tuple[Page, float]":
+        """A page in a new tab, and the seconds until it is ready."""
+        page = self.context.new_page()
+        page.on("websocket", lambda socket: socket.on("framereceived", self._count))
         start = time.monotonic()
-        make(options)
-        print(f"Wrote the scan in {time.monotonic() - start:.0f} s.")
-    size = sum(path.stat().st_size for path in options.folder.iterdir())
-    print(
-        f"{options.rollouts} rollouts x {options.tokens} tokens x {options.layers} layers, {size / 1e9:.1f} GB.",
-        flush=True,
-    )
+        page.goto(f"{self.url}/{path}{'&' if '?' in path else '?'}scan={self.scan}")
+        page.wait_for_function(ready, timeout=600_000)
+        return page, time.monotonic() - start
+
+    def _count(self, frame: str | bytes) -> None:
+        self.received += len(frame)
+
+    def until(self, page: "Page", selector: str, act: Callable[[], object]) -> float:
+        """Seconds from an act until the text of an element has changed."""
+        before = page.locator(selector).first.text_content()
+        start = time.monotonic()
+        act()
+        page.wait_for_function(SHOWN, arg=[selector, before], timeout=120_000)
+        return time.monotonic() - start
+
+    def tabs(self, rollout: int, times: int) -> list[float]:
+        """Seconds until the grid of a rollout is there, in new tabs."""
+        seconds = []
+        for _ in range(times):
+            page, passed = self.opened(f"tokens?readout=norm&rollout={rollout}", READY)
+            seconds.append(passed)
+            page.close()
+        return seconds
+
+    def clicks(self, page: "Page", times: int) -> list[float]:
+        """Seconds from a click on a cell until the panel shows it."""
+        cells = page.locator(".lg-line .lg-cell:visible")
+        seconds = []
+        for number in range(times):
+            cell = cells.nth(8 + 3 * number)
+            cell.scroll_into_view_if_needed()
+            box = cell.bounding_box()
+            assert box is not None
+            at = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+            seconds.append(self.until(page, ".lg-headline", lambda at=at: page.mouse.click(*at)))
+            page.keyboard.press("Escape")
+        return seconds
+
+    def measures(self, page: "Page", times: int) -> list[float]:
+        """Seconds from another measure until the grid is coloured by it."""
+        box = page.get_by_label("Colour by", exact=True)
+        names = ["entropy", "kl", "rank", "probability"]
+        chosen = [names[number % len(names)] for number in range(times)]
+        return [self.until(page, ".lg-what", lambda name=name: box.select_option(name)) for name in chosen]
+
+    def rollouts(self, page: "Page", times: int) -> tuple[list[float], list[float]]:
+        """Seconds from another rollout until its tokens are there, and the KB that came."""
+        seconds, received = [], []
+        for number in range(times):
+            button = page.get_by_role("button", name="Next" if number % 2 == 0 else "Previous", exact=True)
+            self.received = 0
+            seconds.append(self.until(page, ".lg-text", button.click))
+            page.wait_for_function(READY)
+            page.wait_for_timeout(500)
+            received.append(self.received / 1e3)
+        return seconds, received
+
+
+def answers(reader: Reader, times: int) -> Iterator[Result]:
+    """Time what a reader does on the page Tokens."""
+    tabs = {rollout: reader.tabs(rollout, times) for rollout in (0, 1)}
+    page, _ = reader.opened("tokens?readout=norm&rollout=0", READY)
+    page.wait_for_timeout(1000)
+    yield result("clicked cell", reader.clicks(page, times), "s", GOALS["clicked cell"])
+    yield result("another measure", reader.measures(page, times), "s", GOALS["another measure"])
+    seconds, received = reader.rollouts(page, 2 * times)
+    sizes = dict(zip((1, 0), _lengths(reader.scan), strict=True))
+    for first, rollout in ((1, 0), (0, 1)):
+        said = f"another rollout, {sizes[first]} tokens"
+        yield result(said, seconds[rollout::2], "s", GOALS["another rollout"])
+        yield result(f"sent for {sizes[first]} tokens", received[rollout::2], "KB")
+    for rollout, passed in tabs.items():
+        yield result(f"new tab, {sizes[1 - rollout]} tokens", passed, "s", GOALS["new tab"])
+
+
+def _lengths(scan: Path) -> tuple[int, int]:
+    """Tokens of the first two rollouts."""
+    found = store.read(scan, "rollouts", ["rollout", "response_ids"]).sort_by("rollout")["response_ids"]
+    return len(found[0]), len(found[1])
+
+
+def pages(reader: Reader, times: int) -> Iterator[Result]:
+    """Time every page of the large scan."""
+    for name, path in PAGES.items():
+        seconds = []
+        for _ in range(times):
+            page, passed = reader.opened(path, READY if path == "tokens" else DRAWN)
+            seconds.append(passed)
+            page.close()
+        yield result(f"{name}, large scan", seconds, "s")
+
+
+@contextmanager
+def dashboard() -> Iterator[tuple[str, psutil.Process]]:
+    """Start the dashboard; its address and process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -200,18 +216,69 @@ def main(options: Benchmark) -> None:
     try:
         while not _listens(port):
             time.sleep(0.1)
-        visit(options, port, psutil.Process(server.pid))
-        status = Path(f"/proc/{server.pid}/status")
-        if status.exists():
-            peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-            print(f"Peak memory of the server: {int(peak.split()[1]) / 1e3:,.0f} MB")
+        yield f"http://127.0.0.1:{port}", psutil.Process(server.pid)
     finally:
         server.terminate()
+        server.wait()
 
 
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def memory(server: psutil.Process) -> Iterator[Result]:
+    """The server's memory now, and its peak where the system knows it."""
+    yield result("memory of the server", [server.memory_info().rss / 1e6], "MB")
+    status = Path(f"/proc/{server.pid}/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        yield result("peak memory of the server", [int(peak.split()[1]) / 1e3], "MB")
+
+
+def measured(scan: Path, chromium: Path, act: Callable[[Reader], Iterator[Result]]) -> Iterator[Result]:
+    """Serve a scan to a reader; yield what was measured and the server's memory."""
+    from playwright.sync_api import sync_playwright
+
+    with dashboard() as (url, server), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(chromium), args=CHROMIUM)
+        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+        yield from act(Reader(context, url, scan))
+        browser.close()
+        yield from memory(server)
+
+
+def results(options: Benchmark) -> Iterator[Result]:
+    """Everything that is measured, line by line."""
+    times = 1 + options.runs
+    scan = options.scan or options.large.with_name(f"{options.large.name}-joined")
+    if options.scan is None:
+        shutil.rmtree(scan, ignore_errors=True)
+        join(scan)
+    yield from measured(scan, options.chromium, lambda reader: answers(reader, times))
+    if not options.large_rollouts:
+        return
+    if not (options.large / store.RECORD).exists():
+        shutil.rmtree(options.large, ignore_errors=True)
+        make(options.large, options.large_rollouts, options.large_tokens, options.large_layers)
+    size = sum(path.stat().st_size for path in options.large.iterdir())
+    yield result("large scan on disk", [size / 1e6], "MB")
+    yield from measured(options.large, options.chromium, lambda reader: pages(reader, times))
+
+
+def main(options: Benchmark) -> None:
+    """Print every result as it comes, or all as JSON."""
+    if options.json:
+        print(json.dumps([asdict(each) for each in results(options)], indent=1))
+        return
+    print(f"{'':<32}{'first':>10}{'median':>10}{'goal':>8}")
+    for each in results(options):
+        form = ".2f" if each.unit == "s" else ",.0f"
+        goal = "" if each.goal is None else f"{each.goal:>6g} s{'' if each.median <= each.goal else '  missed'}"
+        print(
+            f"{each.what:<32}{each.first:>8{form}} {each.unit:<2}{each.median:>7{form}} {each.unit:<2}{goal}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
