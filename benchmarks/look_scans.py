@@ -42,7 +42,7 @@ def join(folder: Path) -> None:
         parts.append(pa.table(columns, schema=policies.schema))
         ids.append(every[order])
     told = rollouts.slice(0, len(LENGTHS)).to_pydict() | {"rollout": list(range(len(LENGTHS))), "response_ids": ids}
-    layers = layers.filter(pc.less(layers["rollout"], len(LENGTHS)))
+    layers = layers.filter(pc.field("rollout") < len(LENGTHS))
     tables = {"rollouts": pa.table(told, schema=rollouts.schema), "policies": pa.concat_tables(parts), "layers": layers}
     for kind, table in tables.items():
         store.write_table(store.part_path(folder, kind, 0), table, group="rollout")

@@ -159,6 +159,8 @@ def over_seeds(chosen: list[RunTables]) -> None:
         group = known[0] if known else None
         if len(known) > 1:
             group = st.selectbox("BuPO runs to compare with GRPO", known, key="training_group", bind="query-params")
+        _, difference, _ = seeds.compared(seeds.read(chosen), group, run_catalogue.WINDOW)
+        st.text(seeds.verdict(difference))
         show_figure("seeds", chosen, RunChoice(group=group))
 
 

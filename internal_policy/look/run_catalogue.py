@@ -155,8 +155,7 @@ def by_seed(chosen: Chosen, choice: RunChoice) -> go.Figure:
     """
     window = choice.smooth or WINDOW
     curves, difference, name = seeds.compared(seeds.read(chosen), choice.group, window)
-    caption = f"{name} · {seeds.verdict(difference)}"
-    return seed_figures.seeds(curves, difference, caption, choice.style, window=window)
+    return seed_figures.seeds(curves, difference, name, choice.style, window=window)
 
 
 def pass_at_k(chosen: Chosen, choice: RunChoice) -> go.Figure:

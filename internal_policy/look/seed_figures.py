@@ -30,7 +30,7 @@ def seeds(
     figure.update_yaxes(title={"text": "Reward"}, row=1).update_yaxes(title={"text": "Difference"}, row=2)
     figure.update_xaxes(title={"text": "Step"}, row=2)
     n = int(difference["seeds"].iloc[0])
-    caption = f"{caption} · mean of {n} seeds, bands 95% over seeds"
+    caption = f"{caption} · {n} seeds, bands 95%"
     return theme.layout(figure, "BuPO and GRPO over seeds", averaged(caption, window), style, height=480)
 
 

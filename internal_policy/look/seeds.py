@@ -179,9 +179,11 @@ def interval(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(difference: pd.DataFrame) -> str:
-    """The difference at the last step in words that claim no more than its interval shows."""
+    """The difference at the last step in a sentence that claims no more than its interval shows."""
     last = difference.iloc[-1]
-    shown = (
-        "BuPO is above GRPO" if last["low"] > 0 else "BuPO is below GRPO" if last["high"] < 0 else "no difference shown"
+    low, high = last["low"], last["high"]
+    claim = "above GRPO" if low > 0 else "below GRPO" if high < 0 else "not shown to differ from GRPO"
+    return (
+        f"At step {int(last['step'])} BuPO's reward is {claim}: {last['mean']:+.3f} ({low:+.3f} to {high:+.3f}) over "
+        f"{int(last['seeds'])} seeds."
     )
-    return f"step {int(last['step'])}: {last['mean']:+.3f} ({last['low']:+.3f} to {last['high']:+.3f}), {shown}"

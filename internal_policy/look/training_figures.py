@@ -73,9 +73,23 @@ def dynamics(
     figure.update_xaxes(title={"text": "Step"}, row=rows)
     shown = (theme.SITES[site].name, caption, "framed: the layer while it was trained" if framed else "")
     caption = " · ".join(part for part in shown if part)
-    title = f"{text}, difference from step {start}" if difference else f"{text} by step"
+    title = f"Δ {_small(text)} since step {start}" if difference else f"{text} by step"
     theme.layout(figure, title, caption, style, height=560 if rows == 2 else 420, wide=True, above=16)
     return figure.update_layout(showlegend=False)
+
+
+def _small(text: str) -> str:
+    """A text with a small first letter, unless it begins with an abbreviation."""
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
+
+
+def _roomy(figure: go.Figure, names: int) -> go.Figure:
+    """Make room above the axes for a row of the legend for each name, as many as a phone needs."""
+    layout: Any = figure.layout
+    more = 22 * (names - 1)
+    if layout.title.text is None:  # in print
+        return figure
+    return figure.update_layout(height=layout.height + more, margin_t=layout.margin.t + more)
 
 
 def _frame(figure: go.Figure, metrics: pd.DataFrame, grid: pd.DataFrame, style: Style) -> bool:
@@ -149,7 +163,8 @@ def trained(
     _switch(figure, metrics, len(panels))
     figure.update_xaxes(title={"text": f"Step (layers from {offset})" if offset else "Step"}, row=len(panels))
     title = f"Layer {layer + offset} compared with later layers"
-    title += f", difference from step {int(frame['step'].min())}" if difference else ""
+    if difference:
+        title = f"Layer {layer + offset} and later layers, Δ since step {int(frame['step'].min())}"
     return theme.layout(figure, title, caption, style, height=130 + 160 * len(panels), above=16)
 
 
@@ -201,8 +216,8 @@ def several(
     figure, rows = _panels(panels, window)
     for label, metrics in tables.items():
         _switch(figure, metrics, rows, marks[label].colour, words=False)
-    height = 130 + 140 * rows + 18 * len(tables)
-    return theme.layout(figure, "Training runs", averaged(caption, window), style, height=height, above=16)
+    theme.layout(figure, "Training runs", averaged(caption, window), style, height=130 + 140 * rows, above=16)
+    return _roomy(figure, len(tables))
 
 
 def averaged(caption: str, window: int) -> str:
@@ -255,10 +270,11 @@ def layer(
         figure.add_hline(0, line={"color": GREY, "width": 1, "dash": "dash"})
     named = theme.label(measure, theme.WHILE_TRAINING)
     figure.update_xaxes(title={"text": "Step"})
-    figure.update_yaxes(title={"text": f"Δ since step {start}: {named.lower()}" if difference else named})
+    figure.update_yaxes(title={"text": f"Δ {_small(named)}" if difference else named})
     where = theme.place(layer, site, style).partition(" (")[0]
-    title = f"{theme.WHILE_TRAINING[measure][0]} at {where}"
-    return theme.layout(figure, title, caption, style, height=380)
+    caption = " · ".join(part for part in (where, caption, f"Δ since step {start}" if difference else "") if part)
+    theme.layout(figure, f"{theme.WHILE_TRAINING[measure][0]} by step", caption, style, height=380)
+    return _roomy(figure, len(tables))
 
 
 def _curve(

@@ -600,9 +600,9 @@ def test_runs_are_drawn_in_one_figure_smoothed_and_as_differences_from_step_0(ru
     assert not refusals(app)
     titles = [said.split(":")[0] for said in charts(app)]
     assert titles == [
-        "Entropy, difference from step 0",
-        "Entropy at layer 1 · layer output",
-        "Layer 1 compared with later layers, difference from step 0",
+        "Δ entropy since step 0",
+        "Entropy by step",
+        "Layer 1 and later layers, Δ since step 0",
         "Training runs",
     ]
     app.select_slider(key="training_smooth").set_value(5).run()

@@ -44,7 +44,9 @@ def test_the_difference_is_paired_by_seed_with_an_interval_by_students_t(chosen)
         [0.2, 0.2 - 1.2706, 0.2 + 1.2706, 2], rel=1e-4
     )
     assert name == "BuPO, 1.resid_post, 1 internal steps"
-    assert seeds.verdict(difference) == "step 3: +0.200 (-1.071 to +1.471), no difference shown"
+    assert seeds.verdict(difference) == (
+        "At step 3 BuPO's reward is not shown to differ from GRPO: +0.200 (-1.071 to +1.471) over 2 seeds."
+    )
 
 
 def test_the_bundled_run_is_compared_with_those_recorded_beside_it():
@@ -54,7 +56,7 @@ def test_the_bundled_run_is_compared_with_those_recorded_beside_it():
     last = mine[mine["step"] > 40].groupby("seed")["reward"].mean()
     (_, drawn) = traces(figure, "GRPO") if len(traces(figure, "GRPO")) == 2 else (None, traces(figure, "GRPO")[0])
     assert drawn.y[-1] == pytest.approx(last.mean())
-    assert "mean of 5 seeds" in figure.layout.meta["caption"]
+    assert "5 seeds, bands 95%" in figure.layout.meta["caption"]
     assert "demo-llama · BuPO, layer 7, 8 internal steps" in seeds.groups(seeds.read([BUNDLED]))
 
 

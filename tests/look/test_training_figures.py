@@ -159,7 +159,7 @@ def test_the_trained_layer_can_be_compared_with_step_0():
     figure = training_figures.trained(followed(), metrics(), 2, "demo", difference=True)
     assert set(values(traces(figure, "FFN")[0])) == {0.0}
     assert traces(figure, "FFN")[0].x.tolist() == list(range(1, 10))
-    assert figure.layout.meta["title"].endswith("difference from step 0")
+    assert figure.layout.meta["title"] == "Layer 2 and later layers, Δ since step 0"
 
 
 @pytest.mark.parametrize(("style", "row"), [("screen", 5), ("paper", 6)])
