@@ -190,8 +190,8 @@ def answers(reader: Reader, times: int) -> Iterator[Result]:
 
 def _lengths(scan: Path) -> tuple[int, int]:
     """Tokens of the first two rollouts."""
-    found = store.read(scan, "rollouts", ["rollout", "response_ids"]).sort_by("rollout")["response_ids"]
-    return len(found[0]), len(found[1])
+    found = store.read(scan, "rollouts", ["rollout", "response_ids"]).sort_values("rollout")["response_ids"]
+    return len(found.iloc[0]), len(found.iloc[1])
 
 
 def pages(reader: Reader, times: int) -> Iterator[Result]:

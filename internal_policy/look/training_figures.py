@@ -121,15 +121,7 @@ def trained(
     next one to the last. What was not measured is left out. With `difference` the values are differences from the first
     scan. Raises InputError if nothing was measured.
     """
-    offset = theme.first_layer(style)
-    later = sorted({int(at) for at in frame.loc[frame["site"] == "resid_post", "layer"] if at > layer})
-    drawn = sorted({later[round(n)] for n in np.linspace(0, len(later) - 1, LATER)}) if later else []
-    colours = sample_colorscale("Viridis", np.linspace(0.35, 0.8, max(len(drawn), 2)).tolist())
-    after = {
-        (at, "resid_post"): Mark(f"layer {at + offset}", str(colour), "circle")
-        for at, colour in zip(drawn, colours, strict=False)
-    }
-    after |= {(int(at), "final"): theme.SITES["final"] for at in frame.loc[frame["site"] == "final", "layer"]}
+    offset, after = theme.first_layer(style), _after(frame, layer, style)
     changes = {(layer, site): theme.CHANGES[change] for change, (_, site) in CHANGES.items()}
     wanted = (("Cosine", "cosine", after), ("KL (nats)", "kl", after), ("Δ entropy (nats)", "change", changes))
     frames = {
@@ -166,6 +158,19 @@ def trained(
     if difference:
         title = f"Layer {layer + offset} and later layers, Δ since step {int(frame['step'].min())}"
     return theme.layout(figure, title, caption, style, height=130 + 160 * len(panels), above=16)
+
+
+def _after(frame: pd.DataFrame, layer: int, style: Style) -> dict[tuple[int, str], Mark]:
+    """How at most 6 layers after `layer` and `final` are drawn, by layer and site."""
+    offset = theme.first_layer(style)
+    later = sorted({int(at) for at in frame.loc[frame["site"] == "resid_post", "layer"] if at > layer})
+    drawn = sorted({later[round(n)] for n in np.linspace(0, len(later) - 1, LATER)}) if later else []
+    colours = sample_colorscale("Viridis", np.linspace(0.35, 0.8, max(len(drawn), 2)).tolist())
+    after = {
+        (at, "resid_post"): Mark(f"layer {at + offset}", str(colour), "circle")
+        for at, colour in zip(drawn, colours, strict=False)
+    }
+    return after | {(int(at), "final"): theme.SITES["final"] for at in frame.loc[frame["site"] == "final", "layer"]}
 
 
 def _at(frame: pd.DataFrame, measure: str, layer: int, site: str) -> pd.DataFrame:
