@@ -43,7 +43,7 @@ def least_certain_response(one: View) -> Response:
     if "entropy" not in rows or not rows["entropy"].notna().any():
         raise absent(one, "entropy")
     rows = rows.dropna(subset="entropy").sort_values("rollout")
-    most = rows.loc[rows["entropy"].idxmax()]
+    most = rows.nlargest(1, "entropy").iloc[0]
     overall = np.average(rows["entropy"], weights=rows["tokens"])
     return Response(int(most["rollout"]), float(most["entropy"]), float(overall))
 
