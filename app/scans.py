@@ -132,8 +132,7 @@ def choose(uses: Collection[str], *, of_tokens: bool) -> str | None:
             on_change=_forget,
             help="A scan's folder, or the first digits of its digest. `internal-policy ls` lists the scans.",
         )
-        if known and not name:  # after Back to an address without a scan: the next run opens the default
-            st.rerun()
+        name = name or default  # an emptied box opens the default too
         try:
             folder = find(name) if name else None
             st.session_state["looked"] = _filtered(folder, uses, of_tokens) if folder else None

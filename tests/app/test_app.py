@@ -180,6 +180,13 @@ def test_the_scan_of_a_language_model_opens_by_default():
     assert opened().text_input(key="scan").value == "smollm2-135m"
 
 
+def test_an_emptied_box_opens_the_default():
+    app = opened(scan="demo-llama")
+    app.text_input(key="scan").set_value("").run()
+    assert app.selectbox(key="listed").value == "smollm2-135m"
+    assert charts(app)[0].startswith("Entropy by layer: HuggingFaceTB")
+
+
 def test_a_deep_link_sets_what_is_chosen():
     app = opened(
         "tokens",
