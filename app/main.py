@@ -32,6 +32,7 @@ VIEWS = {
 
 def dashboard() -> None:
     """Draw the sidebar and the page named in the address."""
+    import address
     import scans  # imported here, because their caches need a runtime that only starts after this import
     import show
 
@@ -44,6 +45,7 @@ def dashboard() -> None:
         ]
     )
     entry = VIEWS[page.url_path or "overview"]
+    address.entered(page.url_path)
     uses = {choice for figure in entry.figures for choice in catalogue.USES[figure]}
     about = scans.choose(uses, of_tokens=entry.of_tokens) if uses else None
     title = " · ".join(filter(None, (entry.title, about, "internal-policy")))
@@ -54,6 +56,7 @@ def dashboard() -> None:
             show.nothing_yet()
         else:
             page.run()
+    address.one_entry_a_page()
 
 
 if __name__ == "__main__":  # Streamlit runs this file for every page,

@@ -10,7 +10,8 @@ import streamlit as st
 
 from internal_policy import bundle
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, headings, theme, view
+from internal_policy.look import catalogue, headings, theme, tokens, view
+from internal_policy.look import rollouts as summaries
 from internal_policy.look.catalogue import Choice, Data
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import About, Outcome, View
@@ -186,6 +187,13 @@ def _pick_readout() -> None:
     st.session_state["picked_readout"] = True
 
 
+def read_with(readout: str | None) -> None:
+    """Choose a readout of the scan on screen, from a callback."""
+    if readout in store.record(chosen().source)["selection"]["readouts"]:
+        st.session_state["readout"] = readout
+        _pick_readout()
+
+
 def _filtered(folder: Path, uses: Collection[str], of_tokens: bool) -> View:
     """The view of a scan that the rest of the sidebar selects. Raises InputError for a broken scan."""
     measured: list[str] = store.record(folder)["selection"]["readouts"]
@@ -265,6 +273,18 @@ def about(looked: View) -> About:
 def data(name: str, views: Sequence[View], choice: Choice) -> Data:
     """The data of a figure of the catalogue. Raises InputError if it was not measured."""
     return catalogue.data(name, views, choice)
+
+
+@kept(4)
+def by_rollout(looked: View) -> pd.DataFrame:
+    """The rollouts of a view with their entropies, settling layer and first words."""
+    return summaries.by_rollout(looked)
+
+
+@kept(8)
+def at_site(looked: View, rollout: int, site: str) -> pd.DataFrame:
+    """Everything that was measured at one site for a response."""
+    return tokens.at_site(looked, rollout, site)
 
 
 @kept(4)

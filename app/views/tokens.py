@@ -1,62 +1,111 @@
-"""One response token by token: what every layer predicts, and how uncertain it is."""
+"""One response token by token: the table of rollouts, and the lens grid of the chosen one."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import address
+import lens_grid
 import pandas as pd
-import plotly.graph_objects as go
 import scans
 import show
 import streamlit as st
 
 from internal_policy.errors import InputError, counted
-from internal_policy.look import catalogue, tokens
-from internal_policy.look.catalogue import Choice
+from internal_policy.look import theme, view
+from internal_policy.look.lens_grid import page, payload
 from internal_policy.look.view import View
 from internal_policy.measure.sites import SITES
+from internal_policy.scans import store
 
-WIDEST = 40
-"""Characters after which a token is cut."""
+CHOICES = {"rollout": int, "layer": int, "position": int, "site": str, "measure": str}
+"""What the address says besides the sidebar's choices."""
+ROWS, HEAD, ROW = 4, 35, 28
+"""Most rows of the table before it scrolls, and the heights of its head and of a row in pixels."""
+PROBLEM = 300
+"""Characters after which a problem is cut; the grid shows the whole prompt."""
+SITE = "resid_post"
+"""The site that the grid opens on."""
+NATS = "of the model's own policy over the response, in nats"
 
 
-def page(looked: View) -> None:
+def draw(looked: View) -> None:
     """Draw the page."""
-    st.markdown(
-        "Each column is a token of the response, each row a layer: a cell measures that layer's policy predicting that "
-        "token. Click a cell, or type its layer and position, to see how attention and FFN change the top tokens."
-    )
-    rollout = choose_rollout(looked)
-    cells(looked, rollout)
+    before = st.session_state.get("rollout")
+    if address.read(CHOICES):
+        st.session_state["part"] = None
+        if st.session_state.get("rollout") != before and "position" not in st.query_params:
+            st.session_state["position"] = None  # of another response
+    try:
+        known = scans.by_rollout(looked)
+    except InputError as error:
+        show.refuse(error)
+        offer_to_clear(looked)
+    else:
+        choose_rollout(looked, known)
+    address.write(CHOICES)
 
 
-def choose_rollout(looked: View) -> int:
-    """The rollout from the URL, box or list, by default the first. Draws the choice, its problem and its reward."""
-    known = scans.rollouts(looked).set_index("rollout")
-    labels = {int(row["rollout"]): label(row) for row in known.reset_index().to_dict("records")}
-    left, right = st.columns([1, 4])
-    typed = show.number(left, "Rollout", key="rollout", on_change=forget_cell, placeholder=str(known.index[0]))
-    rollout = int(known.index[0]) if typed is None else typed
-    st.session_state["listed_rollout"] = rollout
-    right.selectbox(
-        "Response",
-        list(dict.fromkeys([*labels, rollout])),
-        format_func=lambda number: labels.get(number, str(number)),
-        key="listed_rollout",
-        on_change=open_rollout,
-    )
-    if rollout not in known.index:
-        raise InputError(f"Rollout {rollout} isn't among the selected ones. Choose one from the list.")
-    row = known.loc[rollout].to_dict()
-    with st.container(key="problem", border=True):
-        show.long_text(row["problem"])
-        answer = "" if pd.isna(row["answer"]) else f"answer {show.line(str(row['answer']))} · "
-        st.text(f"{answer}{marked(row['reward'])} · {counted(row['tokens'], 'token')}")
-    return rollout
+def offer_to_clear(looked: View) -> None:
+    """Draw a button that clears the filter, if there is one."""
+    if view.words(looked):
+        st.button("Clear the filter", key="clear_filter", on_click=clear_filter)
 
 
-def label(row: dict[Any, Any]) -> str:
-    """What the list calls a rollout."""
-    problem = show.line(row["problem"][:80])
-    return f"{row['rollout']} · {marked(row['reward'])} · {counted(row['tokens'], 'token')} · {problem}"
+def clear_filter() -> None:
+    """Choose all rollouts and positions."""
+    st.session_state["outcome"], st.session_state["first"] = "all", 0.0
+    st.session_state["last"] = st.session_state.get("end")
+
+
+def choose_rollout(looked: View, known: pd.DataFrame) -> None:
+    """Draw the table of rollouts, the way to the next one, and the grid of the chosen one: by default the first."""
+    numbers = known["rollout"].tolist()
+    asked = st.session_state.get("rollout")
+    rollout = numbers[0] if asked is None else asked
+    place = numbers.index(rollout) if rollout in numbers else None
+    if place is not None:
+        heading(known.loc[place].to_dict(), place, numbers)
+    if len(numbers) > 1:
+        table(known, place)
+    if place is None:
+        show.refuse(missing(looked, rollout))
+        offer_to_clear(looked)
+        return
+    with show.refusing():
+        grid(looked, rollout, known["tokens"].iloc[place])
+
+
+def missing(looked: View, rollout: int) -> InputError:
+    """Why a rollout isn't in the table."""
+    n, which = store.record(looked.source)["rollouts"], view.words(looked)
+    if rollout < n and which:
+        return InputError(f"Rollout {rollout} isn't among the {which}. Choose one from the table.")
+    return InputError(f"This scan has no rollout {rollout}. Choose one from the table.")
+
+
+def heading(row: dict[Any, Any], place: int, numbers: list[int]) -> None:
+    """Draw the way to the previous and the next rollout, and the problem and answer of this one."""
+    with st.container(horizontal=True, vertical_alignment="center", key="heading"):
+        if len(numbers) > 1:
+            steps = {"Previous": (-1, "chevron_left"), "Next": (1, "chevron_right")}
+            for label, (step, icon) in steps.items():
+                there = place + step
+                exists = 0 <= there < len(numbers)
+                st.button(
+                    label,
+                    key=label.lower(),
+                    on_click=open_rollout,
+                    args=[numbers[there] if exists else None],
+                    disabled=not exists,
+                    icon=f":material/{icon}:",
+                )
+        of = f" ({place + 1} of {len(numbers)})" if len(numbers) > 1 else ""
+        reward = [] if pd.isna(row["reward"]) else [marked(row["reward"])]
+        answer = [] if pd.isna(row["answer"]) else [f"answer {show.line(str(row['answer'])[:80])}"]
+        said = [f"Rollout {row['rollout']}{of}", *reward, counted(row["tokens"], "token"), *answer]
+        problem = [show.line(row["problem"][:PROBLEM])] if row["problem"] else []
+        st.text("\n".join([" · ".join(said), *problem]))
 
 
 def marked(reward: float | None) -> str:
@@ -66,96 +115,158 @@ def marked(reward: float | None) -> str:
     return {0.0: "incorrect", 1.0: "correct"}.get(reward, f"reward {reward:.3g}")
 
 
-@st.fragment
-def cells(looked: View, rollout: int) -> None:
-    """The heatmap around the chosen cell, and the top tokens there."""
-    left, right = st.columns(2)
-    site = left.selectbox("Site", SITES, index=SITES.index("resid_post"), key="site", bind="query-params")
-    measure = right.selectbox("Measure", catalogue.CHOICES["tokens"], key="measure", bind="query-params")
-    above = st.container()
+def table(known: pd.DataFrame, place: int | None) -> None:
+    """Draw the rollouts as rows to choose from, with the one at `place` selected."""
+    texts = {name: [show.line(text) for text in known[name]] for name in ("begins", "problem")}
+    shown = known.assign(**texts)
+    if (known["reward"].isin([0, 1]) | known["reward"].isna()).all():
+        shown["reward"] = [marked(reward) for reward in known["reward"]]
+    drawn = [name for name in columns(known) if known[name].notna().any()]
+    if known["problem"].nunique() == 1:
+        drawn.remove("problem")
+    select({"rows": [] if place is None else [place], "columns": [], "cells": []})
+    st.dataframe(
+        shown[drawn],
+        key="table",
+        hide_index=True,
+        height=HEAD + ROW * min(len(known), ROWS) + 2,
+        row_height=ROW,
+        placeholder="–",
+        on_select=lambda: open_row(known["rollout"].tolist()),
+        selection_mode=["single-row", "single-cell"],  # a click selects a row in its first column, elsewhere a cell
+        alt="The rollouts of the scan",
+        column_config=columns(known),
+    )
+
+
+def columns(known: pd.DataFrame) -> dict[str, Any]:
+    """The columns of the table, in order."""
+    number, text, highest = st.column_config.NumberColumn, st.column_config.TextColumn, known["highest"].max()
+    top = None if pd.isna(highest) else float(highest)
+    settles = "The first layer by which half of the tokens have the model's own top token and keep it."
+    along = "Entropy along the response"
+    return {
+        "rollout": number("Rollout", width=70),
+        "reward": st.column_config.Column("Reward", width=80),
+        "tokens": number("Tokens", width=70),
+        "entropy": number("Mean entropy", format="%.2f", width=105, help=f"Mean entropy {NATS}."),
+        "highest": number("Highest", format="%.2f", width=75, help=f"Highest entropy {NATS}."),
+        "settles": number("Settles at layer", width=110, help=settles),
+        "line": st.column_config.LineChartColumn(along, width=190, y_min=0, y_max=top, color=theme.PURPLE),
+        "begins": text("Response", width="large"),
+        "problem": text("Problem", width="large"),
+    }
+
+
+def select(selection: dict[str, list[Any]]) -> None:
+    """Select the row of the rollout on screen, however it was chosen."""
+    if st.session_state.get("table", {}).get("selection") != selection:
+        st.session_state["table"] = {"selection": selection}
+
+
+def open_row(numbers: list[int]) -> None:
+    """Choose the rollout of the row that was clicked."""
+    selected = st.session_state["table"]["selection"]
+    if rows := [row for row, _ in selected["cells"]] or selected["rows"]:
+        open_rollout(numbers[rows[0]])
+
+
+def open_rollout(rollout: int) -> None:
+    """Choose a rollout. The position is forgotten, because another response has other positions."""
+    if rollout != st.session_state.get("rollout"):
+        st.session_state["rollout"], st.session_state["position"], st.session_state["part"] = rollout, None, None
+
+
+def grid(looked: View, rollout: int, n_tokens: int) -> None:
+    """Draw the lens grid around the chosen cell, and the numbers behind it."""
+    measured = store.record(looked.source)["selection"]
+    site = st.session_state.get("site")
+    if site is not None and site not in measured["sites"]:
+        if site in SITES:
+            show.refuse(view.absent(looked, "entropy", site))
+        site = None
+    readouts, sites = planes(looked, site)
+    plain = replace(looked, readout=measured["readouts"][0])
+    start = part(looked.first, looked.first + n_tokens - 1)
+    numbers = lens_grid.numbers(plain, rollout, readouts, sites, start, scans.name_of(Path(str(looked.source))))
+    chosen = {"site": site, "readout": looked.readout}
     with show.refusing():
-        about, response = scans.about(looked), tokens.response(looked, rollout)
-        layer, position = choose_cell(about.n_layers, response)
-        shown = window(response, position)
-        start = int(shown["position"].iloc[0])
-        with above, show.refusing():
-            choice = Choice(site=site, measure=measure, rollout=rollout, position=start)
-            found = scans.data("tokens", [looked], choice)
-            drawn = point_at(catalogue.heatmap(found), layer, position)
-            show.figure("cells", drawn, found.frames[measure].merge(found.frames["response"]), clicked=clicked)
-        strip(shown, position)
-        cell = scans.data("cell", [looked], Choice(rollout=rollout, position=position, layer=layer))
-        show.figure("predictions", catalogue.cell(cell), cell.frames["predictions"])
+        chosen |= cell(looked, numbers)
+    with show.refusing():
+        chosen |= measure(looked, numbers, site or SITE)
+    given = {name: value for name, value in chosen.items() if value is not None}
+    lens_grid.show("lens", page.data([numbers], **given), {"kept": keep, "wanted": want, "read": scans.read_with})
+    show.below("cells", scans.at_site(looked, rollout, site or SITE))
 
 
-def choose_cell(n_layers: int, response: pd.DataFrame) -> tuple[int, int]:
-    """The layer and position from the URL, a click or the boxes; by default the middle layer at the first token."""
-    left, middle, right = st.columns([1, 1, 3], vertical_alignment="bottom")
-    layer = show.number(left, "Layer", key="layer", placeholder=str(n_layers // 2))
-    first = int(response["position"].iloc[0])
-    position = show.number(middle, "Position", key="position", placeholder=str(first))
-    layer, position = n_layers // 2 if layer is None else layer, first if position is None else position
-    if layer > n_layers:
-        raise InputError(
-            f"There is no layer {layer}. Choose one from 0 to {n_layers - 1}, or {n_layers} for the model's own policy."
-        )
-    token = tokens.window(response, position).set_index("position").loc[position, "token"]
-    what = "the model's own policy" if layer == n_layers else f"layer {layer}"
-    right.text(f"Token “{show.glyphs(str(token), WIDEST)}” as predicted by {what}.")
-    return layer, position
-
-
-def window(response: pd.DataFrame, position: int) -> pd.DataFrame:
-    """The tokens drawn at once, around a position, with buttons to the previous and next ones."""
-    shown = tokens.window(response, position)
-    if len(shown) == len(response):
-        return response
-    first, last = int(response["position"].iloc[0]), int(response["position"].iloc[-1])
-    start, end = int(shown["position"].iloc[0]), int(shown["position"].iloc[-1])
-    before, after, said = st.columns([1, 1, 3], vertical_alignment="center")
-    before.button("Previous tokens", key="before", on_click=go_to, args=[start - 1], disabled=start == first)
-    after.button("Next tokens", key="after", on_click=go_to, args=[end + 1], disabled=end == last)
-    said.text(f"Positions {start} to {end} of {first} to {last}.")
-    return shown
-
-
-def strip(shown: pd.DataFrame, position: int) -> None:
-    """Draw the tokens of the window as text, with the chosen one in brackets."""
-    tokens = [show.glyphs(token, WIDEST) for token in shown["token"]]
-    said = [f"⟦{token}⟧" if at == position else token for at, token in zip(shown["position"], tokens, strict=True)]
-    with st.container(key="strip", border=True):
-        st.text(" ".join(said))
-
-
-def point_at(drawn: go.Figure, layer: int, position: int) -> go.Figure:
-    """Frame the chosen cell, in black within white to contrast with every colour."""
-    edges = {"x0": position - 0.5, "x1": position + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
-    for colour, width in (("white", 5), ("black", 2)):
-        drawn.add_shape(type="rect", **edges, line={"color": colour, "width": width})
-    return drawn
-
-
-def clicked() -> None:
-    """Choose the layer and position of the clicked cell."""
-    if points := st.session_state["cells"]["selection"]["points"]:
-        st.session_state["layer"], st.session_state["position"] = (int(n) for n in points[0]["customdata"][:2])
+def part(first: int, last: int) -> int:
+    """The first position of the part of a long response that is drawn. Draws buttons to the other parts."""
+    at = st.session_state.get("part")
+    at = st.session_state.get("position") if at is None else at
+    start = first if at is None or not first <= at <= last else first + (at - first) // payload.MOST * payload.MOST
+    end = min(last, start + payload.MOST - 1)
+    if (start, end) != (first, last):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.button("Previous tokens", key="before", on_click=go_to, args=[start - 1], disabled=start == first)
+            st.button("Next tokens", key="after", on_click=go_to, args=[end + 1], disabled=end == last)
+            st.text(f"Positions {start} to {end} of {first} to {last}.")
+    return start
 
 
 def go_to(position: int) -> None:
-    """Choose a position."""
-    st.session_state["position"] = position
+    """Draw the part of the response that has this position."""
+    st.session_state["part"] = position
 
 
-def open_rollout() -> None:
-    """Choose the rollout picked in the list."""
-    st.session_state["rollout"] = st.session_state["listed_rollout"]
-    forget_cell()
+def planes(looked: View, site: str | None) -> tuple[list[str], list[str]]:
+    """The readouts and sites that the grid has: the chosen ones, those of the panel, and what it asked for."""
+    measured = store.record(looked.source)["selection"]
+    if st.session_state.get("planes_of") != looked.source:
+        st.session_state["planes_of"], st.session_state["planes"] = looked.source, []
+    asked = [(looked.readout, site), *st.session_state["planes"]]
+    readouts = [name for name in measured["readouts"] if name in {readout for readout, _ in asked}]
+    shown = {*payload.PANEL, *(name for _, name in asked)}
+    return readouts, [name for name in measured["sites"] if name in shown]
 
 
-def forget_cell() -> None:
-    """Unset the position, because another response has other positions."""
-    st.session_state["position"] = None
+def cell(looked: View, numbers: dict[str, Any]) -> dict[str, Any]:
+    """The chosen layer and position. Raises InputError for one that the response lacks."""
+    layer, position = st.session_state.get("layer"), st.session_state.get("position")
+    layers = [*store.record(looked.source)["selection"]["layers"], numbers["n_layers"]]
+    if layer is not None and layer not in layers:
+        raise InputError(
+            f"There is no layer {layer}. Choose one from {layers[0]} to {layers[-2]}, or {layers[-1]} for the model's "
+            "own policy."
+        )
+    first, last = numbers["ends"]
+    if position is not None and not first <= position <= last:
+        raise InputError(f"There is no position {position} in this response. Choose one from {first} to {last}.")
+    here = position is not None and 0 <= position - numbers["first"] < len(numbers["tokens"])
+    return {"layer": layer, "position": position if here else None}
+
+
+def measure(looked: View, numbers: dict[str, Any], site: str) -> dict[str, Any]:
+    """The chosen measure. Raises InputError if it doesn't exist at the chosen site."""
+    asked = st.session_state.get("measure")
+    found = next((known for known in numbers["measures"] if known["name"] == asked), None)
+    if found and site not in found["sites"]:
+        raise view.absent(looked, found["name"], site)
+    return {"measure": asked if found else None}
+
+
+def keep(said: dict[str, Any]) -> None:
+    """Put the cell that was kept in the grid into the session, and with it into the address."""
+    for name in ("layer", "position", "site", "measure"):
+        st.session_state[name] = said.get(name)
+    st.session_state["part"] = None
+    scans.read_with(said.get("readout"))
+
+
+def want(said: dict[str, Any]) -> None:
+    """Remember a readout and site that the grid asked for, to send their numbers."""
+    scans.read_with(said.get("readout"))
+    st.session_state["planes"] = [*st.session_state.get("planes", []), (said.get("readout"), said.get("site"))]
 
 
 if __name__ == "__main__":
-    page(scans.chosen())
+    draw(scans.chosen())

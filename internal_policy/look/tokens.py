@@ -19,6 +19,9 @@ WINDOW = 512
 READ_AT_A_CELL = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 """The policies compared at a cell: layer input, attention, FFN, layer output."""
 
+OF_SITE = ("topk_ids", "topk_probs", *(name for name in OF_TOKENS if name != "change"))
+"""Columns of a site in a table of a response."""
+
 
 class Tokens(NamedTuple):
     """Some columns of one part: one row per token, one column per layer."""
@@ -170,6 +173,32 @@ def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.D
         value = rows[names[0]].fillna(rows[names[-1]])
     shown = (rows["layer"] < n_layers) | value.notna()
     return rows[["layer", "position"]].assign(value=value.astype(float))[shown].reset_index(drop=True)
+
+
+def at_site(view: View, rollout: int, site: str) -> pd.DataFrame:
+    """Everything measured at one site for a response: layer, position, id, token, top_token, probability, entropy, ...
+
+    `token` is the one that came, `top_token` the policy's most likely one with its probability. Measures of the site
+    follow. For layer outputs, the model's own policy is added as one more layer.
+    """
+    n_layers = check(view)["n_layers"]
+    columns = store.columns(view.source, "policies")
+    names = [name for name in OF_SITE if f"{site}.{name}" in columns]
+    sites = [site, "final"] if site == "resid_post" else [site]
+    wanted = [f"{one}.{name}" for one in sites for name in names if f"{one}.{name}" in columns]
+    rows = _rows(view, rollout, wanted, within(view))
+    last = rows["layer"] == n_layers
+    found = rows[["layer", "position"]].copy()
+    for name in names:
+        found[name] = rows[f"{site}.{name}"]
+        if f"final.{name}" in rows:
+            found[name] = found[name].where(~last, rows[f"final.{name}"])
+    found = found[~last | (site == "resid_post")]
+    if "topk_ids" in found:
+        top = found.pop("topk_ids").str[0]
+        found.insert(2, "probability", found.pop("topk_probs").str[0])
+        found.insert(2, "top_token", texts(view, top))
+    return response(view, rollout).merge(found, on="position").sort_values(["layer", "position"], ignore_index=True)
 
 
 def predictions(view: View, rollout: int, position: int, layer: int) -> pd.DataFrame:

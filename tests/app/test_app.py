@@ -29,11 +29,13 @@ from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).parents[2] / "app"
 PAGES = ("overview", "flow", "tokens", "compare", "training", "geometry", "prompt")
+GRID = {"rollout": 2, "layer": 3, "position": 5, "site": "mlp_out", "measure": "change"}
+"""URL parameters that no widget holds, with valid values."""
 SIDEBAR = ("scan", "readout", "outcome", "first", "last", "average")
 ADDRESSES = {
     "overview": SIDEBAR,
     "flow": ("spread", "spread_measure"),
-    "tokens": ("rollout", "layer", "position", "site", "measure"),
+    "tokens": tuple(GRID),
     "compare": ("compare",),
     "training": (
         "run",
@@ -87,12 +89,21 @@ def charts(app: AppTest) -> list[str]:
     return [chart.proto.alt for chart in app.get("plotly_chart")]
 
 
+def grid(app: AppTest) -> dict:
+    """What the lens grid was given: its one payload with what is chosen in it."""
+    components = [element for element in app.main if element.type == "bidi_component"]
+    (lens,) = [element for element in components if element.proto.component_name == "lens_grid"]
+    data = json.loads(lens.proto.json)
+    (payload,) = data["grids"]
+    return {**payload, "chosen": data["chosen"]}
+
+
 def rewrite(folder: Path, **changes) -> None:
     record = json.loads((folder / store.RECORD).read_text())
     (folder / store.RECORD).write_text(json.dumps({**record, **changes}))
 
 
-@pytest.mark.parametrize(("page", "n"), [("overview", 2), ("flow", 3), ("tokens", 2), ("compare", 2), ("geometry", 2)])
+@pytest.mark.parametrize(("page", "n"), [("overview", 2), ("flow", 3), ("compare", 2), ("geometry", 2)])
 def test_every_page_draws_its_figures(page, n):
     app = opened(page, scan="demo-qwen3")
     assert len(charts(app)) == n
@@ -154,7 +165,12 @@ def test_the_overview_is_a_verdict_of_three_sentences_with_links_to_the_least_ce
     assert response == {"rollout": "5"}
     assert {**token, "rollout": "", "position": ""} == {"rollout": "", "layer": "7", "position": "", "site": "attn_out"}
     app = opened("tokens", scan="demo-qwen3", readout="norm", **token)
-    assert charts(app)[0].startswith("Entropy by token: attention")
+    assert grid(app)["chosen"] == {
+        "readout": "norm",
+        "site": "attn_out",
+        "layer": 7,
+        "position": int(token["position"]),
+    }
     assert not refusals(app)
 
 
@@ -188,62 +204,83 @@ def test_an_emptied_box_opens_the_default():
 
 
 def test_a_deep_link_sets_what_is_chosen():
-    app = opened(
-        "tokens",
-        scan="demo-llama",
-        readout="norm",
-        outcome="correct",
-        first="1",
-        last="30",
-        average="rollouts",
-        rollout="2",
-        layer="3",
-        position="5",
-        site="mlp_out",
-        measure="change",
-    )
-    keys = ("scan", "readout", "outcome", "first", "last", "average", "rollout", "layer", "position", "site", "measure")
-    chosen = ["demo-llama", "norm", "correct", 1, 30, "rollouts", 2, 3, 5, "mlp_out", "change"]
-    assert [app.session_state[key] for key in keys] == chosen
-    assert charts(app)[0].startswith("Entropy change by token: FFN · demo-llama · through the final norm")
-    assert charts(app)[1].startswith("What layer 3 would say at position 5")
+    sidebar = {"outcome": "correct", "first": "1", "last": "30"}
+    app = opened("tokens", scan="demo-llama", readout="raw", **sidebar, **{name: str(GRID[name]) for name in GRID})
+    keys = ("scan", "readout", "outcome", "first", "last", *GRID)
+    assert [app.session_state[key] for key in keys] == ["demo-llama", "raw", "correct", 1, 30, *GRID.values()]
+    assert grid(app)["chosen"] == {"readout": "raw", **{name: GRID[name] for name in GRID if name != "rollout"}}
+    assert (grid(app)["rollout"], grid(app)["first"]) == (2, 1)
 
 
-def test_typing_a_layer_and_a_position_chooses_the_cell():
-    app = opened("tokens", scan="demo-qwen3")
-    app.number_input(key="layer").set_value(3)
-    app.number_input(key="position").set_value(5).run()
-    assert charts(app)[1].startswith("What layer 3 would say at position 5")
-    assert any("⟦" in text for text in texts(app))
+def test_the_grid_opens_on_the_norm_readout_and_other_pages_on_the_first():
+    app = opened("tokens", scan="demo-llama")
+    assert grid(app)["chosen"] == {"readout": "norm"}
+    assert list(grid(app)["planes"]) == ["norm"]
+    assert app.switch_page("views/overview.py").run().session_state["readout"] == "raw"
+    app.switch_page("views/tokens.py").run().radio(key="readout").set_value("raw").run()
+    app.switch_page("views/overview.py").run()
+    assert grid(app.switch_page("views/tokens.py").run())["chosen"] == {"readout": "raw"}
 
 
 def test_the_number_of_the_last_layer_is_the_models_own_policy():
-    app = opened("tokens", scan="demo-qwen3", layer="8")
-    assert any("predicted by the model's own policy" in text for text in texts(app))
+    app = opened("tokens", scan="demo-qwen3", layer="8", position="3")
+    assert grid(app)["chosen"]["layer"] == 8
     assert not refusals(app)
 
 
-def test_a_long_response_is_shown_in_windows(monkeypatch):
-    def windows():  # its source is run as a script
-        import importlib
+def test_the_table_has_a_row_for_each_rollout():
+    app = opened("tokens", scan="demo-qwen3", outcome="incorrect")
+    (table,) = [frame.value for frame in app.dataframe if "begins" in frame.value]
+    assert set(table["reward"]) == {"incorrect"}
+    assert [*table] == ["rollout", "reward", "tokens", "entropy", "highest", "settles", "line", "begins", "problem"]
 
-        import pandas as pd
-        import streamlit as st
 
-        tokens = importlib.import_module("views.tokens")
-        response = pd.DataFrame({"position": range(2, 1102)})
-        st.session_state.setdefault("position", 600)
-        st.text(str(tokens.window(response, st.session_state["position"])["position"].tolist()))
+def test_previous_and_next_follow_the_filtered_rollouts():
+    app = opened("tokens", scan="demo-qwen3", outcome="incorrect", position="5")
+    numbers = next(frame.value["rollout"].tolist() for frame in app.dataframe if "begins" in frame.value)
+    assert app.button(key="previous").disabled
+    app.button(key="next").click().run()
+    assert (grid(app)["rollout"], app.query_params["rollout"]) == (numbers[1], str(numbers[1]))
+    assert "position" not in app.query_params
+    app.button(key="previous").click().run()
+    assert grid(app)["rollout"] == numbers[0]
 
-    monkeypatch.syspath_prepend(str(APP))
-    app = AppTest.from_function(windows, default_timeout=30).run()
-    assert not app.exception
-    assert json.loads(texts(app)[-1]) == [*range(514, 1026)]
+
+def test_a_long_response_is_sent_in_parts(monkeypatch):
+    monkeypatch.setattr(payload, "MOST", 16)
+    app = opened("tokens", scan="demo-qwen3", rollout="3", position="20", layer="2")
+    assert (grid(app)["first"], len(grid(app)["tokens"])) == (16, 16)
+    assert "Positions 16 to 31 of 0 to 45." in texts(app)
     app.button(key="after").click().run()
-    assert json.loads(texts(app)[-1]) == [*range(1026, 1102)]
+    assert (grid(app)["first"], grid(app)["chosen"].get("position")) == (32, None)
     assert app.button(key="after").disabled
-    app.button(key="before").click().run()
-    assert "Positions 514 to 1025 of 2 to 1101." in texts(app)
+    assert grid(app.button(key="next").click().run())["first"] == 0
+
+
+@pytest.mark.parametrize("query", [{"first": "900"}, {"outcome": "correct", "rollout": "1"}])
+def test_a_filter_that_leaves_nothing_can_be_cleared(query):
+    app = opened("tokens", scan="demo-qwen3", **query)
+    assert len(refusals(app)) == 1
+    app.button(key="clear_filter").click().run()
+    assert not refusals(app)
+    assert grid(app)["rollout"] == int(query.get("rollout", 0))
+
+
+def test_a_link_to_another_rollout_forgets_the_position():
+    app = opened("tokens", scan="demo-qwen3", rollout="1", position="5")
+    app.switch_page("views/geometry.py").run()
+    app.query_params["rollout"] = "2"
+    del app.query_params["position"]
+    found = grid(app.switch_page("views/tokens.py").run())
+    assert (found["rollout"], found["chosen"]) == (2, {"readout": "norm"})
+
+
+def test_a_quick_second_choice_is_not_undone_by_the_address_of_the_first():
+    app = opened("tokens", scan="demo-qwen3", rollout="1")
+    app.button(key="next").click().run()
+    app.query_params["rollout"] = "1"  # a browser that hasn't got the new address yet
+    app.button(key="next").click().run()
+    assert grid(app)["rollout"] == 3
 
 
 def test_what_is_chosen_survives_a_change_of_page():
@@ -269,10 +306,11 @@ def test_another_scan_forgets_the_cell():
         ({"scan": "nothing"}, "There is no scan 'nothing'"),
         ({"scan": "x" * 5000}, "isn't a folder"),
         ({"scan": "/"}, "is not a scan"),
-        ({"rollout": "99"}, "Rollout 99 isn't among the selected"),
+        ({"rollout": "99"}, "This scan has no rollout 99"),
         ({"layer": "99"}, "There is no layer 99"),
         ({"position": "9999"}, "There is no position 9999"),
-        ({"site": "resid_mid", "measure": "change"}, "no entropy change at resid_mid"),
+        ({"site": "resid_mid"}, "resid_mid was not measured"),
+        ({"scan": "demo-qwen3", "site": "resid_mid", "measure": "change"}, "no entropy change at resid_mid"),
         ({"first": "900"}, "no response tokens among positions from 900"),
     ],
 )
@@ -281,12 +319,12 @@ def test_an_address_of_something_missing_is_refused_in_one_sentence(query, sente
     assert sentence in said
 
 
-@pytest.mark.parametrize("absurd", ["1e400", "-inf", "9" * 400, "nan", "-1", "", "x" * 100_000, "<b>", "\0"])
+@pytest.mark.parametrize("absurd", ["1e400", "-inf", "9" * 400, "nan", "-1", "", "x" * 30_000, "<b>", "\0"])
 def test_invalid_url_parameters_are_ignored(absurd):
     named = [name for names in ADDRESSES.values() for name in names if name not in ("scan", "compare", "run")]
     app, plain = (opened("tokens", **dict.fromkeys(given, absurd)) for given in (named, ()))
     assert not refusals(app)
-    assert charts(app) == charts(plain)
+    assert (charts(app), grid(app)) == (charts(plain), grid(plain))
 
 
 @pytest.mark.slow
@@ -335,9 +373,8 @@ def test_every_url_parameter_is_tested():
     named = [{word.arg: ast.unparse(word.value) for word in call.keywords} for call in calls]
     numbers = [ast.unparse(call.func) in ("show.number", "choices.choose") for call in calls]
     bound = [words["key"] for words, number in zip(named, numbers, strict=True) if number or "bind" in words]
-    assert {ast.literal_eval(key) for key in bound if key != "key"} == {
-        n for names in ADDRESSES.values() for n in names
-    }
+    named = {name for names in ADDRESSES.values() for name in names}
+    assert {ast.literal_eval(key) for key in bound if key != "key"} | {*GRID} == named
 
 
 def read_as(folder: Path, name: str) -> Path:
@@ -353,7 +390,7 @@ def read_as(folder: Path, name: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", ["overview", "flow", "tokens", "geometry"])
+@pytest.mark.parametrize("page", ["overview", "flow", "geometry"])
 def test_a_lens_is_shown_like_any_other_readout(page, copied):
     app = opened(page, scan=str(read_as(copied, "tuned")), readout="tuned")
     assert app.session_state["readout"] == "tuned"
@@ -361,6 +398,12 @@ def test_a_lens_is_shown_like_any_other_readout(page, copied):
     assert shown
     assert all("through the tuned lens" in said for said in shown)
     assert "the tuned lens" in str(app.radio(key="readout").proto.captions)
+
+
+def test_the_grid_reads_through_a_lens(copied):
+    found = grid(opened("tokens", scan=str(read_as(copied, "tuned")), readout="tuned"))
+    assert found["chosen"]["readout"] == "tuned"
+    assert list(found["planes"]) == ["tuned"]
 
 
 def test_scans_are_compared_through_their_lenses(copied, tmp_path):
@@ -499,7 +542,7 @@ def test_hostile_text_is_never_markup(copied):
             spec = json.loads(chart.proto.spec)
             del spec["layout"]["meta"]  # plain text that plotly doesn't draw
             assert not any(bad in json.dumps(spec) for bad in ("<script", "<img", "$x$"))
-    assert "<b>$x$ [a](b)" in texts(opened("tokens", scan=str(copied)))
+    assert any(text.endswith("\n<b>$x$ [a](b)") for text in texts(opened("tokens", scan=str(copied))))
 
 
 def unseen(folder: Path) -> None:
@@ -523,7 +566,7 @@ def test_invisible_characters_are_shown_and_long_texts_are_cut(copied, empty_cac
     unseen(copied)
     shutil.copytree(copied, empty_cache / "model" / "0123456789ab")
     app = opened(page, scan="0123", compare=["model/0123456789ab", "demo-llama"])
-    assert charts(app)
+    assert charts(app) or grid(app)
     shown = [element.value for kind in (app.text, app.markdown, app.caption, app.metric) for element in kind]
     shown += [option for box in [*app.selectbox, *app.multiselect, *app.radio] for option in box.options]
     shown += [cell for frame in app.dataframe for column in frame.value for cell in frame.value[column]]

@@ -14,9 +14,10 @@ function mountLensGrid(root, data, host) {
   return made;
 }
 
-// One grid. Beyond `host.keep`, `want` and `pick`, a host may have `preview(state)`, called for every pointed cell.
+// One grid. Beyond `host.keep`, `want` and `pick`, a host may have `read(readout)`, called for another
+// readout, and `preview(state)`, called for every pointed cell.
 function lensGrid(root, data, host) {
-  let source = null, view = null, found = null, typed = "", pins = [], pending = null, turn = 0, given = "", kept = "", timer = 0;
+  let source = null, view = null, found = null, typed = "", pins = [], pending = null, turn = 0, given = {}, kept = "", timer = 0;
   const state = { readout: "", site: "", measure: "", fixed: false, layer: 0, column: 0, locked: false };
   const act = {
     hover, lock, move, keep, free, pin, find, hit, choose, describe, nearest,
@@ -77,6 +78,13 @@ function lensGrid(root, data, host) {
     return stays;
   }
 
+  // Take only what the host has changed, because the rest may have been chosen here.
+  function change(news, next) {
+    const { readout, site, measure, layer, column, locked } = state;
+    adopt({ readout, site, measure, layer, position: next.payload.first + column, ...news }, next);
+    if (!("layer" in news || "position" in news)) state.locked = locked;
+  }
+
   async function update(next) {
     try {
       await show(next);
@@ -88,10 +96,12 @@ function lensGrid(root, data, host) {
 
   async function show(next) {
     const mine = ++turn, payload = next.grids[0], opened = openPayload(payload, source);
-    const chosen = JSON.stringify(next.chosen), asked = chosen !== given && !sameLink(next.chosen, kept);
-    given = chosen;
+    const news = Object.entries(next.chosen).filter(([name, value]) => given[name] !== value);
+    const asked = news.length > 0 && !sameLink(next.chosen, kept);
+    given = next.chosen;
     const stays = source && carry(opened);
-    if (!source || asked) adopt(next.chosen, opened);
+    if (!source) adopt(next.chosen, opened);
+    else if (asked) change(Object.fromEntries(news), opened);
     pending = null;
     view = null; // until the next drawing, nothing can be pointed at
     const move = !source || asked || !stays;
@@ -277,6 +287,7 @@ function lensGrid(root, data, host) {
     search();
     draw();
     root.dataset.ready = String(turn);
+    if (changes.readout && host.read) host.read(changes.readout);
   }
 
   function nearest(at, x) {

@@ -1,14 +1,8 @@
-// Draw the grid in the dashboard, whose page keeps the choice in its address and sends what else is wanted.
+// Draw the grid in the dashboard, whose page answers the events that it named in `data.events`.
 
-const mounted = new WeakMap();
-
-export default function ({ parentElement, data, setStateValue, setTriggerValue }) {
-  const root = parentElement.querySelector(".lens-grid");
-  const host = {
-    keep: (state) => setStateValue("kept", state),
-    want: (plane) => setTriggerValue("wanted", plane),
-  };
-  const known = mounted.get(root);
-  if (known) known.update(data);
-  else mounted.set(root, mountLensGrid(root, data, host));
+export default function ({ parentElement, data, setTriggerValue }) {
+  const known = { keep: "kept", want: "wanted", read: "read", pick: "picked" };
+  const named = Object.entries(known).filter(([, event]) => data.events.includes(event));
+  const host = Object.fromEntries(named.map(([name, event]) => [name, (value) => setTriggerValue(event, value)]));
+  mountLensGrid(parentElement.querySelector(".lens-grid"), data, host);
 }
