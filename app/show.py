@@ -16,8 +16,9 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, export, theme
+from internal_policy.look import catalogue, export, summary, theme
 from internal_policy.look.catalogue import Data
+from internal_policy.look.targets import in_words, suggestion
 from internal_policy.tasks import formulas
 
 LOG = logging.getLogger(__name__)
@@ -98,6 +99,14 @@ def table(key: str, data: pd.DataFrame) -> None:
         type="tertiary",
         icon=":material/download:",
     )
+
+
+def targets(changes: pd.DataFrame) -> None:
+    """Draw the target layers by each part of an entropy change. Raises InputError if the rollouts are too few."""
+    found = summary.targets(changes)
+    if not found["stages"].any():
+        raise InputError(in_words(suggestion(changes)))
+    table("targets", found)
 
 
 def number(place: DeltaGenerator, label: str, *, key: str, value: int | None = None, **given: Any) -> int | None:

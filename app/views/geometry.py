@@ -4,7 +4,6 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy.look import summary
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
@@ -29,7 +28,7 @@ def page(looked: View, average: Average) -> None:
         show.catalogued("norm-control", changes)
     st.subheader("Target layer by direction and by norm")
     with show.refusing():
-        show.table("targets", summary.targets(changes.frames["change"]))
+        show.targets(changes.frames["change"])
 
 
 if __name__ == "__main__":

@@ -52,13 +52,9 @@ def run(options: Dashboard) -> None:
     from streamlit.web import cli
 
     try:  # in this process, so that the server ends with it, however it ends
-        started = [
-            "--server.port",
-            str(options.port),
-            "--logger.hideWelcomeMessage",
-            "true",
-        ]  # it prints an address too
-        cli.main(["run", str(bundle.APP / "main.py"), *started], standalone_mode=False)
+        silent = ["--logger.hideWelcomeMessage", "true"]  # which has an address too
+        command = ["run", str(bundle.APP / "main.py"), "--server.port", str(options.port), *silent]
+        cli.main(command, standalone_mode=False)
     except Abort:  # how click reports Ctrl-C, which is how the server is stopped
         return
     except SystemExit as error:

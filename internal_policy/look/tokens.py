@@ -86,6 +86,8 @@ def quantiles(view: View, site: str, measure: str = "entropy") -> pd.DataFrame:
     layers = parts[0].layers[-1:] if site == "final" else parts[0].layers[:-1]
     columns = slice(-1, None) if site == "final" else slice(0, -1)
     values = np.concatenate([part.values[0][:, columns] for part in parts])
+    if np.isnan(values).all():
+        raise absent(view, measure, site)
     found = [np.quantile(np.ascontiguousarray(values[:, n]), QUANTILES) for n in range(values.shape[1])]
     names = [f"q{round(100 * q):02d}" for q in QUANTILES]
     return pd.DataFrame(found, columns=names).assign(layer=layers)[["layer", *names]]
@@ -171,6 +173,8 @@ def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.D
         names = [f"{site}.{measure}", *([f"final.{measure}"] if with_final else [])]
         rows = _rows(view, rollout, names, within(view))
         value = rows[names[0]].fillna(rows[names[-1]])
+    if value.isna().all():
+        raise absent(view, measure, site)
     shown = (rows["layer"] < n_layers) | value.notna()
     return rows[["layer", "position"]].assign(value=value.astype(float))[shown].reset_index(drop=True)
 

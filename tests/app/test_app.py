@@ -362,6 +362,14 @@ def test_a_list_shows_what_a_site_is_called_and_the_address_its_name():
     assert opened("flow", scan="demo-qwen3", spread="<b>").session_state["spread"] == "resid_post"
 
 
+def test_too_few_rollouts_for_a_target_layer_are_said_instead_of_a_table_of_dashes():
+    app = opened("geometry", scan="demo-qwen3", first="50")
+    assert refusals(app) == [
+        "⚠ No target layer: choosing one needs at least 4 rollouts, and the entropy before and after the FFN."
+    ]
+    assert not app.dataframe
+
+
 def test_a_refusal_shows_invisible_characters():
     (said,) = refusals(opened(scan="\u202e\x1b[31m\0"))
     assert "⟨U+202E⟩⟨U+001B⟩[31m⟨U+0000⟩" in said

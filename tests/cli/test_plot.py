@@ -272,6 +272,7 @@ def test_ending_the_dashboard_ends_its_server(name, tmp_path):
         process.wait(60)
         assert not answers(port)
         assert process.returncode == (0 if name == "SIGINT" else -getattr(signal, name))
+        assert (tmp_path / "log").read_text().count(f"http://127.0.0.1:{port}") == 1
 
 
 def test_a_port_in_use_is_refused_with_one_sentence():

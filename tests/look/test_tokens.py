@@ -133,6 +133,12 @@ def test_a_missing_rollout_or_layer_is_refused_in_one_sentence(ask, said):
         ask()
 
 
+@pytest.mark.parametrize("read", [lambda view, site, measure: cells(view, 0, site, measure), quantiles])
+def test_a_measure_of_another_readout_is_refused_instead_of_drawn_blank(read):
+    with pytest.raises(InputError, match="only measured with the raw readout"):
+        read(View(DEMO.source, "norm"), "mlp_out", "entropy_at_input_norm")
+
+
 def test_a_window_has_at_most_512_tokens_and_includes_the_chosen_one():
     response = pd.DataFrame({"position": range(10, 1210)})
     first, around = window(response), window(response, 700)
