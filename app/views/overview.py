@@ -87,14 +87,21 @@ def facts(looked: View) -> str:
 def links(looked: View, changes: pd.DataFrame) -> None:
     """Draw links to the least certain response, and to the token that attention of one layer was least certain of."""
     st.markdown("**Look next**")
+    left, right = st.columns(2)
     if scans.about(looked).rollouts > 1:
-        response = least_certain_response(looked)
-        link(looked, "The least certain response", rollout=response.rollout)
-        means = f"{response.entropy:.3g} nats per token against {response.overall:.3g} overall"
-        st.caption(show.unmarked(f"Rollout {response.rollout}: {means}"))
+        with left:
+            response = least_certain_response(looked)
+            link(looked, "The least certain response", rollout=response.rollout)
+            means = f"{response.entropy:.3g} nats per token against {response.overall:.3g} overall"
+            st.caption(show.unmarked(f"Rollout {response.rollout}: {means}"))
     if "attn_out" not in store.record(looked.source)["selection"]["sites"]:
         return
-    found, text = least_certain_token(looked, layer_of_interest(changes))
+    with right:
+        link_to_token(looked, *least_certain_token(looked, layer_of_interest(changes)))
+
+
+def link_to_token(looked: View, found: Token, text: str) -> None:
+    """Draw a link to a token, whose text is `text`."""
     label = f"Where attention of layer {found.layer} was least certain"
     link(looked, label, rollout=found.rollout, layer=found.layer, position=found.position, site=found.site)
     token = show.unmarked(text[:24]).strip() or "␣"

@@ -57,12 +57,14 @@ def findings(one: View) -> Findings:
 def verdict(one: View) -> tuple[str, ...]:
     """What a view shows in up to three sentences: where the entropy falls, the target layer, whether to trust raw.
 
-    What wasn't measured is left out. Raises InputError for a broken scan.
+    The last comes first if the view is raw and saturated. What wasn't measured is left out. Raises InputError for a
+    broken scan.
     """
     layers = view.layers(one)
     means = statistics.by_layer(layers, one.readout) if "entropy" in layers else pd.DataFrame()
     changes = statistics.changes(layers[layers["site"].isin(CHANGES["mlp"])])
-    said = (along_the_layers(means), target_in_words(one, changes) if len(changes) else "", trust(one))
+    said = [along_the_layers(means), target_in_words(one, changes) if len(changes) else ""]
+    said.insert(0 if saturated(one) else 2, trust(one))
     return tuple(sentence for sentence in said if sentence)
 
 

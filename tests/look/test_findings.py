@@ -277,6 +277,11 @@ def sentences_of(source) -> tuple[str, ...]:
     return findings.findings(View(source)).sentences
 
 
+def test_the_verdict_on_a_saturated_scan_begins_with_that():
+    said = [sentence.split()[0] for sentence in findings.verdict(altered(sure_and_wrong))]
+    assert said == ["Raw", "Entropy", "Target"]
+
+
 def test_raw_can_be_partly_trusted():
     few = altered(lambda layers: sure_and_wrong(layers).assign(kl=lambda f: f["kl"].where(f["layer"] > 4, 1.0)))
     assert findings.trust(few).startswith("Raw hidden states can be trusted in 5 of 8 layers: there their KL")
