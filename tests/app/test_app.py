@@ -36,7 +36,7 @@ ADDRESSES = {
     "overview": SIDEBAR,
     "flow": ("spread", "spread_measure"),
     "tokens": tuple(GRID),
-    "compare": ("compare",),
+    "compare": ("compare", "against", "against_readout", "against_rollout"),
     "training": (
         "run",
         "training_against",
@@ -599,8 +599,35 @@ def test_differences_of_compared_scans_are_listed(copied):
     assert any("precision" in text for text in texts(opened("compare", compare=["demo-llama", str(copied)])))
 
 
-def test_a_single_scan_is_not_compared():
-    assert "Choose at least two scans." in texts(opened("compare", compare="demo-llama"))
+def test_a_scan_by_itself_is_compared_with_its_other_readout():
+    app = opened("compare", scan="demo-llama", compare="demo-llama")
+    assert len(charts(app)) == 2
+    assert all("raw hidden states · through the final norm" in said for said in charts(app))
+    assert "• A reads through the final norm, B reads raw hidden states." in texts(app)
+    assert app.selectbox(key="against_list").value == "demo-llama"
+
+
+def test_the_open_scan_is_compared_with_one_of_the_same_problems():
+    assert opened("compare", scan="demo-llama").multiselect(key="compare").value == ["demo-qwen3"]
+    app = opened("compare", scan="demo-qwen3")
+    assert app.multiselect(key="compare").value == ["demo-llama"]
+    app.text_input(key="scan").set_value("demo-llama").run()
+    assert app.multiselect(key="compare").value == ["demo-qwen3"]
+    assert app.selectbox(key="against_list").value == "demo-llama"
+
+
+def test_the_second_response_is_by_default_one_with_the_same_tokens(copied):
+    app = opened("compare", scan="demo-qwen3", compare=["demo-llama", str(copied)], rollout="3")
+    assert app.selectbox(key="against_list").value == str(copied)
+    assert app.selectbox(key="against_rollout_list").value == 3
+    app.selectbox(key="rollout_list").set_value(5).run()
+    assert app.selectbox(key="against_rollout_list").value == 5
+
+
+def test_compared_responses_that_dont_exist_are_refused():
+    for name, side in {"rollout": "A", "against_rollout": "B"}.items():
+        (said,) = refusals(opened("compare", scan="demo-qwen3", **{name: "99"}))
+        assert said == f"⚠ There is no rollout 99 among those of {side}. Choose one from the list."
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browsing import HOSTILE
+from browsing import HOSTILE, chosen, opened, settle
 from grids import WORDS, grid, payload
 from playwright.sync_api import Locator, Page, expect
 
@@ -163,3 +163,24 @@ def test_two_grids_fit_a_phone(browser, tmp_path, scheme):
         cell(page, 0, 5, 1).tap()
         assert headline(page) == "Layer 5 · position 1"
         assert pointed(page) == ["layer 5, position 1"] * 3
+
+
+def test_the_page_compares_readouts_and_keeps_the_choice_in_its_address(server, page):
+    grid = ".st-key-pair [data-ready]"
+    opened(page, f"{server}/compare?scan=demo-qwen3&rollout=2", grid)
+    cell(page, 1, 6, 3).click()
+    expect(page.locator(".lg-headline")).to_have_text("Layer 6 · position 3")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**layer=6*")
+    settle(page)
+    kept = {"scan": "demo-qwen3", "rollout": "2", "layer": "6", "position": "3"}
+    assert kept.items() <= chosen(page).items()
+    page.get_by_label("Site", exact=True).select_option("attn_in")
+    expect(page.locator(".lg-legend").first).to_contain_text("attention input")
+    page.reload()
+    page.wait_for_selector(grid)
+    expect(page.locator(".lg-headline")).to_have_text("Layer 6 · position 3")
+    page.locator(".st-key-against_rollout_list input").click()
+    page.get_by_role("option", name="1 · 34 tokens").click()
+    expect(page.locator(".lg-note")).to_contain_text("only their layers are linked")
+    page.wait_for_url("**against_rollout=1*")
