@@ -36,6 +36,7 @@ def draw(looked: View) -> None:
         st.session_state["part"] = None
         if st.session_state.get("rollout") != before and "position" not in st.query_params:
             st.session_state["position"] = None  # of another response
+    address.write(CHOICES)
     try:
         known = scans.by_rollout(looked)
     except InputError as error:
@@ -43,7 +44,6 @@ def draw(looked: View) -> None:
         offer_to_clear(looked)
     else:
         choose_rollout(looked, known)
-    address.write(CHOICES)
 
 
 def offer_to_clear(looked: View) -> None:

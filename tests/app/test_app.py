@@ -21,6 +21,7 @@ from internal_policy import bundle, errors, files
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.look import theme
+from internal_policy.look.lens_grid import payload
 from internal_policy.scans import store
 
 pytest.importorskip("streamlit")
@@ -94,8 +95,8 @@ def grid(app: AppTest) -> dict:
     components = [element for element in app.main if element.type == "bidi_component"]
     (lens,) = [element for element in components if element.proto.component_name == "lens_grid"]
     data = json.loads(lens.proto.json)
-    (payload,) = data["grids"]
-    return {**payload, "chosen": data["chosen"]}
+    (numbers,) = data["grids"]
+    return {**numbers, "chosen": data["chosen"]}
 
 
 def rewrite(folder: Path, **changes) -> None:
