@@ -86,28 +86,30 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_page_is_drawn_in_light_and_dark(server, page, pictures, run):
+@pytest.mark.parametrize("width", [1400, 390])
+def test_every_page_is_drawn_in_light_and_dark(server, page, pictures, run, width):
     pages = {
-        "overview": "?scan=demo-qwen3",
-        "flow": "flow?scan=demo-qwen3",
-        "tokens": "tokens?scan=demo-llama&rollout=1&layer=4&position=8",
-        "compare": "compare?scan=demo-qwen3",
+        "overview": "?scan=smollm2-135m",
+        "flow": "flow?scan=smollm2-135m",
+        "tokens": "tokens?scan=smollm2-135m&rollout=2&layer=24&position=8",
+        "compare": "compare?scan=smollm2-135m",
         "training": f"training?run={run}",
-        "geometry": "geometry?scan=demo-qwen3",
+        "geometry": "geometry?scan=smollm2-135m",
         "prompt": "prompt",
     }
     for name, address in pages.items():
-        page.set_viewport_size({"width": 1400, "height": 1000})
+        page.set_viewport_size({"width": width, "height": 1000})
         drawn = {"prompt": ".st-key-prompt_text", "tokens": ".st-key-lens [data-ready]"}.get(name, DRAWN)
         opened(page, f"{server}/{address}", drawn)
         tall = page.get_by_test_id("stMain").evaluate("main => main.scrollHeight")
-        page.set_viewport_size({"width": 1400, "height": min(tall, 4000)})
+        page.set_viewport_size({"width": width, "height": min(tall, 4000)})
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             is_white = expect(page.get_by_test_id("stApp"))
             (is_white.to_have_css if scheme == "light" else is_white.not_to_have_css)("background-color", WHITE)
             page.wait_for_timeout(300)  # charts need time to adjust their size and colours
-            path = pictures / f"{name}-{scheme}.png"
+            path = pictures / f"{name}-{width}-{scheme}.png"
             page.screenshot(path=path)
             assert path.stat().st_size > 20_000
         assert not page.locator("[data-testid=stException]").count()
+        assert page.get_by_test_id("stMain").evaluate("main => main.scrollWidth - main.clientWidth") <= 0
