@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import served
 import streamlit as st
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -62,4 +63,5 @@ def dashboard() -> None:
 if __name__ == "__main__":  # Streamlit runs this file for every page,
     dashboard()
 else:  # and imports it once for the server, which by itself refuses a foreign Host on its websocket alone
-    app = st.App(__file__, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])])
+    guard = Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
+    app = st.App(__file__, routes=served.ROUTES, middleware=[guard])

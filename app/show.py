@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import figure_tools
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -17,7 +18,9 @@ from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy.errors import InputError
 from internal_policy.look import catalogue, export, summary, theme
+from internal_policy.look import recipe as recipes
 from internal_policy.look.catalogue import Data
+from internal_policy.look.recipe import Recipe
 from internal_policy.look.targets import in_words, suggestion
 from internal_policy.tasks import formulas
 
@@ -35,25 +38,32 @@ TALLEST = 240
 OWN_SCAN = "internal-policy scan --model ./my-model --problems problems.jsonl --limit 100"
 
 
-def figure(key: str, drawn: go.Figure, data: pd.DataFrame, *, clicked: Callable[[], None] | None = None) -> None:
-    """Draw a chart, with its data below to read and download. A click on a point calls `clicked`."""
+def figure(
+    key: str,
+    drawn: go.Figure,
+    data: pd.DataFrame,
+    *,
+    recipe: Recipe | None = None,
+    clicked: Callable[[], None] | None = None,
+) -> None:
+    """Draw a chart, with buttons and its data below. A click on a point calls `clicked`."""
     said = drawn.layout.to_plotly_json()["meta"]
     st.plotly_chart(
         on_page(drawn),
         key=key,
         theme="streamlit",
-        config=dict(export.CONFIG),
+        config={**export.CONFIG, "modeBarButtonsToRemove": ["toImage"]},  # its images have the page's colours
         alt=f"{said['title']}: {said['caption']}",
         on_select=clicked or "ignore",
         selection_mode="points",
     )
-    below(key, data)
+    below(key, drawn, data, recipe or Recipe(key, "", ()))
 
 
 def on_page(drawn: go.Figure) -> go.Figure:
     """The figure in the colours of the page, light or dark, which the browser knows."""
     shown = theme.on_page(drawn)
-    layout = pio.json.to_json_plotly(shown.layout)
+    layout = str(pio.json.to_json_plotly(shown.layout))
     for colour, placeholder in COLOURS.items():
         layout = layout.replace(f'"{colour}"', f'"{placeholder}"')
         for trace in theme.traces(shown):
@@ -68,36 +78,50 @@ def catalogued(name: str, data: Data) -> None:
     """Draw a chart of the catalogue, with its data below."""
     frames = [frame.assign(measure=measure) for measure, frame in data.frames.items()]
     table = pd.concat(frames, ignore_index=True)
-    figure(name, catalogue.FIGURES[name].draw(data), table if len(frames) > 1 else table.drop(columns="measure"))
+    numbers = table if len(frames) > 1 else table.drop(columns="measure")
+    figure(name, catalogue.FIGURES[name].draw(data), numbers, recipe=recipes.of_scan(name, data))
 
 
 @st.fragment
-def below(key: str, data: pd.DataFrame) -> None:
-    """The data behind a chart, which is only sent to the browser on request."""
+def below(key: str, drawn: go.Figure, data: pd.DataFrame, recipe: Recipe) -> None:
+    """The buttons of a chart, and the data behind it, which is only sent to the browser on request."""
+    with st.container(key=f"{key}-below", horizontal=True, gap="small", vertical_alignment="center"):
+        figure_tools.buttons(key, drawn, recipe)
+        download(key, "CSV", data, recipe.file)
     box = st.expander("Data", key=f"{key}-data", on_change="rerun")
     if box.open:
         with box:
-            table(f"{key}-table", data)
+            rows(f"{key}-table", data)
 
 
 def table(key: str, data: pd.DataFrame) -> None:
     """Draw a table of plain text and numbers, with a download button."""
+    rows(key, data)
+    download(key, "Download as CSV", data, key, icon=":material/download:")
+
+
+def rows(key: str, data: pd.DataFrame) -> None:
+    """Draw a table of plain text and numbers."""
     shown = data.copy()
     for name in shown.select_dtypes(["object", "string"]):
         safe = glyphs if name == "token" else plain
         shown[name] = [safe(value) if isinstance(value, str) else value for value in shown[name]]
     st.dataframe(shown, key=key, hide_index=True, placeholder="–")
+
+
+def download(key: str, label: str, data: pd.DataFrame, file: str, icon: str | None = None) -> None:
+    """A button that saves a table as CSV."""
     st.download_button(
-        "Download as CSV",
+        label,
         lambda: (
             formulas.guard(data).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode(errors="backslashreplace")
         ),
-        file_name=f"{key.removesuffix('-table')}.csv",
+        file_name=f"{file}.csv",
         mime="text/csv",
         key=f"{key}-csv",
         on_click="ignore",
         type="tertiary",
-        icon=":material/download:",
+        icon=icon,
     )
 
 

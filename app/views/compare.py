@@ -14,7 +14,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy.errors import InputError, counted
-from internal_policy.look import catalogue, comparison, headings, pairs, summary, view
+from internal_policy.look import catalogue, comparison, headings, pairs, recipe, summary, view
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.lens_grid import page, pair, payload
 from internal_policy.look.pairs import Side
@@ -269,7 +269,8 @@ def curves(looked: View, others: Sequence[View], average: Average) -> None:
         with show.refusing():
             found = scans.data("compare", views, Choice(average=average, measure=measure))
             frames = [frame.assign(scan=name) for frame, name in zip(found.frames.values(), names, strict=True)]
-            show.figure(f"compare-{measure}", catalogue.compare(found), pd.concat(frames, ignore_index=True))
+            numbers, made = pd.concat(frames, ignore_index=True), recipe.of_scan("compare", found)
+            show.figure(f"compare-{measure}", catalogue.compare(found), numbers, recipe=made)
     st.subheader("Target layer")
     changes = [scans.data("change", [one], Choice(average=average)).frames["change"] for one in views]
     named = [summary.targets(found).assign(scan=name) for found, name in zip(changes, names, strict=True)]

@@ -8,7 +8,7 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy.look import catalogue, findings, highlights, summary, targets, tokens, view
+from internal_policy.look import catalogue, findings, highlights, recipe, summary, targets, tokens, view
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.highlights import Response, Token
 from internal_policy.look.statistics import Average
@@ -38,7 +38,8 @@ def page(looked: View, average: Average) -> None:
         flow = scans.data("flow", [looked], choice)
         means = flow.frames["entropy"]
         few = means[~means["site"].isin(AROUND)]
-        show.figure("flow", catalogue.flow(replace(flow, frames={"entropy": few})), means)
+        drawn = catalogue.flow(replace(flow, frames={"entropy": few}))
+        show.figure("flow", drawn, means, recipe=recipe.of_scan("flow", flow))
     with right, show.refusing():
         change = scans.data("change", [looked], choice)
         changes = change.frames["change"]

@@ -6,7 +6,7 @@ import show
 import streamlit as st
 
 from internal_policy.errors import InputError
-from internal_policy.look import run_catalogue, run_summary, runs, seeds, theme
+from internal_policy.look import recipe, run_catalogue, run_summary, runs, seeds, theme
 from internal_policy.look.run_catalogue import RunChoice
 from internal_policy.look.runs import RunTables
 
@@ -60,7 +60,8 @@ def page() -> None:
 def show_figure(name: str, chosen: list[RunTables], choice: RunChoice) -> None:
     """Draw a figure of the catalogue with its numbers, or say why the run lacks them."""
     with show.refusing():
-        show.figure(name, run_catalogue.draw(name, chosen, choice), run_catalogue.data(name, chosen, choice))
+        numbers, made = run_catalogue.data(name, chosen, choice), recipe.of_runs(name, chosen, choice)
+        show.figure(name, run_catalogue.draw(name, chosen, choice), numbers, recipe=made)
 
 
 def choose() -> RunTables | None:

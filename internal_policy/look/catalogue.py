@@ -59,6 +59,8 @@ class Data:
     """The caption's facts about each scan or readout."""
     choice: Choice
     """The choice, with the rollout and position filled in where none was given."""
+    views: Sequence[View] = ()
+    """What was looked at."""
 
 
 def _flow(views: Sequence[View], choice: Choice) -> Data:
@@ -245,7 +247,7 @@ def data(name: str, views: Sequence[View], choice: Choice) -> Data:
         raise InputError(f"Can't draw {name} by '{choice.measure}'. Choose one of {', '.join(known)}.")
     if "against" not in USES[name] and len(views) != 1:
         raise InputError(f"Only compare draws several scans. Give a single scan to {name}.")
-    return FIGURES[name].read(views, choice)
+    return replace(FIGURES[name].read(views, choice), views=tuple(views))
 
 
 def draw(name: str, views: Sequence[View], choice: Choice) -> go.Figure:

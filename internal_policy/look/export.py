@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from internal_policy import files
 from internal_policy.errors import InputError
+from internal_policy.look import theme
 
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
 """For plotly.js: no button that uploads the figure to a cloud service. Pass a copy, because plotly modifies it."""
@@ -15,16 +16,17 @@ WIDTH, SCALE = 960, 3
 """Width in pixels of an image of a figure that has none, and how many times finer a PNG is."""
 
 
-def html(figure: go.Figure) -> str:
-    """A figure as one HTML page that needs no network."""
-    return figure.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, config=dict(CONFIG))
+def html(figure: go.Figure, name: str = "figure") -> str:
+    """A figure as one HTML page that needs no network. `name` is that of the image its button saves."""
+    config = {**CONFIG, "toImageButtonOptions": {"format": "png", "scale": SCALE, "filename": name}}
+    return figure.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, config=config)
 
 
 def write(figure: go.Figure, path: Path) -> None:
     """Write a figure as .html, .png, .svg or .pdf, whole or not at all. Raises InputError if that fails."""
     check(path)
     ending = path.suffix.lower().removeprefix(".")
-    whole = html(figure).encode() if ending == "html" else image(figure, ending)
+    whole = html(figure, path.stem).encode() if ending == "html" else image(figure, ending)
     with files.replacing(path) as temporary:
         temporary.write_bytes(whole)
 
@@ -47,13 +49,18 @@ def check(path: Path) -> None:
         raise InputError(f"Saving {ending} needs kaleido. Run `pip install kaleido`, or save as .html.")
 
 
+def picture(figure: go.Figure) -> go.Figure:
+    """A figure as it is drawn in an image: as wide as it says, and without lines that only a click would show."""
+    drawn = go.Figure([trace for trace in theme.traces(figure) if trace.visible != "legendonly"], figure.layout)
+    return drawn.update_layout(width=figure.layout["width"] or WIDTH)
+
+
 def image(figure: go.Figure, form: str) -> bytes:
     """A figure as png, svg or pdf, drawn by Chromium on white. Raises InputError if Chromium is missing."""
     import kaleido
 
-    drawn = go.Figure(figure)
-    drawn.update_layout(width=drawn.layout.width or WIDTH)
-    options = {"format": form, "width": drawn.layout.width, "height": drawn.layout.height, "scale": 1}
+    drawn = picture(figure)
+    options = {"format": form, "width": drawn.layout["width"], "height": drawn.layout["height"], "scale": 1}
     options |= {"scale": SCALE} if form == "png" else {}
     offline = {
         "mathjax": False,

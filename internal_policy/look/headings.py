@@ -1,5 +1,6 @@
 """Tell the scans of a comparison apart in a few words."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,9 @@ from internal_policy.look import theme
 from internal_policy.look.theme import Style
 from internal_policy.look.view import About, View, check, how
 from internal_policy.scans import records
+
+PHONE = {1: 60, 2: 25, 3: 15, 4: 12}
+"""How many characters of a heading fit on a line above one to four columns, 390 pixels wide together."""
 
 
 def _facts(view: View, record: Mapping[str, Any]) -> list[str | None]:
@@ -68,4 +72,7 @@ def heading(about: About, of: int, style: Style) -> list[str]:
             lines[-1] += f" · {fact}"
         else:
             lines.append(fact)
-    return [*map(theme.inert, lines), theme.n(about)]
+    lines.append(theme.n(about))
+    if style == "screen":
+        lines = [part.strip(" ·,") for line in lines for part in textwrap.wrap(line, PHONE[of])]
+    return [*map(theme.inert, lines)]

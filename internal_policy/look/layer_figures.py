@@ -281,7 +281,8 @@ def compare(
                 theme.line(figure, line, marks[name], x="depth", row=1, col=number, legend=name not in seen)
                 seen.add(name)
         _above(figure, headings.heading(about, len(columns), style), number)
-    figure.update_xaxes(range=[-0.03, 1.05], tickvals=[0, 0.5, 1], title={"text": "Relative depth"})
+    depth = "Relative depth" if len(columns) < 3 else "Depth"  # the titles would touch on a phone
+    figure.update_xaxes(range=[-0.03, 1.05], tickvals=[0, 0.5, 1], title={"text": depth})
     if what == "entropy":  # the shared axis needs room for the largest vocabulary
         figure.update_yaxes(range=[0, 1.12 * log(max(about.d_vocab for about, _ in columns))])
     if len(columns) > 1:

@@ -89,6 +89,7 @@ TITLED = 58
 """Height in pixels of a figure's title and caption on screen."""
 _TITLE = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container", "pad": {"t": 10, "l": 4}}
 _CLEAR = "rgba(0,0,0,0)"
+_LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "bgcolor": _CLEAR, "tracegroupgap": 2}
 _SHOWN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 _UNSEEN = {"C", "Z"}
 _BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"
@@ -202,26 +203,27 @@ def layout(
 
 
 def _screen(figure: go.Figure, title: str, said: str, height: int, above: int, named: int) -> None:
-    if len(said) > 60:  # in two lines
+    if two := len(said) > 60:  # in two lines
         parts = said.split(" · ")
         said = " · ".join(parts[:-2]) + "<br>" + " · ".join(parts[-2:]) if len(parts) > 2 else said
-    legend = 0 if named < 2 else 30 if named < 4 else 50 if named < 6 else 70  # rows on a narrow page
-    top, bottom = TITLED + 12 + above + legend, 52
+    begin = TITLED + (22 if two else 6)  # below the caption
+    rows = 0 if named < 2 else -(-named // 3) if above else 1  # plotly makes room for more, but not above the axes
+    top = begin + 24 * rows + above
     soft, ink = {"color": SOFT}, {"color": INK}
     below = {"text": said, "font": {"size": 12, **soft}}
     figure.update_layout(
         title={**_TITLE, "text": title, "font": {"size": 17, **ink}, "subtitle": below},
         height=height,
-        margin={"l": 64, "r": 20, "t": top, "b": bottom},
+        margin={"l": 64, "r": 20, "t": top, "b": 52},
         paper_bgcolor="white",
         plot_bgcolor="white",
         font=soft,
-        legend={**_legend(above + 4, height - top - bottom), "font": ink},
+        legend={**_LEGEND, "yref": "container", "y": 1 - begin / height, "yanchor": "top", "font": ink},
         hoverlabel={"bgcolor": "white", "bordercolor": GREY, "font": ink},
     )
     axis = {"gridcolor": FAINT, "linecolor": GREY, "zeroline": False, "automargin": True, "tickfont": soft}
     axis |= {"title": {"standoff": 14, "font": soft}}
-    figure.update_xaxes(**axis).update_yaxes(**axis)
+    figure.update_xaxes(**axis, showgrid=False).update_yaxes(**axis)
 
 
 def on_page(figure: go.Figure) -> go.Figure:
@@ -232,12 +234,14 @@ def on_page(figure: go.Figure) -> go.Figure:
 def untitled(figure: go.Figure) -> go.Figure:
     """The figure without its title and caption, for a page that writes them itself."""
     top, height = figure.layout.margin.t, figure.layout.height  # pyright: ignore[reportAttributeAccessIssue]
-    shown = go.Figure(figure).update_layout(title=None)
-    return shown.update_layout(margin={"t": top - TITLED}, height=height - TITLED)
+    shown = go.Figure(figure).update_layout(title=None, margin={"t": top - TITLED}, height=height - TITLED)
+    above = (1 - figure.layout.legend.y) * height  # pyright: ignore[reportAttributeAccessIssue]
+    return shown.update_layout(legend={"y": 1 - (above - TITLED) / (height - TITLED)})
 
 
 def _paper(figure: go.Figure, height: int, wide: bool, above: int) -> None:
     tall, top, bottom = round(height * 0.58), 8 + above, 42
+    small = {"font": {"size": 11}, "indentation": -6, "tracegroupgap": 10}
     figure.update_layout(
         title=None,
         width=PAGE if wide else COLUMN,
@@ -246,7 +250,7 @@ def _paper(figure: go.Figure, height: int, wide: bool, above: int) -> None:
         paper_bgcolor="white",
         plot_bgcolor="white",
         font={"family": "Times New Roman, Times, serif", "size": 12, "color": "black"},
-        legend={**_legend(above + 2, tall - top - bottom), "font": {"size": 11}, "indentation": -6},
+        legend={**_LEGEND, "y": 1 + (above + 2) / (tall - top - bottom), "yanchor": "bottom", **small},
     )
     frame = {"showline": True, "mirror": True, "linecolor": "black", "linewidth": 0.75, "zeroline": False}
     marks = {"ticks": "outside", "ticklen": 3, "tickwidth": 0.75, "tickfont": {"size": 11}, "showgrid": False}
@@ -262,11 +266,6 @@ def _paper(figure: go.Figure, height: int, wide: bool, above: int) -> None:
 def traces(figure: go.Figure) -> list[Any]:
     """The traces of a figure, as a list (plotly's own type is wrong)."""
     return list(figure.data)  # pyright: ignore[reportReturnType]
-
-
-def _legend(above: int, axes: int) -> dict[str, Any]:
-    y = 1 + above / axes
-    return {"orientation": "h", "x": 0, "xanchor": "left", "y": y, "yanchor": "bottom", "bgcolor": _CLEAR}
 
 
 def line(

@@ -68,7 +68,12 @@ def test_long_names_that_end_alike_have_different_labels(copied):
 
 def test_a_heading_keeps_short_facts_on_one_line():
     about = About("m", "raw", 2, 9, 4, 10, label="m · through the final norm · float32 · <b>")
-    assert heading(about, 2, "screen") == ["m", "through the final norm · float32", "&lt;b&gt;", "2 rollouts, 9 tokens"]
+    assert heading(about, 2, "paper") == ["m", "through the final norm", "float32 · &lt;b&gt;", "2 rollouts, 9 tokens"]
+
+
+def test_the_headings_of_four_columns_fit_a_phone():
+    about = About("SmolLM2-135M-Instruct", "raw", 20, 823, 4, 10)
+    assert heading(about, 4, "screen") == ["…LM2-135M-", "Instruct", "20 rollouts", "823 tokens"]
 
 
 def test_two_readouts_of_one_scan_are_drawn_side_by_side_and_named_in_the_caption():

@@ -1,0 +1,85 @@
+"""The Python that the dashboard copies draws the same figure, and its files have safe names."""
+
+import re
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+
+from internal_policy import bundle
+from internal_policy.look import catalogue, recipe, run_catalogue, runs, view
+from internal_policy.look.catalogue import Choice
+from internal_policy.look.run_catalogue import RunChoice
+from internal_policy.look.runs import RunTables
+from internal_policy.look.view import View
+from internal_policy.scans import store
+
+SCANS = bundle.DATA / "scans"
+DEMO, OTHER = (View(SCANS / name, "norm", "correct", 1, 40) for name in ("demo-qwen3", "demo-llama"))
+ROLLOUT = int(view.rollouts(DEMO)["rollout"].iloc[-1])
+CHOICES = {
+    "distribution": Choice(site="mlp_out", measure="kl"),
+    "readouts": Choice(site="attn_out", measure="entropy"),
+    "tokens": Choice(rollout=ROLLOUT, position=8, measure="rank"),
+    "cell": Choice(rollout=ROLLOUT, position=8, layer=5),
+    "compare": Choice(measure="change", average="rollouts"),
+}
+"""Choices that the figures show, for those that have their own."""
+SAFE = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def drawn(python: str) -> str:
+    """What the last line of some Python returns, as JSON."""
+    *lines, last = python.splitlines()
+    known: dict[str, Any] = {}
+    exec("\n".join(lines), known)
+    figure = eval(last, known)
+    assert isinstance(figure, go.Figure)
+    return str(figure.to_json())
+
+
+@pytest.mark.parametrize("name", catalogue.FIGURES)
+def test_the_copied_python_draws_the_figure_of_a_scan(name):
+    one = replace(DEMO, readout="raw") if name == "norm-control" else DEMO  # only raw is split
+    views = [one, OTHER] if name == "compare" else [one]
+    data = catalogue.data(name, views, CHOICES.get(name, Choice()))
+    made = recipe.of_scan(name, data)
+    assert drawn(made.python) == catalogue.FIGURES[name].draw(data).to_json()
+    assert SAFE.fullmatch(made.file)
+
+
+@pytest.mark.parametrize("name", [name for name in run_catalogue.FIGURES if name != "pass-at-k"])
+def test_the_copied_python_draws_the_figure_of_a_run(name):
+    several = "against" in run_catalogue.USES[name]
+    names = ["experiments/bupo", "experiments/grpo"] if several else ["experiments/bupo"]
+    chosen = [RunTables(runs.listed()[name], name) for name in names]
+    choice = RunChoice("entropy", "mlp_out", difference=True) if name == "dynamics" else RunChoice()
+    made = recipe.of_runs(name, chosen, choice)
+    assert drawn(made.python) == run_catalogue.draw(name, chosen, choice).to_json()
+    assert SAFE.fullmatch(made.file)
+
+
+def test_a_file_is_named_by_model_digest_figure_readout_and_filter():
+    digest = store.record(SCANS / "demo-qwen3")["digest"][:6]
+    made = recipe.of_scan("distribution", catalogue.data("distribution", [DEMO], CHOICES["distribution"]))
+    assert made.file == f"demo-qwen3_{digest}_distribution-mlp_out-kl_norm_correct-rollouts-positions-1-to-40"
+    made = recipe.of_scan("flow", catalogue.data("flow", [View(SCANS / "demo-qwen3")], Choice()))
+    assert made.file == f"demo-qwen3_{digest}_flow_raw"
+
+
+def test_the_name_of_a_hostile_model_is_safe_in_a_file_and_in_python(tmp_path):
+    folder = tmp_path / 'it\'s "quoted"\\n'
+    shutil.copytree(SCANS / "demo-qwen3", folder)
+    path = folder / store.RECORD
+    path.write_text(path.read_text().replace('"model": "demo-qwen3"', '"model": "../<b>\\u202e$x/..%2f\\n"'))
+    data = catalogue.data("flow", [View(folder)], Choice())
+    made = recipe.of_scan("flow", data)
+    assert SAFE.fullmatch(made.file)
+    assert drawn(made.python) == catalogue.flow(data).to_json()
+
+
+def test_the_address_names_the_scan_and_its_readout():
+    made = recipe.of_scan("compare", catalogue.data("compare", [DEMO, OTHER], CHOICES["compare"]))
+    assert made.address == (("scan", "demo-qwen3"), ("readout", "norm"), ("compare", "demo-llama"))
