@@ -162,7 +162,7 @@ class Reader:
         """Seconds from another rollout until its tokens are there, and the KB that came."""
         seconds, received = [], []
         for number in range(times):
-            button = page.get_by_role("button", name="Next" if number % 2 == 0 else "Previous", exact=True)
+            button = page.locator(f".st-key-{'previous' if number % 2 else 'next'} button")
             self.received = 0
             seconds.append(self.until(page, ".lg-text", button.click))
             page.wait_for_function(READY)
@@ -173,25 +173,24 @@ class Reader:
 
 def answers(reader: Reader, times: int) -> Iterator[Result]:
     """Time what a reader does on the page Tokens."""
-    tabs = {rollout: reader.tabs(rollout, times) for rollout in (0, 1)}
+    tabs = [reader.tabs(rollout, times) for rollout in (0, 1)]
     page, _ = reader.opened("tokens?readout=norm&rollout=0", READY)
     page.wait_for_timeout(1000)
     yield result("clicked cell", reader.clicks(page, times), "s", GOALS["clicked cell"])
     yield result("another measure", reader.measures(page, times), "s", GOALS["another measure"])
     seconds, received = reader.rollouts(page, 2 * times)
-    sizes = dict(zip((1, 0), _lengths(reader.scan), strict=True))
-    for first, rollout in ((1, 0), (0, 1)):
-        said = f"another rollout, {sizes[first]} tokens"
-        yield result(said, seconds[rollout::2], "s", GOALS["another rollout"])
-        yield result(f"sent for {sizes[first]} tokens", received[rollout::2], "KB")
-    for rollout, passed in tabs.items():
-        yield result(f"new tab, {sizes[1 - rollout]} tokens", passed, "s", GOALS["new tab"])
+    sizes = _lengths(reader.scan)
+    for first, rollout in enumerate((1, 0)):  # it goes to the second, and back to the first
+        yield result(f"another rollout, {sizes[rollout]} tokens", seconds[first::2], "s", GOALS["another rollout"])
+        yield result(f"sent for {sizes[rollout]} tokens", received[first::2], "KB")
+    for rollout, passed in enumerate(tabs):
+        yield result(f"new tab, {sizes[rollout]} tokens", passed, "s", GOALS["new tab"])
 
 
-def _lengths(scan: Path) -> tuple[int, int]:
+def _lengths(scan: Path) -> list[int]:
     """Tokens of the first two rollouts."""
     found = store.read(scan, "rollouts", ["rollout", "response_ids"]).sort_values("rollout")["response_ids"]
-    return len(found.iloc[0]), len(found.iloc[1])
+    return [len(ids) for ids in found.iloc[:2]]
 
 
 def pages(reader: Reader, times: int) -> Iterator[Result]:
