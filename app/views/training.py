@@ -162,7 +162,7 @@ def over_seeds(chosen: list[RunTables]) -> None:
             group = st.selectbox("BuPO runs to compare with GRPO", known, key="training_group", bind="query-params")
         _, difference, _ = seeds.compared(seeds.read(chosen), group, run_catalogue.WINDOW)
         st.text(seeds.verdict(difference))
-        show_figure("seeds", chosen, RunChoice(group=group))
+        show_figure("seeds", chosen, RunChoice(bupo=group))
 
 
 if __name__ == "__main__":

@@ -85,8 +85,8 @@ def find_scan(name: str) -> Path:
 
     if called := run_named(name):
         raise InputError(
-            f"{called} is a training run, and this command needs a scan. Use `internal-policy show "
-            f"{shlex.quote(called)}`, or draw it in Python with internal_policy.open_run({called!r}).plot."
+            f"{called} is a training run, and this needs a scan. Use `internal-policy show {shlex.quote(called)}`, or "
+            f"draw it with `internal-policy plot {shlex.quote(called)} training`."
         )
     return store.find(name)
 

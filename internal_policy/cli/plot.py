@@ -1,4 +1,4 @@
-"""`internal-policy plot`: draw one figure of a scan."""
+"""`internal-policy plot`: draw one figure of a scan or a training run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,14 +12,17 @@ from internal_policy.cli.common import Number, OutputFile, OutputOptions, ScanNa
 from internal_policy.errors import InputError, require
 
 if TYPE_CHECKING:
+    from internal_policy.look.runs import RunTables
     from internal_policy.look.view import View
 
 Others = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SCAN")]
 
 
-Figure = Literal[
+OfScan = Literal[
     "flow", "change", "norm-control", "residual", "convergence", "readouts", "distribution", "tokens", "cell", "compare"
 ]
+OfRun = Literal["dynamics", "trained", "layer", "training", "seeds", "pass-at-k"]
+Figure = Literal[OfScan, OfRun]
 
 
 OF_TOKENS = ("tokens", "cell")
@@ -27,15 +30,26 @@ OF_TOKENS = ("tokens", "cell")
 
 
 Measure = Literal[
-    "entropy", "change", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm", "probability"
+    "entropy",
+    "change",
+    "logprob",
+    "rank",
+    "top1",
+    "kl",
+    "norm",
+    "cosine",
+    "entropy_at_input_norm",
+    "probability",
+    "change_direction",
+    "change_norm",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot(OutputOptions, ViewOptions):
-    """Draw one figure of a scan as .html, .png, .svg or .pdf.
+    """Draw one figure of a scan or a training run.
 
-    The figures are:
+    The figures of a scan are:
 
       flow          entropy from layer to layer (Fig. 2 of the paper)
       change        entropy change, with the stages (Fig. 3)
@@ -49,7 +63,16 @@ class Plot(OutputOptions, ViewOptions):
       cell          what the policies of a layer would say at a token
       compare       up to four scans side by side
 
-    An .html file needs no network.
+    The figures of a training run are:
+
+      dynamics      a measure by layer and step, with the reward (Fig. 5)
+      trained       the trained layer compared with later ones
+      layer         a measure at one layer by step, of up to six runs
+      training      reward, entropy and clipping by step, of up to six runs
+      seeds         BuPO against GRPO, with intervals over seeds
+      pass-at-k     Pass@k of evaluated models
+
+    The file is .html (which needs no network), .png, .svg or .pdf.
 
     For example:
     $ internal-policy plot demo-qwen3 flow -o flow.png
@@ -57,11 +80,14 @@ class Plot(OutputOptions, ViewOptions):
     $ internal-policy plot demo-qwen3 tokens --rollout 3 --measure change -o t.html
     $ internal-policy plot demo-qwen3 compare --against demo-llama -o compare.svg
     $ internal-policy plot 3fa9 tokens --against 77c0 -o cells.html
+    $ internal-policy plot experiments/bupo dynamics --difference -o steps.html
+    $ internal-policy plot runs/one training --against runs/two -o runs.html
     """
 
     group: ClassVar = "Figure"
     scan: ScanName
-    """Scan to draw: its folder, the first digits of its name in `internal-policy ls`, or demo-qwen3 or demo-llama."""
+    """Scan to draw: its folder, the first digits of its name in `internal-policy ls`, or demo-qwen3 or demo-llama. Or a
+    training run, likewise."""
     figure: Annotated[Figure, tyro.conf.Positional, tyro.conf.arg(metavar="FIGURE")]
     """Figure to draw, from the list above."""
     style: Literal["screen", "paper"] = "screen"
@@ -70,21 +96,30 @@ class Plot(OutputOptions, ViewOptions):
     """Weights in means: every token counts the same (as in the paper, and by default), or every rollout."""
     against: Others = ()
     """Scans that compare draws beside the first. tokens as .html takes one, and draws a response of both cell by cell
-    with their difference."""
+    with their difference. layer, training and seeds draw runs beside the first."""
+    difference: bool = False
+    """Draw differences from step 0 in dynamics, trained and layer."""
+    smooth: Number = None
+    """Steps that each point of training (by default 1) or seeds (by default 10) averages."""
+    bupo: Text = None
+    """BuPO runs that seeds compares with GRPO, such as "demo-qwen3 · BuPO, layer 6, 8 internal steps"; by default those
+    with the most seeds."""
     measure: Annotated[Measure | None, tyro.conf.arg(metavar="MEASURE")] = None
     """Measure that tokens, distribution, readouts and compare draw: entropy, change, logprob, rank, top1, kl, norm,
     cosine, entropy_at_input_norm or probability (of the top token). Only tokens and compare draw change, only readouts
     draws top1, only tokens and distribution draw entropy_at_input_norm, and only the lens grid draws probability, which
-    is its default; that of the others is entropy."""
+    is its default; that of the others is entropy. dynamics and layer draw what the run measured, also change_direction
+    and change_norm."""
     site: Text = None
-    """Site that tokens, distribution and readouts draw: resid_pre, attn_in, attn_out, resid_mid, mlp_in, mlp_out or
-    resid_post, which is the default."""
+    """Site that tokens, distribution, readouts, dynamics and layer draw: resid_pre, attn_in, attn_out, resid_mid,
+    mlp_in, mlp_out or resid_post, which is the default."""
     rollout: Number = None
     """Number of the response that tokens and cell draw; by default the first."""
     position: Number = None
     """Position of the token that cell and tokens draw, counted from 0 in the response; by default the first."""
     layer: Number = None
-    """Layer that cell draws, counted from 0; one past the last is the model's own policy. By default 0."""
+    """Layer that cell or layer draws, counted from 0; one past the last is the model's own policy. By default 0 in
+    cell, and the trained one in layer."""
     output: OutputFile
     """File to write: .html, .png, .svg or .pdf."""
 
@@ -92,17 +127,25 @@ class Plot(OutputOptions, ViewOptions):
 def run(options: Plot) -> None:
     """Write one figure."""
     require("app", "plotly")
-    from internal_policy.look import catalogue, choices, export
+    from internal_policy.look import catalogue, choices, export, run_catalogue
     from internal_policy.look.lens_grid import response
     from internal_policy.look.view import for_tokens
 
     export.check(options.output)
     outputs.check_file(options.output, options.force)
-    known = {name for uses in catalogue.USES.values() for name in uses}
+    uses = {**catalogue.USES, **run_catalogue.USES}
+    known = {name for names in uses.values() for name in names}
     given = {field.name: getattr(options, field.name) for field in fields(options) if field.name in known}
     given = {name: value for name, value in given.items() if value != getattr(Plot, name)}
     refused = [name for name in given if name != "against" or not is_grid(options)]
-    choices.check(options.figure, refused, catalogue.USES, lambda name: f"--{name}")
+    choices.check(options.figure, refused, uses, lambda name: f"--{name}")
+    if options.figure in run_catalogue.FIGURES:
+        chosen = {name: value for name, value in given.items() if hasattr(run_catalogue.RunChoice, name)}
+        choice = run_catalogue.RunChoice(**chosen, style=options.style)
+        opened = [run_of(name) for name in (options.scan, *options.against)]
+        export.write(run_catalogue.draw(options.figure, opened, choice), options.output)
+        progress.note(f"Wrote {options.output}.")
+        return
     views = views_of((options.scan, *options.against), options)
     if options.figure in OF_TOKENS and options.readout is None:
         views = [replace(one, readout=for_tokens(one.source).readout) for one in views]
@@ -114,6 +157,14 @@ def run(options: Plot) -> None:
         return
     export.write(catalogue.draw(options.figure, views, catalogue.Choice(**chosen, style=options.style)), options.output)
     progress.note(f"Wrote {options.output}.")
+
+
+def run_of(name: str) -> "RunTables":
+    """A training run by its name in `internal-policy ls` or its folder. Raises InputError."""
+    from internal_policy.look.runs import RunTables
+
+    found = inventory.find(name, "run")
+    return RunTables(found.folder, found.name if found.folder != Path(name) else found.folder.name)
 
 
 def is_grid(options: Plot) -> bool:

@@ -32,8 +32,8 @@ class RunChoice:
     """Whether dynamics, trained and layer show differences from the first scan, before training."""
     smooth: int | None = None
     """Steps that each point of training or seeds averages, the last of them its own; None for 1, or 10 in seeds."""
-    group: str | None = None
-    """Group of runs that seeds compares with GRPO, by its name in that figure; None for the one with most seeds."""
+    bupo: str | None = None
+    """BuPO runs that seeds compares with GRPO, by their name in that figure; None for those with the most seeds."""
     style: Style = "screen"
     """`screen`, or `paper` for print, where layers count from 1."""
 
@@ -144,7 +144,7 @@ def training(chosen: Chosen, choice: RunChoice) -> go.Figure:
 
 
 def _seeds(chosen: Chosen, choice: RunChoice) -> pd.DataFrame:
-    curves, difference, _ = seeds.compared(seeds.read(chosen), choice.group, choice.smooth or WINDOW)
+    curves, difference, _ = seeds.compared(seeds.read(chosen), choice.bupo, choice.smooth or WINDOW)
     return pd.concat([curves, difference.assign(method="bupo - grpo")], ignore_index=True)
 
 
@@ -154,7 +154,7 @@ def by_seed(chosen: Chosen, choice: RunChoice) -> go.Figure:
     With one run it takes the runs that were recorded beside it, in steps.parquet; with more, the runs themselves.
     """
     window = choice.smooth or WINDOW
-    curves, difference, name = seeds.compared(seeds.read(chosen), choice.group, window)
+    curves, difference, name = seeds.compared(seeds.read(chosen), choice.bupo, window)
     return seed_figures.seeds(curves, difference, name, choice.style, window=window)
 
 
@@ -180,7 +180,7 @@ FIGURES: Mapping[str, Entry] = {
     "trained": Entry(lambda chosen, _: _trained(chosen), trained, ("difference",)),
     "layer": Entry(_layers, layer, ("measure", "site", "layer", "difference", "against")),
     "training": Entry(lambda chosen, _: _training(chosen), training, ("smooth", "against")),
-    "seeds": Entry(_seeds, by_seed, ("smooth", "group", "against")),
+    "seeds": Entry(_seeds, by_seed, ("smooth", "bupo", "against")),
     "pass-at-k": Entry(lambda chosen, _: chosen[0].pass_at_k(), pass_at_k),
 }
 """Name -> how to draw it, and what can be chosen."""

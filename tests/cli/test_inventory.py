@@ -92,7 +92,7 @@ def test_a_name_of_nothing_or_of_several_is_refused_with_the_choices(name, kinds
 @pytest.mark.parametrize("command", [["plot", "{}", "flow", "-o", "x.html"], ["export", "{}"], ["report", "{}"]])
 def test_commands_for_scans_say_what_to_do_with_a_training_run(command, name, here, capsys):
     assert main([word.format(name) for word in command]) == 2
-    said = f"{name} is a training run, and this command needs a scan. Use `internal-policy show {name}`, or draw it in"
+    said = f"{name} is a training run, and this needs a scan. Use `internal-policy show {name}`, or draw it with"
     assert said in capsys.readouterr().err
 
 

@@ -21,7 +21,7 @@ from internal_policy import bundle, files
 from internal_policy.__main__ import main
 from internal_policy.cli.plot import Figure, Measure, positions
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, theme, view
+from internal_policy.look import catalogue, run_catalogue, theme, view
 from internal_policy.scans import store
 
 FIGURES = ["flow", "change", "norm-control", "residual", "convergence", "readouts", "distribution", "tokens", "cell"]
@@ -34,9 +34,16 @@ def _empty_cache(tmp_path, monkeypatch):
 
 
 def test_every_figure_has_its_name_on_the_command_line():
-    from internal_policy.look.catalogue import FIGURES as drawn
+    assert {*catalogue.FIGURES, *run_catalogue.FIGURES} == {*get_args(Figure)}
 
-    assert set(drawn) == set(Figure.__args__)
+
+def test_figures_of_training_runs_are_drawn_and_compared(tmp_path, capsys):
+    path = tmp_path / "runs.html"
+    arguments = ["training", "--against", "experiments/grpo", "--smooth", "10", "-o", str(path)]
+    assert main(["plot", "experiments/bupo", *arguments]) == 0
+    assert "mean of the last 10 steps" in path.read_text()
+    assert main(["plot", "demo-qwen3", "training", "-o", str(tmp_path / "x.html")]) == 2
+    assert "There is no training run 'demo-qwen3'" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize("figure", FIGURES)
@@ -297,7 +304,8 @@ def test_a_measure_that_no_figure_draws_is_wrong_usage(figure, measure, here, ca
 
 
 def test_the_choices_of_plot_measure_match_the_figures():
-    assert {*get_args(Measure)} == {"probability", *chain(*catalogue.CHOICES.values())}
+    while_training = {"change_direction", "change_norm"}
+    assert {*get_args(Measure)} == {"probability", *while_training, *chain(*catalogue.CHOICES.values())}
     assert {*chain(*catalogue.CHOICES.values())} <= {*theme.MEASURES}
 
 

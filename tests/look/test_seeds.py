@@ -87,7 +87,7 @@ def test_runs_that_cannot_be_compared_over_seeds_are_refused_with_the_reason(cho
     with pytest.raises(InputError, match=r"because the runs share only 3 steps\. Choose 3 or fewer"):
         run_catalogue.draw("seeds", chosen, RunChoice())
     with pytest.raises(InputError, match="There is no group 'x'"):
-        run_catalogue.draw("seeds", chosen, RunChoice(group="x"))
+        run_catalogue.draw("seeds", chosen, RunChoice(bupo="x"))
 
 
 @pytest.mark.parametrize("harm", ["damaged", "columns"])
