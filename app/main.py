@@ -39,6 +39,7 @@ def dashboard() -> None:
 
     from internal_policy.look import catalogue
 
+    st.set_page_config(page_title="internal-policy", layout="wide", initial_sidebar_state=340)
     page = st.navigation(
         [
             st.Page(f"views/{name}.py", title=entry.title, url_path=name, default=name == "overview")
@@ -49,8 +50,7 @@ def dashboard() -> None:
     address.entered(page.url_path)
     uses = {choice for figure in entry.figures for choice in catalogue.USES[figure]}
     about = scans.choose(uses, of_tokens=entry.of_tokens) if uses else None
-    title = " · ".join(filter(None, (entry.title, about, "internal-policy")))
-    st.set_page_config(page_title=title, layout="wide", initial_sidebar_state=340)
+    st.set_page_config(page_title=" · ".join(filter(None, (entry.title, about, "internal-policy"))))
     st.title(entry.title)
     with show.refusing():
         if uses and scans.none():
