@@ -94,6 +94,15 @@ def below(key: str, drawn: go.Figure, data: pd.DataFrame, recipe: Recipe) -> Non
             rows(f"{key}-table", data)
 
 
+@st.fragment
+def behind(key: str, data: pd.DataFrame) -> None:
+    """The data behind something other than a chart, which is only sent to the browser on request."""
+    box = st.expander("Data", key=f"{key}-data", on_change="rerun")
+    if box.open:
+        with box:
+            table(f"{key}-table", data)
+
+
 def table(key: str, data: pd.DataFrame) -> None:
     """Draw a table of plain text and numbers, with a download button."""
     rows(key, data)

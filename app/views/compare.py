@@ -105,7 +105,7 @@ def cells(looked: View, others: Sequence[View]) -> None:
     drawn = {**page.data(grids, pair.names(a, b), **given), "why": reason}
     lens_grid.show("pair", drawn, {"kept": keep, "wanted": want})
     if not reason:
-        show.below("differences", differences(a.view, a.rollout, b.view, b.rollout, site or SITE))
+        show.behind("differences", differences(a.view, a.rollout, b.view, b.rollout, site or SITE))
 
 
 def choose_sides(looked: View, others: Sequence[View]) -> tuple[Side, Side]:

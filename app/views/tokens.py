@@ -196,7 +196,7 @@ def grid(looked: View, rollout: int, n_tokens: int) -> None:
         chosen |= measure(looked, numbers, site or SITE)
     given = {name: value for name, value in chosen.items() if value is not None}
     lens_grid.show("lens", page.data([numbers], **given), {"kept": keep, "wanted": want, "read": scans.read_with})
-    show.below("cells", scans.at_site(looked, rollout, site or SITE))
+    show.behind("cells", scans.at_site(looked, rollout, site or SITE))
 
 
 def part(first: int, last: int) -> int:
