@@ -95,12 +95,13 @@ def below(key: str, drawn: go.Figure, data: pd.DataFrame, recipe: Recipe) -> Non
 
 
 @st.fragment
-def behind(key: str, data: pd.DataFrame) -> None:
-    """The data behind something other than a chart, which is only sent to the browser on request."""
+def behind(key: str, data: pd.DataFrame, file: str) -> None:
+    """The data behind a lens grid, which is only sent to the browser on request. `file` names its CSV file."""
     box = st.expander("Data", key=f"{key}-data", on_change="rerun")
     if box.open:
         with box:
-            table(f"{key}-table", data)
+            rows(f"{key}-table", data)
+            download(key, "Download as CSV", data, file, icon=":material/download:")
 
 
 def table(key: str, data: pd.DataFrame) -> None:

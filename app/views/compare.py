@@ -105,7 +105,9 @@ def cells(looked: View, others: Sequence[View]) -> None:
     drawn = {**page.data(grids, pair.names(a, b), **given), "why": reason}
     lens_grid.show("pair", drawn, {"kept": keep, "wanted": want})
     if not reason:
-        show.behind("differences", differences(a.view, a.rollout, b.view, b.rollout, site or SITE))
+        shown = site or SITE
+        file = recipe.file_of(a.view, f"differences-{shown}")
+        show.behind("differences", differences(a.view, a.rollout, b.view, b.rollout, shown), file)
 
 
 def choose_sides(looked: View, others: Sequence[View]) -> tuple[Side, Side]:

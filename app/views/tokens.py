@@ -12,7 +12,7 @@ import show
 import streamlit as st
 
 from internal_policy.errors import InputError, counted
-from internal_policy.look import theme, view
+from internal_policy.look import recipe, theme, view
 from internal_policy.look.lens_grid import page, payload
 from internal_policy.look.view import View
 from internal_policy.measure.sites import SITES
@@ -38,7 +38,7 @@ def draw(looked: View) -> None:
             st.session_state["position"] = None  # of another response
     address.write(CHOICES)
     try:
-        known = scans.by_rollout(looked)
+        known = scans.rollouts(looked)
     except InputError as error:
         show.refuse(error)
         offer_to_clear(looked)
@@ -66,14 +66,16 @@ def choose_rollout(looked: View, known: pd.DataFrame) -> None:
     place = numbers.index(rollout) if rollout in numbers else None
     if place is not None:
         heading(known.loc[place].to_dict(), place, numbers)
-    if len(numbers) > 1:
-        table(known, place)
+    above = st.container()  # filled last, because the table takes every token of the scan
     if place is None:
         show.refuse(missing(looked, rollout))
         offer_to_clear(looked)
-        return
-    with show.refusing():
-        grid(looked, rollout, known["tokens"].iloc[place])
+    else:
+        with show.refusing():
+            grid(looked, rollout, known["tokens"].iloc[place])
+    if len(numbers) > 1:
+        with above, show.refusing():
+            table(scans.by_rollout(looked), place)
 
 
 def missing(looked: View, rollout: int) -> InputError:
@@ -196,7 +198,9 @@ def grid(looked: View, rollout: int, n_tokens: int) -> None:
         chosen |= measure(looked, numbers, site or SITE)
     given = {name: value for name, value in chosen.items() if value is not None}
     lens_grid.show("lens", page.data([numbers], **given), {"kept": keep, "wanted": want, "read": scans.read_with})
-    show.behind("cells", scans.at_site(looked, rollout, site or SITE))
+    shown = site or SITE
+    file = recipe.file_of(looked, f"rollout-{rollout}-{shown}")
+    show.behind("cells", scans.at_site(looked, rollout, shown), file)
 
 
 def part(first: int, last: int) -> int:

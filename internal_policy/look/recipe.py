@@ -45,6 +45,11 @@ def of_scan(name: str, data: Data) -> Recipe:
     return Recipe(file, _lines("scan", name, opened, _arguments(chosen)), tuple(address))
 
 
+def file_of(one: View, what: str) -> str:
+    """A name for a file of numbers of one scan: the scan, what they are, the readout and the filter."""
+    return "_".join(map(_safe, filter(None, [_scan(one), what, one.readout, view.words(one)])))
+
+
 def of_runs(name: str, chosen: Sequence[RunTables], choice: RunChoice) -> Recipe:
     """The recipe of a figure of one or more training runs."""
     changed = {key: getattr(choice, key) for key in choices.changed(choice) if key in run_catalogue.USES[name]}
