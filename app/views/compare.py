@@ -40,9 +40,9 @@ def draw(looked: View, average: Average) -> None:
     others = choose_scans(looked)
     st.subheader("Cell by cell")
     address.read(CHOICES)
+    address.write(CHOICES)
     with show.refusing():
         cells(looked, others)
-    address.write(CHOICES)
     st.subheader("By layer")
     with show.refusing():
         curves(looked, others, average)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from browsing import HOSTILE, chosen, opened, settle
-from grids import WORDS, grid, payload
+from grids import NOTE, WORDS, grid, payload
 from playwright.sync_api import Locator, Page, expect
 
 from internal_policy.look.lens_grid import page as pages
@@ -119,7 +119,7 @@ def flipped(one: dict[str, Any]) -> dict[str, Any]:
 def test_responses_with_different_tokens_only_share_their_layers(browser, tmp_path):
     drawn = pair(side("norm"), side("norm", words=WORDS[::-1], columns=5), "They differ.")
     with grid(browser, tmp_path, drawn) as page:
-        assert page.locator(".lg-note").inner_text() == "They differ."
+        assert page.locator(".lg-pair > .lg-note").inner_text() == "They differ."
         assert page.locator(".lg-pair-one:visible").count() == 2
         cell(page, 0, 4, 3).hover()
         assert pointed(page) == ["layer 4, position 3", "layer 4, position 0"]
@@ -136,6 +136,11 @@ def test_layers_of_models_of_different_depth_are_linked_by_their_depth(browser, 
             assert pointed(page) == [f"layer {mine}, position 1", f"layer {other}, position 0"]
         page.locator(".lg-model .lg-cell").first.hover()
         assert [said.split(",")[0] for said in pointed(page)] == ["the model's own policy"] * 2
+
+
+def test_a_saturated_readout_is_pointed_out_above_its_grid(both):
+    assert both.locator(".lg-note:visible").all_inner_texts() == [NOTE]
+    assert both.locator(".lg-pair-one:nth-child(2) .lg-note").is_visible()
 
 
 def test_a_found_token_is_marked_in_both_grids(both):
@@ -182,5 +187,5 @@ def test_the_page_compares_readouts_and_keeps_the_choice_in_its_address(server, 
     expect(page.locator(".lg-headline")).to_have_text("Layer 6 · position 3")
     page.locator(".st-key-against_rollout_list input").click()
     page.get_by_role("option", name="1 · 34 tokens").click()
-    expect(page.locator(".lg-note")).to_contain_text("only their layers are linked")
+    expect(page.locator(".lg-pair > .lg-note")).to_contain_text("only their layers are linked")
     page.wait_for_url("**against_rollout=1*")

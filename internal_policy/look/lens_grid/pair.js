@@ -1,7 +1,6 @@
 // Two linked grids: the same cell of two responses A and B, and below them how B differs from A.
 
 const ISOLATED = ["\u2068", "\u2069"]; // keep a token that runs from right to left from turning the arrow around
-
 const WIDER = 1.5; // columns of differences, which hold two tokens
 
 // The state and the drawing of two grids. `data.why` says why nothing is subtracted; the tokens then may differ.
@@ -19,12 +18,12 @@ function mountPair(root, data, host) {
   box.append(bar.node, why, texts, grids, live);
   root.replaceChildren(box);
   const fit = () => box.classList.toggle("lg-narrow", shared.narrow());
-  new ResizeObserver(fit).observe(root);
   fit();
+  new ResizeObserver(fit).observe(root);
 
   // One of the three tables, with its heading and legend. The third has the differences.
   function makePart(name, at) {
-    const node = element("section", "lg-pair-one"), heading = element("h3", "lg-pair-name"), legend = element("div", "lg-legend"), strip = element("div", "lg-text");
+    const node = element("section", "lg-pair-one"), heading = element("h3", "lg-pair-name"), legend = element("div", "lg-legend"), strip = element("div", "lg-text"), note = element("p", "lg-note");
     const act = {
       ...shared, keep, free,
       hover: (layer, column) => hover(at, layer, column),
@@ -33,11 +32,11 @@ function mountPair(root, data, host) {
       describe: (layer, column) => describe(at, layer, column),
     };
     const table = createTable(act, at === 2 ? WIDER : 1);
-    node.append(heading, strip, legend, table.node);
+    node.append(heading, note, strip, legend, table.node);
     listenToKeys(table.node, act);
     for (const event of ["pointerenter", "pointerdown", "focusin"]) table.node.addEventListener(event, () => (leader = at), { passive: true });
     table.node.addEventListener("scroll", () => follow(at), { passive: true });
-    return { name, node, heading, legend, strip, table, act, text: null };
+    return { name, node, heading, note, legend, strip, table, act, text: null };
   }
 
   // Scroll the other tables to the same layers, and to the same positions if the tokens are the same.
@@ -104,15 +103,16 @@ function mountPair(root, data, host) {
     write(why, same ? "" : reason || "A and B have different tokens, so only their layers are linked and nothing is subtracted.");
     parts.forEach((part, at) => {
       write(part.heading, at < 2 && labels[at] ? `${part.name} · ${visible(labels[at]).replaceAll("␣", " ")}` : part.name);
+      write(part.note, at < 2 ? sources[at].payload.readouts.find((each) => each.name === readouts[at]).note : "");
+      part.note.hidden = !part.note.textContent;
       part.node.hidden = at === 2 && !same;
       part.strip.hidden = at === 2 || common;
       if (!part.strip.hidden) part.text = textStrip(part.strip, sources[at], part.act);
     });
     texts.hidden = !common;
     if (!common) return;
-    const strip = element("div", "lg-text");
-    texts.replaceChildren(strip);
-    parts[0].text = textStrip(strip, sources[0], parts[0].act);
+    texts.replaceChildren(element("div", "lg-text"));
+    parts[0].text = textStrip(texts.firstChild, sources[0], parts[0].act);
     parts[1].text = null;
   }
 
@@ -311,7 +311,7 @@ function mountPair(root, data, host) {
   function hit(step) {
     const side = found && (found[0].cells.length ? 0 : 1);
     if (found === null || !found[side].cells.length) return;
-    const here = placeOn(side), { layer, column } = neighbour(found[side], here, step);
+    const { layer, column } = neighbour(found[side], placeOn(side), step);
     go(side, layer, column);
   }
 
