@@ -12,7 +12,7 @@ from urllib.request import urlopen
 from playwright.sync_api import sync_playwright
 
 HERE = Path(__file__).parent
-PAGE = "tokens?scan=demo-qwen3&readout=norm&rollout=1&layer=2&position=12&site=mlp_out"
+PAGE = "tokens?scan=smollm2-135m&rollout=0&layer=27&position=5"
 
 
 def wait_for(address: str, seconds: float = 120) -> None:
@@ -29,13 +29,13 @@ def wait_for(address: str, seconds: float = 120) -> None:
 
 
 def take(address: str, path: Path) -> None:
-    """Save a picture of the page from the choice of a site on, once its figures are drawn."""
+    """Save a picture of the page from the lens grid on, once that is drawn."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
         page = playwright.chromium.launch(executable_path=chromium).new_page(viewport={"width": 1400, "height": 1090})
         page.goto(f"{address}/{PAGE}")
-        page.locator(".st-key-predictions .js-plotly-plot .plot-container").wait_for(timeout=120_000)
-        page.locator(".st-key-site").evaluate("box => box.scrollIntoView()")
+        page.locator(".st-key-lens [data-ready]").wait_for(timeout=120_000)
+        page.locator(".st-key-lens").evaluate("grid => grid.scrollIntoView()")
         page.wait_for_timeout(3000)
         page.screenshot(path=path)
 
