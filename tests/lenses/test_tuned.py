@@ -71,7 +71,7 @@ def test_a_lens_that_writes_in_place_does_not_change_other_readouts(llama, token
         return hidden.mul_(2)
 
     both = scan(llama, tokenizer, [random_rollout()], readouts=[twice, "raw"]).policies
-    alone = scan(llama, tokenizer, [random_rollout()]).policies
+    alone = scan(llama, tokenizer, [random_rollout()], readouts=["raw"]).policies
     raw = both[both["readout"] == "raw"].reset_index(drop=True)
     assert raw.equals(alone)
 
@@ -222,7 +222,7 @@ def test_a_scan_through_a_lens_agrees_with_policy_logits(model, tokenizer):
 
 def test_a_lens_changes_neither_the_other_readouts_nor_the_final_policy(llama, tokenizer):
     rollouts = [random_rollout(), random_rollout(2, 5, seed=1)]
-    alone, both = scan(llama, tokenizer, rollouts), scan(llama, tokenizer, rollouts, readouts=("raw", "norm", halved))
+    alone, both = (scan(llama, tokenizer, rollouts, readouts=read) for read in (("raw",), ("raw", "norm", halved)))
     raw = both.policies[both.policies["readout"] == "raw"].reset_index(drop=True)
     for name in alone.policies.columns:
         assert raw[name].map(str).tolist() == alone.policies[name].map(str).tolist()

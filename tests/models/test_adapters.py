@@ -47,7 +47,7 @@ def entropies(model, rollout):
 
 def scanned(model, tokenizer, rollout):
     """The same entropies from a scan."""
-    found = scan(model, tokenizer, [rollout], measures=("entropy",), top_k=0)
+    found = scan(model, tokenizer, [rollout], readouts=("raw",), measures=("entropy",), top_k=0)
     return torch.tensor(found.policies["final.entropy"].dropna().to_numpy()).double()
 
 
@@ -140,7 +140,7 @@ def test_a_disabled_adapter_is_ignored(input_ids):
 
 
 def test_a_scan_measures_the_model_with_its_adapter(adapted, tokenizer, rollouts):
-    found = scan(adapted, tokenizer, rollouts, top_k=0)
+    found = scan(adapted, tokenizer, rollouts, readouts=("raw",), top_k=0)
     first = torch.tensor([rollouts[0].ids])
     logits = policy_logits(adapted, ONE, input_ids=first)[0, 3:-1]
     entropy = torch.distributions.Categorical(logits=logits).entropy()

@@ -208,7 +208,7 @@ def test_each_of_40_layers_is_scanned_under_its_own_number(tokenizer, input_ids)
     model = tiny_model("qwen3", num_hidden_layers=40)
     ids = input_ids[:1]
     rollout = Rollout("", None, 0, tuple(ids[0, :4].tolist()), tuple(ids[0, 4:].tolist()), "", None, True)
-    policies = scan(model, tokenizer, [rollout], sites=["resid_post"], measures=["entropy"]).policies
+    policies = scan(model, tokenizer, [rollout], sites=["resid_post"], readouts=["raw"], measures=["entropy"]).policies
     points = [*(HookPoint(layer, "resid_post") for layer in range(40)), FINAL]
     states = torch.cat(list(read(model, points, ids).values()))[:, 3:-1]  # token t is predicted at position t - 1
     expected = pd.DataFrame(entropy(unembed(model, states)).detach().numpy()).stack()

@@ -72,7 +72,7 @@ def assert_as_alone(found, kind, family="llama", lengths=LENGTHS):
 
 def scanned(model, tokenizer, batch_size=6, texts=None):
     only = {"layers": [1], "sites": ["attn_out"], "measures": ["entropy"]}
-    return scan(model, tokenizer, texts or rollouts(), batch_size=batch_size, **only)
+    return scan(model, tokenizer, texts or rollouts(), batch_size=batch_size, readouts=("raw",), **only)
 
 
 def in_pieces_of(monkeypatch, length):

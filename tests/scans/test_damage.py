@@ -348,10 +348,10 @@ def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here
 
     facts, measure = job.facts, scan.Scanner.measure
 
-    def interrupted(scanner, rollouts, first, smaller):
+    def interrupted(scanner, rollouts, first, *given):
         if first:
             raise KeyboardInterrupt
-        return measure(scanner, rollouts, first, smaller)
+        return measure(scanner, rollouts, first, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(scan.Scanner, "measure", interrupted)

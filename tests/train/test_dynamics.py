@@ -64,7 +64,7 @@ def test_cosine_compares_hidden_states(llama):
 
 def test_other_measures_equal_those_of_a_scan(llama, tokenizer):
     frame = dynamics.measure(llama, rollouts(), None).set_index(["layer", "site"])
-    layers = scan(llama, tokenizer, rollouts()).layers
+    layers = scan(llama, tokenizer, rollouts(), readouts=("raw",)).layers
     for measure in dynamics.MEASURES:
         weighted = layers.assign(total=layers[measure] * layers["tokens"]).groupby(["layer", "site"])
         expected = weighted["total"].sum(min_count=1) / weighted["tokens"].sum()
