@@ -320,12 +320,13 @@ def test_an_address_of_something_missing_is_refused_in_one_sentence(query, sente
     assert sentence in said
 
 
-@pytest.mark.parametrize("absurd", ["1e400", "-inf", "9" * 400, "nan", "-1", "", "x" * 30_000, "<b>", "\0"])
-def test_invalid_url_parameters_are_ignored(absurd):
+def test_invalid_url_parameters_are_ignored():
     named = [name for names in ADDRESSES.values() for name in names if name not in ("scan", "compare", "run")]
-    app, plain = (opened("tokens", **dict.fromkeys(given, absurd)) for given in (named, ()))
-    assert not refusals(app)
-    assert (charts(app), grid(app)) == (charts(plain), grid(plain))
+    plain = opened("tokens")
+    for absurd in ("1e400", "-inf", "nan", "-1", "", "x" * 30_000, "\0"):
+        app = opened("tokens", **dict.fromkeys(named, absurd))
+        assert not refusals(app), absurd[:10]
+        assert (charts(app), grid(app)) == (charts(plain), grid(plain)), absurd[:10]
 
 
 @pytest.mark.slow
@@ -399,7 +400,9 @@ def read_as(folder: Path, name: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", ["overview", "flow", "geometry"])
+@pytest.mark.parametrize(
+    "page", ["overview", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flow", "geometry"))]
+)
 def test_a_lens_is_shown_like_any_other_readout(page, copied):
     app = opened(page, scan=str(read_as(copied, "tuned")), readout="tuned")
     assert app.session_state["readout"] == "tuned"
@@ -489,9 +492,7 @@ def test_every_page_refuses_a_file_with_one_wrong_bit_in_its_footer(copied, page
     assert all(f"{name} is damaged" in sentence for sentence in said)
 
 
-@pytest.mark.parametrize(
-    "record", ["[]", "{", "", '{"schema": 1}', '{"schema": 1, "selection": [], "files": "x"}', "null"]
-)
+@pytest.mark.parametrize("record", ["{", '{"schema": 1}', '{"schema": 1, "selection": [], "files": "x"}', "null"])
 def test_a_broken_scan_is_listed_as_broken_and_the_others_open(copied, empty_cache, record):
     shutil.copytree(copied, empty_cache / "model" / "0123456789ab")
     broken = Path(shutil.copytree(copied, empty_cache / "model" / "ba9876543210"))
@@ -570,7 +571,9 @@ def unseen(folder: Path) -> None:
     rewrite(folder, **facts, command=bad, versions={"\x1b": text}, files=written)
 
 
-@pytest.mark.parametrize("page", ["overview", "tokens", "compare"])
+@pytest.mark.parametrize(
+    "page", ["tokens", *(pytest.param(name, marks=pytest.mark.slow) for name in ("overview", "compare"))]
+)
 def test_invisible_characters_are_shown_and_long_texts_are_cut(copied, empty_cache, page):
     unseen(copied)
     shutil.copytree(copied, empty_cache / "model" / "0123456789ab")

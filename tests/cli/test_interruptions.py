@@ -45,6 +45,7 @@ def test_an_interrupted_scan_says_how_to_go_on_and_equals_an_undisturbed_one(ask
     assert numbers(here / "mine") == whole
 
 
+@pytest.mark.slow
 def test_a_killed_scan_goes_on_and_equals_an_undisturbed_one(asked, here):
     whole = undisturbed(asked, here / "whole")
     slowly = (  # stop for long after the first part, so that the kill comes in the middle
@@ -68,6 +69,7 @@ def test_a_killed_scan_goes_on_and_equals_an_undisturbed_one(asked, here):
     assert numbers(here / "mine") == whole
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_question_write_one_scan(asked, here):
     whole = undisturbed(asked, here / "whole")
     words = [sys.executable, "-m", "internal_policy", *asked, "--output", "mine"]
