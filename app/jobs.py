@@ -1,16 +1,16 @@
-"""Scan a prompt in a separate process that ends with its browser tab, one at a time."""
+"""Ask a model about a prompt in a process of its own that keeps the model loaded, one at a time."""
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import streamlit as st
 
@@ -18,122 +18,230 @@ from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.scans import store
 
-WRITES_TO = re.compile(r"^Writing the scan to (.+)\.$", re.MULTILINE)
-"""The line that the command prints before it starts to measure."""
-_start_lock = threading.Lock()
-_latest: list["Job"] = []
-"""The job started last, in any tab."""
+GRACE = 2.0
+"""Seconds that the worker has to stop by itself; then it is killed, and the model is loaded again next time."""
+BUSY = "Another tab is measuring a prompt. Wait for it to finish, or stop it there."
+Task = Literal["answer", "read"]
+"""Whether the model answers a prompt, or reads a text."""
 
 
 @dataclass(frozen=True)
 class Request:
     """The values of the form."""
 
+    task: Task
     model: str
     """Name of a bundled model, or a model folder."""
-    prompt: str
-    responses: int
-    new_tokens: int
+    text: str
+    readouts: tuple[str, ...] = ("norm", "raw")
+    new_tokens: int = 64
+    temperature: float = 1.0
+    seed: int = 0
+    template: bool = True
+    """Whether a prompt goes through the chat template."""
 
-    def options(self) -> list[str]:
-        """Arguments of the scan command. It chooses the folder itself, because that depends on the model too."""
-        options = {
-            "--model": self.model,
-            "--problems": str(problems(self.prompt)),
-            "--samples": str(self.responses),
-            "--max-new-tokens": str(self.new_tokens),
-            "--batch-size": "1",
-            "--readout": "both",
-        }
-        return ["scan", *(text for pair in options.items() for text in pair)]
+    def words(self) -> list[str]:
+        """The scan command, without the program. It names a file, because a text can look like an option."""
+        readout = self.readouts[0] if len(self.readouts) == 1 else "both"
+        options = {"--model": self.model, "--readout": readout, "--batch-size": "1"}
+        if self.task == "read":
+            return ["scan", *_flat({**options, "--rollouts": str(self.file)})]
+        options |= {"--problems": str(self.file), "--max-new-tokens": str(self.new_tokens)}
+        options |= {"--temperature": f"{self.temperature:g}", "--seed": str(self.seed)}
+        return ["scan", *_flat(options | ({} if self.template else {"--chat-template": "none"}))]
+
+    @property
+    def row(self) -> dict[str, str]:
+        """The text as a row of a file that the scan command reads."""
+        return {"text" if self.task == "read" else "problem": self.text}
+
+    @property
+    def file(self) -> Path:
+        """The file with the text."""
+        return store.root() / "prompts" / f"{store.digest(self.row)}.jsonl"
 
     def command(self) -> str:
         """The command to type in a terminal."""
-        return shlex.join(["internal-policy", *self.options()])
+        return shlex.join(["internal-policy", *self.words()])
+
+    def write(self) -> None:
+        """Write the file with the text."""
+        with files.replacing(self.file) as temporary:
+            temporary.write_text(json.dumps(self.row) + "\n")
 
 
-def problems(prompt: str) -> Path:
-    """The problem file of a prompt."""
-    return store.root() / "prompts" / f"{store.digest({'prompt': prompt})}.jsonl"
+def _flat(options: dict[str, str]) -> list[str]:
+    return [word for pair in options.items() for word in pair]
 
 
-def write(prompt: str) -> None:
-    """Write the problem file of a prompt."""
-    with files.replacing(problems(prompt)) as temporary:
-        temporary.write_text(json.dumps({"problem": prompt}) + "\n")
-
-
-@dataclass(frozen=True)
+@dataclass
 class Job:
-    """A running or finished scan."""
+    """A prompt that is being measured or has been."""
 
     request: Request
-    process: subprocess.Popen
-    output: tempfile.TemporaryDirectory
-    """Holds its stdout and stderr."""
-    started: float
+    state: str = "starting"
+    """starting, loading, answering or measuring; then done, stopped or failed."""
+    response: str = ""
+    """The text so far."""
+    tokens: int = 0
+    """How many tokens the response has so far."""
+    grid: dict[str, Any] | None = None
+    """The payload of the lens grid so far."""
+    share: float = 0.0
+    """How much is measured, from 0 to 1."""
+    scan: str = ""
+    """The scan's folder, once it is done."""
+    cached: bool = False
+    """Whether the scan was there already."""
+    seconds: float = 0.0
+    """How long it took."""
+    error: str = ""
+    """Why it failed."""
+    started: float = field(default_factory=time.monotonic)
+    """When it began."""
+    stopping: float | None = None
+    """When it was told to stop."""
 
-    def read(self, name: str) -> str:
-        """What it has printed to `stdout` or `stderr` so far; empty after `end`."""
-        path = Path(self.output.name) / name
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in ("done", "stopped", "failed")
 
-    def measured(self) -> int:
-        """How many responses have been measured so far."""
-        found = WRITES_TO.search(self.read("stderr"))
-        return len(list(Path(found[1]).glob("layers-*.parquet"))) if found else 0
+    def update(self, event: dict[str, Any]) -> None:
+        """Take over what the worker tells."""
+        for name in ("response", "tokens", "grid", "share", "scan", "cached", "seconds", "error"):
+            if name in event:
+                setattr(self, name, event[name])
+        if event.get("state") not in (None, "ready"):
+            self.state = event["state"]  # last, because another thread reads it first
 
-    def result(self) -> Path:
-        """The scan's folder, once it has finished. Raises InputError with the reason if it failed."""
-        if self.process.returncode:
-            raise InputError(reason(self.read("stderr"), self.process.returncode))
-        return Path(json.loads(self.read("stdout"))["scan"])
+
+class Worker:
+    """The process that keeps a model loaded."""
+
+    def __init__(self, request: Request) -> None:
+        """Start it, offline, to begin with a prompt."""
+        self.job = Job(request)
+        """The latest prompt."""
+        self.process: Any = subprocess.Popen(
+            [sys.executable, "-m", "internal_policy.cli.worker"],
+            stdin=subprocess.PIPE,  # closes when this process ends, however it ends
+            stdout=subprocess.PIPE,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        self.owner: Any = None
+        """The tab that asked last."""
+        self.memory = 0
+        """Bytes that it uses."""
+        self.thread = threading.Thread(target=self._listen, daemon=True)
+        self.thread.start()
+        self._begin()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is working on a prompt."""
+        return self.running and not self.job.over
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended."""
+        return self.process.poll() is None
+
+    def ask(self, request: Request) -> None:
+        """Begin with another prompt."""
+        self.job = Job(request)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._send({"words": self.job.request.words(), "text": self.job.request.text})
+        if not self.running:  # it ended because it was idle, or another one is running
+            self.thread.join()
+            self._settle()
+
+    def stop(self) -> None:
+        """Ask it to stop, and kill it if it doesn't."""
+        if self.job.over:
+            return
+        self.job.stopping = self.job.stopping or time.monotonic()
+        if time.monotonic() > self.job.stopping + GRACE:
+            self.end()
+        else:
+            self._send({"stop": True})
 
     def end(self) -> None:
-        """Stop the scan if it is running. Scanning the same prompt again continues where it stopped."""
-        self.process.terminate()
+        """End the process."""
+        self.process.kill()
         self.process.wait()
-        if self.process.stdin:
-            self.process.stdin.close()
-        self.output.cleanup()
+
+    def _send(self, request: dict[str, Any]) -> None:
+        with suppress(OSError, ValueError):  # it has ended, which `_listen` notices
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def _listen(self) -> None:
+        """Take over what the worker tells until it ends. Runs in a thread of its own."""
+        for line in self.process.stdout:
+            if line.startswith(b"{"):  # an interpreter may print other lines when it starts
+                event = json.loads(line)
+                self.memory = event["memory"]
+                if not self.job.over:
+                    self.job.update(event)
+        self.process.wait()
+        self._settle()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):  # a request that it never read
+                pipe.close()
+
+    def _settle(self) -> None:
+        """Give up a prompt that the process can't finish any more."""
+        if self.job.over:
+            return
+        if self.job.stopping is None:
+            self.job.error = f"The worker ended (exit code {self.process.poll()}). Ask again: a new one starts."
+        self.job.state = "failed" if self.job.error else "stopped"
 
 
-def reason(stderr: str, code: int) -> str:
-    """Why a scan failed: its last line starting with `error:`, or else its last line, unless it was killed."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
-    if not errors and (code < 0 or not lines):
-        return f"The scan was stopped (exit code {code}). Scan the same prompt again to continue."
-    return (errors or lines)[-1]
+_lock = threading.Lock()
+_latest: list[Worker] = []
+"""The worker, if one was started; it serves all tabs, one after the other."""
 
 
-def _end_all(jobs: list[Job]) -> None:
-    for job in jobs:
-        job.end()
+def _release(tab: list[str]) -> None:
+    with _lock:
+        for worker in _latest:
+            if worker.owner is tab and worker.running:
+                worker.end()
 
 
-@st.cache_resource(scope="session", on_release=_end_all, show_spinner=False)
-def _jobs_of_tab() -> list[Job]:
-    """The jobs of this tab, which Streamlit ends when the tab is closed or reloaded."""
+@st.cache_resource(scope="session", on_release=_release, show_spinner=False)
+def _tab() -> list[str]:
+    """Stands for this tab, which Streamlit releases when the tab is closed or reloaded."""
     return []
 
 
-def start(request: Request) -> Job:
-    """Start a scan, offline. Raises InputError while another one is running, because a scan uses the whole machine."""
-    with _start_lock:
-        if any(job.process.poll() is None for job in _latest):
-            raise InputError("Another tab is scanning a prompt. Wait for it to finish, or stop it there.")
-        write(request.prompt)
-        output = tempfile.TemporaryDirectory(prefix="internal-policy-")
-        with (Path(output.name) / "stdout").open("wb") as out, (Path(output.name) / "stderr").open("wb") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "internal_policy.cli.attached", *request.options(), "--remeasure", "--json"],
-                stdin=subprocess.PIPE,  # closes when this process ends, however it ends
-                stdout=out,
-                stderr=errors,
-                env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            )
-        job = Job(request, process, output, time.monotonic())
-        _latest[:] = [job]
-    _jobs_of_tab().append(job)
-    return job
+def ask(request: Request) -> Job:
+    """Begin with a prompt; the worker is started if there is none. Raises InputError if another tab is using it."""
+    tab = _tab()
+    with _lock:
+        worker = next((worker for worker in _latest if worker.running), None)
+        if worker is not None and worker.busy:
+            raise InputError(BUSY)
+        request.write()
+        if worker is None:
+            worker = Worker(request)
+            _latest[:] = [worker]
+        else:
+            worker.ask(request)
+        worker.owner = tab
+        return worker.job
+
+
+def worker_of(job: Job) -> Worker | None:
+    """The worker that is busy with a job or was last, unless it has ended."""
+    return next((worker for worker in _latest if worker.job is job and worker.running), None)
+
+
+def loaded() -> Worker | None:
+    """The running worker of this tab, if there is one."""
+    tab = _tab()
+    return next((worker for worker in _latest if worker.owner is tab and worker.running), None)

@@ -18,14 +18,12 @@ import pytest
 from conftest import rewarded
 
 from internal_policy import bundle, errors, files
-from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.look import theme
 from internal_policy.look.lens_grid import payload
 from internal_policy.scans import store
 
 pytest.importorskip("streamlit")
-from streamlit.runtime.caching import clear_session_resource_cache
 from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).parents[2] / "app"
@@ -740,123 +738,20 @@ def prompt(monkeypatch):
     return importlib.import_module("views.prompt")
 
 
-@pytest.fixture
-def jobs(monkeypatch):
-    monkeypatch.syspath_prepend(str(APP))
-    return importlib.import_module("jobs")
-
-
-def test_the_prompts_text_is_not_on_the_command_line(jobs):
-    options = jobs.Request("demo-qwen3", "--evil; rm $HOME", 3, 16).options()
-    assert options[0] == "scan"
-    assert options[options.index("--samples") + 1] == "3"
-    assert not any("evil" in word for word in options)
-
-
 @pytest.mark.parametrize("model", ["", "Qwen/Qwen3-4B", "--help", "x" * 5000, "a\0b", "~nobody/x", "."])
 def test_only_local_models_are_accepted(prompt, model):
     with pytest.raises(InputError, match="isn't a model folder"):
         prompt.checked(model)
 
 
-def ask(app: AppTest) -> AppTest:
-    """Fill in the prompt form and submit it."""
-    app.text_area(key="prompt_text").input("What is 1 + 2?")
-    app.number_input(key="prompt_tokens").set_value(4)
-    app.number_input(key="prompt_responses").set_value(1)
-    return next(button for button in app.button if button.label == "Scan").click().run()
+def submit(app: AppTest) -> AppTest:
+    return next(button for button in app.button if button.label == "Answer").click().run()
 
 
-def answered(app: AppTest) -> AppTest:
-    """The page after the scan has ended."""
-    if "job" in app.session_state:
-        app.session_state["job"].process.wait(300)
-        app.run()
-    assert not app.exception
-    return app
-
-
-def test_a_prompt_is_scanned_in_its_own_process_and_opened():
-    app = answered(ask(opened("prompt")))
-    assert app.session_state["scan"].startswith("demo-qwen3/")
-    assert "What is 1 + 2?" in texts(app)
-
-
-def test_a_prompt_is_scanned_again_when_the_models_folder_has_changed(jobs, tmp_path, empty_cache, capsys):
-    model = Path(shutil.copytree(bundle.DATA / "models" / "demo-qwen3", tmp_path / "model"))
-    asked = jobs.Request(str(model), "What is 1 + 2?", 1, 4)
-    jobs.write(asked.prompt)
-    assert main(asked.options()) == 0
-    config = model / "generation_config.json"
-    config.write_text(config.read_text() + "\n")
-    assert main(asked.options()) == 0
-    assert len(list(empty_cache.glob("*/*/scan.json"))) == 2
-
-
-@pytest.mark.parametrize(
-    ("said", "code", "why"),
-    [
-        ("warning: x\nerror: <b>no</b> memory\nBye\n", 1, "<b>no</b> memory"),
-        ("warning: x\nKeyError: 'y'\n", 1, "KeyError: 'y'"),
-        ("", 9, "The scan was stopped (exit code 9). Scan the same prompt again to continue."),
-        ("Writing the scan to x.\n", -9, "The scan was stopped (exit code -9). Scan the same prompt again to cont"),
-    ],
-)
-def test_a_scan_that_fails_says_why(jobs, said, code, why):
-    assert jobs.reason(said, code).startswith(why)
-
-
-@pytest.fixture
-def doing(monkeypatch):
-    """Replace the scan command by another program."""
-    begin = subprocess.Popen
-    code = ["import time; time.sleep(60)"]
-    monkeypatch.setattr(subprocess, "Popen", lambda _, **given: begin([sys.executable, "-c", code[0]], **given))
-    yield code
-    clear_session_resource_cache("test session id")
-
-
-def test_a_scan_that_failed_is_shown_with_its_command(doing):
-    doing[0] = "import sys; print('error: Too long; try --dtype bfloat16.', file=sys.stderr); sys.exit(2)"
-    app = answered(ask(opened("prompt")))
-    assert refusals(app) == ["⚠ Too long; try --dtype bfloat16."]
-    assert app.code[0].value.startswith("internal-policy scan --model demo-qwen3 ")
-
-
-def test_a_running_scan_is_stopped(doing):
-    app = ask(opened("prompt"))
-    process = app.session_state["job"].process
-    app.button(key="prompt_stop").click().run()
-    assert process.poll() is not None
-    assert refusals(app) == ["⚠ Stopped. Scan the same prompt again to continue."]
-
-
-def test_a_second_scan_is_refused_while_one_runs(doing):
-    first, second = ask(opened("prompt")), ask(opened("prompt"))
-    assert refusals(second) == ["⚠ Another tab is scanning a prompt. Wait for it to finish, or stop it there."]
-    first.button(key="prompt_stop").click().run()
-    assert "job" in ask(second).session_state
-
-
-def test_a_scan_ends_with_its_tab(doing):
-    app = ask(opened("prompt"))
-    clear_session_resource_cache("test session id")  # what Streamlit does when a tab is closed
-    assert app.session_state["job"].process.poll() is not None
-    assert "⚠ The scan was stopped" in refusals(app.run())[0]
-
-
-def test_an_attached_command_ends_with_its_parent():
-    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=subprocess.PIPE)"
-    child = (
-        "import threading, time, internal_policy.cli.attached as a; print('up', flush=True)\n"
-        "threading.Thread(target=a._wait_for_the_end, daemon=True).start(); time.sleep(60); print('slept')"
-    )
-    command = [sys.executable, "-c", code, child]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
-        assert parent.stdout
-        assert (
-            parent.stdout.read() == b"up\n"
-        )  # the output is complete only after the child, which also writes to it, has ended
+def test_an_empty_prompt_is_refused_at_once():
+    app = opened("prompt")
+    app.text_area(key="prompt_answer").input(" \n")
+    assert refusals(submit(app)) == ["⚠ The prompt is empty. Type one."]
 
 
 def test_the_prompt_page_says_what_to_install_without_torch(monkeypatch):

@@ -99,7 +99,7 @@ def test_every_page_is_drawn_in_light_and_dark(server, page, pictures, run, widt
     }
     for name, address in pages.items():
         page.set_viewport_size({"width": width, "height": 1000})
-        drawn = {"prompt": ".st-key-prompt_text", "tokens": ".st-key-lens [data-ready]"}.get(name, DRAWN)
+        drawn = {"prompt": ".st-key-prompt_answer", "tokens": ".st-key-lens [data-ready]"}.get(name, DRAWN)
         opened(page, f"{server}/{address}", drawn)
         tall = page.get_by_test_id("stMain").evaluate("main => main.scrollHeight")
         page.set_viewport_size({"width": width, "height": min(tall, 4000)})
