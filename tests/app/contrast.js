@@ -23,7 +23,7 @@
       const drawn = element.getBoundingClientRect();
       const off = opacity(element) < 0.6 || element.closest(":disabled, [aria-disabled=true], style, script, .modebar");
       if (!text || off || !drawn.width || getComputedStyle(element).visibility === "hidden") continue;
-      if (element.closest("[data-testid=stIconMaterial]")) continue; // pictures, not texts
+      if (element.closest("[data-testid=stIconMaterial], pre")) continue; // pictures, and the colours of code
       const style = getComputedStyle(element);
       const colour = parts(element instanceof SVGElement ? style.fill : style.color);
       const ground = behind(element instanceof SVGElement ? element.closest("svg").parentElement : element);

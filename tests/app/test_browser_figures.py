@@ -19,7 +19,7 @@ from internal_policy.scans import store
 
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
 FILE = f"demo-qwen3_{store.record(DEMO)['digest'][:6]}_flow_norm"
-ADDRESS = "flow?scan=demo-qwen3&first=2"
+ADDRESS = "?scan=demo-qwen3&first=2"
 CONTRAST = Path(__file__).with_name("contrast.js").read_text()
 BOXES = """chart => {
   const box = (found) => found.getBoundingClientRect().toJSON();
@@ -43,7 +43,7 @@ DRAWN = """() => {
 
 @pytest.fixture(scope="module")
 def shared(server, browser) -> Iterator[Page]:
-    """The page of the entropy flow, which may use the clipboard."""
+    """The Overview, which may use the clipboard."""
     with tab(browser) as page:
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         yield opened(page, f"{server}/{ADDRESS}&readout=norm")
