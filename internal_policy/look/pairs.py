@@ -100,7 +100,8 @@ def obstacle(a: Side, b: Side) -> str | None:
     if same_tokens(a, b):
         return None
     said = "A and B have different tokens, so only their layers are linked and nothing is subtracted."
-    if a.view.source == b.view.source or one["d_vocab"] != other["d_vocab"]:
+    words = [store.read(side.view.source, "vocabulary") for side in (a, b)]
+    if a.view.source == b.view.source or not words[0].equals(words[1]):  # another tokenizer can't read A's token ids
         return said
     return f"{said} {_remedy(a.view, other['model'])}"
 

@@ -125,11 +125,16 @@ def test_scans_without_top_tokens_have_no_columns_for_them(copied):
         differences(Side(DEMO, 0), Side(bare, 0), measure="probability")
 
 
-def test_different_tokens_are_refused_with_the_command_that_gives_the_same_ones():
-    said = obstacle(Side(DEMO, 0), Side(OTHER, 0)) or ""
+def test_different_tokens_are_refused_with_the_command_that_gives_the_same_ones(copied):
+    said = obstacle(Side(DEMO, 0), Side(View(copied), 1)) or ""
     assert said.startswith("A and B have different tokens")
     assert f"`internal-policy export {DEMO.source} --table rollouts -o rollouts.parquet`" in said
-    assert "`internal-policy scan --model demo-llama --rollouts rollouts.parquet`" in said
+    assert "`internal-policy scan --model demo-qwen3 --rollouts rollouts.parquet`" in said
+
+
+def test_a_model_with_another_tokenizer_is_not_told_to_read_the_same_ids():
+    said = "A and B have different tokens, so only their layers are linked and nothing is subtracted."
+    assert obstacle(Side(DEMO, 0), Side(OTHER, 0)) == said
     with pytest.raises(InputError, match="A and B have different tokens"):
         open_scan("demo-qwen3").compare_tokens(open_scan("demo-llama"))
 
