@@ -1,5 +1,6 @@
 """The dashboard, which only this machine can reach: `streamlit run app/main.py`."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import served
@@ -19,6 +20,7 @@ class Entry(NamedTuple):
     """Whether it reads tokens. Such a page opens on the readout through the final norm if that was measured."""
 
 
+STYLE = Path(__file__).parent / "style.css"
 VIEWS = {
     "overview": Entry("Overview", ("flow", "change")),
     "flow": Entry("Distributions", ("distribution", "convergence", "readouts")),
@@ -51,6 +53,7 @@ def dashboard() -> None:
     uses = {choice for figure in entry.figures for choice in catalogue.USES[figure]}
     about = scans.choose(uses, of_tokens=entry.of_tokens) if uses else None
     st.set_page_config(page_title=" · ".join(filter(None, (entry.title, about, "internal-policy"))))
+    st.html(STYLE)
     st.title(entry.title)
     with show.refusing():
         if uses and scans.none():

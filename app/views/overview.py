@@ -33,7 +33,7 @@ def page(looked: View, average: Average) -> None:
     st.caption(show.unmarked(facts(looked)))
     st.markdown("\n".join(f"- {show.unmarked(sentence)}" for sentence in verdict(looked)))
     choice, changes = Choice(average=average), None
-    left, right = st.columns(2)
+    left, right = st.container(key="side-by-side").columns(2)
     with left, show.refusing():
         flow = scans.data("flow", [looked], choice)
         means = flow.frames["entropy"]

@@ -85,6 +85,17 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_figure_follows_a_change_of_theme(server, page):
+    page.emulate_media(color_scheme="dark")
+    opened(page, f"{server}/?scan=demo-qwen3", DRAWN)
+    title = page.locator(".st-key-flow .gtitle")
+    colours = "lines => lines.map(line => getComputedStyle(line).stroke)"
+    for scheme, ink in (("dark", "rgb(244, 245, 247)"), ("light", "rgb(14, 16, 20)")):
+        page.emulate_media(color_scheme=scheme)
+        expect(title).to_have_css("fill", ink)
+        assert ink in page.locator(".st-key-flow .js-line").evaluate_all(colours)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1400, 390])
 def test_every_page_is_drawn_in_light_and_dark(server, page, pictures, run, width):
