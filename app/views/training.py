@@ -125,18 +125,18 @@ def layers(chosen: list[RunTables], metrics: pd.DataFrame, frame: pd.DataFrame) 
         st.caption(MEANINGS[measure])
     show_figure("dynamics", [run], RunChoice(measure, site, difference=difference))
     if len(chosen) > 1:
-        show_figure("layer", chosen, RunChoice(measure, site, watched(frame), difference))
+        show_figure("layer", chosen, RunChoice(measure, site, watched(frame, runs.trained(metrics, frame)), difference))
     if runs.trained(metrics, frame) is not None:
         show_figure("trained", [run], RunChoice(difference=difference))
 
 
-def watched(frame: pd.DataFrame) -> int | None:
+def watched(frame: pd.DataFrame, trained: int | None) -> int | None:
     """The layer at which runs are compared, from the URL or the box; None for the one that was trained."""
     last = int(frame.loc[frame["site"] != "final", "layer"].max())
-    layer = show.number(st.columns(4)[0], "Layer to compare", key="training_layer", placeholder="the trained one")
+    layer = show.number(st.columns(4)[0], "Layer to compare", key="training_layer", value=trained)
     if layer is not None and layer > last:
         raise InputError(f"There is no layer {layer}. Choose one from 0 to {last}.")
-    return layer
+    return None if layer == trained else layer
 
 
 def curves(chosen: list[RunTables]) -> None:

@@ -370,6 +370,12 @@ def test_too_few_rollouts_for_a_target_layer_are_said_instead_of_a_table_of_dash
     assert not app.dataframe
 
 
+def test_the_layer_at_which_runs_are_compared_is_a_number_from_the_start():
+    app = opened("training", run="experiments/bupo", training_against=["experiments/grpo"])
+    assert app.number_input(key="training_layer").value == 6
+    assert not refusals(app)
+
+
 def test_a_refusal_shows_invisible_characters():
     (said,) = refusals(opened(scan="\u202e\x1b[31m\0"))
     assert "⟨U+202E⟩⟨U+001B⟩[31m⟨U+0000⟩" in said
