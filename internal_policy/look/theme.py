@@ -304,7 +304,6 @@ def line(
         legendgroup=mark.name,
         showlegend=legend,
         visible=visible,
-        zorder=int(mark.colour == INK),  # on top of the others
         cliponaxis=mark.symbol != "star",
         **place,
     )
