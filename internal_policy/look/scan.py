@@ -10,8 +10,7 @@ import pandas as pd
 from internal_policy import files
 from internal_policy.errors import InputError, counted
 from internal_policy.look import findings, notebook, pairs, rollouts, runs, statistics, targets, tokens, view
-from internal_policy.look.lens_grid.pair import PairTable
-from internal_policy.look.lens_grid.response import TokenTable
+from internal_policy.look.lens_grid.frames import PairTable, TokenTable
 from internal_policy.look.statistics import Average, Part
 from internal_policy.look.view import About, View
 from internal_policy.measure.sites import CHANGES, WITH_FINAL

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -292,6 +293,19 @@ def test_without_plotly_the_notebook_shows_the_table(on_disk, monkeypatch):
     page = on_disk._repr_html_()
     assert "<p>Figures need plotly." in page
     assert "<th>resid_post</th>" in page
+
+
+def test_the_tables_of_a_scan_need_no_plotly():
+    code = """
+        import sys
+        sys.modules["plotly"] = None
+        import internal_policy as ip
+        scan = ip.open_scan("demo-qwen3")
+        scan.means(), scan.by_rollout(), scan.findings, scan.layers()
+        assert "Figures need plotly" in scan.tokens(3)._repr_html_()
+        assert "Figures need plotly" in scan.compare_tokens(scan.view(readout="norm"), 3)._repr_html_()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
 def test_nan_does_not_stop_the_notebook(in_memory):

@@ -1,10 +1,8 @@
-"""Two linked lens grids and their difference: as a page of their own, and as a table that notebooks draw."""
+"""Two linked lens grids and their difference: as a page of their own, and as an element of a notebook."""
 
-from typing import Any, ClassVar
+from typing import Any
 
-import pandas as pd
-
-from internal_policy.look import headings, notebook, pairs
+from internal_policy.look import headings, pairs
 from internal_policy.look.lens_grid import page, payload
 from internal_policy.look.pairs import Side
 
@@ -38,20 +36,6 @@ def html(a: Side, b: Side, **chosen: Any) -> str:
     return page.page(drawn(a, b, **chosen), TITLE)
 
 
-class PairTable(pd.DataFrame):
-    """How two responses differ at each token and layer: a data frame that notebooks draw as linked lens grids."""
-
-    _metadata: ClassVar = ["_shown"]
-    _shown: tuple[Side, Side, dict[str, Any]]
-
-    @staticmethod
-    def of(a: Side, b: Side, site: str, measure: str) -> "PairTable":
-        """`pairs.differences` as a table that draws both responses."""
-        table = PairTable(pairs.differences(a, b, site, measure))
-        table._shown = (a, b, {"site": site, "measure": measure})
-        return table
-
-    def _repr_html_(self) -> str:
-        """The grids in a frame of their own, or the reason why they can't be drawn."""
-        a, b, chosen = self._shown
-        return notebook.page(lambda: page.frame(drawn(a, b, **chosen), TITLE))
+def frame(a: Side, b: Side, **chosen: Any) -> str:
+    """Two responses as an element of a notebook; see `drawn`."""
+    return page.frame(drawn(a, b, **chosen), TITLE)

@@ -1,12 +1,10 @@
-"""The lens grid of one response: as a page of its own, and as a table that notebooks draw."""
+"""The lens grid of one response: as a page of its own, and as an element of a notebook."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
-
-import pandas as pd
+from typing import Any
 
 from internal_policy.errors import InputError
-from internal_policy.look import notebook, theme, view
+from internal_policy.look import theme, view
 from internal_policy.look.lens_grid import page, payload
 from internal_policy.look.view import View
 
@@ -41,26 +39,12 @@ def title(one: View, rollout: int) -> str:
     return f"{theme.short(view.check(one)['model'])} · response of rollout {rollout}"
 
 
+def frame(one: View, rollout: int, **chosen: Any) -> str:
+    """The lens grid of one response as an element of a notebook; see `drawn`."""
+    return page.frame(drawn(one, rollout, **chosen), title(one, rollout))
+
+
 def html(one: View, rollout: int | None = None, **chosen: Any) -> str:
     """The lens grid of one response as an HTML page that needs no network; see `drawn`."""
     found = drawn(one, rollout, **chosen)
     return page.page(found, title(one, found["grids"][0]["rollout"]))
-
-
-class TokenTable(pd.DataFrame):
-    """A measure at each token and layer of one response: a data frame that notebooks draw as a lens grid."""
-
-    _metadata: ClassVar = ["_shown"]
-    _shown: tuple[View, int, dict[str, Any]]
-
-    @staticmethod
-    def of(frame: pd.DataFrame, one: View, rollout: int, **chosen: Any) -> "TokenTable":
-        """The frame as a table that draws this response."""
-        table = TokenTable(frame)
-        table._shown = (one, rollout, chosen)
-        return table
-
-    def _repr_html_(self) -> str:
-        """The lens grid in a frame of its own, or the reason why it can't be drawn."""
-        one, rollout, chosen = self._shown
-        return notebook.page(lambda: page.frame(drawn(one, rollout, **chosen), title(one, rollout)))
