@@ -28,16 +28,7 @@ LOG = logging.getLogger(__name__)
 FIRST_SCAN = "internal-policy scan"
 COLOURS = {theme.INK: "#000001", theme.SOFT: "#000002"}
 """Colour of a figure on white -> the colour that Streamlit replaces with the first or second of the theme's
-`chartCategoricalColors` in app/.streamlit/config.toml, when the browser draws it."""
-RECOLOUR = "<style>{}</style>".format(
-    "".join(
-        f'.stPlotlyChart .main-svg :is([style*="{part}: {light}"], [style*="{part}: {dark}"]) '
-        f"{{ {part}: light-dark({light}, {dark}) !important; }}"
-        for light, dark in (("rgb(26, 28, 33)", "rgb(244, 245, 247)"), ("rgb(80, 85, 94)", "rgb(180, 185, 194)"))
-        for part in ("stroke", "fill")
-    )
-)
-"""Changes these colours when the theme changes; Streamlit only replaces them when it first draws a chart."""
+`chartCategoricalColors` in app/.streamlit/config.toml, when the browser first draws it; style.css does so later."""
 LARGEST = 2**31 - 1
 """Largest position or rollout number that a box accepts."""
 LONGEST = 600
@@ -57,7 +48,6 @@ def figure(
 ) -> None:
     """Draw a chart, with buttons and its data below. A click on a point calls `clicked`."""
     said = drawn.layout.to_plotly_json()["meta"]
-    st.html(RECOLOUR)
     st.plotly_chart(
         on_page(drawn),
         key=key,

@@ -90,7 +90,7 @@ def test_a_figure_follows_a_change_of_theme(server, page):
     opened(page, f"{server}/?scan=demo-qwen3", DRAWN)
     title = page.locator(".st-key-flow .gtitle")
     colours = "lines => lines.map(line => getComputedStyle(line).stroke)"
-    for scheme, ink in (("dark", "rgb(244, 245, 247)"), ("light", "rgb(14, 16, 20)")):
+    for scheme, ink in (("dark", "rgb(244, 245, 247)"), ("light", "rgb(26, 28, 33)")):
         page.emulate_media(color_scheme=scheme)
         expect(title).to_have_css("fill", ink)
         assert ink in page.locator(".st-key-flow .js-line").evaluate_all(colours)

@@ -34,7 +34,7 @@ BOXES = """chart => {
   };
 }"""
 """Where the parts of a chart are on the screen."""
-INK = {"light": "rgb(14, 16, 20)", "dark": "rgb(244, 245, 247)"}
+INK = {"light": "rgb(26, 28, 33)", "dark": "rgb(244, 245, 247)"}
 DRAWN = """() => {
   const charts = [...document.querySelectorAll("[data-testid=stPlotlyChart]")];
   return charts.every(chart => chart.querySelector(".xtick, .x2tick"));

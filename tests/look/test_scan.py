@@ -319,8 +319,8 @@ def test_the_method_of_a_figure_takes_only_what_the_figure_uses():
     scan, run = ip.open_scan("demo-qwen3"), ip.open_run("experiments/bupo")
     assert [*inspect.signature(scan.plot.flow).parameters] == ["average", "style"]
     assert [*inspect.signature(scan.plot.compare).parameters] == ["others", "average", "measure", "style"]
-    assert [*inspect.signature(run.plot.training).parameters] == ["style"]
+    assert [*inspect.signature(run.plot.training).parameters] == ["others", "smooth", "style"]
     with pytest.raises(InputError, match="rollout only applies to tokens and cell, not to flow"):
         scan.plot.flow(rollout=0)
-    with pytest.raises(InputError, match="site only applies to dynamics, not to training"):
+    with pytest.raises(InputError, match="site only applies to dynamics and layer, not to training"):
         run.plot.training(site="mlp_out")
