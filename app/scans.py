@@ -127,13 +127,13 @@ def choose(uses: Collection[str], *, of_tokens: bool) -> str | None:
         above = st.container()  # the list is drawn above the box, whose value decides
         name = st.text_input(
             "Folder or name of a scan",
-            default,  # not set as state, which going back to an address without a scan would clear
+            placeholder=default,  # not its value, which Streamlit would leave out of the address
             key="scan",
             bind="query-params",
             on_change=_forget,
             help="A scan's folder, or the first digits of its digest. `internal-policy ls` lists the scans.",
         )
-        name = name or default  # an emptied box opens the default too
+        name = name or default
         try:
             folder = find(name) if name else None
             st.session_state["looked"] = _filtered(folder, uses, of_tokens) if folder else None
@@ -192,6 +192,12 @@ def read_with(readout: str | None) -> None:
     if readout in store.record(chosen().source)["selection"]["readouts"]:
         st.session_state["readout"] = readout
         _pick_readout()
+
+
+def stay() -> None:
+    """Name the scan on screen in the address, from a callback: another one may be the default tomorrow."""
+    if not st.session_state.get("scan"):
+        st.session_state["scan"] = name_of(Path(str(chosen().source)))
 
 
 def _filtered(folder: Path, uses: Collection[str], of_tokens: bool) -> View:

@@ -192,6 +192,7 @@ def forget_response() -> None:
 
 def keep(said: Mapping[str, Any]) -> None:
     """Put the cell that was kept in the grids into the session, and with it into the address."""
+    scans.stay()
     for name in ("layer", "position", "site", "measure"):
         st.session_state[name] = said.get(name)
 

@@ -260,6 +260,7 @@ def measure(looked: View, numbers: dict[str, Any], site: str) -> dict[str, Any]:
 
 def keep(said: dict[str, Any]) -> None:
     """Put the cell that was kept in the grid into the session, and with it into the address."""
+    scans.stay()
     for name in ("layer", "position", "site", "measure"):
         st.session_state[name] = said.get(name)
     st.session_state["part"] = None

@@ -192,7 +192,7 @@ def test_the_table_by_layer_ends_with_final():
 
 
 def test_the_scan_of_a_language_model_opens_by_default():
-    assert opened().text_input(key="scan").value == "smollm2-135m"
+    assert opened().selectbox(key="listed").value == "smollm2-135m"
 
 
 def test_an_emptied_box_opens_the_default():
@@ -502,7 +502,7 @@ def test_a_broken_scan_is_listed_as_broken_and_the_others_open(copied, empty_cac
     broken = Path(shutil.copytree(copied, empty_cache / "model" / "ba9876543210"))
     (broken / store.RECORD).write_text(record)
     app = opened()
-    assert app.session_state["scan"] == "model/0123456789ab"
+    assert app.selectbox(key="listed").value == "model/0123456789ab"
     assert not refusals(app)
     assert "model/ba9876543210 · broken" in app.selectbox(key="listed").options
 
@@ -526,10 +526,10 @@ def test_an_unfinished_scan_is_refused(copied):
 
 def test_a_scan_of_the_cache_is_listed_and_opens_by_its_digest(copied, empty_cache):
     folder = Path(shutil.copytree(copied, empty_cache / "model" / "0123456789ab"))
-    assert opened().session_state["scan"] == "model/0123456789ab"
+    assert opened().selectbox(key="listed").value == "model/0123456789ab"
     assert opened(scan="0123").selectbox(key="listed").value == "model/0123456789ab"
     (folder / store.RECORD).unlink()
-    assert opened().session_state["scan"] == "smollm2-135m"
+    assert opened().selectbox(key="listed").value == "smollm2-135m"
 
 
 def hostile(folder: Path) -> None:

@@ -9,8 +9,8 @@ def test_links_lead_to_the_least_certain_response_and_token_and_back(server, pag
     loads = []
     page.on("request", lambda request: loads.append(request) if request.is_navigation_request() else None)
     for link, keys in (
-        ("The least certain response", {"rollout"}),
-        ("was least certain", {"rollout", "layer", "position", "site"}),
+        ("The least certain response", {"scan", "rollout"}),
+        ("was least certain", {"scan", "rollout", "layer", "position", "site"}),
     ):
         page.get_by_role("link", name=link).click()
         expect(page.get_by_role("heading", name="Tokens", exact=True)).to_be_visible()

@@ -52,6 +52,16 @@ def test_a_click_is_answered_in_the_browser_and_enter_puts_the_cell_into_the_add
     expect(tokens.locator(".st-key-lens").get_by_label("Colour by", exact=True)).to_have_value("kl")
 
 
+def test_enter_names_the_default_scan_in_the_address(server, page):
+    opened(page, f"{server}/tokens", GRID)
+    cell(page, 6, 3).click()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**scan=smollm2-135m*")
+    settle(page)
+    assert {"scan", "layer", "position"} <= set(chosen(page))
+    expect(headline(page)).to_contain_text("Layer 6 · position 3")
+
+
 def test_a_click_on_a_row_and_the_buttons_open_rollouts_and_the_measure_stays(tokens):
     choose(tokens, "Colour by", "entropy")
     tokens.locator(".st-key-table .dvn-scroller").click(position={"x": 150, "y": 35 + 28 * 2.5})
