@@ -44,8 +44,10 @@ async function copy(text, refused) {
 export default function ({ parentElement, data, setTriggerValue }) {
   const refused = (text) => setTriggerValue("refused", text);
   const offered = {
-    PNG: ["Save the figure as PNG", () => save(data, "png")],
-    SVG: ["Save the figure as SVG", () => save(data, "svg")],
+    ...(data.figure && {
+      PNG: ["Save the figure as PNG", () => save(data, "png")],
+      SVG: ["Save the figure as SVG", () => save(data, "svg")],
+    }),
     "Copy link": ["Copy the address of this view", () => copy(address(data), refused)],
     ...(data.python && { "Copy Python": ["Copy the Python that draws this figure", () => copy(data.python, refused)] }),
   };
@@ -68,5 +70,5 @@ export default function ({ parentElement, data, setTriggerValue }) {
     root.append(button);
   }
   root.append(status);
-  root.onpointerover = root.onfocusin = () => plotly(data.library).catch(() => {}); // ready when a button is pressed
+  if (data.figure) root.onpointerover = root.onfocusin = () => plotly(data.library).catch(() => {}); // ready when a button is pressed
 }

@@ -1,7 +1,8 @@
-"""The buttons below a figure: save it as PNG or SVG, and copy its address or the Python that draws it."""
+"""The buttons below a figure or lens grid: save it as PNG or SVG, and copy its address or the Python that draws it."""
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import plotly
 import plotly.graph_objects as go
@@ -22,17 +23,20 @@ def _component() -> ComponentRenderer:
     return component("figure_tools", html='<div class="figure-tools"></div>', css=style, js=script)
 
 
-def buttons(key: str, drawn: go.Figure, recipe: Recipe) -> None:
-    """Draw the buttons. What the browser refuses to copy is shown below them instead."""
-    picture = export.picture(drawn)
-    data = {
-        "figure": picture.to_json(),
-        "library": f"{served.PLOTLY}?{plotly.__version__}",
-        "size": {"width": picture.layout["width"], "height": picture.layout["height"], "scale": export.SCALE},
-        "file": recipe.file,
-        "python": recipe.python,
-        "address": [list(pair) for pair in recipe.address],
-    }
+def buttons(key: str, drawn: go.Figure | None, recipe: Recipe) -> None:
+    """Draw the buttons: those that copy, and for a plotly figure those that save it.
+
+    What the browser refuses to copy is shown below them instead.
+    """
+    data: dict[str, Any] = {"python": recipe.python, "address": [list(pair) for pair in recipe.address]}
+    if drawn is not None:
+        picture = export.picture(drawn)
+        data |= {
+            "figure": picture.to_json(),
+            "library": f"{served.PLOTLY}?{plotly.__version__}",
+            "size": {"width": picture.layout["width"], "height": picture.layout["height"], "scale": export.SCALE},
+            "file": recipe.file,
+        }
     found = _component()(key=f"{key}-tools", data=data, width="content", on_refused_change=lambda: None)
     if found.refused:
         st.code(found.refused, language=None)

@@ -95,13 +95,17 @@ def below(key: str, drawn: go.Figure, data: pd.DataFrame, recipe: Recipe) -> Non
 
 
 @st.fragment
-def behind(key: str, data: pd.DataFrame, file: str) -> None:
-    """The data behind a lens grid, which is only sent to the browser on request. `file` names its CSV file."""
+def below_grid(key: str, recipe: Recipe, data: pd.DataFrame | None = None) -> None:
+    """The buttons of a lens grid, and the data behind it, which is only sent to the browser on request."""
+    with st.container(key=f"{key}-below"):
+        figure_tools.buttons(key, None, recipe)
+    if data is None:
+        return
     box = st.expander("Data", key=f"{key}-data", on_change="rerun")
     if box.open:
         with box:
             rows(f"{key}-table", data)
-            download(key, "Download as CSV", data, file, icon=":material/download:")
+            download(key, "Download as CSV", data, recipe.file, icon=":material/download:")
 
 
 def table(key: str, data: pd.DataFrame) -> None:

@@ -104,10 +104,11 @@ def cells(looked: View, others: Sequence[View]) -> None:
     given = {name: value for name, value in chosen.items() if value is not None}
     drawn = {**page.data(grids, pair.names(a, b), **given), "why": reason}
     lens_grid.show("pair", drawn, {"kept": keep, "wanted": want})
-    if not reason:
-        shown = site or SITE
-        file = recipe.file_of(a.view, f"differences-{shown}")
-        show.behind("differences", differences(a.view, a.rollout, b.view, b.rollout, shown), file)
+    shown = site or SITE
+    behind = None if reason else differences(a.view, a.rollout, b.view, b.rollout, shown)
+    made = recipe.of_pair(a, b, shown, given.get("measure"))
+    named = replace(made, address=(*made.address, ("against", name_of(b.view))))  # as in the page's list
+    show.below_grid("differences", named, behind)
 
 
 def choose_sides(looked: View, others: Sequence[View]) -> tuple[Side, Side]:

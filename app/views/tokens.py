@@ -199,8 +199,8 @@ def grid(looked: View, rollout: int, n_tokens: int) -> None:
     given = {name: value for name, value in chosen.items() if value is not None}
     lens_grid.show("lens", page.data([numbers], **given), {"kept": keep, "wanted": want, "read": scans.read_with})
     shown = site or SITE
-    file = recipe.file_of(looked, f"rollout-{rollout}-{shown}")
-    show.behind("cells", scans.at_site(looked, rollout, shown), file)
+    made = recipe.of_response(looked, rollout, shown, given.get("measure"))
+    show.below_grid("cells", made, scans.at_site(looked, rollout, shown))
 
 
 def part(first: int, last: int) -> int:

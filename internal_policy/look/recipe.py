@@ -6,13 +6,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, choices, run_catalogue, runs, view
+from internal_policy.look import catalogue, choices, pairs, run_catalogue, runs, view
 from internal_policy.look.catalogue import Data
+from internal_policy.look.pairs import Side
 from internal_policy.look.run_catalogue import RunChoice
 from internal_policy.look.runs import RunTables
-from internal_policy.look.view import View
+from internal_policy.look.view import OF_TOKENS, View
 from internal_policy.scans import store
 
+HEAD = "import internal_policy as ip\n\n"
+"""The lines of Python before the scan is opened."""
 LONGEST = 60
 """Longest part of a file's name, in characters."""
 
@@ -45,7 +48,39 @@ def of_scan(name: str, data: Data) -> Recipe:
     return Recipe(file, _lines("scan", name, opened, _arguments(chosen)), tuple(address))
 
 
-def file_of(one: View, what: str) -> str:
+def of_response(one: View, rollout: int, site: str, measure: str | None = None) -> Recipe:
+    """The recipe of the lens grid of one response, coloured by a measure."""
+    opened = f"ip.open_scan({_name(_folder(one))!r}){_narrowed(one, ['readout'])}"
+    python = f"{HEAD}scan = {opened}\nscan.tokens({rollout}{_cells(site, measure)})"
+    address = ("scan", _name(_folder(one))), ("readout", one.readout), ("rollout", str(rollout))
+    return Recipe(_file_of(one, f"rollout-{rollout}-{site}"), python, address)
+
+
+def of_pair(a: Side, b: Side, site: str, measure: str | None = None) -> Recipe:
+    """The recipe of two linked lens grids.
+
+    There is no Python for responses that can't be subtracted, or if B's isn't the one that `compare_tokens` chooses.
+    """
+    names = [_name(_folder(side.view)) for side in (a, b)]
+    opened = [
+        f"{letter} = ip.open_scan({name!r}){_narrowed(side.view, ['readout'])}\n"
+        for letter, name, side in zip("ab", names, (a, b), strict=True)
+    ]
+    same = pairs.best(a.view, b.view, a.rollout)[1] == b and not pairs.obstacle(a, b)
+    python = f"{HEAD}{''.join(opened)}a.compare_tokens(b, {a.rollout}{_cells(site, measure)})" if same else ""
+    address = [("scan", names[0]), ("readout", a.view.readout), ("rollout", str(a.rollout))]
+    address += [] if a.view.source == b.view.source else [("compare", names[1])]
+    address += [("against_readout", b.view.readout), ("against_rollout", str(b.rollout))]
+    return Recipe(_file_of(a.view, f"differences-{site}"), python, tuple(address))
+
+
+def _cells(site: str, measure: str | None) -> str:
+    """The arguments of a lens grid after the rollout."""
+    listed = {"site": site, **({"measure": measure} if measure in OF_TOKENS else {})}  # tables lack the others
+    return f", {_arguments(listed)}"
+
+
+def _file_of(one: View, what: str) -> str:
     """A name for a file of numbers of one scan: the scan, what they are, the readout and the filter."""
     return "_".join(map(_safe, filter(None, [_scan(one), what, one.readout, view.words(one)])))
 
@@ -62,12 +97,11 @@ def of_runs(name: str, chosen: Sequence[RunTables], choice: RunChoice) -> Recipe
 
 
 def _lines(shown: str, name: str, opened: Sequence[str], arguments: str) -> str:
-    head = "import internal_policy as ip\n\n"
     if len(opened) == 1:
-        return f"{head}{shown} = {opened[0]}\n{_call(shown, name, arguments)}"
+        return f"{HEAD}{shown} = {opened[0]}\n{_call(shown, name, arguments)}"
     listed = "".join(f"    {each},\n" for each in opened)
     said = ", ".join(filter(None, ["*others", arguments]))
-    return f"{head}{shown}, *others = [\n{listed}]\n{_call(shown, name, said)}"
+    return f"{HEAD}{shown}, *others = [\n{listed}]\n{_call(shown, name, said)}"
 
 
 def _call(shown: str, name: str, arguments: str) -> str:

@@ -185,7 +185,9 @@ def test_the_page_compares_readouts_and_keeps_the_choice_in_its_address(server, 
     page.reload()
     page.wait_for_selector(grid)
     expect(page.locator(".lg-headline")).to_have_text("Layer 6 · position 3")
+    expect(page.locator(".st-key-differences-below")).to_contain_text("Copy Python")
     page.locator(".st-key-against_rollout_list input").click()
     page.get_by_role("option", name="1 · 34 tokens").click()
     expect(page.locator(".lg-pair > .lg-note")).to_contain_text("only their layers are linked")
     page.wait_for_url("**against_rollout=1*")
+    expect(page.locator(".st-key-differences-below")).to_have_text("Copy link")  # there is nothing to subtract

@@ -52,7 +52,7 @@ def test_a_click_is_answered_in_the_browser_and_enter_puts_the_cell_into_the_add
     expect(tokens.locator(".st-key-lens").get_by_label("Colour by", exact=True)).to_have_value("kl")
 
 
-def test_enter_names_the_default_scan_in_the_address(server, page):
+def test_enter_names_the_default_scan_in_the_address_and_it_can_be_copied(server, page):
     opened(page, f"{server}/tokens", GRID)
     cell(page, 6, 3).click()
     page.keyboard.press("Enter")
@@ -60,6 +60,15 @@ def test_enter_names_the_default_scan_in_the_address(server, page):
     settle(page)
     assert {"scan", "layer", "position"} <= set(chosen(page))
     expect(headline(page)).to_contain_text("Layer 6 · position 3")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for label, ending in (
+        ("Copy Python", ".view(readout='norm')\nscan.tokens(0, site='resid_post')"),
+        ("Copy link", "&readout=norm&rollout=0"),
+    ):
+        page.locator(".st-key-cells-below").get_by_role("button", name=label).click()
+        expect(page.locator(".st-key-cells-below").get_by_role("status")).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()").endswith(ending)
+        page.evaluate("navigator.clipboard.writeText('')")
 
 
 def test_a_click_on_a_row_and_the_buttons_open_rollouts_and_the_measure_stays(tokens):

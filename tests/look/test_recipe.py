@@ -5,14 +5,17 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
 from internal_policy import bundle
-from internal_policy.look import catalogue, recipe, run_catalogue, runs, view
+from internal_policy.look import catalogue, pairs, recipe, run_catalogue, runs, view
 from internal_policy.look.catalogue import Choice
+from internal_policy.look.pairs import Side
 from internal_policy.look.run_catalogue import RunChoice
 from internal_policy.look.runs import RunTables
+from internal_policy.look.scan import Scan
 from internal_policy.look.view import View
 from internal_policy.scans import store
 
@@ -30,12 +33,17 @@ CHOICES = {
 SAFE = re.compile(r"[A-Za-z0-9._-]+")
 
 
-def drawn(python: str) -> str:
-    """What the last line of some Python returns, as JSON."""
+def ran(python: str) -> Any:
+    """What the last line of some Python returns."""
     *lines, last = python.splitlines()
     known: dict[str, Any] = {}
     exec("\n".join(lines), known)
-    figure = eval(last, known)
+    return eval(last, known)
+
+
+def drawn(python: str) -> str:
+    """The figure that some Python returns, as JSON."""
+    figure = ran(python)
     assert isinstance(figure, go.Figure)
     return str(figure.to_json())
 
@@ -83,3 +91,26 @@ def test_the_name_of_a_hostile_model_is_safe_in_a_file_and_in_python(tmp_path):
 def test_the_address_names_the_scan_and_its_readout():
     made = recipe.of_scan("compare", catalogue.data("compare", [DEMO, OTHER], CHOICES["compare"]))
     assert made.address == (("scan", "demo-qwen3"), ("readout", "norm"), ("compare", "demo-llama"))
+
+
+@pytest.mark.parametrize(("site", "measure"), [("resid_post", "kl"), ("mlp_out", "change"), ("attn_out", None)])
+def test_the_copied_python_makes_the_lens_grid_of_a_response(site, measure):
+    made = recipe.of_response(DEMO, ROLLOUT, site, measure)
+    expected = Scan(DEMO.source, "norm", "correct", 1, 40).tokens(ROLLOUT, site, measure or "entropy")
+    pd.testing.assert_frame_equal(ran(made.python), expected)
+    assert "<iframe" in ran(made.python)._repr_html_()
+    assert made.address == (("scan", "demo-qwen3"), ("readout", "norm"), ("rollout", str(ROLLOUT)))
+
+
+def test_the_copied_python_makes_linked_lens_grids():
+    a, b = Side(DEMO, ROLLOUT), Side(replace(DEMO, readout="raw"), ROLLOUT)
+    made = recipe.of_pair(a, b, "mlp_out", "rank")
+    pd.testing.assert_frame_equal(ran(made.python), pairs.differences(a, b, "mlp_out", "rank"), check_frame_type=False)
+    assert dict(made.address).keys() == {"scan", "readout", "rollout", "against_readout", "against_rollout"}
+
+
+def test_there_is_no_python_for_responses_that_cant_be_subtracted():
+    a, b = Side(DEMO, ROLLOUT), Side(OTHER, int(view.rollouts(OTHER)["rollout"].iloc[0]))
+    made = recipe.of_pair(a, b, "resid_post")
+    assert made.python == ""
+    assert ("compare", "demo-llama") in made.address
