@@ -79,7 +79,8 @@ def target_in_words(one: View, changes: pd.DataFrame) -> str:
 def along_the_layers(means: pd.DataFrame) -> str | None:
     """Where the entropy of the residual stream falls most; None if it wasn't measured or isn't finite.
 
-    `means` is `statistics.by_layer`. It is the shortest stretch with half of the largest fall.
+    `means` is `statistics.by_layer`. It is the shortest stretch with half of the largest fall. If the largest rise is
+    larger, the sentence begins with where entropy rises most.
     """
     at = _stream(means)
     if not len(at) or not np.isfinite(at).all():
@@ -92,10 +93,10 @@ def along_the_layers(means: pd.DataFrame) -> str | None:
         return f"Entropy {where} is {_nats(at[first])} nats{end}."
     if last - first == 1:
         return f"Entropy goes from {_nats(at[first])} to {_nats(at[last])} nats in layer {first}{end}."
-    if (at.cummax() - at).max() >= FLAT:
-        start, stop = _steepest(at)
-        where = layers_in_words(range(start, stop))
-        return f"Entropy falls most in {where}: from {_nats(at[start])} to {_nats(at[stop])} nats{end}."
+    fall = (at.cummax() - at).max()
+    if fall >= FLAT:
+        rises = f"rises most in {_stretch(at, _steepest(-at))}, and " if (at - at.cummin()).max() > fall else ""
+        return f"Entropy {rises}falls most in {_stretch(at, _steepest(at))}{end}."
     if at.max() - at.min() < FLAT:
         return f"Entropy stays between {_nats(at.min())} and {_nats(at.max())} nats in all measured layers{end}."
     return f"Entropy never falls along the layers: it rises from {_nats(at.min())} to {_nats(at.max())} nats{end}."
@@ -109,6 +110,12 @@ def _stream(means: pd.DataFrame) -> pd.Series:
             measured = means.drop(index=means.index[means["final"].notna()]) if "final" in means else means
             found |= {int(str(layer)) + passed: float(value) for layer, value in measured[site].items()}
     return pd.Series(found, dtype=float).sort_index()
+
+
+def _stretch(at: pd.Series, ends: tuple[int, int]) -> str:
+    """The layers between two ends with the entropy at both, as part of a sentence."""
+    start, stop = ends
+    return f"{layers_in_words(range(start, stop))}: from {_nats(at[start])} to {_nats(at[stop])} nats"
 
 
 def _steepest(at: pd.Series) -> tuple[int, int]:

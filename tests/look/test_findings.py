@@ -48,6 +48,11 @@ def sentences(one: View) -> str:
         (means([1.0, 0.5], [5.0, 1.0], 0.25), "in layer 0: from 5.00 to 1.00 nats; the model's own policy has 0.25."),
         (means([1.0, 1.02, 0.99]), "Entropy stays between 0.99 and 1.02 nats in all measured layers."),
         (means([0.5, 1.0, 12.34]), "Entropy never falls along the layers: it rises from 0.50 to 12.3 nats."),
+        (
+            means([0.1, 1.2, 1.3, 2.0, 1.7], final=1.7),
+            "Entropy rises most in layer 1: from 0.10 to 1.20 nats, and falls most in layer 4: from 2.00 to 1.70 nats; "
+            "the model's own policy has 1.70.",
+        ),
         (means([0.5]), "Entropy after layer 0 is 0.50 nats."),
         (means([0.5], [0.001], 0.2), "goes from 0.001 to 0.50 nats in layer 0; the model's own policy has 0.20."),
     ],
