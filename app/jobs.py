@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from internal_policy.scans import store
 GRACE = 2.0
 """Seconds that the worker has to stop by itself; then it is killed, and the model is loaded again next time."""
 BUSY = "Another tab is measuring a prompt. Wait for it to finish, or stop it there."
+TEMPLATE = re.compile(r"(?:[Uu]se|[Tt]ry) --chat-template (?:FILE to give one, or --chat-template none|FILE|none)")
+"""A remedy of the command line, for which the page has a switch."""
 Task = Literal["answer", "read"]
 """Whether the model answers a prompt, or reads a text."""
 
@@ -68,6 +71,12 @@ class Request:
         """Write the file with the text."""
         with files.replacing(self.file) as temporary:
             temporary.write_text(json.dumps(self.row) + "\n")
+
+
+def on_screen(job: "Job") -> str:
+    """Why a prompt failed, with the page's controls instead of options of the command line."""
+    said = TEMPLATE.sub(lambda found: f"{'T' if found[0][0].isupper() else 't'}urn off “Chat template”", job.error)
+    return f"{said} The options are those of this command: {job.request.command()}" if "--" in said else said
 
 
 def _flat(options: dict[str, str]) -> list[str]:

@@ -209,7 +209,7 @@ def progress(job: jobs.Job) -> None:
 def outcome(job: jobs.Job) -> None:
     """Say how it ended, with a way to open the scan on the other pages."""
     if job.state == "failed":
-        show.refuse(InputError(job.error))
+        show.refuse(InputError(jobs.on_screen(job)))
         return
     if job.state == "stopped":
         st.text("Stopped. Ask the same again to start over.")

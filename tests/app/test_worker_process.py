@@ -160,6 +160,31 @@ def test_a_model_folder_that_can_not_be_loaded_is_refused_in_a_sentence(worker, 
     assert not events[-1]["error"].startswith("This failed")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            "The tokenizer has no chat template. Use --chat-template FILE to give one, or --chat-template none.",
+            "The tokenizer has no chat template. Turn off “Chat template”.",
+        ),
+        (
+            "The template would be applied twice. Use --chat-template none, or give the question alone.",
+            "The template would be applied twice. Turn off “Chat template”, or give the question alone.",
+        ),
+        ("Fix the messages, or use --chat-template none.", "Fix the messages, or turn off “Chat template”."),
+        ("It rejected them. Try --chat-template FILE.", "It rejected them. Turn off “Chat template”."),
+    ],
+)
+def test_a_refusal_names_the_pages_control(jobs, error, said):
+    job = jobs.Job(jobs.Request("answer", "demo-qwen3", "Hi"), error=error)
+    assert jobs.on_screen(job) == said
+
+
+def test_a_refusal_that_names_another_option_shows_the_command(jobs):
+    job = jobs.Job(jobs.Request("read", "demo-qwen3", "Hi"), error="It is too large. Use another --dtype.")
+    assert "The options are those of this command: internal-policy scan --model demo-qwen3" in jobs.on_screen(job)
+
+
 def test_a_second_worker_is_refused_while_one_runs(worker, cache):
     second = Process(cache)
     assert second.first["error"] == module.OCCUPIED
