@@ -5,7 +5,7 @@ import html
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -139,12 +139,27 @@ def download(key: str, label: str, data: pd.DataFrame, file: str, icon: str | No
     )
 
 
-def targets(changes: pd.DataFrame) -> None:
-    """Draw the target layers by each part of an entropy change. Raises InputError if the rollouts are too few."""
-    found = summary.targets(changes)
-    if not found["stages"].any():
-        raise InputError(in_words(suggestion(changes)))
-    table("targets", found)
+def targets(changes: Mapping[str, pd.DataFrame]) -> None:
+    """Draw the target layers by each part of an entropy change, of one or more scans by name.
+
+    A scan without stages is left out with a sentence; if it is the only one, this raises InputError.
+    """
+    several, found = len(changes) > 1, []
+    for name, change in changes.items():
+        known = summary.targets(change)
+        known = known[known["stages"] != ""]
+        said = suggestion(change)
+        if not len(known) and not several:
+            raise InputError(in_words(said))
+        if several and said["target"] is None:
+            st.text(f"• {line(name)}: {in_words(said)}")
+        if several:
+            known.insert(0, "scan", name)
+        found.append(known)
+    if len(shown := pd.concat(found, ignore_index=True)):
+        table("targets", shown)
+        if dashes := summary.dashes(shown):
+            st.caption(dashes)
 
 
 def number(place: DeltaGenerator, label: str, *, key: str, value: int | None = None, **given: Any) -> int | None:

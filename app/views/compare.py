@@ -14,7 +14,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy.errors import InputError, counted
-from internal_policy.look import catalogue, comparison, headings, pairs, recipe, summary, view
+from internal_policy.look import catalogue, comparison, headings, pairs, recipe, view
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.lens_grid import page, pair, payload
 from internal_policy.look.pairs import Side
@@ -277,9 +277,7 @@ def curves(looked: View, others: Sequence[View], average: Average) -> None:
             show.figure(f"compare-{measure}", catalogue.compare(found), numbers, recipe=made)
     st.subheader("Target layer")
     changes = [scans.data("change", [one], Choice(average=average)).frames["change"] for one in views]
-    named = [summary.targets(found).assign(scan=name) for found, name in zip(changes, names, strict=True)]
-    table = pd.concat(named, ignore_index=True)
-    show.table("targets", table[["scan", *table.columns.drop("scan")]])
+    show.targets(dict(zip(names, changes, strict=True)))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def page(looked: View, average: Average) -> None:
     next_to_look_at = st.container()  # filled last, because one of the links takes a column of every token
     with st.expander("Target layer by direction and norm", key="by-part"), show.refusing():
         st.markdown(TARGET)
-        show.targets(view.changes(looked, average) if changes is None else changes)
+        show.targets({"": view.changes(looked, average) if changes is None else changes})
     with st.expander("Entropy by layer (nats)", key="all-layers"), show.refusing():
         by_layer = summary.by_layer(looked, average).round(3)
         final = by_layer["layer"] == record["n_layers"]

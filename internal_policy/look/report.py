@@ -10,8 +10,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, comparison, export, findings, highlights, summary, theme, view
-from internal_policy.look.bootstrap import FEWEST
+from internal_policy.look import catalogue, comparison, export, findings, highlights, summary, targets, theme, view
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.lens_grid import page, response
 from internal_policy.look.view import View
@@ -95,14 +94,16 @@ def _figure(name: str, views: Sequence[View], choice: Choice) -> dict[str, str]:
 
 def _targets(one: View) -> dict[str, Any]:
     try:
-        frame = summary.targets(view.changes(one))
+        changes = view.changes(one)
     except InputError as error:
         return {"why": str(error)}
-    stages = frame["stages"] != ""
-    if not stages.any():
-        return {"why": f"Stages need at least {FEWEST} rollouts, and the entropy before and after the FFN."}
-    rows = [["none" if pd.isna(cell) else str(cell) for cell in row] for row in frame[stages].to_numpy(dtype=object)]
-    return {"columns": list(frame.columns), "rows": rows}
+    frame = summary.targets(changes)
+    said = targets.in_words(targets.suggestion(changes))
+    known = frame[frame["stages"] != ""]
+    if not len(known):
+        return {"why": said}
+    rows = [["–" if pd.isna(cell) else str(cell) for cell in row] for row in known.to_numpy(dtype=object)]
+    return {"said": said, "columns": list(known.columns), "rows": rows, "dashes": summary.dashes(known)}
 
 
 def _table(one: View) -> dict[str, Any]:

@@ -78,6 +78,16 @@ def targets(changes: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def dashes(table: pd.DataFrame) -> str:
+    """What missing layers in `targets` mean, in a sentence; empty if none is missing."""
+    if table[["target layer", "runner-up"]].notna().all(axis=None):
+        return ""
+    return (
+        "A dash means that no layer's FFN raises entropy significantly by that part of the change; for the runner-up, "
+        "that no other layer's own interval is above 0."
+    )
+
+
 def stages_in_words(spans: Sequence[tuple[str, int, int]]) -> str:
     """Stages in words, such as `exploration 0 to 5, integration 6`."""
     return ", ".join(f"{stage} {first}" + (f" to {last}" if last > first else "") for stage, first, last in spans)

@@ -615,6 +615,13 @@ def test_a_scan_by_itself_is_compared_with_its_other_readout():
     assert app.selectbox(key="against_list").value == "demo-llama"
 
 
+def test_compared_scans_say_why_they_have_no_target_layer():
+    app = opened("compare", scan="smollm2-135m", readout="raw", compare="demo-qwen3")
+    said = "No layer's FFN raises entropy significantly, so there is no target layer."
+    assert any(text.startswith("• ") and text.endswith(said) for text in texts(app))
+    assert "A dash means that no layer's FFN" in captions(app)
+
+
 def test_the_open_scan_is_compared_with_one_of_the_same_problems():
     assert opened("compare", scan="demo-llama").multiselect(key="compare").value == ["demo-qwen3"]
     app = opened("compare", scan="demo-qwen3")

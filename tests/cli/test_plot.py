@@ -193,6 +193,8 @@ def test_a_report_shows_the_findings_and_every_readout(tmp_path):
     assert "Raw hidden states are saturated" in page
     assert "KL from the model with each readout" in page
     assert '"chosen": {"readout": "norm"}' in page
+    assert "FFN raises entropy significantly, so there is no target layer." in page
+    assert "A dash means that no layer" in page
 
 
 def test_texts_of_a_scan_are_escaped_in_a_report(tmp_path):
