@@ -74,8 +74,10 @@ def choose() -> RunTables | None:
     name = typed or next(iter(found))
     folder = runs.find(name)
     if found:
-        st.session_state["listed_run"] = next((known for known, path in found.items() if path == folder), None)
-        above.selectbox("Run", [*found], index=None, key="listed_run", on_change=open_listed)
+        shown = next((known for known, path in found.items() if path == folder), name)
+        st.session_state["listed_run"] = shown
+        runs_and_typed = list(dict.fromkeys([*found, shown]))
+        above.selectbox("Run", runs_and_typed, format_func=theme.short, key="listed_run", on_change=open_listed)
     return RunTables(folder, name if name in found else folder.name)
 
 

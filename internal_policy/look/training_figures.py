@@ -189,8 +189,8 @@ QUANTITIES = {
     "entropy": Mark("whole policy", theme.PURPLE, "star"),
     "internal_entropy": Mark("internal policy", theme.ORANGE, "square"),
     "reward": REWARD,
-    "clip_fraction": Mark("clip fraction", GREY, "circle"),
-    "perplexity": Mark("perplexity", GREY, "circle"),
+    "clip_fraction": Mark("clip fraction", theme.INK, "circle"),
+    "perplexity": Mark("perplexity", theme.INK, "circle"),
 }
 """Column of metrics.parquet -> how its line is drawn."""
 

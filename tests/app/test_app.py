@@ -726,6 +726,14 @@ def test_bundled_runs_are_listed_and_opened_by_their_name(run, monkeypatch, tmp_
     assert "training/one" in charts(app)[0]
 
 
+def test_a_run_that_is_not_listed_is_named_in_the_list(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "elsewhere" / "three")
+    app = opened("training", run=str(folder))
+    assert app.selectbox(key="listed_run").value == str(folder)
+    app.selectbox(key="listed_run").select("training/one").run()
+    assert app.session_state["run"] == "training/one"
+
+
 def test_without_training_runs_the_page_says_what_one_is(monkeypatch, tmp_path):
     monkeypatch.setattr(bundle, "DATA", tmp_path)
     assert any("metrics.parquet" in text for text in texts(opened("training")))

@@ -197,3 +197,7 @@ def test_several_runs_have_a_colour_each_and_their_names_are_inert():
     assert len({(trace.line.color, trace.marker.symbol) for trace in theme.traces(figure)}) == 2
     assert [trace.name for trace in theme.traces(figure) if trace.showlegend] == [theme.inert(HOSTILE), "b"]
     assert {shape.line.color for shape in figure.layout.shapes} == {colour for colour, _ in training_figures.RUNS[:2]}
+
+
+def test_curves_are_as_dark_as_their_labels():
+    assert {mark.colour for mark in training_figures.QUANTITIES.values()}.isdisjoint({theme.GREY, theme.SOFT})
