@@ -1,7 +1,7 @@
 """How to make a figure again: its lines of Python, its address in the dashboard, and a name for its files."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def _call(shown: str, name: str, arguments: str) -> str:
     return f"{shown}.plot.{name.replace('-', '_')}({arguments})"
 
 
-def _arguments(chosen: dict[str, object]) -> str:
+def _arguments(chosen: Mapping[str, object]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in chosen.items())
 
 
