@@ -28,7 +28,7 @@ def page(looked: View, average: Average) -> None:
         show.catalogued("norm-control", changes)
     st.subheader("Target layer by direction and by norm")
     with show.refusing():
-        show.targets(changes.frames["change"])
+        show.targets(changes.frames)
 
 
 if __name__ == "__main__":
