@@ -35,13 +35,12 @@ def show(key: str, drawn: Mapping[str, Any], on: Events = NONE) -> None:
     """Draw one grid or two linked ones: what `page.data` returns. `key` keeps what was selected from rerun to rerun.
 
     A change of `drawn["chosen"]` moves the grid. `on` has what is called, by event: `kept` with the chosen cell when
-    the user presses Enter, `wanted` with a readout and site that the grid lacks, `read` with another readout, and
-    `picked` with a cell that was clicked.
+    the user presses Enter, `wanted` with a readout and site that the grid lacks, and `read` with another readout.
     """
     callbacks: dict[str, Any] = {f"on_{event}_change": _telling(key, event, on[event]) for event in on}
     _component()(key=key, data={**drawn, "events": [*on]}, **callbacks)
 
 
 def _telling(key: str, event: str, called: Callable[[Any], None]) -> Callable[[], None]:
-    """A callback that passes on what the grid said."""
+    """A callback that passes on the value of an event."""
     return lambda: called(st.session_state[key][event])

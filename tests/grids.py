@@ -77,7 +77,6 @@ def payload(
     return {
         "format": 1,
         "scan": "made",
-        "model": "made",
         "rollout": rollout,
         "n_layers": layers,
         "d_vocab": V,
@@ -85,7 +84,6 @@ def payload(
         "first": 0,
         "prompt": ["Question", ":", "\n"],
         "tokens": [words[at] for at in actual],
-        "ids": actual,
         "vocabulary": words,
         "actual": actual,
         "readouts": [

@@ -14,10 +14,10 @@ function mountLensGrid(root, data, host) {
   return made;
 }
 
-// One grid. Beyond `host.keep`, `want` and `pick`, a host may have `read(readout)`, called for another
-// readout, and `preview(state)`, called for every pointed cell.
+// One grid. A host may have `keep(state)`, called when Enter keeps a cell, `want(plane)`, called for a readout and
+// site that weren't sent, and `read(readout)`, called when another readout is chosen.
 function lensGrid(root, data, host) {
-  let source = null, view = null, found = null, typed = "", pins = [], pending = null, turn = 0, given = {}, kept = "", timer = 0;
+  let source = null, view = null, found = null, typed = "", pins = [], pending = null, turn = 0, given = {}, kept = "";
   const state = { readout: "", site: "", measure: "", fixed: false, layer: 0, column: 0, locked: false };
   const act = {
     hover, lock, move, keep, free, pin, find, hit, choose, describe, nearest,
@@ -189,18 +189,11 @@ function lensGrid(root, data, host) {
     panel.draw(source, state, pins);
   }
 
-  function told() {
-    clearTimeout(timer);
-    timer = setTimeout(() => host.pick && host.pick(link()), 120);
-    if (host.preview) host.preview(link());
-  }
-
   function hover(layer, column) {
     if (state.locked || !view) return;
     state.layer = layer ?? state.layer;
     state.column = column ?? state.column;
     point();
-    if (host.preview) host.preview(link());
   }
 
   function lock(layer, column) {
@@ -212,11 +205,10 @@ function lensGrid(root, data, host) {
   }
 
   // Lock a cell and bring it into sight.
-  function go(layer, column, quiet = false) {
+  function go(layer, column) {
     Object.assign(state, { layer, column, locked: true });
     table.reveal(layer, column);
     point(true);
-    if (!quiet) told();
   }
 
   function move(down, across) {
@@ -307,8 +299,8 @@ function lensGrid(root, data, host) {
     return `${layer === source.model ? "the model's own policy" : `layer ${layer}`}, position ${source.payload.first + column}: ${said.filter(Boolean).join("; ")}`;
   }
 
-  const ready = update(data);
-  return { host, ready, update, go, state: () => source && ({ ...link(), locked: state.locked, pins: pins.map((each) => each.text), find: typed, fixed: state.fixed }), node: table.node };
+  update(data);
+  return { host, update, state: () => source && ({ ...link(), locked: state.locked, pins: pins.map((each) => each.text), find: typed, fixed: state.fixed }) };
 }
 
 function nearestOf(rows, wanted) {

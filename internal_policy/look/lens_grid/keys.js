@@ -1,4 +1,4 @@
-// The keys of the grid: arrows, Home, End and Page keys move, Enter keeps the cell, Escape frees it.
+// The keys of the grid: arrows, Home, End and Page keys move, Enter keeps the cell, Escape unlocks it.
 
 const PAGE = 10;
 const MOVES = {

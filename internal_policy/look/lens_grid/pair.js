@@ -6,7 +6,7 @@ const WIDER = 1.5; // columns of differences, which hold two tokens
 // The state and the drawing of two grids. `data.why` says why nothing is subtracted; the tokens then may differ.
 function mountPair(root, data, host) {
   const state = { site: "resid_post", measure: "probability", fixed: false, layer: 0, columns: [0, 0], locked: false };
-  let sources = [], readouts = [], same = true, view = null, typed = "", found = null, turn = 0, leader = null, given = "", timer = 0;
+  let sources = [], readouts = [], same = true, view = null, typed = "", found = null, turn = 0, leader = null, given = "";
   const box = element("div", "lg lg-pair"), why = element("p", "lg-note"), texts = element("div", "lg-pair-texts"), live = element("div", "lg-live");
   const shared = { choose, find, hit, canWant: Boolean(host.want), canKeep: Boolean(host.keep), narrow: () => root.clientWidth < NARROW };
   const bar = createBar(shared), panel = createPairPanel({ ...shared, keep, free });
@@ -247,11 +247,6 @@ function mountPair(root, data, host) {
     return { layer, position: sources[0].payload.first + state.columns[0], site, readout: readouts[0], measure };
   }
 
-  function told() {
-    clearTimeout(timer);
-    timer = setTimeout(() => host.pick && host.pick(link()), 120);
-  }
-
   function hover(at, layer, column) {
     if (state.locked || !view) return;
     set(at, layer, column);
@@ -271,7 +266,6 @@ function mountPair(root, data, host) {
     leader = at;
     reveal();
     point(true);
-    told();
   }
 
   function move(at, down, across) {
@@ -283,7 +277,7 @@ function mountPair(root, data, host) {
   function free() {
     state.locked = false;
     point();
-    live.textContent = "Free. Hovering previews cells.";
+    live.textContent = "Unlocked. Hovering previews cells.";
   }
 
   function keep() {
@@ -345,6 +339,6 @@ function mountPair(root, data, host) {
     return `${place}: ${[top, what].filter(Boolean).join("; ")}`;
   }
 
-  const ready = update(data);
-  return { host, ready, update, go, state: () => ({ ...link(), locked: state.locked, columns: state.columns, same, find: typed }), node: parts[0].table.node };
+  update(data);
+  return { host, update, state: () => ({ ...link(), locked: state.locked, columns: state.columns, same, find: typed }) };
 }

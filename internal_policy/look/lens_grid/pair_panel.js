@@ -3,13 +3,13 @@
 function createPairPanel(act) {
   const box = element("section", "lg-panel lg-pair-panel"), top = element("div", "lg-top-line"), headline = element("h3", "lg-headline"), mode = element("span", "lg-mode");
   const came = element("p", "lg-token-line"), table = element("table", "lg-pair-numbers"), lists = element("div", "lg-pair-lists"), foot = element("div", "lg-foot");
-  const keep = element("button", "lg-button", "Link to this cell"), free = element("button", "lg-button", "Free");
+  const keep = element("button", "lg-button", "Link to this cell"), free = element("button", "lg-button", "Unlock");
   box.setAttribute("aria-label", "Selected cell of A and B");
   for (const button of [keep, free]) button.type = "button";
   keep.onclick = act.keep;
   free.onclick = act.free;
   top.append(headline, mode);
-  foot.append(...(act.canKeep ? [keep] : []), free, element("span", "lg-small lg-keys", `Arrow keys move${act.canKeep ? ", Enter links" : ""}, Escape frees.`));
+  foot.append(...(act.canKeep ? [keep] : []), free, element("span", "lg-small lg-keys", `Arrow keys move${act.canKeep ? ", Enter puts the cell into the address" : ""}, Escape unlocks.`));
   box.append(top, came, table, lists, foot);
 
   // The measures that the table lists: the chosen one first.

@@ -49,7 +49,6 @@ function createPanel(act) {
       return { name, node, sub, items };
     });
     steps.replaceChildren(...columns.map((column) => column.node));
-    steps.classList.toggle("lg-single", names.length === 1);
   }
 
   function moved(now, before) {

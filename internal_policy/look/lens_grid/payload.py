@@ -36,7 +36,7 @@ MEASURES = ("entropy", "kl", "rank", "logprob", "norm", "cosine", "entropy_at_in
 """Measured columns that are sent; `change` is added where it can be computed, and the probability of the top token is
 the first of `topk_probs`."""
 BETTER = {"probability": "high", "entropy": "low", "kl": "low", "rank": "low", "logprob": "high"}
-"""Measure -> which end of its scale means that the policy is sure or right."""
+"""Measure -> which end of its scale means that the policy is certain or correct."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def payload(
 ) -> dict[str, Any]:
     """The numbers of one response at some sites and with some readouts, which `plane.js` reads.
 
-    By default all readouts and the sites that the panel shows. A response of more than 1,024 tokens is sent in windows:
-    the first one, or the one with `position`. `name` is what links call the scan. Raises InputError for a readout,
-    site, rollout or position that the scan lacks.
+    By default they are all readouts and the sites that the panel shows. A response of more than 1,024 tokens is sent in
+    windows: the first one, or the one with `position`. `name` is what links call the scan. Raises InputError for a
+    readout, site, rollout or position that the scan lacks.
     """
     record = view.check(one)
     whole, prompt = tokens.response(one, rollout), _prompt(one, rollout)
@@ -79,7 +79,6 @@ def payload(
     return {
         "format": FORMAT,
         "scan": name or (findings.name(one.source) if isinstance(one.source, Path) else ""),
-        "model": record["model"],
         "rollout": int(rollout),
         "n_layers": record["n_layers"],
         "d_vocab": record["d_vocab"],
@@ -88,7 +87,6 @@ def payload(
         "ends": [int(whole["position"].iloc[0]), int(whole["position"].iloc[-1])],
         "prompt": [texts[index[token]] for token in prompt],
         "tokens": [texts[index[token]] for token in response["id"]],
-        "ids": response["id"].tolist(),
         "vocabulary": texts,
         "actual": [index[token] for token in response["id"]],
         "readouts": [_readout(replace(one, readout=readout)) for readout in chosen["readouts"]],
@@ -149,7 +147,7 @@ def _planes(one: View, rollout: int, sites: Sequence[str], positions: int) -> It
 
 
 def _names(one: View, site: str) -> list[str]:
-    """The columns of a site that are sent. The norm after the final norm is of another space than the layers'."""
+    """The columns of a site that are sent. The norm after the final norm is left out, as in `view.SHOWN_AT`."""
     left_out = {"norm"} if site == "final" else set()
     if one.readout != "raw":
         left_out.add("entropy_at_input_norm")
@@ -222,7 +220,6 @@ def _measure(name: str, d_vocab: int) -> dict[str, Any]:
         "logarithmic": name in LOGARITHMIC,
         "signed": name in AROUND_ZERO,
         "sites": list(INPUT_OF) if name == "change" else list(ONLY_AT.get(name, WITH_FINAL)),
-        "readouts": ["raw"] if name == "entropy_at_input_norm" else None,
     }
 
 
