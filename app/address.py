@@ -1,4 +1,4 @@
-"""Choices in the page's address that no widget holds. They are also in the session, under their names."""
+"""Choices in the page's address that no widget holds. The session keeps them too, under their names."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -43,31 +43,31 @@ def entered(page: str) -> None:
 
 
 def read(names: Mapping[str, type]) -> bool:
-    """Take the choices in the address, unless they are our own; whether there were any.
+    """Take the choices in the address, unless `write` put them there; return whether there were any.
 
-    Values that aren't of a name's type are ignored. When somebody is quicker than the last `write`, the browser still
-    sends the address from before it, which is no news.
+    Values that aren't of a name's type are ignored. If the user acts before the browser has the last address that
+    `write` set, it still sends the one before, which isn't a new choice either.
     """
-    found = _given(names)
-    values = {name: _parsed(text, names[name]) for name, text in found.items()}
-    others = {name: value for name, value in values.items() if value is not None}
-    if found in st.session_state.get(KNOWN, ()):
-        others = {}
-    for name, value in others.items():
+    texts = _given(names)
+    values = {name: _parsed(text, names[name]) for name, text in texts.items()}
+    choices = {name: value for name, value in values.items() if value is not None}
+    if texts in st.session_state.get(KNOWN, ()):
+        choices = {}
+    for name, value in choices.items():
         st.session_state[name] = value
-    st.session_state[KNOWN] = [found, found]
-    return bool(others)
+    st.session_state[KNOWN] = [texts, texts]
+    return bool(choices)
 
 
 def write(names: Mapping[str, type]) -> None:
     """Put the choices of the session into the address."""
     chosen = {name: st.session_state.get(name) for name in names}
-    said = {name: str(value) for name, value in chosen.items() if value is not None}
+    texts = {name: str(value) for name, value in chosen.items() if value is not None}
     for name in names:
-        if name not in said and name in st.query_params:
+        if name not in texts and name in st.query_params:
             del st.query_params[name]
-    if any(st.query_params.get(name) != text for name, text in said.items()):
-        st.query_params.update(said)
+    if any(st.query_params.get(name) != text for name, text in texts.items()):
+        st.query_params.update(texts)
     st.session_state[KNOWN] = [st.session_state[KNOWN][0], _given(names)]
 
 

@@ -1,4 +1,4 @@
-"""A list of choices whose parameter in the address is the choice itself, whatever the list calls it."""
+"""A list of choices that are kept in the address by their own names, whatever the list calls them."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,10 +9,10 @@ from streamlit.delta_generator import DeltaGenerator
 def choose(
     place: DeltaGenerator, label: str, options: Sequence[str], *, key: str, name: Callable[[str], str], first: str = ""
 ) -> str:
-    """Draw a list of `options`, and return the chosen one; `first` unless the address has another.
+    """Draw a list of `options`, and return the chosen one, which is `first` unless the address has another.
 
-    A widget that Streamlit binds to the address writes what it shows, such as `layer output (resid_post)`. An unknown
-    value in the address is ignored.
+    Streamlit's own binding would write the text on screen into the address, such as `layer output (resid_post)`. An
+    unknown value in the address is ignored.
     """
     default, written = first or options[0], f"{key} in the address"
     asked = st.query_params.get(key)

@@ -37,7 +37,7 @@ async function copy(text, refused) {
     return "Copied";
   } catch { // no clipboard at this address, or the user denied it
     refused(text);
-    return "Copy it from below";
+    return "Copy it from the box below";
   }
 }
 

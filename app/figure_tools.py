@@ -26,7 +26,7 @@ def _component() -> ComponentRenderer:
 def buttons(key: str, drawn: go.Figure | None, recipe: Recipe) -> None:
     """Draw the buttons: those that copy, and for a plotly figure those that save it.
 
-    What the browser refuses to copy is shown below them instead.
+    Text that the browser refuses to copy is shown below them.
     """
     data: dict[str, Any] = {"python": recipe.python, "address": [list(pair) for pair in recipe.address]}
     if drawn is not None:

@@ -20,7 +20,7 @@ from internal_policy.errors import InputError
 from internal_policy.scans import store
 
 GRACE = 2.0
-"""Seconds that the worker has to stop by itself; then it is killed, and the model is loaded again next time."""
+"""Seconds that the worker has to stop by itself. After that it is killed, and the next prompt loads the model again."""
 BUSY = "Another tab is measuring a prompt. Wait for it to finish, or stop it there."
 TEMPLATE = re.compile(r"(?:[Uu]se|[Tt]ry) --chat-template (?:FILE to give one, or --chat-template none|FILE|none)")
 """A remedy of the command line, for which the page has a switch."""
@@ -44,7 +44,7 @@ class Request:
     """Whether a prompt goes through the chat template."""
 
     def words(self) -> list[str]:
-        """The scan command, without the program. It names a file, because a text can look like an option."""
+        """The words of the scan command. They name a file with the text, because a text can look like an option."""
         readout = self.readouts[0] if len(self.readouts) == 1 else "both"
         options = {"--model": self.model, "--readout": readout, "--batch-size": "1"}
         if self.task == "read":
@@ -117,7 +117,7 @@ class Job:
         return self.state in ("done", "stopped", "failed")
 
     def update(self, event: dict[str, Any]) -> None:
-        """Take over what the worker tells."""
+        """Apply an event of the worker."""
         for name in ("response", "tokens", "grid", "share", "scan", "cached", "seconds", "error"):
             if name in event:
                 setattr(self, name, event[name])
@@ -129,7 +129,7 @@ class Worker:
     """The process that keeps a model loaded."""
 
     def __init__(self, request: Request) -> None:
-        """Start it, offline, to begin with a prompt."""
+        """Start the process, offline, with its first prompt."""
         self.job = Job(request)
         """The latest prompt."""
         self.process: Any = subprocess.Popen(
@@ -139,7 +139,7 @@ class Worker:
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
         self.owner: Any = None
-        """The tab that asked last."""
+        """The tab of the latest prompt."""
         self.memory = 0
         """Bytes that it uses."""
         self.thread = threading.Thread(target=self._listen, daemon=True)
@@ -157,7 +157,7 @@ class Worker:
         return self.process.poll() is None
 
     def ask(self, request: Request) -> None:
-        """Begin with another prompt."""
+        """Start another prompt."""
         self.job = Job(request)
         self._begin()
 
@@ -188,7 +188,7 @@ class Worker:
             self.process.stdin.flush()
 
     def _listen(self) -> None:
-        """Take over what the worker tells until it ends. Runs in a thread of its own."""
+        """Apply the events of the worker until it ends, in a thread of its own."""
         for line in self.process.stdout:
             if line.startswith(b"{"):  # an interpreter may print other lines when it starts
                 event = json.loads(line)
@@ -202,17 +202,17 @@ class Worker:
                 pipe.close()
 
     def _settle(self) -> None:
-        """Give up a prompt that the process can't finish any more."""
+        """Mark a prompt that the ended process can't finish as failed or stopped."""
         if self.job.over:
             return
         if self.job.stopping is None:
-            self.job.error = f"The worker ended (exit code {self.process.poll()}). Ask again: a new one starts."
+            self.job.error = f"The worker ended (exit code {self.process.poll()}). Ask again to start a new one."
         self.job.state = "failed" if self.job.error else "stopped"
 
 
 _lock = threading.Lock()
 _latest: list[Worker] = []
-"""The worker, if one was started; it serves all tabs, one after the other."""
+"""The worker that was started last, if any. It serves all tabs, one after the other."""
 
 
 def _release(tab: list[str]) -> None:
@@ -224,12 +224,12 @@ def _release(tab: list[str]) -> None:
 
 @st.cache_resource(scope="session", on_release=_release, show_spinner=False)
 def _tab() -> list[str]:
-    """Stands for this tab, which Streamlit releases when the tab is closed or reloaded."""
+    """A token for this tab, which Streamlit releases when the tab is closed or reloaded."""
     return []
 
 
 def ask(request: Request) -> Job:
-    """Begin with a prompt; the worker is started if there is none. Raises InputError if another tab is using it."""
+    """Start a prompt, and the worker if none runs. Raises InputError if another tab is using it."""
     tab = _tab()
     with _lock:
         worker = next((worker for worker in _latest if worker.running), None)
@@ -246,7 +246,7 @@ def ask(request: Request) -> Job:
 
 
 def worker_of(job: Job) -> Worker | None:
-    """The worker that is busy with a job or was last, unless it has ended."""
+    """The running worker whose latest prompt is this job, if there is one."""
     return next((worker for worker in _latest if worker.job is job and worker.running), None)
 
 

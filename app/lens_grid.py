@@ -32,7 +32,7 @@ def numbers(
 
 
 def show(key: str, drawn: Mapping[str, Any], on: Events = NONE) -> None:
-    """Draw one grid or two linked ones: what `page.data` returns. `key` keeps what was selected from rerun to rerun.
+    """Draw one grid or two linked ones, from what `page.data` returns. `key` keeps the selection from rerun to rerun.
 
     A change of `drawn["chosen"]` moves the grid. `on` has what is called, by event: `kept` with the chosen cell when
     the user presses Enter, `wanted` with a readout and site that the grid lacks, and `read` with another readout.

@@ -13,11 +13,11 @@ class Entry(NamedTuple):
     """A page of the dashboard."""
 
     title: str
-    """Its heading, and its name in the browser's tab. No icon, which Streamlit would fetch from the network."""
+    """Its heading, and its name in the browser's tab. No icon: Streamlit would fetch it from the network."""
     figures: tuple[str, ...] = ()
-    """The catalogue's figures on it. The sidebar has what they use of a scan, and nothing for a page without any."""
+    """The catalogue's figures on the page. The sidebar has the choices that they use; without figures it is empty."""
     of_tokens: bool = False
-    """Whether it reads tokens. Such a page opens on the readout through the final norm if that was measured."""
+    """Whether the page shows single tokens. Such a page opens on the norm readout if that was measured."""
 
 
 STYLE = Path(__file__).parent / "style.css"
@@ -65,6 +65,6 @@ def dashboard() -> None:
 
 if __name__ == "__main__":  # Streamlit runs this file for every page,
     dashboard()
-else:  # and imports it once for the server, which by itself refuses a foreign Host on its websocket alone
+else:  # and imports it once for the server, which without the guard only refuses a foreign Host on its websocket
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
     app = st.App(__file__, routes=served.ROUTES, middleware=[guard])

@@ -58,12 +58,12 @@ def name_of(folder: Path) -> str:
 
 
 def stamp(folder: Path) -> tuple[str, int, int]:
-    """Tells a scan from another one that replaced it in the same folder."""
+    """A value that differs between a scan and another one that replaced it in the same folder."""
     try:
-        found = (folder / store.RECORD).stat()
+        status = (folder / store.RECORD).stat()
     except OSError:
         return str(folder), 0, 0
-    return str(folder), found.st_mtime_ns, found.st_size
+    return str(folder), status.st_mtime_ns, status.st_size
 
 
 def _identity(looked: View) -> tuple[Any, ...]:
@@ -116,7 +116,7 @@ def _longest(of: tuple[str, int, int]) -> int:
 def choose(uses: Collection[str], *, of_tokens: bool) -> str | None:
     """Draw the sidebar with the choices that a page `uses`, and return the label of the scan.
 
-    `chosen` returns what was chosen. Pages `of_tokens` open on the readout through the final norm.
+    `chosen` returns the view. Pages `of_tokens` open on the norm readout.
     """
     known = listed()
     if opened := st.session_state.pop("opened", None):
@@ -231,7 +231,7 @@ def _filtered(folder: Path, uses: Collection[str], of_tokens: bool) -> View:
 
 
 def _positions(end: int) -> tuple[int, int | None]:
-    """Draw the choice of positions, up to the `end` of the longest response; None stands for that."""
+    """Draw the choice of positions, up to the `end` of the longest response. The last one is None if it is the end."""
     if st.session_state.get("last") == st.session_state.get("end"):
         st.session_state["last"] = float(end)  # another scan ends elsewhere
     st.session_state["end"] = float(end)

@@ -27,8 +27,9 @@ from internal_policy.tasks import formulas
 LOG = logging.getLogger(__name__)
 FIRST_SCAN = "internal-policy scan"
 COLOURS = {theme.INK: "#000001", theme.SOFT: "#000002"}
-"""Colour of a figure on white -> the colour that Streamlit replaces with the first or second of the theme's
-`chartCategoricalColors` in app/.streamlit/config.toml, when the browser first draws it; style.css does so later."""
+"""Colour of a figure on white -> a placeholder, which Streamlit replaces with the first or second of the theme's
+`chartCategoricalColors` in app/.streamlit/config.toml when the browser first draws the figure. If the theme changes
+later, style.css recolours it."""
 LARGEST = 2**31 - 1
 """Largest position or rollout number that a box accepts."""
 LONGEST = 600
@@ -47,13 +48,13 @@ def figure(
     clicked: Callable[[], None] | None = None,
 ) -> None:
     """Draw a chart, with buttons and its data below. A click on a point calls `clicked`."""
-    said = drawn.layout.to_plotly_json()["meta"]
+    meta = drawn.layout.to_plotly_json()["meta"]
     st.plotly_chart(
         on_page(drawn),
         key=key,
         theme="streamlit",
         config={**export.CONFIG, "modeBarButtonsToRemove": ["toImage"]},  # its images have the page's colours
-        alt=f"{said['title']}: {said['caption']}",
+        alt=f"{meta['title']}: {meta['caption']}",
         on_select=clicked or "ignore",
         selection_mode="points",
     )

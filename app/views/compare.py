@@ -24,7 +24,7 @@ from internal_policy.scans import store
 
 OF_B = {"against": str, "against_readout": str, "against_rollout": int}
 CHOICES = {"rollout": int, "layer": int, "position": int, "site": str, "measure": str, **OF_B}
-"""What the address says besides the sidebar's choices and the scans."""
+"""What the address holds besides the sidebar's choices and the scans."""
 SITE = "resid_post"
 """The site that the grids open on."""
 BEGINNING = 60
@@ -34,8 +34,8 @@ BEGINNING = 60
 def draw(looked: View, average: Average) -> None:
     """Draw the page."""
     st.markdown(
-        "A is the scan that is open in the sidebar. Compare it with other scans, or with another readout or response "
-        "of its own: [cell by cell](#cell-by-cell) and [by layer](#by-layer)."
+        "A is the scan that is open in the sidebar. Compare it with other scans, or with another of its readouts or "
+        "responses: [cell by cell](#cell-by-cell) and [by layer](#by-layer)."
     )
     others = choose_scans(looked)
     st.subheader("Cell by cell")
@@ -77,7 +77,7 @@ def choose_scans(looked: View) -> list[View]:
 
 
 def default(looked: View, known: Mapping[str, Path]) -> list[str]:
-    """The scan to compare with first, if there is one of the same problems or the same shape of model."""
+    """The scan to compare with first, if one has the same problems or a model of the same shape."""
     records = {}
     for name, folder in known.items():
         try:
@@ -158,12 +158,12 @@ def pick(
     name: str,
     options: Sequence[Any],
     usual: Any,
-    said: Callable[[Any], str | None],
+    text: Callable[[Any], str | None],
     changed: Callable[[], None] = lambda: None,
 ) -> Any:
-    """Draw a list whose choice is kept in the session, and by that in the address, under `name`.
+    """Draw a list whose choice is kept in the session under `name`, and from there in the address.
 
-    Raises InputError for a response that doesn't exist; other choices that don't become the `usual` one.
+    Raises InputError for a response that doesn't exist. Any other choice that doesn't exist becomes the `usual` one.
     """
     asked = st.session_state.get(name)
     st.session_state[f"{name}_list"] = asked if asked in options else usual
@@ -173,10 +173,10 @@ def pick(
         changed()
 
     place.selectbox(
-        label, options, format_func=lambda one: show.line(said(one) or str(one)), key=f"{name}_list", on_change=take
+        label, options, format_func=lambda one: show.line(text(one) or str(one)), key=f"{name}_list", on_change=take
     )
     if isinstance(asked, int) and asked not in options:
-        raise InputError(f"There is no rollout {asked} among those of {label[-1]}. Choose one from the list.")
+        raise InputError(f"{label[-1]} has no rollout {asked}. Choose one from the list.")
     return st.session_state[f"{name}_list"]
 
 
@@ -191,16 +191,16 @@ def forget_response() -> None:
     st.session_state["against_rollout"] = st.session_state["position"] = None
 
 
-def keep(said: Mapping[str, Any]) -> None:
+def keep(cell: Mapping[str, Any]) -> None:
     """Put the cell that was kept in the grids into the session, and with it into the address."""
     scans.stay()
     for name in ("layer", "position", "site", "measure"):
-        st.session_state[name] = said.get(name)
+        st.session_state[name] = cell.get(name)
 
 
-def want(said: Mapping[str, Any]) -> None:
+def want(plane: Mapping[str, Any]) -> None:
     """Remember a site that the grids asked for, to send its numbers."""
-    st.session_state["pair_sites"] = [*st.session_state.get("pair_sites", []), said.get("site")]
+    st.session_state["pair_sites"] = [*st.session_state.get("pair_sites", []), plane.get("site")]
 
 
 def name_of(one: View) -> str:
@@ -256,10 +256,10 @@ def differences(a: View, rollout: int, b: View, other: int, site: str) -> pd.Dat
 
 
 def curves(looked: View, others: Sequence[View], average: Average) -> None:
-    """Draw the curves at relative depth, of the readouts of A if there is no other scan, and the target layers."""
+    """Draw the curves at relative depth and the target layers, of A's readouts if there is no other scan."""
     views = [looked, *others] if others else [replace(looked, readout=readout) for readout in readouts_of(looked)]
     if len(views) < 2:
-        st.text("Choose another scan to compare with: this one has a single readout.")
+        st.text("This scan has a single readout. Choose another scan to compare it with.")
         return
     st.markdown(
         "Models of different depth on one scale, from before the first layer (0) to after the last (1) (Figs. 13 and "

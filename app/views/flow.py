@@ -15,8 +15,8 @@ from internal_policy.measure.sites import SITES
 def page(looked: View, average: Average) -> None:
     """Draw the page."""
     st.markdown(
-        "A mean can hide two groups of tokens. The dark band holds half of the tokens, the light band 90%. Entropy by "
-        "layer on average is on the page Overview."
+        "A mean can hide two groups of tokens. The dark band holds half of the tokens, the light band 90%. The "
+        "Overview page has the mean entropy of each layer."
     )
     left, right = st.columns(2)
     site = choices.choose(left, "Site", SITES, key="spread", name=theme.site_label, first="resid_post")

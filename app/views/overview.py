@@ -86,7 +86,7 @@ def facts(looked: View) -> str:
 
 
 def links(looked: View, changes: pd.DataFrame) -> None:
-    """Draw links to the least certain response, and to the token that attention of one layer was least certain of."""
+    """Draw links to the least certain response, and to the least certain token of attention in one layer."""
     st.markdown("**Look next**")
     left, right = st.columns(2)
     if scans.about(looked).rollouts > 1:
@@ -101,16 +101,14 @@ def links(looked: View, changes: pd.DataFrame) -> None:
         link_to_token(looked, *least_certain_token(looked, layer_of_interest(changes)))
 
 
-def link_to_token(looked: View, found: Token, text: str) -> None:
+def link_to_token(looked: View, token: Token, text: str) -> None:
     """Draw a link to a token, whose text is `text`."""
-    label = f"Where attention of layer {found.layer} was least certain"
-    link(looked, label, rollout=found.rollout, layer=found.layer, position=found.position, site=found.site)
-    token = show.unmarked(text[:24]).strip() or "␣"
-    before, after = (
-        f"{found.entropy:.3g} nats, predicting “",
-        f"” at position {found.position} of rollout {found.rollout}",
-    )
-    st.caption(f"{show.unmarked(before)}{token}{show.unmarked(after)}")
+    label = f"Where attention of layer {token.layer} was least certain"
+    link(looked, label, rollout=token.rollout, layer=token.layer, position=token.position, site=token.site)
+    shown = show.unmarked(text[:24]).strip() or "␣"
+    before = f"{token.entropy:.3g} nats, predicting “"
+    after = f"” at position {token.position} of rollout {token.rollout}"
+    st.caption(f"{show.unmarked(before)}{shown}{show.unmarked(after)}")
 
 
 def layer_of_interest(changes: pd.DataFrame) -> int:
@@ -121,7 +119,7 @@ def layer_of_interest(changes: pd.DataFrame) -> int:
 
 
 def link(looked: View, label: str, **cell: int | str) -> None:
-    """Draw a link to a response or a cell of it on the page Tokens."""
+    """Draw a link to a response, or a cell of it, on the Tokens page."""
     sidebar = {"scan": scans.name_of(Path(str(looked.source))), "readout": looked.readout}
     missing = {name: value for name, value in sidebar.items() if name not in st.query_params}  # the others come along
     query = {name: str(value) for name, value in {**missing, **cell}.items()}

@@ -24,7 +24,7 @@ NEW_TOKENS = 1024
 EVERY = 0.4
 """Seconds between updates while something is measured."""
 REMEMBERED = 30
-"""How many prompts are listed to be seen again."""
+"""How many earlier prompts are listed."""
 TASKS: dict[jobs.Task, str] = {"answer": "Answer", "read": "Read my text"}
 STATES = {
     "starting": "Starting a worker process",
@@ -32,7 +32,7 @@ STATES = {
     "answering": "The model is answering",
     "measuring": "Measuring every layer",
 }
-"""State of a job -> what is said about it."""
+"""State of a job -> its text on screen."""
 
 
 def page() -> None:
@@ -136,7 +136,7 @@ def sampling() -> dict[str, Any]:
 
 
 def begin(request: jobs.Request) -> None:
-    """Ask the worker. Raises InputError while another tab uses it."""
+    """Send a request to the worker. Raises InputError while another tab uses it."""
     current: jobs.Job | None = st.session_state.get("prompt_job")
     if current is not None and not current.over:
         raise InputError("Your last prompt is still being measured. Wait for it to finish, or stop it.")
@@ -162,7 +162,7 @@ def checked(model: str) -> str:
 
 
 def memory() -> None:
-    """Say how much memory the loaded model takes, with a button that frees it."""
+    """Show how much memory the loaded model takes, with a button that frees it."""
     worker = jobs.loaded()
     if worker is None or worker.busy:
         return
@@ -193,7 +193,7 @@ def draw(job: jobs.Job) -> None:
 
 
 def progress(job: jobs.Job) -> None:
-    """Say what is going on, with a button that stops it."""
+    """Show what the worker is doing, with a button that stops it."""
     worker = jobs.worker_of(job)
     left, right = st.columns([5, 1], vertical_alignment="center")
     said = [STATES.get(job.state, job.state), f"{time.monotonic() - job.started:.0f} s"]
@@ -207,7 +207,7 @@ def progress(job: jobs.Job) -> None:
 
 
 def outcome(job: jobs.Job) -> None:
-    """Say how it ended, with a way to open the scan on the other pages."""
+    """Show how the prompt ended, with a button that opens its scan on the other pages."""
     if job.state == "failed":
         show.refuse(InputError(jobs.on_screen(job)))
         return
@@ -219,7 +219,9 @@ def outcome(job: jobs.Job) -> None:
     how = joined([view.how(readout) for readout in job.request.readouts])
     about = [Path(job.request.model).name, counted(job.tokens, "token"), how, took]
     left.text(" · ".join(map(show.line, about)))
-    if right.button("Open the scan", key="prompt_open", help="Opens it on the Tokens page; the other pages follow."):
+    if right.button(
+        "Open the scan", key="prompt_open", help="Opens the scan on the Tokens page, and on the other pages."
+    ):
         st.session_state["opened"] = scans.name_of(Path(job.scan))
         st.switch_page("views/tokens.py")
 
@@ -268,7 +270,9 @@ def see(job: jobs.Job) -> None:
     """Show an earlier prompt again."""
     current: jobs.Job | None = st.session_state.get("prompt_job")
     if current is not None and not current.over:
-        st.session_state["failure"] = InputError("Your last prompt is still being measured. Stop it, or wait.")
+        st.session_state["failure"] = InputError(
+            "Your last prompt is still being measured. Wait for it to finish, or stop it."
+        )
     else:
         st.session_state["prompt_job"] = job
 

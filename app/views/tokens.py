@@ -19,7 +19,7 @@ from internal_policy.measure.sites import SITES
 from internal_policy.scans import store
 
 CHOICES = {"rollout": int, "layer": int, "position": int, "site": str, "measure": str}
-"""What the address says besides the sidebar's choices."""
+"""What the address holds besides the sidebar's choices."""
 ROWS, HEAD, ROW = 4, 35, 28
 """Most rows of the table before it scrolls, and the heights of its head and of a row in pixels."""
 PROBLEM = 300
@@ -59,7 +59,7 @@ def clear_filter() -> None:
 
 
 def choose_rollout(looked: View, known: pd.DataFrame) -> None:
-    """Draw the table of rollouts, the way to the next one, and the grid of the chosen one: by default the first."""
+    """Draw the table of rollouts, the buttons to the next one, and the grid of the chosen one, by default the first."""
     numbers = known["rollout"].tolist()
     asked = st.session_state.get("rollout")
     rollout = numbers[0] if asked is None else asked
@@ -87,7 +87,7 @@ def missing(looked: View, rollout: int) -> InputError:
 
 
 def heading(row: dict[Any, Any], place: int, numbers: list[int]) -> None:
-    """Draw the way to the previous and the next rollout, and the problem and answer of this one."""
+    """Draw the buttons to the previous and the next rollout, and the problem and answer of this one."""
     with st.container(horizontal=True, vertical_alignment="center", key="heading"):
         if len(numbers) > 1:
             steps = {"Previous": (-1, "chevron_left"), "Next": (1, "chevron_right")}
@@ -258,19 +258,19 @@ def measure(looked: View, numbers: dict[str, Any], site: str) -> dict[str, Any]:
     return {"measure": asked if found else None}
 
 
-def keep(said: dict[str, Any]) -> None:
+def keep(cell: dict[str, Any]) -> None:
     """Put the cell that was kept in the grid into the session, and with it into the address."""
     scans.stay()
     for name in ("layer", "position", "site", "measure"):
-        st.session_state[name] = said.get(name)
+        st.session_state[name] = cell.get(name)
     st.session_state["part"] = None
-    scans.read_with(said.get("readout"))
+    scans.read_with(cell.get("readout"))
 
 
-def want(said: dict[str, Any]) -> None:
+def want(plane: dict[str, Any]) -> None:
     """Remember a readout and site that the grid asked for, to send their numbers."""
-    scans.read_with(said.get("readout"))
-    st.session_state["planes"] = [*st.session_state.get("planes", []), (said.get("readout"), said.get("site"))]
+    scans.read_with(plane.get("readout"))
+    st.session_state["planes"] = [*st.session_state.get("planes", []), (plane.get("readout"), plane.get("site"))]
 
 
 if __name__ == "__main__":

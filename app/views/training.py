@@ -17,8 +17,8 @@ HOLDS = (
     "This command trains the bundled model:"
 )
 MEANINGS = {
-    "cosine": "Cosine between the hidden state here and at the layer trained first (with GRPO, the one watched).",
-    "kl": "KL(policy of the layer trained first ‖ policy here) in nats (with GRPO, the one watched).",
+    "cosine": "Cosine between the hidden state here and at the layer trained first (with GRPO, the layer watched).",
+    "kl": "KL(policy of the layer trained first ‖ policy here) in nats (with GRPO, the layer watched).",
     "change": "Entropy here minus entropy at the input of the layer, attention or FFN (Eqs. 11 to 13), in nats.",
     "change_direction": "The entropy change that remains when the output is rescaled to the norm of its input.",
     "change_norm": "The rest of the entropy change, which is due to the norm of the output alone.",
@@ -133,7 +133,7 @@ def layers(chosen: list[RunTables], metrics: pd.DataFrame, frame: pd.DataFrame) 
 
 
 def watched(frame: pd.DataFrame, trained: int | None) -> int | None:
-    """The layer at which runs are compared, from the URL or the box; None for the one that was trained."""
+    """The layer at which runs are compared, from the URL or the box; None for the trained layer."""
     last = int(frame.loc[frame["site"] != "final", "layer"].max())
     layer = show.number(st.columns(4)[0], "Layer to compare", key="training_layer", value=trained)
     if layer is not None and layer > last:
@@ -154,8 +154,8 @@ def curves(chosen: list[RunTables]) -> None:
 
 
 def over_seeds(chosen: list[RunTables]) -> None:
-    """Draw BuPO against GRPO over seeds, if the chosen runs or the ones recorded beside the run have several."""
-    if not seeds.there_are(chosen):
+    """Draw BuPO against GRPO over seeds, if the chosen runs or those recorded beside the first have several."""
+    if not seeds.available(chosen):
         return
     with show.refusing():
         known = seeds.groups(seeds.read(chosen))

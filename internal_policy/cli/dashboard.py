@@ -40,7 +40,7 @@ def run(options: Dashboard) -> None:
     if options.scan is not None:
         if run := inventory.run_named(options.scan):
             raise InputError(
-                f"{run} is a training run, not a scan. Leave out --scan, and choose the run on the page Training."
+                f"{run} is a training run, not a scan. Leave out --scan, and choose the run on the Training page."
             )
         folder = store.find(options.scan).absolute()
     if folder:
@@ -52,7 +52,7 @@ def run(options: Dashboard) -> None:
     from streamlit.web import cli
 
     try:  # in this process, so that the server ends with it, however it ends
-        silent = ["--logger.hideWelcomeMessage", "true"]  # which has an address too
+        silent = ["--logger.hideWelcomeMessage", "true"]  # Streamlit's welcome has an address too
         command = ["run", str(bundle.APP / "main.py"), "--server.port", str(options.port), *silent]
         cli.main(command, standalone_mode=False)
     except Abort:  # how click reports Ctrl-C, which is how the server is stopped

@@ -92,7 +92,7 @@ def find_scan(name: str) -> Path:
 
 
 def run_named(name: str) -> str | None:
-    """The name of the training run that `name` stands for; None if it is none."""
+    """The name of the training run that `name` refers to, or None if there is no such run."""
     known = [item for item in items("run") if name in names_of(item)]
     if known:
         return known[0].name

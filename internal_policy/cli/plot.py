@@ -86,8 +86,8 @@ class Plot(OutputOptions, ViewOptions):
 
     group: ClassVar = "Figure"
     scan: ScanName
-    """Scan to draw: its folder, the first digits of its name in `internal-policy ls`, or demo-qwen3 or demo-llama. Or a
-    training run, likewise."""
+    """Scan or training run to draw: its folder, its name in `internal-policy ls` or the first digits of that, or a
+    bundled scan such as demo-qwen3."""
     figure: Annotated[Figure, tyro.conf.Positional, tyro.conf.arg(metavar="FIGURE")]
     """Figure to draw, from the list above."""
     style: Literal["screen", "paper"] = "screen"
@@ -119,7 +119,7 @@ class Plot(OutputOptions, ViewOptions):
     """Position of the token that cell and tokens draw, counted from 0 in the response; by default the first."""
     layer: Number = None
     """Layer that cell or layer draws, counted from 0; one past the last is the model's own policy. By default 0 in
-    cell, and the trained one in layer."""
+    cell, and the trained layer in layer."""
     output: OutputFile
     """File to write: .html, .png, .svg or .pdf."""
 

@@ -22,7 +22,7 @@ class Report(OutputOptions, ViewOptions):
     """
 
     scans: ScanNames
-    """Scans to report: folders, first digits of names in `internal-policy ls`, or demo-qwen3 or demo-llama."""
+    """Scans to report: folders, first digits of names in `internal-policy ls`, or bundled scans such as demo-qwen3."""
     output: OutputFile = Path("report.html")
     """File to write, .html."""
 

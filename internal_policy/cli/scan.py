@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from internal_policy.scans import job
     from internal_policy.scans.selection import Selection
-    from internal_policy.tasks.generate import Heard
+    from internal_policy.tasks.generate import OnToken
     from internal_policy.tasks.rollouts import Rollout
 
 
@@ -122,11 +122,11 @@ WITH_TEXT = {"limit", "chat_template", "chat_template_kwargs"}
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told while a scan runs; either may stop it by raising."""
+    """Callbacks while a scan runs. Either may stop it by raising an exception."""
 
-    heard: "Heard | None" = None
+    on_token: "OnToken | None" = None
     """Called after each sampled token, as in `generate`."""
-    seen: "job.Watch | None" = None
+    on_piece: "job.OnPiece | None" = None
     """Called with each measured piece, as in `job.run`."""
 
 
@@ -296,7 +296,7 @@ def _measure(planned: Work, opener: opening.Opener, folder: Path, other: bool, w
         first = part * size
         given = planned.rollouts[first : first + size]
         return given or sampling.batch(
-            reader.model, inputs.tokenizer, planned.problems, inputs.sampling, first, smaller, watch.heard
+            reader.model, inputs.tokenizer, planned.problems, inputs.sampling, first, smaller, watch.on_token
         )
 
     if other:
@@ -313,5 +313,5 @@ def _measure(planned: Work, opener: opening.Opener, folder: Path, other: bool, w
             {**job.facts(inputs.checkpoint.name, reader.model, template, opener.packages), **opener.facts},
             advance=advance,
             smaller=smaller,
-            watch=watch.seen,
+            on_piece=watch.on_piece,
         )

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 IDLE = 600.0
 """Seconds without a request after which the process ends, to free its memory."""
 SHARE = 4
-"""How many times longer to measure than it took to draw what is measured, before drawing it again."""
+"""The grid is drawn again after this many times the seconds that its last drawing took."""
 OCCUPIED = "Another dashboard on this machine has a model loaded for its prompts. Close its tab, then ask again."
 
 Tell = Callable[..., None]
@@ -55,7 +55,7 @@ class Warm(opening.Opener):
     reader: str = "hooks"
     remote: bool = False
     tell: Tell = lambda **_: None
-    """Told when a model is being loaded."""
+    """Called when a model is being loaded."""
     kept: "dict[str, Any]" = field(default_factory=dict)
     """The model's identity, configuration, tokenizer and reader, and the texts of its token ids."""
 
@@ -86,8 +86,8 @@ class Warm(opening.Opener):
         return self.kept["texts"]
 
 
-class Telling:
-    """Tells what a scan has sampled and measured so far, until it is stopped."""
+class Progress:
+    """Sends what a scan has sampled and measured so far, until it is stopped."""
 
     def __init__(self, inputs: Prepared, warm: Warm, selection: Mapping[str, Any], stop: threading.Event) -> None:
         """`selection` is what the scan measures."""
@@ -96,16 +96,16 @@ class Telling:
         self.next = 0.0
         """The time of the next drawing."""
 
-    def heard(self, responses: "Sequence[Ids]") -> None:
-        """Tell the response so far. Raises Stopped."""
+    def on_token(self, responses: "Sequence[Ids]") -> None:
+        """Send the response so far. Raises Stopped."""
         from internal_policy.tasks.rollouts import decoded
 
         if self.stop.is_set():
             raise Stopped
         self.warm.tell(response=decoded(self.inputs.tokenizer, responses[0]), tokens=len(responses[0]))
 
-    def seen(self, rollouts: "Sequence[Rollout]", piece: "pa.Table") -> None:
-        """Tell what is measured so far, as the payload of a lens grid. Raises Stopped."""
+    def on_piece(self, rollouts: "Sequence[Rollout]", piece: "pa.Table") -> None:
+        """Send what is measured so far, as the payload of a lens grid. Raises Stopped."""
         from internal_policy.look.lens_grid.payload import payload
         from internal_policy.look.view import View
         from internal_policy.scans import partial
@@ -157,12 +157,12 @@ def check(inputs: Prepared, text: str) -> None:
     if n + most > longest:
         raise InputError(
             f"The prompt has {counted(n, 'token')} and the response may have {most:,}, but {name} reads at most "
-            f"{longest:,} in all. Shorten the prompt, or lower the maximum."
+            f"{longest:,} in all. Shorten the prompt, or lower the maximum of tokens."
         )
 
 
 def answer(words: Sequence[str], text: str, warm: Warm, stop: threading.Event) -> None:
-    """Run a scan command, telling how far it is and where the scan is. Raises InputError, and Stopped."""
+    """Run a scan command, and send its progress and the scan's folder. Raises InputError and Stopped."""
     from internal_policy.cli import progress
 
     start = time.monotonic()
@@ -171,8 +171,8 @@ def answer(words: Sequence[str], text: str, warm: Warm, stop: threading.Event) -
     progress.quiet()
     inputs = warm.holding(scan.prepared(options))
     check(inputs, text)
-    telling = Telling(inputs, warm, asdict(scan.selection(options, inputs.config)), stop)
-    folder, cached = scan.scanned(options, inputs, warm, scan.Watch(telling.heard, telling.seen))
+    sent = Progress(inputs, warm, asdict(scan.selection(options, inputs.config)), stop)
+    folder, cached = scan.scanned(options, inputs, warm, scan.Watch(sent.on_token, sent.on_piece))
     rollout = store.of_rollout(folder, "rollouts", 0, ["response", "response_ids"]).to_pylist()[0]
     warm.tell(
         state="done",

@@ -60,7 +60,7 @@ class Data:
     choice: Choice
     """The choice, with the rollout and position filled in where none was given."""
     views: Sequence[View] = ()
-    """What was looked at."""
+    """The views that were read."""
 
 
 def _flow(views: Sequence[View], choice: Choice) -> Data:

@@ -84,7 +84,7 @@ def differences(records: Sequence[Mapping[str, Any]], same_tokens: bool = False)
 
 
 def partner(record: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The name of the scan to compare with first: of the same problems or the same shape of model, best of both.
+    """The name of the scan to compare with first: one with the same problems or a model of the same shape, best both.
 
     `others` holds the records of the other scans by name, newest first. None if there is no such scan.
     """

@@ -18,7 +18,7 @@ from internal_policy.measure.sites import CHANGES
 from internal_policy.scans import repeat, store
 
 FLAT = 0.05
-"""A smaller change of entropy along the layers, in nats, is called none."""
+"""Changes of entropy along the layers below this, in nats, don't count."""
 CERTAIN = 0.5
 """A policy with less entropy, in nats, is called almost certain."""
 ENOUGH = 8
@@ -131,8 +131,8 @@ def saturated(one: View, remedy: str = "") -> str:
     """That raw hidden states are far from the model's own policy, and what to do; empty if they aren't.
 
     A layer counts if its policy is further from the model's own than a uniform one is: mean KL(final || layer) above
-    ln(vocabulary), the largest that a uniform policy can have. It is a fact about all rollouts and positions of the
-    scan, whatever part of it the view shows. `remedy` is the last sentence, by default `on_screen`.
+    ln(vocabulary), the largest that a uniform policy can have. All rollouts and positions of the scan count,
+    whatever part of it the view shows. `remedy` is the last sentence, by default `on_screen`.
     """
     if one.readout != "raw":
         return ""

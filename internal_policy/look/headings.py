@@ -34,7 +34,7 @@ def _facts(view: View, record: Mapping[str, Any]) -> list[str | None]:
 
 
 def labels(views: Sequence[View], most: int = 48) -> list[str]:
-    """A short label for each of the views, no two of which are equal: the model, then what tells it from the others.
+    """A short label for each view, different from all others: the model, then what tells it from the others.
 
     A fact is only named if it tells apart what is still equal. Each is cut to `most` characters. The texts are plain,
     not escaped for plotly.

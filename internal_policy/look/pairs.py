@@ -59,7 +59,7 @@ def _named(known: "pd.Series[str]", ids: Sequence[int] | np.ndarray) -> tuple[st
 def best(a: View, b: View, rollout: int | None = None) -> tuple[Side, Side]:
     """The two sides to show first: a rollout of A, by default its first with a partner, and one of B.
 
-    That of B has the same tokens if there is one. Otherwise, it has the same number, or is the first.
+    B's has the same tokens if there is such a one. Otherwise it has the same number, or is the first.
     """
     found = partners(a, b)
     if rollout is None:
@@ -91,7 +91,7 @@ def obstacle(a: Side, b: Side) -> str | None:
     if one["n_layers"] != other["n_layers"]:
         return (
             f"A has {one['n_layers']} layers and B has {other['n_layers']}, so their cells can't be subtracted. "
-            "The two grids move together."
+            "The two grids are linked by relative depth instead."
         )
     if not {*one["selection"]["layers"]} & {*other["selection"]["layers"]}:
         return "A and B have no layer in common. Scan again with --layers all."

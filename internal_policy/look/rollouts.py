@@ -23,7 +23,7 @@ def by_rollout(looked: View) -> pd.DataFrame:
 
     `entropy` and `highest` are the mean and the highest entropy of the model's own policy over the response, in nats.
     `settles` is the first layer by which the top token of half of the response's tokens is the model's own and stays
-    it; it is missing if there is no such layer. `begins` is the beginning of the response. `line` is a list of the
+    so; it is missing if there is no such layer. `begins` is the beginning of the response. `line` is a list of the
     entropies along the response; of a long one, the highest of each of 100 stretches. Entropy and settling layer are
     missing where they were not measured.
     """

@@ -31,7 +31,7 @@ class RunChoice:
     difference: bool = False
     """Whether dynamics, trained and layer show differences from the first scan, before training."""
     smooth: int | None = None
-    """Steps that each point of training or seeds averages, the last of them its own; None for 1, or 10 in seeds."""
+    """Steps that each point of training or seeds averages, up to its own; None for 1, or 10 in seeds."""
     bupo: str | None = None
     """BuPO runs that seeds compares with GRPO, by their name in that figure; None for those with the most seeds."""
     style: Style = "screen"

@@ -180,7 +180,7 @@ def since_start(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
 def smoothed(frame: pd.DataFrame, name: str, window: int) -> pd.DataFrame:
     """The steps with a value, each with the mean over the last `window` steps: step and the column.
 
-    The first steps average those that there are.
+    The first steps average as many as there are.
     """
     known = frame.dropna(subset=name).sort_values("step")
     steps, sums = known["step"].to_numpy(), np.concatenate([[0.0], known[name].cumsum()])

@@ -198,7 +198,7 @@ class Scan(View):
 
         Columns: rollout, reward, tokens, entropy and highest (mean and highest entropy of the model's own policy over
         the response, in nats), settles (the first layer by which the top token of half of the tokens is the model's own
-        and stays it), begins (how the response begins), problem, answer and line (entropies along the response).
+        and stays so), begins (how the response begins), problem, answer and line (entropies along the response).
         """
         return rollouts.by_rollout(self)
 

@@ -27,7 +27,7 @@ LEAST = 2
 NOT_SETTINGS = ("seed", "output", "file", "config", "resume", "force", "save_every", "scan_every", "report_to")
 """Fields of run.json that may differ between runs of a group. `file` repeats what a configuration file set."""
 SCHEDULE = ("method", "layer", "site", "readout", "internal_steps")
-"""Fields of run.json that make a method what it is. All others must be the same for a fair comparison."""
+"""Fields of run.json that define a method. All others must be the same for a fair comparison."""
 
 
 def read(chosen: Sequence[RunTables]) -> pd.DataFrame:
@@ -35,7 +35,7 @@ def read(chosen: Sequence[RunTables]) -> pd.DataFrame:
 
     `group` is what a method is called in words, with its layer. Raises InputError if no method has two seeds.
     """
-    frame = _chosen(chosen) if named(chosen) else _beside(chosen[0])
+    frame = _chosen(chosen) if seeds_known(chosen) else _beside(chosen[0])
     often = frame.groupby("group")["seed"].nunique()
     if not (often >= LEAST).any():
         raise InputError(
@@ -45,14 +45,14 @@ def read(chosen: Sequence[RunTables]) -> pd.DataFrame:
     return frame[frame["group"].map(often) >= LEAST]
 
 
-def named(chosen: Sequence[RunTables]) -> bool:
+def seeds_known(chosen: Sequence[RunTables]) -> bool:
     """Whether these are several runs whose seeds are known."""
     return len(chosen) > 1 and all((run.folder / runs.RECORD).is_file() for run in chosen)
 
 
-def there_are(chosen: Sequence[RunTables]) -> bool:
-    """Whether there are seeds to compare, be it of the runs or of those recorded beside the first."""
-    return named(chosen) or (chosen[0].folder.parent / STEPS).is_file()
+def available(chosen: Sequence[RunTables]) -> bool:
+    """Whether there may be seeds to compare, in the runs or in those recorded beside the first."""
+    return seeds_known(chosen) or (chosen[0].folder.parent / STEPS).is_file()
 
 
 def _beside(run: RunTables) -> pd.DataFrame:
@@ -60,7 +60,7 @@ def _beside(run: RunTables) -> pd.DataFrame:
     path = run.folder.parent / STEPS
     if not path.is_file():
         raise InputError(
-            f"Intervals over seeds need several runs of `internal-policy train` with another --seed each, and "
+            f"Intervals over seeds need several runs of `internal-policy train` with different --seed, and "
             f"{run.name} has no {STEPS} beside it."
         )
     try:

@@ -182,7 +182,7 @@ def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.D
 def at_site(view: View, rollout: int, site: str) -> pd.DataFrame:
     """Everything measured at one site for a response: layer, position, id, token, top_token, probability, entropy, ...
 
-    `token` is the one that came, `top_token` the policy's most likely one with its probability. Measures of the site
+    `token` is the actual one, `top_token` the policy's most likely one with its probability. Measures of the site
     follow. For layer outputs, the model's own policy is added as one more layer.
     """
     n_layers = check(view)["n_layers"]

@@ -209,7 +209,7 @@ def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen", 
 def several(
     tables: Mapping[str, pd.DataFrame], caption: str = "", style: Style = "screen", *, window: int = 1
 ) -> go.Figure:
-    """The same of several runs by their labels, one line a run. A dotted line of its colour is a run's switch."""
+    """The same for several runs by their labels, one line per run. A dotted line in its colour marks a run's switch."""
     panels, marks = [], {}
     for number, label in enumerate(tables):
         colour, symbol = RUNS[number % len(RUNS)]

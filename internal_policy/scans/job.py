@@ -29,7 +29,7 @@ Advance = Callable[[int, int], None]
 
 It has 0 tokens if an earlier run measured it."""
 
-Watch = Callable[[Sequence["Rollout"], pa.Table], None]
+OnPiece = Callable[[Sequence["Rollout"], pa.Table], None]
 """Called while a part is measured, with its rollouts and each piece of its table `policies`."""
 
 
@@ -109,7 +109,7 @@ def run(
     *,
     advance: Advance = lambda *_: None,
     smaller: Callable[[int], None] = lambda _: None,
-    watch: Watch | None = None,
+    on_piece: OnPiece | None = None,
 ) -> dict[str, Any]:
     """Measure the parts that aren't complete yet and return the record, scan.json.
 
@@ -128,8 +128,8 @@ def run(
             known = store.is_whole(folder, part)
             if not known:
                 check_rollouts(scanner.reader, rollouts)
-                seen = None if watch is None else partial(watch, rollouts)
-                measured = scanner.measure(rollouts, part * source.batch_size, smaller, seen)
+                watch = None if on_piece is None else partial(on_piece, rollouts)
+                measured = scanner.measure(rollouts, part * source.batch_size, smaller, watch)
                 for kind, table in zip(("policies", "layers"), measured, strict=True):
                     store.write_table(store.part_path(folder, kind, part), table, group="rollout")
                 _write_about(folder, part, by, store.KINDS)

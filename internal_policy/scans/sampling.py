@@ -12,7 +12,7 @@ from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.memory import in_halves
 from internal_policy.models.policy import Readout, as_policy
 from internal_policy.scans import records, store
-from internal_policy.tasks.generate import Heard, check_sampling, generate
+from internal_policy.tasks.generate import OnToken, check_sampling, generate
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat
 from internal_policy.tasks.rollouts import Rollout, from_table, to_table
@@ -49,17 +49,17 @@ def batch(
     sampling: Sampling,
     first: int,
     smaller: Callable[[int], None],
-    heard: Heard | None = None,
+    on_token: OnToken | None = None,
 ) -> list[Rollout]:
     """The responses to the batch that starts at prompt number `first`; half as many at a time if memory runs out.
 
-    `smaller` is called with that number. `heard` is that of `generate`.
+    `smaller` is called with that number. `on_token` is that of `generate`.
     """
 
     def part(numbers: slice) -> list[Rollout]:
         arguments = {**vars(sampling), "batch_size": numbers.stop - numbers.start}
         span = {"first": first + numbers.start, "stop": first + numbers.stop}
-        batches = generate(model, tokenizer, problems, **arguments, **span, heard=heard)
+        batches = generate(model, tokenizer, problems, **arguments, **span, on_token=on_token)
         return [rollout for rollouts in batches for rollout in rollouts]
 
     number = min(sampling.batch_size, len(problems) * sampling.samples - first)

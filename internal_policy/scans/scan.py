@@ -32,7 +32,7 @@ from internal_policy.tasks.rollouts import Rollout, check_ids, to_table
 
 NO_LENSES: Mapping[str, Lens] = MappingProxyType({})
 """Name in a selection -> lens; here there are none."""
-Seen = Callable[[pa.Table], None]
+OnPiece = Callable[[pa.Table], None]
 """Called with each piece of the table `policies` when it is measured: one readout at a few tokens."""
 
 
@@ -166,19 +166,21 @@ class Scanner:
         rollouts: Sequence[Rollout],
         first: int = 0,
         smaller: Callable[[int], None] = lambda _: None,
-        seen: Seen | None = None,
+        on_piece: OnPiece | None = None,
     ) -> tuple[pa.Table, pa.Table]:
         """The tables `policies` and `layers` of one batch, whose first rollout is number `first`.
 
-        If the batch doesn't fit into memory, it is measured in halves, and `smaller` is called with their size. `seen`
-        is called with each piece of `policies` as soon as it is measured, and may stop the work by raising.
+        If the batch doesn't fit into memory, it is measured in halves, and `smaller` is called with their size.
+        `on_piece` is called with each piece of `policies` as soon as it is measured, and may stop the work by raising.
         """
-        parts = in_halves(lambda span: self._tables(rollouts[span], first + span.start, seen), len(rollouts), smaller)
+        parts = in_halves(
+            lambda span: self._tables(rollouts[span], first + span.start, on_piece), len(rollouts), smaller
+        )
         policies, layers = (pa.concat_tables(kind) for kind in zip(*parts, strict=True))
         return policies, layers
 
     @torch.inference_mode()
-    def _tables(self, rollouts: Sequence[Rollout], first: int, seen: Seen | None) -> tuple[pa.Table, pa.Table]:
+    def _tables(self, rollouts: Sequence[Rollout], first: int, on_piece: OnPiece | None) -> tuple[pa.Table, pa.Table]:
         collected: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
         order: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
         lengths = [len(rollout.response_ids) for rollout in rollouts]
@@ -194,8 +196,8 @@ class Scanner:
                 for key, values in piece.items():
                     collected[key].append(values)
                     order[key].append(index.cpu().numpy())
-                if seen is not None:
-                    seen(self._piece(piece, index.cpu().numpy(), lengths, first))
+                if on_piece is not None:
+                    on_piece(self._piece(piece, index.cpu().numpy(), lengths, first))
         numbers = {
             key: np.concatenate(values)[np.concatenate(order[key]).argsort()] for key, values in collected.items()
         }

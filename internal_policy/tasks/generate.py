@@ -30,7 +30,7 @@ from internal_policy.tasks.rollouts import Rollout, decoded
 
 COLDEST = 0.01
 """The lowest temperature above 0; below it logits overflow."""
-Heard = Callable[[Sequence[Ids]], None]
+OnToken = Callable[[Sequence[Ids]], None]
 """Called after each token with the responses so far of those that are sampled together."""
 
 
@@ -75,7 +75,7 @@ def generate(
     first: int = 0,
     stop: int | None = None,
     chat: Chat = MappingProxyType({}),
-    heard: Heard | None = None,
+    on_token: OnToken | None = None,
 ) -> Iterator[list[Rollout]]:
     """Sample `samples` responses to each problem, `batch_size` at a time; temperature 0 takes the most likely token.
 
@@ -84,7 +84,7 @@ def generate(
     the same responses as a full run. Of the checkpoint's generation_config only the end-of-text ids count (`end_ids`).
     It is replaced and the model is in evaluation mode while this runs, so threads must not share the model. If a text
     may grow long enough for another rotary embedding (longrope, dynamic NTK), prompts of different lengths are sampled
-    separately, because left padding would change their numbers. `heard` may stop the work by raising.
+    separately, because left padding would change their numbers. `on_token` may stop the work by raising.
     Raises InputError for options out of range and for prompts that are too long, before anything is sampled.
     """
     model = inside(model)
@@ -106,7 +106,7 @@ def generate(
     for start in range(0, len(wanted), batch_size):
         batch = wanted[start : start + batch_size]
         with _seeded(model, seed, first + start):
-            responses = _sample(model, [prompt_of[n // samples] for n in batch], config, ends, heard)
+            responses = _sample(model, [prompt_of[n // samples] for n in batch], config, ends, on_token)
         rollouts = []
         for n, ids in zip(batch, responses, strict=True):
             problem, prompt = problems[n // samples], prompt_of[n // samples]
@@ -181,16 +181,16 @@ class NoNaN(LogitsProcessor):
         return scores
 
 
-class Hearing(StoppingCriteria):
-    """Call `heard` after each token, without ever ending a response."""
+class Watching(StoppingCriteria):
+    """Call `on_token` after each token, without ever ending a response."""
 
-    def __init__(self, heard: Heard, start: int, ends: frozenset[int]) -> None:
+    def __init__(self, on_token: OnToken, start: int, ends: frozenset[int]) -> None:
         """Responses begin at position `start`, and end at the first of the tokens `ends`."""
-        self.heard, self.start, self.ends = heard, start, ends
+        self.on_token, self.start, self.ends = on_token, start, ends
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002
         """Return False for every response."""
-        self.heard([_ended(row, self.ends) for row in input_ids[:, self.start :].tolist()])
+        self.on_token([_ended(row, self.ends) for row in input_ids[:, self.start :].tolist()])
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -204,13 +204,13 @@ def _sample(
     prompts: Sequence[Ids],
     config: GenerationConfig,
     ends: frozenset[int],
-    heard: Heard | None,
+    on_token: OnToken | None,
 ) -> list[Ids]:
     """A response to each prompt, cut after its first end-of-text token."""
     responses: dict[int, Ids] = {}
     for group in sampled_together(model.config, list(map(len, prompts)), cast(int, config.max_new_tokens)):
         with evaluating(model), alone(model):
-            sampled = _sample_together(model, [prompts[n] for n in group], config, ends, heard)
+            sampled = _sample_together(model, [prompts[n] for n in group], config, ends, on_token)
         responses |= dict(zip(group, sampled, strict=True))
     return [responses[n] for n in range(len(prompts))]
 
@@ -220,7 +220,7 @@ def _sample_together(
     prompts: Sequence[Ids],
     config: GenerationConfig,
     ends: frozenset[int],
-    heard: Heard | None,
+    on_token: OnToken | None,
 ) -> list[Ids]:
     ids, mask = (tensor.to(device_of(model)) for tensor in _left_pad(prompts, config.pad_token_id))
     checkpoints = model.generation_config
@@ -231,7 +231,7 @@ def _sample_together(
             attention_mask=mask,
             generation_config=config,
             logits_processor=LogitsProcessorList([NoNaN()]),
-            stopping_criteria=StoppingCriteriaList([Hearing(heard, ids.shape[1], ends)] if heard else []),
+            stopping_criteria=StoppingCriteriaList([Watching(on_token, ids.shape[1], ends)] if on_token else []),
         )
     finally:
         model.generation_config = checkpoints

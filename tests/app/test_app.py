@@ -30,12 +30,14 @@ APP = Path(__file__).parents[2] / "app"
 PAGES = ("overview", "flow", "tokens", "compare", "training", "geometry", "prompt")
 GRID = {"rollout": 2, "layer": 3, "position": 5, "site": "mlp_out", "measure": "change"}
 """URL parameters that no widget holds, with valid values."""
+AGAINST = ("against", "against_readout", "against_rollout")
+"""Those of the second response of a comparison."""
 SIDEBAR = ("scan", "readout", "outcome", "first", "last", "average")
 ADDRESSES = {
     "overview": SIDEBAR,
     "flow": ("spread", "spread_measure"),
     "tokens": tuple(GRID),
-    "compare": ("compare", "against", "against_readout", "against_rollout"),
+    "compare": ("compare", *AGAINST),
     "training": (
         "run",
         "training_against",
@@ -362,7 +364,7 @@ def test_a_list_shows_what_a_site_is_called_and_the_address_its_name():
     assert opened("flow", scan="demo-qwen3", spread="<b>").session_state["spread"] == "resid_post"
 
 
-def test_too_few_rollouts_for_a_target_layer_are_said_instead_of_a_table_of_dashes():
+def test_too_few_rollouts_for_a_target_layer_are_reported_instead_of_a_table_of_dashes():
     app = opened("geometry", scan="demo-qwen3", first="50")
     assert refusals(app) == [
         "⚠ No target layer: choosing one needs at least 4 rollouts, and the entropy before and after the FFN."
@@ -388,7 +390,7 @@ def test_every_url_parameter_is_tested():
     numbers = [ast.unparse(call.func) in ("show.number", "choices.choose") for call in calls]
     bound = [words["key"] for words, number in zip(named, numbers, strict=True) if number or "bind" in words]
     named = {name for names in ADDRESSES.values() for name in names}
-    assert {ast.literal_eval(key) for key in bound if key != "key"} | {*GRID} == named
+    assert {ast.literal_eval(key) for key in bound if key != "key"} | {*GRID, *AGAINST} == named
 
 
 def read_as(folder: Path, name: str) -> Path:
@@ -642,7 +644,7 @@ def test_the_second_response_is_by_default_one_with_the_same_tokens(copied):
 def test_compared_responses_that_dont_exist_are_refused():
     for name, side in {"rollout": "A", "against_rollout": "B"}.items():
         (said,) = refusals(opened("compare", scan="demo-qwen3", **{name: "99"}))
-        assert said == f"⚠ There is no rollout 99 among those of {side}. Choose one from the list."
+        assert said == f"⚠ {side} has no rollout 99. Choose one from the list."
 
 
 @pytest.fixture

@@ -238,11 +238,11 @@ def over(job: Any) -> Any:
     return job
 
 
-def test_a_killed_worker_is_said_and_replaced_at_the_next_prompt(jobs, doing, tab):
+def test_a_killed_worker_is_reported_and_replaced_at_the_next_prompt(jobs, doing, tab):
     tab([])
     job = jobs.ask(jobs.Request("answer", "demo-qwen3", "Hi"))
     jobs.worker_of(job).process.kill()
-    assert over(job).error == "The worker ended (exit code -9). Ask again: a new one starts."
+    assert over(job).error == "The worker ended (exit code -9). Ask again to start a new one."
     assert not jobs.ask(job.request).over
 
 

@@ -306,7 +306,7 @@ def test_without_raw_the_verdict_is_about_the_readout_that_was_measured():
     assert said.startswith("Hidden states read through the final norm can be trusted")
 
 
-def test_few_responses_are_said_to_be_too_few_for_a_target_in_the_verdict():
+def test_the_verdict_names_too_few_responses_for_a_target():
     assert findings.verdict(first_responses(3, flat))[1].startswith("3 rollouts are too few to tell the layers' stages")
 
 

@@ -132,7 +132,7 @@ def test_different_tokens_are_refused_with_the_command_that_gives_the_same_ones(
     assert "`internal-policy scan --model demo-qwen3 --rollouts rollouts.parquet`" in said
 
 
-def test_a_model_with_another_tokenizer_is_not_told_to_read_the_same_ids():
+def test_a_model_with_another_tokenizer_is_not_advised_to_read_the_same_ids():
     said = "A and B have different tokens, so only their layers are linked and nothing is subtracted."
     assert obstacle(Side(DEMO, 0), Side(OTHER, 0)) == said
     with pytest.raises(InputError, match="A and B have different tokens"):

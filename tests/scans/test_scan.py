@@ -289,11 +289,11 @@ def test_the_block_size_does_not_change_the_numbers(monkeypatch, llama, tokenize
     assert_same(scan(llama, tokenizer, rollouts), expected)
 
 
-def test_the_pieces_told_while_measuring_are_the_rows_of_the_scan(monkeypatch, llama, rollouts):
+def test_the_pieces_seen_while_measuring_are_the_rows_of_the_scan(monkeypatch, llama, rollouts):
     monkeypatch.setattr(blocks_module, "TOGETHER", 7)
     pieces: list[pa.Table] = []
     scanner = Scanner.of(llama, Selection((0, 2), ("mlp_out",), ("raw", "norm")))
-    policies, _ = scanner.measure(rollouts, 4, seen=pieces.append)
+    policies, _ = scanner.measure(rollouts, 4, on_piece=pieces.append)
     assert pieces[0]["readout"].unique().to_pylist() == ["norm"]
     keys = [(name, "ascending") for name in ("rollout", "position", "readout", "layer")]
     assert pa.concat_tables(pieces).sort_by(keys).equals(policies.sort_by(keys))

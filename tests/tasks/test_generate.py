@@ -249,18 +249,18 @@ def test_options_out_of_range_are_rejected(llama, tokenizer, option):
         sampled(llama, tokenizer, **option)
 
 
-def test_responses_are_told_token_by_token_without_changing_them(llama, tokenizer):
+def test_watching_responses_token_by_token_does_not_change_them(llama, tokenizer):
     told: list[list[tuple[int, ...]]] = []
-    rollouts = sampled(llama, tokenizer, PROBLEMS[:2], heard=lambda responses: told.append([*responses]))
+    rollouts = sampled(llama, tokenizer, PROBLEMS[:2], on_token=lambda responses: told.append([*responses]))
     assert rollouts == sampled(llama, tokenizer, PROBLEMS[:2])
     final = [rollout.response_ids for rollout in rollouts]
     assert told == [[ids[:n] for ids in final] for n in range(1, max(map(len, final)) + 1)]
 
 
-def test_telling_stops_sampling_by_raising(llama, tokenizer):
-    def heard(responses):
+def test_an_exception_while_watching_stops_sampling(llama, tokenizer):
+    def stop(responses):
         raise KeyError("enough")
 
     with pytest.raises(KeyError, match="enough"):
-        sampled(llama, tokenizer, PROBLEMS[:1], heard=heard)
+        sampled(llama, tokenizer, PROBLEMS[:1], on_token=stop)
     assert llama.generation_config is not None
