@@ -28,5 +28,5 @@ def test_a_site_is_kept_in_the_address_by_its_name(server, page):
     page.locator(".st-key-spread input").click()
     page.get_by_role("option", name="attention (attn_out)").click()
     page.wait_for_url("**spread=attn_out*")
-    page.go_back()
-    expect(page.locator(".st-key-distribution")).to_contain_text("FFN")
+    page.reload()
+    expect(page.locator(".st-key-distribution")).to_contain_text("attention")

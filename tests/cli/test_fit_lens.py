@@ -200,7 +200,7 @@ def test_a_lens_is_part_of_the_question(words, fitted, tmp_path, capsys):
         assert main([*asked, *lens]) == 0
         found.append(json.loads(capsys.readouterr().out))
     assert len({one["scan"] for one in found}) == 3
-    assert [one["readouts"] for one in found] == [["raw"], ["raw", "tuned"], ["raw", "tuned"]]
+    assert [one["readouts"] for one in found] == [["raw", "norm"], ["raw", "norm", "tuned"], ["raw", "norm", "tuned"]]
 
 
 def test_options_that_came_later_are_no_part_of_the_question_at_their_defaults():

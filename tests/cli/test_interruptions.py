@@ -23,11 +23,11 @@ def test_an_interrupted_scan_says_how_to_go_on_and_equals_an_undisturbed_one(ask
     whole = undisturbed(asked, here / "whole")
     measure, measured = scan.Scanner.measure, []
 
-    def interrupted(scanner, rollouts, first, smaller):
+    def interrupted(scanner, rollouts, first, *others):
         if first == 4 and len(measured) == 1:
             raise KeyboardInterrupt
         measured.append(first)
-        return measure(scanner, rollouts, first, smaller)
+        return measure(scanner, rollouts, first, *others)
 
     monkeypatch.setattr(scan.Scanner, "measure", interrupted)
     words = [*asked, "--output", "mine"]
@@ -35,9 +35,9 @@ def test_an_interrupted_scan_says_how_to_go_on_and_equals_an_undisturbed_one(ask
     assert "Continue with: internal-policy scan --model" in capsys.readouterr().err
     assert not (here / "mine" / store.RECORD).exists()
 
-    def counted(scanner, rollouts, first, smaller):
+    def counted(scanner, rollouts, first, *others):
         measured.append(first)
-        return measure(scanner, rollouts, first, smaller)
+        return measure(scanner, rollouts, first, *others)
 
     monkeypatch.setattr(scan.Scanner, "measure", counted)
     assert main(words) == 0

@@ -17,7 +17,7 @@ DEMO = View(bundle.DATA / "scans" / "demo-qwen3")
 
 def test_a_rollouts_entropies_are_those_of_the_models_own_policy():
     found = by_rollout(DEMO).set_index("rollout").loc[4]
-    rows = store.of_rollout(DEMO.source, "policies", 4, ["layer", "readout", "final.entropy"])
+    rows = store.of_rollout(DEMO.source, "policies", 4, ["layer", "readout", "final.entropy"]).to_pandas()
     values = rows.query("layer == 8 and readout == 'raw'")["final.entropy"].astype(float)
     assert found["line"] == pytest.approx(values.tolist())
     assert [found["entropy"], found["highest"]] == pytest.approx([values.mean(), values.max()])
@@ -25,8 +25,10 @@ def test_a_rollouts_entropies_are_those_of_the_models_own_policy():
 
 def test_a_rollout_settles_where_half_of_its_tokens_have_the_models_top_token_to_the_end():
     found = by_rollout(DEMO).set_index("rollout")["settles"]
-    rows = store.of_rollout(DEMO.source, "policies", 4, ["layer", "readout", "position", "resid_post.topk_ids"])
-    final = store.of_rollout(DEMO.source, "policies", 4, ["layer", "readout", "position", "final.topk_ids"])
+    rows = store.of_rollout(
+        DEMO.source, "policies", 4, ["layer", "readout", "position", "resid_post.topk_ids"]
+    ).to_pandas()
+    final = store.of_rollout(DEMO.source, "policies", 4, ["layer", "readout", "position", "final.topk_ids"]).to_pandas()
     top = rows.query("layer < 8 and readout == 'raw'")["resid_post.topk_ids"].str[0].to_numpy().reshape(-1, 8)
     own = final.query("layer == 8 and readout == 'raw'")["final.topk_ids"].str[0].to_numpy()
     settled = [next((n for n in range(8) if (row[n:] == token).all()), 8) for row, token in zip(top, own, strict=True)]
