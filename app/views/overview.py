@@ -88,6 +88,8 @@ def facts(looked: View) -> str:
 def links(looked: View, changes: pd.DataFrame) -> None:
     """Draw links to the least certain response, and to the least certain token of attention in one layer."""
     st.markdown("**Look next**")
+    if "readout" not in st.query_params:  # tokens are read through the final norm, unless another readout was chosen
+        looked = replace(looked, readout=view.for_tokens(looked.source).readout)
     left, right = st.columns(2)
     if scans.about(looked).rollouts > 1:
         with left:
@@ -120,9 +122,8 @@ def layer_of_interest(changes: pd.DataFrame) -> int:
 
 def link(looked: View, label: str, **cell: int | str) -> None:
     """Draw a link to a response, or a cell of it, on the Tokens page."""
-    sidebar = {"scan": scans.name_of(Path(str(looked.source))), "readout": looked.readout}
-    missing = {name: value for name, value in sidebar.items() if name not in st.query_params}  # the others come along
-    query = {name: str(value) for name, value in {**missing, **cell}.items()}
+    scan = {} if "scan" in st.query_params else {"scan": scans.name_of(Path(str(looked.source)))}  # the rest come along
+    query = {name: str(value) for name, value in {**scan, **cell}.items()}
     st.page_link("views/tokens.py", label=label, icon=":material/arrow_forward:", query_params=query)
 
 

@@ -228,7 +228,7 @@ def _screen(figure: go.Figure, title: str, said: str, height: int, above: int, n
 
 def on_page(figure: go.Figure) -> go.Figure:
     """The figure without its white background, for a page that has its own and replaces `INK` and `SOFT`."""
-    return go.Figure(figure).update_layout(paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR)
+    return go.Figure(figure).update_layout(paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR, modebar={"bgcolor": _CLEAR})
 
 
 def untitled(figure: go.Figure) -> go.Figure:

@@ -165,7 +165,7 @@ function lensGrid(root, data, host) {
     strip.setAttribute("aria-label", `Prompt and response${measure ? `, coloured by the model's own ${measure.title.toLowerCase()}` : ""}`);
     const where = `${view.measure.title} · ${source.siteTitle(state.site)}, ${source.readoutTitle(state.readout)}`;
     const other = measure && shown !== state.measure ? ` The text above shows the model's own ${measure.title.toLowerCase()}.` : "";
-    if (view.values.length) drawLegend(legend, view.scale, where, `Bold: the top token is the actual one.${other}`);
+    if (view.values.length) drawLegend(legend, view.scale, where, `${source.k ? "Bold: the top token is the actual one." : "Cells show numbers, because the scan kept no top tokens."}${other}`);
     else legend.replaceChildren(element("span", "lg-what", where), element("span", "lg-why", `${source.has(state.readout, state.site, state.measure) ? "Nothing measured yet." : "Not measured at this site with this readout."}${other}`));
   }
 

@@ -141,7 +141,7 @@ function mountPair(root, data, host) {
     const where = `${view.measure.title} · ${sources[0].siteTitle(state.site)}`;
     for (const at of [0, 1]) {
       const { legend } = parts[at];
-      if (view.numbers[at].length) drawLegend(legend, view.scale, where, "Bold: the top token is the actual one.");
+      if (view.numbers[at].length) drawLegend(legend, view.scale, where, sources[at].k ? "Bold: the top token is the actual one." : "Cells show numbers, because the scan kept no top tokens.");
       else legend.replaceChildren(element("span", "lg-what", where), element("span", "lg-why", "Not measured at this site with this readout."));
     }
     if (!same) return;
