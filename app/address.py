@@ -5,6 +5,7 @@ from functools import cache
 
 import show
 import streamlit as st
+from streamlit.components.v2 import component
 from streamlit.components.v2.types import ComponentRenderer
 
 KNOWN = "address"
@@ -27,7 +28,7 @@ export default function () {
 
 @cache
 def _one_entry_a_page() -> ComponentRenderer:
-    return st.components.v2.component("one_entry_a_page", js=ONE_ENTRY_A_PAGE)
+    return component("one_entry_a_page", js=ONE_ENTRY_A_PAGE)
 
 
 def one_entry_a_page() -> None:

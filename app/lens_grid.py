@@ -7,6 +7,7 @@ from typing import Any
 
 import scans
 import streamlit as st
+from streamlit.components.v2 import component
 from streamlit.components.v2.types import ComponentRenderer
 
 from internal_policy.look.lens_grid import page, payload
@@ -18,9 +19,7 @@ NONE: Events = MappingProxyType({})
 
 @cache
 def _component() -> ComponentRenderer:
-    return st.components.v2.component(
-        "lens_grid", html='<div class="lens-grid"></div>', css=page.style(), js=page.module()
-    )
+    return component("lens_grid", html='<div class="lens-grid"></div>', css=page.style(), js=page.module())
 
 
 @scans.kept(8)

@@ -67,7 +67,7 @@ def models() -> list[str]:
 
 def form() -> jobs.Request | None:
     """Ask for a prompt or text; None unless it was just submitted. Raises InputError."""
-    task: jobs.Task = st.segmented_control(
+    task: jobs.Task = st.segmented_control(  # pyright: ignore[reportAssignmentType] one of its options
         "What the model does",
         [*TASKS],
         format_func=lambda task: TASKS[task],

@@ -223,7 +223,7 @@ class Scanner:
             yield from self.reader.measure(rollouts, self.plan.points, tuple(self.readouts), self.kernel)
             return
         for index, targets, hidden in blocks(self.reader, rollouts, self.plan.points):
-            for called, readout in reversed(self.readouts.items()):  # norm, which people look at first, before raw
+            for called, readout in reversed([*self.readouts.items()]):  # norm, which people look at first, before raw
                 found = self.kernel.numbers(hidden, targets, self._states(hidden, readout))
                 yield index, {(called, name): values for name, values in found.items()}
 

@@ -188,7 +188,7 @@ class Watching(StoppingCriteria):
         """Responses begin at position `start`, and end at the first of the tokens `ends`."""
         self.on_token, self.start, self.ends = on_token, start, ends
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:  # noqa: ARG002
         """Return False for every response."""
         self.on_token([_ended(row, self.ends) for row in input_ids[:, self.start :].tolist()])
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

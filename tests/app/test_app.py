@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import rewarded
+from conftest import rewarded  # pyright: ignore[reportAttributeAccessIssue] that of the folder above
 
 from internal_policy import bundle, errors, files
 from internal_policy.errors import InputError

@@ -222,7 +222,8 @@ def test_a_scan_through_a_lens_agrees_with_policy_logits(model, tokenizer):
 
 def test_a_lens_changes_neither_the_other_readouts_nor_the_final_policy(llama, tokenizer):
     rollouts = [random_rollout(), random_rollout(2, 5, seed=1)]
-    alone, both = (scan(llama, tokenizer, rollouts, readouts=read) for read in (("raw",), ("raw", "norm", halved)))
+    alone = scan(llama, tokenizer, rollouts, readouts=["raw"])
+    both = scan(llama, tokenizer, rollouts, readouts=["raw", "norm", halved])
     raw = both.policies[both.policies["readout"] == "raw"].reset_index(drop=True)
     for name in alone.policies.columns:
         assert raw[name].map(str).tolist() == alone.policies[name].map(str).tolist()

@@ -16,7 +16,7 @@ DEMO = View(bundle.DATA / "scans" / "demo-qwen3")
 
 
 def test_a_rollouts_entropies_are_those_of_the_models_own_policy():
-    found = by_rollout(DEMO).set_index("rollout").loc[4]
+    (found,) = by_rollout(DEMO).query("rollout == 4").to_dict("records")
     rows = store.of_rollout(DEMO.source, "policies", 4, ["layer", "readout", "final.entropy"]).to_pandas()
     values = rows.query("layer == 8 and readout == 'raw'")["final.entropy"].astype(float)
     assert found["line"] == pytest.approx(values.tolist())

@@ -119,11 +119,11 @@ def test_the_layer_output_is_the_strongest_curve_and_black_in_print():
     layer, attention, ffn = (theme.SITES[site].colour for site in ("resid_post", "attn_out", "mlp_out"))
     assert contrast(layer, "#FFFFFF") > 3 * max(contrast(attention, "#FFFFFF"), contrast(ffn, "#FFFFFF"))
     screen, paper = (layer_figures.flow(means(8), about(8), style) for style in ("screen", "paper"))
-    (drawn,) = screen.select_traces(selector={"name": "layer output"})
-    others = [trace for trace in screen.data if trace.name in ("attention", "FFN")]
+    (drawn,) = [trace for trace in theme.traces(screen) if trace.name == "layer output"]
+    others = [trace for trace in theme.traces(screen) if trace.name in ("attention", "FFN")]
     assert all(drawn.line.width > other.line.width for other in others)
-    assert {trace.zorder for trace in screen.data} == {None}  # with any, plotly draws no frame around the axes
-    (printed,) = paper.select_traces(selector={"name": "layer output"})
+    assert {trace.zorder for trace in theme.traces(screen)} == {None}  # with any, plotly draws no frame around the axes
+    (printed,) = [trace for trace in theme.traces(paper) if trace.name == "layer output"]
     assert printed.line.color == printed.marker.color == "black"
 
 

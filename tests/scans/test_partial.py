@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 
 from internal_policy import bundle
@@ -19,13 +20,13 @@ def whole() -> Tables:
     folder = next(folder for folder in bundle.scans() if folder.name == "demo-qwen3")
     tables = {kind: pa.concat_tables(store.pieces(folder, kind)) for kind in ("policies", "layers", "vocabulary")}
     rollouts = pa.concat_tables(store.pieces(folder, "rollouts")).slice(0, 1)
-    only = pa.compute.equal(tables["policies"]["rollout"], 0)
+    only = ds.field("rollout") == 0
     record = json.loads((folder / store.RECORD).read_text())
     return Tables(record, {**tables, "rollouts": rollouts, "policies": tables["policies"].filter(only)})
 
 
 def test_what_is_not_measured_yet_is_missing(whole):
-    half = whole.arrow["policies"].filter(pa.compute.less(whole.arrow["policies"]["position"], 5))
+    half = whole.arrow["policies"].filter(ds.field("position") < 5)
     tables = partial.tables(whole.record, whole.arrow["rollouts"], [half], whole.vocabulary)
     policies = tables.policies.sort_values(["readout", "position", "layer"])
     assert len(policies) == len(whole.policies)
@@ -35,8 +36,7 @@ def test_what_is_not_measured_yet_is_missing(whole):
 def test_all_pieces_make_the_payload_of_the_finished_scan(whole):
     policies = whole.arrow["policies"]
     pieces = [
-        policies.filter(pa.compute.equal(policies["position"], position))
-        for position in policies["position"].unique().to_pylist()
+        policies.filter(ds.field("position") == position) for position in policies["position"].unique().to_pylist()
     ]
     tables = partial.tables(whole.record, whole.arrow["rollouts"], pieces, whole.vocabulary)
     readout = whole.record["selection"]["readouts"][0]
