@@ -32,6 +32,10 @@ COLOURS = {theme.INK: "#000001", theme.SOFT: "#000002"}
 later, style.css recolours it."""
 LARGEST = 2**31 - 1
 """Largest position or rollout number that a box accepts."""
+JOINER = "\u2060"
+"""An invisible character without width, which breaks an address."""
+LINKS = re.compile(r"https?(?=\\:\\/)|www(?=\\\.)|\\@", re.IGNORECASE)
+"""Where markdown recognizes an address in escaped text, escaped or not: http:, www. and mail addresses."""
 LONGEST = 600
 """Longest line in characters; longer ones are cut."""
 TALLEST = 240
@@ -193,8 +197,9 @@ def plain(text: str) -> str:
 
 
 def unmarked(text: str) -> str:
-    """Text escaped as markdown, for widgets that can't show plain text."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", glyphs(text).replace("␣", " "))
+    """Text escaped as markdown, for widgets that can't show plain text. An address in it doesn't become a link."""
+    escaped = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", glyphs(text).replace("␣", " "))
+    return LINKS.sub(f"\\g<0>{JOINER}", escaped)
 
 
 def line(text: str) -> str:

@@ -22,7 +22,7 @@ HOSTILE = (
     "<script>window.hacked=1</script>",
     "<img src=x onerror=window.hacked=1>",
     "$x$\x1b[31m\u202eturned\0",
-    "[a](http://evil.example)",
+    "[a](http://evil.example) www.evil.example a@evil.example",
     "![a](http://evil.example/a.png)" + "long" * 25_000,
 )
 WAIT = 30_000
