@@ -19,6 +19,7 @@ def test_right_after_a_clone_the_overview_draws_a_scan_of_a_language_model(serve
     expect(page.get_by_text("internal-policy scan").first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_another_page_shows_the_same_scan(server, page):
     opened(page, f"{server}/?scan=demo-llama&readout=norm")
     for name in ("Distributions", "Geometry", "Overview"):
@@ -39,6 +40,7 @@ def test_a_missing_scan_is_refused_in_one_sentence(server, page, asked_for):
     assert len(said.inner_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_without_any_scan_the_command_that_makes_one_is_shown(executable, browser, tmp_path):
     for name in ("internal_policy", "app"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "data"))

@@ -1,5 +1,6 @@
 """The first minutes with the dashboard in a real browser: its tabs, its back button and its sidebar."""
 
+import pytest
 from browsing import field, opened, settle
 from playwright.sync_api import Page, expect
 
@@ -11,6 +12,7 @@ def visit(page: Page, name: str) -> None:
     settle(page)
 
 
+@pytest.mark.slow
 def test_each_tab_is_named_after_its_page_and_scan(server, page):
     opened(page, server)
     expect(page).to_have_title("Overview · SmolLM2-135M-Instruct · internal-policy")
@@ -20,6 +22,7 @@ def test_each_tab_is_named_after_its_page_and_scan(server, page):
     expect(page).to_have_title("Geometry · demo-llama · internal-policy")
 
 
+@pytest.mark.slow
 def test_two_presses_of_the_back_button_undo_two_visits(server, page):
     opened(page, server)
     visit(page, "Tokens")

@@ -1,5 +1,6 @@
 """The Overview in a real browser: its links open the least certain response and token without a reload."""
 
+import pytest
 from browsing import chosen, opened, settle
 from playwright.sync_api import expect
 
@@ -22,6 +23,7 @@ def test_links_lead_to_the_least_certain_response_and_token_and_back(server, pag
     assert not loads
 
 
+@pytest.mark.slow
 def test_a_site_is_kept_in_the_address_by_its_name(server, page):
     opened(page, f"{server}/flow?scan=demo-qwen3&spread=mlp_out")
     expect(page.locator(".st-key-distribution")).to_contain_text("FFN")

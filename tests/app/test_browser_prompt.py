@@ -4,6 +4,7 @@ import re
 import subprocess
 import time
 
+import pytest
 from browsing import field, settle, tab
 from playwright.sync_api import expect
 
@@ -14,6 +15,7 @@ def workers(folder: str) -> list[str]:
     return [line for line in found.splitlines() if "internal_policy.cli.worker" in line and folder in line]
 
 
+@pytest.mark.slow
 def test_prompts_are_answered_seen_again_and_opened_and_the_worker_ends_with_the_tab(browser, server, tmp_path_factory):
     folder = str(tmp_path_factory.getbasetemp())
     with tab(browser) as page:

@@ -33,7 +33,7 @@ def test_a_report_opens_from_disk_and_its_grid_answers(browser, tmp_path):
         assert not failures
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 390])
 def test_a_report_is_as_wide_as_the_window(browser, tmp_path, width):
     with tab(browser) as page:
         page.set_viewport_size({"width": width, "height": 900})
