@@ -3,15 +3,13 @@
 import json
 import shutil
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 from conftest import SUMS, jsonl, numbers, undisturbed
 
 from internal_policy.__main__ import main
-from internal_policy.cli.plot import Figure
-from internal_policy.look import report
+from internal_policy.look import catalogue, report
 from internal_policy.measure.sites import SITES
 from internal_policy.models.families import FAMILIES
 from internal_policy.scans import scan, store
@@ -164,7 +162,7 @@ def test_a_scan_without_resid_mid_is_drawn_whole(folders, problems, here, capsys
     written = (here / "report.html").read_text()
     assert "Not drawn" not in written
     assert written.count("plotly-graph-div") == 2 * len(report.SECTIONS) + len(report.COMPARISONS)
-    for figure in get_args(Figure):
+    for figure in catalogue.FIGURES:
         against = ["--against", "demo-qwen3"] if figure == "compare" else []
         assert main(["plot", "mine", figure, *against, "-o", "figure.html", "--force"]) == 0
     capsys.readouterr()

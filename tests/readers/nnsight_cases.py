@@ -415,7 +415,7 @@ def test_numbers_are_sent_back_and_hidden_states_are_not(monkeypatch, tokenizer,
         assert all(values.dtype in (torch.float32, torch.int32) for values in tensors)
         assert {values.shape[:2] for values in tensors} == {(20, 22)}  # hook points, response tokens
         assert {values.shape[2:] for values in tensors} == {(), (5,)}
-        assert sum(values.nbytes for values in tensors) == 68 * 20 * 22  # 7 numbers, and 5 tokens with probabilities
+        assert sum(values.nbytes for values in tensors) == 2 * 68 * 20 * 22  # two readouts: 7 numbers, and 5 tokens
         torch.save(found, buffer := io.BytesIO())
         answers.append(buffer.tell())
     assert answers[0] == answers[1]
