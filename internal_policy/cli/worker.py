@@ -146,7 +146,7 @@ def check(inputs: Prepared, text: str) -> None:
 
     sampling, longest, name = inputs.sampling, positions(inputs.config), Path(inputs.checkpoint.name).name
     if not text.strip():
-        raise InputError("There is no text. Type a prompt or a text first.")
+        raise InputError("The prompt is empty. Type a prompt or a text first.")
     if inputs.is_given:
         prompt, response = split_text(inputs.tokenizer, text, sampling.chat)
         if (n := len(prompt) + len(response)) > longest:

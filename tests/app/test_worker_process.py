@@ -132,7 +132,7 @@ def test_work_stops_when_it_is_told_to_and_the_next_prompt_is_answered(worker, j
             {"text": "x " * 9000, "task": "read"},
             "The text has 18,000 tokens, but demo-qwen3 reads at most 2,048. Shorten it.",
         ),
-        ({"text": " \n", "task": "read"}, "There is no text."),
+        ({"text": " \n", "task": "read"}, "The prompt is empty."),
         ({"text": "a", "task": "read"}, "The text 'a' has fewer than two tokens."),
         ({"text": "<|im_start|>user\nHi<|im_end|>\n"}, "The text '<|im_start|>user"),
         ({"model": "/nowhere"}, "'/nowhere' isn't a folder or a hub id."),

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from internal_policy.look import findings, theme, tokens, view
 from internal_policy.look.heatmap import AROUND_ZERO, LOGARITHMIC
-from internal_policy.look.view import View
-from internal_policy.measure.sites import CHANGES, INPUT_OF, ONLY_AT, WITH_FINAL
+from internal_policy.look.view import SHOWN_AT, View
+from internal_policy.measure.sites import CHANGES, INPUT_OF, WITH_FINAL
 from internal_policy.scans import store
 
 FORMAT = 1
@@ -147,11 +147,9 @@ def _planes(one: View, rollout: int, sites: Sequence[str], positions: int) -> It
 
 
 def _names(one: View, site: str) -> list[str]:
-    """The columns of a site that are sent. The norm after the final norm is left out, as in `view.SHOWN_AT`."""
-    left_out = {"norm"} if site == "final" else set()
-    if one.readout != "raw":
-        left_out.add("entropy_at_input_norm")
-    return [name for name in (*MEASURES, "topk_ids", "topk_probs") if name not in left_out]
+    """The columns of a site that are sent: those that are shown there with the readout."""
+    here = [name for name in (*MEASURES, "topk_ids", "topk_probs") if site in SHOWN_AT.get(name, WITH_FINAL)]
+    return [name for name in here if one.readout == "raw" or name != "entropy_at_input_norm"]
 
 
 def _values(column: pa.ChunkedArray, name: str) -> np.ndarray:
@@ -200,7 +198,7 @@ def _measures(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield _measure("probability", record["d_vocab"])
     absent = [] if "raw" in chosen["readouts"] else ["entropy_at_input_norm"]
     for name in MEASURES:
-        if name in measured and name not in absent and sites & {*ONLY_AT.get(name, WITH_FINAL)}:
+        if name in measured and name not in absent and sites & {*SHOWN_AT.get(name, WITH_FINAL)}:
             yield _measure(name, record["d_vocab"])
     if "entropy" in measured and any({*pair} <= sites for pair in CHANGES.values()):
         yield _measure("change", record["d_vocab"])
@@ -219,7 +217,7 @@ def _measure(name: str, d_vocab: int) -> dict[str, Any]:
         "fixed": fixed.get(name),
         "logarithmic": name in LOGARITHMIC,
         "signed": name in AROUND_ZERO,
-        "sites": list(INPUT_OF) if name == "change" else list(ONLY_AT.get(name, WITH_FINAL)),
+        "sites": list(SHOWN_AT.get(name, WITH_FINAL)),
     }
 
 
