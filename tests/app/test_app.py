@@ -436,7 +436,7 @@ def test_the_name_of_a_lens_is_shown_literally(copied):
     app = opened(scan=str(read_as(copied, name)))
     (_, option), (_, caption) = app.radio(key="readout").options, app.radio(key="readout").proto.captions
     for shown in (option, caption):
-        assert r"\!\[x\]\(http\:\/\/evil\) \*b\* \:red\[r\]" in shown
+        assert r"\!\[x\]\(http\:\/\/evil\) \*b\* \:red\[r\]" in shown.replace("\u2060", "")  # breaks addresses
     app.radio(key="readout").set_value(name).run()
     assert not app.exception
     assert app.session_state["readout"] == name

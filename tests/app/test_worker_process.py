@@ -99,6 +99,7 @@ def test_its_scan_is_the_one_that_the_scan_command_writes(worker, jobs, tmp_path
 
 
 def test_the_grid_fills_while_a_text_is_measured_by_the_loaded_model(worker, jobs):
+    worker.ask(jobs.Request("read", "demo-qwen3", "Two plums."))  # loads the model, if this test runs alone
     events = worker.ask(jobs.Request("read", "demo-qwen3", "Ten apples and two pears make twelve. " * 8))
     assert states(events) == ["measuring", "done"]
     partial = [event for event in events if "grid" in event]
