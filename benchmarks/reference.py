@@ -5,8 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from internal_policy.models.families import decoder_layers, unembedding
+from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, hooked
+from internal_policy.models.modules import decoder_layers
 
 SITES = ("resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post")
 

@@ -84,7 +84,7 @@ def run(options: Benchmark) -> dict[str, float]:
     import reference
 
     from internal_policy.measure import kernel, matmul
-    from internal_policy.models.families import unembedding
+    from internal_policy.models.head import unembedding
     from internal_policy.scans.scan import Scanner
     from internal_policy.scans.selection import Selection, plan
     from internal_policy.tasks.rollouts import Rollout

@@ -32,7 +32,8 @@ from transformers import (
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from internal_policy.bundle import DATA
-from internal_policy.models.families import decoder_layers, unembedding
+from internal_policy.models.head import unembedding
+from internal_policy.models.modules import decoder_layers
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.configuration import BuPOConfig
 

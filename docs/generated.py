@@ -65,8 +65,8 @@ def code(text: str) -> str:
 def families() -> str:
     """The table of model families, where each reads its sites, and what is proved of it."""
     from internal_policy.cli.families import differences
-    from internal_policy.models.families import FAMILIES
     from internal_policy.models.proofs import PROOFS
+    from internal_policy.models.rows import FAMILIES
 
     rows = (
         (code(row.model_type or name), str(len(row.sites)), row.norms, "; ".join(differences(asdict(row))))

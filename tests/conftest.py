@@ -29,10 +29,11 @@ from hypothesis import settings
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from internal_policy import bundle, files
-from internal_policy.models.families import FAMILIES
 from internal_policy.models.hooks import hooked
-from internal_policy.models.proofs import hook_count, tiny
+from internal_policy.models.proofs import hook_count
 from internal_policy.models.proofs import points_of as all_points
+from internal_policy.models.rows import FAMILIES
+from internal_policy.models.tiny import tiny
 from internal_policy.scans import estimate, records, store
 from internal_policy.tasks.problems import Message
 from internal_policy.tasks.rollouts import Rollout

@@ -12,7 +12,7 @@ import yaml
 
 import internal_policy as ip
 from internal_policy.cli.commands import reference
-from internal_policy.models.families import FAMILIES
+from internal_policy.models.rows import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

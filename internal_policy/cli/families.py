@@ -27,8 +27,8 @@ class Families(JsonOptions):
 
 def run(options: Families) -> bool:
     """List the families, and prove each of them; True if a proof fails."""
-    from internal_policy.models.families import FAMILIES
     from internal_policy.models.proofs import prove
+    from internal_policy.models.rows import FAMILIES
 
     progress.quiet()
     found = {name: prove(name) for name in progress.tracked("Proving", FAMILIES)}
@@ -60,9 +60,8 @@ def printed(found: Mapping[str, Mapping[str, Any]], version: str, *, as_json: bo
     out.print(
         "Norms: before a module's input, after its output, or both.\n\n"
         "The `model_type` in a model's config.json is its family. To add a family, add a row\n"
-        "with its layers, final norm and sites to FAMILIES in internal_policy/models/families.py,\n"
-        "and the settings of a tiny model to OWN in internal_policy/models/proofs.py. This command\n"
-        "then proves it."
+        "with its layers, final norm, sites and the settings of a tiny model to a file of\n"
+        "internal_policy/models/rows. This command then proves it."
     )
 
 
@@ -73,6 +72,7 @@ def differences(row: Mapping[str, Any]) -> list[str]:
         *([row["note"]] if row["note"] else []),
         *(f"no {site}: {why}" for site, why in row["absent"].items()),
         *([f"attn_out and mlp_out multiplied by {row['multiplier']}"] if row["multiplier"] else []),
+        *([f"logits multiplied by {row['factor']}"] if row["factor"] else []),
         *([f"logits divided by {row['divisor']}"] if row["divisor"] else []),
         *([f"logits capped at {row['cap']}"] if row["cap"] else []),
     ]

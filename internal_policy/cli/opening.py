@@ -50,7 +50,7 @@ class Opener:
 
     def open(self, inputs: Prepared) -> "Reader":
         """Load the model in its reader. Raises InputError, also for a family that the library doesn't read."""
-        from internal_policy.models.families import inside
+        from internal_policy.models.adapters import inside
         from internal_policy.scans.reader import reader_of
 
         if self.remote:

@@ -244,7 +244,7 @@ def selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
     """What the options measure of a model. Raises InputError."""
     from internal_policy.measure.metrics import MEASURES
     from internal_policy.measure.sites import SITES
-    from internal_policy.models.families import place, sites_of
+    from internal_policy.models.families import check_sites, sites_of
     from internal_policy.scans.selection import Selection, parse_layers
 
     text = config.get_text_config()
@@ -257,8 +257,8 @@ def selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
         MEASURES if options.measures == "all" else tuple(options.measures.split(",")),
         options.top_k,
     )
-    for site in chosen.sites:
-        place(config, site)
+    if options.sites != "all":
+        check_sites(config, chosen.layers, chosen.sites)
     return dataclasses.replace(  # however they were typed, so that one question has one order of columns
         chosen,
         sites=tuple(site for site in SITES if site in chosen.sites),
@@ -267,12 +267,12 @@ def selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
 
 
 def _work(options: Scan, inputs: Prepared) -> Work:
-    from internal_policy.models.families import sites_of
+    from internal_policy.models.families import layer_sites
     from internal_policy.scans.selection import plan
 
     progress.quiet()
     chosen = selection(options, inputs.config)
-    planned = plan(chosen, sites_of(inputs.config))
+    planned = plan(chosen, layer_sites(inputs.config))
     translators = inputs.translators(planned.points[1 : planned.unembedded])  # the first is final
     problems, prompts = ([], []) if inputs.is_given else inputs.problems(inputs.question["problems"])
     return Work(inputs, chosen, planned, translators, inputs.given(), problems, prompts)

@@ -16,8 +16,11 @@ from internal_policy.lenses import tuned as lens
 from internal_policy.lenses.tuned import Translator, Translators
 from internal_policy.look import statistics
 from internal_policy.measure.matmul import precision
-from internal_policy.models.families import decoder_layers, inside, sites_of, unembedding
+from internal_policy.models.adapters import inside
+from internal_policy.models.families import sites_of
+from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.modules import decoder_layers
 from internal_policy.models.passes import evaluating
 from internal_policy.models.policy import READOUTS, unembed
 from internal_policy.scans.blocks import blocks

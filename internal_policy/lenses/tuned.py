@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from internal_policy import files
 from internal_policy.errors import InputError, counted
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import decoder_layers, final_norm, unembedding
+from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import HookPoint
+from internal_policy.models.modules import decoder_layers, final_norm
 from internal_policy.scans.selection import canonical
 
 NAME = "tuned"

@@ -1,4 +1,4 @@
-"""The logit transform: some families divide or cap the logits after the unembedding."""
+"""The logit transform: some families multiply, divide or cap the logits after the unembedding."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,13 @@ class LogitTransform:
     """Divides the logits (`logits_scaling` of Granite)."""
     cap: float | None = None
     """Then limits them smoothly to between -cap and cap (`final_logit_softcapping` of Gemma)."""
+    factor: float = 1.0
+    """Multiplies the logits, before anything else (`logit_scale` of Cohere)."""
 
     def __call__(self, logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
         """Apply the same operations as transformers, bit for bit and on the autograd graph."""
+        if self.factor != 1:
+            logits = logits * self.factor
         if self.divisor != 1:
             logits = logits / self.divisor
         if self.cap is not None:
@@ -26,6 +30,8 @@ class LogitTransform:
 
     def overwrite(self, logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
         """Do the same in place, off the autograd graph."""
+        if self.factor != 1:
+            logits.mul_(self.factor)
         if self.divisor != 1:
             logits.div_(self.divisor)
         if self.cap is not None:

@@ -6,16 +6,19 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
 from internal_policy.errors import InputError
 from internal_policy.measure.sites import SITES, WITH_FINAL
-from internal_policy.models.families import Side, backbone, decoder_layers, final_norm, inside, multiplier, part, place
+from internal_policy.models.adapters import inside
+from internal_policy.models.families import multiplier, place
+from internal_policy.models.family import Side
+from internal_policy.models.modules import backbone, decoder_layers, final_norm, part
 from internal_policy.models.passes import eager
 
 WRITTEN = f"Write LAYER.SITE, such as 5.attn_out, or final. Layers count from 0; the sites are {', '.join(SITES)}."
@@ -108,7 +111,7 @@ def hooked(model: nn.Module, points: Iterable[HookPoint | str], visit: Visit) ->
             stack.callback(backbone(model).register_forward_pre_hook(begin).remove)
         # two sites may share one state (OLMo 2), and a module calls its hooks in the order of registration
         for point in sorted(wanted, key=lambda point: WITH_FINAL.index(point.site)):
-            stack.callback(attach(model, point, partial(report, point)).remove)
+            attach(stack, model, point, partial(report, point))
         if wanted:
             stack.callback(backbone(model).register_forward_hook(end).remove)
         before = _open_here.set(_open_here.get() | {me})
@@ -133,29 +136,57 @@ def check_visits(points: Iterable[HookPoint], visits: Mapping[HookPoint, int]) -
             )
 
 
-def attach(model: nn.Module, point: HookPoint, report: Callable[[Tensor], None]) -> RemovableHandle:
-    """Call `report(hidden)` in every pass that reaches `point`, in any thread, until the handle is removed."""
-    module, side = locate(model, point)
+def attach(stack: ExitStack, model: nn.Module, point: HookPoint, report: Callable[[Tensor], None]) -> None:
+    """Call `report(hidden)` in every pass that reaches `point`, in any thread, until `stack` is left."""
+    modules, side = locate(model, point)
     factor = multiplier(inside(model).config, point.site)
+    seen: dict[tuple[int, int], Tensor] = {}  # (thread, number of the module) -> what a module added, so far
 
-    def hand_over(hidden: Any) -> None:
+    def hand_over(number: int, hidden: Any) -> None:
         state = hidden[0] if isinstance(hidden, tuple) else hidden
-        report(state if factor == 1 else state * factor)
+        if len(modules) > 1:
+            state = whole(number, state)
+        if state is not None:
+            report(state if factor == 1 else state * factor)
 
-    if side == "input":
-        return module.register_forward_pre_hook(lambda _, args: hand_over(args))
-    return module.register_forward_hook(lambda _, __, out: hand_over(out))
+    def whole(number: int, state: Tensor) -> Tensor | None:
+        """The sum of what the modules added in this pass; None until the last of them has run."""
+        keys = [(get_ident(), each) for each in range(len(modules))]
+        if keys[number] in seen:  # of a pass that was interrupted
+            for key in keys:
+                seen.pop(key, None)
+        seen[keys[number]] = state
+        if any(key not in seen for key in keys):
+            return None
+        first, *others = map(seen.pop, keys)
+        return sum(others, first)
+
+    def before(number: int, _: nn.Module, args: Any, options: Mapping[str, Any]) -> None:
+        hand_over(number, args or options["hidden_states"])
+
+    def after(number: int, _: nn.Module, __: Any, out: Any) -> None:
+        hand_over(number, out)
+
+    for number, module in enumerate(modules):
+        if side == "input":
+            handle = module.register_forward_pre_hook(partial(before, number), with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(partial(after, number))
+        stack.callback(handle.remove)
 
 
-def locate(model: nn.Module, point: HookPoint) -> tuple[nn.Module, Side]:
-    """The module at `point`, and its side. Raises InputError for a point that the model doesn't have."""
+def locate(model: nn.Module, point: HookPoint) -> tuple[list[nn.Module], Side]:
+    """The module at `point`, or the several whose sum is read there, and the side.
+
+    Raises InputError for a point that the model doesn't have.
+    """
     if point == FINAL:
-        return final_norm(model), "output"
+        return [final_norm(model)], "output"
     layers = decoder_layers(model)
     config = inside(model).config
     check(config, point, len(layers))
-    path, side = place(config, point.site)
-    return part(layers[point.layer], path), side
+    path, side = place(config, point.site, point.layer)
+    return [part(layers[point.layer], each) for each in path.split("+")], side
 
 
 def check(config: PreTrainedConfig, point: HookPoint, n_layers: int) -> None:
@@ -164,4 +195,4 @@ def check(config: PreTrainedConfig, point: HookPoint, n_layers: int) -> None:
         return
     if not 0 <= point.layer < n_layers:
         raise InputError(f"There is no hook point {point}: the model's layers are 0 to {n_layers - 1}.")
-    place(config, point.site)
+    place(config, point.site, point.layer)

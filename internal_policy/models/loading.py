@@ -241,7 +241,7 @@ def load_model(
     """
     import torch
 
-    from internal_policy.models.families import inside
+    from internal_policy.models.adapters import inside
 
     place = device_named(device)
     arguments = {"dtype": dtype, "device_map": device_map or place, "attn_implementation": attn_implementation}
@@ -314,7 +314,7 @@ def _adapted(model: "PreTrainedModel", checkpoint: Checkpoint) -> "nn.Module":
     """The model with the adapter from a folder. Raises InputError unless all of the adapter's weights were loaded."""
     import peft
 
-    from internal_policy.models.families import check_adapters
+    from internal_policy.models.adapters import check_adapters
 
     path = checkpoint.folder
     with explained(checkpoint.name, checkpoint.revision, "adapter_config.json and weights"), warnings.catch_warnings():

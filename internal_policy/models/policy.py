@@ -10,16 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from internal_policy.errors import InputError
-from internal_policy.models.families import (
-    backbone,
-    decoder_layers,
-    family_of,
-    final_norm,
-    inside,
-    logit_transform,
-    to_logits,
-)
+from internal_policy.models.adapters import inside
+from internal_policy.models.families import family_of
+from internal_policy.models.head import logit_transform, to_logits
 from internal_policy.models.hooks import FINAL, HookPoint, attach, check_visits, hooked, locate
+from internal_policy.models.modules import backbone, decoder_layers, final_norm
 from internal_policy.models.passes import eager
 
 Lens = Callable[[Float[Tensor, "*batch d_model"], HookPoint], Float[Tensor, "*batch d_model"]]
@@ -147,7 +142,7 @@ def as_policy(model: nn.Module, point: HookPoint | str, readout: Readout = "raw"
         stack.enter_context(eager())
         stack.callback(parent.register_forward_pre_hook(bypass.begin).remove)
         stack.callback(parent.register_forward_hook(bypass.end, always_call=True).remove)
-        stack.callback(attach(model, point, bypass.capture).remove)
+        attach(stack, model, point, bypass.capture)
         stack.callback(norm.register_forward_pre_hook(bypass.to_norm).remove)
         if readout != "norm":
             stack.callback(norm.register_forward_hook(bypass.from_norm).remove)

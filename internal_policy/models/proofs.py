@@ -2,127 +2,25 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import permutations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from internal_policy.models.families import FAMILIES, decoder_layers, sites_of
-from internal_policy.models.hooks import FINAL, HookPoint, hooked
+from internal_policy.models.families import kind_of, places_at
+from internal_policy.models.hooks import FINAL, HookPoint, hooked, locate
+from internal_policy.models.modules import decoder_layers
 from internal_policy.models.policy import as_policy, policy_logits
-
-TINY: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 1,
-    "tie_word_embeddings": False,
-}
-"""The configuration of every tiny model."""
-
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-DEEPSEEK = {
-    "num_key_value_heads": 4,
-    "head_dim": 4,
-    "q_lora_rank": 12,
-    "kv_lora_rank": 8,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "n_routed_experts": 4,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-}
-GEMMA = {"sliding_window": 6, "query_pre_attn_scalar": 8}
-GEMMA3 = {**GEMMA, "sliding_window_pattern": 2}
-NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-
-OWN: dict[str, dict[str, Any]] = {
-    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 16},
-    "qwen3_moe": EXPERTS,
-    "mixtral": {"num_local_experts": 4},
-    "gpt_oss": {
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "sliding_window": 6,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-    },
-    "deepseek_v2": DEEPSEEK,
-    "deepseek_v3": DEEPSEEK,
-    "granite": {
-        "embedding_multiplier": 3.0,
-        "attention_multiplier": 0.3,
-        "residual_multiplier": 0.22,
-        "logits_scaling": 2.0,
-    },
-    "gemma2": {**GEMMA, "final_logit_softcapping": 3.0},
-    "gemma3_text": {**GEMMA3, "final_logit_softcapping": 3.0},
-    "gemma3": GEMMA3,
-    "olmo3": {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    "gpt2": NO_DROPOUT,
-    "gpt_neox_sequential": {"use_parallel_residual": False},
-}
-"""Row -> its own additions to TINY: sizes that are large by default, and features that the row must handle."""
-
-INSIDE = {
-    "gemma3": (
-        "text_config",
-        {
-            "vision_config": {
-                "hidden_size": 8,
-                "intermediate_size": 8,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 1,
-                "image_size": 28,
-                "patch_size": 14,
-            },
-            "mm_tokens_per_image": 4,
-        },
-    )
-}
-"""Row whose language model has a nested configuration -> the nested one's name, and the other parts."""
-
-SCALE = 0.3
-"""Scale of the random weights; with the much smaller default, every policy would be uniform."""
-
-
-def tiny(name: str, **changes: Any) -> PreTrainedModel:
-    """A random float64 model of the row `name`, the same in every call, whose entropies vary from layer to layer.
-
-    `changes` override its configuration; a name without a row is used as a `model_type`.
-    """
-    row = FAMILIES.get(name)
-    model_type = (row.model_type if row else None) or name
-    values = {**TINY, **OWN.get(name, {}), **changes}
-    if name in INSIDE:
-        inside, beside = INSIDE[name]
-        values = {inside: values, "tie_word_embeddings": values["tie_word_embeddings"], **beside}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(model_type, **values)
-        # the faster experts don't support float64
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, experts_implementation="eager")
-        for parameter in model.parameters():
-            parameter.data.normal_(0, SCALE) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
-    return model.eval()
+from internal_policy.models.tiny import tiny
 
 
 def points_of(model: PreTrainedModel) -> list[HookPoint]:
     """Every hook point of a model, in the order of a forward pass."""
     layers = range(len(decoder_layers(model)))
-    return [*(HookPoint(layer, site) for layer in layers for site in sites_of(model.config)), FINAL]
+    return [*(HookPoint(layer, site) for layer in layers for site in places_at(model.config, layer)), FINAL]
 
 
 def read(model: PreTrainedModel, input_ids: Tensor) -> dict[HookPoint, Tensor]:
@@ -142,16 +40,18 @@ def adds_up(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     for when, each in (("", model), (" in training", dropping(model))):
         states = read(each, input_ids)
         for layer in range(len(decoder_layers(model))):
-            pre, attn, mlp, post = (
-                states[HookPoint(layer, site)] for site in ("resid_pre", "attn_out", "mlp_out", "resid_post")
-            )
-            if "resid_mid" in sites_of(model.config):
-                mid = states[HookPoint(layer, "resid_mid")]
-                yield from differs(f"{layer}.resid_mid is not resid_pre + attn_out{when}", mid, pre + attn)
-                yield from differs(f"{layer}.resid_post is not resid_mid + mlp_out{when}", post, mid + mlp)
-            else:
-                added = mlp + attn + pre
-                yield from differs(f"{layer}.resid_post is not mlp_out + attn_out + resid_pre{when}", post, added)
+            at = {site: states[HookPoint(layer, site)] for site in places_at(model.config, layer)}
+            start, added = "resid_pre", [site for site in ("attn_out", "mlp_out") if site in at]
+            if "resid_mid" in at:
+                mid = at["resid_pre"] + at["attn_out"]
+                yield from differs(f"{layer}.resid_mid is not resid_pre + attn_out{when}", at["resid_mid"], mid)
+                start, added = "resid_mid", ["mlp_out"]
+            terms = [start, *added]
+            # modules that are added together may be added in any order, which rounds differently
+            sums = [sum((at[term] for term in order[1:]), at[order[0]]) for order in permutations(terms)]
+            if not any(torch.equal(each, at["resid_post"]) for each in sums):
+                claim = f"{layer}.resid_post is not {' + '.join(terms)}{when}"
+                yield from differs(claim, at["resid_post"], sums[0])
 
 
 def dropping(model: PreTrainedModel) -> PreTrainedModel:
@@ -166,9 +66,12 @@ def dropping(model: PreTrainedModel) -> PreTrainedModel:
 def reads(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """Attention and FFN see the stream only through attn_in and mlp_in, as gradients show."""
     states = read(model, input_ids)
-    mid = "resid_mid" if "resid_mid" in sites_of(model.config) else "resid_pre"
     for layer in range(len(decoder_layers(model))):
+        here = places_at(model.config, layer)
+        mid = "resid_mid" if "resid_mid" in here else "resid_pre"
         for stream, source, out in (("resid_pre", "attn_in", "attn_out"), (mid, "mlp_in", "mlp_out")):
+            if out not in here:
+                continue
             before, at, after = (states[HookPoint(layer, site)] for site in (stream, source, out))
             weights = torch.linspace(-1, 1, after.numel(), dtype=after.dtype).view_as(after)
             known, through = torch.autograd.grad(after, (before, at), weights, retain_graph=True)
@@ -176,6 +79,23 @@ def reads(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
             if not known.any():
                 yield f"{layer}.{out} does not depend on {stream}"
             yield from differs(f"{layer}.{out} sees {stream} past {source}", seen, known)
+        if mid == "resid_pre" and {"attn_out", "mlp_in"} <= here.keys():
+            point = HookPoint(layer, "mlp_in")
+            with shifted(model, HookPoint(layer, "attn_out")):
+                yield from differs(f"{point} depends on attn_out", read(model, input_ids)[point], states[point])
+
+
+@contextmanager
+def shifted(model: PreTrainedModel, point: HookPoint) -> Iterator[None]:
+    """Inside, 1 is added to the output of the module at `point`."""
+
+    def shift(_: nn.Module, __: Any, out: Any) -> Any:
+        return (out[0] + 1, *out[1:]) if isinstance(out, tuple) else out + 1
+
+    with ExitStack() as stack:
+        for module in locate(model, point)[0]:
+            stack.callback(module.register_forward_hook(shift).remove)
+        yield
 
 
 def is_the_stream(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
@@ -220,9 +140,11 @@ def leaves_nothing(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
 def becomes(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """Inside `as_policy` the model returns the internal policy's logits, and afterwards its own again."""
     own = model(input_ids).logits
-    for site in sites_of(model.config):
-        for layer in range(len(decoder_layers(model)))[-2:]:
-            point = HookPoint(layer, site)
+    n_layers = len(decoder_layers(model))
+    first_of_kind = {kind_of(model.config, layer): layer for layer in reversed(range(n_layers))}
+    others = first_of_kind.values() if len(first_of_kind) > 1 else ()
+    for layer in sorted({*others, *range(n_layers)[-2:]}):
+        for point in (HookPoint(layer, site) for site in places_at(model.config, layer)):
             expected = policy_logits(model, point, input_ids=input_ids)
             with as_policy(model, point):
                 yield from differs(f"as_policy at {point} isn't that policy", model(input_ids).logits, expected)

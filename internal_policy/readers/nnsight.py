@@ -31,8 +31,11 @@ from websocket import WebSocketException
 from internal_policy.errors import InputError
 from internal_policy.measure import kernel, matmul, metrics, transform
 from internal_policy.measure.sites import WITH_FINAL
-from internal_policy.models.families import Side, family_of, final_norm, multiplier, unembedding
+from internal_policy.models.families import family_of, multiplier
+from internal_policy.models.family import Side
+from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, Visit, locate
+from internal_policy.models.modules import final_norm
 from internal_policy.models.passes import one_rotation, remembers
 from internal_policy.models.policy import READOUTS
 from internal_policy.readers import remote as remotely
@@ -45,7 +48,7 @@ STATE_BYTES = 2**31
 SENT = (matmul, transform, metrics, kernel, remotely)
 """Modules that are sent to a server as text, each after the ones it needs."""
 
-Place = tuple[Any, Side, float]
+Place = tuple[list[Any], Side, float]
 """Where hidden states are: an envoy, its side, and the factor to multiply them by."""
 
 
@@ -113,20 +116,21 @@ def _places(envoy: Envoy, points: Iterable[HookPoint]) -> dict[HookPoint, Place]
     path = {module: name for name, module in model.named_modules()}
     places = {}
     for point in sorted(set(points), key=lambda p: (p == FINAL, p.layer, WITH_FINAL.index(p.site))):
-        module, side = locate(model, point)
-        places[point] = (envoy.get(path[module]), side, multiplier(model.config, point.site))
+        modules, side = locate(model, point)
+        places[point] = ([envoy.get(path[module]) for module in modules], side, multiplier(model.config, point.site))
     return places
 
 
 def _run(envoy: Any, points: Iterable[HookPoint], visit: Visit, **inputs: Any) -> None:
     places = _places(envoy, points)
-    last, _, _ = _places(envoy, [FINAL])[FINAL]
+    [last], _, _ = _places(envoy, [FINAL])[FINAL]
     to_the_end = bool(inputs.get("use_cache") or envoy._edits)  # every layer fills the cache, and may have an edit
     try:
         with envoy.trace(fn=_model(envoy).get_decoder(), **inputs) as tracer:
-            for point, (module, side, factor) in places.items():
-                state = module.input if side == "input" else module.output
-                state = state[0] if isinstance(state, tuple) else state
+            for point, (modules, side, factor) in places.items():
+                states = [module.input if side == "input" else module.output for module in modules]
+                first, *others = [state[0] if isinstance(state, tuple) else state for state in states]
+                state = sum(others, first)
                 visit(point, state if factor == 1 else state * factor)
             if to_the_end and FINAL not in places:
                 last.output  # noqa: B018
@@ -223,9 +227,12 @@ def _ask(
     try:
         with envoy.trace(input_ids=ids, use_cache=False, remote=at) as tracer:
             states, normed, weight = {}, {}, None
-            for row, spot, side, factor in places:
-                state = spot.input if side == "input" else spot.output
-                state = state[0] if isinstance(state, tuple) else state
+            for row, spots, side, factor in places:
+                state: Any = None
+                for spot in spots:
+                    part = spot.input if side == "input" else spot.output
+                    part = part[0] if isinstance(part, tuple) else part
+                    state = part if state is None else state + part
                 if weight is None:
                     identity = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)
                     weight = unembed(identity).T.contiguous()

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from internal_policy.errors import InputError
 from internal_policy.measure import metrics
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import family_of, weight_alone
+from internal_policy.models.families import family_of
+from internal_policy.models.head import weight_alone
 from internal_policy.models.hooks import FINAL, HookPoint, Visit
 from internal_policy.models.policy import READOUTS, Readout
 from internal_policy.scans import scan

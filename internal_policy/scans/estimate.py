@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 
 from internal_policy.measure.kernel import TILE_ROWS, TILE_VOCAB, Kernel
 from internal_policy.measure.matmul import choose
-from internal_policy.models.proofs import tiny
+from internal_policy.models.tiny import tiny
 from internal_policy.scans.blocks import TOGETHER
 from internal_policy.scans.selection import Plan, Selection
 

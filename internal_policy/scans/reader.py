@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from internal_policy.errors import InputError
-from internal_policy.models.families import backbone, decoder_layers, inside, unembedding
+from internal_policy.models.adapters import inside
+from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import hooked
+from internal_policy.models.modules import backbone, decoder_layers
 
 LIBRARIES = {
     "transformer_lens": "internal_policy.readers.transformer_lens",

@@ -18,7 +18,8 @@ from internal_policy.errors import InputError
 from internal_policy.measure.kernel import Kernel
 from internal_policy.measure.matmul import choose
 from internal_policy.measure.metrics import MEASURES
-from internal_policy.models.families import logit_transform, place, sites_of
+from internal_policy.models.families import check_sites, layer_sites, place, sites_of
+from internal_policy.models.head import logit_transform
 from internal_policy.models.memory import in_halves
 from internal_policy.models.passes import evaluating, positions
 from internal_policy.models.policy import READOUTS, Lens, Readout, opened_at, read_out, readout_name
@@ -66,6 +67,7 @@ def scan(
     )
     lenses = {readout_name(readout): readout for readout in readouts if not isinstance(readout, str)}
     scanner = Scanner.of(reader, selection, lenses)
+    check_sites(reader.model.config, selection.layers, sites or ())
     check_rollouts(reader, rollouts)
     tables = [
         scanner.measure(rollouts[first : first + batch_size], first) for first in range(0, len(rollouts), batch_size)
@@ -148,7 +150,7 @@ class Scanner:
             raise InputError(f"There is no readout '{unknown[0]}'. Choose from {', '.join(known)}.")
         if selection.top_k > len(weight):
             raise InputError(f"top-k is {selection.top_k}, but the model has only {len(weight)} tokens. Lower it.")
-        planned = plan(selection, sites_of(config))
+        planned = plan(selection, layer_sites(config))
         kernel = Kernel(
             weight,
             logit_transform(reader.model),

@@ -1,6 +1,6 @@
 """Select what to measure of a model, and plan which hidden states that needs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from internal_policy.errors import InputError
@@ -66,6 +66,10 @@ class Plan:
     streams: tuple[tuple[int, int], ...]
     """Rows of a module's output and of the stream it is added to."""
 
+    def layers(self, selection: Selection, site: str) -> tuple[int, ...]:
+        """Those of the selected layers that have `site`."""
+        return tuple(layer for layer in selection.layers if canonical(layer, site) in self.points)
+
     def rows(self, layers: Sequence[int], site: str) -> list[int]:
         """The rows that hold `site` of each of `layers`."""
         return [self.points.index(canonical(layer, site)) for layer in layers]
@@ -76,16 +80,23 @@ def canonical(layer: int, site: str) -> HookPoint:
     return HookPoint(layer - 1, "resid_post") if site == "resid_pre" and layer else HookPoint(layer, site)
 
 
-def plan(selection: Selection, sites: Sequence[str] = SITES) -> Plan:
-    """The hidden states that `selection` needs from a model with these sites, each once."""
-    cells = [(layer, site) for layer in selection.layers for site in selection.sites]
-    stream_of = {module: next(site for site in streams if site in sites) for module, streams in STREAM_OF.items()}
+def plan(selection: Selection, sites: Mapping[int, Collection[str]] | None = None) -> Plan:
+    """The hidden states that `selection` needs, each once, from a model whose layers have these `sites`; None for all.
 
-    def partners(measure: str, table: dict[str, str]) -> dict[HookPoint, HookPoint]:
-        chosen = cells if measure in selection.measures else []
-        return {canonical(*cell): canonical(cell[0], table[cell[1]]) for cell in chosen if cell[1] in table}
+    What a layer lacks is left out.
+    """
+    having = sites or dict.fromkeys(selection.layers, SITES)
+    cells = [(layer, site) for layer in selection.layers for site in selection.sites if site in having[layer]]
 
-    inputs, streams = partners("entropy_at_input_norm", INPUT_OF), partners("cosine", stream_of)
+    def partners(measure: str, table: Mapping[str, Sequence[str]]) -> dict[HookPoint, HookPoint]:
+        chosen = [cell for cell in cells if cell[1] in table] if measure in selection.measures else []
+        return {
+            canonical(*cell): canonical(cell[0], next(site for site in table[cell[1]] if site in having[cell[0]]))
+            for cell in chosen
+        }
+
+    inputs = partners("entropy_at_input_norm", {after: (before,) for after, before in INPUT_OF.items()})
+    streams = partners("cosine", STREAM_OF)
     unembedded = dict.fromkeys([FINAL, *inputs, *(canonical(*cell) for cell in cells)])
     points = tuple(dict.fromkeys([*unembedded, *inputs.values(), *streams.values()]))
     row = {point: number for number, point in enumerate(points)}

@@ -26,7 +26,7 @@ class Column:
 def columns(numbers: Numbers, selection: Selection, plan: Plan, n_layers: int) -> Iterator[Column]:
     """All columns; `final` is at the layer after the last, `n_layers`."""
     for site in (*selection.sites, "final"):
-        layers = (n_layers,) if site == "final" else selection.layers
+        layers = (n_layers,) if site == "final" else plan.layers(selection, site)
         rows = [0] if site == "final" else plan.rows(layers, site)
         for measure in selection.names(site):
             for name in ("topk_ids", "topk_probs") if measure == "topk" else (measure,):
@@ -39,7 +39,8 @@ def policies_table(
 ) -> pa.Table:
     """One row per rollout x position x readout x layer, one column per site and measure; rollouts count from `first`.
 
-    `lengths` are the response tokens of each rollout. A site's columns are null in the row of `final`, and vice versa;
+    `lengths` are the response tokens of each rollout. A site's columns are null in the row of `final` and of layers
+    without the site, and vice versa;
     `entropy_at_input_norm` is null for every readout but raw, the only one that depends on the norm.
     """
     rollout = np.repeat(np.arange(first, first + len(lengths), dtype=np.int32), lengths)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from internal_policy.errors import InputError
-from internal_policy.models.families import inside
+from internal_policy.models.adapters import inside
 from internal_policy.models.passes import alone, device_of, evaluating, positions, sampled_together
 from internal_policy.tasks import marking
 from internal_policy.tasks.problems import Problem

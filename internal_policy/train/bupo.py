@@ -19,7 +19,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from internal_policy.errors import InputError
-from internal_policy.models.families import inside
+from internal_policy.models.adapters import inside
 from internal_policy.models.hooks import FINAL, locate
 from internal_policy.models.policy import Readout, as_policy
 from internal_policy.tasks.generate import end_ids, pad_id

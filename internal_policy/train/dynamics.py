@@ -11,8 +11,11 @@ from torch import nn
 from internal_policy.measure.kernel import Kernel
 from internal_policy.measure.matmul import choose
 from internal_policy.measure.metrics import cosine
-from internal_policy.models.families import decoder_layers, inside, logit_transform, sites_of, unembedding
+from internal_policy.models.adapters import inside
+from internal_policy.models.families import sites_of
+from internal_policy.models.head import logit_transform, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.modules import decoder_layers
 from internal_policy.models.passes import evaluating
 from internal_policy.models.policy import read_out
 from internal_policy.scans.blocks import blocks

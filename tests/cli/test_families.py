@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from internal_policy.__main__ import main
-from internal_policy.models.families import FAMILIES
 from internal_policy.models.proofs import PROOFS
+from internal_policy.models.rows import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -22,7 +22,7 @@ def test_families_lists_each_family_its_proofs_and_how_to_add_one(monkeypatch, c
     keep_families(monkeypatch, "llama", "gemma2", "gpt_neox")
     assert main(["families"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in (*FAMILIES, *PROOFS, "internal_policy/models/families.py"))
+    assert all(name in printed for name in (*FAMILIES, *PROOFS, "internal_policy/models/rows"))
     assert "no resid_mid: attention and FFN read" in " ".join(printed.split())
     assert printed.count("✓" * len(PROOFS)) == len(FAMILIES)
     assert "✗" not in printed

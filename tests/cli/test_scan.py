@@ -11,7 +11,7 @@ from conftest import SUMS, jsonl, numbers, undisturbed
 from internal_policy.__main__ import main
 from internal_policy.look import catalogue, report
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import FAMILIES
+from internal_policy.models.rows import FAMILIES
 from internal_policy.scans import scan, store
 
 pytestmark = pytest.mark.usefixtures("here")

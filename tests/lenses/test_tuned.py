@@ -17,8 +17,8 @@ from internal_policy.lenses import tuned as lens
 from internal_policy.lenses.tuned import Translator, Translators, Tuned
 from internal_policy.look.view import LENS
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import final_norm
 from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.modules import final_norm
 from internal_policy.models.policy import as_policy, policy_logits, read_out, readout_name, unembed
 from internal_policy.scans.scan import Scanner, scan
 from internal_policy.scans.selection import Selection, canonical

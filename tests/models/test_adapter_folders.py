@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.models import loading
-from internal_policy.models.families import inside
+from internal_policy.models.adapters import inside
 from internal_policy.models.loading import Checkpoint
 from internal_policy.scans import store
 

@@ -8,7 +8,8 @@ from torch import nn
 from trainer import trainer, weights
 
 from internal_policy.errors import InputError
-from internal_policy.models.families import inside, unembedding
+from internal_policy.models.adapters import inside
+from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, hooked
 from internal_policy.models.policy import as_policy, policy_logits, unembed
 from internal_policy.scans.scan import scan

@@ -10,20 +10,13 @@ from transformers import AutoConfig
 
 from internal_policy.errors import InputError
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import (
-    FAMILIES,
-    backbone,
-    decoder_layers,
-    family_of,
-    final_norm,
-    logit_transform,
-    multiplier,
-    sites_of,
-    unembedding,
-)
+from internal_policy.models.families import family_of, multiplier, sites_of
+from internal_policy.models.head import logit_transform, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, hooked, locate
+from internal_policy.models.modules import backbone, decoder_layers, final_norm
 from internal_policy.models.policy import as_policy, policy_logits
 from internal_policy.models.proofs import PROOFS, prove
+from internal_policy.models.rows import FAMILIES
 
 NORMS = {
     **dict.fromkeys(FAMILY_NAMES, ("input_layernorm", "post_attention_layernorm")),
@@ -297,7 +290,7 @@ def test_an_unknown_family_lists_the_known_ones_and_where_to_add_it():
     sentence = (
         r"Unknown model family 'opt'\. Known families are deepseek_v2, deepseek_v3, gemma2, gemma3, gemma3_text, gpt2, "
         r"gpt_neox, gpt_oss, granite, llama, mistral, mixtral, olmo2, olmo3, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, "
-        r"smollm3\. To support it, add a row to FAMILIES in internal_policy/models/families\.py"
+        r"smollm3\. To support it, add a row to FAMILIES in internal_policy/models/rows"
     )
     with pytest.raises(InputError, match=sentence):
         family_of(AutoConfig.for_model("opt"))

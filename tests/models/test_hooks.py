@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from internal_policy.errors import InputError
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import FAMILIES, decoder_layers, multiplier, sites_of
+from internal_policy.models.families import multiplier, sites_of
 from internal_policy.models.hooks import FINAL, HookPoint, hooked
+from internal_policy.models.modules import decoder_layers
 from internal_policy.models.policy import policy_logits
+from internal_policy.models.rows import FAMILIES
 
 
 def nothing(point, hidden):

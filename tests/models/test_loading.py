@@ -6,7 +6,7 @@ from conftest import saved, tiny_model
 
 from internal_policy import bundle, errors
 from internal_policy.errors import InputError
-from internal_policy.models.families import inside
+from internal_policy.models.adapters import inside
 from internal_policy.models.loading import Checkpoint, load
 
 

@@ -19,10 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import entropy
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import FAMILIES, decoder_layers, family_of, final_norm, unembedding
+from internal_policy.models.families import family_of
+from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, locate
 from internal_policy.models.loading import Checkpoint, load_tokenizer
+from internal_policy.models.modules import decoder_layers, final_norm
 from internal_policy.models.policy import as_policy, unembed
+from internal_policy.models.rows import FAMILIES
 from internal_policy.scans.scan import scan
 from internal_policy.scans.selection import Selection, parse_layers, plan
 from internal_policy.tasks.generate import generate
@@ -138,12 +141,12 @@ def test_every_hook_point_of_a_layer_is_a_module_of_that_layer(model):
     name_of = {module: f"{name}." for name, module in model.named_modules()}
     points = [point for point in all_points(model) if point != FINAL]
     found = [locate(model, point) for point in points]
-    assert all(name_of[at].startswith(f"model.layers.{p.layer}.") for p, (at, _) in zip(points, found, strict=True))
-    assert len(set(found)) == len(SITES) * len(decoder_layers(model))
+    assert all(name_of[at].startswith(f"model.layers.{p.layer}.") for p, ([at], _) in zip(points, found, strict=True))
+    assert len({(at, side) for [at], side in found}) == len(SITES) * len(decoder_layers(model))
 
 
 def test_final_is_after_the_final_norm(model):
-    assert locate(model, FINAL) == (final_norm(model), "output")
+    assert locate(model, FINAL) == ([final_norm(model)], "output")
     assert final_norm(model) is model.get_submodule("model.norm")
 
 

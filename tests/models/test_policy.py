@@ -11,9 +11,12 @@ from safetensors.torch import load_file
 from transformers import TextIteratorStreamer
 
 from internal_policy.errors import InputError
-from internal_policy.models.families import FAMILIES, decoder_layers, family_of, final_norm, logit_transform
+from internal_policy.models.families import family_of
+from internal_policy.models.head import logit_transform
 from internal_policy.models.hooks import FINAL, HookPoint, hooked
+from internal_policy.models.modules import decoder_layers, final_norm
 from internal_policy.models.policy import Readout, as_policy, policy_logits, unembed
+from internal_policy.models.rows import FAMILIES
 
 LAST = HookPoint(2, "resid_post")
 CELLS = [(family, site) for family in FEW for site in FAMILIES[family].sites]

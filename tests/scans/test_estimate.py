@@ -7,7 +7,8 @@ import torch
 from conftest import tiny_model
 
 from internal_policy.measure.metrics import MEASURES
-from internal_policy.models.families import decoder_layers, sites_of
+from internal_policy.models.families import sites_of
+from internal_policy.models.modules import decoder_layers
 from internal_policy.scans import estimate
 from internal_policy.scans.estimate import Size, Speed, active_weights, measured, policies_of, seconds
 from internal_policy.scans.selection import Selection, plan

@@ -18,8 +18,9 @@ from internal_policy.errors import InputError
 from internal_policy.lenses import fit
 from internal_policy.measure.metrics import MEASURES, entropy
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import decoder_layers, final_norm, logit_transform
+from internal_policy.models.head import logit_transform
 from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.modules import decoder_layers, final_norm
 from internal_policy.models.policy import as_policy, policy_logits, unembed
 from internal_policy.scans import blocks as blocks_module
 from internal_policy.scans import scan as scan_module

@@ -207,7 +207,7 @@ def test_cosines_compare_modules_with_the_stream_they_are_added_to(layers, sites
 
 def test_a_parallel_ffn_is_compared_with_the_stream_that_both_modules_read():
     sites = tuple(site for site in SITES if site != "resid_mid")
-    planned = plan(Selection((3,), sites), sites)
+    planned = plan(Selection((3,), sites), {3: sites})
     assert all(point.site != "resid_mid" for point in planned.points)
     compared = {planned.points[module]: planned.points[stream] for module, stream in planned.streams}
     before = canonical(3, "resid_pre")

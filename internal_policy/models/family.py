@@ -1,0 +1,52 @@
+"""What a row says about a model family: where it keeps its residual stream."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Side = Literal["input", "output"]
+Place = tuple[str, Side]
+"""A module inside the decoder layer and its side; "" is the layer itself, and "moe+shared" the sum of two modules."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a Hugging Face causal language model keeps its modules, and how its configuration changes their states."""
+
+    layers: str
+    """The list of decoder layers."""
+    final_norm: str
+    """The norm between the last layer and the unembedding."""
+    sites: Mapping[str, Place]
+    """Site -> its place, in the order of a forward pass.
+
+    `attn_in` and `mlp_in` are what the module reads; `attn_out` and `mlp_out` are what is added to the stream.
+    """
+    norms: Literal["before", "after", "both"]
+    """Whether a layer normalizes a module's input, its output, or both."""
+    note: str = ""
+    """What else is special about this family, in words."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Site that the family lacks, in all layers or in some -> the reason."""
+    kinds: Mapping[str, Mapping[str, Place]] = field(default_factory=dict)
+    """Kind of layer -> its sites, for kinds that differ from `sites`."""
+    kind: str = "layer_types"
+    """Configuration attribute that lists the kind of each layer."""
+    multiplier: str | None = None
+    """Configuration attribute that multiplies `attn_out` and `mlp_out` before they are added to the stream."""
+    factor: str | None = None
+    """Configuration attribute that multiplies the logits."""
+    divisor: str | None = None
+    """Configuration attribute that divides the logits."""
+    cap: str | None = None
+    """Configuration attribute that caps the logits; they aren't capped if its value is None."""
+    model_type: str | None = None
+    """`config.model_type`, if it isn't the row's own name."""
+    needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Configuration attribute -> the values that the row supports."""
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the tiny model that proves the row: sizes that are large by default, and what the row must handle."""
+    nested: str = ""
+    """Name of the language model's configuration inside the model's, such as text_config, if there is one."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the tiny model beside the nested configuration."""

@@ -1,0 +1,61 @@
+"""The unembedding of a loaded model, and what its family does to the logits afterwards."""
+
+from typing import cast
+
+from torch import nn
+from torch._dynamo import OptimizedModule
+
+from internal_policy.errors import InputError
+from internal_policy.measure.transform import LogitTransform
+from internal_policy.models.adapters import inside, of_peft, unwrapped
+from internal_policy.models.families import family_of
+
+
+def unembedding(model: nn.Module) -> nn.Linear:
+    """The unembedding of a loaded model: its weight is (d_vocab, d_model), with any adapter merged into it.
+
+    Raises InputError for an adapter that isn't merged, and for a bias; see `weight_alone`.
+    """
+    return weight_alone(unwrapped(_output(model)))
+
+
+def to_logits(model: nn.Module) -> nn.Module:
+    """The module that computes logits: the unembedding with its adapters. Raises InputError."""
+    module = _output(model)
+    return module if of_peft(module) else weight_alone(module)
+
+
+def _output(model: nn.Module) -> nn.Module:
+    module = inside(model).get_output_embeddings()
+    if module is None:
+        raise InputError("This model has no unembedding. Load it with AutoModelForCausalLM.")
+    # accelerate's compile_regions compiles it by itself
+    return cast(nn.Module, module._orig_mod) if isinstance(module, OptimizedModule) else module
+
+
+def weight_alone(module: nn.Module) -> nn.Linear:
+    """The unembedding, if it is a plain (d_vocab, d_model) matrix without a bias.
+
+    Raises InputError otherwise, for example if it is quantized, which packs its weight. A bias of 0 counts as none,
+    because TransformerLens gives every unembedding one.
+    """
+    if not isinstance(module, nn.Linear) or module.weight.shape != (module.out_features, module.in_features):
+        raise InputError(
+            f"The unembedding is a {type(module).__name__} whose weight isn't one plain matrix. Load the model "
+            "without quantizing, sharding or adapting its unembedding (lm_head)."
+        )
+    if module.bias is not None and (module.bias.is_meta or module.bias.any()):
+        raise InputError("The unembedding has a bias, which isn't supported. Use a model without one.")
+    return module
+
+
+def logit_transform(model: nn.Module) -> LogitTransform:
+    """How a loaded model multiplies, divides or caps its logits."""
+    config = inside(model).config
+    family, text = family_of(config), config.get_text_config()
+    cap = getattr(text, family.cap) if family.cap else None
+    return LogitTransform(
+        divisor=float(getattr(text, family.divisor)) if family.divisor else 1.0,
+        cap=None if cap is None else float(cap),
+        factor=float(getattr(text, family.factor)) if family.factor else 1.0,
+    )

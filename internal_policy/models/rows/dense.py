@@ -1,0 +1,117 @@
+"""Rows of families whose norms, dropout or branches are elsewhere than in Llama."""
+
+from dataclasses import replace
+
+from internal_policy.models.family import Family
+from internal_policy.models.rows.llama import LLAMA
+
+GEMMA = replace(
+    LLAMA,
+    sites={
+        **LLAMA.sites,
+        "attn_out": ("post_attention_layernorm", "output"),
+        "resid_mid": ("pre_feedforward_layernorm", "input"),
+        "mlp_in": ("pre_feedforward_layernorm", "output"),
+        "mlp_out": ("post_feedforward_layernorm", "output"),
+    },
+    norms="both",
+    tiny={"sliding_window": 6, "query_pre_attn_scalar": 8},
+)
+CAUSAL = {"use_bidirectional_attention": (False, None)}
+"""Tokens must not see later tokens, or there would be nothing left to predict."""
+GEMMA3 = replace(GEMMA, needs=CAUSAL, tiny={**GEMMA.tiny, "sliding_window_pattern": 2})
+OLMO2 = replace(
+    LLAMA,
+    sites={
+        **LLAMA.sites,
+        "attn_in": ("", "input"),
+        "attn_out": ("post_attention_layernorm", "output"),
+        "resid_mid": ("mlp", "input"),
+        "mlp_in": ("mlp", "input"),
+        "mlp_out": ("post_feedforward_layernorm", "output"),
+    },
+    norms="after",
+    note="attn_in is resid_pre, mlp_in is resid_mid",
+)
+PHI3 = replace(
+    LLAMA,
+    sites={**LLAMA.sites, "attn_out": ("resid_attn_dropout", "output"), "mlp_out": ("resid_mlp_dropout", "output")},
+    note="outputs are read after dropout",
+)
+GPT2 = replace(
+    LLAMA,
+    layers="transformer.h",
+    final_norm="transformer.ln_f",
+    sites={
+        **LLAMA.sites,
+        "attn_in": ("ln_1", "output"),
+        "attn_out": ("attn", "output"),
+        "resid_mid": ("ln_2", "input"),
+        "mlp_in": ("ln_2", "output"),
+    },
+    tiny={"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+)
+NEOX = replace(
+    LLAMA,
+    layers="gpt_neox.layers",
+    final_norm="gpt_neox.final_layer_norm",
+    sites={
+        **LLAMA.sites,
+        "attn_out": ("post_attention_dropout", "output"),
+        "mlp_out": ("post_mlp_dropout", "output"),
+    },
+    note=PHI3.note,
+    model_type="gpt_neox",
+    needs={"use_parallel_residual": (False,)},
+    tiny={"use_parallel_residual": False},
+)
+NEOX_PARALLEL = replace(
+    NEOX,
+    sites={site: place for site, place in NEOX.sites.items() if site != "resid_mid"},
+    absent={"resid_mid": "attention and FFN read the same stream and are added to it together"},
+    needs={"use_parallel_residual": (True,)},
+    tiny={},
+)
+
+ROWS: dict[str, Family] = {
+    "granite": replace(
+        LLAMA,
+        multiplier="residual_multiplier",
+        divisor="logits_scaling",
+        tiny={
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "gemma2": replace(GEMMA, cap="final_logit_softcapping", tiny={**GEMMA.tiny, "final_logit_softcapping": 3.0}),
+    "gemma3_text": replace(GEMMA3, cap="final_logit_softcapping", tiny={**GEMMA3.tiny, "final_logit_softcapping": 3.0}),
+    "gemma3": replace(
+        GEMMA3,
+        layers="model.language_model.layers",
+        final_norm="model.language_model.norm",
+        note="also reads images; only text is measured",
+        nested="text_config",
+        beside={
+            "vision_config": {
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 1,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+        },
+    ),
+    "olmo2": OLMO2,
+    "olmo3": replace(
+        OLMO2,
+        tiny={"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "phi3": PHI3,
+    "gpt2": GPT2,
+    "gpt_neox": NEOX_PARALLEL,
+    "gpt_neox_sequential": NEOX,
+}

@@ -1,0 +1,63 @@
+"""Rows of the Llama and Qwen families, and of those with the same modules."""
+
+from dataclasses import replace
+
+from internal_policy.models.family import Family
+
+LLAMA = Family(
+    layers="model.layers",
+    final_norm="model.norm",
+    sites={
+        "resid_pre": ("", "input"),
+        "attn_in": ("input_layernorm", "output"),
+        "attn_out": ("self_attn", "output"),
+        "resid_mid": ("post_attention_layernorm", "input"),
+        "mlp_in": ("post_attention_layernorm", "output"),
+        "mlp_out": ("mlp", "output"),
+        "resid_post": ("", "output"),
+    },
+    norms="before",
+)
+EXPERTS = replace(LLAMA, note="the FFN is the block of experts")
+QWEN_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+DEEPSEEK = replace(
+    EXPERTS,
+    tiny={
+        "num_key_value_heads": 4,
+        "head_dim": 4,
+        "q_lora_rank": 12,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    },
+)
+
+ROWS: dict[str, Family] = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "smollm3": LLAMA,
+    "qwen2_moe": replace(EXPERTS, tiny={**QWEN_EXPERTS, "shared_expert_intermediate_size": 16}),
+    "qwen3_moe": replace(EXPERTS, tiny=QWEN_EXPERTS),
+    "mixtral": replace(EXPERTS, tiny={"num_local_experts": 4}),
+    "gpt_oss": replace(
+        EXPERTS,
+        tiny={
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    ),
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK,
+}

@@ -1,0 +1,47 @@
+"""Tiny random models, on which the rows of families are proved."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from internal_policy.models.rows import FAMILIES
+
+TINY: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+    "tie_word_embeddings": False,
+}
+"""The configuration of every tiny model."""
+
+SCALE = 0.3
+"""Scale of the random weights; with the much smaller default, every policy would be uniform."""
+
+
+def tiny(name: str, **changes: Any) -> PreTrainedModel:
+    """A random float64 model of the row `name`, the same in every call, whose entropies vary from layer to layer.
+
+    `changes` override its configuration; a name without a row is used as a `model_type`.
+    """
+    row = FAMILIES.get(name)
+    model_type = (row.model_type if row else None) or name
+    values = {**TINY, **(row.tiny if row else {}), **changes}
+    if row and row.nested:
+        values = {row.nested: values, "tie_word_embeddings": values["tie_word_embeddings"], **row.beside}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(model_type, **values)
+        # the faster experts don't support float64
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, experts_implementation="eager")
+        for parameter in model.parameters():
+            parameter.data.normal_(0, SCALE) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
+    return model.eval()
