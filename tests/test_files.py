@@ -99,7 +99,7 @@ def test_without_hard_links_processes_agree_on_the_first_file(tmp_path):
     for writer in writers:
         writer.start()
     for _ in writers:
-        ready.acquire()
+        assert ready.acquire(timeout=120)
     go.set()
     for writer in writers:
         writer.join()
