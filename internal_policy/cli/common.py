@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from internal_policy.errors import InputError
-from internal_policy.models.loading import Checkpoint
+from internal_policy.models.checkpoint import Checkpoint
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 Number = Annotated[int | None, tyro.conf.arg(constructor=int, metavar="INT")]

@@ -15,7 +15,7 @@ from internal_policy.cli.common import JsonOptions, ModelOptions, Text
 from internal_policy.cli.console import document, out, uncut, visible
 from internal_policy.errors import InputError
 from internal_policy.measure.sites import SITES
-from internal_policy.models import loading
+from internal_policy.models import loading, tokenizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +63,7 @@ def run(options: Lens) -> None:
     given = texts.read(options.text, "TEXT")
     progress.quiet()
     config = loading.load_config(options.checkpoint)
-    tokenizer = loading.load_tokenizer(options.checkpoint)
+    tokenizer = tokenizers.load_tokenizer(options.checkpoint)
     _check(options, given, config, tokenizer)
     from internal_policy.lenses import next_token
     from internal_policy.look import lens

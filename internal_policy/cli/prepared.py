@@ -12,8 +12,8 @@ from internal_policy import bundle, files
 from internal_policy.cli import progress
 from internal_policy.cli.common import ModelOptions, ResponseOptions, SamplingOptions
 from internal_policy.errors import InputError
-from internal_policy.models import loading, templates
-from internal_policy.models.loading import Checkpoint
+from internal_policy.models import checkpoint, loading, templates, tokenizers
+from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.tasks import rows
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Prepared:
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The model's tokenizer."""
-        return loading.load_tokenizer(self.checkpoint, self.chat_template)
+        return tokenizers.load_tokenizer(self.checkpoint, self.chat_template)
 
     @cached_property
     def sampling(self) -> "Sampling":
@@ -264,8 +264,8 @@ def question(
     unused = {*unused, "force"}
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
     arguments = options.template_arguments
-    identity = loading.identity(options.checkpoint)  # first, because it says best why a model can't be loaded
-    dated = loading.inserts_date(options.checkpoint, options.chat_template)
+    identity = checkpoint.identity(options.checkpoint)  # first, because it says best why a model can't be loaded
+    dated = tokenizers.inserts_date(options.checkpoint, options.chat_template)
     if dated and not texts and not _untemplated(rollouts, options.limit):
         arguments = {templates.DATE: templates.today(), **arguments}
     return {

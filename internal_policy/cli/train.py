@@ -20,7 +20,7 @@ from internal_policy.cli import outputs, prepared, progress
 from internal_policy.cli.console import document, out
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError, counted
-from internal_policy.models import loading, templates
+from internal_policy.models import checkpoint, loading, templates, tokenizers
 from internal_policy.secrecy import redacted
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def run(options: Train) -> None:
     progress.quiet()
     from internal_policy.train import run as training  # after what is quick to refuse
 
-    tokenizer = loading.load_tokenizer(options.checkpoint, options.chat_template)
+    tokenizer = tokenizers.load_tokenizer(options.checkpoint, options.chat_template)
     about = loading.load_config(options.checkpoint)
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
     training.check(about, tokenizer, problems, chat, config, _point(options))
@@ -129,7 +129,7 @@ def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
     """What identifies the run: its options, the contents of their files, and the model."""
     plain = {name: value for name, value in dataclasses.asdict(options).items() if name not in CHANGEABLE}
     content = {path: prepared.held(path) for path in (options.problems, options.chat_template) if path}
-    question = {**plain, "file": dict(given), "content": content, "identity": loading.identity(options.checkpoint)}
+    question = {**plain, "file": dict(given), "content": content, "identity": checkpoint.identity(options.checkpoint)}
     return json.loads(json.dumps(redacted(question), default=str))
 
 
@@ -144,7 +144,7 @@ def _folder(options: Train, given: Mapping[str, Any], question: Mapping[str, Any
 
 def _day(options: Train, record: Path | None) -> str | None:
     """The day on which the run of a record started, if the chat template writes the date; today without a record."""
-    if not loading.inserts_date(options.checkpoint, options.chat_template):
+    if not tokenizers.inserts_date(options.checkpoint, options.chat_template):
         return None
     begun = json.loads(record.read_text()) if record and record.exists() else {}
     return begun.get(DAY) or templates.today()

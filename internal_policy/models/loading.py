@@ -2,49 +2,18 @@
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy import bundle
 from internal_policy.errors import MODELS, InputError, first_line, require
 from internal_policy.models import folder
+from internal_policy.models.checkpoint import Checkpoint, base, config_folder, named_by
 from internal_policy.models.failures import attending, explained
-from internal_policy.models.templates import DATE, Template
+from internal_policy.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
-"""Files that hold a model's chat template."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Which files a model is loaded from."""
-
-    name: str
-    """A folder, a hub id, or the name of a bundled model."""
-    revision: str = "main"
-    """Branch, tag or commit of a model on the hub."""
-    trust_remote_code: bool = False
-    """Whether Python code that comes with the model may run."""
-
-    @property
-    def place(self) -> str:
-        """Its folder or hub id; a bundled model is a folder."""
-        return str(bundle.model(self.name) or self.name)
-
-    @property
-    def folder(self) -> Path:
-        """Where its files are if it isn't on the hub."""
-        return Path(self.place)
 
 
 def load(
@@ -69,7 +38,7 @@ def load(
     """
     require("models", *MODELS)
     checkpoint = Checkpoint(name, revision, trust_remote_code)
-    _checked(checkpoint)
+    config_folder(checkpoint)
     config = load_config(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     model = load_model(
@@ -78,78 +47,11 @@ def load(
     return model, tokenizer
 
 
-def identity(checkpoint: Checkpoint) -> str:
-    """A text that identifies a model's content: the commit of a hub model, or a digest of the files in a folder.
-
-    It covers the base model of an adapter, and with `trust_remote_code` also the model's Python code. Raises
-    InputError for a folder without a model, and for a hub model that can't be downloaded.
-    """
-    path = _checked(checkpoint)
-    if checkpoint.folder.is_dir():
-        content = f"sha256 {folder.digest(path, checkpoint.trust_remote_code)}"
-        if folder.is_adapter(path):
-            with _named_by(path):
-                return f"{content} on {identity(base(checkpoint))}"
-    else:
-        content = f"commit {path.name}"
-    elsewhere = sorted(folder.code_elsewhere(path)) if checkpoint.trust_remote_code else []
-    code = (f" with {place} at {_commit(checkpoint, place, file, 'main').name}" for place, file in elsewhere)
-    return content + "".join(code)
-
-
-def _checked(checkpoint: Checkpoint) -> Path:
-    """The folder that holds its configuration, in the local hub cache for a model on the hub. Raises InputError."""
-    try:
-        wrong = not checkpoint.name or checkpoint.folder.is_file()
-    except OSError:  # the name isn't a valid path
-        wrong = True
-    if wrong:
-        raise InputError(
-            f"Can't load a model from '{checkpoint.name:.80}'. Use a model folder, or a hub id such as Qwen/Qwen3-0.6B."
-        )
-    if checkpoint.folder.is_dir():
-        folder.check(checkpoint.folder)
-        return checkpoint.folder
-    return _commit(checkpoint, checkpoint.place, "config.json", checkpoint.revision)
-
-
-def _commit(checkpoint: Checkpoint, name: str, file: str, revision: str) -> Path:
-    """The folder of the local hub cache that holds a file; the folder is named after the commit."""
-    with explained(checkpoint.name, checkpoint.revision):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.utils.logging import set_verbosity_error
-
-        set_verbosity_error()  # otherwise it reports every retry
-        return Path(hf_hub_download(name, file, revision=revision)).parent
-
-
-def base(checkpoint: Checkpoint) -> Checkpoint:
-    """The base model of an adapter, or the checkpoint itself if it isn't one. Raises InputError without PEFT."""
-    if not folder.is_adapter(checkpoint.folder):
-        return checkpoint
-    if find_spec("peft") is None:
-        raise InputError(
-            f"{checkpoint.place} holds an adapter, which needs peft. Install it with "
-            "`pip install 'internal-policy[peft]'`."
-        )
-    return Checkpoint(*folder.base_of(checkpoint.folder), checkpoint.trust_remote_code)
-
-
-@contextmanager
-def _named_by(path: Path) -> Iterator[None]:
-    """Add the adapter, if the folder is one, to an error about its base model."""
-    try:
-        yield
-    except InputError as error:
-        why = f" {path / folder.ADAPTER} names it as the base model." if folder.is_adapter(path) else ""
-        raise InputError(f"{error}{why}") from error
-
-
 def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
     """The configuration of the model or of an adapter's base model. Raises InputError, also for an unknown family."""
     given, checkpoint = checkpoint, base(checkpoint)
-    with _named_by(given.folder):
-        _checked(checkpoint)  # transformers' own errors don't say that a name is mistyped or the hub can't be reached
+    with named_by(given.folder):
+        config_folder(checkpoint)  # transformers doesn't say that a name is mistyped or the hub can't be reached
     with explained(checkpoint.name, checkpoint.revision, "config.json"):
         from transformers import AutoConfig
 
@@ -162,66 +64,6 @@ def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
 
     family_of(config)
     return config
-
-
-def load_tokenizer(checkpoint: Checkpoint, chat_template: str | None = None) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer, with the chat template from the file `chat_template` if given. Raises InputError.
-
-    An adapter's folder may hold a tokenizer of its own; otherwise the base model's is loaded.
-    """
-    checkpoint = _with_tokenizer(checkpoint)
-    with explained(checkpoint.name, checkpoint.revision, "tokenizer.json and tokenizer_config.json"):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.place, revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code
-        )
-        tokenizer("tried")
-        for token, number in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True):
-            if not isinstance(number, int):
-                raise ValueError(f"its special token {token!r} is not in the vocabulary")
-    if len(tokenizer) < 2:
-        raise InputError(f"{checkpoint.name} has no tokenizer: tokenizer.json is missing. Copy the whole model.")
-    if chat_template not in (None, "none"):
-        try:
-            tokenizer.chat_template = Template(Path(chat_template).read_text(), chat_template)
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"Can't read the chat template {chat_template} ({error}). Use a Jinja file.") from error
-    return tokenizer
-
-
-def _with_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, or its base model if it is an adapter without a tokenizer of its own."""
-    own = any((checkpoint.folder / name).is_file() for name in TOKENIZER)
-    return checkpoint if own else base(checkpoint)
-
-
-def inserts_date(checkpoint: Checkpoint, chat_template: str | None) -> bool:
-    """Whether the chat template writes the date, as Llama 3.2's does, without loading the tokenizer, which is slow.
-
-    Raises InputError for a hub model that can't be downloaded.
-    """
-    if chat_template == "none":
-        return False
-    checkpoint = _with_tokenizer(checkpoint)
-    if chat_template is not None:
-        paths = [Path(chat_template)]
-    elif checkpoint.folder.is_dir():
-        paths = [checkpoint.folder / name for name in TEMPLATES]
-    else:
-        paths = [path for name in TEMPLATES if (path := _of_hub(checkpoint, name))]
-    return any(DATE.encode() in path.read_bytes() for path in paths if path.is_file())
-
-
-def _of_hub(checkpoint: Checkpoint, name: str) -> Path | None:
-    with explained(checkpoint.name, checkpoint.revision):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(checkpoint.name, name, revision=checkpoint.revision))
-        except EntryNotFoundError:  # or an offline cache without the file
-            return None
 
 
 def load_model(

@@ -16,7 +16,7 @@ from internal_policy.bundle import DATA
 from internal_policy.cli import prepared
 from internal_policy.cli.scan import Scan
 from internal_policy.models import loading
-from internal_policy.models.loading import Checkpoint
+from internal_policy.models.checkpoint import Checkpoint, identity
 from internal_policy.scans import store
 
 PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
@@ -91,7 +91,7 @@ def test_json_and_the_file_describe_the_fit(asked, folder, capsys):
     about = json.loads(header["__metadata__"]["internal_policy"])
     assert said == {"lens": "mine.safetensors", **about}
     assert about["model"] == str(folder)
-    assert about["identity"] == loading.identity(Checkpoint(str(folder)))
+    assert about["identity"] == identity(Checkpoint(str(folder)))
     assert (about["d_model"], about["sites"], about["steps"]) == (32, "resid_post", 40)
     assert about["fitted_on"]["file"] == "problems.jsonl"
     assert (about["fitted_on"]["rollouts"], about["held_out"]["rollouts"]) == (32, 8)

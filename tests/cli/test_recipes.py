@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 from internal_policy.cli import parsing, train
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.train import Train
+from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.models.hooks import HookPoint
-from internal_policy.models.loading import Checkpoint, load_tokenizer
 from internal_policy.models.modules import decoder_layers
+from internal_policy.models.tokenizers import load_tokenizer
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem, split_messages
 from internal_policy.train import fields

@@ -14,7 +14,7 @@ from internal_policy import bundle
 from internal_policy.__main__ import main
 from internal_policy.cli import train
 from internal_policy.cli.train import Train
-from internal_policy.models import loading
+from internal_policy.models import loading, tokenizers
 from internal_policy.train import resume
 from internal_policy.train import run as training
 
@@ -279,7 +279,7 @@ def test_the_file_sets_the_folder_and_the_template_arguments(tmp_path):
     few = ["--prompts", "2", "--samples", "2", "--steps", "1", "--internal-steps", "1", "--layer", "3"]
     assert main(["train", *PROBLEMS, *few, "--limit", "4", "--config", file, "--chat-template", str(template)]) == 0
     prompt = pd.read_parquet(folder / "rollouts.parquet")["prompt_ids"][0]
-    tokenizer = loading.load_tokenizer(Train().checkpoint)
+    tokenizer = tokenizers.load_tokenizer(Train().checkpoint)
     assert str(tokenizer.decode(prompt)).startswith("Ahoy: ")
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
-from internal_policy.models import loading
+from internal_policy.models import checkpoint, loading, tokenizers
 from internal_policy.models.adapters import inside
-from internal_policy.models.loading import Checkpoint
+from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.scans import store
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -39,7 +39,7 @@ def _model(folder: Path):
 
 
 def _identity(folder: Path, **options) -> str:
-    return loading.identity(Checkpoint(str(folder), **options))
+    return checkpoint.identity(Checkpoint(str(folder), **options))
 
 
 def _opened(folder: Path):
@@ -79,11 +79,11 @@ def test_training_an_adapter_saves_an_adapter(adapter, here):
 
 
 def test_the_tokenizer_of_an_adapter_wins_over_that_of_its_base(adapter, tokenizer):
-    assert loading.load_tokenizer(Checkpoint(str(adapter))).eos_token == tokenizer.eos_token
-    other = loading.load_tokenizer(Checkpoint(str(adapter)))
+    assert tokenizers.load_tokenizer(Checkpoint(str(adapter))).eos_token == tokenizer.eos_token
+    other = tokenizers.load_tokenizer(Checkpoint(str(adapter)))
     other.eos_token = "<|bos|>"
     other.save_pretrained(adapter)
-    assert loading.load_tokenizer(Checkpoint(str(adapter))).eos_token == "<|bos|>"
+    assert tokenizers.load_tokenizer(Checkpoint(str(adapter))).eos_token == "<|bos|>"
 
 
 def test_changing_an_adapter_changes_its_identity(adapter):
@@ -198,7 +198,7 @@ def test_a_configuration_of_an_adapter_without_its_base_names_the_adapter(adapte
 
 
 def test_an_adapter_without_peft_says_what_to_install(adapter, monkeypatch):
-    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    monkeypatch.setattr(checkpoint, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'internal-policy\[peft\]'"):
         _identity(adapter)
 
@@ -210,8 +210,8 @@ def test_transformer_lens_rejects_adapters(adapter, here, capsys):
 
 def test_weights_are_hashed_only_once_even_with_a_lens(base, here, monkeypatch):
     fit = ["--limit", "3", "--max-new-tokens", "4", "--steps", "2", "--output", "lens.safetensors"]
-    hashed, digest = [], loading.folder.digest
-    monkeypatch.setattr(loading.folder, "digest", lambda *given: hashed.append(given) or digest(*given))
+    hashed, digest = [], checkpoint.folder.digest
+    monkeypatch.setattr(checkpoint.folder, "digest", lambda *given: hashed.append(given) or digest(*given))
     assert main(["fit-lens", "--model", str(base), *fit]) == 0
     words = ["--limit", "1", "--max-new-tokens", "4", "--sites", "resid_post", "--lens", "lens.safetensors"]
     assert main(["scan", "--model", str(base), *words]) == 0

@@ -7,7 +7,8 @@ from conftest import saved, tiny_model
 from internal_policy import bundle, errors
 from internal_policy.errors import InputError
 from internal_policy.models.adapters import inside
-from internal_policy.models.loading import Checkpoint, load
+from internal_policy.models.checkpoint import Checkpoint
+from internal_policy.models.loading import load
 
 
 @pytest.fixture(scope="module")

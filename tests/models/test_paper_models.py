@@ -19,13 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import entropy
 from internal_policy.measure.sites import SITES
+from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.models.families import family_of
 from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, locate
-from internal_policy.models.loading import Checkpoint, load_tokenizer
 from internal_policy.models.modules import decoder_layers, final_norm
 from internal_policy.models.policy import as_policy, unembed
 from internal_policy.models.rows import FAMILIES
+from internal_policy.models.tokenizers import load_tokenizer
 from internal_policy.scans.scan import scan
 from internal_policy.scans.selection import Selection, parse_layers, plan
 from internal_policy.tasks.generate import generate

@@ -28,7 +28,7 @@ import internal_policy
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import MEASURES
-from internal_policy.models import loading
+from internal_policy.models import checkpoint, loading
 from internal_policy.models.families import sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.readers import nnsight as door
@@ -566,7 +566,7 @@ def test_remote_with_unsuitable_options_is_rejected(words, sentence, responses, 
 
 def test_remote_without_a_key_is_rejected_before_any_work(served, responses, monkeypatch, capsys):
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", None)
-    monkeypatch.setattr(loading, "identity", lambda _: "a commit")
+    monkeypatch.setattr(checkpoint, "identity", lambda _: "a commit")
     monkeypatch.setattr(loading, "load_config", None)
     words = ["scan", "--remote", "--reader", "nnsight", "--rollouts", str(responses), "--model", "some/qwen3"]
     assert main(words) == 2

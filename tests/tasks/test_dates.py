@@ -18,8 +18,8 @@ from internal_policy.cli.generate import Generate
 from internal_policy.cli.scan import Scan
 from internal_policy.cli.train import Train
 from internal_policy.errors import InputError
-from internal_policy.models import loading, templates
-from internal_policy.models.loading import Checkpoint
+from internal_policy.models import templates, tokenizers
+from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.scans import store
 from internal_policy.tasks.rollouts import read_rollouts
 from internal_policy.train.resume import RUN
@@ -150,7 +150,7 @@ def test_a_different_question_on_another_day_is_not_blamed_on_the_date(folder, o
 
 def test_a_date_in_the_template_arguments_is_used(folder, tokenizer):
     Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
-    dated = loading.load_tokenizer(Checkpoint(str(folder)))
+    dated = tokenizers.load_tokenizer(Checkpoint(str(folder)))
     (rollout,) = read_rollouts("r.jsonl", dated, {"strftime_now": "2024-07-26"})
     assert tokenizer.decode(rollout.prompt_ids).startswith("26 Jul 2024\n")
 
@@ -180,7 +180,7 @@ def test_a_template_error_names_its_file(folder, template, why, capsys):
 
 
 def test_an_error_in_a_models_own_template_names_its_folder(folder, tokenizer):
-    own = loading.load_tokenizer(Checkpoint(str(folder)))
+    own = tokenizers.load_tokenizer(Checkpoint(str(folder)))
     own.chat_template = "{{ 1/0 }}"
     Path("r.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
     with pytest.raises(InputError, match=rf"The chat template of {folder} rejected the messages \(division by zero"):
@@ -198,4 +198,4 @@ def test_the_template_of_a_hub_model_is_checked_for_a_date(tmp_path, monkeypatch
         return str(tmp_path / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert loading.inserts_date(Checkpoint("meta/dated"), None) == (name is not None)
+    assert tokenizers.inserts_date(Checkpoint("meta/dated"), None) == (name is not None)
