@@ -120,8 +120,8 @@ BAD_MODELS = {
     "nothing": (lambda *_: "", "Can't load a model from ''. Use a model folder"),
     "no model": (lambda here, _: here, "config.json is missing"),
     "unknown family": (
-        lambda *a: _model(*a, model_type="opt"),
-        "Unknown model family 'opt'. Known families are deepseek_v2, ",
+        lambda *a: _model(*a, model_type="roberta"),
+        "Unknown model family 'roberta'. Known families are ",
     ),
     "pickled": (_pickled, "has only pickled weights"),
     "NaN": (_with_nan, "NaN or infinite weights in model.layers.1.mlp.up_proj.weight"),

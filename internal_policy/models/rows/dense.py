@@ -38,6 +38,8 @@ PHI3 = replace(
     sites={**LLAMA.sites, "attn_out": ("resid_attn_dropout", "output"), "mlp_out": ("resid_mlp_dropout", "output")},
     note="outputs are read after dropout",
 )
+ROTATION = {"rope_type": "default", "rope_theta": 10_000.0}
+SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GPT2 = replace(
     LLAMA,
     layers="transformer.h",
@@ -106,10 +108,37 @@ ROWS: dict[str, Family] = {
         },
     ),
     "olmo2": OLMO2,
-    "olmo3": replace(
-        OLMO2,
-        tiny={"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "olmo3": replace(OLMO2, tiny=SLIDING),
+    "exaone4": replace(OLMO2, tiny=SLIDING),
+    "arcee": replace(LLAMA, tiny={"attention_bias": True, "mlp_bias": True}),
+    "bitnet": LLAMA,
+    "cwm": replace(LLAMA, tiny={**SLIDING, "rope_parameters": ROTATION}),
+    "diffllama": LLAMA,
+    "ernie4_5": replace(LLAMA, tiny={"use_bias": True}),
+    "gemma": replace(LLAMA, needs=CAUSAL),
+    "glm": replace(LLAMA, tiny={"attention_bias": True}),
+    "helium": LLAMA,
+    "hunyuan_v1_dense": LLAMA,
+    "internlm3": replace(LLAMA, tiny={"attention_bias": True, "mlp_bias": True}),
+    "iquestcoder": LLAMA,
+    "ministral": replace(LLAMA, tiny=SLIDING),
+    "ministral3": replace(
+        LLAMA,
+        tiny={
+            "sliding_window": 6,
+            "rope_parameters": {
+                **ROTATION,
+                "llama_4_scaling_beta": 0.1,
+                "original_max_position_embeddings": 4,
+            },
+        },
     ),
+    "nemotron": LLAMA,
+    "olmo": replace(LLAMA, tiny={"clip_qkv": 2.0}),
+    "seed_oss": replace(
+        LLAMA, note=PHI3.note, tiny={"residual_dropout": 0.5, "attention_dropout": 0.0, "attention_out_bias": True}
+    ),
+    "starcoder2": replace(LLAMA, note=PHI3.note, tiny={"residual_dropout": 0.5, "sliding_window": 6}),
     "phi3": PHI3,
     "gpt2": GPT2,
     "gpt_neox": NEOX_PARALLEL,
