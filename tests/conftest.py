@@ -32,12 +32,13 @@ from internal_policy import bundle, files
 from internal_policy.models.hooks import hooked
 from internal_policy.models.proofs import hook_count
 from internal_policy.models.proofs import points_of as all_points
+from internal_policy.models.rows import FAMILIES
 from internal_policy.models.tiny import tiny
 from internal_policy.scans import estimate, records, store
 from internal_policy.tasks.problems import Message
 from internal_policy.tasks.rollouts import Rollout
 
-__all__ = ["FAMILY_NAMES", "FEW", "LLAMA_SHAPED", "all_points", "hook_count", "read", "tiny_model"]
+__all__ = ["EVERY_FAMILY", "FEW", "LLAMA_SHAPED", "all_points", "hook_count", "read", "tiny_model"]
 
 transformers.logging.disable_progress_bar()  # tests read stderr
 estimate.BUDGET = 0.0  # no test depends on how fast this machine is
@@ -113,34 +114,15 @@ def same(one: Any, other: Any) -> None:
     pd.testing.assert_frame_equal(one.layers, other.layers, check_exact=True)
 
 
-FAMILY_NAMES = [
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "smollm3",
-    "qwen2_moe",
-    "qwen3_moe",
-    "mixtral",
-    "gpt_oss",
-    "deepseek_v2",
-    "deepseek_v3",
-    "granite",
-    "gemma2",
-    "gemma3_text",
-    "gemma3",
-    "olmo2",
-    "olmo3",
-    "phi3",
-    "gpt2",
-    "gpt_neox",
-    "gpt_neox_sequential",
-]
-"""Rows whose details are tested; tests/models/test_families.py proves every row."""
 LLAMA_SHAPED = ["llama", "mistral", "qwen2", "qwen3"]
-"""Those whose modules have Llama's names."""
+"""Some whose modules have Llama's names."""
 FEW = ["llama", "qwen2", "gemma2", "granite", "olmo2", "gpt2", "gpt_neox", "gpt_oss"]
-"""One of each kind, where every row would take too long."""
+"""One of each kind."""
+EVERY_FAMILY = [
+    pytest.param(name, marks=[] if name in FEW or name.startswith(("llama", "qwen")) else pytest.mark.slow)
+    for name in FAMILIES
+]
+"""Every row; those that aren't here by default run with -m slow."""
 
 
 @pytest.fixture(params=FEW)

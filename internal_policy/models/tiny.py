@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from internal_policy.models.rows import FAMILIES
 
@@ -32,16 +32,20 @@ def tiny(name: str, **changes: Any) -> PreTrainedModel:
 
     `changes` override its configuration; a name without a row is used as a `model_type`.
     """
-    row = FAMILIES.get(name)
-    model_type = (row.model_type if row else None) or name
-    values = {**TINY, **(row.tiny if row else {}), **changes}
-    if row and row.nested:
-        values = {row.nested: values, "tie_word_embeddings": values["tie_word_embeddings"], **row.beside}
+    config = tiny_config(name, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = AutoConfig.for_model(model_type, **values)
         # the faster experts don't support float64
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, experts_implementation="eager")
         for parameter in model.parameters():
             parameter.data.normal_(0, SCALE) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
     return model.eval()
+
+
+def tiny_config(name: str, **changes: Any) -> PreTrainedConfig:
+    """The configuration of the tiny model of the row `name`, or of a `model_type` without a row."""
+    row = FAMILIES.get(name)
+    values = {**TINY, **(row.tiny if row else {}), **changes}
+    if row and row.nested:
+        values = {row.nested: values, "tie_word_embeddings": values["tie_word_embeddings"], **row.beside}
+    return AutoConfig.for_model((row.model_type if row else None) or name, **values)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILY_NAMES, LLAMA_SHAPED, all_points, hook_count, read, tiny_model
+from conftest import EVERY_FAMILY, FEW, LLAMA_SHAPED, all_points, hook_count, read, tiny_model
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -18,15 +18,18 @@ from internal_policy.models.modules import backbone, decoder_layers, final_norm
 from internal_policy.models.policy import as_policy, policy_logits
 from internal_policy.models.proofs import PROOFS, prove
 from internal_policy.models.rows import FAMILIES
+from internal_policy.models.tiny import tiny_config
 
+DETAILED = [*FEW, "gemma3", "phi3", "gpt_neox_sequential"]
+"""Families whose sites are also compared with transformers' own modules by name; the proofs know no names."""
 NORMS = {
-    **dict.fromkeys(FAMILY_NAMES, ("input_layernorm", "post_attention_layernorm")),
-    **dict.fromkeys(["gemma2", "gemma3_text", "gemma3"], ("input_layernorm", "pre_feedforward_layernorm")),
-    **dict.fromkeys(["olmo2", "olmo3"], (None, None)),
+    **dict.fromkeys(DETAILED, ("input_layernorm", "post_attention_layernorm")),
+    **dict.fromkeys(["gemma2", "gemma3"], ("input_layernorm", "pre_feedforward_layernorm")),
+    "olmo2": (None, None),
     "gpt2": ("ln_1", "ln_2"),
 }
 """The norms before attention and FFN in transformers' own code; the modules of OLMo 2 read the stream itself."""
-AFTER = dict.fromkeys(["gemma2", "gemma3_text", "gemma3", "olmo2", "olmo3"], "post_feedforward_layernorm")
+AFTER = dict.fromkeys(["gemma2", "gemma3", "olmo2"], "post_feedforward_layernorm")
 """The norm between the FFN and the stream."""
 DROPOUT = {
     "phi3": {"resid_pdrop": 0.5},
@@ -34,12 +37,12 @@ DROPOUT = {
     "gpt_neox": {"hidden_dropout": 0.5},
     "gpt_neox_sequential": {"hidden_dropout": 0.5},
 }
-"""Families that drop some of what a module wrote, in training."""
-PARALLEL = [name for name in FAMILY_NAMES if "resid_mid" in FAMILIES[name].absent]
-MULTIPLIED = [name for name in FAMILY_NAMES if FAMILIES[name].multiplier]
+"""Some families that drop some of what a module wrote, in training."""
+PARALLEL = [name for name in DETAILED if "resid_mid" in FAMILIES[name].absent]
+MULTIPLIED = [name for name in DETAILED if FAMILIES[name].multiplier]
 
 
-@pytest.fixture(params=FAMILY_NAMES)
+@pytest.fixture(params=DETAILED)
 def family(request):
     return request.param
 
@@ -52,12 +55,9 @@ def states(model, input_ids):
 # the proofs, as `internal-policy families` runs them
 
 
-EVERY = [pytest.param(name, marks=[] if name in FAMILY_NAMES else pytest.mark.slow) for name in FAMILIES]
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_every_row_is_proved(name):
-    assert prove(name) == dict.fromkeys(PROOFS, "")
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_every_row_is_proved(family):
+    assert prove(family) == dict.fromkeys(PROOFS, "")
 
 
 # rows
@@ -69,27 +69,25 @@ def test_every_row_lists_its_sites_in_forward_order():
         assert {*row.sites, *row.absent} == set(SITES)
 
 
-def test_a_row_is_found_by_model_type(model, family):
-    assert model.config.model_type == family.removesuffix("_sequential")
-    assert family_of(model.config) is FAMILIES[family]
-
-
-def test_no_model_matches_two_rows(family):
-    config = tiny_model(family).config
-    text = config.get_text_config()
-    fitting = [
-        name
-        for name, row in FAMILIES.items()
-        if (row.model_type or name) == config.model_type
-        and all(getattr(text, key) in values for key, values in row.needs.items())
-    ]
-    assert fitting == [family]
+def test_every_row_is_found_by_its_configuration_and_no_other_fits():
+    for name, row in FAMILIES.items():
+        config = tiny_config(name)
+        text = config.get_text_config()
+        assert config.model_type == (row.model_type or name)
+        assert family_of(config) is row
+        fitting = [
+            other
+            for other, each in FAMILIES.items()
+            if (each.model_type or other) == config.model_type
+            and all(getattr(text, key) in values for key, values in each.needs.items())
+        ]
+        assert fitting == [name]
 
 
 # what the sites are
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if name not in PARALLEL])
+@pytest.mark.parametrize("family", [name for name in DETAILED if name not in PARALLEL])
 def test_attn_out_is_what_attention_adds_to_the_stream(states):
     for layer in range(3):
         pre, out = states[HookPoint(layer, "resid_pre")], states[HookPoint(layer, "attn_out")]
@@ -286,7 +284,7 @@ def test_a_layer_that_lacks_a_module_is_rejected():
         locate(model, HookPoint(1, "mlp_in"))
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_backbone_is_transformers_decoder(model):
     assert backbone(model) is model.get_decoder()
 
@@ -322,6 +320,7 @@ def test_a_bidirectional_model_is_rejected(family):
         family_of(config)
 
 
+@pytest.mark.parametrize("family", LLAMA_SHAPED)
 def test_llamas_module_names_fit_many_families(family):
-    same = FAMILIES[family].sites == FAMILIES["llama"].sites and FAMILIES[family].layers == "model.layers"
-    assert same >= (family in LLAMA_SHAPED)
+    assert FAMILIES[family].sites == FAMILIES["llama"].sites
+    assert FAMILIES[family].layers == "model.layers"

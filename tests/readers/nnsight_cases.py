@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILY_NAMES, all_points, hook_count, jsonl, random_rollout, read, same, saved, tiny_model
+from conftest import all_points, hook_count, jsonl, random_rollout, read, same, saved, tiny_model
 from nnsight import NNsight, TransformersModel
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 from nnsight.modeling import huggingface
@@ -31,6 +31,7 @@ from internal_policy.measure.metrics import MEASURES
 from internal_policy.models import checkpoint, loading
 from internal_policy.models.families import sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.rows import FAMILIES
 from internal_policy.readers import nnsight as door
 from internal_policy.readers import remote as remotely
 from internal_policy.scans import blocks, store
@@ -106,7 +107,7 @@ def test_hidden_states_and_measures_equal_ours_bit_for_bit(
     same(scan(envoy, tokenizer, rollouts), scan(model, tokenizer, rollouts))
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_read_bit_for_bit(monkeypatch, family, tokenizer, rollouts):
     model = tiny_model(family)
     asked: Any = {"sites": sites_of(model.config), "readouts": BOTH}
@@ -230,7 +231,7 @@ def test_a_remote_scan_equals_one_by_hooks_bit_for_bit(whole, tokenizer, rollout
         same(found, scan(model, tokenizer, rollouts, readouts=BOTH))
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_measured_remotely_bit_for_bit(family, whole, tokenizer, rollouts):
     model = tiny_model(family)
     asked: Any = {"sites": sites_of(model.config), "readouts": BOTH}
