@@ -164,8 +164,9 @@ def attach(stack: ExitStack, model: nn.Module, point: HookPoint, report: Callabl
     def before(number: int, _: nn.Module, args: Any, options: Mapping[str, Any]) -> None:
         hand_over(number, args or options["hidden_states"])
 
-    def after(number: int, _: nn.Module, __: Any, out: Any) -> None:
-        hand_over(number, out)
+    def after(number: int, _: nn.Module, args: Any, out: Any) -> None:
+        state = out[0] if isinstance(out, tuple) else out
+        hand_over(number, state if state.dim() > 2 else state.view_as(args[0]))  # Llama 4's experts flatten the batch
 
     for number, module in enumerate(modules):
         if side == "input":

@@ -39,6 +39,36 @@ DEEPSEEK = replace(
         "first_k_dense_replace": 1,
     },
 )
+QWEN3_5 = replace(
+    LLAMA,
+    kinds={"linear_attention": {**LLAMA.sites, "attn_out": ("linear_attn", "output")}},
+    note="the attention of most layers is linear: a gated delta net",
+    tiny={
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+)
+QWEN3_5_EXPERTS = replace(
+    QWEN3_5,
+    note=f"{QWEN3_5.note}, and the FFN is the block of experts",
+    tiny={**QWEN3_5.tiny, **QWEN_EXPERTS, "shared_expert_intermediate_size": 16},
+)
+LLAMA4 = replace(
+    LLAMA,
+    sites={**LLAMA.sites, "mlp_out": ("feed_forward", "output")},
+    note="the FFN of some layers is the block of experts",
+    tiny={
+        "num_local_experts": 4,
+        "intermediate_size_mlp": 48,
+        "moe_layers": [1],
+        "no_rope_layers": [1, 0, 1],
+        "attention_chunk_size": 4,
+        "floor_scale": 4,
+    },
+)
 
 ROWS: dict[str, Family] = {
     "llama": LLAMA,
@@ -60,4 +90,8 @@ ROWS: dict[str, Family] = {
     ),
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
+    "qwen3_next": QWEN3_5_EXPERTS,
+    "qwen3_5_text": QWEN3_5,
+    "qwen3_5_moe_text": QWEN3_5_EXPERTS,
+    "llama4_text": LLAMA4,
 }

@@ -11,6 +11,8 @@ REFUSED: dict[str, str] = {
     "gemma3n_text": SEVERAL,
     "glm5_next": SEVERAL,
     "hy_v4": SEVERAL,
+    "qwen4_exp": SEVERAL,
+    "qwen4_exp_text": SEVERAL,
     "minimax": "its norms change the residual stream itself, which then isn't the sum of what its modules add",
 }
 """`config.model_type` -> why it isn't supported."""
