@@ -13,9 +13,10 @@ from internal_policy.models.rows.refused import REFUSED
 
 def family_of(config: PreTrainedConfig) -> Family:
     """The row for a model with this configuration. Raises InputError if there is none, or can't be."""
-    if reason := REFUSED.get(config.model_type):
-        raise InputError(f"{config.model_type} isn't supported: {reason}.")
-    rows = [row for name, row in FAMILIES.items() if (row.model_type or name) == config.model_type]
+    kind = config.model_type
+    if reason := REFUSED.get(kind):
+        raise InputError(f"{kind} isn't supported: {reason}.")
+    rows = [row for name, row in FAMILIES.items() if (row.model_type or name) == kind]
     if not rows:
         known = sorted({row.model_type or name for name, row in FAMILIES.items()})
         raise InputError(

@@ -139,41 +139,51 @@ def check_visits(points: Iterable[HookPoint], visits: Mapping[HookPoint, int]) -
 def attach(stack: ExitStack, model: nn.Module, point: HookPoint, report: Callable[[Tensor], None]) -> None:
     """Call `report(hidden)` in every pass that reaches `point`, in any thread, until `stack` is left."""
     modules, side = locate(model, point)
-    factor = multiplier(inside(model).config, point.site)
-    seen: dict[tuple[int, int], Tensor] = {}  # (thread, number of the module) -> what a module added, so far
-
-    def hand_over(number: int, hidden: Any) -> None:
-        state = hidden[0] if isinstance(hidden, tuple) else hidden
-        if len(modules) > 1:
-            state = whole(number, state)
-        if state is not None:
-            report(state if factor == 1 else state * factor)
-
-    def whole(number: int, state: Tensor) -> Tensor | None:
-        """The sum of what the modules added in this pass; None until the last of them has run."""
-        keys = [(get_ident(), each) for each in range(len(modules))]
-        if keys[number] in seen:  # of a pass that was interrupted
-            for key in keys:
-                seen.pop(key, None)
-        seen[keys[number]] = state
-        if any(key not in seen for key in keys):
-            return None
-        first, *others = map(seen.pop, keys)
-        return sum(others, first)
-
-    def before(number: int, _: nn.Module, args: Any, options: Mapping[str, Any]) -> None:
-        hand_over(number, args or options["hidden_states"])
-
-    def after(number: int, _: nn.Module, args: Any, out: Any) -> None:
-        state = out[0] if isinstance(out, tuple) else out
-        hand_over(number, state if state.dim() > 2 else state.view_as(args[0]))  # Llama 4's experts flatten the batch
-
+    place = _Place(multiplier(inside(model).config, point.site), len(modules), report)
     for number, module in enumerate(modules):
         if side == "input":
-            handle = module.register_forward_pre_hook(partial(before, number), with_kwargs=True)
+            handle = module.register_forward_pre_hook(partial(place.before, number), with_kwargs=True)
         else:
-            handle = module.register_forward_hook(partial(after, number))
+            handle = module.register_forward_hook(partial(place.after, number))
         stack.callback(handle.remove)
+
+
+class _Place:
+    """Report the states of one place, or the sum of what several modules add, whichever thread runs the model."""
+
+    def __init__(self, factor: float, n_modules: int, report: Callable[[Tensor], None]) -> None:
+        self.factor, self.n_modules, self.report = factor, n_modules, report
+        self.seen: dict[tuple[int, int], Tensor] = {}
+        """(thread, number of the module) -> what a module added, so far."""
+
+    def before(self, number: int, _: nn.Module, args: Any, options: Mapping[str, Any]) -> None:
+        """Hand over what a module reads."""
+        self.hand_over(number, args or options["hidden_states"])
+
+    def after(self, number: int, _: nn.Module, args: Any, out: Any) -> None:
+        """Hand over what a module returns."""
+        state = out[0] if isinstance(out, tuple) else out
+        # Llama 4's experts flatten the batch
+        self.hand_over(number, state if state.dim() > 2 else state.view_as(args[0]))
+
+    def hand_over(self, number: int, hidden: Any) -> None:
+        state = hidden[0] if isinstance(hidden, tuple) else hidden
+        if self.n_modules > 1:
+            state = self.whole(number, state)
+        if state is not None:
+            self.report(state if self.factor == 1 else state * self.factor)
+
+    def whole(self, number: int, state: Tensor) -> Tensor | None:
+        """The sum of what the modules added in this pass; None until the last of them has run."""
+        keys = [(get_ident(), each) for each in range(self.n_modules)]
+        if keys[number] in self.seen:  # of a pass that was interrupted
+            for key in keys:
+                self.seen.pop(key, None)
+        self.seen[keys[number]] = state
+        if any(key not in self.seen for key in keys):
+            return None
+        first, *others = map(self.seen.pop, keys)
+        return sum(others, first)
 
 
 def locate(model: nn.Module, point: HookPoint) -> tuple[list[nn.Module], Side]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from internal_policy.models.families import kind_of, places_at
 from internal_policy.models.hooks import FINAL, HookPoint, hooked, locate
 from internal_policy.models.modules import decoder_layers
-from internal_policy.models.policy import as_policy, policy_logits
+from internal_policy.models.policy import as_policy, policy_logits, unembed
 from internal_policy.models.tiny import tiny
 
 
@@ -139,13 +139,13 @@ def leaves_nothing(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
 
 def becomes(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """Inside `as_policy` the model returns the internal policy's logits, and afterwards its own again."""
-    own = model(input_ids).logits
+    states, own = read(model, input_ids), model(input_ids).logits
     n_layers = len(decoder_layers(model))
     first_of_kind = {kind_of(model.config, layer): layer for layer in reversed(range(n_layers))}
     others = first_of_kind.values() if len(first_of_kind) > 1 else ()
     for layer in sorted({*others, *range(n_layers)[-2:]}):
         for point in (HookPoint(layer, site) for site in places_at(model.config, layer)):
-            expected = policy_logits(model, point, input_ids=input_ids)
+            expected = unembed(model, states[point])
             with as_policy(model, point):
                 yield from differs(f"as_policy at {point} isn't that policy", model(input_ids).logits, expected)
     yield from differs("as_policy leaves the model changed", model(input_ids).logits, own)
