@@ -68,7 +68,13 @@ def check_sites(config: PreTrainedConfig, layers: Iterable[int], sites: Iterable
 def kind_of(config: PreTrainedConfig, layer: int) -> str:
     """The kind of a layer, such as linear_attention; empty if all layers of the family are alike."""
     family = family_of(config)
-    return getattr(config.get_text_config(), family.kind)[layer] if family.kinds else ""
+    if not family.kinds:
+        return ""
+    listed = getattr(config.get_text_config(), family.kind)
+    if all(isinstance(each, int) for each in listed):
+        (kind,) = family.kinds
+        return kind if layer in listed else ""
+    return listed[layer]
 
 
 def place(config: PreTrainedConfig, site: str, layer: int | None = None) -> Place:
@@ -80,7 +86,9 @@ def place(config: PreTrainedConfig, site: str, layer: int | None = None) -> Plac
     family = family_of(config)
     where = config.model_type if layer is None or not family.kinds else f"Layer {layer} of {config.model_type}"
     others = sites_of(config) if layer is None else places_at(config, layer)
-    raise InputError(f"{where} has no {site} because {family.absent[site]}. Its sites are {', '.join(others)}.")
+    raise InputError(
+        f"{where} has no {site} because {family.absent[site]}. Its sites are {', '.join(others) or 'none'}."
+    )
 
 
 def multiplier(config: PreTrainedConfig, site: str) -> float:

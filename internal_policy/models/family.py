@@ -31,7 +31,7 @@ class Family:
     kinds: Mapping[str, Mapping[str, Place]] = field(default_factory=dict)
     """Kind of layer -> its sites, for kinds that differ from `sites`."""
     kind: str = "layer_types"
-    """Configuration attribute that lists the kind of each layer."""
+    """Configuration attribute that lists the kind of each layer, or the numbers of the layers of a single kind."""
     multiplier: str | None = None
     """Configuration attribute that multiplies `attn_out` and `mlp_out` before they are added to the stream."""
     factor: str | None = None

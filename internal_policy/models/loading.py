@@ -132,11 +132,12 @@ def device_named(name: str) -> str:
 
 def _loaded(checkpoint: Checkpoint, config: "PreTrainedConfig", arguments: dict[str, Any]) -> "PreTrainedModel":
     """The model of the Hugging Face folder or repository."""
-    from transformers import AutoModelForCausalLM
+    from internal_policy.models.classes import auto_class
+    from internal_policy.models.families import family_of
 
     files = "config.json, generation_config.json and weights"
     with explained(checkpoint.name, checkpoint.revision, files), attending(arguments["attn_implementation"]):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(family_of(config)).from_pretrained(
             checkpoint.place,
             config=config,
             revision=checkpoint.revision,
@@ -185,8 +186,10 @@ def dtype_named(config: "PreTrainedConfig", name: str) -> "torch.dtype":
 def weight_bytes(config: "PreTrainedConfig", dtype: str) -> int:
     """Memory of the weights, in bytes."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from internal_policy.models.classes import auto_class
+    from internal_policy.models.families import family_of
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype_named(config, dtype))
+        model = auto_class(family_of(config)).from_config(config, dtype=dtype_named(config, dtype))
     return sum(math.prod(weight.shape) * weight.element_size() for weight in model.parameters())

@@ -41,6 +41,8 @@ def adds_up(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
         states = read(each, input_ids)
         for layer in range(len(decoder_layers(model))):
             at = {site: states[HookPoint(layer, site)] for site in places_at(model.config, layer)}
+            if not at:  # a layer that is skipped
+                continue
             start, added = "resid_pre", [site for site in ("attn_out", "mlp_out") if site in at]
             if "resid_mid" in at:
                 mid = at["resid_pre"] + at["attn_out"]
@@ -101,7 +103,7 @@ def shifted(model: PreTrainedModel, point: HookPoint) -> Iterator[None]:
 def is_the_stream(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """resid_pre of each layer and final are transformers' own hidden states."""
     states, theirs = read(model, input_ids), model(input_ids, output_hidden_states=True).hidden_states
-    points = [*(HookPoint(layer, "resid_pre") for layer in range(len(decoder_layers(model)))), FINAL]
+    points = [point for point in states if point.site in ("resid_pre", "final")]
     for number, point in enumerate(points):
         yield from differs(f"{point} is not hidden_states[{number}]", states[point], theirs[number])
 

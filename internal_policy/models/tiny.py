@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from internal_policy.models.classes import auto_class
 from internal_policy.models.rows import FAMILIES
 
 TINY: dict[str, Any] = {
@@ -36,7 +37,7 @@ def tiny(name: str, **changes: Any) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # the faster experts don't support float64
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, experts_implementation="eager")
+        model = auto_class(FAMILIES.get(name)).from_config(config, dtype=torch.float64, experts_implementation="eager")
         for parameter in model.parameters():
             parameter.data.normal_(0, SCALE) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
     return model.eval()

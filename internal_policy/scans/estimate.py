@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from internal_policy.measure.kernel import TILE_ROWS, TILE_VOCAB, Kernel
 from internal_policy.measure.matmul import choose
+from internal_policy.models.classes import auto_class
+from internal_policy.models.families import family_of
+from internal_policy.models.modules import backbone
 from internal_policy.models.tiny import tiny
 from internal_policy.scans.blocks import TOGETHER
 from internal_policy.scans.selection import Plan, Selection
@@ -82,11 +85,11 @@ def seconds(size: Size, speed: Speed) -> float:
 def active_weights(config: PreTrainedConfig) -> int:
     """How many weights of the layers multiply each token; of experts, only those that the token is sent to."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = auto_class(family_of(config)).from_config(config)
     chosen = getattr(config.get_text_config(), "num_experts_per_tok", None)
     count = 0.0
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) or module is model.get_output_embeddings():
+    for module in backbone(model).modules():
+        if isinstance(module, nn.Embedding):
             continue
         for weight in module.parameters(recurse=False):
             if weight.dim() > 1:  # experts are one tensor of (experts, rows, columns)

