@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from internal_policy.errors import InputError
 from internal_policy.measure.sites import SITES
-from internal_policy.models.family import Family, Place
+from internal_policy.models.family import Family, Place, terms
 from internal_policy.models.rows import FAMILIES
 from internal_policy.models.rows.refused import REFUSED
 
@@ -24,7 +24,7 @@ def family_of(config: PreTrainedConfig) -> Family:
             "To support it, add a row to FAMILIES in internal_policy/models/rows."
         )
     text = config.get_text_config()
-    for row in rows:
+    for row in sorted(rows, key=lambda row: -len(row.needs)):  # a row without conditions is for all other models
         if all(getattr(text, name) in values for name, values in row.needs.items()):
             return row
     values = ", ".join(f"{name} {getattr(text, name)}" for name in rows[0].needs)
@@ -89,6 +89,12 @@ def place(config: PreTrainedConfig, site: str, layer: int | None = None) -> Plac
     raise InputError(
         f"{where} has no {site} because {family.absent[site]}. Its sites are {', '.join(others) or 'none'}."
     )
+
+
+def factors(config: PreTrainedConfig, site: str, layer: int) -> list[float]:
+    """What the output of each module whose sum is read at `site` is multiplied by; 1 if it isn't. Raises InputError."""
+    text, (path, _) = config.get_text_config(), place(config, site, layer)
+    return [float(getattr(text, attribute)) if attribute else 1.0 for _, attribute in terms(path)]
 
 
 def multiplier(config: PreTrainedConfig, site: str) -> float:

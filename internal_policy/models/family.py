@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 Side = Literal["input", "output"]
 Place = tuple[str, Side]
-"""A module inside the decoder layer and its side; "" is the layer itself, and "moe+shared" the sum of two modules."""
+"""A module inside the decoder layer and its side; "" is the layer itself, and "moe+shared" the sum of two modules.
+
+In "mamba*ssm_out_multiplier", a configuration attribute multiplies the module's output.
+"""
+
+
+def terms(path: str) -> list[tuple[str, str]]:
+    """The modules of a place, each with the configuration attribute that multiplies its output, or an empty string."""
+    return [(module, attribute) for module, _, attribute in (term.partition("*") for term in path.split("+"))]
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,10 @@ class Family:
     """Kind of layer -> its sites, for kinds that differ from `sites`."""
     kind: str = "layer_types"
     """Configuration attribute that lists the kind of each layer, or the numbers of the layers of a single kind."""
+    extra: str = ""
+    """Module that each layer adds to the stream after the FFN, such as a per-layer embedding; it isn't in mlp_out."""
+    scale: str = ""
+    """Buffer of each layer that multiplies the stream at the layer's end, after everything was added."""
     multiplier: str | None = None
     """Configuration attribute that multiplies `attn_out` and `mlp_out` before they are added to the stream."""
     factor: str | None = None

@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig
 from internal_policy.errors import InputError
 from internal_policy.measure.sites import SITES, WITH_FINAL
 from internal_policy.models.adapters import inside
-from internal_policy.models.families import multiplier, place
-from internal_policy.models.family import Side
+from internal_policy.models.families import factors, multiplier, place
+from internal_policy.models.family import Side, terms
 from internal_policy.models.modules import backbone, decoder_layers, final_norm, part
 from internal_policy.models.passes import eager
 
@@ -139,7 +139,8 @@ def check_visits(points: Iterable[HookPoint], visits: Mapping[HookPoint, int]) -
 def attach(stack: ExitStack, model: nn.Module, point: HookPoint, report: Callable[[Tensor], None]) -> None:
     """Call `report(hidden)` in every pass that reaches `point`, in any thread, until `stack` is left."""
     modules, side = locate(model, point)
-    place = _Place(multiplier(inside(model).config, point.site), len(modules), report)
+    each, factor = scaling(inside(model).config, point)
+    place = _Place(each, factor, report)
     for number, module in enumerate(modules):
         if side == "input":
             handle = module.register_forward_pre_hook(partial(place.before, number), with_kwargs=True)
@@ -151,8 +152,8 @@ def attach(stack: ExitStack, model: nn.Module, point: HookPoint, report: Callabl
 class _Place:
     """Report the states of one place, or the sum of what several modules add, whichever thread runs the model."""
 
-    def __init__(self, factor: float, n_modules: int, report: Callable[[Tensor], None]) -> None:
-        self.factor, self.n_modules, self.report = factor, n_modules, report
+    def __init__(self, each: list[float], factor: float, report: Callable[[Tensor], None]) -> None:
+        self.each, self.factor, self.report = each, factor, report
         self.seen: dict[tuple[int, int], Tensor] = {}
         """(thread, number of the module) -> what a module added, so far."""
 
@@ -167,15 +168,15 @@ class _Place:
         self.hand_over(number, state if state.dim() > 2 else state.view_as(args[0]))
 
     def hand_over(self, number: int, hidden: Any) -> None:
-        state = hidden[0] if isinstance(hidden, tuple) else hidden
-        if self.n_modules > 1:
+        state = scaled(hidden[0] if isinstance(hidden, tuple) else hidden, self.each[number])
+        if len(self.each) > 1:
             state = self.whole(number, state)
         if state is not None:
-            self.report(state if self.factor == 1 else state * self.factor)
+            self.report(scaled(state, self.factor))
 
     def whole(self, number: int, state: Tensor) -> Tensor | None:
         """The sum of what the modules added in this pass; None until the last of them has run."""
-        keys = [(get_ident(), each) for each in range(self.n_modules)]
+        keys = [(get_ident(), each) for each in range(len(self.each))]
         if keys[number] in self.seen:  # of a pass that was interrupted
             for key in keys:
                 self.seen.pop(key, None)
@@ -184,6 +185,18 @@ class _Place:
             return None
         first, *others = map(self.seen.pop, keys)
         return sum(others, first)
+
+
+def scaling(config: PreTrainedConfig, point: HookPoint) -> tuple[list[float], float]:
+    """What each module's output at `point` is multiplied by, and what their sum is; 1 if it isn't."""
+    if point == FINAL:
+        return [1.0], 1.0
+    return factors(config, point.site, point.layer), multiplier(config, point.site)
+
+
+def scaled(state: Tensor, factor: float) -> Tensor:
+    """`state` times `factor`; the same tensor if that is 1."""
+    return state if factor == 1 else state * factor
 
 
 def locate(model: nn.Module, point: HookPoint) -> tuple[list[nn.Module], Side]:
@@ -197,7 +210,7 @@ def locate(model: nn.Module, point: HookPoint) -> tuple[list[nn.Module], Side]:
     config = inside(model).config
     check(config, point, len(layers))
     path, side = place(config, point.site, point.layer)
-    return [part(layers[point.layer], each) for each in path.split("+")], side
+    return [part(layers[point.layer], module) for module, _ in terms(path)], side
 
 
 def check(config: PreTrainedConfig, point: HookPoint, n_layers: int) -> None:

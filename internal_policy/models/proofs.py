@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from internal_policy.models.families import kind_of, places_at
+from internal_policy.models.families import family_of, kind_of, places_at
 from internal_policy.models.hooks import FINAL, HookPoint, hooked, locate
-from internal_policy.models.modules import decoder_layers
+from internal_policy.models.modules import decoder_layers, part
 from internal_policy.models.policy import as_policy, policy_logits, unembed
 from internal_policy.models.tiny import tiny
 
@@ -27,7 +27,7 @@ def read(model: PreTrainedModel, input_ids: Tensor) -> dict[HookPoint, Tensor]:
     """The hidden states at every hook point, on the autograd graph, in the order they were reached."""
     seen: dict[HookPoint, Tensor] = {}
     with torch.random.fork_rng(devices=[]), hooked(model, reversed(points_of(model)), seen.__setitem__):
-        model(input_ids)
+        model(input_ids, use_cache=False)
     return seen
 
 
@@ -37,8 +37,10 @@ Contradictions = Iterator[str]
 
 def adds_up(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """The stream is its input plus what the modules add, bit for bit, also with dropout in training."""
+    extra = family_of(model.config).extra
     for when, each in (("", model), (" in training", dropping(model))):
-        states = read(each, input_ids)
+        with outputs_of(each, extra) as more:
+            states = read(each, input_ids)
         for layer in range(len(decoder_layers(model))):
             at = {site: states[HookPoint(layer, site)] for site in places_at(model.config, layer)}
             if not at:  # a layer that is skipped
@@ -51,9 +53,29 @@ def adds_up(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
             terms = [start, *added]
             # modules that are added together may be added in any order, which rounds differently
             sums = [sum((at[term] for term in order[1:]), at[order[0]]) for order in permutations(terms)]
-            if not any(torch.equal(each, at["resid_post"]) for each in sums):
-                claim = f"{layer}.resid_post is not {' + '.join(terms)}{when}"
+            sums = [(total + more[layer] if extra else total) * scale_of(each, layer) for total in sums]
+            if not any(torch.equal(total, at["resid_post"]) for total in sums):
+                claim = f"{layer}.resid_post is not {' + '.join(terms)}{f' + {extra}' * bool(extra)}{when}"
                 yield from differs(claim, at["resid_post"], sums[0])
+            if (below := HookPoint(layer - 1, "resid_post")) in states:
+                yield from differs(f"{layer}.resid_pre is not {below}{when}", at["resid_pre"], states[below])
+
+
+@contextmanager
+def outputs_of(model: PreTrainedModel, path: str) -> Iterator[list[Tensor]]:
+    """Inside, the list collects the outputs of the module at `path` in each layer; of none if `path` is empty."""
+    outputs: list[Tensor] = []
+    with ExitStack() as stack:
+        for layer in decoder_layers(model) if path else ():
+            module = part(layer, path)
+            stack.callback(module.register_forward_hook(lambda *given: outputs.append(given[-1])).remove)
+        yield outputs
+
+
+def scale_of(model: PreTrainedModel, layer: int) -> Tensor | float:
+    """What multiplies the stream at the end of a layer."""
+    name = family_of(model.config).scale
+    return decoder_layers(model)[layer].get_buffer(name) if name else 1.0
 
 
 def dropping(model: PreTrainedModel) -> PreTrainedModel:
@@ -101,11 +123,18 @@ def shifted(model: PreTrainedModel, point: HookPoint) -> Iterator[None]:
 
 
 def is_the_stream(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
-    """resid_pre of each layer and final are transformers' own hidden states."""
+    """resid_pre of each layer and final are transformers' own hidden states; Mamba lists resid_post instead."""
     states, theirs = read(model, input_ids), model(input_ids, output_hidden_states=True).hidden_states
-    points = [point for point in states if point.site in ("resid_pre", "final")]
-    for number, point in enumerate(points):
-        yield from differs(f"{point} is not hidden_states[{number}]", states[point], theirs[number])
+    first: list[str] = []
+    for site in ("resid_pre", "resid_post"):
+        points = [point for point in states if point.site in (site, "final")]
+        claims = [f"{point} is not hidden_states[{number}]" for number, point in enumerate(points)]
+        pairs = zip(claims, points, theirs, strict=True)
+        found = [text for claim, point, their in pairs for text in differs(claim, states[point], their)]
+        if not found:
+            return
+        first = first or found
+    yield from first
 
 
 def final_is_the_model(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
@@ -149,7 +178,7 @@ def becomes(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
         for point in (HookPoint(layer, site) for site in places_at(model.config, layer)):
             expected = unembed(model, states[point])
             with as_policy(model, point):
-                yield from differs(f"as_policy at {point} isn't that policy", model(input_ids).logits, expected)
+                yield from differs(f"as_policy at {point} isn't that policy", expected, model(input_ids).logits)
     yield from differs("as_policy leaves the model changed", model(input_ids).logits, own)
 
 
@@ -193,8 +222,10 @@ def _first_line(error: Exception) -> str:
 
 
 def differs(what: str, actual: Tensor, expected: Tensor) -> Contradictions:
-    """Yield `what` unless two tensors are equal, bit for bit."""
-    if not torch.equal(actual, expected):
+    """Yield `what` unless two tensors are equal: bit for bit, or to rounding if `expected` was rounded to float32."""
+    rounded = expected.dtype != actual.dtype  # Mamba returns float32 logits, whatever its weights
+    actual = actual.to(expected.dtype)
+    if not (torch.allclose(actual, expected, rtol=1e-6, atol=1e-6) if rounded else torch.equal(actual, expected)):
         apart = f"{(actual - expected).abs().max():.2g} apart" if actual.shape == expected.shape else "shapes differ"
         yield f"{what} ({apart})"
 

@@ -38,8 +38,9 @@ def tiny(name: str, **changes: Any) -> PreTrainedModel:
         torch.manual_seed(0)
         # the faster experts don't support float64
         model = auto_class(FAMILIES.get(name)).from_config(config, dtype=torch.float64, experts_implementation="eager")
-        for parameter in model.parameters():
-            parameter.data.normal_(0, SCALE) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
+        for weight in model.state_dict().values():  # buffers too: Gemma 4 multiplies the stream by one
+            if weight.is_floating_point():
+                weight.normal_(0, SCALE) if weight.dim() > 1 else weight.uniform_(0.5, 1.5)
     return model.eval()
 
 

@@ -31,10 +31,10 @@ from websocket import WebSocketException
 from internal_policy.errors import InputError
 from internal_policy.measure import kernel, matmul, metrics, transform
 from internal_policy.measure.sites import WITH_FINAL
-from internal_policy.models.families import family_of, multiplier
+from internal_policy.models.families import family_of
 from internal_policy.models.family import Side
 from internal_policy.models.head import unembedding
-from internal_policy.models.hooks import FINAL, HookPoint, Visit, locate
+from internal_policy.models.hooks import FINAL, HookPoint, Visit, locate, scaled, scaling
 from internal_policy.models.modules import final_norm
 from internal_policy.models.passes import one_rotation, remembers
 from internal_policy.models.policy import READOUTS
@@ -48,8 +48,8 @@ STATE_BYTES = 2**31
 SENT = (matmul, transform, metrics, kernel, remotely)
 """Modules that are sent to a server as text, each after the ones it needs."""
 
-Place = tuple[list[Any], Side, float]
-"""Where hidden states are: an envoy, its side, and the factor to multiply them by."""
+Place = tuple[list[tuple[Any, float]], Side, float]
+"""Where hidden states are: envoys with what each is multiplied by, their side, and what the sum is multiplied by."""
 
 
 def reader(envoy: Envoy) -> Reader:
@@ -117,21 +117,23 @@ def _places(envoy: Envoy, points: Iterable[HookPoint]) -> dict[HookPoint, Place]
     places = {}
     for point in sorted(set(points), key=lambda p: (p == FINAL, p.layer, WITH_FINAL.index(p.site))):
         modules, side = locate(model, point)
-        places[point] = ([envoy.get(path[module]) for module in modules], side, multiplier(model.config, point.site))
+        each, factor = scaling(model.config, point)
+        spots = [envoy.get(path[module]) for module in modules]
+        places[point] = (list(zip(spots, each, strict=True)), side, factor)
     return places
 
 
 def _run(envoy: Any, points: Iterable[HookPoint], visit: Visit, **inputs: Any) -> None:
     places = _places(envoy, points)
-    [last], _, _ = _places(envoy, [FINAL])[FINAL]
+    [(last, _)], _, _ = _places(envoy, [FINAL])[FINAL]
     to_the_end = bool(inputs.get("use_cache") or envoy._edits)  # every layer fills the cache, and may have an edit
     try:
         with envoy.trace(fn=_model(envoy).get_decoder(), **inputs) as tracer:
-            for point, (modules, side, factor) in places.items():
-                states = [module.input if side == "input" else module.output for module in modules]
-                first, *others = [state[0] if isinstance(state, tuple) else state for state in states]
-                state = sum(others, first)
-                visit(point, state if factor == 1 else state * factor)
+            for point, (spots, side, factor) in places.items():
+                states = [spot.input if side == "input" else spot.output for spot, _ in spots]
+                parts = [state[0] if isinstance(state, tuple) else state for state in states]
+                first, *others = [scaled(part, each) for part, (_, each) in zip(parts, spots, strict=True)]
+                visit(point, scaled(sum(others, first), factor))
             if to_the_end and FINAL not in places:
                 last.output  # noqa: B018
             tracer.stop()
@@ -229,9 +231,10 @@ def _ask(
             states, normed, weight = {}, {}, None
             for row, spots, side, factor in places:
                 state: Any = None
-                for spot in spots:
+                for spot, each in spots:
                     part = spot.input if side == "input" else spot.output
                     part = part[0] if isinstance(part, tuple) else part
+                    part = part if each == 1 else part * each
                     state = part if state is None else state + part
                 if weight is None:
                     identity = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)

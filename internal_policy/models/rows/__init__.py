@@ -1,9 +1,16 @@
 """The rows of all families. To add a family, add its row to one of the files of this folder."""
 
 from internal_policy.models.family import Family
-from internal_policy.models.rows import dense, experts, llama, vision
+from internal_policy.models.rows import dense, experts, gemma4, hybrid, llama, vision
 
-FAMILIES: dict[str, Family] = {**llama.ROWS, **dense.ROWS, **experts.ROWS, **vision.ROWS}
+FAMILIES: dict[str, Family] = {
+    **llama.ROWS,
+    **dense.ROWS,
+    **experts.ROWS,
+    **vision.ROWS,
+    **gemma4.ROWS,
+    **hybrid.ROWS,
+}
 """Name of a row, which is its `config.model_type` unless the row gives another -> the row.
 
 `internal-policy families` and tests/models/test_families.py prove every row on a tiny random model.

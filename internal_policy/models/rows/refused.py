@@ -1,14 +1,17 @@
-"""Model types that can't have a row, because no single vector per token is what their modules add to."""
+"""Model types that can't have a row, because they have no single residual stream of their own."""
 
 SEVERAL = (
     "its layers carry several vectors per token that they mix, so there is no single residual stream; "
     "support for it would first need a definition of one"
 )
+DRAFTS = "it only drafts tokens for another Gemma 4 model, whose keys and values it reads"
 
 REFUSED: dict[str, str] = {
     "deepseek_v4": SEVERAL,
     "gemma3n": SEVERAL,
     "gemma3n_text": SEVERAL,
+    "gemma4_assistant": DRAFTS,
+    "gemma4_unified_assistant": DRAFTS,
     "glm5_next": SEVERAL,
     "hy_v4": SEVERAL,
     "qwen4_exp": SEVERAL,
