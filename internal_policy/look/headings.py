@@ -28,8 +28,8 @@ def _facts(view: View, record: Mapping[str, Any]) -> list[str | None]:
         "sampled responses" if records.sampled(asked) else "given responses",
         *(None if asked.get(name) is None else f"{name} {asked[name]}" for name in named),
         counted(record["rollouts"], "rollout"),
-        record["created"][:10],
-        record["digest"][:8],
+        record.get("created", "")[:10] or None,  # a scan in memory has neither
+        record.get("digest", "")[:8] or None,
     ]
 
 

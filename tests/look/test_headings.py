@@ -36,6 +36,12 @@ def test_readouts_of_one_scan_are_named():
     assert named == ["demo-qwen3 · raw hidden states", "demo-qwen3 · through the final norm", "demo-llama"]
 
 
+def test_readouts_of_a_scan_in_memory_are_named():
+    record = {name: value for name, value in store.record(DEMO.source).items() if name not in ("created", "digest")}
+    one = View(store.Tables(record, {}))
+    assert labels([one, replace(one, readout="norm")])[1] == "demo-qwen3 · through the final norm"
+
+
 def test_only_what_tells_scans_of_one_model_apart_is_named(copied):
     found = copies(copied, {}, {"dtype": "float32"}, {"asked": {"temperature": 0.7}}, {"digest": "0123456789ab"})
     assert labels(found[:2]) == ["demo-qwen3 · bfloat16", "demo-qwen3 · float32"]
