@@ -35,8 +35,7 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 def sites_of(config: PreTrainedConfig) -> tuple[str, ...]:
     """The sites that some layer of a model with this configuration has, in the order a forward pass reaches them."""
-    family = family_of(config)
-    some = {*family.sites, *(site for sites in family.kinds.values() for site in sites)}
+    some = {site for sites in layer_sites(config).values() for site in sites}
     return tuple(site for site in SITES if site in some)
 
 

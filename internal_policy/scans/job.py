@@ -144,6 +144,7 @@ def run(
             "digest": store.digest(asked),
             **facts,
             "selection": asdict(scanner.selection),
+            "lacking": scanner.lacking,
             "product": scanner.kernel.matmul,
             "rollouts": source.rollouts,
             "tokens": tokens,

@@ -59,6 +59,8 @@ def complaint(record: Mapping[str, Any]) -> str | None:
         given = record["selection"].get(name)
         if type(given) is not list or not given or any(type(item) is not kind for item in given):
             return f"'selection.{name}' holds {quoted(given)}; expected a list of {_a(kind)}"
+    if not _is_lacking(record.get("lacking", {})):
+        return f"'lacking' holds {quoted(record['lacking'])}; expected lists of layers by site"
     if any(type(version) is not str for version in record["versions"].values()):
         return "'versions' holds something other than text"
     return _files_complaint(record["files"])
@@ -78,6 +80,11 @@ def _files_complaint(written: Mapping[str, Any]) -> str | None:
         if not numbers or numbers != set(range(max(map(len, parts.values())))):
             return f"'files' doesn't list every part of the table {kind}"
     return None if VOCABULARY in written else f"'files' doesn't list {VOCABULARY}"
+
+
+def _is_lacking(sites: Any) -> bool:
+    lists = sites.values() if type(sites) is dict else [None]
+    return all(type(layers) is list and all(type(layer) is int for layer in layers) for layers in lists)
 
 
 def _is_fingerprint(known: Any) -> bool:

@@ -26,7 +26,7 @@ from internal_policy.models.policy import READOUTS, Lens, Readout, opened_at, re
 from internal_policy.models.vocabulary import vocabulary
 from internal_policy.scans.blocks import blocks
 from internal_policy.scans.reader import Measured, Reader, reader_of
-from internal_policy.scans.selection import Plan, Selection, plan
+from internal_policy.scans.selection import Plan, Selection, lacking, plan
 from internal_policy.scans.store import Tables
 from internal_policy.scans.tables import Numbers, layers_table, policies_table, rows_table
 from internal_policy.tasks.rollouts import Rollout, check_ids, to_table
@@ -83,6 +83,7 @@ def scan(
         "dtype": str(reader.model.dtype).removeprefix("torch."),
         "device": str(reader.model.device),
         "selection": asdict(selection),
+        "lacking": scanner.lacking,
         "rollouts": len(rollouts),
         "tokens": sum(len(rollout.response_ids) for rollout in rollouts),
         "asked": {},
@@ -162,6 +163,11 @@ class Scanner:
             planned.streams,
         )
         return cls(reader, selection, planned, {name: known[name] for name in selection.readouts}, kernel)
+
+    @property
+    def lacking(self) -> dict[str, list[int]]:
+        """Each selected site that some of the selected layers lack -> those layers."""
+        return lacking(self.selection, layer_sites(self.reader.model.config))
 
     def measure(
         self,

@@ -108,6 +108,12 @@ def plan(selection: Selection, sites: Mapping[int, Collection[str]] | None = Non
     )
 
 
+def lacking(selection: Selection, sites: Mapping[int, Collection[str]]) -> dict[str, list[int]]:
+    """Each selected site that some of the selected layers lack -> those layers; `sites` are those of each layer."""
+    missing = {site: [layer for layer in selection.layers if site not in sites[layer]] for site in selection.sites}
+    return {site: layers for site, layers in missing.items() if layers}
+
+
 def parse_layers(text: str, n_layers: int) -> tuple[int, ...]:
     """Read `0,5,10-20,-1` (negative: from the end) or `all`. Raises InputError for a layer that doesn't exist."""
     if text == "all":

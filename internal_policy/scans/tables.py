@@ -106,7 +106,7 @@ def layers_table(
                 ),
                 "readout": pa.array(_spread(np.array(selection.readouts)[:, None], shape)),
                 "layer": pa.array(_spread(np.array(layers_at[site], dtype=np.int32), shape)),
-                "site": pa.array([site] * int(np.prod(shape))),
+                "site": pa.array([site] * int(np.prod(shape)), pa.string()),
                 "tokens": pa.array(_spread(count.astype(np.int32), shape)),
                 **{name: _mean(means.get(name), shape) for name in names},
             }
