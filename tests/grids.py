@@ -2,7 +2,7 @@
 
 import base64
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import log
 from pathlib import Path
@@ -29,19 +29,23 @@ NOTE = "Raw hidden states are saturated in 5 of 6 layers."
 
 
 def plane(
-    layers: list[int], columns: int, shift: int, *, words: int, k: int = K, empty: bool = False
+    layers: list[int], columns: int, shift: int, *, words: int, k: int = K, empty: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """A plane whose top token is word `layer + column + shift`, with a probability that grows with the layer."""
+    """A plane whose top token is word `layer + column + shift`, with a probability that grows with the layer.
+
+    The layers in `empty` have no numbers.
+    """
     rows = np.array(layers)[:, None]
+    nothing = np.isin(rows, empty)
     at = rows + np.arange(columns)[None, :] + shift
     sure = np.broadcast_to(0.1 + 0.8 * rows / max(layers[-1], N_LAYERS), at.shape)
     arrays = {
-        "entropy": np.where(empty, np.nan, 3 * (1 - sure)).astype("<f4"),
+        "entropy": np.where(nothing, np.nan, 3 * (1 - sure)).astype("<f4"),
         "kl": (2 - 2 * sure).astype("<f4"),
         "change": (sure - 0.5).astype("<f4"),
-        "rank": np.where(empty, 0, 1 + 400 * (1 - sure)).astype("<i4"),
+        "rank": np.where(nothing, 0, 1 + 400 * (1 - sure)).astype("<i4"),
         "logprob": np.log(sure).astype("<f4"),
-        "topk_ids": np.where(empty, 0xFFFFFFFF, (at[..., None] + np.arange(K)) % words).astype("<u4"),
+        "topk_ids": np.where(nothing[..., None], 0xFFFFFFFF, (at[..., None] + np.arange(K)) % words).astype("<u4"),
         "topk_probs": np.stack([sure, (1 - sure) / 2, (1 - sure) / 4], axis=-1).astype("<f4"),
     }
     if not k:
@@ -59,19 +63,23 @@ def payload(
     k: int = K,
     measured: bool = True,
     rollout: int = 0,
+    lacking: dict[str, list[int]] | None = None,
 ) -> dict[str, Any]:
     """A response whose actual tokens are the words in order. Only the final policy is known if it isn't `measured`.
 
-    `kept` are the measured layers, by default all, and `k` can be 0: no top tokens.
+    `kept` are the measured layers, by default all, and `k` can be 0: no top tokens. `lacking` are layers by the site
+    that they lack.
     """
     every = list(range(layers)) if kept is None else kept
     actual = [at % len(words) for at in range(columns)]
+    unmeasured = [] if measured else every
+    without = {"final": [], **(lacking or {})}
     planes = {}
     for shift, readout in enumerate(("norm", "raw")):
         rows = dict.fromkeys(SITES, every) | {"final": [layers]}
         rows["resid_pre"] = [layer for layer in every if layer - 1 not in every]
         planes[readout] = {
-            site: plane(here, columns, shift, words=len(words), k=k, empty=not measured and site != "final")
+            site: plane(here, columns, shift, words=len(words), k=k, empty=without.get(site, unmeasured))
             for site, here in rows.items()
         }
     return {
@@ -93,6 +101,7 @@ def payload(
         "sites": [{"name": name, "title": title} for name, title in SITES.items()],
         "measures": [dict(zip(FIELDS, measure, strict=True)) for measure in MEASURES],
         "planes": planes,
+        "lacking": lacking or {},
     }
 
 

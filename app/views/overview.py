@@ -100,7 +100,8 @@ def links(looked: View, changes: pd.DataFrame) -> None:
     if "attn_out" not in store.record(looked.source)["selection"]["sites"]:
         return
     with right:
-        link_to_token(looked, *least_certain_token(looked, layer_of_interest(changes)))
+        layer = highlights.closest(looked, layer_of_interest(changes), "attn_out")
+        link_to_token(looked, *least_certain_token(looked, layer))
 
 
 def link_to_token(looked: View, token: Token, text: str) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from internal_policy.scans.reader import Reader
+    from internal_policy.scans.selection import Selection
     from internal_policy.tasks.prompts import Ids
     from internal_policy.tasks.rollouts import Rollout
 
@@ -89,7 +90,7 @@ class Warm(opening.Opener):
 class Progress:
     """Sends what a scan has sampled and measured so far, until it is stopped."""
 
-    def __init__(self, inputs: Prepared, warm: Warm, selection: Mapping[str, Any], stop: threading.Event) -> None:
+    def __init__(self, inputs: Prepared, warm: Warm, selection: "Selection", stop: threading.Event) -> None:
         """`selection` is what the scan measures."""
         self.inputs, self.warm, self.selection, self.stop = inputs, warm, selection, stop
         self.pieces: list[pa.Table] = []
@@ -108,8 +109,10 @@ class Progress:
         """Send what is measured so far, as the payload of a lens grid. Raises Stopped."""
         from internal_policy.look.lens_grid.payload import payload
         from internal_policy.look.view import View
+        from internal_policy.models.families import layer_sites
         from internal_policy.scans import partial
         from internal_policy.scans.scan import numbered
+        from internal_policy.scans.selection import lacking
 
         if self.stop.is_set():
             raise Stopped
@@ -117,13 +120,14 @@ class Progress:
         start = time.monotonic()
         if start < self.next:
             return
-        reader, readouts = self.warm.kept["reader"], self.selection["readouts"]
+        reader, readouts = self.warm.kept["reader"], self.selection.readouts
         record = {
             "model": self.inputs.checkpoint.name,
             "n_layers": reader.n_layers,
             "d_vocab": reader.unembedding.out_features,
             "dtype": str(reader.model.dtype).removeprefix("torch."),
-            "selection": self.selection,
+            "selection": asdict(self.selection),
+            "lacking": lacking(self.selection, layer_sites(reader.model.config)),
             "rollouts": len(rollouts),
         }
         tables = partial.tables(record, numbered(rollouts), self.pieces, self.warm.texts())
@@ -171,7 +175,7 @@ def answer(words: Sequence[str], text: str, warm: Warm, stop: threading.Event) -
     progress.quiet()
     inputs = warm.holding(scan.prepared(options))
     check(inputs, text)
-    sent = Progress(inputs, warm, asdict(scan.selection(options, inputs.config)), stop)
+    sent = Progress(inputs, warm, scan.selection(options, inputs.config), stop)
     folder, cached = scan.scanned(options, inputs, warm, scan.Watch(sent.on_token, sent.on_piece))
     rollout = store.of_rollout(folder, "rollouts", 0, ["response", "response_ids"]).to_pylist()[0]
     warm.tell(

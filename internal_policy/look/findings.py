@@ -225,9 +225,12 @@ def about_training(one: View, changes: pd.DataFrame) -> list[str]:
         said[-1] += " `internal-policy train` then needs --layer."
         if rollouts < FEW:
             said[-1] += f" A scan of {rollouts} rollouts may be too small to tell."
-    measured = changes["layer"].nunique()
+    having = changes["layer"].nunique()
+    measured = having + len({layer for site in CHANGES["mlp"] for layer in view.lacking(view.check(one), site)})
     if measured < every:
         said[-1] += f" Only {measured} of {every} layers were measured."
+    if having < measured:
+        said[-1] += f" {having} of {counted(measured, 'layer')} {'has' if having == 1 else 'have'} an FFN."
     return said
 
 

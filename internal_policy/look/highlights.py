@@ -48,6 +48,13 @@ def least_certain_response(one: View) -> Response:
     return Response(int(most["rollout"]), float(most["entropy"]), float(overall))
 
 
+def closest(one: View, layer: int, site: str) -> int:
+    """The layer itself if it has `site`, or else the last one before it that does, or else the first one after it."""
+    record = view.check(one)
+    having = [each for each in record["selection"]["layers"] if each not in view.lacking(record, site)]
+    return max((each for each in having if each <= layer), default=having[0])
+
+
 def least_certain_token(one: View, layer: int, site: str = "attn_out") -> Token:
     """The token in view that a layer's policy at `site` was least certain of; of equals, the first.
 

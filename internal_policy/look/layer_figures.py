@@ -1,7 +1,7 @@
 """Figures by layer, drawn from the frames of `statistics`."""
 
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import cycle, groupby
 from math import log
 from typing import Any, Literal
 
@@ -12,11 +12,14 @@ from plotly.subplots import make_subplots
 
 from internal_policy.errors import InputError
 from internal_policy.look import headings, theme, view
+from internal_policy.look.findings import layers_in_words
 from internal_policy.look.theme import GREY, Mark, Style
 from internal_policy.look.view import About
 
 ROWS = ("layer", "attn", "mlp")
 HATCH = {"shape": "/", "size": 5, "solidity": 0.25, "fillmode": "overlay"}
+GAP = 0.25
+"""Share of the axis between bars."""
 TOTAL = "#D6419A"
 ROOM = {"screen": 20, "paper": 9}
 """How many numbers there is room for on an axis of layers."""
@@ -78,10 +81,12 @@ def change(
 
 
 def _stages(figure: go.Figure, spans: Sequence[tuple[str, int, int]], layers: int, style: Style) -> None:
-    """Draw a letter above each span that has room for one, and dotted lines between spans."""
+    """Draw a letter above each stage that has room for one, and dotted lines between stages."""
     room = layers / (60 if style == "screen" else 25)
     offset = theme.first_layer(style)
-    for number, (stage, first, last) in enumerate(spans):
+    joined = [[*same] for _, same in groupby(spans, key=lambda span: span[0])]  # the layers between have no FFN
+    for number, same in enumerate(joined):
+        (stage, first, _), (_, _, last) = same[0], same[-1]
         if number:
             figure.add_vline(first + offset - 0.5, line={"color": GREY, "width": 1, "dash": "dot"})
         if last - first + 1 >= room:
@@ -91,9 +96,14 @@ def _stages(figure: go.Figure, spans: Sequence[tuple[str, int, int]], layers: in
                 yref="paper",
                 yanchor="bottom",
                 text=stage[0].upper(),
-                hovertext=f"{stage}, layers {first + offset} to {last + offset}",
+                hovertext=f"{stage}, {layers_in_words([layer + offset for layer in layers_of(same)])}",
                 showarrow=False,
             )
+
+
+def layers_of(spans: Sequence[tuple[str, int, int]]) -> list[int]:
+    """The layers of some spans, in order."""
+    return [layer for _, first, last in spans for layer in range(first, last + 1)]
 
 
 def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
@@ -109,6 +119,8 @@ def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -
             "with --readout raw --measures all."
         )
     kinds = [kind for kind in ROWS if (split["change"] == kind).any()]
+    steps = np.diff(np.unique(rows["at"]))  # plotly would widen the bars of a module that only some layers have
+    width = (1 - GAP) * (steps.min() if len(steps) else 1)
     figure = make_subplots(rows=len(kinds), cols=1, shared_xaxes=True, vertical_spacing=0.07)
     for number, kind in enumerate(kinds, start=1):
         mark, mine = theme.CHANGES[kind], rows[rows["change"] == kind]
@@ -120,6 +132,7 @@ def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -
                 y=bar["mean"].to_numpy(),
                 name=part,
                 marker=fill,
+                width=width,
                 hovertext=(part + " · " + bar["hover"]).tolist(),
                 hoverinfo="text",
                 legendgroup=part,
@@ -133,7 +146,7 @@ def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -
         )
         _zero(figure, row=number, col=1)
     _by_layer(figure, style, bottom=len(kinds))
-    figure.update_layout(barmode="relative", bargap=0.25)
+    figure.update_layout(barmode="relative", bargap=GAP)
     return theme.layout(
         figure,
         "Entropy change: direction and norm",

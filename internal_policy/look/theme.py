@@ -128,7 +128,7 @@ def caption(about: About | str) -> str:
     """The model, readout, counts and filter on one plain line."""
     if isinstance(about, str):
         return about
-    said = [short(about.model), how(about.readout), n(about), about.which]
+    said = [short(about.model), how(about.readout), n(about), about.which, about.modules]
     return " · ".join(part for part in said if part)
 
 

@@ -9,7 +9,18 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from internal_policy.errors import InputError
-from internal_policy.look.view import OF_TOKENS, SHOWN_AT, View, absent, check, check_measure, every, rollouts, within
+from internal_policy.look.view import (
+    OF_TOKENS,
+    SHOWN_AT,
+    View,
+    absent,
+    check,
+    check_measure,
+    every,
+    lacking,
+    rollouts,
+    within,
+)
 from internal_policy.measure.sites import INPUT_OF, WITH_FINAL
 from internal_policy.scans import store
 
@@ -83,14 +94,14 @@ def quantiles(view: View, site: str, measure: str = "entropy") -> pd.DataFrame:
     if site not in SHOWN_AT.get(measure, WITH_FINAL):
         raise absent(view, measure, site)
     parts = list(read(view, [f"{site}.{measure}"]))
-    layers = parts[0].layers[-1:] if site == "final" else parts[0].layers[:-1]
-    columns = slice(-1, None) if site == "final" else slice(0, -1)
+    without = lacking(check(view), site)
+    columns = [-1] if site == "final" else np.flatnonzero(~np.isin(parts[0].layers[:-1], without))
     values = np.concatenate([part.values[0][:, columns] for part in parts])
     if np.isnan(values).all():
         raise absent(view, measure, site)
     found = [np.quantile(np.ascontiguousarray(values[:, n]), QUANTILES) for n in range(values.shape[1])]
     names = [f"q{round(100 * q):02d}" for q in QUANTILES]
-    return pd.DataFrame(found, columns=names).assign(layer=layers)[["layer", *names]]
+    return pd.DataFrame(found, columns=names).assign(layer=parts[0].layers[columns])[["layer", *names]]
 
 
 def settled(view: View) -> pd.DataFrame:
@@ -155,12 +166,12 @@ def _rows(view: View, rollout: int, names: Sequence[str], where: ds.Expression) 
 
 
 def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.DataFrame:
-    """A measure at every token and layer of a response: layer, position, value.
+    """A measure at every token and layer of a response that has the site: layer, position, value.
 
     `change` is the entropy at the site minus that at its input (Eqs. 11 to 13). For layer outputs, the model's own
     policy is added as one more layer.
     """
-    n_layers = check(view)["n_layers"]
+    record = check(view)
     check_measure(measure, OF_TOKENS)
     if site not in SHOWN_AT.get(measure, WITH_FINAL):
         raise absent(view, measure, site)
@@ -175,7 +186,8 @@ def cells(view: View, rollout: int, site: str, measure: str = "entropy") -> pd.D
         value = rows[names[0]].fillna(rows[names[-1]])
     if value.isna().all():
         raise absent(view, measure, site)
-    shown = (rows["layer"] < n_layers) | value.notna()
+    layer = rows["layer"]
+    shown = (layer < record["n_layers"]) & ~layer.isin(lacking(record, site)) | value.notna()
     return rows[["layer", "position"]].assign(value=value.astype(float))[shown].reset_index(drop=True)
 
 
@@ -185,13 +197,14 @@ def at_site(view: View, rollout: int, site: str) -> pd.DataFrame:
     `token` is the actual one, `top_token` the policy's most likely one with its probability. Measures of the site
     follow. For layer outputs, the model's own policy is added as one more layer.
     """
-    n_layers = check(view)["n_layers"]
+    record = check(view)
     columns = store.columns(view.source, "policies")
     names = [name for name in OF_SITE if f"{site}.{name}" in columns]
     sites = [site, "final"] if site == "resid_post" else [site]
     wanted = [f"{one}.{name}" for one in sites for name in names if f"{one}.{name}" in columns]
     rows = _rows(view, rollout, wanted, within(view))
-    last = rows["layer"] == n_layers
+    rows = rows[~rows["layer"].isin(lacking(record, site))].reset_index(drop=True)
+    last = rows["layer"] == record["n_layers"]
     found = rows[["layer", "position"]].copy()
     for name in names:
         found[name] = rows[f"{site}.{name}"]
@@ -217,9 +230,9 @@ def predictions(view: View, rollout: int, position: int, layer: int) -> pd.DataF
             f"There is no layer {layer}. Choose one from 0 to {record['n_layers'] - 1}, or {record['n_layers']} for "
             "the model's own policy."
         )
-    sites = (
-        ["final"] if layer == record["n_layers"] else [s for s in READ_AT_A_CELL if s in record["selection"]["sites"]]
-    )
+    measured = [site for site in READ_AT_A_CELL if site in record["selection"]["sites"]]
+    here = [site for site in measured if layer not in lacking(record, site)]
+    sites = ["final"] if layer == record["n_layers"] else here
     names = [f"{site}.{name}" for site in sites for name in ("topk_ids", "topk_probs")]
     rows = _rows(view, rollout, names, (ds.field("position") == position) & (ds.field("layer") == layer))
     if not len(rows):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 from internal_policy.look import statistics
 from internal_policy.look.statistics import Average
 from internal_policy.measure.sites import CHANGES, INPUT_OF, ONLY_AT, SITES, WITH_FINAL
@@ -25,6 +25,8 @@ WORDS = {"raw": "raw hidden states", "norm": "through the final norm"}
 """Readout -> its name on screen."""
 LENS = "tuned"
 """The readout of a lens."""
+MODULES = {"attention": ("attn_in", "attn_out"), "FFN": ("mlp_in", "mlp_out")}
+"""What some layers of a model may lack -> its sites."""
 NOT_MEASURES = ("topk_ids", "topk_probs")
 AVERAGED = ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm")
 """Measures with means in the table `layers`."""
@@ -64,6 +66,8 @@ class About:
     """Size of the vocabulary; its logarithm is the largest possible entropy."""
     which: str = ""
     """The filter in words; empty if everything is included."""
+    modules: str = ""
+    """How many of the measured layers have attention and an FFN; empty if all have both."""
     label: str = ""
     """What a comparison calls the scan, different from the others; empty elsewhere."""
 
@@ -149,7 +153,22 @@ def about(view: View) -> About:
         record["n_layers"],
         record["d_vocab"],
         words(view),
+        modules(record),
     )
+
+
+def lacking(record: Mapping[str, Any], site: str) -> list[int]:
+    """The measured layers that have no `site`; none if no layer was measured there."""
+    return record.get("lacking", {}).get(site, [])
+
+
+def modules(record: Mapping[str, Any]) -> str:
+    """How many layers have attention and an FFN, such as `attention in 3 of 6 layers`; empty if all have both."""
+    measured, said = record["selection"]["layers"], []
+    for name, sites in MODULES.items():
+        if without := {layer for site in sites for layer in lacking(record, site)}:
+            said.append(f"{name} in {len(measured) - len(without)} of {counted(len(measured), 'layer')}")
+    return ", ".join(said)
 
 
 def layers(view: View) -> pd.DataFrame:
@@ -197,7 +216,8 @@ def _window(view: View, rows: pd.DataFrame, kept: pd.Series) -> pd.DataFrame:
     for site in dict.fromkeys(name.partition(".")[0] for name in names):
         mine = [name for name in map(str, wide) if name.partition(".")[0] == site]
         final = wide.index.get_level_values("layer") == store.record(view.source)["n_layers"]
-        chosen = wide.loc[final if site == "final" else ~final, mine]
+        without = wide.index.get_level_values("layer").isin(lacking(store.record(view.source), site))
+        chosen = wide.loc[final if site == "final" else ~final & ~without, mine]
         chosen = chosen.rename(columns=lambda name: name.partition(".")[2])
         by_site.append(chosen.assign(site=site, tokens=tokens[chosen.index]).reset_index())
     return pd.concat(by_site, ignore_index=True)
@@ -223,6 +243,8 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
             f"{view.source} has no {name}{where}: {missing[0]} was not measured. Choose another site, or scan again "
             f"with {every(view, 'sites')}."
         )
+    if site and {*lacking(record, site)} == {*chosen["layers"]}:
+        return InputError(f"{view.source} has no {name}{where}, because none of its layers has it. Choose other sites.")
     if measure == "entropy_at_input_norm" and view.readout != "raw":
         return InputError(f"{name} is only measured with the raw readout, not with {view.readout}. Use --readout raw.")
     return InputError(f"{view.source} has only NaN as {name}{where}: {statistics.overflow(record['dtype'])}")

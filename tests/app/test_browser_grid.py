@@ -136,6 +136,28 @@ def test_the_panel_lists_the_top_tokens_of_four_sites_with_their_moves(one):
     assert stats[:4] == ["rank", "307", "probability", "23.3%"]
 
 
+def test_a_cell_of_a_layer_without_the_site_is_empty_and_the_panel_says_why(browser, tmp_path):
+    drawn = pages.data([payload(lacking={"mlp_out": [0, 2, 4]})], site="mlp_out")
+    with grid(browser, tmp_path, drawn) as page:
+        cell(page, 2, 1).click()
+        assert cell(page, 2, 1).inner_text() == ""
+        assert page.locator(".lg-token-line").inner_text().endswith(": this layer has no FFN")
+        assert page.locator(".lg-live").inner_text() == "layer 2, position 1: this layer has no FFN"
+        assert page.locator(".lg-step-sub").nth(2).inner_text() == "this layer has no FFN"
+        assert page.locator(".lg-stats").inner_text() == ""
+        line = page.locator(".lg-curve:not(.lg-pin)").get_attribute("d") or ""
+        assert [line.count(step) for step in "ML"] == [2, 2]  # through layers 1, 3 and 5, and the model's own dot
+        cell(page, 3, 1).click()
+        assert page.locator(".lg-token-line").inner_text().endswith(" at FFN")
+
+
+def test_a_pair_of_responses_says_which_layer_has_no_ffn(browser, tmp_path):
+    drawn = pages.data([payload(lacking={"mlp_out": [0, 2, 4]}), payload()], site="mlp_out", layer=2, position=1)
+    with grid(browser, tmp_path, drawn) as page:
+        assert page.locator(".lg-pair-list").all_inner_texts()[0].split("\n")[-1] == "this layer has no FFN"
+        assert "no FFN" not in page.locator(".lg-pair-list").all_inner_texts()[1]
+
+
 def test_a_pinned_token_has_a_line_that_breaks_where_its_rank_is_unknown(one):
     cell(one, 1, 0).click()
     one.locator(".lg-step").last.locator(".lg-top").nth(1).click()

@@ -151,7 +151,7 @@ def test_stages_are_letters_between_dotted_borders():
 def test_in_print_stages_are_drawn_around_layers_from_1():
     layout = layer_figures.change(changes(8), about(), [("exploration", 0, 1), ("integration", 2, 7)], "paper").layout
     assert [(a.text, a.x, a.hovertext) for a in layout.annotations] == [
-        ("E", 1.5, "exploration, layers 1 to 2"),
+        ("E", 1.5, "exploration, layers 1 and 2"),
         ("I", 5.5, "integration, layers 3 to 8"),
     ]
     assert [shape.x0 for shape in layout.shapes if shape.line.dash == "dot"] == [2.5]

@@ -291,7 +291,7 @@ function lensGrid(root, data, host) {
   function describe(layer, column) {
     const { readout, site } = state, best = source.top(readout, site, layer, column)[0];
     const rank = source.actualRank(readout, site, layer, column), number = view.value(layer, column);
-    const said = [
+    const none = source.none(site, layer), said = none ? [none] : [
       best ? `top token ${source.glyph(best[0])}, probability ${percent(best[1])}` : "",
       state.measure !== "probability" && state.measure !== "rank" ? `${view.measure.title.toLowerCase()} ${amount(number, view.measure)}` : "",
       `actual token ${source.glyph(source.payload.actual[column])}${rank > 0 ? `, rank ${rank.toLocaleString("en-US")}` : ""}`,

@@ -335,8 +335,9 @@ function mountPair(root, data, host) {
     const what = at === 2 ? `B minus A: ${amount(number, view.change)}` : `${view.measure.title.toLowerCase()} ${amount(number, view.measure)}`;
     const words = at === 2 ? tops.map((top, each) => top && sources[each].glyph(top[0])) : [tops[side] && source.glyph(tops[side][0])];
     const top = words.every(Boolean) ? `top token ${[...new Set(words)].join(" becomes ")}` : "";
+    const none = source.none(state.site, layer), said = none ? [none] : [top, what];
     const place = `${layer === source.model ? "the model's own policy" : `layer ${layer}`}, position ${source.payload.first + column}`;
-    return `${place}: ${[top, what].filter(Boolean).join("; ")}`;
+    return `${place}: ${said.filter(Boolean).join("; ")}`;
   }
 
   update(data);

@@ -52,7 +52,8 @@ function createPairPanel(act) {
       item.append(element("span", "lg-top-token", sources[side].glyph(token)), element("span", "lg-top-share", brief(share)), element("span", "lg-top-move lg-new", alone ? `only ${"AB"[side]}` : ""));
       return item;
     }));
-    node.append(element("div", "lg-step-title", `${"AB"[side]} · ${sources[side].readoutTitle(readouts[side])}`), list);
+    const none = sources[side].none(state.site, places[side].layer), title = `${"AB"[side]} · ${sources[side].readoutTitle(readouts[side])}`;
+    node.append(element("div", "lg-step-title", title), ...(none ? [element("div", "lg-step-sub", none)] : []), list);
     return node;
   }
 

@@ -63,7 +63,7 @@ function createPanel(act) {
     const site = step.name === "final" ? "resid_post" : step.name;
     const found = source.top(readout, site, layer, column);
     const entropy = source.reader(readout, site, "entropy")(layer, column);
-    write(step.sub, Number.isFinite(entropy) ? `${entropy.toFixed(2)} nats` : "");
+    write(step.sub, Number.isFinite(entropy) ? `${entropy.toFixed(2)} nats` : source.none(site, layer));
     step.items.forEach(({ row, button }, at) => {
       row.hidden = at >= found.length;
       if (row.hidden) return;
@@ -95,11 +95,11 @@ function createPanel(act) {
   function drawStats(source, state) {
     const { readout, site, layer, column } = state;
     const of = (name) => source.reader(readout, site, name)(layer, column);
-    const rows = [["rank", source.actualRank(readout, site, layer, column).toLocaleString("en-US").replace("NaN", "–")], ["probability", percent(source.actualProbability(readout, site, layer, column))]];
+    const rows = source.none(site, layer) ? [] : [["rank", source.actualRank(readout, site, layer, column).toLocaleString("en-US").replace("NaN", "–")], ["probability", percent(source.actualProbability(readout, site, layer, column))]];
     const shown = ["entropy", ["rank", "probability", "logprob", "entropy"].includes(state.measure) ? "kl" : state.measure];
     for (const name of shown) {
       const measure = source.measure(name), found = measure ? of(name) : NaN;
-      if (Number.isFinite(found)) rows.push([name === "kl" ? "KL from model" : measure.title.toLowerCase(), amount(found, measure)]);
+      if (Number.isFinite(found) && rows.length) rows.push([name === "kl" ? "KL from model" : measure.title.toLowerCase(), amount(found, measure)]);
     }
     numbers.forEach(({ row, name, value }, at) => {
       row.hidden = at >= rows.length;
@@ -116,7 +116,8 @@ function createPanel(act) {
     mode.classList.toggle("lg-is-locked", locked);
     free.disabled = !locked;
     write(word, actual);
-    write(at, model ? "" : ` at ${source.siteTitle(state.site)}`);
+    const none = source.none(state.site, layer);
+    write(at, model ? "" : none ? `: ${none}` : ` at ${source.siteTitle(state.site)}`);
     drawStats(source, state);
     drawSteps(source, state, pins);
     rank.draw(source, state, pins);

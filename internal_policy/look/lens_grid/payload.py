@@ -92,6 +92,7 @@ def payload(
         "readouts": [_readout(replace(one, readout=readout)) for readout in chosen["readouts"]],
         "sites": [{"name": site, "title": theme.SITES[site].name} for site in WITH_FINAL if site in chosen["sites"]],
         "measures": list(_measures(record)),
+        "lacking": {site: view.lacking(record, site) for site in WITH_FINAL if view.lacking(record, site)},
         "planes": {
             readout: {site: _encoded(layers, fields, ids) for site, (layers, fields) in found.items()}
             for readout, found in planes.items()

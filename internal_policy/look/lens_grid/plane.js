@@ -3,6 +3,7 @@
 const FORMAT = 1; // of the payload, as in payload.py
 const NO_TOKEN = 0xffffffff;
 const READ_AT_A_CELL = ["resid_pre", "attn_out", "mlp_out", "resid_post"]; // layer input, attention, FFN, layer output
+const MODULE = { attn_in: "attention", attn_out: "attention", resid_mid: "state between attention and FFN", mlp_in: "FFN", mlp_out: "FFN" }; // what a layer without a site lacks
 const ARRAYS = { rank: Int32Array, topk_ids: Uint32Array };
 
 async function inflate(packed) {
@@ -67,6 +68,11 @@ function openPayload(payload, before = null) {
     return [...found].sort((a, b) => b - a);
   }
 
+  // That a layer has no such site, in words; empty if it has.
+  function none(site, layer) {
+    return (payload.lacking[site] || []).includes(layer) ? `this layer has no ${MODULE[site]}` : "";
+  }
+
   // A function (layer, column) -> value of a measure, NaN where it wasn't measured.
   function reader(readout, site, measure) {
     const lines = new Map(layers(readout, site).map((layer) => [layer, line(readout, site, layer)]));
@@ -126,7 +132,7 @@ function openPayload(payload, before = null) {
   }
 
   return {
-    payload, planes, columns, model, k, sent, open, line, layers, reader, has, top, rankOf, actualRank, actualProbability,
+    payload, planes, columns, model, k, sent, open, line, layers, none, reader, has, top, rankOf, actualRank, actualProbability,
     glyph: (token) => (glyphs[token] ??= visible(payload.vocabulary[token])),
     siteTitle: (name) => (payload.sites.find((site) => site.name === name) || { title: name }).title,
     readoutTitle: (name) => payload.readouts.find((readout) => readout.name === name).title,

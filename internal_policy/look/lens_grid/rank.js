@@ -76,7 +76,7 @@ function createRank(act) {
       scales();
       drawAxes();
     }
-    const { readout, site, layer, column } = state, layers = source.layers(readout, site).reverse();
+    const { readout, site, layer, column } = state, layers = source.layers(readout, site).filter((each) => !source.none(site, each)).reverse();
     const actual = layers.map((each) => [each, source.actualRank(readout, site, each, column)]);
     const known = pins.map((pin) => layers.map((each) => [each, pin.token < 0 ? 0 : source.rankOf(pin.token, readout, site, each, column)]));
     const end = (actual.find(([each]) => each === source.model) || [0, 0])[1];
