@@ -20,9 +20,9 @@ def unembedding(model: nn.Module) -> nn.Linear:
 
 
 def to_logits(model: nn.Module) -> nn.Module:
-    """The module that computes logits: the unembedding with its adapters. Raises InputError."""
+    """The module that computes logits: the unembedding with its bias and adapters. Raises InputError."""
     module = _output(model)
-    return module if of_peft(module) else weight_alone(module)
+    return module if of_peft(module) else one_matrix(module)
 
 
 def _output(model: nn.Module) -> nn.Module:
@@ -34,18 +34,29 @@ def _output(model: nn.Module) -> nn.Module:
 
 
 def weight_alone(module: nn.Module) -> nn.Linear:
-    """The unembedding, if it is a plain (d_vocab, d_model) matrix without a bias.
+    """The unembedding, if it is a plain (d_vocab, d_model) matrix without a bias. Raises InputError otherwise.
 
-    Raises InputError otherwise, for example if it is quantized, which packs its weight. A bias of 0 counts as none,
-    because TransformerLens gives every unembedding one.
+    A bias of 0 counts as none, because TransformerLens gives every unembedding one.
+    """
+    module = one_matrix(module)
+    if module.bias is not None and (module.bias.is_meta or module.bias.any()):
+        raise InputError(
+            "The unembedding has a bias, which scans, lenses and entropy changes don't support. `hooked`, `as_policy` "
+            "and `policy_logits` do."
+        )
+    return module
+
+
+def one_matrix(module: nn.Module) -> nn.Linear:
+    """The unembedding, if its weight is a plain (d_vocab, d_model) matrix.
+
+    Raises InputError otherwise, for example if it is quantized, which packs its weight.
     """
     if not isinstance(module, nn.Linear) or module.weight.shape != (module.out_features, module.in_features):
         raise InputError(
             f"The unembedding is a {type(module).__name__} whose weight isn't one plain matrix. Load the model "
             "without quantizing, sharding or adapting its unembedding (lm_head)."
         )
-    if module.bias is not None and (module.bias.is_meta or module.bias.any()):
-        raise InputError("The unembedding has a bias, which isn't supported. Use a model without one.")
     return module
 
 
