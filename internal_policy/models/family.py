@@ -46,6 +46,10 @@ class Family:
     """Buffer of each layer that multiplies the stream at the layer's end, after everything was added."""
     multiplier: str | None = None
     """Configuration attribute that multiplies `attn_out` and `mlp_out` before they are added to the stream."""
+    undropped: bool = False
+    """Whether `attn_out` and `mlp_out` are read before dropout, which no module of their own applies in training."""
+    overwritten: tuple[str, ...] = ()
+    """Sites whose tensor the layer changes later in the pass, such as by adding to it in place; a copy is read."""
     factor: str | None = None
     """Configuration attribute that multiplies the logits."""
     divisor: str | None = None
@@ -57,7 +61,10 @@ class Family:
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Configuration attribute -> the values that the row supports."""
     tiny: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the tiny model that proves the row: sizes that are large by default, and what the row must handle."""
+    """Settings of the tiny model that proves the row: sizes that are large by default, and what the row must handle.
+
+    None leaves out a setting of every tiny model that this family's configuration doesn't accept.
+    """
     nested: str = ""
     """Name of the language model's configuration inside the model's, such as text_config, if there is one."""
     beside: Mapping[str, Any] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from internal_policy.errors import InputError
 from internal_policy.measure.sites import SITES, WITH_FINAL
 from internal_policy.models.adapters import inside
-from internal_policy.models.families import factors, multiplier, place
+from internal_policy.models.families import factors, family_of, multiplier, place
 from internal_policy.models.family import Side, terms
 from internal_policy.models.modules import backbone, decoder_layers, final_norm, part
 from internal_policy.models.passes import eager
@@ -140,7 +140,8 @@ def attach(stack: ExitStack, model: nn.Module, point: HookPoint, report: Callabl
     """Call `report(hidden)` in every pass that reaches `point`, in any thread, until `stack` is left."""
     modules, side = locate(model, point)
     each, factor = scaling(inside(model).config, point)
-    place = _Place(each, factor, report)
+    changes = point != FINAL and point.site in family_of(inside(model).config).overwritten
+    place = _Place(each, factor, (lambda state: report(state.clone())) if changes else report)
     for number, module in enumerate(modules):
         if side == "input":
             handle = module.register_forward_pre_hook(partial(place.before, number), with_kwargs=True)

@@ -79,11 +79,11 @@ def scale_of(model: PreTrainedModel, layer: int) -> Tensor | float:
 
 
 def dropping(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model in training mode, where every dropout drops half."""
+    """A copy of the model in training mode, where every dropout drops half; nothing, if outputs are read before it."""
     trained = copy.deepcopy(model).train()
     for module in trained.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.5
+            module.p = 0.0 if family_of(model.config).undropped else 0.5
     return trained
 
 
@@ -124,7 +124,7 @@ def shifted(model: PreTrainedModel, point: HookPoint) -> Iterator[None]:
 
 def is_the_stream(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """resid_pre of each layer and final are transformers' own hidden states; Mamba lists resid_post instead."""
-    states, theirs = read(model, input_ids), model(input_ids, output_hidden_states=True).hidden_states
+    states, theirs = read(model, input_ids), model(input_ids, output_hidden_states=True, use_cache=False).hidden_states
     first: list[str] = []
     for site in ("resid_pre", "resid_post"):
         points = [point for point in states if point.site in (site, "final")]
@@ -140,7 +140,7 @@ def is_the_stream(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
 def final_is_the_model(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """The policy at final is the model's own."""
     logits = policy_logits(model, FINAL, input_ids=input_ids)
-    yield from differs("the policy at final is not the model's", logits, model(input_ids).logits)
+    yield from differs("the policy at final is not the model's", logits, model(input_ids, use_cache=False).logits)
 
 
 def comes_in_order(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
@@ -170,7 +170,7 @@ def leaves_nothing(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
 
 def becomes(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
     """Inside `as_policy` the model returns the internal policy's logits, and afterwards its own again."""
-    states, own = read(model, input_ids), model(input_ids).logits
+    states, own = read(model, input_ids), model(input_ids, use_cache=False).logits
     n_layers = len(decoder_layers(model))
     first_of_kind = {kind_of(model.config, layer): layer for layer in reversed(range(n_layers))}
     others = first_of_kind.values() if len(first_of_kind) > 1 else ()
@@ -178,8 +178,10 @@ def becomes(model: PreTrainedModel, input_ids: Tensor) -> Contradictions:
         for point in (HookPoint(layer, site) for site in places_at(model.config, layer)):
             expected = unembed(model, states[point])
             with as_policy(model, point):
-                yield from differs(f"as_policy at {point} isn't that policy", expected, model(input_ids).logits)
-    yield from differs("as_policy leaves the model changed", model(input_ids).logits, own)
+                yield from differs(
+                    f"as_policy at {point} isn't that policy", expected, model(input_ids, use_cache=False).logits
+                )
+    yield from differs("as_policy leaves the model changed", model(input_ids, use_cache=False).logits, own)
 
 
 PROOFS: Mapping[str, Callable[[PreTrainedModel, Tensor], Contradictions]] = {

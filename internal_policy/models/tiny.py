@@ -48,6 +48,7 @@ def tiny_config(name: str, **changes: Any) -> PreTrainedConfig:
     """The configuration of the tiny model of the row `name`, or of a `model_type` without a row."""
     row = FAMILIES.get(name)
     values = {**TINY, **(row.tiny if row else {}), **changes}
+    values = {name: value for name, value in values.items() if value is not None or name not in TINY}
     if row and row.nested:
         values = {row.nested: values, "tie_word_embeddings": values["tie_word_embeddings"], **row.beside}
     return AutoConfig.for_model((row.model_type if row else None) or name, **values)

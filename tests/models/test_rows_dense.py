@@ -7,15 +7,23 @@ import pytest
 import torch
 from conftest import all_points, random_rollout, read, tiny_model
 
+from internal_policy.errors import InputError
 from internal_policy.measure.metrics import entropy
-from internal_policy.models.head import logit_transform
+from internal_policy.measure.sites import SITES
+from internal_policy.models.families import family_of
+from internal_policy.models.head import logit_transform, unembedding
 from internal_policy.models.hooks import HookPoint
-from internal_policy.models.rows import dense, experts
+from internal_policy.models.policy import policy_logits
+from internal_policy.models.rows import FAMILIES, dense, experts, older, parallel
+from internal_policy.models.tiny import tiny_config
+from internal_policy.scans import blocks
 from internal_policy.scans.scan import scan
 
-ROWS = {**dense.ROWS, **experts.ROWS}
-QUICK = ["exaone4", "glm4_moe", "starcoder2"]
-EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ROWS]
+ROWS = {**dense.ROWS, **experts.ROWS, **parallel.ROWS, **older.ROWS}
+BIASED = ["phi", "gptj", "codegen", "ctrl"]
+"""Families whose unembedding has a bias, which scans don't support."""
+QUICK = ["starcoder2", "granitemoeshared", "falcon"]
+EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ROWS if name not in BIASED]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -44,3 +52,58 @@ def test_module_outputs_are_read_after_dropout(name, input_ids):
     states = read(model, all_points(model), input_ids)
     for site in ("attn_out", "mlp_out"):
         assert (states[HookPoint(1, site)] == 0).float().mean() > 0.3
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_neither_batches_nor_pieces_change_a_scan(monkeypatch, name, tokenizer):
+    model: Any = tiny_model(name)
+    rollouts = [random_rollout(n, m, seed) for seed, (n, m) in enumerate([(3, 5), (1, 20), (9, 2)])]
+    alone = scan(model, tokenizer, rollouts, batch_size=1).policies
+    together = scan(model, tokenizer, rollouts, batch_size=8).policies
+    monkeypatch.setattr(blocks, "STATE_BYTES", 5 * len(all_points(model)) * 32 * 8 * len(rollouts))
+    in_pieces = scan(model, tokenizer, rollouts, batch_size=8).policies
+    for other in (together, in_pieces):
+        for column in alone.columns:
+            if column.endswith((".entropy", ".logprob", ".kl", ".norm")):
+                np.testing.assert_allclose(other[column], alone[column], rtol=1e-5, atol=1e-5, err_msg=column)
+
+
+def test_every_tiny_configuration_matches_its_own_row_alone():
+    for name, row in ROWS.items():
+        config = tiny_config(name)
+        fitting = [
+            other
+            for other, each in FAMILIES.items()
+            if (each.model_type or other) == config.model_type
+            and all(getattr(config.get_text_config(), key) in values for key, values in each.needs.items())
+        ]
+        assert fitting == [name]
+        assert {*row.sites, *row.absent} == {*SITES}
+
+
+def test_an_output_that_the_layer_overwrites_is_read_as_it_was(input_ids):
+    model: Any = tiny_model("falcon")
+    states = read(model, all_points(model), input_ids)  # the layer adds attention's output to the FFN's in place
+    alone = model.transformer.h[1].mlp(states[HookPoint(1, "mlp_in")])
+    assert torch.equal(states[HookPoint(1, "mlp_out")], alone)
+
+
+@pytest.mark.parametrize("name", [*BIASED[:1], *(pytest.param(name, marks=pytest.mark.slow) for name in BIASED[1:])])
+def test_the_bias_of_an_unembedding_is_part_of_every_policy(name, input_ids):
+    model: Any = tiny_model(name)
+    point = HookPoint(1, "resid_post")
+    state, head = read(model, [point], input_ids)[point], model.get_output_embeddings()
+    assert head.bias.abs().min() > 0
+    # GPT-J's attention is in float32, which rounds differently with a cache
+    torch.testing.assert_close(policy_logits(model, point, input_ids=input_ids), head(state), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="The unembedding has a bias, which scans, lenses and entropy changes don't"):
+        unembedding(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("bloom", {"slow_but_exact": True}), ("falcon", {"hidden_dropout": 0.1})],
+)
+def test_configurations_that_a_row_does_not_support_are_refused(name, changes):
+    with pytest.raises(InputError, match=rf"{name} with .* isn't supported"):
+        family_of(tiny_config(name, **changes))

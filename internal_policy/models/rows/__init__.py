@@ -1,12 +1,14 @@
 """The rows of all families. To add a family, add its row to one of the files of this folder."""
 
 from internal_policy.models.family import Family
-from internal_policy.models.rows import dense, experts, gemma4, hybrid, llama, vision
+from internal_policy.models.rows import dense, experts, gemma4, hybrid, llama, older, parallel, vision
 
 FAMILIES: dict[str, Family] = {
     **llama.ROWS,
     **dense.ROWS,
     **experts.ROWS,
+    **parallel.ROWS,
+    **older.ROWS,
     **vision.ROWS,
     **gemma4.ROWS,
     **hybrid.ROWS,

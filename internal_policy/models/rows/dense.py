@@ -75,16 +75,98 @@ NEOX_PARALLEL = replace(
     tiny={},
 )
 
+GRANITE = replace(
+    LLAMA,
+    multiplier="residual_multiplier",
+    divisor="logits_scaling",
+    tiny={
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 2.0,
+    },
+)
+GLM4 = replace(
+    LLAMA,
+    sites={
+        **LLAMA.sites,
+        "attn_out": ("post_self_attn_layernorm", "output"),
+        "mlp_out": ("post_mlp_layernorm", "output"),
+    },
+    norms="both",
+)
+LATENT = {
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+"""Sizes of multi-head latent attention."""
+STABLELM = replace(
+    LLAMA,
+    sites={**LLAMA.sites, "mlp_out": ("dropout", "output")},
+    note=PHI3.note,
+    model_type="stablelm",
+    needs={"use_parallel_residual": (False,)},
+)
+
 ROWS: dict[str, Family] = {
-    "granite": replace(
+    "granite": GRANITE,
+    "granite_swa": replace(GRANITE, tiny={**GRANITE.tiny, **SLIDING}),
+    "hyperclovax": replace(
+        GRANITE,
+        sites={**LLAMA.sites, "attn_out": ("post_norm1", "output"), "mlp_out": ("post_norm2", "output")},
+        norms="both",
+        divisor=None,
+        factor="logits_scaling",
+        tiny={**GRANITE.tiny, "use_post_norm": True},
+    ),
+    "glm4": replace(GLM4, tiny={"attention_bias": True}),
+    "apertus": replace(
         LLAMA,
-        multiplier="residual_multiplier",
-        divisor="logits_scaling",
+        sites={
+            **LLAMA.sites,
+            "attn_in": ("attention_layernorm", "output"),
+            "resid_mid": ("feedforward_layernorm", "input"),
+            "mlp_in": ("feedforward_layernorm", "output"),
+        },
+    ),
+    "vaultgemma": replace(
+        LLAMA,
+        sites={
+            **LLAMA.sites,
+            "resid_mid": ("pre_feedforward_layernorm", "input"),
+            "mlp_in": ("pre_feedforward_layernorm", "output"),
+        },
+        cap="final_logit_softcapping",
+        tiny={**GEMMA.tiny, "final_logit_softcapping": 3.0},
+    ),
+    "jais2": LLAMA,
+    "youtu": replace(LLAMA, tiny=LATENT),
+    "stablelm": STABLELM,
+    "persimmon": replace(LLAMA, final_norm="model.final_layernorm", sites=STABLELM.sites, note=PHI3.note),
+    "phi4_multimodal": replace(
+        PHI3,
+        note=f"{PHI3.note}; also reads images and sound; only text is measured",
         tiny={
-            "embedding_multiplier": 3.0,
-            "attention_multiplier": 0.3,
-            "residual_multiplier": 0.22,
-            "logits_scaling": 2.0,
+            "vision_config": {
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 1,
+            },
+            "audio_config": {
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_blocks": 2,
+                "num_attention_heads": 1,
+                "ext_pw_out_channel": 8,
+                "depthwise_separable_out_channel": 8,
+                "nemo_conv_channels": 8,
+            },
         },
     ),
     "gemma2": replace(GEMMA, cap="final_logit_softcapping", tiny={**GEMMA.tiny, "final_logit_softcapping": 3.0}),
