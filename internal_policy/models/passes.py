@@ -82,10 +82,14 @@ def remembers(config: PreTrainedConfig) -> bool:
 def sampled_together(config: PreTrainedConfig, lengths: Sequence[int], more: int) -> list[list[int]]:
     """Groups of prompts, by number, that sample the same in one left-padded batch as they would alone.
 
-    That is all of them, unless a prompt of `lengths` plus `more` tokens may reach another rotation. Then prompts are
-    grouped by length, because those reach it at the same token.
+    That is all of them, unless a prompt of `lengths` plus `more` tokens may reach another rotation, or another
+    temperature of Llama 4's attention, for which transformers counts the padding too. Then prompts are grouped by
+    length, because those reach it at the same token.
     """
-    end = one_rotation(config)
+    text = config.get_text_config()
+    tuned = getattr(text, "attn_temperature_tuning", False)  # every floor_scale tokens
+    ends = [one_rotation(config), text.floor_scale - 1 if tuned else None]
+    end = min((end for end in ends if end is not None), default=None)
     if end is None or max(lengths) + more <= end:
         return [list(range(len(lengths)))]
     return [[n for n, length in enumerate(lengths) if length == same] for same in dict.fromkeys(lengths)]

@@ -8,6 +8,7 @@ import internal_policy as ip
 from internal_policy.errors import InputError
 from internal_policy.models.classes import auto_class
 from internal_policy.models.families import check_sites, family_of, layer_sites
+from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, hooked
 from internal_policy.models.loading import weight_bytes
 from internal_policy.models.modules import backbone
@@ -22,7 +23,7 @@ TEXT = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "llama4": 
 def test_the_policies_are_those_of_the_language_model_alone(family, input_ids):
     whole, alone = tiny_model(family), tiny_model(TEXT[family])
     backbone(alone).load_state_dict(backbone(whole).state_dict())
-    alone.get_output_embeddings().load_state_dict(whole.get_output_embeddings().state_dict())
+    unembedding(alone).load_state_dict(unembedding(whole).state_dict())
     one, other = (read(model, all_points(model), input_ids) for model in (whole, alone))
     assert list(one) == list(other)
     assert all(torch.equal(one[point], other[point]) for point in one)

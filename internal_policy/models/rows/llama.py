@@ -67,6 +67,7 @@ LLAMA4 = replace(
         "no_rope_layers": [1, 0, 1],
         "attention_chunk_size": 4,
         "floor_scale": 4,
+        "attn_scale": 2.0,
     },
 )
 MLLAMA = replace(
