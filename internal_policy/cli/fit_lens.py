@@ -90,6 +90,7 @@ PRESENTATION = {"json", "rollouts", "sites", "held_out", "steps", "batch_tokens"
 def run(options: FitLens) -> None:
     """Fit, measure, write one file, and print the KL at each hook point."""
     from internal_policy.lenses import fit, tuned
+    from internal_policy.models.families import layer_sites
     from internal_policy.scans import store
     from internal_policy.scans.scan import check_rollouts
 
@@ -97,7 +98,8 @@ def run(options: FitLens) -> None:
     inputs = _prepared(options)
     progress.quiet()
     text = inputs.config.get_text_config()
-    points = fit.points_of(text.num_hidden_layers, _sites(inputs.config, options.sites))
+    sites, known = _sites(inputs.config, options.sites), layer_sites(inputs.config)
+    points = fit.points_of(known, sites)
     fit.check_memory(len(points), 0, text.hidden_size, 4)
     given, problems = inputs.given(), [] if options.rollouts else inputs.problems(inputs.question["problems"])[0]
     model = inputs.model()
@@ -120,7 +122,9 @@ def run(options: FitLens) -> None:
     about = _about(options, inputs, fitted, held, kl)
     tuned.save(options.output, dataclasses.replace(translators, about=about))
     shutil.rmtree(folder, ignore_errors=True)
-    printed(options.output, about, kl, as_json=options.json)
+    every = [layer for layer in known if {*sites} <= {*known[layer]}]
+    layers = every if options.sites != "all" and len(every) < len(known) else ()
+    printed(options.output, about, kl, layers, as_json=options.json)
     progress.note(f"Fitted in {time.monotonic() - start:.1f} s.")
 
 
@@ -180,10 +184,13 @@ def _size(rollouts: "Sequence[Rollout]") -> dict[str, int]:
     return {"rollouts": len(rollouts), "tokens": sum(len(rollout.response_ids) for rollout in rollouts)}
 
 
-def printed(path: Path, about: Mapping[str, Any], kl: "pd.DataFrame", *, as_json: bool = False) -> None:
+def printed(
+    path: Path, about: Mapping[str, Any], kl: "pd.DataFrame", layers: "Sequence[int]" = (), *, as_json: bool = False
+) -> None:
     """Print how far each readout is from the model's own policy at each hook point, on held-out problems.
 
-    `kl` has layer, site, readout, mean, low and high, in the order of the table's columns.
+    `kl` has layer, site, readout, mean, low and high, in the order of the table's columns. `layers` are those to scan
+    with the lens, if they aren't all.
     """
     if as_json:
         document({"lens": str(path), **about})
@@ -204,4 +211,5 @@ def printed(path: Path, about: Mapping[str, Any], kl: "pd.DataFrame", *, as_json
         f"({counted(fitted['tokens'], 'token')})."
     )
     command = f"internal-policy scan --model {about['model']} --lens {path} --sites {about['sites']}"
+    command += f" --layers {','.join(map(str, layers))}" if layers else ""
     out.print(f"Wrote {escape(str(path))}. To scan with it:\n  {escape(command)}")

@@ -1,7 +1,7 @@
 """Fit a lens to a model: affine translators whose policies come as close as possible to the model's own."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import pandas as pd
 import psutil
@@ -35,10 +35,13 @@ BATCH = 8
 """Rollouts to read together."""
 
 
-def points_of(n_layers: int, sites: Iterable[str]) -> list[HookPoint]:
-    """The hook points that need a translator, in the order of a forward pass: all but the output of the last layer."""
-    sites, last = tuple(sites), HookPoint(n_layers - 1, "resid_post")
-    cells = dict.fromkeys(canonical(layer, site) for layer in range(n_layers) for site in sites)
+def points_of(known: Mapping[int, Collection[str]], sites: Iterable[str]) -> list[HookPoint]:
+    """The hook points that need a translator, in the order of a forward pass: all but the output of the last layer.
+
+    They are those of `sites` in each layer that has them; `known` are the sites of each layer.
+    """
+    sites, last = tuple(sites), HookPoint(len(known) - 1, "resid_post")
+    cells = dict.fromkeys(canonical(layer, site) for layer in known for site in sites if site in known[layer])
     return [point for point in cells if point != last]
 
 

@@ -11,7 +11,7 @@ from internal_policy.errors import InputError
 from internal_policy.look import lens
 from internal_policy.look.lens import LensTable
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import place
+from internal_policy.models.families import layer_sites, place
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.passes import positions
 from internal_policy.models.policy import Readout, readout_name
@@ -87,7 +87,7 @@ def numbers(
     top_k: int = 1,
     all_positions: bool = False,
 ) -> pd.DataFrame:
-    """What the policy at `site` of every layer would say after the tokens `ids`, and in the last row the model's own.
+    """What the policy at `site` of each layer that has it would say after the tokens `ids`, and the model's own last.
 
     Columns: position (of the last token that was read, from 0), layer (from 0; one past the last for the model's own
     policy), point (the hook point), top_ids and top_probabilities (the `top_k` most likely tokens), entropy and kl
@@ -101,7 +101,8 @@ def numbers(
         target = int(first["final.topk_ids"].dropna().iloc[0][0])
     read = (*ids, target)
     start = 1 if all_positions else len(ids)
-    layers = tuple(range(reader.n_layers))
+    known = layer_sites(reader.model.config)
+    layers = tuple(layer for layer in range(reader.n_layers) if site in known[layer])
     measured = _measured(
         reader, read, start, Selection(layers, (site,), (readout_name(readout),), MEASURES, top_k), readout
     )

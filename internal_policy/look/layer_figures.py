@@ -21,6 +21,8 @@ HATCH = {"shape": "/", "size": 5, "solidity": 0.25, "fillmode": "overlay"}
 GAP = 0.25
 """Share of the axis between bars."""
 TOTAL = "#D6419A"
+ABOVE: dict[str, Any] = {"y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+"""Where a note above the axes stands."""
 ROOM = {"screen": 20, "paper": 9}
 """How many numbers there is room for on an axis of layers."""
 CROWDED = 12
@@ -92,18 +94,10 @@ def _stages(figure: go.Figure, spans: Sequence[tuple[str, int, int]], layers: in
         if last - first + 1 >= room:
             figure.add_annotation(
                 x=(first + last) / 2 + offset,
-                y=1,
-                yref="paper",
-                yanchor="bottom",
                 text=stage[0].upper(),
-                hovertext=f"{stage}, {layers_in_words([layer + offset for layer in layers_of(same)])}",
-                showarrow=False,
+                hovertext=f"{stage}, {layers_in_words([n + offset for _, a, b in same for n in range(a, b + 1)])}",
+                **ABOVE,
             )
-
-
-def layers_of(spans: Sequence[tuple[str, int, int]]) -> list[int]:
-    """The layers of some spans, in order."""
-    return [layer for _, first, last in spans for layer in range(first, last + 1)]
 
 
 def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
@@ -312,13 +306,10 @@ def _above(figure: go.Figure, lines: Sequence[str], number: int) -> None:
     """Write a heading above a column."""
     figure.add_annotation(
         x=0.5,
-        y=1,
         xref=f"x{number if number > 1 else ''} domain",
-        yref="paper",
-        yanchor="bottom",
         text="<br>".join(lines),
         font={"size": 11},
-        showarrow=False,
+        **ABOVE,
     )
 
 

@@ -109,8 +109,8 @@ def from_layer(frame: pd.DataFrame) -> int | None:
     rows = last(frame)
     rows = rows[rows["point"] != "final"]
     misses = rows["layer"][rows["target_rank"].ne(1).fillna(True)]
-    after = 0 if misses.empty else int(misses.iloc[-1]) + 1
-    return after if after < frame.attrs["n_layers"] else None
+    after = rows["layer"] if misses.empty else rows["layer"][rows["layer"] > misses.iloc[-1]]
+    return None if after.empty else int(after.iloc[0])
 
 
 def verdict(frame: pd.DataFrame) -> str:
@@ -118,18 +118,18 @@ def verdict(frame: pd.DataFrame) -> str:
     rows = last(frame)
     rows = rows[rows["point"] != "final"]
     target, ranks = quote(rows["target"].iloc[0]), rows["target_rank"]
-    layers = f"layers 0 to {frame.attrs['n_layers'] - 1}"
+    n, end = frame.attrs["n_layers"], rows["layer"].iloc[-1]
+    layers = f"layers 0 to {n - 1}" if len(rows) == n else layers_in_words(rows["layer"].tolist())
+    last_one = "the last layer" if end == n - 1 else f"layer {end}"
     if (first := from_layer(frame)) is not None:
-        start = "in every layer" if first == 0 else f"from layer {first} on"
+        start = "in every layer" if first == rows["layer"].iloc[0] else f"from layer {first} on"
         return f"{target} is the top token {start} ({layers})."
     if ranks.isna().all():
         return f"The rank of {target} is unknown: the policies of all layers are NaN."
     hits = rows["layer"][rows["target_rank"].eq(1).fillna(False)].tolist()
     if hits:
-        now = (
-            "but not in the last layer" if pd.isna(ranks.iloc[-1]) else f"but rank {ranks.iloc[-1]:,} in the last layer"
-        )
-        return f"{target} is the top token in {layers_in_words(hits)}, {now} ({layers})."
+        now = "but not" if pd.isna(ranks.iloc[-1]) else f"but rank {ranks.iloc[-1]:,}"
+        return f"{target} is the top token in {layers_in_words(hits)}, {now} in {last_one} ({layers})."
     best = rows.iloc[int(ranks.astype(float).argmin())]
     rank, layer = best["target_rank"], best["layer"]
     return f"{target} is never the top token in {layers}; its best rank is {rank:,}, in layer {layer}."

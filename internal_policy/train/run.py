@@ -16,7 +16,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PrinterCallb
 from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.look import statistics, targets
+from internal_policy.measure.sites import CHANGES
 from internal_policy.models import hooks
+from internal_policy.models.adapters import inside
+from internal_policy.models.families import layer_sites
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.passes import positions
 from internal_policy.scans.scan import scan
@@ -99,10 +102,17 @@ def stages(setup: Setup, config: BuPOConfig, bar: Bar) -> dict[str, Any]:
 def suggested(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, rollouts: Sequence[Rollout], readout: str = "raw"
 ) -> dict[str, Any]:
-    """BuPO's target layer and runner-up from a scan of `rollouts`; see `targets.suggestion`."""
+    """BuPO's target layer and runner-up from a scan of `rollouts`; see `targets.suggestion`.
+
+    Raises InputError for a model whose layers have no FFN.
+    """
     readouts: Any = (readout,)
+    known, sites = layer_sites(inside(model).config), CHANGES["mlp"]
+    layers = [layer for layer in known if {*sites} <= {*known[layer]}]
+    if not layers:
+        raise InputError("No layer of this model has an FFN, so there is no default target. Choose one with --layer.")
     scanned = scan(
-        model, tokenizer, rollouts, sites=("mlp_in", "mlp_out"), readouts=readouts, measures=("entropy",), top_k=0
+        model, tokenizer, rollouts, layers=layers, sites=sites, readouts=readouts, measures=("entropy",), top_k=0
     )
     return targets.suggestion(statistics.changes(scanned.layers))
 

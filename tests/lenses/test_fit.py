@@ -10,11 +10,12 @@ from torch.nn.functional import kl_div
 
 from internal_policy.errors import InputError
 from internal_policy.lenses import fit, tuned
-from internal_policy.models.families import sites_of
+from internal_policy.measure.sites import SITES
+from internal_policy.models.families import layer_sites, sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import policy_logits, unembed
 
-POINTS = fit.points_of(3, fit.STREAM)
+POINTS = fit.points_of(dict.fromkeys(range(3), SITES), fit.STREAM)
 
 
 def rollouts(number, seed=0, problem="problem {}"):
@@ -35,17 +36,15 @@ def test_the_stream_gets_a_translator_at_the_embeddings_and_after_each_layer_but
 
 
 def test_other_sites_get_a_translator_in_each_layer():
-    assert fit.points_of(2, ["attn_out"]) == [HookPoint(0, "attn_out"), HookPoint(1, "attn_out")]
-    assert (
-        len(fit.points_of(3, ["resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"]))
-        == 18
-    )
+    points = fit.points_of(dict.fromkeys(range(2), SITES), ["attn_out"])
+    assert points == [HookPoint(0, "attn_out"), HookPoint(1, "attn_out")]
+    assert len(fit.points_of(dict.fromkeys(range(3), SITES), SITES)) == 18
 
 
 @pytest.mark.parametrize("family", FEW)
 def test_a_fitted_lens_is_closer_to_the_model_on_unseen_texts(family):
     model: Any = flat(tiny_model(family)).float()
-    points = fit.points_of(3, sites_of(model.config))
+    points = fit.points_of(layer_sites(model.config), sites_of(model.config))
     translators = fit.fit(model, rollouts(48), points, steps=60, batch_tokens=128)
     found = fit.kl(model, rollouts(12, seed=1), translators)
     wide = found.pivot(index=["layer", "site"], columns="readout", values="mean")
@@ -188,7 +187,7 @@ def test_a_held_out_share_must_lie_between_0_and_1(share):
 
 def test_an_empty_list_of_hook_points_is_rejected(llama):
     with pytest.raises(InputError, match="There is no hook point to fit"):
-        fit.fit(llama, rollouts(2), fit.points_of(1, ["resid_post"]))
+        fit.fit(llama, rollouts(2), fit.points_of({0: SITES}, ["resid_post"]))
 
 
 def test_an_empty_list_of_rollouts_is_rejected(llama):

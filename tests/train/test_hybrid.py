@@ -1,0 +1,41 @@
+"""Training a model whose layers have attention or an FFN, but not both."""
+
+import pytest
+from conftest import random_rollout
+from hybrids import hybrid
+from trainer import trainer
+
+from internal_policy.errors import InputError
+from internal_policy.look import runs
+from internal_policy.models.hooks import HookPoint
+from internal_policy.train import dynamics, run
+from internal_policy.train.configuration import BuPOConfig
+
+
+def test_the_layers_with_an_ffn_are_scanned_for_the_target(monkeypatch, tokenizer):
+    found = run.suggested(hybrid(monkeypatch), tokenizer, [random_rollout(seed=seed) for seed in range(6)])
+    assert {layer for _, first, last in found["spans"] for layer in range(first, last + 1)} == {1, 3}
+
+
+def test_a_model_without_an_ffn_has_no_default_target(monkeypatch, tokenizer):
+    model = hybrid(monkeypatch, ("attention", "attention"))
+    with pytest.raises(InputError, match=r"No layer of this model has an FFN, .* Choose one with --layer\."):
+        run.suggested(model, tokenizer, [random_rollout()])
+
+
+def test_dynamics_have_rows_for_the_sites_of_each_layer(monkeypatch):
+    frame = dynamics.measure(hybrid(monkeypatch), [random_rollout()], HookPoint(1, "mlp_out"))
+    assert sorted(frame.loc[frame["site"] == "mlp_out", "layer"]) == [1, 3]
+    assert frame["entropy"].notna().all()
+    changed = runs.with_changes(frame.assign(step=0))
+    assert sorted(changed.loc[(changed["site"] == "attn_out") & changed["change"].notna(), "layer"]) == [0, 2]
+
+
+def test_a_hook_point_that_the_layer_lacks_is_refused_before_training(monkeypatch, tokenizer, tmp_path):
+    model = hybrid(monkeypatch)
+    why = r"Layer 0 of llama has no mlp_out because a layer has either attention or an FFN\. Its sites are"
+    with pytest.raises(InputError, match=why):
+        trainer(tmp_path, tokenizer, model, schedule=["0.mlp_out:1"])
+    config = BuPOConfig(output_dir=str(tmp_path), use_cpu=True, schedule=["0.mlp_out:1"])
+    with pytest.raises(InputError, match=why):
+        run.check(model.config, tokenizer, [], None, config)
