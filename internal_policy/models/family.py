@@ -44,6 +44,10 @@ class Family:
     """Module that each layer adds to the stream after the FFN, such as a per-layer embedding; it isn't in mlp_out."""
     scale: str = ""
     """Buffer of each layer that multiplies the stream at the layer's end, after everything was added."""
+    cache: str = "past_key_values"
+    """Argument that continues a text from a cache; empty if transformers can only read whole texts correctly."""
+    together: Literal["all", "equally long", "never"] = "all"
+    """Which prompts are sampled in a left-padded batch as they would be alone."""
     multiplier: str | None = None
     """Configuration attribute that multiplies `attn_out` and `mlp_out` before they are added to the stream."""
     undropped: bool = False

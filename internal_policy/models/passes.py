@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -11,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig
+
+from internal_policy.models.families import family_of
 
 STRETCHED = ("linear", "dynamic", "yarn")
 """Kinds of rotary embedding that extend `max_position_embeddings` by `factor`; in others it is the extended length."""
@@ -54,8 +57,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def positions(config: PreTrainedConfig) -> int:
-    """The longest text that a model with this configuration can read, in tokens."""
-    trained = config.get_text_config().max_position_embeddings
+    """The longest text that a model with this configuration can read, in tokens; Mamba has no limit."""
+    trained = getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
     each = []
     for rope in _ropes(config):
         stretch = rope.get("factor") if rope.get("rope_type") in STRETCHED else None
@@ -74,6 +77,12 @@ def one_rotation(config: PreTrainedConfig) -> int | None:
     return min(ends, default=None)
 
 
+def continuing(config: PreTrainedConfig) -> dict[str, Any]:
+    """Arguments with which passes over the pieces of a text continue each other; empty if only whole texts are read."""
+    name = family_of(config).cache
+    return {name: DynamicCache(config=config), "use_cache": True} if name else {}
+
+
 def remembers(config: PreTrainedConfig) -> bool:
     """Whether the rotation of a text depends on texts read before, as in dynamic NTK."""
     return any("dynamic" in str(rope.get("rope_type")) for rope in _ropes(config))
@@ -82,15 +91,16 @@ def remembers(config: PreTrainedConfig) -> bool:
 def sampled_together(config: PreTrainedConfig, lengths: Sequence[int], more: int) -> list[list[int]]:
     """Groups of prompts, by number, that sample the same in one left-padded batch as they would alone.
 
-    That is all of them, unless a prompt of `lengths` plus `more` tokens may reach another rotation, or another
-    temperature of Llama 4's attention, for which transformers counts the padding too. Then prompts are grouped by
-    length, because those reach it at the same token.
+    That is all of them, unless padding changes what the family computes (RWKV), or a prompt of `lengths` plus `more`
+    tokens may reach another rotation, or another temperature of Llama 4's attention, for which transformers counts the
+    padding too. Then prompts are grouped by length, because those reach it at the same token.
     """
-    text = config.get_text_config()
+    family, text = family_of(config), config.get_text_config()
+    if family.together == "never":
+        return [[n] for n in range(len(lengths))]
     tuned = getattr(text, "attn_temperature_tuning", False)  # every floor_scale tokens
     ends = [one_rotation(config), text.floor_scale - 1 if tuned else None]
-    end = min((end for end in ends if end is not None), default=None)
-    if end is None or max(lengths) + more <= end:
+    if family.together == "all" and all(end is None or max(lengths) + more <= end for end in ends):
         return [list(range(len(lengths)))]
     return [[n for n, length in enumerate(lengths) if length == same] for same in dict.fromkeys(lengths)]
 

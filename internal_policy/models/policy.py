@@ -57,7 +57,8 @@ def unembed(
     `point` is where `hidden` was read, such as "5.resid_post". A lens needs it: raises InputError without it.
     """
     point = None if point is None else HookPoint.parse(point)
-    return logit_transform(model)(to_logits(model)(read_out(model, hidden, readout, point)))
+    state = read_out(model, hidden, readout, point)
+    return logit_transform(model)(to_logits(model)(state.to(inside(model).dtype)))  # Mamba's stream may be in float32
 
 
 def read_out(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from internal_policy.models.families import family_of, kind_of, places_at
 from internal_policy.models.hooks import FINAL, HookPoint, hooked, locate
+from internal_policy.models.independence import continues, samples_alike
 from internal_policy.models.modules import decoder_layers, part
 from internal_policy.models.policy import as_policy, policy_logits, unembed
 from internal_policy.models.tiny import tiny
@@ -192,6 +193,8 @@ PROOFS: Mapping[str, Callable[[PreTrainedModel, Tensor], Contradictions]] = {
     "a forward pass reaches the hook points in order": comes_in_order,
     "no hook is left behind after an exception": leaves_nothing,
     "as_policy turns the model into each of its policies": becomes,
+    "a text read in pieces has the states of the whole text": continues,
+    "prompts are sampled in a batch as they are alone": samples_alike,
 }
 """Claim about every row -> the function that looks for contradictions."""
 

@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from internal_policy.models.hooks import HookPoint, check_visits
-from internal_policy.models.passes import alone, device_of
+from internal_policy.models.passes import alone, continuing, device_of
 from internal_policy.scans.reader import reader_of
 from internal_policy.tasks.rollouts import Rollout
 
 STATE_BYTES = 64 * 2**20
 """Bytes of hidden states held at once; longer texts are read in pieces that share a key-value cache."""
+WHOLE_BYTES = 2**30
+"""The same for models that can't continue from a cache, and read each piece from the start of the text."""
 PREFILL = 1024
 """Positions of the prompt read at once; their hidden states aren't kept."""
 TOGETHER = 32
@@ -30,7 +31,7 @@ def blocks(
     Each item is (number of each position in the batch, rollout by rollout; the token that follows; hidden states), for
     at most TOGETHER positions. Rollouts are padded on the right, where causal attention hides the padding from real
     tokens, and read in pieces: apart from the key-value cache, memory grows with neither the length of a text nor the
-    number of points.
+    number of points. If the model can't continue from a cache (Mamba), each piece is read from the start of the text.
     """
     reader = reader_of(model)
     ids, number = padded(rollouts)
@@ -38,15 +39,17 @@ def blocks(
     weight, device = reader.unembedding.weight, device_of(reader.model)
     ids = ids.to(device)
     per_position = len(points) * weight.shape[1] * weight.element_size() * len(rollouts)
-    step = max(1, STATE_BYTES // per_position)
+    options = continuing(reader.model.config)
+    step = max(1, (STATE_BYTES if options else WHOLE_BYTES) // per_position)
     row_of = {point: row for row, point in enumerate(points)}
     first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # nothing before this position is kept
-    pieces = [*range(0, first, max(step, PREFILL)), *range(first, width, step)]
-    starts = [0] if step >= width else pieces
-    cache = DynamicCache(config=reader.model.config) if len(starts) > 1 else None
+    prompt = range(0, first, max(step, PREFILL)) if options else ()
+    starts = [0] if step >= width else [*prompt, *range(first, width, step)]
+    options = options if len(starts) > 1 else {}
     for start, end in zip(starts, [*starts[1:], width], strict=True):
-        piece = slice(start, end)
+        piece = slice(start if options else 0, end)
         here = (number[:, piece] >= 0).to(device)
+        here[:, : start - piece.start] = False
         hidden = weight.new_empty(len(points), int(here.sum()), weight.shape[1])
 
         visits = Counter[HookPoint]()
@@ -59,7 +62,7 @@ def blocks(
 
         visited = points if hidden.shape[1] else ()
         with alone(reader.model, [len(rollout.ids) for rollout in rollouts]):
-            reader.run(visited, store, input_ids=ids[:, piece], past_key_values=cache, use_cache=cache is not None)
+            reader.run(visited, store, input_ids=ids[:, piece], **(options or {"use_cache": False}))
         check_visits(visited, visits)
         index = number[:, piece][here.cpu()]
         targets = ids.roll(-1, 1)[:, piece][here].to(weight.device)

@@ -77,6 +77,7 @@ JAMBA = replace(
     sites=named("self_attn", "feed_forward", JAMBA_NORMS),
     kinds={"linear_attention": named("mamba", "feed_forward", JAMBA_NORMS)},
     note=f"{MIXED}; the FFN of some layers is the block of experts",
+    cache="",
     tiny={
         "num_experts": 4,
         "num_experts_per_tok": 2,
@@ -91,6 +92,7 @@ FALCON_H1 = replace(
     JAMBA,
     sites=named("mamba*ssm_out_multiplier+self_attn*attention_out_multiplier", "feed_forward", JAMBA_NORMS),
     kinds={},
+    cache=LLAMA.cache,
     factor="lm_head_multiplier",
     note="attention is the sum of an attention and a Mamba block, each multiplied by a number",
     tiny={
@@ -146,9 +148,12 @@ MAMBA = replace(
         ("resid_mid", "mlp_in", "mlp_out"), "its layers have no FFN, only a Mamba block, which is read as attention"
     ),
     note="with residual_in_fp32, the stream is in float32 whatever the weights",
+    cache="",
     tiny={"residual_in_fp32": False, "state_size": 8, "time_step_rank": 4, "intermediate_size": 64},
 )
-MAMBA2 = replace(MAMBA, tiny={**MAMBA.tiny, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 4})
+MAMBA2 = replace(
+    MAMBA, cache="cache_params", tiny={**MAMBA.tiny, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 4}
+)
 ZAMBA = replace(
     MAMBA,
     layers="model.layers",
@@ -169,6 +174,7 @@ ZAMBA = replace(
 )
 ZAMBA2 = replace(
     ZAMBA,
+    cache=LLAMA.cache,
     tiny={
         "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
         "hybrid_layer_ids": [1, 2],
@@ -257,6 +263,8 @@ RECURRENT_GEMMA = replace(
     sites=named("temporal_block", "mlp_block", ("temporal_pre_norm", "channel_pre_norm")),
     cap="logits_soft_cap",
     note="the attention of most layers is a gated linear recurrence",
+    cache="",
+    together="equally long",
     tiny={"attention_window_size": 6, "lru_width": 32, "logits_soft_cap": 3.0},
 )
 RWKV = replace(
@@ -266,6 +274,8 @@ RWKV = replace(
     sites={**named("attention", "feed_forward", ("ln1", "ln2")), "resid_pre": ("ln1", "input")},
     needs={"rescale_every": (0,)},
     note="resid_pre of layer 0 is the normalized embedding",
+    cache="",
+    together="never",
     tiny={"rescale_every": 0, "attention_hidden_size": 32, "context_length": 512},
 )
 XLSTM = replace(
@@ -275,6 +285,8 @@ XLSTM = replace(
     sites=named("mlstm_layer", "ffn", ("norm_mlstm", "norm_ffn")),
     cap="output_logit_soft_cap",
     note="attention is an mLSTM, a linear recurrence with a matrix as its state",
+    cache="",
+    together="equally long",
     tiny={"hidden_size": 128, "embedding_dim": 128, "num_blocks": 3, "num_heads": 2, "output_logit_soft_cap": 3.0},
 )
 
