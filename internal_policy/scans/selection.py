@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import MEASURES
@@ -65,19 +66,29 @@ class Plan:
     """How many of the points, from the first, are unembedded; the rest serve norms and cosines alone."""
     streams: tuple[tuple[int, int], ...]
     """Rows of a module's output and of the stream it is added to."""
+    sites: Mapping[int, Collection[str]]
+    """The sites of each layer of the model."""
 
     def layers(self, selection: Selection, site: str) -> tuple[int, ...]:
         """Those of the selected layers that have `site`."""
-        return tuple(layer for layer in selection.layers if canonical(layer, site) in self.points)
+        return tuple(
+            layer
+            for layer in selection.layers
+            if site in self.sites[layer] and canonical(layer, site, self.sites) in self.points
+        )
 
     def rows(self, layers: Sequence[int], site: str) -> list[int]:
         """The rows that hold `site` of each of `layers`."""
-        return [self.points.index(canonical(layer, site)) for layer in layers]
+        return [self.points.index(canonical(layer, site, self.sites)) for layer in layers]
 
 
-def canonical(layer: int, site: str) -> HookPoint:
-    """The hook point to read for a site: a layer's input is the output of the layer before, which is read only once."""
-    return HookPoint(layer - 1, "resid_post") if site == "resid_pre" and layer else HookPoint(layer, site)
+def canonical(layer: int, site: str, sites: Mapping[int, Collection[str]] = MappingProxyType({})) -> HookPoint:
+    """The hook point to read for a site: a layer's input is the output of the layer before, which is read only once.
+
+    `sites` are those of each layer, if some lack any: after a layer that is skipped, the input itself is read.
+    """
+    before = site == "resid_pre" and layer and "resid_post" in sites.get(layer - 1, SITES)
+    return HookPoint(layer - 1, "resid_post") if before else HookPoint(layer, site)
 
 
 def plan(selection: Selection, sites: Mapping[int, Collection[str]] | None = None) -> Plan:
@@ -91,13 +102,15 @@ def plan(selection: Selection, sites: Mapping[int, Collection[str]] | None = Non
     def partners(measure: str, table: Mapping[str, Sequence[str]]) -> dict[HookPoint, HookPoint]:
         chosen = [cell for cell in cells if cell[1] in table] if measure in selection.measures else []
         return {
-            canonical(*cell): canonical(cell[0], next(site for site in table[cell[1]] if site in having[cell[0]]))
+            canonical(*cell, having): canonical(
+                cell[0], next(site for site in table[cell[1]] if site in having[cell[0]]), having
+            )
             for cell in chosen
         }
 
     inputs = partners("entropy_at_input_norm", {after: (before,) for after, before in INPUT_OF.items()})
     streams = partners("cosine", STREAM_OF)
-    unembedded = dict.fromkeys([FINAL, *inputs, *(canonical(*cell) for cell in cells)])
+    unembedded = dict.fromkeys([FINAL, *inputs, *(canonical(*cell, having) for cell in cells)])
     points = tuple(dict.fromkeys([*unembedded, *inputs.values(), *streams.values()]))
     row = {point: number for number, point in enumerate(points)}
     return Plan(
@@ -105,6 +118,7 @@ def plan(selection: Selection, sites: Mapping[int, Collection[str]] | None = Non
         tuple(row[point] for point in inputs.values()),
         len(unembedded),
         tuple((row[module], row[stream]) for module, stream in streams.items()),
+        having,
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import all_points, read, saved, tiny_model
+from conftest import all_points, random_rollout, read, saved, tiny_model
 
 import internal_policy as ip
 from internal_policy.errors import InputError
@@ -14,6 +14,7 @@ from internal_policy.models.loading import weight_bytes
 from internal_policy.models.modules import backbone
 from internal_policy.models.policy import policy_logits
 from internal_policy.models.rows.vision import ROWS
+from internal_policy.scans.scan import scan
 
 TEXT = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "llama4": "llama4_text", "llava": "llama"}
 """Model that also reads images -> the family of its language model alone."""
@@ -60,6 +61,16 @@ def test_a_layer_that_reads_images_is_skipped_and_has_no_sites(input_ids):
     states = read(model, all_points(model), input_ids)
     assert torch.equal(states[HookPoint(2, "resid_pre")], states[HookPoint(0, "resid_post")])
     assert torch.equal(policy_logits(model, FINAL, input_ids=input_ids), model(input_ids).logits)
+
+
+def test_a_scan_leaves_out_the_skipped_layers(tokenizer):
+    found = scan(tiny_model("mllama"), tokenizer, [random_rollout()]).policies
+    found = found.drop(columns=[name for name in found if name.startswith("final.")])
+    values = found.set_index("layer").drop(columns=["rollout", "position", "readout"])
+    assert values.loc[1].isna().all(axis=None)
+    for name in ("resid_pre.entropy", "attn_out.entropy", "resid_post.kl"):
+        assert values.loc[[0, 2], name].notna().all()
+    assert (values.loc[2, "resid_pre.entropy"].values == values.loc[0, "resid_post.entropy"].values).all()
 
 
 def test_a_site_of_a_skipped_layer_is_refused_with_the_reason():
