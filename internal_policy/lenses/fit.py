@@ -18,7 +18,7 @@ from internal_policy.look import statistics
 from internal_policy.measure.matmul import precision
 from internal_policy.models.adapters import inside
 from internal_policy.models.families import sites_of
-from internal_policy.models.head import unembedding
+from internal_policy.models.head import unembedding, weight_alone
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.modules import decoder_layers
 from internal_policy.models.passes import evaluating
@@ -137,7 +137,11 @@ def states(
     model: nn.Module, rollouts: Sequence[Rollout], points: Sequence[HookPoint]
 ) -> Float[Tensor, "points pos d_model"]:
     """The hidden states at `points` where the response tokens are predicted, in no particular order."""
-    weight, count, start = unembedding(model).weight, sum(len(rollout.response_ids) for rollout in rollouts), 0
+    weight, count, start = (
+        weight_alone(unembedding(model)).weight,
+        sum(len(rollout.response_ids) for rollout in rollouts),
+        0,
+    )
     kept = weight.new_empty(len(points), count, weight.shape[1], device="cpu")
     with evaluating(inside(model)):
         for first in range(0, len(rollouts), BATCH):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internal_policy.measure.matmul import MATMULS
-from internal_policy.measure.metrics import FROM_LOGITS, LOWEST, MEASURES, cosine, norm, scale_to
+from internal_policy.measure.metrics import FROM_LOGITS, LOWEST, MEASURES, cosine, norm, precision, scale_to
 from internal_policy.measure.transform import LogitTransform
 
 TILE_ROWS, TILE_VOCAB = 512, 2048
@@ -39,6 +39,8 @@ class Kernel:
     """Rows whose norms `numbers` scales the rows 1, 2, ... to, for `entropy_at_input_norm`."""
     streams: Sequence[tuple[int, int]] = ()
     """Rows of a module's output and of the stream it is added to, for `cosine`."""
+    bias: Float[Tensor, " d_vocab"] | None = None
+    """Added to the unembedding's logits, before the transform."""
 
     def numbers(
         self,
@@ -68,7 +70,7 @@ class Kernel:
         targets: Int[Tensor, " pos"],
         scale: Float[Tensor, "scaled pos"] | None = None,
     ) -> dict[str, Tensor]:
-        """Numbers of the policies softmax(transform(hidden @ weight.T)): (points, pos), topk (points, pos, top_k).
+        """Numbers of the policies softmax(transform(hidden @ weight.T + bias)), (points, pos); topk has a third axis.
 
         `hidden[0]` was read at FINAL: `kl` compares with its policy. `targets` are the tokens that came next. `scale`
         belongs to `hidden[1 : 1 + scaled]`: `entropy_at_input_norm` is the entropy after multiplying these states by it
@@ -92,12 +94,15 @@ class Kernel:
             multiply = MATMULS[self.matmul](tile, TILE_ROWS)
             return (multiply(row).unflatten(0, (-1, positions)) for row in rows)
 
-        own = self.weight[targets]
+        bias = None if self.bias is None else self.bias.to(precision(hidden.dtype))
+        own, own_bias = self.weight[targets], 0 if bias is None else bias[targets]
         tallies = [
             Tally(
                 self,
                 # rounding must not rank a token, or a copy of it, above itself
-                z.diagonal(dim1=1, dim2=2) + 2 * torch.finfo(z.dtype).eps * norm(hidden[span]) * norm(own),
+                z.diagonal(dim1=1, dim2=2)
+                + own_bias
+                + 2 * torch.finfo(z.dtype).eps * (norm(hidden[span]) * norm(own) + abs(own_bias)),
                 scale[span.start - 1 : span.stop - 1] if scale is not None and 0 < span.start <= scaled else None,
             )
             for span, z in zip(spans, logits(own), strict=True)
@@ -106,10 +111,11 @@ class Kernel:
         scratch, final_scratch = tallies[0].aim.new_empty(2, size), tallies[0].aim.new_empty(2, positions * TILE_VOCAB)
         for start in range(0, len(self.weight), TILE_VOCAB):
             tiles = zip(tallies, logits(self.weight[start : start + TILE_VOCAB]), strict=True)
+            add = None if bias is None else bias[start : start + TILE_VOCAB]
             first, z = next(tiles)
-            final = first.add(z, start, targets, None, final_scratch)  # kept while the others compare with it
+            final = first.add(z, start, targets, None, final_scratch, add)  # kept while the others compare with it
             for tally, z in tiles:
-                tally.add(z, start, targets, final if "kl" in self.measures else None, scratch)
+                tally.add(z, start, targets, final if "kl" in self.measures else None, scratch, add)
         results = [tally.result(tallies[0]) for tally in tallies]
         return {name: torch.cat([result[name] for result in results]) for name in results[0]}
 
@@ -157,7 +163,7 @@ class Tally:
         zero = torch.zeros_like(aim)
         self.aim, self.scale, self.transform = aim, scale, kernel.transform
         self.measures, self.top_k = kernel.measures, kernel.top_k if "topk" in kernel.measures else 0
-        self.largest = torch.full_like(aim, EMPTY)
+        self.largest, self.scaled_largest = torch.full_like(aim, EMPTY), torch.full_like(aim, EMPTY)
         self.policy, self.scaled, self.cross = Moments(zero, zero), Moments(zero, zero), zero
         self.above, self.target = torch.zeros_like(aim), aim.clone()
         self.top_logits = aim.new_full((*aim.shape, self.top_k), -torch.inf)
@@ -170,22 +176,27 @@ class Tally:
         targets: Int[Tensor, " pos"],
         final: FinalTile | None,
         scratch: Float[Tensor, "2 entries"],
+        bias: Float[Tensor, " tile"] | None = None,
     ) -> FinalTile:
-        """Add the unembedding's logits of a tile that begins at `start`. Overwrites `z` and `scratch`."""
+        """Add `z` + `bias`, the unembedding's logits of a tile that begins at `start`. Overwrites `z` and `scratch`."""
         room, more_room = scratch[:, : z.numel()].view(2, *z.shape)
+        follows = self.transform.cap is not None or bias is not None  # a cap and a bias come after the scale
+        if self.scale is not None and follows:
+            scaled = torch.mul(z, self.scale.unsqueeze(-1), out=room)
+            scaled = scaled if bias is None else scaled.add_(bias)
+            before, self.scaled_largest = self.scaled_largest, torch.maximum(self.scaled_largest, scaled.amax(-1))
+            self.scaled.add(*self._below(scaled, before, self.scaled_largest), out=more_room)
+        z = z if bias is None else z.add_(bias)
         if "rank" in self.measures or "logprob" in self.measures:
             self._follow_target(z, start, targets, room)
         if self.top_k:
             self._keep_largest(z, start)
         before, self.largest = self.largest, torch.maximum(self.largest, z.amax(-1))
-        if self.scale is not None and self.transform.cap is not None:  # the cap comes after the scale
-            scaled = torch.mul(z, self.scale.unsqueeze(-1), out=room)
-            self.scaled.add(*self._below(scaled, self.scale * before, self.scale * self.largest), out=more_room)
         u, shrink = self._below(z, before, self.largest)
         if final is not None:
             fade = final.shrink.exp()
             self.cross = fade * (self.cross + final.s_before * shrink) + torch.mul(u, final.weights, out=room).sum(-1)
-        if self.scale is not None and self.transform.cap is None:
+        if self.scale is not None and not follows:
             self.scaled.add(torch.mul(u, self.scale.unsqueeze(-1), out=room), shrink * self.scale, out=more_room)
         s_before = self.policy.s
         return FinalTile(self.policy.add(u, shrink, out=more_room), shrink, s_before)

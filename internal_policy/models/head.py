@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from internal_policy.errors import InputError
@@ -14,9 +14,22 @@ from internal_policy.models.families import family_of
 def unembedding(model: nn.Module) -> nn.Linear:
     """The unembedding of a loaded model: its weight is (d_vocab, d_model), with any adapter merged into it.
 
-    Raises InputError for an adapter that isn't merged, and for a bias; see `weight_alone`.
+    Raises InputError for an adapter that isn't merged, and for a packed weight; see `one_matrix`.
     """
-    return weight_alone(unwrapped(_output(model)))
+    return one_matrix(unwrapped(_output(model)))
+
+
+def bias_of(module: nn.Linear) -> Tensor | None:
+    """The bias of an unembedding, (d_vocab,); None if all of it is 0, as in each unembedding of TransformerLens.
+
+    Raises InputError for a bias on a GPU.
+    """
+    bias = cast(Tensor | None, module.bias)
+    if bias is None or not (bias.is_meta or bias.any()):
+        return None
+    if bias.is_cuda:
+        raise InputError("The unembedding has a bias, which isn't supported on a GPU yet. Use --device cpu.")
+    return bias
 
 
 def to_logits(model: nn.Module) -> nn.Module:
@@ -34,15 +47,12 @@ def _output(model: nn.Module) -> nn.Module:
 
 
 def weight_alone(module: nn.Module) -> nn.Linear:
-    """The unembedding, if it is a plain (d_vocab, d_model) matrix without a bias. Raises InputError otherwise.
-
-    A bias of 0 counts as none, because TransformerLens gives every unembedding one.
-    """
+    """The unembedding, if it is a plain (d_vocab, d_model) matrix without a bias. Raises InputError otherwise."""
     module = one_matrix(module)
-    if module.bias is not None and (module.bias.is_meta or module.bias.any()):
+    if bias_of(module) is not None:
         raise InputError(
-            "The unembedding has a bias, which scans, lenses and entropy changes don't support. `hooked`, `as_policy` "
-            "and `policy_logits` do."
+            "The unembedding has a bias, which only scans of the model itself, `hooked`, `as_policy` and "
+            "`policy_logits` support, not lenses and other libraries."
         )
     return module
 

@@ -33,7 +33,7 @@ from internal_policy.measure import kernel, matmul, metrics, transform
 from internal_policy.measure.sites import WITH_FINAL
 from internal_policy.models.families import family_of
 from internal_policy.models.family import Side
-from internal_policy.models.head import unembedding
+from internal_policy.models.head import unembedding, weight_alone
 from internal_policy.models.hooks import FINAL, HookPoint, Visit, locate, scaled, scaling
 from internal_policy.models.modules import final_norm
 from internal_policy.models.passes import one_rotation, remembers
@@ -63,7 +63,7 @@ def reader(envoy: Envoy) -> Reader:
             "The model that nnsight wraps has no weights yet. Call its dispatch(), or let NDIF measure it with "
             "internal_policy.readers.nnsight.remote."
         )
-    return Reader(model, unembedding(model), partial(_run, envoy))
+    return Reader(model, weight_alone(unembedding(model)), partial(_run, envoy))
 
 
 def remote(envoy: Envoy, at: bool | str = True) -> Reader:
@@ -81,7 +81,7 @@ def remote(envoy: Envoy, at: bool | str = True) -> Reader:
         )
     if at is True:
         check_key()
-    return Reader(model, unembedding(model), _stay, partial(_measure, envoy, at))
+    return Reader(model, weight_alone(unembedding(model)), _stay, partial(_measure, envoy, at))
 
 
 def check_key() -> None:

@@ -19,7 +19,7 @@ from internal_policy.measure.kernel import Kernel
 from internal_policy.measure.matmul import choose
 from internal_policy.measure.metrics import MEASURES
 from internal_policy.models.families import check_sites, layer_sites, place, sites_of
-from internal_policy.models.head import logit_transform
+from internal_policy.models.head import bias_of, logit_transform
 from internal_policy.models.memory import in_halves
 from internal_policy.models.passes import evaluating, positions
 from internal_policy.models.policy import READOUTS, Lens, Readout, opened_at, read_out, readout_name
@@ -161,6 +161,7 @@ class Scanner:
             planned.unembedded,
             planned.inputs,
             planned.streams,
+            bias_of(reader.unembedding),
         )
         return cls(reader, selection, planned, {name: known[name] for name in selection.readouts}, kernel)
 

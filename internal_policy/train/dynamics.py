@@ -13,7 +13,7 @@ from internal_policy.measure.matmul import choose
 from internal_policy.measure.metrics import cosine
 from internal_policy.models.adapters import inside
 from internal_policy.models.families import sites_of
-from internal_policy.models.head import logit_transform, unembedding
+from internal_policy.models.head import bias_of, logit_transform, unembedding
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.modules import decoder_layers
 from internal_policy.models.passes import evaluating
@@ -66,8 +66,9 @@ def _compared(
     """Cosine with the hidden state at `watched`, and KL from its policy, of later layers and the model itself."""
     later = [HookPoint(layer, "resid_post") for layer in range(watched.layer, n_layers)]
     later = [point for point in later if point != watched]
-    weight, sums, count = unembedding(model).weight, torch.zeros(2, len(later) + 1, dtype=torch.float64), 0
-    kernel = Kernel(weight, logit_transform(model), ("kl",), top_k=0, matmul=choose(weight, weight.dtype))
+    head, sums, count = unembedding(model), torch.zeros(2, len(later) + 1, dtype=torch.float64), 0
+    matmul = choose(head.weight, head.weight.dtype)
+    kernel = Kernel(head.weight, logit_transform(model), ("kl",), top_k=0, matmul=matmul, bias=bias_of(head))
     with evaluating(inside(model)):
         for _, targets, hidden in blocks(model, rollouts, (watched, *later, FINAL)):
             kl = kernel.measure(torch.cat([read_out(model, hidden[:-1], readout), hidden[-1:]]), targets)["kl"][1:]

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from internal_policy.errors import InputError
 from internal_policy.measure.sites import SITES
 from internal_policy.models.families import family_of, multiplier, sites_of
-from internal_policy.models.head import logit_transform, unembedding
+from internal_policy.models.head import bias_of, logit_transform, unembedding, weight_alone
 from internal_policy.models.hooks import FINAL, HookPoint, hooked, locate
 from internal_policy.models.modules import backbone, decoder_layers, final_norm
 from internal_policy.models.policy import as_policy, policy_logits
@@ -241,12 +241,16 @@ def test_a_site_the_family_lacks_is_rejected_with_the_reason(model, input_ids):
         pass
 
 
-def test_an_unembedding_with_a_bias_is_rejected():
+def test_only_a_bias_other_than_0_counts():
     model = tiny_model("llama")
     last: Any = model.get_output_embeddings()
+    assert bias_of(unembedding(model)) is None
+    last.bias = nn.Parameter(torch.zeros(320, dtype=torch.float64))
+    assert bias_of(unembedding(model)) is None
     last.bias = nn.Parameter(torch.ones(320, dtype=torch.float64))
-    with pytest.raises(InputError, match="The unembedding has a bias"):
-        unembedding(model)
+    assert bias_of(unembedding(model)) is last.bias
+    with pytest.raises(InputError, match="The unembedding has a bias, which only scans of the model itself"):
+        weight_alone(last)
 
 
 def test_a_model_without_an_unembedding_is_rejected(input_ids):

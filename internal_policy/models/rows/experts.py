@@ -180,6 +180,7 @@ ROWS: dict[str, Family] = {
         tiny={
             "num_local_experts": 4,
             "attention_bias": True,
+            "lm_head_bias": True,
             "input_jitter_noise": 0.1,
             "sliding_window": 6,
         },
