@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from internal_policy.models.hooks import FINAL, HookPoint, hooked
     from internal_policy.models.loading import load
     from internal_policy.models.policy import as_policy, unembed
+    from internal_policy.models.trial import admit
     from internal_policy.train.bupo import BuPOTrainer
     from internal_policy.train.configuration import BuPOConfig
 
@@ -40,6 +41,7 @@ __all__ = [
     "HookPoint",
     "InputError",
     "__version__",
+    "admit",
     "as_policy",
     "generate",
     "hooked",
@@ -58,6 +60,7 @@ _MODULE_OF = {
     "BuPOConfig": "train.configuration",
     "BuPOTrainer": "train.bupo",
     "InputError": "errors",
+    "admit": "models.trial",
     "load": "models.loading",
     "open_run": "look.run",
     "open_scan": "look.scan",

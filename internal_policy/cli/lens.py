@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text as Styled
 
-from internal_policy.cli import progress, texts
+from internal_policy.cli import configuration, progress, texts
 from internal_policy.cli.common import JsonOptions, ModelOptions, Text
 from internal_policy.cli.console import document, out, uncut, visible
 from internal_policy.errors import InputError
@@ -62,7 +62,7 @@ def run(options: Lens) -> None:
     _check_words(options)
     given = texts.read(options.text, "TEXT")
     progress.quiet()
-    config = loading.load_config(options.checkpoint)
+    config = configuration.load(options.checkpoint)
     tokenizer = tokenizers.load_tokenizer(options.checkpoint)
     _check(options, given, config, tokenizer)
     from internal_policy.lenses import next_token

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from internal_policy import bundle, files
-from internal_policy.cli import progress
+from internal_policy.cli import configuration, progress
 from internal_policy.cli.common import ModelOptions, ResponseOptions, SamplingOptions
 from internal_policy.errors import InputError
 from internal_policy.models import checkpoint, loading, templates, tokenizers
@@ -78,7 +78,7 @@ class Prepared:
     @cached_property
     def config(self) -> "PreTrainedConfig":
         """The model's configuration."""
-        return loading.load_config(self.checkpoint)
+        return configuration.load(self.checkpoint)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

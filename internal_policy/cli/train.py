@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import bundle, files
-from internal_policy.cli import outputs, prepared, progress
+from internal_policy.cli import configuration, outputs, prepared, progress
 from internal_policy.cli.console import document, out
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError, counted
@@ -83,7 +83,7 @@ def run(options: Train) -> None:
     from internal_policy.train import run as training  # after what is quick to refuse
 
     tokenizer = tokenizers.load_tokenizer(options.checkpoint, options.chat_template)
-    about = loading.load_config(options.checkpoint)
+    about = configuration.load(options.checkpoint)
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
     training.check(about, tokenizer, problems, chat, config, _point(options))
     model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)

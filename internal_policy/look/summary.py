@@ -107,7 +107,7 @@ def provenance(one: View) -> dict[str, str]:
         "model": record["model"],
         "revision": asked.get("revision"),
         "weights": asked.get("identity"),
-        "family": f"{record['family']}, {counted(record['n_layers'], 'layer')}, d_model {record['d_model']}, "
+        "family": f"{_family(record)}, {counted(record['n_layers'], 'layer')}, d_model {record['d_model']}, "
         f"vocabulary {record['d_vocab']:,}",
         "precision": f"{record['dtype']} on {record['device']}",
         "matrix product": record.get("product"),
@@ -124,6 +124,13 @@ def provenance(one: View) -> dict[str, str]:
         "command": shlex.join(record.get("command", [])),
     }
     return {name: str(value) for name, value in entries.items() if value not in (None, "")}
+
+
+def _family(record: dict[str, Any]) -> str:
+    """The model type, and the row it was read with if that was proved when the scan was made; older scans don't say."""
+    row = record.get("row") or {}
+    here = f" (read as {row['name']}, proved on a tiny model for this scan)" if row.get("proved") == "here" else ""
+    return f"{record['family']}{here}"
 
 
 def _problems(asked: dict[str, Any]) -> str | None:

@@ -36,6 +36,11 @@ def explained(name: str, revision: str, files: str = "files") -> Iterator[None]:
         panicked = type(error).__name__ == "PanicException"  # from the Rust code of tokenizers
         if ours or not (isinstance(error, Exception) or panicked):
             raise
+        if "trust_remote_code=True" in str(error):
+            raise InputError(
+                f"{name} comes with Python code of its own, which isn't run without your consent. Read it, then add "
+                "--trust-remote-code, or trust_remote_code=True in Python."
+            ) from error
         raise InputError(f"Can't load {name} ({_told(error)}). Check its {files}, or get a complete copy.") from error
 
 

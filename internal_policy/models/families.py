@@ -1,6 +1,9 @@
 """Find the row of a model's family, and what it says about the model's configuration."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
 
 from transformers import PreTrainedConfig
 
@@ -10,27 +13,56 @@ from internal_policy.models.family import Family, Place, terms
 from internal_policy.models.rows import FAMILIES
 from internal_policy.models.rows.refused import REFUSED
 
+ADMITTED: dict[str, str] = {}
+"""Model type without a row -> the row that was proved on a tiny model of it in this process; see `trial`."""
+_tried: ContextVar[tuple[str, str] | None] = ContextVar("_tried", default=None)
+
 
 def family_of(config: PreTrainedConfig) -> Family:
     """The row for a model with this configuration. Raises InputError if there is none, or can't be."""
-    kind = config.model_type
+    return FAMILIES[row_of(config)[0]]
+
+
+def row_of(config: PreTrainedConfig) -> tuple[str, Literal["table", "here"]]:
+    """The name of the row for a model with this configuration, and where it is proved. Raises InputError.
+
+    That is in the table of families, whose rows the tests prove, or here and now, by a trial.
+    """
+    kind, tried = config.model_type, _tried.get()
+    if tried and tried[0] == kind:
+        return tried[1], "here"
     if reason := REFUSED.get(kind):
         raise InputError(f"{kind} isn't supported: {reason}.")
-    rows = [row for name, row in FAMILIES.items() if (row.model_type or name) == kind]
+    rows = {name: row for name, row in FAMILIES.items() if (row.model_type or name) == kind}
+    if not rows and kind in ADMITTED:
+        return ADMITTED[kind], "here"
     if not rows:
-        known = sorted({row.model_type or name for name, row in FAMILIES.items()})
         raise InputError(
-            f"Unknown model family '{config.model_type}'. Known families are {', '.join(known)}. "
-            "To support it, add a row to FAMILIES in internal_policy/models/rows."
+            f"The model type '{kind}' has no row in the table of families. Call ip.admit(model) to try the known rows, "
+            "or `internal-policy families MODEL` to see why none fits."
         )
     text = config.get_text_config()
-    for row in sorted(rows, key=lambda row: -len(row.needs)):  # a row without conditions is for all other models
-        if all(getattr(text, name) in values for name, values in row.needs.items()):
-            return row
-    values = ", ".join(f"{name} {getattr(text, name)}" for name in rows[0].needs)
-    raise InputError(
-        f"{config.model_type} with {values} isn't supported. Add a row to FAMILIES in internal_policy/models/rows."
-    )
+    # a row without conditions is for all other models
+    for name, row in sorted(rows.items(), key=lambda entry: -len(entry[1].needs)):
+        if all(getattr(text, attribute) in values for attribute, values in row.needs.items()):
+            return name, "table"
+    values = ", ".join(f"{name} {getattr(text, name)}" for name in next(iter(rows.values())).needs)
+    raise InputError(f"{kind} with {values} isn't supported. Add a row to FAMILIES in internal_policy/models/rows.")
+
+
+def has_row(model_type: str) -> bool:
+    """Whether the table of families has a row for a model type, or says why it can't have one."""
+    return model_type in REFUSED or any((row.model_type or name) == model_type for name, row in FAMILIES.items())
+
+
+@contextmanager
+def trying(model_type: str, row: str) -> Iterator[None]:
+    """Inside, this thread reads models of a type with the row of that name."""
+    before = _tried.set((model_type, row))
+    try:
+        yield
+    finally:
+        _tried.reset(before)
 
 
 def sites_of(config: PreTrainedConfig) -> tuple[str, ...]:

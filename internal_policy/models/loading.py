@@ -34,7 +34,8 @@ def load(
     `name` may also be a bundled model, demo-qwen3 or demo-llama, or the folder of a PEFT adapter. `dtype` is the type
     of the weights (auto: as saved), and `device` a name such as cuda:1 or cpu (auto: the accelerator if there is one).
     `device_map` spreads a large model over devices, and `attn_implementation` chooses the attention, both as in
-    transformers. The model is in evaluation mode, and its weights are checked. Raises InputError.
+    transformers. The model is in evaluation mode, and its weights are checked. A model type that isn't in the list is
+    tried with the known rows. Raises InputError.
     """
     require("models", *MODELS)
     checkpoint = Checkpoint(name, revision, trust_remote_code)
@@ -48,7 +49,10 @@ def load(
 
 
 def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
-    """The configuration of the model or of an adapter's base model. Raises InputError, also for an unknown family."""
+    """The configuration of the model or of an adapter's base model.
+
+    A model type without a row is tried with the known rows. Raises InputError, also if none fits.
+    """
     given, checkpoint = checkpoint, base(checkpoint)
     with named_by(given.folder):
         config_folder(checkpoint)  # transformers doesn't say that a name is mistyped or the hub can't be reached
@@ -60,9 +64,15 @@ def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
         )
         if checkpoint.folder.is_dir():
             folder.check_depth(checkpoint.folder, config.get_text_config().num_hidden_layers)
-    from internal_policy.models.families import family_of
+    from internal_policy.models.families import has_row, row_of
 
-    family_of(config)
+    if not has_row(config.model_type):
+        from internal_policy.models.trial import admit_config
+
+        own = checkpoint.trust_remote_code and "--" not in str(getattr(config, "auto_map", None))
+        code: dict[str, Any] = {"code_revision": checkpoint.revision} if own else {}
+        admit_config(config, trust_remote_code=checkpoint.trust_remote_code, **code)
+    row_of(config)
     return config
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from internal_policy.errors import InputError
 from internal_policy.models.families import family_of, kind_of, places_at
 from internal_policy.models.hooks import FINAL, HookPoint, hooked, locate
 from internal_policy.models.independence import continues, samples_alike
@@ -201,14 +202,30 @@ PROOFS: Mapping[str, Callable[[PreTrainedModel, Tensor], Contradictions]] = {
 
 def prove(name: str) -> dict[str, str]:
     """Claim -> what contradicts it for the row `name`; empty if the claim is proved."""
-    input_ids = torch.randint(5, 256, (2, 11), generator=torch.Generator().manual_seed(1))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # waiting for a second thread takes longer than a whole tiny model
     try:
-        model = tiny(name)
-        return {claim: _contradiction(proof, model, input_ids) for claim, proof in PROOFS.items()}
+        return proved(tiny(name))
     except Exception as error:  # the installed transformers may lack the family
-        return dict.fromkeys(PROOFS, _first_line(error))
+        return dict.fromkeys(PROOFS, first_line(error))
+
+
+def proved(model: PreTrainedModel) -> dict[str, str]:
+    """Claim -> what contradicts it for the row of a tiny model; empty if the claim is proved."""
+    with one_thread():
+        return {claim: _contradiction(proof, model, input_ids()) for claim, proof in PROOFS.items()}
+
+
+def input_ids() -> Tensor:
+    """The two random texts that the proofs read."""
+    return torch.randint(5, 256, (2, 11), generator=torch.Generator().manual_seed(1))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes in one thread: waiting for a second one takes longer than a whole tiny model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -219,11 +236,13 @@ def _contradiction(
     try:
         return next(proof(model, ids), "")
     except Exception as error:  # a row may name a missing module, or one of another shape
-        return _first_line(error)
+        return first_line(error)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return f"{kind}{error}".splitlines()[0].rstrip(".")
 
 
 def differs(what: str, actual: Tensor, expected: Tensor) -> Contradictions:

@@ -1,5 +1,6 @@
 """Tiny random models, on which the rows of families are proved."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,16 +29,24 @@ SCALE = 0.3
 """Scale of the random weights; with the much smaller default, every policy would be uniform."""
 
 
+EXACT: dict[str, Any] = {"dtype": torch.float64, "experts_implementation": "eager"}
+"""Arguments of a model that computes in float64, which the faster experts don't support."""
+
+
 def tiny(name: str, **changes: Any) -> PreTrainedModel:
     """A random float64 model of the row `name`, the same in every call, whose entropies vary from layer to layer.
 
     `changes` override its configuration; a name without a row is used as a `model_type`.
     """
     config = tiny_config(name, **changes)
+    return randomized(lambda: auto_class(FAMILIES.get(name)).from_config(config, **EXACT))
+
+
+def randomized(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """The model that `build` returns with other random weights, the same in every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        # the faster experts don't support float64
-        model = auto_class(FAMILIES.get(name)).from_config(config, dtype=torch.float64, experts_implementation="eager")
+        model = build()
         for weight in model.state_dict().values():  # buffers too: Gemma 4 multiplies the stream by one
             if weight.is_floating_point():
                 weight.normal_(0, SCALE) if weight.dim() > 1 else weight.uniform_(0.5, 1.5)

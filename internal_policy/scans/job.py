@@ -56,11 +56,14 @@ class Source:
 
 def facts(name: str, model: "PreTrainedModel", chat_template: str | None, packages: Sequence[str]) -> dict[str, Any]:
     """What the record says about a model and the program; `packages` are distributions besides PACKAGES."""
+    from internal_policy.models.families import row_of
+
     text = model.config.get_text_config()
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "model": name,
         "family": model.config.model_type,
+        "row": dict(zip(("name", "proved"), row_of(model.config), strict=True)),
         "n_layers": text.num_hidden_layers,
         "d_model": text.hidden_size,
         "d_vocab": text.vocab_size,

@@ -18,7 +18,7 @@ from internal_policy.errors import InputError
 from internal_policy.measure.kernel import Kernel
 from internal_policy.measure.matmul import choose
 from internal_policy.measure.metrics import MEASURES
-from internal_policy.models.families import check_sites, layer_sites, place, sites_of
+from internal_policy.models.families import check_sites, layer_sites, place, row_of, sites_of
 from internal_policy.models.head import bias_of, logit_transform
 from internal_policy.models.memory import in_halves
 from internal_policy.models.passes import evaluating, positions
@@ -77,6 +77,7 @@ def scan(
     record = {
         "model": name_of(reader.model),
         "family": reader.model.config.model_type,
+        "row": dict(zip(("name", "proved"), row_of(reader.model.config), strict=True)),
         "n_layers": reader.n_layers,
         "d_model": reader.unembedding.in_features,
         "d_vocab": reader.unembedding.out_features,

@@ -121,7 +121,7 @@ BAD_MODELS = {
     "no model": (lambda here, _: here, "config.json is missing"),
     "unknown family": (
         lambda *a: _model(*a, model_type="roberta"),
-        "Unknown model family 'roberta'. Known families are ",
+        "roberta isn't supported: its tokens see later tokens",
     ),
     "pickled": (_pickled, "has only pickled weights"),
     "NaN": (_with_nan, "NaN or infinite weights in model.layers.1.mlp.up_proj.weight"),
