@@ -14,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = (
     "1"  # in every process: waiting for a second thread takes longer than a whole tiny model
 )
 
+import shapes  # noqa: F401 makes the checks cheaper
 from jaxtyping import install_import_hook
 
 install_import_hook("internal_policy", "beartype.beartype")
