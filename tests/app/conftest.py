@@ -1,5 +1,6 @@
 """Fixtures of the real-browser tests: a Chromium, a dashboard, a page, and a scan full of markup."""
 
+import functools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from browsing import FLAGS, HOSTILE, ROOT, serving, tab
 from playwright.sync_api import Browser, Page, sync_playwright
+from streamlit.components.v2 import manifest_scanner
 
 from internal_policy import bundle, files
 from internal_policy.scans import store
@@ -22,6 +24,15 @@ def started() -> Iterator[None]:
     before = sys.modules["__main__"]
     yield
     sys.modules["__main__"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def components() -> Iterator[None]:
+    """Look for Streamlit components only once, because AppTest searches all installed packages for every page."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = functools.cache(manifest_scanner.scan_component_manifests)
+        patch.setattr(manifest_scanner, "scan_component_manifests", found)
+        yield
 
 
 @pytest.fixture(scope="module")
