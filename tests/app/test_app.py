@@ -66,9 +66,9 @@ def opened(page: str = "overview", **query) -> AppTest:
     app = AppTest.from_file(str(APP / "main.py"), default_timeout=30)
     for name, value in query.items():
         app.query_params[name] = value
-    app.run()
     if page != "overview":
-        app.switch_page(f"views/{page}.py").run()
+        app.switch_page(f"views/{page}.py")
+    app.run()
     assert not app.exception, app.exception[0].message
     assert not any(text.startswith("⚠ This can't be drawn") for text in texts(app))
     return app
