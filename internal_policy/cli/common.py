@@ -12,6 +12,7 @@ import tyro
 
 from internal_policy.errors import InputError
 from internal_policy.models.checkpoint import Checkpoint
+from internal_policy.models.quantized import Quantize
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 Number = Annotated[int | None, tyro.conf.arg(constructor=int, metavar="INT")]
@@ -51,11 +52,17 @@ class ModelOptions:
     """Attention kernel: eager, sdpa, flash_attention_2, ...; by default what transformers picks."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+    gguf_file: File = None
+    """Name of a GGUF file in the model's folder, or on the hub, to load instead of safetensors; needs
+    internal-policy[gguf]."""
+    quantize: Annotated[Quantize | None, tyro.conf.arg(metavar="{nf4,int8}")] = None
+    """Quantize the weights with bitsandbytes when they are loaded, to 4 bits (nf4) or 8 (int8); needs
+    internal-policy[bitsandbytes]. Quantized checkpoints are loaded as they are."""
 
     @property
     def checkpoint(self) -> Checkpoint:
         """The files of the model."""
-        return Checkpoint(self.model, self.revision, self.trust_remote_code)
+        return Checkpoint(self.model, self.revision, self.trust_remote_code, self.gguf_file, self.quantize)
 
     @property
     def arguments(self) -> dict[str, Any]:

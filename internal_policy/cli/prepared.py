@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 
 DEMO_PROBLEMS = 64
 """How many of the bundled problems are used if none are named."""
-LATER: dict[str, Any] = {"lens": None, "reader": "hooks", "remote": False, "text": ()}
+LATER: dict[str, Any] = {
+    "lens": None,
+    "reader": "hooks",
+    "remote": False,
+    "text": (),
+    "gguf_file": None,
+    "quantize": None,
+}
 """Options of later versions -> their defaults. A question leaves these out, so that older scans still answer it."""
 
 

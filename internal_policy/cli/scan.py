@@ -205,7 +205,7 @@ def _check(options: Scan) -> None:
             "--remote measures existing responses. Give them with --rollouts, such as a file that `internal-policy "
             "generate` wrote."
         )
-    check_effect(options, {"dtype", "device", "device_map"}, "--remote")
+    check_effect(options, {"dtype", "device", "device_map", "gguf_file", "quantize"}, "--remote")
     if options.checkpoint.folder.is_dir():
         raise InputError(f"NDIF hosts models from the hub, but --model is the folder {options.model}. Give a hub id.")
 

@@ -72,6 +72,8 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
         uncut(_entropies(shown, record))
     for sentence in found.sentences:
         paragraph(sentence)
+    if "quantization" in record:
+        paragraph(f"Quantized weights: {record['quantization']['words']}.")
     others = [other for other in record["selection"]["readouts"] if other != shown.readout]
     paragraph(_responses(folder, record) + (f" Also measured: {', '.join(others)}." if others else ""))
     out.print(f"Scan: {escape(str(folder))}", emoji=False)

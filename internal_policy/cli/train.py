@@ -20,7 +20,7 @@ from internal_policy.cli import configuration, outputs, prepared, progress
 from internal_policy.cli.console import document, out
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError, counted
-from internal_policy.models import checkpoint, loading, templates, tokenizers
+from internal_policy.models import checkpoint, loading, quantized, templates, tokenizers
 from internal_policy.secrecy import redacted
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def run(options: Train) -> None:
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
     training.check(about, tokenizer, problems, chat, config, _point(options))
     model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)
+    quantized.check_trainable(model)
     setup = training.Setup(folder, model, tokenizer, problems, chat)
     if other:
         outputs.clear(folder, "run")

@@ -73,6 +73,7 @@ def differences(records: Sequence[Mapping[str, Any]], same_tokens: bool = False)
     questions |= {
         "the size of the vocabulary, which sets the largest possible entropy": lambda r: r["d_vocab"],
         "the precision of the weights": lambda r: r["dtype"],
+        "the quantization of the weights": lambda r: r.get("quantization", {}).get("scheme", "none"),
     }
     found = []
     for what, ask in questions.items():

@@ -22,6 +22,7 @@ def _facts(view: View, record: Mapping[str, Any]) -> list[str | None]:
     weights = str(asked.get("identity") or "").split()  # "sha256 ...", for an adapter "sha256 ... on sha256 ..."
     return [
         how(view.readout),
+        record.get("quantization", {}).get("scheme"),
         record["dtype"],
         asked.get("revision"),
         f"weights {weights[1][:8]}" if len(weights) > 1 else None,

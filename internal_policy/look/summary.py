@@ -110,6 +110,7 @@ def provenance(one: View) -> dict[str, str]:
         "family": f"{_family(record)}, {counted(record['n_layers'], 'layer')}, d_model {record['d_model']}, "
         f"vocabulary {record['d_vocab']:,}",
         "precision": f"{record['dtype']} on {record['device']}",
+        "quantization": record.get("quantization", {}).get("words"),
         "matrix product": record.get("product"),
         "readout": view.how(one.readout),
         "lens": asked.get("lens"),

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from internal_policy import bundle
+from internal_policy import bundle, files
 from internal_policy.errors import InputError
 from internal_policy.models import folder
 from internal_policy.models.failures import explained
+from internal_policy.models.quantized import Quantize
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class Checkpoint:
     """Branch, tag or commit of a model on the hub."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
+    gguf_file: str | None = None
+    """Name of a GGUF file of the model to load instead of its safetensors."""
+    quantize: Quantize | None = None
+    """How to quantize the weights when they are loaded."""
 
     @property
     def place(self) -> str:
@@ -37,10 +42,17 @@ class Checkpoint:
 def identity(checkpoint: Checkpoint) -> str:
     """A text that identifies a model's content: the commit of a hub model, or a digest of the files in a folder.
 
-    It covers the base model of an adapter, and with `trust_remote_code` also the model's Python code. Raises
-    InputError for a folder without a model, and for a hub model that can't be downloaded.
+    It covers the base model of an adapter, with `trust_remote_code` also the model's Python code, and how the weights
+    are quantized when they are loaded. Raises InputError for a folder without a model, and for a hub model that can't
+    be downloaded.
     """
+    if checkpoint.quantize is not None:
+        return f"{identity(replace(checkpoint, quantize=None))} in {checkpoint.quantize}"
     path = config_folder(checkpoint)
+    if checkpoint.gguf_file is not None:
+        if not checkpoint.folder.is_dir():
+            return f"commit {path.name} file {checkpoint.gguf_file}"
+        return f"sha256 {(files.fingerprint_once(path / checkpoint.gguf_file) or {}).get('sha256')}"
     if checkpoint.folder.is_dir():
         content = f"sha256 {folder.digest(path, checkpoint.trust_remote_code)}"
         if folder.is_adapter(path):
@@ -54,19 +66,27 @@ def identity(checkpoint: Checkpoint) -> str:
 
 
 def config_folder(checkpoint: Checkpoint) -> Path:
-    """The folder that holds its configuration, in the local hub cache for a model on the hub. Raises InputError."""
+    """The folder that holds its configuration, in the local hub cache for a model on the hub. Raises InputError.
+
+    A GGUF file holds its own configuration.
+    """
     try:
         wrong = not checkpoint.name or checkpoint.folder.is_file()
     except OSError:  # the name isn't a valid path
         wrong = True
     if wrong:
+        file = " For a GGUF file, give its folder, and its name as the GGUF file." if ".gguf" in checkpoint.name else ""
         raise InputError(
             f"Can't load a model from '{checkpoint.name:.80}'. Use a model folder, or a hub id such as Qwen/Qwen3-0.6B."
+            f"{file}"
         )
     if checkpoint.folder.is_dir():
-        folder.check(checkpoint.folder)
+        if checkpoint.gguf_file is None:
+            folder.check(checkpoint.folder)
+        else:
+            folder.check_gguf(checkpoint.folder, checkpoint.gguf_file)
         return checkpoint.folder
-    return _commit(checkpoint, checkpoint.place, "config.json", checkpoint.revision)
+    return _commit(checkpoint, checkpoint.place, checkpoint.gguf_file or "config.json", checkpoint.revision)
 
 
 def _commit(checkpoint: Checkpoint, name: str, file: str, revision: str) -> Path:
@@ -88,7 +108,8 @@ def base(checkpoint: Checkpoint) -> Checkpoint:
             f"{checkpoint.place} holds an adapter, which needs peft. Install it with "
             "`pip install 'internal-policy[peft]'`."
         )
-    return Checkpoint(*folder.base_of(checkpoint.folder), checkpoint.trust_remote_code)
+    name, revision = folder.base_of(checkpoint.folder)
+    return replace(checkpoint, name=name, revision=revision)
 
 
 @contextmanager

@@ -51,7 +51,8 @@ def check(folder: Path) -> None:
     """Raise InputError, naming the file, unless a folder holds a complete model or adapter in safetensors."""
     adapter = is_adapter(folder)
     if not adapter and not (folder / CONFIG).is_file():
-        raise InputError(f"There is no model in {folder}: config.json is missing. Use a folder that has one.")
+        remedy = _ggufs(folder) or "Use a folder that has one."
+        raise InputError(f"There is no model in {folder}: config.json is missing. {remedy}")
     weights = "adapter_model.safetensors" if adapter else "*.safetensors"
     if not any(folder.glob(weights)):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
@@ -69,6 +70,18 @@ def check(folder: Path) -> None:
         values = _object(path)
         if path.name == INDEX:
             _check_index(path, values)
+
+
+def check_gguf(folder: Path, name: str) -> None:
+    """Raise InputError unless a folder holds the GGUF file `name`."""
+    if not (folder / name).is_file() or Path(name).suffix != ".gguf":
+        raise InputError(f"There is no GGUF file '{name:.80}' in {folder}. {_ggufs(folder) or 'It has none.'}")
+
+
+def _ggufs(folder: Path) -> str:
+    """The names of a folder's GGUF files, in a sentence; empty without any."""
+    names = sorted(path.name for path in folder.glob("*.gguf"))
+    return f"It has the GGUF files {', '.join(names)}: choose one with --gguf-file (gguf_file in Python)." * bool(names)
 
 
 def check_depth(folder: Path, layers: int) -> None:

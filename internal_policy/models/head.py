@@ -9,6 +9,7 @@ from internal_policy.errors import InputError
 from internal_policy.measure.transform import LogitTransform
 from internal_policy.models.adapters import inside, of_peft, unwrapped
 from internal_policy.models.families import family_of
+from internal_policy.models.packed import is_packed
 
 
 def unembedding(model: nn.Module) -> nn.Linear:
@@ -60,12 +61,17 @@ def weight_alone(module: nn.Module) -> nn.Linear:
 def one_matrix(module: nn.Module) -> nn.Linear:
     """The unembedding, if its weight is a plain (d_vocab, d_model) matrix.
 
-    Raises InputError otherwise, for example if it is quantized, which packs its weight.
+    Raises InputError otherwise, for example if it is quantized; `internal_policy.load` dequantizes it.
     """
-    if not isinstance(module, nn.Linear) or module.weight.shape != (module.out_features, module.in_features):
+    if (
+        not isinstance(module, nn.Linear)
+        or is_packed(module)
+        or module.weight.shape != (module.out_features, module.in_features)
+    ):
         raise InputError(
             f"The unembedding is a {type(module).__name__} whose weight isn't one plain matrix. Load the model "
-            "without quantizing, sharding or adapting its unembedding (lm_head)."
+            "without quantizing, sharding or adapting its unembedding (lm_head), or with internal_policy.load, which "
+            "dequantizes it."
         )
     return module
 

@@ -2,12 +2,15 @@
 
 import math
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy.errors import MODELS, InputError, first_line, require
-from internal_policy.models import folder
+from internal_policy.models import folder, gguf_files, quantized
 from internal_policy.models.checkpoint import Checkpoint, base, config_folder, named_by
 from internal_policy.models.failures import attending, explained
+from internal_policy.models.quantized import Quantize
 from internal_policy.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ def load(
     device_map: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+    quantize: Quantize | None = None,
 ) -> "tuple[nn.Module, PreTrainedTokenizerBase]":
     """Load a model and its tokenizer: any family that `internal-policy families` lists, from a folder or the hub.
 
@@ -34,11 +39,12 @@ def load(
     `name` may also be a bundled model, demo-qwen3 or demo-llama, or the folder of a PEFT adapter. `dtype` is the type
     of the weights (auto: as saved), and `device` a name such as cuda:1 or cpu (auto: the accelerator if there is one).
     `device_map` spreads a large model over devices, and `attn_implementation` chooses the attention, both as in
-    transformers. The model is in evaluation mode, and its weights are checked. A model type that isn't in the list is
-    tried with the known rows. Raises InputError.
+    transformers. `gguf_file` is the name of a GGUF file in the folder or on the hub, whose weights are dequantized, and
+    `quantize` quantizes the weights with bitsandbytes (nf4 or int8). The model is in evaluation mode, and its weights
+    are checked. A model type that isn't in the list is tried with the known rows. Raises InputError.
     """
     require("models", *MODELS)
-    checkpoint = Checkpoint(name, revision, trust_remote_code)
+    checkpoint = Checkpoint(name, revision, trust_remote_code, gguf_file, quantize)
     config_folder(checkpoint)
     config = load_config(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
@@ -54,15 +60,18 @@ def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
     A model type without a row is tried with the known rows. Raises InputError, also if none fits.
     """
     given, checkpoint = checkpoint, base(checkpoint)
+    if checkpoint.gguf_file is not None:
+        require("gguf", "gguf")
     with named_by(given.folder):
         config_folder(checkpoint)  # transformers doesn't say that a name is mistyped or the hub can't be reached
     with explained(checkpoint.name, checkpoint.revision, "config.json"):
         from transformers import AutoConfig
 
+        file = {} if checkpoint.gguf_file is None else {"gguf_file": checkpoint.gguf_file}
         config = AutoConfig.from_pretrained(
-            checkpoint.place, revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code
+            checkpoint.place, revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code, **file
         )
-        if checkpoint.folder.is_dir():
+        if checkpoint.folder.is_dir() and checkpoint.gguf_file is None:
             folder.check_depth(checkpoint.folder, config.get_text_config().num_hidden_layers)
     from internal_policy.models.families import has_row, row_of
 
@@ -85,11 +94,12 @@ def load_model(
     device_map: str | None = None,
     attn_implementation: str | None = None,
 ) -> "nn.Module":
-    """The model, with its weights checked: safetensors only, and no NaN. Raises InputError.
+    """The model, with its weights checked: safetensors or GGUF only, and no NaN. Raises InputError.
 
     `config` is the result of `load_config`, if the caller already has it. The other arguments are those of `load`.
 
     An adapter's folder gives its base model with the adapter, not merged, as a PeftModel whose adapter can be trained.
+    A quantized unembedding is dequantized; `quantized.quantization` tells what is quantized.
     """
     import torch
 
@@ -97,21 +107,65 @@ def load_model(
 
     place = device_named(device)
     arguments = {"dtype": dtype, "device_map": device_map or place, "attn_implementation": attn_implementation}
-    model = _loaded(base(checkpoint), config or load_config(checkpoint), arguments)
+    source, config = base(checkpoint), config or load_config(checkpoint)
+    settings = _settings(source, config)
+    quantized.check(settings, checkpoint.name, checkpoint.quantize)
+    model = _loaded(source, config, arguments)
+    dequantized = quantized.dequantize_unembedding(model)
     if folder.is_adapter(checkpoint.folder):
         model = _adapted(model, checkpoint)
-    for name, weight in model.named_parameters():
-        if weight.is_meta:
-            raise InputError(
-                f"{checkpoint.name} doesn't fit in memory on these devices ({name} was left out). Try dtype bfloat16."
-            )
-        if not weight.isfinite().all():
-            raise InputError(f"{checkpoint.name} has NaN or infinite weights in {name}. Get a complete checkpoint.")
+    _check_weights(model, checkpoint.name)
+    files = _files(source)
+    if checkpoint.quantize is not None:  # 4 bits can't hold NaN
+        _check_files(files, checkpoint.name)
     if inside(model).dtype == torch.float64:
         inside(model).set_experts_implementation("eager")  # the fast one doesn't support float64
     with explained(checkpoint.name, checkpoint.revision, "config.json and generation_config.json"):
         _try(inside(model.eval()))
+    settings = settings or quantized.settings_of(inside(model).config)
+    if settings is not None:
+        quantized.record(model, settings, dequantized=dequantized, files=files)
     return model
+
+
+def _settings(checkpoint: Checkpoint, config: "PreTrainedConfig") -> dict[str, Any] | None:
+    """How the weights of a checkpoint are quantized; None if they aren't."""
+    if checkpoint.gguf_file is not None:
+        return gguf_files.settings(config_folder(checkpoint) / checkpoint.gguf_file)
+    return quantized.settings_of(config)
+
+
+def _files(checkpoint: Checkpoint) -> list[Path]:
+    """The safetensors files of a model that was loaded; none if that was a GGUF file."""
+    return [] if checkpoint.gguf_file is not None else sorted(config_folder(checkpoint).glob("*.safetensors"))
+
+
+def _check_weights(model: "nn.Module", name: str) -> None:
+    """Raise InputError for a weight that was left out of memory, NaN or infinite, or packed with such a scale."""
+    from internal_policy.models import packed
+
+    seen: set[int] = set()
+    for place, module in model.named_modules():
+        for called, weight in packed.numbers(module):
+            where = f"{place}.{called}"
+            if weight.is_meta:
+                raise InputError(
+                    f"{name} doesn't fit in memory on these devices ({where} was left out). Try dtype bfloat16."
+                )
+            if weight.data_ptr() not in seen and not weight.isfinite().all():
+                raise InputError(f"{name} has NaN or infinite weights in {where}. Get a complete checkpoint.")
+            seen.add(weight.data_ptr())
+
+
+def _check_files(files: Sequence[Path], name: str) -> None:
+    """Raise InputError for a NaN or infinity in the safetensors files of a model."""
+    from safetensors import safe_open
+
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for called in file.keys():  # noqa: SIM118
+                if not file.get_tensor(called).isfinite().all():
+                    raise InputError(f"{name} has NaN or infinite weights in {called}. Get a complete checkpoint.")
 
 
 def _try(model: "PreTrainedModel") -> None:
@@ -142,9 +196,15 @@ def device_named(name: str) -> str:
 
 def _loaded(checkpoint: Checkpoint, config: "PreTrainedConfig", arguments: dict[str, Any]) -> "PreTrainedModel":
     """The model of the Hugging Face folder or repository."""
+    from transformers import GgufConfig
+
     from internal_policy.models.classes import auto_class
     from internal_policy.models.families import family_of
 
+    if checkpoint.gguf_file is not None:
+        file = {"gguf_file": checkpoint.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        file = quantized.arguments(checkpoint.quantize, dtype_named(config, arguments["dtype"]))
     files = "config.json, generation_config.json and weights"
     with explained(checkpoint.name, checkpoint.revision, files), attending(arguments["attn_implementation"]):
         loaded: Any = auto_class(family_of(config)).from_pretrained(
@@ -155,6 +215,7 @@ def _loaded(checkpoint: Checkpoint, config: "PreTrainedConfig", arguments: dict[
             use_safetensors=True,
             output_loading_info=True,
             **arguments,
+            **file,
         )
     model, report = loaded
     if report["missing_keys"]:

@@ -26,7 +26,10 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template: str | None = None) -> 
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.place, revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code
+            checkpoint.place,
+            revision=checkpoint.revision,
+            trust_remote_code=checkpoint.trust_remote_code,
+            gguf_file=checkpoint.gguf_file,
         )
         tokenizer("tried")
         for token, number in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True):
@@ -44,7 +47,7 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template: str | None = None) -> 
 
 def _with_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint, or its base model if it is an adapter without a tokenizer of its own."""
-    own = any((checkpoint.folder / name).is_file() for name in TOKENIZER)
+    own = checkpoint.gguf_file is not None or any((checkpoint.folder / name).is_file() for name in TOKENIZER)
     return checkpoint if own else base(checkpoint)
 
 
@@ -58,6 +61,8 @@ def inserts_date(checkpoint: Checkpoint, chat_template: str | None) -> bool:
     checkpoint = _with_tokenizer(checkpoint)
     if chat_template is not None:
         paths = [Path(chat_template)]
+    elif checkpoint.gguf_file is not None:
+        return DATE in (load_tokenizer(checkpoint).chat_template or "")
     elif checkpoint.folder.is_dir():
         paths = [checkpoint.folder / name for name in TEMPLATES]
     else:

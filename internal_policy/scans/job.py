@@ -56,6 +56,7 @@ class Source:
 
 def facts(name: str, model: "PreTrainedModel", chat_template: str | None, packages: Sequence[str]) -> dict[str, Any]:
     """What the record says about a model and the program; `packages` are distributions besides PACKAGES."""
+    from internal_policy.models import quantized
     from internal_policy.models.families import row_of
 
     text = model.config.get_text_config()
@@ -69,6 +70,7 @@ def facts(name: str, model: "PreTrainedModel", chat_template: str | None, packag
         "d_vocab": text.vocab_size,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
+        **quantized.facts(model),
         "chat_template": chat_template,
         "versions": {package: metadata.version(package) for package in (*PACKAGES, *packages)},
         "command": sys.argv,

@@ -18,6 +18,7 @@ from internal_policy.errors import InputError
 from internal_policy.measure.kernel import Kernel
 from internal_policy.measure.matmul import choose
 from internal_policy.measure.metrics import MEASURES
+from internal_policy.models import quantized
 from internal_policy.models.families import check_sites, layer_sites, place, row_of, sites_of
 from internal_policy.models.head import bias_of, logit_transform
 from internal_policy.models.memory import in_halves
@@ -83,6 +84,7 @@ def scan(
         "d_vocab": reader.unembedding.out_features,
         "dtype": str(reader.model.dtype).removeprefix("torch."),
         "device": str(reader.model.device),
+        **quantized.facts(reader.model),
         "selection": asdict(selection),
         "lacking": scanner.lacking,
         "rollouts": len(rollouts),
