@@ -41,7 +41,10 @@ def test_other_sites_get_a_translator_in_each_layer():
     assert len(fit.points_of(dict.fromkeys(range(3), SITES), SITES)) == 18
 
 
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize(
+    "family",
+    [name if name in ("llama", "gemma2", "gpt2") else pytest.param(name, marks=pytest.mark.slow) for name in FEW],
+)
 def test_a_fitted_lens_is_closer_to_the_model_on_unseen_texts(family):
     model: Any = flat(tiny_model(family)).float()
     points = fit.points_of(layer_sites(model.config), sites_of(model.config))
