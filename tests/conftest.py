@@ -1,5 +1,6 @@
 """Tiny random models, one per family, and two small tokenizers; every test is a shape test (jaxtyping + beartype)."""
 
+import gc
 import json
 import os
 import re
@@ -45,6 +46,12 @@ transformers.logging.disable_progress_bar()  # tests read stderr
 estimate.BUDGET = 0.0  # no test depends on how fast this machine is
 settings.register_profile("tests", deadline=None, derandomize=True)  # a busy machine must not fail a test
 settings.load_profile("tests")
+
+
+def pytest_collection_finish() -> None:
+    """Stop the garbage collector from searching the imported libraries again and again."""
+    gc.freeze()
+
 
 CORPUS = [
     "Mia has 47 apples and buys 385 more. How many apples has she now?",
