@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
-from conftest import read, tiny_model
-from transformers import PreTrainedConfig
+from conftest import read, saved, tiny_model
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.models.families import check_sites, family_of, layer_sites, sites_of
 from internal_policy.models.hooks import HookPoint
@@ -63,6 +65,28 @@ def test_the_mixer_of_a_layer_is_its_attention(name, attention, input_ids):
     factor = 0.22 if name == "granitemoehybrid" else 1
     for output, state in zip(outputs, states.values(), strict=True):
         assert torch.equal(state, (output[0] if isinstance(output, tuple) else output) * factor)
+
+
+@pytest.mark.parametrize("name", ["nemotron_h", pytest.param("granitemoehybrid", marks=pytest.mark.slow)])
+def test_all_sites_of_a_hybrid_are_scanned_and_those_a_layer_lacks_are_null(name, tokenizer, problems, here, capfd):
+    folder = saved(tiny_model(name).float(), tokenizer, here / "model")
+    asked = ["scan", "--model", str(folder), "--problems", str(problems), "--max-new-tokens", "3"]
+    assert main([*asked, "--sites", "all", "--output", str(here / "scan")]) == 0
+    assert "kernel" not in capfd.readouterr().err  # transformers says for each model that kernels are missing
+    table = pd.concat(pd.read_parquet(path) for path in (here / "scan").glob("policies-*.parquet"))
+    known = layer_sites(AutoConfig.from_pretrained(folder))
+    for layer, rows in table[table["layer"].isin(known)].groupby("layer"):
+        for site in sites_of(AutoConfig.from_pretrained(folder)):
+            measured = rows[f"{site}.entropy"].notna()
+            assert measured.all() if site in known[layer] else not measured.any()
+
+
+def test_naming_a_site_that_a_layer_lacks_is_refused_on_the_command_line(tokenizer, problems, here, capsys):
+    folder = saved(tiny_model("nemotron_h").float(), tokenizer, here / "model")
+    asked = ["scan", "--model", str(folder), "--problems", str(problems), "--sites", "mlp_out"]
+    assert main(asked) == 2
+    assert "There is no mlp_out in layers 0,2 of nemotron_h" in capsys.readouterr().err
+    assert main([*asked, "--layers", "1,3", "--max-new-tokens", "3", "--output", str(here / "scan")]) == 0
 
 
 # what is added
