@@ -10,6 +10,7 @@ from internal_policy.errors import MODELS, InputError, first_line, require
 from internal_policy.models import folder, gguf_files, quantized
 from internal_policy.models.checkpoint import Checkpoint, base, config_folder, named_by
 from internal_policy.models.failures import attending, explained
+from internal_policy.models.kernels import one_sentence
 from internal_policy.models.quantized import Quantize
 from internal_policy.models.tokenizers import load_tokenizer
 
@@ -105,6 +106,7 @@ def load_model(
 
     from internal_policy.models.adapters import inside
 
+    one_sentence()
     place = device_named(device)
     arguments = {"dtype": dtype, "device_map": device_map or place, "attn_implementation": attn_implementation}
     source, config = base(checkpoint), config or load_config(checkpoint)

@@ -1,5 +1,6 @@
 """Hybrids and state-space models: a text's numbers depend neither on its pieces nor on its batch mates."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from conftest import random_rollout, tiny_model
 from torch.distributions import Categorical
 
+from internal_policy.models import kernels
 from internal_policy.models.families import family_of
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.independence import continues, samples_alike
@@ -125,6 +127,23 @@ def test_a_policy_of_a_hybrid_samples_in_a_batch_what_whole_passes_predict(token
     with as_policy(model, point):
         expected = [greedy(model, tokenizer(text).input_ids) for text in TEXTS]
         assert sampled(model, tokenizer, TEXTS) == expected
+
+
+# kernels
+
+
+def test_missing_kernels_are_said_in_one_sentence(caplog):
+    logger, one = logging.getLogger(kernels.LOGGER), kernels.OneSentence()
+    logger.addFilter(one)
+    try:
+        with caplog.at_level("WARNING", kernels.LOGGER):
+            logger.propagate = True
+            for name in ("conv", "scan", "update"):
+                logger.warning("`%s` is falling back to its reference PyTorch implementation because ...", name)
+            logger.warning("something else")
+    finally:
+        logger.removeFilter(one)
+    assert caplog.messages == [kernels.SENTENCE, "something else"]
 
 
 # float32 streams
