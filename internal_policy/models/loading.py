@@ -60,6 +60,26 @@ def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
 
     A model type without a row is tried with the known rows. Raises InputError, also if none fits.
     """
+    config = read_config(checkpoint)
+    from internal_policy.models.families import has_row, row_of
+
+    if not has_row(config.model_type):
+        from internal_policy.models.trial import admit_config
+
+        admit_config(config, **code_options(checkpoint, config))
+    row_of(config)
+    return config
+
+
+def code_options(checkpoint: Checkpoint, config: "PreTrainedConfig") -> dict[str, Any]:
+    """Which code of the model, if any, builds a tiny one of its configuration, as options of `from_config`."""
+    own = checkpoint.trust_remote_code and "--" not in str(getattr(config, "auto_map", None))
+    code = {"code_revision": checkpoint.revision} if own else {}
+    return {"trust_remote_code": checkpoint.trust_remote_code, **code}
+
+
+def read_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
+    """The configuration of the model or of an adapter's base model, of any type. Raises InputError."""
     given, checkpoint = checkpoint, base(checkpoint)
     if checkpoint.gguf_file is not None:
         require("gguf", "gguf")
@@ -74,15 +94,6 @@ def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
         )
         if checkpoint.folder.is_dir() and checkpoint.gguf_file is None:
             folder.check_depth(checkpoint.folder, config.get_text_config().num_hidden_layers)
-    from internal_policy.models.families import has_row, row_of
-
-    if not has_row(config.model_type):
-        from internal_policy.models.trial import admit_config
-
-        own = checkpoint.trust_remote_code and "--" not in str(getattr(config, "auto_map", None))
-        code: dict[str, Any] = {"code_revision": checkpoint.revision} if own else {}
-        admit_config(config, trust_remote_code=checkpoint.trust_remote_code, **code)
-    row_of(config)
     return config
 
 

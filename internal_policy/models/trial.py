@@ -38,8 +38,19 @@ class Trial:
     """The row that passed every proof, or else the one that came closest; empty if none could be tried."""
     contradictions: Mapping[str, str] | None = None
     """Claim -> what contradicts it for that row; None if it lacks a module that the row names."""
-    refusal: str = ""
+    why: str = ""
     """Why no row is used, in words; empty if one passed every proof."""
+    is_decoder: bool = True
+    """Whether its tokens don't see later tokens."""
+
+    @property
+    def refusal(self) -> str:
+        """Why no row is used, in a sentence with the remedy; empty if one passed every proof."""
+        if not self.is_decoder:
+            return f"{self.model_type} isn't supported: {self.why}."
+        start = f"The model type '{self.model_type}' has no row, and none of the known rows fits it"
+        end = "To support it, add a row to FAMILIES in internal_policy/models/rows."
+        return f"{start}: {self.why}. {end}" if self.why else ""
 
 
 def admit(model: nn.Module) -> str:
@@ -89,7 +100,7 @@ def trial(config: PreTrainedConfig, build: Build | None = None, **options: Any) 
         small = shrunk(config)
         key = type(config), json.dumps(small.to_dict(), sort_keys=True, default=str)
     except Exception as error:  # each class checks its values in its own way
-        return Trial(kind, refusal=_unbuilt(kind, error))
+        return Trial(kind, why=_unbuilt(error))
     if key not in _trials:
         _trials[key] = _trial(config, small, nested, build, options)
     return _trials[key]
@@ -108,9 +119,9 @@ def _trial(
         try:
             model = randomized(lambda: make(small))
             if sees_later_tokens(model):
-                return Trial(kind, refusal=f"{kind} isn't supported: its tokens see later tokens, so it predicts none.")
+                return Trial(kind, why="its tokens see later tokens, so it predicts none", is_decoder=False)
         except Exception as error:
-            return Trial(kind, refusal=_unbuilt(kind, error))
+            return Trial(kind, why=_unbuilt(error))
         return _best(kind, model, rows, lambda: time.thread_time() - start > LIMIT)
 
 
@@ -120,7 +131,7 @@ def _best(kind: str, model: PreTrainedModel, rows: Mapping[str, Family], late: C
     closest, most = Trial(kind), -1
     for name in (name for name, modules in missing.items() if not modules):
         if late():
-            return Trial(kind, refusal=f"{_unknown(kind)} Trying the known rows took longer than {LIMIT:.0f} s. {ADD}")
+            return Trial(kind, why=f"trying them took longer than {LIMIT:.0f} s")
         with trying(model.config.model_type, name):
             found = proved(model)
         passed = sum(not text for text in found.values())
@@ -128,24 +139,15 @@ def _best(kind: str, model: PreTrainedModel, rows: Mapping[str, Family], late: C
             return Trial(kind, name, found)
         if passed > most:
             why = next(text for text in found.values() if text)
-            text = f"{_unknown(kind)} The row {name} comes closest, but {why}. {ADD}"
-            closest, most = Trial(kind, name, found, text), passed
+            closest, most = Trial(kind, name, found, f"{name} comes closest, but {why}"), passed
     if most < 0:
         name = min(missing, key=lambda name: len(missing[name]) / (2 + len(_paths(rows[name]))))
-        text = f"{_unknown(kind)} The row {name} comes closest, but the model has no module {missing[name][0]}. {ADD}"
-        closest = Trial(kind, name, None, text)
+        closest = Trial(kind, name, None, f"{name} comes closest, but the model has no module {missing[name][0]}")
     return closest
 
 
-ADD = "To support it, add a row to FAMILIES in internal_policy/models/rows."
-
-
-def _unknown(kind: str) -> str:
-    return f"The model type '{kind}' has no row, and no known row passes every proof on a tiny model of it."
-
-
-def _unbuilt(kind: str, error: Exception) -> str:
-    return f"The model type '{kind}' has no row, and a tiny model of it can't be run ({first_line(error)[:200]}). {ADD}"
+def _unbuilt(error: Exception) -> str:
+    return f"a tiny model of it can't be run ({first_line(error)[:200]})"
 
 
 def distinct() -> dict[str, Family]:

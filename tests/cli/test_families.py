@@ -47,3 +47,74 @@ def test_a_family_whose_row_is_wrong_is_shown_as_wrong_and_fails(monkeypatch, ca
     assert main(["families", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert {name: row["proved"] for name, row in found.items()} == {"llama": True, "gemma2": False}
+
+
+# one model, or all types
+
+
+def test_a_model_type_of_the_table_is_proved(capsys):
+    assert main(["families", "qwen2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("qwen2 is read with the row qwen2, proved just now on the tiny model of that row:")
+    assert printed.count("✓") == len(PROOFS)
+
+
+def test_the_model_in_a_folder_is_shown(folder, capsys):
+    assert main(["families", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model_type"], found["name"], found["proved"], found["refusal"]) == ("qwen3", "qwen3", "table", None)
+    assert found["contradictions"] == dict.fromkeys(PROOFS, "")
+
+
+def test_a_type_without_a_row_is_tried(monkeypatch, capsys):
+    keep_families(monkeypatch, "llama", "gpt2")
+    assert main(["families", "arcee"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "arcee has no row of its own. The row llama passes every proof on a tiny model of it:" in printed
+    assert "Norms: before." in printed
+    assert main(["families", "arcee", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["name"], found["proved"], found["row"]["layers"]) == ("llama", "here", "model.layers")
+
+
+def test_a_type_that_no_row_fits_fails_with_every_proof(monkeypatch, capsys):
+    keep_families(monkeypatch, "llama", "gpt2")
+    assert main(["families", "gemma2"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith(
+        "The model type 'gemma2' has no row, and none of the known rows fits it: llama comes closest"
+    )
+    assert "✗ the stream is exactly what attention and FFN add to it: 0.resid_mid is not" in printed
+    assert "✓ no hook is left behind" in printed
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v4", "bert"])
+def test_a_type_that_cannot_be_read_is_refused_with_the_reason(model_type, capsys):
+    assert main(["families", model_type]) == 1
+    assert f"{model_type} isn't supported: its " in capsys.readouterr().out
+
+
+def test_all_types_of_transformers_are_tried(monkeypatch, capsys):
+    keep_families(monkeypatch, "llama")
+    some = dict.fromkeys(("llama", "arcee", "bert", "minimax", "opt", "musicgen"), "")
+    monkeypatch.setattr("transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", some)
+    assert main(["families", "--all", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["families"]) == ["llama"]
+    assert {kind: entry["proved"] for kind, entry in found["types"].items()} == {
+        **dict.fromkeys(some),
+        "llama": "table",
+        "arcee": "here",
+    }
+    assert found["types"]["bert"]["refusal"].startswith("not a decoder: ")
+    assert main(["families", "--all"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Of 6 causal model types of transformers in their default configurations, 1 have a row, 1 are read" in printed
+    )
+    assert "4 are refused." in printed
+
+
+def test_all_and_a_model_exclude_each_other(capsys):
+    assert main(["families", "llama", "--all"]) == 2
+    assert "--all tries every model type. Leave out the model, or --all." in capsys.readouterr().err

@@ -67,9 +67,11 @@ def test_a_type_that_a_row_fits_is_read_with_it(registered, input_ids):
 
 
 def test_a_type_that_no_row_fits_is_refused_with_its_contradiction(registered):
-    with pytest.raises(InputError, match=r"^The model type 'doubled' has no row, and no known row passes") as error:
+    with pytest.raises(
+        InputError, match=r"^The model type 'doubled' has no row, and none of the known rows fits it: llama"
+    ) as error:
         trial.admit_config(DoubledConfig(**SIZES))
-    assert "The row llama comes closest, but 0.resid_post is not resid_mid + mlp_out" in str(error.value)
+    assert "llama comes closest, but 0.resid_post is not resid_mid + mlp_out" in str(error.value)
     assert "\n" not in str(error.value)
     assert not families.ADMITTED
 
@@ -85,7 +87,7 @@ def test_a_missing_module_is_named():
 
 
 def test_a_type_that_cannot_be_built_is_refused_in_a_sentence():
-    with pytest.raises(InputError, match="'reformer' has no row, and a tiny model of it can't be run"):
+    with pytest.raises(InputError, match=r"'reformer' has no row.*: a tiny model of it can't be run"):
         trial.admit_config(AutoConfig.for_model("reformer"))
 
 
@@ -117,7 +119,7 @@ def test_one_process_reads_a_type_with_one_row(registered, monkeypatch):
 
 def test_a_trial_that_takes_too_long_is_ended(registered, monkeypatch):
     monkeypatch.setattr(trial, "LIMIT", -1.0)
-    with pytest.raises(InputError, match="Trying the known rows took longer than"):
+    with pytest.raises(InputError, match="trying them took longer than"):
         trial.admit_config(FittingConfig(**SIZES))
 
 
@@ -129,7 +131,8 @@ def test_a_trial_leaves_no_row_behind(registered):
 
 def test_distinct_rows_read_elsewhere():
     found = trial.distinct()
-    assert {"llama", "gpt2", "olmo2", "gemma2", "gpt_neox"} <= found.keys()
+    places = [row.sites for row in found.values()]
+    assert all(FAMILIES[name].sites in places for name in ("llama", "gpt2", "olmo2", "gemma2", "gpt_neox"))
     assert "mistral" not in found
     assert len(found) < len(FAMILIES)
 
