@@ -16,6 +16,8 @@ LONGEST = 10_000_000
 """Largest rendered text in characters."""
 DATE = "strftime_now"
 """The function that templates call for today's date, and the argument that overrides it with a date."""
+MARK = "\ue000"
+"""A text that no template writes."""
 HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair, which Python strings can hold but tokenizers can't read."""
 
@@ -67,6 +69,22 @@ def render(
             f"{name} writes {half.group()!r}, half of a surrogate pair, which isn't text. Fix it or the messages."
         )
     return text
+
+
+@functools.cache
+def reads_parts(template: str) -> bool:
+    """Whether a chat template reads a content only as a list of parts, and loses or rejects it as a text.
+
+    Templates of vision-language models such as LLaVA do.
+    """
+
+    def kept(content: Any) -> bool:
+        try:
+            return MARK in render(template, [{"role": "user", "content": content}], {"add_generation_prompt": False})
+        except InputError:
+            return False
+
+    return "type" in template and not kept(MARK) and kept([{"type": "text", "text": MARK}])
 
 
 def _day(day: Any) -> datetime:

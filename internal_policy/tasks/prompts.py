@@ -263,6 +263,11 @@ def _templated(
         raise InputError(f"The chat template rejected the messages ({error}). Try --chat-template FILE.") from error
     if tools and "tools" not in template:
         raise InputError("The chat template ignores 'tools'. Use --chat-template FILE with one that writes them.")
+    if templates.reads_parts(template):
+        conversation = [
+            {**message, "content": [{"type": "text", "text": message["content"]}]} if "content" in message else message
+            for message in conversation
+        ]
     file = getattr(template, "file", "") or f"of {tokenizer.name_or_path or 'the tokenizer'}"
     arguments = {**tokenizer.special_tokens_map, **options}
     return templates.render(template, conversation, arguments, name=f"The chat template {file}")

@@ -1,5 +1,7 @@
 """What is special about models that also read images: only their language model is measured, and it reads no images."""
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import all_points, random_rollout, read, saved, tiny_model
@@ -64,7 +66,7 @@ def test_a_layer_that_reads_images_is_skipped_and_has_no_sites(input_ids):
 
 
 def test_a_scan_leaves_out_the_skipped_layers(tokenizer):
-    found = scan(tiny_model("mllama"), tokenizer, [random_rollout()]).policies
+    found: Any = scan(tiny_model("mllama"), tokenizer, [random_rollout()]).policies
     found = found.drop(columns=[name for name in found if name.startswith("final.")])
     values = found.set_index("layer").drop(columns=["rollout", "position", "readout"])
     assert values.loc[1].isna().all(axis=None)
