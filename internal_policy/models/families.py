@@ -1,5 +1,6 @@
 """Find the row of a model's family, and what it says about the model's configuration."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -130,5 +131,7 @@ def factors(config: PreTrainedConfig, site: str, layer: int) -> list[float]:
 
 def multiplier(config: PreTrainedConfig, site: str) -> float:
     """What the state at `site` is multiplied by before it is added to the stream; 1 if it isn't."""
-    name = family_of(config).multiplier
-    return float(getattr(config.get_text_config(), name)) if name and site in ("attn_out", "mlp_out") else 1.0
+    family, text = family_of(config), config.get_text_config()
+    if family.multiplier is None or site not in ("attn_out", "mlp_out"):
+        return 1.0
+    return float(getattr(text, family.multiplier)) / (math.sqrt(text.num_hidden_layers) if family.by_depth else 1.0)

@@ -50,6 +50,12 @@ class Family:
     """Which prompts are sampled in a left-padded batch as they would be alone."""
     multiplier: str | None = None
     """Configuration attribute that multiplies `attn_out` and `mlp_out` before they are added to the stream."""
+    by_depth: bool = False
+    """Whether `multiplier` is divided by the square root of the number of layers."""
+    norm_first: bool = False
+    """Whether the final norm also normalizes the embedding, before the first layer."""
+    flat: tuple[str, ...] = ()
+    """Sites where the model flattens batch and positions into one axis."""
     undropped: bool = False
     """Whether `attn_out` and `mlp_out` are read before dropout, which no module of their own applies in training."""
     overwritten: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -140,8 +141,14 @@ def attach(stack: ExitStack, model: nn.Module, point: HookPoint, report: Callabl
     """Call `report(hidden)` in every pass that reaches `point`, in any thread, until `stack` is left."""
     modules, side = locate(model, point)
     each, factor = scaling(inside(model).config, point)
-    changes = point != FINAL and point.site in family_of(inside(model).config).overwritten
-    place = _Place(each, factor, (lambda state: report(state.clone())) if changes else report)
+    family = family_of(inside(model).config)
+    if point == FINAL and family.norm_first:
+        report = _second(stack, model, report)
+    report = (lambda state, live=report: live(state.clone())) if point.site in family.overwritten else report
+    place = _Place(each, factor, report, point.site in family.flat)
+    if place.flat:
+        layer = decoder_layers(model)[point.layer]
+        stack.callback(layer.register_forward_pre_hook(place.enter, with_kwargs=True).remove)
     for number, module in enumerate(modules):
         if side == "input":
             handle = module.register_forward_pre_hook(partial(place.before, number), with_kwargs=True)
@@ -150,23 +157,54 @@ def attach(stack: ExitStack, model: nn.Module, point: HookPoint, report: Callabl
         stack.callback(handle.remove)
 
 
+def _second(stack: ExitStack, model: nn.Module, report: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """Report only the second state of each pass, in any thread, until `stack` is left."""
+    calls = Counter[int]()  # thread -> calls in this pass
+    stack.callback(backbone(model).register_forward_pre_hook(lambda *_: calls.pop(get_ident(), None) and None).remove)
+
+    def later(state: Tensor) -> None:
+        calls[get_ident()] += 1
+        if calls[get_ident()] == 2:
+            report(state)
+
+    return later
+
+
 class _Place:
     """Report the states of one place, or the sum of what several modules add, whichever thread runs the model."""
 
-    def __init__(self, each: list[float], factor: float, report: Callable[[Tensor], None]) -> None:
-        self.each, self.factor, self.report = each, factor, report
+    def __init__(self, each: list[float], factor: float, report: Callable[[Tensor], None], flat: bool) -> None:
+        self.each, self.factor, self.report, self.flat = each, factor, report, flat
         self.seen: dict[tuple[int, int], Tensor] = {}
         """(thread, number of the module) -> what a module added, so far."""
+        self.shapes: dict[int, torch.Size] = {}
+        """Thread -> the shape of the layer's input, if the states at this place are flat."""
 
-    def before(self, number: int, _: nn.Module, args: Any, options: Mapping[str, Any]) -> None:
+    def enter(self, _: nn.Module, args: Any, options: Mapping[str, Any]) -> None:
+        """Remember the shape of what the layer reads."""
+        self.shapes[get_ident()] = (args[0] if args else options["hidden_states"]).shape
+
+    def before(self, number: int, _: nn.Module, args: Any, options: Mapping[str, Any]) -> Any:
         """Hand over what a module reads."""
-        self.hand_over(number, args or options["hidden_states"])
+        if not self.flat:
+            return self.hand_over(number, args or options["hidden_states"])
+        return (self.through(number, args[0]), *args[1:]), options
 
-    def after(self, number: int, _: nn.Module, args: Any, out: Any) -> None:
+    def after(self, number: int, _: nn.Module, args: Any, out: Any) -> Tensor | None:
         """Hand over what a module returns."""
         state = out[0] if isinstance(out, tuple) else out
+        if self.flat:
+            return self.through(number, state)
         # Llama 4's experts flatten the batch
-        self.hand_over(number, state if state.dim() > 2 else state.view_as(args[0]))
+        return self.hand_over(number, state if state.dim() > 2 else state.view_as(args[0]))
+
+    def through(self, number: int, flat: Tensor) -> Tensor:
+        """Hand over a flat state in the shape of the layer's input, and flatten that again, so that it is live."""
+        if get_ident() not in self.shapes:  # another thread was inside the layer when this place was attached
+            return flat
+        state = flat.view(self.shapes[get_ident()])
+        self.hand_over(number, state)
+        return state.view_as(flat)
 
     def hand_over(self, number: int, hidden: Any) -> None:
         state = scaled(hidden[0] if isinstance(hidden, tuple) else hidden, self.each[number])

@@ -145,7 +145,7 @@ def as_policy(model: nn.Module, point: HookPoint | str, readout: Readout = "raw"
         stack.callback(parent.register_forward_hook(bypass.end, always_call=True).remove)
         attach(stack, model, point, bypass.capture)
         stack.callback(norm.register_forward_pre_hook(bypass.to_norm).remove)
-        if readout != "norm":
+        if readout != "norm" or bypass.norm_first:
             stack.callback(norm.register_forward_hook(bypass.from_norm).remove)
         stack.callback(_open.pop, model)
         stack.callback(setattr, parent, name, layers)
@@ -161,13 +161,16 @@ class _Bypass:
         self.model, self.point = model, point
         self.readout: Readout = readout
         self.captured: list[Tensor] = []
+        self.norm_first = family_of(inside(model).config).norm_first
+        self.before_layers = False
+        """Whether the norm's next input is the embedding."""
         self.running = False
         """Whether the backbone is running."""
         self.reading = False
         """Whether a readout is running, which may use the final norm."""
 
     def begin(self, *_: Any) -> None:
-        self.running = True
+        self.running, self.before_layers = True, self.norm_first
         self.captured.clear()
 
     def end(self, *_: Any) -> None:
@@ -179,13 +182,16 @@ class _Bypass:
             self.captured.append(hidden)
 
     def to_norm(self, _: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        if self.reading or not self.running:
+        if self.reading or self.before_layers or not self.running:
             return args
         check_visits([self.point], {self.point: len(self.captured)})
         return (self.captured[0],)
 
     def from_norm(self, _: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         if self.reading or not self.running:
+            return output
+        if self.before_layers:
+            self.before_layers = False
             return output
         self.reading = True
         try:

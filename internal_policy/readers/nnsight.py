@@ -106,7 +106,9 @@ def _model(envoy: Envoy) -> PreTrainedModel:
     model = envoy._module
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise InputError(f"nnsight wraps a {type(model).__name__}. Wrap a whole causal language model.")
-    family_of(model.config)
+    family = family_of(model.config)
+    if family.flat or family.norm_first:
+        raise InputError(f"{model.config.model_type} can't be read through nnsight. Use the model without it.")
     return model
 
 

@@ -1,5 +1,6 @@
 """Rows of attention-only families: scans agree with plain transformers, and outputs are read after dropout."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ from conftest import all_points, random_rollout, read, tiny_model
 from internal_policy.errors import InputError
 from internal_policy.measure.metrics import entropy
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import family_of
+from internal_policy.models.families import family_of, multiplier
 from internal_policy.models.head import logit_transform
-from internal_policy.models.hooks import HookPoint
-from internal_policy.models.policy import policy_logits
+from internal_policy.models.hooks import FINAL, HookPoint, hooked
+from internal_policy.models.policy import as_policy, policy_logits
 from internal_policy.models.rows import FAMILIES, dense, experts, older, parallel
 from internal_policy.models.tiny import tiny_config
 from internal_policy.scans import blocks
@@ -22,7 +23,7 @@ from internal_policy.scans.scan import scan
 ROWS = {**dense.ROWS, **experts.ROWS, **parallel.ROWS, **older.ROWS}
 BIASED = ["phi", "phimoe", "gptj", "codegen", "ctrl"]
 """Families whose unembedding has a bias."""
-QUICK = ["starcoder2", "granitemoeshared", "falcon", "phi"]
+QUICK = ["starcoder2", "granitemoeshared", "falcon", "phi", "opt", "nanochat"]
 EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ROWS]
 
 
@@ -106,3 +107,48 @@ def test_the_bias_of_an_unembedding_is_part_of_every_policy(name, input_ids):
 def test_configurations_that_a_row_does_not_support_are_refused(name, changes):
     with pytest.raises(InputError, match=rf"{name} with .* isn't supported"):
         family_of(tiny_config(name, **changes))
+
+
+def test_a_norm_that_also_normalizes_the_embedding_is_final_only_the_second_time(input_ids):
+    model: Any = tiny_model("nanochat")
+    seen = []
+    with hooked(model, [FINAL], lambda _, hidden: seen.append(hidden)):
+        model(input_ids)
+        model(input_ids)
+    expected = model(input_ids, output_hidden_states=True).hidden_states[-1]
+    assert [torch.equal(state, expected) for state in seen] == [True, True]
+
+
+@pytest.mark.parametrize("readout", ["raw", "norm"])
+def test_a_norm_that_also_normalizes_the_embedding_normalizes_it_in_every_policy(readout, input_ids):
+    model: Any = tiny_model("nanochat")
+    expected = policy_logits(model, "1.attn_out", readout, input_ids=input_ids)
+    with as_policy(model, "1.attn_out", readout):
+        for _ in range(2):
+            assert torch.equal(model(input_ids, use_cache=False).logits, expected)
+
+
+def test_flat_states_are_read_in_the_shape_of_the_batch_on_the_autograd_graph(input_ids):
+    model: Any = tiny_model("opt")
+    points = [HookPoint(1, site) for site in ("resid_mid", "mlp_in", "mlp_out", "resid_post")]
+    states = read(model, points, input_ids)
+    assert {state.shape for state in states.values()} == {(2, 11, 32)}
+    mid, mlp_in, out, post = states.values()
+    assert torch.equal(post, mid + out)
+    (known,) = torch.autograd.grad(post[0, 3].sum(), mlp_in)
+    assert known[0, 3].any()
+    assert not known[1].any()
+
+
+def test_flat_states_of_two_threads_keep_their_own_shapes():
+    model: Any = tiny_model("opt")
+    point = HookPoint(0, "mlp_out")
+    texts = [torch.full((batch, 7), 9) for batch in (1, 2, 3, 4) * 3]
+    with ThreadPoolExecutor(4) as pool:
+        shapes = pool.map(lambda ids: read(model, [point], ids)[point].shape, texts)
+    assert [shape[0] for shape in shapes] == [len(ids) for ids in texts]
+
+
+def test_a_multiplier_may_depend_on_the_depth():
+    model: Any = tiny_model("minicpm3")
+    assert multiplier(model.config, "mlp_out") == model.model.layers[0].residual_scale == 0.4 / 3**0.5

@@ -124,6 +124,21 @@ ROWS: dict[str, Family] = {
         factor="logits_scaling",
         tiny={**GRANITE.tiny, "use_post_norm": True},
     ),
+    "minicpm3": replace(
+        LLAMA,
+        multiplier="scale_depth",
+        by_depth=True,
+        divisor="logits_scaling",
+        note="logits are divided after the unembedding instead of before, which may round differently",
+        tiny={**LATENT, "scale_emb": 3.0, "scale_depth": 0.4, "dim_model_base": 16},
+    ),
+    "nanochat": replace(
+        LLAMA,
+        norm_first=True,
+        cap="final_logit_softcapping",
+        note="the final norm also normalizes the embedding",
+        tiny={"final_logit_softcapping": 3.0},
+    ),
     "glm4": replace(GLM4, tiny={"attention_bias": True}),
     "apertus": replace(
         LLAMA,

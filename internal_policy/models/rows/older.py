@@ -76,6 +76,20 @@ ROWS: dict[str, Family] = {
         tiny={"head_dim": None, "parallel_attn": False, "alibi": True, "multi_query": False, "bias": True},
     ),
     "biogpt": BIOGPT,
+    "xglm": replace(
+        BIOGPT,
+        layers="model.layers",
+        final_norm="model.layer_norm",
+        tiny={"dropout": 0.0, "attention_dropout": 0.0, "ffn_dim": 48, "dtype": "float32"},
+    ),
+    "opt": replace(
+        BIOGPT,
+        layers="model.decoder.layers",
+        final_norm="model.decoder.final_layer_norm",
+        flat=("resid_mid", "mlp_in", "mlp_out"),
+        needs={"do_layer_norm_before": (True,), "_remove_final_layer_norm": (False,)},
+        tiny={"dropout": 0.0, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    ),
     "ctrl": replace(
         LLAMA,
         layers="transformer.h",

@@ -6,6 +6,9 @@ SEVERAL = (
 )
 DRAFTS = "it only drafts tokens for another Gemma 4 model, whose keys and values it reads"
 
+NORMED = "its norms change the residual stream itself, which then isn't the sum of what its modules add"
+SCALED = "its layers multiply the residual stream by learned weights before they add to it"
+
 REFUSED: dict[str, str] = {
     "deepseek_v4": SEVERAL,
     "gemma3n": SEVERAL,
@@ -16,6 +19,13 @@ REFUSED: dict[str, str] = {
     "hy_v4": SEVERAL,
     "qwen4_exp": SEVERAL,
     "qwen4_exp_text": SEVERAL,
-    "minimax": "its norms change the residual stream itself, which then isn't the sum of what its modules add",
+    "doge": SCALED,
+    "gpt_neox_japanese": "its last layer adds a bias to attention's output outside of any module",
+    "hrm_text": "it runs the same layers several times for each token",
+    "inkling2_text": "its layers read learned mixtures of earlier states instead of one residual stream",
+    "longcat_flash": "each of its layers has two attentions and three FFNs",
+    "minimax": NORMED,
+    "openai-gpt": NORMED,
+    "zaya": SCALED,
 }
 """`config.model_type` -> why it isn't supported."""
