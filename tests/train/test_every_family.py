@@ -1,0 +1,71 @@
+"""Training reads the log-probabilities of the right policy in models of every kind."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_model
+from trainer import trainer, weights
+
+from internal_policy.models.hooks import FINAL, HookPoint
+from internal_policy.models.policy import policy_logits
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+KINDS = {
+    "qwen3": "norms before the modules",
+    "gpt_neox": "attention and FFN in parallel",
+    "cohere2": "in parallel, behind one norm, with scaled logits and a sliding window",
+    "gemma2": "norms on both sides, capped logits and a sliding window",
+    "glm4": "norms on both sides",
+    "olmo2": "norms after the modules",
+    "granite": "residual multiplier and divided logits",
+    "gpt_oss": "experts and a sliding window",
+    "qwen3_moe": "experts",
+    "phi3": "dropout after the modules",
+    "phi": "an unembedding with a bias",
+    "gpt2": "learned positions",
+    "qwen3_next": "layers with linear attention",
+    "nemotron_h": "layers with attention or an FFN",
+    "lfm2": "layers with convolutions",
+    "jamba": "state-space layers and experts",
+    "qwen2_vl": "the language model of a vision-language model",
+    "llava": "the language model of a vision-language model",
+}
+"""Row -> what its models have that others haven't."""
+HYBRIDS = ("nemotron_h", "jamba", "qwen3_next", "lfm2")
+SAMPLE = ("gemma2", "gpt_neox", "qwen3_moe", "nemotron_h")
+EVERY = [pytest.param(name, marks=[] if name in SAMPLE else pytest.mark.slow) for name in KINDS]
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_log_probabilities_are_those_of_the_policy(family, tokenizer, tmp_path):
+    model: Any = tiny_model(family)
+    ids = torch.randint(5, 256, (2, 9), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    run = trainer(tmp_path, tokenizer, model, schedule=["1.resid_post:1"], bf16=False)
+    run.model.train()
+    for point in (HookPoint(1, "resid_post"), FINAL):
+        run.point = point
+        found = run._get_per_token_logps_and_entropies(run.model, ids, mask, 5)[0]
+        logits = policy_logits(run.model, point, input_ids=ids, attention_mask=mask)[:, -6:-1].double()
+        own = logits.log_softmax(-1).gather(-1, ids[:, -5:, None])[..., 0]
+        torch.testing.assert_close(found.double(), own, atol=3e-5, rtol=0)
+
+
+TRAINED = [
+    pytest.param(name, marks=[] if name == "gemma2" else pytest.mark.slow)
+    for name in ("gemma2", "qwen3", "gpt_neox", "qwen3_moe", "gpt_oss", "nemotron_h", "qwen2_vl")
+]
+
+
+@pytest.mark.parametrize("family", TRAINED)
+def test_an_internal_policy_and_then_the_whole_one_are_trained(family, tokenizer, tmp_path):
+    model: Any = tiny_model(family).float()
+    before = weights(model)
+    run = trainer(tmp_path, tokenizer, model, schedule=["1.resid_post:1"], max_steps=4)
+    run.train()
+    logged = [entry for entry in run.state.log_history if "loss" in entry]
+    assert [("internal/entropy" in entry) for entry in logged] == [True, True, False, False]
+    changed = {name for name, weight in weights(run.model).items() if not torch.equal(weight, before[name])}
+    assert any(".layers.0." in name for name in changed)
+    assert all(torch.isfinite(weight).all() for weight in weights(run.model).values())
