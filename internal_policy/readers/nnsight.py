@@ -127,6 +127,7 @@ def _places(envoy: Envoy, points: Iterable[HookPoint]) -> dict[HookPoint, Place]
 
 def _run(envoy: Any, points: Iterable[HookPoint], visit: Visit, **inputs: Any) -> None:
     places = _places(envoy, points)
+    shape = inputs["input_ids"].shape
     [(last, _)], _, _ = _places(envoy, [FINAL])[FINAL]
     to_the_end = bool(inputs.get("use_cache") or envoy._edits)  # every layer fills the cache, and may have an edit
     try:
@@ -134,6 +135,8 @@ def _run(envoy: Any, points: Iterable[HookPoint], visit: Visit, **inputs: Any) -
             for point, (spots, side, factor) in places.items():
                 states = [spot.input if side == "input" else spot.output for spot, _ in spots]
                 parts = [state[0] if isinstance(state, tuple) else state for state in states]
+                # Llama 4's experts flatten the batch
+                parts = [part if part.dim() > 2 else part.reshape(*shape, part.shape[-1]) for part in parts]
                 first, *others = [scaled(part, each) for part, (_, each) in zip(parts, spots, strict=True)]
                 visit(point, scaled(sum(others, first), factor))
             if to_the_end and FINAL not in places:
@@ -236,6 +239,7 @@ def _ask(
                 for spot, each in spots:
                     part = spot.input if side == "input" else spot.output
                     part = part[0] if isinstance(part, tuple) else part
+                    part = part if part.dim() > 2 else part.reshape(*ids.shape, part.shape[-1])
                     part = part if each == 1 else part * each
                     state = part if state is None else state + part
                 if weight is None:

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from internal_policy.errors import InputError
 from internal_policy.measure import metrics
 from internal_policy.measure.sites import SITES
-from internal_policy.models.families import family_of
+from internal_policy.models import rows
+from internal_policy.models.families import row_of
 from internal_policy.models.head import weight_alone
 from internal_policy.models.hooks import FINAL, HookPoint, Visit
 from internal_policy.models.policy import READOUTS, Readout
+from internal_policy.readers import compared
 from internal_policy.scans import scan
 from internal_policy.scans.reader import Reader
 from internal_policy.scans.selection import canonical
@@ -38,20 +40,8 @@ NAMES = {
 }
 """Site -> TransformerLens's name inside a block."""
 
-FAMILIES = (
-    "gemma2",
-    "gemma3_text",
-    "gpt_oss",
-    "llama",
-    "mistral",
-    "mixtral",
-    "qwen2",
-    "qwen2_moe",
-    "qwen3",
-    "qwen3_moe",
-    "smollm3",
-)
-"""Families whose hidden states under these names equal ours bit for bit (tests/readers/test_transformer_lens.py)."""
+FAMILIES = tuple(compared.SAME.split())
+"""Rows that can be read here."""
 
 
 def name(point: HookPoint) -> str:
@@ -91,13 +81,26 @@ def reader(bridge: TransformerBridge) -> Reader:
     return Reader(model, weight_alone(bridge.unembed.original_component), partial(_run, bridge, model))
 
 
+def obstacle(config: PreTrainedConfig) -> str:
+    """Why models of this configuration can't be read here; empty if they can. Raises InputError without a row."""
+    row, how = row_of(config)
+    if how == "here":
+        return "only families in the table were compared with it"
+    if row in FAMILIES:
+        return ""
+    if row in compared.WITHOUT.split():
+        return "it has no hook point for some states of these layers"
+    if row in compared.OTHERWISE.split():
+        return "its hidden states differ from the model's own"
+    if rows.FAMILIES[row].nested or rows.FAMILIES[row].beside:
+        return "it would install packages by itself for a model that also reads images"
+    return "it doesn't know this family"
+
+
 def _known(model: PreTrainedModel) -> None:
-    family_of(model.config)
-    if model.config.model_type not in FAMILIES:
-        raise InputError(
-            f"'{model.config.model_type}' can't be read through TransformerLens, only {', '.join(FAMILIES)}. "
-            "Scan the model itself."
-        )
+    if why := obstacle(model.config):
+        name = model.config.model_type
+        raise InputError(f"{name} can't be read through TransformerLens, because {why}. Scan the model itself.")
 
 
 def _run(

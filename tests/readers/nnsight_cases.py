@@ -94,6 +94,9 @@ def close(one, other) -> None:
 
 # agreement with our hooks
 
+BIASED = {"phi", "phimoe", "gptj", "codegen", "ctrl"}
+"""Rows whose unembedding has a bias."""
+
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -113,13 +116,19 @@ def test_hidden_states_and_measures_equal_ours_bit_for_bit(
     same(scan(envoy, tokenizer, rollouts), scan(model, tokenizer, rollouts))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - BIASED))
 def test_every_family_is_read_bit_for_bit(monkeypatch, family, tokenizer, rollouts):
     model = tiny_model(family)
     asked: Any = {"sites": sites_of(model.config), "readouts": BOTH}
     same(scan(NNsight(model), tokenizer, rollouts, **asked), scan(model, tokenizer, rollouts, **asked))
     monkeypatch.setattr(blocks, "STATE_BYTES", 1)
     same(scan(NNsight(model), tokenizer, rollouts[:2], **asked), scan(model, tokenizer, rollouts[:2], **asked))
+
+
+@pytest.mark.parametrize("family", sorted(BIASED))
+def test_a_biased_unembedding_is_refused(family, tokenizer, rollouts):
+    with pytest.raises(InputError, match="unembedding has a bias, which only scans of the model itself"):
+        scan(NNsight(tiny_model(family)), tokenizer, rollouts)
 
 
 def test_points_in_any_order_are_visited_in_forward_order(llama, input_ids):
@@ -237,7 +246,7 @@ def test_a_remote_scan_equals_one_by_hooks_bit_for_bit(whole, tokenizer, rollout
         same(found, scan(model, tokenizer, rollouts, readouts=BOTH))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - BIASED))
 def test_every_family_is_measured_remotely_bit_for_bit(family, whole, tokenizer, rollouts):
     model = tiny_model(family)
     asked: Any = {"sites": sites_of(model.config), "readouts": BOTH}

@@ -24,7 +24,8 @@ from internal_policy.measure.kernel import Kernel
 from internal_policy.measure.sites import SITES
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import unembed
-from internal_policy.readers import transformer_lens
+from internal_policy.models.rows import FAMILIES
+from internal_policy.readers import compared, transformer_lens
 from internal_policy.readers.transformer_lens import boot, measure_cache
 from internal_policy.scans import blocks, store
 from internal_policy.scans.reader import reader_of
@@ -42,14 +43,22 @@ def states(bridge, points, input_ids) -> dict:
 
 def pair(family: str, tokenizer, dtype=torch.float32, attention: str = "eager"):
     """A model, and a bridge over another with the same weights."""
-    model, wrapped = tiny_model(family), tiny_model(family)
+    heads = {"num_key_value_heads": 4} if family in HEADS else {}
+    model, wrapped = tiny_model(family, **heads), tiny_model(family, **heads)
     for one in (model, wrapped):
         torch.nn.Module.to(one, dtype)
         one.set_attn_implementation(attention)
     return model, boot(wrapped, tokenizer)
 
 
-@pytest.fixture(params=transformer_lens.FAMILIES)
+FEW = ("gemma2", "gpt_neox", "gpt_oss", "jetmoe", "llama", "qwen2", "qwen3", "qwen3_moe")
+HEADS = {"gpt_neox", "gpt_neox_sequential"}
+"""Families without grouped heads; their tiny models have some that are never used."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in transformer_lens.FAMILIES]
+)
 def family(request) -> str:
     return request.param
 
@@ -171,9 +180,24 @@ def test_a_bridge_with_only_compatible_names_is_read(bridge, tokenizer, rollouts
     same(scan(bridge, tokenizer, rollouts), expected)
 
 
-def test_a_family_that_was_not_compared_is_rejected(tokenizer):
-    with pytest.raises(InputError, match=r"'gpt2' can't be read through TransformerLens, only gemma2, "):
-        boot(tiny_model("gpt2"), tokenizer)
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("gpt2", "its hidden states differ from the model's own"),
+        ("olmo2", "it has no hook point for some states of these layers"),
+        ("gemma3", "it would install packages by itself for a model that also reads images"),
+        ("diffllama", "it doesn't know this family"),
+    ],
+)
+def test_a_family_that_it_reads_otherwise_is_rejected_before_it_runs(family, why, tokenizer):
+    with pytest.raises(InputError, match=f"^{family} can't be read through TransformerLens, because {why}\\. Scan"):
+        boot(tiny_model(family), tokenizer)
+
+
+def test_every_row_is_readable_or_has_a_reason():
+    named = [*compared.SAME.split(), *compared.WITHOUT.split(), *compared.OTHERWISE.split()]
+    assert len(named) == len(set(named))
+    assert set(named) <= set(FAMILIES)
 
 
 def test_hooks_of_the_user_run_and_are_kept(bridge, input_ids):
