@@ -9,12 +9,15 @@ import torch
 from conftest import all_points, random_rollout, read, tiny_model
 from torch import Tensor
 
+from internal_policy.measure.metrics import entropy
 from internal_policy.models.families import kind_of, places_at
+from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.modules import decoder_layers
 from internal_policy.models.passes import sampled_together
 from internal_policy.models.policy import as_policy
 from internal_policy.scans import blocks as blocks_module
+from internal_policy.scans.scan import scan
 from internal_policy.tasks.generate import generate
 from internal_policy.tasks.problems import Message, Problem
 
@@ -85,6 +88,25 @@ def test_neither_batches_nor_pieces_change_the_states(monkeypatch, family):
     for batch, length in ((4, 1000), (4, 1), (4, 3), (2, 5)):
         found = measured(monkeypatch, model, batch, length)
         torch.testing.assert_close(found, alone, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", [*FAMILIES[:4], *SLOWLY[1:]])
+def test_a_scan_agrees_with_plain_transformers_in_lower_precision(family, dtype, tokenizer):
+    model: Any = tiny_model(family).to(dtype)
+    one = ROLLOUTS[0]
+    found: Any = scan(model, tokenizer, [one]).policies
+    found = found[found["readout"] == "raw"].set_index("layer")
+    with torch.inference_mode():
+        own = model(torch.tensor([one.ids]), output_hidden_states=True)
+    logits = torch.empty(0)
+    expected = {(0, "resid_post"): 1, (1, "resid_post"): 2, (3, "final"): -1}  # place -> number in hidden_states
+    for (layer, site), number in expected.items():
+        logits = own.hidden_states[number][0, 3:-1].double() @ unembedding(model).weight.detach().double().T
+        error = found.loc[layer, f"{site}.entropy"].to_numpy() - entropy(logits).numpy()
+        assert abs(error).max() < 1e-4, site
+    rounding = 1e-4 if dtype == torch.float32 else 0.05  # its own logits are in bfloat16
+    torch.testing.assert_close(logits.softmax(-1), own.logits[0, 3:-1].double().softmax(-1), rtol=0, atol=rounding)
 
 
 # generation

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import all_points, random_rollout, read, saved, tiny_model
+from conftest import all_points, random_rollout, read, same, saved, tiny_model
+from safetensors.torch import load_file, save_file
 
 import internal_policy as ip
 from internal_policy.errors import InputError
@@ -16,6 +17,7 @@ from internal_policy.models.loading import weight_bytes
 from internal_policy.models.modules import backbone
 from internal_policy.models.policy import policy_logits
 from internal_policy.models.rows.vision import ROWS
+from internal_policy.scans import blocks as blocks_module
 from internal_policy.scans.scan import scan
 
 TEXT = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "llama4": "llama4_text", "llava": "llama"}
@@ -41,6 +43,33 @@ def test_a_folder_is_loaded_whole(family, tokenizer, tmp_path, input_ids):
     assert loaded.state_dict().keys() == model.state_dict().keys()
     torch.testing.assert_close(loaded(input_ids).logits, model(input_ids).logits, rtol=0, atol=1e-12)
     assert weight_bytes(loaded.config, "auto") == sum(8 * weight.numel() for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("family", "old"), [("qwen2_vl", "model.layers.0."), ("llava", "language_model.model.layers.0.")]
+)
+def test_weights_are_loaded_under_their_old_and_new_names(family, old, tokenizer, tmp_path, input_ids):
+    model = tiny_model(family)
+    file = saved(model, tokenizer, tmp_path) / "model.safetensors"
+    assert any(name.startswith(old) for name in load_file(file))  # transformers still saves them so
+    expected = ip.load(str(tmp_path))[0](input_ids).logits
+    save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, file, {"format": "pt"})
+    assert torch.equal(ip.load(str(tmp_path))[0](input_ids).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["qwen2_5_vl", "qwen3_5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2_vl", "qwen3_vl"))],
+)
+def test_a_scan_does_not_depend_on_earlier_generation(monkeypatch, family, tokenizer, input_ids):
+    model: Any = tiny_model(family)
+    rollouts = [random_rollout(4, 9, seed) for seed in range(3)]
+    monkeypatch.setattr(blocks_module, "STATE_BYTES", 1)  # one token at a time, with a cache
+    before, logits = scan(model, tokenizer, rollouts), model(input_ids).logits
+    model.generate(input_ids, max_new_tokens=2)
+    assert model.model.rope_deltas is not None  # for a batch of two
+    same(scan(model, tokenizer, rollouts), before)
+    assert torch.equal(model(input_ids).logits, logits)
 
 
 def test_every_row_is_built_with_the_class_for_more_than_text():
