@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
+from internal_policy.errors import InputError
 from internal_policy.models.families import family_of
 
 STRETCHED = ("linear", "dynamic", "yarn")
@@ -103,6 +104,15 @@ def sampled_together(config: PreTrainedConfig, lengths: Sequence[int], more: int
     if family.together == "all" and all(end is None or max(lengths) + more <= end for end in ends):
         return [list(range(len(lengths)))]
     return [[n for n, length in enumerate(lengths) if length == same] for same in dict.fromkeys(lengths)]
+
+
+def check_padding(config: PreTrainedConfig) -> None:
+    """Raise InputError for a family that can't be trained, because padding changes what it computes."""
+    if family_of(config).together != "all":
+        raise InputError(
+            f"{config.model_type} can't be trained: training pads prompts to one length, and transformers lets padding "
+            "change what this family computes. Choose a model of another family."
+        )
 
 
 def _ropes(config: PreTrainedConfig) -> list[Mapping[str, Any]]:

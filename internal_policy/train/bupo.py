@@ -21,6 +21,7 @@ from trl.trainer.utils import RepeatSampler
 from internal_policy.errors import InputError
 from internal_policy.models.adapters import inside
 from internal_policy.models.hooks import FINAL, locate
+from internal_policy.models.passes import check_padding
 from internal_policy.models.policy import Readout, as_policy
 from internal_policy.tasks.generate import end_ids, pad_id
 from internal_policy.tasks.problems import Problem, messages_of
@@ -108,6 +109,7 @@ class BuPOTrainer(GRPOTrainer):
         self.point, self.whole, self.writing = FINAL, False, False
         super().__init__(model, reward_funcs, args, **more)
         causal = self._causal(self.model)
+        check_padding(causal.config)
         # TRL would pad with a token that the model may not have
         pad = self._tokenizer.pad_token_id = pad_id(causal, self._tokenizer)
         causal.config.get_text_config().pad_token_id = causal.generation_config.pad_token_id = pad

@@ -21,7 +21,7 @@ from internal_policy.models import hooks
 from internal_policy.models.adapters import inside
 from internal_policy.models.families import layer_sites
 from internal_policy.models.hooks import HookPoint
-from internal_policy.models.passes import positions
+from internal_policy.models.passes import check_padding, positions
 from internal_policy.scans.scan import scan
 from internal_policy.tasks.generate import check_prompts, generate
 from internal_policy.tasks.problems import Problem
@@ -67,10 +67,11 @@ def check(
     config: BuPOConfig,
     layer: HookPoint | None = None,
 ) -> None:
-    """Raise InputError for a hook point, problem or length that training with a model would fail at.
+    """Raise InputError for a family, hook point, problem or length that training would fail at.
 
     `layer` is a hook point besides those of `config` that is compared with others.
     """
+    check_padding(model)
     text = model.get_text_config()
     for point in [*(phase.point for phase in config.phases), *([layer] if layer else [])]:
         hooks.check(model, point, text.num_hidden_layers)

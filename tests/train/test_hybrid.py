@@ -1,7 +1,8 @@
 """Training a model whose layers have attention or an FFN, but not both."""
 
 import pytest
-from conftest import random_rollout
+import torch
+from conftest import random_rollout, tiny_model
 from hybrids import hybrid
 from trainer import trainer
 
@@ -10,6 +11,8 @@ from internal_policy.look import runs
 from internal_policy.models.hooks import HookPoint
 from internal_policy.train import dynamics, run
 from internal_policy.train.configuration import BuPOConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 
 def test_the_layers_with_an_ffn_are_scanned_for_the_target(monkeypatch, tokenizer):
@@ -39,3 +42,26 @@ def test_a_hook_point_that_the_layer_lacks_is_refused_before_training(monkeypatc
     config = BuPOConfig(output_dir=str(tmp_path), use_cpu=True, schedule=["0.mlp_out:1"])
     with pytest.raises(InputError, match=why):
         run.check(model.config, tokenizer, [], None, config)
+
+
+def test_a_family_that_padding_changes_is_refused_before_training(tokenizer, tmp_path):
+    model = tiny_model("rwkv")
+    why = "rwkv can't be trained: training pads prompts to one length"
+    with pytest.raises(InputError, match=why):
+        trainer(tmp_path, tokenizer, model)
+    config = BuPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(InputError, match=why):
+        run.check(model.config, tokenizer, [], None, config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "point"), [("nemotron_h", "1.mlp_out"), ("lfm2", "1.attn_out"), ("jamba", "1.resid_post")]
+)
+def test_a_policy_of_a_hybrid_is_trained(tokenizer, tmp_path, name, point):
+    model = tiny_model(name).float()
+    before = {path: weight.detach().clone() for path, weight in model.named_parameters()}
+    trainer(tmp_path, tokenizer, model, max_steps=4, learning_rate=1e-4, schedule=[f"{point}:2"]).train()
+    changed = {path for path, weight in model.named_parameters() if not torch.equal(weight, before[path])}
+    assert any(".layers.0." in path for path in changed)
+    assert not any(".layers.2." in path for path in changed)
