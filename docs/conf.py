@@ -29,6 +29,7 @@ smartquotes = False  # it turns the -- of options into dashes
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = [("filter.js", {"defer": "defer"})]
 html_title = "internal-policy"
 html_copy_source = False
 html_show_copyright = False

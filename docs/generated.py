@@ -67,15 +67,32 @@ def families() -> str:
     from internal_policy.cli.families import differences
     from internal_policy.models.proofs import PROOFS
     from internal_policy.models.rows import FAMILIES
+    from internal_policy.models.rows.refused import REFUSED
+    from internal_policy.models.trial import where_it_reads
+    from internal_policy.readers import compared
 
+    alike = {repr(where_it_reads(row)): name for name, row in reversed(FAMILIES.items())}
     rows = (
-        (code(row.model_type or name), str(len(row.sites)), row.norms, "; ".join(differences(asdict(row))))
-        for name, row in FAMILIES.items()
+        (
+            code(row.model_type or name),
+            code(alike[repr(where_it_reads(row))]),
+            str(len({*row.sites}.union(*row.kinds.values()))),
+            row.norms,
+            "yes" if name in compared.SAME.split() else "",
+            "; ".join(differences(asdict(row))),
+        )
+        for name, row in sorted(FAMILIES.items(), key=lambda entry: entry[1].model_type or entry[0])
     )
+    types = {row.model_type or name for name, row in FAMILIES.items()}
     return "\n".join(
         [
             "## Families\n",
-            table(("`model_type`", "sites", "norms", "what is different"), rows),
+            f"{len(types)} model types have a row. *Read like* names the first row that reads every site in the same",
+            "place; *TransformerLens* says whether a scan can also read the model through that library. nnsight reads",
+            "them all but those whose unembedding has a bias.\n",
+            table(("`model_type`", "read like", "sites", "norms", "TransformerLens", "what is different"), rows),
+            "These types can't be read:\n",
+            table(("`model_type`", "reason"), ((code(kind), reason) for kind, reason in REFUSED.items())),
             sites({name: row.sites for name, row in FAMILIES.items()}),
             "## What is proved\n",
             "`internal-policy families` builds a tiny random model of each family with the installed transformers, and",

@@ -13,6 +13,7 @@ import yaml
 import internal_policy as ip
 from internal_policy.cli.commands import reference
 from internal_policy.models.rows import FAMILIES
+from internal_policy.models.rows.refused import REFUSED
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -63,6 +64,13 @@ def test_a_page_of_docstrings_has_them_in_its_twin(site):
 def test_the_page_of_models_has_every_family(site):
     text = twins.twin(site, "models")
     assert {name for name, row in FAMILIES.items() if f"| `{row.model_type or name}` |" not in text} == set()
+
+
+def test_the_page_of_models_shows_what_families_share_and_what_cannot_be_read(site):
+    text = twins.twin(site, "models")
+    assert "| `arcee` | `llama` | 7 | before |" in text
+    assert all(f"| `{kind}` | {reason} |" in text for kind, reason in REFUSED.items())
+    assert ":::" not in text
 
 
 def test_the_page_of_commands_has_every_option(site):

@@ -154,9 +154,13 @@ def distinct() -> dict[str, Family]:
     """The rows that differ in where they read, each by the first of its names."""
     found: dict[str, tuple[str, Family]] = {}
     for name, row in FAMILIES.items():
-        parts = {key: value for key, value in vars(row).items() if key not in OWN}
-        found.setdefault(repr(parts), (name, row))
+        found.setdefault(repr(where_it_reads(row)), (name, row))
     return dict(found.values())
+
+
+def where_it_reads(row: Family) -> dict[str, Any]:
+    """The fields of a row that say where it reads, and what happens to the states there and to the logits."""
+    return {key: value for key, value in vars(row).items() if key not in OWN}
 
 
 OWN = ("note", "absent", "model_type", "tiny", "beside", "needs")
