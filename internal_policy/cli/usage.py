@@ -164,7 +164,7 @@ def print_commands(commands: Mapping[str, tuple[str, str]]) -> None:
     out.print()
     for heading, example in zip(("Examples", ""), EXAMPLES, strict=True):
         out.print(f"[bold]{heading:<9}[/]{escape(example)}", emoji=False)
-    out.print("\nAdd --help to a command to see its options. --version prints the version.")
+    out.print("Add --help to a command to see its options. --version prints the version.")
 
 
 def print_page(command: str, shown: Page) -> None:

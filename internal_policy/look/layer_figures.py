@@ -302,6 +302,28 @@ def compare(
     return theme.layout(figure, title, caption, style, height=460, wide=True, above=10 + 15 * lines)
 
 
+def difference(
+    differences: pd.DataFrame, about: tuple[About, About], measure: str = "entropy", style: Style = "screen"
+) -> go.Figure:
+    """How much a measure of scan B exceeds that of A at attention, FFN and layer output, by layer.
+
+    `differences` is `differences.by_layer` of A and B, which `about` describes.
+    """
+    figure = go.Figure()
+    _zero(figure)
+    rows = _drawn(differences.rename(columns={"difference": "mean"}), measure, style)
+    theme.line(figure, _stream(rows), theme.SITES["resid_post"])
+    for site in ("attn_out", "mlp_out", "final"):
+        theme.line(figure, rows[rows["site"] == site], theme.SITES[site])
+    _by_layer(figure, style)
+    if "final" in {*rows["site"]}:
+        _ends(figure, about[0].n_layers, style)
+    figure.update_yaxes(title={"text": f"B - A: {theme.label(measure)}"})
+    a, b = (one.label or one.model for one in about)
+    caption = f"A: {a} · B: {b} · {view.how(about[0].readout)} · {theme.n(about[0])} in A · 95% intervals over rollouts"
+    return theme.layout(figure, f"{theme.MEASURES[measure][0]}: B minus A by layer", caption, style)
+
+
 def _above(figure: go.Figure, lines: Sequence[str], number: int) -> None:
     """Write a heading above a column."""
     figure.add_annotation(

@@ -31,7 +31,7 @@ def partners(a: View, b: View) -> dict[int, list[int]]:
     Rollouts with the same prompt come before others. Tokens are the same if their texts are, because two models may
     number them differently.
     """
-    mine, others = _texts(a), _texts(b)
+    mine, others = texts(a), texts(b)
     by_response: dict[tuple[str, ...], list[int]] = {}
     for rollout, (_, response) in others.items():
         by_response.setdefault(response, []).append(rollout)
@@ -41,8 +41,8 @@ def partners(a: View, b: View) -> dict[int, list[int]]:
     }
 
 
-def _texts(view: View) -> dict[int, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Rollout -> the texts of the tokens of its prompt and of its response."""
+def texts(view: View) -> dict[int, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Rollout of a view -> the texts of the tokens of its prompt and of its response."""
     check(view)
     found = rollouts(view, ["prompt_ids", "response_ids"])
     known = store.read(view.source, "vocabulary").set_index("id")["token"]

@@ -9,7 +9,18 @@ import pandas as pd
 
 from internal_policy import files
 from internal_policy.errors import InputError, counted
-from internal_policy.look import findings, notebook, pairs, rollouts, runs, statistics, targets, tokens, view
+from internal_policy.look import (
+    differences,
+    findings,
+    notebook,
+    pairs,
+    rollouts,
+    runs,
+    statistics,
+    targets,
+    tokens,
+    view,
+)
 from internal_policy.look.lens_grid.frames import PairTable, TokenTable
 from internal_policy.look.statistics import Average, Part
 from internal_policy.look.view import About, View
@@ -171,6 +182,18 @@ class Scan(View):
         with the same tokens, or lacks the measure.
         """
         return PairTable.of(*pairs.best(self, other, rollout), site, measure)
+
+    def difference(self, other: View, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
+        """How much a measure of another scan of the same tokens exceeds this one's, by layer, with 95% intervals.
+
+            whole, quantized = ip.open_scan("whole"), ip.open_scan("nf4")
+            whole.difference(quantized)  # the error of the entropies that quantizing makes
+
+        Columns: layer, site, a (this scan's mean), b (the other's), difference (b minus a), and low and high, the ends
+        of its bootstrap interval over rollouts, which are drawn in pairs (NaN for a single one). All are in the
+        measure's unit. Raises InputError if no rollouts have the same tokens.
+        """
+        return differences.by_layer(self, other, measure, average)
 
     @property
     def findings(self) -> tuple[str, ...]:

@@ -171,6 +171,11 @@ def modules(record: Mapping[str, Any]) -> str:
     return ", ".join(said)
 
 
+def labelled(view: View, label: str) -> About:
+    """The same, with what a comparison calls the scan."""
+    return replace(about(view), label=label)
+
+
 def layers(view: View) -> pd.DataFrame:
     """The table `layers` of the view, one row per rollout x layer x site: means over the tokens in the window.
 
