@@ -8,6 +8,10 @@ DRAFTS = "it only drafts tokens for another Gemma 4 model, whose keys and values
 
 NORMED = "its norms change the residual stream itself, which then isn't the sum of what its modules add"
 SCALED = "its layers multiply the residual stream by learned weights before they add to it"
+OMNI = (
+    "it is several models, of which the thinker writes texts; save that alone, with its tokenizer, by "
+    "`model.thinker.save_pretrained(FOLDER)`"
+)
 
 REFUSED: dict[str, str] = {
     "deepseek_v4": SEVERAL,
@@ -17,6 +21,8 @@ REFUSED: dict[str, str] = {
     "gemma4_unified_assistant": DRAFTS,
     "glm5_next": SEVERAL,
     "hy_v4": SEVERAL,
+    "qwen2_5_omni": OMNI,
+    "qwen3_omni_moe": OMNI,
     "qwen4_exp": SEVERAL,
     "qwen4_exp_text": SEVERAL,
     "doge": SCALED,

@@ -56,11 +56,22 @@ def mrope(*sections: int) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": list(sections)}
 
 
+def thinker(language: Family, **tiny: Any) -> Family:
+    """The row of the model inside Qwen's omni models that reads texts, images and sounds, and writes texts."""
+    row = reading(language, QWEN_TOWER, **tiny, rope_parameters=mrope(1, 1, 2))
+    sound = {"d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 1, "encoder_ffn_dim": 8, "output_dim": 32}
+    note = row.note.replace("also reads images", "also reads images and sounds")
+    # transformers reads this id from the configuration, but has no default for it
+    return replace(row, note=note, beside={**row.beside, "audio_config": sound, "vision_start_token_id": 310})
+
+
 ROWS: dict[str, Family] = {
     "qwen2_vl": reading(LLAMA, QWEN_TOWER, rope_parameters=mrope(1, 1, 2)),
     "qwen2_5_vl": reading(LLAMA, QWEN_TOWER, rope_parameters=mrope(1, 1, 2)),
     "qwen3_vl": reading(LLAMA, QWEN_TOWER, rope_parameters=mrope(2, 1, 1)),
     "qwen3_vl_moe": reading(EXPERTS, QWEN_TOWER, **QWEN_EXPERTS, rope_parameters=mrope(2, 1, 1)),
+    "qwen2_5_omni_thinker": thinker(LLAMA),
+    "qwen3_omni_moe_thinker": thinker(EXPERTS, **QWEN_EXPERTS),
     "qwen3_5": reading(QWEN3_5, QWEN_TOWER),
     "qwen3_5_moe": reading(QWEN3_5_EXPERTS, QWEN_TOWER),
     "llama4": replace(
