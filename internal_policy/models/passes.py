@@ -163,9 +163,9 @@ def _rotate(
     at: Tensor = call["position_ids"]
     by_length = {}
     for length in {int(at.max()) + 1} if lengths is None else set(lengths):
-        forward(**{**call, "position_ids": at[:, :1] * 0})  # reading a single token makes it forget longer texts
-        last = at.new_full((len(at), 1), length - 1)  # the largest position decides; positions beyond it are padding
-        rotation = forward(**{**call, "position_ids": torch.cat([at.clamp(max=length - 1), last], 1)})
+        forward(**{**call, "position_ids": at[..., :1] * 0})  # reading a single token makes it forget longer texts
+        last = at.new_full((*at.shape[:-1], 1), length - 1)  # the largest decides; those beyond it are padding
+        rotation = forward(**{**call, "position_ids": torch.cat([at.clamp(max=length - 1), last], -1)})
         by_length[length] = [each[:, :-1] for each in (rotation if isinstance(rotation, tuple) else (rotation,))]
     if len(by_length) == 1:
         rows = next(iter(by_length.values()))

@@ -102,6 +102,7 @@ def test_a_rollout_has_the_same_numbers_in_a_batch_as_alone(monkeypatch, tokeniz
         ("deepseek_v2", "longrope", {name: each[:2] for name, each in FACTORS.items()}),
         ("deepseek_v2", "dynamic", {}),
         ("gpt_neox", "dynamic", {"partial_rotary_factor": 0.5}),
+        ("qwen2_5_vl", "dynamic", {"mrope_section": [1, 1, 2]}),  # positions of time, height and width
     ],
 )
 def test_batches_do_not_change_rotations_specific_to_a_family(monkeypatch, tokenizer, family, kind, own):
