@@ -11,6 +11,7 @@ from torch.distributions import Categorical
 
 from internal_policy.models import kernels
 from internal_policy.models.families import family_of
+from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.independence import continues, samples_alike
 from internal_policy.models.passes import sampled_together
@@ -122,7 +123,7 @@ def greedy(model, ids, n=8):
 @pytest.mark.parametrize("layer", [None, 0, 1])
 def test_a_policy_of_a_hybrid_samples_in_a_batch_what_whole_passes_predict(tokenizer, name, layer):
     model = tiny_model(name)
-    model.get_output_embeddings().weight.data[:4] = 0  # no response ends
+    unembedding(model).weight.data[:4] = 0  # no response ends
     point = FINAL if layer is None else HookPoint(layer, "resid_post")
     with as_policy(model, point):
         expected = [greedy(model, tokenizer(text).input_ids) for text in TEXTS]
