@@ -14,7 +14,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy.errors import InputError, counted
-from internal_policy.look import catalogue, comparison, headings, pairs, recipe, view
+from internal_policy.look import catalogue, comparison, differences, headings, layer_figures, pairs, recipe, view
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.lens_grid import page, pair, payload
 from internal_policy.look.pairs import Side
@@ -105,7 +105,7 @@ def cells(looked: View, others: Sequence[View]) -> None:
     drawn = {**page.data(grids, pair.names(a, b), **given), "why": reason}
     lens_grid.show("pair", drawn, {"kept": keep, "wanted": want})
     shown = site or SITE
-    behind = None if reason else differences(a.view, a.rollout, b.view, b.rollout, shown)
+    behind = None if reason else by_cell(a.view, a.rollout, b.view, b.rollout, shown)
     made = recipe.of_pair(a, b, shown, given.get("measure"))
     named = replace(made, address=(*made.address, ("against", name_of(b.view))))  # as in the page's list
     show.below_grid("differences", named, behind)
@@ -250,9 +250,18 @@ def about(a: View, rollout: int, b: View, other: int) -> tuple[str, list[str]]:
 
 
 @scans.kept(8)
-def differences(a: View, rollout: int, b: View, other: int, site: str) -> pd.DataFrame:
+def by_cell(a: View, rollout: int, b: View, other: int, site: str) -> pd.DataFrame:
     """The differences of entropies and top tokens at a site."""
     return pairs.differences(Side(a, rollout), Side(b, other), site)
+
+
+@scans.kept(8)
+def subtracted(a: View, b: View, average: Average) -> pd.DataFrame:
+    """The differences of entropies by layer; none if the scans have no tokens in common, or another depth."""
+    deep = {view.check(one)["n_layers"] for one in (a, b)}
+    if len(deep) > 1 or not differences.partners(a, b):
+        return pd.DataFrame()
+    return differences.by_layer(a, b, average=average)
 
 
 def curves(looked: View, others: Sequence[View], average: Average) -> None:
@@ -275,6 +284,11 @@ def curves(looked: View, others: Sequence[View], average: Average) -> None:
             frames = [frame.assign(scan=name) for frame, name in zip(found.frames.values(), names, strict=True)]
             numbers, made = pd.concat(frames, ignore_index=True), recipe.of_scan("compare", found)
             show.figure(f"compare-{measure}", catalogue.compare(found), numbers, recipe=made)
+    for number, (other, name) in enumerate(zip(views[1:], names[1:], strict=True) if others else ()):
+        found = subtracted(looked, other, average)
+        if len(found):
+            sides = view.labelled(looked, names[0]), view.labelled(other, name)
+            show.figure(f"difference-{number}", layer_figures.difference(found, sides), found)
     st.subheader("Target layer")
     changes = [scans.data("change", [one], Choice(average=average)).frames["change"] for one in views]
     show.targets(dict(zip(names, changes, strict=True)))

@@ -427,7 +427,7 @@ def test_the_grid_reads_through_a_lens(copied):
 def test_scans_are_compared_through_their_lenses(copied, tmp_path):
     other = Path(shutil.copytree(read_as(copied, "tuned"), tmp_path / "other"))
     app = opened("compare", scan=str(copied), readout="tuned", compare=[str(copied), str(other)])
-    assert len(charts(app)) == 2
+    assert len(charts(app)) == 3
     assert all("through the tuned lens" in said for said in charts(app))
 
 
@@ -607,6 +607,12 @@ def test_scans_with_different_sites_are_not_compared(copied):
 def test_differences_of_compared_scans_are_listed(copied):
     rewrite(copied, dtype="float32")
     assert any("precision" in text for text in texts(opened("compare", compare=["demo-llama", str(copied)])))
+
+
+def test_scans_of_the_same_tokens_are_subtracted_by_layer(copied):
+    found = charts(opened("compare", scan="demo-qwen3", compare=["demo-llama", str(copied)]))
+    assert len(found) == 3
+    assert sum("95% intervals over rollouts" in said for said in found) == 1
 
 
 def test_a_scan_by_itself_is_compared_with_its_other_readout():
