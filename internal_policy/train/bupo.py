@@ -26,7 +26,7 @@ from internal_policy.models.policy import Readout, as_policy
 from internal_policy.tasks.generate import end_ids, pad_id
 from internal_policy.tasks.problems import Problem, messages_of
 from internal_policy.tasks.prompts import encode_problem, encode_text
-from internal_policy.train import checkpoints
+from internal_policy.train import checkpoints, padding
 from internal_policy.train.configuration import BuPOConfig, check_length
 from internal_policy.train.schedule import point_at
 
@@ -110,6 +110,7 @@ class BuPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, args, **more)
         causal = self._causal(self.model)
         check_padding(causal.config)
+        padding.check(causal.config)
         # TRL would pad with a token that the model may not have
         pad = self._tokenizer.pad_token_id = pad_id(causal, self._tokenizer)
         causal.config.get_text_config().pad_token_id = causal.generation_config.pad_token_id = pad
@@ -196,7 +197,8 @@ class BuPOTrainer(GRPOTrainer):
         """Log-probabilities and entropies of the policy in training, or of the whole policy if `whole` is set."""
         internal = self.point != FINAL and not self.whole and self.model.training
         readout = cast(Readout, self.args.readout)
-        with as_policy(self._causal(model), self.point, readout) if internal else nullcontext():
+        causal = self._causal(model)
+        with padding.counting(causal), as_policy(causal, self.point, readout) if internal else nullcontext():
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from internal_policy.tasks.generate import check_prompts, generate
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat, encode_problem
 from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollouts
-from internal_policy.train import checkpoints
+from internal_policy.train import checkpoints, padding
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig
@@ -72,6 +72,7 @@ def check(
     `layer` is a hook point besides those of `config` that is compared with others.
     """
     check_padding(model)
+    padding.check(model)
     text = model.get_text_config()
     for point in [*(phase.point for phase in config.phases), *([layer] if layer else [])]:
         hooks.check(model, point, text.num_hidden_layers)

@@ -7,8 +7,11 @@ import torch
 from conftest import tiny_model
 from trainer import trainer, weights
 
+from internal_policy.errors import InputError
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import policy_logits
+from internal_policy.train.configuration import BuPOConfig
+from internal_policy.train.run import check
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 KINDS = {
@@ -32,7 +35,7 @@ KINDS = {
     "llava": "the language model of a vision-language model",
 }
 """Row -> what its models have that others haven't."""
-HYBRIDS = ("nemotron_h", "jamba", "qwen3_next", "lfm2")
+
 SAMPLE = ("gemma2", "gpt_neox", "qwen3_moe", "nemotron_h")
 EVERY = [pytest.param(name, marks=[] if name in SAMPLE else pytest.mark.slow) for name in KINDS]
 
@@ -69,3 +72,40 @@ def test_an_internal_policy_and_then_the_whole_one_are_trained(family, tokenizer
     changed = {name for name, weight in weights(run.model).items() if not torch.equal(weight, before[name])}
     assert any(".layers.0." in name for name in changed)
     assert all(torch.isfinite(weight).all() for weight in weights(run.model).values())
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gpt2",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("biogpt", "ctrl", "gpt_neo", "nemotron_h", "jamba", "qwen3")
+        ),
+    ],
+)
+def test_padding_before_a_prompt_changes_nothing(family, tokenizer, tmp_path):
+    model: Any = tiny_model(family).float()
+    ids = torch.randint(5, 256, (2, 9), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    run = trainer(tmp_path, tokenizer, model, schedule=["1.resid_post:1"])
+    run.model.train()
+    for module in run.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for point in (HookPoint(1, "resid_post"), FINAL):
+        run.point = point
+        padded = run._get_per_token_logps_and_entropies(run.model, ids, mask, 4)[0][1]
+        alone = run._get_per_token_logps_and_entropies(run.model, ids[1:, 3:], mask[1:, 3:], 4)[0][0]
+        torch.testing.assert_close(padded, alone, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["rwkv", "xlstm", "recurrent_gemma", "llama4_text"])
+def test_a_model_that_cannot_be_trained_is_refused_before_work_starts(family, tokenizer, tmp_path):
+    model = tiny_model(family)
+    why = f"{family} can't be trained"
+    with pytest.raises(InputError, match=why):
+        trainer(tmp_path, tokenizer, model)
+    with pytest.raises(InputError, match=why):
+        check(model.config, tokenizer, [], None, BuPOConfig(output_dir=str(tmp_path), use_cpu=True))
