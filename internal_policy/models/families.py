@@ -42,7 +42,8 @@ def row_of(config: PreTrainedConfig) -> tuple[str, Literal["table", "here"]]:
             f"The model type '{kind}' has no row in the table of families. Call ip.admit(model) to try the known rows, "
             "or `internal-policy families MODEL` to see why none fits."
         )
-    text = config.get_text_config()
+    # every hook asks for its family, and transformers looks attributes up slowly
+    text = config.get_text_config() if any(row.needs for row in rows.values()) else config
     # a row without conditions is for all other models
     for name, row in sorted(rows.items(), key=lambda entry: -len(entry[1].needs)):
         if all(getattr(text, attribute) in values for attribute, values in row.needs.items()):

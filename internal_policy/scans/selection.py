@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 from internal_policy.errors import InputError
@@ -79,7 +80,11 @@ class Plan:
 
     def rows(self, layers: Sequence[int], site: str) -> list[int]:
         """The rows that hold `site` of each of `layers`."""
-        return [self.points.index(canonical(layer, site, self.sites)) for layer in layers]
+        return [self._row_of[canonical(layer, site, self.sites)] for layer in layers]
+
+    @cached_property
+    def _row_of(self) -> dict[HookPoint, int]:
+        return {point: row for row, point in enumerate(self.points)}
 
 
 def canonical(layer: int, site: str, sites: Mapping[int, Collection[str]] = MappingProxyType({})) -> HookPoint:

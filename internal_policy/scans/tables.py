@@ -30,7 +30,7 @@ def columns(numbers: Numbers, selection: Selection, plan: Plan, n_layers: int) -
         rows = [0] if site == "final" else plan.rows(layers, site)
         for measure in selection.names(site):
             for name in ("topk_ids", "topk_probs") if measure == "topk" else (measure,):
-                values = np.stack([numbers[readout, name][:, rows] for readout in selection.readouts], 1)
+                values = np.stack([np.take(numbers[readout, name], rows, 1) for readout in selection.readouts], 1)
                 yield Column(site, name, values, layers)
 
 
