@@ -15,6 +15,9 @@ os.environ["OMP_NUM_THREADS"] = (
     "1"  # in every process: waiting for a second thread takes longer than a whole tiny model
 )
 
+if shutil.which("nvidia-smi") is None:
+    os.environ["TRITON_INTERPRET"] = "1"  # where Triton is installed, before anything imports it
+
 import shapes  # noqa: F401 makes the checks cheaper
 from jaxtyping import install_import_hook
 

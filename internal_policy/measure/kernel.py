@@ -1,7 +1,8 @@
 """Measure policies one tile of the vocabulary at a time, without ever holding all of their logits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -9,10 +10,13 @@ from torch import Tensor
 
 from internal_policy.measure.matmul import MATMULS
 from internal_policy.measure.metrics import FROM_LOGITS, LOWEST, MEASURES, cosine, norm, precision, scale_to
+from internal_policy.measure.stacked import Fold, Wanted, fold, measure_stacked, token_bytes
 from internal_policy.measure.transform import LogitTransform
 
 TILE_ROWS, TILE_VOCAB = 512, 2048
 """Hidden states and vocabulary entries in one product, small enough that its logits stay in the processor's cache."""
+COSINES = 2**26
+"""Elements of the states whose cosines a GPU computes at once."""
 EMPTY = -1e30
 """The maximum of no logits; finite, because merging with -inf gives NaN."""
 GROUP = 64
@@ -32,7 +36,8 @@ class Kernel:
     top_k: int = 5
     """How many of the most likely tokens `topk` keeps."""
     matmul: str = "plain"
-    """Name in `MATMULS` of the matrix product for the unembedding."""
+    """Name in `MATMULS` of the matrix product for the unembedding, or "stacked" or "fused" (see `folds`), which are for
+    GPUs; a GPU never uses those in `MATMULS`."""
     unembedded: int | None = None
     """How many of the first hidden states `numbers` unembeds; None for all. The others only give norms and cosines."""
     inputs: Sequence[int] = ()
@@ -57,12 +62,22 @@ class Kernel:
         scale = None
         if states is None:
             states = hidden[: self.unembedded]
-            scale = scale_to(norms[list(self.inputs)], norms[1 : 1 + len(self.inputs)]) if self.inputs else None
+            scale = scale_to(norms[self._inputs], norms[1 : 1 + len(self.inputs)]) if self.inputs else None
         measured = self.measure(states, targets, scale)
         cosines = torch.full_like(norms, torch.nan)
-        for module, stream in self.streams:
-            cosines[module] = cosine(hidden[module], hidden[stream])
+        step = max(1, COSINES // hidden[0].numel()) if hidden.is_cuda else 1
+        for pairs in self._streams.split(step):
+            modules, streams = pairs.unbind(1)
+            cosines[modules] = cosine(hidden[modules], hidden[streams])
         return {**measured, "norm": norms, "cosine": cosines}
+
+    @cached_property  # because a GPU waits for every copy of a list
+    def _inputs(self) -> Int[Tensor, " scaled"]:
+        return torch.tensor(self.inputs, dtype=torch.int64, device=self.weight.device)
+
+    @cached_property
+    def _streams(self) -> Int[Tensor, "modules 2"]:
+        return torch.tensor(self.streams, dtype=torch.int64, device=self.weight.device).view(-1, 2)
 
     def measure(
         self,
@@ -83,6 +98,10 @@ class Kernel:
             return {}
         if scale is not None:
             scale = scale.clamp(max=torch.finfo(scale.dtype).max)  # 0 times infinity would be NaN
+        if hidden.is_cuda or self.matmul not in MATMULS:
+            wanted = Wanted(self.weight, self.transform, self.measures, self.top_k, self.bias)
+            how = self.matmul if hidden.dtype == self.weight.dtype and self.bias is None else "stacked"
+            return measure_stacked(*folds(how), wanted, hidden, targets, scale)
         points, positions, d_model = hidden.shape
         step = max(1, TILE_ROWS // positions)
         scaled = 0 if scale is None or "entropy_at_input_norm" not in self.measures else len(scale)
@@ -118,6 +137,15 @@ class Kernel:
                 tally.add(z, start, targets, final if "kl" in self.measures else None, scratch, add)
         results = [tally.result(tallies[0]) for tally in tallies]
         return {name: torch.cat([result[name] for result in results]) for name in results[0]}
+
+
+def folds(name: str) -> tuple[Fold, Callable[[Wanted, int], int]]:
+    """What folds hidden states on a GPU, and the memory it needs: "fused" is in Triton, any other in PyTorch alone."""
+    if name == "fused":
+        from internal_policy.measure import fused
+
+        return fused.fold, fused.token_bytes
+    return fold, token_bytes
 
 
 @dataclass

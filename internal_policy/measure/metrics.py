@@ -32,6 +32,8 @@ def entropy(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
 
 def norm(hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
     """Euclidean length of a hidden state, in float32 or better; no square underflows or overflows."""
+    if hidden.is_cuda and hidden.dtype != torch.float64:  # a GPU is fast at this, but slow to report extremes
+        return torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float64).to(precision(hidden.dtype))
     lengths = torch.linalg.vector_norm(hidden, dim=-1, dtype=precision(hidden.dtype))
     extreme = (lengths < EXTREMES[0]) | (lengths > EXTREMES[1])
     if extreme.any():

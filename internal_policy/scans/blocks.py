@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from internal_policy.measure.stacked import free_bytes
 from internal_policy.models.hooks import HookPoint, check_visits
 from internal_policy.models.passes import alone, continuing, device_of
 from internal_policy.scans.reader import reader_of
@@ -17,10 +18,12 @@ STATE_BYTES = 64 * 2**20
 """Bytes of hidden states held at once; longer texts are read in pieces that share a key-value cache."""
 WHOLE_BYTES = 2**30
 """The same for models that can't continue from a cache, and read each piece from the start of the text."""
+GPU_SHARE = 8
+"""A GPU holds hidden states in a fraction, 1 / GPU_SHARE, of its free memory instead."""
 PREFILL = 1024
 """Positions of the prompt read at once; their hidden states aren't kept."""
-TOGETHER = 32
-"""Positions measured together."""
+TOGETHER, GPU_TOGETHER = 32, 512
+"""Positions measured together, and on a GPU, which needs more work at once to be busy."""
 
 
 def blocks(
@@ -29,9 +32,10 @@ def blocks(
     """Run the model over a batch; yield the hidden states at `points` where the response tokens are predicted.
 
     Each item is (number of each position in the batch, rollout by rollout; the token that follows; hidden states), for
-    at most TOGETHER positions. Rollouts are padded on the right, where causal attention hides the padding from real
-    tokens, and read in pieces: apart from the key-value cache, memory grows with neither the length of a text nor the
-    number of points. If the model can't continue from a cache (Mamba), each piece is read from the start of the text.
+    at most TOGETHER positions, or GPU_TOGETHER on a GPU, where the states stay. Rollouts are padded on the right, where
+    causal attention hides the padding from real tokens, and read in pieces: apart from the key-value cache, memory
+    grows with neither the length of a text nor the number of points. If the model can't continue from a cache (Mamba),
+    each piece is read from the start of the text.
     """
     reader = reader_of(model)
     ids, number = padded(rollouts)
@@ -40,7 +44,10 @@ def blocks(
     ids = ids.to(device)
     per_position = len(points) * weight.shape[1] * weight.element_size() * len(rollouts)
     options = continuing(reader.model.config)
-    step = max(1, (STATE_BYTES if options else WHOLE_BYTES) // per_position)
+    room = STATE_BYTES if options else WHOLE_BYTES
+    if on_gpu := weight.is_cuda:
+        room = free_bytes(weight.device) // GPU_SHARE
+    step, together = max(1, room // per_position), GPU_TOGETHER if on_gpu else TOGETHER
     row_of = {point: row for row, point in enumerate(points)}
     first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # nothing before this position is kept
     prompt = range(0, first, max(step, PREFILL)) if options else ()
@@ -48,9 +55,11 @@ def blocks(
     options = options if len(starts) > 1 else {}
     for start, end in zip(starts, [*starts[1:], width], strict=True):
         piece = slice(start if options else 0, end)
-        here = (number[:, piece] >= 0).to(device)
-        here[:, : start - piece.start] = False
-        hidden = weight.new_empty(len(points), int(here.sum()), weight.shape[1])
+        kept = number[:, piece] >= 0
+        kept[:, : start - piece.start] = False
+        here = kept.flatten().nonzero().squeeze(-1)
+        index, here = number[:, piece].flatten()[here], here.to(device)
+        hidden = weight.new_empty(len(points), len(here), weight.shape[1])
 
         visits = Counter[HookPoint]()
 
@@ -58,16 +67,15 @@ def blocks(
             point: HookPoint, state: Tensor, hidden: Tensor = hidden, here: Tensor = here, visits: Any = visits
         ) -> None:
             visits[point] += 1
-            hidden[row_of[point]] = state[here.to(state.device)]
+            hidden[row_of[point]] = state.flatten(0, 1)[here.to(state.device)]
 
         visited = points if hidden.shape[1] else ()
         with alone(reader.model, [len(rollout.ids) for rollout in rollouts]):
             reader.run(visited, store, input_ids=ids[:, piece], **(options or {"use_cache": False}))
         check_visits(visited, visits)
-        index = number[:, piece][here.cpu()]
-        targets = ids.roll(-1, 1)[:, piece][here].to(weight.device)
-        for first in range(0, len(index), TOGETHER):
-            at = slice(first, first + TOGETHER)
+        targets = ids.roll(-1, 1)[:, piece].flatten()[here].to(weight.device)
+        for first in range(0, len(index), together):
+            at = slice(first, first + together)
             yield index[at], targets[at], hidden[:, at]
 
 

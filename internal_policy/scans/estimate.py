@@ -10,17 +10,19 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
+from internal_policy.measure.choice import choose
 from internal_policy.measure.kernel import TILE_ROWS, TILE_VOCAB, Kernel
-from internal_policy.measure.matmul import choose
 from internal_policy.models.classes import auto_class
 from internal_policy.models.families import family_of
 from internal_policy.models.modules import backbone
 from internal_policy.models.tiny import tiny
-from internal_policy.scans.blocks import TOGETHER
+from internal_policy.scans.blocks import GPU_TOGETHER, TOGETHER
 from internal_policy.scans.selection import Plan, Selection
 
 TILES = 2
 """Tiles of the vocabulary that are measured; the others take as long."""
+GPU_ROWS, GPU_VOCAB = 4096, 65_536
+"""Policies and vocabulary entries that are measured on a GPU, which fewer don't keep busy."""
 LARGEST = 4096
 """Rows and columns of the largest matrix that is multiplied to measure the layers."""
 BUDGET = 0.3
@@ -151,9 +153,10 @@ def _kernel(
     config: PreTrainedConfig, selection: Selection, dtype: torch.dtype, device: torch.device, together: int
 ) -> tuple[float, float]:
     """Seconds to measure one policy, and one at two norms: those of a few policies over a part of the vocabulary."""
-    text, positions = config.get_text_config(), max(1, min(together, TOGETHER))
-    points = max(1, TILE_ROWS // positions)
-    d_vocab, d_model = min(TILES * TILE_VOCAB, text.vocab_size), text.hidden_size
+    text, gpu = config.get_text_config(), device.type == "cuda"
+    positions = max(1, min(together, GPU_TOGETHER if gpu else TOGETHER))
+    points = max(1, (GPU_ROWS if gpu else TILE_ROWS) // positions)
+    d_vocab, d_model = min(GPU_VOCAB if gpu else TILES * TILE_VOCAB, text.vocab_size), text.hidden_size
     weight = torch.randn(d_vocab, d_model, device=device).to(dtype)
     shape_only = weight[:1].expand(text.vocab_size, d_model)  # no memory: only its shape decides
     hidden = torch.randn(1 + points, positions, d_model, device=device).to(dtype)

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from internal_policy.errors import InputError
+from internal_policy.measure.choice import choose
 from internal_policy.measure.kernel import Kernel
-from internal_policy.measure.matmul import choose
 from internal_policy.measure.metrics import MEASURES
 from internal_policy.models import quantized
 from internal_policy.models.families import check_sites, layer_sites, place, row_of, sites_of
@@ -193,25 +193,24 @@ class Scanner:
 
     @torch.inference_mode()
     def _tables(self, rollouts: Sequence[Rollout], first: int, on_piece: OnPiece | None) -> tuple[pa.Table, pa.Table]:
-        collected: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
+        collected: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
         order: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
         lengths = [len(rollout.response_ids) for rollout in rollouts]
         with evaluating(self.reader.model):
             for index, tensors in self._measured(rollouts):
                 piece = {
-                    (readout, name): values.transpose(0, 1)
-                    .to(torch.int32 if name == "topk_ids" else torch.float32)
-                    .cpu()
-                    .numpy()
-                    for (readout, name), values in tensors.items()
+                    key: values.transpose(0, 1).to(torch.int32 if key[1] == "topk_ids" else torch.float32).contiguous()
+                    for key, values in tensors.items()
                 }
                 for key, values in piece.items():
                     collected[key].append(values)
                     order[key].append(index.cpu().numpy())
                 if on_piece is not None:
-                    on_piece(self._piece(piece, index.cpu().numpy(), lengths, first))
-        numbers = {
-            key: np.concatenate(values)[np.concatenate(order[key]).argsort()] for key, values in collected.items()
+                    numbers = {key: values.cpu().numpy() for key, values in piece.items()}
+                    on_piece(self._piece(numbers, index.cpu().numpy(), lengths, first))
+        numbers = {  # copied only now, because a GPU computes ahead until a number is needed
+            key: np.take(torch.cat(values).cpu().numpy(), np.concatenate(order[key]).argsort(), 0)
+            for key, values in collected.items()
         }
         layout = (numbers, self.selection, self.plan, self.reader.n_layers, lengths, first)
         return policies_table(*layout), layers_table(*layout)

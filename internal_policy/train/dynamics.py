@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from torch import nn
 
+from internal_policy.measure.choice import choose
 from internal_policy.measure.kernel import Kernel
-from internal_policy.measure.matmul import choose
 from internal_policy.measure.metrics import cosine
 from internal_policy.models.adapters import inside
 from internal_policy.models.families import sites_of

@@ -26,11 +26,12 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(kernel, "TILE_VOCAB", 128)
 
 
+@pytest.mark.parametrize("matmul", ["plain", "stacked", "fused"])  # the last two are for GPUs
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-10), (torch.float32, 2e-5)], ids=str)
-def test_every_number_includes_the_bias(transform, dtype, atol):
+def test_every_number_includes_the_bias(transform, dtype, atol, matmul):
     hidden, weight, bias, targets, scale = states(dtype)
-    found = Kernel(weight, transform, top_k=3, bias=bias).measure(hidden, targets, scale)
+    found = Kernel(weight, transform, top_k=3, bias=bias, matmul=matmul).measure(hidden, targets, scale)
     raw = hidden.double() @ weight.double().T
     policy = Categorical(logits=transform(raw + bias.double()))
     aim = (raw + bias).gather(-1, targets.expand(4, -1).unsqueeze(-1))
@@ -57,12 +58,13 @@ def test_a_bias_of_0_changes_nothing():
         torch.testing.assert_close(found[name], values, atol=1e-12, rtol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("matmul", ["plain", "stacked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_copies_of_a_token_do_not_lower_its_rank(dtype):
+def test_copies_of_a_token_do_not_lower_its_rank(dtype, matmul):
     hidden, weight, bias, targets, _ = states()
     weight, bias = torch.cat([weight, weight]).to(dtype), torch.cat([bias, bias]).to(dtype)
-    doubled = Kernel(weight, bias=bias).measure(hidden.to(dtype), targets)["rank"]
-    once = Kernel(weight[:300], bias=bias[:300]).measure(hidden.to(dtype), targets)["rank"]
+    doubled = Kernel(weight, bias=bias, matmul=matmul).measure(hidden.to(dtype), targets)["rank"]
+    once = Kernel(weight[:300], bias=bias[:300], matmul=matmul).measure(hidden.to(dtype), targets)["rank"]
     assert torch.equal(doubled, 2 * once - 1)
 
 
