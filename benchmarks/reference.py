@@ -22,7 +22,7 @@ def scan(model: PreTrainedModel, ids: Int[Tensor, "1 seq"], first: int) -> dict[
     """The entropies at 6 sites of every layer and at the end of the model, for the tokens from `first` on."""
     kept: dict[HookPoint, Tensor] = {}
     points = [HookPoint(layer, site) for layer in range(len(decoder_layers(model))) for site in SITES] + [FINAL]
-    with hooked(model, points, lambda point, hidden: kept.__setitem__(point, hidden.detach().cpu())):
+    with hooked(model, points, lambda point, hidden: kept.__setitem__(point, hidden.detach())):
         model(ids, use_cache=False)
     weight = unembedding(model).weight.float()
     return {point: entropy(hidden[0, first - 1 : -1].float() @ weight.T) for point, hidden in kept.items()}
