@@ -14,7 +14,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from internal_policy.errors import InputError, counted
-from internal_policy.look import catalogue, comparison, differences, headings, layer_figures, pairs, recipe, view
+from internal_policy.look import catalogue, comparison, difference_figure, differences, headings, pairs, recipe, view
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.lens_grid import page, pair, payload
 from internal_policy.look.pairs import Side
@@ -288,7 +288,7 @@ def curves(looked: View, others: Sequence[View], average: Average) -> None:
         found = subtracted(looked, other, average)
         if len(found):
             sides = view.labelled(looked, names[0]), view.labelled(other, name)
-            show.figure(f"difference-{number}", layer_figures.difference(found, sides), found)
+            show.figure(f"difference-{number}", difference_figure.difference(found, sides), found)
     st.subheader("Target layer")
     changes = [scans.data("change", [one], Choice(average=average)).frames["change"] for one in views]
     show.targets(dict(zip(names, changes, strict=True)))

@@ -73,11 +73,11 @@ def run(options: Compare) -> None:
             f"{counted(shared, 'rollout')} with the same tokens, {view.how(a.readout)}. {' '.join(caveats)}".rstrip()
         )
     if options.output is not None:
-        from internal_policy.look import export, headings, layer_figures
+        from internal_policy.look import difference_figure, export, headings
 
         labels = headings.labels([a, b])
         about = [view.labelled(one, label) for one, label in zip((a, b), labels, strict=True)]
-        export.write(layer_figures.difference(found, (about[0], about[1]), options.measure), options.output)
+        export.write(difference_figure.difference(found, (about[0], about[1]), options.measure), options.output)
         progress.note(f"Wrote {options.output}.")
 
 

@@ -35,21 +35,21 @@ def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figur
     `means` is `statistics.means` of the entropy. The embeddings come before the first layer, `final` after the last.
     """
     figure = go.Figure()
-    rows = _drawn(means, "entropy", style)
+    rows = placed(means, "entropy", style)
     theme.maximum(figure, about)
-    theme.line(figure, _stream(rows), theme.SITES["resid_post"])
+    theme.line(figure, stream(rows), theme.SITES["resid_post"])
     for site in ("attn_out", "mlp_out"):
         theme.line(figure, rows[rows["site"] == site], theme.SITES[site])
     for site in ("attn_in", "mlp_in") if style == "screen" else ():
         theme.line(figure, rows[rows["site"] == site], theme.SITES[site], visible="legendonly", thin=True)
     theme.line(figure, rows[rows["site"] == "final"], theme.SITES["final"])
-    _by_layer(figure, style)
-    _ends(figure, about.n_layers, style)
+    by_layer(figure, style)
+    ends(figure, about.n_layers, style)
     figure.update_yaxes(title={"text": theme.label("entropy")})
     return theme.layout(figure, "Entropy by layer", about, style)
 
 
-def _ends(figure: go.Figure, n_layers: int, style: Style) -> None:
+def ends(figure: go.Figure, n_layers: int, style: Style) -> None:
     """Label the embeddings and `final` with words, because they aren't layers."""
     first = theme.first_layer(style)
     last = first + n_layers - 1
@@ -68,11 +68,11 @@ def change(
     `changes` is `statistics.changes` and `spans` is `targets.spans`; stages are drawn as E, I and C.
     """
     figure = go.Figure()
-    rows = _drawn(changes[changes["part"] == "total"], "change", style)
-    _zero(figure)
+    rows = placed(changes[changes["part"] == "total"], "change", style)
+    zero(figure)
     for kind in ROWS:
         theme.line(figure, rows[rows["change"] == kind], theme.CHANGES[kind])
-    _by_layer(figure, style)
+    by_layer(figure, style)
     figure.update_yaxes(title={"text": theme.label("change")})
     _stages(figure, spans, len(set(rows["at"])), style)
     if spans and style == "screen":
@@ -105,7 +105,7 @@ def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -
 
     Raises InputError if the split was not measured.
     """
-    rows = _drawn(changes, "change", style)
+    rows = placed(changes, "change", style)
     split = rows[rows["part"] != "total"]
     if not len(split):
         raise InputError(
@@ -138,8 +138,8 @@ def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -
         figure.update_yaxes(
             title={"text": f"{mark.name}<br>{'Δ (nats)' if style == 'paper' else 'change (nats)'}"}, row=number
         )
-        _zero(figure, row=number, col=1)
-    _by_layer(figure, style, bottom=len(kinds))
+        zero(figure, row=number, col=1)
+    by_layer(figure, style, bottom=len(kinds))
     figure.update_layout(barmode="relative", bargap=GAP)
     return theme.layout(
         figure,
@@ -177,15 +177,15 @@ def _total(figure: go.Figure, rows: pd.DataFrame, number: int) -> None:
 def residual(cosine_means: pd.DataFrame, norm_means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figure:
     """Cosine between what attention or FFN writes and the stream it writes to, with the norms below (Fig. 12)."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
-    cosines, norms = _drawn(cosine_means, "cosine", style), _drawn(norm_means, "norm", style)
-    _zero(figure, row=1, col=1)
+    cosines, norms = placed(cosine_means, "cosine", style), placed(norm_means, "norm", style)
+    zero(figure, row=1, col=1)
     for number, rows in enumerate((cosines, norms), start=1):
         for site in ("resid_post", "attn_out", "mlp_out")[2 - number :]:
             mine = rows[rows["site"] == site]
             theme.line(
                 figure, mine, theme.SITES[site], row=number, col=1, legend=number == 2 or site not in set(norms["site"])
             )
-    _by_layer(figure, style, bottom=2)
+    by_layer(figure, style, bottom=2)
     figure.update_yaxes(title={"text": theme.label("cosine")}, row=1)
     steps = (1, 2, 5) if norms["mean"].max() < 300 * norms["mean"].min() else (1,)
     ticks = [step * 10.0**power for power in range(-3, 7) for step in steps]
@@ -199,12 +199,12 @@ def convergence(
 ) -> go.Figure:
     """How far each policy is from the model's own, and the share of tokens whose top token no longer changes."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
-    kl, settled = _drawn(kl_means, "kl", style), _drawn(settled_means, "settled", style)
+    kl, settled = placed(kl_means, "kl", style), placed(settled_means, "settled", style)
     for site in ("resid_post", "attn_out", "mlp_out"):
         theme.line(figure, kl[kl["site"] == site], theme.SITES[site], row=1, col=1)
     none = "resid_post" not in set(kl["site"])
     theme.line(figure, settled[settled["site"] == "resid_post"], theme.SITES["resid_post"], row=2, col=1, legend=none)
-    _by_layer(figure, style, bottom=2)
+    by_layer(figure, style, bottom=2)
     figure.update_yaxes(title={"text": "KL (nats)"}, rangemode="tozero", row=1)
     figure.update_yaxes(title={"text": "Settled tokens"}, range=[0, 1.04], tickformat=".0%", row=2)
     return theme.layout(figure, "Convergence to the model's policy", about, style, height=560)
@@ -221,14 +221,14 @@ def readouts(
     named = dict.fromkeys([*view.WORDS, "tuned", *(about.readout for about, _ in columns)])
     curves = dict(zip(named, cycle(theme.CURVES), strict=False))  # a known readout looks the same in every figure
     for about, frame in columns:
-        rows = _drawn(frame[frame["site"] == site], measure, style)
+        rows = placed(frame[frame["site"] == site], measure, style)
         theme.line(figure, rows, Mark(theme.inert(view.how(about.readout)), *curves[about.readout]))
     about, frame = columns[0]  # the model's own policy doesn't depend on the readout
-    final = _drawn(frame[frame["site"] == "final"], measure, style)
+    final = placed(frame[frame["site"] == "final"], measure, style)
     theme.line(figure, final, theme.SITES["final"])
-    _by_layer(figure, style)
+    by_layer(figure, style)
     if len(final):
-        _ends(figure, about.n_layers, style)
+        ends(figure, about.n_layers, style)
     figure.update_yaxes(title={"text": theme.label(measure)}, rangemode="tozero")
     parts = (theme.SITES[site].name, theme.short(about.model), theme.n(about), about.which)
     caption = " · ".join(part for part in parts if part)
@@ -255,9 +255,9 @@ def distribution(
     theme.line(figure, median, Mark("median", mark.colour, mark.symbol))
     if measure == "entropy":
         theme.maximum(figure, about)
-    _by_layer(figure, style)
+    by_layer(figure, style)
     if site == "final":
-        _ends(figure, about.n_layers, style)
+        ends(figure, about.n_layers, style)
     figure.update_yaxes(title={"text": theme.label(measure)})
     title = f"{theme.MEASURES[measure][0]} over tokens: {mark.name}"
     return theme.layout(figure, title, about, style)
@@ -275,14 +275,14 @@ def compare(
     figure = make_subplots(rows=1, cols=len(columns), shared_yaxes=True, horizontal_spacing=0.02)
     seen: set[str] = set()
     for number, (about, frame) in enumerate(columns, start=1):
-        rows = _drawn(frame[frame["part"] == "total"] if what == "change" else frame, what, style)
+        rows = placed(frame[frame["part"] == "total"] if what == "change" else frame, what, style)
         key, marks = ("change", theme.CHANGES) if what == "change" else ("site", theme.SITES)
         lines = {name: rows[rows[key] == name] for name in (*ROWS, "attn_out", "mlp_out", "final")}
         if what == "entropy":
-            lines = {"resid_post": _stream(rows), **lines}
+            lines = {"resid_post": stream(rows), **lines}
             theme.maximum(figure, about, style == "paper" or len(columns) > 2, row=1, col=number)
         else:
-            _zero(figure, row=1, col=number)
+            zero(figure, row=1, col=number)
         for name, line in lines.items():
             if len(line):
                 theme.line(figure, line, marks[name], x="depth", row=1, col=number, legend=name not in seen)
@@ -302,28 +302,6 @@ def compare(
     return theme.layout(figure, title, caption, style, height=460, wide=True, above=10 + 15 * lines)
 
 
-def difference(
-    differences: pd.DataFrame, about: tuple[About, About], measure: str = "entropy", style: Style = "screen"
-) -> go.Figure:
-    """How much a measure of scan B exceeds that of A at attention, FFN and layer output, by layer.
-
-    `differences` is `differences.by_layer` of A and B, which `about` describes.
-    """
-    figure = go.Figure()
-    _zero(figure)
-    rows = _drawn(differences.rename(columns={"difference": "mean"}), measure, style)
-    theme.line(figure, _stream(rows), theme.SITES["resid_post"])
-    for site in ("attn_out", "mlp_out", "final"):
-        theme.line(figure, rows[rows["site"] == site], theme.SITES[site])
-    _by_layer(figure, style)
-    if "final" in {*rows["site"]}:
-        _ends(figure, about[0].n_layers, style)
-    figure.update_yaxes(title={"text": f"B - A: {theme.label(measure)}"})
-    a, b = (one.label or one.model for one in about)
-    caption = f"A: {a} · B: {b} · {view.how(about[0].readout)} · {theme.n(about[0])} in A · 95% intervals over rollouts"
-    return theme.layout(figure, f"{theme.MEASURES[measure][0]}: B minus A by layer", caption, style)
-
-
 def _above(figure: go.Figure, lines: Sequence[str], number: int) -> None:
     """Write a heading above a column."""
     figure.add_annotation(
@@ -335,7 +313,7 @@ def _above(figure: go.Figure, lines: Sequence[str], number: int) -> None:
     )
 
 
-def _drawn(frame: pd.DataFrame, measure: str, style: Style) -> pd.DataFrame:
+def placed(frame: pd.DataFrame, measure: str, style: Style) -> pd.DataFrame:
     """The rows in order, with `at`, where they are drawn, and `hover`, the text shown on hovering."""
     frame = frame.dropna(subset=["mean"]).sort_values("layer")
     unit = theme.MEASURES[measure][1]
@@ -348,7 +326,7 @@ def _drawn(frame: pd.DataFrame, measure: str, style: Style) -> pd.DataFrame:
     return frame.assign(at=at, hover=np.array(said, dtype=object))
 
 
-def _stream(rows: pd.DataFrame) -> pd.DataFrame:
+def stream(rows: pd.DataFrame) -> pd.DataFrame:
     """The residual stream: the first layer's input, then every output; all inputs if no outputs were measured.
 
     A layer's input is the output of the previous layer, so it is drawn there.
@@ -358,11 +336,12 @@ def _stream(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([inputs[:1], outputs]) if len(outputs) else inputs
 
 
-def _zero(figure: go.Figure, **place: Any) -> None:
+def zero(figure: go.Figure, **place: Any) -> None:
+    """Draw a dashed line at 0."""
     figure.add_hline(0, line={"color": GREY, "width": 1, "dash": "dash"}, exclude_empty_subplots=False, **place)
 
 
-def _by_layer(figure: go.Figure, style: Style, bottom: int | None = None) -> None:
+def by_layer(figure: go.Figure, style: Style, bottom: int | None = None) -> None:
     """Draw the axis of layers below row `bottom`, with as many numbers as fit."""
     drawn = np.concatenate([np.asarray(trace.x, dtype=float) for trace in theme.traces(figure)] or [np.ones(1)])
     first, last = round(np.nanmin(drawn)), round(np.nanmax(drawn))
