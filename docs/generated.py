@@ -64,7 +64,7 @@ def code(text: str) -> str:
 
 def families() -> str:
     """The table of model families, where each reads its sites, and what is proved of it."""
-    from internal_policy.cli.families import differences
+    from internal_policy.cli.families import all_sites, differences
     from internal_policy.models.proofs import PROOFS
     from internal_policy.models.rows import FAMILIES
     from internal_policy.models.rows.refused import REFUSED
@@ -76,7 +76,7 @@ def families() -> str:
         (
             code(row.model_type or name),
             code(alike[repr(where_it_reads(row))]),
-            str(len({*row.sites}.union(*row.kinds.values()))),
+            str(len(all_sites(asdict(row)))),
             row.norms,
             "yes" if name in compared.SAME.split() else "",
             "; ".join(differences(asdict(row))),
@@ -87,16 +87,16 @@ def families() -> str:
     return "\n".join(
         [
             "## Families\n",
-            f"{len(types)} model types have a row. *Read like* names the first row that reads every site in the same",
-            "place; *TransformerLens* says whether a scan can also read the model through that library. nnsight reads",
-            "them all but those whose unembedding has a bias.\n",
+            f"{len(types)} model types have a row; some have several. *Read like* names the first row that reads every",
+            "site in the same place. *TransformerLens* shows whether that library can read the model too. nnsight",
+            "reads all but nanochat, OPT and models whose unembedding has a bias.\n",
             table(("`model_type`", "read like", "sites", "norms", "TransformerLens", "what is different"), rows),
             "These types can't be read:\n",
             table(("`model_type`", "reason"), ((code(kind), reason) for kind, reason in REFUSED.items())),
             sites({name: row.sites for name, row in FAMILIES.items()}),
             "## What is proved\n",
             "`internal-policy families` builds a tiny random model of each family with the installed transformers, and",
-            "checks in float64, to the last bit:\n",
+            "checks in float64, to the last bit (the last two up to rounding):\n",
             *(f"- {claim}" for claim in PROOFS),
         ]
     )

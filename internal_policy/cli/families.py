@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 from rich import box
@@ -16,6 +16,7 @@ from internal_policy.cli import progress
 from internal_policy.cli.common import JsonOptions
 from internal_policy.cli.console import document, out, paragraph
 from internal_policy.errors import InputError
+from internal_policy.measure.sites import SITES
 from internal_policy.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -38,11 +39,10 @@ class Families(JsonOptions):
     what the model adds to its residual stream, bit for bit. The exit code is 1 if a family fails. It also says how to
     add a family.
 
-    With a model, show how it is read, or why it can't be. A type without a row is tried with the known rows on a tiny
-    model of the same configuration class and features. The exit code is 1 if no row passes every proof.
+    With MODEL, show how that model is read, or why it can't be. A type without a row is tried with the known rows on a
+    tiny model of the same configuration class and features. The exit code is 1 if no row passes every proof.
 
-    Examples:
-
+    For example:
     $ internal-policy families
     $ internal-policy families ./my-model
     $ internal-policy families Qwen/Qwen3-4B
@@ -50,9 +50,10 @@ class Families(JsonOptions):
     $ internal-policy families --all
     """
 
+    group: ClassVar = "Model"
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
-    """A folder, a hub id, or a model type such as arcee, whose default configuration is taken. By default list all
-    families."""
+    """A folder, a hub id, or a model type such as arcee, which is tried in its default configuration. By default list
+    all families."""
     all: bool = False
     """Also try every other causal model type of the installed transformers, in its default configuration."""
     revision: str = "main"
@@ -67,7 +68,7 @@ def run(options: Families) -> bool:
         raise InputError("--all tries every model type. Leave out the model, or --all.")
     progress.quiet()
     if options.model is not None:
-        return _one(options, options.model)
+        return _check_model(options, options.model)
     from internal_policy.models.proofs import prove
     from internal_policy.models.rows import FAMILIES
 
@@ -92,16 +93,22 @@ def printed(found: Mapping[str, Mapping[str, Any]], version: str) -> None:
     table.add_column("what is different", overflow="fold")
     for name, row in found.items():
         marks = "".join("[red]✗[/]" if text else "[green]✓[/]" for text in row["contradictions"].values())
-        table.add_row(name, marks, str(len(row["sites"])), row["norms"], escape("; ".join(differences(row))))
+        table.add_row(name, marks, str(len(all_sites(row))), row["norms"], escape("; ".join(differences(row))))
     out.print(table)
     for name, row in found.items():
         for number, text in enumerate(row["contradictions"].values(), 1):
             if text:
                 out.print(f"[red]{name}, {number}:[/] {escape(text)}")
-    out.print(f"Proved just now on tiny random models in float64 with transformers {version}. ✓ means exactly equal:")
+    out.print(f"Proved just now on tiny random models in float64 with transformers {version}. ✓ means exactly equal,")
+    out.print("in 8 and 9 up to rounding:")
     for number, claim in enumerate(claims, 1):
         out.print(f"  {number}  {claim}")
     out.print(ADDING)
+
+
+def all_sites(row: Mapping[str, Any]) -> list[str]:
+    """The sites that some layer of a family has, in the order of a forward pass."""
+    return [site for site in SITES if any(site in sites for sites in (row["sites"], *row["kinds"].values()))]
 
 
 def differences(row: Mapping[str, Any]) -> list[str]:
@@ -117,7 +124,7 @@ def differences(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _one(options: Families, model: str) -> bool:
+def _check_model(options: Families, model: str) -> bool:
     """Show how one model is read, or why it can't be; True if it can't."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -145,11 +152,11 @@ def _one(options: Families, model: str) -> bool:
         entry = {"model_type": kind, "name": name or None, "proved": proved or None, "refusal": refusal or None}
         document({**entry, "contradictions": contradictions, "row": row or None})
         return not proved
-    _print_one(kind, name, row, where, contradictions, refusal)
+    _print_model(kind, name, row, where, contradictions, refusal)
     return not proved
 
 
-def _print_one(
+def _print_model(
     kind: str, name: str, row: Mapping[str, Any], where: str, contradictions: Mapping[str, str] | None, refusal: str
 ) -> None:
     if refusal:
@@ -162,7 +169,7 @@ def _print_one(
         out.print(f"  {'[red]✗[/]' if text else '[green]✓[/]'} {escape(claim + (f': {text}' if text else ''))}")
     if not refusal:
         words = "; ".join(differences(row))
-        paragraph(f"Sites: {', '.join(row['sites'])}. Norms: {row['norms']}.{f' Different: {words}.' * bool(words)}")
+        paragraph(f"Sites: {', '.join(all_sites(row))}. Norms: {row['norms']}.{f' Different: {words}.' * bool(words)}")
 
 
 def every_type() -> dict[str, dict[str, Any]]:

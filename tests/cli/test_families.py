@@ -1,11 +1,13 @@
 """Listing the model families and their proofs."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
 from internal_policy.__main__ import main
+from internal_policy.cli.families import all_sites
 from internal_policy.models.proofs import PROOFS
 from internal_policy.models.rows import FAMILIES
 
@@ -118,3 +120,14 @@ def test_all_types_of_transformers_are_tried(monkeypatch, capsys):
 def test_all_and_a_model_exclude_each_other(capsys):
     assert main(["families", "llama", "--all"]) == 2
     assert "--all tries every model type. Leave out the model, or --all." in capsys.readouterr().err
+
+
+def test_sites_of_a_hybrid_are_those_that_any_layer_has():
+    row = asdict(FAMILIES["nemotron_h"])
+    assert all_sites(row) == ["resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post"]
+
+
+def test_the_readme_counts_the_model_types():
+    types = {row.model_type or name for name, row in FAMILIES.items()}
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"**Models**: {len(types)} model types" in readme
