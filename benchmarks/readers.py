@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -84,7 +83,9 @@ def main(options: Benchmark) -> None:
         print(json.dumps(run(options)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        scan.make(scan.Benchmark(shape=options.shape, layers=options.layers, dtype=options.dtype), Path(folder))
+        torch.manual_seed(0)
+        model = scan.model(options.shape, getattr(torch, options.dtype), torch.device("cpu"), options.layers)
+        model.save_pretrained(folder)
         results: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
         for _ in range(options.runs):
             for name in READERS:

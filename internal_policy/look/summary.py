@@ -1,7 +1,7 @@
 """Readable tables of a scan: entropies by layer, target layers, and how it was measured."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -127,7 +127,7 @@ def provenance(one: View) -> dict[str, str]:
     return {name: str(value) for name, value in entries.items() if value not in (None, "")}
 
 
-def _family(record: dict[str, Any]) -> str:
+def _family(record: Mapping[str, Any]) -> str:
     """The model type, and the row it was read with if that was proved when the scan was made; older scans don't say."""
     row = record.get("row") or {}
     here = f" (read as {row['name']}, proved on a tiny model for this scan)" if row.get("proved") == "here" else ""

@@ -1,6 +1,7 @@
 """Prove that what a model computes for a text depends neither on how it is cut into pieces nor on its batch."""
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def samples_alike(model: PreTrainedModel, input_ids: Tensor) -> Iterator[str]:
         ids = torch.stack([torch.nn.functional.pad(prompts[n], (width - len(prompts[n]), 0), value=1) for n in group])
         mask = torch.stack([(torch.arange(width) >= width - len(prompts[n])).long() for n in group])
         with torch.no_grad():
-            sampled = model.generate(
+            sampled = cast(Any, model).generate(
                 inputs=ids,
                 attention_mask=mask,
                 do_sample=False,
