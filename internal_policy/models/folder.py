@@ -75,7 +75,9 @@ def check(folder: Path) -> None:
 def check_gguf(folder: Path, name: str) -> None:
     """Raise InputError unless a folder holds the GGUF file `name`."""
     if not (folder / name).is_file() or Path(name).suffix != ".gguf":
-        raise InputError(f"There is no GGUF file '{name:.80}' in {folder}. {_ggufs(folder) or 'It has none.'}")
+        raise InputError(
+            f"There is no GGUF file '{name:.80}' in {folder}. {_ggufs(folder) or 'Use a folder that has one.'}"
+        )
 
 
 def _ggufs(folder: Path) -> str:

@@ -176,7 +176,7 @@ def _check_files(files: Sequence[Path], name: str) -> None:
 
     for path in files:
         with safe_open(path, "pt") as file:
-            for called in file.keys():  # noqa: SIM118
+            for called in sorted(file.keys()):
                 if not file.get_tensor(called).isfinite().all():
                     raise InputError(f"{name} has NaN or infinite weights in {called}. Get a complete checkpoint.")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, first_line
 from internal_policy.models.families import family_of, kind_of, places_at
 from internal_policy.models.hooks import FINAL, HookPoint, hooked, locate
 from internal_policy.models.independence import continues, samples_alike
@@ -205,7 +205,7 @@ def prove(name: str) -> dict[str, str]:
     try:
         return proved(tiny(name))
     except Exception as error:  # the installed transformers may lack the family
-        return dict.fromkeys(PROOFS, first_line(error))
+        return dict.fromkeys(PROOFS, failure(error))
 
 
 def proved(model: PreTrainedModel) -> dict[str, str]:
@@ -236,13 +236,13 @@ def _contradiction(
     try:
         return next(proof(model, ids), "")
     except Exception as error:  # a row may name a missing module, or one of another shape
-        return first_line(error)
+        return failure(error)
 
 
-def first_line(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
+def failure(error: Exception) -> str:
+    """The kind of an error, unless it is an InputError, and the first line of its message."""
     kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-    return f"{kind}{error}".splitlines()[0].rstrip(".")
+    return f"{kind}{first_line(error)}"
 
 
 def differs(what: str, actual: Tensor, expected: Tensor) -> Contradictions:

@@ -111,7 +111,7 @@ def method_of(settings: Mapping[str, Any]) -> str:
 def check(settings: Mapping[str, Any] | None, name: str, quantize: Quantize | None) -> None:
     """Raise InputError if a package is missing that quantized weights need, or if they would be quantized again."""
     if settings is not None and quantize is not None:
-        raise InputError(f"{name} is already quantized ({method_of(settings)}). Leave out {quantize}.")
+        raise InputError(f"{name} is already quantized ({method_of(settings)}). Don't quantize it to {quantize}.")
     method = "bitsandbytes" if quantize else None if settings is None else method_of(settings)
     if method == "bitsandbytes":
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns in every int8 layer of every pass
@@ -186,7 +186,7 @@ def _stored(files: Iterable[Path]) -> tuple[tuple[str, ...], bool]:
     names: list[str] = []
     for path in files:
         with safe_open(path, "np") as file:
-            names += [name for name in file.keys() if file.get_slice(name).get_dtype() in PACKED]  # noqa: SIM118
+            names += [name for name in sorted(file.keys()) if file.get_slice(name).get_dtype() in PACKED]
     return _kinds(name.removesuffix(".weight").removesuffix("_blocks") for name in names), not any(
         "lm_head." in name for name in names
     )

@@ -16,7 +16,7 @@ from internal_policy.models.classes import auto_class
 from internal_policy.models.families import ADMITTED, has_row, row_of, trying
 from internal_policy.models.family import Family, terms
 from internal_policy.models.modules import part
-from internal_policy.models.proofs import first_line, input_ids, one_thread, proved
+from internal_policy.models.proofs import failure, input_ids, one_thread, proved
 from internal_policy.models.rows import FAMILIES
 from internal_policy.models.shrink import shrunk
 from internal_policy.models.tiny import EXACT, randomized
@@ -147,7 +147,7 @@ def _best(kind: str, model: PreTrainedModel, rows: Mapping[str, Family], late: C
 
 
 def _unbuilt(error: Exception) -> str:
-    return f"a tiny model of it can't be run ({first_line(error)[:200]})"
+    return f"a tiny model of it can't be run ({failure(error)[:200]})"
 
 
 def distinct() -> dict[str, Family]:

@@ -24,18 +24,21 @@ COUNTED = (
 )
 """Rows whose models count positions from the first column, padding or not, unless they are given."""
 UNKNOWN = ("llama4", "llama4_text")
-"""Rows in whose models TRL doesn't find the decoder."""
+"""Rows with models in which TRL doesn't find the decoder."""
 
 
 def check(config: PreTrainedConfig) -> None:
     """Raise InputError for a model that TRL can't train."""
     if row_of(config)[0] in UNKNOWN:
-        raise InputError(f"{config.model_type} can't be trained, because TRL doesn't find its decoder. Train another.")
+        raise InputError(
+            f"{config.model_type} can't be trained, because TRL doesn't find its decoder. Choose a model of another "
+            "family."
+        )
 
 
 @contextmanager
 def counting(model: nn.Module) -> Iterator[None]:
-    """While open, such a model counts positions from the first token that isn't padding."""
+    """While open, a model with a row in COUNTED counts positions from the first token that isn't padding."""
     causal = inside(model)
     if row_of(causal.config)[0] not in COUNTED:
         yield

@@ -162,7 +162,7 @@ def test_the_path_of_a_gguf_file_is_no_model(folder):
 
 def test_a_folder_without_gguf_files_says_so(tmp_path, tokenizer):
     saved(tiny_model("llama"), tokenizer, tmp_path / "model")
-    with pytest.raises(InputError, match=r"There is no GGUF file 'a\.gguf' in .*It has none\."):
+    with pytest.raises(InputError, match=r"There is no GGUF file 'a\.gguf' in .*Use a folder that has one\."):
         load(str(tmp_path / "model"), gguf_file="a.gguf", device="cpu")
 
 
@@ -181,5 +181,5 @@ def test_a_damaged_gguf_file_is_refused(gguf, tmp_path):
 
 
 def test_gguf_weights_are_not_quantized_again(folder):
-    with pytest.raises(InputError, match=r"is already quantized \(gguf\)\. Leave out nf4\."):
+    with pytest.raises(InputError, match=r"is already quantized \(gguf\)\. Don't quantize it to nf4\."):
         load(str(folder), gguf_file="tiny-Q4_0.gguf", quantize="nf4", device="cpu")

@@ -166,7 +166,7 @@ def test_gptq_says_what_transformers_needs(folder, monkeypatch):
 def test_quantized_weights_are_not_quantized_again(folder):
     settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     rewritten(folder, settings, in_fp8)
-    with pytest.raises(InputError, match=r"is already quantized \(fp8\)\. Leave out nf4\."):
+    with pytest.raises(InputError, match=r"is already quantized \(fp8\)\. Don't quantize it to nf4\."):
         load(str(folder), device="cpu", quantize="nf4")
 
 

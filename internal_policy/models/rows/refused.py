@@ -1,16 +1,15 @@
-"""Model types that can't have a row, because they have no single residual stream of their own."""
+"""Model types that can't have a row, with the reason."""
 
 SEVERAL = (
     "its layers carry several vectors per token that they mix, so there is no single residual stream; "
     "support for it would first need a definition of one"
 )
 DRAFTS = "it only drafts tokens for another Gemma 4 model, whose keys and values it reads"
-
 NORMED = "its norms change the residual stream itself, which then isn't the sum of what its modules add"
 SCALED = "its layers multiply the residual stream by learned weights before they add to it"
 OMNI = (
-    "it is several models, of which the thinker writes texts; save that alone, with its tokenizer, by "
-    "`model.thinker.save_pretrained(FOLDER)`"
+    "it consists of several models, and only the thinker writes text; save the thinker with its tokenizer by "
+    "`model.thinker.save_pretrained(FOLDER)`, and load that folder"
 )
 
 REFUSED: dict[str, str] = {
