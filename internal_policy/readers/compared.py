@@ -12,9 +12,9 @@ bamba cohere cohere2 exaone4 falcon falcon_mamba flex_olmo granitemoehybrid gran
 lfm2_moe mamba mamba2 nemotron_h olmo2 olmo3 olmo_hybrid qwen3_5_moe_text qwen3_5_text qwen3_next
 recurrent_gemma rwkv stablelm_parallel zamba2
 """
-"""Rows for whose layers it lacks some of the names."""
+"""Rows with layers for which TransformerLens lacks some of the names."""
 OTHERWISE = """
 bloom deepseek_v2 falcon_h1 falcon_one_norm falcon_sequential falcon_two_norms gemma4_text_experts glm glm4
 gpt2 gpt_bigcode gpt_neo granite granitemoe mpt olmo phi3 starcoder2
 """
-"""Rows that it computes in another way, if only by rounding, or reads elsewhere."""
+"""Rows that TransformerLens computes in another way, if only by rounding, or reads elsewhere."""

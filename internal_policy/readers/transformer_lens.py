@@ -85,13 +85,13 @@ def obstacle(config: PreTrainedConfig) -> str:
     """Why models of this configuration can't be read here; empty if they can. Raises InputError without a row."""
     row, how = row_of(config)
     if how == "here":
-        return "only families in the table were compared with it"
+        return "it was only compared with our hooks for families in the table"
     if row in FAMILIES:
         return ""
     if row in compared.WITHOUT.split():
         return "it has no hook point for some states of these layers"
     if row in compared.OTHERWISE.split():
-        return "its hidden states differ from the model's own"
+        return "it computes other hidden states than the model"
     if rows.FAMILIES[row].nested or rows.FAMILIES[row].beside:
         return "it would install packages by itself for a model that also reads images"
     return "it doesn't know this family"
@@ -100,7 +100,7 @@ def obstacle(config: PreTrainedConfig) -> str:
 def _known(model: PreTrainedModel) -> None:
     if why := obstacle(model.config):
         name = model.config.model_type
-        raise InputError(f"{name} can't be read through TransformerLens, because {why}. Scan the model itself.")
+        raise InputError(f"TransformerLens can't read {name}, because {why}. Scan the model itself.")
 
 
 def _run(

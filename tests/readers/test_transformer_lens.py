@@ -183,14 +183,14 @@ def test_a_bridge_with_only_compatible_names_is_read(bridge, tokenizer, rollouts
 @pytest.mark.parametrize(
     ("family", "why"),
     [
-        ("gpt2", "its hidden states differ from the model's own"),
+        ("gpt2", "it computes other hidden states than the model"),
         ("olmo2", "it has no hook point for some states of these layers"),
         ("gemma3", "it would install packages by itself for a model that also reads images"),
         ("diffllama", "it doesn't know this family"),
     ],
 )
 def test_a_family_that_it_reads_otherwise_is_rejected_before_it_runs(family, why, tokenizer):
-    with pytest.raises(InputError, match=f"^{family} can't be read through TransformerLens, because {why}\\. Scan"):
+    with pytest.raises(InputError, match=f"^TransformerLens can't read {family}, because {why}\\. Scan"):
         boot(tiny_model(family), tokenizer)
 
 
