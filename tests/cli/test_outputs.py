@@ -18,6 +18,7 @@ WRITING = {
     "export": (["export", "demo-qwen3"], "kept.csv"),
     "plot": (["plot", "demo-qwen3", "flow"], "kept.html"),
     "report": (["report", "demo-qwen3"], "kept.html"),
+    "compare": (["compare", "demo-qwen3", "demo-llama"], "kept.html"),
 }
 """Command that writes a file -> how it is called, and a name for the file."""
 FOLDERS = {"scan": ["scan"], "evaluate": ["evaluate"], "train": ["train", "--steps", "1"]}
