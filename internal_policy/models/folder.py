@@ -87,9 +87,11 @@ def _ggufs(folder: Path) -> str:
 
 
 def check_depth(folder: Path, layers: int) -> None:
-    """Raise InputError if there are more layers than weights: building a billion layers would never end."""
+    """Raise InputError if there is no layer, or more than weights: building a billion layers would never end."""
     from safetensors import safe_open
 
+    if layers < 1:
+        raise InputError(f"{folder / CONFIG} claims {layers} layers; a model has at least one. Get a complete copy.")
     weights = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "np") as file:

@@ -126,6 +126,8 @@ def test_an_error_names_a_folder_where_a_file_belongs(name, base, here, capsys):
 LIES = {
     "a text for a flag": ("config.json", ("tie_word_embeddings",), "x", "tie_word_embeddings"),
     "no heads": ("config.json", ("num_attention_heads",), 0, "config.json"),
+    "no layers": ("config.json", ("num_hidden_layers",), 0, "claims 0 layers; a model has at least one"),
+    "fewer layers than none": ("config.json", ("num_hidden_layers",), -1, "claims -1 layers"),
     "layers without end": ("config.json", ("num_hidden_layers",), 10**9, "config.json claims"),
     "layers past 64 bits": ("config.json", ("num_hidden_layers",), 10**30, "config.json claims"),
     "a dtype that is a number": ("config.json", ("dtype",), 3, "config.json"),
