@@ -116,11 +116,23 @@ def differences(row: Mapping[str, Any]) -> list[str]:
     return [
         *(f"where {name} is {' or '.join(map(str, values))}" for name, values in row["needs"].items()),
         *([row["note"]] if row["note"] else []),
-        *(f"no {site}: {why}" for site, why in row["absent"].items()),
+        *_absences(row),
         *([f"attn_out and mlp_out multiplied by {row['multiplier']}"] if row["multiplier"] else []),
         *([f"logits multiplied by {row['factor']}"] if row["factor"] else []),
         *([f"logits divided by {row['divisor']}"] if row["divisor"] else []),
         *([f"logits capped at {row['cap']}"] if row["cap"] else []),
+    ]
+
+
+def _absences(row: Mapping[str, Any]) -> list[str]:
+    """The sites that a family lacks, in all layers or in some, once for each reason."""
+    found: dict[tuple[bool, str], list[str]] = {}
+    for site, why in row["absent"].items():
+        found.setdefault((site in all_sites(row), why), []).append(site)
+    every = list(SITES)
+    return [
+        f"{'some layers have ' if some else ''}no {'site' if sites == every else ', '.join(sites)}: {why}"
+        for (some, why), sites in found.items()
     ]
 
 

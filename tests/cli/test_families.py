@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from internal_policy.__main__ import main
-from internal_policy.cli.families import all_sites
+from internal_policy.cli.families import all_sites, differences
 from internal_policy.models.proofs import PROOFS
 from internal_policy.models.rows import FAMILIES
 
@@ -125,6 +125,18 @@ def test_all_and_a_model_exclude_each_other(capsys):
 def test_sites_of_a_hybrid_are_those_that_any_layer_has():
     row = asdict(FAMILIES["nemotron_h"])
     assert all_sites(row) == ["resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post"]
+
+
+def test_a_reason_for_missing_sites_is_given_once():
+    said = {name: "; ".join(differences(asdict(FAMILIES[name]))) for name in ("nemotron_h", "mllama", "mamba2")}
+    assert (
+        "; some layers have no attn_in, attn_out, mlp_in, mlp_out: each of its layers is either" in said["nemotron_h"]
+    )
+    assert "; no resid_mid: each of its layers is either" in said["nemotron_h"]
+    assert said["mllama"].endswith(
+        "; some layers have no site: the layers that read images are skipped in a text without any"
+    )
+    assert said["mamba2"].count("its layers have no FFN") == 1
 
 
 def test_the_readme_counts_the_model_types():
