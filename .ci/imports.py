@@ -8,7 +8,8 @@ import sys
 import internal_policy
 from internal_policy.tasks.marking import reward
 
-EXTRAS = ("internal_policy.readers", "internal_policy.__main__")
+TRITON = ("internal_policy.measure.fused", "internal_policy.measure.triton_")
+EXTRAS = ("internal_policy.readers", "internal_policy.__main__", *TRITON)
 """Modules that need another package, or that run on import."""
 
 if __name__ == "__main__":
