@@ -20,7 +20,7 @@ from internal_policy.measure.metrics import MEASURES, entropy
 from internal_policy.measure.sites import SITES
 from internal_policy.models.head import logit_transform
 from internal_policy.models.hooks import FINAL, HookPoint
-from internal_policy.models.modules import decoder_layers, final_norm
+from internal_policy.models.modules import backbone, decoder_layers, final_norm
 from internal_policy.models.policy import as_policy, policy_logits, unembed
 from internal_policy.models.rows import FAMILIES
 from internal_policy.scans import blocks as blocks_module
@@ -39,8 +39,10 @@ WINDOWS = {
     "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
 }
 """Of those families whose tiny model has none."""
-ROUNDING = {"gemma2": 2e-5}
-"""Of a family whose attention takes its softmax in float32, whatever the model is in."""
+ROUNDING = dict.fromkeys(["gemma2", "vaultgemma", "flint", "gpt_neo", "xglm"], 2e-5)
+"""Of families that compute some of their attention in float32, whatever the model is in."""
+DELTA_RULE = ("qwen3_next", "qwen3_5", "kimi_linear", "bailing_hybrid", "olmo_hybrid")
+"""Start of the names of families whose recurrent states are float32, which tests/models/test_independence.py reads."""
 
 
 @pytest.fixture
@@ -274,7 +276,7 @@ def test_reading_in_pieces_does_not_change_the_numbers(monkeypatch, family, toke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [n for n, row in FAMILIES.items() if row.cache and not n.startswith(DELTA_RULE)])
 def test_reading_any_family_in_pieces_does_not_change_the_numbers(monkeypatch, family, tokenizer, rollouts):
     check_pieces(monkeypatch, family, tokenizer, rollouts, 4)
 
@@ -283,7 +285,7 @@ def check_pieces(monkeypatch, family, tokenizer, rollouts, length):
     model = tiny_model(family, **WINDOWS.get(family, {}))
     at_once = scan(model, tokenizer, rollouts)
     passes = []
-    model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
+    backbone(model).register_forward_pre_hook(lambda *_: passes.append(1))
     in_pieces_of(monkeypatch, length, model, len(rollouts))
     in_pieces = scan(model, tokenizer, rollouts)
     assert len(passes) >= 30 // length  # the longest is 31 tokens, of which the last predicts nothing
