@@ -108,7 +108,8 @@ def _model(envoy: Envoy) -> PreTrainedModel:
         raise InputError(f"nnsight wraps a {type(model).__name__}. Wrap a whole causal language model.")
     family = family_of(model.config)
     if family.flat or family.norm_first:
-        raise InputError(f"{model.config.model_type} can't be read through nnsight. Use the model without it.")
+        why = "flattens the batch inside its layers" if family.flat else "runs its final norm twice in a pass"
+        raise InputError(f"nnsight can't read {model.config.model_type}, because it {why}. Use the model without it.")
     return model
 
 
