@@ -87,7 +87,7 @@ def _ggufs(folder: Path) -> str:
 
 
 def check_depth(folder: Path, layers: int) -> None:
-    """Raise InputError if there is no layer, or more than weights: building a billion layers would never end."""
+    """Raise InputError for a configuration with no layers, or with more layers than the weights have."""
     from safetensors import safe_open
 
     if layers < 1:

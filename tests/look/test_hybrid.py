@@ -1,4 +1,4 @@
-"""What is said and drawn of a scan whose layers have attention or an FFN, but not both."""
+"""Scans of models where some layers have only attention and others only an FFN: figures and findings."""
 
 from dataclasses import replace
 

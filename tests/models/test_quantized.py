@@ -55,7 +55,7 @@ def rewritten(folder, settings, change):
 
 
 def in_fp8(weights):
-    """Fine-grained FP8: a scale for each block of 128 x 128, of which these matrices have one."""
+    """Fine-grained FP8: one scale for each block of 128 x 128; each of these matrices is one block."""
     names = [name for name in weights if name.endswith("proj.weight")]
     scales = {f"{name}_scale_inv": weights[name].abs().max().view(1, 1) / 448 for name in names}
     codes = {name: (weights[name] / scales[f"{name}_scale_inv"]).to(torch.float8_e4m3fn) for name in names}

@@ -1,4 +1,4 @@
-"""Rows of models that also read images, of which only the language model is measured."""
+"""Rows of models that also read images; only their language model is measured."""
 
 from collections.abc import Mapping
 from dataclasses import replace
