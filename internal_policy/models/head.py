@@ -21,16 +21,9 @@ def unembedding(model: nn.Module) -> nn.Linear:
 
 
 def bias_of(module: nn.Linear) -> Tensor | None:
-    """The bias of an unembedding, (d_vocab,); None if all of it is 0, as in each unembedding of TransformerLens.
-
-    Raises InputError for a bias on a GPU.
-    """
+    """The bias of an unembedding, (d_vocab,); None if all of it is 0, as in each unembedding of TransformerLens."""
     bias = cast(Tensor | None, module.bias)
-    if bias is None or not (bias.is_meta or bias.any()):
-        return None
-    if bias.is_cuda:
-        raise InputError("The unembedding has a bias, which isn't supported on a GPU yet. Use --device cpu.")
-    return bias
+    return bias if bias is not None and (bias.is_meta or bias.any()) else None
 
 
 def to_logits(model: nn.Module) -> nn.Module:

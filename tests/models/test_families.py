@@ -252,6 +252,15 @@ def test_only_a_bias_other_than_0_counts():
         weight_alone(last)
 
 
+def test_a_bias_on_a_gpu_counts_too():
+    class OnGpu(nn.Parameter):
+        is_cuda = True
+
+    last: Any = tiny_model("llama").get_output_embeddings()
+    last.bias = OnGpu(torch.ones(320, dtype=torch.float64))
+    assert bias_of(last) is last.bias
+
+
 def test_a_model_without_an_unembedding_is_rejected(input_ids):
     body = tiny_model("llama").model
     with pytest.raises(InputError, match=r"This LlamaModel has no module model\. Load the whole model with Auto"):

@@ -244,6 +244,13 @@ def test_a_model_in_bfloat16_is_measured_with_statistics_in_float32(family, toke
         assert np.abs(error).max() < 1e-4, point
 
 
+def test_the_way_a_gpu_measures_a_bias_equals_the_slow_reference(monkeypatch, tokenizer, rollouts):
+    monkeypatch.setattr(scan_module, "choose", lambda *_: "stacked")
+    model = tiny_model("phi")
+    found = scan(model, tokenizer, rollouts, readouts=("raw", "norm"))
+    assert_says_the_reference(found.policies, model, rollouts[:2], all_points(model), ("raw", "norm"))
+
+
 def test_a_float32_model_is_close_to_the_reference(family, tokenizer, rollouts):
     double = tiny_model(family)
     exact = scan(double, tokenizer, rollouts).layers
