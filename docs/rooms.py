@@ -6,7 +6,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "internal_policy"
-FOLDERS = ("measure", "models", "tasks", "scans", "readers", "look", "look/lens_grid", "lenses", "train", "cli")
+FOLDERS = (
+    "measure",
+    "models",
+    "tasks",
+    "scans",
+    "readers",
+    "engines",
+    "look",
+    "look/lens_grid",
+    "lenses",
+    "train",
+    "cli",
+)
 """Folders of the package, each importing from those before it, or part of the one before it."""
 
 

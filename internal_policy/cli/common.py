@@ -151,6 +151,26 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """What samples responses."""
+
+    group: ClassVar = "Engine"
+    engine: Literal["local", "vllm", "server"] = "local"
+    """What samples the responses: local, the model in this process; vllm, vLLM on this machine; server, a server that
+    takes and returns token ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What samples responses and runs the model."""
+
+    group: ClassVar = "Engine"
+    engine: Literal["local", "ray", "vllm", "server"] = "local"
+    """What runs the model: local, this process; ray, copies of it on a Ray cluster. Or what only samples the responses,
+    which this process then measures: vllm, vLLM on this machine; server, a server that takes and returns token ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyOptions:
     """The policy to sample from."""
 

@@ -14,13 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import files
-from internal_policy.cli import outputs, prepared, progress
+from internal_policy.cli import engine, outputs, prepared, progress
 from internal_policy.cli.common import (
     JsonOptions,
     OutputFolder,
     OutputOptions,
     PolicyOptions,
     ResponseOptions,
+    SamplerOptions,
     Sources,
     Text,
 )
@@ -47,7 +48,7 @@ class ProblemSets:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(JsonOptions, OutputOptions, PolicyOptions, ResponseOptions, ProblemSets):
+class Evaluate(JsonOptions, OutputOptions, PolicyOptions, SamplerOptions, ResponseOptions, ProblemSets):
     """Sample K responses per problem and report Avg@K and Pass@k.
 
     Intervals are 95% Wilson intervals over the problems. The folder has pass_at_k.parquet with the curves, and
@@ -85,6 +86,7 @@ def run(options: Evaluate) -> None:
     from internal_policy.scans import claims, store
 
     start = time.monotonic()
+    engine.check(options)
     sets = named(tuple(prepared.source(problems, None)[0] for problems in options.problems or (None,)))
     limit = options.limit if options.problems else prepared.source(None, options.limit)[1]
     inputs = prepared.prepare(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from internal_policy.cli import outputs, prepared, progress
+from internal_policy.cli import engine, outputs, prepared, progress
 from internal_policy.cli.common import (
     JsonOptions,
     OutputFile,
@@ -17,6 +17,7 @@ from internal_policy.cli.common import (
     PolicyOptions,
     PromptOptions,
     ResponseOptions,
+    SamplerOptions,
 )
 from internal_policy.cli.console import document, out
 from internal_policy.errors import counted
@@ -29,7 +30,7 @@ PRESENTATION = {"output", "json"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(JsonOptions, OutputOptions, PolicyOptions, PromptOptions, ResponseOptions):
+class Generate(JsonOptions, OutputOptions, PolicyOptions, PromptOptions, SamplerOptions, ResponseOptions):
     """Sample responses from a model or an internal policy.
 
     Each response is marked if its problem has an answer. An interrupted run continues where it stopped.
@@ -48,6 +49,7 @@ def run(options: Generate) -> None:
     from internal_policy.scans import store
     from internal_policy.tasks.rollouts import write_rollouts
 
+    engine.check(options)
     outputs.check_file(options.output, options.force, ".parquet", ".jsonl", inputs=outputs.inputs_of(options))
     outputs.check_cache()
     progress.quiet()

@@ -36,6 +36,7 @@ LATER: dict[str, Any] = {
     "text": (),
     "gguf_file": None,
     "quantize": None,
+    "engine": "local",
 }
 """Options of later versions -> their defaults. A question leaves these out, so that older scans still answer it."""
 

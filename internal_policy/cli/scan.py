@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from internal_policy.cli import opening, outputs, progress, texts, work
+from internal_policy.cli import engine, opening, outputs, progress, texts, work
 from internal_policy.cli.common import (
+    EngineOptions,
     File,
     JsonOptions,
     ModelOptions,
@@ -75,7 +76,7 @@ class ScanOutput(JsonOptions, OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan(ScanOutput, PromptOptions, ResponseOptions, GivenOptions, Reading):
+class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptions, Reading):
     """Measure the policy of every layer at every response token.
 
     The model answers problems first, unless --text or --rollouts gives it what to read. Its policy is then measured
@@ -178,6 +179,7 @@ def _kept(options: Scan, inputs: Prepared) -> tuple[Path, bool, bool]:
 
 def _check(options: Scan) -> None:
     """Refuse options that contradict each other, or would have no effect. Raises InputError."""
+    engine.check(options)
     given = [name for name in ("problems", "rollouts", "text") if getattr(options, name)]
     if len(given) > 1:
         raise InputError(f"Both --{given[0]} and --{given[1]} are given. Use one of them.")
