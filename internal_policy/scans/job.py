@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -27,11 +28,13 @@ BY = ("device", "dtype", "versions")
 Advance = Callable[[int, int], None]
 """Called with the numbers of rollouts and response tokens of each part when it is complete.
 
-It has 0 tokens if an earlier run measured it."""
+It has 0 tokens if an earlier run measured it. The thread that writes parts calls this, one part after another."""
 
 OnPiece = Callable[[Sequence["Rollout"], pa.Table], None]
 """Called while a part is measured, with its rollouts and each piece of its table `policies`."""
 
+Measured = Mapping[str, pa.Table]
+"""The tables `policies` and `layers` of a part."""
 
 PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
 """Distributions whose versions are recorded."""
@@ -119,29 +122,34 @@ def run(
     """Measure the parts that aren't complete yet and return the record, scan.json.
 
     Any number of processes may run the same scan in the same folder: a part is written whole or not at all, and a
-    process that finds it there reads it from the disk. `asked` and `facts` go into the record.
+    process that finds it there reads it from the disk. A part is written while the next one is measured, and an error
+    in writing it is raised before the next one is written. `asked` and `facts` go into the record.
     """
     from internal_policy.models.vocabulary import vocabulary
-    from internal_policy.scans.scan import check_rollouts
 
     with files.held(folder) as mark:
         scanner = _multiplying_alike(folder, scanner, asked)
         by = {name: facts[name] for name in BY}
         tokens = 0
-        for part in source.parts:
-            rollouts = _rollouts(folder, part, source, by)
-            known = store.is_whole(folder, part)
-            if not known:
-                check_rollouts(scanner.reader, rollouts)
-                watch = None if on_piece is None else partial(on_piece, rollouts)
-                measured = scanner.measure(rollouts, part * source.batch_size, smaller, watch)
-                for kind, table in zip(("policies", "layers"), measured, strict=True):
+
+        def finish(part: int, measured: Measured | None, rollouts: int, length: int) -> None:
+            if measured is not None:
+                for kind, table in measured.items():
                     store.write_table(store.part_path(folder, kind, part), table, group="rollout")
                 _write_about(folder, part, by, store.KINDS)
-            length = sum(len(rollout.response_ids) for rollout in rollouts)
-            tokens += length
-            advance(len(rollouts), 0 if known else length)
+            advance(rollouts, 0 if measured is None else length)
             mark.touch()
+
+        with ThreadPoolExecutor(1, "writer") as writer:  # closing it waits for the part in its hands
+            finished: Future[None] = writer.submit(mark.touch)
+            for part in source.parts:
+                rollouts = _rollouts(folder, part, source, by)
+                measured = _measured(folder, part, scanner, rollouts, part * source.batch_size, smaller, on_piece)
+                length = sum(len(rollout.response_ids) for rollout in rollouts)
+                tokens += length
+                finished.result()  # raises what went wrong; at most one part waits in memory
+                finished = writer.submit(finish, part, measured, len(rollouts), length)
+            finished.result()
         texts = pa.Table.from_pandas(vocabulary(tokenizer, len(scanner.kernel.weight)), preserve_index=False)
         store.write_table(folder / store.VOCABULARY, texts)
         record = {
@@ -158,6 +166,26 @@ def run(
         }
         records.write(folder / store.RECORD, record)
     return record
+
+
+def _measured(
+    folder: Path,
+    part: int,
+    scanner: "Scanner",
+    rollouts: Sequence["Rollout"],
+    first: int,
+    smaller: Callable[[int], None],
+    on_piece: OnPiece | None,
+) -> Measured | None:
+    """The tables of a part whose first rollout is number `first`; None if the folder has all of them."""
+    from internal_policy.scans.scan import check_rollouts
+
+    if store.is_whole(folder, part):
+        return None
+    check_rollouts(scanner.reader, rollouts)
+    watch = None if on_piece is None else partial(on_piece, rollouts)
+    policies, layers = scanner.measure(rollouts, first, smaller, watch)
+    return {"policies": policies, "layers": layers}
 
 
 def _multiplying_alike(folder: Path, scanner: "Scanner", asked: Mapping[str, Any]) -> "Scanner":
