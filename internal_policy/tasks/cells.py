@@ -31,10 +31,7 @@ def text(values: Mapping[str, Any], column: str) -> str | None:
 
 def ids(values: Mapping[str, Any], column: str) -> tuple[int, ...]:
     """The token ids in a cell, as a list or as JSON text (CSV). Raises InputError for anything else."""
-    cell = values[column]
-    if isinstance(cell, str):
-        with suppress(ValueError, RecursionError):
-            cell = json.loads(cell)
+    cell = _parsed(values[column])
     if not isinstance(cell, list) or not cell:
         raise InputError(f"'{column}' holds {quoted(cell)}; expected a list of one or more token ids.")
     for token in cell:
@@ -43,6 +40,20 @@ def ids(values: Mapping[str, Any], column: str) -> tuple[int, ...]:
                 f"'{column}' holds {quoted(cell)}; expected a list of token ids, and {quoted(token)} isn't one."
             )
     return tuple(cell)
+
+
+def numbers(values: Mapping[str, Any], column: str, tokens: int) -> tuple[float, ...] | None:
+    """A finite number for each of so many tokens, as a list or as JSON text (CSV); None if the cell is empty.
+
+    Raises InputError for anything else.
+    """
+    if is_empty(values.get(column)):
+        return None
+    cell = _parsed(values[column])
+    found = [_number(value) for value in cell] if isinstance(cell, list) else []
+    if len(found) != tokens or None in found:
+        raise InputError(f"'{column}' holds {quoted(cell)}; expected a list of {tokens} numbers, one for each token.")
+    return tuple(value for value in found if value is not None)
 
 
 def sample(values: Mapping[str, Any], column: str) -> int | None:
@@ -74,6 +85,14 @@ def flag(values: Mapping[str, Any], column: str) -> bool | None:
     if (value := FLAGS.get(str(cell).lower())) is None:
         raise InputError(f"'{column}' holds {quoted(cell)}; expected true or false.")
     return value
+
+
+def _parsed(cell: Any) -> Any:
+    """A cell, read as JSON if it is a text that is JSON."""
+    if isinstance(cell, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(cell)
+    return cell
 
 
 def _number(cell: Any) -> float | None:

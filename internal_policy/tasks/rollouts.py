@@ -32,6 +32,8 @@ ROLLOUT_SCHEMA = pa.schema(
     }
 )
 """One row per rollout; the columns are the fields of Rollout."""
+ENGINE_LOGPROB = pa.field("engine_logprob", pa.list_(pa.float32()))
+"""A column of rollouts that an engine sampled; other tables don't have it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Rollout:
     """The response's mark; None if the problem has no answer, or one in prose."""
     finished: bool
     """Whether the response ends with an end-of-text token; otherwise it was cut at the length limit."""
+    engine_logprob: tuple[float, ...] | None = None
+    """Log probability in nats of each response token, as told by the engine that sampled it; None without an engine."""
 
     @property
     def ids(self) -> Ids:
@@ -105,7 +109,14 @@ def of_rows(
             noted = True
         rollouts.append(replace(rollout, sample=seen[rollout.problem] if sample is None else sample))
         seen[rollout.problem] += 1
-    return rollouts
+    return _alike(rollouts)
+
+
+def _alike(rollouts: list[Rollout]) -> list[Rollout]:
+    """The rollouts without engine_logprob, unless all of them have it: a table has the same columns in every part."""
+    if all(rollout.engine_logprob is not None for rollout in rollouts):
+        return rollouts
+    return [replace(rollout, engine_logprob=None) for rollout in rollouts]
 
 
 def check_ids(rollouts: Iterable[Rollout], longest: int, d_vocab: int) -> None:
@@ -129,10 +140,12 @@ def check_ids(rollouts: Iterable[Rollout], longest: int, d_vocab: int) -> None:
 
 
 def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], chat: Chat) -> Rollout:
+    engine_logprob = None
     problem, answer, response = "", tasks.answer_of(values.get("answer")), cells.text(values, "response")
     if values.keys() >= {"prompt_ids", "response_ids"}:
         split = cells.ids(values, "prompt_ids"), cells.ids(values, "response_ids")
         problem = cells.text(values, "problem") or ""
+        engine_logprob = cells.numbers(values, ENGINE_LOGPROB.name, len(split[1]))
         written = values.get("answer")
         answer = written if isinstance(written, str) and written else answer
     elif _has_prompt(values):
@@ -156,7 +169,7 @@ def _rollout_of(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any], c
         reward = marking.mark(text, answer)
     if finished is None:
         finished = split[1][-1] in special_ids(tokenizer)
-    return Rollout(problem, answer, 0, *split, text, reward, finished)
+    return Rollout(problem, answer, 0, *split, text, reward, finished, engine_logprob)
 
 
 def _has_prompt(values: Mapping[str, Any]) -> bool:
@@ -179,16 +192,18 @@ def _response_message(values: Mapping[str, Any], response: str) -> Message:
 
 
 def to_table(rollouts: Sequence[Rollout]) -> pa.Table:
-    """Rollouts as a table of ROLLOUT_SCHEMA."""
-    return pa.Table.from_pylist([vars(rollout) for rollout in rollouts], ROLLOUT_SCHEMA)
+    """Rollouts as a table of ROLLOUT_SCHEMA, and ENGINE_LOGPROB if any of them has it."""
+    told = any(rollout.engine_logprob is not None for rollout in rollouts)
+    schema = ROLLOUT_SCHEMA.append(ENGINE_LOGPROB) if told else ROLLOUT_SCHEMA
+    return pa.Table.from_pylist([vars(rollout) for rollout in rollouts], schema)
 
 
 def from_table(table: pa.Table) -> list[Rollout]:
-    """The rollouts of a table that has the columns of ROLLOUT_SCHEMA; others are ignored."""
-    rows = table.select(ROLLOUT_SCHEMA.names).to_pylist()
+    """The rollouts of a table that has the columns of ROLLOUT_SCHEMA, and maybe ENGINE_LOGPROB; others are ignored."""
+    names = [name for name in (*ROLLOUT_SCHEMA.names, ENGINE_LOGPROB.name) if name in table.column_names]
+    rows: list[dict[str, Any]] = table.select(names).to_pylist()
     return [
-        Rollout(**{**row, "prompt_ids": tuple(row["prompt_ids"]), "response_ids": tuple(row["response_ids"])})
-        for row in rows
+        Rollout(**{name: tuple(cell) if isinstance(cell, list) else cell for name, cell in row.items()}) for row in rows
     ]
 
 
@@ -222,5 +237,6 @@ def write_rollouts(path: Path | str, rollouts: Sequence[Rollout]) -> None:
         if path.suffix == ".parquet":
             pq.write_table(to_table(rollouts), temporary)
         else:
-            lines = (json.dumps(vars(rollout), ensure_ascii=False) for rollout in rollouts)
+            rows = ({k: v for k, v in vars(one).items() if v or k != ENGINE_LOGPROB.name} for one in rollouts)
+            lines = (json.dumps(row, ensure_ascii=False) for row in rows)
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

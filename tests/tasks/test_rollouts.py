@@ -12,7 +12,7 @@ from conftest import conversation, jsonl
 
 from internal_policy.errors import InputError
 from internal_policy.scans import store
-from internal_policy.scans.export import export_table
+from internal_policy.scans.export import export_table, write
 from internal_policy.tasks.generate import generate
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import split_messages
@@ -73,6 +73,36 @@ def test_missing_values_stay_missing_in_an_export(either, tmp_path, ending):
     path = tmp_path / f"r.{ending}"
     frame.to_csv(path, index=False) if ending == "csv" else frame.to_json(path, orient="records")
     assert read_rollouts(path, either, {}) == [rollout]
+
+
+ENGINE = replace(ROLLOUT, engine_logprob=(-0.5, -2.25, 0.0))
+"""A response of an engine, with the log probability of each token."""
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_log_probabilities_of_an_engine_are_read_back(tokenizer, tmp_path, ending):
+    write_rollouts(tmp_path / f"r.{ending}", [ENGINE, ENGINE])
+    assert read_rollouts(tmp_path / f"r.{ending}", tokenizer, {}) == [ENGINE, ENGINE]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "json"])
+def test_log_probabilities_of_an_engine_are_exported_and_read_back(tokenizer, tmp_path, ending):
+    write([to_table([ENGINE])], ending, tmp_path / f"r.{ending}", quoted=True)
+    assert read_rollouts(tmp_path / f"r.{ending}", tokenizer, {}) == [ENGINE]
+
+
+def test_rollouts_keep_log_probabilities_only_if_all_have_them(tokenizer, tmp_path):
+    write_rollouts(tmp_path / "r.jsonl", [ENGINE, ROLLOUT])
+    assert read_rollouts(tmp_path / "r.jsonl", tokenizer, {}) == [ROLLOUT, ROLLOUT]
+    assert from_table(to_table([ENGINE, ROLLOUT])) == [ENGINE, ROLLOUT]
+
+
+def test_log_probabilities_that_do_not_match_the_tokens_are_refused(tokenizer, tmp_path):
+    path = jsonl(tmp_path / "r.jsonl", {"prompt_ids": [3], "response_ids": [8, 2], "engine_logprob": [-0.5]})
+    with pytest.raises(
+        InputError, match=r"'engine_logprob' holds \[-0.5\]; expected a list of 2 numbers, one for each"
+    ):
+        read_rollouts(path, tokenizer, {})
 
 
 def test_a_carriage_return_in_a_csv_cell_is_text(tokenizer, tmp_path):
