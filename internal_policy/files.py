@@ -77,6 +77,12 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112  # Path.is_dir raises for a long name
 
 
+def looks(path: Path) -> tuple[int, ...]:
+    """Size, times and inode of a file, one of which changes when it is written. Raises OSError if it doesn't exist."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
 def fingerprint(path: Path) -> dict[str, Any] | None:
     """Size and SHA-256 of a file; None if it doesn't exist."""
     if not path.is_file():
@@ -91,14 +97,13 @@ _fingerprints: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
 def fingerprint_once(path: Path) -> dict[str, Any] | None:
     """The same, cached until the file's path, size, inode or times change."""
     try:
-        looks = path.stat()
+        seen = looks(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    seen = (looks.st_size, looks.st_mtime_ns, looks.st_ctime_ns, looks.st_ino)
     if path in _fingerprints and _fingerprints[path][0] == seen:
         return _fingerprints[path][1]
     known = fingerprint(path)
-    if known and time.time() - looks.st_mtime > COARSE:  # a newer file could change again within the same timestamp
+    if known and time.time() - seen[1] / 1e9 > COARSE:  # a newer file could change again within the same timestamp
         _fingerprints[path] = (seen, known)
     return known
 

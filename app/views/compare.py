@@ -78,14 +78,21 @@ def choose_scans(looked: View) -> list[View]:
 
 def default(looked: View, known: Mapping[str, Path]) -> list[str]:
     """The scan to compare with first, if one has the same problems or a model of the same shape."""
+    folders = [Path(str(looked.source)), *known.values()]
+    found = _partner(tuple(zip(["", *known], map(scans.stamp, folders), strict=True)))
+    return [] if found is None else [found]
+
+
+@st.cache_data(max_entries=10, show_spinner=False)
+def _partner(known: Sequence[tuple[str, tuple[str, int, int]]]) -> str | None:
+    """The name of the scan to compare the first one with, if any."""
     records = {}
-    for name, folder in known.items():
+    for name, of in known:
         try:
-            records[name] = store.record(folder)
+            records[name] = store.record(Path(of[0]))
         except InputError:  # a broken scan is listed, but nothing is compared with it
             continue
-    found = comparison.partner(store.record(looked.source), records)
-    return [] if found is None else [found]
+    return comparison.partner(records.pop(""), records)
 
 
 def cells(looked: View, others: Sequence[View]) -> None:

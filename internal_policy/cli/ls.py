@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from internal_policy.cli import contents, inventory
 from internal_policy.cli.common import JsonOptions
@@ -132,26 +132,30 @@ KINDS: dict[inventory.Kind, tuple[str, tuple[Column, ...]]] = {
 """Kind -> the title and the columns of its list. A column that would be empty isn't printed."""
 
 
-def listed(title: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], width: int | None) -> Table:
-    """A list as wide as the terminal; names are never cut, and without a `width` nothing is."""
+def listed(title: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], width: int | None) -> Text:
+    """A list as wide as the terminal: columns are shortened or left out, never a name. Without `width` all is whole."""
     cells = {column: [visible(column.cell(row)) for row in rows] for column in columns}
     cells = {column: texts for column, texts in cells.items() if any(texts)}
     widths = {column: max(map(cell_len, [column.name, *texts])) for column, texts in cells.items()}
-    while width and sum(widths.values()) + GAP * (len(widths) - 1) > width:
-        widest = max((column for column in widths if column.elastic), key=widths.__getitem__, default=None)
-        if widest is None:
-            break
-        widths[widest] -= 1
-        if widths[widest] < FEWEST:
-            del widths[widest]
-    table = Table(title=title, title_justify="left", box=None, padding=(0, GAP, 0, 0), pad_edge=False)
-    for column, wide in widths.items():
-        table.add_column(
-            _cut(column.name, wide), justify="right" if column.right else "left", no_wrap=True, min_width=wide
-        )
-    for texts in zip(*(cells[column] for column in widths), strict=True):
-        table.add_row(*(escape(_cut(text, wide)) for text, wide in zip(texts, widths.values(), strict=True)))
-    return table
+    while width and len(widths) > 1 and sum(widths.values()) + GAP * (len(widths) - 1) > width:
+        _, *others = widths
+        shortened = max((column for column in others if column.elastic), key=widths.__getitem__, default=others[0])
+        widths[shortened] -= 1
+        if not shortened.elastic or widths[shortened] < FEWEST:
+            del widths[shortened]
+    header, *lines = zip(
+        *([_cell(text, column, wide) for text in (column.name, *cells[column])] for column, wide in widths.items()),
+        strict=True,
+    )
+    text = Text.assemble((title, "italic"), "\n", ((" " * GAP).join(header).rstrip(), "bold"))
+    return text.append("".join(f"\n{(' ' * GAP).join(line).rstrip()}" for line in lines))
+
+
+def _cell(text: str, column: Column, width: int) -> str:
+    """A text cut to `width` and filled up with spaces."""
+    text = _cut(text, width)
+    spaces = " " * (width - cell_len(text))
+    return spaces + text if column.right else text + spaces
 
 
 def _cut(text: str, width: int) -> str:

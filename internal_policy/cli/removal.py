@@ -1,6 +1,7 @@
 """Remove the files that internal-policy wrote into a folder, and nothing else."""
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,35 +35,48 @@ SETTINGS = {"scan": ("asked.json", "scan.json"), "evaluation": (EVALUATION,), "r
 def contents_of(item: Item) -> tuple[list[Path], list[Path]]:
     """What is in an item's folder: the files that internal-policy wrote, and all else, which is the user's own.
 
-    A folder of the user counts as one entry, whatever is in it.
+    A folder of the user counts as one entry, whatever is in it. In the cache, where nobody else writes, the name of a
+    file is enough.
     """
     written: list[Path] = []
     others: list[Path] = []
-    listed = _listed(item)
-    for path in _entries(item):
-        below = path.relative_to(item.folder).as_posix()
-        named = below in listed or (re.fullmatch(WRITTEN[item.kind], below) and _is_ours(path, item))
-        mine = not _is_folder(path) and (named or files.is_hidden(path.name))
-        (written if mine else others).append(path)
+    for entry, mine in _told_apart(item):
+        (written if mine else others).append(Path(entry.path))
     return written, others
 
 
 def size_of(item: Item) -> int:
     """Size of the files that internal-policy wrote into an item's folder, in bytes."""
     total = 0
-    for path in contents_of(item)[0]:
+    for entry, mine in _told_apart(item):
         with suppress(FileNotFoundError):  # another process just renamed or removed it
-            total += path.lstat().st_size
+            total += entry.stat(follow_symlinks=False).st_size if mine else 0
     return total
 
 
-def _entries(item: Item) -> Iterator[Path]:
-    """The entries of an item's folder, with the files in the folders that internal-policy makes in their place."""
-    for path in sorted(item.folder.iterdir()):
-        if _is_folder(path) and re.fullmatch(FOLDERS[item.kind], path.name):
-            yield from (found for found in sorted(path.rglob("*")) if not _is_folder(found))
+def _told_apart(item: Item) -> Iterator[tuple[os.DirEntry[str], bool]]:
+    """The entries of an item's folder, and whether internal-policy wrote each."""
+    in_cache = _in_cache(item.folder)
+    listed = set() if in_cache and item.kind == "scan" else _listed(item)
+    for below, entry in _entries(item.folder, re.compile(FOLDERS[item.kind])):
+        named = below in listed or (
+            re.fullmatch(WRITTEN[item.kind], below) and (in_cache or _is_ours(Path(entry.path), item))
+        )
+        yield entry, not entry.is_dir(follow_symlinks=False) and bool(named or files.is_hidden(entry.name))
+
+
+def _entries(folder: Path, ours: re.Pattern[str], above: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The entries of a folder by their paths below it, with the files in those of its folders that are `ours`.
+
+    They come from scandir, because a list of a thousand scans looks at each of their files.
+    """
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False) and ours.fullmatch(entry.name):
+            yield from _entries(Path(entry.path), re.compile(".*"), f"{above}{entry.name}/")
         else:
-            yield path
+            yield f"{above}{entry.name}", entry
 
 
 def _is_folder(path: Path) -> bool:
@@ -101,9 +115,9 @@ def _saved(folder: Path) -> set[str]:
 def _is_ours(path: Path, item: Item) -> bool:
     """Whether a file with a name of ours was written by internal-policy, by what it holds.
 
-    In the cache the name is enough, because nobody else writes there; and so it is for settings, which `check` reads.
+    For settings, which `check` reads, the name is enough.
     """
-    if _in_cache(item.folder) or path.name in SETTINGS[item.kind] or path.parent != item.folder:
+    if path.name in SETTINGS[item.kind] or path.parent != item.folder:
         return True
     if path.suffix == ".parquet":
         return _has_our_columns(path)

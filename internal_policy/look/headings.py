@@ -9,7 +9,7 @@ from internal_policy.errors import counted
 from internal_policy.look import theme
 from internal_policy.look.theme import Style
 from internal_policy.look.view import About, View, check, how
-from internal_policy.scans import records
+from internal_policy.scans.records import sampled
 
 PHONE = {1: 60, 2: 25, 3: 15, 4: 12}
 """How many characters of a heading fit on a line above one to four columns, 390 pixels wide together."""
@@ -26,7 +26,7 @@ def _facts(view: View, record: Mapping[str, Any]) -> list[str | None]:
         record["dtype"],
         asked.get("revision"),
         f"weights {weights[1][:8]}" if len(weights) > 1 else None,
-        "sampled responses" if records.sampled(asked) else "given responses",
+        "sampled responses" if sampled(asked) else "given responses",
         *(None if asked.get(name) is None else f"{name} {asked[name]}" for name in named),
         counted(record["rollouts"], "rollout"),
         record.get("created", "")[:10] or None,  # a scan in memory has neither
@@ -40,8 +40,9 @@ def labels(views: Sequence[View], most: int = 48) -> list[str]:
     A fact is only named if it tells apart what is still equal. Each is cut to `most` characters. The texts are plain,
     not escaped for plotly.
     """
-    facts = [_facts(view, check(view)) for view in views]
-    found = [(theme.short(check(view)["model"], most),) for view in views]
+    records = [check(view) for view in views]
+    facts = [_facts(view, record) for view, record in zip(views, records, strict=True)]
+    found = [(theme.short(record["model"], most),) for record in records]
     for values in zip(*facts, strict=True):
         told: dict[tuple[str, ...], set[str | None]] = {}
         for label, value in zip(found, values, strict=True):

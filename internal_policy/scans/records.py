@@ -70,7 +70,7 @@ def _files_complaint(written: Mapping[str, Any]) -> str | None:
     parts: dict[str, set[int]] = {kind: set() for kind in KINDS}
     for name, known in written.items():
         part = PART.fullmatch(name)
-        if name != (part_path(Path(), part[1], int(part[2])).name if part else VOCABULARY):
+        if name != (part_name(part[1], int(part[2])) if part else VOCABULARY):
             return f"'files' lists {quoted(name)}, which isn't a file of a scan"
         if not _is_fingerprint(known):
             return f"'files' has no valid size and SHA-256 for {name}"
@@ -95,7 +95,12 @@ def _is_fingerprint(known: Any) -> bool:
 
 def part_path(folder: Path, kind: str, part: int) -> Path:
     """The file of one part of a table."""
-    return folder / f"{kind}-{part:05d}.parquet"
+    return folder / part_name(kind, part)
+
+
+def part_name(kind: str, part: int) -> str:
+    """The name of that file."""
+    return f"{kind}-{part:05d}.parquet"
 
 
 def sampled(asked: Mapping[str, Any]) -> bool:
@@ -123,8 +128,7 @@ def fingerprint_of(path: Path) -> dict[str, Any] | None:
     """The recorded fingerprint of a scan's file; None if none was recorded. Raises one of DAMAGE."""
     record = path.parent / RECORD
     if record.exists():
-        looks = record.stat()
-        return _written(record, (looks.st_size, looks.st_mtime_ns, looks.st_ctime_ns, looks.st_ino)).get(path.name)
+        return _written(record, files.looks(record)).get(path.name)
     part = PART.fullmatch(path.name)
     known = of_part(path.parent, int(part[2])) if part else None
     return known["files"].get(path.name) if known else None

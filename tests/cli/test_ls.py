@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,14 @@ def test_a_scan_of_texts_is_listed_with_their_number(capsys):
         folder / store.ASKED, {"digest": "x", "product": "plain", "asked": {"model": "m", "text": ["a", "b"]}}
     )
     assert rows(capsys)["3fa900000000"]["source"] == "2 texts"
+
+
+def test_a_list_reads_the_record_of_each_scan_once(capsys, monkeypatch):
+    read, counted = records.read, Counter()
+    monkeypatch.setattr(records, "read", lambda path: counted.update([path]) or read(path))
+    scans = [scan(f"3fa90000000{number}") for number in range(3)]
+    rows(capsys)
+    assert [counted[folder / store.RECORD] for folder in scans] == [1, 1, 1]
 
 
 def test_an_unfinished_scan_is_listed_with_the_rollouts_it_has(capsys):
@@ -168,7 +177,7 @@ def test_a_list_fits_the_terminal_without_cutting_a_name(kind, width):
     title, columns = ls.KINDS[kind]
     terminal = Terminal(width=width, record=True, file=None)
     with terminal.capture() as captured:
-        terminal.print(ls.listed(title, columns, [row], width))
+        terminal.print(ls.listed(title, columns, [row], width), soft_wrap=True)
     lines = captured.get().splitlines()
     assert max(map(cell_len, lines)) <= width
     assert lines[-1].startswith(f"{name}  ")
