@@ -14,6 +14,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -35,13 +36,20 @@ OnToken = Callable[[Sequence[Ids]], None]
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The token ids that end a response of a model, as in `ends_of`."""
+    return ends_of(model.config, model.generation_config, tokenizer)
+
+
+def ends_of(
+    config: PreTrainedConfig, generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
     """The token ids that end a response, from generation_config, the tokenizer and the configuration.
 
     Ids from the configuration count only if the tokenizer marks them as special, because transformers fills in
     defaults.
     """
-    generation = model.generation_config.eos_token_id if model.generation_config else None
-    configs = (model.config, model.config.get_text_config())
+    generation = generation_config.eos_token_id if generation_config else None
+    configs = (config, config.get_text_config())
     of_config = {end for config in configs for end in _listed(getattr(config, "eos_token_id", None))}
     chosen = {*_listed(generation), *_listed(tokenizer.eos_token_id)}
     return frozenset(chosen | of_config & special_ids(tokenizer))
@@ -107,13 +115,19 @@ def generate(
         batch = wanted[start : start + batch_size]
         with _seeded(model, seed, first + start):
             responses = _sample(model, [prompt_of[n // samples] for n in batch], config, ends, on_token)
-        rollouts = []
-        for n, ids in zip(batch, responses, strict=True):
-            problem, prompt = problems[n // samples], prompt_of[n // samples]
-            written, answer = decoded(tokenizer, ids), problem.answer
-            mark = marking.mark(written, answer)
-            rollouts.append(Rollout(problem.text, answer, n % samples, prompt, ids, written, mark, ids[-1] in ends))
-        yield rollouts
+        yield [
+            answered(tokenizer, problems[n // samples], n % samples, prompt_of[n // samples], ids, ids[-1] in ends)
+            for n, ids in zip(batch, responses, strict=True)
+        ]
+
+
+def answered(
+    tokenizer: PreTrainedTokenizerBase, problem: Problem, sample: int, prompt: Ids, ids: Ids, finished: bool
+) -> Rollout:
+    """The rollout of a response to a problem, marked."""
+    written = decoded(tokenizer, ids)
+    mark = marking.mark(written, problem.answer)
+    return Rollout(problem.text, problem.answer, sample, prompt, ids, written, mark, finished)
 
 
 def check_sampling(

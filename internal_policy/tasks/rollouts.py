@@ -201,10 +201,11 @@ def to_table(rollouts: Sequence[Rollout]) -> pa.Table:
 def from_table(table: pa.Table) -> list[Rollout]:
     """The rollouts of a table that has the columns of ROLLOUT_SCHEMA, and maybe ENGINE_LOGPROB; others are ignored."""
     names = [name for name in (*ROLLOUT_SCHEMA.names, ENGINE_LOGPROB.name) if name in table.column_names]
-    rows: list[dict[str, Any]] = table.select(names).to_pylist()
-    return [
-        Rollout(**{name: tuple(cell) if isinstance(cell, list) else cell for name, cell in row.items()}) for row in rows
-    ]
+
+    def read(cell: Any) -> Any:
+        return tuple(cell) if isinstance(cell, list) else cell
+
+    return [Rollout(**{name: read(cell) for name, cell in row.items()}) for row in table.select(names).to_pylist()]
 
 
 def of_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]], prompt: int = 1) -> list[Rollout]:
