@@ -10,7 +10,8 @@ from experiments import GROUP
 from plotly.subplots import make_subplots
 
 from internal_policy.look import theme
-from internal_policy.look.theme import GREY, Mark, Style
+from internal_policy.look.legend import GREY, Mark
+from internal_policy.look.theme import Style
 
 METHODS = {
     "grpo": (theme.BLUE, "diamond"),

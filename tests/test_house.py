@@ -84,9 +84,23 @@ def test_importing_the_package_imports_nothing_heavy():
     assert not loaded("import internal_policy") & {"torch", "transformers", "pandas", "transformer_lens", "nnsight"}
 
 
-def test_help_is_printed_without_torch():
-    statement = "from internal_policy.__main__ import main; main(['scan', '--help'])"
-    assert not loaded(statement) & {"torch", "transformers", "pandas"}
+MODELS = {"torch", "transformers"}
+TABLES = {"numpy", "pandas", "pyarrow"}
+UNUSED = {
+    "--help": MODELS | TABLES | {"plotly", "asyncio"},
+    "scan --help": MODELS | TABLES | {"plotly", "asyncio"},
+    "ls": MODELS | {"plotly", "scipy"},
+    "show demo-qwen3": MODELS | {"plotly", "scipy"},
+    "show {data}/experiments/bupo": MODELS | {"plotly", "scipy"},
+    "plot demo-qwen3 flow -o {folder}/flow.html": MODELS | {"kaleido", "scipy"},
+}
+"""Command -> modules that would slow its start, and that it doesn't use."""
+
+
+@pytest.mark.parametrize("command", UNUSED)
+def test_a_command_imports_nothing_that_it_does_not_use(command, tmp_path):
+    words = command.format(data=ROOT / "data", folder=tmp_path).split()
+    assert not loaded(f"from internal_policy.__main__ import main; main({words})") & UNUSED[command]
 
 
 def test_only_three_files_load_a_model_or_its_tokenizer_by_name():

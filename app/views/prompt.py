@@ -12,7 +12,7 @@ import streamlit as st
 
 from internal_policy import bundle
 from internal_policy.errors import MODELS, InputError, counted, joined, require
-from internal_policy.look import theme, view
+from internal_policy.look import legend, view
 from internal_policy.look.lens_grid import payload
 from internal_policy.look.lens_grid.page import data
 from internal_policy.look.view import View
@@ -243,7 +243,7 @@ def grid(job: jobs.Job) -> None:
 
 def want(plane: dict[str, Any]) -> None:
     """Send another site of the scan to the grid."""
-    if plane.get("site") in theme.SITES:
+    if plane.get("site") in legend.SITES:
         st.session_state["prompt_site"] = plane["site"]
 
 

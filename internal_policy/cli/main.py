@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> bool | None:
     """Print the version or help, or run a command. True if the command found something wrong."""
     if not words or words[0] in HELP:
-        usage.print_commands({name: (row.group, usage.page(row.options).summary) for name, row in COMMANDS.items()})
+        usage.print_commands({name: (row.group, usage.summary(row.options)) for name, row in COMMANDS.items()})
     elif words[0] == "--version":
         out.print(f"internal-policy {internal_policy.__version__}")
     elif words[0].startswith("--tyro-"):  # tyro writes completions for shells

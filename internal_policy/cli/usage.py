@@ -5,9 +5,11 @@ import dataclasses
 import inspect
 import itertools
 import re
+import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -83,9 +85,14 @@ def page(options: type) -> Page:
     option belongs to the `group` of the class that declares it first, so that a command can give it another default.
     """
     text, _, examples = inspect.cleandoc(options.__doc__ or "").partition("For example:")
-    summary, *paragraphs = [_joined(part) for part in text.strip().split("\n\n")]
+    _, *paragraphs = [_joined(part) for part in text.strip().split("\n\n")]
     commands = tuple(line.strip().removeprefix("$ ") for line in examples.splitlines() if line.strip())
-    return Page(summary, tuple(paragraphs), commands, _groups(options))
+    return Page(summary(options), tuple(paragraphs), commands, _groups(options))
+
+
+def summary(options: type) -> str:
+    """The first sentence of the help of a command with these options."""
+    return _joined(inspect.cleandoc(options.__doc__ or "").partition("\n\n")[0])
 
 
 def _groups(options: type) -> dict[str, tuple[Option, ...]]:
@@ -109,12 +116,18 @@ def docstrings(kind: type) -> dict[str, str]:
     """The text below each field of a dataclass, on one line; that of a class wins over that of its bases."""
     found = {}
     for cls in reversed(kind.__mro__[:-1]):
-        body: Any = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-        for field, below in itertools.pairwise(body.body):
+        for field, below in itertools.pairwise(_classes(cls.__module__)[cls.__name__].body):
             match field, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                     found[name] = _joined(inspect.cleandoc(text))
     return found
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module by their names."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _joined(paragraph: str) -> str:

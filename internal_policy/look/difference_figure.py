@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from internal_policy.look import layer_figures, theme, view
+from internal_policy.look import layer_figures, legend, theme, view
 from internal_policy.look.theme import Style
 from internal_policy.look.view import About
 
@@ -18,9 +18,9 @@ def difference(
     figure = go.Figure()
     layer_figures.zero(figure)
     rows = layer_figures.placed(differences.rename(columns={"difference": "mean"}), measure, style)
-    theme.line(figure, layer_figures.stream(rows), theme.SITES["resid_post"])
+    theme.line(figure, layer_figures.stream(rows), legend.SITES["resid_post"])
     for site in ("attn_out", "mlp_out", "final"):
-        theme.line(figure, rows[rows["site"] == site], theme.SITES[site])
+        theme.line(figure, rows[rows["site"] == site], legend.SITES[site])
     layer_figures.by_layer(figure, style)
     if "final" in {*rows["site"]}:
         layer_figures.ends(figure, about[0].n_layers, style)

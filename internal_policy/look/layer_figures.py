@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from internal_policy.errors import InputError
-from internal_policy.look import headings, theme, view
+from internal_policy.look import headings, legend, theme, view
 from internal_policy.look.findings import layers_in_words
-from internal_policy.look.theme import GREY, Mark, Style
+from internal_policy.look.legend import GREY, Mark
+from internal_policy.look.theme import Style
 from internal_policy.look.view import About
 
 ROWS = ("layer", "attn", "mlp")
@@ -37,12 +38,12 @@ def flow(means: pd.DataFrame, about: About, style: Style = "screen") -> go.Figur
     figure = go.Figure()
     rows = placed(means, "entropy", style)
     theme.maximum(figure, about)
-    theme.line(figure, stream(rows), theme.SITES["resid_post"])
+    theme.line(figure, stream(rows), legend.SITES["resid_post"])
     for site in ("attn_out", "mlp_out"):
-        theme.line(figure, rows[rows["site"] == site], theme.SITES[site])
+        theme.line(figure, rows[rows["site"] == site], legend.SITES[site])
     for site in ("attn_in", "mlp_in") if style == "screen" else ():
-        theme.line(figure, rows[rows["site"] == site], theme.SITES[site], visible="legendonly", thin=True)
-    theme.line(figure, rows[rows["site"] == "final"], theme.SITES["final"])
+        theme.line(figure, rows[rows["site"] == site], legend.SITES[site], visible="legendonly", thin=True)
+    theme.line(figure, rows[rows["site"] == "final"], legend.SITES["final"])
     by_layer(figure, style)
     ends(figure, about.n_layers, style)
     figure.update_yaxes(title={"text": theme.label("entropy")})
@@ -71,7 +72,7 @@ def change(
     rows = placed(changes[changes["part"] == "total"], "change", style)
     zero(figure)
     for kind in ROWS:
-        theme.line(figure, rows[rows["change"] == kind], theme.CHANGES[kind])
+        theme.line(figure, rows[rows["change"] == kind], legend.CHANGES[kind])
     by_layer(figure, style)
     figure.update_yaxes(title={"text": theme.label("change")})
     _stages(figure, spans, len(set(rows["at"])), style)
@@ -117,7 +118,7 @@ def norm_control(changes: pd.DataFrame, about: About, style: Style = "screen") -
     width = (1 - GAP) * (steps.min() if len(steps) else 1)
     figure = make_subplots(rows=len(kinds), cols=1, shared_xaxes=True, vertical_spacing=0.07)
     for number, kind in enumerate(kinds, start=1):
-        mark, mine = theme.CHANGES[kind], rows[rows["change"] == kind]
+        mark, mine = legend.CHANGES[kind], rows[rows["change"] == kind]
         for part, opacity in (("direction", 0.75), ("norm", 0.35)):
             bar = mine[mine["part"] == part]
             fill = {"color": mark.colour, "opacity": opacity, "pattern": HATCH if part == "norm" else {}}
@@ -182,9 +183,8 @@ def residual(cosine_means: pd.DataFrame, norm_means: pd.DataFrame, about: About,
     for number, rows in enumerate((cosines, norms), start=1):
         for site in ("resid_post", "attn_out", "mlp_out")[2 - number :]:
             mine = rows[rows["site"] == site]
-            theme.line(
-                figure, mine, theme.SITES[site], row=number, col=1, legend=number == 2 or site not in set(norms["site"])
-            )
+            named = number == 2 or site not in set(norms["site"])
+            theme.line(figure, mine, legend.SITES[site], row=number, col=1, legend=named)
     by_layer(figure, style, bottom=2)
     figure.update_yaxes(title={"text": theme.label("cosine")}, row=1)
     steps = (1, 2, 5) if norms["mean"].max() < 300 * norms["mean"].min() else (1,)
@@ -201,9 +201,9 @@ def convergence(
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
     kl, settled = placed(kl_means, "kl", style), placed(settled_means, "settled", style)
     for site in ("resid_post", "attn_out", "mlp_out"):
-        theme.line(figure, kl[kl["site"] == site], theme.SITES[site], row=1, col=1)
+        theme.line(figure, kl[kl["site"] == site], legend.SITES[site], row=1, col=1)
     none = "resid_post" not in set(kl["site"])
-    theme.line(figure, settled[settled["site"] == "resid_post"], theme.SITES["resid_post"], row=2, col=1, legend=none)
+    theme.line(figure, settled[settled["site"] == "resid_post"], legend.SITES["resid_post"], row=2, col=1, legend=none)
     by_layer(figure, style, bottom=2)
     figure.update_yaxes(title={"text": "KL (nats)"}, rangemode="tozero", row=1)
     figure.update_yaxes(title={"text": "Settled tokens"}, range=[0, 1.04], tickformat=".0%", row=2)
@@ -225,12 +225,12 @@ def readouts(
         theme.line(figure, rows, Mark(theme.inert(view.how(about.readout)), *curves[about.readout]))
     about, frame = columns[0]  # the model's own policy doesn't depend on the readout
     final = placed(frame[frame["site"] == "final"], measure, style)
-    theme.line(figure, final, theme.SITES["final"])
+    theme.line(figure, final, legend.SITES["final"])
     by_layer(figure, style)
     if len(final):
         ends(figure, about.n_layers, style)
     figure.update_yaxes(title={"text": theme.label(measure)}, rangemode="tozero")
-    parts = (theme.SITES[site].name, theme.short(about.model), theme.n(about), about.which)
+    parts = (legend.SITES[site].name, theme.short(about.model), theme.n(about), about.which)
     caption = " · ".join(part for part in parts if part)
     return theme.layout(figure, f"{theme.MEASURES[measure][0]} by readout", caption, style)
 
@@ -240,7 +240,7 @@ def distribution(
 ) -> go.Figure:
     """Median, middle half and middle 90% over tokens of a measure at a site, by layer."""
     figure = go.Figure()
-    mark = theme.SITES[site]
+    mark = legend.SITES[site]
     rows = quantiles.sort_values("layer").assign(site=site)
     rows["at"] = rows["layer"] + theme.first_layer(style)
     for low, high, opacity, name in (("q05", "q95", 0.18, "5 to 95%"), ("q25", "q75", 0.35, "25 to 75%")):
@@ -276,7 +276,7 @@ def compare(
     seen: set[str] = set()
     for number, (about, frame) in enumerate(columns, start=1):
         rows = placed(frame[frame["part"] == "total"] if what == "change" else frame, what, style)
-        key, marks = ("change", theme.CHANGES) if what == "change" else ("site", theme.SITES)
+        key, marks = ("change", legend.CHANGES) if what == "change" else ("site", legend.SITES)
         lines = {name: rows[rows[key] == name] for name in (*ROWS, "attn_out", "mlp_out", "final")}
         if what == "entropy":
             lines = {"resid_post": stream(rows), **lines}

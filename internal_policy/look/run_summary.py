@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from internal_policy.look import runs, theme
+from internal_policy.look import legend, runs
 from internal_policy.look.runs import DYNAMICS, PASS_AT_K, RunTables
 
 MEASURES = {
@@ -128,10 +128,10 @@ def layers(metrics: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """
     steps = sorted({int(frame["step"].min()), int(frame["step"].max())})
     trained = runs.trained(metrics, frame)
-    output = theme.SITES["resid_post"].name
+    output = legend.SITES["resid_post"].name
     wanted = [
         (output, "entropy", ("resid_post", "final")),
-        (f"Δ {theme.CHANGES['mlp'].name}", "change", ("mlp_out",)),
+        (f"Δ {legend.CHANGES['mlp'].name}", "change", ("mlp_out",)),
         (f"KL from layer {trained}", "kl", ("resid_post", "final")),
     ]
     columns = {}

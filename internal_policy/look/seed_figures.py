@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from internal_policy.look import theme
-from internal_policy.look.theme import GREY, Mark, Style
+from internal_policy.look.legend import GREY, Mark
+from internal_policy.look.theme import Style
 from internal_policy.look.training_figures import RUNS, averaged
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from internal_policy.errors import counted
-from internal_policy.look import comparison, statistics, theme, view
+from internal_policy.look import comparison, legend, statistics, view
 from internal_policy.look.statistics import Average
 from internal_policy.look.targets import targets as by_part
 from internal_policy.look.view import View
@@ -22,7 +22,7 @@ BRIEF = ("resid_post", "attn_out", "mlp_out", "final")
 """Sites that a table as wide as a terminal has room for."""
 
 
-def by_layer(one: View, average: Average = "tokens", sites: Sequence[str] = tuple(theme.SITES)) -> pd.DataFrame:
+def by_layer(one: View, average: Average = "tokens", sites: Sequence[str] = tuple(legend.SITES)) -> pd.DataFrame:
     """Mean entropies at `sites` and entropy changes in nats, one row per layer; the last row is the model's own policy.
 
     Raises InputError if the entropy was not measured.
@@ -31,8 +31,8 @@ def by_layer(one: View, average: Average = "tokens", sites: Sequence[str] = tupl
     if "entropy" not in layers:
         raise view.absent(one, "entropy")
     frame = statistics.by_layer(layers, one.readout, average)
-    names = {site: mark.name for site, mark in theme.SITES.items() if site in sites}
-    names |= {f"change_{change}": f"Δ {mark.name}" for change, mark in theme.CHANGES.items()}
+    names = {site: mark.name for site, mark in legend.SITES.items() if site in sites}
+    names |= {f"change_{change}": f"Δ {mark.name}" for change, mark in legend.CHANGES.items()}
     ordered = frame[[name for name in names if name in frame]].rename(columns=names)
     return ordered.rename_axis(columns=None).reset_index(names="layer")
 
@@ -42,7 +42,7 @@ def cells(frame: pd.DataFrame) -> list[list[str]]:
 
     The model's own entropy stands in the last row, below those of the layers' outputs where they were measured.
     """
-    final, output = theme.SITES["final"].name, theme.SITES["resid_post"].name
+    final, output = legend.SITES["final"].name, legend.SITES["resid_post"].name
     own = frame[final].notna() if final in frame else pd.Series(False, frame.index)
     if final in frame and output in frame:
         frame = frame.assign(**{output: frame[output].where(~own, frame[final])}).drop(columns=final)

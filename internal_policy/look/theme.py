@@ -3,7 +3,6 @@
 import html as markup
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from math import log
 from typing import Any, Literal
@@ -13,44 +12,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import counted
+from internal_policy.look.legend import BLUE, CHANGES, FAINT, GREY, INK, ORANGE, PURPLE, SITES, SOFT, Mark
 from internal_policy.look.view import About, how
 
 Style = Literal["screen", "paper"]
 """`screen` has a title and a caption; `paper` is black on white, as wide as a column of print."""
 
-INK, SOFT = "#1A1C21", "#50555E"
-"""The strongest line and the text of axes and captions on white. A dark page replaces both with light colours."""
-GREY = "#8C8C8C"
-"""For lines that aren't data; visible on white and black, but too pale for text."""
-FAINT = "rgba(140,140,140,0.22)"
-ORANGE, BLUE, PURPLE = "#D55E00", "#0072B2", "#CC79A7"
-
-
-@dataclass(frozen=True)
-class Mark:
-    """How a quantity is drawn. The symbol identifies it where the colour can't."""
-
-    name: str
-    colour: str
-    symbol: str
-
-
-SITES = {
-    "resid_pre": Mark("layer input", INK, "circle-open"),
-    "attn_in": Mark("attention input", ORANGE, "square-open"),
-    "attn_out": Mark("attention", ORANGE, "square"),
-    "resid_mid": Mark("after attention", INK, "circle-open"),
-    "mlp_in": Mark("FFN input", BLUE, "diamond-open"),
-    "mlp_out": Mark("FFN", BLUE, "diamond"),
-    "resid_post": Mark("layer output", INK, "circle"),
-    "final": Mark("final", PURPLE, "star"),
-}
-"""What a site is called on screen, and how it is drawn."""
-CHANGES = {
-    "layer": Mark("layer", INK, "circle"),
-    "attn": Mark("attention", ORANGE, "square"),
-    "mlp": Mark("FFN", BLUE, "diamond"),
-}
 CURVES = (
     (INK, "circle"),
     (ORANGE, "square"),

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from internal_policy.look import heatmap, theme
-from internal_policy.look.theme import GREY, Style
+from internal_policy.look import heatmap, legend, theme
+from internal_policy.look.legend import GREY
+from internal_policy.look.theme import Style
 from internal_policy.look.tokens import WINDOW
 from internal_policy.look.view import About
 
@@ -47,7 +48,7 @@ def tokens(
     title = f"{theme.MEASURES[measure][0]} by token"
     height = 220 + int(np.clip(22 * len(grid), 120 if style == "screen" else 260, 720))
     one = replace(about, rollouts=1, tokens=len(response))
-    caption = f"{theme.SITES[site].name} · {theme.caption(one)}"
+    caption = f"{legend.SITES[site].name} · {theme.caption(one)}"
     theme.layout(figure, title, caption, style, height=height, wide=True, above=8)
     return figure.update_layout(hoverdistance=-1)  # hovering anywhere shows the nearest cell
 
@@ -91,7 +92,7 @@ def predictions(frame: pd.DataFrame, about: About, layer: int, position: int, st
     heads, cells = [""], [[f"{rank}" for rank in range(1, most + 1)]]
     for site, rows in columns:
         point = "final" if site == "final" else f"{layer}.{site}"
-        heads.append(f"{theme.SITES[str(site)].name}<br>{point}")
+        heads.append(f"{legend.SITES[str(site)].name}<br>{point}")
         moved = (
             [""] * len(rows)
             if site in ("resid_pre", "final")

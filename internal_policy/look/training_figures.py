@@ -11,8 +11,9 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from internal_policy.errors import InputError
-from internal_policy.look import heatmap, run_summary, runs, theme
-from internal_policy.look.theme import GREY, Mark, Style
+from internal_policy.look import heatmap, legend, run_summary, runs, theme
+from internal_policy.look.legend import GREY, Mark
+from internal_policy.look.theme import Style
 from internal_policy.measure.sites import CHANGES
 
 REWARD = Mark("reward", theme.BLUE, "diamond")
@@ -71,7 +72,7 @@ def dynamics(
         figure.update_yaxes(title={"text": "Reward"}, row=2)
         _switch(figure, metrics, rows)
     figure.update_xaxes(title={"text": "Step"}, row=rows)
-    shown = (theme.SITES[site].name, caption, "framed: the layer while it was trained" if framed else "")
+    shown = (legend.SITES[site].name, caption, "framed: the layer while it was trained" if framed else "")
     caption = " · ".join(part for part in shown if part)
     title = f"Δ {_small(text)} since step {start}" if difference else f"{text} by step"
     theme.layout(figure, title, caption, style, height=560 if rows == 2 else 420, wide=True, above=16)
@@ -122,7 +123,7 @@ def trained(
     scan. Raises InputError if nothing was measured.
     """
     offset, after = theme.first_layer(style), _after(frame, layer, style)
-    changes = {(layer, site): theme.CHANGES[change] for change, (_, site) in CHANGES.items()}
+    changes = {(layer, site): legend.CHANGES[change] for change, (_, site) in CHANGES.items()}
     wanted = (("Cosine", "cosine", after), ("KL (nats)", "kl", after), ("Δ entropy (nats)", "change", changes))
     frames = {
         measure: runs.since_start(frame, measure) if difference else frame
@@ -170,7 +171,7 @@ def _after(frame: pd.DataFrame, layer: int, style: Style) -> dict[tuple[int, str
         (at, "resid_post"): Mark(f"layer {at + offset}", str(colour), "circle")
         for at, colour in zip(drawn, colours, strict=False)
     }
-    return after | {(int(at), "final"): theme.SITES["final"] for at in frame.loc[frame["site"] == "final", "layer"]}
+    return after | {(int(at), "final"): legend.SITES["final"] for at in frame.loc[frame["site"] == "final", "layer"]}
 
 
 def _at(frame: pd.DataFrame, measure: str, layer: int, site: str) -> pd.DataFrame:

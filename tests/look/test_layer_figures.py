@@ -7,7 +7,7 @@ import pytest
 from small_figures import HOSTILE, about, changes, depths, means, of, quantiles, relative, traces, values
 
 from internal_policy.errors import InputError
-from internal_policy.look import layer_figures, theme
+from internal_policy.look import layer_figures, legend, theme
 from internal_policy.look.view import About
 
 both_styles = pytest.mark.parametrize(("style", "first"), [("screen", 0), ("paper", 1)])
@@ -55,7 +55,7 @@ def test_flow_draws_the_means_from_the_embeddings_to_final(n_layers, style, firs
     frame = means(n_layers)
     figure = layer_figures.flow(frame, about(n_layers), style)
     for site in ("attn_out", "mlp_out", *(("attn_in", "mlp_in") if style == "screen" else ())):
-        (drawn,) = traces(figure, theme.SITES[site].name)
+        (drawn,) = traces(figure, legend.SITES[site].name)
         assert values(drawn).tolist() == of(frame, site=site)
         assert drawn.x.tolist() == list(range(first, n_layers + first))
         assert drawn.visible == ("legendonly" if site.endswith("_in") else True)
@@ -134,7 +134,7 @@ def test_the_largest_entropy_is_a_dotted_line():
 def test_change_only_draws_totals(n_layers):
     frame = changes(n_layers)
     figure = layer_figures.change(frame, about(n_layers))
-    for change, mark in theme.CHANGES.items():
+    for change, mark in legend.CHANGES.items():
         (drawn,) = traces(figure, mark.name)
         assert values(drawn).tolist() == of(frame, change=change, part="total")
 

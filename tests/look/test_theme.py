@@ -25,7 +25,7 @@ from small_figures import (
     response,
 )
 
-from internal_policy.look import catalogue, layer_figures, theme, token_figures, training_figures
+from internal_policy.look import catalogue, layer_figures, legend, theme, token_figures, training_figures
 from internal_policy.look.view import About
 
 SHARES = np.array([0.2126, 0.7152, 0.0722])
@@ -116,7 +116,7 @@ def test_texts_have_the_contrast_that_wcag_asks_on_white():
 
 
 def test_the_layer_output_is_the_strongest_curve_and_black_in_print():
-    layer, attention, ffn = (theme.SITES[site].colour for site in ("resid_post", "attn_out", "mlp_out"))
+    layer, attention, ffn = (legend.SITES[site].colour for site in ("resid_post", "attn_out", "mlp_out"))
     assert contrast(layer, "#FFFFFF") > 3 * max(contrast(attention, "#FFFFFF"), contrast(ffn, "#FFFFFF"))
     screen, paper = (layer_figures.flow(means(8), about(8), style) for style in ("screen", "paper"))
     (drawn,) = [trace for trace in theme.traces(screen) if trace.name == "layer output"]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from internal_policy.look import findings, theme, tokens, view
+from internal_policy.look import findings, legend, theme, tokens, view
 from internal_policy.look.heatmap import AROUND_ZERO, LOGARITHMIC
 from internal_policy.look.view import SHOWN_AT, View
 from internal_policy.measure.sites import CHANGES, INPUT_OF, WITH_FINAL
@@ -90,7 +90,7 @@ def payload(
         "vocabulary": texts,
         "actual": [index[token] for token in response["id"]],
         "readouts": [_readout(replace(one, readout=readout)) for readout in chosen["readouts"]],
-        "sites": [{"name": site, "title": theme.SITES[site].name} for site in WITH_FINAL if site in chosen["sites"]],
+        "sites": [{"name": site, "title": legend.SITES[site].name} for site in WITH_FINAL if site in chosen["sites"]],
         "measures": list(_measures(record)),
         "lacking": {site: view.lacking(record, site) for site in WITH_FINAL if view.lacking(record, site)},
         "planes": {
