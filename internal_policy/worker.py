@@ -33,17 +33,23 @@ class Stopped(Exception):
 
 
 class Worker:
-    """A process `python -m module` that starts when first needed, and is replaced if it breaks.
+    """A process `python -m module` that starts when first needed or by `start`, and is replaced if it breaks.
 
     The module calls `serve`. Threads take turns, and every forked process gets its own.
     """
 
     def __init__(self, module: str) -> None:
-        """Prepare to run `module`; the process starts with the first call."""
+        """Prepare to run `module`; the process starts with `start` or the first call."""
         self.module = module
         self.process: Any = None  # a Popen with pipes
+        self.is_ready = False
         self.lock = threading.Lock()
         _workers.add(self)
+
+    def start(self) -> None:
+        """Start the process, without waiting until it is ready, so that the first call needn't wait as long."""
+        with self.lock:
+            self._start()
 
     def call(self, *arguments: Any, timeout: float) -> Any:
         """Call the module's function and return its result; JSON must be able to hold both arguments and result.
@@ -82,9 +88,17 @@ class Worker:
         return b"", stopped.is_set()
 
     def _running(self) -> Any:
-        """The process; a new one if it ended."""
+        """The process, ready; a new one if it ended."""
+        self._start()
+        if not self.is_ready and not any(line.endswith(READY) for line in self.process.stdout):
+            self.close()
+            raise RuntimeError("internal-policy couldn't start a worker process. Its output above shows why.")
+        self.is_ready = True
+        return self.process
+
+    def _start(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            return self.process
+            return
         self.close()
         path = os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
         self.process = subprocess.Popen(
@@ -93,10 +107,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        if not any(line.endswith(READY) for line in self.process.stdout):
-            self.close()
-            raise RuntimeError("internal-policy couldn't start a worker process. Its output above shows why.")
-        return self.process
+        self.is_ready = False
 
     def close(self) -> None:
         """Stop the process."""

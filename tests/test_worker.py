@@ -75,6 +75,14 @@ def test_output_printed_by_the_worker_is_not_mistaken_for_an_answer(working, cap
     assert capfd.readouterr().out == ""
 
 
+def test_a_worker_that_was_started_early_answers_the_first_call(working):
+    working.start()
+    started = working.process
+    working.start()
+    assert working.call("echo", 1, timeout=10.0) == [1]
+    assert working.process is started
+
+
 def test_an_error_in_the_called_function_is_reported(working):
     with pytest.raises(RuntimeError, match="from the called function"):
         working.call("raise", timeout=10.0)

@@ -25,6 +25,7 @@ from internal_policy.cli.common import (
 from internal_policy.cli.prepared import Prepared, check_effect, prepare, source
 from internal_policy.cli.work import Work
 from internal_policy.errors import InputError
+from internal_policy.models import templates
 from internal_policy.models.folder import is_adapter
 
 if TYPE_CHECKING:
@@ -269,6 +270,8 @@ def selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
 
 
 def _work(options: Scan, inputs: Prepared) -> Work:
+    if not options.text and inputs.chat_template != "none":
+        templates.start()  # while this process imports transformers
     from internal_policy.models.families import layer_sites
     from internal_policy.scans.selection import plan
 

@@ -71,6 +71,11 @@ def render(
     return text
 
 
+def start() -> None:
+    """Start the process that renders templates, which takes a second that other work can use."""
+    _worker.start()
+
+
 @functools.cache
 def reads_parts(template: str) -> bool:
     """Whether a chat template reads a content only as a list of parts, and loses or rejects it as a text.
