@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -23,10 +24,11 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> pd.DataFrame
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The texts of some token ids, as `vocabulary` has them."""
-    known = [token for token in ids if token < len(tokenizer)]
+    size = len(tokenizer)
+    known = [token for token in ids if token < size]
     before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]  # the first token of a text may lose its space
-    start = len(_decode(tokenizer, [before])[0])
-    texts = [text[start:] for text in _decode(tokenizer, [[*before, token] for token in known])]
+    start = len(_decode(tokenizer, before))
+    texts = [_decode(tokenizer, [*before, token])[start:] for token in known]  # lists of many lists are slow to collect
     added, is_byte_level = tokenizer.added_tokens_decoder, _is_byte_level(tokenizer)
     for row, (token, piece) in enumerate(zip(known, tokenizer.convert_ids_to_tokens(known), strict=True)):
         if "\ufffd" in texts[row]:  # the decoder can't turn it into text
@@ -35,8 +37,8 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
     return [text_of.get(token, f"<|{token}|>") for token in ids]
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, texts: list[list[int]]) -> list[str]:
-    return tokenizer.batch_decode(texts, clean_up_tokenization_spaces=False)
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return cast(str, tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
