@@ -1,60 +1,76 @@
 """Compare measuring with the reference algorithm and with bare matrix products: python benchmarks/kernel.py.
 
-First the measuring alone, for a number of hidden states, then whole scans of random models with the shapes of real
-ones. All candidates take turns in one process, on one thread of the CPU or on the GPU.
+Three parts: the measuring alone, for a number of hidden states; whole scans of random models with the shapes of real
+ones; and how the time and memory of a scan grow. All candidates take turns in one process, on the CPU or on the GPU.
 """
 
 import json
-import platform
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+import growth
+import logit_readout
 import reference
 import scan
 import torch
 import tyro
-from timing import alternate
+from exactness import POINTS, Reader, errors, heavy, numbers
+from growth import Growth
+from machine import load, machine
+from products import products
+from tables import report
+from timing import Candidate, alternate
 from torch import Tensor
-from torch.distributions import StudentT
 
-from internal_policy.measure import choice, kernel, matmul, metrics, stacked
+from internal_policy.measure import choice, matmul, metrics
+from internal_policy.measure.kernel import Kernel
 
 GPU = torch.cuda.is_available()
 FEW = ("entropy", "kl", "rank", "logprob")
-POINTS = 64
-"""Hook points of the hidden states that are measured alone: the first is final, and half have a norm control."""
-HEAVY = 64
-"""Hidden states whose numbers are compared with float64."""
+BUT_TOPK = tuple(name for name in metrics.MEASURES if name != "topk")
+TOGETHER = 64
+"""Hidden states in one product of the reference formula: those of a site at as many tokens."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Compare measuring with the reference algorithm and with bare matrix products."""
+    """Compare measuring with the reference algorithm, TransformerLens and bare matrix products.
 
+    The defaults take about a quarter of an hour on one core with AVX-512: 4 minutes for the kernel, 7 for scans and 4
+    for growth. On a GPU the defaults are larger, and take at most 8 minutes by estimate.
+    """
+
+    parts: tuple[Literal["kernel", "scan", "growth"], ...] = ("kernel", "scan", "growth")
+    """What to measure: the measuring alone, whole scans, and how a scan's time and memory grow."""
     device: Literal["cpu", "cuda"] = "cuda" if GPU else "cpu"
     """Where to measure."""
+    threads: int = 1
+    """Threads of the CPU. On one thread, times are CPU times; with more they are the time that passed."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("bfloat16", "float32")
-    """Types of the hidden states and the unembedding, when measured alone; scans use the first."""
+    """Types of the hidden states and weights; scans on a GPU use the first, and growth float32."""
     d_model: tuple[int, ...] = (1024, 2560) if GPU else (1024,)
-    """Widths of the hidden states."""
+    """Widths of the hidden states that are measured alone."""
     d_vocab: int = 151_936
-    """Rows of the unembedding."""
+    """Rows of the unembedding when measuring alone."""
     rows: tuple[int, ...] = (64, 512, 4096) if GPU else (64, 512)
-    """Numbers of hidden states, multiples of 64."""
+    """Numbers of hidden states that are measured alone, multiples of 64."""
     shapes: tuple[str, ...] = ("qwen3-0.6b", "qwen3-4b") if GPU else ("qwen3-0.6b",)
-    """Models to scan."""
+    """Models to scan: qwen3-0.6b, llama-3.2-1b or qwen3-4b."""
     tokens: tuple[int, ...] = (64, 512) if GPU else (64,)
     """Response tokens of each scanned text."""
     texts: tuple[int, ...] = (1, 8) if GPU else (1,)
     """Number of texts in a scan, which are read together."""
-    layers: int | None = None
-    """Number of layers to scan, if fewer than in the model's configuration."""
-    runs: int = 3 if GPU else 1
-    """Timed runs of each candidate."""
+    layers: int | None = None if GPU else 6
+    """Number of layers to scan, if fewer than in the model's configuration; None for all."""
+    growth: Growth = field(default_factory=Growth)
+    """The sizes that grow."""
+    runs: int = 3
+    """Timed runs of each candidate in the first two parts; the tables show medians."""
     json: Path | None = None
     """File to write everything to as JSON, too."""
 
@@ -66,125 +82,96 @@ def alone(dtype: torch.dtype, d_model: int, rows: int, options: Benchmark) -> di
     weight = (torch.randn(options.d_vocab, d_model, device=device) * d_model**-0.5 * 3).to(dtype)
     targets = torch.randint(options.d_vocab, hidden.shape[1:2]).to(device)
     scale = torch.rand(POINTS // 2, hidden.shape[1]).to(device) + 0.5
-    matrix = hidden.flatten(0, 1)
-    chosen = choice.choose(weight, dtype)
+    chosen, columns, matrix = choice.choose(weight, dtype), weight.float().T, hidden.flatten(0, 1)
 
-    def ours(measures: tuple[str, ...], name: str = chosen) -> dict[str, Tensor]:
-        return kernel.Kernel(weight, measures=measures, matmul=name).measure(hidden, targets, scale)
+    def ours(measures: tuple[str, ...], name: str = chosen) -> Candidate:
+        kernel = Kernel(weight, measures=measures, matmul=name)
+        return Candidate(lambda: kernel.measure(hidden, targets, scale))
 
     def paper() -> None:
-        columns = weight.float().T
-        for states in hidden:
+        for states in matrix.split(TOGETHER):
             reference.entropy(states.float() @ columns)
 
-    candidates: dict[str, Callable[[], object]] = {
-        **{f"bare product, {name}": bare for name, bare in products(matrix, weight).items()},
-        "ours: entropy": lambda: ours(("entropy",)),
-        "ours: entropy, KL, rank, logprob": lambda: ours(FEW),
-        "ours: all measures, top 5": lambda: ours(metrics.MEASURES),
-        "reference formula: entropy": paper,
+    others = [name for name in ways(weight, dtype) if name != chosen]
+    candidates = {
+        **{f"bare product, {name}": Candidate(run) for name, run in products(matrix, weight).items()},
+        "ours: entropy": ours(("entropy",)),
+        "ours: entropy, KL, rank, logprob": ours(FEW),
+        "ours: all but top-k": ours(BUT_TOPK),
+        "ours: all measures, top 5": ours(metrics.MEASURES),
+        **{f"ours, {name}: all measures, top 5": ours(metrics.MEASURES, name) for name in others},
+        "reference formula: entropy": Candidate(paper),
     }
-    if device.type == "cuda" and chosen != "stacked":
-        candidates["PyTorch alone: all measures, top 5"] = lambda: ours(metrics.MEASURES, "stacked")
+    readers: dict[str, Reader] = {f"ours, {name}": partial(numbers, weight, name) for name in (chosen, *others)}
+    readers["reference formula"] = lambda states, _: {
+        "entropy": reference.entropy(states.flatten(0, 1).float() @ columns).unsqueeze(1)
+    }
+    if logit_readout.INSTALLED:
+        bridge = logit_readout.bridge_with(weight)
+        read = partial(logit_readout.read, bridge)
+        candidates["logit_readout: entropy, rank, logprob"] = Candidate(
+            lambda: read(hidden, targets.expand(POINTS, -1))
+        )
+        readers["logit_readout"] = read
     return {
+        "part": "kernel",
         "what": f"{rows} states, d = {d_model}, {str(dtype).removeprefix('torch.')}",
         "chosen": chosen,
         "flop": 2 * rows * d_model * options.d_vocab,
         "costs": alternate(candidates, options.runs, device),
-        "errors": errors(weight, chosen),
+        "errors": errors(weight, readers),
     }
 
 
-def heavy(points: int, positions: int, d_model: int, device: torch.device) -> Tensor:
-    """Hidden states of very different sizes with heavy tails, whose logits reach the thousands."""
-    size = torch.logspace(-1, 2.5, points, device=device).view(-1, 1, 1)
-    return StudentT(torch.tensor(3.0, device=device)).sample((points, positions, d_model)) * size / 1.7
+def ways(weight: Tensor, dtype: torch.dtype) -> list[str]:
+    """The values of `Kernel.matmul` that work for this unembedding here and are exact."""
+    find = choice.exact if weight.is_cuda else matmul.exact
+    return list(find(dtype, weight.dtype, weight.device, weight.shape[1]))
 
 
-def errors(weight: Tensor, chosen: str) -> dict[str, float]:
-    """The largest error of each measure against float64: in nats, or as a share of numbers above 1."""
-    hidden = heavy(HEAVY, 1, weight.shape[1], weight.device).to(weight)
-    targets, scale = torch.tensor([7], device=weight.device), torch.rand(HEAVY // 2, 1).to(weight.device) + 0.5
-    found = kernel.Kernel(weight, matmul=chosen).measure(hidden, targets, scale)
-    z = torch.cat([hidden.double().flatten(0, 1) @ part.double().T for part in weight.split(16384)], -1)
-    policy = z.log_softmax(-1)
-    scaled = (z[1 : 1 + HEAVY // 2] * scale.double()).log_softmax(-1)
-    truth = {
-        "entropy": -(policy.exp() * policy).sum(-1),
-        "logprob": policy[:, 7],
-        "kl": (policy[0].exp() * (policy[0] - policy)).sum(-1),
-        "entropy_at_input_norm": -(scaled.exp() * scaled).sum(-1),
-        "topk_probs": policy.topk(5).values.exp(),
-    }
-    found = {**found, "entropy_at_input_norm": found["entropy_at_input_norm"][1 : 1 + HEAVY // 2]}
-    differences = {name: (found[name].squeeze(1).double() - values).abs() for name, values in truth.items()}
-    return {name: (d / truth[name].abs().clamp(min=1)).max().item() for name, d in differences.items()}
-
-
-def products(hidden: Tensor, weight: Tensor) -> dict[str, Callable[[], object]]:
-    """The bare products of all states with the unembedding; on a CPU those that are exact, in tiles."""
-    if hidden.is_cuda:
-        found: dict[str, Callable[[], object]] = {"float32 logits": lambda: stacked.product(hidden, weight)}
-        if weight.dtype != torch.float32:
-            found["bfloat16 logits"] = lambda: hidden @ weight.T
-        return found
-
-    def tiled(name: str) -> None:
-        for tile in weight.split(kernel.TILE_VOCAB):
-            multiply = matmul.MATMULS[name](tile, kernel.TILE_ROWS)
-            for rows in hidden.split(kernel.TILE_ROWS):
-                multiply(rows)
-
-    exact = matmul.exact(hidden.dtype, weight.dtype, weight.device, weight.shape[1])
-    return {name: partial(tiled, name) for name in exact}
+def scans(shape: str, dtype: str, options: Benchmark) -> Iterator[dict[str, Any]]:
+    """The results for one model, one after another."""
+    device = torch.device(options.device)
+    model = scan.model(shape, getattr(torch, dtype), device, options.layers)
+    layers = model.config.num_hidden_layers
+    for texts, tokens in product(options.texts, options.tokens):
+        costs = alternate(scan.candidates(model, texts, tokens), options.runs, device)
+        yield {
+            "part": "scan",
+            "what": f"scan of {shape}'s shape, {layers} layers, {texts} x {tokens} tokens, {dtype}",
+            "chosen": choice.choose(model.lm_head.weight, model.dtype),
+            "costs": costs,
+        }
 
 
 def cases(options: Benchmark) -> Iterator[dict[str, Any]]:
     """The results, one after another."""
-    for dtype in options.dtypes:
-        for d_model in options.d_model:
-            for rows in options.rows:
-                yield alone(getattr(torch, dtype), d_model, rows, options)
-    for shape in options.shapes:
-        model = scan.model(shape, getattr(torch, options.dtypes[0]), torch.device(options.device), options.layers)
-        for texts, tokens in product(options.texts, options.tokens):
-            found = scan.candidates(model, texts, tokens, products)
-            yield {
-                "what": f"scan of {shape}'s shape, {texts} x {tokens} tokens, {options.dtypes[0]}",
-                "costs": alternate(found, options.runs, torch.device(options.device)),
-            }
-
-
-def table(case: dict[str, Any]) -> str:
-    """A line for each candidate."""
-    costs = case["costs"]
-    fastest = min(cost["seconds"] for name, cost in costs.items() if name.startswith("bare"))
-    slowest = next(cost["seconds"] for name, cost in costs.items() if name.startswith("reference"))
-    lines = [f"\n{case['what']}{' (' + case['chosen'] + ')' if 'chosen' in case else ''}"]
-    lines.append(f"{'':36}{'seconds':>10}{'of bare':>9}{'faster than reference':>23}{'MB':>8}{'TFLOP/s':>9}")
-    for name, cost in costs.items():
-        rate = f"{case['flop'] / cost['seconds'] / 1e12:9.2f}" if "flop" in case else ""
-        seconds, mb = cost["seconds"], cost["mb"]
-        lines.append(f"{name:36}{seconds:10.4f}{seconds / fastest:9.2f}{slowest / seconds:23.2f}{mb:8.0f}{rate}")
-    if "errors" in case:
-        lines.append("largest errors: " + ", ".join(f"{name} {error:.1e}" for name, error in case["errors"].items()))
-    return "\n".join(lines)
+    if "kernel" in options.parts:
+        for dtype, d_model, rows in product(options.dtypes, options.d_model, options.rows):
+            yield alone(getattr(torch, dtype), d_model, rows, options)
+    if "scan" in options.parts:
+        dtypes = options.dtypes[: 1 if options.device == "cuda" else None]
+        for shape, dtype in product(options.shapes, dtypes):
+            yield from scans(shape, dtype, options)
+    if "growth" in options.parts:
+        yield from growth.cases(options.growth, torch.device(options.device))
 
 
 @torch.inference_mode()
 def main(options: Benchmark) -> None:
     """Print a table for each case."""
-    torch.set_num_threads(1)
+    if wrong := [rows for rows in options.rows if rows < POINTS or rows % POINTS]:
+        sys.exit(f"--rows {wrong[0]} isn't a multiple of {POINTS}. Try --rows {POINTS * max(1, wrong[0] // POINTS)}.")
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    name = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
-    print(f"{name}, torch {torch.__version__}", flush=True)
+    about = machine(options.device)
+    print(json.dumps(about, indent=1), flush=True)
     found: list[dict[str, Any]] = []
     for case in cases(options):
-        found.append(case)
-        print(table(case), flush=True)
-    if options.json is not None:
-        record = {"device": name, "torch": torch.__version__, "cases": found}
-        options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        found.append({**case, "load": load()})
+        print(report(found[-1]), flush=True)
+        if options.json is not None:  # after every case, because all of them take minutes
+            options.json.write_text(json.dumps({**about, "cases": found}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
