@@ -23,6 +23,7 @@ DeviceMap = Annotated[
     tyro.conf.arg(metavar="{auto,balanced,balanced_low_0,sequential}"),
 ]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
 Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT"), tyro.conf.UseAppendAction]
 OutputFolder = Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
 OutputPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
@@ -47,7 +48,13 @@ class ModelOptions:
     device: str = "auto"
     """Device to run on: cpu, cuda, cuda:1, mps, ...; auto uses an accelerator if there is one."""
     device_map: DeviceMap = None
-    """How to spread a large model over several devices, as in transformers."""
+    """How to spread a large model over several GPUs, then the CPU, then the disk, as in transformers."""
+    max_memory: Annotated[Text, tyro.conf.arg(metavar="SIZES")] = None
+    """Memory that --device-map may fill with weights, such as 0=20GiB,cpu=60GiB for the first GPU and the CPU; by
+    default 90% of what is free."""
+    offload_folder: Folder = None
+    """Folder for weights that --device-map converts before it offloads them to disk; they are removed at the end. By
+    default the system's folder for temporary files."""
     attn_implementation: Text = None
     """Attention kernel: eager, sdpa, flash_attention_2, ...; by default what transformers picks."""
     trust_remote_code: bool = False
@@ -66,9 +73,24 @@ class ModelOptions:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `loading.load_model`."""
-        names = ("dtype", "device", "device_map", "attn_implementation")
-        return {name: getattr(self, name) for name in names}
+        """Arguments of `loading.load_model`. Raises InputError for options that would have no effect."""
+        for name in ("max_memory", "offload_folder"):
+            if self.device_map is None and getattr(self, name) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(f"{flag} has no effect without --device-map. Add --device-map auto.")
+        names = ("dtype", "device", "device_map", "offload_folder", "attn_implementation")
+        return {**{name: getattr(self, name) for name in names}, "max_memory": self.sizes}
+
+    @property
+    def sizes(self) -> dict[int | str, int | str] | None:
+        """Device -> size, as --max-memory gives them; None without it. Raises InputError."""
+        if self.max_memory is None:
+            return None
+        pairs = [part.partition("=") for part in self.max_memory.split(",")]
+        if not all(device.strip() and size.strip() for device, _, size in pairs):
+            raise InputError(f"--max-memory is '{self.max_memory}'. Write DEVICE=SIZE, such as 0=20GiB,cpu=60GiB.")
+        names = [device.strip() for device, *_ in pairs]
+        return {int(n) if n.isdecimal() else n: size.strip() for n, (*_, size) in zip(names, pairs, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -269,7 +269,7 @@ def question(
 ) -> dict[str, Any]:
     """The options that can change the numbers, with the contents of their files. It is the key of the cache."""
     given = dataclasses.asdict(options).items()
-    unused = {*unused, "force"}
+    unused = {*unused, "force", "max_memory", "offload_folder"}
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
     arguments = options.template_arguments
     identity = checkpoint.identity(options.checkpoint)  # first, because it says best why a model can't be loaded

@@ -208,7 +208,8 @@ def _check(options: Scan) -> None:
             "--remote measures existing responses. Give them with --rollouts, such as a file that `internal-policy "
             "generate` wrote."
         )
-    check_effect(options, {"dtype", "device", "device_map", "gguf_file", "quantize"}, "--remote")
+    local = {"dtype", "device", "device_map", "max_memory", "offload_folder", "gguf_file", "quantize"}
+    check_effect(options, local, "--remote")
     if options.checkpoint.folder.is_dir():
         raise InputError(f"NDIF hosts models from the hub, but --model is the folder {options.model}. Give a hub id.")
 

@@ -20,7 +20,7 @@ from internal_policy.cli import configuration, outputs, prepared, progress
 from internal_policy.cli.console import document, out
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError, counted
-from internal_policy.models import checkpoint, loading, quantized, templates, tokenizers
+from internal_policy.models import checkpoint, loading, offload, quantized, templates, tokenizers
 from internal_policy.secrecy import redacted
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 DAY = "date"
 """Key in run.json for the day on which the run started, present if the chat template writes the date."""
-CHANGEABLE = {"resume", "force", "json", "output", "report_to", "save_every", "config"}
+CHANGEABLE = {
+    *("resume", "force", "json", "output", "report_to", "save_every", "config"),
+    *("max_memory", "offload_folder"),
+}
 """Options that may differ when a run is resumed. The contents of the configuration file are compared separately."""
 COUNT = (1, 2**31 - 1, "from 1 to 2147483647")
 ABOVE_0 = (math.nextafter(0, 1), sys.float_info.max, "above 0")
@@ -88,6 +91,7 @@ def run(options: Train) -> None:
     training.check(about, tokenizer, problems, chat, config, _point(options))
     model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)
     quantized.check_trainable(model)
+    offload.check_trainable(model)
     setup = training.Setup(folder, model, tokenizer, problems, chat)
     if other:
         outputs.clear(folder, "run")

@@ -56,6 +56,11 @@ def one_matrix(module: nn.Module) -> nn.Linear:
 
     Raises InputError otherwise, for example if it is quantized; `internal_policy.load` dequantizes it.
     """
+    if hasattr(getattr(module, "weight", None), "device_mesh"):
+        raise InputError(
+            "The unembedding is sharded over devices (tensor parallelism or FSDP), but it must be whole on one. Load "
+            "the model with device_map='auto' instead of a tp_plan."
+        )
     if (
         not isinstance(module, nn.Linear)
         or is_packed(module)

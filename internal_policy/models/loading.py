@@ -2,15 +2,18 @@
 
 import math
 import warnings
+import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy.errors import MODELS, InputError, first_line, require
-from internal_policy.models import folder, gguf_files, quantized
+from internal_policy.models import folder, gguf_files, offload, quantized
 from internal_policy.models.checkpoint import Checkpoint, base, config_folder, named_by
 from internal_policy.models.failures import attending, explained
 from internal_policy.models.kernels import one_sentence
+from internal_policy.models.offload import Sizes
 from internal_policy.models.quantized import Quantize
 from internal_policy.models.tokenizers import load_tokenizer
 
@@ -27,6 +30,8 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | None = None,
+    max_memory: Sizes | None = None,
+    offload_folder: Path | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
@@ -39,18 +44,29 @@ def load(
 
     `name` may also be a bundled model, demo-qwen3 or demo-llama, or the folder of a PEFT adapter. `dtype` is the type
     of the weights (auto: as saved), and `device` a name such as cuda:1 or cpu (auto: the accelerator if there is one).
-    `device_map` spreads a large model over devices, and `attn_implementation` chooses the attention, both as in
-    transformers. `gguf_file` is the name of a GGUF file in the folder or on the hub, whose weights are dequantized, and
-    `quantize` quantizes the weights with bitsandbytes (nf4 or int8). The model is in evaluation mode, and its weights
-    are checked. A model type that isn't in the list is tried with the known rows. Raises InputError.
+    `device_map` spreads a large model over devices, the CPU and the disk, and `attn_implementation` chooses the
+    attention, both as in transformers. `max_memory`, such as {0: "20GiB", "cpu": "60GiB"}, is what a `device_map` may
+    fill with weights, and `offload_folder` where it puts weights that it converts for the disk. `gguf_file` is the name
+    of a GGUF file in the folder or on the hub, whose weights are dequantized, and `quantize` quantizes the weights with
+    bitsandbytes (nf4 or int8). The model is in evaluation mode, and its weights are checked. A model type that isn't in
+    the list is tried with the known rows. Raises InputError.
     """
     require("models", *MODELS)
+    if device_map is None and (max_memory or offload_folder):
+        raise InputError("max_memory and offload_folder have no effect without device_map. Add device_map='auto'.")
     checkpoint = Checkpoint(name, revision, trust_remote_code, gguf_file, quantize)
     config_folder(checkpoint)
     config = load_config(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     model = load_model(
-        checkpoint, config, dtype=dtype, device=device, device_map=device_map, attn_implementation=attn_implementation
+        checkpoint,
+        config,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
+        attn_implementation=attn_implementation,
     )
     return model, tokenizer
 
@@ -104,6 +120,8 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | None = None,
+    max_memory: Sizes | None = None,
+    offload_folder: Path | None = None,
     attn_implementation: str | None = None,
 ) -> "nn.Module":
     """The model, with its weights checked: safetensors or GGUF only, and no NaN. Raises InputError.
@@ -111,7 +129,8 @@ def load_model(
     `config` is the result of `load_config`, if the caller already has it. The other arguments are those of `load`.
 
     An adapter's folder gives its base model with the adapter, not merged, as a PeftModel whose adapter can be trained.
-    A quantized unembedding is dequantized; `quantized.quantization` tells what is quantized.
+    A quantized unembedding is dequantized; `quantized.quantization` tells what is quantized. An unembedding that is
+    offloaded is loaded for good.
     """
     import torch
 
@@ -123,9 +142,16 @@ def load_model(
     source, config = base(checkpoint), config or load_config(checkpoint)
     settings = _settings(source, config)
     quantized.check(settings, checkpoint.name, checkpoint.quantize)
-    model = _loaded(source, config, arguments)
+    with ExitStack() as stack:
+        if device_map is not None:
+            arguments["max_memory"] = offload.limits(max_memory or {})
+            arguments["offload_folder"] = stack.enter_context(offload.temporary_folder(offload_folder))
+        model = _loaded(source, config, arguments)
+        weakref.finalize(model, stack.pop_all().close)
+    offload.keep_unembedding(model)
     dequantized = quantized.dequantize_unembedding(model)
     if folder.is_adapter(checkpoint.folder):
+        offload.check_adaptable(model, checkpoint.name)
         model = _adapted(model, checkpoint)
     _check_weights(model, checkpoint.name)
     files = _files(source)
@@ -159,15 +185,15 @@ def _check_weights(model: "nn.Module", name: str) -> None:
 
     seen: set[int] = set()
     for place, module in model.named_modules():
-        for called, weight in packed.numbers(module):
-            where = f"{place}.{called}"
-            if weight.is_meta:
-                raise InputError(
-                    f"{name} doesn't fit in memory on these devices ({where} was left out). Try dtype bfloat16."
-                )
-            if weight.data_ptr() not in seen and not weight.isfinite().all():
-                raise InputError(f"{name} has NaN or infinite weights in {where}. Get a complete checkpoint.")
-            seen.add(weight.data_ptr())
+        with offload.present(module):
+            for called, weight in packed.numbers(module):
+                where = f"{place}.{called}"
+                if weight.is_meta:
+                    raise InputError(f"{name} doesn't fit in memory on these devices ({where} was left out).")
+                if weight.data_ptr() not in seen and not weight.isfinite().all():
+                    raise InputError(f"{name} has NaN or infinite weights in {where}. Get a complete checkpoint.")
+                if not offload.is_offloaded(module):  # another weight may be read to where an offloaded one was
+                    seen.add(weight.data_ptr())
 
 
 def _check_files(files: Sequence[Path], name: str) -> None:
@@ -185,12 +211,14 @@ def _try(model: "PreTrainedModel") -> None:
     """Read one token, because some configuration mistakes only show up then. Raises ValueError and others."""
     import torch
 
+    from internal_policy.models.passes import device_of
+
     generation = model.generation_config.eos_token_id if model.generation_config else None
     ends = [] if generation is None else generation if isinstance(generation, list) else [generation]
     if not all(type(end) is int and 0 <= end < 2**31 for end in ends):
         raise ValueError(f"eos_token_id is {generation!r:.60}, but token ids are expected")
-    with torch.inference_mode():
-        model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True)
+    with torch.inference_mode(), offload.explained(model):
+        model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device_of(model)), use_cache=True)
 
 
 def device_named(name: str) -> str:

@@ -36,6 +36,7 @@ from internal_policy.models.family import Side
 from internal_policy.models.head import unembedding, weight_alone
 from internal_policy.models.hooks import FINAL, HookPoint, Visit, locate, scaled, scaling
 from internal_policy.models.modules import final_norm
+from internal_policy.models.offload import is_offloaded
 from internal_policy.models.passes import one_rotation, remembers
 from internal_policy.models.policy import READOUTS
 from internal_policy.readers import remote as remotely
@@ -58,10 +59,14 @@ def reader(envoy: Envoy) -> Reader:
     Raises InputError for anything but a causal language model of a known family with its weights loaded.
     """
     model = _model(envoy)
-    if model.device.type == "meta":
+    if weight_alone(unembedding(model)).weight.is_meta:
         raise InputError(
             "The model that nnsight wraps has no weights yet. Call its dispatch(), or let NDIF measure it with "
             "internal_policy.readers.nnsight.remote."
+        )
+    if any(map(is_offloaded, model.modules())):
+        raise InputError(
+            "nnsight can't read a model that is offloaded. Use --reader hooks, or devices that hold it whole."
         )
     return Reader(model, weight_alone(unembedding(model)), partial(_run, envoy))
 

@@ -61,6 +61,7 @@ def facts(name: str, model: "PreTrainedModel", chat_template: str | None, packag
     """What the record says about a model and the program; `packages` are distributions besides PACKAGES."""
     from internal_policy.models import quantized
     from internal_policy.models.families import row_of
+    from internal_policy.models.head import unembedding
 
     text = model.config.get_text_config()
     return {
@@ -72,7 +73,7 @@ def facts(name: str, model: "PreTrainedModel", chat_template: str | None, packag
         "d_model": text.hidden_size,
         "d_vocab": text.vocab_size,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
+        "device": str(unembedding(model).weight.device),
         **quantized.facts(model),
         "chat_template": chat_template,
         "versions": {package: metadata.version(package) for package in (*PACKAGES, *packages)},

@@ -61,8 +61,8 @@ def reader_of(model: Any) -> Reader:
     weights = unembedding(model)
     if weights.weight.is_meta:
         raise InputError(
-            "The unembedding is offloaded, but a scan needs it at every token. Keep it on a device with a device_map "
-            "that places lm_head, or use a smaller model or --dtype."
+            "The unembedding is offloaded, but a scan needs it at every token. Load the model with "
+            "internal_policy.load, which keeps it on a device, or use a device_map that does."
         )
     return Reader(model, weights, partial(_run, model))
 

@@ -83,7 +83,7 @@ def scan(
         "d_model": reader.unembedding.in_features,
         "d_vocab": reader.unembedding.out_features,
         "dtype": str(reader.model.dtype).removeprefix("torch."),
-        "device": str(reader.model.device),
+        "device": str(reader.unembedding.weight.device),
         **quantized.facts(reader.model),
         "selection": asdict(selection),
         "lacking": scanner.lacking,
