@@ -98,8 +98,12 @@ class Kernel:
             return {}
         if scale is not None:
             scale = scale.clamp(max=torch.finfo(scale.dtype).max)  # 0 times infinity would be NaN
+        wanted = Wanted(self.weight, self.transform, self.measures, self.top_k, self.bias)
+        if self.matmul == "native" and precision(hidden.dtype) == torch.float32:
+            from internal_policy.measure import native
+
+            return native.measure(wanted, hidden, targets, scale)
         if hidden.is_cuda or self.matmul not in MATMULS:
-            wanted = Wanted(self.weight, self.transform, self.measures, self.top_k, self.bias)
             how = self.matmul if hidden.dtype == self.weight.dtype and self.bias is None else "stacked"
             return measure_stacked(*folds(how), wanted, hidden, targets, scale)
         points, positions, d_model = hidden.shape

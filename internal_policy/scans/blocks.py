@@ -23,7 +23,7 @@ GPU_SHARE = 8
 PREFILL = 1024
 """Positions of the prompt read at once; their hidden states aren't kept."""
 TOGETHER, GPU_TOGETHER = 32, 512
-"""Positions measured together, and on a GPU, which needs more work at once to be busy."""
+"""Positions measured together, at least one for each thread, and on a GPU, which needs more work at once to be busy."""
 
 
 def blocks(
@@ -47,7 +47,7 @@ def blocks(
     room = STATE_BYTES if options else WHOLE_BYTES
     if on_gpu := weight.is_cuda:
         room = free_bytes(weight.device) // GPU_SHARE
-    step, together = max(1, room // per_position), GPU_TOGETHER if on_gpu else TOGETHER
+    step, together = max(1, room // per_position), GPU_TOGETHER if on_gpu else max(TOGETHER, torch.get_num_threads())
     row_of = {point: row for row, point in enumerate(points)}
     first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # nothing before this position is kept
     prompt = range(0, first, max(step, PREFILL)) if options else ()

@@ -194,14 +194,14 @@ def _multiplying_alike(folder: Path, scanner: "Scanner", asked: Mapping[str, Any
 
     Raises InputError if that product can't be computed on this device.
     """
-    from internal_policy.measure import matmul
+    from internal_policy.measure import choice
 
     kernel = scanner.kernel
     if not (folder / store.ASKED).exists():
         question = {"digest": store.digest(asked), "asked": asked, "product": kernel.matmul}
         records.write(folder / store.ASKED, question, once=True)
     name = store.asked(folder)["product"]
-    if name not in matmul.candidates(kernel.weight.dtype, kernel.weight.dtype, kernel.weight.device):
+    if not choice.works(name, kernel.weight.dtype, kernel.weight.device):
         raise InputError(f"{folder} was started on another device. Continue it there, or choose another --output.")
     return replace(scanner, kernel=replace(kernel, matmul=name))
 

@@ -98,7 +98,9 @@ def test_a_gpu_chooses_an_exact_way():
     from internal_policy.measure import choice
 
     weight = torch.randn(40_000, 1024, device=DEVICE, dtype=torch.bfloat16)
-    assert choice.choose(weight, torch.bfloat16) in choice.exact(torch.bfloat16, torch.bfloat16, weight.device, 1024)
+    names = ("stacked", "fused")
+    exact = choice.exact(names, torch.bfloat16, torch.bfloat16, weight.device, 1024)
+    assert choice.choose(weight, torch.bfloat16) in exact
 
 
 @needs_gpu

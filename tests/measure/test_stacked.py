@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import SCALES, TRANSFORMS, assert_close, reference, states
 
-from internal_policy.measure import choice, stacked
+from internal_policy.measure import choice, matmul, stacked
 from internal_policy.measure.kernel import Kernel
 from internal_policy.measure.metrics import MEASURES
 from internal_policy.measure.transform import LogitTransform
@@ -171,11 +171,21 @@ def test_a_cpu_keeps_its_own_products():
     assert choice.choose(torch.zeros(300, 16), torch.float32) == "plain"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_scan_may_continue_with_each_way_of_its_device(dtype):
+    names = ("plain", "packed", "bfloat16", "stacked", "fused", "native")
+    on_gpu = [name for name in names if choice.works(name, dtype, torch.device("cuda"))]
+    on_cpu = [name for name in names if choice.works(name, dtype, torch.device("cpu"))]
+    assert on_gpu == ["stacked", "fused"]
+    assert set(matmul.candidates(dtype, dtype, torch.device("cpu"))) <= {*on_cpu} <= {*matmul.MATMULS, "native"}
+    assert dtype != torch.float64 or on_cpu == ["plain"]
+
+
 @pytest.fixture
 def small_choice(monkeypatch):
-    monkeypatch.setattr(choice, "D_VOCAB", 700)
-    monkeypatch.setattr(choice, "POINTS", 6)
-    monkeypatch.setattr(choice, "POSITIONS", 3)
+    monkeypatch.setattr(choice, "CPU_WEIGHTS", 700 * 32)
+    monkeypatch.setattr(choice, "CPU_POINTS", 6)
+    monkeypatch.setattr(choice, "CPU_POSITIONS", 3)
     choice.exact.cache_clear()
     yield
     choice.exact.cache_clear()
@@ -183,7 +193,7 @@ def small_choice(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_plain_pytorch_passes_its_own_test(small_choice, dtype):
-    assert choice.exact(dtype, dtype, torch.device("cpu"), 32)["stacked"] > 0
+    assert choice.exact(("stacked",), dtype, dtype, torch.device("cpu"), 32)["stacked"] > 0
 
 
 def test_a_way_that_rounds_logits_is_never_chosen(small_choice, monkeypatch):
@@ -194,4 +204,4 @@ def test_a_way_that_rounds_logits_is_never_chosen(small_choice, monkeypatch):
         return z.bfloat16().float() if hidden.dtype == torch.bfloat16 else z
 
     monkeypatch.setattr(stacked, "product", rounding)
-    assert "stacked" not in choice.exact(torch.bfloat16, torch.bfloat16, torch.device("cpu"), 32)
+    assert "stacked" not in choice.exact(("stacked",), torch.bfloat16, torch.bfloat16, torch.device("cpu"), 32)
