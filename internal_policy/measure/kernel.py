@@ -36,8 +36,8 @@ class Kernel:
     top_k: int = 5
     """How many of the most likely tokens `topk` keeps."""
     matmul: str = "plain"
-    """Name in `MATMULS` of the matrix product for the unembedding, or "stacked" or "fused" (see `folds`), which are for
-    GPUs; a GPU never uses those in `MATMULS`."""
+    """How to multiply: the name in `MATMULS` of a product that PyTorch computes on a CPU, "native" for C++ that also
+    takes the statistics (but not in float64), or "stacked" or "fused" (see `folds`), which are for GPUs."""
     unembedded: int | None = None
     """How many of the first hidden states `numbers` unembeds; None for all. The others only give norms and cosines."""
     inputs: Sequence[int] = ()

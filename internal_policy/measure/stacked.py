@@ -36,7 +36,7 @@ class Wanted:
     top_k: int
     """How many of the most likely tokens `topk` keeps."""
     bias: Float[Tensor, " d_vocab"] | None = None
-    """Added to the unembedding's logits, before the transform; only plain PyTorch adds one."""
+    """Added to the unembedding's logits, before the transform; the Triton kernels can't."""
 
 
 Fold = Callable[[Wanted, Tensor, Tensor, Tensor], dict[str, Tensor]]
