@@ -65,7 +65,8 @@ def _record(folder: Path, source: Path, **changed: Any) -> None:
     """Write the record of a scan, like that of another."""
     names = [path.name for path in sorted(folder.glob("*.parquet"))]
     written = {name: files.fingerprint(folder / name) for name in names}
-    files.write_json(folder / store.RECORD, {**store.record(source), **changed, "files": written})
+    footers = {name: files.footer(folder / name) for name in names}
+    files.write_json(folder / store.RECORD, {**store.record(source), **changed, "files": written, "footers": footers})
 
 
 def numbers(random: np.random.Generator, planned: Plan, tokens: int, top_k: int) -> dict[tuple[str, str], np.ndarray]:

@@ -26,6 +26,8 @@ OLD = 24 * 3600
 """Age in seconds after which any temporary file counts as abandoned."""
 COARSE = 2.0
 """Coarsest timestamp of a file system in seconds: FAT's."""
+FOOTER_END = 8
+"""Bytes at the end of a Parquet file: the length of its footer, 4 bytes little-endian, and a magic word."""
 PATIENCE = 10.0
 """Seconds after which a lock counts as abandoned; its owner needs milliseconds."""
 
@@ -89,6 +91,23 @@ def fingerprint(path: Path) -> dict[str, Any] | None:
         return None
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def footer(path: Path) -> str | None:
+    """The SHA-256 of the footer of a Parquet file, which tells what its pages hold; None if it has none.
+
+    Together with the checksums of pages this finds damage without reading a large file from end to end.
+    """
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - FOOTER_END, 0))
+        length = int.from_bytes(file.read(4), "little") + FOOTER_END
+        if length > size:
+            return None
+        file.seek(size - length)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _fingerprints: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}

@@ -249,8 +249,10 @@ def _of_parts(folder: Path, parts: Sequence[int]) -> dict[str, Any]:
         name = f"Part {known.index(None)}" if None in known else store.VOCABULARY
         raise InputError(f"{name} of {folder} was altered or removed while the scan ran. Run its command again.")
     by = [one for about in whole for one in about["by"]]
+    written |= {name: found for about in whole for name, found in about["files"].items()}
     return {
-        "files": written | {name: found for about in whole for name, found in about["files"].items()},
+        "files": written,
+        "footers": {name: files.footer(folder / name) for name in written},
         "device": ", ".join(dict.fromkeys(one["device"] for one in by)),
         "dtype": ", ".join(dict.fromkeys(one["dtype"] for one in by)),
         "versions": {

@@ -128,16 +128,31 @@ def fingerprint_of(path: Path) -> dict[str, Any] | None:
     """The recorded fingerprint of a scan's file; None if none was recorded. Raises one of DAMAGE."""
     record = path.parent / RECORD
     if record.exists():
-        return _written(record, files.looks(record)).get(path.name)
+        return _written(record, files.looks(record), "files").get(path.name)
     part = PART.fullmatch(path.name)
     known = of_part(path.parent, int(part[2])) if part else None
     return known["files"].get(path.name) if known else None
 
 
-@lru_cache(maxsize=8)
-def _written(record: Path, looks: tuple[int, ...]) -> dict[str, Any]:  # noqa: ARG001
-    """The fingerprints in a record, cached because thousands of parts are looked up one by one."""
-    written = read(record).get("files")
+def is_altered(path: Path) -> bool:
+    """Whether a table isn't as it was recorded: its size and its footer. Arrow checks the pages when it reads them.
+
+    Scans of earlier versions have no record of footers, so their files are read from end to end, once per process.
+    Raises one of DAMAGE.
+    """
+    written, record = fingerprint_of(path), path.parent / RECORD
+    if written is None:
+        return False
+    footers = _written(record, files.looks(record), "footers") if record.exists() else {}
+    if path.name not in footers:
+        return written != files.fingerprint_once(path)
+    return footers[path.name] != files.footer(path) or written["bytes"] != path.stat().st_size
+
+
+@lru_cache(maxsize=16)
+def _written(record: Path, looks: tuple[int, ...], name: str) -> dict[str, Any]:  # noqa: ARG001
+    """What a record holds of its files, cached because thousands of parts are looked up one by one."""
+    written = read(record).get(name)
     return written if type(written) is dict else {}
 
 

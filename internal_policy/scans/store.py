@@ -274,9 +274,8 @@ def read_part(path: Path, columns: Sequence[str] | None = None, where: ds.Expres
 def _readable(path: Path) -> Iterator[None]:
     """Check a file before Arrow reads it, because Arrow may crash on an altered one."""
     try:
-        written = records.fingerprint_of(path)
-        if written not in (None, found := files.fingerprint_once(path)):
-            raise ValueError("it was changed after it was written" if found else "it is missing")
+        if records.is_altered(path):
+            raise ValueError("it was changed after it was written" if path.exists() else "it is missing")
         yield
     except (*UNREADABLE, *records.DAMAGE) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]

@@ -131,6 +131,20 @@ def test_many_flipped_bits_are_an_error_or_change_no_output(finished, tmp_path):
     check_all(finished, harmed(finished, tmp_path / "harmed", 16), ALL_READERS)
 
 
+def test_a_table_is_checked_without_reading_it_from_end_to_end(scanned, monkeypatch):
+    monkeypatch.setattr(files, "fingerprint", lambda path: pytest.fail(f"{path} was read from end to end"))
+    assert len(store.read(scanned, "policies", ["final.entropy"]))
+    assert store.record(scanned)["footers"].keys() == {path.name for path in scanned.glob("*.parquet")}
+
+
+def test_a_scan_without_recorded_footers_is_read_from_end_to_end(scanned):
+    record = {name: value for name, value in store.record(scanned).items() if name != "footers"}
+    records.write(scanned / store.RECORD, record)
+    flip(store.part_path(scanned, "policies", 1), 3)  # the magic word at the start, which Arrow doesn't check
+    with pytest.raises(InputError, match=r"is damaged \(it was changed after it was written\)"):
+        store.read(scanned, "policies", ["final.entropy"])
+
+
 @pytest.mark.parametrize("kind", records.KINDS)
 def test_an_altered_footer_is_rejected_before_it_is_parsed(scanned, kind):
     path = records.part_path(scanned, kind, 1)
