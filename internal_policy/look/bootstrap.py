@@ -1,5 +1,7 @@
 """Intervals of weighted means by resampling rows with replacement."""
 
+from functools import lru_cache
+
 import numpy as np
 
 RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0
@@ -8,11 +10,14 @@ FEWEST = 4
 """Fewest rows for intervals of all columns at once: 1 of 9 draws from three rows is the same row three times."""
 
 
+@lru_cache(maxsize=1)
 def counts(n: int) -> np.ndarray:
     """How often each of `n` rows occurs in each draw of n rows: multinomial, (RESAMPLES, n)."""
     draws = np.random.default_rng(SEED).integers(0, n, (RESAMPLES, n))
     cells = (draws + n * np.arange(RESAMPLES)[:, None]).ravel()
-    return np.bincount(cells, minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(float)
+    found = np.bincount(cells, minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(float)
+    found.flags.writeable = False  # it is shared, because the figures of a scan all draw the same rollouts
+    return found
 
 
 def interval(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ def by_layer(a: View, b: View, measure: str = "entropy", average: Average = "tok
             "The scans have no rollout with the same tokens, so they can't be subtracted. Scan both models with the "
             "same --rollouts or --text."
         )
-    left, right = view.layers(a), view.layers(b)
+    left, right = view.layers(a, measure), view.layers(b, measure)
     left = left[left["rollout"].isin(list(found))]
     right = right.merge(pd.DataFrame({"rollout": list(found.values()), "pair": list(found)}), on="rollout")
     keys: list[Hashable] = ["rollout", "layer", "site"]

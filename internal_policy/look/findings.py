@@ -43,7 +43,7 @@ class Findings:
 
 def findings(one: View) -> Findings:
     """What a view of a scan shows. What wasn't measured is left out. Raises InputError for a broken scan."""
-    layers = view.layers(one)
+    layers = view.layers(one, "entropy")
     means = statistics.by_layer(layers, one.readout) if "entropy" in layers else pd.DataFrame()
     raw = saturated(one, "Read them through the final norm: --readout norm.")
     said = [raw, along_the_layers(means)]
@@ -60,7 +60,7 @@ def verdict(one: View) -> tuple[str, ...]:
     The last comes first if the view is raw and saturated. What wasn't measured is left out. Raises InputError for a
     broken scan.
     """
-    layers = view.layers(one)
+    layers = view.layers(one, "entropy")
     means = statistics.by_layer(layers, one.readout) if "entropy" in layers else pd.DataFrame()
     changes = statistics.changes(layers[layers["site"].isin(CHANGES["mlp"])])
     said = [along_the_layers(means), target_in_words(one, changes) if len(changes) else ""]

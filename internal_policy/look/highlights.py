@@ -38,7 +38,7 @@ def least_certain_response(one: View) -> Response:
 
     Raises InputError if the entropy wasn't measured.
     """
-    rows = layers(one)
+    rows = layers(one, "entropy")
     rows = rows[rows["site"] == "final"]
     if "entropy" not in rows or not rows["entropy"].notna().any():
         raise absent(one, "entropy")

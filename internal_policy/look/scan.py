@@ -210,7 +210,7 @@ class Scan(View):
 
     def by_layer(self, average: Average = "tokens") -> pd.DataFrame:
         """Mean entropies and entropy changes in nats, one row per layer, one column per site or change."""
-        found = self.layers()
+        found = view.layers(self, "entropy")
         if "entropy" not in found:
             raise view.absent(self, "entropy")
         means = statistics.by_layer(found, self.readout, average)

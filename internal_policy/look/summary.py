@@ -27,7 +27,7 @@ def by_layer(one: View, average: Average = "tokens", sites: Sequence[str] = tupl
 
     Raises InputError if the entropy was not measured.
     """
-    layers = view.layers(one)
+    layers = view.layers(one, "entropy")
     if "entropy" not in layers:
         raise view.absent(one, "entropy")
     frame = statistics.by_layer(layers, one.readout, average)

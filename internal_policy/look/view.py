@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from numbers import Integral
+from operator import and_
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from internal_policy.errors import InputError, counted
@@ -27,9 +29,12 @@ LENS = "tuned"
 """The readout of a lens."""
 MODULES = {"attention": ("attn_in", "attn_out"), "FFN": ("mlp_in", "mlp_out")}
 """What some layers of a model may lack -> its sites."""
-NOT_MEASURES = ("topk_ids", "topk_probs")
 AVERAGED = ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm")
 """Measures with means in the table `layers`."""
+WITH_CHANGES = ("entropy", "entropy_at_input_norm")
+"""Measures that an entropy change is made of."""
+MADE_OF = {"change": "entropy", "top1": "rank", "settled": "topk", "topk_ids": "topk", "topk_probs": "topk"}
+"""What is shown or stored under another name -> the measure that it is made of."""
 OF_TOKENS = ("entropy", "change", *(name for name in AVERAGED[1:] if name != "top1"))
 """Measures of single tokens; `change` is the entropy change."""
 SHOWN_AT: Mapping[str, Sequence[str]] = {**ONLY_AT, "change": ONLY_AT["entropy_at_input_norm"], "norm": SITES}
@@ -117,8 +122,8 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
     Rollouts without tokens in the window are left out. Raises InputError if none are left.
     """
     columns = list(dict.fromkeys(["rollout", "reward", *columns]))
-    found = store.read(view.source, "rollouts", [*dict.fromkeys([*columns, "response_ids"])])
-    length = found["response_ids"].map(len)
+    found = _responses(view.source, tuple(columns), _written(view.source)).copy(deep=False)
+    length = found.pop("length")
     stop = length if view.last is None else np.minimum(length, view.last + 1)
     found["tokens"] = np.maximum(stop - view.first, 0).astype(int)
     if view.outcome != "all":
@@ -130,6 +135,19 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
             f"{view.source} has no response tokens among {words(view) or 'its rollouts'}. Widen the filter."
         )
     return found[[*columns, "tokens"]].reset_index(drop=True)
+
+
+@lru_cache(maxsize=8)
+def _responses(source: Path | Tables, columns: tuple[str, ...], written: int) -> pd.DataFrame:  # noqa: ARG001
+    """Columns of the table `rollouts`, and the `length` of each response, cached like `_layers`."""
+    found = store.read(source, "rollouts", [*dict.fromkeys([*columns, "response_ids"])])
+    length = found["response_ids"].map(len)
+    return found[list(columns)].assign(length=length)
+
+
+def _written(source: Path | Tables) -> int:
+    """When a scan's record was written, in nanoseconds; 0 for tables in memory."""
+    return 0 if isinstance(source, Tables) else (source / store.RECORD).stat().st_mtime_ns
 
 
 def words(view: View) -> str:
@@ -176,55 +194,74 @@ def labelled(view: View, label: str) -> About:
     return replace(about(view), label=label)
 
 
-def layers(view: View) -> pd.DataFrame:
+def layers(view: View, measure: str | None = None) -> pd.DataFrame:
     """The table `layers` of the view, one row per rollout x layer x site: means over the tokens in the window.
 
-    The tables of the last few views are cached, because most figures of a view use them.
+    With a `measure` only its column is sure to be there, if it was measured: a window is computed from the tokens of
+    all responses, and each column of those takes time. The last few tables are cached, because most figures use them.
     """
     check(view)
-    written = 0 if isinstance(view.source, Tables) else (view.source / store.RECORD).stat().st_mtime_ns
     plain = View(view.source, view.readout, view.outcome, view.first, view.last)
-    return _layers(plain, written).copy(deep=False)
+    of = WITH_CHANGES if measure in WITH_CHANGES else (MADE_OF.get(measure, measure),) if measure else AVERAGED
+    return _layers(plain, of if _is_window(view) else (), _written(view.source)).copy(deep=False)
 
 
-@lru_cache(maxsize=4)
-def _layers(view: View, written: int) -> pd.DataFrame:  # noqa: ARG001
-    """The table `layers`, cached until the scan's record is written again."""
+def _is_window(view: View) -> bool:
+    return view.first > 0 or view.last is not None
+
+
+@lru_cache(maxsize=8)
+def _layers(view: View, of: tuple[str, ...], written: int) -> pd.DataFrame:  # noqa: ARG001
+    """The table `layers`, of a window with the measures `of`, cached until the scan's record is written again."""
     kept = rollouts(view)["rollout"]
-    if view.first == 0 and view.last is None:
-        found = store.read(view.source, "layers", where=ds.field("readout") == view.readout)
+    if not _is_window(view):
+        found = store.read(view.source, "layers", where=_of_readout(view))
         return found[found["rollout"].isin(kept)].reset_index(drop=True)
-    names = [name for name in store.columns(view.source, "policies") if "." in name]
-    names = [name for name in names if not name.endswith(NOT_MEASURES)]
+    record, names = store.record(view.source), store.columns(view.source, "policies")
+    names = [name for name in names if name.rpartition(".")[2] in of]
     pieces = store.pieces(view.source, "policies", ["rollout", "layer", *names], within(view))
-    windows = [_window(view, piece.to_pandas(), kept) for piece in pieces]
+    windows = [_window(record, piece, kept.to_numpy()) for piece in pieces if len(piece)]
     return pd.concat(windows, ignore_index=True).assign(readout=view.readout)
 
 
 def within(view: View) -> ds.Expression:
     """The rows of the table `policies` with the view's readout and positions."""
-    where = (ds.field("readout") == view.readout) & (ds.field("position") >= view.first)
-    return where if view.last is None else where & (ds.field("position") <= view.last)
+    first, last = ds.field("position") >= view.first, ds.field("position") <= view.last
+    conditions = [_of_readout(view), first if view.first else None, None if view.last is None else last]
+    return reduce(and_, [condition for condition in conditions if condition is not None], ds.scalar(True))
 
 
-def _window(view: View, rows: pd.DataFrame, kept: pd.Series) -> pd.DataFrame:
-    """Compute the same from the tokens of one part, for a window of positions."""
-    rows = rows[rows["rollout"].isin(kept)]
-    names = [name for name in map(str, rows) if "." in name]
-    for name in [name for name in names if name.endswith(".rank")]:
-        rows[f"{name.removesuffix('.rank')}.top1"] = (rows[name] == 1).where(rows[name].notna()).astype(float)
-    groups = rows.groupby(["rollout", "layer"])
-    wide, tokens = groups.mean(), groups.size()
-    counts = groups.count()
-    wide = wide.where(counts.eq(tokens, axis=0))  # a NaN propagates to the mean
+def _of_readout(view: View) -> ds.Expression | None:
+    """The rows with the view's readout; None for all, because comparing millions of texts takes a second."""
+    only = store.record(view.source)["selection"]["readouts"] == [view.readout]
+    return None if only else ds.field("readout") == view.readout
+
+
+def _window(record: Mapping[str, Any], rows: pa.Table, kept: np.ndarray) -> pd.DataFrame:
+    """The table `layers` from the tokens of one part, whose rows are adjacent."""
+    layer = rows["layer"].to_numpy()
+    n = len(np.unique(layer))
+    rollout = rows["rollout"].to_numpy()[::n]
+    chosen = np.isin(rollout, kept)
+    rollout, layer = rollout[chosen], layer[:n]
+    starts = np.flatnonzero(np.r_[True, rollout[1:] != rollout[:-1]])[: len(rollout)]
+    tokens = np.diff(np.r_[starts, len(rollout)])
+    means: dict[str, dict[str, np.ndarray]] = {}
+    for name in [name for name in rows.column_names if "." in name]:
+        site, _, measure = name.partition(".")
+        values = rows[name].to_numpy().reshape(-1, n)[chosen].astype(float)  # NaN where null
+        found = {measure: values}
+        if measure == "rank":
+            found["top1"] = np.where(np.isnan(values), np.nan, values == 1)
+        for measure, values in found.items():
+            means.setdefault(site, {})[measure] = np.add.reduceat(values, starts, axis=0) / tokens[:, None]
     by_site = []
-    for site in dict.fromkeys(name.partition(".")[0] for name in names):
-        mine = [name for name in map(str, wide) if name.partition(".")[0] == site]
-        final = wide.index.get_level_values("layer") == store.record(view.source)["n_layers"]
-        without = wide.index.get_level_values("layer").isin(lacking(store.record(view.source), site))
-        chosen = wide.loc[final if site == "final" else ~final & ~without, mine]
-        chosen = chosen.rename(columns=lambda name: name.partition(".")[2])
-        by_site.append(chosen.assign(site=site, tokens=tokens[chosen.index]).reset_index())
+    for site, found in means.items():
+        final = layer == record["n_layers"]
+        here = final if site == "final" else ~final & ~np.isin(layer, lacking(record, site))
+        keys = {"rollout": np.repeat(rollout[starts], here.sum()), "layer": np.tile(layer[here], len(starts))}
+        columns = {measure: values[:, here].ravel() for measure, values in found.items()}
+        by_site.append(pd.DataFrame({**keys, **columns, "site": site, "tokens": np.repeat(tokens, here.sum())}))
     return pd.concat(by_site, ignore_index=True)
 
 
@@ -232,8 +269,7 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
     """Why a scan lacks a measure (at a site), and what to do; `change` is the entropy change."""
     record = check(view)
     chosen = record["selection"]
-    made_of = {"change": "entropy", "top1": "rank", "settled": "topk", "topk_ids": "topk", "topk_probs": "topk"}
-    recorded = made_of.get(measure, measure)
+    recorded = MADE_OF.get(measure, measure)
     name = "top-k tokens" if recorded == "topk" else measure.replace("change", "entropy change")
     where = f" at {site}" if site else ""
     if site and site not in WITH_FINAL:
@@ -263,7 +299,7 @@ def every(view: View, *options: str) -> str:
 def means(view: View, measure: str = "entropy", average: Average = "tokens") -> pd.DataFrame:
     """`statistics.means` of a view. Raises InputError if the scan lacks the measure."""
     check_measure(measure, AVERAGED)
-    rows = layers(view)
+    rows = layers(view, measure)
     found = statistics.means(rows[rows["site"].isin(SHOWN_AT.get(measure, WITH_FINAL))], measure, average)
     if not len(found):
         raise absent(view, measure)
@@ -278,7 +314,7 @@ def check_measure(measure: str, measures: Sequence[str]) -> None:
 
 def changes(view: View, average: Average = "tokens") -> pd.DataFrame:
     """`statistics.changes` of a view. Raises InputError if the scan lacks the sites or the entropy."""
-    found = statistics.changes(layers(view), average)
+    found = statistics.changes(layers(view, "entropy"), average)
     if len(found):
         return found
     chosen = check(view)["selection"]

@@ -7,6 +7,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import rewarded
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
@@ -104,6 +106,37 @@ def test_a_window_of_all_positions_is_the_table_of_the_scan():
     order = ["rollout", "layer", "site"]
     summed, counted = (frame.sort_values(order, ignore_index=True) for frame in (summed, counted))
     pd.testing.assert_frame_equal(summed, counted[summed.columns], check_dtype=False, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    first=st.integers(0, 50),
+    last=st.none() | st.integers(0, 60),
+    readout=st.sampled_from(["raw", "norm"]),
+    outcome=st.sampled_from(["all", "correct", "incorrect"]),
+    measure=st.sampled_from(["entropy", "kl", "top1", "cosine"]),
+)
+def test_means_in_a_window_are_those_of_its_tokens_one_by_one(policies, first, last, readout, outcome, measure):
+    view = View(DEMO, readout, outcome, first, last)
+    shown = policies[(policies["readout"] == readout) & (policies["position"] >= first)]
+    shown = shown if last is None else shown[shown["position"] <= last]
+    rewards = store.read(DEMO, "rollouts").set_index("rollout")["reward"]
+    kept = {"all": rewards >= 0, "correct": rewards >= 1, "incorrect": rewards < 1}[outcome]
+    shown = shown[shown["rollout"].isin(rewards.index[kept])]
+    if not len(shown):
+        with pytest.raises(InputError, match="Widen the filter"):
+            layers(view, measure)
+        return
+    found = layers(view, measure).set_index(["rollout", "layer", "site"])
+    for site in found.index.unique("site"):
+        own = shown[shown["layer"] == 8] if site == "final" else shown[shown["layer"] < 8]
+        groups = own.groupby(["rollout", "layer"])
+        assert found.xs(site, level="site")["tokens"].to_dict() == groups.size().to_dict()
+        name = f"{site}.{'rank' if measure == 'top1' else measure}"
+        if name in shown:
+            values = (own[name] == 1).astype(float) if measure == "top1" else own[name].astype(float)
+            plain = values.groupby([own["rollout"], own["layer"]]).mean()
+            np.testing.assert_allclose(found.xs(site, level="site").loc[plain.index, measure], plain, rtol=1e-9)
 
 
 def test_changing_a_table_leaves_the_view_as_it_was():
