@@ -22,6 +22,8 @@ TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.
 """Name of a temporary file: machine, process, random digits, and the suffix of the final file."""
 LOCK = re.compile(r"\..+\.(json|parquet)\.lock")
 """Name of the lock beside a file that only the first process may write."""
+CLAIM = re.compile(r"\..+-\d+\.claim")
+"""Name of the file of a process that works on a part."""
 OLD = 24 * 3600
 """Age in seconds after which any temporary file counts as abandoned."""
 COARSE = 2.0
@@ -183,8 +185,8 @@ def writers(folder: Path) -> list[str]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is a temporary one or a lock, by its name."""
-    return bool(TEMPORARY.fullmatch(name) or LOCK.fullmatch(name))
+    """Whether a file is a temporary one, a lock or a claim, by its name."""
+    return any(kind.fullmatch(name) for kind in (TEMPORARY, LOCK, CLAIM))
 
 
 def _temporary(folder: Path, suffix: str) -> Path:
@@ -194,7 +196,7 @@ def _temporary(folder: Path, suffix: str) -> Path:
 def _abandoned(path: Path, match: re.Match[str]) -> bool:
     """Whether the process that wrote a temporary file has ended; a file that is gone counts as abandoned too."""
     try:
-        return _gone(match[1], int(match[2])) or time.time() - path.stat().st_mtime > OLD
+        return gone(match[1], int(match[2])) or time.time() - path.stat().st_mtime > OLD
     except FileNotFoundError:
         return True
 
@@ -209,7 +211,7 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def _gone(machine: str, process: int) -> bool:
+def gone(machine: str, process: int) -> bool:
     """Whether a process on this machine has ended; False for other machines, where we can't know."""
     if machine != HERE or os.name != "posix":  # on Windows os.kill(process, 0) would end the process
         return False

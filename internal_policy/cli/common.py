@@ -4,6 +4,7 @@ The help groups options by `group` of the class that declares them, and a field'
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,6 +14,7 @@ import tyro
 from internal_policy.errors import InputError
 from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.models.quantized import Quantize
+from internal_policy.scans.shard import Worker, worker_of
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 Number = Annotated[int | None, tyro.conf.arg(constructor=int, metavar="INT")]
@@ -206,7 +208,23 @@ class PolicyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResponseOptions(SamplingOptions, ReadingOptions, ModelOptions):
+class ShardOptions:
+    """How several processes share the work."""
+
+    group: ClassVar = "Several processes"
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
+    """Do only every N-th part of the work, counted from part I, such as 0/4 to 3/4 in four processes with one --output.
+    The one that finishes last has the result. auto takes I and N from a SLURM array, and shares the work among the
+    tasks of srun. Under `accelerate launch` and torchrun, processes share the work without this option."""
+
+    @property
+    def worker(self) -> Worker:
+        """This process among those that share the work. Raises InputError."""
+        return worker_of(self.shard, os.environ)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseOptions(ShardOptions, SamplingOptions, ReadingOptions, ModelOptions):
     """Options of all commands that sample responses or read them from files."""
 
 

@@ -1,7 +1,6 @@
 """`internal-policy evaluate`: sample K responses to every problem, and report how many are correct."""
 
 import dataclasses
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import files
-from internal_policy.cli import engine, outputs, prepared, progress
+from internal_policy.cli import engine, outputs, prepared, progress, shards
 from internal_policy.cli.common import (
     JsonOptions,
     OutputFolder,
@@ -85,7 +84,8 @@ def run(options: Evaluate) -> None:
 
     from internal_policy.scans import claims, store
 
-    start = time.monotonic()
+    start, worker = time.monotonic(), options.worker
+    progress.hush(not worker.leads)
     engine.check(options)
     sets = named(tuple(prepared.source(problems, None)[0] for problems in options.problems or (None,)))
     limit = options.limit if options.problems else prepared.source(None, options.limit)[1]
@@ -104,12 +104,15 @@ def run(options: Evaluate) -> None:
         lambda: claims.claim(folder, ASKED, "evaluation", question),
         outputs.inputs_of(options),
     )
+    shards.check_other(worker, folder, other)
     outputs.check_writable(folder)
     cached = not other and (folder / ROLLOUTS).exists()
     if not cached:
         outputs.check_cache()
         progress.quiet()
         _sample(inputs, inputs.policy(options.at, options.readout), sets, folder, other)
+    if not worker.leads or not (folder / ROLLOUTS).exists():
+        return
     written = responses(folder)
     tables = {name: written[written["problems"] == name] for name in sets}
     if len(tables) > 1:
@@ -171,7 +174,10 @@ def curves_of(sets: "Mapping[str, pd.DataFrame]", samples: int, label: str) -> "
 def _sample(
     inputs: prepared.Prepared, policy: prepared.Policy, sets: Mapping[str, str], folder: Path, other: bool
 ) -> None:
-    """Sample responses, and write them to a folder in place of the `other` evaluation that it may hold."""
+    """Sample responses, and write them to a folder in place of the `other` evaluation that it may hold.
+
+    Nothing is written while others of the processes that share the work still have parts, which is said on stderr.
+    """
     import pyarrow as pa
 
     from internal_policy.scans import store
@@ -181,15 +187,18 @@ def _sample(
         _check_answers(name, problems)
     model = inputs.model()
     parts = store.root() / "rollouts" / store.digest({**inputs.question, "output": folder.absolute()})
-    tables = []
-    for number, (name, problems) in enumerate(asked.items()):
-        rollouts = inputs.sample(model, policy, problems, parts / str(number), f"Sampling {name}")
-        tables.append(_table(name, rollouts))
+    places = {name: parts / str(number) for number, name in enumerate(asked)}
+    sampled = {name: inputs.sample(model, policy, asked[name], places[name], f"Sampling {name}") for name in asked}
+    tables = [_table(name, rollouts) for name, rollouts in sampled.items() if rollouts is not None]
+    if len(tables) < len(sampled):
+        left = [inputs.left(asked[name], places[name]) for name in asked]
+        shards.note_left(inputs.worker, sum(some for some, _ in left), sum(total for _, total in left), parts)
+        return
     if other:
         outputs.clear(folder, "evaluation")
     files.write_json(folder / ASKED, {"digest": store.digest(inputs.question), "asked": inputs.question})
     store.write_table(folder / ROLLOUTS, pa.concat_tables(tables))
-    shutil.rmtree(parts)
+    shards.remove(parts)
 
 
 def _check_answers(name: str, problems: "list[Problem]") -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import bundle
-from internal_policy.cli import outputs, prepared, progress
+from internal_policy.cli import outputs, prepared, progress, shards
 from internal_policy.cli.common import (
     File,
     JsonOptions,
@@ -83,7 +82,10 @@ UNUSED = {
     *("problem_column", "answer_column"),
 }
 """Options that have no effect if responses are given."""
-PRESENTATION = {"json", "rollouts", "sites", "held_out", "steps", "batch_tokens", "learning_rate"}
+FITTING = ("sites", "held_out", "steps", "batch_tokens", "learning_rate")
+"""Options of the fit."""
+ENDING = ".safetensors"
+PRESENTATION = {"json", "rollouts", *FITTING}
 """Options that don't change what is sampled."""
 
 
@@ -95,6 +97,7 @@ def run(options: FitLens) -> None:
     from internal_policy.scans.scan import check_rollouts
 
     start = time.monotonic()
+    progress.hush(not options.worker.leads)
     inputs = _prepared(options)
     progress.quiet()
     text = inputs.config.get_text_config()
@@ -102,9 +105,16 @@ def run(options: FitLens) -> None:
     points = fit.points_of(known, sites)
     fit.check_memory(len(points), 0, text.hidden_size, 4)
     given, problems = inputs.given(), [] if options.rollouts else inputs.problems(inputs.question["problems"])[0]
-    model = inputs.model()
     folder = store.root() / "rollouts" / store.digest({**inputs.question, "output": options.output.absolute()})
+    fitting = {name: getattr(options, name) for name in FITTING}
+    shared = shards.SharedFile(inputs.worker, options.output, {**inputs.question, **fitting}, folder)
+    if shared.is_written(options.force, [ENDING], outputs.inputs_of(options)):
+        return
+    model = inputs.model()
     rollouts = given or inputs.sample(model, prepared.own_policy(), problems, folder)
+    if rollouts is None:
+        shards.note_left(inputs.worker, *inputs.left(problems, folder), folder)
+        return
     check_rollouts(model, rollouts)
     fitted, held = fit.apart(rollouts, options.held_out, options.seed)
     with progress.bar("Fitting", options.steps, "steps") as advance:
@@ -120,8 +130,9 @@ def run(options: FitLens) -> None:
         )
     kl = fit.kl(model, held, translators)
     about = _about(options, inputs, fitted, held, kl)
-    tuned.save(options.output, dataclasses.replace(translators, about=about))
-    shutil.rmtree(folder, ignore_errors=True)
+    with shared.writing():
+        tuned.save(options.output, dataclasses.replace(translators, about=about))
+    shards.remove(folder)
     every = [layer for layer in known if {*sites} <= {*known[layer]}]
     layers = every if options.sites != "all" and len(every) < len(known) else ()
     printed(options.output, about, kl, layers, as_json=options.json)
@@ -136,7 +147,13 @@ def _prepared(options: FitLens) -> prepared.Prepared:
         raise InputError("Both --problems and --rollouts are given. Use one of them.")
     if options.rollouts is not None:
         prepared.check_effect(options, UNUSED, "--rollouts")
-    outputs.check_file(options.output, options.force, ".safetensors", inputs=outputs.inputs_of(options))
+    if options.rollouts is not None and not options.worker.is_alone:
+        raise InputError(
+            "Several processes can share the sampling, but not the fit, and --rollouts leaves only that. Run a single "
+            "process, without --shard or a launcher."
+        )
+    if options.worker.is_alone:
+        outputs.check_file(options.output, options.force, ENDING, inputs=outputs.inputs_of(options))
     if options.rollouts is None:
         outputs.check_cache()
     fit.check_options(options.steps, options.learning_rate, options.batch_tokens, options.held_out)

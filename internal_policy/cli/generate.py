@@ -1,7 +1,6 @@
 """`internal-policy generate`: sample responses and mark them."""
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from internal_policy.cli import engine, outputs, prepared, progress
+from internal_policy.cli import engine, outputs, prepared, progress, shards
 from internal_policy.cli.common import (
     JsonOptions,
     OutputFile,
@@ -25,6 +24,8 @@ from internal_policy.errors import counted
 if TYPE_CHECKING:
     from internal_policy.tasks.rollouts import Rollout
 
+ENDINGS = (".parquet", ".jsonl")
+"""How the names of the files end that can be written."""
 PRESENTATION = {"output", "json"}
 """Options that don't change what is sampled."""
 
@@ -50,7 +51,10 @@ def run(options: Generate) -> None:
     from internal_policy.tasks.rollouts import write_rollouts
 
     engine.check(options)
-    outputs.check_file(options.output, options.force, ".parquet", ".jsonl", inputs=outputs.inputs_of(options))
+    worker, sources = options.worker, outputs.inputs_of(options)
+    progress.hush(not worker.leads)
+    if worker.is_alone:
+        outputs.check_file(options.output, options.force, *ENDINGS, inputs=sources)
     outputs.check_cache()
     progress.quiet()
     problems, limit = prepared.source(options.problems, options.limit)
@@ -60,9 +64,16 @@ def run(options: Generate) -> None:
     questions = inputs.problems(problems)[0]
     question = {**inputs.question, "output": options.output.absolute()}  # two files at a time don't share their parts
     folder = store.root() / "rollouts" / store.digest(question)
+    shared = shards.SharedFile(worker, options.output, question, folder)
+    if shared.is_written(options.force, ENDINGS, sources):
+        return
     rollouts = inputs.sample(inputs.model(), policy, questions, folder)
-    write_rollouts(options.output, rollouts)
-    shutil.rmtree(folder)
+    if rollouts is None:
+        shards.note_left(worker, *inputs.left(questions, folder), folder)
+        return
+    with shared.writing():
+        write_rollouts(options.output, rollouts)
+    shards.remove(folder)
     generated(options.output, options.at, rollouts, as_json=options.json)
 
 

@@ -14,6 +14,7 @@ from internal_policy.cli.common import ModelOptions, ResponseOptions, SamplingOp
 from internal_policy.errors import InputError
 from internal_policy.models import checkpoint, loading, templates, tokenizers
 from internal_policy.models.checkpoint import Checkpoint
+from internal_policy.scans.shard import ALONE, Worker
 from internal_policy.tasks import rows
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Prepared:
     """Arguments of `Sampling`."""
     question: Mapping[str, Any]
     """Everything that can change the numbers. It is the key of the cache."""
+    worker: Worker = ALONE
+    """This process among those that share the work."""
 
     def asking(self, **entries: Any) -> "Prepared":
         """A copy with other entries in its question, which shares what is loaded already."""
@@ -108,7 +111,10 @@ class Prepared:
 
     def model(self) -> "nn.Module":
         """The model itself."""
-        return loading.load_model(self.checkpoint, self.config, **self.arguments)
+        arguments = {**self.arguments}
+        if self.worker.local is not None and arguments["device"] == "auto" and arguments["device_map"] is None:
+            arguments["device"] = loading.device_numbered(self.worker.local)
+        return loading.load_model(self.checkpoint, self.config, **arguments)
 
     def problems(self, source: str) -> "tuple[list[Problem], list[int]]":
         """The problems of a source, checked, and how many tokens each prompt has.
@@ -182,20 +188,32 @@ class Prepared:
         check(self.config, point, self.config.get_text_config().num_hidden_layers)
         return Policy(point, readout, self.translators([point]))
 
+    def left(self, problems: "Sequence[Problem]", folder: Path) -> tuple[int, int]:
+        """How many parts of the responses to `problems` aren't in `folder` yet, and of how many."""
+        from internal_policy.scans import sampling
+
+        parts = sampling.parts_of(problems, self.sampling)
+        return len(sampling.missing(folder, parts)), len(parts)
+
     def sample(
         self, model: "nn.Module", policy: "Policy", problems: "Sequence[Problem]", folder: Path, title: str = "Sampling"
-    ) -> "list[Rollout]":
-        """Responses to problems. They are also kept in `folder`, so that an interrupted run continues."""
+    ) -> "list[Rollout] | None":
+        """Responses to problems, kept in `folder`, so that an interrupted run continues and processes share the work.
+
+        None if other processes still have some of them, or one of them has the result.
+        """
         from internal_policy.scans import sampling
 
         smaller = progress.saying_once("Out of memory: sampling {} responses at a time.")
-        with progress.bar(title, len(problems) * self.sampling.samples) as advance:
+        total = self.worker.shard.size(len(problems) * self.sampling.samples, self.sampling.batch_size)
+        with progress.bar(title, total) as advance:
             return sampling.sample(
                 model,
                 self.tokenizer,
                 problems,
                 self.sampling,
                 folder,
+                worker=self.worker,
                 point=policy.point,
                 readout=policy.readout_of(model),
                 advance=advance,
@@ -256,6 +274,7 @@ def prepare(
             "chat": options.chat,
         },
         question(options, unused, [*sources, rollouts, options.chat_template, lens], rollouts, texts=texts),
+        options.worker,
     )
 
 
@@ -269,7 +288,7 @@ def question(
 ) -> dict[str, Any]:
     """The options that can change the numbers, with the contents of their files. It is the key of the cache."""
     given = dataclasses.asdict(options).items()
-    unused = {*unused, "force", "max_memory", "offload_folder"}
+    unused = {*unused, "force", "shard", "max_memory", "offload_folder"}
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
     arguments = options.template_arguments
     identity = checkpoint.identity(options.checkpoint)  # first, because it says best why a model can't be loaded

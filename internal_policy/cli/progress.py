@@ -26,12 +26,17 @@ def note(text: str) -> None:
     err.print(escape(text))
 
 
+def hush(is_silent: bool) -> None:
+    """Choose whether notes and progress are left out, because another process prints them."""
+    err.quiet = is_silent
+
+
 def quiet() -> None:
     """Silence all that transformers prints but errors, and its progress bars unless stderr is a terminal."""
     import transformers
 
     transformers.logging.set_verbosity_error()
-    if not sys.stderr.isatty():
+    if err.quiet or not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from internal_policy.cli import engine, opening, outputs, progress, texts, work
+from internal_policy.cli import engine, opening, outputs, progress, shards, texts, work
 from internal_policy.cli.common import (
     EngineOptions,
     File,
@@ -27,6 +27,7 @@ from internal_policy.cli.work import Work
 from internal_policy.errors import InputError
 from internal_policy.models import templates
 from internal_policy.models.folder import is_adapter
+from internal_policy.scans.records import RECORD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -140,20 +141,29 @@ def run(options: Scan) -> None:
     from internal_policy.cli import show
 
     start = time.monotonic()
+    leads = options.worker.leads
+    progress.hush(not leads)
     inputs = prepared(options)
     if options.dry_run:
+        if not leads:
+            return
         folder, _, cached = _kept(options, inputs)
         work.printed(
             work.forecast(_work(options, inputs), is_here=not options.remote), folder, cached, as_json=options.json
         )
         return
     folder, cached = scanned(options, inputs, opening.Opener(options.reader, options.remote))
+    if not leads or not (folder / RECORD).exists():
+        return
     show.scan(folder, None, as_json=options.json, extra={"cached": cached})
     progress.note(f"{'Read from the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
 
 
 def scanned(options: Scan, inputs: Prepared, opener: opening.Opener, watch: Watch = UNWATCHED) -> tuple[Path, bool]:
-    """The folder of the scan, and whether it was in the cache; otherwise it is measured now. Raises InputError."""
+    """The folder of the scan, and whether it was in the cache; otherwise it is measured now. Raises InputError.
+
+    It isn't finished then if others of the processes that share the work still have parts, which is said on stderr.
+    """
     folder, other, cached = _kept(options, inputs)
     if not cached:
         opener.check()
@@ -170,6 +180,7 @@ def _kept(options: Scan, inputs: Prepared) -> tuple[Path, bool, bool]:
     _, other = outputs.claimed(
         folder, "scan", options.force, lambda: job.claim(folder, inputs.question), outputs.inputs_of(options)
     )
+    shards.check_other(options.worker, folder, other)
     cached = not other and (folder / store.RECORD).exists()
     if cached and options.remeasure:
         cached = not (job.broken(folder) if options.dry_run else job.discard_damaged(folder))
@@ -291,6 +302,11 @@ def _measure(planned: Work, opener: opening.Opener, folder: Path, other: bool, w
     from internal_policy.scans.scan import Scanner
 
     inputs, size = planned.inputs, planned.inputs.sampling.batch_size
+    worker, parts = inputs.worker, range(-(-planned.total // size))
+    left = job.missing(folder, parts)
+    if left and not {*left} & {*worker.shard.parts(parts)}:
+        shards.note_left(worker, len(left), len(parts), folder)
+        return
     longest = size * inputs.sampling.max_new_tokens  # the responses' lengths aren't known before they are sampled
     work.check_disk(folder, planned.selection, planned.tokens or longest)
     reader = opener.open(inputs)
@@ -309,15 +325,18 @@ def _measure(planned: Work, opener: opening.Opener, folder: Path, other: bool, w
         outputs.clear(folder, "scan")
     progress.note(f"Writing the scan to {folder}.")
     template: Any = inputs.tokenizer.chat_template if inputs.chat_template != "none" else None
-    with progress.bar("Scanning", planned.total) as advance:
-        job.run(
+    with progress.bar("Scanning", worker.shard.size(planned.total, size)) as advance:
+        record = job.run(
             folder,
             scanner,
             inputs.tokenizer,
             job.Source(planned.total, size, batch),
             inputs.question,
             {**job.facts(inputs.checkpoint.name, reader.model, template, opener.packages), **opener.facts},
+            worker=worker,
             advance=advance,
             smaller=smaller,
             on_piece=watch.on_piece,
         )
+    if record is None:
+        shards.note_left(worker, len(job.missing(folder, parts)), len(parts), folder)

@@ -235,6 +235,25 @@ def device_named(name: str) -> str:
     return name
 
 
+def device_numbered(process: int) -> str:
+    """The name of the accelerator for a process, by its number on this machine; cpu if there is no accelerator.
+
+    Processes that see a single one, as srun arranges it, all use that. Raises InputError if there are too few.
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if accelerator else 0
+    if accelerator is None or count == 1:
+        return device_named("auto")
+    if process >= count:
+        raise InputError(
+            f"Process {process} of this machine has no device of its own, because there are {count}. Start {count} "
+            "processes, or name a --device."
+        )
+    return device_named(f"{accelerator.type}:{process}")
+
+
 def _loaded(checkpoint: Checkpoint, config: "PreTrainedConfig", arguments: dict[str, Any]) -> "PreTrainedModel":
     """The model of the Hugging Face folder or repository."""
     from transformers import GgufConfig

@@ -14,7 +14,10 @@ import pyarrow as pa
 
 from internal_policy import files
 from internal_policy.errors import InputError
-from internal_policy.scans import claims, records, store
+from internal_policy.scans import records, store
+from internal_policy.scans.claims import claim as claim_folder
+from internal_policy.scans.shard import ALONE, Worker
+from internal_policy.scans.sharing import Claims, claiming, turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +29,7 @@ BY = ("device", "dtype", "versions")
 """Facts that may differ between processes that continue one scan; they are recorded for each part."""
 
 Advance = Callable[[int, int], None]
-"""Called with the numbers of rollouts and response tokens of each part when it is complete.
+"""Called with the numbers of rollouts and response tokens of each part when it is complete, whoever measured it.
 
 It has 0 tokens if an earlier run measured it. The thread that writes parts calls this, one part after another."""
 
@@ -83,7 +86,7 @@ def facts(name: str, model: "PreTrainedModel", chat_template: str | None, packag
 
 def claim(folder: Path, question: Mapping[str, Any]) -> None:
     """Raise InputError if a folder contains anything but this scan."""
-    claims.claim(folder, store.ASKED, "scan", question)
+    claim_folder(folder, store.ASKED, "scan", question)
     for path in folder.glob("*"):
         if path.suffix in (".json", ".parquet") and path.is_dir():
             raise InputError(f"{path} is a folder; expected a file of the scan. Move or remove it.")
@@ -116,77 +119,132 @@ def run(
     asked: Mapping[str, Any],
     facts: Mapping[str, Any],
     *,
+    worker: Worker = ALONE,
     advance: Advance = lambda *_: None,
     smaller: Callable[[int], None] = lambda _: None,
     on_piece: OnPiece | None = None,
-) -> dict[str, Any]:
-    """Measure the parts that aren't complete yet and return the record, scan.json.
+) -> dict[str, Any] | None:
+    """Measure the parts of this worker that aren't complete yet. Once all parts are, return the record, scan.json.
 
-    Any number of processes may run the same scan in the same folder: a part is written whole or not at all, and a
-    process that finds it there reads it from the disk. A part is written while the next one is measured, and an error
-    in writing it is raised before the next one is written. `asked` and `facts` go into the record.
+    Any number of processes may run the same scan in the same folder, because each claims a part before it measures it.
+    A worker that doesn't lead, or whose shard isn't all of the scan, returns None while others still have parts. A part
+    is written while the next one is measured, and an error in writing it is raised before the next one is written.
+    `asked` and `facts` go into the record.
     """
-    from internal_policy.models.vocabulary import vocabulary
-
-    with files.held(folder) as mark:
+    with claiming(folder) as claims:
         scanner = _multiplying_alike(folder, scanner, asked)
         by = {name: facts[name] for name in BY}
-        tokens = 0
+        measure = partial(_measure, claims, scanner, source, by, worker.leads, smaller, on_piece)
+        tokens = measure(worker.shard.parts(source.parts), advance)
+        if not worker.leads:
+            return None
+        if worker.shard.count > 1:
+            if missing(folder, source.parts):
+                return None
+            tokens = measure(source.parts, lambda *_: None)  # only those that were damaged
+        for _, mine in turns([store.RECORD], claims, lambda name: (folder / name).exists(), waits=True):
+            if mine:
+                counts = {"rollouts": source.rollouts, "tokens": tokens}
+                _close(folder, scanner, tokenizer, source.parts, {**facts, **counts, "asked": asked})
+        return records.read(folder / store.RECORD)
 
-        def finish(part: int, measured: Measured | None, rollouts: int, length: int) -> None:
-            if measured is not None:
-                for kind, table in measured.items():
-                    store.write_table(store.part_path(folder, kind, part), table, group="rollout")
-                _write_about(folder, part, by, store.KINDS)
-            advance(rollouts, 0 if measured is None else length)
-            mark.touch()
 
-        with ThreadPoolExecutor(1, "writer") as writer:  # closing it waits for the part in its hands
-            finished: Future[None] = writer.submit(mark.touch)
-            for part in source.parts:
+def missing(folder: Path, parts: Sequence[int]) -> list[int]:
+    """Those of `parts` that nobody has measured."""
+    return [part for part in parts if not _is_measured(folder, part)]
+
+
+def _measure(
+    claims: Claims,
+    scanner: "Scanner",
+    source: Source,
+    by: Mapping[str, Any],
+    leads: bool,
+    smaller: Callable[[int], None],
+    on_piece: OnPiece | None,
+    parts: Sequence[int],
+    advance: Advance,
+) -> int:
+    """Measure those of `parts` that no other process has; return the number of tokens in the parts that were seen.
+
+    The process that leads waits for others, and checks what they have written.
+    """
+    folder, began, tokens = claims.folder, claims.mark.stat().st_mtime, 0
+    is_done = partial(store.is_whole if leads else _is_measured, folder)
+
+    def finish(part: int, measured: Measured, rollouts: int, length: int) -> None:
+        for kind, table in measured.items():
+            store.write_table(store.part_path(folder, kind, part), table, group="rollout")
+        _write_about(folder, part, by, store.KINDS)
+        claims.release(part)
+        advance(rollouts, length)
+
+    with ThreadPoolExecutor(1, "writer") as writer:  # closing it waits for the part in its hands
+        finished: Future[None] = writer.submit(lambda: None)
+        for part, mine in turns(parts, claims, is_done, waits=leads):
+            if mine:
                 rollouts = _rollouts(folder, part, source, by)
-                measured = _measured(folder, part, scanner, rollouts, part * source.batch_size, smaller, on_piece)
+                measured = _measured(scanner, rollouts, part * source.batch_size, smaller, on_piece)
                 length = sum(len(rollout.response_ids) for rollout in rollouts)
-                tokens += length
                 finished.result()  # raises what went wrong; at most one part waits in memory
                 finished = writer.submit(finish, part, measured, len(rollouts), length)
-            finished.result()
-        texts = pa.Table.from_pandas(vocabulary(tokenizer, len(scanner.kernel.weight)), preserve_index=False)
-        store.write_table(folder / store.VOCABULARY, texts)
-        record = {
-            "schema": store.SCHEMA,
-            "digest": store.digest(asked),
-            **facts,
-            "selection": asdict(scanner.selection),
-            "lacking": scanner.lacking,
-            "product": scanner.kernel.matmul,
-            "rollouts": source.rollouts,
-            "tokens": tokens,
-            "asked": asked,
-            **_of_parts(folder, source.parts),
-        }
-        records.write(folder / store.RECORD, record)
-    return record
+            elif leads:
+                lengths = store.read_part(store.part_path(folder, "rollouts", part), ["response_ids"])["response_ids"]
+                length = sum(map(len, lengths.to_pylist()))
+                is_fresh = records.about_part(folder, part).stat().st_mtime >= began
+                finished.result()
+                finished = writer.submit(advance, len(lengths), length if is_fresh else 0)
+            else:
+                length = 0
+            tokens += length
+        finished.result()
+    return tokens
 
 
 def _measured(
-    folder: Path,
-    part: int,
     scanner: "Scanner",
     rollouts: Sequence["Rollout"],
     first: int,
     smaller: Callable[[int], None],
     on_piece: OnPiece | None,
-) -> Measured | None:
-    """The tables of a part whose first rollout is number `first`; None if the folder has all of them."""
+) -> Measured:
+    """The tables of a part whose first rollout is number `first`."""
     from internal_policy.scans.scan import check_rollouts
 
-    if store.is_whole(folder, part):
-        return None
     check_rollouts(scanner.reader, rollouts)
     watch = None if on_piece is None else partial(on_piece, rollouts)
     policies, layers = scanner.measure(rollouts, first, smaller, watch)
     return {"policies": policies, "layers": layers}
+
+
+def _close(
+    folder: Path,
+    scanner: "Scanner",
+    tokenizer: "PreTrainedTokenizerBase",
+    parts: Sequence[int],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the vocabulary and the record of a scan whose parts are complete."""
+    from internal_policy.models.vocabulary import vocabulary
+
+    texts = pa.Table.from_pandas(vocabulary(tokenizer, len(scanner.kernel.weight)), preserve_index=False)
+    store.write_table(folder / store.VOCABULARY, texts)
+    record = {
+        "schema": store.SCHEMA,
+        "digest": store.digest(facts["asked"]),
+        **facts,
+        "selection": asdict(scanner.selection),
+        "lacking": scanner.lacking,
+        "product": scanner.kernel.matmul,
+        **_of_parts(folder, parts),
+    }
+    records.write(folder / store.RECORD, record)
+
+
+def _is_measured(folder: Path, part: int) -> bool:
+    """Whether a part was measured, going by the notes on it alone."""
+    known = records.of_part(folder, part)
+    return known is not None and all(store.part_path(folder, kind, part).name in known["files"] for kind in store.KINDS)
 
 
 def _multiplying_alike(folder: Path, scanner: "Scanner", asked: Mapping[str, Any]) -> "Scanner":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +13,8 @@ from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.memory import in_halves
 from internal_policy.models.policy import Readout, as_policy
 from internal_policy.scans import records, store
+from internal_policy.scans.shard import ALONE, Worker
+from internal_policy.scans.sharing import claiming, turns
 from internal_policy.tasks.generate import OnToken, check_sampling, generate
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat
@@ -73,28 +76,57 @@ def sample(
     sampling: Sampling,
     folder: Path,
     *,
+    worker: Worker = ALONE,
     point: HookPoint = FINAL,
     readout: Readout = "raw",
     advance: Callable[[int, int], None],
     smaller: Callable[[int], None],
-) -> list[Rollout]:
+) -> list[Rollout] | None:
     """All responses of the policy at `point`, part by part; complete parts in `folder` are reused.
 
-    `advance` is called with the numbers of rollouts and response tokens of each part, 0 tokens if it is reused, and
-    `smaller` with how many rollouts are sampled at a time once memory runs out.
+    Any number of processes may share the work in one folder. A worker that doesn't lead, or whose shard isn't all of
+    it, returns None while others still have parts. `advance` is called with the numbers of rollouts and response tokens
+    of each part, whoever sampled it, 0 tokens if an earlier run did, and `smaller` with how many rollouts are sampled
+    at a time once memory runs out.
     """
-    rollouts: list[Rollout] = []
-    with as_policy(model, point, readout), files.held(folder) as mark:
-        for part, first in enumerate(range(0, len(problems) * sampling.samples, sampling.batch_size)):
-            path = store.part_path(folder, "rollouts", part)
-            notes = records.of_part(folder, part)
-            known = notes is not None and files.fingerprint_once(path) == notes["files"].get(path.name, "")
-            if not known:
-                store.write_table(path, to_table(batch(model, tokenizer, problems, sampling, first, smaller)))
-                notes = {"files": {path.name: files.fingerprint_once(path)}, "by": []}
-                records.write(records.about_part(folder, part), notes)
-            written = from_table(store.read_part(path))
-            rollouts += written
-            advance(len(written), 0 if known else sum(len(rollout.response_ids) for rollout in written))
-            mark.touch()
-    return rollouts
+    parts = parts_of(problems, sampling)
+    rollouts: dict[int, list[Rollout]] = {}
+    with as_policy(model, point, readout), claiming(folder) as claims:
+        began = claims.mark.stat().st_mtime
+
+        def answer(wanted: Sequence[int]) -> None:
+            for part, mine in turns(wanted, claims, partial(is_whole, folder), waits=worker.leads):
+                path, about = store.part_path(folder, "rollouts", part), records.about_part(folder, part)
+                if mine:
+                    sampled = batch(model, tokenizer, problems, sampling, part * sampling.batch_size, smaller)
+                    store.write_table(path, to_table(sampled))
+                    records.write(about, {"files": {path.name: files.fingerprint_once(path)}, "by": []})
+                    claims.release(part)
+                is_new, is_fresh = part not in rollouts, about.stat().st_mtime >= began
+                rollouts[part] = from_table(store.read_part(path))
+                if is_new:
+                    length = sum(len(rollout.response_ids) for rollout in rollouts[part])
+                    advance(len(rollouts[part]), length if is_fresh else 0)
+
+        answer(worker.shard.parts(parts))
+        if not worker.leads or missing(folder, parts):
+            return None
+        advance = lambda *_: None  # noqa: E731
+        answer([part for part in parts if part not in rollouts])
+    return [rollout for part in parts for rollout in rollouts[part]]
+
+
+def parts_of(problems: Sequence[Problem], sampling: Sampling) -> range:
+    """The numbers of the parts."""
+    return range(-(-len(problems) * sampling.samples // sampling.batch_size))
+
+
+def missing(folder: Path, parts: Sequence[int]) -> list[int]:
+    """The parts that nobody has sampled."""
+    return [part for part in parts if not is_whole(folder, part)]
+
+
+def is_whole(folder: Path, part: int) -> bool:
+    """Whether the responses of a part were sampled and haven't changed since."""
+    path, notes = store.part_path(folder, "rollouts", part), records.of_part(folder, part)
+    return notes is not None and files.fingerprint_once(path) == notes["files"].get(path.name, "")

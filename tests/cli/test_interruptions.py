@@ -14,7 +14,7 @@ from conftest import numbers, one_sentence, undisturbed
 
 from internal_policy import files
 from internal_policy.__main__ import main
-from internal_policy.scans import scan, store
+from internal_policy.scans import scan, sharing, store
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -104,7 +104,9 @@ def test_a_second_process_measures_the_rollouts_of_the_first(asked, here, monkey
 
     def late(*given):
         monkeypatch.setattr(sampling, "batch", lambda *given: sampled(*given)[::-1])
-        assert main([*asked, "--output", "mine"]) == 0  # somebody else begins and ends meanwhile
+        with monkeypatch.context() as silent:
+            silent.setattr(sharing, "SILENCE", -1)
+            assert main([*asked, "--output", "mine"]) == 0  # somebody else begins and ends meanwhile
         return sampled(*given)
 
     monkeypatch.setattr(sampling, "batch", late)

@@ -1,17 +1,20 @@
 """Scans measured to a folder part by part: a part is written in the background while the next one is measured."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
 from conftest import random_rollout, tiny_model
 
-from internal_policy.scans import job, store
+from internal_policy.scans import job, sharing, store
 from internal_policy.scans.scan import Scanner
 from internal_policy.scans.selection import Selection
+from internal_policy.scans.shard import Shard, Worker
 
 ROLLOUTS = [random_rollout(3, 4 + seed, seed) for seed in range(5)]
 PATIENCE = 20
@@ -26,7 +29,7 @@ class Scanning:
     scanner: Scanner
     tokenizer: Any
 
-    def run(self, **callbacks: Any) -> dict[str, Any]:
+    def run(self, **callbacks: Any) -> Any:
         source = job.Source(len(ROLLOUTS), 2, lambda part: ROLLOUTS[2 * part : 2 * part + 2])
         facts = job.facts("m", self.scanner.reader.model, None, [])
         return job.run(self.folder, self.scanner, self.tokenizer, source, {}, facts, **callbacks)
@@ -135,3 +138,99 @@ def test_an_interruption_leaves_the_part_in_writing_whole(scanning, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         scanning.run(on_piece=on_piece)
     assert [store.is_whole(scanning.folder, part) for part in range(2)] == [True, False]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every table of a scan."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[int]:
+    """The first rollout of each part, as they are measured."""
+    measure, seen = Scanner.measure, []
+
+    def counted(scanner, rollouts, first, *rest):
+        seen.append(first)
+        return measure(scanner, rollouts, first, *rest)
+
+    monkeypatch.setattr(Scanner, "measure", counted)
+    return seen
+
+
+def test_shards_measure_each_part_once_and_the_last_to_finish_closes_the_scan(scanning, measured, tmp_path):
+    scanning.run()
+    whole = content(scanning.folder)
+    shared = replace(scanning, folder=tmp_path / "shared")
+    measured.clear()
+    found = []
+    assert shared.run(worker=Worker(Shard(1, 3)), advance=lambda *counts: found.append(counts)) is None
+    assert (measured, found) == ([2], [(2, 6 + 7)])
+    assert job.missing(shared.folder, range(3)) == [0, 2]
+    assert shared.run(worker=Worker(Shard(0, 3))) is None
+    record = shared.run(worker=Worker(Shard(2, 3)))
+    assert record["tokens"] == sum(len(rollout.response_ids) for rollout in ROLLOUTS)
+    assert measured == [2, 0, 4]
+    assert content(shared.folder) == whole
+    assert not store.damaged(shared.folder)
+
+
+def test_a_run_without_a_shard_finishes_what_shards_left(scanning, measured):
+    assert scanning.run(worker=Worker(Shard(3, 4))) is None  # there is no fourth part
+    assert scanning.run(worker=Worker(Shard(1, 2))) is None
+    assert scanning.run()["rollouts"] == 5
+    assert measured == [2, 0, 4]
+
+
+def test_the_shard_that_closes_a_scan_measures_a_damaged_part_of_another_again(scanning, tmp_path):
+    scanning.run()
+    shared = replace(scanning, folder=tmp_path / "shared")
+    shared.run(worker=Worker(Shard(0, 2)))
+    part = store.part_path(shared.folder, "policies", 0)
+    part.write_bytes(part.read_bytes()[:-100])
+    assert shared.run(worker=Worker(Shard(1, 2)))
+    assert content(shared.folder) == content(scanning.folder)
+
+
+def test_a_process_that_follows_takes_what_is_free_and_closes_nothing(scanning, measured):
+    assert scanning.run(worker=Worker(Shard(), 1, 2)) is None
+    assert measured == [0, 2, 4]
+    found = []
+    assert scanning.run(worker=Worker(Shard(), 0, 2), advance=lambda *counts: found.append(counts))
+    assert found == [(2, 0), (2, 0), (1, 0)]
+    assert measured == [0, 2, 4]
+
+
+def test_two_processes_with_one_question_measure_each_part_once(scanning, measured, tmp_path, monkeypatch):
+    scanning.run()
+    shared = replace(scanning, folder=tmp_path / "shared")
+    other = replace(shared, scanner=Scanner.of(tiny_model("llama").float(), Selection((0, 1))))
+    measured.clear()
+    both, counts = Barrier(2), []
+
+    def begun(*_):
+        if len(measured) <= 2:
+            both.wait(PATIENCE)  # neither finishes its first part before the other begins one
+
+    with ThreadPoolExecutor() as pool:
+        advance = lambda *found: counts.append(found)  # noqa: E731
+        monkeypatch.setattr(sharing, "GLANCE", 0.01)
+        runs = [pool.submit(one.run, on_piece=OnceEach(begun), advance=advance) for one in (shared, other)]
+        records = [run.result(PATIENCE) for run in runs]
+    assert sorted(measured) == [0, 2, 4]
+    assert records[0] == records[1]
+    assert content(shared.folder) == content(scanning.folder)
+    fresh = [(rollouts, tokens) for rollouts, tokens in counts if tokens]
+    assert sorted(fresh) == sorted(2 * [(2, 4 + 5), (2, 6 + 7), (1, 8)])  # both bars count all parts
+
+
+class OnceEach:
+    """Calls a function the first time it is called."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self.call: Callable[..., None] | None = call
+
+    def __call__(self, *given: Any) -> None:
+        call, self.call = self.call, None
+        if call is not None:
+            call(*given)

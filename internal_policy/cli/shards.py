@@ -1,0 +1,126 @@
+"""Tell the processes that share some work apart: which is silent, which writes and prints the result."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from internal_policy import files
+from internal_policy.cli import outputs, progress
+from internal_policy.errors import InputError, counted
+from internal_policy.scans.shard import Worker
+
+
+def check_other(worker: Worker, folder: Path, other: bool) -> None:
+    """Raise InputError if several processes were to replace the `other` work in a folder."""
+    if other and not worker.is_alone:
+        raise InputError(
+            f"{folder} contains other work, which only a single process can replace. Remove it with `internal-policy "
+            f"rm {folder}`, or choose another --output."
+        )
+
+
+def note_left(worker: Worker, left: int, total: int, folder: Path) -> None:
+    """Say how many parts are left once a shard is done."""
+    progress.note(
+        f"Shard {worker.shard} is done; {left} of {counted(total, 'part')} {'is' if left == 1 else 'are'} left to "
+        f"others in {folder}. The shard that finishes last writes the result, if all shards share this folder. To "
+        "finish without them, run the same command without --shard."
+    )
+
+
+def remove(parts: Path) -> None:
+    """Remove the folder of parts that were put together, unless another process still reads it, which then does it."""
+    if not files.writers(parts):
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class SharedFile:
+    """A file that processes write together: each samples parts into a folder, and one puts them together."""
+
+    worker: Worker
+    """This process among them."""
+    output: Path
+    """The file."""
+    question: Mapping[str, Any]
+    """All that decides what is in it."""
+    parts: Path
+    """The folder of the parts."""
+
+    def is_written(self, force: bool, endings: Sequence[str], inputs: Sequence[str]) -> bool:
+        """Whether the other processes have written the file already; otherwise this one joins them.
+
+        Raises InputError for a file that can't be written or that is there for another reason, and if processes have
+        begun it with another question.
+        """
+        if self.worker.is_alone:
+            return False
+        before = self._noted()
+        if self.output.exists() and before and before["digest"] == self._digest and self._is_from(before):
+            progress.note(f"{self.output} is already written.")
+            return True
+        if force and self.output.exists():
+            raise InputError(f"Several processes can't replace {self.output}. Remove it, or choose another --output.")
+        outputs.check_file(self.output, force, *endings, inputs=inputs)
+        self._join(before)
+        return False
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While open, the file is written from the parts; a process that begins late learns that it has no work."""
+        if not self.worker.is_alone:
+            self._write({"is_written": True, "content": None})
+        yield
+        if not self.worker.is_alone:
+            self._write({"is_written": True, "content": files.fingerprint(self.output)})
+
+    def _join(self, before: Mapping[str, Any] | None) -> None:
+        from internal_policy.scans import claims
+
+        self.parts.mkdir(parents=True, exist_ok=True)
+        if before and before["digest"] != self._digest and not files.is_folder(Path(before["parts"])):
+            self._note.unlink(missing_ok=True)  # that work is finished, or was removed
+        self._write({}, once=True)
+        found = self._noted()
+        if found and found["digest"] != self._digest:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in claims.changed(found["asked"], self.question))
+            settings = f"different settings ({names})" if names else "different settings"
+            raise InputError(
+                f"Other processes have begun {self.output} with {settings}. Use the same, choose another --output, or "
+                f"remove theirs with `internal-policy rm {found['parts']}`."
+            )
+
+    def _is_from(self, note: Mapping[str, Any]) -> bool:
+        """Whether the file is the one that processes have written, or are writing at this moment."""
+        return bool(note.get("is_written")) and note.get("content") in (None, files.fingerprint(self.output))
+
+    @property
+    def _digest(self) -> str:
+        from internal_policy.scans import store
+
+        return store.digest(self.question)
+
+    @property
+    def _note(self) -> Path:
+        """What is known of the file by those who write it."""
+        from internal_policy.scans import store
+
+        return self.parts.parent / f"{store.digest({'output': self.output.absolute()})}.json"
+
+    def _write(self, state: Mapping[str, Any], *, once: bool = False) -> None:
+        from internal_policy.scans import records
+
+        note = {"digest": self._digest, "asked": self.question, "parts": self.parts, **state}
+        records.write(self._note, note, once=once)
+
+    def _noted(self) -> dict[str, Any] | None:
+        from internal_policy.scans import records
+
+        try:
+            found = records.read(self._note)
+        except records.DAMAGE:
+            return None
+        return found if {"digest", "asked", "parts"} <= found.keys() else None

@@ -1,0 +1,120 @@
+"""Share the parts of some work with other processes: each claims a part before it begins it."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+from typing import TypeVar
+
+from internal_policy import files
+
+Part = TypeVar("Part", int, str)
+BEAT = 15.0
+"""Seconds between the signs of life of a process that has claimed a part."""
+SILENCE = 120.0
+"""Seconds without a sign after which a claim from another machine counts as abandoned; many, because disks stall."""
+GLANCE = 0.5
+"""Seconds between looks at parts that others have claimed."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The parts in a folder that this process works on; while they are claimed, other processes leave them alone.
+
+    A claim is a hidden file, which only one process can create. A process of this machine loses its claims when it
+    ends, one elsewhere after SILENCE seconds: another then creates the next file of the part.
+    """
+
+    folder: Path
+    """Folder with the parts."""
+    mark: Path
+    """This process's mark in it, as from `files.held`."""
+    mine: dict[str, list[Path]] = field(default_factory=dict)
+    """Each claimed part -> its file, and those of processes that left it."""
+
+    def take(self, part: int | str) -> bool:
+        """Claim a part, unless a running process has it."""
+        abandoned: list[Path] = []
+        while True:
+            path = self.folder / f".{part}-{len(abandoned)}.claim"
+            try:
+                with path.open("x") as file:
+                    file.write(f"{files.HERE} {os.getpid()}")
+            except FileExistsError:
+                if not self._is_abandoned(path):
+                    return False
+                abandoned.append(path)
+                continue
+            self.mine[str(part)] = [path, *abandoned]
+            return True
+
+    def release(self, part: int | str) -> None:
+        """Give up a claim, because the part is done or won't be."""
+        for path in self.mine.pop(str(part), ()):
+            path.unlink(missing_ok=True)
+
+    def beat(self, over: Callable[[float], bool]) -> None:
+        """Give signs of life until the work is over. `over` waits up to so many seconds for that."""
+        while not over(BEAT):
+            for path in (self.mark, *(paths[0] for paths in [*self.mine.values()])):
+                with suppress(FileNotFoundError):  # released a moment ago
+                    os.utime(path)
+
+    def _is_abandoned(self, path: Path) -> bool:
+        """Whether the process with a claim has ended. A claim that was released just now counts as in use."""
+        try:
+            with path.open() as file:  # opening a file makes a network disk look up its time again
+                machine, _, process = file.read().partition(" ")
+                last = os.fstat(file.fileno()).st_mtime
+        except FileNotFoundError:
+            return False
+        if process.isdigit() and files.gone(machine, int(process)):
+            return True
+        self.mark.touch()  # asks for the time of the disk, whose clock may differ from ours
+        return self.mark.stat().st_mtime - last > SILENCE
+
+
+@contextmanager
+def claiming(folder: Path) -> Iterator[Claims]:
+    """While open, this process can claim parts in a folder, and is marked as writing to it. All claims end with it."""
+    over = Event()
+    with files.held(folder) as mark:
+        claims = Claims(folder, mark)
+        Thread(target=claims.beat, args=(over.wait,), daemon=True).start()
+        try:
+            yield claims
+        finally:
+            over.set()
+            for part in [*claims.mine]:
+                claims.release(part)
+
+
+def turns(
+    parts: Sequence[Part], claims: Claims, is_done: Callable[[Part], bool], *, waits: bool
+) -> Iterator[tuple[Part, bool]]:
+    """Each part once: with True if this process has claimed it and has to do it, with False when it is done.
+
+    The caller releases what it was given. If `waits`, this ends when every part was given, which may mean waiting for
+    other processes, and doing what they leave behind; otherwise, when other processes have all parts that are left.
+    """
+    left = [*parts]
+    while left:
+        for part in [*left]:
+            done = is_done(part)
+            mine = not done and claims.take(part)
+            if mine and is_done(part):  # another process finished it a moment ago
+                claims.release(part)
+                done, mine = True, False
+            if done or mine:
+                left.remove(part)
+                yield part, mine
+            if mine:
+                break  # first look again at what others had
+        else:
+            if left and not waits:
+                return
+            if left:
+                time.sleep(GLANCE)
