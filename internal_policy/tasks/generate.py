@@ -23,7 +23,15 @@ from transformers import (
 
 from internal_policy.errors import InputError
 from internal_policy.models.adapters import inside
-from internal_policy.models.passes import alone, device_of, evaluating, positions, sampled_together
+from internal_policy.models.passes import (
+    alone,
+    continuing,
+    device_of,
+    evaluating,
+    one_rotation,
+    positions,
+    sampled_together,
+)
 from internal_policy.tasks import marking
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat, Ids, encode_problem, special_ids
@@ -31,6 +39,8 @@ from internal_policy.tasks.rollouts import Rollout, decoded
 
 COLDEST = 0.01
 """The lowest temperature above 0; below it logits overflow."""
+CACHE = "past_key_values"
+"""Argument of the caches that can hold a prompt for several responses."""
 OnToken = Callable[[Sequence[Ids]], None]
 """Called after each token with the responses so far of those that are sampled together."""
 
@@ -237,16 +247,50 @@ def _sample_together(
     on_token: OnToken | None,
 ) -> list[Ids]:
     ids, mask = (tensor.to(device_of(model)) for tensor in _left_pad(prompts, config.pad_token_id))
+    sampled = _continued(
+        model,
+        ids,
+        mask,
+        config,
+        **_read_once(model, prompts, ids, mask),
+        logits_processor=LogitsProcessorList([NoNaN()]),
+        stopping_criteria=StoppingCriteriaList([Watching(on_token, ids.shape[1], ends)] if on_token else []),
+    )
+    return [_ended(row, ends) for row in sampled[:, ids.shape[1] :].tolist()]
+
+
+def _read_once(
+    model: PreTrainedModel, prompts: Sequence[Ids], ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]
+) -> dict[str, Any]:
+    """The cache of all tokens but the last after reading every different prompt once; empty if all are different.
+
+    It is empty too where transformers can't continue a larger batch from it: for families without such a cache, for
+    vision-language models, which keep the positions of the last batch, and where rotation depends on a text's length.
+    """
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    options, is_text = continuing(model.config), model.config.get_text_config() is model.config
+    if len(rows) == len(prompts) or ids.shape[1] == 1:
+        return {}
+    if CACHE not in options or not is_text or one_rotation(model.config) is not None:
+        return {}
+    first = [prompts.index(prompt) for prompt in rows]
+    cache, reading = options[CACHE], GenerationConfig(max_new_tokens=1, do_sample=False, pad_token_id=0)
+    _continued(model, ids[first, :-1], mask[first, :-1], reading, **{CACHE: cache})  # its token isn't used
+    cache.reorder_cache(torch.tensor([rows[prompt] for prompt in prompts], device=ids.device))
+    return {CACHE: cache}
+
+
+def _continued(
+    model: PreTrainedModel,
+    ids: Int[Tensor, "batch seq"],
+    mask: Int[Tensor, "batch seq"],
+    config: GenerationConfig,
+    **options: Any,
+) -> Int[Tensor, "batch longer"]:
+    """The prompts with what `generate` of transformers adds to them."""
     checkpoints = model.generation_config
     model.generation_config = config  # otherwise `generate` fills what `config` leaves open from the checkpoint's
     try:
-        sampled = cast(Any, model).generate(
-            inputs=ids,
-            attention_mask=mask,
-            generation_config=config,
-            logits_processor=LogitsProcessorList([NoNaN()]),
-            stopping_criteria=StoppingCriteriaList([Watching(on_token, ids.shape[1], ends)] if on_token else []),
-        )
+        return cast(Any, model).generate(inputs=ids, attention_mask=mask, generation_config=config, **options)
     finally:
         model.generation_config = checkpoints
-    return [_ended(row, ends) for row in sampled[:, ids.shape[1] :].tolist()]

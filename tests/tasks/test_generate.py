@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import FEW, tiny_model
 
 from internal_policy.errors import InputError
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.policy import as_policy, policy_logits
+from internal_policy.models.rows import FAMILIES
+from internal_policy.tasks import generate as generate_module
 from internal_policy.tasks import marking
 from internal_policy.tasks.generate import end_ids, generate
 from internal_policy.tasks.problems import Message, Problem
@@ -75,6 +77,29 @@ def test_greedy_responses_do_not_depend_on_the_batch(family, tokenizer):
     model: Any = tiny_model(family).float()
     alone = sampled(model, tokenizer, temperature=0.0, batch_size=1)
     assert sampled(model, tokenizer, temperature=0.0, batch_size=5) == alone
+
+
+def samples_of_two(model, tokenizer):
+    """Responses to a short and a long prompt, 5 of each in one batch."""
+    return sampled(model, tokenizer, PROBLEMS[:2], samples=5, batch_size=10)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in (*FEW, "qwen2_vl") else pytest.mark.slow) for name in FAMILIES]
+)
+def test_reading_a_prompt_once_for_all_its_samples_changes_no_token(name, tokenizer, monkeypatch):
+    model: Any = tiny_model(name).float()
+    once = samples_of_two(model, tokenizer)
+    monkeypatch.setattr(generate_module, "_read_once", lambda *_: {})
+    assert samples_of_two(model, tokenizer) == once
+
+
+def test_a_prompt_is_read_once_for_all_its_samples(llama, tokenizer):
+    read = []
+    llama.get_input_embeddings().register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape)))
+    rollouts = samples_of_two(llama, tokenizer)
+    width = max(len(rollout.prompt_ids) for rollout in rollouts)
+    assert read == [(2, width - 1), *[(10, 1)] * 6]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
