@@ -208,9 +208,13 @@ def _check_files(files: Sequence[Path], name: str) -> None:
 
 
 def _try(model: "PreTrainedModel") -> None:
-    """Read one token, because some configuration mistakes only show up then. Raises ValueError and others."""
+    """Read one token, because some mistakes only show up then. Raises ValueError and others.
+
+    If weights are offloaded, the backbone also runs alone, as in a scan, because the whole model may find them loaded.
+    """
     import torch
 
+    from internal_policy.models.modules import backbone
     from internal_policy.models.passes import device_of
 
     generation = model.generation_config.eos_token_id if model.generation_config else None
@@ -218,7 +222,9 @@ def _try(model: "PreTrainedModel") -> None:
     if not all(type(end) is int and 0 <= end < 2**31 for end in ends):
         raise ValueError(f"eos_token_id is {generation!r:.60}, but token ids are expected")
     with torch.inference_mode(), offload.explained(model):
-        model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device_of(model)), use_cache=True)
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))
+        for run in [model, backbone(model)] if offload.is_anywhere(model) else [model]:
+            run(input_ids=ids, use_cache=True)
 
 
 def device_named(name: str) -> str:

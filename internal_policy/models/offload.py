@@ -67,6 +67,11 @@ def is_offloaded(module: "nn.Module") -> bool:
     return has_offloaded_params(module)
 
 
+def is_anywhere(model: "nn.Module") -> bool:
+    """Whether the weights of any module of a model are offloaded."""
+    return any(map(is_offloaded, model.modules()))
+
+
 def keep_unembedding(model: "nn.Module") -> None:
     """Load the unembedding for good if it is offloaded, because every hidden state is multiplied by it.
 
@@ -91,7 +96,7 @@ def keep_unembedding(model: "nn.Module") -> None:
 
 def check_trainable(model: "nn.Module") -> None:
     """Raise InputError for a model with offloaded weights, which no optimizer can change."""
-    if any(map(is_offloaded, model.modules())):
+    if is_anywhere(model):
         raise InputError(
             "Training changes weights in place, but --device-map offloads some of them. Use more or larger GPUs, a "
             "smaller model, or --dtype bfloat16."
@@ -100,7 +105,7 @@ def check_trainable(model: "nn.Module") -> None:
 
 def check_adaptable(model: "nn.Module", name: str) -> None:
     """Raise InputError for a model with offloaded weights, to which PEFT can't add the adapter in the folder `name`."""
-    if any(map(is_offloaded, model.modules())):
+    if is_anywhere(model):
         raise InputError(
             f"{name} is an adapter, which can't be added to a model that --device-map offloads. Merge it into its base "
             "model (`merge_and_unload()`), or use more or larger GPUs."
@@ -113,7 +118,7 @@ def explained(model: "nn.Module") -> Iterator[None]:
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
-        if "meta" not in str(error) or not any(map(is_offloaded, model.modules())):
+        if "meta" not in str(error) or not is_anywhere(model):
             raise
         raise InputError(
             f"{type(model).__name__} reads weights before they are loaded ({first_line(error)}), so it can't be "

@@ -24,7 +24,7 @@ from internal_policy.scans.scan import scan
 from internal_policy.tasks.rollouts import Rollout
 
 TEXT = ["Mia has 47 apples and buys 385 more."]
-REFUSED = {"llama4_text", "recurrent_gemma"}
+REFUSED = {"dbrx", "gemma4", "jetmoe", "llama4", "llama4_text", "recurrent_gemma"}
 """Families whose code reads weights outside of their modules."""
 
 
