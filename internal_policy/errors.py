@@ -1,11 +1,15 @@
 """Errors for bad input: one sentence on what was given, what was expected and what to do."""
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 MODELS = ("torch", "transformers", "accelerate", "datasets", "jaxtyping", "math_verify", "psutil")
 """Packages that are needed only to run models; the extra `models` installs them."""
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How an address begins, as text or as a path, which has lost a slash; the letter of a disk on Windows is too short."""
 
 
 class InputError(ValueError):
@@ -39,3 +43,11 @@ def joined(parts: Sequence[str]) -> str:
     """A list of one or more, as part of a sentence: `a`, `a and b`, `a, b and c`."""
     *others, last = parts
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def check_path(path: object) -> None:
+    """Raise InputError for an address such as s3://bucket/scan, where only files and folders can be used."""
+    if ADDRESS.match(str(path)):
+        raise InputError(
+            f"{path} is an address, but a path is needed. Copy the files, or mount the bucket as a folder."
+        )

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from internal_policy.cli import inventory, progress, removal
 from internal_policy.cli.inventory import Kind
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, check_path
 
 T = TypeVar("T")
 INPUTS = ("model", "problems", "rollouts", "lens", "chat_template", "config")
@@ -21,6 +21,7 @@ def check_file(path: Path, force: bool, *endings: str, inputs: Iterable[str | Pa
 
     With `force` it may exist already, unless it is one of the `inputs` or in a folder among them.
     """
+    check_path(path)
     if endings and path.suffix not in endings:
         raise InputError(f"Can't write {path}. Use a name that ends in {' or '.join(endings)}.")
     if _exists(path):
@@ -51,6 +52,7 @@ def _same(one: str | Path, other: Path) -> bool:
 
 def check_folder(folder: Path) -> None:
     """Raise InputError for a folder that can't exist, because of its name or because a file is in its place."""
+    check_path(folder)
     if not _exists(folder):
         folder = _nearest(folder)
     if not folder.is_dir():

@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from internal_policy import bundle, files
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, check_path
 from internal_policy.scans import records, repeat
 from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path
 
@@ -74,6 +74,7 @@ def root() -> Path:
     try:
         named = os.environ.get("INTERNAL_POLICY_CACHE")
         if named:
+            check_path(named)
             return Path(named).expanduser()
         # an empty or relative XDG_CACHE_HOME counts as unset, as its specification says
         return (caches if caches.is_absolute() else Path.home() / ".cache") / "internal-policy"
@@ -329,6 +330,7 @@ def find(name: str) -> Path:
 
     Raises InputError, listing the scans that exist.
     """
+    check_path(name)
     folder = Path(name)
     if files.is_folder(folder) and any((folder / file).exists() for file in (RECORD, ASKED)):
         return folder

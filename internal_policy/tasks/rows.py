@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internal_policy.errors import InputError, first_line, quoted
+from internal_policy.errors import InputError, check_path, first_line, quoted
 from internal_policy.tasks.formulas import unguarded
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def read_rows(path: Path, limit: int | None = None, txt: Callable[[Path], Iterat
     if path.is_dir():
         raise InputError(f"{path} is a folder. Name a file in it: {', '.join(READERS)}.")
     if not path.is_file():
+        check_path(path)
         raise InputError(
             f"There is no file {path}. Check the path, or write NAME[:CONFIG]@SPLIT for a data set on the hub, "
             "such as openai/gsm8k:main@test."

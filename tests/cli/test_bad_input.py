@@ -218,3 +218,24 @@ def test_an_attention_kernel_that_cannot_be_used_is_refused_with_others(kernel, 
 def test_the_lens_says_as_plainly_as_a_scan_why_there_is_no_model(name, sentence, here, capsys):
     assert main(["lens", "Hi", "--model", name]) == 2
     one_sentence(capsys, sentence, here)
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["scan", "--output", "s3://bucket/scan"], "s3:/bucket/scan"),
+        (["scan", "--rollouts", "gs://bucket/r.jsonl"], "gs:/bucket/r.jsonl"),
+        (["evaluate", "--problems", "s3://bucket/p.jsonl"], "s3:/bucket/p.jsonl"),
+        (["generate", "--output", "s3://bucket/r.jsonl"], "s3:/bucket/r.jsonl"),
+    ],
+)
+def test_an_address_in_place_of_a_path_is_refused_in_a_sentence(command, named, here, capsys):
+    assert main(command) == 2
+    one_sentence(capsys, f"{named} is an address, but a path is needed. Copy the files, or mount the bucket", here)
+
+
+def test_an_address_as_the_cache_is_refused(here, monkeypatch, capsys):
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", "s3://bucket/cache")
+    assert main(["ls"]) == 2
+    assert "s3://bucket/cache is an address" in capsys.readouterr().err
+    assert not list(here.iterdir())
