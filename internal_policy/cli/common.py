@@ -192,6 +192,14 @@ class EngineOptions:
     engine: Literal["local", "ray", "vllm", "server"] = "local"
     """What runs the model: local, this process; ray, copies of it on a Ray cluster. Or what only samples the responses,
     which this process then measures: vllm, vLLM on this machine; server, a server that takes and returns token ids."""
+    address: Annotated[str, tyro.conf.arg(metavar="HOST:PORT")] = "local"
+    """Ray cluster of --engine ray: local starts Ray on this machine, auto joins the cluster that it belongs to, and
+    HOST:PORT joins another one. All its machines must share the scan's folder. Needs internal-policy[ray]."""
+    replicas: Number = None
+    """Copies of the model that --engine ray runs, each measuring whole batches; by default as many as there are GPUs
+    for, or without GPUs one per machine."""
+    gpus_per_replica: int = 1
+    """GPUs of each copy of the model; 0 runs them on CPUs, which they share."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,11 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from internal_policy.cli import engine, opening, outputs, progress, shards, texts, work
+from internal_policy.cli import engine, measuring, opening, outputs, progress, shards, texts, work
 from internal_policy.cli.common import (
     EngineOptions,
     File,
@@ -22,6 +21,7 @@ from internal_policy.cli.common import (
     SamplingOptions,
     Texts,
 )
+from internal_policy.cli.measuring import UNWATCHED, Watch
 from internal_policy.cli.prepared import Prepared, check_effect, prepare, source
 from internal_policy.cli.work import Work
 from internal_policy.errors import InputError
@@ -32,10 +32,7 @@ from internal_policy.scans.records import RECORD
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from internal_policy.scans import job
     from internal_policy.scans.selection import Selection
-    from internal_policy.tasks.generate import OnToken
-    from internal_policy.tasks.rollouts import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +110,7 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     """Number of problems or rollouts to use, from the first; by default all."""
 
 
-PRESENTATION = {"output", "json", "dry_run", "remeasure"}
+PRESENTATION = {"output", "json", "dry_run", "remeasure", *engine.RAY}
 """Options that don't change what is measured."""
 SAMPLING = {f.name for f in dataclasses.fields(SamplingOptions)} - {"batch_size"} | {"problems"}
 """Options that have no effect if responses are given."""
@@ -121,19 +118,6 @@ COLUMNS = {"problem_column", "answer_column"}
 """Options about problems, which have no effect if responses are given."""
 WITH_TEXT = {"limit", "chat_template", "chat_template_kwargs"}
 """Options that have no effect on texts, which are measured as they are."""
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Callbacks while a scan runs. Either may stop it by raising an exception."""
-
-    on_token: "OnToken | None" = None
-    """Called after each sampled token, as in `generate`."""
-    on_piece: "job.OnPiece | None" = None
-    """Called with each measured piece, as in `job.run`."""
-
-
-UNWATCHED = Watch()
 
 
 def run(options: Scan) -> None:
@@ -149,7 +133,10 @@ def run(options: Scan) -> None:
             return
         folder, _, cached = _kept(options, inputs)
         work.printed(
-            work.forecast(_work(options, inputs), is_here=not options.remote), folder, cached, as_json=options.json
+            work.forecast(_work(options, inputs), is_here=not options.remote and options.engine != "ray"),
+            folder,
+            cached,
+            as_json=options.json,
         )
         return
     folder, cached = scanned(options, inputs, opening.Opener(options.reader, options.remote))
@@ -168,7 +155,7 @@ def scanned(options: Scan, inputs: Prepared, opener: opening.Opener, watch: Watc
     if not cached:
         opener.check()
         outputs.check_writable(folder)
-        _measure(_work(options, inputs), opener, folder, other, watch)
+        measuring.measure(_work(options, inputs), opener, folder, other, watch, engine.pool(options))
     return folder, cached
 
 
@@ -192,6 +179,7 @@ def _kept(options: Scan, inputs: Prepared) -> tuple[Path, bool, bool]:
 def _check(options: Scan) -> None:
     """Refuse options that contradict each other, or would have no effect. Raises InputError."""
     engine.check(options)
+    engine.pool(options)
     given = [name for name in ("problems", "rollouts", "text") if getattr(options, name)]
     if len(given) > 1:
         raise InputError(f"Both --{given[0]} and --{given[1]} are given. Use one of them.")
@@ -233,7 +221,7 @@ def prepared(options: Scan) -> Prepared:
     _check(options)
     options = dataclasses.replace(options, text=texts.read(options.text, "--text"))
     is_given = bool(options.text) or options.rollouts is not None
-    unused = PRESENTATION | (SAMPLING if is_given else set())
+    unused = PRESENTATION | (SAMPLING if is_given else set()) | ({"engine"} if options.engine == "ray" else set())
     sources = []
     if not is_given:
         problems, limit = source(options.problems, options.limit)
@@ -293,50 +281,3 @@ def _work(options: Scan, inputs: Prepared) -> Work:
     translators = inputs.translators(planned.points[1 : planned.unembedded])  # the first is final
     problems, prompts = ([], []) if inputs.is_given else inputs.problems(inputs.question["problems"])
     return Work(inputs, chosen, planned, translators, inputs.given(), problems, prompts)
-
-
-def _measure(planned: Work, opener: opening.Opener, folder: Path, other: bool, watch: Watch) -> None:
-    """Measure into a folder, in place of the `other` scan that it may hold."""
-    from internal_policy.lenses import tuned
-    from internal_policy.scans import job, sampling
-    from internal_policy.scans.scan import Scanner
-
-    inputs, size = planned.inputs, planned.inputs.sampling.batch_size
-    worker, parts = inputs.worker, range(-(-planned.total // size))
-    left = job.missing(folder, parts)
-    if left and not {*left} & {*worker.shard.parts(parts)}:
-        shards.note_left(worker, len(left), len(parts), folder)
-        return
-    longest = size * inputs.sampling.max_new_tokens  # the responses' lengths aren't known before they are sampled
-    work.check_disk(folder, planned.selection, planned.tokens or longest)
-    reader = opener.open(inputs)
-    lenses = {tuned.NAME: tuned.of(planned.translators, reader.model)} if planned.translators else {}
-    scanner = Scanner.of(reader, planned.selection, lenses)
-    smaller = progress.saying_once("Out of memory: measuring {} rollouts at a time.")
-
-    def batch(part: int) -> "Sequence[Rollout]":
-        first = part * size
-        given = planned.rollouts[first : first + size]
-        return given or sampling.batch(
-            reader.model, inputs.tokenizer, planned.problems, inputs.sampling, first, smaller, watch.on_token
-        )
-
-    if other:
-        outputs.clear(folder, "scan")
-    progress.note(f"Writing the scan to {folder}.")
-    template: Any = inputs.tokenizer.chat_template if inputs.chat_template != "none" else None
-    with progress.bar("Scanning", worker.shard.size(planned.total, size)) as advance:
-        record = job.run(
-            folder,
-            scanner,
-            inputs.tokenizer,
-            job.Source(planned.total, size, batch),
-            inputs.question,
-            {**job.facts(inputs.checkpoint.name, reader.model, template, opener.packages), **opener.facts},
-            worker=worker,
-            advance=advance,
-            smaller=smaller,
-            on_piece=watch.on_piece,
-        )
-    if record is None:
-        shards.note_left(worker, len(job.missing(folder, parts)), len(parts), folder)

@@ -139,7 +139,7 @@ def run(
         if not worker.leads:
             return None
         if worker.shard.count > 1:
-            if missing(folder, source.parts):
+            if not all(_is_measured(folder, part) for part in reversed(source.parts)):  # the last is mostly done last
                 return None
             tokens = measure(source.parts, lambda *_: None)  # only those that were damaged
         for _, mine in turns([store.RECORD], claims, lambda name: (folder / name).exists(), waits=True):

@@ -8,7 +8,7 @@ from internal_policy.__main__ import main
 pytestmark = pytest.mark.usefixtures("here")
 
 
-@pytest.mark.parametrize("words", ["scan --engine ray", "scan --engine vllm", "generate --engine server"])
+@pytest.mark.parametrize("words", ["scan --engine vllm", "generate --engine server"])
 def test_an_engine_that_does_not_exist_yet_is_refused(words, here, capsys):
     assert main(words.split()) == 2
     one_sentence(capsys, "can't be used yet", here)
