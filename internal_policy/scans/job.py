@@ -36,8 +36,8 @@ It has 0 tokens if an earlier run measured it. The thread that writes parts call
 OnPiece = Callable[[Sequence["Rollout"], pa.Table], None]
 """Called while a part is measured, with its rollouts and each piece of its table `policies`."""
 
-Measured = Mapping[str, pa.Table]
-"""The tables `policies` and `layers` of a part."""
+Measured = Callable[[], tuple[pa.Table, pa.Table]]
+"""Lays out the tables `policies` and `layers` of a part."""
 
 PACKAGES = ("internal-policy", "torch", "transformers", "tokenizers")
 """Distributions whose versions are recorded."""
@@ -173,7 +173,7 @@ def _measure(
     is_done = partial(store.is_whole if leads else _is_measured, folder)
 
     def finish(part: int, measured: Measured, rollouts: int, length: int) -> None:
-        for kind, table in measured.items():
+        for kind, table in zip(("policies", "layers"), measured(), strict=True):
             store.write_table(store.part_path(folder, kind, part), table, group="rollout")
         _write_about(folder, part, by, store.KINDS)
         claims.release(part)
@@ -208,13 +208,12 @@ def _measured(
     smaller: Callable[[int], None],
     on_piece: OnPiece | None,
 ) -> Measured:
-    """The tables of a part whose first rollout is number `first`."""
+    """What lays out the tables of a part whose first rollout is number `first`."""
     from internal_policy.scans.scan import check_rollouts
 
     check_rollouts(scanner.reader, rollouts)
     watch = None if on_piece is None else partial(on_piece, rollouts)
-    policies, layers = scanner.measure(rollouts, first, smaller, watch)
-    return {"policies": policies, "layers": layers}
+    return scanner.measured(rollouts, first, smaller, watch)
 
 
 def _close(

@@ -185,14 +185,31 @@ class Scanner:
         If the batch doesn't fit into memory, it is measured in halves, and `smaller` is called with their size.
         `on_piece` is called with each piece of `policies` as soon as it is measured, and may stop the work by raising.
         """
+        return self.measured(rollouts, first, smaller, on_piece)()
+
+    def measured(
+        self,
+        rollouts: Sequence[Rollout],
+        first: int = 0,
+        smaller: Callable[[int], None] = lambda _: None,
+        on_piece: OnPiece | None = None,
+    ) -> Callable[[], tuple[pa.Table, pa.Table]]:
+        """A function that lays out what `measure` returns: all is measured now, but another thread can do that."""
         parts = in_halves(
-            lambda span: self._tables(rollouts[span], first + span.start, on_piece), len(rollouts), smaller
+            lambda span: self._numbers(rollouts[span], first + span.start, on_piece), len(rollouts), smaller
         )
-        policies, layers = (pa.concat_tables(kind) for kind in zip(*parts, strict=True))
-        return policies, layers
+
+        def tables() -> tuple[pa.Table, pa.Table]:
+            policies = pa.concat_tables(policies_table(*part) for part in parts)
+            return policies, pa.concat_tables(layers_table(*part) for part in parts)
+
+        return tables
 
     @torch.inference_mode()
-    def _tables(self, rollouts: Sequence[Rollout], first: int, on_piece: OnPiece | None) -> tuple[pa.Table, pa.Table]:
+    def _numbers(
+        self, rollouts: Sequence[Rollout], first: int, on_piece: OnPiece | None
+    ) -> tuple[Numbers, Selection, Plan, int, Sequence[int], int]:
+        """What `policies_table` and `layers_table` take."""
         collected: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
         order: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
         lengths = [len(rollout.response_ids) for rollout in rollouts]
@@ -212,8 +229,7 @@ class Scanner:
             key: np.take(torch.cat(values).cpu().numpy(), np.concatenate(order[key]).argsort(), 0)
             for key, values in collected.items()
         }
-        layout = (numbers, self.selection, self.plan, self.reader.n_layers, lengths, first)
-        return policies_table(*layout), layers_table(*layout)
+        return numbers, self.selection, self.plan, self.reader.n_layers, lengths, first
 
     def _piece(self, numbers: Numbers, index: np.ndarray, lengths: Sequence[int], first: int) -> pa.Table:
         """The rows of `policies` for the tokens number `index` of a batch."""

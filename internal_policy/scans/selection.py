@@ -75,7 +75,7 @@ class Plan:
         return tuple(
             layer
             for layer in selection.layers
-            if site in self.sites[layer] and canonical(layer, site, self.sites) in self.points
+            if site in self.sites[layer] and canonical(layer, site, self.sites) in self._row_of
         )
 
     def rows(self, layers: Sequence[int], site: str) -> list[int]:

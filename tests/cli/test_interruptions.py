@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 def test_an_interrupted_scan_says_how_to_go_on_and_equals_an_undisturbed_one(asked, here, capsys, monkeypatch):
     whole = undisturbed(asked, here / "whole")
-    measure, measured = scan.Scanner.measure, []
+    measure, measured = scan.Scanner.measured, []
 
     def interrupted(scanner, rollouts, first, *others):
         if first == 4 and len(measured) == 1:
@@ -29,7 +29,7 @@ def test_an_interrupted_scan_says_how_to_go_on_and_equals_an_undisturbed_one(ask
         measured.append(first)
         return measure(scanner, rollouts, first, *others)
 
-    monkeypatch.setattr(scan.Scanner, "measure", interrupted)
+    monkeypatch.setattr(scan.Scanner, "measured", interrupted)
     words = [*asked, "--output", "mine"]
     assert main(words) == 130
     assert "Continue with: internal-policy scan --model" in capsys.readouterr().err
@@ -39,7 +39,7 @@ def test_an_interrupted_scan_says_how_to_go_on_and_equals_an_undisturbed_one(ask
         measured.append(first)
         return measure(scanner, rollouts, first, *others)
 
-    monkeypatch.setattr(scan.Scanner, "measure", counted)
+    monkeypatch.setattr(scan.Scanner, "measured", counted)
     assert main(words) == 0
     assert measured == [0, 4, 8]  # nothing that was whole is measured again
     assert numbers(here / "mine") == whole

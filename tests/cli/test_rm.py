@@ -239,13 +239,13 @@ def test_a_scan_that_a_process_is_writing_is_refused(scan, capsys):
 
 
 def test_a_scan_is_held_while_it_is_sampled_and_measured(asked, here, monkeypatch, capsys):
-    measure, codes = Scanner.measure, []
+    measure, codes = Scanner.measured, []
 
     def tried(self: Scanner, *given: Any):
         codes.append(main(["rm", "mine", "--yes"]))
         return measure(self, *given)
 
-    monkeypatch.setattr(Scanner, "measure", tried)
+    monkeypatch.setattr(Scanner, "measured", tried)
     assert main([*asked, "--output", "mine"]) == 0
     assert codes == [2, 2, 2]
     assert main(["rm", "mine", "--yes"]) == 0

@@ -32,7 +32,7 @@ def test_a_scan_shows_the_entropies_by_layer_and_where_it_is(asked, here, capsys
 def test_the_same_question_is_answered_from_the_cache(asked, capsys, monkeypatch):
     assert main([*asked, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr(scan.Scanner, "measure", None)
+    monkeypatch.setattr(scan.Scanner, "measured", None)
     monkeypatch.setattr(torch.nn.Module, "__call__", None)
     assert main([*asked, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)

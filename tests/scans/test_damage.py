@@ -360,7 +360,7 @@ def test_a_part_without_its_notes_is_measured_again(words, here):
 def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here, monkeypatch):
     from internal_policy.scans import job, scan
 
-    facts, measure = job.facts, scan.Scanner.measure
+    facts, measure = job.facts, scan.Scanner.measured
 
     def interrupted(scanner, rollouts, first, *given):
         if first:
@@ -368,7 +368,7 @@ def test_a_scan_continued_elsewhere_records_every_device_and_version(words, here
         return measure(scanner, rollouts, first, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scan.Scanner, "measure", interrupted)
+        patch.setattr(scan.Scanner, "measured", interrupted)
         patch.setattr(job, "facts", lambda *given: {**facts(*given), "device": "cuda:0", "versions": {"torch": "1"}})
         assert main([*words, "--output", "mine"]) == 130
     monkeypatch.setattr(job, "facts", lambda *given: {**facts(*given), "versions": {"torch": "2"}})

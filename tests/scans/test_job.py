@@ -5,13 +5,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Barrier, Event
+from threading import Barrier, Event, current_thread
 from typing import Any
 
 import pytest
 from conftest import random_rollout, tiny_model
 
 from internal_policy.scans import job, sharing, store
+from internal_policy.scans import scan as scan_module
 from internal_policy.scans.scan import Scanner
 from internal_policy.scans.selection import Selection
 from internal_policy.scans.shard import Shard, Worker
@@ -51,7 +52,7 @@ def test_files_are_those_of_parts_measured_and_written_one_after_another(scannin
 
 
 def test_a_part_is_written_while_the_next_is_measured(scanning, monkeypatch):
-    write, measure, second = store.write_table, Scanner.measure, Event()
+    write, measure, second = store.write_table, Scanner.measured, Event()
 
     def waiting(path, *rest, **options):
         if path.name == "policies-00000.parquet":
@@ -65,13 +66,25 @@ def test_a_part_is_written_while_the_next_is_measured(scanning, monkeypatch):
         return measure(scanner, rollouts, first, *rest)
 
     monkeypatch.setattr(store, "write_table", waiting)
-    monkeypatch.setattr(Scanner, "measure", measured)
+    monkeypatch.setattr(Scanner, "measured", measured)
     scanning.run()
     assert not store.damaged(scanning.folder)
 
 
+def test_the_thread_that_writes_a_part_lays_out_its_tables(scanning, monkeypatch):
+    lay_out, threads = scan_module.policies_table, []
+
+    def noted(*given):
+        threads.append(current_thread().name)
+        return lay_out(*given)
+
+    monkeypatch.setattr(scan_module, "policies_table", noted)
+    scanning.run()
+    assert threads == ["writer_0"] * 3
+
+
 def test_at_most_one_measured_part_waits_to_be_written(scanning, monkeypatch):
-    write, measure = store.write_table, Scanner.measure
+    write, measure = store.write_table, Scanner.measured
     written, measured = [], []
 
     def counted(path, *rest, **options):
@@ -86,7 +99,7 @@ def test_at_most_one_measured_part_waits_to_be_written(scanning, monkeypatch):
         return measure(scanner, rollouts, first, *rest)
 
     monkeypatch.setattr(store, "write_table", counted)
-    monkeypatch.setattr(Scanner, "measure", measuring)
+    monkeypatch.setattr(Scanner, "measured", measuring)
     scanning.run()
     assert measured == [0, 2, 4]
 
@@ -148,13 +161,13 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def measured(monkeypatch) -> list[int]:
     """The first rollout of each part, as they are measured."""
-    measure, seen = Scanner.measure, []
+    measure, seen = Scanner.measured, []
 
     def counted(scanner, rollouts, first, *rest):
         seen.append(first)
         return measure(scanner, rollouts, first, *rest)
 
-    monkeypatch.setattr(Scanner, "measure", counted)
+    monkeypatch.setattr(Scanner, "measured", counted)
     return seen
 
 
