@@ -124,9 +124,11 @@ def alone(dtype: torch.dtype, d_model: int, rows: int, options: Benchmark) -> di
 
 
 def ways(weight: Tensor, dtype: torch.dtype) -> list[str]:
-    """The values of `Kernel.matmul` that work for this unembedding here and are exact."""
-    find = choice.exact if weight.is_cuda else matmul.exact
-    return list(find(dtype, weight.dtype, weight.device, weight.shape[1]))
+    """The values of `Kernel.matmul` that work here for this unembedding and hidden states of its type."""
+    if weight.is_cuda:
+        return list(choice.exact(("stacked", "fused"), dtype, weight.dtype, weight.device, weight.shape[1]))
+    products = list(matmul.exact(dtype, weight.dtype, weight.device, weight.shape[1]))
+    return [*products, *(["native"] if choice.works("native", weight.dtype, weight.device) else [])]
 
 
 def scans(shape: str, dtype: str, options: Benchmark) -> Iterator[dict[str, Any]]:

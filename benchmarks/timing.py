@@ -1,6 +1,7 @@
 """Time candidates alternately on a CPU or a GPU, with the memory they take."""
 
 import ctypes
+import gc
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +38,7 @@ def alternate(candidates: Mapping[str, Candidate], runs: int, device: torch.devi
 
     A GPU does one round more, which warms up. On a CPU the first run of a candidate takes no longer than others.
     """
+    gc.collect()  # what an earlier case left must not be freed while memory is measured
     costs: dict[str, list[Cost]] = {name: [] for name in candidates}
     warm_ups = 1 if device.type == "cuda" else 0
     for number in range(runs + warm_ups):

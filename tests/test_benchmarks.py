@@ -11,6 +11,8 @@ import pytest
 import torch
 import tyro
 
+from internal_policy.measure import matmul
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SHAPE = {
     "family": "llama",
@@ -34,6 +36,7 @@ def kernel(monkeypatch) -> Any:
     monkeypatch.syspath_prepend(FOLDER)
     module = importlib.import_module("kernel")
     monkeypatch.setitem(sys.modules["scan"].SHAPES, "toy", SHAPE)
+    monkeypatch.setattr(matmul, "WEIGHTS", 2**14)
     yield module
     torch.set_num_threads(threads)
     for name in names & set(sys.modules):
@@ -80,9 +83,12 @@ def test_rows_that_are_not_a_multiple_of_64_are_refused(kernel):
     [
         "readers.py --layers 1 --tokens 2 --runs 1",
         "train.py --layers 4 --d-model 64 --d-vocab 600 --prompts 1 --tokens 4 --steps 1 --runs 1",
-        "look.py --runs 1 --large-rollouts 0",
+        pytest.param(
+            "look.py --runs 1 --large-rollouts 0",
+            marks=pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="it needs Chromium"),
+        ),
     ],
-    ids=lambda words: words.split()[0],
+    ids=["readers", "train", "look"],
 )
 def test_the_other_benchmarks_run(words):
     name, *rest = words.split()
