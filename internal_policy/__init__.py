@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from internal_policy.api import generate, lens, scan
     from internal_policy.errors import InputError
+    from internal_policy.look.merging import merge
     from internal_policy.look.run import open_run
     from internal_policy.look.scan import open_scan
     from internal_policy.models.hooks import FINAL, HookPoint, hooked
@@ -47,6 +48,7 @@ __all__ = [
     "hooked",
     "lens",
     "load",
+    "merge",
     "open_run",
     "open_scan",
     "scan",
@@ -62,6 +64,7 @@ _MODULE_OF = {
     "InputError": "errors",
     "admit": "models.trial",
     "load": "models.loading",
+    "merge": "look.merging",
     "open_run": "look.run",
     "open_scan": "look.scan",
 }

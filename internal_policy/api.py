@@ -18,6 +18,7 @@ from internal_policy.look.lens import LensTable
 from internal_policy.look.scan import Scan, of
 from internal_policy.models.policy import READOUTS, Readout
 from internal_policy.scans.scan import scan as measure
+from internal_policy.scans.shard import Shard
 from internal_policy.tasks import generate as sampling
 from internal_policy.tasks import problems as tasks
 from internal_policy.tasks import rollouts as responses
@@ -92,6 +93,7 @@ def scan(
     top_k: int = 5,
     batch_size: int = 8,
     chat: Chat = NO_ARGUMENTS,
+    shard: tuple[int, int] = (0, 1),
 ) -> Scan:
     """Measure the policies at every hook point of `model`, at every token of `texts`.
 
@@ -116,8 +118,12 @@ def scan(
     a PeftModel, a TransformerBridge or an NNsight wrapper. The result is a scan in memory: see `open_scan` for what it
     can do.
 
-    Raises InputError for a layer, site, readout or measure that doesn't exist, and for a text that can't be read or
-    has fewer than two tokens.
+    `shard=(i, n)` measures only every n-th batch, counted from batch i, so that n processes share the work. Give each
+    the same texts and options; rollouts keep the numbers that they have in a whole scan, and `merge` puts the shards
+    together.
+
+    Raises InputError for a layer, site, readout or measure that doesn't exist, for a text that can't be read or has
+    fewer than two tokens, and for a shard that is out of range or has no texts.
     """
     _check(model, tokenizer)
     lists = {"layers": layers, "sites": sites, "readouts": readouts, "measures": measures}
@@ -128,7 +134,8 @@ def scan(
         raise InputError(f"layers has {wrong[0]!r}. Give whole numbers from 0.")
     rollouts = _rollouts(tokenizer, texts, limit, chat)
     chosen = {name: value for name, value in lists.items() if value is not None}
-    return of(measure(model, tokenizer, rollouts, **chosen, top_k=top_k, batch_size=batch_size))
+    share = Shard(*shard)
+    return of(measure(model, tokenizer, rollouts, **chosen, top_k=top_k, batch_size=batch_size, shard=share))
 
 
 def lens(

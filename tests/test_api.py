@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ import internal_policy as ip
 from internal_policy import bundle
 from internal_policy.cli.main import main
 from internal_policy.look.scan import of
+from internal_policy.scans import store
 from internal_policy.scans.scan import scan as measured
 from internal_policy.tasks.generate import generate as batches
 from internal_policy.tasks.problems import Message, Problem
@@ -251,3 +253,53 @@ def test_the_lens_puts_a_question_through_the_chat_template(demo):
     model, tokenizer = demo
     table = ip.lens(model, tokenizer, "What is 2 + 2?", chat={}, all_positions=True)
     assert "".join(table.drop_duplicates("position")["read"]).endswith("<|im_start|>assistant\n")
+
+
+@pytest.fixture
+def shards(llama, tokenizer) -> list[Any]:
+    return [ip.scan(llama, tokenizer, FIVE, batch_size=2, shard=(index, 2)) for index in range(2)]
+
+
+FIVE = [f"{TEXT} {number}" for number in range(5)]
+
+
+def test_merged_shards_equal_the_scan_of_a_single_process(shards, llama, tokenizer):
+    whole = ip.scan(llama, tokenizer, FIVE, batch_size=2)
+    assert [shard.rollouts["rollout"].tolist() for shard in shards] == [[0, 1, 4], [2, 3]]
+    merged = ip.merge(pickle.loads(pickle.dumps(shards[::-1])))
+    assert merged.record == whole.record
+    for kind in (*store.KINDS, "vocabulary"):
+        one, other = (store.read(scan.source, kind) for scan in (merged, whole))
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def test_a_shard_is_looked_at_like_any_scan(shards, llama, tokenizer):
+    whole = ip.scan(llama, tokenizer, FIVE, batch_size=2)
+    shard = shards[1]
+    assert shard.about.rollouts == 2
+    pd.testing.assert_frame_equal(shard.tokens(rollout=3), whole.tokens(rollout=3))
+    assert not shard.means().empty
+    with pytest.raises(ip.InputError, match=r"has no rollout 0, because it is only shard 1/2\. Merge all shards"):
+        shard.tokens(rollout=0)
+
+
+def test_shards_that_do_not_belong_together_are_rejected(shards, llama, tokenizer):
+    other = ip.scan(llama, tokenizer, FIVE, batch_size=2, top_k=1, shard=(1, 2))
+    for given, sentence in (
+        ([], "merge takes scans in memory"),
+        ([ip.scan(llama, tokenizer, FIVE)], "merge takes scans in memory"),
+        (shards[:1], r"Rollout 2 is in none of the shards 0/2\. Give all"),
+        ([*shards, shards[0]], r"Rollout 0 is in more than one of the shards\. Give each"),
+        ([shards[0], other], r"differ in selection\. Make all with the same"),
+    ):
+        with pytest.raises(ip.InputError, match=sentence):
+            ip.merge(given)
+
+
+@pytest.mark.parametrize(
+    ("shard", "sentence"),
+    [((2, 2), r"There is no shard 2/2"), ((3, 4), r"Shard 3/4 has no rollouts: 5 of them make only 3 batches of 2")],
+)
+def test_a_shard_without_rollouts_is_rejected(shard, sentence, llama, tokenizer):
+    with pytest.raises(ip.InputError, match=sentence):
+        ip.scan(llama, tokenizer, FIVE, batch_size=2, shard=shard)

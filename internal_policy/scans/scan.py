@@ -28,6 +28,7 @@ from internal_policy.models.vocabulary import vocabulary
 from internal_policy.scans.blocks import blocks
 from internal_policy.scans.reader import Measured, Reader, reader_of
 from internal_policy.scans.selection import Plan, Selection, lacking, plan
+from internal_policy.scans.shard import WHOLE, Shard
 from internal_policy.scans.store import Tables
 from internal_policy.scans.tables import Numbers, layers_table, policies_table, rows_table
 from internal_policy.tasks.rollouts import Rollout, check_ids, to_table
@@ -49,12 +50,13 @@ def scan(
     measures: Sequence[str] = MEASURES,
     top_k: int = 5,
     batch_size: int = 8,
+    shard: Shard = WHOLE,
 ) -> Tables:
     """Measure the policies of `model` at every response token of `rollouts`; None means all its layers or sites.
 
     `model` is a Hugging Face model, or one wrapped by PEFT, TransformerLens or nnsight (see `reader_of`). Raises
     InputError for a layer, site, readout or measure that doesn't exist or is listed twice, for a batch size below 1,
-    and for a rollout that the model can't read.
+    for a shard without batches, and for a rollout that the model can't read.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be 1 or more.")
@@ -70,10 +72,15 @@ def scan(
     scanner = Scanner.of(reader, selection, lenses)
     check_sites(reader.model.config, selection.layers, sites or ())
     check_rollouts(reader, rollouts)
-    tables = [
-        scanner.measure(rollouts[first : first + batch_size], first) for first in range(0, len(rollouts), batch_size)
-    ]
-    policies, layer_means = (pa.concat_tables(kind) for kind in zip(*tables, strict=True))
+    batches = {first: rollouts[first : first + batch_size] for first in range(0, len(rollouts), batch_size)}
+    mine = {first: batches[first] for first in shard.parts([*batches])}
+    if not mine:
+        raise InputError(
+            f"Shard {shard} has no rollouts: {len(rollouts)} of them make only {len(batches)} batches of {batch_size}. "
+            "Use fewer shards or a smaller batch_size."
+        )
+    tables = [(numbered(batch, first), *scanner.measure(batch, first)) for first, batch in mine.items()]
+    told, policies, layer_means = (pa.concat_tables(kind) for kind in zip(*tables, strict=True))
     texts = pa.Table.from_pandas(vocabulary(tokenizer, reader.unembedding.out_features), preserve_index=False)
     record = {
         "model": name_of(reader.model),
@@ -87,11 +94,12 @@ def scan(
         **quantized.facts(reader.model),
         "selection": asdict(selection),
         "lacking": scanner.lacking,
-        "rollouts": len(rollouts),
-        "tokens": sum(len(rollout.response_ids) for rollout in rollouts),
+        "rollouts": len(told),
+        "tokens": sum(len(rollout.response_ids) for batch in mine.values() for rollout in batch),
         "asked": {},
+        **({"shard": str(shard), "all_rollouts": len(rollouts)} if shard.count > 1 else {}),
     }
-    kinds = {"rollouts": numbered(rollouts), "policies": policies, "layers": layer_means, "vocabulary": texts}
+    kinds = {"rollouts": told, "policies": policies, "layers": layer_means, "vocabulary": texts}
     return Tables(record, kinds)
 
 

@@ -42,11 +42,15 @@ class Shard:
         return sum(min(batch_size, total - first) for first in self.parts(range(0, total, batch_size)))
 
 
+WHOLE = Shard()
+"""All parts."""
+
+
 @dataclass(frozen=True)
 class Worker:
     """A process among those that do some work together."""
 
-    shard: Shard = Shard()
+    shard: Shard = WHOLE
     """The parts to do. Processes with the same shard take turns."""
     rank: int = 0
     """Number among the processes that one launcher started; the first waits for the others and has the result."""
@@ -77,7 +81,7 @@ def worker_of(shard: str | None, environment: Mapping[str, str]) -> Worker:
     """
     launched = _together(LAUNCHED, environment)
     if shard != "auto":
-        return Worker(Shard() if shard is None else parse(shard), *launched or (0, 1, None))
+        return Worker(WHOLE if shard is None else parse(shard), *launched or (0, 1, None))
     of_array = _of_array(environment)
     tasks = launched or _together(TASKS, environment)
     if of_array is None and tasks is None:
@@ -85,7 +89,7 @@ def worker_of(shard: str | None, environment: Mapping[str, str]) -> Worker:
             "--shard auto found no SLURM array, no srun tasks and no launcher such as torchrun. Give the shard as I/N, "
             "such as 0/4, or leave out --shard."
         )
-    return Worker(of_array or Shard(), *tasks or (0, 1, None))
+    return Worker(of_array or WHOLE, *tasks or (0, 1, None))
 
 
 def parse(text: str) -> Shard:

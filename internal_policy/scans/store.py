@@ -301,7 +301,12 @@ def _part_with(folder: Path, kind: str, rollout: int) -> Path:
 
 
 def _no_rollout(source: Path | Tables, rollout: int) -> InputError:
-    return InputError(f"{source} has no rollout {rollout}. Choose one from 0 to {record(source)['rollouts'] - 1}.")
+    found = record(source)
+    if "shard" in found:
+        return InputError(
+            f"{source} has no rollout {rollout}, because it is only shard {found['shard']}. Merge all shards."
+        )
+    return InputError(f"{source} has no rollout {rollout}. Choose one from 0 to {found['rollouts'] - 1}.")
 
 
 def parts(folder: Path, kind: str) -> list[Path]:
