@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy import files
-from internal_policy.cli import opening, outputs, progress, shards, work
+from internal_policy.cli import capacity, opening, outputs, progress, shards, work
 from internal_policy.cli.work import Work
 from internal_policy.engines.pool import Pool
 
@@ -58,6 +58,8 @@ def measure(
     if pool is not None:
         _in_replicas(planned, opener, folder, parts if other else left or parts[-1:], begin, pool)
         return
+    if not opener.remote and (why := capacity.warning(planned)):
+        progress.note(why)
     run = loaded(planned, opener, folder, watch)
     begin()
     with progress.bar("Scanning", worker.shard.size(planned.total, size)) as advance:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from internal_policy.cli import engine, measuring, opening, outputs, progress, shards, texts, work
+from internal_policy.cli import engine, forecast, measuring, opening, outputs, progress, shards, texts
 from internal_policy.cli.common import (
     EngineOptions,
     File,
@@ -132,12 +132,9 @@ def run(options: Scan) -> None:
         if not leads:
             return
         folder, _, cached = _kept(options, inputs)
-        work.printed(
-            work.forecast(_work(options, inputs), is_here=not options.remote and options.engine != "ray"),
-            folder,
-            cached,
-            as_json=options.json,
-        )
+        is_here = not options.remote and options.engine != "ray"
+        needed = forecast.forecast(_work(options, inputs), is_here=is_here)
+        forecast.printed(needed, folder, cached, as_json=options.json)
         return
     folder, cached = scanned(options, inputs, opening.Opener(options.reader, options.remote))
     if not leads or not (folder / RECORD).exists():

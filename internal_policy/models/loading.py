@@ -1,6 +1,5 @@
 """Load a model by its name, or say in one sentence why it can't be loaded."""
 
-import math
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -318,15 +317,3 @@ def dtype_named(config: "PreTrainedConfig", name: str) -> "torch.dtype":
 
     chosen: Any = getattr(torch, name) if name != "auto" else config.dtype
     return chosen or torch.float32
-
-
-def weight_bytes(config: "PreTrainedConfig", dtype: str) -> int:
-    """Memory of the weights, in bytes."""
-    import torch
-
-    from internal_policy.models.classes import auto_class
-    from internal_policy.models.families import family_of
-
-    with torch.device("meta"):
-        model = auto_class(family_of(config)).from_config(config, dtype=dtype_named(config, dtype))
-    return sum(math.prod(weight.shape) * weight.element_size() for weight in model.parameters())

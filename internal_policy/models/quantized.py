@@ -175,7 +175,7 @@ def _of(model: Any, settings: Mapping[str, Any], *, plain: bool, files: Iterable
     loaded = "packed" if still else str(model.dtype).removeprefix("torch.")
     if not kinds:
         kinds, plain = _stored(files)
-    scheme, bits = _scheme(settings)
+    scheme, bits = scheme_of(settings)
     return Quantization(method_of(settings), scheme, bits, kinds, loaded, "not quantized" if plain else "dequantized")
 
 
@@ -198,7 +198,7 @@ def _kinds(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def _scheme(settings: Mapping[str, Any]) -> tuple[str, int | None]:
+def scheme_of(settings: Mapping[str, Any]) -> tuple[str, int | None]:
     """What a method calls the type of the weights, and how many bits they have."""
     match method_of(settings):
         case "bitsandbytes":

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from internal_policy.measure.choice import choose
 from internal_policy.measure.kernel import TILE_ROWS, TILE_VOCAB, Kernel
-from internal_policy.models.classes import auto_class
-from internal_policy.models.families import family_of
 from internal_policy.models.modules import backbone
 from internal_policy.models.tiny import tiny
 from internal_policy.scans.blocks import GPU_TOGETHER, TOGETHER
@@ -25,7 +23,7 @@ GPU_ROWS, GPU_VOCAB = 4096, 65_536
 """Policies and vocabulary entries that are measured on a GPU, which fewer don't keep busy."""
 LARGEST = 4096
 """Rows and columns of the largest matrix that is multiplied to measure the layers."""
-BUDGET = 0.3
+BUDGET = 0.08
 """Seconds for each measurement, which is repeated until they have passed."""
 
 
@@ -84,11 +82,9 @@ def seconds(size: Size, speed: Speed) -> float:
     return reading + measuring + size.steps * step + prompts
 
 
-def active_weights(config: PreTrainedConfig) -> int:
+def active_weights(model: PreTrainedModel) -> int:
     """How many weights of the layers multiply each token; of experts, only those that the token is sent to."""
-    with torch.device("meta"):
-        model = auto_class(family_of(config)).from_config(config)
-    chosen = getattr(config.get_text_config(), "num_experts_per_tok", None)
+    chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
     count = 0.0
     for module in backbone(model).modules():
         if isinstance(module, nn.Embedding):
@@ -113,7 +109,7 @@ def policies_of(selection: Selection, plan: Plan) -> tuple[int, int]:
 def measured(
     config: PreTrainedConfig, selection: Selection, dtype: torch.dtype, device: torch.device, batch: int, together: int
 ) -> Speed:
-    """The speed of this machine for a model, measured in a few seconds without loading it.
+    """The speed of this machine for a model, measured in about half a second without loading it.
 
     `batch` rollouts are sampled at a time, and `together` response tokens measured.
     """

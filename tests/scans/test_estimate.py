@@ -48,17 +48,17 @@ def test_policies_are_counted_for_each_readout(readouts, measures, expected):
 def test_the_active_weights_are_those_of_the_layers_matrices():
     model = tiny_model("llama")
     matrices = [w for layer in decoder_layers(model) for w in layer.parameters() if w.dim() == 2]
-    assert active_weights(model.config) == sum(weight.numel() for weight in matrices)
+    assert active_weights(model) == sum(weight.numel() for weight in matrices)
 
 
 def test_the_weights_that_read_images_are_not_active():
     llava, llama = tiny_model("llava"), tiny_model("llama")
-    assert active_weights(llava.config) == active_weights(llama.config)
+    assert active_weights(llava) == active_weights(llama)
 
 
 def test_of_experts_only_those_that_a_token_is_sent_to_are_active():
     one, all_of_them = (
-        active_weights(tiny_model("mixtral", num_local_experts=4, num_experts_per_tok=n).config) for n in (1, 4)
+        active_weights(tiny_model("mixtral", num_local_experts=4, num_experts_per_tok=n)) for n in (1, 4)
     )
     expert = tiny_model("mixtral", num_local_experts=4).config
     size = 3 * expert.hidden_size * expert.intermediate_size * expert.num_hidden_layers
