@@ -186,10 +186,15 @@ def _sample(
     for name, problems in asked.items():
         _check_answers(name, problems)
     model = inputs.model()
+    if not other and (folder / ROLLOUTS).exists():
+        return  # other processes have finished while the model was loaded
     parts = store.root() / "rollouts" / store.digest({**inputs.question, "output": folder.absolute()})
     places = {name: parts / str(number) for number, name in enumerate(asked)}
     sampled = {name: inputs.sample(model, policy, asked[name], places[name], f"Sampling {name}") for name in asked}
     tables = [_table(name, rollouts) for name, rollouts in sampled.items() if rollouts is not None]
+    if len(tables) < len(sampled) and (folder / ROLLOUTS).exists():
+        shards.remove(parts)
+        return
     if len(tables) < len(sampled):
         left = [inputs.left(asked[name], places[name]) for name in asked]
         shards.note_left(inputs.worker, sum(some for some, _ in left), sum(total for _, total in left), parts)

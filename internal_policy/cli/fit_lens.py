@@ -111,9 +111,11 @@ def run(options: FitLens) -> None:
     if shared.is_written(options.force, [ENDING], outputs.inputs_of(options)):
         return
     model = inputs.model()
+    if shared.is_over():
+        return
     rollouts = given or inputs.sample(model, prepared.own_policy(), problems, folder)
     if rollouts is None:
-        shards.note_left(inputs.worker, *inputs.left(problems, folder), folder)
+        shared.leave(*inputs.left(problems, folder))
         return
     check_rollouts(model, rollouts)
     fitted, held = fit.apart(rollouts, options.held_out, options.seed)

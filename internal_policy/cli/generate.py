@@ -67,9 +67,12 @@ def run(options: Generate) -> None:
     shared = shards.SharedFile(worker, options.output, question, folder)
     if shared.is_written(options.force, ENDINGS, sources):
         return
-    rollouts = inputs.sample(inputs.model(), policy, questions, folder)
+    model = inputs.model()
+    if shared.is_over():
+        return
+    rollouts = inputs.sample(model, policy, questions, folder)
     if rollouts is None:
-        shards.note_left(worker, *inputs.left(questions, folder), folder)
+        shared.leave(*inputs.left(questions, folder))
         return
     with shared.writing():
         write_rollouts(options.output, rollouts)

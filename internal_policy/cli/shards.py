@@ -58,15 +58,28 @@ class SharedFile:
         """
         if self.worker.is_alone:
             return False
-        before = self._noted()
-        if self.output.exists() and before and before["digest"] == self._digest and self._is_from(before):
+        if self.is_over():
             progress.note(f"{self.output} is already written.")
             return True
         if force and self.output.exists():
             raise InputError(f"Several processes can't replace {self.output}. Remove it, or choose another --output.")
         outputs.check_file(self.output, force, *endings, inputs=inputs)
-        self._join(before)
+        self._join()
         return False
+
+    def is_over(self) -> bool:
+        """Whether another process has written the file meanwhile, or is writing it at this moment."""
+        note = None if self.worker.is_alone else self._noted()
+        if note is None or note["digest"] != self._digest or not note.get("is_written") or not self.output.exists():
+            return False
+        return note["content"] in (None, files.fingerprint(self.output))
+
+    def leave(self, left: int, total: int) -> None:
+        """End without a result, because others have parts that are left, or have finished just now."""
+        if self.is_over():
+            remove(self.parts)
+        else:
+            note_left(self.worker, left, total, self.parts)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -77,9 +90,10 @@ class SharedFile:
         if not self.worker.is_alone:
             self._write({"is_written": True, "content": files.fingerprint(self.output)})
 
-    def _join(self, before: Mapping[str, Any] | None) -> None:
+    def _join(self) -> None:
         from internal_policy.scans import claims
 
+        before = self._noted()
         self.parts.mkdir(parents=True, exist_ok=True)
         if before and before["digest"] != self._digest and not files.is_folder(Path(before["parts"])):
             self._note.unlink(missing_ok=True)  # that work is finished, or was removed
@@ -92,10 +106,6 @@ class SharedFile:
                 f"Other processes have begun {self.output} with {settings}. Use the same, choose another --output, or "
                 f"remove theirs with `internal-policy rm {found['parts']}`."
             )
-
-    def _is_from(self, note: Mapping[str, Any]) -> bool:
-        """Whether the file is the one that processes have written, or are writing at this moment."""
-        return bool(note.get("is_written")) and note.get("content") in (None, files.fingerprint(self.output))
 
     @property
     def _digest(self) -> str:

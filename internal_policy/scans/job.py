@@ -17,7 +17,7 @@ from internal_policy.errors import InputError
 from internal_policy.scans import records, store
 from internal_policy.scans.claims import claim as claim_folder
 from internal_policy.scans.shard import ALONE, Worker
-from internal_policy.scans.sharing import Claims, claiming, turns
+from internal_policy.scans.sharing import Claims, claiming, meet, turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -137,6 +137,7 @@ def run(
         measure = partial(_measure, claims, scanner, source, by, worker.leads, smaller, on_piece)
         tokens = measure(worker.shard.parts(source.parts), advance)
         if not worker.leads:
+            meet(claims, (folder / store.RECORD).exists)  # the process that leads waits there
             return None
         if worker.shard.count > 1:
             if not all(_is_measured(folder, part) for part in reversed(source.parts)):  # the last is mostly done last

@@ -10,12 +10,15 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from internal_policy import files
+from internal_policy.errors import InputError
 
 Part = TypeVar("Part", int, str)
 BEAT = 15.0
 """Seconds between the signs of life of a process that has claimed a part."""
 SILENCE = 120.0
 """Seconds without a sign after which a claim from another machine counts as abandoned; many, because disks stall."""
+ABSENCE = 600.0
+"""Seconds that processes wait for the one that leads them; many, because it may be loading its model."""
 GLANCE = 0.5
 """Seconds between looks at parts that others have claimed."""
 
@@ -75,6 +78,21 @@ class Claims:
             return True
         self.mark.touch()  # asks for the time of the disk, whose clock may differ from ours
         return self.mark.stat().st_mtime - last > SILENCE
+
+
+def meet(claims: Claims, is_closed: Callable[[], bool]) -> None:
+    """Wait until another process is in the folder too, or all is done.
+
+    Raises InputError if none comes within ABSENCE seconds: the others have another folder, of the same name.
+    """
+    own, until = f"process {os.getpid()}", time.monotonic() + ABSENCE
+    while not is_closed() and not {*files.writers(claims.folder)} - {own}:
+        if time.monotonic() > until:
+            raise InputError(
+                f"No other process is working in {claims.folder} on this machine. Processes on several machines must "
+                "share one folder: choose an --output on a disk that all of them see."
+            )
+        time.sleep(GLANCE)
 
 
 @contextmanager

@@ -112,6 +112,7 @@ def test_processes_of_a_launcher_take_turns_and_the_first_alone_prints(asked, sa
     capsys.readouterr()
     scan, sample = [*asked, "--output", "mine"], [*sampled, "--output", "mine.jsonl"]
     launched(monkeypatch, 1)
+    monkeypatch.setattr("internal_policy.scans.job.meet", lambda *_: None)  # the first comes only afterwards
     assert main(scan) == main(sample) == 0
     assert capsys.readouterr() == ("", "")
     assert not (here / "mine" / store.RECORD).exists()
@@ -135,6 +136,22 @@ def test_a_process_of_a_launcher_has_a_device_of_its_own(monkeypatch):
         loading.device_numbered(2)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)  # srun shows each task its own one
     assert loading.device_numbered(2) == "auto"
+
+
+def test_a_process_whose_work_others_finish_while_it_loads_its_model_samples_nothing(sampled, here, monkeypatch):
+    load = loading.load_model
+
+    def slowly(*given, **options):
+        launched(monkeypatch, 0)
+        monkeypatch.setattr(loading, "load_model", load)
+        assert main(sampled) == 0
+        return load(*given, **options)
+
+    launched(monkeypatch, 1)
+    monkeypatch.setattr(loading, "load_model", slowly)
+    assert main(sampled) == 0
+    assert (here / "rollouts.parquet").exists()
+    assert not [path for path in (store.root() / "rollouts").iterdir() if path.is_dir()]
 
 
 @pytest.mark.parametrize(

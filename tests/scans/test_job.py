@@ -1,8 +1,9 @@
 """Scans measured to a folder part by part: a part is written in the background while the next one is measured."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Barrier, Event, current_thread
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import random_rollout, tiny_model
 
+from internal_policy.errors import InputError
 from internal_policy.scans import job, sharing, store
 from internal_policy.scans import scan as scan_module
 from internal_policy.scans.scan import Scanner
@@ -153,6 +155,21 @@ def test_an_interruption_leaves_the_part_in_writing_whole(scanning, monkeypatch)
     assert [store.is_whole(scanning.folder, part) for part in range(2)] == [True, False]
 
 
+@contextmanager
+def leading(folder: Path) -> Iterator[None]:
+    """While open, a process on another machine is in a folder."""
+    mark = folder / ".internal-policy-00000000-1-00000000.working"
+    mark.touch()
+    yield
+    mark.unlink()
+
+
+def test_a_process_that_nobody_leads_has_a_folder_of_its_own(scanning, monkeypatch):
+    monkeypatch.setattr(sharing, "ABSENCE", 0.0)
+    with pytest.raises(InputError, match=r"No other process is working in .* Processes on several machines must share"):
+        scanning.run(worker=Worker(Shard(), 1, 2))
+
+
 def content(folder: Path) -> dict[str, bytes]:
     """Every table of a scan."""
     return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
@@ -206,7 +223,8 @@ def test_the_shard_that_closes_a_scan_measures_a_damaged_part_of_another_again(s
 
 
 def test_a_process_that_follows_takes_what_is_free_and_closes_nothing(scanning, measured):
-    assert scanning.run(worker=Worker(Shard(), 1, 2)) is None
+    with sharing.claiming(scanning.folder), leading(scanning.folder):
+        assert scanning.run(worker=Worker(Shard(), 1, 2)) is None
     assert measured == [0, 2, 4]
     found = []
     assert scanning.run(worker=Worker(Shard(), 0, 2), advance=lambda *counts: found.append(counts))
