@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,45 @@ def problems(tmp_path) -> Path:
     path = tmp_path / "problems.jsonl"
     jsonl(path, *SUMS)
     return path
+
+
+STANDIN = Path(__file__).parent / "standin"
+"""A folder to import a stand-in for vLLM from."""
+OFTEN_ENDS = [*range(2, 60)]
+"""End-of-text tokens of the model, among 320."""
+VLLM_VARIABLES = ("VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM")
+"""Variables of vLLM that we set."""
+
+
+@pytest.fixture(scope="module")
+def often(tmp_path_factory, folder) -> Path:
+    """A folder with a tiny Qwen3 in float32, some of whose responses end before 8 tokens."""
+    path = Path(shutil.copytree(folder, tmp_path_factory.mktemp("often") / "model")) / "generation_config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "eos_token_id": OFTEN_ENDS, "temperature": 0.3, "top_k": 2})
+    )
+    return path.parent
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """The stand-in, installed as vllm; its CALLS are empty."""
+    monkeypatch.syspath_prepend(str(STANDIN))
+    for name in VLLM_VARIABLES:
+        monkeypatch.setenv(name, "")  # so that it is unset again in the end
+        monkeypatch.delenv(name)
+    import vllm  # pyright: ignore[reportMissingImports]
+
+    vllm.CALLS.clear()
+    yield vllm
+    sys.modules.pop("vllm")
+
+
+@pytest.fixture
+def sampling_words(often, problems) -> list[str]:
+    """Options of the commands that sample: 10 problems, two responses to each, in parts of 8."""
+    options = ["--model", str(often), "--problems", str(problems), "--max-new-tokens", "8"]
+    return [*options, "--samples", "2", "--batch-size", "8"]
 
 
 @pytest.fixture

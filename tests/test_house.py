@@ -103,9 +103,9 @@ def test_a_command_imports_nothing_that_it_does_not_use(command, tmp_path):
     assert not loaded(f"from internal_policy.__main__ import main; main({words})") & UNUSED[command]
 
 
-def test_only_three_files_load_a_model_or_its_tokenizer_by_name():
+def test_only_four_files_load_a_model_its_tokenizer_or_its_settings_by_name():
     users = {path.stem for path in PACKAGE.rglob("*.py") if ".from_pretrained(" in path.read_text()}
-    assert users == {"loading", "tokenizers", "trial"}
+    assert users == {"generation", "loading", "tokenizers", "trial"}
 
 
 def test_every_file_opens_with_one_sentence():

@@ -175,7 +175,21 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerOptions:
+class EngineSettings:
+    """Settings of the engines that sample responses."""
+
+    group: ClassVar = "Engine"
+    tensor_parallel: int = 1
+    """GPUs that vLLM divides the model among."""
+    url: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    """Address of the server, such as http://localhost:8000. If it needs an API key, set the environment variable
+    INTERNAL_POLICY_API_KEY."""
+    served_model: Text = None
+    """Name of the model on the server; by default that of --model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions(EngineSettings):
     """What samples responses."""
 
     group: ClassVar = "Engine"
@@ -185,7 +199,7 @@ class SamplerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineOptions:
+class EngineOptions(EngineSettings):
     """What samples responses and runs the model."""
 
     group: ClassVar = "Engine"

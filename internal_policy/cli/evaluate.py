@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import files
-from internal_policy.cli import engine, outputs, prepared, progress, shards
+from internal_policy.cli import engine, outputs, prepared, progress, sampler, shards
 from internal_policy.cli.common import (
     JsonOptions,
     OutputFolder,
@@ -86,7 +86,7 @@ def run(options: Evaluate) -> None:
 
     start, worker = time.monotonic(), options.worker
     progress.hush(not worker.leads)
-    engine.check(options)
+    engine.check_policy(options)
     sets = named(tuple(prepared.source(problems, None)[0] for problems in options.problems or (None,)))
     limit = options.limit if options.problems else prepared.source(None, options.limit)[1]
     inputs = prepared.prepare(
@@ -110,7 +110,7 @@ def run(options: Evaluate) -> None:
     if not cached:
         outputs.check_cache()
         progress.quiet()
-        _sample(inputs, inputs.policy(options.at, options.readout), sets, folder, other)
+        _sample(options, inputs, sets, folder, other)
     if not worker.leads or not (folder / ROLLOUTS).exists():
         return
     written = responses(folder)
@@ -171,9 +171,7 @@ def curves_of(sets: "Mapping[str, pd.DataFrame]", samples: int, label: str) -> "
     return pd.concat(found, ignore_index=True)[["label", "problems", "k", "mean", "low", "high"]]
 
 
-def _sample(
-    inputs: prepared.Prepared, policy: prepared.Policy, sets: Mapping[str, str], folder: Path, other: bool
-) -> None:
+def _sample(options: Evaluate, inputs: prepared.Prepared, sets: Mapping[str, str], folder: Path, other: bool) -> None:
     """Sample responses, and write them to a folder in place of the `other` evaluation that it may hold.
 
     Nothing is written while others of the processes that share the work still have parts, which is said on stderr.
@@ -182,15 +180,18 @@ def _sample(
 
     from internal_policy.scans import store
 
-    asked = {name: inputs.problems(source)[0] for name, source in sets.items()}
+    policy = inputs.policy(options.at, options.readout)
+    read = {name: inputs.problems(source) for name, source in sets.items()}
+    asked = {name: problems for name, (problems, _) in read.items()}
+    lengths = [length for _, prompts in read.values() for length in prompts]
     for name, problems in asked.items():
         _check_answers(name, problems)
-    model = inputs.model()
-    if not other and (folder / ROLLOUTS).exists():
-        return  # other processes have finished while the model was loaded
     parts = store.root() / "rollouts" / store.digest({**inputs.question, "output": folder.absolute()})
     places = {name: parts / str(number) for number, name in enumerate(asked)}
-    sampled = {name: inputs.sample(model, policy, asked[name], places[name], f"Sampling {name}") for name in asked}
+    with sampler.sampler(options, inputs, policy, lengths) as sample:
+        if not other and (folder / ROLLOUTS).exists():
+            return  # other processes have finished while the model was loaded
+        sampled = {name: sample(asked[name], places[name], f"Sampling {name}") for name in asked}
     tables = [_table(name, rollouts) for name, rollouts in sampled.items() if rollouts is not None]
     if len(tables) < len(sampled) and (folder / ROLLOUTS).exists():
         shards.remove(parts)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from internal_policy.cli import engine, outputs, prepared, progress, shards
+from internal_policy.cli import engine, outputs, prepared, progress, sampler, shards
 from internal_policy.cli.common import (
     JsonOptions,
     OutputFile,
@@ -50,7 +50,7 @@ def run(options: Generate) -> None:
     from internal_policy.scans import store
     from internal_policy.tasks.rollouts import write_rollouts
 
-    engine.check(options)
+    engine.check_policy(options)
     worker, sources = options.worker, outputs.inputs_of(options)
     progress.hush(not worker.leads)
     if worker.is_alone:
@@ -61,16 +61,16 @@ def run(options: Generate) -> None:
     options = dataclasses.replace(options, problems=problems, limit=limit)
     inputs = prepared.prepare(options, PRESENTATION, [problems], lens=options.lens)
     policy = inputs.policy(options.at, options.readout)
-    questions = inputs.problems(problems)[0]
+    questions, lengths = inputs.problems(problems)
     question = {**inputs.question, "output": options.output.absolute()}  # two files at a time don't share their parts
     folder = store.root() / "rollouts" / store.digest(question)
     shared = shards.SharedFile(worker, options.output, question, folder)
     if shared.is_written(options.force, ENDINGS, sources):
         return
-    model = inputs.model()
-    if shared.is_over():
-        return
-    rollouts = inputs.sample(model, policy, questions, folder)
+    with sampler.sampler(options, inputs, policy, lengths) as sample:
+        if shared.is_over():
+            return
+        rollouts = sample(questions, folder)
     if rollouts is None:
         shared.leave(*inputs.left(questions, folder))
         return

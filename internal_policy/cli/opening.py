@@ -1,17 +1,48 @@
 """Load the model of a scan in its reader: our hooks, TransformerLens, nnsight or NDIF."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from internal_policy.cli.prepared import Prepared
-from internal_policy.errors import require
+from internal_policy.cli.prepared import Prepared, check_effect
+from internal_policy.errors import InputError, require
 from internal_policy.models.failures import explained
+from internal_policy.models.folder import is_adapter
 
 if TYPE_CHECKING:
     from internal_policy.scans.reader import Reader
 
 PACKAGES = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
 """--reader -> the package that it needs, which the extra of the same name installs."""
+
+
+def check(options: Any) -> None:
+    """Refuse options of a scan that its reader can't use. Raises InputError."""
+    if options.reader == "transformer-lens" and options.attn_implementation not in (None, "eager"):
+        raise InputError(
+            f"TransformerLens computes attention eagerly, but --attn-implementation is {options.attn_implementation}. "
+            "Leave that out."
+        )
+    if options.reader == "transformer-lens" and is_adapter(options.checkpoint.folder):
+        raise InputError(
+            f"TransformerLens can't read adapters, but {options.model} holds one. Leave out --reader, or merge the "
+            "adapter into its base model."
+        )
+    if not options.remote:
+        return
+    if options.lens is not None:
+        raise InputError("--lens can't be used with --remote, where hidden states stay on the server. Leave one out.")
+    if options.reader != "nnsight":
+        raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}. Add --reader nnsight.")
+    if options.rollouts is None and not options.text:
+        raise InputError(
+            "--remote measures existing responses. Give them with --rollouts, such as a file that `internal-policy "
+            "generate` wrote."
+        )
+    local = {"dtype", "device", "device_map", "max_memory", "offload_folder", "gguf_file", "quantize"}
+    check_effect(options, local, "--remote")
+    if options.checkpoint.folder.is_dir():
+        raise InputError(f"NDIF hosts models from the hub, but --model is the folder {options.model}. Give a hub id.")
 
 
 @dataclass(frozen=True)
@@ -22,11 +53,14 @@ class Opener:
     """`hooks`, or a key of PACKAGES."""
     remote: bool
     """Whether nnsight measures on NDIF."""
+    engine: str = "local"
+    """The engine that samples the responses."""
 
     @property
     def packages(self) -> list[str]:
         """Packages whose versions can change the numbers."""
-        return [self.reader] if self.reader in PACKAGES else []
+        engines = ["vllm"] if self.engine == "vllm" and find_spec("vllm") else []
+        return [*([self.reader] if self.reader in PACKAGES else []), *engines]
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -38,6 +38,8 @@ LATER: dict[str, Any] = {
     "gguf_file": None,
     "quantize": None,
     "engine": "local",
+    "tensor_parallel": 1,
+    "served_model": None,
 }
 """Options of later versions -> their defaults. A question leaves these out, so that older scans still answer it."""
 
@@ -288,7 +290,7 @@ def question(
 ) -> dict[str, Any]:
     """The options that can change the numbers, with the contents of their files. It is the key of the cache."""
     given = dataclasses.asdict(options).items()
-    unused = {*unused, "force", "shard", "max_memory", "offload_folder"}
+    unused = {*unused, "force", "shard", "url", "max_memory", "offload_folder"}  # a server may move
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
     arguments = options.template_arguments
     identity = checkpoint.identity(options.checkpoint)  # first, because it says best why a model can't be loaded

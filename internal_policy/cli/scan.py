@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from internal_policy.cli import engine, forecast, measuring, opening, outputs, progress, shards, texts
+from internal_policy.cli import engine, forecast, measuring, opening, outputs, progress, sampler, shards, texts
 from internal_policy.cli.common import (
     EngineOptions,
     File,
@@ -26,7 +26,6 @@ from internal_policy.cli.prepared import Prepared, check_effect, prepare, source
 from internal_policy.cli.work import Work
 from internal_policy.errors import InputError
 from internal_policy.models import templates
-from internal_policy.models.folder import is_adapter
 from internal_policy.scans.records import RECORD
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def run(options: Scan) -> None:
         needed = forecast.forecast(_work(options, inputs), is_here=is_here)
         forecast.printed(needed, folder, cached, as_json=options.json)
         return
-    folder, cached = scanned(options, inputs, opening.Opener(options.reader, options.remote))
+    folder, cached = scanned(options, inputs, opening.Opener(options.reader, options.remote, options.engine))
     if not leads or not (folder / RECORD).exists():
         return
     show.scan(folder, None, as_json=options.json, extra={"cached": cached})
@@ -152,7 +151,9 @@ def scanned(options: Scan, inputs: Prepared, opener: opening.Opener, watch: Watc
     if not cached:
         opener.check()
         outputs.check_writable(folder)
-        measuring.measure(_work(options, inputs), opener, folder, other, watch, engine.pool(options))
+        planned = _work(options, inputs)
+        with sampler.sampled(options, planned, folder, other) as planned:
+            measuring.measure(planned, opener, folder, other, watch, engine.pool(options))
     return folder, cached
 
 
@@ -183,31 +184,7 @@ def _check(options: Scan) -> None:
     if given and given[0] != "problems":
         unread = SAMPLING | COLUMNS | (WITH_TEXT if options.text else set())
         check_effect(options, unread, f"--{given[0]}")
-    if options.reader == "transformer-lens" and options.attn_implementation not in (None, "eager"):
-        raise InputError(
-            f"TransformerLens computes attention eagerly, but --attn-implementation is {options.attn_implementation}. "
-            "Leave that out."
-        )
-    if options.reader == "transformer-lens" and is_adapter(options.checkpoint.folder):
-        raise InputError(
-            f"TransformerLens can't read adapters, but {options.model} holds one. Leave out --reader, or merge the "
-            "adapter into its base model."
-        )
-    if not options.remote:
-        return
-    if options.lens is not None:
-        raise InputError("--lens can't be used with --remote, where hidden states stay on the server. Leave one out.")
-    if options.reader != "nnsight":
-        raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}. Add --reader nnsight.")
-    if options.rollouts is None and not options.text:
-        raise InputError(
-            "--remote measures existing responses. Give them with --rollouts, such as a file that `internal-policy "
-            "generate` wrote."
-        )
-    local = {"dtype", "device", "device_map", "max_memory", "offload_folder", "gguf_file", "quantize"}
-    check_effect(options, local, "--remote")
-    if options.checkpoint.folder.is_dir():
-        raise InputError(f"NDIF hosts models from the hub, but --model is the folder {options.model}. Give a hub id.")
+    opening.check(options)
 
 
 def prepared(options: Scan) -> Prepared:
@@ -218,7 +195,7 @@ def prepared(options: Scan) -> Prepared:
     _check(options)
     options = dataclasses.replace(options, text=texts.read(options.text, "--text"))
     is_given = bool(options.text) or options.rollouts is not None
-    unused = PRESENTATION | (SAMPLING if is_given else set()) | ({"engine"} if options.engine == "ray" else set())
+    unused = PRESENTATION | (SAMPLING if is_given else set()) | (set() if engine.samples(options) else {"engine"})
     sources = []
     if not is_given:
         problems, limit = source(options.problems, options.limit)

@@ -55,17 +55,18 @@ def run(options: Show) -> None:
 
 def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Mapping[str, Any] | None = None) -> None:
     """A scan: what was measured, and the entropies by layer. Raises InputError for a readout that was not measured."""
-    from internal_policy.look import findings, statistics, view
+    from internal_policy.look import findings, mismatch, statistics, view
     from internal_policy.scans import store
 
     record = store.record(folder)
     shown = view.View(folder, readout or record["selection"]["readouts"][0])
-    found = findings.findings(shown)
+    found, engine = findings.findings(shown), mismatch.mismatch(folder)
     if warning := statistics.not_finite(store.read(folder, "layers"), record["dtype"]):
         progress.note(warning)
     if as_json:
         kept = {name: value for name, value in record.items() if name not in ("files", "asked", "chat_template")}
         numbers = {"readout": shown.readout, **_numbers(shown), "findings": found.sentences}
+        numbers |= {} if engine is None else {"mismatch": vars(engine)}
         document({"scan": str(folder), **(extra or {}), **kept, **numbers})
         return
     if "entropy" in record["selection"]["measures"]:
@@ -74,6 +75,8 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
         paragraph(sentence)
     if "quantization" in record:
         paragraph(f"Quantized weights: {record['quantization']['words']}.")
+    if engine is not None:
+        paragraph(f"{engine}")
     others = [other for other in record["selection"]["readouts"] if other != shown.readout]
     paragraph(_responses(folder, record) + (f" Also measured: {', '.join(others)}." if others else ""))
     out.print(f"Scan: {escape(str(folder))}", emoji=False)

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from internal_policy.errors import counted
-from internal_policy.look import comparison, legend, statistics, view
+from internal_policy.look import comparison, legend, mismatch, statistics, view
 from internal_policy.look.statistics import Average
 from internal_policy.look.targets import targets as by_part
 from internal_policy.look.view import View
@@ -119,6 +119,8 @@ def provenance(one: View) -> dict[str, str]:
         "problems": _problems(asked),
         "texts": _texts(asked.get("text") or ()),
         "sampling": _sampling(asked) if records.sampled(asked) else "none, the responses were given",
+        "engine": _engine(asked),
+        "mismatch": mismatch.mismatch(one.source),
         "measured": record["created"],
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
         "scan": f"{one.source} ({record['digest']}, schema {record['schema']})",
@@ -150,6 +152,13 @@ def _texts(texts: Sequence[str]) -> str:
     """The beginnings of the texts that were measured, and how many more there are."""
     few = ", ".join(repr(text if len(text) <= 60 else f"{text[:60]}...") for text in texts[:3])
     return few + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
+
+
+def _engine(asked: Mapping[str, Any]) -> str | None:
+    """The engine that sampled the responses; None for the model itself."""
+    name = asked.get("engine")
+    served = asked.get("served_model")
+    return name if served is None else f"{name}, model {served}"
 
 
 def _sampling(asked: dict[str, Any]) -> str:

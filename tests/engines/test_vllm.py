@@ -1,0 +1,77 @@
+"""Sampling with vLLM, tested with a stand-in that has its calls."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from internal_policy.__main__ import main
+from internal_policy.engines import sampling as engine_sampling
+from internal_policy.models import loading
+from internal_policy.tasks.rollouts import read_rollouts
+
+ENDS = {*range(2, 60)}
+pytestmark = pytest.mark.usefixtures("here")
+
+
+@pytest.fixture
+def vllm_words(sampling_words) -> list[str]:
+    return [*sampling_words, "--engine", "vllm"]
+
+
+def test_vllm_samples_from_token_ids_to_token_ids(vllm, vllm_words, often, here):
+    assert main(["generate", *vllm_words, "-o", "mine.jsonl"]) == 0
+    assert vllm.CALLS == ["start float32, 1 GPU, 37 tokens", "generate 20", "shutdown"]
+    rollouts = read_rollouts(here / "mine.jsonl", PreTrainedTokenizerFast.from_pretrained(often), {})
+    assert [rollout.sample for rollout in rollouts] == [0, 1] * 10
+    assert {rollout.finished for rollout in rollouts} == {True, False}
+    for rollout in rollouts:
+        *before, last = rollout.response_ids
+        assert not ENDS & {*before}
+        assert rollout.finished == (last in ENDS)
+        assert rollout.finished or len(rollout.response_ids) == 8
+        assert rollout.engine_logprob is not None
+        assert len(rollout.engine_logprob) == len(rollout.response_ids)
+    assert len({rollout.response_ids for rollout in rollouts}) > 15  # each has a seed of its own
+
+
+def test_the_log_probabilities_of_vllm_are_those_that_a_scan_measures(vllm, vllm_words, here, capsys):
+    assert main(["scan", *vllm_words, "--limit", "4", "--layers", "0", "--sites", "resid_post", "-o", "mine"]) == 0
+    assert vllm.CALLS[-1] == "shutdown"
+    rollouts = pd.concat(pd.read_parquet(path) for path in sorted((here / "mine").glob("rollouts-*.parquet")))
+    policies = pd.concat(pd.read_parquet(path) for path in sorted((here / "mine").glob("policies-*.parquet")))
+    final = policies.dropna(subset="final.logprob").drop_duplicates(["rollout", "position"])
+    told = np.concatenate(rollouts["engine_logprob"].to_list())
+    np.testing.assert_allclose(final["final.logprob"], told, atol=1e-4)
+
+
+def test_vllm_is_closed_before_the_model_is_loaded(vllm, vllm_words, monkeypatch):
+    load = loading.load_model
+
+    def logged(*arguments, **options):
+        vllm.CALLS.append("load")
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(loading, "load_model", logged)
+    assert main(["scan", *vllm_words, "--limit", "1", "--layers", "0", "--sites", "resid_post"]) == 0
+    assert vllm.CALLS[1:] == ["generate 2", "shutdown", "load"]
+
+
+def test_an_interrupted_run_samples_only_what_is_missing(vllm, vllm_words, here, monkeypatch):
+    monkeypatch.setattr(engine_sampling, "TOGETHER", 8)
+    assert main(["generate", *vllm_words, "-o", "whole.jsonl"]) == 0
+    generate = vllm.LLM.generate
+
+    def interrupted(llm, prompts, *rest, **options):
+        if len(vllm.CALLS) == 2:
+            raise KeyboardInterrupt
+        return generate(llm, prompts, *rest, **options)
+
+    vllm.CALLS.clear()
+    monkeypatch.setattr(vllm.LLM, "generate", interrupted)
+    assert main(["generate", *vllm_words, "-o", "mine.jsonl"]) == 130
+    monkeypatch.setattr(vllm.LLM, "generate", generate)
+    assert main(["generate", *vllm_words, "-o", "mine.jsonl"]) == 0
+    assert vllm.CALLS[1:3] == ["generate 8", "shutdown"]
+    assert vllm.CALLS[4:] == ["generate 8", "generate 4", "shutdown"]
+    assert (here / "mine.jsonl").read_bytes() == (here / "whole.jsonl").read_bytes()
