@@ -176,14 +176,17 @@ class SamplingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """Settings of the engines that sample responses."""
+    """What samples responses or runs the model."""
 
     group: ClassVar = "Engine"
+    engine: Literal["local", "ray", "vllm", "server"] = "local"
+    """What runs the model: local, this process; ray, copies of it on a Ray cluster. Or what only samples the responses,
+    which this process then measures: vllm, vLLM on this machine; server, a server that takes and returns token ids."""
     tensor_parallel: int = 1
-    """GPUs that vLLM divides the model among."""
+    """GPUs that vLLM divides the model among. Needs internal-policy[vllm]."""
     url: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
     """Address of the server, such as http://localhost:8000. If it needs an API key, set the environment variable
-    INTERNAL_POLICY_API_KEY."""
+    INTERNAL_POLICY_API_KEY. Needs internal-policy[server]."""
     served_model: Text = None
     """Name of the model on the server; by default that of --model."""
 
@@ -200,12 +203,9 @@ class SamplerOptions(EngineSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions(EngineSettings):
-    """What samples responses and runs the model."""
+    """What samples responses or runs the model, and the settings of Ray."""
 
     group: ClassVar = "Engine"
-    engine: Literal["local", "ray", "vllm", "server"] = "local"
-    """What runs the model: local, this process; ray, copies of it on a Ray cluster. Or what only samples the responses,
-    which this process then measures: vllm, vLLM on this machine; server, a server that takes and returns token ids."""
     address: Annotated[str, tyro.conf.arg(metavar="HOST:PORT")] = "local"
     """Ray cluster of --engine ray: local starts Ray on this machine, auto joins the cluster that it belongs to, and
     HOST:PORT joins another one. All its machines must share the scan's folder. Needs internal-policy[ray]."""
