@@ -35,6 +35,7 @@ from hypothesis import settings
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from internal_policy import bundle, files
+from internal_policy.engines.vllm import ENVIRONMENT
 from internal_policy.models.hooks import hooked
 from internal_policy.models.proofs import hook_count
 from internal_policy.models.proofs import points_of as all_points
@@ -263,8 +264,6 @@ STANDIN = Path(__file__).parent / "standin"
 """A folder to import a stand-in for vLLM from."""
 OFTEN_ENDS = [*range(2, 60)]
 """End-of-text tokens of the model, among 320."""
-VLLM_VARIABLES = ("VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM")
-"""Variables of vLLM that we set."""
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +280,7 @@ def often(tmp_path_factory, folder) -> Path:
 def vllm(monkeypatch):
     """The stand-in, installed as vllm; its CALLS are empty."""
     monkeypatch.syspath_prepend(str(STANDIN))
-    for name in VLLM_VARIABLES:
+    for name in ENVIRONMENT:
         monkeypatch.setenv(name, "")  # so that it is unset again in the end
         monkeypatch.delenv(name)
     import vllm  # pyright: ignore[reportMissingImports]

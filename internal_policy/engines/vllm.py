@@ -14,7 +14,12 @@ from internal_policy.errors import InputError, first_line
 from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.tasks.prompts import Ids
 
-ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a process with threads must not fork
+}
 """Variables of vLLM, unless they are set: it sends no statistics, and leaves stdout to the result."""
 
 
