@@ -35,14 +35,9 @@ class Vllm:
     def complete(self, prompts: Sequence[Ids], seeds: Sequence[int]) -> list[Completion]:
         """A response to each prompt, sampled with its seed. Raises InputError."""
         vllm = import_module("vllm")
-        shared = {
-            "temperature": self.asked.temperature,
-            "top_p": self.asked.top_p,
-            "max_tokens": self.asked.max_new_tokens,
-            "stop_token_ids": list(self.asked.ends),
-            "logprobs": 0,  # that of the sampled token alone
-            "detokenize": False,
-        }
+        asked = self.asked
+        shared = {"temperature": asked.temperature, "top_p": asked.top_p, "max_tokens": asked.max_new_tokens}
+        shared |= {"stop_token_ids": [*asked.ends], "logprobs": 0, "detokenize": False}  # 0: the sampled token alone
         try:
             parameters = [vllm.SamplingParams(seed=seed, **shared) for seed in seeds]
             given = [vllm.TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
@@ -58,8 +53,7 @@ class Vllm:
 
 def _read(output: Any) -> tuple[list[int], list[float]]:
     """Token ids and their log probabilities, which a dictionary for each position holds by token id."""
-    ids = list(output.token_ids)
-    return ids, [at[token].logprob for token, at in zip(ids, output.logprobs, strict=False)]
+    return [*output.token_ids], [at[n].logprob for n, at in zip(output.token_ids, output.logprobs, strict=False)]
 
 
 def start(checkpoint: Checkpoint, asked: Asked, *, dtype: str, tensor_parallel: int, longest: int, seed: int) -> Vllm:
