@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -147,7 +148,12 @@ def _check_model(options: Families, model: str) -> bool:
 
     checkpoint = Checkpoint(model, options.revision, options.trust_remote_code)
     is_type = model in CONFIG_MAPPING and not Path(model).is_dir()
-    config: PreTrainedConfig = AutoConfig.for_model(model) if is_type else loading.read_config(checkpoint)
+    try:
+        config: PreTrainedConfig = AutoConfig.for_model(model) if is_type else loading.read_config(checkpoint)
+    except InputError as error:
+        near = [] if "/" in model else get_close_matches(model, CONFIG_MAPPING.keys(), n=3)
+        hint = f" Or did you mean the model type {' or '.join(near)}?" * bool(near)
+        raise InputError(f"{error}{hint}") from error
     kind, refusal = config.model_type, ""
     if has_row(kind):
         try:

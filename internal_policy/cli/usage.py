@@ -183,7 +183,8 @@ def print_commands(commands: Mapping[str, tuple[str, str]]) -> None:
 def print_page(command: str, shown: Page) -> None:
     """Print the help of a command, as wide as the terminal; examples stay whole lines, to be copied."""
     flagged = [option for options in shown.groups.values() for option in options if option.flags]
-    needed = [option.typed for option in shown.groups.get("Arguments", ())]
+    arguments = shown.groups.get("Arguments", ())
+    needed = [option.typed if option.required else f"[{option.typed}]" for option in arguments]
     needed += [option.short for option in flagged if option.required]
     _write(" ".join([f"Usage: internal-policy {command}", *needed, *(["[options]"] if flagged else [])]), 9)
     for paragraph in (shown.summary, *shown.text):

@@ -107,6 +107,12 @@ def read_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
         config = AutoConfig.from_pretrained(
             checkpoint.place, revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code, **file
         )
+        size = getattr(config.get_text_config(), "vocab_size", None)
+        if isinstance(size, int) and size < 1:
+            raise InputError(
+                f"The configuration of {checkpoint.name} claims a vocabulary of {size} tokens; a model has at "
+                "least one. Get a complete copy."
+            )
         if checkpoint.folder.is_dir() and checkpoint.gguf_file is None:
             folder.check_depth(checkpoint.folder, config.get_text_config().num_hidden_layers)
     return config

@@ -109,14 +109,28 @@ def method_of(settings: Mapping[str, Any]) -> str:
 
 
 def check(settings: Mapping[str, Any] | None, name: str, quantize: Quantize | None) -> None:
-    """Raise InputError if a package is missing that quantized weights need, or if they would be quantized again."""
+    """Raise InputError if a package is missing that quantized weights need, or if they would be quantized again.
+
+    Also for a method that transformers doesn't know, which it would ignore.
+    """
     if settings is not None and quantize is not None:
         raise InputError(f"{name} is already quantized ({method_of(settings)}). Don't quantize it to {quantize}.")
     method = "bitsandbytes" if quantize else None if settings is None else method_of(settings)
+    if method is not None and method not in _known_methods():
+        raise InputError(
+            f"{name} has the quant_method '{method:.60}', which transformers doesn't know and would ignore. Remove "
+            "quantization_config from its config.json if the weights aren't quantized, or get another checkpoint."
+        )
     if method == "bitsandbytes":
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns in every int8 layer of every pass
     if method in EXTRAS:
         require(method, EXTRAS[method])
+
+
+def _known_methods() -> set[str]:
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    return {"gguf", *(name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZATION_CONFIG_MAPPING)}
 
 
 def arguments(quantize: Quantize | None, dtype: "torch.dtype") -> dict[str, Any]:

@@ -30,6 +30,13 @@ def test_families_lists_each_family_its_proofs_and_how_to_add_one(monkeypatch, c
     assert "✗" not in printed
 
 
+def test_a_mistyped_model_type_suggests_near_ones(capsys):
+    assert main(["families", "qwne2"]) == 2
+    assert "Or did you mean the model type qwen2" in capsys.readouterr().err
+    assert main(["families", "nosuch/model"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_families_as_json_says_the_same(capsys):
     assert main(["families", "--json"]) == 0

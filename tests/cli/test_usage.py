@@ -54,6 +54,11 @@ def test_the_version_is_printed(capsys):
 # the help of a command
 
 
+def test_an_argument_that_can_be_left_out_is_in_brackets(capsys):
+    assert printed(capsys, "families", "--help")[0] == "Usage: internal-policy families [MODEL] [options]"
+    assert printed(capsys, "show", "--help")[0] == "Usage: internal-policy show SCAN|RUN [options]"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_of_a_command_is_in_its_help(name, capsys):
     lines = [line.strip().split("  ")[0] for line in printed(capsys, name, "--help")]

@@ -127,6 +127,13 @@ LIES = {
     "a text for a flag": ("config.json", ("tie_word_embeddings",), "x", "tie_word_embeddings"),
     "no heads": ("config.json", ("num_attention_heads",), 0, "config.json"),
     "no layers": ("config.json", ("num_hidden_layers",), 0, "claims 0 layers; a model has at least one"),
+    "no vocabulary": ("config.json", ("vocab_size",), 0, "claims a vocabulary of 0 tokens; a model has at least one"),
+    "an unknown quantization": (
+        "config.json",
+        ("quantization_config",),
+        {"quant_method": "foo"},
+        "has the quant_method 'foo', which transformers doesn't know and would ignore",
+    ),
     "fewer layers than none": ("config.json", ("num_hidden_layers",), -1, "claims -1 layers"),
     "layers without end": ("config.json", ("num_hidden_layers",), 10**9, "config.json claims"),
     "layers past 64 bits": ("config.json", ("num_hidden_layers",), 10**30, "config.json claims"),
