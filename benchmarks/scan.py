@@ -48,8 +48,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 FEW = ("entropy", "kl", "rank", "norm")
-SAMPLE, GPU_SAMPLE = 1024, 8192
-"""Hidden states in a timed bare product, of which a scan has many: their logits alone would fill the memory."""
+SAMPLE, GPU_SAMPLE = 4096, 8192
+"""Most hidden states in a timed bare product, whose time is scaled up. On a GPU the logits of all wouldn't fit into the
+memory; with few, packing the unembedding would count too much."""
 
 
 def model(shape: str, dtype: torch.dtype, device: torch.device, layers: int | None = None) -> Any:
