@@ -16,9 +16,10 @@ from typing import Any
 
 from internal_policy.secrecy import redacted
 
-PROCESSES = Path("/proc/self/ns/pid")
-"""Link that tells containers apart, where process numbers begin anew."""
-HERE = hashlib.sha256(f"{platform.node()}{os.path.realpath(PROCESSES)}".encode()).hexdigest()[:8]
+NAMESPACE = Path("/proc/self/ns/pid")
+"""Link that tells containers apart, where process numbers begin anew; only Linux has it."""
+MACHINE = f"{platform.node()}{NAMESPACE.readlink() if NAMESPACE.is_symlink() else ''}"
+HERE = hashlib.sha256(MACHINE.encode()).hexdigest()[:8]
 """Identifies this machine, or this container on it, among machines that share a disk."""
 TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.]*)?")
 """Name of a temporary file: machine, process, random digits, and the suffix of the final file."""

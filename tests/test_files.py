@@ -190,3 +190,9 @@ def test_a_mark_of_another_machine_counts_for_a_day(tmp_path):
     assert files.writers(tmp_path) == [f"process 12 on another machine (it keeps {mark})"]
     os.utime(mark, (0, 0))
     assert files.writers(tmp_path) == []
+
+
+def test_processes_of_one_machine_know_that_they_are_on_the_same():
+    code = "from internal_policy import files; print(files.HERE)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == files.HERE
