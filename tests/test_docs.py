@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import internal_policy as ip
 from internal_policy import bundle
@@ -16,7 +18,11 @@ from internal_policy.__main__ import main
 from internal_policy.cli import parsing
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.look import known
+from internal_policy.measure.metrics import MEASURES
 from internal_policy.measure.sites import SITES
+from internal_policy.models.rows import FAMILIES
+from internal_policy.scans import estimate, store
+from internal_policy.scans.selection import Selection, plan
 from internal_policy.tasks.pass_at_k import curves
 
 ROOT = Path(__file__).parent.parent
@@ -218,3 +224,51 @@ def test_every_figure_has_a_call_on_a_page(opened):
     kind = type(opened).__name__.lower()
     figures = {name for name in dir(opened.plot) if not name.startswith("_")}
     assert set(re.findall(rf"{kind}\.plot\.([a-z_]+)\(", "\n".join(PAGES.values()))) == figures
+
+
+LARGE = {
+    "Llama-3.1-8B": ("llama", 32, 4096, 14_336, 32, 128_256),
+    "Qwen3-8B": ("qwen3", 36, 4096, 12_288, 32, 151_936),
+    "Llama-3.1-70B": ("llama", 80, 8192, 28_672, 64, 128_256),
+}
+"""Model -> its family, layers, width, width of an FFN, attention heads (8 for keys) and vocabulary."""
+CHOICES = {
+    "everything (the default)": (("raw", "norm"), MEASURES, 5),
+    "`--readout raw`": (("raw",), MEASURES, 5),
+    "`--readout raw --measures entropy,kl --top-k 0`": (("raw",), ("entropy", "kl"), 0),
+}
+TFLOPS = 425
+"""TFLOP per second of one H200 with all measures and top 5, in docs/benchmarks.md."""
+
+
+def cost(model: str, choice: str) -> str:
+    """The row of docs/scaling.md about a million response tokens."""
+    family, layers, width, ffn, heads, vocabulary = LARGE[model]
+    shape = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": ffn, "head_dim": 128}
+    shape |= {"num_attention_heads": heads, "num_key_value_heads": 8, "vocab_size": vocabulary}
+    config = AutoConfig.for_model(FAMILIES[family].model_type or family, **shape)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    selection = Selection(tuple(range(layers)), SITES, *CHOICES[choice])
+    measured, _ = estimate.policies_of(selection, plan(selection, dict.fromkeys(range(layers), SITES)))
+    products = measured - len(selection.readouts) + 1  # the final policy is the same in every readout
+    unembedding, reading = products * 2 * width * vocabulary / 1e9, 2 * estimate.active_weights(empty) / 1e9
+    minutes = (unembedding + reading) * 1000 / TFLOPS / 60
+    disk = store.disk_bytes(selection, 10**6) / 1e9
+    cells = (model, choice, products, f"{unembedding:,.0f}", f"{reading:.0f}", f"{minutes:.0f} min", f"{disk:.1f} GB")
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def test_the_costs_of_a_million_tokens_are_those_of_the_code():
+    page = PAGES["docs/scaling.md"]
+    assert [cost(model, choice) for model in LARGE for choice in CHOICES if cost(model, choice) not in page] == []
+    (fast,) = re.findall(r"\*\*ours\*\*: all measures, top 5 \| \d+ \| (\d+) \|", PAGES["docs/benchmarks.md"])
+    assert fast == str(TFLOPS)
+
+
+def test_the_share_of_the_disk_that_compression_leaves_is_that_of_a_bundled_scan():
+    record = store.record(SCAN)
+    selection = Selection(**{name: tuple(v) if isinstance(v, list) else v for name, v in record["selection"].items()})
+    written = sum(path.stat().st_size for path in store.parts(SCAN, "policies"))
+    share = written / store.disk_bytes(selection, record["tokens"])
+    assert f"took {share:.0%} of that" in PAGES["docs/scaling.md"]
