@@ -1,6 +1,8 @@
 """A model that is spread over devices and the disk has the same numbers as one that is whole on a device."""
 
 import gc
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,12 @@ def test_every_family_is_scanned_alike_when_it_is_offloaded_or_refused(family, t
     assert offloaded(model)
     assert device_of(model).type == "cpu"
     same(scan(model, tokenizer, rollouts), scan(ip.load(str(folder), device="cpu")[0], tokenizer, rollouts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "unembedding"), [("qwen3", "pretend:0"), ("gemma2", "pretend:1")])
+def test_layers_on_two_devices_have_the_same_numbers(family, unembedding, tokenizer, tmp_path):
+    folder = saved(tiny_model(family), tokenizer, tmp_path)
+    program = [sys.executable, str(Path(__file__).parents[1] / "placed.py"), str(folder), unembedding]
+    run = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert run.stdout == f"equal, measured on {unembedding}\n", run.stderr[-2000:]
