@@ -97,42 +97,50 @@ Vector transformed(const Job& job, Vector z) {
   return z;
 }
 
-float half(uint16_t bits) {  // float16 -> float32
-  const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = bits >> 10 & 31, mantissa = bits & 1023;
-  if (exponent == 0) return (sign ? -1.0f : 1.0f) * float(mantissa) * 0x1p-24f;
-  const uint32_t whole = sign | (exponent == 31 ? 255u : exponent + 112) << 23 | mantissa << 13;
-  float x;
-  std::memcpy(&x, &whole, 4);
-  return x;
+uint32_t bits_of(uint32_t x) { return x; }  // two bfloat16 numbers, or a float32
+
+struct Bfloat16 {
+  uint16_t bits;
+};
+uint32_t bits_of(Bfloat16 x) { return uint32_t(x.bits) << 16; }
+
+struct Float16 {
+  uint16_t bits;
+};
+uint32_t bits_of(Float16 x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, mantissa = x.bits & 1023;
+  if (exponent) return sign | (exponent == 31 ? 255u : exponent + 112) << 23 | mantissa << 13;
+  const float small = float(mantissa) * 0x1p-24f;
+  uint32_t bits;
+  std::memcpy(&bits, &small, 4);
+  return sign | bits;
 }
 
-float read(const Job& job, int64_t row, int64_t k) {
-  const int64_t i = row * job.d_model + k;
-  if (job.weights_are == 0) return static_cast<const float*>(job.weight)[i];
-  const uint16_t bits = static_cast<const uint16_t*>(job.weight)[i];
-  if (job.weights_are == 2) return half(bits);
-  const uint32_t whole = uint32_t(bits) << 16;
-  float x;
-  std::memcpy(&x, &whole, 4);
-  return x;
-}
-
-// Columns of a panel beside each other, for each pair of bfloat16 numbers (exact16) or each float32.
-void pack(const Job& job, int64_t first, int64_t columns, uint32_t* packed) {
-  const int64_t depth = job.exact16 ? job.d_model / 2 : job.d_model;
+// Columns of a panel beside each other, `depth` numbers each, as float32 or pairs of bfloat16; 0 after the last column.
+template <typename Number>
+void pack(const Number* weight, int64_t columns, int64_t depth, uint32_t* packed) {
   constexpr int64_t BLOCK = 16;  // reads a line of the cache at a time
+  if (columns < PANEL) std::memset(packed, 0, depth * PANEL * 4);
   for (int64_t k = 0; k < depth; k += BLOCK)
-    for (int64_t j = 0; j < PANEL; j++)
-      for (int64_t i = k; i < std::min(k + BLOCK, depth); i++) {
-        uint32_t bits = 0;
-        if (j < columns && job.exact16) {
-          bits = static_cast<const uint32_t*>(job.weight)[(first + j) * depth + i];
-        } else if (j < columns) {
-          const float x = read(job, first + j, i);
-          std::memcpy(&bits, &x, 4);
-        }
-        packed[i * PANEL + j] = bits;
-      }
+    for (int64_t j = 0; j < columns; j++) {
+      const Number* from = weight + j * depth + k;
+      uint32_t* to = packed + k * PANEL + j;
+      if (depth - k >= BLOCK)
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < BLOCK; i++) to[i * PANEL] = bits_of(from[i]);
+      else
+        for (int64_t i = 0; i < depth - k; i++) to[i * PANEL] = bits_of(from[i]);
+    }
+}
+
+void pack(const Job& job, int64_t first, int64_t columns, uint32_t* packed) {
+  const int64_t depth = job.exact16 ? job.d_model / 2 : job.d_model, start = first * depth;
+  if (job.exact16 || job.weights_are == 0)
+    pack(static_cast<const uint32_t*>(job.weight) + start, columns, depth, packed);
+  else if (job.weights_are == 1)
+    pack(static_cast<const Bfloat16*>(job.weight) + start, columns, depth, packed);
+  else
+    pack(static_cast<const Float16*>(job.weight) + start, columns, depth, packed);
 }
 
 // Adds the products from `k` to `end` to ROWS x PANEL logits, which start at 0.
