@@ -106,6 +106,15 @@ class Kernel:
         if hidden.is_cuda or self.matmul not in MATMULS:
             how = self.matmul if hidden.dtype == self.weight.dtype and self.bias is None else "stacked"
             return measure_stacked(*folds(how), wanted, hidden, targets, scale)
+        return self._tile_by_tile(hidden, targets, scale)
+
+    def _tile_by_tile(
+        self,
+        hidden: Float[Tensor, "points pos d_model"],
+        targets: Int[Tensor, " pos"],
+        scale: Float[Tensor, "scaled pos"] | None,
+    ) -> dict[str, Tensor]:
+        """Measure with one of `MATMULS`."""
         points, positions, d_model = hidden.shape
         step = max(1, TILE_ROWS // positions)
         scaled = 0 if scale is None or "entropy_at_input_norm" not in self.measures else len(scale)
