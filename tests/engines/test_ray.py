@@ -128,13 +128,13 @@ def test_replicas_only_measure_what_is_missing(asked, here, monkeypatch):
     whole = undisturbed(asked, here / "mine")
     for name in (store.RECORD, "part-00001.json"):
         (here / "mine" / name).unlink()
-    measured, measure = [], Scanner.measure
+    measured, measure = [], Scanner.measured
 
     def noted(scanner, rollouts, first, *others):
         measured.append(first)
         return measure(scanner, rollouts, first, *others)
 
-    monkeypatch.setattr(Scanner, "measure", noted)
+    monkeypatch.setattr(Scanner, "measured", noted)
     for expected in ([4], []):
         assert main([*asked, *ON_RAY, "--output", "mine"]) == 0
         assert numbers(here / "mine") == whole
@@ -245,6 +245,7 @@ def test_a_part_whose_replica_was_killed_is_measured_again(asked, here):
     assert numbers(here / "mine") == whole
     assert json.loads(printed)["cached"] is False  # Ray printed nothing in between
     assert "raylet" not in said
+    assert not [*(here / "mine").glob(".*")]  # nor did the killed replica leave a claim
 
 
 @real
