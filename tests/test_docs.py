@@ -254,7 +254,7 @@ def cost(model: str, choice: str) -> str:
     products = measured - len(selection.readouts) + 1  # the final policy is the same in every readout
     unembedding, reading = products * 2 * width * vocabulary / 1e9, 2 * estimate.active_weights(empty) / 1e9
     minutes = (unembedding + reading) * 1000 / TFLOPS / 60
-    disk = store.disk_bytes(selection, 10**6) / 1e9
+    disk = selection.disk_bytes(10**6) / 1e9
     cells = (model, choice, products, f"{unembedding:,.0f}", f"{reading:.0f}", f"{minutes:.0f} min", f"{disk:.1f} GB")
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -270,5 +270,5 @@ def test_the_share_of_the_disk_that_compression_leaves_is_that_of_a_bundled_scan
     record = store.record(SCAN)
     selection = Selection(**{name: tuple(v) if isinstance(v, list) else v for name, v in record["selection"].items()})
     written = sum(path.stat().st_size for path in store.parts(SCAN, "policies"))
-    share = written / store.disk_bytes(selection, record["tokens"])
+    share = written / selection.disk_bytes(record["tokens"])
     assert f"took {share:.0%} of that" in PAGES["docs/scaling.md"]

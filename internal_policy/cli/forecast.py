@@ -20,7 +20,7 @@ def forecast(work: Work, *, is_here: bool = True) -> dict[str, Any]:
     The time is estimated by short measurements, and only if this machine (`is_here`) will do the work.
     """
     from internal_policy.models.weights import empty
-    from internal_policy.scans import estimate, store
+    from internal_policy.scans import estimate
 
     config, selection = work.inputs.config, work.selection
     model = empty(work.inputs.checkpoint, config)
@@ -43,7 +43,7 @@ def forecast(work: Work, *, is_here: bool = True) -> dict[str, Any]:
         "hidden_states_per_token": len(work.plan.points),
         "unembeddings_per_token": products,
         "gflop_per_token": products * 2 * text.hidden_size * text.vocab_size / 1e9,
-        "disk_bytes_at_most": store.disk_bytes(selection, tokens),
+        "disk_bytes_at_most": selection.disk_bytes(tokens),
         **(_needed(work, model) if is_here else {}),
         **({f"seconds{end}": _seconds(work, model, tokens)} if is_here else {}),
     }

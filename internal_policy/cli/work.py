@@ -47,9 +47,8 @@ class Work:
 
 def check_disk(folder: Path, selection: "Selection", tokens: int) -> None:
     """Raise InputError if a scan of so many response tokens may not fit on the disk."""
-    from internal_policy.scans import store
 
-    need, disk = store.disk_bytes(selection, tokens), folder.absolute()
+    need, disk = selection.disk_bytes(tokens), folder.absolute()
     place = next(parent for parent in [disk, *disk.parents] if parent.exists())
     free = shutil.disk_usage(place).free
     if free < need:

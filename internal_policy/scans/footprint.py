@@ -11,7 +11,6 @@ from internal_policy.measure import stacked
 from internal_policy.measure.kernel import TILE_ROWS, TILE_VOCAB
 from internal_policy.measure.transform import LogitTransform
 from internal_policy.models.passes import continuing
-from internal_policy.scans import store
 from internal_policy.scans.blocks import GPU_SHARE, GPU_TOGETHER, PREFILL, STATE_BYTES, TOGETHER, WHOLE_BYTES
 from internal_policy.scans.selection import Plan, Selection
 
@@ -108,7 +107,7 @@ def memory(
         sampling=sampling * batch.sampled,
         states=reading,
         kernel=kernel,
-        tables=store.disk_bytes(selection, batch.rollouts * batch.response) * (TABLES_ON_GPU if gpu else TABLES),
+        tables=selection.disk_bytes(batch.rollouts * batch.response) * (TABLES_ON_GPU if gpu else TABLES),
     )
 
 

@@ -54,6 +54,12 @@ class Selection:
         here = [name for name in MEASURES if site in ONLY_AT.get(name, WITH_FINAL)]
         return [name for name in here if name in self.measures and (name != "topk" or self.top_k)]
 
+    def disk_bytes(self, tokens: int) -> int:
+        """The most bytes that a scan writes for that many response tokens; compression makes it smaller."""
+        kinds = [name for site in (*self.sites, "final") for name in self.names(site)]
+        row = 4 * 4 + sum(8 * self.top_k if name == "topk" else 4 for name in kinds)
+        return tokens * len(self.readouts) * (len(self.layers) + 1) * row
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -21,9 +21,6 @@ from internal_policy import bundle, files
 from internal_policy.errors import InputError, check_path
 from internal_policy.scans import records, repeat
 from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path
-
-if TYPE_CHECKING:
-    from internal_policy.scans.selection import Selection
 
 LISTED = 10
 """The most scans that an error message lists."""
@@ -314,13 +311,6 @@ def parts(folder: Path, kind: str) -> list[Path]:
     named = (records.PART.fullmatch(name) for name in record(folder)["files"])
     numbers = sorted(int(part[2]) for part in named if part and part[1] == kind)
     return [part_path(folder, kind, number) for number in numbers]
-
-
-def disk_bytes(selection: "Selection", tokens: int) -> int:
-    """The most bytes that a scan writes for that many response tokens; compression makes it smaller."""
-    kinds = [name for site in (*selection.sites, "final") for name in selection.names(site)]
-    row = 4 * 4 + sum(8 * selection.top_k if name == "topk" else 4 for name in kinds)
-    return tokens * len(selection.readouts) * (len(selection.layers) + 1) * row
 
 
 def scans(*, unfinished: bool = False) -> list[Path]:

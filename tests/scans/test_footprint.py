@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_model
 
 from internal_policy.models.families import sites_of
-from internal_policy.scans import footprint, store
+from internal_policy.scans import footprint
 from internal_policy.scans.footprint import Batch, Memory, cache_bytes, memory
 from internal_policy.scans.selection import Selection, plan
 
@@ -67,7 +67,7 @@ def test_a_gpu_with_little_memory_left_holds_fewer_states_and_logits():
 
 
 def test_tables_hold_the_numbers_of_a_batch_in_a_few_copies():
-    rows = store.disk_bytes(Selection((0, 1, 2)), 4 * 30)
+    rows = Selection((0, 1, 2)).disk_bytes(4 * 30)
     assert needed(GIVEN).tables == footprint.TABLES * rows
 
 
