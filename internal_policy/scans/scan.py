@@ -83,6 +83,20 @@ def scan(
     told, policies, layer_means = (pa.concat_tables(kind) for kind in zip(*tables, strict=True))
     texts = pa.Table.from_pandas(vocabulary(tokenizer, reader.unembedding.out_features), preserve_index=False)
     record = {
+        **_facts(scanner),
+        "rollouts": len(told),
+        "tokens": sum(len(rollout.response_ids) for batch in mine.values() for rollout in batch),
+        "asked": {},
+        **({"shard": str(shard), "all_rollouts": len(rollouts)} if shard.count > 1 else {}),
+    }
+    kinds = {"rollouts": told, "policies": policies, "layers": layer_means, "vocabulary": texts}
+    return Tables(record, kinds)
+
+
+def _facts(scanner: "Scanner") -> dict[str, Any]:
+    """What the record of a scan says of its model and of what was measured in it."""
+    reader = scanner.reader
+    return {
         "model": name_of(reader.model),
         "family": reader.model.config.model_type,
         "row": dict(zip(("name", "proved"), row_of(reader.model.config), strict=True)),
@@ -92,15 +106,9 @@ def scan(
         "dtype": str(reader.model.dtype).removeprefix("torch."),
         "device": str(reader.unembedding.weight.device),
         **quantized.facts(reader.model),
-        "selection": asdict(selection),
+        "selection": asdict(scanner.selection),
         "lacking": scanner.lacking,
-        "rollouts": len(told),
-        "tokens": sum(len(rollout.response_ids) for batch in mine.values() for rollout in batch),
-        "asked": {},
-        **({"shard": str(shard), "all_rollouts": len(rollouts)} if shard.count > 1 else {}),
     }
-    kinds = {"rollouts": told, "policies": policies, "layers": layer_means, "vocabulary": texts}
-    return Tables(record, kinds)
 
 
 def name_of(model: PreTrainedModel) -> str:
