@@ -124,6 +124,7 @@ void pack(const Number* weight, int64_t columns, int64_t depth, uint32_t* packed
   for (int64_t k = 0; k < depth; k += BLOCK)
     for (int64_t j = 0; j < columns; j++) {
       const Number* from = weight + j * depth + k;
+      __builtin_prefetch(from + 4 * BLOCK);
       uint32_t* to = packed + k * PANEL + j;
       if (depth - k >= BLOCK)
 #pragma GCC unroll 16
