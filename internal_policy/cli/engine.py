@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 RAY = {"address": "local", "replicas": None, "gpus_per_replica": 1}
 """Options of --engine ray and their defaults."""
-ONLY_OF = {"tensor_parallel": "vllm", "url": "server", "served_model": "server"}
+ENGINE_OF = {"tensor_parallel": "vllm", "url": "server", "served_model": "server"}
 """Option -> the engine that it belongs to."""
 SAMPLERS = ("vllm", "server")
 """Engines that only sample responses."""
-OF_THE_MODEL = {"device", "device_map", "max_memory", "offload_folder", "attn_implementation"}
-"""Options about a model in this process, which has none where an engine samples and nothing is measured."""
+MODEL_OPTIONS = {"device", "device_map", "max_memory", "offload_folder", "attn_implementation"}
+"""Options about a model in this process, which have no effect if an engine samples and nothing is measured."""
 
 
 def samples(options: Any) -> bool:
@@ -29,7 +29,7 @@ def samples(options: Any) -> bool:
 def check(options: Any) -> None:
     """Refuse engine options that can't be used, or would have no effect. Raises InputError."""
     chosen = f"--engine {options.engine}"
-    check_effect(options, {name for name, of in ONLY_OF.items() if of != options.engine}, chosen)
+    check_effect(options, {name for name, engine in ENGINE_OF.items() if engine != options.engine}, chosen)
     if options.engine == "server":
         check_address(options.url)
     if options.tensor_parallel < 1:
@@ -47,7 +47,7 @@ def check(options: Any) -> None:
                 raise InputError(f"--{name.replace('_', '-')} doesn't apply to vLLM. Leave it out, or --engine.")
         if is_adapter(options.checkpoint.folder):
             raise InputError(
-                f"--engine vllm can't load adapters, but {options.model} holds one. Merge it into its base model."
+                f"--engine vllm can't load adapters, but {options.model} is one. Merge it into its base model."
             )
 
 
@@ -61,7 +61,7 @@ def check_policy(options: Any) -> None:
             raise InputError(
                 f"--engine {options.engine} samples from the model itself, so --{name} can't be used. Leave one out."
             )
-    unread = OF_THE_MODEL | ({"dtype", "quantize", "gguf_file"} if options.engine == "server" else set())
+    unread = MODEL_OPTIONS | ({"dtype", "quantize", "gguf_file"} if options.engine == "server" else set())
     check_effect(options, unread, f"--engine {options.engine}")
 
 
@@ -73,7 +73,7 @@ def check_address(url: str | None) -> None:
         raise InputError(f"--url is '{url:.80}'. Use an address such as http://localhost:8000.")
     if "@" in url or "?" in url:
         raise InputError(
-            "--url holds a name, a password or a query, which would be stored with the results. Leave that out, and "
+            "--url contains a name, a password or a query, which would be stored with the results. Leave it out, and "
             "set the environment variable INTERNAL_POLICY_API_KEY to the key."
         )
 
@@ -82,7 +82,7 @@ def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of a port that is no number, or too large
+    except ValueError:  # the port isn't a number, or is too large
         return False
 
 
@@ -94,7 +94,7 @@ def pool(options: "Scan") -> Pool | None:
         return None
     gpus = options.gpus_per_replica
     if options.remote:
-        raise InputError("--engine ray runs the model on your machines, but --remote on NDIF. Leave one out.")
+        raise InputError("--engine ray runs the model on your machines, and --remote on NDIF. Leave one out.")
     if not options.worker.is_alone:
         raise InputError("--engine ray shares the work among its replicas. Leave out --shard, and use no launcher.")
     if options.device != "auto":
@@ -103,5 +103,7 @@ def pool(options: "Scan") -> Pool | None:
             "--gpus-per-replica 0 means the CPU."
         )
     if gpus > 1 and options.device_map is None:
-        raise InputError(f"A model on {gpus} GPUs needs --device-map. Add --device-map auto, or leave it to one GPU.")
+        raise InputError(
+            f"A model on {gpus} GPUs needs --device-map. Add --device-map auto, or use one GPU per replica."
+        )
     return Pool(options.address, options.replicas, gpus)

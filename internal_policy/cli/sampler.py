@@ -30,7 +30,10 @@ class Sample(Protocol):
 
 @contextmanager
 def sampler(options: Any, inputs: Prepared, policy: Policy, prompts: Sequence[int]) -> Iterator[Sample]:
-    """While open, samples responses from the policy with the chosen engine; `prompts` are the prompts' lengths."""
+    """While open, samples responses from the policy with the chosen engine. Raises InputError.
+
+    `prompts` are the lengths of the prompts in tokens.
+    """
     if not engine.samples(options):
         yield partial(inputs.sample, inputs.model(), policy)
         return
@@ -49,10 +52,11 @@ def sampler(options: Any, inputs: Prepared, policy: Policy, prompts: Sequence[in
 
 @contextmanager
 def sampled(options: Any, planned: Work, folder: Path, other: bool) -> Iterator[Work]:
-    """While open, the work of a scan with the responses that an engine has sampled; as it is if the model samples them.
+    """While open, the work of a scan, with the responses that vLLM or a server sampled; unchanged for other engines.
 
-    All that the scan in `folder` lacks are sampled first. Then the engine is closed, so that its memory is free for the
-    model. They are kept in the cache until the scan is whole. `other` tells that the folder holds another scan.
+    Responses that the scan in `folder` lacks are sampled first. Then the engine is closed, which frees its memory for
+    the model. They are kept in the cache until the scan is complete. `other` is whether the folder has another scan.
+    Raises InputError.
     """
     if not engine.samples(options):
         yield planned
@@ -91,7 +95,7 @@ def _sample(
 
 @contextmanager
 def starting(options: Any, inputs: Prepared, prompts: Sequence[int]) -> "Iterator[Callable[[], Engine]]":
-    """While open, the engine, started when it is first called for. It is closed in the end."""
+    """While open, a function that returns the engine, and starts it at the first call. It is closed in the end."""
     running: list[Engine] = []
 
     def started() -> "Engine":
@@ -109,7 +113,6 @@ def starting(options: Any, inputs: Prepared, prompts: Sequence[int]) -> "Iterato
 def _start(options: Any, inputs: Prepared, longest: int) -> "Engine":
     """Start the engine for prompts of up to `longest` tokens. Raises InputError."""
     from internal_policy.engines.completion import Asked
-    from internal_policy.models import loading
     from internal_policy.models.generation import generation_config
     from internal_policy.tasks.generate import ends_of
 
@@ -131,8 +134,9 @@ def _start(options: Any, inputs: Prepared, longest: int) -> "Engine":
         return server
     require("vllm", "vllm")
     from internal_policy.engines import vllm
+    from internal_policy.models.weights import dtype_of
 
-    dtype = str(loading.dtype_named(inputs.config, inputs.arguments["dtype"])).removeprefix("torch.")
+    dtype = str(dtype_of(inputs.config, checkpoint, inputs.arguments["dtype"])).removeprefix("torch.")
     progress.note(f"Starting vLLM with {checkpoint.name} in {dtype}.")
     return vllm.start(
         checkpoint,

@@ -1,4 +1,4 @@
-"""What every engine is asked for, and the check of what it returns."""
+"""The settings that every engine samples with, and the check of the responses that it returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from internal_policy.tasks.prompts import Ids
 
 @dataclass(frozen=True)
 class Asked:
-    """How an engine samples, whatever the prompt."""
+    """The settings that an engine samples with, the same for every prompt."""
 
     temperature: float
     """Sampling temperature; 0 always takes the most likely token."""
@@ -26,19 +26,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class Completion:
-    """A response of an engine."""
+    """A response that an engine sampled."""
 
     ids: Ids
     """Token ids as sampled, including the end-of-text token."""
     logprob: tuple[float, ...]
-    """Log probability of each token in nats, as the engine tells it."""
+    """Log probability of each token in nats, as the engine reports it."""
     finished: bool
     """Whether it ends with an end-of-text token; otherwise it was cut at the length limit."""
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """What samples responses from token ids to token ids."""
+    """Samples responses: it takes token ids and returns token ids."""
 
     def complete(self, prompts: Sequence[Ids], seeds: Sequence[int]) -> list[Completion]:
         """A response to each prompt, sampled with its seed. Raises InputError."""
@@ -54,7 +54,7 @@ def checked(
 ) -> Completion:
     """The response that the engine `name` returned, which ended for a `reason`: "stop" or "length".
 
-    Raises InputError unless its token ids are the model's, each has a log probability, and the reason agrees with them.
+    Raises InputError unless its token ids are in the vocabulary, each has a log probability, and the reason fits them.
     """
     known = [value for value in logprob if value is not None]
     foreign = next((token for token in ids if not 0 <= token < asked.d_vocab), None)
@@ -83,6 +83,6 @@ def checked(
     if reason == "length" and len(ids) != asked.max_new_tokens:
         raise InputError(
             f"{name} cut a response after {counted(len(ids), 'token')}, but --max-new-tokens is "
-            f"{asked.max_new_tokens}. Lower it, or let the engine read longer texts."
+            f"{asked.max_new_tokens}. Lower it, or raise the length limit of the engine."
         )
     return Completion(tuple(ids), tuple(known), ids[-1] in asked.ends)

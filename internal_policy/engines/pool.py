@@ -1,4 +1,4 @@
-"""Divide machines among replicas of the model."""
+"""Divide the CPUs and GPUs of machines among replicas of the model."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Pool:
     def shared(self, nodes: Sequence[Mapping[str, float]]) -> tuple[int, int]:
         """How many replicas run on machines with these resources, and the CPUs of each.
 
-        A replica with GPUs has one CPU; those without share all CPUs. Raises InputError if there are too few.
+        A replica with GPUs has one CPU; replicas without GPUs share all CPUs. Raises InputError if they don't fit.
         """
         free = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
 

@@ -18,10 +18,10 @@ from internal_policy.scans.shard import Shard, Worker
 RETRIES = 3
 """How often a part is measured again after the process that measured it died."""
 PATIENCE = 10.0
-"""Seconds to wait for the answer of a cluster."""
+"""Seconds to wait for an answer from a cluster."""
 
 Counts = tuple[int, int]
-"""Numbers of rollouts and response tokens of a part; 0 tokens if an earlier run measured it."""
+"""Numbers of rollouts and response tokens in a part; 0 tokens if an earlier run measured it."""
 Load = Callable[[], Callable[..., Any]]
 """Loads the model; returns `job.run` with all its arguments but `worker` and `advance`."""
 
@@ -43,7 +43,7 @@ class Replica:
         self.run = self.load()
 
     def measure(self, part: Shard, mark: Path) -> Counts:
-        """Measure a part, and close the scan if it was the last.
+        """Measure a part, and finish the scan if no part is left.
 
         `mark` is a file in the scan's folder. Raises InputError if this machine can't see it.
         """
@@ -62,10 +62,13 @@ class Team:
     """Running replicas."""
 
     waiting: dict[Any, Any]
-    """What Ray will return -> the replica that works on it."""
+    """Reference to a result that Ray will return -> the replica that computes it."""
 
     def finished(self) -> Any:
-        """What Ray returns first. Raises InputError, or ChildProcessError if a replica died too often."""
+        """The reference to the first result that is ready.
+
+        Raises InputError, or ChildProcessError if a replica died too often.
+        """
         import ray
         from ray import exceptions
 
@@ -85,10 +88,10 @@ class Team:
         return done
 
     def measure(self, todo: Sequence[int], parts: int, mark: Path, advance: Callable[[int, int], None]) -> None:
-        """Measure those numbered `todo` of so many parts. A replica gets the next part when it has finished one.
+        """Measure the parts `todo` of a scan with `parts` parts. A replica gets the next when it has finished one.
 
-        `mark` is a file in the scan's folder, and `advance` is called with the counts of each part. Raises as
-        `finished`.
+        `mark` is a file in the scan's folder, and `advance` is called with the counts of each part. Raises the errors
+        of `finished`.
         """
         import ray
 
@@ -106,9 +109,9 @@ class Team:
 
 @contextlib.contextmanager
 def started(load: Load, pool: Pool, parts: int) -> Iterator[Team]:
-    """Replicas for so many parts, of which one has loaded the model. They end with the block.
+    """While open, replicas for so many parts, one of which has loaded the model.
 
-    Raises InputError if the model can't be loaded, or if there is no cluster or too small a one.
+    Raises InputError if the model can't be loaded, and if there is no cluster or it is too small.
     """
     with _connected(pool.address) as ray:
         number, cpus = pool.shared([node["Resources"] for node in ray.nodes() if node["Alive"]])
@@ -121,7 +124,7 @@ def started(load: Load, pool: Pool, parts: int) -> Iterator[Team]:
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """Ray, which prints nothing and reports nothing to its makers."""
+    """While open, Ray, without its output and usage statistics. Raises InputError if there is no such cluster."""
     require("ray", "ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
@@ -148,10 +151,8 @@ def _join(address: str) -> None:
         raise InputError(
             f"There is no Ray cluster {where}. Start one with `ray start`, or leave out --address."
         ) from error
-    except RuntimeError as error:  # such as other versions
-        raise InputError(
-            f"Can't join the Ray cluster {where}: {first_line(error)}. Mend that and try again."
-        ) from error
+    except RuntimeError as error:  # such as another version of Ray or Python
+        raise InputError(f"Can't join the Ray cluster {where}: {first_line(error)}. Fix that and try again.") from error
 
 
 def _silenced() -> contextlib.redirect_stdout[Any]:

@@ -17,7 +17,7 @@ from internal_policy.tasks.prompts import encode_problem
 from internal_policy.tasks.rollouts import Rollout, from_table, to_table
 
 TOGETHER = 512
-"""About as many responses are sampled together, in several parts, because engines are fastest with many."""
+"""About how many responses are sampled together, in several parts, because engines are fastest with many."""
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -34,10 +34,11 @@ def sample(
     parts: Sequence[int],
     advance: Callable[[int, int], None],
 ) -> None:
-    """Write the responses of `parts` to `folder`, a file each. The engine is `started` only if some are missing there.
+    """Write the responses of `parts` to `folder`, a file each.
 
-    A response depends on its prompt, the options and its own seed. `advance` is called with the numbers of rollouts and
-    response tokens of each part, 0 tokens if it was there. Raises InputError.
+    `started` starts the engine, and is only called if responses are missing there. A response depends on its prompt,
+    the options and its own seed. `advance` is called with the numbers of rollouts and response tokens of each part, 0
+    tokens if it was there. Raises InputError.
     """
     size, total = sampling.batch_size, len(problems) * sampling.samples
     prompts = {part: range(total)[part * size : (part + 1) * size] for part in parts}

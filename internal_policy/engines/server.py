@@ -1,6 +1,6 @@
 """Sample responses on a server that takes and returns token ids, as vLLM's /v1/completions does.
 
-Written for the server of vLLM 0.33 and tested against a small server that answers alike, never against vLLM itself.
+Written for the server of vLLM 0.33 and tested against a small server that answers in the same way, not against vLLM.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ NEUTRAL = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
-"""Options that change nothing, which keep a server from using those of the model's generation_config.json."""
+"""Neutral values of options, which a server would otherwise take from the model's generation_config.json."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Server:
         return asyncio.run(self._complete(prompts, seeds))
 
     def close(self) -> None:
-        """Do nothing, because the server goes on without us."""
+        """Do nothing, because the server keeps running for others."""
 
     def check(self) -> None:
         """Raise InputError unless the server answers and has the model."""
@@ -127,8 +127,8 @@ class Server:
             ) from error
         except httpx2.HTTPError as error:
             raise InputError(
-                f"{self} broke off ({type(error).__name__}: {first_line(error)}). To continue, run the same command "
-                "again."
+                f"{self} stopped answering ({type(error).__name__}: {first_line(error)}). To continue, run the same "
+                "command again."
             ) from error
         if response.status_code in (401, 403):
             raise InputError(
@@ -140,10 +140,10 @@ class Server:
             found = None
         if response.is_success and isinstance(found, dict):
             return found
-        raise InputError(f"{self} answered {response.status_code} to {path}{self._told(found)}. Check it and --url.")
+        raise InputError(f"{self} answered {response.status_code} to {path}{self._message(found)}. Check it and --url.")
 
-    def _told(self, found: Any) -> str:
-        """What an error message of the server says, without the key."""
+    def _message(self, found: Any) -> str:
+        """The server's error message in parentheses, without the API key; empty if there is none."""
         error = found.get("error", found) if isinstance(found, dict) else None
         message = error.get("message") if isinstance(error, dict) else None
         if not isinstance(message, str):

@@ -1,6 +1,6 @@
 """Sample responses with vLLM on this machine, from token ids to token ids.
 
-Written for vLLM 0.33 and tested against a stand-in with its calls, never with vLLM itself, which needs a GPU.
+Written for vLLM 0.33 and tested with a stand-in that has its calls, not with vLLM itself, which needs a GPU.
 """
 
 import os
@@ -20,7 +20,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a process with threads must not fork
 }
-"""Variables of vLLM, unless they are set: it sends no statistics, and leaves stdout to the result."""
+"""Environment variables for vLLM, unless they are set already. It sends no statistics, and prints nothing to stdout."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Vllm:
 
 
 def _read(output: Any) -> tuple[list[int], list[float]]:
-    """Token ids and their log probabilities, which a dictionary for each position holds by token id."""
+    """The sampled token ids and their log probabilities in nats, which vLLM lists by token id for each position."""
     return [*output.token_ids], [at[n].logprob for n, at in zip(output.token_ids, output.logprobs, strict=False)]
 
 

@@ -12,7 +12,8 @@ from internal_policy.errors import counted
 from internal_policy.scans import store
 from internal_policy.scans.store import Tables
 
-TOLD, OURS = "engine_logprob", "final.logprob"
+ENGINE, MODEL = "engine_logprob", "final.logprob"
+"""Columns of log probabilities: in the table `rollouts`, and in `policies`."""
 
 
 @dataclass(frozen=True)
@@ -40,29 +41,29 @@ class Mismatch:
 
 
 def mismatch(source: Path | Tables) -> Mismatch | None:
-    """The mismatch of a scan; None if no engine told log probabilities, or the model's weren't measured.
+    """The mismatch of a scan; None if no engine reported log probabilities, or the model's weren't measured.
 
-    Both are those of the policy at temperature 1 if the engine tells them before the temperature and top-p, as vLLM
+    Both are those of the policy at temperature 1 if the engine reports them before the temperature and top-p, as vLLM
     does by default. Raises InputError for a broken scan.
     """
-    if TOLD not in store.columns(source, "rollouts") or OURS not in store.columns(source, "policies"):
+    if ENGINE not in store.columns(source, "rollouts") or MODEL not in store.columns(source, "policies"):
         return None
     record = store.record(source)
     own = (ds.field("layer") == record["n_layers"]) & (ds.field("readout") == record["selection"]["readouts"][0])
     parts = zip(
-        store.pieces(source, "rollouts", ["rollout", TOLD]),
-        store.pieces(source, "policies", ["rollout", "position", OURS], own),
+        store.pieces(source, "rollouts", ["rollout", ENGINE]),
+        store.pieces(source, "policies", ["rollout", "position", MODEL], own),
         strict=True,
     )
-    found = np.concatenate([_differences(told.to_pandas(), ours.to_pandas()) for told, ours in parts])
+    found = np.concatenate([_differences(engine.to_pandas(), model.to_pandas()) for engine, model in parts])
     ratios = np.exp(found)
     sizes = np.abs(found)
     return Mismatch(len(found), sizes.mean(), sizes.max(), ratios.mean(), (ratios - 1 - found).mean())
 
 
-def _differences(told: DataFrame, ours: DataFrame) -> np.ndarray:
-    """The model's log probability minus the engine's, for each measured token of a part."""
-    listed = told.set_index("rollout")[TOLD]
+def _differences(engine: DataFrame, model: DataFrame) -> np.ndarray:
+    """The model's log probability minus the engine's in nats, for each measured token of a part."""
+    listed = engine.set_index("rollout")[ENGINE]
     starts = pd.Series(listed.map(len).cumsum().shift(fill_value=0))
-    places = starts.loc[ours["rollout"]].to_numpy() + ours["position"].to_numpy()
-    return ours[OURS].to_numpy(np.float64) - np.concatenate(listed.to_list()).astype(np.float64)[places]
+    places = starts.loc[model["rollout"]].to_numpy() + model["position"].to_numpy()
+    return model[MODEL].to_numpy(np.float64) - np.concatenate(listed.to_list()).astype(np.float64)[places]

@@ -80,16 +80,16 @@ def scan(
             "Use fewer shards or a smaller batch_size."
         )
     tables = [(numbered(batch, first), *scanner.measure(batch, first)) for first, batch in mine.items()]
-    told, policies, layer_means = (pa.concat_tables(kind) for kind in zip(*tables, strict=True))
+    rollout_rows, policies, layer_means = (pa.concat_tables(kind) for kind in zip(*tables, strict=True))
     texts = pa.Table.from_pandas(vocabulary(tokenizer, reader.unembedding.out_features), preserve_index=False)
     record = {
         **_facts(scanner),
-        "rollouts": len(told),
+        "rollouts": len(rollout_rows),
         "tokens": sum(len(rollout.response_ids) for batch in mine.values() for rollout in batch),
         "asked": {},
         **({"shard": str(shard), "all_rollouts": len(rollouts)} if shard.count > 1 else {}),
     }
-    kinds = {"rollouts": told, "policies": policies, "layers": layer_means, "vocabulary": texts}
+    kinds = {"rollouts": rollout_rows, "policies": policies, "layers": layer_means, "vocabulary": texts}
     return Tables(record, kinds)
 
 

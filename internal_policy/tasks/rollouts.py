@@ -57,7 +57,7 @@ class Rollout:
     finished: bool
     """Whether the response ends with an end-of-text token; otherwise it was cut at the length limit."""
     engine_logprob: tuple[float, ...] | None = None
-    """Log probability in nats of each response token, as told by the engine that sampled it; None without an engine."""
+    """Log probability in nats of each response token, as reported by the engine that sampled it; None without one."""
 
     @property
     def ids(self) -> Ids:
@@ -193,8 +193,8 @@ def _response_message(values: Mapping[str, Any], response: str) -> Message:
 
 def to_table(rollouts: Sequence[Rollout]) -> pa.Table:
     """Rollouts as a table of ROLLOUT_SCHEMA, and ENGINE_LOGPROB if any of them has it."""
-    told = any(rollout.engine_logprob is not None for rollout in rollouts)
-    schema = ROLLOUT_SCHEMA.append(ENGINE_LOGPROB) if told else ROLLOUT_SCHEMA
+    has_logprob = any(rollout.engine_logprob is not None for rollout in rollouts)
+    schema = ROLLOUT_SCHEMA.append(ENGINE_LOGPROB) if has_logprob else ROLLOUT_SCHEMA
     return pa.Table.from_pylist([vars(rollout) for rollout in rollouts], schema)
 
 
