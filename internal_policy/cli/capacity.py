@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from internal_policy.scans.footprint import Memory
     from internal_policy.scans.selection import Selection
 
-FEWEST = 16
+FEWEST_TOKENS = 16
 """The lowest --max-new-tokens that is suggested."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What decides how much memory a scan needs, as the options say, or with others."""
+    """What decides how much memory a scan needs: the options as they were given, or with one or two of them changed."""
 
     batch_size: int
     new_tokens: int
@@ -41,8 +41,8 @@ class Device:
     """Such as cuda or cpu."""
     free: int
     """Bytes that are free on it."""
-    in_all: int
-    """Bytes that are free on it and on all others, which --device-map can use."""
+    free_together: int
+    """Bytes that are free on all devices that --device-map can use."""
     weights: "Weights"
     """The weights as this device loads them."""
 
@@ -57,8 +57,8 @@ def device_of(work: Work, model: Any) -> Device:
     device = torch.device(loading.device_named(work.inputs.arguments["device"]))
     found, free = weights.count(work.inputs.checkpoint, work.inputs.config, model, device), footprint.free_bytes(device)
     others = [torch.device("cuda", n) for n in range(torch.cuda.device_count())] if device.type == "cuda" else []
-    in_all = sum(map(footprint.free_bytes, [*others, torch.device("cpu")])) if others else free
-    return Device(str(device), free, in_all, found)
+    free_together = sum(map(footprint.free_bytes, [*others, torch.device("cpu")])) if others else free
+    return Device(str(device), free, free_together, found)
 
 
 def case_of(work: Work) -> Case:
@@ -74,7 +74,7 @@ def case_of(work: Work) -> Case:
 
 
 def need(work: Work, device: Device, case: Case) -> "Memory":
-    """The memory that a scan needs."""
+    """The memory that a scan needs, in bytes."""
     from internal_policy.models.families import layer_sites
     from internal_policy.scans.footprint import Batch, memory
     from internal_policy.scans.selection import plan
@@ -96,7 +96,7 @@ def need(work: Work, device: Device, case: Case) -> "Memory":
 
 def room(device: Device, case: Case) -> int:
     """Bytes that are free for a scan."""
-    return device.in_all if case.is_spread else device.free
+    return device.free_together if case.is_spread else device.free
 
 
 def fits(work: Work, device: Device, case: Case) -> bool:
@@ -105,21 +105,21 @@ def fits(work: Work, device: Device, case: Case) -> bool:
 
 
 def batch_size(work: Work, device: Device, case: Case) -> int:
-    """Rollouts that fit at a time: as many as asked for, or that halved as often as it takes, but at least one."""
+    """How many rollouts fit at a time: --batch-size, halved until they fit, but at least one."""
     cases = [case, *(other for _, other in _halved(case, "batch_size", 1))]
     return next((one.batch_size for one in cases if fits(work, device, one)), 1)
 
 
 def remedy(work: Work, device: Device, case: Case) -> str:
-    """What makes a scan fit that doesn't: the first option or two that do, with what it needs then, in a sentence."""
-    for words, other in _others(work, case):
+    """A sentence with the first option or two that make a scan fit, and the memory that it needs with them."""
+    for words, other in _alternatives(work, case):
         if fits(work, device, other):
             return f"With {words} it needs {_gb(need(work, device, other).peak)}."
     return "No option makes it fit. Choose a smaller model, or a machine with more memory."
 
 
 def warning(work: Work) -> str:
-    """Why a scan doesn't fit, and what makes it fit, before its model is loaded; empty if it fits."""
+    """A warning that a scan may not fit, with what makes it fit, before its model is loaded; empty if it fits."""
     from internal_policy.models.weights import empty
 
     device, case = device_of(work, empty(work.inputs.checkpoint, work.inputs.config)), case_of(work)
@@ -132,13 +132,13 @@ def warning(work: Work) -> str:
     )
 
 
-def _others(work: Work, case: Case) -> Iterator[tuple[str, Case]]:
-    """Options that may make a scan fit, with the case that they make, those that change its numbers least first."""
+def _alternatives(work: Work, case: Case) -> Iterator[tuple[str, Case]]:
+    """Options that may make a scan fit, each with its case. Those that change the numbers least come first."""
     import torch
 
     yield from _halved(case, "batch_size", 1)
     if not work.rollouts:
-        yield from _halved(case, "new_tokens", FEWEST)
+        yield from _halved(case, "new_tokens", FEWEST_TOKENS)
     inputs, single = work.inputs, []
     if not case.is_spread:
         single.append(("--device-map auto", replace(case, is_spread=True)))
@@ -157,7 +157,7 @@ def _others(work: Work, case: Case) -> Iterator[tuple[str, Case]]:
     yield from small
     if not work.rollouts:
         for words, other in (("--batch-size 1", replace(case, batch_size=1)), *small):
-            yield from ((f"{words} {more}", fewer) for more, fewer in _halved(other, "new_tokens", FEWEST))
+            yield from ((f"{words} {more}", fewer) for more, fewer in _halved(other, "new_tokens", FEWEST_TOKENS))
 
 
 def _halved(case: Case, field: str, least: int) -> Iterator[tuple[str, Case]]:

@@ -55,7 +55,7 @@ class ModelOptions:
     """Memory that --device-map may fill with weights, such as 0=20GiB,cpu=60GiB for the first GPU and the CPU; by
     default 90% of what is free."""
     offload_folder: Folder = None
-    """Folder for weights that --device-map converts before it offloads them to disk; they are removed at the end. By
+    """Folder for weights that --device-map converts before it offloads them to disk, which are removed at the end; by
     default the system's folder for temporary files."""
     attn_implementation: Text = None
     """Attention kernel: eager, sdpa, flash_attention_2, ...; by default what transformers picks."""
@@ -180,10 +180,10 @@ class EngineSettings:
 
     group: ClassVar = "Engine"
     engine: Literal["local", "ray", "vllm", "server"] = "local"
-    """What runs the model: local, this process; ray, copies of it on a Ray cluster. Or what only samples the responses,
-    which this process then measures: vllm, vLLM on this machine; server, a server that takes and returns token ids."""
+    """What runs the model: local, this process; ray, copies of the model on a Ray cluster. Or what samples responses
+    before this process measures them: vllm, vLLM on this machine; server, a server that takes and returns token ids."""
     tensor_parallel: int = 1
-    """GPUs that vLLM divides the model among. Needs internal-policy[vllm]."""
+    """Number of GPUs that vLLM divides the model among. Needs internal-policy[vllm]."""
     url: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
     """Address of the server, such as http://localhost:8000. If it needs an API key, set the environment variable
     INTERNAL_POLICY_API_KEY. Needs internal-policy[server]."""
@@ -207,13 +207,13 @@ class EngineOptions(EngineSettings):
 
     group: ClassVar = "Engine"
     address: Annotated[str, tyro.conf.arg(metavar="HOST:PORT")] = "local"
-    """Ray cluster of --engine ray: local starts Ray on this machine, auto joins the cluster that it belongs to, and
-    HOST:PORT joins another one. All its machines must share the scan's folder. Needs internal-policy[ray]."""
+    """Ray cluster of --engine ray: local starts Ray on this machine, auto joins this machine's cluster, and HOST:PORT
+    joins another one. All machines of the cluster must share the scan's folder. Needs internal-policy[ray]."""
     replicas: Number = None
-    """Copies of the model that --engine ray runs, each measuring whole batches; by default as many as there are GPUs
-    for, or without GPUs one per machine."""
+    """Copies of the model that --engine ray runs, each measuring whole batches; by default as many as the GPUs allow,
+    or without GPUs one per machine."""
     gpus_per_replica: int = 1
-    """GPUs of each copy of the model; 0 runs them on CPUs, which they share."""
+    """GPUs of each copy of the model that --engine ray runs; with 0 the copies share the CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,8 +236,8 @@ class ShardOptions:
     group: ClassVar = "Several processes"
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
     """Do only every N-th part of the work, counted from part I, such as 0/4 to 3/4 in four processes with one --output.
-    The one that finishes last has the result. auto takes I and N from a SLURM array, and shares the work among the
-    tasks of srun. Under `accelerate launch` and torchrun, processes share the work without this option."""
+    The process that finishes last prints the result. auto takes I and N from a SLURM array, and shares the work among
+    the tasks of srun. Under `accelerate launch` and torchrun, processes share the work without this option."""
 
     @property
     def worker(self) -> Worker:

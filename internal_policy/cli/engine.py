@@ -1,4 +1,4 @@
-"""Check which engine samples responses or runs the model."""
+"""Check the options of the engine, which samples responses or runs the model."""
 
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit

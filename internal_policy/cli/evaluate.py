@@ -174,7 +174,7 @@ def curves_of(sets: "Mapping[str, pd.DataFrame]", samples: int, label: str) -> "
 def _sample(options: Evaluate, inputs: prepared.Prepared, sets: Mapping[str, str], folder: Path, other: bool) -> None:
     """Sample responses, and write them to a folder in place of the `other` evaluation that it may hold.
 
-    Nothing is written while others of the processes that share the work still have parts, which is said on stderr.
+    Nothing is written while other processes that share the work still have parts; a note on stderr says so.
     """
     import pyarrow as pa
 

@@ -50,7 +50,7 @@ def forecast(work: Work, *, is_here: bool = True) -> dict[str, Any]:
 
 
 def _needed(work: Work, model: Any) -> dict[str, Any]:
-    """The memory that a scan needs at its peak, and whether the device has it; `model` is its empty model."""
+    """The memory that a scan needs at its peak, and whether the device has it. `model` is without weights."""
     device, case = capacity.device_of(work, model), capacity.case_of(work)
     memory, free = capacity.need(work, device, case), capacity.room(device, case)
     return {
@@ -70,7 +70,7 @@ def _needed(work: Work, model: Any) -> dict[str, Any]:
 
 
 def _seconds(work: Work, model: Any, tokens: int) -> float:
-    """How long measuring so many response tokens takes on this machine, and sampling them if none are given."""
+    """Seconds to measure so many response tokens on this machine, and to sample them if none are given."""
     import torch
 
     from internal_policy.scans import estimate

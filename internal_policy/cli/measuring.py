@@ -1,4 +1,4 @@
-"""Measure what a scan is about, in this process or in replicas of the model on Ray."""
+"""Measure the parts of a scan, in this process or in replicas of the model on Ray."""
 
 import dataclasses
 import sys
@@ -114,8 +114,8 @@ def _in_replicas(
     from internal_policy.engines import ray
 
     size, total = planned.inputs.sampling.batch_size, planned.total
-    fresh = dataclasses.replace(planned, inputs=dataclasses.replace(planned.inputs))  # without what is loaded here
-    load = partial(loaded, fresh, opener, folder.absolute(), UNWATCHED, sys.argv)
+    bare = dataclasses.replace(planned, inputs=dataclasses.replace(planned.inputs))  # without its cached properties
+    load = partial(loaded, bare, opener, folder.absolute(), UNWATCHED, sys.argv)
     with ray.started(load, pool, len(todo)) as team:
         begin()
         with files.held(folder.absolute()) as mark, progress.bar("Scanning", total) as advance:

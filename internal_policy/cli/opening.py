@@ -25,7 +25,7 @@ def check(options: Any) -> None:
         )
     if options.reader == "transformer-lens" and is_adapter(options.checkpoint.folder):
         raise InputError(
-            f"TransformerLens can't read adapters, but {options.model} holds one. Leave out --reader, or merge the "
+            f"TransformerLens can't read adapters, but {options.model} is one. Leave out --reader, or merge the "
             "adapter into its base model."
         )
     if not options.remote:

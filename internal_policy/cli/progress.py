@@ -27,7 +27,7 @@ def note(text: str) -> None:
 
 
 def hush(is_silent: bool) -> None:
-    """Choose whether notes and progress are left out, because another process prints them."""
+    """Turn notes and progress off if another process prints them, or on again."""
     err.quiet = is_silent
 
 

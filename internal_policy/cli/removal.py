@@ -35,8 +35,8 @@ SETTINGS = {"scan": ("asked.json", "scan.json"), "evaluation": (EVALUATION,), "r
 def contents_of(item: Item) -> tuple[list[Path], list[Path]]:
     """What is in an item's folder: the files that internal-policy wrote, and all else, which is the user's own.
 
-    A folder of the user counts as one entry, whatever is in it. In the cache, where nobody else writes, the name of a
-    file is enough.
+    A folder of the user counts as one entry, whatever is in it. In the cache, where only internal-policy writes,
+    a file is recognized by its name.
     """
     written: list[Path] = []
     others: list[Path] = []
@@ -68,7 +68,7 @@ def _told_apart(item: Item) -> Iterator[tuple[os.DirEntry[str], bool]]:
 def _entries(folder: Path, ours: re.Pattern[str], above: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
     """The entries of a folder by their paths below it, with the files in those of its folders that are `ours`.
 
-    They come from scandir, because a list of a thousand scans looks at each of their files.
+    Uses scandir, which is fast, because `ls` looks at each file of perhaps a thousand scans.
     """
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)

@@ -145,7 +145,7 @@ def run(options: Scan) -> None:
 def scanned(options: Scan, inputs: Prepared, opener: opening.Opener, watch: Watch = UNWATCHED) -> tuple[Path, bool]:
     """The folder of the scan, and whether it was in the cache; otherwise it is measured now. Raises InputError.
 
-    It isn't finished then if others of the processes that share the work still have parts, which is said on stderr.
+    The scan isn't finished if other processes that share the work still have parts; a note on stderr says so.
     """
     folder, other, cached = _kept(options, inputs)
     if not cached:

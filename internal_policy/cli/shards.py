@@ -1,4 +1,4 @@
-"""Tell the processes that share some work apart: which is silent, which writes and prints the result."""
+"""Coordinate the commands of processes that share some work: which of them writes and prints the result."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ def note_left(worker: Worker, left: int, total: int, folder: Path) -> None:
 
 
 def remove(parts: Path) -> None:
-    """Remove the folder of parts that were put together, unless another process still reads it, which then does it."""
+    """Remove the folder of parts that were put together, unless another process still reads it and will remove it."""
     if not files.writers(parts):
         shutil.rmtree(parts, ignore_errors=True)
 
@@ -46,15 +46,15 @@ class SharedFile:
     output: Path
     """The file."""
     question: Mapping[str, Any]
-    """All that decides what is in it."""
+    """The options that decide what is in it."""
     parts: Path
     """The folder of the parts."""
 
     def is_written(self, force: bool, endings: Sequence[str], inputs: Sequence[str]) -> bool:
         """Whether the other processes have written the file already; otherwise this one joins them.
 
-        Raises InputError for a file that can't be written or that is there for another reason, and if processes have
-        begun it with another question.
+        Raises InputError for a file that can't be written or that something else wrote, and if processes have begun it
+        with different options.
         """
         if self.worker.is_alone:
             return False
@@ -75,7 +75,7 @@ class SharedFile:
         return note["content"] in (None, files.fingerprint(self.output))
 
     def leave(self, left: int, total: int) -> None:
-        """End without a result, because others have parts that are left, or have finished just now."""
+        """End without a result, because other processes still have parts, or have just finished the file."""
         if self.is_over():
             remove(self.parts)
         else:
@@ -103,8 +103,8 @@ class SharedFile:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in claims.changed(found["asked"], self.question))
             settings = f"different settings ({names})" if names else "different settings"
             raise InputError(
-                f"Other processes have begun {self.output} with {settings}. Use the same, choose another --output, or "
-                f"remove theirs with `internal-policy rm {found['parts']}`."
+                f"Other processes have begun {self.output} with {settings}. Use the same settings, choose another "
+                f"--output, or remove theirs with `internal-policy rm {found['parts']}`."
             )
 
     @property
@@ -115,7 +115,7 @@ class SharedFile:
 
     @property
     def _note(self) -> Path:
-        """What is known of the file by those who write it."""
+        """The path of the note that the processes share: which options the file has, and whether it is written."""
         from internal_policy.scans import store
 
         return self.parts.parent / f"{store.digest({'output': self.output.absolute()})}.json"

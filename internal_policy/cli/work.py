@@ -1,4 +1,4 @@
-"""What a scan is about to measure, checked."""
+"""Describe and check what a scan is about to measure."""
 
 import shutil
 from dataclasses import dataclass
