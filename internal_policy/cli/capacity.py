@@ -74,24 +74,27 @@ def case_of(work: Work) -> Case:
 
 
 def need(work: Work, device: Device, case: Case) -> "Memory":
-    """The memory that a scan needs, in bytes."""
+    """The memory that a scan needs, in bytes. Raises InputError for a configuration that can't be right."""
+    from internal_policy.models.failures import explained
     from internal_policy.models.families import layer_sites
     from internal_policy.scans.footprint import Batch, memory
     from internal_policy.scans.selection import plan
 
     prompt = max([len(rollout.prompt_ids) for rollout in work.rollouts] or work.prompts)
     size = case.dtype.itemsize
-    return memory(
-        work.inputs.config,
-        case.selection,
-        plan(case.selection, layer_sites(work.inputs.config)),
-        Batch(case.batch_size, prompt, case.new_tokens, sampled=not work.rollouts),
-        weights=device.weights.bytes(size, case.quantize),
-        largest=device.weights.largest,
-        size=size,
-        free=room(device, case),
-        gpu=device.name.startswith("cuda"),
-    )
+    source = work.inputs.checkpoint
+    with explained(source.name, source.revision, "config.json"):
+        return memory(
+            work.inputs.config,
+            case.selection,
+            plan(case.selection, layer_sites(work.inputs.config)),
+            Batch(case.batch_size, prompt, case.new_tokens, sampled=not work.rollouts),
+            weights=device.weights.bytes(size, case.quantize),
+            largest=device.weights.largest,
+            size=size,
+            free=room(device, case),
+            gpu=device.name.startswith("cuda"),
+        )
 
 
 def room(device: Device, case: Case) -> int:

@@ -93,7 +93,7 @@ def loaded(
         )
 
     template: Any = inputs.tokenizer.chat_template if inputs.chat_template != "none" else None
-    facts = {**job.facts(inputs.checkpoint.name, reader.model, template, opener.packages), **opener.facts}
+    facts = {**job.facts(inputs.checkpoint.name, reader, template, opener.packages), **opener.facts}
     return partial(
         job.run,
         folder,

@@ -20,8 +20,9 @@ from internal_policy.scans.shard import ALONE, Worker
 from internal_policy.scans.sharing import Claims, claiming, meet, turns
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
+    from internal_policy.scans.reader import Reader
     from internal_policy.scans.scan import Scanner
     from internal_policy.tasks.rollouts import Rollout
 
@@ -60,13 +61,12 @@ class Source:
         return range(-(-self.rollouts // self.batch_size))
 
 
-def facts(name: str, model: "PreTrainedModel", chat_template: str | None, packages: Sequence[str]) -> dict[str, Any]:
+def facts(name: str, reader: "Reader", chat_template: str | None, packages: Sequence[str]) -> dict[str, Any]:
     """What the record says about a model and the program; `packages` are distributions besides PACKAGES."""
     from internal_policy.models import quantized
     from internal_policy.models.families import row_of
-    from internal_policy.models.head import unembedding
 
-    text = model.config.get_text_config()
+    model, text = reader.model, reader.model.config.get_text_config()
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "model": name,
@@ -76,7 +76,7 @@ def facts(name: str, model: "PreTrainedModel", chat_template: str | None, packag
         "d_model": text.hidden_size,
         "d_vocab": text.vocab_size,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(unembedding(model).weight.device),
+        "device": str(reader.unembedding.weight.device),
         **quantized.facts(model),
         "chat_template": chat_template,
         "versions": {package: metadata.version(package) for package in (*PACKAGES, *packages)},

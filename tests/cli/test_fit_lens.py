@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
 from internal_policy.cli import prepared
-from internal_policy.cli.scan import Scan
+from internal_policy.cli.scan import PRESENTATION, Scan
 from internal_policy.models import loading
 from internal_policy.models.checkpoint import Checkpoint, identity
 from internal_policy.scans import store
@@ -207,7 +207,7 @@ def test_options_that_came_later_are_no_part_of_the_question_at_their_defaults()
     earlier = json.loads((DATA / "scans" / "demo-qwen3" / "scan.json").read_text())
     path = str(DATA / "problems" / "heldout.jsonl")
     asked = Scan(problems=path, limit=20, readout="both")
-    unused = {"output", "json", "dry_run", "remeasure"}
+    unused = {*PRESENTATION, "engine"}
     found = prepared.question(asked, unused, [path, asked.chat_template, asked.lens])
     assert found.keys() == earlier["asked"].keys()
     with_lens = prepared.question(Scan(problems=path, lens="x"), unused, [path])

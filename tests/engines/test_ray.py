@@ -182,7 +182,7 @@ def test_a_cluster_that_is_too_small_or_not_there_is_refused(words, sentence, as
         ("--engine ray --shard 0/2", "--engine ray shares the work among its replicas. Leave out --shard"),
         ("--engine ray --device cuda:1", "--device is cuda:1, but Ray gives each replica its devices."),
         ("--engine ray --gpus-per-replica 2", "A model on 2 GPUs needs --device-map. Add --device-map auto"),
-        ("--engine ray --reader nnsight --remote", "--engine ray runs the model on your machines, but --remote on"),
+        ("--engine ray --reader nnsight --remote", "--engine ray runs the model on your machines, and --remote on"),
     ],
 )
 def test_options_that_do_not_fit_ray_are_refused(words, sentence, here, capsys):

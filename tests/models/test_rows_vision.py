@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 
 import internal_policy as ip
 from internal_policy.errors import InputError
+from internal_policy.models import weights
+from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.models.classes import auto_class
 from internal_policy.models.families import check_sites, family_of, layer_sites
 from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import FINAL, HookPoint, hooked
-from internal_policy.models.loading import weight_bytes
 from internal_policy.models.modules import backbone
 from internal_policy.models.policy import policy_logits
 from internal_policy.models.rows.vision import ROWS
@@ -38,11 +39,14 @@ def test_the_policies_are_those_of_the_language_model_alone(family, input_ids):
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llama4", "llava", "mllama"])
 def test_a_folder_is_loaded_whole(family, tokenizer, tmp_path, input_ids):
     model = tiny_model(family)
-    loaded, _ = ip.load(str(saved(model, tokenizer, tmp_path)))
+    checkpoint = Checkpoint(str(saved(model, tokenizer, tmp_path)))
+    loaded, _ = ip.load(checkpoint.name)
     assert type(loaded) is type(model)
     assert loaded.state_dict().keys() == model.state_dict().keys()
     torch.testing.assert_close(loaded(input_ids).logits, model(input_ids).logits, rtol=0, atol=1e-12)
-    assert weight_bytes(loaded.config, "auto") == sum(8 * weight.numel() for weight in model.parameters())
+    shapes = weights.empty(checkpoint, loaded.config)
+    counted = weights.count(checkpoint, loaded.config, shapes, torch.device("cpu"))
+    assert counted.bytes(8) == sum(8 * weight.numel() for weight in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Scanning:
 
     def run(self, **callbacks: Any) -> Any:
         source = job.Source(len(ROLLOUTS), 2, lambda part: ROLLOUTS[2 * part : 2 * part + 2])
-        facts = job.facts("m", self.scanner.reader.model, None, [])
+        facts = job.facts("m", self.scanner.reader, None, [])
         return job.run(self.folder, self.scanner, self.tokenizer, source, {}, facts, **callbacks)
 
 

@@ -382,7 +382,7 @@ def offload(module, how, folder):
 def test_an_offloaded_unembedding_is_rejected(tokenizer, rollouts, tmp_path, how):
     model, point = tiny_model("llama"), HookPoint(1, "resid_post")
     offload(model, how, tmp_path)
-    sentence = "The unembedding is offloaded, but a scan needs it at every token. Keep it on a device"
+    sentence = "The unembedding is offloaded, but a scan needs it at every token. Load the model with"
     with pytest.raises(InputError, match=sentence):
         scan(model, tokenizer, rollouts)
     with pytest.raises(InputError, match=sentence):
