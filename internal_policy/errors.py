@@ -9,7 +9,7 @@ MODELS = ("torch", "transformers", "accelerate", "datasets", "jaxtyping", "math_
 """Packages that are needed only to run models; the extra `models` installs them."""
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""How an address begins, as text or as a path, which has lost a slash; the letter of a disk on Windows is too short."""
+"""How an address begins. Paths join double slashes, and C:/ on Windows is too short to match."""
 
 
 class InputError(ValueError):

@@ -17,7 +17,7 @@ from typing import Any
 from internal_policy.secrecy import redacted
 
 NAMESPACE = Path("/proc/self/ns/pid")
-"""Link that tells containers apart, where process numbers begin anew; only Linux has it."""
+"""Link that differs between containers, each of which numbers its processes from 1; only Linux has it."""
 MACHINE = f"{platform.node()}{NAMESPACE.readlink() if NAMESPACE.is_symlink() else ''}"
 HERE = hashlib.sha256(MACHINE.encode()).hexdigest()[:8]
 """Identifies this machine, or this container on it, among machines that share a disk."""
@@ -26,7 +26,7 @@ TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.
 LOCK = re.compile(r"\..+\.(json|parquet)\.lock")
 """Name of the lock beside a file that only the first process may write."""
 CLAIM = re.compile(r"\..+-\d+\.claim")
-"""Name of the file of a process that works on a part."""
+"""Name of the hidden file with which a process claims a part."""
 OLD = 24 * 3600
 """Age in seconds after which any temporary file counts as abandoned."""
 COARSE = 2.0

@@ -44,11 +44,11 @@ def load(
     `name` may also be a bundled model, demo-qwen3 or demo-llama, or the folder of a PEFT adapter. `dtype` is the type
     of the weights (auto: as saved), and `device` a name such as cuda:1 or cpu (auto: the accelerator if there is one).
     `device_map` spreads a large model over devices, the CPU and the disk, and `attn_implementation` chooses the
-    attention, both as in transformers. `max_memory`, such as {0: "20GiB", "cpu": "60GiB"}, is what a `device_map` may
-    fill with weights, and `offload_folder` where it puts weights that it converts for the disk. `gguf_file` is the name
-    of a GGUF file in the folder or on the hub, whose weights are dequantized, and `quantize` quantizes the weights with
-    bitsandbytes (nf4 or int8). The model is in evaluation mode, and its weights are checked. A model type that isn't in
-    the list is tried with the known rows. Raises InputError.
+    attention, both as in transformers. `max_memory`, such as {0: "20GiB", "cpu": "60GiB"}, limits the weights on each
+    device, and `offload_folder` is where weights are written that must be converted for the disk. `gguf_file` is the
+    name of a GGUF file in the folder or on the hub, whose weights are dequantized, and `quantize` quantizes the
+    weights with bitsandbytes (nf4 or int8). The model is in evaluation mode, and its weights are checked. A model
+    type that isn't in the list is tried with the known rows. Raises InputError.
     """
     require("models", *MODELS)
     if device_map is None and (max_memory or offload_folder):
@@ -134,8 +134,8 @@ def load_model(
     `config` is the result of `load_config`, if the caller already has it. The other arguments are those of `load`.
 
     An adapter's folder gives its base model with the adapter, not merged, as a PeftModel whose adapter can be trained.
-    A quantized unembedding is dequantized; `quantized.quantization` tells what is quantized. An unembedding that is
-    offloaded is loaded for good.
+    A quantized unembedding is dequantized; `quantized.quantization` tells what is quantized. An offloaded
+    unembedding is loaded and stays loaded.
     """
     import torch
 
@@ -215,7 +215,7 @@ def _check_files(files: Sequence[Path], name: str) -> None:
 def _try(model: "PreTrainedModel") -> None:
     """Read one token, because some mistakes only show up then. Raises ValueError and others.
 
-    If weights are offloaded, the backbone also runs alone, as in a scan, because the whole model may find them loaded.
+    If weights are offloaded, the backbone also runs alone, as in a scan: errors may not show when the whole model runs.
     """
     import torch
 
@@ -228,7 +228,7 @@ def _try(model: "PreTrainedModel") -> None:
         raise ValueError(f"eos_token_id is {generation!r:.60}, but token ids are expected")
     with torch.inference_mode(), offload.explained(model):
         ids = torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))
-        for run in [model, backbone(model)] if offload.is_anywhere(model) else [model]:
+        for run in [model, backbone(model)] if offload.has_offloaded(model) else [model]:
             run(input_ids=ids, use_cache=True)
 
 
@@ -249,7 +249,7 @@ def device_named(name: str) -> str:
 def device_numbered(process: int) -> str:
     """The name of the accelerator for a process, by its number on this machine; cpu if there is no accelerator.
 
-    Processes that see a single one, as srun arranges it, all use that. Raises InputError if there are too few.
+    A process that sees only one accelerator, as srun arranges it, uses that. Raises InputError if there are too few.
     """
     import torch
 

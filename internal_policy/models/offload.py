@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 Sizes = Mapping[int | str, int | str]
 """Device (the number of a GPU, mps or cpu) -> memory in bytes, or a size such as 20GiB."""
 SHARE = 0.9
-"""How much of a device's free memory weights may take, unless the user says how much."""
+"""Share of a device's free memory that weights may take by default."""
 
 
 def limits(given: Sizes) -> dict[int | str, int]:
-    """Bytes of weights that each device of this machine may hold; those that aren't given keep most of what is free.
+    """Bytes of weights that each device of this machine may hold; for a device that isn't given, SHARE of what is free.
 
     Raises InputError for a device that this machine doesn't have, and for a size that can't be read.
     """
@@ -53,7 +53,7 @@ def temporary_folder(parent: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def present(module: "nn.Module") -> Iterator[None]:
-    """Inside, a module's own weights are on the device where it runs, also if they are offloaded."""
+    """While open, a module's own weights are on the device where it runs, even if they are offloaded."""
     from accelerate.utils.modeling import align_module_device
 
     with align_module_device(module):
@@ -61,19 +61,19 @@ def present(module: "nn.Module") -> Iterator[None]:
 
 
 def is_offloaded(module: "nn.Module") -> bool:
-    """Whether a module's own weights are elsewhere until it runs."""
+    """Whether a module's own weights are on another device or the disk until it runs."""
     from accelerate.utils.modeling import has_offloaded_params
 
     return has_offloaded_params(module)
 
 
-def is_anywhere(model: "nn.Module") -> bool:
+def has_offloaded(model: "nn.Module") -> bool:
     """Whether the weights of any module of a model are offloaded."""
     return any(map(is_offloaded, model.modules()))
 
 
 def keep_unembedding(model: "nn.Module") -> None:
-    """Load the unembedding for good if it is offloaded, because every hidden state is multiplied by it.
+    """Keep the unembedding loaded if it is offloaded, because every hidden state is multiplied by it.
 
     It goes to the device where it runs, which is also where policies are measured.
     """
@@ -96,7 +96,7 @@ def keep_unembedding(model: "nn.Module") -> None:
 
 def check_trainable(model: "nn.Module") -> None:
     """Raise InputError for a model with offloaded weights, which no optimizer can change."""
-    if is_anywhere(model):
+    if has_offloaded(model):
         raise InputError(
             "Training changes weights in place, but --device-map offloads some of them. Use more or larger GPUs, a "
             "smaller model, or --dtype bfloat16."
@@ -105,7 +105,7 @@ def check_trainable(model: "nn.Module") -> None:
 
 def check_adaptable(model: "nn.Module", name: str) -> None:
     """Raise InputError for a model with offloaded weights, to which PEFT can't add the adapter in the folder `name`."""
-    if is_anywhere(model):
+    if has_offloaded(model):
         raise InputError(
             f"{name} is an adapter, which can't be added to a model that --device-map offloads. Merge it into its base "
             "model (`merge_and_unload()`), or use more or larger GPUs."
@@ -114,11 +114,11 @@ def check_adaptable(model: "nn.Module", name: str) -> None:
 
 @contextmanager
 def explained(model: "nn.Module") -> Iterator[None]:
-    """Turn the error of a pass that reads offloaded weights outside of their module into an InputError."""
+    """While open, turn the error of a pass that reads offloaded weights outside of their module into an InputError."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
-        if "meta" not in str(error) or not is_anywhere(model):
+        if "meta" not in str(error) or not has_offloaded(model):
             raise
         raise InputError(
             f"{type(model).__name__} reads weights before they are loaded ({first_line(error)}), so it can't be "

@@ -46,12 +46,12 @@ class Stored:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a model that isn't loaded yet, as they will be."""
+    """The weights of a model that isn't loaded yet, as they will be in memory."""
 
     plain: int
     """Elements that are loaded in the type that the user chooses."""
     linear: int
-    """Those of `plain` that bitsandbytes can quantize: the linear modules but the unembedding."""
+    """Those of `plain` that bitsandbytes can quantize: in all linear modules but the unembedding."""
     rows: int
     """Rows of these modules."""
     packed: int
@@ -62,13 +62,13 @@ class Weights:
     """Elements of the largest weight."""
 
     def bytes(self, size: int, quantize: Quantize | None = None) -> int:
-        """Their memory, with plain weights of `size` bytes, and quantized by bitsandbytes if `quantize` says so."""
+        """Their memory in bytes: plain weights take `size` bytes each, unless `quantize` makes them smaller."""
         each = {None: size * self.linear, "nf4": NF4 * self.linear, "int8": self.linear + 4 * self.rows}[quantize]
         return round((self.plain - self.linear) * size + each) + self.packed + self.adapter
 
 
 def empty(checkpoint: Checkpoint, config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration without its weights: only their shapes. Raises InputError."""
+    """The model of a configuration, whose weights have shapes but no values. Raises InputError."""
     with explained(checkpoint.name, checkpoint.revision, "config.json"), torch.device("meta"):
         return auto_class(family_of(config)).from_config(config, **code_options(base(checkpoint), config))
 
@@ -110,7 +110,7 @@ def of_packed(stored: Mapping[str, Stored]) -> tuple[int, int]:
 
 
 def dtype_of(config: PreTrainedConfig, checkpoint: Checkpoint, name: str) -> torch.dtype:
-    """The type that plain weights are loaded in; auto is that of the configuration, or else of the files."""
+    """The type that plain weights are loaded in; `auto` is the type in the configuration, or else in the files."""
     chosen: Any = getattr(torch, name) if name != "auto" else config.dtype
     if chosen is None:
         stored = {} if checkpoint.gguf_file is not None else headers(base(checkpoint))
@@ -119,7 +119,7 @@ def dtype_of(config: PreTrainedConfig, checkpoint: Checkpoint, name: str) -> tor
 
 
 def adapter_bytes(path: Path) -> int:
-    """Memory of the adapter in a folder, whose half precision PEFT turns into float32; 0 without one."""
+    """Bytes of the adapter in a folder, whose half precision PEFT turns into float32; 0 without an adapter."""
     if not folder.is_adapter(path):
         return 0
     return sum(max(one.bytes, 4 * one.elements) for one in of_file(path / "adapter_model.safetensors").values())

@@ -36,7 +36,7 @@ from internal_policy.models.family import Side
 from internal_policy.models.head import unembedding, weight_alone
 from internal_policy.models.hooks import FINAL, HookPoint, Visit, locate, scaled, scaling
 from internal_policy.models.modules import final_norm
-from internal_policy.models.offload import is_anywhere
+from internal_policy.models.offload import has_offloaded
 from internal_policy.models.passes import one_rotation, remembers
 from internal_policy.models.policy import READOUTS
 from internal_policy.readers import remote as remotely
@@ -64,7 +64,7 @@ def reader(envoy: Envoy) -> Reader:
             "The model that nnsight wraps has no weights yet. Call its dispatch(), or let NDIF measure it with "
             "internal_policy.readers.nnsight.remote."
         )
-    if is_anywhere(model):
+    if has_offloaded(model):
         raise InputError(
             "nnsight can't read a model that is offloaded. Use --reader hooks, or devices that hold it whole."
         )

@@ -23,7 +23,7 @@ GPU_SHARE = 8
 PREFILL = 1024
 """Positions of the prompt read at once; their hidden states aren't kept."""
 TOGETHER, GPU_TOGETHER = 32, 512
-"""Positions measured together, at least one for each thread, and on a GPU, which needs more work at once to be busy."""
+"""Positions measured together on a CPU (at least one per thread), and on a GPU, which needs more to be busy."""
 
 
 def blocks(

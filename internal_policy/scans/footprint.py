@@ -1,4 +1,4 @@
-"""How much memory a scan needs at its peak, from the model's configuration, before anything is loaded."""
+"""Compute how much memory a scan needs at its peak, from the model's configuration, before anything is loaded."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ TABLES, TABLES_ON_GPU = 4, 2
 TILES = 8
 """Tensors as large as a tile of logits that a CPU measures with."""
 LIBRARIES = 48 * 2**20
-"""What libraries load when they are first used."""
+"""Bytes that libraries load when they are first used."""
 STATES = 3
 """Copies of the hidden states that are measured together: as they were read, of a readout, and in float32."""
 
@@ -61,7 +61,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The most that is needed at once: the weights, and the most of loading, sampling, measuring or writing."""
+        """Most bytes needed at once: the weights, and the most of loading, sampling, measuring and writing."""
         measuring = self.states + self.kernel + self.tables // 2  # of this batch, and of the last, which is written
         return self.weights + max(self.checked, self.sampling, measuring, self.tables) + LIBRARIES
 
@@ -78,9 +78,11 @@ def memory(
     free: int,
     gpu: bool,
 ) -> Memory:
-    """What a scan needs: `weights` bytes with `largest` elements in one weight, and states of `size` bytes a number.
+    """What a scan needs, in bytes.
 
-    A GPU with `free` bytes holds more hidden states and logits the more memory is left, so theirs are at most a share.
+    `weights` is the size of the weights in bytes, `largest` the number of elements of the largest one, `size` the bytes
+    of each number in a hidden state, and `free` the free bytes of the device. A `gpu` gives a share of the memory that
+    is left to hidden states and to logits.
     """
     text = config.get_text_config()
     length, left = batch.prompt + batch.response, max(free - weights, 0)
@@ -112,9 +114,9 @@ def memory(
 
 
 def cache_bytes(config: PreTrainedConfig, length: int, size: int) -> int:
-    """Memory of the keys and values of one text, in numbers of `size` bytes.
+    """Bytes of the keys and values of one text of `length` tokens, in numbers of `size` bytes.
 
-    A window of attention holds no more than it reaches, and layers without attention hold next to nothing.
+    Layers with windowed attention keep no more tokens than the window has, and layers without attention count as 0.
     """
     text = config.get_text_config()
     count = _largest(text, "num_attention_heads")
@@ -131,20 +133,20 @@ def cache_bytes(config: PreTrainedConfig, length: int, size: int) -> int:
 
 
 def pass_bytes(config: PreTrainedConfig, tokens: int, size: int) -> int:
-    """Memory of what a layer computes of so many tokens: its input, queries, keys, values and the FFN's products."""
+    """Bytes of what a layer computes for so many tokens: its input, queries, keys, values and the FFN's activations."""
     text = config.get_text_config()
     inner = _largest(text, "intermediate_size") or 4 * text.hidden_size
     return tokens * (6 * text.hidden_size + 3 * inner) * size
 
 
 def _largest(text: Any, name: str) -> int:
-    """A number of a configuration, or the largest of those of its layers; 0 if it has none."""
+    """A number in a configuration; the largest if its layers have different ones, and 0 if it has none."""
     value = getattr(text, name, None)
     return max(value, default=0) if isinstance(value, list) else value or 0
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of the device: of a GPU, or else what programs can still get of this machine's RAM."""
+    """Free memory in bytes: of a GPU, or for other devices of this machine's RAM."""
     if device.type == "cuda":
         return stacked.free_bytes(device)
     return psutil.virtual_memory().available

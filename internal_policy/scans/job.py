@@ -30,9 +30,9 @@ BY = ("device", "dtype", "versions")
 """Facts that may differ between processes that continue one scan; they are recorded for each part."""
 
 Advance = Callable[[int, int], None]
-"""Called with the numbers of rollouts and response tokens of each part when it is complete, whoever measured it.
+"""Called with the numbers of rollouts and response tokens of each part when it is complete, in whichever process.
 
-It has 0 tokens if an earlier run measured it. The thread that writes parts calls this, one part after another."""
+The number of tokens is 0 if an earlier run measured the part. The thread that writes parts makes these calls."""
 
 OnPiece = Callable[[Sequence["Rollout"], pa.Table], None]
 """Called while a part is measured, with its rollouts and each piece of its table `policies`."""
@@ -140,7 +140,7 @@ def run(
             meet(claims, (folder / store.RECORD).exists)  # the process that leads waits there
             return None
         if worker.shard.count > 1:
-            if not all(_is_measured(folder, part) for part in reversed(source.parts)):  # the last is mostly done last
+            if not all(_is_measured(folder, part) for part in reversed(source.parts)):  # the last is usually done last
                 return None
             tokens = measure(source.parts, lambda *_: None)  # only those that were damaged
         for _, mine in turns([store.RECORD], claims, lambda name: (folder / name).exists(), waits=True):
@@ -151,7 +151,7 @@ def run(
 
 
 def missing(folder: Path, parts: Sequence[int]) -> list[int]:
-    """Those of `parts` that nobody has measured."""
+    """Those of `parts` that no process has measured."""
     return [part for part in parts if not _is_measured(folder, part)]
 
 
@@ -166,9 +166,10 @@ def _measure(
     parts: Sequence[int],
     advance: Advance,
 ) -> int:
-    """Measure those of `parts` that no other process has; return the number of tokens in the parts that were seen.
+    """Measure those of `parts` that no other process has; return the number of response tokens in complete parts.
 
-    The process that leads waits for others, and checks what they have written.
+    The process that leads waits for the other processes, and checks what they have written. For other processes the
+    number only counts the parts that they measured.
     """
     folder, began, tokens = claims.folder, claims.mark.stat().st_mtime, 0
     is_done = partial(store.is_whole if leads else _is_measured, folder)
@@ -180,7 +181,7 @@ def _measure(
         claims.release(part)
         advance(rollouts, length)
 
-    with ThreadPoolExecutor(1, "writer") as writer:  # closing it waits for the part in its hands
+    with ThreadPoolExecutor(1, "writer") as writer:  # leaving the block waits for the part that it writes
         finished: Future[None] = writer.submit(lambda: None)
         for part, mine in turns(parts, claims, is_done, waits=leads):
             if mine:
@@ -209,7 +210,7 @@ def _measured(
     smaller: Callable[[int], None],
     on_piece: OnPiece | None,
 ) -> Measured:
-    """What lays out the tables of a part whose first rollout is number `first`."""
+    """A function that lays out the tables of a part, which is measured now; its first rollout is number `first`."""
     from internal_policy.scans.scan import check_rollouts
 
     check_rollouts(scanner.reader, rollouts)

@@ -99,7 +99,7 @@ def part_path(folder: Path, kind: str, part: int) -> Path:
 
 
 def part_name(kind: str, part: int) -> str:
-    """The name of that file."""
+    """The name of the file of one part of a table."""
     return f"{kind}-{part:05d}.parquet"
 
 
@@ -135,7 +135,7 @@ def fingerprint_of(path: Path) -> dict[str, Any] | None:
 
 
 def is_altered(path: Path) -> bool:
-    """Whether a table isn't as it was recorded: its size and its footer. Arrow checks the pages when it reads them.
+    """Whether a table's size or footer differs from the record. Arrow checks the pages when it reads them.
 
     Scans of earlier versions have no record of footers, so their files are read from end to end, once per process.
     Raises one of DAMAGE.

@@ -86,8 +86,8 @@ def sample(
 
     Any number of processes may share the work in one folder. A worker that doesn't lead, or whose shard isn't all of
     it, returns None while others still have parts. `advance` is called with the numbers of rollouts and response tokens
-    of each part, whoever sampled it, 0 tokens if an earlier run did, and `smaller` with how many rollouts are sampled
-    at a time once memory runs out.
+    of each part, whichever process sampled it (0 tokens if an earlier run did), and `smaller` with how many rollouts
+    are sampled at a time once memory runs out.
     """
     parts = parts_of(problems, sampling)
     rollouts: dict[int, list[Rollout]] = {}
@@ -122,7 +122,7 @@ def parts_of(problems: Sequence[Problem], sampling: Sampling) -> range:
 
 
 def missing(folder: Path, parts: Sequence[int]) -> list[int]:
-    """The parts that nobody has sampled."""
+    """Those of `parts` that no process has sampled."""
     return [part for part in parts if not is_whole(folder, part)]
 
 

@@ -210,7 +210,7 @@ class Scanner:
         smaller: Callable[[int], None] = lambda _: None,
         on_piece: OnPiece | None = None,
     ) -> Callable[[], tuple[pa.Table, pa.Table]]:
-        """A function that lays out what `measure` returns: all is measured now, but another thread can do that."""
+        """Measure now, and return a function that lays out the tables of `measure`, which another thread may call."""
         parts = in_halves(
             lambda span: self._numbers(rollouts[span], first + span.start, on_piece), len(rollouts), smaller
         )
@@ -225,7 +225,7 @@ class Scanner:
     def _numbers(
         self, rollouts: Sequence[Rollout], first: int, on_piece: OnPiece | None
     ) -> tuple[Numbers, Selection, Plan, int, Sequence[int], int]:
-        """What `policies_table` and `layers_table` take."""
+        """The arguments of `policies_table` and `layers_table`."""
         collected: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
         order: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
         lengths = [len(rollout.response_ids) for rollout in rollouts]

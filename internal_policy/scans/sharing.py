@@ -1,4 +1,4 @@
-"""Share the parts of some work with other processes: each claims a part before it begins it."""
+"""Share the parts of some work with other processes: each process claims a part before it begins it."""
 
 import os
 import time
@@ -16,9 +16,9 @@ Part = TypeVar("Part", int, str)
 BEAT = 15.0
 """Seconds between the signs of life of a process that has claimed a part."""
 SILENCE = 120.0
-"""Seconds without a sign after which a claim from another machine counts as abandoned; many, because disks stall."""
+"""Seconds without a sign of life after which a claim from another machine counts as abandoned; disks may stall."""
 ABSENCE = 600.0
-"""Seconds that processes wait for the one that leads them; many, because it may be loading its model."""
+"""Seconds that processes wait for the one that leads them, which may still be loading its model."""
 GLANCE = 0.5
 """Seconds between looks at parts that others have claimed."""
 
@@ -27,8 +27,8 @@ GLANCE = 0.5
 class Claims:
     """The parts in a folder that this process works on; while they are claimed, other processes leave them alone.
 
-    A claim is a hidden file, which only one process can create. A process of this machine loses its claims when it
-    ends, one elsewhere after SILENCE seconds: another then creates the next file of the part.
+    A claim is a hidden file, which only one process can create. A process on this machine loses its claims when it
+    ends, and one on another machine after SILENCE seconds. Then another process creates the next file of the part.
     """
 
     folder: Path
@@ -36,7 +36,7 @@ class Claims:
     mark: Path
     """This process's mark in it, as from `files.held`."""
     mine: dict[str, list[Path]] = field(default_factory=dict)
-    """Each claimed part -> its file, and those of processes that left it."""
+    """Each claimed part -> its file, and the files of processes that abandoned it."""
 
     def take(self, part: int | str) -> bool:
         """Claim a part, unless a running process has it."""
@@ -55,7 +55,7 @@ class Claims:
             return True
 
     def release(self, part: int | str) -> None:
-        """Give up a claim, because the part is done or won't be."""
+        """Give up a claim, because the part is done or is left to other processes."""
         for path in self.mine.pop(str(part), ()):
             path.unlink(missing_ok=True)
 
@@ -83,7 +83,7 @@ class Claims:
 def meet(claims: Claims, is_closed: Callable[[], bool]) -> None:
     """Wait until another process is in the folder too, or all is done.
 
-    Raises InputError if none comes within ABSENCE seconds: the others have another folder, of the same name.
+    Raises InputError if none comes within ABSENCE seconds, because then the others don't share this folder.
     """
     own, until = f"process {os.getpid()}", time.monotonic() + ABSENCE
     while not is_closed() and not {*files.writers(claims.folder)} - {own}:
@@ -113,10 +113,10 @@ def claiming(folder: Path) -> Iterator[Claims]:
 def turns(
     parts: Sequence[Part], claims: Claims, is_done: Callable[[Part], bool], *, waits: bool
 ) -> Iterator[tuple[Part, bool]]:
-    """Each part once: with True if this process has claimed it and has to do it, with False when it is done.
+    """Yield each part once: with True if this process has claimed it and must do it, with False if it is done.
 
-    The caller releases what it was given. If `waits`, this ends when every part was given, which may mean waiting for
-    other processes, and doing what they leave behind; otherwise, when other processes have all parts that are left.
+    The caller releases each claim. If `waits`, this ends when every part was yielded, which may mean waiting for other
+    processes and doing parts that they abandoned. Otherwise it ends when other processes have claimed all parts left.
     """
     left = [*parts]
     while left:
