@@ -58,7 +58,7 @@ class Benchmark:
     d_vocab: int = 151_936
     """Rows of the unembedding when measuring alone."""
     rows: tuple[int, ...] = (64, 512, 4096) if GPU else (64, 512)
-    """Numbers of hidden states that are measured alone, multiples of 64."""
+    """How many hidden states are measured alone; multiples of 64."""
     shapes: tuple[str, ...] = ("qwen3-0.6b", "qwen3-4b") if GPU else ("qwen3-0.6b",)
     """Models to scan: qwen3-0.6b, llama-3.2-1b or qwen3-4b."""
     tokens: tuple[int, ...] = (64, 512) if GPU else (64,)
@@ -72,7 +72,7 @@ class Benchmark:
     runs: int = 3
     """Timed runs of each candidate in the first two parts; the tables show medians."""
     json: Path | None = None
-    """File to write everything to as JSON, too."""
+    """JSON file to write everything to."""
 
 
 def alone(dtype: torch.dtype, d_model: int, rows: int, options: Benchmark) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
-"""Those of a processor that multiply matrices."""
+"""Features of a processor that make matrix products faster."""
 PACKAGES = ("torch", "transformers", "triton", "transformer-lens", "internal-policy")
 
 
@@ -31,7 +31,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def load() -> float:
-    """How many processes wanted a core during the last minute, on average, with this one."""
+    """How many processes wanted a core during the last minute, on average, including this one."""
     return os.getloadavg()[0]
 
 

@@ -60,7 +60,7 @@ def growing(case: dict[str, Any]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, aligned to be read as text, too."""
+    """A table, aligned so that it can also be read as text."""
     widths = [max(3, *(len(row[column]) for row in [header, *rows])) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

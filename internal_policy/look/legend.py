@@ -35,3 +35,4 @@ CHANGES = {
     "attn": Mark("attention", ORANGE, "square"),
     "mlp": Mark("FFN", BLUE, "diamond"),
 }
+"""What an entropy change is called on screen, and how it is drawn."""

@@ -197,8 +197,8 @@ def labelled(view: View, label: str) -> About:
 def layers(view: View, measure: str | None = None) -> pd.DataFrame:
     """The table `layers` of the view, one row per rollout x layer x site: means over the tokens in the window.
 
-    With a `measure` only its column is sure to be there, if it was measured: a window is computed from the tokens of
-    all responses, and each column of those takes time. The last few tables are cached, because most figures use them.
+    With a `measure` other columns may be missing: a window is computed from the tokens of all responses, and each
+    column takes time. The last few tables are cached, because most figures use them.
     """
     check(view)
     plain = View(view.source, view.readout, view.outcome, view.first, view.last)
@@ -232,7 +232,7 @@ def within(view: View) -> ds.Expression:
 
 
 def _of_readout(view: View) -> ds.Expression | None:
-    """The rows with the view's readout; None for all, because comparing millions of texts takes a second."""
+    """The rows with the view's readout; None if all have it, because comparing millions of texts takes a second."""
     only = store.record(view.source)["selection"]["readouts"] == [view.readout]
     return None if only else ds.field("readout") == view.readout
 

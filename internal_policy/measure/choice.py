@@ -76,7 +76,7 @@ def exact(
 
 
 def agree(found: dict[str, Tensor], plain: dict[str, Tensor], truth: dict[str, Tensor]) -> bool:
-    """Whether numbers are as right as `plain` ones from float32 products, up to BOUND and close tokens that swap."""
+    """Whether numbers are as exact as those of float32 products (`plain`), up to BOUND and tokens that nearly tie."""
     swapped = (found["topk_ids"] != truth["topk_ids"]).double().mean() > 0.01
     ranks = ((found["rank"] - truth["rank"]).abs() > 1 + 1e-3 * truth["rank"]).any()
     wrong = [
@@ -94,7 +94,7 @@ def error(found: Tensor, truth: Tensor) -> Tensor:
 
 
 def _seconds(kernel: Kernel, states: Tensor, targets: Tensor, scale: Tensor) -> float:
-    clock = time.perf_counter if states.is_cuda else time.process_time  # which other programs don't change
+    clock = time.perf_counter if states.is_cuda else time.process_time  # CPU time, which other programs don't change
     states.flatten()[0].item()  # wait for what the device still computes
     start = clock()
     kernel.measure(states, targets, scale)["entropy"].cpu()
