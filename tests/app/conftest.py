@@ -35,7 +35,7 @@ def components() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def executable() -> str:
     """The installed Chromium. Without one these tests are skipped, or fail where they are required."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -46,7 +46,7 @@ def executable() -> str:
     pytest.skip("no Chromium here (apt install chromium)")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(executable, tmp_path_factory) -> Iterator[str]:
     with serving(ROOT, tmp_path_factory.mktemp("dashboard")) as address:
         yield address
