@@ -45,7 +45,7 @@ from internal_policy.scans import estimate, records, store
 from internal_policy.tasks.problems import Message
 from internal_policy.tasks.rollouts import Rollout
 
-__all__ = ["EVERY_FAMILY", "FEW", "LLAMA_SHAPED", "all_points", "hook_count", "read", "tiny_model"]
+__all__ = ["EVERY_FAMILY", "FEW", "LLAMA_SHAPED", "all_points", "hook_count", "read", "slow", "tiny_model"]
 
 transformers.logging.disable_progress_bar()  # tests read stderr
 estimate.BUDGET = 0.0  # no test depends on how fast this machine is
@@ -125,6 +125,11 @@ def same(one: Any, other: Any) -> None:
     """Assert that two scans have the same numbers to the last bit."""
     pd.testing.assert_frame_equal(one.policies, other.policies, check_exact=True)
     pd.testing.assert_frame_equal(one.layers, other.layers, check_exact=True)
+
+
+def slow(*values: Any) -> list[Any]:
+    """Parameters of a test that run with -m slow only."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 LLAMA_SHAPED = ["llama", "mistral", "qwen2", "qwen3"]

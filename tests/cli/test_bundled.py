@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import slow
 
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
@@ -11,7 +12,7 @@ from internal_policy.tasks.problems import read_problems
 pytestmark = pytest.mark.usefixtures("here")
 
 
-@pytest.mark.parametrize("name", ["demo-qwen3", "demo-llama"])
+@pytest.mark.parametrize("name", ["demo-qwen3", *slow("demo-llama")])
 def test_the_bundled_models_solve_some_of_their_problems(name, here, capsys):
     words = ["--model", name, "--limit", "8", "--dtype", "float32", "--max-new-tokens", "80", "--json"]
     assert main(["generate", *words, "--output", "r.jsonl"]) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import saved, tiny_model, write_record
+from conftest import saved, slow, tiny_model, write_record
 
 from internal_policy import files
 from internal_policy.__main__ import main
@@ -197,7 +197,7 @@ def test_scans_lists_only_complete_scans(scanned, here):
 
 
 @pytest.mark.parametrize(
-    "name", ["../precious.txt", "precious.txt", "/", "policies-1.parquet", "policies-00001.parquet/x"]
+    "name", ["../precious.txt", "/", *slow("precious.txt", "policies-1.parquet", "policies-00001.parquet/x")]
 )
 def test_a_forged_record_cannot_remove_other_files(words, here, tmp_path, name, capsys):
     assert main([*words, "--output", "mine"]) == 0
@@ -298,7 +298,7 @@ def test_an_altered_number_in_a_record_is_noticed(scanned):
         store.record(scanned)
 
 
-@pytest.mark.parametrize("victim", ["policies-00000.parquet", "rollouts-00001.parquet", "part-00000.json"])
+@pytest.mark.parametrize("victim", ["policies-00000.parquet", *slow("rollouts-00001.parquet", "part-00000.json")])
 def test_no_record_is_written_if_files_disappear_during_a_scan(words, here, victim, capsys, monkeypatch):
     write = store.write_table
 
@@ -316,7 +316,7 @@ def test_no_record_is_written_if_files_disappear_during_a_scan(words, here, vict
     assert store.damaged(here / "mine") == []
 
 
-@pytest.mark.parametrize("name", ["rollouts-00000.parquet", "policies-00000.parquet", "layers-00001.parquet"])
+@pytest.mark.parametrize("name", ["rollouts-00000.parquet", *slow("policies-00000.parquet", "layers-00001.parquet")])
 def test_a_flipped_bit_in_an_unfinished_scan_is_measured_again(words, here, name):
     assert main([*words, "--output", "mine"]) == 0
     whole = {path.name: path.read_bytes() for path in (here / "mine").glob("*.parquet")}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from accelerate.utils import compile_regions
-from conftest import FEW, LLAMA_SHAPED, all_points, hook_count, random_rollout, read, tiny_model
+from conftest import FEW, LLAMA_SHAPED, all_points, hook_count, random_rollout, read, slow, tiny_model
 from torch.distributions import Categorical
 
 from internal_policy.errors import InputError
@@ -192,7 +192,7 @@ def test_every_response_token_has_a_row(llama, tokenizer, rollouts):
 # other models
 
 
-@pytest.mark.parametrize("n_layers", [1, 2, 45])
+@pytest.mark.parametrize("n_layers", [1, 2, *slow(45)])
 def test_a_model_of_any_depth_is_measured(tokenizer, rollouts, n_layers):
     model = tiny_model("llama", num_hidden_layers=n_layers)
     found = scan(model, tokenizer, rollouts[:2], sites=("attn_out", "resid_post"))
@@ -277,7 +277,10 @@ def test_the_order_of_rollouts_does_not_matter(model, tokenizer, rollouts):
         )
 
 
-@pytest.mark.parametrize(("family", "length"), [*product(FEW, [7, 11]), ("mistral", 1), ("mistral", 30)], ids=str)
+ELEVEN = [pytest.param(family, 11, marks=pytest.mark.slow) for family in FEW]
+
+
+@pytest.mark.parametrize(("family", "length"), [*product(FEW, [7]), *ELEVEN, ("mistral", 1), ("mistral", 30)], ids=str)
 def test_reading_in_pieces_does_not_change_the_numbers(monkeypatch, family, tokenizer, rollouts, length):
     check_pieces(monkeypatch, family, tokenizer, rollouts, length)
 
@@ -324,6 +327,7 @@ def test_reading_in_pieces_equals_the_slow_reference(monkeypatch, model, tokeniz
     )
 
 
+@pytest.mark.slow
 def test_a_model_compiled_in_regions_is_measured_the_same(tokenizer, rollouts):
     expected = scan(tiny_model("llama"), tokenizer, rollouts, readouts=["raw", "norm"])
     each = compile_regions(tiny_model("llama"), backend="eager")
