@@ -102,8 +102,8 @@ def make(folder: Path, rollouts: int, tokens: int, layers: int) -> None:
         }
         tables = {
             "rollouts": pa.table(told),
-            "policies": policies_table(drawn, selection, planned, layers, lengths, first),
-            "layers": layers_table(drawn, selection, planned, layers, lengths, first),
+            "policies": policies_table(drawn, selection, planned, layers, [*map(range, lengths)], first),
+            "layers": layers_table(drawn, selection, planned, layers, [*map(range, lengths)], first),
         }
         for kind, table in tables.items():
             store.write_table(store.part_path(folder, kind, part), table, group="rollout")

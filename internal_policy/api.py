@@ -91,6 +91,8 @@ def scan(
     readouts: Sequence[Readout] = READOUTS,
     measures: Sequence[str] | None = None,
     top_k: int = 5,
+    positions: tuple[int, int | None] = (0, None),
+    every: int = 1,
     batch_size: int = 8,
     chat: Chat = NO_ARGUMENTS,
     shard: tuple[int, int] = (0, 1),
@@ -113,10 +115,11 @@ def scan(
 
     A prompt goes through the chat template unless `chat` is None. The first one is shown on stderr as it was read.
 
-    `layers` (from 0), `sites` and `measures` default to all; `readouts` are "raw" (the paper), "norm"
-    (the logit lens), by default both, or lenses, which are callables `(hidden, point) -> hidden`. `model` may also be
-    a PeftModel, a TransformerBridge or an NNsight wrapper. The result is a scan in memory: see `open_scan` for what it
-    can do.
+    `layers` (from 0), `sites` and `measures` default to all; `readouts` are "raw" (the paper), "norm" (the logit lens),
+    by default both, or lenses, which are callables `(hidden, point) -> hidden`. To store less, measure only the tokens
+    at `positions` of each response, from the first to the last (None for the end), or `every` Nth of them; the model
+    reads the others as well. `model` may also be a PeftModel, a TransformerBridge or an NNsight wrapper. The result is
+    a scan in memory: see `open_scan` for what it can do.
 
     `shard=(i, n)` measures only every n-th batch, counted from batch i, so that n processes share the work. Give each
     the same texts and options; rollouts keep the numbers that they have in a whole scan, and `merge` puts the shards
@@ -127,15 +130,22 @@ def scan(
     """
     _check(model, tokenizer)
     lists = {"layers": layers, "sites": sites, "readouts": readouts, "measures": measures}
+    _check_selected(lists, positions)
+    rollouts = _rollouts(tokenizer, texts, limit, chat)
+    chosen = {name: value for name, value in lists.items() if value is not None}
+    which = {"positions": tuple(positions), "every": every, "shard": Shard(*shard)}
+    return of(measure(model, tokenizer, rollouts, **chosen, **which, top_k=top_k, batch_size=batch_size))
+
+
+def _check_selected(lists: Mapping[str, Any], positions: Any) -> None:
+    """Refuse what isn't a list or a pair. Raises InputError."""
     for name, value in lists.items():
         if value is not None and not isinstance(value, list | tuple | range):
             raise InputError(f"{name} must be a list, not {value!r}. Use [{value!r}].")
-    if wrong := [layer for layer in layers or () if not isinstance(layer, int)]:
+    if wrong := [layer for layer in lists["layers"] or () if not isinstance(layer, int)]:
         raise InputError(f"layers has {wrong[0]!r}. Give whole numbers from 0.")
-    rollouts = _rollouts(tokenizer, texts, limit, chat)
-    chosen = {name: value for name, value in lists.items() if value is not None}
-    share = Shard(*shard)
-    return of(measure(model, tokenizer, rollouts, **chosen, top_k=top_k, batch_size=batch_size, shard=share))
+    if not isinstance(positions, tuple | list) or len(positions) != 2:
+        raise InputError(f"positions is {positions!s:.60}. Give the first and the last, such as (100, 200).")
 
 
 def lens(

@@ -90,6 +90,7 @@ def payload(
         "d_vocab": V,
         "k": k,
         "first": 0,
+        "every": 1,
         "prompt": ["Question", ":", "\n"],
         "tokens": [words[at] for at in actual],
         "vocabulary": words,

@@ -72,7 +72,7 @@ def choose_rollout(looked: View, known: pd.DataFrame) -> None:
         offer_to_clear(looked)
     else:
         with show.refusing():
-            grid(looked, rollout, known["tokens"].iloc[place])
+            grid(looked, rollout)
     if len(numbers) > 1:
         with above, show.refusing():
             table(scans.by_rollout(looked), place)
@@ -179,7 +179,7 @@ def open_rollout(rollout: int) -> None:
         st.session_state["rollout"], st.session_state["position"], st.session_state["part"] = rollout, None, None
 
 
-def grid(looked: View, rollout: int, n_tokens: int) -> None:
+def grid(looked: View, rollout: int) -> None:
     """Draw the lens grid around the chosen cell, and the numbers behind it."""
     measured = store.record(looked.source)["selection"]
     site = st.session_state.get("site")
@@ -189,7 +189,7 @@ def grid(looked: View, rollout: int, n_tokens: int) -> None:
         site = None
     readouts, sites = planes(looked, site)
     plain = replace(looked, readout=measured["readouts"][0])
-    start = part(looked.first, looked.first + n_tokens - 1)
+    start = part(view.positions_of(looked, rollout))
     numbers = lens_grid.numbers(plain, rollout, readouts, sites, start, scans.name_of(Path(str(looked.source))))
     chosen = {"site": site, "readout": looked.readout}
     with show.refusing():
@@ -203,18 +203,19 @@ def grid(looked: View, rollout: int, n_tokens: int) -> None:
     show.below_grid("cells", made, scans.at_site(looked, rollout, shown))
 
 
-def part(first: int, last: int) -> int:
+def part(measured: range) -> int:
     """The first position of the part of a long response that is drawn. Draws buttons to the other parts."""
     at = st.session_state.get("part")
     at = st.session_state.get("position") if at is None else at
-    start = first if at is None or not first <= at <= last else first + (at - first) // payload.MOST * payload.MOST
-    end = min(last, start + payload.MOST - 1)
-    if (start, end) != (first, last):
+    begin = 0 if at is None or at not in measured else measured.index(at) // payload.MOST * payload.MOST
+    shown = measured[begin : begin + payload.MOST]
+    if len(shown) < len(measured):
+        before, after = measured[max(begin - 1, 0)], measured[min(begin + payload.MOST, len(measured) - 1)]
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.button("Previous tokens", key="before", on_click=go_to, args=[start - 1], disabled=start == first)
-            st.button("Next tokens", key="after", on_click=go_to, args=[end + 1], disabled=end == last)
-            st.text(f"Positions {start} to {end} of {first} to {last}.")
-    return start
+            st.button("Previous tokens", key="before", on_click=go_to, args=[before], disabled=begin == 0)
+            st.button("Next tokens", key="after", on_click=go_to, args=[after], disabled=shown[-1] == measured[-1])
+            st.text(f"Positions {shown[0]} to {shown[-1]} of {measured[0]} to {measured[-1]}.")
+    return shown[0]
 
 
 def go_to(position: int) -> None:
@@ -243,9 +244,12 @@ def cell(looked: View, numbers: dict[str, Any]) -> dict[str, Any]:
             "own policy."
         )
     first, last = numbers["ends"]
-    if position is not None and not first <= position <= last:
-        raise InputError(f"There is no position {position} in this response. Choose one from {first} to {last}.")
-    here = position is not None and 0 <= position - numbers["first"] < len(numbers["tokens"])
+    if position is not None and position not in range(first, last + 1, numbers["every"]):
+        measured = " that was measured" if numbers["every"] > 1 else ""
+        choose = f"Choose one from {first} to {last}{measured}."
+        raise InputError(f"There is no position {position} in this response. {choose}")
+    shown = range(numbers["first"], last + 1, numbers["every"])[: len(numbers["tokens"])]
+    here = position is not None and position in shown
     return {"layer": layer, "position": position if here else None}
 
 

@@ -39,11 +39,12 @@ def forecast(work: Work, *, is_here: bool = True) -> dict[str, Any]:
         "measures": list(selection.measures),
         "rollouts": work.total,
         "response_tokens_at_most": tokens,
+        **({"measured_tokens_at_most": work.measured} if selection.positions else {}),
         "prompt_tokens": prompts or sum(work.prompts) * work.inputs.sampling.samples,
         "hidden_states_per_token": len(work.plan.points),
         "unembeddings_per_token": products,
         "gflop_per_token": products * 2 * text.hidden_size * text.vocab_size / 1e9,
-        "disk_bytes_at_most": selection.disk_bytes(tokens),
+        "disk_bytes_at_most": selection.disk_bytes(work.measured),
         **(_needed(work, model) if is_here else {}),
         **({f"seconds{end}": _seconds(work, model, tokens)} if is_here else {}),
     }
@@ -82,6 +83,7 @@ def _seconds(work: Work, model: Any, tokens: int) -> float:
     prompts = sum(len(rollout.prompt_ids) for rollout in work.rollouts) if given else sum(work.prompts)
     size = estimate.Size(
         tokens=tokens,
+        measured=work.measured,
         prompts=prompts if given else prompts * sampling.samples,
         batches=batches,
         steps=0 if given else batches * sampling.max_new_tokens,
@@ -97,7 +99,7 @@ def _seconds(work: Work, model: Any, tokens: int) -> float:
         capacity.case_of(work).dtype,
         torch.device(loading.device_named(inputs.arguments["device"])),
         batch,
-        max(1, tokens * batch // work.total),
+        max(1, work.measured * batch // work.total),
     )
     return estimate.seconds(size, speed)
 

@@ -47,8 +47,9 @@ def measure(
     if left and not {*left} & {*worker.shard.parts(parts)}:
         shards.note_left(worker, len(left), len(parts), folder)
         return
-    longest = size * inputs.sampling.max_new_tokens  # the responses' lengths aren't known before they are sampled
-    work.check_disk(folder, planned.selection, planned.tokens or longest)
+    batch_tokens = size * len(planned.selection.positions.of(planned.longest))
+    work.check_disk(folder, planned.selection, planned.measured if planned.rollouts else batch_tokens)
+    work.note_short(planned)
 
     def begin() -> None:
         if other:

@@ -198,19 +198,10 @@ def views_of(names: Sequence[str], options: ViewOptions) -> "list[View]":
 def view_of(name: str, options: ViewOptions) -> "View":
     """A view of a scan, as the options ask. Raises InputError."""
     from internal_policy.look.view import View, check, default
+    from internal_policy.scans import positions
 
     folder = inventory.find_scan(name)
-    first, last = positions(options.positions)
+    first, last = positions.parse(options.positions)
     view = View(folder, options.readout or default(folder).readout, options.outcome, first, last)
     check(view)
     return view
-
-
-def positions(text: str | None) -> tuple[int, int | None]:
-    """Read `0-99`, `100-` or `7`: the first position and the last, None for the end. Raises InputError."""
-    if text is None:
-        return 0, None
-    first, dash, last = text.partition("-")
-    if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
-        raise InputError(f"--positions is '{text}'. Write a range such as 0-99, 100- or 7.")
-    return int(first), int(last) if last else None if dash else int(first)

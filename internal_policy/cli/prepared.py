@@ -37,6 +37,8 @@ LATER: dict[str, Any] = {
     "text": (),
     "gguf_file": None,
     "quantize": None,
+    "positions": None,
+    "every": 1,
     "engine": "local",
     "tensor_parallel": 1,
     "served_model": None,

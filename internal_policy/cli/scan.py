@@ -4,9 +4,9 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from internal_policy.cli import engine, forecast, measuring, opening, outputs, progress, sampler, shards, texts
+from internal_policy.cli import engine, forecast, measuring, opening, outputs, progress, sampler, shards, texts, work
 from internal_policy.cli.common import (
     EngineOptions,
     File,
@@ -19,6 +19,7 @@ from internal_policy.cli.common import (
     ResponseOptions,
     RolloutOptions,
     SamplingOptions,
+    Text,
     Texts,
 )
 from internal_policy.cli.measuring import UNWATCHED, Watch
@@ -26,12 +27,8 @@ from internal_policy.cli.prepared import Prepared, check_effect, prepare, source
 from internal_policy.cli.work import Work
 from internal_policy.errors import InputError
 from internal_policy.models import templates
+from internal_policy.scans import positions
 from internal_policy.scans.records import RECORD
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-    from internal_policy.scans.selection import Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +102,11 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     """Measures to keep, separated by commas: entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm."""
     top_k: int = 5
     """Number of most likely tokens to keep at each hook point; 0 keeps none."""
+    positions: Text = None
+    """Positions of each response to measure: a range such as 0-99 or 100-. The model reads the rest as well; by default
+    all are measured."""
+    every: int = 1
+    """Measure only every so many of these positions, such as 4 for every fourth token."""
     limit: Number = None
     """Number of problems or rollouts to use, from the first; by default all."""
 
@@ -178,6 +180,8 @@ def _check(options: Scan) -> None:
     """Refuse options that contradict each other, or would have no effect. Raises InputError."""
     engine.check(options)
     engine.pool(options)
+    if options.every < 1:
+        raise InputError(f"--every is {options.every}; it must be 1 or more.")
     given = [name for name in ("problems", "rollouts", "text") if getattr(options, name)]
     if len(given) > 1:
         raise InputError(f"Both --{given[0]} and --{given[1]} are given. Use one of them.")
@@ -193,7 +197,9 @@ def prepared(options: Scan) -> Prepared:
     Raises InputError for options that contradict each other or would have no effect.
     """
     _check(options)
-    options = dataclasses.replace(options, text=texts.read(options.text, "--text"))
+    first, last = positions.parse(options.positions)
+    span = None if (first, last) == (0, None) else f"{first}-{'' if last is None else last}"  # however it was typed
+    options = dataclasses.replace(options, positions=span, text=texts.read(options.text, "--text"))
     is_given = bool(options.text) or options.rollouts is not None
     unused = PRESENTATION | (SAMPLING if is_given else set()) | (set() if engine.samples(options) else {"engine"})
     sources = []
@@ -207,7 +213,7 @@ def prepared(options: Scan) -> Prepared:
     from internal_policy.measure.sites import SITES
     from internal_policy.models.families import sites_of
 
-    chosen, sites = selection(options, inputs.config), sites_of(inputs.config)
+    chosen, sites = work.selection(options, inputs.config), sites_of(inputs.config)
     every = {
         "layers": tuple(range(inputs.config.get_text_config().num_hidden_layers)),
         "sites": tuple(site for site in SITES if site in sites),
@@ -217,32 +223,6 @@ def prepared(options: Scan) -> Prepared:
     return inputs.asking(**{name: "all" if some == every[name] else list(some) for name, some in lists.items()})
 
 
-def selection(options: Scan, config: "PreTrainedConfig") -> "Selection":
-    """What the options measure of a model. Raises InputError."""
-    from internal_policy.measure.metrics import MEASURES
-    from internal_policy.measure.sites import SITES
-    from internal_policy.models.families import check_sites, sites_of
-    from internal_policy.scans.selection import Selection, parse_layers
-
-    text = config.get_text_config()
-    if options.top_k > text.vocab_size:
-        raise InputError(f"--top-k is {options.top_k}, but the model has only {text.vocab_size} tokens.")
-    chosen = Selection(
-        parse_layers(options.layers, text.num_hidden_layers),
-        sites_of(config) if options.sites == "all" else tuple(options.sites.split(",")),
-        (*(("raw", "norm") if options.readout == "both" else (options.readout,)), *(["tuned"] if options.lens else [])),
-        MEASURES if options.measures == "all" else tuple(options.measures.split(",")),
-        options.top_k,
-    )
-    if options.sites != "all":
-        check_sites(config, chosen.layers, chosen.sites)
-    return dataclasses.replace(  # however they were typed, so that one question has one order of columns
-        chosen,
-        sites=tuple(site for site in SITES if site in chosen.sites),
-        measures=tuple(name for name in MEASURES if name in chosen.measures),
-    )
-
-
 def _work(options: Scan, inputs: Prepared) -> Work:
     if not options.text and inputs.chat_template != "none":
         templates.start()  # while this process imports transformers
@@ -250,8 +230,10 @@ def _work(options: Scan, inputs: Prepared) -> Work:
     from internal_policy.scans.selection import plan
 
     progress.quiet()
-    chosen = selection(options, inputs.config)
+    chosen = work.selection(options, inputs.config)
     planned = plan(chosen, layer_sites(inputs.config))
     translators = inputs.translators(planned.points[1 : planned.unembedded])  # the first is final
     problems, prompts = ([], []) if inputs.is_given else inputs.problems(inputs.question["problems"])
-    return Work(inputs, chosen, planned, translators, inputs.given(), problems, prompts)
+    found = Work(inputs, chosen, planned, translators, inputs.given(), problems, prompts)
+    chosen.positions.check(found.longest)
+    return found

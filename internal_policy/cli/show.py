@@ -114,7 +114,7 @@ def _entropies(shown: "View", record: Mapping[str, Any]) -> Table:
 
 def _responses(folder: Path, record: Mapping[str, Any]) -> str:
     """How many responses a scan has, how they were marked, and how many were cut."""
-    from internal_policy.scans import records, store
+    from internal_policy.scans import positions, records, store
     from internal_policy.tasks import pass_at_k
 
     rows = store.read(folder, "rollouts", ["reward", "response", "finished"])
@@ -123,8 +123,10 @@ def _responses(folder: Path, record: Mapping[str, Any]) -> str:
     sampled = records.sampled(record["asked"])
     cut = f", {unfinished:.0%} cut at the length limit" if unfinished and sampled else ""
     why = pass_at_k.no_box(rows["reward"], rows["response"])
-    said = f"{counted(len(rows), 'rollout')}, {marks}{cut}; {counted(record['tokens'], 'response token')}."
-    return f"{said} {why}".rstrip()
+    measured = positions.of_record(record)
+    token = "measured response token" if measured else "response token"
+    said = f"{counted(len(rows), 'rollout')}, {marks}{cut}; {counted(record['tokens'], token)}."
+    return " ".join(filter(None, [said, measured.note, why]))
 
 
 def training_run(item: inventory.Item, *, as_json: bool = False) -> None:

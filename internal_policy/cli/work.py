@@ -1,14 +1,19 @@
 """Describe and check what a scan is about to measure."""
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from internal_policy.cli import progress
 from internal_policy.cli.prepared import Prepared
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from internal_policy.cli.scan import Scan
     from internal_policy.lenses.tuned import Translators
     from internal_policy.scans.selection import Plan, Selection
     from internal_policy.tasks.problems import Problem
@@ -43,6 +48,54 @@ class Work:
     def tokens(self) -> int:
         """How many response tokens are given; 0 if responses are sampled."""
         return sum(len(rollout.response_ids) for rollout in self.rollouts)
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest response has, or may have if they are sampled."""
+        given = [len(rollout.response_ids) for rollout in self.rollouts]
+        return max(given, default=self.inputs.sampling.max_new_tokens)
+
+    @property
+    def measured(self) -> int:
+        """How many response tokens are measured, at most if they are sampled."""
+        lengths = [len(rollout.response_ids) for rollout in self.rollouts] or [self.longest] * self.total
+        return sum(len(self.selection.positions.of(length)) for length in lengths)
+
+
+def selection(options: "Scan", config: "PreTrainedConfig") -> "Selection":
+    """What the options measure of a model. Raises InputError."""
+    from internal_policy.measure.metrics import MEASURES
+    from internal_policy.measure.sites import SITES
+    from internal_policy.models.families import check_sites, sites_of
+    from internal_policy.scans import positions
+    from internal_policy.scans.selection import Selection, parse_layers
+
+    text = config.get_text_config()
+    if options.top_k > text.vocab_size:
+        raise InputError(f"--top-k is {options.top_k}, but the model has only {text.vocab_size} tokens.")
+    chosen = Selection(
+        parse_layers(options.layers, text.num_hidden_layers),
+        sites_of(config) if options.sites == "all" else tuple(options.sites.split(",")),
+        (*(("raw", "norm") if options.readout == "both" else (options.readout,)), *(["tuned"] if options.lens else [])),
+        MEASURES if options.measures == "all" else tuple(options.measures.split(",")),
+        options.top_k,
+        positions.Positions(*positions.parse(options.positions), options.every),
+    )
+    if options.sites != "all":
+        check_sites(config, chosen.layers, chosen.sites)
+    return dataclasses.replace(  # however they were typed, so that one question has one order of columns
+        chosen,
+        sites=tuple(site for site in SITES if site in chosen.sites),
+        measures=tuple(name for name in MEASURES if name in chosen.measures),
+    )
+
+
+def note_short(work: Work) -> None:
+    """Say how many of the given responses end before the positions to measure, and are left out."""
+    lengths = [len(rollout.response_ids) for rollout in work.rollouts]
+    if short := sum(not work.selection.positions.of(length) for length in lengths):
+        said = f"{short} of {counted(len(lengths), 'response')}"
+        progress.note(f"Nothing is measured of {said}, because there is no token at {work.selection.positions}.")
 
 
 def check_disk(folder: Path, selection: "Selection", tokens: int) -> None:

@@ -16,15 +16,16 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from internal_policy.cli import opening, parsing, scan
+from internal_policy.cli import opening, parsing, scan, work
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.prepared import Prepared
 from internal_policy.errors import InputError, counted
 from internal_policy.scans import store
+from internal_policy.scans.positions import recorded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +127,7 @@ class Progress:
             "n_layers": reader.n_layers,
             "d_vocab": reader.unembedding.out_features,
             "dtype": str(reader.model.dtype).removeprefix("torch."),
-            "selection": asdict(self.selection),
+            "selection": recorded(self.selection),
             "lacking": lacking(self.selection, layer_sites(reader.model.config)),
             "rollouts": len(rollouts),
         }
@@ -175,7 +176,7 @@ def answer(words: Sequence[str], text: str, warm: Warm, stop: threading.Event) -
     progress.quiet()
     inputs = warm.holding(scan.prepared(options))
     check(inputs, text)
-    sent = Progress(inputs, warm, scan.selection(options, inputs.config), stop)
+    sent = Progress(inputs, warm, work.selection(options, inputs.config), stop)
     folder, cached = scan.scanned(options, inputs, warm, scan.Watch(sent.on_token, sent.on_piece))
     rollout = store.of_rollout(folder, "rollouts", 0, ["response", "response_ids"]).to_pylist()[0]
     warm.tell(

@@ -8,6 +8,7 @@ import pandas as pd
 
 from internal_policy.errors import InputError
 from internal_policy.look.view import View, absent, check
+from internal_policy.scans import positions
 
 
 def comparable(views: Sequence[View], measure: str = "entropy") -> list[Mapping[str, Any]]:
@@ -72,6 +73,7 @@ def differences(records: Sequence[Mapping[str, Any]], same_tokens: bool = False)
     questions = {} if same_tokens else sampling
     questions |= {
         "the size of the vocabulary, which sets the largest possible entropy": lambda r: r["d_vocab"],
+        "the positions that were measured": lambda r: str(positions.of_record(r)) or "all",
         "the precision of the weights": lambda r: r["dtype"],
         "the quantization of the weights": lambda r: r.get("quantization", {}).get("scheme", "none"),
     }

@@ -40,6 +40,8 @@ def tokens(source: Path | Tables) -> Iterator[pa.Table]:
     responses = store.pieces(source, "rollouts", ["rollout", "response_ids"])
     for policies, rollouts in zip(store.pieces(source, "policies", columns), responses, strict=True):
         layer = policies["layer"].to_numpy()
+        if not len(layer):  # of a part whose responses end before the measured positions
+            continue
         n = len(np.unique(layer))
         last = policies.take(np.arange(n - 1, len(layer), n))  # the rows of final; the layers of a token stand together
         ranks = policies[RANK].to_numpy().astype(float).reshape(-1, n)

@@ -12,7 +12,13 @@ import pyarrow.dataset as ds
 from internal_policy.errors import InputError
 from internal_policy.look import comparison, tokens
 from internal_policy.look.view import View, absent, check, check_rollout, how, rollouts, within
-from internal_policy.scans import store
+from internal_policy.scans import positions, store
+
+ELSEWHERE = (
+    "A and B were measured at different positions, so only their layers are linked and nothing is subtracted. Scan "
+    "again with the same --positions and --every."
+)
+"""Why two responses with the same tokens can't be subtracted if other tokens of them were measured."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,9 @@ def obstacle(a: Side, b: Side) -> str | None:
     if not {*one["selection"]["sites"]} & {*other["selection"]["sites"]}:
         return "A and B have no site in common. Scan again with --sites all."
     if same_tokens(a, b):
-        return None
+        length = len(_of(a)[1])
+        is_same = positions.of_record(one).of(length) == positions.of_record(other).of(length)
+        return None if is_same else ELSEWHERE
     said = "A and B have different tokens, so only their layers are linked and nothing is subtracted."
     words = [store.read(side.view.source, "vocabulary") for side in (a, b)]
     if a.view.source == b.view.source or not words[0].equals(words[1]):  # another tokenizer can't read A's token ids

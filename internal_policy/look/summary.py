@@ -11,7 +11,7 @@ from internal_policy.look import comparison, legend, mismatch, statistics, view
 from internal_policy.look.statistics import Average
 from internal_policy.look.targets import targets as by_part
 from internal_policy.look.view import View
-from internal_policy.scans import records, store
+from internal_policy.scans import positions, records, store
 from internal_policy.tasks import pass_at_k
 
 PARTS = {"total": "as measured (paper)", "direction": "direction alone", "norm": "norm alone"}
@@ -115,6 +115,7 @@ def provenance(one: View) -> dict[str, str]:
         "readout": view.how(one.readout),
         "lens": asked.get("lens"),
         "rollouts": f"{record['rollouts']:,}, {counted(record['tokens'], 'token')}",
+        "positions": str(positions.of_record(record)),
         "shown here": view.words(one) or "all of them",
         "problems": _problems(asked),
         "texts": _texts(asked.get("text") or ()),

@@ -18,6 +18,7 @@ from internal_policy.look.view import (
     check_measure,
     every,
     lacking,
+    positions_of,
     rollouts,
     within,
 )
@@ -130,11 +131,11 @@ def settled(view: View) -> pd.DataFrame:
 
 
 def response(view: View, rollout: int) -> pd.DataFrame:
-    """The tokens of a response within the view: position, id, token (its text, from the vocabulary)."""
+    """The measured tokens of a response within the view: position, id, token (its text, from the vocabulary)."""
     found = store.of_rollout(view.source, "rollouts", rollout, ["response_ids"]).to_pandas()
     ids = np.asarray(found["response_ids"].iloc[0], dtype=int)
-    stop = len(ids) if view.last is None else view.last + 1
-    frame = pd.DataFrame({"position": np.arange(len(ids)), "id": ids})[view.first : stop]
+    at = np.array(positions_of(view, rollout), dtype=int)
+    frame = pd.DataFrame({"position": at, "id": ids[at]})
     if not len(frame):
         raise InputError(f"Rollout {rollout} of {view.source} has no response tokens there. Choose other positions.")
     return frame.assign(token=texts(view, frame["id"])).reset_index(drop=True)
@@ -146,10 +147,11 @@ def window(response: pd.DataFrame, position: int | None = None, most: int = WIND
     `response` has one row per token, with its position. Raises InputError for a position that it lacks.
     """
     first, last = int(response["position"].iloc[0]), int(response["position"].iloc[-1])
-    if position is not None and not first <= position <= last:
-        raise InputError(f"There is no position {position} in this response. Choose one from {first} to {last}.")
-    start = first if position is None else first + (position - first) // most * most
-    return response[response["position"].between(start, start + most - 1)]
+    if position is not None and position not in set(response["position"]):
+        every = "" if len(response) == last - first + 1 else " that was measured"
+        raise InputError(f"There is no position {position} in this response. Choose one from {first} to {last}{every}.")
+    at = 0 if position is None else int(np.searchsorted(response["position"], position)) // most * most
+    return response.iloc[at : at + most]
 
 
 def texts(view: View, ids: pd.Series) -> pd.Series:

@@ -17,7 +17,7 @@ from internal_policy.errors import InputError, counted
 from internal_policy.look import statistics
 from internal_policy.look.statistics import Average
 from internal_policy.measure.sites import CHANGES, INPUT_OF, ONLY_AT, SITES, WITH_FINAL
-from internal_policy.scans import repeat, store
+from internal_policy.scans import positions, repeat, store
 from internal_policy.scans.store import Tables
 from internal_policy.tasks import pass_at_k
 
@@ -123,9 +123,10 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
     """
     columns = list(dict.fromkeys(["rollout", "reward", *columns]))
     found = _responses(view.source, tuple(columns), _written(view.source)).copy(deep=False)
-    length = found.pop("length")
-    stop = length if view.last is None else np.minimum(length, view.last + 1)
-    found["tokens"] = np.maximum(stop - view.first, 0).astype(int)
+    measured = positions.of_record(store.record(view.source))
+    found["tokens"] = [
+        len(positions.within(measured.of(length), view.first, view.last)) for length in found.pop("length")
+    ]
     if view.outcome != "all":
         correct = pass_at_k.correct(found["reward"])
         found = found[correct if view.outcome == "correct" else ~correct & found["reward"].notna()]
@@ -150,6 +151,13 @@ def _written(source: Path | Tables) -> int:
     return 0 if isinstance(source, Tables) else (source / store.RECORD).stat().st_mtime_ns
 
 
+def positions_of(view: View, rollout: int) -> range:
+    """The measured positions of a response in the view. Raises InputError for an unknown rollout."""
+    ids = store.of_rollout(view.source, "rollouts", rollout, ["response_ids"])["response_ids"][0]
+    measured = positions.of_record(store.record(view.source)).of(len(ids))
+    return positions.within(measured, view.first, view.last)
+
+
 def words(view: View) -> str:
     """The filter in words; empty if everything is included."""
     said = [] if view.outcome == "all" else [f"{view.outcome} rollouts"]
@@ -170,7 +178,7 @@ def about(view: View) -> About:
         int(found["tokens"].sum()),
         record["n_layers"],
         record["d_vocab"],
-        words(view),
+        ", ".join(filter(None, [words(view), str(positions.of_record(record))])),
         modules(record),
     )
 

@@ -41,6 +41,7 @@ from internal_policy.models.passes import one_rotation, remembers
 from internal_policy.models.policy import READOUTS
 from internal_policy.readers import remote as remotely
 from internal_policy.scans.blocks import TOGETHER, padded
+from internal_policy.scans.positions import Positions
 from internal_policy.scans.reader import Measured, Reader
 from internal_policy.tasks.rollouts import Rollout
 
@@ -166,6 +167,7 @@ def _measure(
     points: Sequence[HookPoint],
     readouts: Sequence[str],
     local: kernel.Kernel,
+    positions: Positions,
 ) -> Iterator[Measured]:
     """Measure a batch on the server, piece by piece, as `local` would here. Raises InputError if the server can't."""
     if lenses := [readout for readout in readouts if readout not in READOUTS]:
@@ -179,7 +181,7 @@ def _measure(
         "fields": {name: getattr(local, name) for name in fields},
         "together": TOGETHER,
     }
-    ids_of_all, number_of_all = padded(rollouts)
+    ids_of_all, number_of_all = padded(rollouts, positions)
     states = len(points) + (local.unembedded or 0) * ("norm" in readouts)
     step = max(1, STATE_BYTES // (states * weight.shape[1] * weight.element_size() * len(rollouts)))
     for rows, width, whole in _rotated_alike(model.config, rollouts):

@@ -11,6 +11,7 @@ from torch import Tensor
 from internal_policy.measure.stacked import free_bytes
 from internal_policy.models.hooks import HookPoint, check_visits
 from internal_policy.models.passes import alone, continuing, device_of
+from internal_policy.scans.positions import EVERY, Positions
 from internal_policy.scans.reader import reader_of
 from internal_policy.tasks.rollouts import Rollout
 
@@ -27,9 +28,11 @@ TOGETHER, GPU_TOGETHER = 32, 512
 
 
 def blocks(
-    model: Any, rollouts: Sequence[Rollout], points: Sequence[HookPoint]
+    model: Any, rollouts: Sequence[Rollout], points: Sequence[HookPoint], positions: Positions = EVERY
 ) -> Iterator[tuple[Int[Tensor, " pos"], Int[Tensor, " pos"], Float[Tensor, "points pos d_model"]]]:
     """Run the model over a batch; yield the hidden states at `points` where the response tokens are predicted.
+
+    Those are the tokens at `positions` of each response, by default all.
 
     Each item is (number of each position in the batch, rollout by rollout; the token that follows; hidden states), for
     at most TOGETHER positions, or GPU_TOGETHER on a GPU, where the states stay. Rollouts are padded on the right, where
@@ -38,7 +41,10 @@ def blocks(
     each piece is read from the start of the text.
     """
     reader = reader_of(model)
-    ids, number = padded(rollouts)
+    ids, number = padded(rollouts, positions)
+    kept_columns = (number >= 0).any(0).nonzero().flatten().tolist()
+    if not kept_columns:
+        return
     width = ids.shape[1]
     weight, device = reader.unembedding.weight, device_of(reader.model)
     ids = ids.to(device)
@@ -49,11 +55,13 @@ def blocks(
         room = free_bytes(weight.device) // GPU_SHARE
     step, together = max(1, room // per_position), GPU_TOGETHER if on_gpu else max(TOGETHER, torch.get_num_threads())
     row_of = {point: row for row, point in enumerate(points)}
-    first = min(len(rollout.prompt_ids) for rollout in rollouts) - 1  # nothing before this position is kept
+    first, last = kept_columns[0], kept_columns[-1]  # nothing before or after these positions is kept
     prompt = range(0, first, max(step, PREFILL)) if options else ()
     starts = [0] if step >= width else [*prompt, *range(first, width, step)]
     options = options if len(starts) > 1 else {}
     for start, end in zip(starts, [*starts[1:], width], strict=True):
+        if start > last:
+            break
         piece = slice(start if options else 0, end)
         kept = number[:, piece] >= 0
         kept[:, : start - piece.start] = False
@@ -79,10 +87,12 @@ def blocks(
             yield index[at], targets[at], hidden[:, at]
 
 
-def padded(rollouts: Sequence[Rollout]) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+def padded(
+    rollouts: Sequence[Rollout], positions: Positions = EVERY
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
     """Token ids, padded on the right, and the number of each measured position, rollout by rollout.
 
-    The number is -1 wherever no response token is predicted.
+    The number is -1 wherever no response token at one of the `positions` is predicted.
     """
     width = max(len(rollout.ids) for rollout in rollouts)
     ids = torch.zeros(len(rollouts), width, dtype=torch.int64)
@@ -90,7 +100,8 @@ def padded(rollouts: Sequence[Rollout]) -> tuple[Int[Tensor, "batch seq"], Int[T
     count = 0
     for row, rollout in enumerate(rollouts):
         ids[row, : len(rollout.ids)] = torch.tensor(rollout.ids)
+        measured = positions.of(len(rollout.response_ids))
         # token t is predicted at position t - 1
-        span = slice(len(rollout.prompt_ids) - 1, len(rollout.ids) - 1)
-        number[row, span] = torch.arange(count, count := count + len(rollout.response_ids))
+        at = len(rollout.prompt_ids) - 1 + torch.tensor(measured, dtype=torch.int64)
+        number[row, at] = torch.arange(count, count := count + len(measured))
     return ids, number

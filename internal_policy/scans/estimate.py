@@ -33,6 +33,8 @@ class Size:
 
     tokens: int
     """Response tokens."""
+    measured: int
+    """Response tokens whose policies are measured."""
     prompts: int
     """Prompt tokens, over all rollouts."""
     batches: int
@@ -76,7 +78,7 @@ def seconds(size: Size, speed: Speed) -> float:
     are sampled, every step of a batch reads all weights. Attention over long texts and writing the tables are left out.
     """
     reading = (size.prompts + size.tokens) * size.weights * speed.wide + size.batches * size.layers * speed.layer
-    measuring = size.tokens * ((size.policies - size.scaled) * speed.policy + size.scaled * speed.scaled)
+    measuring = size.measured * ((size.policies - size.scaled) * speed.policy + size.scaled * speed.scaled)
     step = (size.weights + size.unembedding) * speed.narrow + size.layers * speed.layer + speed.step
     prompts = size.prompts * size.weights * speed.wide if size.steps else 0.0
     return reading + measuring + size.steps * step + prompts

@@ -92,7 +92,8 @@ def memory(
     step = max(1, room // (together * batch.rollouts))
     piece = length if step >= length or not goes_on else min(length, max(step, min(PREFILL, batch.prompt)))
     states = together * batch.rollouts * min(step, batch.response)
-    measured = min(batch.rollouts * min(step, batch.response), GPU_TOGETHER if gpu else TOGETHER)
+    response = len(selection.positions.of(batch.response))
+    measured = min(batch.rollouts * min(step, response), GPU_TOGETHER if gpu else TOGETHER)
     if gpu:
         shape = torch.empty(text.vocab_size, text.hidden_size, device="meta")
         each = stacked.token_bytes(stacked.Wanted(shape, LogitTransform(), (), 0), plan.unembedded)
@@ -109,7 +110,7 @@ def memory(
         sampling=sampling * batch.sampled,
         states=reading,
         kernel=kernel,
-        tables=selection.disk_bytes(batch.rollouts * batch.response) * (TABLES_ON_GPU if gpu else TABLES),
+        tables=selection.disk_bytes(batch.rollouts * response) * (TABLES_ON_GPU if gpu else TABLES),
     )
 
 

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.scans import records, store
 from internal_policy.scans.claims import claim as claim_folder
+from internal_policy.scans.positions import recorded
 from internal_policy.scans.shard import ALONE, Worker
 from internal_policy.scans.sharing import Claims, claiming, meet, turns
 
@@ -187,12 +188,12 @@ def _measure(
             if mine:
                 rollouts = _rollouts(folder, part, source, by)
                 measured = _measured(scanner, rollouts, part * source.batch_size, smaller, on_piece)
-                length = sum(len(rollout.response_ids) for rollout in rollouts)
+                length = scanner.tokens(len(rollout.response_ids) for rollout in rollouts)
                 finished.result()  # raises what went wrong; at most one part waits in memory
                 finished = writer.submit(finish, part, measured, len(rollouts), length)
             elif leads:
                 lengths = store.read_part(store.part_path(folder, "rollouts", part), ["response_ids"])["response_ids"]
-                length = sum(map(len, lengths.to_pylist()))
+                length = scanner.tokens(map(len, lengths.to_pylist()))
                 is_fresh = records.about_part(folder, part).stat().st_mtime >= began
                 finished.result()
                 finished = writer.submit(advance, len(lengths), length if is_fresh else 0)
@@ -225,16 +226,21 @@ def _close(
     parts: Sequence[int],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the vocabulary and the record of a scan whose parts are complete."""
+    """Write the vocabulary and the record of a scan whose parts are complete. Raises InputError if it has no tokens."""
     from internal_policy.models.vocabulary import vocabulary
 
+    if not facts["tokens"]:
+        raise InputError(
+            f"No response has a token at {scanner.selection.positions}, so nothing was measured. Choose earlier "
+            "positions and another --output."
+        )
     texts = pa.Table.from_pandas(vocabulary(tokenizer, len(scanner.kernel.weight)), preserve_index=False)
     store.write_table(folder / store.VOCABULARY, texts)
     record = {
         "schema": store.SCHEMA,
         "digest": store.digest(facts["asked"]),
         **facts,
-        "selection": asdict(scanner.selection),
+        "selection": recorded(scanner.selection),
         "lacking": scanner.lacking,
         "product": scanner.kernel.matmul,
         **_of_parts(folder, parts),

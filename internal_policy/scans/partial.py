@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from internal_policy.scans import positions
 from internal_policy.scans.store import Tables
 
 LAYERS = pa.schema(
@@ -32,11 +33,12 @@ def _missing(record: Mapping[str, Any], rollouts: pa.Table, pieces: Sequence[pa.
     """The rows of the table `policies` that aren't measured yet, without values."""
     names = ["rollout", "position", "readout"]
     measured = {cell for piece in pieces for cell in zip(*(piece[name].to_pylist() for name in names), strict=True)}
+    chosen = positions.of_record(record)
     lengths = zip(rollouts["rollout"].to_pylist(), map(len, rollouts["response_ids"].to_pylist()), strict=True)
     absent = [
         (rollout, position, readout)
         for rollout, length in lengths
-        for position in range(length)
+        for position in chosen.of(length)
         for readout in record["selection"]["readouts"]
         if (rollout, position, readout) not in measured
     ]

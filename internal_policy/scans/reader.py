@@ -37,7 +37,7 @@ class Reader:
     run: Callable[..., None]
     """`run(points, visit, **inputs)` runs the backbone once on its inputs, and visits each hook point it reaches."""
     measure: Callable[..., Iterator[Measured]] | None = None
-    """`measure(rollouts, points, readouts, kernel)` replaces `run` if the hidden states stay on a server."""
+    """`measure(rollouts, points, readouts, kernel, positions)` replaces `run` if the hidden states stay on a server."""
 
     @property
     def n_layers(self) -> int:

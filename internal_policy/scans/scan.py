@@ -1,8 +1,8 @@
 """Measure every internal policy of a model at every token of its responses."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,11 +26,12 @@ from internal_policy.models.passes import evaluating, positions
 from internal_policy.models.policy import READOUTS, Lens, Readout, opened_at, read_out, readout_name
 from internal_policy.models.vocabulary import vocabulary
 from internal_policy.scans.blocks import blocks
+from internal_policy.scans.positions import Positions, recorded
 from internal_policy.scans.reader import Measured, Reader, reader_of
 from internal_policy.scans.selection import Plan, Selection, lacking, plan
 from internal_policy.scans.shard import WHOLE, Shard
 from internal_policy.scans.store import Tables
-from internal_policy.scans.tables import Numbers, layers_table, policies_table, rows_table
+from internal_policy.scans.tables import Numbers, layers_table, nothing, policies_table, rows_table
 from internal_policy.tasks.rollouts import Rollout, check_ids, to_table
 
 NO_LENSES: Mapping[str, Lens] = MappingProxyType({})
@@ -49,10 +50,14 @@ def scan(
     readouts: Sequence[Readout] = READOUTS,
     measures: Sequence[str] = MEASURES,
     top_k: int = 5,
+    positions: tuple[int, int | None] = (0, None),
+    every: int = 1,
     batch_size: int = 8,
     shard: Shard = WHOLE,
 ) -> Tables:
     """Measure the policies of `model` at every response token of `rollouts`; None means all its layers or sites.
+
+    `positions` are the first and the last to measure in each response (None for the end), and `every` their distance.
 
     `model` is a Hugging Face model, or one wrapped by PEFT, TransformerLens or nnsight (see `reader_of`). Raises
     InputError for a layer, site, readout or measure that doesn't exist or is listed twice, for a batch size below 1,
@@ -67,11 +72,13 @@ def scan(
         tuple(map(readout_name, readouts)),
         tuple(measures),
         top_k,
+        Positions(*positions, every),
     )
     lenses = {readout_name(readout): readout for readout in readouts if not isinstance(readout, str)}
     scanner = Scanner.of(reader, selection, lenses)
     check_sites(reader.model.config, selection.layers, sites or ())
     check_rollouts(reader, rollouts)
+    selection.positions.check(max(len(rollout.response_ids) for rollout in rollouts))
     batches = {first: rollouts[first : first + batch_size] for first in range(0, len(rollouts), batch_size)}
     mine = {first: batches[first] for first in shard.parts([*batches])}
     if not mine:
@@ -85,7 +92,7 @@ def scan(
     record = {
         **_facts(scanner),
         "rollouts": len(rollout_rows),
-        "tokens": sum(len(rollout.response_ids) for batch in mine.values() for rollout in batch),
+        "tokens": scanner.tokens(len(rollout.response_ids) for batch in mine.values() for rollout in batch),
         "asked": {},
         **({"shard": str(shard), "all_rollouts": len(rollouts)} if shard.count > 1 else {}),
     }
@@ -106,7 +113,7 @@ def _facts(scanner: "Scanner") -> dict[str, Any]:
         "dtype": str(reader.model.dtype).removeprefix("torch."),
         "device": str(reader.unembedding.weight.device),
         **quantized.facts(reader.model),
-        "selection": asdict(scanner.selection),
+        "selection": recorded(scanner.selection),
         "lacking": scanner.lacking,
     }
 
@@ -189,6 +196,10 @@ class Scanner:
         """Each selected site that some of the selected layers lack -> those layers."""
         return lacking(self.selection, layer_sites(self.reader.model.config))
 
+    def tokens(self, lengths: Iterable[int]) -> int:
+        """How many tokens of responses with these `lengths` are measured."""
+        return sum(len(self.selection.positions.of(length)) for length in lengths)
+
     def measure(
         self,
         rollouts: Sequence[Rollout],
@@ -224,11 +235,11 @@ class Scanner:
     @torch.inference_mode()
     def _numbers(
         self, rollouts: Sequence[Rollout], first: int, on_piece: OnPiece | None
-    ) -> tuple[Numbers, Selection, Plan, int, Sequence[int], int]:
+    ) -> tuple[Numbers, Selection, Plan, int, Sequence[range], int]:
         """The arguments of `policies_table` and `layers_table`."""
         collected: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
         order: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
-        lengths = [len(rollout.response_ids) for rollout in rollouts]
+        measured = [self.selection.positions.of(len(rollout.response_ids)) for rollout in rollouts]
         with evaluating(self.reader.model):
             for index, tensors in self._measured(rollouts):
                 piece = {
@@ -240,32 +251,36 @@ class Scanner:
                     order[key].append(index.cpu().numpy())
                 if on_piece is not None:
                     numbers = {key: values.cpu().numpy() for key, values in piece.items()}
-                    on_piece(self._piece(numbers, index.cpu().numpy(), lengths, first))
+                    on_piece(self._piece(numbers, index.cpu().numpy(), measured, first))
         numbers = {  # copied only now, because a GPU computes ahead until a number is needed
             key: np.take(torch.cat(values).cpu().numpy(), np.concatenate(order[key]).argsort(), 0)
             for key, values in collected.items()
         }
-        return numbers, self.selection, self.plan, self.reader.n_layers, lengths, first
+        numbers = numbers or nothing(self.selection, self.plan)
+        return numbers, self.selection, self.plan, self.reader.n_layers, measured, first
 
-    def _piece(self, numbers: Numbers, index: np.ndarray, lengths: Sequence[int], first: int) -> pa.Table:
+    def _piece(self, numbers: Numbers, index: np.ndarray, measured: Sequence[range], first: int) -> pa.Table:
         """The rows of `policies` for the tokens number `index` of a batch."""
         readouts = tuple(dict.fromkeys(readout for readout, _ in numbers))
-        starts = np.cumsum([0, *lengths[:-1]])
-        row = np.searchsorted(starts, index, side="right") - 1
+        ends = np.cumsum([len(positions) for positions in measured])
+        row = np.searchsorted(ends, index, side="right")
+        position = np.concatenate(measured)[index]
         return rows_table(
             numbers,
             replace(self.selection, readouts=readouts),
             self.plan,
             self.reader.n_layers,
             (first + row).astype(np.int32),
-            (index - starts[row]).astype(np.int32),
+            position.astype(np.int32),
         )
 
     def _measured(self, rollouts: Sequence[Rollout]) -> Iterator[Measured]:
         if self.reader.measure:
-            yield from self.reader.measure(rollouts, self.plan.points, tuple(self.readouts), self.kernel)
+            yield from self.reader.measure(
+                rollouts, self.plan.points, tuple(self.readouts), self.kernel, self.selection.positions
+            )
             return
-        for index, targets, hidden in blocks(self.reader, rollouts, self.plan.points):
+        for index, targets, hidden in blocks(self.reader, rollouts, self.plan.points, self.selection.positions):
             for called, readout in reversed([*self.readouts.items()]):  # norm, which people look at first, before raw
                 found = self.kernel.numbers(hidden, targets, self._states(hidden, readout))
                 yield index, {(called, name): values for name, values in found.items()}

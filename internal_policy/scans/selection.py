@@ -10,6 +10,7 @@ from internal_policy.measure.metrics import MEASURES
 from internal_policy.measure.sites import INPUT_OF, ONLY_AT, SITES, STREAM_OF, WITH_FINAL
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import READOUTS
+from internal_policy.scans.positions import EVERY, Positions
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Selection:
     """Measures, such as entropy."""
     top_k: int = 5
     """How many of the most likely tokens to keep; 0 for none."""
+    positions: Positions = EVERY
+    """The positions of each response to measure."""
 
     def __post_init__(self) -> None:
         """Raise InputError for unknown or repeated names, and for an empty selection."""

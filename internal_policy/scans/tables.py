@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from internal_policy.measure.sites import WITH_FINAL
 from internal_policy.scans.selection import Plan, Selection
 
 Numbers = Mapping[tuple[str, str], np.ndarray]
@@ -35,17 +36,28 @@ def columns(numbers: Numbers, selection: Selection, plan: Plan, n_layers: int) -
 
 
 def policies_table(
-    numbers: Numbers, selection: Selection, plan: Plan, n_layers: int, lengths: Sequence[int], first: int
+    numbers: Numbers, selection: Selection, plan: Plan, n_layers: int, measured: Sequence[range], first: int
 ) -> pa.Table:
     """One row per rollout x position x readout x layer, one column per site and measure; rollouts count from `first`.
 
-    `lengths` are the response tokens of each rollout. A site's columns are null in the row of `final` and of layers
-    without the site, and vice versa;
-    `entropy_at_input_norm` is null for every readout but raw, the only one that depends on the norm.
+    `measured` are the positions of each rollout that were measured. A site's columns are null in the row of `final` and
+    of layers without the site, and vice versa; `entropy_at_input_norm` is null for every readout but raw, the only one
+    that depends on the norm.
     """
-    rollout = np.repeat(np.arange(first, first + len(lengths), dtype=np.int32), lengths)
-    position = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
+    lengths = [len(positions) for positions in measured]
+    rollout = np.repeat(np.arange(first, first + len(measured), dtype=np.int32), lengths)
+    position = np.concatenate([np.array(positions, dtype=np.int32) for positions in measured])
     return rows_table(numbers, selection, plan, n_layers, rollout, position)
+
+
+def nothing(selection: Selection, plan: Plan) -> Numbers:
+    """The numbers of no positions at all."""
+    empty = np.zeros((0, len(plan.points)), dtype=np.float32)
+    listed = np.zeros((*empty.shape, selection.top_k), dtype=np.float32)
+    names = {name for site in WITH_FINAL for name in selection.names(site)} - {"topk"}
+    topk = {"topk_ids": listed.astype(np.int32), "topk_probs": listed} if selection.top_k else {}
+    kinds = {**dict.fromkeys(names, empty), **topk}
+    return {(readout, name): values for readout in selection.readouts for name, values in kinds.items()}
 
 
 def rows_table(
@@ -75,14 +87,16 @@ def rows_table(
 
 
 def layers_table(
-    numbers: Numbers, selection: Selection, plan: Plan, n_layers: int, lengths: Sequence[int], first: int
+    numbers: Numbers, selection: Selection, plan: Plan, n_layers: int, measured: Sequence[range], first: int
 ) -> pa.Table:
     """One row per rollout x readout x layer x site: `tokens`, and the mean of each measure over them, in float64.
 
-    `top1` is the share of tokens that are the policy's top token.
+    `top1` is the share of tokens that are the policy's top token. Rollouts without a measured position have no rows.
     """
-    starts = np.cumsum([0, *lengths[:-1]])
-    count = np.array(lengths)[:, None, None]
+    lengths = np.array([len(positions) for positions in measured])
+    rollouts, lengths = first + np.flatnonzero(lengths), lengths[lengths > 0]
+    starts = np.cumsum(lengths) - lengths
+    count = lengths[:, None, None]
     means_at: dict[str, dict[str, np.ndarray]] = {}
     layers_at: dict[str, tuple[int, ...]] = {}
     for column in columns(numbers, selection, plan, n_layers):
@@ -101,9 +115,7 @@ def layers_table(
     return pa.concat_tables(
         pa.table(
             {
-                "rollout": pa.array(
-                    _spread(np.arange(first, first + len(lengths), dtype=np.int32)[:, None, None], shape)
-                ),
+                "rollout": pa.array(_spread(rollouts.astype(np.int32)[:, None, None], shape)),
                 "readout": pa.array(_spread(np.array(selection.readouts)[:, None], shape)),
                 "layer": pa.array(_spread(np.array(layers_at[site], dtype=np.int32), shape)),
                 "site": pa.array([site] * int(np.prod(shape)), pa.string()),

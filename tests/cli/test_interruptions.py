@@ -148,10 +148,10 @@ def test_out_of_memory_halves_the_batch_and_is_said_once(asked, here, capsys, mo
     undisturbed(asked, here / "whole")
     blocks = scan.blocks
 
-    def small(model, rollouts, points):
+    def small(model, rollouts, points, positions):
         if len(rollouts) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return blocks(model, rollouts, points)
+        return blocks(model, rollouts, points, positions)
 
     monkeypatch.setattr(scan, "blocks", small)
     capsys.readouterr()

@@ -19,10 +19,10 @@ from conftest import one_sentence
 
 from internal_policy import bundle, files
 from internal_policy.__main__ import main
-from internal_policy.cli.plot import Figure, Measure, positions
+from internal_policy.cli.plot import Figure, Measure
 from internal_policy.errors import InputError
 from internal_policy.look import catalogue, run_catalogue, theme, view
-from internal_policy.scans import store
+from internal_policy.scans import positions, store
 
 FIGURES = ["flow", "change", "norm-control", "residual", "convergence", "readouts", "distribution", "tokens", "cell"]
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
@@ -141,10 +141,10 @@ def test_an_option_without_its_values_is_refused(words, here, capsys):
 
 
 def test_a_window_of_positions_is_parsed():
-    assert [positions(text) for text in (None, "0-99", "100-", "7")] == [(0, None), (0, 99), (100, None), (7, 7)]
+    assert [positions.parse(text) for text in (None, "0-99", "100-", "7")] == [(0, None), (0, 99), (100, None), (7, 7)]
     for wrong in ("", "-3", "a-b", "5-x"):
         with pytest.raises(InputError, match="Write a range such as 0-99"):
-            positions(wrong)
+            positions.parse(wrong)
 
 
 def test_without_a_browser_an_image_is_refused_with_what_to_install(tmp_path, monkeypatch, capsys):

@@ -45,6 +45,18 @@ def test_shards_of_a_scan_equal_a_single_process_and_the_last_prints_it(asked, h
     assert not store.damaged(here / "mine")
 
 
+def test_shards_of_every_third_token_equal_a_single_process(asked, here):
+    words = [*asked, "--every", "3"]
+    whole = undisturbed(words, here / "whole")
+    for shard in ("1/2", "0/2"):
+        assert main([*words, "--output", "mine", "--shard", shard]) == 0
+    assert numbers(here / "mine") == whole
+    positions = store.read(here / "mine", "policies", ["position"])["position"]
+    assert {*positions % 3} == {0}
+    rows = store.read(here / "mine", "rollouts", ["response_ids"])["response_ids"]
+    assert store.record(here / "mine")["tokens"] == sum(-(-len(ids) // 3) for ids in rows)
+
+
 @pytest.mark.slow
 def test_a_scan_continues_with_another_number_of_shards_or_none(asked, here, capsys):
     whole = undisturbed(asked, here / "whole")

@@ -13,7 +13,18 @@ from internal_policy.scans import estimate
 from internal_policy.scans.estimate import Size, Speed, active_weights, measured, policies_of, seconds
 from internal_policy.scans.selection import Selection, plan
 
-GIVEN = Size(tokens=100, prompts=20, batches=2, steps=0, layers=3, weights=1000, unembedding=500, policies=7, scaled=2)
+GIVEN = Size(
+    tokens=100,
+    measured=100,
+    prompts=20,
+    batches=2,
+    steps=0,
+    layers=3,
+    weights=1000,
+    unembedding=500,
+    policies=7,
+    scaled=2,
+)
 SPEED = Speed(policy=0.5, scaled=0.75, wide=1e-3, narrow=1e-2, layer=0.25, step=2.0)
 
 

@@ -9,15 +9,18 @@ from conftest import tiny_model
 from internal_policy.models.families import sites_of
 from internal_policy.scans import footprint
 from internal_policy.scans.footprint import Batch, Memory, cache_bytes, memory
+from internal_policy.scans.positions import Positions
 from internal_policy.scans.selection import Selection, plan
 
 GIVEN = Batch(rollouts=4, prompt=10, response=30, sampled=False)
+ALL = Selection((0, 1, 2))
 
 
-def needed(batch: Batch, *, free: int = 2**30, gpu: bool = False, weights: int = 1000) -> Memory:
+def needed(
+    batch: Batch, *, free: int = 2**30, gpu: bool = False, weights: int = 1000, selection: Selection = ALL
+) -> Memory:
     """The memory of a scan of a tiny llama in float32, whose largest weight has 100 elements."""
     config = tiny_model("llama").config
-    selection = Selection((0, 1, 2))
     return memory(config, selection, plan(selection), batch, weights=weights, largest=100, size=4, free=free, gpu=gpu)
 
 
@@ -67,8 +70,15 @@ def test_a_gpu_with_little_memory_left_holds_fewer_states_and_logits():
 
 
 def test_tables_hold_the_numbers_of_a_batch_in_a_few_copies():
-    rows = Selection((0, 1, 2)).disk_bytes(4 * 30)
+    rows = ALL.disk_bytes(4 * 30)
     assert needed(GIVEN).tables == footprint.TABLES * rows
+
+
+def test_tables_of_some_tokens_are_smaller():
+    batch = replace(GIVEN, response=100)
+    some = needed(batch, selection=replace(ALL, positions=Positions(20, 59, 4)))
+    assert some.tables * 10 == needed(batch).tables
+    assert some.kernel == needed(replace(GIVEN, response=10)).kernel
 
 
 def test_the_peak_is_that_of_the_phase_that_needs_most():

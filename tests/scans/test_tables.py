@@ -11,7 +11,7 @@ SELECTION = Selection(
     (0, 1), ("attn_out",), ("raw", "norm"), ("entropy", "rank", "topk", "entropy_at_input_norm"), top_k=2
 )
 PLAN = plan(SELECTION)
-LENGTHS = [2, 1]
+MEASURED = [range(2), range(1)]
 NAN = np.nan
 
 
@@ -30,12 +30,12 @@ def numbers():
 
 @pytest.fixture
 def policies():
-    return policies_table(numbers(), SELECTION, PLAN, 2, LENGTHS, first=4)
+    return policies_table(numbers(), SELECTION, PLAN, 2, MEASURED, first=4)
 
 
 @pytest.fixture
 def layers():
-    return layers_table(numbers(), SELECTION, PLAN, 2, LENGTHS, first=4)
+    return layers_table(numbers(), SELECTION, PLAN, 2, MEASURED, first=4)
 
 
 def test_the_example_matches_its_plan():
@@ -107,7 +107,7 @@ def test_numbers_are_stored_unchanged(policies):
 def test_nan_values_are_not_stored_as_null():
     broken = numbers()
     broken["raw", "entropy"][0, 1] = NAN
-    column = policies_table(broken, SELECTION, PLAN, 2, LENGTHS, first=0)["attn_out.entropy"]
+    column = policies_table(broken, SELECTION, PLAN, 2, MEASURED, first=0)["attn_out.entropy"]
     assert column.null_count == 6
     assert np.isnan(column.to_pylist()[0])
 
@@ -156,26 +156,26 @@ def test_means_are_summed_in_float64():
     selection = Selection((0,), ("attn_out",), ("raw",), measures=("entropy",))
     n = 500_000
     values = np.full((n, 2), 0.1, dtype=np.float32)
-    table = layers_table({("raw", "entropy"): values}, selection, plan(selection), 1, [n], first=0)
+    table = layers_table({("raw", "entropy"): values}, selection, plan(selection), 1, [range(n)], first=0)
     assert str(table.schema.field("entropy").type) == "double"
     # the float32 nearest to 0.1, up to float64's rounding; a float32 sum would be off by 1e-5 or more
     assert table["entropy"].to_pylist() == pytest.approx([float(np.float32(0.1))] * 2, abs=1e-12)
 
 
 def test_a_rollout_does_not_change_the_means_of_another():
-    alone = layers_table({key: v[:2] for key, v in numbers().items()}, SELECTION, PLAN, 2, [2], first=4)
-    together = layers_table(numbers(), SELECTION, PLAN, 2, LENGTHS, first=4)
+    alone = layers_table({key: v[:2] for key, v in numbers().items()}, SELECTION, PLAN, 2, [range(2)], first=4)
+    together = layers_table(numbers(), SELECTION, PLAN, 2, MEASURED, first=4)
     assert alone.to_pandas().equals(together.slice(0, 6).to_pandas())
 
 
 def test_a_top_k_of_0_gives_no_topk_columns():
     selection = Selection((0, 1), ("attn_out",), measures=("entropy", "topk"), top_k=0)
-    table = policies_table(numbers(), selection, plan(selection), 2, LENGTHS, first=0)
+    table = policies_table(numbers(), selection, plan(selection), 2, MEASURED, first=0)
     assert [name for name in table.column_names if "topk" in name] == []
 
 
 def test_with_only_topk_the_table_layers_just_counts_tokens():
     selection = Selection((0, 1), ("attn_out",), ("raw",), measures=("topk",), top_k=2)
-    table = layers_table(numbers(), selection, plan(selection), 2, LENGTHS, first=0)
+    table = layers_table(numbers(), selection, plan(selection), 2, MEASURED, first=0)
     assert table.column_names == ["rollout", "readout", "layer", "site", "tokens"]
     assert table["tokens"].to_pylist() == [2] * 3 + [1] * 3

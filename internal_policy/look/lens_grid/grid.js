@@ -47,7 +47,7 @@ function lensGrid(root, data, host) {
   // The state that a link keeps.
   function link() {
     const { layer, column, site, readout, measure } = state;
-    return { layer, position: source.payload.first + column, site, readout, measure };
+    return { layer, position: source.position(column), site, readout, measure };
   }
 
   function adopt(chosen, next) {
@@ -56,8 +56,8 @@ function lensGrid(root, data, host) {
     state.readout = [chosen.readout, "norm", ...payload.readouts.map((each) => each.name)].find((name) => name && sent(name));
     state.site = next.layers(state.readout, chosen.site).some((layer) => layer < next.model) ? chosen.site : "resid_post";
     state.measure = next.measure(chosen.measure) ? chosen.measure : payload.measures[0].name;
-    const rows = next.layers(state.readout, state.site), column = (chosen.position ?? null) === null ? -1 : chosen.position - payload.first;
-    const known = column >= 0 && column < next.columns;
+    const rows = next.layers(state.readout, state.site), column = (chosen.position ?? null) === null ? -1 : next.columnOf(chosen.position);
+    const known = column >= 0;
     state.layer = nearestOf(rows, chosen.layer ?? rows[rows.length >> 1]);
     state.column = known ? column : 0;
     state.locked = known && rows.includes(chosen.layer);
@@ -70,8 +70,8 @@ function lensGrid(root, data, host) {
     if (!next.payload.planes[state.readout]) state.readout = Object.keys(next.payload.planes)[0];
     if (!next.layers(state.readout, state.site).length) state.site = "resid_post";
     if (!next.measure(state.measure)) state.measure = next.payload.measures[0].name;
-    const position = source.payload.first + state.column, column = position - next.payload.first;
-    const stays = same && column >= 0 && column < next.columns;
+    const column = next.columnOf(source.position(state.column));
+    const stays = same && column >= 0;
     state.column = stays ? column : 0;
     state.locked = state.locked && stays;
     state.layer = nearestOf(next.layers(state.readout, state.site), state.layer);
@@ -81,7 +81,7 @@ function lensGrid(root, data, host) {
   // Take only what the host has changed, because the rest may have been chosen here.
   function change(news, next) {
     const { readout, site, measure, layer, column, locked } = state;
-    adopt({ readout, site, measure, layer, position: next.payload.first + column, ...news }, next);
+    adopt({ readout, site, measure, layer, position: next.position(column), ...news }, next);
     if (!("layer" in news || "position" in news)) state.locked = locked;
   }
 
@@ -151,7 +151,7 @@ function lensGrid(root, data, host) {
     const came = (column) => source.glyph(payload.actual[column]);
     const rows = view.rows.filter((layer) => layer < model);
     table.node.setAttribute("aria-label", `Top token of every layer at every position, coloured by ${view.measure.title.toLowerCase()}`);
-    table.draw({ rows, model, columns, first: payload.first, hasModel: view.rows.includes(model), look, came });
+    table.draw({ rows, model, columns, position: source.position, hasModel: view.rows.includes(model), look, came });
     point();
   }
 
@@ -296,7 +296,7 @@ function lensGrid(root, data, host) {
       state.measure !== "probability" && state.measure !== "rank" ? `${view.measure.title.toLowerCase()} ${amount(number, view.measure)}` : "",
       `actual token ${source.glyph(source.payload.actual[column])}${rank > 0 ? `, rank ${rank.toLocaleString("en-US")}` : ""}`,
     ];
-    return `${layer === source.model ? "the model's own policy" : `layer ${layer}`}, position ${source.payload.first + column}: ${said.filter(Boolean).join("; ")}`;
+    return `${layer === source.model ? "the model's own policy" : `layer ${layer}`}, position ${source.position(column)}: ${said.filter(Boolean).join("; ")}`;
   }
 
   update(data);

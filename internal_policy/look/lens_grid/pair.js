@@ -73,7 +73,7 @@ function mountPair(root, data, host) {
     await Promise.all(opened.map((each, at) => each.open(read[at], wanted)));
     if (mine !== turn) return;
     [sources, readouts, state.site] = [opened, read, wanted];
-    same = !next.why && sameTexts(sources[0].payload.tokens, sources[1].payload.tokens) && sources[0].model === sources[1].model && sources[0].payload.first === sources[1].payload.first;
+    same = !next.why && sameTexts(sources[0].payload.tokens, sources[1].payload.tokens) && sources[0].model === sources[1].model && sources[0].payload.first === sources[1].payload.first && sources[0].payload.every === sources[1].payload.every;
     const measures = sources[0].payload.measures.filter((each) => sources[1].measure(each.name));
     const known = (name) => measures.some((each) => each.name === name);
     state.measure = (asked && known(chosen.measure) && chosen.measure) || (known(state.measure) ? state.measure : measures[0].name);
@@ -88,7 +88,7 @@ function mountPair(root, data, host) {
   }
 
   function place(chosen, fresh) {
-    const rows = view.rows[0], column = Number.isInteger(chosen.position) ? chosen.position - sources[0].payload.first : fresh ? 0 : state.columns[0];
+    const rows = view.rows[0], column = Number.isInteger(chosen.position) ? sources[0].columnOf(chosen.position) : fresh ? 0 : state.columns[0];
     const known = column >= 0 && column < sources[0].columns;
     state.layer = nearestOf(rows, chosen.layer ?? rows[rows.length >> 1]);
     state.columns = [known ? column : 0, same && known ? column : 0];
@@ -189,7 +189,7 @@ function mountPair(root, data, host) {
       const what = at === 2 ? `B minus A: ${view.measure.title.toLowerCase()}` : `${part.name}: top token of every layer at every position, coloured by ${view.measure.title.toLowerCase()}`;
       part.table.node.setAttribute("aria-label", what);
       const model = source.model, came = (column) => source.glyph(source.payload.actual[column]);
-      part.table.draw({ rows: rows.filter((layer) => layer < model), model, columns: source.columns, first: source.payload.first, hasModel: rows.includes(model), look: at === 2 ? lookApart : lookOf(side), came });
+      part.table.draw({ rows: rows.filter((layer) => layer < model), model, columns: source.columns, position: source.position, hasModel: rows.includes(model), look: at === 2 ? lookApart : lookOf(side), came });
     });
     paintTexts();
     point();
@@ -244,7 +244,7 @@ function mountPair(root, data, host) {
 
   function link() {
     const { layer, site, measure } = state;
-    return { layer, position: sources[0].payload.first + state.columns[0], site, readout: readouts[0], measure };
+    return { layer, position: sources[0].position(state.columns[0]), site, readout: readouts[0], measure };
   }
 
   function hover(at, layer, column) {
@@ -336,7 +336,7 @@ function mountPair(root, data, host) {
     const words = at === 2 ? tops.map((top, each) => top && sources[each].glyph(top[0])) : [tops[side] && source.glyph(tops[side][0])];
     const top = words.every(Boolean) ? `top token ${[...new Set(words)].join(" becomes ")}` : "";
     const none = source.none(state.site, layer), said = none ? [none] : [top, what];
-    const place = `${layer === source.model ? "the model's own policy" : `layer ${layer}`}, position ${source.payload.first + column}`;
+    const place = `${layer === source.model ? "the model's own policy" : `layer ${layer}`}, position ${source.position(column)}`;
     return `${place}: ${said.filter(Boolean).join("; ")}`;
   }
 

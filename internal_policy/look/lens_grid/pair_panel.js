@@ -58,7 +58,7 @@ function createPairPanel(act) {
   }
 
   function draw(sources, readouts, state, places, view, same) {
-    const at = (side) => `${places[side].layer === sources[side].model ? "the model’s own policy" : `layer ${places[side].layer}`} · position ${sources[side].payload.first + places[side].column}`;
+    const at = (side) => `${places[side].layer === sources[side].model ? "the model’s own policy" : `layer ${places[side].layer}`} · position ${sources[side].position(places[side].column)}`;
     const said = same || at(0) === at(1) ? at(0) : `A: ${at(0)}; B: ${at(1)}`;
     write(headline, said[0].toUpperCase() + said.slice(1));
     write(mode, state.locked ? "locked" : "preview");

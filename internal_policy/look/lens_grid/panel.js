@@ -111,7 +111,7 @@ function createPanel(act) {
 
   function draw(source, state, pins) {
     const { layer, column, locked } = state, model = layer === source.model, actual = source.glyph(source.payload.actual[column]);
-    write(headline, `${model ? "Model’s own policy" : `Layer ${layer}`} · position ${source.payload.first + column}`);
+    write(headline, `${model ? "Model’s own policy" : `Layer ${layer}`} · position ${source.position(column)}`);
     write(mode, locked ? "locked" : "preview");
     mode.classList.toggle("lg-is-locked", locked);
     free.disabled = !locked;

@@ -16,7 +16,7 @@ from internal_policy.look import findings, legend, theme, tokens, view
 from internal_policy.look.heatmap import AROUND_ZERO, LOGARITHMIC
 from internal_policy.look.view import SHOWN_AT, View
 from internal_policy.measure.sites import CHANGES, INPUT_OF, WITH_FINAL
-from internal_policy.scans import store
+from internal_policy.scans import positions, store
 
 FORMAT = 1
 """Version of the payload, which the scripts check."""
@@ -84,6 +84,7 @@ def payload(
         "d_vocab": record["d_vocab"],
         "k": chosen["top_k"] if "topk" in chosen["measures"] else 0,
         "first": one.first,
+        "every": positions.of_record(record).every,
         "ends": [int(whole["position"].iloc[0]), int(whole["position"].iloc[-1])],
         "prompt": [texts[index[token]] for token in prompt],
         "tokens": [texts[index[token]] for token in response["id"]],
@@ -187,8 +188,9 @@ def _texts(one: View, ids: np.ndarray) -> list[str]:
 
 
 def _readout(one: View) -> dict[str, str]:
-    """A readout for the screen, with a note where its numbers mislead."""
-    return {"name": one.readout, "title": view.how(one.readout), "note": findings.saturated(one)}
+    """A readout for the screen, with a note on what is left out and where its numbers mislead."""
+    note = " ".join(filter(None, [positions.of_record(view.check(one)).note, findings.saturated(one)]))
+    return {"name": one.readout, "title": view.how(one.readout), "note": note}
 
 
 def _measures(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -46,6 +46,13 @@ function openPayload(payload, before = null) {
     await Promise.all([...new Set([site, "final", ...READ_AT_A_CELL])].map((name) => load(readout, name)));
   }
 
+  // The position in the response of a column, and the column of a position, -1 if it has none.
+  const position = (column) => payload.first + column * payload.every;
+  function columnOf(wanted) {
+    const column = (wanted - payload.first) / payload.every;
+    return Number.isInteger(column) && column >= 0 && column < columns ? column : -1;
+  }
+
   // Where a layer's numbers are: its plane and first index. The input of a layer is the output of the one before.
   function line(readout, site, layer) {
     let plane = planes.get(key(readout, layer === model ? "final" : site));
@@ -132,7 +139,7 @@ function openPayload(payload, before = null) {
   }
 
   return {
-    payload, planes, columns, model, k, sent, open, line, layers, none, reader, has, top, rankOf, actualRank, actualProbability,
+    payload, planes, columns, model, k, position, columnOf, sent, open, line, layers, none, reader, has, top, rankOf, actualRank, actualProbability,
     glyph: (token) => (glyphs[token] ??= visible(payload.vocabulary[token])),
     siteTitle: (name) => (payload.sites.find((site) => site.name === name) || { title: name }).title,
     readoutTitle: (name) => payload.readouts.find((readout) => readout.name === name).title,

@@ -86,7 +86,7 @@ function createTable(act, wider = 1) {
       const cell = head.cells[slot], column = from.column + slot;
       cell.column = column;
       cell.setAttribute("aria-colindex", column + 2);
-      write(cell.firstChild, String(view.first + column));
+      write(cell.firstChild, String(view.position(column)));
       write(cell.lastChild, view.came(column));
     });
   }
