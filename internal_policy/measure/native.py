@@ -1,6 +1,7 @@
 """Measure policies on a CPU in C++: products and statistics in one pass, built for this processor on first use."""
 
 import ctypes
+import json
 import os
 import platform
 import shutil
@@ -151,8 +152,12 @@ def aim(
 
 def works(hidden: torch.dtype, weight: torch.dtype) -> bool:
     """Whether factors of these types can be measured here; builds the library if it isn't built yet."""
-    if weight not in DTYPES or precision(hidden) != torch.float32:
-        return False
+    return weight in DTYPES and precision(hidden) == torch.float32 and is_built()
+
+
+@cache
+def is_built() -> bool:
+    """Whether there is a library for this processor, once it was tried to build one."""
     try:
         library()
     except OSError:
@@ -186,14 +191,24 @@ def built(flags: Sequence[str]) -> Path:
     folder = private_folder()
     made_of = [SOURCE.read_bytes(), " ".join([compiler, *flags]).encode(), processor().encode()]
     path = folder / f"{sha256(b' '.join(made_of)).hexdigest()[:16]}.so"
-    if not path.exists():
+    written = path.with_suffix(".json")
+    if not is_whole(path, written):  # a process that loads a file that was cut short is killed
         with files.replacing(path) as temporary:
             command = [compiler, *flags, "-o", str(temporary), str(SOURCE)]
             try:
                 subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
             except subprocess.SubprocessError as error:
                 raise OSError(f"{compiler} failed.") from error
+        files.write_json(written, files.fingerprint(path) or {})
     return path
+
+
+def is_whole(path: Path, written: Path) -> bool:
+    """Whether a library hasn't changed since its fingerprint was written."""
+    try:
+        return json.loads(written.read_text(encoding="utf-8")) == files.fingerprint(path)
+    except (OSError, ValueError):
+        return False
 
 
 @cache

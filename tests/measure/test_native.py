@@ -1,5 +1,6 @@
 """The C++ kernel agrees with float64, however it is compiled; skipped where there is no compiler."""
 
+import ctypes
 import platform
 import stat
 import subprocess
@@ -38,6 +39,7 @@ def one_thread():
 
 def forget():
     native.library.cache_clear()
+    native.is_built.cache_clear()
     native.multiplies_bfloat16.cache_clear()
     choice.exact.cache_clear()
 
@@ -262,7 +264,22 @@ def test_the_library_is_built_once(monkeypatch, tmp_path):
     assert first.is_relative_to(tmp_path / "internal-policy" / "native")
     monkeypatch.setattr(subprocess, "run", None)
     assert native.built(("-std=c++17", "-O0", "-shared", "-fPIC")) == first
-    assert [path.name for path in first.parent.iterdir()] == [first.name]
+    assert {path.suffix for path in first.parent.iterdir()} == {".so", ".json"}
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "a text", "missing", "no fingerprint"])
+def test_a_damaged_library_is_built_again(monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    flags = ("-std=c++17", "-O0", "-shared", "-fPIC")
+    path = native.built(flags)
+    whole = path.read_bytes()
+    changed = {"cut short": whole[:16000], "empty": b"", "a text": b"a library"}
+    if damage in changed:
+        path.write_bytes(changed[damage])
+    else:
+        (path if damage == "missing" else path.with_suffix(".json")).unlink()
+    assert native.built(flags) == path
+    ctypes.CDLL(str(path)).multiplies_bfloat16()
 
 
 def test_code_from_a_folder_that_others_may_write_to_is_never_run(monkeypatch, tmp_path):
