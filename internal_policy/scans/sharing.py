@@ -67,17 +67,22 @@ class Claims:
                     os.utime(path)
 
     def _is_abandoned(self, path: Path) -> bool:
-        """Whether the process with a claim has ended. A claim that was released just now counts as in use."""
+        """Whether the process with a claim has ended. A claim that was released just now counts as in use.
+
+        Raises InputError for a folder in the claim's place.
+        """
         try:
             with path.open() as file:  # opening a file makes a network disk look up its time again
                 machine, _, process = file.read().partition(" ")
                 last = os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return False
+        except IsADirectoryError as error:
+            raise InputError(f"{path} is a folder, but a file of that name is needed. Remove it.") from error
         if process.isdigit() and files.gone(machine, int(process)):
             return True
         self.mark.touch()  # asks for the time of the disk, whose clock may differ from ours
-        return self.mark.stat().st_mtime - last > SILENCE
+        return abs(self.mark.stat().st_mtime - last) > SILENCE  # a restored file may even be from the future
 
 
 def meet(claims: Claims, is_closed: Callable[[], bool]) -> None:

@@ -8,6 +8,7 @@ from threading import Event, Thread
 import pytest
 
 from internal_policy import files
+from internal_policy.errors import InputError
 from internal_policy.scans import sharing
 from internal_policy.scans.sharing import claiming, turns
 
@@ -59,11 +60,17 @@ def test_a_part_of_a_process_that_has_ended_is_taken_over_by_one(tmp_path):
         assert list(tmp_path.glob("*.claim")) == []
 
 
-@pytest.mark.parametrize(("age", "free"), [(sharing.SILENCE / 2, False), (2 * sharing.SILENCE, True)])
+@pytest.mark.parametrize(("age", "free"), [(60, False), (240, True), (-60, False), (-240, True)])
 def test_a_process_on_another_machine_keeps_its_part_as_long_as_it_gives_signs_of_life(age, free, tmp_path):
     claimed(tmp_path, 0, ELSEWHERE, 1, age)
     with claiming(tmp_path) as claims:
         assert claims.take(0) == free
+
+
+def test_a_folder_in_the_place_of_a_claim_is_refused_by_name(tmp_path):
+    (tmp_path / ".0-0.claim").mkdir()
+    with claiming(tmp_path) as claims, pytest.raises(InputError, match=r"\.0-0\.claim is a folder.*Remove it"):
+        claims.take(0)
 
 
 def test_a_claim_gives_signs_of_life(tmp_path, monkeypatch):
