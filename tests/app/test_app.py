@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import rewarded  # pyright: ignore[reportAttributeAccessIssue] that of the folder above
+from conftest import rewarded, slow  # pyright: ignore[reportAttributeAccessIssue] that of the folder above
 
 from internal_policy import bundle, errors, files
 from internal_policy.errors import InputError
@@ -498,7 +498,9 @@ def test_every_page_refuses_a_file_with_one_wrong_bit_in_its_footer(copied, page
     assert all(f"{name} is damaged" in sentence for sentence in said)
 
 
-@pytest.mark.parametrize("record", ["{", '{"schema": 1}', '{"schema": 1, "selection": [], "files": "x"}', "null"])
+@pytest.mark.parametrize(
+    "record", ["{", '{"schema": 1, "selection": [], "files": "x"}', *slow('{"schema": 1}', "null")]
+)
 def test_a_broken_scan_is_listed_as_broken_and_the_others_open(copied, empty_cache, record):
     shutil.copytree(copied, empty_cache / "model" / "0123456789ab")
     broken = Path(shutil.copytree(copied, empty_cache / "model" / "ba9876543210"))
@@ -691,7 +693,7 @@ def test_a_training_run_of_the_cache_is_drawn(run):
     assert len(charts(opened("training", run=str(run)))) == 4
 
 
-@pytest.mark.parametrize("measure", ["entropy", "cosine", "kl", "change"])
+@pytest.mark.parametrize("measure", ["entropy", "kl", *slow("cosine", "change")])
 def test_every_measure_of_a_training_run_is_drawn_where_it_was_measured(run, measure):
     app = opened("training", training_measure=measure)
     assert not refusals(app)
