@@ -26,7 +26,7 @@ INDEXED = {"aten::index", "aten::index_put", "aten::index_put_"}
 class Placed(torch.Tensor):
     """A tensor on the CPU that claims to be on another device."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, held: Tensor, device: Any) -> "Placed":
@@ -96,11 +96,22 @@ def main(folder: Path, unembedding: str) -> None:
     import internal_policy as ip
     from internal_policy.models import packed
 
+    whole: Any
+    model: Any
+    found: Any
+    expected: Any
     packed.is_plain = lambda _: True  # it is a tensor of our own
     (whole, tokenizer), (model, _) = (ip.load(str(folder), device="cpu") for _ in range(2))
     near, far = f"{BACKEND}:0", f"{BACKEND}:1"
-    layers = {f"model.layers.{n}": near if n < 1 else far for n in range(whole.config.num_hidden_layers)}
-    others = {"model.embed_tokens": near, "model.rotary_emb": near, "model.norm": far, "lm_head": unembedding}
+    layers: dict[str, Any] = {
+        f"model.layers.{n}": near if n < 1 else far for n in range(whole.config.num_hidden_layers)
+    }
+    others = {
+        "model.embed_tokens": near,
+        "model.rotary_emb": near,
+        "model.norm": far,
+        "lm_head": unembedding,
+    }
     with Devices(), Literals():
         dispatch_model(model.requires_grad_(False), layers | others)
         for text in (["Mia has 47 apples and buys 385 more."], ["The answer is", "An ocean of tokens"]):
@@ -108,7 +119,8 @@ def main(folder: Path, unembedding: str) -> None:
             for kind in ("policies", "layers"):
                 tables = (scan.arrow[kind].to_pandas() for scan in (found, expected))
                 pd.testing.assert_frame_equal(*tables, check_exact=True)
-        for point, readout in (("final", "raw"), ("1.attn_out", "norm")):
+        chosen: Any = (("final", "raw"), ("1.attn_out", "norm"))
+        for point, readout in chosen:
             responses = []
             for each in (whole, model):
                 with ip.as_policy(each, point, readout):

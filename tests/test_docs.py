@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -268,7 +269,8 @@ def test_the_costs_of_a_million_tokens_are_those_of_the_code():
 
 def test_the_share_of_the_disk_that_compression_leaves_is_that_of_a_bundled_scan():
     record = store.record(SCAN)
-    selection = Selection(**{name: tuple(v) if isinstance(v, list) else v for name, v in record["selection"].items()})
+    fields: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in record["selection"].items()}
+    selection = Selection(**fields)
     written = sum(path.stat().st_size for path in store.parts(SCAN, "policies"))
     share = written / selection.disk_bytes(record["tokens"])
     assert f"took {share:.0%} of that" in PAGES["docs/scaling.md"]
