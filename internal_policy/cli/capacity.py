@@ -51,9 +51,11 @@ def device_of(work: Work, model: Any) -> Device:
     """The device that a scan would run on; `model` is the empty one of its configuration. Raises InputError."""
     import torch
 
-    from internal_policy.models import weights
+    from internal_policy.models import offload, weights
     from internal_policy.scans import footprint
 
+    if sizes := work.inputs.arguments["max_memory"]:
+        offload.limits(sizes)
     device = torch.device(loading.device_named(work.inputs.arguments["device"]))
     found, free = weights.count(work.inputs.checkpoint, work.inputs.config, model, device), footprint.free_bytes(device)
     others = [torch.device("cuda", n) for n in range(torch.cuda.device_count())] if device.type == "cuda" else []

@@ -140,9 +140,10 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["", "--dry-run"])
 @pytest.mark.parametrize("sizes", BAD)
-def test_memory_that_cannot_be_read_is_refused_in_a_sentence(asked, here, capsys, sizes):
-    assert main([*asked, "--device-map", "auto", "--max-memory", sizes]) == 2
+def test_memory_that_cannot_be_read_is_refused_in_a_sentence(asked, here, capsys, sizes, dry):
+    assert main([*asked, "--device-map", "auto", "--max-memory", sizes, *dry]) == 2
     assert BAD[sizes] in capsys.readouterr().err
 
 
