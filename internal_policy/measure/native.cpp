@@ -24,8 +24,8 @@ constexpr int LANES = 4, ROWS = 8;
 constexpr int LANES = 4, ROWS = 4;
 #endif
 constexpr int VECTORS = 3, PANEL = VECTORS * LANES;  // a product's sums of ROWS x PANEL logits stay in registers
-constexpr int64_t DEPTH = 16384 / 4 / ROWS;          // of ROWS hidden states that stay in the first cache
 constexpr float LOWEST = -80.0f;                     // as in metrics.py
+constexpr int64_t DEPTH = 256, DEPTH16 = 512;  // factors summed up at a time, for small errors and in the first cache
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -147,10 +147,8 @@ void pack(const Job& job, int64_t first, int64_t columns, uint32_t* packed) {
 // Adds the products from `k` to `end` to ROWS x PANEL logits, which start at 0.
 void product(const float* const* a, const uint32_t* packed, int64_t k, int64_t end, float* z, int64_t width) {
   const float* b = reinterpret_cast<const float*>(packed) + k * PANEL;
+  const bool first = k == 0;
   Vector c[ROWS][VECTORS] = {};
-  if (k)
-    for (int i = 0; i < ROWS; i++)
-      for (int j = 0; j < VECTORS; j++) c[i][j] = at(z + i * width + j * LANES);
   for (; k < end; k++, b += PANEL) {
     const Vector b0 = at(b), b1 = at(b + LANES), b2 = at(b + 2 * LANES);
 #pragma GCC unroll 8
@@ -160,15 +158,17 @@ void product(const float* const* a, const uint32_t* packed, int64_t k, int64_t e
     }
   }
   for (int i = 0; i < ROWS; i++)
-    for (int j = 0; j < VECTORS; j++) at(z + i * width + j * LANES) = c[i][j];
+    for (int j = 0; j < VECTORS; j++) {
+      Vector& sum = at(z + i * width + j * LANES);
+      sum = first ? c[i][j] : sum + c[i][j];
+    }
 }
 
 void product16(const float* const* a, const uint32_t* packed, int64_t k, int64_t end, float* z, int64_t width) {
 #if defined(__AVX512BF16__)
   const uint32_t* b = packed + k * PANEL;
-  __m512 c[ROWS][VECTORS];
-  for (int i = 0; i < ROWS; i++)
-    for (int j = 0; j < VECTORS; j++) c[i][j] = k ? _mm512_loadu_ps(z + i * width + j * LANES) : _mm512_setzero_ps();
+  const bool first = k == 0;
+  __m512 c[ROWS][VECTORS] = {};
   for (; k < end; k++, b += PANEL) {
     const __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + LANES),
                    b2 = (__m512bh)_mm512_loadu_si512(b + 2 * LANES);
@@ -183,7 +183,10 @@ void product16(const float* const* a, const uint32_t* packed, int64_t k, int64_t
     }
   }
   for (int i = 0; i < ROWS; i++)
-    for (int j = 0; j < VECTORS; j++) _mm512_storeu_ps(z + i * width + j * LANES, c[i][j]);
+    for (int j = 0; j < VECTORS; j++) {
+      Vector& sum = at(z + i * width + j * LANES);
+      sum = first ? Vector(c[i][j]) : sum + Vector(c[i][j]);
+    }
 #endif
 }
 
@@ -274,7 +277,8 @@ void fold(const Job& job, int64_t row, float* z, float* room, int64_t first, int
     for (int i = 0; i < LANES; i++) sums[ABOVE] += above[i];
   }
   float most = largest(z, whole);
-  if (job.top_k && (job.filled[row] < job.top_k || most > job.top[(row + 1) * job.top_k - 1])) keep(job, row, z, first, n);
+  if (job.top_k && (job.filled[row] < job.top_k || most > job.top[(row + 1) * job.top_k - 1]))
+    keep(job, row, z, first, n);
   if (job.factor != 1 || job.divisor != 1 || job.cap > 0) {
     for (int64_t j = 0; j < n; j += LANES) at(z + j) = transformed(job, at(z + j));
     most = transformed(job, all(most))[0];
@@ -312,9 +316,13 @@ extern "C" int64_t measure(const Job* given, int64_t start, int64_t end, int64_t
   const int64_t depth = job.exact16 ? job.d_model / 2 : job.d_model;
   const int64_t panels = std::max<int64_t>(1, tile / PANEL), width = panels * PANEL;
   const auto multiply = job.exact16 ? product16 : product;
+  const int64_t step = job.exact16 ? DEPTH16 : DEPTH;
   using Memory = std::unique_ptr<void, decltype(&std::free)>;
-  const auto memory = [](int64_t entries) { return Memory(std::aligned_alloc(64, (entries * 4 + 63) / 64 * 64), std::free); };
-  const Memory packed_ = memory(width * depth), z_ = memory((ROWS + 1) * width), kept_ = memory((job.positions + 1) * width);
+  const auto memory = [](int64_t entries) {
+    return Memory(std::aligned_alloc(64, (entries * 4 + 63) / 64 * 64), std::free);
+  };
+  const Memory packed_ = memory(width * depth), z_ = memory((ROWS + 1) * width),
+               kept_ = memory((job.positions + 1) * width);
   const auto finals = std::unique_ptr<Final[]>(new (std::nothrow) Final[job.positions]);
   if (!packed_ || !z_ || !kept_ || !finals) return 1;
   auto* packed = static_cast<uint32_t*>(packed_.get());
@@ -327,9 +335,9 @@ extern "C" int64_t measure(const Job* given, int64_t start, int64_t end, int64_t
       const float* a[ROWS];
       for (int64_t i = 0; i < ROWS; i++)
         a[i] = static_cast<const float*>(job.hidden) + std::min(row + i, job.rows - 1) * depth;
-      for (int64_t k = 0; k < depth; k += DEPTH)
+      for (int64_t k = 0; k < depth; k += step)
         for (int64_t p = 0; p < used; p++)
-          multiply(a, packed + p * PANEL * depth, k, std::min(k + DEPTH, depth), z + p * PANEL, width);
+          multiply(a, packed + p * PANEL * depth, k, std::min(k + step, depth), z + p * PANEL, width);
       for (int64_t i = 0; i < ROWS && row + i < job.rows; i++)
         fold(job, row + i, z + i * width, room, first, n, kept + (row + i) % job.positions * width, finals.get());
     }
