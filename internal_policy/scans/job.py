@@ -267,7 +267,10 @@ def _multiplying_alike(folder: Path, scanner: "Scanner", asked: Mapping[str, Any
         records.write(folder / store.ASKED, question, once=True)
     name = store.asked(folder)["product"]
     if not choice.works(name, kernel.weight.dtype, kernel.weight.device):
-        raise InputError(f"{folder} was started on another device. Continue it there, or choose another --output.")
+        raise InputError(
+            f"{folder} was started where policies are measured in another way ('{name}'), which doesn't work here. "
+            "Continue it there, or choose another --output."
+        )
     return replace(scanner, kernel=replace(kernel, matmul=name))
 
 

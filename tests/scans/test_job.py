@@ -13,7 +13,7 @@ import pytest
 from conftest import random_rollout, tiny_model
 
 from internal_policy.errors import InputError
-from internal_policy.scans import job, sharing, store
+from internal_policy.scans import job, records, sharing, store
 from internal_policy.scans import scan as scan_module
 from internal_policy.scans.scan import Scanner
 from internal_policy.scans.selection import Selection
@@ -265,3 +265,10 @@ class OnceEach:
         call, self.call = self.call, None
         if call is not None:
             call(*given)
+
+
+def test_a_scan_that_was_started_with_another_kernel_is_refused_by_its_name(scanning):
+    question = {"digest": store.digest({}), "asked": {}, "product": "fused"}
+    records.write(scanning.folder / store.ASKED, question, once=True)
+    with pytest.raises(InputError, match=r"measured in another way \('fused'\), which doesn't work here\. Continue it"):
+        scanning.run()
