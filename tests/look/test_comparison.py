@@ -47,6 +47,7 @@ RECORD = {
     "rollouts": 20,
     "d_vocab": 448,
     "dtype": "bfloat16",
+    "selection": {},
     "asked": {"content": {"a.jsonl": {"sha256": "1"}}, "temperature": 1.0, "max_new_tokens": 64},
 }
 

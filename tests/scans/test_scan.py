@@ -475,10 +475,10 @@ CPU = (
 def of_at_most(n, error):
     """`blocks` that runs out of memory with more than `n` rollouts."""
 
-    def blocks(model, rollouts, points):
+    def blocks(model, rollouts, *rest):
         if len(rollouts) > n:
             raise error
-        return full(model, rollouts, points)
+        return full(model, rollouts, *rest)
 
     full = scan_module.blocks
     return blocks
