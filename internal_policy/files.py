@@ -45,7 +45,7 @@ def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
     whatever the block does to the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent.absolute())
+    _sweep_once(path.parent.absolute())
     temporary = _temporary(path.parent, path.suffix)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     mode = temporary.stat().st_mode
@@ -204,14 +204,17 @@ def _abandoned(path: Path, match: re.Match[str]) -> bool:
         return True
 
 
-@cache
-def _sweep(folder: Path) -> None:
-    """Remove temporary files that killed processes left in a folder; done once per process."""
+def sweep(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a folder."""
     for path in folder.iterdir():
         match = TEMPORARY.fullmatch(path.name)
         with suppress(OSError):  # another process removed it first
             if match and _abandoned(path, match):
                 path.unlink()
+
+
+_sweep_once = cache(sweep)
+"""The same, but only the first time in a process."""
 
 
 def gone(machine: str, process: int) -> bool:

@@ -25,7 +25,7 @@ def no_links(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    files._sweep.cache_clear()
+    files._sweep_once.cache_clear()
 
 
 def ended() -> int:

@@ -234,6 +234,7 @@ def _close(
             f"No response has a token at {scanner.selection.positions}, so nothing was measured. Choose earlier "
             "positions and another --output."
         )
+    files.sweep(folder)  # the marks of workers that were killed
     texts = pa.Table.from_pandas(vocabulary(tokenizer, len(scanner.kernel.weight)), preserve_index=False)
     store.write_table(folder / store.VOCABULARY, texts)
     record = {

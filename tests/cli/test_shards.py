@@ -212,12 +212,12 @@ def test_a_fit_is_not_shared(here, capsys, tmp_path):
 
 SLOWLY = (
     "import sys, time; from internal_policy.scans import scan; from internal_policy.__main__ import main\n"
-    "measure = scan.Scanner.measure\n"
+    "measure = scan.Scanner.measured\n"
     "def slowly(scanner, rollouts, first, *rest):\n"
     "    time.sleep(1)\n"
     "    print('measured', first, file=sys.stderr, flush=True)\n"
     "    return measure(scanner, rollouts, first, *rest)\n"
-    "scan.Scanner.measure = slowly; sys.exit(main(sys.argv[1:]))"
+    "scan.Scanner.measured = slowly; sys.exit(main(sys.argv[1:]))"
 )
 """A program that says which parts it measures, and takes at least a second for each."""
 
