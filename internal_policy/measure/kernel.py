@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internal_policy.measure.matmul import MATMULS
-from internal_policy.measure.metrics import FROM_LOGITS, LOWEST, MEASURES, cosine, norm, precision, scale_to
+from internal_policy.measure.metrics import EMPTY, FROM_LOGITS, LOWEST, MEASURES, cosine, norm, precision, scale_to
 from internal_policy.measure.stacked import Fold, Wanted, fold, measure_stacked, token_bytes
 from internal_policy.measure.transform import LogitTransform
 
@@ -17,8 +17,6 @@ TILE_ROWS, TILE_VOCAB = 512, 2048
 """Hidden states and vocabulary entries in one product, small enough that its logits stay in the processor's cache."""
 COSINES = 2**26
 """Elements of the states whose cosines a GPU computes at once."""
-EMPTY = -1e30
-"""The maximum of no logits; finite, because merging with -inf gives NaN."""
 GROUP = 64
 """The k largest of a tile lie in the k groups of this size with the largest maxima."""
 

@@ -13,6 +13,8 @@ FROM_LOGITS = set(MEASURES) - {"norm", "cosine"}
 
 LOWEST = -80.0
 """Logits further below the largest are raised to this, because exp is many times slower where it underflows."""
+EMPTY = -1e30
+"""The maximum of no logits; finite, because merging with -inf gives NaN."""
 EXTREMES = 1e-15, 1e15
 """Norms outside these may come from squares that underflowed or overflowed float32."""
 

@@ -79,7 +79,7 @@ struct Job {
 
 namespace {
 
-// Columns of `sums`; the last four belong to the state multiplied by its scale.
+// Columns of `sums`; the last three belong to the state multiplied by its scale.
 enum { LARGEST, S, T, CROSS, ABOVE, TARGET, SCALED_LARGEST, SCALED_S, SCALED_T, SUMS };
 
 struct Final {  // of a tile: what the other policies of the token need to measure KL

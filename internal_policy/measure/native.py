@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internal_policy import files
+from internal_policy.measure import stacked
 from internal_policy.measure.matmul import precision
-from internal_policy.measure.metrics import norm
+from internal_policy.measure.metrics import EMPTY
 from internal_policy.measure.stacked import Wanted
 
 SOURCE = Path(__file__).with_name("native.cpp")
@@ -39,8 +40,6 @@ TILES = 768
 """A number of vocabulary entries that is a whole number of tiles on most processors."""
 LARGEST, S, T, CROSS, ABOVE, TARGET, SCALED_LARGEST, SCALED_S, SCALED_T, SUMS = range(10)
 """Columns of a policy's running sums."""
-EMPTY = -1e30
-"""The maximum of no logits."""
 MARGIN = 64
 """Numbers that may be read behind the end of the bias."""
 
@@ -144,10 +143,9 @@ def aim(
     wanted: Wanted, hidden: Float[Tensor, "points pos d_model"], targets: Int[Tensor, " pos"]
 ) -> Float[Tensor, "points pos"]:
     """The targets' logits and their rounding, because no token, or copy of it, may rank above itself."""
-    own = wanted.weight[targets]
-    bias = 0 if wanted.bias is None else wanted.bias[targets].float()
-    logits = torch.linalg.vecdot(hidden.float(), own.float()) + bias
-    return logits + 2 * torch.finfo(torch.float32).eps * (norm(hidden).float() * norm(own).float() + abs(bias))
+    logits = torch.linalg.vecdot(hidden.float(), wanted.weight[targets].float())
+    logits = logits if wanted.bias is None else logits + wanted.bias[targets].float()
+    return stacked.aim(wanted, hidden.transpose(0, 1), targets, logits.T).T
 
 
 def works(hidden: torch.dtype, weight: torch.dtype) -> bool:
