@@ -17,7 +17,7 @@ from typing import Any
 from internal_policy.secrecy import redacted
 
 NAMESPACE = Path("/proc/self/ns/pid")
-"""Link that differs between containers, each of which numbers its processes from 1; only Linux has it."""
+"""Link that differs between containers, because each container numbers its processes from 1; only on Linux."""
 MACHINE = f"{platform.node()}{NAMESPACE.readlink() if NAMESPACE.is_symlink() else ''}"
 HERE = hashlib.sha256(MACHINE.encode()).hexdigest()[:8]
 """Identifies this machine, or this container on it, among machines that share a disk."""
@@ -85,7 +85,7 @@ def is_folder(path: Path) -> bool:
 
 
 def looks(path: Path) -> tuple[int, ...]:
-    """Size, times and inode of a file, one of which changes when it is written. Raises OSError if it doesn't exist."""
+    """Size, times and inode of a file; writing it changes at least one. Raises OSError if it doesn't exist."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 

@@ -109,7 +109,7 @@ class Team:
 
 @contextlib.contextmanager
 def started(load: Load, pool: Pool, parts: int) -> Iterator[Team]:
-    """While open, replicas for so many parts, one of which has loaded the model.
+    """While open, replicas for so many parts. The first of them has loaded the model.
 
     Raises InputError if the model can't be loaded, and if there is no cluster or it is too small.
     """

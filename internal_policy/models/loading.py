@@ -247,7 +247,7 @@ def device_named(name: str) -> str:
 
 
 def device_numbered(process: int) -> str:
-    """The name of the accelerator for a process, by its number on this machine; cpu if there is no accelerator.
+    """The name of the accelerator that a process with this number on its machine uses; cpu if there is none.
 
     A process that sees only one accelerator, as srun arranges it, uses that. Raises InputError if there are too few.
     """

@@ -1,4 +1,4 @@
-"""The C++ kernel agrees with float64, however it is compiled; skipped where there is no compiler."""
+"""The C++ kernel agrees with float64 however it is compiled. Skipped where there is no compiler."""
 
 import ctypes
 import platform
