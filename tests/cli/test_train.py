@@ -155,6 +155,35 @@ sys.exit(main(sys.argv[1:]))
 """Ctrl-C after the first step: a checkpoint is written at the end of the second."""
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from internal_policy.__main__ import main
+from internal_policy.train.bupo import BuPOTrainer
+save = BuPOTrainer._save_optimizer_and_scheduler
+def kill(self, folder):
+    save(self, folder)
+    if self.state.global_step == 4:
+        (Path(folder) / "optimizer.pt").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+BuPOTrainer._save_optimizer_and_scheduler = kill
+sys.exit(main(sys.argv[1:]))
+"""
+"""kill -9 within the second checkpoint, after half of a file."""
+
+
+@pytest.mark.slow
+def test_a_run_killed_within_a_checkpoint_resumes_from_the_one_before(tmp_path, capsys):
+    few = [*SHORT, "--layer", "3", "--internal-steps", "2", "--steps", "6", "--scan-every", "0", "--save-every", "2"]
+    weights, killed = Path("model") / "model.safetensors", tmp_path / "killed"
+    assert main(["train", *few, "--output", str(tmp_path / "whole")]) == 0
+    words = [sys.executable, "-c", KILLED, "train", *few, "--output", str(killed)]
+    assert subprocess.run(words, capture_output=True, timeout=120).returncode == -9
+    assert [path.name for path in killed.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert main(["train", *few, "--output", str(killed), "--resume"]) == 0
+    assert (killed / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
 def cut(path: Path) -> None:
     """As a full disk leaves a file."""
     path.write_bytes(path.read_bytes()[:100])
