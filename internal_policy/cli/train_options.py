@@ -84,7 +84,7 @@ class Train(TrainOutput, Optimization, TrainSampling, PromptOptions, ModelOption
     $ internal-policy train
     $ internal-policy train --method grpo --steps 40 -o grpo
     $ internal-policy train --layer 3 --internal-steps 20 --report-to tensorboard
-    $ accelerate launch --num-processes 2 -m internal_policy train --model ./my-qwen
+    $ torchrun --nproc-per-node 2 -m internal_policy train --model ./my-qwen
     """
 
     group: ClassVar = "Method"

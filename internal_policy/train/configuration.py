@@ -70,7 +70,8 @@ class BuPOConfig(GRPOConfig):
         if checkpointing.get("use_reentrant"):
             raise InputError("use_reentrant loses the gradients of the layer whose policy is trained. Remove it.")
         self._check_sizes(int(os.environ.get("WORLD_SIZE", 1)))
-        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # without it, transformers keeps the processes of a CPU apart
+        on_cpu = self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.dataloader_pin_memory = self.dataloader_pin_memory and not on_cpu
         if self.bf16 is None and on_cpu:
             self.bf16 = False

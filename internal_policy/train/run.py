@@ -1,5 +1,6 @@
 """Run a training in a folder: choose the target layer, train, log the layers, and save the model."""
 
+import os
 import shutil
 import sys
 import warnings
@@ -38,6 +39,9 @@ STAGES, ROLLOUTS = "stages.json", "rollouts.parquet"
 """Names in the folder of a run: the suggested layer, and the responses that are scanned during training."""
 SUGGESTED_BY, WATCHED = 32, 8
 """Number of problems whose responses are scanned: to suggest a layer, and during training."""
+
+ACCELERATE = "ACCELERATE_MIXED_PRECISION"
+"""Variable that `accelerate launch` sets."""
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
 """Opens a progress bar with a title and a total, and returns a function to add rollouts and tokens."""
@@ -186,12 +190,21 @@ def _trained(
         trainer.remove_callback(PrinterCallback)
         if scans.every and trainer.is_fsdp_enabled:
             raise InputError("Layers can't be scanned while FSDP shards them. Use --scan-every 0.")
+        note(_processes(trainer.accelerator.num_processes, on_cpu=config.use_cpu))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if interrupt.pressed:
         raise KeyboardInterrupt
     _save(trainer, setup.folder)
     trainer.accelerator.end_training()  # without this, processes may abort
     return logger.metrics if trainer.is_world_process_zero() else None
+
+
+def _processes(number: int, *, on_cpu: bool) -> str:
+    """The number of processes in words, and how to start more where `accelerate launch` doesn't."""
+    text = f"Training in {number} process{'' if number == 1 else 'es'}."
+    if number == 1 and on_cpu and ACCELERATE in os.environ:
+        text += " Without GPUs, `accelerate launch` starts only one; use torchrun for more."
+    return text
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +14,13 @@ import pytest
 import torch
 from conftest import tiny_model
 
-ONE = "1.resid_post"
+from internal_policy import bundle
+from internal_policy.cli import parsing
+from internal_policy.cli.commands import COMMANDS
+from internal_policy.cli.train import Train
+from internal_policy.train import run
+
+ROOT, ONE = Path(__file__).parents[2], "1.resid_post"
 
 
 def port() -> int:
@@ -60,6 +69,42 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path, tokenizer, alone)
     both = distributed(tmp_path, tokenizer, 2, "two", options)
     for name, weight in alone.items():
         torch.testing.assert_close(both[name], weight, atol=1e-5, rtol=0)  # TRL's head is float32
+
+
+def documented() -> list[str]:
+    """The words of the command for several processes in docs/train.md."""
+    (line,) = re.findall("^torchrun .*", (ROOT / "docs" / "train.md").read_text(), re.MULTILINE)
+    return shlex.split(line)
+
+
+def test_the_documented_command_parses():
+    assert documented()[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "internal_policy"]
+    assert isinstance(parsing.parse(COMMANDS, documented()[5:]), Train)
+
+
+@pytest.mark.slow
+def test_the_documented_command_trains_one_model_in_two_processes(tmp_path):
+    (tmp_path / "my-qwen").symlink_to(bundle.DATA / "models" / "demo-qwen3")
+    shutil.copy(bundle.DATA / "problems" / "train.jsonl", tmp_path)
+    few = "--layer 3 --prompts 2 --samples 4 --micro-batch 4 --steps 2 --internal-steps 1 --max-new-tokens 8 -o run"
+    words = [sys.executable, "-m", "torch.distributed.run", *documented()[1:], *few.split()]
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "INTERNAL_POLICY_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("Training in 2 processes.") == 1
+    assert done.stdout.count("Means over steps") == 1
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_single_process_started_by_accelerate_is_told_of_torchrun(monkeypatch, launched):
+    monkeypatch.delenv(run.ACCELERATE, raising=False)
+    if launched:
+        monkeypatch.setenv(run.ACCELERATE, "no")
+    assert ("use torchrun" in run._processes(1, on_cpu=True)) == launched
+    assert run._processes(2, on_cpu=True) == "Training in 2 processes."
 
 
 @pytest.mark.slow
