@@ -91,7 +91,7 @@ PRESENTATION = {"json", "rollouts", *FITTING}
 
 def run(options: FitLens) -> None:
     """Fit, measure, write one file, and print the KL at each hook point."""
-    from internal_policy.lenses import fit, tuned
+    from internal_policy.lenses import file, fit
     from internal_policy.models.families import layer_sites
     from internal_policy.scans import store
     from internal_policy.scans.scan import check_rollouts
@@ -120,7 +120,7 @@ def run(options: FitLens) -> None:
     check_rollouts(model, rollouts)
     fitted, held = fit.apart(rollouts, options.held_out, options.seed)
     with progress.bar("Fitting", options.steps, "steps") as advance:
-        translators = fit.fit(
+        lens = fit.fit(
             model,
             fitted,
             points,
@@ -130,10 +130,10 @@ def run(options: FitLens) -> None:
             seed=options.seed,
             advance=advance,
         )
-    kl = fit.kl(model, held, translators)
+    kl = fit.kl(model, held, lens)
     about = _about(options, inputs, fitted, held, kl)
     with shared.writing():
-        tuned.save(options.output, dataclasses.replace(translators, about=about))
+        file.save(options.output, dataclasses.replace(lens, about=about))
     shards.remove(folder)
     every = [layer for layer in known if {*sites} <= {*known[layer]}]
     layers = every if options.sites != "all" and len(every) < len(known) else ()

@@ -76,13 +76,13 @@ def loaded(
 
     `command` is recorded; None means that of this process.
     """
-    from internal_policy.lenses import tuned
+    from internal_policy.lenses import lens
     from internal_policy.scans import job, sampling
     from internal_policy.scans.scan import Scanner
 
     inputs, size = planned.inputs, planned.inputs.sampling.batch_size
     reader = opener.open(inputs)
-    lenses = {tuned.NAME: tuned.of(planned.translators, reader.model)} if planned.translators else {}
+    lenses = {planned.lens.kind: lens.of(planned.lens, reader.model)} if planned.lens else {}
     scanner = Scanner.of(reader, planned.selection, lenses)
     smaller = progress.saying_once("Out of memory: measuring {} rollouts at a time.")
 

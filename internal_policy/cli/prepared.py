@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from internal_policy.lenses.tuned import Translators
+    from internal_policy.lenses.lens import FittedLens
     from internal_policy.models.hooks import HookPoint
     from internal_policy.models.policy import Readout
     from internal_policy.scans.sampling import Sampling
@@ -158,23 +158,21 @@ class Prepared:
         check_ids(rollouts, positions(self.config), self.config.get_text_config().vocab_size)
         return rollouts
 
-    def translators(self, points: "Iterable[HookPoint]") -> "Translators | None":
-        """The translators of the lens, checked against the model and the hook points to read; None without a lens.
+    def fitted_lens(self, points: "Iterable[HookPoint]") -> "FittedLens | None":
+        """The lens, checked against the model and the hook points to read; None without a lens.
 
         Notes on stderr if the lens was fitted to other weights. Raises InputError.
         """
-        from internal_policy.lenses import tuned
+        from internal_policy.lenses import file
 
         if self.lens is None:
             return None
         text = self.config.get_text_config()
-        translators = tuned.read(self.lens, text.num_hidden_layers, text.hidden_size)
-        translators.check(points)
-        if translators.about.get("identity") not in (None, self.identity):
-            progress.note(
-                f"The lens {self.lens} was fitted to other weights, those of {translators.about.get('model')}."
-            )
-        return translators
+        lens = file.read(self.lens, text.num_hidden_layers, text.hidden_size)
+        lens.check(points)
+        if lens.about.get("identity") not in (None, self.identity):
+            progress.note(f"The lens {self.lens} was fitted to other weights, those of {lens.about.get('model')}.")
+        return lens
 
     def policy(self, at: str, readout: str) -> "Policy":
         """The policy to sample from, checked against the model. Raises InputError."""
@@ -190,7 +188,7 @@ class Prepared:
             raise InputError(f"Both --lens and --readout {readout} are given. Use one of them.")
         point = HookPoint.parse(at)
         check(self.config, point, self.config.get_text_config().num_hidden_layers)
-        return Policy(point, readout, self.translators([point]))
+        return Policy(point, readout, self.fitted_lens([point]))
 
     def left(self, problems: "Sequence[Problem]", folder: Path) -> tuple[int, int]:
         """How many parts of the responses to `problems` aren't in `folder` yet, and of how many."""
@@ -233,14 +231,14 @@ class Policy:
     """The hook point whose hidden states are unembedded; FINAL for the model's own policy."""
     readout: str = "raw"
     """raw or norm."""
-    translators: "Translators | None" = None
-    """Translators of a lens to unembed through instead."""
+    lens: "FittedLens | None" = None
+    """Lens to unembed through instead."""
 
     def readout_of(self, model: "nn.Module") -> "Readout":
         """How hidden states are brought to the unembedding of a model."""
-        from internal_policy.lenses import tuned
+        from internal_policy.lenses import lens
 
-        return tuned.of(self.translators, model) if self.translators else cast("Readout", self.readout)
+        return lens.of(self.lens, model) if self.lens else cast("Readout", self.readout)
 
 
 def own_policy() -> Policy:

@@ -232,8 +232,8 @@ def _work(options: Scan, inputs: Prepared) -> Work:
     progress.quiet()
     chosen = work.selection(options, inputs.config)
     planned = plan(chosen, layer_sites(inputs.config))
-    translators = inputs.translators(planned.points[1 : planned.unembedded])  # the first is final
+    lens = inputs.fitted_lens(planned.points[1 : planned.unembedded])  # the first is final
     problems, prompts = ([], []) if inputs.is_given else inputs.problems(inputs.question["problems"])
-    found = Work(inputs, chosen, planned, translators, inputs.given(), problems, prompts)
+    found = Work(inputs, chosen, planned, lens, inputs.given(), problems, prompts)
     chosen.positions.check(found.longest)
     return found

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from internal_policy.cli.scan import Scan
-    from internal_policy.lenses.tuned import Translators
+    from internal_policy.lenses.lens import FittedLens
     from internal_policy.scans.selection import Plan, Selection
     from internal_policy.tasks.problems import Problem
     from internal_policy.tasks.rollouts import Rollout
@@ -30,8 +30,8 @@ class Work:
     """What is measured in the model."""
     plan: "Plan"
     """The hidden states that this needs."""
-    translators: "Translators | None"
-    """The translators of --lens."""
+    lens: "FittedLens | None"
+    """The lens of --lens."""
     rollouts: "list[Rollout]"
     """The given responses; none if they are sampled."""
     problems: "list[Problem]"

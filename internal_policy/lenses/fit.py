@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from internal_policy.errors import InputError
-from internal_policy.lenses import tuned as lens
-from internal_policy.lenses.tuned import Translator, Translators
+from internal_policy.lenses import lens
+from internal_policy.lenses.lens import FittedLens, Translator
 from internal_policy.look import statistics
 from internal_policy.measure.matmul import precision
 from internal_policy.models.adapters import inside
@@ -68,7 +68,7 @@ def fit(
     batch_tokens: int = 256,
     seed: int = 0,
     advance: Callable[[int, int], None] = lambda *_: None,
-) -> Translators:
+) -> FittedLens:
     """Fit translators of `points` to make KL(final || lens) small at the response tokens (arXiv 2303.08112).
 
     They start at 0, which is the norm readout. Adam, with a rate of `learning_rate` / d_model that falls to 0 over the
@@ -86,7 +86,7 @@ def fit(
     new = {"dtype": dtype, "device": weight.device, "requires_grad": True}
     at = {point: Translator(torch.zeros(d_model, d_model, **new), torch.zeros(d_model, **new)) for point in points}
     n_layers = len(decoder_layers(model))
-    tuned = lens.of(Translators(at, n_layers), model)
+    tuned = lens.of(FittedLens(at, n_layers), model)
     parameters = [tensor for translator in at.values() for tensor in translator]
     optimizer = torch.optim.Adam(parameters, learning_rate / d_model)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
@@ -109,7 +109,7 @@ def fit(
     if not all(tensor.isfinite().all() for tensor in parameters):
         raise InputError(f"The translators became infinite. Use a learning rate lower than {learning_rate}.")
     fitted = {point: Translator(weight.detach(), bias.detach()) for point, (weight, bias) in at.items()}
-    return Translators(fitted, n_layers)
+    return FittedLens(fitted, n_layers)
 
 
 def check_options(steps: int, learning_rate: float, batch_tokens: int, held_out: float = 0.2) -> None:
@@ -151,20 +151,18 @@ def states(
     return kept
 
 
-def kl(model: nn.Module, rollouts: Sequence[Rollout], translators: Translators) -> pd.DataFrame:
-    """KL(final || readout) in nats at each hook point with a translator: layer, site, readout, mean, low, high.
+def kl(model: nn.Module, rollouts: Sequence[Rollout], fitted: FittedLens) -> pd.DataFrame:
+    """KL(final || readout) in nats at each hook point with a map: layer, site, readout, mean, low, high.
 
     Means are over the response tokens of `rollouts`, with 95% intervals over the rollouts.
     """
-    sites = tuple(site for site in sites_of(inside(model).config) if site in {point.site for point in translators.at})
-    readouts = (*READOUTS, lens.NAME)
-    selection = Selection(tuple(sorted({p.layer for p in translators.at})), sites, readouts, ("kl",), 0)
-    scanner = Scanner.of(model, selection, {lens.NAME: lens.of(translators, model)})
+    sites = tuple(site for site in sites_of(inside(model).config) if site in {point.site for point in fitted.at})
+    readouts = (*READOUTS, fitted.kind)
+    selection = Selection(tuple(sorted({p.layer for p in fitted.at})), sites, readouts, ("kl",), 0)
+    scanner = Scanner.of(model, selection, {fitted.kind: lens.of(fitted, model)})
     parts = [scanner.measure(rollouts[first : first + BATCH], first)[1] for first in range(0, len(rollouts), BATCH)]
     layers = pa.concat_tables(parts).to_pandas()
     means = [statistics.means(layers[layers["readout"] == name], "kl").assign(readout=name) for name in readouts]
     frame = pd.concat(means, ignore_index=True)
-    fitted = [
-        HookPoint(layer, site) in translators.at for layer, site in zip(frame["layer"], frame["site"], strict=True)
-    ]
-    return frame[fitted].reset_index(drop=True)
+    having = [HookPoint(layer, site) in fitted.at for layer, site in zip(frame["layer"], frame["site"], strict=True)]
+    return frame[having].reset_index(drop=True)

@@ -221,7 +221,7 @@ def test_a_lens_without_the_translators_that_a_scan_takes_is_refused_before_work
     monkeypatch.setattr(loading, "load_model", None)
     assert main(["scan", *words, "--lens", str(fitted), *dry]) == 2
     printed = capsys.readouterr().err
-    assert "no translator for 0.attn_out, only for 3 hook points at resid_pre, resid_post. Read only those" in printed
+    assert "not fitted at 0.attn_out, only at 3 hook points at resid_pre, resid_post. Read only those" in printed
     assert len(printed.strip().splitlines()) == 1
     assert not store.root().exists()
 
@@ -277,7 +277,7 @@ def test_an_evaluation_through_a_lens_is_named_so(words, fitted, folder, capsys)
     [
         ([], "--lens reads a hook point, but --at is final, the model's own policy. Add --at, such as 5.resid_post."),
         (["--at", "1.resid_post", "--readout", "norm"], "Both --lens and --readout norm are given. Use one of them."),
-        (["--at", "1.mlp_out"], "no translator for 1.mlp_out"),
+        (["--at", "1.mlp_out"], "not fitted at 1.mlp_out"),
     ],
 )
 def test_a_lens_that_is_not_used_is_refused(command, options, sentence, words, fitted, here, capsys, monkeypatch):

@@ -9,7 +9,7 @@ from conftest import FEW, hook_count, random_rollout, tiny_model
 from torch.nn.functional import kl_div
 
 from internal_policy.errors import InputError
-from internal_policy.lenses import fit, tuned
+from internal_policy.lenses import fit, lens
 from internal_policy.measure.sites import SITES
 from internal_policy.models.families import layer_sites, sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
@@ -60,7 +60,7 @@ def test_an_untrained_lens_is_the_norm_readout(llama):
     translators = fit.fit(llama, rollouts(4), POINTS, steps=1, learning_rate=1e-12)
     state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for point in POINTS:
-        mapped = unembed(llama, state, tuned.of(translators, llama), point)
+        mapped = unembed(llama, state, lens.of(translators, llama), point)
         torch.testing.assert_close(mapped, unembed(llama, state, "norm"), rtol=0, atol=1e-9)
 
 
@@ -82,13 +82,12 @@ def test_the_first_step_follows_the_negative_gradient_of_the_kl(llama):
     # Adam's first step is its rate, 0.32 / 32, against the sign of the gradient
     clear = gradient.abs() > 1e-4
     assert clear.double().mean() > 0.9
-    torch.testing.assert_close(translators.at[point].weight[clear], -0.01 * gradient.sign()[clear], rtol=1e-3, atol=0)
+    torch.testing.assert_close(translators.at[point][0][clear], -0.01 * gradient.sign()[clear], rtol=1e-3, atol=0)
 
 
 def test_the_seed_determines_the_translators(llama):
     one, same, other = (
-        fit.fit(llama, rollouts(6), POINTS, steps=5, batch_tokens=16, seed=seed).at[POINTS[1]].weight
-        for seed in (0, 0, 1)
+        fit.fit(llama, rollouts(6), POINTS, steps=5, batch_tokens=16, seed=seed).at[POINTS[1]][0] for seed in (0, 0, 1)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -154,7 +153,7 @@ def test_the_reported_kl_equals_that_of_the_policies(llama):
     texts = rollouts(3, seed=1)
     found = fit.kl(llama, texts, translators).set_index(["layer", "site", "readout"])["mean"]
     ids = torch.tensor([one.ids for one in texts])
-    readouts: dict[str, Any] = {"raw": "raw", "norm": "norm", "tuned": tuned.of(translators, llama)}
+    readouts: dict[str, Any] = {"raw": "raw", "norm": "norm", "tuned": lens.of(translators, llama)}
     for point in POINTS:
         for name, readout in readouts.items():
             with torch.no_grad():

@@ -9,7 +9,8 @@ from hybrids import hybrid
 
 import internal_policy as ip
 from internal_policy.__main__ import main
-from internal_policy.lenses import fit, tuned
+from internal_policy.lenses import fit
+from internal_policy.lenses.lens import of
 from internal_policy.look import lens
 from internal_policy.models.families import layer_sites, sites_of
 from internal_policy.scans.scan import scan
@@ -24,7 +25,7 @@ def test_a_lens_is_fitted_and_used_at_the_sites_that_each_layer_has(monkeypatch,
     found = fit.kl(model, rollouts, translators)
     assert found["mean"].notna().all()
     assert {*zip(found["layer"], found["site"], strict=True)} == {(point.layer, point.site) for point in points}
-    tables = scan(model, tokenizer, rollouts[:1], readouts=[tuned.of(translators, model)])
+    tables = scan(model, tokenizer, rollouts[:1], readouts=[of(translators, model)])
     assert tables.layers["entropy"].notna().all()
 
 

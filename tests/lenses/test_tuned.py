@@ -1,4 +1,4 @@
-"""A lens is another readout: any callable, or affine translators from a file."""
+"""A lens is another readout: any callable, or the maps in a file."""
 
 import inspect
 from dataclasses import replace
@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from internal_policy.errors import InputError
-from internal_policy.lenses import tuned as lens
-from internal_policy.lenses.tuned import Translator, Translators, Tuned
+from internal_policy.lenses import file, lens
+from internal_policy.lenses.lens import FittedLens, Jacobian, LensReadout, Translator
 from internal_policy.look.view import LENS
 from internal_policy.measure.sites import SITES
 from internal_policy.models.hooks import FINAL, HookPoint
@@ -33,7 +33,7 @@ def halved(hidden, point):
     return hidden / (2 + point.layer)
 
 
-def random_translators(points=POINTS, d_model=32, scale=0.1, **about) -> Translators:
+def random_translators(points=POINTS, d_model=32, scale=0.1, **about) -> FittedLens:
     draw = torch.Generator().manual_seed(0)
     at = {
         point: Translator(
@@ -42,11 +42,11 @@ def random_translators(points=POINTS, d_model=32, scale=0.1, **about) -> Transla
         )
         for point in points
     }
-    return Translators(at, 3, about)
+    return FittedLens(at, 3, about)
 
 
 @pytest.fixture
-def tuned(llama) -> Tuned:
+def tuned(llama) -> LensReadout:
     return lens.of(random_translators(), llama)
 
 
@@ -63,7 +63,7 @@ def test_unembed_applies_a_lens(model, input_ids):
 
 def test_training_a_lens_translators_trains_the_lens(llama):
     translators = random_translators()
-    assert lens.of(translators, llama.to("meta")).translators is translators
+    assert lens.of(translators, llama.to("meta")).lens is translators
 
 
 def test_a_lens_that_writes_in_place_does_not_change_other_readouts(llama, tokenizer):
@@ -251,7 +251,7 @@ def test_a_scan_through_a_lens_leaves_no_hook(llama, tuned, tokenizer):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_translators_of_0_are_the_norm_readout_bit_for_bit(family, tokenizer, dtype):
     model: Any = tiny_model(family).to(dtype)
-    identity = lens.of(Translators({p: Translator(torch.zeros(32, 32), torch.zeros(32)) for p in POINTS}, 3), model)
+    identity = lens.of(FittedLens({p: Translator(torch.zeros(32, 32), torch.zeros(32)) for p in POINTS}, 3), model)
     found = scan(model, tokenizer, [random_rollout()], sites=STREAM, readouts=("norm", identity)).policies
     normed, mapped = (found[found["readout"] == name].drop(columns="readout") for name in ("norm", "tuned"))
     assert normed.map(str).to_numpy().tolist() == mapped.map(str).to_numpy().tolist()
@@ -259,7 +259,7 @@ def test_translators_of_0_are_the_norm_readout_bit_for_bit(family, tokenizer, dt
 
 def test_a_translators_result_is_added_before_the_norm(llama, tuned, input_ids):
     state = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    weight, bias = tuned.translators.at[POINTS[1]]
+    weight, bias = tuned.lens.at[POINTS[1]]
     expected = torch.stack([llama.model.norm(h + weight @ h + bias) for h in state]) @ llama.lm_head.weight.T
     torch.testing.assert_close(unembed(llama, state, tuned, POINTS[1]), expected, rtol=1e-12, atol=1e-12)
 
@@ -279,12 +279,12 @@ def test_the_output_of_the_last_layer_needs_no_translator(llama, tuned, input_id
 
 def test_translators_of_a_bfloat16_model_are_applied_in_float32(llama):
     model, state = llama.bfloat16(), torch.randn(4, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
-    translators = Translators(
+    translators = FittedLens(
         {point: Translator(*(tensor.float() for tensor in one)) for point, one in random_translators().at.items()}, 3
     )
-    weight, bias = translators.at[POINTS[1]]
+    weight, bias = (tensor.float() for tensor in random_translators().at[POINTS[1]])
     exact = state.float() + state.float() @ weight.T + bias
-    assert torch.equal(Tuned(translators, nn.Identity())(state, POINTS[1]), exact.bfloat16())
+    assert torch.equal(LensReadout(translators, nn.Identity(), "tuned")(state, POINTS[1]), exact.bfloat16())
     assert unembed(model, state, lens.of(translators, model), POINTS[1]).dtype == torch.bfloat16
 
 
@@ -294,7 +294,7 @@ def test_translators_of_a_bfloat16_model_are_applied_in_float32(llama):
         (
             POINTS,
             HookPoint(1, "attn_out"),
-            r"no translator for 1.attn_out, only for 3 hook points at resid_pre, resid_post\. ",
+            r"not fitted at 1.attn_out, only at 3 hook points at resid_pre, resid_post\. ",
         ),
         (
             POINTS,
@@ -304,12 +304,12 @@ def test_translators_of_a_bfloat16_model_are_applied_in_float32(llama):
         (
             POINTS[:2],
             HookPoint(1, "resid_post"),
-            r"no translator for 1.resid_post, .*\. Read only those \(scan --layers 0\), or fit a lens",
+            r"not fitted at 1.resid_post, .*\. Read only those \(scan --layers 0\), or fit a lens",
         ),
         (
             [HookPoint(2, "mlp_out")],
             HookPoint(2, "resid_pre"),
-            r"for 1 hook point at mlp_out\. Read only those \(scan --sites mlp_out\)",
+            r"at 1 hook point at mlp_out\. Read only those \(scan --sites mlp_out\)",
         ),
     ],
 )
@@ -326,20 +326,20 @@ def test_an_error_for_a_missing_translator_lists_the_existing_ones(llama, points
 
 def test_a_written_lens_is_read_back(llama, tmp_path):
     translators = random_translators(model="tiny", kl=[{"layer": 0, "mean": 0.5}])
-    lens.save(tmp_path / "lens.safetensors", translators)
-    found = lens.load(tmp_path / "lens.safetensors", llama)
-    assert found.translators.about == {"model": "tiny", "kl": [{"layer": 0, "mean": 0.5}]}
+    file.save(tmp_path / "lens.safetensors", translators)
+    found = file.load(tmp_path / "lens.safetensors", llama)
+    assert found.lens.about == {"model": "tiny", "kl": [{"layer": 0, "mean": 0.5}]}
     keys = {f"{point}.{kind}" for point in POINTS for kind in ("bias", "weight")}
     assert load_file(tmp_path / "lens.safetensors").keys() == keys
-    assert found.translators.at.keys() == translators.at.keys()
+    assert found.lens.at.keys() == translators.at.keys()
     for point, one in translators.at.items():
-        assert all(torch.equal(a, b) for a, b in zip(found.translators.at[point], one, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(found.lens.at[point], one, strict=True))
     assert [path.name for path in tmp_path.iterdir()] == ["lens.safetensors"]
 
 
 def test_the_same_lens_gives_the_same_file(tmp_path):
     for name in ("a", "b"):
-        lens.save(tmp_path / name, random_translators(model="tiny", identity="x", d_model=32, seed=0))
+        file.save(tmp_path / name, random_translators(model="tiny", identity="x", d_model=32, seed=0))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -348,9 +348,9 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
         path.write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lens, "save_file", interrupted)
+    monkeypatch.setattr(file, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        lens.save(tmp_path / "lens.safetensors", random_translators())
+        file.save(tmp_path / "lens.safetensors", random_translators())
     assert not list(tmp_path.iterdir())
 
 
@@ -366,7 +366,7 @@ def theirs(tmp_path, llama):
 
 def test_a_tuned_lens_library_file_is_numbered_by_hidden_states(llama, theirs, input_ids):
     path, tensors = theirs
-    tuned, head = lens.load(path, llama), llama.lm_head.weight
+    tuned, head = file.load(path, llama), llama.lm_head.weight
     states = llama(input_ids, output_hidden_states=True).hidden_states
     for number in range(3):
         weight, bias = tensors[f"{number}.weight"].double(), tensors[f"{number}.bias"].double()
@@ -377,11 +377,11 @@ def test_a_tuned_lens_library_file_is_numbered_by_hidden_states(llama, theirs, i
 
 def test_a_tuned_lens_library_file_is_saved_in_our_layout(llama, theirs, tmp_path):
     path, tensors = theirs
-    lens.save(tmp_path / "ours.safetensors", lens.load(path, llama).translators)
+    file.save(tmp_path / "ours.safetensors", file.load(path, llama).lens)
     ours = load_file(tmp_path / "ours.safetensors")
     assert torch.equal(ours["0.resid_pre.weight"], tensors["0.weight"])
     assert torch.equal(ours["1.resid_post.bias"], tensors["2.bias"])
-    again = lens.load(tmp_path / "ours.safetensors", llama).translators
+    again = file.load(tmp_path / "ours.safetensors", llama).lens
     assert [str(point) for point in again.at] == ["0.resid_pre", "0.resid_post", "1.resid_post"]
 
 
@@ -392,7 +392,7 @@ def square(**changes):
 BAD = {
     "another key": (
         {"model.norm.weight": torch.ones(32)},
-        "has the key 'model.norm.weight', but an affine lens has keys such as 5.r",
+        "has the key 'model.norm.weight', but a lens has keys such as 5.r",
     ),
     "another site": ({"0.attn.weight": torch.ones(32)}, "has the key '0.attn.weight', but"),
     "final": (square(**{"final.weight": torch.zeros(32, 32)}), "has the key 'final.weight', but"),
@@ -402,7 +402,7 @@ BAD = {
     ),
     "more layers": (
         {"3.weight": torch.zeros(32, 32)},
-        "has a translator for layer 3, but the model's layers are 0 to 2. Use a lens for this model",
+        "has a map for layer 3, but the model's layers are 0 to 2. Use a lens for this model",
     ),
     "NaN": (
         square(**{"0.resid_post.bias": torch.full((32,), torch.nan)}),
@@ -414,9 +414,9 @@ BAD = {
     ),
     "two translators": (
         square(**{"1.resid_pre.bias": torch.zeros(32)}),
-        "has two translators for 0.resid_post. Remove one",
+        "has bias twice for 0.resid_post. Remove one",
     ),
-    "nothing": ({}, "contains no translators. Fit a lens with `internal-policy fit-lens`"),
+    "nothing": ({}, "contains no lens. Fit one with `internal-policy fit-lens`"),
 }
 
 
@@ -425,7 +425,7 @@ def test_an_invalid_lens_gets_a_one_sentence_error(case, llama, tmp_path):
     tensors, said = BAD[case]
     save_file(tensors, tmp_path / "bad.safetensors")
     with pytest.raises(InputError, match=said) as error:
-        lens.load(tmp_path / "bad.safetensors", llama)
+        file.load(tmp_path / "bad.safetensors", llama)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -445,10 +445,10 @@ def test_an_invalid_lens_gets_a_one_sentence_error(case, llama, tmp_path):
 )
 def test_a_damaged_file_gets_a_one_sentence_error(make, said, llama, tmp_path):
     path = tmp_path / "lens.safetensors"
-    lens.save(path, random_translators())
+    file.save(path, random_translators())
     make(path)
     with pytest.raises(InputError, match=said):
-        lens.load(path, llama)
+        file.load(path, llama)
 
 
 @pytest.mark.parametrize("name", ["params.pt", "lens.bin", "lens.pkl"])
@@ -456,14 +456,55 @@ def test_a_pickle_is_rejected_with_the_command_that_converts_it(name, llama, tmp
     path, tensors = theirs
     torch.save(tensors, tmp_path / name)
     with pytest.raises(InputError, match=r"is a pickle, which can run code when loaded\. Convert it") as error:
-        lens.load(tmp_path / name, llama)
+        file.load(tmp_path / name, llama)
     command = str(error.value).partition('python -c "')[2].partition('"`')[0]
     exec(command, {})  # the command in the error works in any folder
     assert (
-        lens.load((tmp_path / name).with_suffix(".safetensors"), llama).translators.at.keys()
-        == lens.load(path, llama).translators.at.keys()
+        file.load((tmp_path / name).with_suffix(".safetensors"), llama).lens.at.keys()
+        == file.load(path, llama).lens.at.keys()
     )
 
 
 def test_messages_about_readouts_know_the_name_of_a_lens():
-    assert lens.NAME == LENS
+    assert LENS in lens.KINDS
+
+
+# Jacobians
+
+
+def jacobians(points=POINTS, d_model=32, **about) -> FittedLens:
+    draw = torch.Generator().manual_seed(1)
+    at = {point: Jacobian(torch.randn(d_model, d_model, generator=draw).double()) for point in points}
+    return FittedLens(at, 3, about)
+
+
+def test_a_jacobian_multiplies_the_hidden_state_before_the_norm(llama, input_ids):
+    found, point = jacobians(), POINTS[1]
+    state = llama(input_ids, output_hidden_states=True).hidden_states[1]
+    expected = llama.lm_head(llama.model.norm(state @ found.at[point][0].T))
+    logits = policy_logits(llama, point, lens.of(found, llama), input_ids=input_ids)
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_jacobian_lens_is_written_and_read_back(llama, tmp_path):
+    file.save(tmp_path / "lens.safetensors", jacobians(model="tiny"))
+    found = file.load(tmp_path / "lens.safetensors", llama)
+    assert (found.name, found.lens.kind, found.lens.about) == ("jacobian", "jacobian", {"model": "tiny"})
+    assert load_file(tmp_path / "lens.safetensors").keys() == {f"{point}.jacobian" for point in POINTS}
+    assert all(torch.equal(found.lens.at[point][0], one[0]) for point, one in jacobians().at.items())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (
+            square(**{"0.resid_post.jacobian": torch.eye(32)}),
+            "both a translator and a Jacobian for 0.resid_post. Keep one",
+        ),
+        (square(**{"1.resid_post.jacobian": torch.eye(32)}), "maps of one kind, but this one has tuned and jacobian"),
+    ],
+)
+def test_a_lens_of_two_kinds_is_rejected(tensors, said, llama, tmp_path):
+    save_file(tensors, tmp_path / "mixed.safetensors")
+    with pytest.raises(InputError, match=said):
+        file.load(tmp_path / "mixed.safetensors", llama)
