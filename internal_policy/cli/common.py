@@ -101,9 +101,13 @@ class ReadingOptions:
 
     group: ClassVar = "Data"
     problem_column: Text = None
-    """Column with the problems; by default problem, question or prompt."""
+    """Column with the problems; by default problem, question or prompt, preferring one with chat messages."""
     answer_column: Text = None
     """Column with the answers; by default answer, final_answer, reward_model or solution."""
+    system_prompt: Text = None
+    """System message for every problem, in place of its own."""
+    prompt_suffix: Text = None
+    """Line to add to every problem, such as 'Put your final answer within \\boxed{}.'."""
     limit: Number = None
     """Number of problems to use, from the first; by default all."""
     chat_template: File = None
@@ -111,6 +115,14 @@ class ReadingOptions:
     chat_template_kwargs: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
     """More arguments for the chat template, such as '{"enable_thinking": false}'. A template that writes the date uses
     today's, unless you give one: '{"strftime_now": "2026-11-25"}'."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Arguments of `read_problems`. Raises InputError for a system prompt without a chat template."""
+        if self.system_prompt is not None and self.chat_template == "none":
+            raise InputError("--system-prompt needs a chat template. Leave out --chat-template none.")
+        names = ("problem_column", "answer_column", "limit", "system_prompt", "prompt_suffix")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def template_arguments(self) -> dict[str, Any]:

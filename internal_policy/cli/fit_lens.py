@@ -79,7 +79,7 @@ PROBLEMS = 512
 """How many of the bundled training problems are used if none are named."""
 UNUSED = {
     *("samples", "temperature", "top_p", "max_new_tokens", "batch_size"),
-    *("problem_column", "answer_column"),
+    *("problem_column", "answer_column", "system_prompt", "prompt_suffix"),
 }
 """Options that have no effect if responses are given."""
 FITTING = ("sites", "held_out", "steps", "batch_tokens", "learning_rate")

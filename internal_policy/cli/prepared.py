@@ -42,6 +42,8 @@ LATER: dict[str, Any] = {
     "engine": "local",
     "tensor_parallel": 1,
     "served_model": None,
+    "system_prompt": None,
+    "prompt_suffix": None,
 }
 """Options of later versions -> their defaults. A question leaves these out, so that older scans still answer it."""
 
@@ -56,8 +58,8 @@ class Prepared:
     """Arguments of `loading.load_model`, which tell how weights are loaded."""
     chat_template: str | None
     """File to use instead of the tokenizer's own chat template, or "none"."""
-    columns: Mapping[str, str | None]
-    """Arguments of `read_problems`, which name the columns."""
+    reading: Mapping[str, Any]
+    """Arguments of `read_problems`."""
     limit: int | None
     """How many problems or rollouts are read from a source; None for all."""
     texts: tuple[str, ...]
@@ -131,7 +133,7 @@ class Prepared:
         from internal_policy.tasks.problems import read_problems
         from internal_policy.tasks.prompts import encode_problem
 
-        problems = read_problems(source, limit=self.limit, **self.columns)
+        problems = read_problems(source, **{**self.reading, "limit": self.limit})
         prompts = [encode_problem(self.tokenizer, problem, self.sampling.chat) for problem in problems]
         text = self.config.get_text_config()
         check_prompts(dict(enumerate(prompts)), self.sampling.max_new_tokens, positions(text), text.vocab_size)
@@ -266,7 +268,7 @@ def prepare(
         options.checkpoint,
         options.arguments,
         options.chat_template,
-        {"problem_column": options.problem_column, "answer_column": options.answer_column},
+        options.reading,
         options.limit,
         texts,
         rollouts,

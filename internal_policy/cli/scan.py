@@ -115,7 +115,7 @@ PRESENTATION = {"output", "json", "dry_run", "remeasure", *engine.RAY}
 """Options that don't change what is measured."""
 SAMPLING = {f.name for f in dataclasses.fields(SamplingOptions)} - {"batch_size"} | {"problems"}
 """Options that have no effect if responses are given."""
-COLUMNS = {"problem_column", "answer_column"}
+COLUMNS = {"problem_column", "answer_column", "system_prompt", "prompt_suffix"}
 """Options about problems, which have no effect if responses are given."""
 WITH_TEXT = {"limit", "chat_template", "chat_template_kwargs"}
 """Options that have no effect on texts, which are measured as they are."""

@@ -38,6 +38,10 @@ CHANGEABLE = {
     *("max_memory", "offload_folder"),
 }
 """Options that may differ when a run is resumed. The contents of the configuration file are compared separately."""
+NO_BOX = (
+    r"No prompt asks for an answer in \boxed{}, and only such answers are marked as correct. Unless the model boxes "
+    r"answers anyway, add --prompt-suffix 'Put your final answer within \boxed{}.'"
+)
 COUNT = (1, 2**31 - 1, "from 1 to 2147483647")
 ABOVE_0 = (math.nextafter(0, 1), sys.float_info.max, "above 0")
 LIMITS = {
@@ -89,6 +93,8 @@ def run(options: Train) -> None:
     about = configuration.load(options.checkpoint)
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
     training.check(about, tokenizer, problems, chat, config, _point(options))
+    if not (bundle.model(options.model) or training.asks_for_boxes(tokenizer, problems, chat)):
+        progress.note(NO_BOX)
     model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)
     quantized.check_trainable(model)
     offload.check_trainable(model)
@@ -122,9 +128,7 @@ def _problems(options: Train) -> "list[Problem]":
     from internal_policy.tasks.problems import read_problems
 
     source = options.problems or str(bundle.DATA / "problems" / "sums.jsonl")
-    problems = read_problems(
-        source, problem_column=options.problem_column, answer_column=options.answer_column, limit=options.limit
-    )
+    problems = read_problems(source, **options.reading)
     if not problems:
         raise InputError(f"{source} has no problems.")
     return problems

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -15,7 +15,7 @@ from internal_policy.tasks.marking import boxed
 from internal_policy.tasks.rows import Row, at, columns_of, from_hub, hub_rows, read_rows
 
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
-"""Columns that may hold the problem, in order of preference."""
+"""Columns that may hold the problem, in order of preference; one with chat messages comes first."""
 ANSWER_COLUMNS = ("answer", "final_answer", "reward_model", "solution")
 """Columns that may hold its answer, in order of preference; `reward_model` is verl's, and holds `ground_truth`."""
 
@@ -46,17 +46,35 @@ class Problem:
         """The last user message."""
         return [message["content"] for message in self.messages if message["role"] == "user"][-1]
 
+    def framed(self, system_prompt: str | None, prompt_suffix: str | None) -> "Problem":
+        """The problem with a system message in place of its own, and a line after its last message."""
+        *context, last = self.messages
+        if system_prompt is not None:
+            context = [message for message in context if message["role"] != "system"]
+            context.insert(0, Message(role="system", content=system_prompt))
+        if prompt_suffix is not None:
+            last = cast(Message, {**last, "content": f"{last['content']}\n{prompt_suffix}"})
+        return replace(self, messages=(*context, last))
+
 
 def read_problems(
-    source: str, *, problem_column: str | None = None, answer_column: str | None = None, limit: int | None = None
+    source: str,
+    *,
+    problem_column: str | None = None,
+    answer_column: str | None = None,
+    limit: int | None = None,
+    system_prompt: str | None = None,
+    prompt_suffix: str | None = None,
 ) -> list[Problem]:
     """The first `limit` problems of a .jsonl, .json, .csv or .parquet file, or of a hub data set `name[:config]@split`.
 
     In a .txt file each line that isn't blank is a problem, without an answer. Columns are found by name
-    (PROBLEM_COLUMNS, ANSWER_COLUMNS) unless they are given. Raises InputError.
+    (PROBLEM_COLUMNS, ANSWER_COLUMNS) unless they are given. `system_prompt` and `prompt_suffix` change every problem
+    as `Problem.framed` does. Raises InputError.
     """
     rows = hub_rows(source, limit) if from_hub(source) else read_rows(Path(source), limit)
-    return of_rows(rows, source, problem_column, answer_column)
+    problems = of_rows(rows, source, problem_column, answer_column)
+    return [problem.framed(system_prompt, prompt_suffix) for problem in problems]
 
 
 def of_rows(
@@ -67,7 +85,7 @@ def of_rows(
     for given in (problem_column, answer_column):
         if given is not None and given not in columns:
             raise InputError(f"{source} has no column '{given}'. Its columns are {', '.join(columns)}.")
-    problem_column = problem_column or _first(PROBLEM_COLUMNS, columns)
+    problem_column = problem_column or _with_messages(rows) or _first(PROBLEM_COLUMNS, columns)
     answer_column = answer_column or _first(ANSWER_COLUMNS, columns)
     if problem_column is None:
         raise InputError(
@@ -151,6 +169,12 @@ def answer_of(cell: Any) -> str | None:
 
 def _first(names: Iterable[str], columns: Sequence[str]) -> str | None:
     return next((name for name in names if name in columns), None)
+
+
+def _with_messages(rows: Sequence[Row]) -> str | None:
+    """The first of PROBLEM_COLUMNS with chat messages in every row; text beside them lacks their instructions."""
+    lists = (name for name in PROBLEM_COLUMNS if all(isinstance(row.values.get(name), list) for row in rows))
+    return next(lists, None) if rows else None
 
 
 def _is_message(turn: Any) -> bool:

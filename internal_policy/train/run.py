@@ -92,6 +92,12 @@ def check(
         )
 
 
+def asks_for_boxes(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], chat: Chat) -> bool:
+    r"""Whether a problem, or the chat template around the first one, mentions the \boxed{} that marks answers."""
+    first = str(tokenizer.decode(list(encode_problem(tokenizer, problems[0], chat))))
+    return "boxed" in first or any("boxed" in message["content"] for one in problems for message in one.messages)
+
+
 def stages(setup: Setup, config: BuPOConfig, bar: Bar) -> dict[str, Any]:
     """The suggested target layer, with the number of `problems` scanned for it; decided once and kept in a file.
 

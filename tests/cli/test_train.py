@@ -14,6 +14,7 @@ from internal_policy import bundle
 from internal_policy.__main__ import main
 from internal_policy.cli import train
 from internal_policy.cli.train import Train
+from internal_policy.errors import InputError
 from internal_policy.models import loading, tokenizers
 from internal_policy.train import resume
 from internal_policy.train import run as training
@@ -258,6 +259,28 @@ def test_grpo_has_no_internal_phase(tmp_path):
     assert not (folder / "stages.json").exists()  # no layer is watched, so none is looked for
 
 
+@pytest.mark.parametrize(
+    ("more", "warned"),
+    [([], True), (["--prompt-suffix", r"Use \boxed{}."], False), (["--system-prompt", r"Use \boxed{}."], False)],
+)
+def test_problems_that_do_not_ask_for_a_box_are_pointed_out(more, warned, tmp_path, capsys, monkeypatch):
+    def loaded(*_, **__):
+        raise InputError("The model is loaded.")
+
+    monkeypatch.setattr(loading, "load_model", loaded)
+    mine = shutil.copytree(bundle.DATA / "models" / "demo-qwen3", tmp_path / "mine")
+    words = ["train", *SHORT, "--layer", "3", "--model", str(mine), "--output", str(tmp_path / "run"), *more]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert ("No prompt asks for an answer in \\boxed{}" in said) == warned
+    assert "The model is loaded." in said
+
+
+def test_bundled_problems_do_not_ask_for_a_box():
+    tokenizer = tokenizers.load_tokenizer(Train().checkpoint)
+    assert not training.asks_for_boxes(tokenizer, train._problems(Train()), {})  # the bundled models box by themselves
+
+
 # options, files and defaults
 
 
@@ -356,6 +379,7 @@ def test_models_that_are_not_bundled_get_the_papers_learning_rate():
         (["--report-to", "papyrus"], "--report-to papyrus isn't installed"),
         (["--report-to", ""], "--report-to is empty"),
         (["--report-to", "none,"], "--report-to is empty"),
+        (["--system-prompt", "Think.", "--chat-template", "none"], "--system-prompt needs a chat template"),
         (["--resume"], "no run in"),
         (["--config", "nowhere.yaml"], "nowhere.yaml can't be read"),
         (["--problems", "nowhere.jsonl"], "nowhere.jsonl"),
@@ -408,8 +432,9 @@ def test_a_file_whose_fields_cannot_be_combined_is_refused_in_one_sentence(text,
     assert main(["train", *few, "--config", str(path), "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert said in error
-    assert error.startswith(f"error: {path} ")
-    assert error.count("\n") == 1
+    *before, refusal = error.splitlines()
+    assert refusal.startswith(f"error: {path} ")
+    assert before in ([], ["Training in 1 process."])
 
 
 def test_folders_with_anything_else_are_refused(run, tmp_path, capsys):

@@ -53,6 +53,29 @@ def test_verl_rows_keep_the_conversation_and_its_ground_truth(tmp_path):
     assert (problem.text, problem.answer) == ("What is 3 + 4?", "7")
 
 
+def test_chat_messages_are_preferred_to_a_plain_question(tmp_path):
+    """The paper's deepmath-5k.parquet has both."""
+    rows = [{**verl_row(text, "7"), "question": text} for text in ("What is 3 + 4?", "What is 4 + 3?")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    for problem in read_problems(str(tmp_path / "p.parquet")):
+        assert [message["role"] for message in problem.messages] == ["system", "user"]
+    (first, _) = read_problems(str(tmp_path / "p.parquet"), problem_column="question")
+    assert len(first.messages) == 1
+
+
+def test_a_system_prompt_replaces_the_problems_own(tmp_path):
+    path = written(tmp_path / "p.jsonl", verl_row("3 + 4", "7"), {"prompt": "4 + 3", "answer": "7"})
+    for problem in read_problems(path, system_prompt="Think."):
+        assert [message["role"] for message in problem.messages] == ["system", "user"]
+        assert problem.messages[0]["content"] == "Think."
+
+
+def test_a_suffix_is_a_line_after_the_problem(tmp_path):
+    path = written(tmp_path / "p.jsonl", {"problem": "3 + 4", "answer": "7"})
+    (problem,) = read_problems(path, prompt_suffix="Box it.")
+    assert (problem.text, problem.answer) == ("3 + 4\nBox it.", "7")
+
+
 def test_the_ground_truth_is_preferred_to_a_worked_solution(tmp_path):
     path = written(tmp_path / "p.jsonl", {**verl_row("3 + 4", "7"), "solution": "It is seven."})
     assert read_problems(path)[0].answer == "7"
