@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from internal_policy.look.merging import merge
     from internal_policy.look.run import open_run
     from internal_policy.look.scan import open_scan
+    from internal_policy.models.ablation import ablated
     from internal_policy.models.hooks import FINAL, HookPoint, hooked
     from internal_policy.models.loading import load
     from internal_policy.models.policy import as_policy, unembed
@@ -42,6 +43,7 @@ __all__ = [
     "HookPoint",
     "InputError",
     "__version__",
+    "ablated",
     "admit",
     "as_policy",
     "generate",
@@ -62,6 +64,7 @@ _MODULE_OF = {
     "BuPOConfig": "train.configuration",
     "BuPOTrainer": "train.bupo",
     "InputError": "errors",
+    "ablated": "models.ablation",
     "admit": "models.trial",
     "load": "models.loading",
     "merge": "look.merging",
