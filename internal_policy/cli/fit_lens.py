@@ -91,7 +91,7 @@ PRESENTATION = {"json", "rollouts", *FITTING}
 
 def run(options: FitLens) -> None:
     """Fit, measure, write one file, and print the KL at each hook point."""
-    from internal_policy.lenses import file, fit
+    from internal_policy.lenses import file, fit, held_out
     from internal_policy.models.families import layer_sites
     from internal_policy.scans import store
     from internal_policy.scans.scan import check_rollouts
@@ -130,7 +130,7 @@ def run(options: FitLens) -> None:
             seed=options.seed,
             advance=advance,
         )
-    kl = fit.kl(model, held, lens)
+    kl = held_out.kl(held_out.measured(model, held, {lens.kind: lens}))
     about = _about(options, inputs, fitted, held, kl)
     with shared.writing():
         file.save(options.output, dataclasses.replace(lens, about=about))

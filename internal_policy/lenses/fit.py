@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
-import pandas as pd
 import psutil
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,19 +13,16 @@ from torch.nn.functional import kl_div
 from internal_policy.errors import InputError
 from internal_policy.lenses import lens
 from internal_policy.lenses.lens import FittedLens, Translator
-from internal_policy.look import statistics
 from internal_policy.measure.matmul import precision
 from internal_policy.models.adapters import inside
-from internal_policy.models.families import sites_of
 from internal_policy.models.head import unembedding, weight_alone
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.modules import decoder_layers
 from internal_policy.models.passes import evaluating
-from internal_policy.models.policy import READOUTS, unembed
+from internal_policy.models.policy import unembed
 from internal_policy.scans.blocks import blocks
 from internal_policy.scans.reader import reader_of
-from internal_policy.scans.scan import Scanner
-from internal_policy.scans.selection import Selection, canonical
+from internal_policy.scans.selection import canonical
 from internal_policy.tasks.rollouts import Rollout
 
 STREAM = ("resid_pre", "resid_post")
@@ -47,15 +43,29 @@ def points_of(known: Mapping[int, Collection[str]], sites: Iterable[str]) -> lis
 
 def apart(rollouts: Sequence[Rollout], share: float, seed: int) -> tuple[list[Rollout], list[Rollout]]:
     """The rollouts to fit on, and those of a `share` of the problems that are held out. Raises InputError."""
-    problem_of = [rollout.problem or str(number) for number, rollout in enumerate(rollouts)]
-    problems = list(dict.fromkeys(problem_of))
+    problems = _shuffled(rollouts, seed)
     if len(problems) < 2:
         raise InputError("A lens is fitted on some problems and measured on others. Give 2 or more problems.")
-    shuffled = torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed)).tolist()
-    number = min(max(1, round(share * len(problems))), len(problems) - 1)
-    held = {problems[n] for n in shuffled[:number]}
-    both = list(zip(rollouts, problem_of, strict=True))
-    return [r for r, problem in both if problem not in held], [r for r, problem in both if problem in held]
+    count = min(max(1, round(share * len(problems))), len(problems) - 1)
+    held = {number for problem in problems[:count] for number in problem}
+    both = [*enumerate(rollouts)]
+    return [r for number, r in both if number not in held], [r for number, r in both if number in held]
+
+
+def halves(rollouts: Sequence[Rollout], seed: int) -> list[list[int]]:
+    """The numbers of the rollouts of each half of the problems; nothing for a single problem."""
+    problems = _shuffled(rollouts, seed)
+    parts = [problems[::2], problems[1::2]] if len(problems) > 1 else []
+    return [sorted(number for problem in part for number in problem) for part in parts]
+
+
+def _shuffled(rollouts: Sequence[Rollout], seed: int) -> list[list[int]]:
+    """The numbers of the rollouts of each problem, the problems in random order."""
+    numbers: dict[str, list[int]] = {}
+    for number, rollout in enumerate(rollouts):
+        numbers.setdefault(rollout.problem or str(number), []).append(number)
+    problems = [*numbers.values()]
+    return [problems[n] for n in torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed)).tolist()]
 
 
 def fit(
@@ -75,41 +85,85 @@ def fit(
     steps, only changes them, not the model. Hidden states are read once and kept. The translators and the loss are
     float32 or better. Raises InputError if there isn't enough memory, and for options out of range.
     """
+    options: Any = {"steps": steps, "learning_rate": learning_rate, "batch_tokens": batch_tokens, "seed": seed}
+    return fit_parts(model, rollouts, points, [range(len(rollouts))], **options, advance=advance)[0]
+
+
+def fit_parts(
+    model: nn.Module,
+    rollouts: Sequence[Rollout],
+    points: Sequence[HookPoint],
+    parts: Sequence[Collection[int]],
+    *,
+    steps: int = 800,
+    learning_rate: float = 1.0,
+    batch_tokens: int = 256,
+    seed: int = 0,
+    advance: Callable[[int, int], None] = lambda *_: None,
+) -> list[FittedLens]:
+    """Fit a lens on each part of the rollouts, given by their numbers, as `fit` does: all at once, on the same states.
+
+    Each step draws `batch_tokens` of all tokens, and each lens takes a step on those that belong to its part. A lens
+    therefore sees its tokens as often as the others see theirs, and the lens of all rollouts is that of `fit`.
+    """
     check_options(steps, learning_rate, batch_tokens)
     if not points:
         raise InputError("There is no hook point to fit: the last layer's output needs no translator. Add sites.")
     if not (tokens := sum(len(rollout.response_ids) for rollout in rollouts)):
         raise InputError("There are no response tokens to fit on. Give at least one rollout.")
-    weight, dtype = reader_of(model).unembedding.weight, precision(inside(model).dtype)
-    d_model = weight.shape[1]
-    check_memory(len(points), tokens, d_model, weight.element_size())
-    new = {"dtype": dtype, "device": weight.device, "requires_grad": True}
-    at = {point: Translator(torch.zeros(d_model, d_model, **new), torch.zeros(d_model, **new)) for point in points}
-    n_layers = len(decoder_layers(model))
-    tuned = lens.of(FittedLens(at, n_layers), model)
-    parameters = [tensor for translator in at.values() for tensor in translator]
-    optimizer = torch.optim.Adam(parameters, learning_rate / d_model)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
+    weight = reader_of(model).unembedding.weight
+    check_memory(len(points), tokens, weight.shape[1], weight.element_size(), len(parts))
+    descents = [_Descent(model, points, learning_rate, steps) for _ in parts]
     hidden = states(model, rollouts, [FINAL, *points])
+    owner = torch.arange(len(rollouts)).repeat_interleave(torch.tensor([len(one.response_ids) for one in rollouts]))
+    members = [torch.isin(owner, torch.tensor([*part], dtype=torch.int64)) for part in parts]
     shuffled, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
     for _ in range(steps):
         while len(order) < batch_tokens:
-            order = torch.cat([order, torch.randperm(hidden.shape[1], generator=shuffled)])
-        batch, order = hidden[:, order[:batch_tokens]].to(weight.device), order[batch_tokens:]
+            order = torch.cat([order, torch.randperm(len(owner), generator=shuffled)])
+        drawn, order = order[:batch_tokens], order[batch_tokens:]
+        batch = hidden[:, drawn].to(weight.device)
         with torch.no_grad():
-            final = unembed(model, batch[0]).to(dtype).log_softmax(-1)
-        for state, (point, translator) in zip(batch[1:], at.items(), strict=True):
-            policy = unembed(model, state, tuned, point).to(dtype).log_softmax(-1)
-            loss = kl_div(policy, final, reduction="batchmean", log_target=True)
-            for tensor, gradient in zip(translator, torch.autograd.grad(loss, translator), strict=True):
-                tensor.grad = gradient  # only for the translators, not for the model
-        optimizer.step()
-        schedule.step()
+            final = unembed(model, batch[0]).to(precision(inside(model).dtype)).log_softmax(-1)
+        for descent, member in zip(descents, members, strict=True):
+            here = member[drawn].to(weight.device)
+            descent.step(batch[1:, here], final[here])
         advance(1, batch_tokens)
-    if not all(tensor.isfinite().all() for tensor in parameters):
-        raise InputError(f"The translators became infinite. Use a learning rate lower than {learning_rate}.")
-    fitted = {point: Translator(weight.detach(), bias.detach()) for point, (weight, bias) in at.items()}
-    return FittedLens(fitted, n_layers)
+    return [descent.fitted() for descent in descents]
+
+
+class _Descent:
+    """The translators of one lens while they are fitted, with the state of Adam."""
+
+    def __init__(self, model: nn.Module, points: Sequence[HookPoint], learning_rate: float, steps: int) -> None:
+        weight, dtype = reader_of(model).unembedding.weight, precision(inside(model).dtype)
+        new, d_model = {"dtype": dtype, "device": weight.device, "requires_grad": True}, weight.shape[1]
+        at = {point: Translator(torch.zeros(d_model, d_model, **new), torch.zeros(d_model, **new)) for point in points}
+        self.model, self.learning_rate = model, learning_rate
+        self.lens = FittedLens(at, len(decoder_layers(model)))
+        self.readout = lens.of(self.lens, model)
+        self.parameters = [tensor for translator in at.values() for tensor in translator]
+        self.optimizer = torch.optim.Adam(self.parameters, learning_rate / d_model)
+        self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1, 0, steps)
+
+    def step(self, hidden: Float[Tensor, "points pos d_model"], final: Float[Tensor, "pos d_vocab"]) -> None:
+        """Follow the gradient of KL(final || lens) at some tokens; without any, only lower the rate."""
+        if len(final):
+            for state, (point, translator) in zip(hidden, self.lens.at.items(), strict=True):
+                policy = unembed(self.model, state, self.readout, point).to(final.dtype).log_softmax(-1)
+                loss = kl_div(policy, final, reduction="batchmean", log_target=True)
+                for tensor, gradient in zip(translator, torch.autograd.grad(loss, translator), strict=True):
+                    tensor.grad = gradient  # only for the translators, not for the model
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+
+    def fitted(self) -> FittedLens:
+        """The lens. Raises InputError if it isn't finite."""
+        if not all(tensor.isfinite().all() for tensor in self.parameters):
+            raise InputError(f"The translators became infinite. Use a learning rate lower than {self.learning_rate}.")
+        at = {point: Translator(*(tensor.detach() for tensor in one)) for point, one in self.lens.at.items()}
+        return FittedLens(at, self.lens.n_layers)
 
 
 def check_options(steps: int, learning_rate: float, batch_tokens: int, held_out: float = 0.2) -> None:
@@ -121,9 +175,9 @@ def check_options(steps: int, learning_rate: float, batch_tokens: int, held_out:
         raise InputError(f"held-out is {held_out}; it must be above 0 and below 1, such as 0.2.")
 
 
-def check_memory(points: int, tokens: int, d_model: int, item: int) -> None:
+def check_memory(points: int, tokens: int, d_model: int, item: int, lenses: int = 1) -> None:
     """Raise InputError if the hidden states, the translators and Adam's state don't fit into memory."""
-    need = (points + 1) * tokens * d_model * item + 4 * 4 * points * d_model * (d_model + 1)
+    need = (points + 1) * tokens * d_model * item + lenses * 4 * 4 * points * d_model * (d_model + 1)
     free = psutil.virtual_memory().available
     if need > free:
         raise InputError(
@@ -136,7 +190,7 @@ def check_memory(points: int, tokens: int, d_model: int, item: int) -> None:
 def states(
     model: nn.Module, rollouts: Sequence[Rollout], points: Sequence[HookPoint]
 ) -> Float[Tensor, "points pos d_model"]:
-    """The hidden states at `points` where the response tokens are predicted, in no particular order."""
+    """The hidden states at `points` where the response tokens are predicted, rollout by rollout."""
     weight, count, start = (
         weight_alone(unembedding(model)).weight,
         sum(len(rollout.response_ids) for rollout in rollouts),
@@ -145,24 +199,8 @@ def states(
     kept = weight.new_empty(len(points), count, weight.shape[1], device="cpu")
     with evaluating(inside(model)):
         for first in range(0, len(rollouts), BATCH):
-            for index, _, hidden in blocks(model, rollouts[first : first + BATCH], points):
-                kept[:, start : start + len(index)] = hidden
-                start += len(index)
+            batch = rollouts[first : first + BATCH]
+            for index, _, hidden in blocks(model, batch, points):
+                kept[:, start + index] = hidden.cpu()
+            start += sum(len(rollout.response_ids) for rollout in batch)
     return kept
-
-
-def kl(model: nn.Module, rollouts: Sequence[Rollout], fitted: FittedLens) -> pd.DataFrame:
-    """KL(final || readout) in nats at each hook point with a map: layer, site, readout, mean, low, high.
-
-    Means are over the response tokens of `rollouts`, with 95% intervals over the rollouts.
-    """
-    sites = tuple(site for site in sites_of(inside(model).config) if site in {point.site for point in fitted.at})
-    readouts = (*READOUTS, fitted.kind)
-    selection = Selection(tuple(sorted({p.layer for p in fitted.at})), sites, readouts, ("kl",), 0)
-    scanner = Scanner.of(model, selection, {fitted.kind: lens.of(fitted, model)})
-    parts = [scanner.measure(rollouts[first : first + BATCH], first)[1] for first in range(0, len(rollouts), BATCH)]
-    layers = pa.concat_tables(parts).to_pandas()
-    means = [statistics.means(layers[layers["readout"] == name], "kl").assign(readout=name) for name in readouts]
-    frame = pd.concat(means, ignore_index=True)
-    having = [HookPoint(layer, site) in fitted.at for layer, site in zip(frame["layer"], frame["site"], strict=True)]
-    return frame[having].reset_index(drop=True)

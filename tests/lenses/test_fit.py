@@ -9,7 +9,7 @@ from conftest import FEW, hook_count, random_rollout, tiny_model
 from torch.nn.functional import kl_div
 
 from internal_policy.errors import InputError
-from internal_policy.lenses import fit, lens
+from internal_policy.lenses import fit, held_out, lens
 from internal_policy.measure.sites import SITES
 from internal_policy.models.families import layer_sites, sites_of
 from internal_policy.models.hooks import FINAL, HookPoint
@@ -26,6 +26,10 @@ def flat(model):
     """`model` with a policy of higher entropy, like a language model's: a fit then needs fewer texts."""
     model.get_output_embeddings().weight.data.mul_(0.1)
     return model
+
+
+def kl(model, texts, translators):
+    return held_out.kl(held_out.measured(model, texts, {"tuned": translators}))
 
 
 # the fit
@@ -49,7 +53,7 @@ def test_a_fitted_lens_is_closer_to_the_model_on_unseen_texts(family):
     model: Any = flat(tiny_model(family)).float()
     points = fit.points_of(layer_sites(model.config), sites_of(model.config))
     translators = fit.fit(model, rollouts(48), points, steps=60, batch_tokens=128)
-    found = fit.kl(model, rollouts(12, seed=1), translators)
+    found = kl(model, rollouts(12, seed=1), translators)
     wide = found.pivot(index=["layer", "site"], columns="readout", values="mean")
     assert len(wide) == len(points)
     assert (wide["tuned"] < wide["norm"]).all()
@@ -93,12 +97,40 @@ def test_the_seed_determines_the_translators(llama):
     assert not torch.equal(one, other)
 
 
+def test_the_lens_of_all_rollouts_is_the_same_with_parts_beside_it(llama):
+    texts, options = rollouts(6), {"steps": 5, "batch_tokens": 16}
+    alone = fit.fit(llama, texts, POINTS, **options)
+    beside = fit.fit_parts(llama, texts, POINTS, [range(6), [0, 2], [1]], **options)[0]
+    assert all(torch.equal(a, b) for p in POINTS for a, b in zip(alone.at[p], beside.at[p], strict=True))
+
+
+def test_a_part_learns_only_from_its_own_rollouts(llama):
+    mine, others = rollouts(3), rollouts(3, seed=1)
+    options = {"steps": 4, "batch_tokens": 72}  # each step has all tokens of the 6 responses
+    one, other = (
+        fit.fit_parts(llama, mine + texts, POINTS, [range(3)], **options)[0] for texts in (others, rollouts(3, seed=2))
+    )
+    alone = fit.fit(llama, mine, POINTS, steps=4, batch_tokens=36)
+    for point in POINTS:
+        torch.testing.assert_close(one.at[point], other.at[point], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(one.at[point], alone.at[point], rtol=1e-6, atol=1e-9)
+
+
+def test_hidden_states_are_kept_rollout_by_rollout(llama, monkeypatch):
+    texts = [*rollouts(3), random_rollout(2, 5, 7)]
+    whole = fit.states(llama, texts, POINTS)
+    alone = torch.cat([fit.states(llama, [one], POINTS) for one in texts], 1)
+    torch.testing.assert_close(whole, alone)
+    monkeypatch.setattr("internal_policy.scans.blocks.STATE_BYTES", 1)  # a position of every text at a time
+    torch.testing.assert_close(fit.states(llama, texts, POINTS), whole)
+
+
 def test_fitting_does_not_change_the_model(llama):
     llama.train()
     before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
     hooks = hook_count(llama)
     translators = fit.fit(llama, rollouts(4), POINTS, steps=3, batch_tokens=16)
-    fit.kl(llama, rollouts(2, seed=1), translators)
+    kl(llama, rollouts(2, seed=1), translators)
     assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in llama.parameters())
     assert all(not tensor.requires_grad for one in translators.at.values() for tensor in one)
@@ -110,9 +142,7 @@ def test_a_bfloat16_model_has_translators_in_float32():
     model: Any = flat(tiny_model("qwen3")).bfloat16()
     translators = fit.fit(model, rollouts(24), POINTS, steps=40, batch_tokens=64)
     assert {tensor.dtype for one in translators.at.values() for tensor in one} == {torch.float32}
-    wide = fit.kl(model, rollouts(8, seed=1), translators).pivot(
-        index=["layer", "site"], columns="readout", values="mean"
-    )
+    wide = kl(model, rollouts(8, seed=1), translators).pivot(index=["layer", "site"], columns="readout", values="mean")
     assert (wide["tuned"] < wide["norm"]).all()
 
 
@@ -139,6 +169,18 @@ def test_both_the_fitted_and_the_held_out_part_have_a_problem(share, number):
     assert (len(fitted), len(held)) == (10 - number, number)
 
 
+def test_the_halves_share_no_problem():
+    texts = [replace(one, sample=sample) for one in rollouts(5) for sample in range(3)]
+    one, other = fit.halves(texts, seed=0)
+    assert sorted(one + other) == [*range(15)]
+    assert {len(one), len(other)} == {9, 6}
+    assert not {texts[n].problem for n in one} & {texts[n].problem for n in other}
+
+
+def test_a_single_problem_has_no_halves():
+    assert fit.halves([replace(one, problem="the same") for one in rollouts(3)], seed=0) == []
+
+
 def test_texts_without_a_problem_count_as_different_problems():
     assert len(fit.apart(rollouts(10, problem=""), 0.2, seed=0)[1]) == 2
 
@@ -151,7 +193,7 @@ def test_a_single_problem_is_rejected():
 def test_the_reported_kl_equals_that_of_the_policies(llama):
     translators = fit.fit(llama, rollouts(4), POINTS, steps=2, batch_tokens=16)
     texts = rollouts(3, seed=1)
-    found = fit.kl(llama, texts, translators).set_index(["layer", "site", "readout"])["mean"]
+    found = kl(llama, texts, translators).set_index(["layer", "site", "readout"])["mean"]
     ids = torch.tensor([one.ids for one in texts])
     readouts: dict[str, Any] = {"raw": "raw", "norm": "norm", "tuned": lens.of(translators, llama)}
     for point in POINTS:
