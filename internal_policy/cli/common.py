@@ -25,6 +25,7 @@ DeviceMap = Annotated[
     tyro.conf.arg(metavar="{auto,balanced,balanced_low_0,sequential}"),
 ]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
+Lenses = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]FILE"), tyro.conf.UseAppendAction]
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
 Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT"), tyro.conf.UseAppendAction]
 OutputFolder = Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
@@ -268,7 +269,7 @@ class ViewOptions:
 
     group: ClassVar = "Part of the scan"
     readout: Text = None
-    """Readout to show: raw, norm or tuned; by default the first that was measured."""
+    """Readout to show: raw, norm, tuned, jacobian or the name of a lens; by default the first that was measured."""
     outcome: Literal["all", "correct", "incorrect"] = "all"
     """Responses to include; a response is correct if its reward is 1 or more."""
     positions: Text = None

@@ -86,8 +86,10 @@ def _asked(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _readouts(asked: Mapping[str, Any]) -> list[str]:
+    from internal_policy.scans import records
+
     readout = asked.get("readout", "raw")
-    return [*(["raw", "norm"] if readout == "both" else [readout]), *(["tuned"] if asked.get("lens") else [])]
+    return [*(["raw", "norm"] if readout == "both" else [readout]), *records.lenses(asked)]
 
 
 def _rows(path: Path) -> int:

@@ -93,7 +93,7 @@ def run(options: Evaluate) -> None:
         dataclasses.replace(options, problems=tuple(sets.values()), limit=limit),
         PRESENTATION,
         list(sets.values()),
-        lens=options.lens,
+        lenses=[options.lens] if options.lens else [],
     ).asking(names=list(sets))  # responses are stored under these names
     folder = options.output or store.root() / "evaluations" / store.digest(inputs.question)
     question = inputs.question
@@ -117,7 +117,7 @@ def run(options: Evaluate) -> None:
     tables = {name: written[written["problems"] == name] for name in sets}
     if len(tables) > 1:
         tables[ALL] = written
-    label = options.label or label_of(options)
+    label = options.label or label_of(options, inputs)
     curves = curves_of(tables, options.samples, label)
     store.write_table(folder / CURVES, pa.Table.from_pandas(curves, preserve_index=False))
     printed(folder, label, curves, options.samples, tables, as_json=options.json)
@@ -136,10 +136,10 @@ def named(sources: tuple[str, ...]) -> dict[str, str]:
     return dict(zip(names, sources, strict=True))
 
 
-def label_of(options: Evaluate) -> str:
+def label_of(options: Evaluate, inputs: prepared.Prepared) -> str:
     """The model's name, with the hook point and the readout where they are not the model's own."""
     name = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model
-    name_of_readout = options.readout if options.lens is None else "tuned"
+    name_of_readout = next((lens.name for lens in inputs.lenses), options.readout)
     readout = f", {name_of_readout}" if name_of_readout != "raw" else ""
     return name if options.at == "final" else f"{name}@{options.at}{readout}"
 

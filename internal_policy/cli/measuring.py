@@ -82,7 +82,7 @@ def loaded(
 
     inputs, size = planned.inputs, planned.inputs.sampling.batch_size
     reader = opener.open(inputs)
-    lenses = {planned.lens.kind: lens.of(planned.lens, reader.model)} if planned.lens else {}
+    lenses = {name: lens.of(fitted, reader.model, name) for name, fitted in planned.lenses.items()}
     scanner = Scanner.of(reader, planned.selection, lenses)
     smaller = progress.saying_once("Out of memory: measuring {} rollouts at a time.")
 

@@ -30,7 +30,7 @@ def check(options: Any) -> None:
         )
     if not options.remote:
         return
-    if options.lens is not None:
+    if options.lens:
         raise InputError("--lens can't be used with --remote, where hidden states stay on the server. Leave one out.")
     if options.reader != "nnsight":
         raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}. Add --reader nnsight.")

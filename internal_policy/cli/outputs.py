@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from internal_policy.cli import inventory, progress, removal
+from internal_policy.cli import inventory, lens_files, progress, removal
 from internal_policy.cli.inventory import Kind
 from internal_policy.errors import InputError, check_path
 
@@ -38,8 +38,9 @@ def check_file(path: Path, force: bool, *endings: str, inputs: Iterable[str | Pa
 
 def inputs_of(options: object) -> list[str]:
     """The files and folders that a command reads, and names of the hub, from its options."""
-    given = [getattr(options, name, None) for name in INPUTS]
-    return [value for many in given for value in (many if isinstance(many, tuple) else [many]) if value]
+    given = {name: getattr(options, name, None) for name in INPUTS}
+    found = [(name, value) for name, many in given.items() for value in (many if isinstance(many, tuple) else [many])]
+    return [lens_files.split(value)[1] if name == "lens" else value for name, value in found if value]
 
 
 def _same(one: str | Path, other: Path) -> bool:

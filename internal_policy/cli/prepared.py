@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from internal_policy import bundle, files
-from internal_policy.cli import configuration, progress
+from internal_policy.cli import configuration, lens_files, progress
 from internal_policy.cli.common import ModelOptions, ResponseOptions, SamplingOptions
+from internal_policy.cli.lens_files import LensFile
 from internal_policy.errors import InputError
 from internal_policy.models import checkpoint, loading, templates, tokenizers
 from internal_policy.models.checkpoint import Checkpoint
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 DEMO_PROBLEMS = 64
 """How many of the bundled problems are used if none are named."""
 LATER: dict[str, Any] = {
-    "lens": None,
     "reader": "hooks",
     "remote": False,
     "text": (),
@@ -66,8 +66,8 @@ class Prepared:
     """Texts to measure as they are; none if responses are read from a file or sampled."""
     rollouts: str | None
     """File of given responses; None to sample them, or with texts."""
-    lens: Path | None
-    """File of a lens."""
+    lenses: tuple[LensFile, ...]
+    """The lenses to read hidden states through."""
     sampled: Mapping[str, Any]
     """Arguments of `Sampling`."""
     question: Mapping[str, Any]
@@ -160,37 +160,37 @@ class Prepared:
         check_ids(rollouts, positions(self.config), self.config.get_text_config().vocab_size)
         return rollouts
 
-    def fitted_lens(self, points: "Iterable[HookPoint]") -> "FittedLens | None":
-        """The lens, checked against the model and the hook points to read; None without a lens.
+    def fitted_lenses(self, points: "Sequence[HookPoint]") -> "dict[str, FittedLens]":
+        """Name of its readout -> each lens, checked against the model and the hook points to read.
 
-        Notes on stderr if the lens was fitted to other weights. Raises InputError.
+        Notes on stderr if a lens was fitted to other weights. Raises InputError.
         """
         from internal_policy.lenses import file
 
-        if self.lens is None:
-            return None
-        text = self.config.get_text_config()
-        lens = file.read(self.lens, text.num_hidden_layers, text.hidden_size)
-        lens.check(points)
-        if lens.about.get("identity") not in (None, self.identity):
-            progress.note(f"The lens {self.lens} was fitted to other weights, those of {lens.about.get('model')}.")
-        return lens
+        text, fitted = self.config.get_text_config(), {}
+        for lens in self.lenses:
+            fitted[lens.name] = file.read(lens.path, text.num_hidden_layers, text.hidden_size)
+            fitted[lens.name].check(points, f"The lens {lens.given}")
+            if lens.header.about.get("identity") not in (None, self.identity):
+                other = lens.header.about.get("model")
+                progress.note(f"The lens {lens.given} was fitted to other weights, those of {other}.")
+        return fitted
 
     def policy(self, at: str, readout: str) -> "Policy":
         """The policy to sample from, checked against the model. Raises InputError."""
         from internal_policy.models.hooks import HookPoint, check
 
-        if self.lens is not None and at == "final":
+        if self.lenses and at == "final":
             raise InputError(
                 "--lens reads a hook point, but --at is final, the model's own policy. Add --at, such as 5.resid_post."
             )
         if at == "final" and readout != "raw":
             raise InputError(f"--readout {readout} only applies to a hook point. Add --at, such as 5.resid_post.")
-        if self.lens is not None and readout != "raw":
+        if self.lenses and readout != "raw":
             raise InputError(f"Both --lens and --readout {readout} are given. Use one of them.")
         point = HookPoint.parse(at)
         check(self.config, point, self.config.get_text_config().num_hidden_layers)
-        return Policy(point, readout, self.fitted_lens([point]))
+        return Policy(point, readout, next(iter(self.fitted_lenses([point]).values()), None))
 
     def left(self, problems: "Sequence[Problem]", folder: Path) -> tuple[int, int]:
         """How many parts of the responses to `problems` aren't in `folder` yet, and of how many."""
@@ -257,13 +257,15 @@ def prepare(
     *,
     texts: tuple[str, ...] = (),
     rollouts: str | None = None,
-    lens: str | None = None,
+    lenses: Sequence[str] = (),
 ) -> Prepared:
     """Resolve the options of a command that samples from a model or reads what it wrote.
 
-    `unused` are options that don't change the numbers, `sources` the problems. Raises InputError, also for a model
-    that can't be found; nothing heavy is imported or loaded.
+    `unused` are options that don't change the numbers, `sources` the problems, `lenses` the words of --lens. Raises
+    InputError, also for a model that can't be found; nothing heavy is imported or loaded.
     """
+    fitted = lens_files.resolve(lenses)
+    paths = [*sources, rollouts, options.chat_template]
     return Prepared(
         options.checkpoint,
         options.arguments,
@@ -272,12 +274,12 @@ def prepare(
         options.limit,
         texts,
         rollouts,
-        Path(lens) if lens is not None else None,
+        fitted,
         {
             **{field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)},
             "chat": options.chat,
         },
-        question(options, unused, [*sources, rollouts, options.chat_template, lens], rollouts, texts=texts),
+        question(options, unused, paths, rollouts, texts=texts, lenses=fitted),
         options.worker,
     )
 
@@ -289,10 +291,11 @@ def question(
     rollouts: str | None = None,
     *,
     texts: Sequence[str] = (),
+    lenses: Sequence[LensFile] = (),
 ) -> dict[str, Any]:
     """The options that can change the numbers, with the contents of their files. It is the key of the cache."""
     given = dataclasses.asdict(options).items()
-    unused = {*unused, "force", "shard", "url", "max_memory", "offload_folder"}  # a server may move
+    unused = {*unused, "lens", "force", "shard", "url", "max_memory", "offload_folder"}  # a server may move
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
     arguments = options.template_arguments
     identity = checkpoint.identity(options.checkpoint)  # first, because it says best why a model can't be loaded
@@ -301,9 +304,10 @@ def question(
         arguments = {templates.DATE: templates.today(), **arguments}
     return {
         **decisive,
+        **({"lens": lens_files.asked(lenses)} if lenses else {}),
         "chat_template_kwargs": json.dumps(arguments, sort_keys=True),
         "identity": identity,
-        "content": {path: held(path) for path in paths if path},
+        "content": {path: held(path) for path in [*paths, *(lens.given for lens in lenses)] if path},
     }
 
 

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from internal_policy.cli import engine, forecast, measuring, opening, outputs, progress, sampler, shards, texts, work
 from internal_policy.cli.common import (
     EngineOptions,
-    File,
     JsonOptions,
+    Lenses,
     ModelOptions,
     Number,
     OutputFolder,
@@ -95,9 +95,9 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     readout: Literal["raw", "norm", "both"] = "both"
     """How hidden states are unembedded: as they are (raw, the paper), through the final norm (norm, the logit lens), or
     both."""
-    lens: File = None
+    lens: Lenses = ()
     """Lens to read hidden states through as well: a .safetensors file that `fit-lens` or the tuned-lens library wrote.
-    Its readout is called tuned."""
+    Its readout is called tuned or jacobian after its kind, or NAME. For several lenses repeat the option."""
     measures: str = "all"
     """Measures to keep, separated by commas: entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm."""
     top_k: int = 5
@@ -206,14 +206,15 @@ def prepared(options: Scan) -> Prepared:
     if not is_given:
         problems, limit = source(options.problems, options.limit)
         options, sources = dataclasses.replace(options, problems=problems, limit=limit), [problems]
-    inputs = prepare(options, unused, sources, texts=options.text, rollouts=options.rollouts, lens=options.lens)
+    inputs = prepare(options, unused, sources, texts=options.text, rollouts=options.rollouts, lenses=options.lens)
     if options.layers == options.sites == options.measures == "all":
         return inputs  # without transformers, which takes seconds to import
     from internal_policy.measure.metrics import MEASURES
     from internal_policy.measure.sites import SITES
     from internal_policy.models.families import sites_of
 
-    chosen, sites = work.selection(options, inputs.config), sites_of(inputs.config)
+    readouts = [lens.name for lens in inputs.lenses]
+    chosen, sites = work.selection(options, inputs.config, readouts), sites_of(inputs.config)
     every = {
         "layers": tuple(range(inputs.config.get_text_config().num_hidden_layers)),
         "sites": tuple(site for site in SITES if site in sites),
@@ -230,10 +231,10 @@ def _work(options: Scan, inputs: Prepared) -> Work:
     from internal_policy.scans.selection import plan
 
     progress.quiet()
-    chosen = work.selection(options, inputs.config)
+    chosen = work.selection(options, inputs.config, [lens.name for lens in inputs.lenses])
     planned = plan(chosen, layer_sites(inputs.config))
-    lens = inputs.fitted_lens(planned.points[1 : planned.unembedded])  # the first is final
+    lenses = inputs.fitted_lenses(planned.points[1 : planned.unembedded])  # the first is final
     problems, prompts = ([], []) if inputs.is_given else inputs.problems(inputs.question["problems"])
-    found = Work(inputs, chosen, planned, lens, inputs.given(), problems, prompts)
+    found = Work(inputs, chosen, planned, lenses, inputs.given(), problems, prompts)
     chosen.positions.check(found.longest)
     return found

@@ -39,7 +39,8 @@ class Show(JsonOptions):
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN|RUN")]
     """Scan or training run to print: its folder, or its name in `internal-policy ls` or the beginning of it."""
     readout: Text = None
-    """Readout of the scan to show: raw, norm or tuned; by default the first that was measured."""
+    """Readout of the scan to show: raw, norm, tuned, jacobian or the name of a lens; by default the first
+    that was measured."""
 
 
 def run(options: Show) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +31,8 @@ class Work:
     """What is measured in the model."""
     plan: "Plan"
     """The hidden states that this needs."""
-    lens: "FittedLens | None"
-    """The lens of --lens."""
+    lenses: "Mapping[str, FittedLens]"
+    """Name of its readout -> each lens."""
     rollouts: "list[Rollout]"
     """The given responses; none if they are sampled."""
     problems: "list[Problem]"
@@ -62,8 +63,8 @@ class Work:
         return sum(len(self.selection.positions.of(length)) for length in lengths)
 
 
-def selection(options: "Scan", config: "PreTrainedConfig") -> "Selection":
-    """What the options measure of a model. Raises InputError."""
+def selection(options: "Scan", config: "PreTrainedConfig", lenses: Sequence[str] = ()) -> "Selection":
+    """What the options measure of a model, with `lenses` as further readouts. Raises InputError."""
     from internal_policy.measure.metrics import MEASURES
     from internal_policy.measure.sites import SITES
     from internal_policy.models.families import check_sites, sites_of
@@ -76,7 +77,7 @@ def selection(options: "Scan", config: "PreTrainedConfig") -> "Selection":
     chosen = Selection(
         parse_layers(options.layers, text.num_hidden_layers),
         sites_of(config) if options.sites == "all" else tuple(options.sites.split(",")),
-        (*(("raw", "norm") if options.readout == "both" else (options.readout,)), *(["tuned"] if options.lens else [])),
+        (*(("raw", "norm") if options.readout == "both" else (options.readout,)), *lenses),
         MEASURES if options.measures == "all" else tuple(options.measures.split(",")),
         options.top_k,
         positions.Positions(*positions.parse(options.positions), options.every),

@@ -176,7 +176,7 @@ def answer(words: Sequence[str], text: str, warm: Warm, stop: threading.Event) -
     progress.quiet()
     inputs = warm.holding(scan.prepared(options))
     check(inputs, text)
-    sent = Progress(inputs, warm, work.selection(options, inputs.config), stop)
+    sent = Progress(inputs, warm, work.selection(options, inputs.config, [lens.name for lens in inputs.lenses]), stop)
     folder, cached = scan.scanned(options, inputs, warm, scan.Watch(sent.on_token, sent.on_piece))
     rollout = store.of_rollout(folder, "rollouts", 0, ["response", "response_ids"]).to_pylist()[0]
     warm.tell(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from internal_policy import files
 from internal_policy.errors import InputError
+from internal_policy.lenses.header import ABOUT, header
 from internal_policy.lenses.lens import KINDS, FittedLens, LensReadout, Map, of
 from internal_policy.measure.sites import SITES
 from internal_policy.models.head import unembedding
@@ -19,8 +20,6 @@ from internal_policy.models.hooks import HookPoint
 from internal_policy.models.modules import decoder_layers
 from internal_policy.scans.selection import canonical
 
-ABOUT = "internal_policy"
-"""Key in the file's metadata; its JSON value describes the lens."""
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 PARTS = {part: of for of in KINDS.values() for part in of._fields}
 """Last word of a tensor's key -> the map that it is a part of."""
@@ -89,14 +88,11 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f'{path} is a pickle, which can run code when loaded. Convert it with `python -c "import torch, '
             f"safetensors.torch as s; s.save_file(torch.load('{path}', weights_only=True), '{new}')\"`."
         )
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "doesn't exist"
-        raise InputError(f"The lens {path} {what}. Use a .safetensors file written by `internal-policy fit-lens`.")
+    about = header(path).about
     try:
         with safe_open(path, "pt") as file:
-            about = (file.metadata() or {}).get(ABOUT, "{}")
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(json.loads(about))  # noqa: SIM118
-    except (SafetensorError, ValueError, TypeError) as error:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(about)  # noqa: SIM118
+    except SafetensorError as error:
         raise InputError(f"Can't read {path} as safetensors ({error}). Get a complete copy of the lens.") from error
 
 

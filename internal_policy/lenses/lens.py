@@ -65,8 +65,8 @@ class FittedLens:
         """The output of the last layer, which needs no map: the final norm makes it the model's own policy."""
         return HookPoint(self.n_layers - 1, "resid_post")
 
-    def check(self, points: Iterable[HookPoint]) -> None:
-        """Raise InputError for a hook point without a map, listing those that have one."""
+    def check(self, points: Iterable[HookPoint], called: str = "The lens") -> None:
+        """Raise InputError for a hook point without a map, listing those that have one; `called` names the lens."""
         missing = [point for point in points if canonical(point.layer, point.site) not in (*self.at, self.last)]
         if not missing:
             return
@@ -74,7 +74,7 @@ class FittedLens:
         layers = ",".join(str(point.layer) for point in self.at if point.site == missing[0].site)
         remedy = f"--sites {','.join(sites)}" if missing[0].site not in sites else f"--layers {layers}"
         raise InputError(
-            f"The lens was not fitted at {missing[0]}, only at {counted(len(self.at), 'hook point')} at "
+            f"{called} was not fitted at {missing[0]}, only at {counted(len(self.at), 'hook point')} at "
             f"{', '.join(sites)}. "
             f"Read only those (scan {remedy}), or fit a lens with fit-lens --sites all."
         )

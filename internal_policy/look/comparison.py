@@ -8,7 +8,7 @@ import pandas as pd
 
 from internal_policy.errors import InputError
 from internal_policy.look.view import View, absent, check
-from internal_policy.scans import positions
+from internal_policy.scans import positions, records
 
 
 def comparable(views: Sequence[View], measure: str = "entropy") -> list[Mapping[str, Any]]:
@@ -46,9 +46,10 @@ def relative(frame: pd.DataFrame, n_layers: int) -> pd.DataFrame:
 def _problems(asked: Mapping[str, Any]) -> Any:
     """What identifies the problems or texts: the contents of their files, or texts given as options.
 
-    A hub data set is identified by its name and commit. The lens is left out, because every model has its own.
+    A hub data set is identified by its name and commit. Lenses are left out, because every model has its own.
     """
-    held = {path: found for path, found in (asked.get("content") or {}).items() if path != asked.get("lens")}
+    lenses = set(records.lenses(asked).values())
+    held = {path: found for path, found in (asked.get("content") or {}).items() if path not in lenses}
     found = [content if "sha256" in (content or {}) else named(path, content) for path, content in held.items()]
     return (found[0] if len(found) == 1 else sorted(found, key=str)) or asked.get("text") or asked.get("problems")
 

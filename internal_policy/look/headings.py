@@ -9,7 +9,7 @@ from internal_policy.errors import counted
 from internal_policy.look import theme
 from internal_policy.look.theme import Style
 from internal_policy.look.view import About, View, check, how
-from internal_policy.scans.records import sampled
+from internal_policy.scans.records import lenses, sampled
 
 PHONE = {1: 60, 2: 25, 3: 15, 4: 12}
 """How many characters of a heading fit on a line above one to four columns, 390 pixels wide together."""
@@ -18,7 +18,7 @@ PHONE = {1: 60, 2: 25, 3: 15, 4: 12}
 def _facts(view: View, record: Mapping[str, Any]) -> list[str | None]:
     """What can tell scans of one model apart, in the order in which a label uses it; None where it isn't known."""
     asked = record["asked"]
-    named = ("temperature", "seed", "problems", "rollouts", "lens")
+    named = ("temperature", "seed", "problems", "rollouts")
     weights = str(asked.get("identity") or "").split()  # "sha256 ...", for an adapter "sha256 ... on sha256 ..."
     return [
         how(view.readout),
@@ -28,6 +28,7 @@ def _facts(view: View, record: Mapping[str, Any]) -> list[str | None]:
         f"weights {weights[1][:8]}" if len(weights) > 1 else None,
         "sampled responses" if sampled(asked) else "given responses",
         *(None if asked.get(name) is None else f"{name} {asked[name]}" for name in named),
+        *([f"lens {', '.join(files)}"] if (files := lenses(asked).values()) else [None]),
         counted(record["rollouts"], "rollout"),
         record.get("created", "")[:10] or None,  # a scan in memory has neither
         record.get("digest", "")[:8] or None,

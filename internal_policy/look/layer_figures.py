@@ -218,7 +218,7 @@ def readouts(
 ) -> go.Figure:
     """A measure at one site by layer with each readout of a scan; each frame is `statistics.means` of the measure."""
     figure = go.Figure()
-    named = dict.fromkeys([*view.WORDS, "tuned", *(about.readout for about, _ in columns)])
+    named = dict.fromkeys([*view.WORDS, *view.LENSES, *(about.readout for about, _ in columns)])
     curves = dict(zip(named, cycle(theme.CURVES), strict=False))  # a known readout looks the same in every figure
     for about, frame in columns:
         rows = placed(frame[frame["site"] == site], measure, style)

@@ -113,7 +113,7 @@ def provenance(one: View) -> dict[str, str]:
         "quantization": record.get("quantization", {}).get("words"),
         "matrix product": record.get("product"),
         "readout": view.how(one.readout),
-        "lens": asked.get("lens"),
+        "lens": ", ".join(f"{name}: {file}" for name, file in records.lenses(asked).items()),
         "rollouts": f"{record['rollouts']:,}, {counted(record['tokens'], 'token')}",
         "positions": str(positions.of_record(record)),
         "shown here": view.words(one) or "all of them",
@@ -142,7 +142,7 @@ def _problems(asked: dict[str, Any]) -> str | None:
     sources = [
         comparison.named(path, content)
         for path, content in asked.get("content", {}).items()
-        if path != asked.get("lens")
+        if path not in records.lenses(asked).values()
     ]
     source = ", ".join(sources) or asked.get("problems")
     limit = asked.get("limit")

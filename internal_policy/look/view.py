@@ -25,8 +25,8 @@ Outcome = Literal["all", "correct", "incorrect"]
 """Which rollouts to look at. An unmarked one is neither correct nor incorrect."""
 WORDS = {"raw": "raw hidden states", "norm": "through the final norm"}
 """Readout -> its name on screen."""
-LENS = "tuned"
-"""The readout of a lens."""
+LENSES = {"tuned": "through the tuned lens", "jacobian": "through the Jacobian lens"}
+"""Kind of a lens, and by default the name of its readout -> its name on screen."""
 MODULES = {"attention": ("attn_in", "attn_out"), "FFN": ("mlp_in", "mlp_out")}
 """What some layers of a model may lack -> its sites."""
 AVERAGED = ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm")
@@ -79,7 +79,7 @@ class About:
 
 def how(readout: str) -> str:
     """A readout in words: raw hidden states, through the final norm, or through a lens by its name."""
-    return WORDS.get(readout, f"through the {readout} lens")
+    return {**WORDS, **LENSES}.get(readout, f"through the {readout} lens")
 
 
 def default(source: Path | Tables) -> View:
@@ -98,7 +98,7 @@ def check(view: View) -> Mapping[str, Any]:
     record = store.record(view.source)
     readouts = record["selection"]["readouts"]
     if view.readout not in readouts:
-        if view.readout not in (*WORDS, LENS):
+        if view.readout not in (*WORDS, *LENSES):
             raise InputError(f"There is no readout '{view.readout}'. Choose from {', '.join(readouts)}.")
         option = "--readout both" if view.readout in WORDS else "--lens FILE"
         remedy = option if isinstance(view.source, Path) else "that readout"

@@ -108,6 +108,14 @@ def sampled(asked: Mapping[str, Any]) -> bool:
     return asked.get("rollouts") is None and not asked.get("text")
 
 
+def lenses(asked: Mapping[str, Any]) -> dict[str, str]:
+    """Readout -> the file of its lens, for each lens of a scan."""
+    given = asked.get("lens")
+    if isinstance(given, str):  # a single tuned lens
+        return {"tuned": given}
+    return {str(name): str(file) for name, file in given or ()}
+
+
 def about_part(folder: Path, part: int) -> Path:
     """The file with the fingerprints of one part, and what measured it."""
     return folder / f"part-{part:05d}.json"

@@ -11,13 +11,14 @@ import torch
 from conftest import jsonl, saved, tiny_model
 from safetensors.torch import load_file, save_file
 
+from internal_policy import files
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
-from internal_policy.cli import prepared
+from internal_policy.cli import contents, prepared
 from internal_policy.cli.scan import PRESENTATION, Scan
 from internal_policy.models import loading
 from internal_policy.models.checkpoint import Checkpoint, identity
-from internal_policy.scans import store
+from internal_policy.scans import records, store
 
 PROBLEMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
 STREAM = "resid_pre,resid_post"
@@ -54,6 +55,16 @@ def fitted(folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("lens") / "lens.safetensors"
     tensors = {f"{n}.{kind}": torch.zeros(shape) for n in range(3) for kind, shape in SHAPES.items()}
     save_file(tensors | {"1.weight": torch.eye(32).flip(0)}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def jacobian(folder, tmp_path_factory) -> Path:
+    """A Jacobian lens of the stream, in a file."""
+    path = tmp_path_factory.mktemp("jacobian") / "jacobian.safetensors"
+    draw = torch.Generator().manual_seed(0)
+    points = ("0.resid_pre", "0.resid_post", "1.resid_post")
+    save_file({f"{point}.jacobian": torch.randn(32, 32, generator=draw) for point in points}, path)
     return path
 
 
@@ -208,10 +219,23 @@ def test_options_that_came_later_are_no_part_of_the_question_at_their_defaults()
     path = str(DATA / "problems" / "heldout.jsonl")
     asked = Scan(problems=path, limit=20, readout="both")
     unused = {*PRESENTATION, "engine"}
-    found = prepared.question(asked, unused, [path, asked.chat_template, asked.lens])
+    found = prepared.question(asked, unused, [path, asked.chat_template])
     assert found.keys() == earlier["asked"].keys()
-    with_lens = prepared.question(Scan(problems=path, lens="x"), unused, [path])
-    assert with_lens.keys() - found.keys() == {"lens"}
+
+
+def test_one_tuned_lens_is_recorded_as_in_earlier_scans(words, fitted, here):
+    lens = {"lens": str(fitted), "content": {str(fitted): files.fingerprint(fitted)}}
+    inputs = prepared.prepare(Scan(model=words[1]), set(), [], lenses=[str(fitted)])
+    assert {**inputs.question, **lens} == inputs.question
+    assert records.lenses(inputs.question) == {"tuned": str(fitted)}
+
+
+def test_each_lens_of_a_scan_is_recorded_with_its_readout(words, fitted, jacobian, here):
+    given = ["mine=" + str(fitted), str(jacobian)]
+    inputs = prepared.prepare(Scan(model=words[1]), set(), [], lenses=given)
+    assert inputs.question["lens"] == [["mine", str(fitted)], ["jacobian", str(jacobian)]]
+    assert inputs.question["content"].keys() == {str(fitted), str(jacobian)}
+    assert records.lenses(inputs.question) == {"mine": str(fitted), "jacobian": str(jacobian)}
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["", "--dry-run"])
@@ -249,6 +273,46 @@ def test_a_lens_of_other_weights_is_used_with_a_note(asked, words, folder, here,
     assert "was fitted to other weights" not in capsys.readouterr().err
     assert main([*scan, "--model", str(copy)]) == 0
     assert capsys.readouterr().err.count("lens.safetensors was fitted to other weights, those of ") == 1
+
+
+def test_a_scan_takes_several_lenses(words, fitted, jacobian, here, capsys):
+    given = ["--lens", str(fitted), "--lens", str(jacobian), "--lens", f"again={jacobian}"]
+    assert main(["scan", *words, "--sites", STREAM, *given, "--output", "s", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["selection"]["readouts"] == ["raw", "norm", "tuned", "jacobian", "again"]
+    own, again = entropies(here / "s", "jacobian"), entropies(here / "s", "again")
+    assert own == again
+    assert len({tuple(entropies(here / "s", name)) for name in ("norm", "tuned", "jacobian")}) == 3
+    assert main(["scan", *words, "--sites", STREAM, "--readout", "raw", "--lens", str(jacobian), "--json"]) == 0
+    assert entropies(Path(json.loads(capsys.readouterr().out)["scan"]), "jacobian") == own
+    assert main(["ls", "--json"]) == 0
+    assert [row["readouts"] for row in json.loads(capsys.readouterr().out) if not row["bundled"]] == [
+        ["raw", "jacobian"]
+    ]
+    assert main(["show", "s", "--readout", "again"]) == 0
+    assert "through the again lens" in " ".join(capsys.readouterr().out.split())
+    assert contents._readouts({"readout": "both", "lens": [["a", "x"], ["b", "y"]]}) == ["raw", "norm", "a", "b"]
+
+
+REFUSED = {
+    "twice": (["{t}", "{t}"], "are both called 'tuned'. Give one of them a name of its own, such as --lens other="),
+    "same name": (["a={t}", "a={j}"], "are both called 'a'. Give one of them a name"),
+    "norm": (["norm={t}"], "a tuned lens can't be called 'norm'. Choose another name."),
+    "another kind": (["tuned={j}"], "a jacobian lens can't be called 'tuned'. Choose another name."),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_name_of_a_readout_that_is_taken_is_refused_before_work(
+    case, words, fitted, jacobian, here, capsys, monkeypatch
+):
+    monkeypatch.setattr(loading, "load_model", None)
+    given, sentence = REFUSED[case]
+    lenses = [word for one in given for word in ("--lens", one.format(t=fitted, j=jacobian))]
+    assert main(["scan", *words, "--sites", STREAM, *lenses]) == 2
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert len(printed.strip().splitlines()) == 1
+    assert not store.root().exists()
 
 
 # generate and evaluate --lens

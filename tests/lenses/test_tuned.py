@@ -14,8 +14,9 @@ from torch import nn
 
 from internal_policy.errors import InputError
 from internal_policy.lenses import file, lens
+from internal_policy.lenses.header import KIND_OF
 from internal_policy.lenses.lens import FittedLens, Jacobian, LensReadout, Translator
-from internal_policy.look.view import LENS
+from internal_policy.look.view import LENSES
 from internal_policy.measure.sites import SITES
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.modules import final_norm
@@ -466,7 +467,7 @@ def test_a_pickle_is_rejected_with_the_command_that_converts_it(name, llama, tmp
 
 
 def test_messages_about_readouts_know_the_name_of_a_lens():
-    assert LENS in lens.KINDS
+    assert LENSES.keys() == lens.KINDS.keys() == {*KIND_OF.values()}
 
 
 # Jacobians

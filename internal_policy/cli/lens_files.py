@@ -1,0 +1,67 @@
+"""Resolve --lens: which files hold lenses, and what their readouts are called."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from internal_policy.errors import InputError
+from internal_policy.lenses.header import KIND_OF, Header, header
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}")
+"""Names that a readout may have on the command line."""
+TAKEN = ("raw", "norm", "both")
+"""Names with a meaning of their own for --readout."""
+
+
+@dataclass(frozen=True)
+class LensFile:
+    """A lens that --lens names."""
+
+    name: str
+    """The name of its readout."""
+    given: str
+    """The file as it was typed."""
+    path: Path
+    """Its safetensors file."""
+    header: Header
+    """What is known of it."""
+
+
+def split(word: str) -> tuple[str | None, str]:
+    """The name of the readout and the file in NAME=FILE; None without a name."""
+    name, equals, file = word.partition("=")
+    return (name, file) if equals and NAME.fullmatch(name) else (None, word)
+
+
+def resolve(words: Sequence[str]) -> tuple[LensFile, ...]:
+    """The lenses that --lens names, each with its readout: NAME, by default the kind of the lens.
+
+    Raises InputError for a file without a lens, a name that is taken, and two readouts of one name.
+    """
+    found: dict[str, LensFile] = {}
+    for word in words:
+        name, given = split(word)
+        path = Path(given)
+        about = header(path)
+        called = name or about.kind
+        if called in TAKEN or (called in KIND_OF.values() and called != about.kind):
+            raise InputError(f"--lens {word}: a {about.kind} lens can't be called '{called}'. Choose another name.")
+        if called in found:
+            raise InputError(
+                f"The readouts of {found[called].given} and {given} are both called '{called}'. Give one of them a "
+                f"name of its own, such as --lens other={given}."
+            )
+        found[called] = LensFile(called, given, path, about)
+    return tuple(found.values())
+
+
+def asked(lenses: Sequence[LensFile]) -> Any:
+    """What a question records of its lenses; `records.lenses` reads it.
+
+    A single tuned lens is recorded by its file alone, as in earlier versions, whose scans stay valid.
+    """
+    if [lens.name for lens in lenses] == ["tuned"]:
+        return lenses[0].given
+    return [[lens.name, lens.given] for lens in lenses]

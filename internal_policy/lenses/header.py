@@ -1,0 +1,54 @@
+"""Read from the header of a lens file which kind of lens it holds and what it was fitted to, without torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from internal_policy.errors import InputError, check_path
+
+ABOUT = "internal_policy"
+"""Key in the file's metadata; its JSON value describes the lens."""
+KIND_OF = {"weight": "tuned", "bias": "tuned", "jacobian": "jacobian"}
+"""Last word of a tensor's key -> the kind of lens that it is a part of."""
+MOST = 100_000_000
+"""Bytes of a header at most, as in the safetensors library."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a lens before its maps are read."""
+
+    kind: str
+    """tuned or jacobian: that of the first tensor, since `file.read` refuses a file with several kinds."""
+    about: Mapping[str, Any]
+    """What its file says about it: model, identity, d_model, what it was fitted on, kl."""
+
+
+def header(path: Path) -> Header:
+    """The header of a safetensors file. Raises InputError for any other file, and for one without a lens."""
+    check_path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "doesn't exist"
+        raise InputError(f"The lens {path} {what}. Use a .safetensors file written by `internal-policy fit-lens`.")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(MOST, path.stat().st_size):
+                raise ValueError("its header is longer than the file")
+            tensors = json.loads(file.read(length))
+        if not isinstance(tensors, dict):
+            raise ValueError("its header isn't a JSON object")
+        about = dict(json.loads((tensors.pop("__metadata__", None) or {}).get(ABOUT, "{}")))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"Can't read {path} as safetensors ({error}). Get a complete copy of the lens.") from error
+    if not tensors:
+        raise InputError(f"{path} contains no lens. Fit one with `internal-policy fit-lens`.")
+    first = next(iter(tensors))
+    if first.rpartition(".")[2] not in KIND_OF:
+        raise InputError(
+            f"{path} has the key '{first:.60}', but a lens has keys such as 5.resid_post.weight and "
+            "5.resid_post.bias, 5.resid_post.jacobian, or 5.weight and 5.bias in the tuned-lens library's files."
+        )
+    return Header(KIND_OF[first.rpartition(".")[2]], about)
