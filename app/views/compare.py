@@ -262,13 +262,12 @@ def by_cell(a: View, rollout: int, b: View, other: int, site: str) -> pd.DataFra
     return pairs.differences(Side(a, rollout), Side(b, other), site)
 
 
-@scans.kept(8)
-def subtracted(a: View, b: View, average: Average) -> pd.DataFrame:
-    """The differences of entropies by layer; none if the scans have no tokens in common, or another depth."""
-    deep = {view.check(one)["n_layers"] for one in (a, b)}
-    if len(deep) > 1 or not differences.partners(a, b):
+@scans.kept(16)
+def subtracted(a: View, b: View, average: Average, measure: str) -> pd.DataFrame:
+    """The differences of a measure by layer; none if the scans can't be subtracted."""
+    if differences.obstacle(a, b, measure):
         return pd.DataFrame()
-    return differences.by_layer(a, b, average=average)
+    return differences.by_layer(a, b, measure, average)
 
 
 def curves(looked: View, others: Sequence[View], average: Average) -> None:
@@ -291,11 +290,15 @@ def curves(looked: View, others: Sequence[View], average: Average) -> None:
             frames = [frame.assign(scan=name) for frame, name in zip(found.frames.values(), names, strict=True)]
             numbers, made = pd.concat(frames, ignore_index=True), recipe.of_scan("compare", found)
             show.figure(f"compare-{measure}", catalogue.compare(found), numbers, recipe=made)
-    for number, (other, name) in enumerate(zip(views[1:], names[1:], strict=True) if others else ()):
-        found = subtracted(looked, other, average)
-        if len(found):
-            sides = view.labelled(looked, names[0]), view.labelled(other, name)
-            show.figure(f"difference-{number}", difference_figure.difference(found, sides), found)
+    for number, (other, name) in enumerate(zip(views[1:], names[1:], strict=True)):
+        for measure in catalogue.CHOICES["compare"]:
+            with show.refusing():
+                found = subtracted(views[0], other, average, measure)
+                if len(found):
+                    sides = view.labelled(views[0], names[0]), view.labelled(other, name)
+                    drawn = difference_figure.difference(found, sides, measure)
+                    st.text(differences.in_words(found, measure))
+                    show.figure(f"difference-{number}-{measure}", drawn, found)
     st.subheader("Target layer")
     changes = [scans.data("change", [one], Choice(average=average)).frames["change"] for one in views]
     show.targets(dict(zip(names, changes, strict=True)))

@@ -1,8 +1,8 @@
-"""`internal-policy compare`: how much two scans of the same tokens differ, by layer."""
+"""`internal-policy compare`: how much two scans of the same tokens, or two readouts of one, differ by layer."""
 
 import math
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
@@ -11,39 +11,46 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy.cli import outputs, progress
-from internal_policy.cli.common import JsonOptions, OutputOptions, OutputPath, ScanName, ViewOptions
+from internal_policy.cli.common import JsonOptions, OutputOptions, OutputPath, ScanName, Text, ViewOptions
 from internal_policy.cli.console import document, paragraph, uncut
 from internal_policy.cli.plot import views_of
-from internal_policy.errors import counted, require
+from internal_policy.errors import InputError, counted, require
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from internal_policy.look.view import View
+
 SHOWN = ("attn_out", "mlp_out", "resid_post", "final")
 """Sites of the table; --json has all of them."""
-Measure = Literal["entropy", "logprob", "rank", "top1", "kl", "norm", "cosine"]
+OtherScan = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(JsonOptions, OutputOptions, ViewOptions):
-    """Print how two scans of the same tokens differ, by layer.
+    """Print how two scans of the same tokens, or two readouts of one scan, differ by layer.
 
     Scan A is subtracted from scan B over the rollouts that have the same tokens in both, such as those of a model and
-    of the same model quantized. The 95% intervals are over rollouts, which are compared in pairs.
+    of the same model quantized or trained. Rollouts are compared in pairs. Layers that differ significantly are named,
+    with 95% confidence for all layers at once, and marked with a star.
 
     For example:
     $ internal-policy compare whole nf4
+    $ internal-policy compare whole nf4 --measure change -o change.html
     $ internal-policy compare whole nf4 --readout norm --measure kl --json
-    $ internal-policy compare whole nf4 -o error.html
+    $ internal-policy compare demo-qwen3 --against-readout norm
     """
 
     group: ClassVar = "Comparison"
     a: ScanName
     """Scan to subtract."""
-    b: ScanName
-    """Scan to subtract it from."""
-    measure: Annotated[Measure, tyro.conf.arg(metavar="MEASURE")] = "entropy"
-    """Measure to compare: entropy, logprob, rank, top1, kl, norm or cosine."""
+    b: OtherScan = None
+    """Scan to subtract it from; leave it out to compare two readouts of one scan."""
+    against_readout: Text = None
+    """Readout of the same scan to subtract --readout from, such as norm."""
+    measure: Annotated[str, tyro.conf.arg(metavar="MEASURE")] = "entropy"
+    """Measure to compare: entropy, change (the entropy change of attention, FFN and layer), logprob, rank, top1, kl,
+    norm, cosine or another that both scans have."""
     average: Literal["tokens", "rollouts"] = "tokens"
     """Weights in means: every token counts the same, or every rollout."""
     output: OutputPath = None
@@ -52,7 +59,7 @@ class Compare(JsonOptions, OutputOptions, ViewOptions):
 
 def run(options: Compare) -> None:
     """Print the differences, and draw them if asked to."""
-    from internal_policy.look import comparison, differences, view
+    from internal_policy.look import comparison, differences, headings, view
 
     if options.output is not None:
         require("app", "plotly")
@@ -60,36 +67,64 @@ def run(options: Compare) -> None:
 
         export.check(options.output)
         outputs.check_file(options.output, options.force)
-    a, b = views_of((options.a, options.b), options)
+    a, b = _sides(options)
     found = differences.by_layer(a, b, options.measure, options.average)
     shared = len(differences.partners(a, b))
     caveats = comparison.differences([view.check(a), view.check(b)], same_tokens=True)
+    said = differences.in_words(found, options.measure)
+    labels = headings.labels([a, b])
     if options.json:
         scans = {"a": str(a.source), "b": str(b.source), "readout": a.readout, "measure": options.measure}
-        document({**scans, "rollouts": shared, "caveats": caveats, "differences": found.to_dict("records")})
+        numbers = {"rollouts": shared, "caveats": caveats, "findings": said, "differences": _records(found)}
+        document({**scans, "readout_b": b.readout, **numbers})
     else:
-        uncut(_table(found, options))
-        paragraph(
-            f"{counted(shared, 'rollout')} with the same tokens, {view.how(a.readout)}. {' '.join(caveats)}".rstrip()
-        )
+        uncut(_table(found, options, labels))
+        paragraph(said)
+        how = view.how(a.readout) if a.readout == b.readout else f"{view.how(a.readout)} and {view.how(b.readout)}"
+        paragraph(f"{counted(shared, 'rollout')} with the same tokens, {how}. {' '.join(caveats)}".rstrip())
     if options.output is not None:
-        from internal_policy.look import difference_figure, export, headings
+        from internal_policy.look import difference_figure, export
 
-        labels = headings.labels([a, b])
         about = [view.labelled(one, label) for one, label in zip((a, b), labels, strict=True)]
         export.write(difference_figure.difference(found, (about[0], about[1]), options.measure), options.output)
         progress.note(f"Wrote {options.output}.")
 
 
-def _table(found: "pd.DataFrame", options: Compare) -> Table:
+def _sides(options: Compare) -> "tuple[View, View]":
+    """Views of the two scans, or of two readouts of one. Raises InputError."""
+    if (options.b is None) == (options.against_readout is None):
+        raise InputError(
+            "compare needs two scans, or one scan and --against-readout. For example: internal-policy compare "
+            f"{options.a} --against-readout norm."
+        )
+    if options.b is not None:
+        a, b = views_of((options.a, options.b), options)
+        return a, b
+    (a,) = views_of((options.a,), options)
+    if a.readout == options.against_readout:
+        raise InputError(f"--against-readout is {a.readout}, which is compared with itself. Choose another readout.")
+    return a, replace(a, readout=str(options.against_readout))
+
+
+def _records(found: "pd.DataFrame") -> list[dict[Hashable, Any]]:
+    """A row for each layer and site, and whether it differs significantly."""
+    from internal_policy.look import differences
+
+    return found.assign(significant=differences.is_significant(found)).to_dict("records")
+
+
+def _table(found: "pd.DataFrame", options: Compare, labels: Sequence[str]) -> Table:
     """The differences with their intervals, a row for each layer."""
-    title = f"{options.measure} of {options.b} minus that of {options.a}, with 95% intervals"
+    minus = f"{options.b} minus that of {options.a}" if options.b is not None else f"{labels[1]} minus {labels[0]}"
+    title = f"{options.measure} of {minus}, with 95% intervals; * significant for all layers at once"
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    sites = [site for site in SHOWN[:-1] if site in {*found["site"]}]
+    shown = found[found["site"].isin(SHOWN)]
+    sites = [site for site in SHOWN[:-1] if site in {*shown["site"]}]
     for name in ("layer", *sites):
         table.add_column(name, justify="right", no_wrap=True)
-    for layer, rows in found[found["site"].isin(SHOWN)].groupby("layer"):
-        cells = {row["site"]: _cell(row) for row in rows.to_dict("records")}
+    digits = _digits(shown)
+    for layer, rows in shown.groupby("layer"):
+        cells = {row["site"]: _cell(row, digits) for row in _records(rows)}
         if "final" in cells:
             table.add_row("final", *[""] * (len(sites) - 1), cells["final"])
         else:
@@ -97,6 +132,15 @@ def _table(found: "pd.DataFrame", options: Compare) -> Table:
     return table
 
 
-def _cell(row: Mapping[Hashable, Any]) -> str:
-    between = "" if math.isnan(row["low"]) else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
-    return escape(f"{row['difference']:+.3f}{between}")
+def _digits(shown: "pd.DataFrame") -> int:
+    """Decimals of the numbers: three, or as many as show two digits of the smallest standard error."""
+    import numpy as np
+
+    widths = (shown["high"] - shown["low"]).to_numpy(dtype=float)
+    widths = widths[np.isfinite(widths) & (widths > 0)]
+    return 3 if not len(widths) else min(max(3, 2 - math.floor(math.log10(np.median(widths)))), 8)
+
+
+def _cell(row: Mapping[Hashable, Any], digits: int) -> str:
+    between = "" if math.isnan(row["low"]) else f" [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+    return escape(f"{row['difference']:+.{digits}f}{'*' if row['significant'] else ' '}{between}")

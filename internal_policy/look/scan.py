@@ -188,10 +188,13 @@ class Scan(View):
 
             whole, quantized = ip.open_scan("whole"), ip.open_scan("nf4")
             whole.difference(quantized)  # the error of the entropies that quantizing makes
+            whole.difference(whole.view(readout="norm"), "change")  # two readouts of one scan
 
-        Columns: layer, site, a (this scan's mean), b (the other's), difference (b minus a), and low and high, the ends
-        of its bootstrap interval over rollouts, which are drawn in pairs (NaN for a single one). All are in the
-        measure's unit. Raises InputError if no rollouts have the same tokens.
+        The measure `change` is the entropy change of attention (attn_out), FFN (mlp_out) and layer (resid_post).
+        Columns: layer, site, a (this scan's mean), b (the other's), difference (b minus a), low and high (the 95%
+        interval of this layer by itself), low_all and high_all (95% for all layers of the site at once). All are in the
+        measure's unit. Rollouts are compared in pairs; for a single one there are no intervals. Raises InputError if no
+        rollouts have the same tokens.
         """
         return differences.by_layer(self, other, measure, average)
 

@@ -36,7 +36,7 @@ def means(layers: pd.DataFrame, measure: str = "entropy", average: Average = "to
 
     `layers` is a scan's table of one readout. Values are in the measure's unit (nats for entropy, kl and logprob).
     """
-    values = _wide(layers, measure)
+    values = by_rollout(layers, measure)
     found = _summed(values, layers, average)
     order = {site: number for number, site in enumerate(WITH_FINAL)}
     return found.sort_values(
@@ -53,8 +53,8 @@ def changes(layers: pd.DataFrame, average: Average = "tokens") -> pd.DataFrame:
     The total is after minus before (Eqs. 11 to 13). If the norm control was measured, it is split with
     h* = h_out |h_in| / |h_out| into direction, H(h*) - H(h_in), and norm, H(h_out) - H(h*).
     """
-    entropy = _wide(layers, "entropy")
-    controlled = _wide(layers, "entropy_at_input_norm") if "entropy_at_input_norm" in layers else None
+    entropy = by_rollout(layers, "entropy")
+    controlled = by_rollout(layers, "entropy_at_input_norm") if "entropy_at_input_norm" in layers else None
     columns: dict[tuple[Any, ...], pd.Series] = {}
     for layer, site in entropy.columns:
         for change, (before, after) in CHANGES.items():
@@ -71,14 +71,14 @@ def changes(layers: pd.DataFrame, average: Average = "tokens") -> pd.DataFrame:
     wide = pd.DataFrame(columns)
     wide.columns.names = names
     found = _summed(wide, layers, average)
-    weights = _weights(wide, layers, average)
+    weights = weights_of(wide, layers, average)
     for _, rows in found.groupby(["change", "part"]):
         ends = bootstrap.simultaneous(wide.iloc[:, rows.index].to_numpy(dtype=float), weights)
         found.loc[rows.index, "low_all"], found.loc[rows.index, "high_all"] = ends
     return found.sort_values(names, ignore_index=True)
 
 
-def _wide(layers: pd.DataFrame, measure: str) -> pd.DataFrame:
+def by_rollout(layers: pd.DataFrame, measure: str) -> pd.DataFrame:
     """One row per rollout, one column per layer and site. Columns without any value are left out."""
     if measure not in layers:
         return pd.DataFrame(
@@ -93,12 +93,12 @@ def _summed(values: pd.DataFrame, layers: pd.DataFrame, average: Average) -> pd.
     found = values.columns.to_frame(index=False)
     if not len(found):
         return found.assign(mean=[], low=[], high=[])
-    weights = _weights(values, layers, average)
+    weights = weights_of(values, layers, average)
     found["mean"], found["low"], found["high"] = bootstrap.interval(values.to_numpy(dtype=float), weights)
     return found
 
 
-def _weights(values: pd.DataFrame, layers: pd.DataFrame, average: Average) -> np.ndarray:
+def weights_of(values: pd.DataFrame, layers: pd.DataFrame, average: Average) -> np.ndarray:
     """The weight of each rollout, a row of `values`."""
     if average not in get_args(Average):
         raise InputError(f"There is no average over '{average}'. Choose tokens or rollouts.")

@@ -246,7 +246,10 @@ def line(
     thin: bool = False,
     **place: Any,
 ) -> None:
-    """Draw a line with its interval, broken where layers were not measured. No rows draw nothing."""
+    """Draw a line with its interval, broken where layers were not measured. No rows draw nothing.
+
+    Rows may have a `symbol` of their own, such as an open one.
+    """
     if not len(rows):
         return
     if rows["low"].notna().any() and not thin:
@@ -260,7 +263,11 @@ def line(
         mode="lines+markers",
         name=mark.name,
         line={"color": mark.colour, "width": 1 if thin else 2.5 if mark.colour == INK else 2},
-        marker={"symbol": mark.symbol, "size": 12 if mark.symbol == "star" else 5 if thin else 6, "color": mark.colour},
+        marker={
+            "symbol": gaps["symbol"].tolist() if "symbol" in gaps else mark.symbol,
+            "size": 12 if mark.symbol == "star" else 5 if thin else 6,
+            "color": mark.colour,
+        },
         selected={"marker": {"opacity": 1, "size": 11}},
         unselected={"marker": {"opacity": 1}},
         customdata=[

@@ -427,7 +427,7 @@ def test_the_grid_reads_through_a_lens(copied):
 def test_scans_are_compared_through_their_lenses(copied, tmp_path):
     other = Path(shutil.copytree(read_as(copied, "tuned"), tmp_path / "other"))
     app = opened("compare", scan=str(copied), readout="tuned", compare=[str(copied), str(other)])
-    assert len(charts(app)) == 3
+    assert len(charts(app)) == 4
     assert all("through the tuned lens" in said for said in charts(app))
 
 
@@ -613,14 +613,16 @@ def test_differences_of_compared_scans_are_listed(copied):
 
 def test_scans_of_the_same_tokens_are_subtracted_by_layer(copied):
     found = charts(opened("compare", scan="demo-qwen3", compare=["demo-llama", str(copied)]))
-    assert len(found) == 3
-    assert sum("95% intervals over rollouts" in said for said in found) == 1
+    assert len(found) == 4
+    assert sum("95% intervals over rollouts" in said for said in found) == 2
 
 
 def test_a_scan_by_itself_is_compared_with_its_other_readout():
     app = opened("compare", scan="demo-llama", compare="demo-llama")
-    assert len(charts(app)) == 2
-    assert all("raw hidden states · through the final norm" in said for said in charts(app))
+    assert len(charts(app)) == 4
+    assert all("raw hidden states · through the final norm" in said for said in charts(app)[:2])
+    assert all("A: demo-llama · raw hidden states · B: demo-llama · through" in said for said in charts(app)[2:])
+    assert any(said.startswith("Entropy in B, with 95% confidence for all layers at once: ") for said in texts(app))
     assert "• A reads through the final norm, B reads raw hidden states." in texts(app)
     assert app.selectbox(key="against_list").value == "demo-llama"
 
