@@ -283,7 +283,10 @@ def in_words(row: Mapping[str, Any]) -> str:
         "clip_fraction": "clipped {:.1%}",
         "groups_without_spread": "no spread {:.0%}",
         "cut": "cut {:.0%}",
+        "skipped": "skipped {:.0%} of updates",
     }
+    if not row.get("skipped"):
+        formats.pop("skipped")
     return f"{trained}: " + ", ".join(form.format(row[name]) for name, form in formats.items() if name in row)
 
 

@@ -4,6 +4,7 @@ Equations 3, 9 and 10 of arXiv 2512.19673. Responses are always sampled from the
 whose log-probabilities form the ratio in GRPO's loss.
 """
 
+import math
 import re
 import shutil
 from collections import defaultdict
@@ -26,7 +27,7 @@ from internal_policy.models.policy import Readout, as_policy
 from internal_policy.tasks.generate import end_ids, pad_id
 from internal_policy.tasks.problems import Problem, messages_of
 from internal_policy.tasks.prompts import encode_problem, encode_text
-from internal_policy.train import checkpoints, padding
+from internal_policy.train import checkpoints, finite, padding
 from internal_policy.train.configuration import BuPOConfig, check_length
 from internal_policy.train.schedule import point_at
 
@@ -86,14 +87,15 @@ class BuPOTrainer(GRPOTrainer):
 
     While an internal policy is trained, its entropy (nats) and clip fractions are logged as `internal/entropy` and
     `internal/clip_ratio/*`, and `entropy` is the whole policy's, at one response per prompt. Evaluation uses the
-    whole policy. Raises InputError for a hook point that the model doesn't have and, when training starts, for a
-    schedule that is longer than training.
+    whole policy. Log-ratios are clamped at +-20, as in the paper's code. An update whose gradient isn't finite is
+    skipped, and logged as `skipped`. Raises InputError for a hook point that the model doesn't have, when training
+    starts for a schedule that is longer than training, and after 10 skipped updates in a row.
 
     Overrides private names: `_generate_and_score_completions`, `_get_per_token_logps_and_entropies`, `_compute_loss`,
     `_tokenize_prompts`, `_get_train_sampler`, `_save_checkpoint`, `_tag_names`, `_name` and `_paper` of GRPOTrainer,
-    `_run_epoch`, `_get_output_dir` and, from TRL's base class, `_send_telemetry`. It also reads `_tokenizer` and
-    `_is_vlm`, and sets `_metrics`, `_step` and `_buffered_inputs`. That is why pyproject.toml pins TRL to the minor
-    versions with which the tests pass.
+    `_run_epoch`, `_get_grad_norm`, `_get_output_dir` and, from TRL's base class, `_send_telemetry`. It also reads
+    `_tokenizer` and `_is_vlm`, and sets `_metrics`, `_step` and `_buffered_inputs`. That is why pyproject.toml pins TRL
+    to the minor versions with which the tests pass.
     """
 
     _tag_names: ClassVar = ["trl", "bupo"]
@@ -107,6 +109,8 @@ class BuPOTrainer(GRPOTrainer):
         """Take the arguments of GRPOTrainer."""
         args = args or BuPOConfig()
         self.point, self.whole, self.writing = FINAL, False, False
+        self.old: Tensor | None = None
+        self.skipped = 0
         super().__init__(model, reward_funcs, args, **more)
         causal = self._causal(self.model)
         check_padding(causal.config)
@@ -134,6 +138,28 @@ class BuPOTrainer(GRPOTrainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The gradient's norm; if it isn't finite, the gradient is dropped, so that no weight changes."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        skips = norm is not None and not math.isfinite(norm)
+        self._metrics["train"]["skipped"].append(float(skips))
+        self.skipped = self.skipped + 1 if skips else 0
+        if skips:
+            model.zero_grad(set_to_none=True)
+        if self.skipped == finite.PATIENCE:
+            raise InputError(
+                f"The gradient wasn't finite in {finite.PATIENCE} updates in a row (up to update "
+                f"{self.state.global_step + 1}), so training stopped. {self._kept()} Start again with a lower "
+                "learning rate."
+            )
+        return norm
+
+    def _kept(self) -> str:
+        """The newest checkpoint in words."""
+        run = Path(self._get_output_dir(None))
+        newest = next((path.name for path in checkpoints.found(run).values() if checkpoints.is_whole(path)), None)
+        return f"The last checkpoint is {run / newest}." if newest else "There is no checkpoint yet."
 
     def _get_output_dir(self, trial: Any) -> str:
         """The folder for checkpoints; a temporary one while a checkpoint is being written."""
@@ -199,7 +225,8 @@ class BuPOTrainer(GRPOTrainer):
         readout = cast(Readout, self.args.readout)
         causal = self._causal(model)
         with padding.counting(causal), as_policy(causal, self.point, readout) if internal else nullcontext():
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+            logps, *others = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        return logps if self.old is None else finite.bounded(logps, self.old), *others
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """Sample a batch from the whole policy, and choose the policy to train on it until it is used up."""
@@ -249,7 +276,11 @@ class BuPOTrainer(GRPOTrainer):
         if not self.model.training:
             return super()._compute_loss(model, inputs)
         logged, self._metrics["train"] = self._metrics["train"], defaultdict(list)
-        loss = super()._compute_loss(model, inputs)
+        self.old = None if self.loss_type in finite.DETACHED else inputs.get("old_per_token_logps")
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self.old = None
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         tokens = cast(Tensor, self.accelerator.reduce(mask.sum(), "sum")).item()
         for name, values in self._metrics["train"].items():

@@ -28,6 +28,7 @@ NAMES = {
     "entropy": "entropy",
     "internal/entropy": "internal_entropy",
     "frac_reward_zero_std": "groups_without_spread",
+    "skipped": "skipped",
     "completions/clipped_ratio": "cut",
     "completions/mean_length": "length",
     "learning_rate": "learning_rate",
