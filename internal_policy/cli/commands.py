@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from internal_policy.cli import (
+    check,
     compare,
     dashboard,
     evaluate,
@@ -44,6 +45,7 @@ COMMANDS: Mapping[str, Command] = {
     "fit-lens": Command("Measure", fit_lens.FitLens, fit_lens.run),
     "show": Command("Look", show.Show, show.run),
     "plot": Command("Look", plot.Plot, plot.run),
+    "check": Command("Look", check.Check, check.run),
     "compare": Command("Look", compare.Compare, compare.run),
     "report": Command("Look", report.Report, report.run),
     "dashboard": Command("Look", dashboard.Dashboard, dashboard.run),

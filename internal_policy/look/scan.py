@@ -10,6 +10,7 @@ import pandas as pd
 from internal_policy import files
 from internal_policy.errors import InputError, counted
 from internal_policy.look import (
+    check,
     differences,
     findings,
     notebook,
@@ -21,6 +22,7 @@ from internal_policy.look import (
     tokens,
     view,
 )
+from internal_policy.look.check import Check
 from internal_policy.look.lens_grid.frames import PairTable, TokenTable
 from internal_policy.look.statistics import Average, Part
 from internal_policy.look.view import About, View
@@ -197,6 +199,16 @@ class Scan(View):
         rollouts have the same tokens.
         """
         return differences.by_layer(self, other, measure, average)
+
+    def check(self) -> Check:
+        """Whether the entropy pattern of this view is real: each claim, judged under every control that was measured.
+
+            scan.check()           # in a notebook, shows the verdicts and the outcomes
+            scan.check().verdicts  # claim, title, verdict, reason, tested, untested
+
+        docs/check.md defines the claims, the controls and the verdicts. Raises InputError for a damaged scan.
+        """
+        return check.check(self)
 
     @property
     def findings(self) -> tuple[str, ...]:

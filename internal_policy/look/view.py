@@ -228,7 +228,7 @@ def _layers(view: View, of: tuple[str, ...], written: int) -> pd.DataFrame:  # n
     record, names = store.record(view.source), store.columns(view.source, "policies")
     names = [name for name in names if name.rpartition(".")[2] in of]
     pieces = store.pieces(view.source, "policies", ["rollout", "layer", *names], within(view))
-    windows = [_window(record, piece, kept.to_numpy()) for piece in pieces if len(piece)]
+    windows = [averaged(record, piece, kept.to_numpy()) for piece in pieces if len(piece)]
     return pd.concat(windows, ignore_index=True).assign(readout=view.readout)
 
 
@@ -245,7 +245,7 @@ def _of_readout(view: View) -> ds.Expression | None:
     return None if only else ds.field("readout") == view.readout
 
 
-def _window(record: Mapping[str, Any], rows: pa.Table, kept: np.ndarray) -> pd.DataFrame:
+def averaged(record: Mapping[str, Any], rows: pa.Table, kept: np.ndarray) -> pd.DataFrame:
     """The table `layers` from the tokens of one part, whose rows are adjacent."""
     layer = rows["layer"].to_numpy()
     n = len(np.unique(layer))
