@@ -28,7 +28,7 @@ OtherScan = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="S
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(JsonOptions, OutputOptions, ViewOptions):
-    """Print how two scans of the same tokens, or two readouts of one scan, differ by layer.
+    """Print how two scans or two readouts differ by layer.
 
     Scan A is subtracted from scan B over the rollouts that have the same tokens in both, such as those of a model and
     of the same model quantized or trained. Rollouts are compared in pairs. Layers that differ significantly are named,

@@ -20,10 +20,7 @@ from internal_policy.cli.console import out
 
 ORDER = ("Arguments", "Model", "Data", "Sampling")
 """Groups that come first in the help of a command; a command's own groups follow, and "Output" is last."""
-EXAMPLES = (
-    'internal-policy lens "The capital of France is" --model Qwen/Qwen3-4B',
-    "internal-policy scan --model Qwen/Qwen3-4B --limit 20",
-)
+EXAMPLE = 'internal-policy lens "The capital of France is" --model Qwen/Qwen3-4B'
 """What a newcomer may try first."""
 INDENT = 24
 """Column at which the help of an option begins."""
@@ -167,16 +164,14 @@ def _metavar(hint: Any) -> str:
 
 def print_commands(commands: Mapping[str, tuple[str, str]]) -> None:
     """Print every command with its group and a sentence, on one screen."""
-    out.print("Usage: internal-policy COMMAND [options]\n", markup=False)
+    out.print("Usage: internal-policy COMMAND [options]", markup=False)
     out.print("Read the policy at every layer, attention block and FFN of a language model.\n")
     before = None
     for name, (group, summary) in commands.items():
         heading = group if group != before else ""
         out.print(f"[bold]{heading:<9}[/][cyan]{name:<10}[/] {escape(summary)}", emoji=False)
         before = group
-    out.print()
-    for heading, example in zip(("Examples", ""), EXAMPLES, strict=True):
-        out.print(f"[bold]{heading:<9}[/]{escape(example)}", emoji=False)
+    out.print(f"[bold]{'Example':<9}[/]{escape(EXAMPLE)}", emoji=False)
     out.print("Add --help to a command to see its options. --version prints the version.")
 
 
