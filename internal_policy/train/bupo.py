@@ -27,7 +27,7 @@ from internal_policy.models.policy import Readout, as_policy
 from internal_policy.tasks.generate import end_ids, pad_id
 from internal_policy.tasks.problems import Problem, messages_of
 from internal_policy.tasks.prompts import encode_problem, encode_text
-from internal_policy.train import checkpoints, finite, padding
+from internal_policy.train import checkpoints, dropout, finite, padding
 from internal_policy.train.configuration import BuPOConfig, check_length
 from internal_policy.train.schedule import point_at
 
@@ -115,6 +115,8 @@ class BuPOTrainer(GRPOTrainer):
         causal = self._causal(self.model)
         check_padding(causal.config)
         padding.check(causal.config)
+        if args.disable_dropout:
+            dropout.disable(self.accelerator.unwrap_model(self.model))
         # TRL would pad with a token that the model may not have
         pad = self._tokenizer.pad_token_id = pad_id(causal, self._tokenizer)
         causal.config.get_text_config().pad_token_id = causal.generation_config.pad_token_id = pad

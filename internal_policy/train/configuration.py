@@ -43,6 +43,10 @@ class BuPOConfig(GRPOConfig):
         metadata={"help": "How hidden states are unembedded: raw (the paper) or norm (through the final norm)."},
     )
     num_generations: int | None = 8
+    disable_dropout: bool = field(
+        default=True,
+        metadata={"help": "Turn off dropout and noise; with them, even an unchanged policy has ratios other than 1."},
+    )
     loss_type: str = "grpo"
     lr_scheduler_type: SchedulerType | str = "constant"
     gradient_checkpointing: bool | None = field(

@@ -23,17 +23,19 @@ COUNTED = (
     "xglm",
 )
 """Rows whose models count positions from the first column, padding or not, unless they are given."""
-UNKNOWN = ("llama4", "llama4_text")
-"""Rows with models in which TRL doesn't find the decoder."""
+DECODER = "TRL doesn't find its decoder"
+UNTRAINABLE = {
+    "llama4": DECODER,
+    "llama4_text": DECODER,
+    "phimoe": "it draws experts at random in training, so that the ratio of the same policy isn't 1",
+}
+"""Row -> why its models can't be trained."""
 
 
 def check(config: PreTrainedConfig) -> None:
-    """Raise InputError for a model that TRL can't train."""
-    if row_of(config)[0] in UNKNOWN:
-        raise InputError(
-            f"{config.model_type} can't be trained, because TRL doesn't find its decoder. Choose a model of another "
-            "family."
-        )
+    """Raise InputError for a model that can't be trained."""
+    if reason := UNTRAINABLE.get(row_of(config)[0]):
+        raise InputError(f"{config.model_type} can't be trained, because {reason}. Choose a model of another family.")
 
 
 @contextmanager

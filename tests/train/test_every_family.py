@@ -10,7 +10,11 @@ from trainer import trainer, weights
 from internal_policy.errors import InputError
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import policy_logits
+from internal_policy.models.rows import FAMILIES
+from internal_policy.models.tiny import EXACT, auto_class, randomized, tiny_config
+from internal_policy.train import dropout
 from internal_policy.train.configuration import BuPOConfig
+from internal_policy.train.padding import UNTRAINABLE
 from internal_policy.train.run import check
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -91,9 +95,6 @@ def test_padding_before_a_prompt_changes_nothing(family, tokenizer, tmp_path):
     mask[1, :3] = 0
     run = trainer(tmp_path, tokenizer, model, schedule=["1.resid_post:1"])
     run.model.train()
-    for module in run.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     for point in (HookPoint(1, "resid_post"), FINAL):
         run.point = point
         padded = run._get_per_token_logps_and_entropies(run.model, ids, mask, 4)[0][1]
@@ -101,7 +102,47 @@ def test_padding_before_a_prompt_changes_nothing(family, tokenizer, tmp_path):
         torch.testing.assert_close(padded, alone, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["rwkv", "xlstm", "recurrent_gemma", "llama4_text"])
+def noisy(family: str) -> Any:
+    """A model whose every rate of dropout and noise is a half."""
+    config = tiny_config(family)
+    text = config.get_text_config()
+    for name, rate in vars(text).items():
+        fixed = name in FAMILIES[family].needs
+        if ("drop" in name or "jitter" in name) and isinstance(rate, int | float) and not fixed:
+            setattr(text, name, 0.5)
+    return randomized(lambda: auto_class(FAMILIES[family]).from_config(config, **EXACT)).float()
+
+
+NOISY = ("gpt2", "llama", "mixtral", "falcon")
+EXCLUDED = {"diffllama": "refuses dropout", **UNTRAINABLE}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[] if name in NOISY else pytest.mark.slow) for name in FAMILIES if name not in EXCLUDED],
+)
+def test_dropout_and_noise_are_off_in_training(family):
+    model, ids = noisy(family), torch.randint(5, 200, (2, 7), generator=torch.Generator().manual_seed(2))
+    expected = model(ids, attention_mask=torch.ones_like(ids)).logits
+    model.train()
+    dropout.disable(model)
+    assert torch.equal(model(ids, attention_mask=torch.ones_like(ids)).logits, expected)
+
+
+@pytest.mark.parametrize("disable", [True, False])
+def test_the_trainer_turns_dropout_off_unless_told_otherwise(disable, tokenizer, tmp_path):
+    """As GPT-2 is published, with dropout of 0.1."""
+    model: Any = tiny_model("gpt2", attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1).float()
+    options = {} if disable else {"disable_dropout": False}
+    run = trainer(tmp_path, tokenizer, model, **options)
+    run.model.train()
+    ids = torch.randint(5, 256, (2, 9), generator=torch.Generator().manual_seed(2))
+    once, again = (run._get_per_token_logps_and_entropies(model, ids, torch.ones_like(ids), 4)[0] for _ in range(2))
+    assert torch.equal(once, again) == disable
+    assert model.config.attn_pdrop == 0.1
+
+
+@pytest.mark.parametrize("family", ["rwkv", "xlstm", "recurrent_gemma", "llama4_text", "phimoe"])
 def test_a_model_that_cannot_be_trained_is_refused_before_work_starts(family, tokenizer, tmp_path):
     model = tiny_model(family)
     why = f"{family} can't be trained"
