@@ -240,6 +240,9 @@ class PolicyOptions:
     """How the hidden states at --at are unembedded: as they are (raw) or through the final norm (norm)."""
     lens: File = None
     """Lens to unembed the hidden states at --at through, a file that `fit-lens` wrote."""
+    lens_of_another_model: bool = False
+    """Unembed through a lens that was fitted to another model, such as the base of a fine-tuned one. Without this
+    option such a lens is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,7 @@ def run(options: Evaluate) -> None:
         PRESENTATION,
         list(sets.values()),
         lenses=[options.lens] if options.lens else [],
+        of_another_model=options.lens_of_another_model,
     ).asking(names=list(sets))  # responses are stored under these names
     folder = options.output or store.root() / "evaluations" / store.digest(inputs.question)
     question = inputs.question

@@ -59,7 +59,13 @@ def run(options: Generate) -> None:
     progress.quiet()
     problems, limit = prepared.source(options.problems, options.limit)
     options = dataclasses.replace(options, problems=problems, limit=limit)
-    inputs = prepared.prepare(options, PRESENTATION, [problems], lenses=[options.lens] if options.lens else [])
+    inputs = prepared.prepare(
+        options,
+        PRESENTATION,
+        [problems],
+        lenses=[options.lens] if options.lens else [],
+        of_another_model=options.lens_of_another_model,
+    )
     policy = inputs.policy(options.at, options.readout)
     questions, lengths = inputs.problems(problems)
     question = {**inputs.question, "output": options.output.absolute()}  # two files at a time don't share their parts

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from internal_policy.errors import InputError
-from internal_policy.lenses.header import KIND_OF, Header, header
+from internal_policy.lenses import header
+from internal_policy.lenses.header import KIND_OF, Header
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}")
 """Names that a readout may have on the command line."""
@@ -44,7 +45,7 @@ def resolve(words: Sequence[str]) -> tuple[LensFile, ...]:
     for word in words:
         name, given = split(word)
         path = Path(given)
-        about = header(path)
+        about = header.header(path)
         called = name or about.kind
         if called in TAKEN or (called in KIND_OF.values() and called != about.kind):
             raise InputError(f"--lens {word}: a {about.kind} lens can't be called '{called}'. Choose another name.")
@@ -55,6 +56,12 @@ def resolve(words: Sequence[str]) -> tuple[LensFile, ...]:
             )
         found[called] = LensFile(called, given, path, about)
     return tuple(found.values())
+
+
+def check_model(lenses: Sequence[LensFile], identity: str, model: str) -> None:
+    """Raise InputError for a lens that was fitted to another model."""
+    for lens in lenses:
+        header.check_model(f"The lens {lens.given}", lens.header.about, identity, model)
 
 
 def asked(lenses: Sequence[LensFile]) -> Any:

@@ -46,6 +46,8 @@ LATER: dict[str, Any] = {
     "prompt_suffix": None,
 }
 """Options of later versions -> their defaults. A question leaves these out, so that older scans still answer it."""
+ELSEWHERE = {"lens", "lens_of_another_model", "force", "shard", "url", "max_memory", "offload_folder"}
+"""Options of any command that are recorded in another way, or that don't change the numbers: a server may move."""
 
 
 @dataclass(frozen=True)
@@ -161,19 +163,18 @@ class Prepared:
         return rollouts
 
     def fitted_lenses(self, points: "Sequence[HookPoint]") -> "dict[str, FittedLens]":
-        """Name of its readout -> each lens, checked against the model and the hook points to read.
+        """Name of its readout -> each lens, checked against the model's size and the hook points to read.
 
-        Notes on stderr if a lens was fitted to other weights. Raises InputError.
+        Notes on stderr if a lens doesn't tell which model it was fitted to. Raises InputError.
         """
-        from internal_policy.lenses import file
+        from internal_policy.lenses import file, header
 
         text, fitted = self.config.get_text_config(), {}
         for lens in self.lenses:
             fitted[lens.name] = file.read(lens.path, text.num_hidden_layers, text.hidden_size)
-            fitted[lens.name].check(points, f"The lens {lens.given}")
-            if lens.header.about.get("identity") not in (None, self.identity):
-                other = lens.header.about.get("model")
-                progress.note(f"The lens {lens.given} was fitted to other weights, those of {other}.")
+            fitted[lens.name].check(points, called := f"The lens {lens.given}")
+            if note := header.unknown(called, lens.header.about):
+                progress.note(note)
         return fitted
 
     def policy(self, at: str, readout: str) -> "Policy":
@@ -258,14 +259,20 @@ def prepare(
     texts: tuple[str, ...] = (),
     rollouts: str | None = None,
     lenses: Sequence[str] = (),
+    of_another_model: bool = False,
 ) -> Prepared:
     """Resolve the options of a command that samples from a model or reads what it wrote.
 
-    `unused` are options that don't change the numbers, `sources` the problems, `lenses` the words of --lens. Raises
-    InputError, also for a model that can't be found; nothing heavy is imported or loaded.
+    `unused` are options that don't change the numbers, `sources` the problems, `lenses` the words of --lens, which
+    may be `of_another_model`. Raises InputError, also for a model that can't be found; nothing heavy is imported or
+    loaded.
     """
     fitted = lens_files.resolve(lenses)
-    paths = [*sources, rollouts, options.chat_template]
+    asked = question(options, unused, [*sources, rollouts, options.chat_template], rollouts, texts=texts, lenses=fitted)
+    if of_another_model and not lenses:
+        raise InputError("--lens-of-another-model has no effect without --lens. Leave it out.")
+    if not of_another_model:
+        lens_files.check_model(fitted, asked["identity"], options.model)
     return Prepared(
         options.checkpoint,
         options.arguments,
@@ -279,7 +286,7 @@ def prepare(
             **{field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)},
             "chat": options.chat,
         },
-        question(options, unused, paths, rollouts, texts=texts, lenses=fitted),
+        asked,
         options.worker,
     )
 
@@ -295,7 +302,7 @@ def question(
 ) -> dict[str, Any]:
     """The options that can change the numbers, with the contents of their files. It is the key of the cache."""
     given = dataclasses.asdict(options).items()
-    unused = {*unused, "lens", "force", "shard", "url", "max_memory", "offload_folder"}  # a server may move
+    unused = {*unused, *ELSEWHERE}
     decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
     arguments = options.template_arguments
     identity = checkpoint.identity(options.checkpoint)  # first, because it says best why a model can't be loaded

@@ -98,6 +98,9 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     lens: Lenses = ()
     """Lens to read hidden states through as well: a .safetensors file that `fit-lens` or the tuned-lens library wrote.
     Its readout is called tuned or jacobian after its kind, or NAME. For several lenses repeat the option."""
+    lens_of_another_model: bool = False
+    """Read through a lens that was fitted to another model, such as the base of a fine-tuned one. Without this option
+    such a lens is refused."""
     measures: str = "all"
     """Measures to keep, separated by commas: entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm."""
     top_k: int = 5
@@ -206,7 +209,15 @@ def prepared(options: Scan) -> Prepared:
     if not is_given:
         problems, limit = source(options.problems, options.limit)
         options, sources = dataclasses.replace(options, problems=problems, limit=limit), [problems]
-    inputs = prepare(options, unused, sources, texts=options.text, rollouts=options.rollouts, lenses=options.lens)
+    inputs = prepare(
+        options,
+        unused,
+        sources,
+        texts=options.text,
+        rollouts=options.rollouts,
+        lenses=options.lens,
+        of_another_model=options.lens_of_another_model,
+    )
     if options.layers == options.sites == options.measures == "all":
         return inputs  # without transformers, which takes seconds to import
     from internal_policy.measure.metrics import MEASURES

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,37 @@ from torch import Tensor, nn
 
 from internal_policy import files
 from internal_policy.errors import InputError
-from internal_policy.lenses.header import ABOUT, header
+from internal_policy.lenses.header import ABOUT, check_model, header, unknown
 from internal_policy.lenses.lens import KINDS, FittedLens, LensReadout, Map, of
 from internal_policy.measure.sites import SITES
+from internal_policy.models.adapters import inside
 from internal_policy.models.head import unembedding
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.modules import decoder_layers
+from internal_policy.models.origin import identity_of
 from internal_policy.scans.selection import canonical
 
-PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+_noted: set[str] = set()
+"""Notes that were printed already."""
 PARTS = {part: of for of in KINDS.values() for part in of._fields}
 """Last word of a tensor's key -> the map that it is a part of."""
 
 
-def load(path: Path | str, model: nn.Module) -> LensReadout:
-    """The lens in a file, for `model`. Raises InputError; see `read`."""
+def load(path: Path | str, model: nn.Module, *, of_another_model: bool = False) -> LensReadout:
+    """The lens in a file, for `model`. Raises InputError; see `read`.
+
+    Also raises InputError if the lens was fitted to another model, unless `of_another_model`. A model is known by the
+    files that it was loaded from. If the lens or the model has no such identity, a note on stderr says so once.
+    """
+    about = header(Path(path)).about
+    if not of_another_model:
+        called, identity = f"The lens {path}", identity_of(model) if "identity" in about else None
+        note = unknown(called, about, identity)
+        if note is not None and note not in _noted:
+            _noted.add(note)
+            print(note, file=sys.stderr)
+        if identity is not None:
+            check_model(called, about, identity, inside(model).config.name_or_path)
     return of(read(Path(path), len(decoder_layers(model)), unembedding(model).in_features), model)
 
 
@@ -82,12 +99,6 @@ def _check(key: str, tensor: Tensor, point: HookPoint, n_layers: int, d_model: i
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What is in a safetensors file, and its metadata."""
-    if path.suffix in PICKLES:
-        new = path.with_suffix(".safetensors")
-        raise InputError(
-            f'{path} is a pickle, which can run code when loaded. Convert it with `python -c "import torch, '
-            f"safetensors.torch as s; s.save_file(torch.load('{path}', weights_only=True), '{new}')\"`."
-        )
     about = header(path).about
     try:
         with safe_open(path, "pt") as file:

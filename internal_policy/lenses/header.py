@@ -12,6 +12,7 @@ ABOUT = "internal_policy"
 """Key in the file's metadata; its JSON value describes the lens."""
 KIND_OF = {"weight": "tuned", "bias": "tuned", "jacobian": "jacobian"}
 """Last word of a tensor's key -> the kind of lens that it is a part of."""
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 MOST = 100_000_000
 """Bytes of a header at most, as in the safetensors library."""
 
@@ -26,9 +27,36 @@ class Header:
     """What its file says about it: model, identity, d_model, what it was fitted on, kl."""
 
 
+def unknown(called: str, about: Mapping[str, Any], identity: str | None = "") -> str | None:
+    """A note that it isn't known whether a lens was fitted to a model, None if it is: either has no identity."""
+    fitted = about.get("identity")
+    if fitted is not None and identity is not None:
+        return None
+    why = "doesn't record which model it was fitted to" if fitted is None else "can't be matched with this model"
+    return f"{called} {why}, so only its shapes were checked."
+
+
+def check_model(called: str, about: Mapping[str, Any], identity: str, model: str) -> None:
+    """Raise InputError for a lens that was fitted to another model than `model`, which has that identity."""
+    fitted = str(about.get("identity"))
+    if unknown(called, about, identity) is not None or fitted == identity:
+        return
+    raise InputError(
+        f"{called} was fitted to another model, {about.get('model')} ({fitted:.60}), but this is {model} "
+        f"({identity:.60}). Fit a lens to this model with fit-lens, or read through this one all the same with "
+        "--lens-of-another-model (of_another_model=True in Python)."
+    )
+
+
 def header(path: Path) -> Header:
     """The header of a safetensors file. Raises InputError for any other file, and for one without a lens."""
     check_path(path)
+    if path.suffix in PICKLES:
+        new = path.with_suffix(".safetensors")
+        raise InputError(
+            f'{path} is a pickle, which can run code when loaded. Convert it with `python -c "import torch, '
+            f"safetensors.torch as s; s.save_file(torch.load('{path}', weights_only=True), '{new}')\"`."
+        )
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "doesn't exist"
         raise InputError(f"The lens {path} {what}. Use a .safetensors file written by `internal-policy fit-lens`.")

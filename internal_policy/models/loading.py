@@ -139,6 +139,7 @@ def load_model(
     """
     import torch
 
+    from internal_policy.models import origin
     from internal_policy.models.adapters import inside
 
     one_sentence()
@@ -166,6 +167,7 @@ def load_model(
         inside(model).set_experts_implementation("eager")  # the fast one doesn't support float64
     with explained(checkpoint.name, checkpoint.revision, "config.json and generation_config.json"):
         _try(inside(model.eval()))
+    origin.record(model, checkpoint)
     settings = settings or quantized.settings_of(inside(model).config)
     if settings is not None:
         quantized.record(model, settings, dequantized=dequantized, files=files)

@@ -263,16 +263,32 @@ def test_a_lens_that_cannot_be_read_is_refused_before_work(words, name, dry, her
     assert not store.root().exists()
 
 
-def test_a_lens_of_other_weights_is_used_with_a_note(asked, words, folder, here, tmp_path, capsys):
+def test_a_lens_of_another_model_is_refused_unless_it_is_asked_for(asked, words, folder, here, tmp_path, capsys):
     assert main([*asked, "--steps", "1"]) == 0
     copy = shutil.copytree(folder, tmp_path / "copy")
     tiny_model("qwen3").float().save_pretrained(copy)
     scan = ["scan", *words, "--sites", STREAM, "--lens", "lens.safetensors"]
     capsys.readouterr()
     assert main(scan) == 0
-    assert "was fitted to other weights" not in capsys.readouterr().err
-    assert main([*scan, "--model", str(copy)]) == 0
-    assert capsys.readouterr().err.count("lens.safetensors was fitted to other weights, those of ") == 1
+    assert "lens.safetensors" not in capsys.readouterr().err
+    for command in (scan, ["generate", *words, "--at", "0.resid_post", "--lens", "lens.safetensors"]):
+        assert main([*command, "--model", str(copy)]) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"error: The lens lens.safetensors was fitted to another model, {folder} (sha256 ")
+        assert len(printed.strip().splitlines()) == 1
+        assert main([*command, "--model", str(copy), "--lens-of-another-model"]) == 0
+        assert "lens.safetensors" not in capsys.readouterr().err
+
+
+def test_a_lens_that_does_not_name_its_model_is_used_with_a_note(words, fitted, here, capsys):
+    assert main(["scan", *words, "--sites", STREAM, "--lens", str(fitted)]) == 0
+    said = "doesn't record which model it was fitted to, so only its shapes were checked."
+    assert capsys.readouterr().err.count(said) == 1
+
+
+def test_a_permission_for_no_lens_is_refused(words, here, capsys):
+    assert main(["scan", *words, "--lens-of-another-model"]) == 2
+    assert "has no effect without --lens. Leave it out." in capsys.readouterr().err
 
 
 def test_a_scan_takes_several_lenses(words, fitted, jacobian, here, capsys):

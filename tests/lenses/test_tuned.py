@@ -1,6 +1,7 @@
 """A lens is another readout: any callable, or the maps in a file."""
 
 import inspect
+import json
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,8 +19,11 @@ from internal_policy.lenses.header import KIND_OF
 from internal_policy.lenses.lens import FittedLens, Jacobian, LensReadout, Translator
 from internal_policy.look.view import LENSES
 from internal_policy.measure.sites import SITES
+from internal_policy.models import loading
+from internal_policy.models.checkpoint import Checkpoint, identity
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.modules import final_norm
+from internal_policy.models.origin import identity_of
 from internal_policy.models.policy import as_policy, policy_logits, read_out, readout_name, unembed
 from internal_policy.scans.scan import Scanner, scan
 from internal_policy.scans.selection import Selection, canonical
@@ -336,6 +340,29 @@ def test_a_written_lens_is_read_back(llama, tmp_path):
     for point, one in translators.at.items():
         assert all(torch.equal(a, b) for a, b in zip(found.lens.at[point], one, strict=True))
     assert [path.name for path in tmp_path.iterdir()] == ["lens.safetensors"]
+
+
+def test_from_python_a_lens_of_another_model_is_refused_unless_it_is_asked_for(llama, tmp_path):
+    for name in ("a", "b"):
+        tiny_model("llama").save_pretrained(tmp_path / name)
+        (tmp_path / name / "generation_config.json").write_text(json.dumps({"max_new_tokens": ord(name)}))
+    model, other = (loading.load_model(Checkpoint(str(tmp_path / name))) for name in ("a", "b"))
+    file.save(tmp_path / "lens", random_translators(model="tiny", identity=identity_of(model)))
+    assert identity_of(model) == identity(Checkpoint(str(tmp_path / "a")))
+    assert file.load(tmp_path / "lens", model).lens.at
+    with pytest.raises(InputError, match=r"to another model, tiny \(sha256 .*\), but this is /.*/b \(sha256"):
+        file.load(tmp_path / "lens", other)
+    assert file.load(tmp_path / "lens", other, of_another_model=True).lens.at
+
+
+def test_a_lens_that_cannot_be_matched_with_a_model_is_noted_once(llama, tmp_path, capsys):
+    for name, about in (("without", {}), ("with", {"identity": "commit a"})):
+        file.save(tmp_path / name, random_translators(**about))
+        file.load(tmp_path / name, llama)
+        file.load(tmp_path / name, llama)
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert first.endswith("without doesn't record which model it was fitted to, so only its shapes were checked.")
+    assert second.endswith("with can't be matched with this model, so only its shapes were checked.")
 
 
 def test_the_same_lens_gives_the_same_file(tmp_path):
