@@ -16,6 +16,7 @@ from internal_policy.errors import InputError
 from internal_policy.lenses import next_token
 from internal_policy.look.lens import LensTable
 from internal_policy.look.scan import Scan, of
+from internal_policy.measure.metrics import CONTROLS, MEASURES
 from internal_policy.models.policy import READOUTS, Readout
 from internal_policy.scans.scan import scan as measure
 from internal_policy.scans.shard import Shard
@@ -90,6 +91,7 @@ def scan(
     sites: Sequence[str] | None = None,
     readouts: Sequence[Readout] = READOUTS,
     measures: Sequence[str] | None = None,
+    controls: bool = False,
     top_k: int = 5,
     positions: tuple[int, int | None] = (0, None),
     every: int = 1,
@@ -116,10 +118,11 @@ def scan(
     A prompt goes through the chat template unless `chat` is None. The first one is shown on stderr as it was read.
 
     `layers` (from 0), `sites` and `measures` default to all; `readouts` are "raw" (the paper), "norm" (the logit lens),
-    by default both, or lenses, which are callables `(hidden, point) -> hidden`. To store less, measure only the tokens
-    at `positions` of each response, from the first to the last (None for the end), or `every` Nth of them; the model
-    reads the others as well. `model` may also be a PeftModel, a TransformerBridge or an NNsight wrapper. The result is
-    a scan in memory: see `open_scan` for what it can do.
+    by default both, or lenses, which are callables `(hidden, point) -> hidden`. `controls` adds the measures that tell
+    whether a pattern of the entropies is real: Rényi entropies, the logit scale, and null states. To store less,
+    measure only the tokens at `positions` of each response, from the first to the last (None for the end), or `every`
+    Nth of them; the model reads the others as well. `model` may also be a PeftModel, a TransformerBridge or an NNsight
+    wrapper. The result is a scan in memory: see `open_scan` for what it can do.
 
     `shard=(i, n)` measures only every n-th batch, counted from batch i, so that n processes share the work. Give each
     the same texts and options; rollouts keep the numbers that they have in a whole scan, and `merge` puts the shards
@@ -133,6 +136,9 @@ def scan(
     _check_selected(lists, positions)
     rollouts = _rollouts(tokenizer, texts, limit, chat)
     chosen = {name: value for name, value in lists.items() if value is not None}
+    if controls:
+        given = MEASURES if measures is None else measures
+        chosen["measures"] = [*given, *(name for name in CONTROLS if name not in given)]
     which = {"positions": tuple(positions), "every": every, "shard": Shard(*shard)}
     return of(measure(model, tokenizer, rollouts, **chosen, **which, top_k=top_k, batch_size=batch_size))
 

@@ -19,8 +19,8 @@ from internal_policy.__main__ import main
 from internal_policy.cli import parsing
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.look import known
-from internal_policy.measure.metrics import MEASURES
-from internal_policy.measure.sites import SITES
+from internal_policy.measure.metrics import CONTROLS, MEASURES
+from internal_policy.measure.sites import ONLY_AT, SITES, WITH_FINAL
 from internal_policy.models.rows import FAMILIES
 from internal_policy.scans import estimate, store
 from internal_policy.scans.selection import Selection, plan
@@ -192,6 +192,19 @@ def test_the_columns_of_policies_are_documented_with_their_sites():
         at = sites.get(where, where.split(", ")) if where else ("",)
         expected |= {name.strip("`").replace("SITE", site) for site in at}
     assert expected == set(pq.read_schema(SCAN / "policies-00000.parquet").names)
+
+
+def test_the_columns_of_controls_are_documented_with_their_sites():
+    sites = {"all": WITH_FINAL, "all but final": SITES}
+    found = {row[0].strip("`"): sites.get(row[-1], tuple(row[-1].split(", "))) for row in controls()}
+    assert found == {f"SITE.{name}": ONLY_AT.get(name, WITH_FINAL) for name in CONTROLS}
+
+
+def controls() -> list[list[str]]:
+    """The rows of the table of controls in docs/columns.md."""
+    section = COLUMNS.partition("\n#### With --controls\n")[2].partition("\n#")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    return rows[2:]
 
 
 def test_the_columns_of_the_exported_tokens_are_documented_with_their_types():

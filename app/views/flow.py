@@ -5,10 +5,10 @@ import scans
 import show
 import streamlit as st
 
-from internal_policy.look import catalogue, theme
+from internal_policy.look import catalogue, theme, view
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.statistics import Average
-from internal_policy.look.view import View
+from internal_policy.look.view import CONTROLS, View
 from internal_policy.measure.sites import SITES
 
 
@@ -20,7 +20,8 @@ def page(looked: View, average: Average) -> None:
     )
     left, right = st.columns(2)
     site = choices.choose(left, "Site", SITES, key="spread", name=theme.site_label, first="resid_post")
-    measures = catalogue.CHOICES["distribution"]
+    lacking = {*CONTROLS} - {*view.check(looked)["selection"]["measures"]}
+    measures = [name for name in catalogue.CHOICES["distribution"] if name not in lacking]
     measure = choices.choose(right, "Measure", measures, key="spread_measure", name=theme.label)
     with show.refusing():
         show.catalogued("distribution", scans.data("distribution", [looked], Choice(site=site, measure=measure)))

@@ -32,6 +32,8 @@ def check(options: Any) -> None:
         return
     if options.lens:
         raise InputError("--lens can't be used with --remote, where hidden states stay on the server. Leave one out.")
+    if options.controls:
+        raise InputError("--controls needs hidden states, but with --remote they stay on the server. Leave one out.")
     if options.reader != "nnsight":
         raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}. Add --reader nnsight.")
     if options.rollouts is None and not options.text:

@@ -39,6 +39,12 @@ Measure = Literal[
     "norm",
     "cosine",
     "entropy_at_input_norm",
+    "renyi_half",
+    "renyi_2",
+    "logit_scale",
+    "entropy_at_input_scale",
+    "entropy_shuffled",
+    "entropy_random",
     "probability",
     "change_direction",
     "change_norm",
@@ -108,8 +114,9 @@ class Plot(OutputOptions, ViewOptions):
     """Measure that tokens, distribution, readouts and compare draw: entropy, change, logprob, rank, top1, kl, norm,
     cosine, entropy_at_input_norm or probability (of the top token). Only tokens and compare draw change, only readouts
     draws top1, only tokens and distribution draw entropy_at_input_norm, and only the lens grid draws probability, which
-    is its default; that of the others is entropy. dynamics and layer draw what the run measured, also change_direction
-    and change_norm."""
+    is its default; that of the others is entropy. tokens, distribution and readouts also draw what `scan --controls`
+    measured: renyi_half, renyi_2, logit_scale, entropy_at_input_scale, entropy_shuffled and entropy_random. dynamics
+    and layer draw what the run measured, also change_direction and change_norm."""
     site: Text = None
     """Site that tokens, distribution, readouts, dynamics and layer draw: resid_pre, attn_in, attn_out, resid_mid,
     mlp_in, mlp_out or resid_post, which is the default."""

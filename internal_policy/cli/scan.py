@@ -102,7 +102,11 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     """Read through a lens that was fitted to another model, such as the base of a fine-tuned one. Without this option
     such a lens is refused."""
     measures: str = "all"
-    """Measures to keep, separated by commas: entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm."""
+    """Measures to keep, separated by commas: entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm, and
+    those of --controls, which all leaves out."""
+    controls: bool = False
+    """Measure what tells whether a pattern of the entropies is real as well: renyi_half, renyi_2, logit_scale,
+    entropy_at_input_scale, entropy_shuffled and entropy_random. A scan takes two to four times as long."""
     top_k: int = 5
     """Number of most likely tokens to keep at each hook point; 0 keeps none."""
     positions: Text = None
@@ -114,8 +118,8 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     """Number of problems or rollouts to use, from the first; by default all."""
 
 
-PRESENTATION = {"output", "json", "dry_run", "remeasure", *engine.RAY}
-"""Options that don't change what is measured."""
+PRESENTATION = {"output", "json", "dry_run", "remeasure", "controls", *engine.RAY}
+"""Options that don't change what is measured, or whose effect is a list of measures."""
 SAMPLING = {f.name for f in dataclasses.fields(SamplingOptions)} - {"batch_size"} | {"problems"}
 """Options that have no effect if responses are given."""
 COLUMNS = {"problem_column", "answer_column", "system_prompt", "prompt_suffix"}
@@ -218,7 +222,7 @@ def prepared(options: Scan) -> Prepared:
         lenses=options.lens,
         of_another_model=options.lens_of_another_model,
     )
-    if options.layers == options.sites == options.measures == "all":
+    if options.layers == options.sites == options.measures == "all" and not options.controls:
         return inputs  # without transformers, which takes seconds to import
     from internal_policy.measure.metrics import MEASURES
     from internal_policy.measure.sites import SITES

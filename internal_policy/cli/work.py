@@ -65,7 +65,7 @@ class Work:
 
 def selection(options: "Scan", config: "PreTrainedConfig", lenses: Sequence[str] = ()) -> "Selection":
     """What the options measure of a model, with `lenses` as further readouts. Raises InputError."""
-    from internal_policy.measure.metrics import MEASURES
+    from internal_policy.measure.metrics import CONTROLS, KNOWN, MEASURES
     from internal_policy.measure.sites import SITES
     from internal_policy.models.families import check_sites, sites_of
     from internal_policy.scans import positions
@@ -74,11 +74,13 @@ def selection(options: "Scan", config: "PreTrainedConfig", lenses: Sequence[str]
     text = config.get_text_config()
     if options.top_k > text.vocab_size:
         raise InputError(f"--top-k is {options.top_k}, but the model has only {text.vocab_size} tokens.")
+    measures = MEASURES if options.measures == "all" else tuple(options.measures.split(","))
+    more = [name for name in CONTROLS if options.controls and name not in measures]
     chosen = Selection(
         parse_layers(options.layers, text.num_hidden_layers),
         sites_of(config) if options.sites == "all" else tuple(options.sites.split(",")),
         (*(("raw", "norm") if options.readout == "both" else (options.readout,)), *lenses),
-        MEASURES if options.measures == "all" else tuple(options.measures.split(",")),
+        (*measures, *more),
         options.top_k,
         positions.Positions(*positions.parse(options.positions), options.every),
     )
@@ -87,7 +89,7 @@ def selection(options: "Scan", config: "PreTrainedConfig", lenses: Sequence[str]
     return dataclasses.replace(  # however they were typed, so that one question has one order of columns
         chosen,
         sites=tuple(site for site in SITES if site in chosen.sites),
-        measures=tuple(name for name in MEASURES if name in chosen.measures),
+        measures=tuple(name for name in KNOWN if name in chosen.measures),
     )
 
 

@@ -229,9 +229,9 @@ FIGURES: Mapping[str, Entry] = {
 USES: Mapping[str, tuple[str, ...]] = {name: entry.uses for name, entry in FIGURES.items()}
 """Name -> what can be chosen of the figure."""
 CHOICES = {
-    "readouts": ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine"),
-    "distribution": ("entropy", "logprob", "rank", "kl", "norm", "cosine", "entropy_at_input_norm"),
-    "tokens": ("entropy", "change", "logprob", "rank", "kl", "norm", "cosine", "entropy_at_input_norm"),
+    "readouts": ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine", *view.CONTROLS),
+    "distribution": tuple(name for name in view.OF_TOKENS if name != "change"),
+    "tokens": view.OF_TOKENS,
     "compare": ("entropy", "change"),
 }
 """Figure -> the measures it can draw, for figures of a single measure."""

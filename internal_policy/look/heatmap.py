@@ -54,7 +54,7 @@ def scale(measure: str, values: np.ndarray, d_vocab: int | None = None) -> Scale
         return Scale("Viridis", float(positive.min()), max(float(positive.max()), float(positive.min()) + 1), True)
     if measure == "logprob":
         return Scale("Viridis", min(float(seen.min()), -1e-3), 0.0)
-    if measure.startswith("entropy"):
+    if measure.startswith(("entropy", "renyi")):
         return Scale("Cividis", 0.0, log(d_vocab) if d_vocab else float(seen.max()) or 1.0)
     return Scale("Viridis", 0.0, float(seen.max()) or 1.0)
 

@@ -29,7 +29,9 @@ LENSES = {"tuned": "through the tuned lens", "jacobian": "through the Jacobian l
 """Kind of a lens, and by default the name of its readout -> its name on screen."""
 MODULES = {"attention": ("attn_in", "attn_out"), "FFN": ("mlp_in", "mlp_out")}
 """What some layers of a model may lack -> its sites."""
-AVERAGED = ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm")
+CONTROLS = ("renyi_half", "renyi_2", "logit_scale", "entropy_at_input_scale", "entropy_shuffled", "entropy_random")
+"""Measures that only a scan with --controls has."""
+AVERAGED = ("entropy", "logprob", "rank", "top1", "kl", "norm", "cosine", "entropy_at_input_norm", *CONTROLS)
 """Measures with means in the table `layers`."""
 WITH_CHANGES = ("entropy", "entropy_at_input_norm")
 """Measures that an entropy change is made of."""
@@ -285,7 +287,9 @@ def absent(view: View, measure: str, site: str | None = None) -> InputError:
     if site and site not in (known := SHOWN_AT.get(measure, WITH_FINAL)):
         return InputError(f"There is no {name} at {site}. Choose one of {', '.join(known)}.")
     if recorded not in chosen["measures"] or (recorded == "topk" and not chosen["top_k"]):
-        return InputError(f"{view.source} has no {name}. Scan again with {every(view, 'measures')}.")
+        controls = "--controls" if isinstance(view.source, Path) else "controls=True"
+        remedy = controls if recorded in CONTROLS else every(view, "measures")
+        return InputError(f"{view.source} has no {name}. Scan again with {remedy}.")
     needed = [site, INPUT_OF[site]] if site and measure == "change" else [site]
     if site and (missing := [one for one in needed if one not in (*chosen["sites"], "final")]):
         return InputError(

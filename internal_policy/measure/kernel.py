@@ -10,6 +10,7 @@ from torch import Tensor
 
 from internal_policy.measure.matmul import MATMULS
 from internal_policy.measure.metrics import EMPTY, FROM_LOGITS, LOWEST, MEASURES, cosine, norm, precision, scale_to
+from internal_policy.measure.spread import SPREAD, Spread
 from internal_policy.measure.stacked import Fold, Wanted, fold, measure_stacked, token_bytes
 from internal_policy.measure.transform import LogitTransform
 
@@ -102,7 +103,8 @@ class Kernel:
 
             return native.measure(wanted, hidden, targets, scale)
         if hidden.is_cuda or self.matmul not in MATMULS:
-            how = self.matmul if hidden.dtype == self.weight.dtype and self.bias is None else "stacked"
+            plain = self.bias is not None or not {*SPREAD}.isdisjoint(self.measures)  # which Triton's kernels lack
+            how = "stacked" if plain or hidden.dtype != self.weight.dtype else self.matmul
             return measure_stacked(*folds(how), wanted, hidden, targets, scale)
         return self._tile_by_tile(hidden, targets, scale)
 
@@ -205,6 +207,7 @@ class Tally:
         self.largest, self.scaled_largest = torch.full_like(aim, EMPTY), torch.full_like(aim, EMPTY)
         self.policy, self.scaled, self.cross = Moments(zero, zero), Moments(zero, zero), zero
         self.above, self.target = torch.zeros_like(aim), aim.clone()
+        self.spread = None if {*SPREAD}.isdisjoint(self.measures) else Spread(aim)
         self.top_logits = aim.new_full((*aim.shape, self.top_k), -torch.inf)
         self.top_ids = torch.zeros_like(self.top_logits, dtype=torch.int64)
 
@@ -237,8 +240,13 @@ class Tally:
             self.cross = fade * (self.cross + final.s_before * shrink) + torch.mul(u, final.weights, out=room).sum(-1)
         if self.scale is not None and not follows:
             self.scaled.add(torch.mul(u, self.scale.unsqueeze(-1), out=room), shrink * self.scale, out=more_room)
+        if self.spread is not None:
+            self.spread.add_logits(u, self.transform(self.largest), out=room)
         s_before = self.policy.s
-        return FinalTile(self.policy.add(u, shrink, out=more_room), shrink, s_before)
+        weights = self.policy.add(u, shrink, out=more_room)
+        if self.spread is not None:
+            self.spread.add_weights(weights, shrink.clamp(min=LOWEST).exp(), out=room)
+        return FinalTile(weights, shrink, s_before)
 
     def _below(self, z: Tensor, before: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
         """How far the policy's logits are below their maximum, in place of `z`, and minus how much that has risen.
@@ -279,5 +287,6 @@ class Tally:
             "topk_probs": (self.transform(self.top_logits) - normaliser.unsqueeze(-1)).exp(),
             "kl": (self.policy.s.log() - self.cross / final.policy.s - final.policy.entropy()).clamp(min=0),
             "entropy_at_input_norm": self.aim * torch.nan if self.scale is None else self.scaled.entropy(),
+            **({} if self.spread is None else self.spread.result(self.policy.s)),
         }
         return {n: v for n, v in result.items() if n.removesuffix("_ids").removesuffix("_probs") in self.measures}

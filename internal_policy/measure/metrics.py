@@ -5,10 +5,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from internal_policy.measure.matmul import precision
+from internal_policy.measure.spread import SPREAD
 
 MEASURES = ("entropy", "logprob", "rank", "kl", "topk", "norm", "cosine", "entropy_at_input_norm")
-"""What can be measured at a hook point."""
-FROM_LOGITS = set(MEASURES) - {"norm", "cosine"}
+"""What is measured at a hook point unless others are named."""
+CONTROLS = (*SPREAD, "entropy_at_input_scale", "entropy_shuffled", "entropy_random")
+"""What `--controls` measures as well, to tell whether a pattern of the entropies is real."""
+KNOWN = (*MEASURES, *CONTROLS)
+"""Everything that can be measured, in the order of columns."""
+FROM_LOGITS = set(KNOWN) - {"norm", "cosine"}
 """Measures that need a product with the unembedding."""
 
 LOWEST = -80.0

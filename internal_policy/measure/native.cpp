@@ -5,43 +5,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <memory>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "native_product.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 8;
-#elif defined(__AVX2__)
-constexpr int LANES = 8, ROWS = 4;
-#elif defined(__aarch64__)
-constexpr int LANES = 4, ROWS = 8;
-#else
-constexpr int LANES = 4, ROWS = 4;
-#endif
-constexpr int VECTORS = 3, PANEL = VECTORS * LANES;  // a product's sums of ROWS x PANEL logits stay in registers
-constexpr float LOWEST = -80.0f;                     // as in metrics.py
-constexpr int64_t DEPTH = 256, DEPTH16 = 512;  // factors summed up at a time, for small errors and in the first cache
-
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
-Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
-Vector all(float x) { return x - Vector{}; }
-
-float sum(Vector x) {
-  float part[LANES];
-  std::memcpy(part, &x, sizeof part);
-  for (int half = LANES / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) part[i] += part[i + half];
-  return part[0];
-}
-
+constexpr float LOWEST = -80.0f;  // as in metrics.py
 // e^x for x from LOWEST to 0, to a relative 1e-7; NaN stays NaN
 inline Vector exponential(Vector x) {
   const Vector shifted = x * 1.44269504f + 12582912.0f;  // rounds to a whole number in the lowest bits
@@ -63,7 +33,7 @@ inline Vector raised(Vector x) { return x < LOWEST ? all(LOWEST) : x; }
 
 // The order of fields is that of `Job` in native.py.
 struct Job {
-  int64_t rows, positions, d_model, d_vocab, top_k, scaled, kl, weights_are, exact16;
+  int64_t rows, positions, d_model, d_vocab, top_k, scaled, kl, weights_are, exact16, spread;
   const void* hidden;     // (rows, d_model), row = point * positions + position; the first `positions` are final
   const void* weight;     // (d_vocab, d_model): 0 float32, 1 bfloat16, 2 float16
   const float* bias;      // (d_vocab,) or null
@@ -79,8 +49,9 @@ struct Job {
 
 namespace {
 
-// Columns of `sums`; the last three belong to the state multiplied by its scale.
-enum { LARGEST, S, T, CROSS, ABOVE, TARGET, SCALED_LARGEST, SCALED_S, SCALED_T, SUMS };
+// Columns of `sums`; three belong to the state multiplied by its scale. HALF and TWO are the sums of e^(u / 2) and
+// e^(2 u), and MEAN and SQUARES are of the logits: their mean, and the sum of their squared distances from it.
+enum { LARGEST, S, T, CROSS, ABOVE, TARGET, SCALED_LARGEST, SCALED_S, SCALED_T, HALF, TWO, MEAN, SQUARES, SUMS };
 
 struct Final {  // of a tile: what the other policies of the token need to measure KL
   double fade, shrink, s_before;
@@ -97,43 +68,6 @@ Vector transformed(const Job& job, Vector z) {
   return z;
 }
 
-uint32_t bits_of(uint32_t x) { return x; }  // two bfloat16 numbers, or a float32
-
-struct Bfloat16 {
-  uint16_t bits;
-};
-uint32_t bits_of(Bfloat16 x) { return uint32_t(x.bits) << 16; }
-
-struct Float16 {
-  uint16_t bits;
-};
-uint32_t bits_of(Float16 x) {
-  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, mantissa = x.bits & 1023;
-  if (exponent) return sign | (exponent == 31 ? 255u : exponent + 112) << 23 | mantissa << 13;
-  const float small = float(mantissa) * 0x1p-24f;
-  uint32_t bits;
-  std::memcpy(&bits, &small, 4);
-  return sign | bits;
-}
-
-// Columns of a panel beside each other, `depth` numbers each, as float32 or pairs of bfloat16; 0 after the last column.
-template <typename Number>
-void pack(const Number* weight, int64_t columns, int64_t depth, uint32_t* packed) {
-  constexpr int64_t BLOCK = 16;  // reads a line of the cache at a time
-  if (columns < PANEL) std::memset(packed, 0, depth * PANEL * 4);
-  for (int64_t k = 0; k < depth; k += BLOCK)
-    for (int64_t j = 0; j < columns; j++) {
-      const Number* from = weight + j * depth + k;
-      __builtin_prefetch(from + 4 * BLOCK);
-      uint32_t* to = packed + k * PANEL + j;
-      if (depth - k >= BLOCK)
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < BLOCK; i++) to[i * PANEL] = bits_of(from[i]);
-      else
-        for (int64_t i = 0; i < depth - k; i++) to[i * PANEL] = bits_of(from[i]);
-    }
-}
-
 void pack(const Job& job, int64_t first, int64_t columns, uint32_t* packed) {
   const int64_t depth = job.exact16 ? job.d_model / 2 : job.d_model, start = first * depth;
   if (job.exact16 || job.weights_are == 0)
@@ -142,52 +76,6 @@ void pack(const Job& job, int64_t first, int64_t columns, uint32_t* packed) {
     pack(static_cast<const Bfloat16*>(job.weight) + start, columns, depth, packed);
   else
     pack(static_cast<const Float16*>(job.weight) + start, columns, depth, packed);
-}
-
-// Adds the products from `k` to `end` to ROWS x PANEL logits, which start at 0.
-void product(const float* const* a, const uint32_t* packed, int64_t k, int64_t end, float* z, int64_t width) {
-  const float* b = reinterpret_cast<const float*>(packed) + k * PANEL;
-  const bool first = k == 0;
-  Vector c[ROWS][VECTORS] = {};
-  for (; k < end; k++, b += PANEL) {
-    const Vector b0 = at(b), b1 = at(b + LANES), b2 = at(b + 2 * LANES);
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++) {
-      const Vector x = all(a[i][k]);
-      c[i][0] += x * b0, c[i][1] += x * b1, c[i][2] += x * b2;
-    }
-  }
-  for (int i = 0; i < ROWS; i++)
-    for (int j = 0; j < VECTORS; j++) {
-      Vector& sum = at(z + i * width + j * LANES);
-      sum = first ? c[i][j] : sum + c[i][j];
-    }
-}
-
-void product16(const float* const* a, const uint32_t* packed, int64_t k, int64_t end, float* z, int64_t width) {
-#if defined(__AVX512BF16__)
-  const uint32_t* b = packed + k * PANEL;
-  const bool first = k == 0;
-  __m512 c[ROWS][VECTORS] = {};
-  for (; k < end; k++, b += PANEL) {
-    const __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + LANES),
-                   b2 = (__m512bh)_mm512_loadu_si512(b + 2 * LANES);
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++) {
-      int32_t pair;
-      std::memcpy(&pair, a[i] + k, 4);
-      const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-      c[i][0] = _mm512_dpbf16_ps(c[i][0], x, b0);
-      c[i][1] = _mm512_dpbf16_ps(c[i][1], x, b1);
-      c[i][2] = _mm512_dpbf16_ps(c[i][2], x, b2);
-    }
-  }
-  for (int i = 0; i < ROWS; i++)
-    for (int j = 0; j < VECTORS; j++) {
-      Vector& sum = at(z + i * width + j * LANES);
-      sum = first ? Vector(c[i][j]) : sum + Vector(c[i][j]);
-    }
-#endif
 }
 
 float largest(const float* z, int64_t n) {  // ignores NaN
@@ -199,32 +87,58 @@ float largest(const float* z, int64_t n) {  // ignores NaN
 }
 
 struct Sums {
-  Vector s, t, cross;
+  Vector s, t, cross, half, two;
 };
 
 // Adds LANES logits, of which the first `valid` count; replaces them by e^u for a final policy
-template <bool CROSS_TERM, bool KEPT, bool TAIL>
+template <bool CROSS_TERM, bool KEPT, bool SPREAD, bool TAIL>
 inline void add(Sums& sums, float* z, float* kept, Vector maximum, int64_t valid) {
   Vector u = at(z) - maximum;
   if (TAIL)
     for (int i = valid; i < LANES; i++) u[i] = 0;
   const Vector x = raised(u);
-  Vector weights = exponential(x);
+  Vector half = SPREAD ? exponential(0.5f * x) : Vector{}, weights = SPREAD ? half * half : exponential(x);
   if (TAIL)
-    for (int i = valid; i < LANES; i++) weights[i] = 0;
+    for (int i = valid; i < LANES; i++) weights[i] = half[i] = 0;
+  if (SPREAD) sums.half += half, sums.two += weights * weights;
   sums.s += weights;
   sums.t += weights * x;
   if (CROSS_TERM) sums.cross += at(kept) * u;
   if (KEPT) at(kept) = weights;
 }
 
-template <bool CROSS_TERM, bool KEPT>
+template <bool CROSS_TERM, bool KEPT, bool SPREAD>
 Sums added(float* z, float* kept, float maximum, int64_t n) {
   Sums sums{};
   int64_t j = 0;
-  for (; j + LANES <= n; j += LANES) add<CROSS_TERM, KEPT, false>(sums, z + j, kept + j, all(maximum), 0);
-  if (j < n) add<CROSS_TERM, KEPT, true>(sums, z + j, kept + j, all(maximum), n - j);
+  for (; j + LANES <= n; j += LANES) add<CROSS_TERM, KEPT, SPREAD, false>(sums, z + j, kept + j, all(maximum), 0);
+  if (j < n) add<CROSS_TERM, KEPT, SPREAD, true>(sums, z + j, kept + j, all(maximum), n - j);
   return sums;
+}
+
+template <bool CROSS_TERM, bool KEPT>
+Sums added(const Job& job, float* z, float* kept, float maximum, int64_t n) {
+  return job.spread ? added<CROSS_TERM, KEPT, true>(z, kept, maximum, n)
+                    : added<CROSS_TERM, KEPT, false>(z, kept, maximum, n);
+}
+
+// Adds a tile's logits to the mean and squares of the `seen` before them, by their distance from the tile's own mean.
+void disperse(double* sums, const float* z, int64_t seen, int64_t n) {
+  const float pivot = z[0];  // smaller numbers have smaller rounding errors
+  double total = 0, squares = 0;
+  Vector part{};
+  int64_t j = 0;
+  for (; j + LANES <= n; j += LANES) part += at(z + j) - pivot;
+  for (total = sum(part); j < n; j++) total += z[j] - pivot;
+  const double mean = pivot + total / n, apart = mean - sums[MEAN];
+  part = Vector{};
+  for (j = 0; j + LANES <= n; j += LANES) {
+    const Vector x = (at(z + j) - pivot) - float(total / n);
+    part += x * x;
+  }
+  for (squares = sum(part); j < n; j++) squares += (z[j] - mean) * (z[j] - mean);
+  sums[SQUARES] += squares + apart * apart * seen * n / (seen + n);
+  sums[MEAN] += apart * n / (seen + n);
 }
 
 // Rescales running sums to a maximum that may have risen, and returns how much lower the earlier one was.
@@ -263,7 +177,7 @@ void fold(const Job& job, int64_t row, float* z, float* room, int64_t first, int
     }
     for (int64_t j = n; j < whole; j++) room[j] = -std::numeric_limits<float>::infinity();
     risen(sums + SCALED_S, sums + SCALED_T, sums + SCALED_LARGEST, largest(room, whole));
-    const Sums found = added<false, false>(room, kept, float(sums[SCALED_LARGEST]), n);
+    const Sums found = added<false, false, false>(room, kept, float(sums[SCALED_LARGEST]), n);
     sums[SCALED_S] += sum(found.s), sums[SCALED_T] += sum(found.t);
   }
   if (job.bias)
@@ -283,20 +197,23 @@ void fold(const Job& job, int64_t row, float* z, float* room, int64_t first, int
     for (int64_t j = 0; j < n; j += LANES) at(z + j) = transformed(job, at(z + j));
     most = transformed(job, all(most))[0];
   }
+  if (job.spread) disperse(sums, z, first, n);
   const Final before = risen(sums + S, sums + T, sums + LARGEST, most);
   const float maximum = float(sums[LARGEST]);
   Sums found;
   if (!job.kl) {
-    found = added<false, false>(z, kept, maximum, n);
+    found = added<false, false>(job, z, kept, maximum, n);
   } else if (row < job.positions) {
     finals[token] = before;
-    found = added<false, true>(z, kept, maximum, n);
+    found = added<false, true>(job, z, kept, maximum, n);
   } else {
     const Final& final = finals[token];
-    found = added<true, false>(z, kept, maximum, n);
+    found = added<true, false>(job, z, kept, maximum, n);
     sums[CROSS] = final.fade * (sums[CROSS] + final.s_before * before.shrink) + sum(found.cross);
   }
   sums[S] += sum(found.s), sums[T] += sum(found.t);
+  sums[HALF] = std::sqrt(before.fade) * sums[HALF] + sum(found.half);
+  sums[TWO] = before.fade * before.fade * sums[TWO] + sum(found.two);
 }
 
 }  // namespace

@@ -18,12 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internal_policy import files
-from internal_policy.measure import stacked
+from internal_policy.measure import spread, stacked
 from internal_policy.measure.matmul import precision
 from internal_policy.measure.metrics import EMPTY
+from internal_policy.measure.spread import SPREAD
 from internal_policy.measure.stacked import Wanted
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("native.cpp", "native_product.h"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
 """Arguments of the compiler; the library only runs on processors like this one."""
 PATIENCE = 120
@@ -38,7 +39,7 @@ SLICE = 5 * 10**10
 """Multiplications at a time: Ctrl-C waits for them."""
 TILES = 768
 """A number of vocabulary entries that is a whole number of tiles on most processors."""
-LARGEST, S, T, CROSS, ABOVE, TARGET, SCALED_LARGEST, SCALED_S, SCALED_T, SUMS = range(10)
+LARGEST, S, T, CROSS, ABOVE, TARGET, SCALED_LARGEST, SCALED_S, SCALED_T, HALF, TWO, MEAN, SQUARES, SUMS = range(14)
 """Columns of a policy's running sums."""
 MARGIN = 64
 """Numbers that may be read behind the end of the bias."""
@@ -49,7 +50,7 @@ class Job(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "positions", "d_model", "d_vocab", "top_k", "scaled", "kl")),
-        *((name, ctypes.c_int64) for name in ("weights_are", "exact16")),
+        *((name, ctypes.c_int64) for name in ("weights_are", "exact16", "spread")),
         *((name, ctypes.c_void_p) for name in ("hidden", "weight", "bias", "target", "aim", "scale")),
         *((name, ctypes.c_void_p) for name in ("sums", "top", "ids", "filled")),
         *((name, ctypes.c_float) for name in ("factor", "divisor", "cap")),
@@ -102,7 +103,7 @@ class Part:
         pointers = (self.hidden, weight, self.bias, self.targets, self.aim, self.scale)
         self.job = Job(
             rows, self.shape[1], d_model, len(weight), self.top_k, 0 if self.scale is None else self.scale.numel(),
-            "kl" in wanted.measures, DTYPES[weight.dtype], exact16,
+            "kl" in wanted.measures, DTYPES[weight.dtype], exact16, not {*SPREAD}.isdisjoint(wanted.measures),
             *(None if tensor is None else tensor.data_ptr() for tensor in pointers),
             *(tensor.data_ptr() for tensor in (self.sums, self.top, self.ids, self.filled)),
             transform.factor, transform.divisor, transform.cap or 0.0,
@@ -130,6 +131,8 @@ class Part:
             "topk_probs": (transform(self.top.double().view(*self.shape, k)) - normaliser.unsqueeze(-1)).exp(),
             "kl": (log_s - cross / s[:1] - entropy[:1]).clamp(min=0),
             "entropy_at_input_norm": scaled,
+            **spread.renyi(s, sums[..., HALF], sums[..., TWO]),
+            "logit_scale": (sums[..., SQUARES] / len(self.wanted.weight)).sqrt(),
         }
         names = {name: name.removesuffix("_ids").removesuffix("_probs") for name in numbers}
         return {
@@ -187,7 +190,7 @@ def built(flags: Sequence[str]) -> Path:
     if compiler is None or sys.platform == "win32":
         raise OSError("There is no C++ compiler.")
     folder = private_folder()
-    made_of = [SOURCE.read_bytes(), " ".join([compiler, *flags]).encode(), processor().encode()]
+    made_of = [SOURCE.read_bytes(), HEADER.read_bytes(), " ".join([compiler, *flags]).encode(), processor().encode()]
     path = folder / f"{sha256(b' '.join(made_of)).hexdigest()[:16]}.so"
     written = path.with_suffix(".json")
     if not is_whole(path, written):  # a process that loads a file that was cut short is killed

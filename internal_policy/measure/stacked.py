@@ -13,6 +13,7 @@ from torch import Tensor
 
 from internal_policy.measure.matmul import precision
 from internal_policy.measure.metrics import LOWEST
+from internal_policy.measure.spread import SPREAD, spread
 from internal_policy.measure.transform import LogitTransform
 
 SHARE, MOST = 4, 4 * 2**30
@@ -104,6 +105,8 @@ def fold(
         p = u[:, 0].softmax(-1)
         cross, entropy = torch.bmm(u, p.unsqueeze(-1)).squeeze(-1), torch.special.entr(p).sum(-1, keepdim=True)
         found["kl"] = -cross - entropy
+    if not {*SPREAD}.isdisjoint(wanted.measures):
+        found |= spread(u)
     s, t = moments(u)
     log_s = s.log()
     found = {**found, "entropy": log_s - t / s, "logprob": transform(target) - highest - log_s}

@@ -29,7 +29,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from websocket import WebSocketException
 
 from internal_policy.errors import InputError
-from internal_policy.measure import kernel, matmul, metrics, stacked, transform
+from internal_policy.measure import kernel, matmul, metrics, spread, stacked, transform
 from internal_policy.measure.sites import WITH_FINAL
 from internal_policy.models.families import family_of
 from internal_policy.models.family import Side
@@ -47,7 +47,7 @@ from internal_policy.tasks.rollouts import Rollout
 
 STATE_BYTES = 2**31
 """The most bytes of hidden states that a server holds at once; longer texts are measured piece by piece."""
-SENT = (matmul, transform, metrics, stacked, kernel, remotely)
+SENT = (matmul, transform, spread, metrics, stacked, kernel, remotely)
 """Modules that are sent to a server as text, each after the ones it needs."""
 
 Place = tuple[list[tuple[Any, float]], Side, float]

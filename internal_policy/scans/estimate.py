@@ -99,13 +99,19 @@ def active_weights(model: PreTrainedModel) -> int:
 
 
 def policies_of(selection: Selection, plan: Plan) -> tuple[int, int]:
-    """How many policies are measured for each token, and how many of these at a second norm too."""
+    """How many policies are measured for each token, and how many of these at a second norm too.
+
+    Those of null states, and of states at their inputs' logit scale, count as well.
+    """
+    from internal_policy.measure.controls import NULLS, of_kernel
     from internal_policy.measure.metrics import FROM_LOGITS
 
-    if not FROM_LOGITS & {*selection.measures}:
-        return 0, 0
-    scaled = len(plan.inputs) if "raw" in selection.readouts else 0
-    return len(selection.readouts) * plan.unembedded, scaled
+    chosen = {*selection.measures}
+    scaled = len(plan.inputs) if "raw" in selection.readouts and "entropy_at_input_norm" in chosen else 0
+    each = plan.unembedded * bool(FROM_LOGITS & {*of_kernel(selection.measures)})
+    each += plan.unembedded * len(chosen & {*NULLS})
+    each += (1 + len(plan.inputs)) * ("entropy_at_input_scale" in chosen)
+    return len(selection.readouts) * each, scaled
 
 
 def measured(
@@ -151,6 +157,8 @@ def _kernel(
     config: PreTrainedConfig, selection: Selection, dtype: torch.dtype, device: torch.device, together: int
 ) -> tuple[float, float]:
     """Seconds to measure one policy, and one at two norms: those of a few policies over a part of the vocabulary."""
+    from internal_policy.measure.controls import of_kernel
+
     text, gpu = config.get_text_config(), device.type == "cuda"
     positions = max(1, min(together, GPU_TOGETHER if gpu else TOGETHER))
     points = max(1, (GPU_ROWS if gpu else TILE_ROWS) // positions)
@@ -163,7 +171,7 @@ def _kernel(
     for inputs in ((), tuple(range(1, 1 + points))):
         kernel = Kernel(
             weight,
-            measures=selection.measures,
+            measures=of_kernel(selection.measures),
             top_k=min(selection.top_k, d_vocab),
             matmul=choose(shape_only, dtype),
             inputs=inputs,

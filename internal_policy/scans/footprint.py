@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from internal_policy.measure import stacked
+from internal_policy.measure.controls import NULLS
 from internal_policy.measure.kernel import TILE_ROWS, TILE_VOCAB
 from internal_policy.measure.transform import LogitTransform
 from internal_policy.models.passes import continuing
@@ -24,8 +25,9 @@ TILES = 8
 """Tensors as large as a tile of logits that a CPU measures with."""
 LIBRARIES = 48 * 2**20
 """Bytes that libraries load when they are first used."""
-STATES = 3
-"""Copies of the hidden states that are measured together: as they were read, of a readout, and in float32."""
+STATES, NULL_STATES = 3, 2
+"""Copies of the hidden states that are measured together: as they were read, of a readout, and in float32; and those of
+null states besides, as they are made and of a readout."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def memory(
     is left to hidden states and to logits.
     """
     text = config.get_text_config()
+    nulls = 0 if {*NULLS}.isdisjoint(selection.measures) else NULL_STATES
     length, left = batch.prompt + batch.response, max(free - weights, 0)
     together = len(plan.points) * text.hidden_size * size
     goes_on = continuing(config)
@@ -98,8 +101,10 @@ def memory(
         shape = torch.empty(text.vocab_size, text.hidden_size, device="meta")
         each = stacked.token_bytes(stacked.Wanted(shape, LogitTransform(), (), 0), plan.unembedded)
         kernel = max(each, min(each * measured, left // stacked.SHARE, stacked.MOST))
+        copies = nulls
     else:
-        kernel = TILES * TILE_ROWS * TILE_VOCAB * FLOAT + STATES * together // size * max(size, FLOAT) * measured
+        kernel, copies = TILES * TILE_ROWS * TILE_VOCAB * FLOAT, STATES + nulls
+    kernel += copies * together // size * max(size, FLOAT) * measured
     keys = cache_bytes(config, length, size) * batch.rollouts
     logits = SAMPLED * FLOAT * batch.rollouts * text.vocab_size
     sampling = keys + logits + pass_bytes(config, batch.rollouts * batch.prompt, size)

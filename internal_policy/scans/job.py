@@ -243,6 +243,7 @@ def _close(
         **facts,
         "selection": recorded(scanner.selection),
         "lacking": scanner.lacking,
+        **scanner.drawn,
         "product": scanner.kernel.matmul,
         **_of_parts(folder, parts),
     }

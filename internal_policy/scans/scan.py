@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, joined
 from internal_policy.measure.choice import choose
+from internal_policy.measure.controls import DIRECTIONS, OF_STATES, SEED, Controls, of_kernel
 from internal_policy.measure.kernel import Kernel
 from internal_policy.measure.metrics import MEASURES
 from internal_policy.models import quantized
@@ -115,6 +117,7 @@ def _facts(scanner: "Scanner") -> dict[str, Any]:
         **quantized.facts(reader.model),
         "selection": recorded(scanner.selection),
         "lacking": scanner.lacking,
+        **scanner.drawn,
     }
 
 
@@ -178,10 +181,13 @@ class Scanner:
         if selection.top_k > len(weight):
             raise InputError(f"top-k is {selection.top_k}, but the model has only {len(weight)} tokens. Lower it.")
         planned = plan(selection, layer_sites(config))
+        if reader.measure and (extra := [name for name in selection.measures if name in OF_STATES]):
+            them = "it" if len(extra) == 1 else "them"
+            raise InputError(f"A server can't measure {joined(extra)}. Leave {them} out, or load the model here.")
         kernel = Kernel(
             weight,
             logit_transform(reader.model),
-            selection.measures,
+            of_kernel(selection.measures),
             selection.top_k,
             choose(weight, weight.dtype),
             planned.unembedded,
@@ -195,6 +201,11 @@ class Scanner:
     def lacking(self) -> dict[str, list[int]]:
         """Each selected site that some of the selected layers lack -> those layers."""
         return lacking(self.selection, layer_sites(self.reader.model.config))
+
+    @property
+    def drawn(self) -> dict[str, dict[str, int]]:
+        """What the record says of the null states: the seed, and how many random directions; empty without them."""
+        return {} if not self._controls.nulls else {"controls": {"seed": SEED, "directions": DIRECTIONS}}
 
     def tokens(self, lengths: Iterable[int]) -> int:
         """How many tokens of responses with these `lengths` are measured."""
@@ -282,8 +293,29 @@ class Scanner:
             return
         for index, targets, hidden in blocks(self.reader, rollouts, self.plan.points, self.selection.positions):
             for called, readout in reversed([*self.readouts.items()]):  # norm, which people look at first, before raw
-                found = self.kernel.numbers(hidden, targets, self._states(hidden, readout))
+                states = self._states(hidden, readout)
+                found = self.kernel.numbers(hidden, targets, states)
+                found |= self._controlled(hidden, targets, readout, states, found)
                 yield index, {(called, name): values for name, values in found.items()}
+
+    def _controlled(
+        self, hidden: Tensor, targets: Tensor, readout: Readout, states: Tensor | None, found: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The numbers of `Controls`, given those of the policies; null states are read out like the others."""
+        controls, read = self._controls, hidden[: self.plan.unembedded]
+        numbers = {}
+        if "entropy_at_input_scale" in controls.measures:
+            of_input = read if states is None else states
+            numbers["entropy_at_input_scale"] = controls.at_input_scale(of_input, targets, found["logit_scale"])
+        for name, null in controls.nulls.items():
+            made = null(read, targets)
+            states = self._states(made, readout)
+            numbers[name] = controls.entropy(made if states is None else states, targets)
+        return numbers
+
+    @cached_property
+    def _controls(self) -> Controls:
+        return Controls(self.kernel, tuple(name for name in self.selection.measures if name in OF_STATES))
 
     def _states(
         self, hidden: Float[Tensor, "points pos d_model"], readout: Readout

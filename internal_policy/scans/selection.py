@@ -6,7 +6,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from internal_policy.errors import InputError
-from internal_policy.measure.metrics import MEASURES
+from internal_policy.measure.metrics import KNOWN, MEASURES
 from internal_policy.measure.sites import INPUT_OF, ONLY_AT, SITES, STREAM_OF, WITH_FINAL
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import READOUTS
@@ -34,7 +34,7 @@ class Selection:
         """Raise InputError for unknown or repeated names, and for an empty selection."""
         for what, given, known in (
             ("site", self.sites, SITES),
-            ("measure", self.measures, MEASURES),
+            ("measure", self.measures, KNOWN),
         ):
             if unknown := [name for name in given if name not in known]:
                 raise InputError(f"There is no {what} '{unknown[0]}'. Choose from {', '.join(known)}.")
@@ -54,7 +54,7 @@ class Selection:
 
     def names(self, site: str) -> list[str]:
         """The measures that exist at `site` ("final" too), in order."""
-        here = [name for name in MEASURES if site in ONLY_AT.get(name, WITH_FINAL)]
+        here = [name for name in KNOWN if site in ONLY_AT.get(name, WITH_FINAL)]
         return [name for name in here if name in self.measures and (name != "topk" or self.top_k)]
 
     def disk_bytes(self, tokens: int) -> int:
@@ -69,9 +69,9 @@ class Plan:
     """The hidden states that a selection needs, as rows of one tensor."""
 
     points: tuple[HookPoint, ...]
-    """FINAL, then the points that the norm control scales, then the others that are unembedded, then the rest."""
+    """FINAL, then the points that are scaled to their inputs, then the others that are unembedded, then the rest."""
     inputs: tuple[int, ...]
-    """Rows whose norms the points 1, 2, ... are scaled to."""
+    """Rows whose norms or logit scales the points 1, 2, ... are scaled to."""
     unembedded: int
     """How many of the points, from the first, are unembedded; the rest serve norms and cosines alone."""
     streams: tuple[tuple[int, int], ...]
@@ -113,8 +113,9 @@ def plan(selection: Selection, sites: Mapping[int, Collection[str]] | None = Non
     having = sites or dict.fromkeys(selection.layers, SITES)
     cells = [(layer, site) for layer in selection.layers for site in selection.sites if site in having[layer]]
 
-    def partners(measure: str, table: Mapping[str, Sequence[str]]) -> dict[HookPoint, HookPoint]:
-        chosen = [cell for cell in cells if cell[1] in table] if measure in selection.measures else []
+    def partners(table: Mapping[str, Sequence[str]], *measures: str) -> dict[HookPoint, HookPoint]:
+        wanted = not {*measures}.isdisjoint(selection.measures)
+        chosen = [cell for cell in cells if cell[1] in table] if wanted else []
         return {
             canonical(*cell, having): canonical(
                 cell[0], next(site for site in table[cell[1]] if site in having[cell[0]]), having
@@ -122,9 +123,11 @@ def plan(selection: Selection, sites: Mapping[int, Collection[str]] | None = Non
             for cell in chosen
         }
 
-    inputs = partners("entropy_at_input_norm", {after: (before,) for after, before in INPUT_OF.items()})
-    streams = partners("cosine", STREAM_OF)
-    unembedded = dict.fromkeys([FINAL, *inputs, *(canonical(*cell, having) for cell in cells)])
+    before = {after: (before,) for after, before in INPUT_OF.items()}
+    inputs = partners(before, "entropy_at_input_norm", "entropy_at_input_scale")
+    streams = partners(STREAM_OF, "cosine")
+    by_scale = inputs.values() if "entropy_at_input_scale" in selection.measures else ()
+    unembedded = dict.fromkeys([FINAL, *inputs, *(canonical(*cell, having) for cell in cells), *by_scale])
     points = tuple(dict.fromkeys([*unembedded, *inputs.values(), *streams.values()]))
     row = {point: number for number, point in enumerate(points)}
     return Plan(

@@ -361,5 +361,6 @@ except KeyboardInterrupt:
     assert done.stdout == "stopped\n", done.stderr
 
 
-def test_the_source_is_one_short_file():
-    assert len(native.SOURCE.read_text().splitlines()) <= 350
+@pytest.mark.parametrize("path", [native.SOURCE, native.HEADER], ids=lambda path: path.name)
+def test_the_sources_are_short_files(path):
+    assert len(path.read_text().splitlines()) <= 350

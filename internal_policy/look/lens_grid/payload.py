@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from internal_policy.look import findings, legend, theme, tokens, view
 from internal_policy.look.heatmap import AROUND_ZERO, LOGARITHMIC
-from internal_policy.look.view import SHOWN_AT, View
+from internal_policy.look.view import CONTROLS, SHOWN_AT, View
 from internal_policy.measure.sites import CHANGES, INPUT_OF, WITH_FINAL
 from internal_policy.scans import positions, store
 
@@ -32,7 +32,7 @@ NO_TOKEN = 0xFFFFFFFF
 """Stands for a top token that was not measured."""
 MANTISSA = 11
 """Bits that are cleared of a number's 23, which leaves more than three exact digits and compresses well."""
-MEASURES = ("entropy", "kl", "rank", "logprob", "norm", "cosine", "entropy_at_input_norm")
+MEASURES = ("entropy", "kl", "rank", "logprob", "norm", "cosine", "entropy_at_input_norm", *CONTROLS)
 """Measured columns that are sent; `change` is added where it can be computed, and the probability of the top token is
 the first of `topk_probs`."""
 BETTER = {"probability": "high", "entropy": "low", "kl": "low", "rank": "low", "logprob": "high"}
@@ -210,8 +210,15 @@ def _measures(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _measure(name: str, d_vocab: int) -> dict[str, Any]:
     title, unit = ("Probability of the top token", "") if name == "probability" else theme.MEASURES[name]
     most = log(d_vocab)
-    fixed = {"probability": [0, 1], "entropy": [0, most], "entropy_at_input_norm": [0, most], "rank": [1, d_vocab]}
-    fixed |= {"cosine": [-1, 1], "change": [-most, most], "logprob": [-most, 0], "kl": [0, most]}
+    fixed = {name: [0, most] for name in MEASURES if name.startswith(("entropy", "renyi"))}
+    fixed |= {
+        "probability": [0, 1],
+        "rank": [1, d_vocab],
+        "cosine": [-1, 1],
+        "change": [-most, most],
+        "logprob": [-most, 0],
+        "kl": [0, most],
+    }
     return {
         "name": name,
         "title": title,
