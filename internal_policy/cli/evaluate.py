@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+import tyro
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import files
-from internal_policy.cli import engine, outputs, prepared, progress, sampler, shards
+from internal_policy.cli import engine, outputs, paired, plan, prepared, progress, sampler, shards
 from internal_policy.cli.common import (
+    Fraction,
     JsonOptions,
     OutputFolder,
     OutputOptions,
@@ -46,9 +48,32 @@ class ProblemSets:
     NAME[:CONFIG]@SPLIT. By default the first 64 of the bundled held-out problems. --limit applies to each set."""
 
 
+Evaluations = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="EVALUATION")]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(JsonOptions, OutputOptions, PolicyOptions, SamplerOptions, ResponseOptions, ProblemSets):
+class ComparisonOptions:
+    """Evaluations to compare or to plan by, instead of sampling."""
+
+    group: ClassVar = "Comparison"
+    evaluations: Evaluations = ()
+    """Evaluations for --paired or --plan, each by its folder or its name in `internal-policy ls`."""
+    paired: bool = False
+    """Print how the second evaluation differs from the first, on the same problems; nothing is sampled."""
+    plan: bool = False
+    """Print the smallest difference that --samples responses to the problems can detect, and how many problems a
+    difference needs; nothing is sampled. With one or two evaluations, it goes by how much their responses vary."""
+    detect: Fraction = None
+    """Difference of Avg@K that --plan counts problems for, in percentage points; by default 10, 5, 2 and 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(
+    JsonOptions, OutputOptions, ComparisonOptions, PolicyOptions, SamplerOptions, ResponseOptions, ProblemSets
+):
     """Sample K responses per problem and report Avg@K and Pass@k.
+
+    Or compare two evaluations (--paired), or plan one (--plan), without sampling.
 
     Intervals are 95% Wilson intervals over the problems. The folder has pass_at_k.parquet with the curves, and
     rollouts.parquet with the responses. An interrupted evaluation continues where it stopped, and a repeated one is
@@ -58,6 +83,8 @@ class Evaluate(JsonOptions, OutputOptions, PolicyOptions, SamplerOptions, Respon
     $ internal-policy evaluate --samples 16
     $ internal-policy evaluate --at 5.resid_post --limit 32 -o layer5
     $ internal-policy evaluate --problems amc.jsonl HuggingFaceH4/MATH-500@test
+    $ internal-policy evaluate --samples 16 --plan
+    $ internal-policy evaluate base trained --paired
     """
 
     group: ClassVar = "Output"
@@ -71,14 +98,49 @@ class Evaluate(JsonOptions, OutputOptions, PolicyOptions, SamplerOptions, Respon
     """Replace another evaluation in the folder; only files that internal-policy wrote are removed."""
 
 
-ASKED, ROLLOUTS, CURVES = EVALUATION, "rollouts.parquet", "pass_at_k.parquet"
+ASKED, ROLLOUTS, CURVES = EVALUATION, paired.ROLLOUTS, paired.CURVES
 ALL = "all"
 """Name of several sets of problems together."""
-PRESENTATION = {"output", "json", "label"}
+COMPARISON = {field.name for field in dataclasses.fields(ComparisonOptions)}
+PRESENTATION = {"output", "json", "label", *COMPARISON}
 """Options that don't change what is sampled."""
 
 
 def run(options: Evaluate) -> None:
+    """Evaluate, compare two evaluations or plan one, as the options ask. Raises InputError."""
+    names = options.evaluations
+    if options.paired and options.plan:
+        raise InputError("--paired and --plan can't be used together. Choose one of them.")
+    if options.paired:
+        if len(names) != 2:
+            raise InputError(f"--paired compares two evaluations, but {len(names)} are named. Name two.")
+        given = {field.name: field.default for field in dataclasses.fields(options)}
+        prepared.check_effect(options, given.keys() - {"evaluations", "paired", "json"}, "--paired")
+        paired.run(names, as_json=options.json)
+        return
+    if options.plan:
+        if len(names) > 2:
+            raise InputError(f"--plan goes by up to two evaluations, but {len(names)} are named.")
+        number = None if names and not options.problems and options.limit is None else _number(options)
+        plan.run(names, number, options.samples, options.detect, as_json=options.json)
+        return
+    if names:
+        raise InputError(f"{names[0]} is only used with --paired or --plan. Add one of them, or leave it out.")
+    if options.detect is not None:
+        raise InputError("--detect has no effect without --plan. Add --plan.")
+    evaluate(options)
+
+
+def _number(options: Evaluate) -> int:
+    """How many problems would be evaluated."""
+    from internal_policy.tasks.problems import read_problems
+
+    sources = [prepared.source(problems, options.limit) for problems in options.problems or (None,)]
+    columns = {"problem_column": options.problem_column, "answer_column": options.answer_column}
+    return sum(len(read_problems(source, limit=limit, **columns)) for source, limit in sources)
+
+
+def evaluate(options: Evaluate) -> None:
     """Read the responses in the folder, or sample them; then write and print the curves."""
     import pyarrow as pa
 

@@ -10,7 +10,7 @@ def interval(values: np.ndarray, weights: np.ndarray, of: int = 1) -> tuple[np.n
 
     A row is a rollout with its weight, (n,). The standard error is the jackknife's (Efron and Tibshirani 1993, ch. 11)
     and the quantile Student's, with one degree of freedom less than the effective number of rows (Kish): a percentile
-    bootstrap of 8 rows covers the true mean in 83 to 87% of samples, this in 90 to 95%. With `of` the interval is
+    bootstrap of 8 rows covers the true mean in 83 to 87% of samples, this in 92 to 95%. With `of` the interval is
     widened (Bonferroni) to hold for that many columns at once. The ends are NaN for a single row. Mean and ends are NaN
     in a column that has a NaN.
     """
