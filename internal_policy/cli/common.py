@@ -239,7 +239,7 @@ class PolicyOptions:
     readout: Literal["raw", "norm"] = "raw"
     """How the hidden states at --at are unembedded: as they are (raw) or through the final norm (norm)."""
     lens: File = None
-    """Lens to unembed the hidden states at --at through, a file that `fit-lens` wrote."""
+    """Lens to unembed the hidden states at --at through, as for `scan --lens`."""
     lens_of_another_model: bool = False
     """Unembed through a lens that was fitted to another model, such as the base of a fine-tuned one. Without this
     option such a lens is refused."""

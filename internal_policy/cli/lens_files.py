@@ -1,14 +1,16 @@
 """Resolve --lens: which files hold lenses, and what their readouts are called."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.lenses import header
 from internal_policy.lenses.header import KIND_OF, Header
+from internal_policy.lenses.source import Source, find
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}")
 """Names that a readout may have on the command line."""
@@ -28,6 +30,8 @@ class LensFile:
     """Its safetensors file."""
     header: Header
     """What is known of it."""
+    content: Mapping[str, Any] | None
+    """What identifies its content: the commit on the hub, or size and SHA-256."""
 
 
 def split(word: str) -> tuple[str | None, str]:
@@ -44,8 +48,8 @@ def resolve(words: Sequence[str]) -> tuple[LensFile, ...]:
     found: dict[str, LensFile] = {}
     for word in words:
         name, given = split(word)
-        path = Path(given)
-        about = header.header(path)
+        source = find(given)
+        about = header.header(source.path, given)
         called = name or about.kind
         if called in TAKEN or (called in KIND_OF.values() and called != about.kind):
             raise InputError(f"--lens {word}: a {about.kind} lens can't be called '{called}'. Choose another name.")
@@ -54,8 +58,12 @@ def resolve(words: Sequence[str]) -> tuple[LensFile, ...]:
                 f"The readouts of {found[called].given} and {given} are both called '{called}'. Give one of them a "
                 f"name of its own, such as --lens other={given}."
             )
-        found[called] = LensFile(called, given, path, about)
+        found[called] = LensFile(called, given, source.path, about, _content(given, source))
     return tuple(found.values())
+
+
+def _content(given: str, source: Source) -> dict[str, Any] | None:
+    return {"revision": source.commit} if source.commit else files.fingerprint(Path(given))
 
 
 def check_model(lenses: Sequence[LensFile], identity: str, model: str) -> None:

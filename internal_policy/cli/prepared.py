@@ -171,7 +171,7 @@ class Prepared:
 
         text, fitted = self.config.get_text_config(), {}
         for lens in self.lenses:
-            fitted[lens.name] = file.read(lens.path, text.num_hidden_layers, text.hidden_size)
+            fitted[lens.name] = file.read(lens.path, text.num_hidden_layers, text.hidden_size, lens.given)
             fitted[lens.name].check(points, called := f"The lens {lens.given}")
             if note := header.unknown(called, lens.header.about):
                 progress.note(note)
@@ -314,7 +314,7 @@ def question(
         **({"lens": lens_files.asked(lenses)} if lenses else {}),
         "chat_template_kwargs": json.dumps(arguments, sort_keys=True),
         "identity": identity,
-        "content": {path: held(path) for path in [*paths, *(lens.given for lens in lenses)] if path},
+        "content": {path: held(path) for path in paths if path} | {lens.given: lens.content for lens in lenses},
     }
 
 

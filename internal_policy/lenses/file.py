@@ -3,8 +3,8 @@
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,7 @@ from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.lenses.header import ABOUT, check_model, header, unknown
 from internal_policy.lenses.lens import KINDS, FittedLens, LensReadout, Map, of
+from internal_policy.lenses.source import find
 from internal_policy.measure.sites import SITES
 from internal_policy.models.adapters import inside
 from internal_policy.models.head import unembedding
@@ -23,6 +24,8 @@ from internal_policy.models.modules import decoder_layers
 from internal_policy.models.origin import identity_of
 from internal_policy.scans.selection import canonical
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of numbers that maps may have."""
 _noted: set[str] = set()
 """Notes that were printed already."""
 PARTS = {part: of for of in KINDS.values() for part in of._fields}
@@ -30,12 +33,16 @@ PARTS = {part: of for of in KINDS.values() for part in of._fields}
 
 
 def load(path: Path | str, model: nn.Module, *, of_another_model: bool = False) -> LensReadout:
-    """The lens in a file, for `model`. Raises InputError; see `read`.
+    """The lens in a file, for `model`: a path, or org/repo:path/in/repo[@revision] on the hub.
+
+    A file is one that `fit-lens` or the tuned-lens library wrote, or a published Jacobian lens. Raises InputError; see
+    `read`, `published.read` and `source.find`.
 
     Also raises InputError if the lens was fitted to another model, unless `of_another_model`. A model is known by the
     files that it was loaded from. If the lens or the model has no such identity, a note on stderr says so once.
     """
-    about = header(Path(path)).about
+    found = find(path).path
+    about = header(found, path).about
     if not of_another_model:
         called, identity = f"The lens {path}", identity_of(model) if "identity" in about else None
         note = unknown(called, about, identity)
@@ -43,76 +50,81 @@ def load(path: Path | str, model: nn.Module, *, of_another_model: bool = False) 
             _noted.add(note)
             print(note, file=sys.stderr)
         if identity is not None:
-            check_model(called, about, identity, inside(model).config.name_or_path)
-    return of(read(Path(path), len(decoder_layers(model)), unembedding(model).in_features), model)
+            check_model(called, about, identity, str(inside(model).config.name_or_path))
+    return of(read(found, len(decoder_layers(model)), unembedding(model).in_features, str(path)), model)
 
 
-def read(path: Path, n_layers: int, d_model: int) -> FittedLens:
+def read(path: Path, n_layers: int, d_model: int, called: str | None = None) -> FittedLens:
     """The lens in a safetensors file, in float32 or better, for a model of that size.
 
     Its keys are 5.resid_post.weight and 5.resid_post.bias for a translator, and 5.resid_post.jacobian for a Jacobian.
     The tuned-lens library's are 5.weight and 5.bias, because it numbers the `hidden_states` of transformers: 5 is the
-    input of layer 5. Raises InputError for any other key, for maps of several kinds or of another model, and for a file
-    that is damaged or a pickle.
+    input of layer 5. Errors name the file as it was `called`, by default by its path. Raises InputError for any other
+    key, for maps of several kinds or of another model, for values that aren't finite numbers, and for a damaged file.
     """
-    parts: dict[HookPoint, dict[str, Tensor]] = {}
-    tensors, about = _tensors(path)
-    for key, tensor in tensors.items():
-        point, part = _place(key, path)
-        _check(key, tensor, point, n_layers, d_model, path)
+    name, parts = called or str(path), dict[HookPoint, dict[str, Tensor]]()
+    about = header(path, name).about
+    for key, tensor in _tensors(path, n_layers, d_model, name):
+        point, part = _place(key, name)
         held = parts.setdefault(canonical(point.layer, point.site), {})
         if part in held:
-            raise InputError(f"{path} has {part} twice for {canonical(point.layer, point.site)}. Remove one.")
+            raise InputError(f"{name} has {part} twice for {canonical(point.layer, point.site)}. Remove one.")
         held[part] = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-    if not parts:
-        raise InputError(f"{path} contains no lens. Fit one with `internal-policy fit-lens`.")
     maps: dict[HookPoint, Map] = {}
     for point in sorted(parts, key=lambda point: (point.layer, SITES.index(point.site))):
         held = parts[point]
         kind, *others = {PARTS[part] for part in held}
         if others:
-            raise InputError(f"{path} has both a translator and a Jacobian for {point}. Keep one of them.")
+            raise InputError(f"{name} has both a translator and a Jacobian for {point}. Keep one of them.")
         if missing := set(kind._fields) - held.keys():
-            raise InputError(f"{path} has no {min(missing)} for {point}. Get a complete copy of the lens.")
+            raise InputError(f"{name} has no {min(missing)} for {point}. Get a complete copy of the lens.")
         maps[point] = kind(**held)
     lens = FittedLens(maps, n_layers, about)
     _ = lens.kind  # refuses maps of several kinds
     return lens
 
 
-def _check(key: str, tensor: Tensor, point: HookPoint, n_layers: int, d_model: int, path: Path) -> None:
-    """Raise InputError for a tensor that doesn't fit the model, or isn't finite."""
-    if point.layer >= n_layers:
-        raise InputError(
-            f"{path} has a map for layer {point.layer}, but the model's layers are 0 to {n_layers - 1}. "
-            "Use a lens for this model."
-        )
-    shape = (d_model,) if key.endswith(".bias") else (d_model, d_model)
-    if tensor.shape != shape:
-        raise InputError(
-            f"{path} has {key} of shape {tuple(tensor.shape)}, but the model's hidden states have {d_model} "
-            f"entries; expected {shape}. Use a lens for this model."
-        )
-    if not tensor.isfinite().all():
-        raise InputError(f"{path} has NaN or infinite values in {key}. Fit the lens again.")
-
-
-def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What is in a safetensors file, and its metadata."""
-    about = header(path).about
+def _tensors(path: Path, n_layers: int, d_model: int, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a safetensors file by their keys, each read once its size is known to be right."""
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(about)  # noqa: SIM118
+            for key in file.keys():  # noqa: SIM118
+                point, _ = _place(key, name)
+                _check_size(key, tuple(file.get_slice(key).get_shape()), point, n_layers, d_model, name)
+                tensor = file.get_tensor(key)
+                if tensor.dtype not in DTYPES:
+                    raise InputError(
+                        f"{name} has {key} as {str(tensor.dtype).removeprefix('torch.')}, but maps are float16, "
+                        "bfloat16, float32 or float64. Get another copy of the lens."
+                    )
+                if not tensor.isfinite().all():
+                    raise InputError(f"{name} has NaN or infinite values in {key}. Fit the lens again.")
+                yield key, tensor
     except SafetensorError as error:
-        raise InputError(f"Can't read {path} as safetensors ({error}). Get a complete copy of the lens.") from error
+        raise InputError(f"Can't read {name} as safetensors ({error}). Get a complete copy of the lens.") from error
 
 
-def _place(key: str, path: Path) -> tuple[HookPoint, str]:
+def _check_size(key: str, shape: tuple[int, ...], point: HookPoint, n_layers: int, d_model: int, name: str) -> None:
+    """Raise InputError for a tensor that doesn't fit the model."""
+    if point.layer >= n_layers:
+        raise InputError(
+            f"{name} has a map for layer {point.layer}, but the model's layers are 0 to {n_layers - 1}. "
+            "Use a lens for this model."
+        )
+    expected = (d_model,) if key.endswith(".bias") else (d_model, d_model)
+    if shape != expected:
+        raise InputError(
+            f"{name} has {key} of shape {shape}, but the model's hidden states have {d_model} entries; expected "
+            f"{expected}. Use a lens for this model."
+        )
+
+
+def _place(key: str, name: str) -> tuple[HookPoint, str]:
     """The hook point of a tensor, and which part of a map it is."""
     match = re.fullmatch(rf"(\d+)(?:\.({'|'.join(SITES)}))?\.({'|'.join(PARTS)})", key)
     if not match:
         raise InputError(
-            f"{path} has the key '{key}', but a lens has keys such as 5.resid_post.weight and 5.resid_post.bias, "
+            f"{name} has the key '{key}', but a lens has keys such as 5.resid_post.weight and 5.resid_post.bias, "
             "5.resid_post.jacobian, or 5.weight and 5.bias in the tuned-lens library's files."
         )
     layer, site, part = match.groups()

@@ -1,18 +1,19 @@
 """Read from the header of a lens file which kind of lens it holds and what it was fitted to, without torch."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from internal_policy import files
 from internal_policy.errors import InputError, check_path
 
 ABOUT = "internal_policy"
 """Key in the file's metadata; its JSON value describes the lens."""
 KIND_OF = {"weight": "tuned", "bias": "tuned", "jacobian": "jacobian"}
 """Last word of a tensor's key -> the kind of lens that it is a part of."""
-PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 MOST = 100_000_000
 """Bytes of a header at most, as in the safetensors library."""
 
@@ -48,18 +49,21 @@ def check_model(called: str, about: Mapping[str, Any], identity: str, model: str
     )
 
 
-def header(path: Path) -> Header:
-    """The header of a safetensors file. Raises InputError for any other file, and for one without a lens."""
+def is_file(path: Path) -> bool:
+    """Whether a path is a file; False for a name that isn't a valid path."""
+    return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises for a long name
+
+
+def header(path: Path, called: str | Path | None = None) -> Header:
+    """The header of a safetensors file. Raises InputError for any other file, and for one without a lens.
+
+    Errors name the file as it was `called`, by default by its path.
+    """
+    name = called or path
     check_path(path)
-    if path.suffix in PICKLES:
-        new = path.with_suffix(".safetensors")
-        raise InputError(
-            f'{path} is a pickle, which can run code when loaded. Convert it with `python -c "import torch, '
-            f"safetensors.torch as s; s.save_file(torch.load('{path}', weights_only=True), '{new}')\"`."
-        )
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "doesn't exist"
-        raise InputError(f"The lens {path} {what}. Use a .safetensors file written by `internal-policy fit-lens`.")
+    if not is_file(path):
+        what = "is a folder" if files.is_folder(path) else "doesn't exist"
+        raise InputError(f"The lens {name} {what}. Use a .safetensors file written by `internal-policy fit-lens`.")
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -70,13 +74,13 @@ def header(path: Path) -> Header:
             raise ValueError("its header isn't a JSON object")
         about = dict(json.loads((tensors.pop("__metadata__", None) or {}).get(ABOUT, "{}")))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"Can't read {path} as safetensors ({error}). Get a complete copy of the lens.") from error
+        raise InputError(f"Can't read {name} as safetensors ({error}). Get a complete copy of the lens.") from error
     if not tensors:
-        raise InputError(f"{path} contains no lens. Fit one with `internal-policy fit-lens`.")
+        raise InputError(f"{name} contains no lens. Fit one with `internal-policy fit-lens`.")
     first = next(iter(tensors))
     if first.rpartition(".")[2] not in KIND_OF:
         raise InputError(
-            f"{path} has the key '{first:.60}', but a lens has keys such as 5.resid_post.weight and "
+            f"{name} has the key '{first:.60}', but a lens has keys such as 5.resid_post.weight and "
             "5.resid_post.bias, 5.resid_post.jacobian, or 5.weight and 5.bias in the tuned-lens library's files."
         )
     return Header(KIND_OF[first.rpartition(".")[2]], about)

@@ -30,7 +30,8 @@ def identity_of(model: nn.Module) -> str | None:
         return None
     if commit := getattr(config, "_commit_hash", None):
         return f"commit {commit}"
+    name = config.name_or_path or ""
     try:
-        return identity(Checkpoint(config.name_or_path)) if Path(config.name_or_path or "-").is_dir() else None
+        return identity(Checkpoint(name)) if name and Path(name).is_dir() else None
     except InputError:  # the folder has changed since
         return None
