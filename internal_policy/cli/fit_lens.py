@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import bundle
-from internal_policy.cli import outputs, prepared, progress, shards
+from internal_policy.cli import fitting, outputs, prepared, progress, shards
 from internal_policy.cli.common import (
     File,
     JsonOptions,
@@ -26,25 +26,31 @@ from internal_policy.cli.common import (
     RolloutOptions,
 )
 from internal_policy.cli.console import document, out
+from internal_policy.cli.fitting import FittingOptions
 from internal_policy.errors import InputError, counted
+from internal_policy.scans.shard import WHOLE
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedConfig
 
+    from internal_policy.tasks.prompts import Ids
     from internal_policy.tasks.rollouts import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitLens(JsonOptions, OutputOptions, ResponseOptions, RolloutOptions, ProblemOptions):
-    """Fit a tuned lens, and measure it on held-out problems.
+class FitLens(JsonOptions, OutputOptions, FittingOptions, ResponseOptions, RolloutOptions, ProblemOptions):
+    """Fit a tuned or a Jacobian lens, and measure it on held-out problems.
 
-    The model answers problems first, unless --rollouts gives it responses. At each hook point an affine translator
-    starts as the norm readout (the logit lens), and is then fitted so that its policy comes close to the model's own at
-    the response tokens. KL(final || readout) on held-out problems is printed. Use the lens with `scan --lens FILE`.
+    The model answers problems first, unless --rollouts gives it responses or other texts. A tuned lens has an affine
+    translator at each hook point, which starts as the norm readout (the logit lens), and is then fitted so that its
+    policy comes close to the model's own at the response tokens. A Jacobian lens has the average derivative of the last
+    layer's output with respect to the hidden state instead, over prompts and responses. KL(final || readout) on
+    held-out problems is printed. Use the lens with `scan --lens FILE`.
 
     For example:
     $ internal-policy fit-lens -o lens.safetensors
+    $ internal-policy fit-lens --kind jacobian --rollouts texts.jsonl -o jacobian.safetensors
     $ internal-policy fit-lens --model Qwen/Qwen3-0.6B --problems train.jsonl
     $ internal-policy scan --lens lens.safetensors --sites resid_pre,resid_post
     """
@@ -53,18 +59,6 @@ class FitLens(JsonOptions, OutputOptions, ResponseOptions, RolloutOptions, Probl
     problems: File = None
     """Problems to solve: a .jsonl, .json, .csv, .parquet or .txt file (a line a problem), or a data set of the hub as
     NAME[:CONFIG]@SPLIT. By default the first 512 of the bundled training problems."""
-    sites: str = "resid_pre,resid_post"
-    """Sites that get a translator in each layer, separated by commas: resid_pre, attn_in, attn_out, resid_mid, mlp_in,
-    mlp_out, resid_post, or all. The last layer's resid_post gets none, because it needs none: after the norm it is the
-    model's own policy."""
-    held_out: float = 0.2
-    """Share of the problems that is held out from fitting, and on which the KL is measured."""
-    steps: int = 800
-    """Updates of the translators."""
-    batch_tokens: int = 256
-    """Response tokens per update."""
-    learning_rate: float = 1.0
-    """Learning rate of Adam, relative to the size of a hidden state (d_model); it falls to 0 over the steps."""
     max_new_tokens: int = 128
     """Length limit of a response, in tokens."""
     limit: Number = None
@@ -82,7 +76,7 @@ UNUSED = {
     *("problem_column", "answer_column", "system_prompt", "prompt_suffix"),
 }
 """Options that have no effect if responses are given."""
-FITTING = ("sites", "held_out", "steps", "batch_tokens", "learning_rate")
+FITTING = ("kind", "sites", "held_out", *(name for names in fitting.OF.values() for name in names))
 """Options of the fit."""
 ENDING = ".safetensors"
 PRESENTATION = {"json", "rollouts", *FITTING}
@@ -100,14 +94,13 @@ def run(options: FitLens) -> None:
     progress.hush(not options.worker.leads)
     inputs = _prepared(options)
     progress.quiet()
-    text = inputs.config.get_text_config()
     sites, known = _sites(inputs.config, options.sites), layer_sites(inputs.config)
     points = fit.points_of(known, sites)
-    fit.check_memory(len(points), 0, text.hidden_size, 4)
+    fitting.check_memory(options, points, inputs.config)
     given, problems = inputs.given(), [] if options.rollouts else inputs.problems(inputs.question["problems"])[0]
     folder = store.root() / "rollouts" / store.digest({**inputs.question, "output": options.output.absolute()})
-    fitting = {name: getattr(options, name) for name in FITTING}
-    shared = shards.SharedFile(inputs.worker, options.output, {**inputs.question, **fitting}, folder)
+    asked = {name: getattr(options, name) for name in FITTING}
+    shared = shards.SharedFile(inputs.worker, options.output, {**inputs.question, **asked}, folder)
     if shared.is_written(options.force, [ENDING], outputs.inputs_of(options)):
         return
     model = inputs.model()
@@ -119,19 +112,18 @@ def run(options: FitLens) -> None:
         return
     check_rollouts(model, rollouts)
     fitted, held = fit.apart(rollouts, options.held_out, options.seed)
-    with progress.bar("Fitting", options.steps, "steps") as advance:
-        lens = fit.fit(
-            model,
-            fitted,
-            points,
-            steps=options.steps,
-            learning_rate=options.learning_rate,
-            batch_tokens=options.batch_tokens,
-            seed=options.seed,
-            advance=advance,
-        )
+    texts = fitting.sequences(options, fitted) if options.kind == "jacobian" else []
+    if options.kind == "tuned":
+        lens = fitting.tuned(options, options.seed, model, fitted, points)
+    else:
+        shard = fitting.shard_of(options.worker) if given else WHOLE
+        found = fitting.of_jacobians(options, options.seed, model, texts, points, folder, shard)
+        if isinstance(found, int):
+            shared.leave(found, shard.count)
+            return
+        lens = found.lens
     kl = held_out.kl(held_out.measured(model, held, {lens.kind: lens}))
-    about = _about(options, inputs, fitted, held, kl)
+    about = _about(options, inputs, fitted, texts, held, kl)
     with shared.writing():
         file.save(options.output, dataclasses.replace(lens, about=about))
     shards.remove(folder)
@@ -143,22 +135,23 @@ def run(options: FitLens) -> None:
 
 def _prepared(options: FitLens) -> prepared.Prepared:
     """Resolve the options. Without problems or responses the bundled problems are used. Raises InputError."""
-    from internal_policy.lenses import fit
-
     if options.problems is not None and options.rollouts is not None:
         raise InputError("Both --problems and --rollouts are given. Use one of them.")
     if options.rollouts is not None:
         prepared.check_effect(options, UNUSED, "--rollouts")
-    if options.rollouts is not None and not options.worker.is_alone:
+    if options.kind == "tuned" and options.rollouts is not None and not options.worker.is_alone:
         raise InputError(
-            "Several processes can share the sampling, but not the fit, and --rollouts leaves only that. Run a single "
-            "process, without --shard or a launcher."
+            "Several processes can share the sampling, but not the fit of a tuned lens, and --rollouts leaves only "
+            "that. Run a single process, without --shard or a launcher."
         )
     if options.worker.is_alone:
         outputs.check_file(options.output, options.force, ENDING, inputs=outputs.inputs_of(options))
     if options.rollouts is None:
         outputs.check_cache()
-    fit.check_options(options.steps, options.learning_rate, options.batch_tokens, options.held_out)
+    for kind, names in fitting.OF.items():
+        if kind != options.kind:
+            prepared.check_effect(options, names, f"--kind {options.kind}")
+    fitting.check(options, options.seed)
     if options.problems is None and options.rollouts is None:
         limit = PROBLEMS if options.limit is None else options.limit
         options = dataclasses.replace(options, problems=str(bundle.DATA / "problems" / "train.jsonl"), limit=limit)
@@ -183,6 +176,7 @@ def _about(
     options: FitLens,
     inputs: prepared.Prepared,
     fitted: "Sequence[Rollout]",
+    texts: "Sequence[Ids]",
     held: "Sequence[Rollout]",
     kl: "pd.DataFrame",
 ) -> dict[str, Any]:
@@ -192,10 +186,13 @@ def _about(
         "model": inputs.checkpoint.name,
         "identity": inputs.identity,
         "d_model": inputs.config.get_text_config().hidden_size,
-        "fitted_on": {"file": source.name if source.is_file() else str(source), **_size(fitted)},
+        "n_layers": inputs.config.get_text_config().num_hidden_layers,
+        "fitted_on": {"file": source.name if source.is_file() else str(source), **_size(fitted), **fitting.size(texts)},
         "held_out": _size(held),
         "kl": json.loads(kl.to_json(orient="records")),  # with null where there is no interval
-        **{name: getattr(options, name) for name in ("sites", "steps", "batch_tokens", "learning_rate", "seed")},
+        "sites": options.sites,
+        **fitting.about(options),
+        "seed": options.seed,
     }
 
 
@@ -226,7 +223,7 @@ def printed(
     fitted, held = about["fitted_on"], about["held_out"]
     out.print(
         f"Measured on {counted(held['rollouts'], 'held-out response')} ({counted(held['tokens'], 'token')}), with "
-        f"intervals over responses. Fitted on {counted(fitted['rollouts'], 'response')} "
+        f"intervals over responses. Fitted on {fitting.amount(fitted)} "
         f"({counted(fitted['tokens'], 'token')})."
     )
     command = f"internal-policy scan --model {about['model']} --lens {path} --sites {about['sites']}"

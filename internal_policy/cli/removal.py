@@ -15,7 +15,7 @@ from internal_policy.errors import InputError
 WRITTEN = {
     "scan": r"asked\.json|scan\.json|vocabulary\.parquet|(rollouts|policies|layers)-\d{5,}\.parquet|part-\d{5,}\.json",
     "evaluation": r"evaluation\.json|rollouts\.parquet|pass_at_k\.parquet",
-    "sample": r"(\d+/)?(rollouts-\d{5,}\.parquet|part-\d{5,}\.json)",
+    "sample": r"(\d+/)?(rollouts-\d{5,}\.parquet|part-\d{5,}\.json)|jacobian-\d+-of-\d+\.safetensors",
     "run": r"run\.json|stages\.json|(rollouts|metrics|dynamics|pass_at_k)\.parquet|README\.md|\.partial/.*"
     r"|runs/(.*/)?events\.out\.tfevents\.[^/]*",
 }

@@ -43,8 +43,12 @@ def measured(model: nn.Module, rollouts: Sequence[Rollout], lenses: Mapping[str,
 
 
 def kl(layers: pd.DataFrame) -> pd.DataFrame:
-    """The mean KL(final || readout) in nats over tokens: layer, site, readout, mean, low, high (95% over rollouts)."""
-    names = layers["readout"].unique()
+    """The mean KL(final || readout) in nats over tokens: layer, site, readout, mean, low, high (95% over rollouts).
+
+    Lenses come after raw and norm.
+    """
+    found = layers["readout"].unique()
+    names = [*(name for name in READOUTS if name in found), *(name for name in found if name not in READOUTS)]
     means = [statistics.means(layers[layers["readout"] == name], "kl").assign(readout=name) for name in names]
     return pd.concat(means, ignore_index=True)
 

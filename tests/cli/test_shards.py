@@ -204,7 +204,7 @@ def test_shards_replace_nothing(asked, sampled, here, capsys):
     assert "mine.jsonl already exists" in capsys.readouterr().err
 
 
-def test_a_fit_is_not_shared(here, capsys, tmp_path):
+def test_the_fit_of_a_tuned_lens_is_not_shared(here, capsys, tmp_path):
     given = str(jsonl(tmp_path / "given.jsonl", {"prompt_ids": [1, 2], "response_ids": [3, 4]}))
     assert main(["fit-lens", "--rollouts", given, "--shard", "0/2"]) == 2
     one_sentence(capsys, "Several processes can share the sampling, but not the fit", here)

@@ -1,0 +1,150 @@
+"""Fit a lens of either kind with the options of fit-lens, and show progress."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from internal_policy.cli import progress
+from internal_policy.cli.common import Number
+from internal_policy.errors import counted
+from internal_policy.scans.shard import WHOLE, Shard, Worker
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from internal_policy.lenses.jacobian import Fitted, Settings
+    from internal_policy.lenses.lens import FittedLens
+    from internal_policy.models.hooks import HookPoint
+    from internal_policy.tasks.prompts import Ids
+    from internal_policy.tasks.rollouts import Rollout
+
+OF: Mapping[str, tuple[str, ...]] = {
+    "tuned": ("steps", "batch_tokens", "learning_rate"),
+    "jacobian": ("probes", "max_length", "skip"),
+}
+"""Kind of a lens -> the options that only apply to it."""
+WORTH_SAYING = 10**9
+"""Bytes of memory from which on a fit says how much it takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittingOptions:
+    """How a lens is fitted."""
+
+    group: ClassVar = "Fitting"
+    kind: Literal["tuned", "jacobian"] = "tuned"
+    """Kind of lens: tuned, translators that are trained; jacobian, average derivatives, which aren't."""
+    sites: str = "resid_pre,resid_post"
+    """Sites that get a map in each layer, separated by commas: resid_pre, attn_in, attn_out, resid_mid, mlp_in,
+    mlp_out, resid_post, or all. The last layer's resid_post gets none, because it needs none: after the norm it is the
+    model's own policy."""
+    held_out: float = 0.2
+    """Share of the problems that is held out from fitting, and on which the KL is measured."""
+    steps: int = 800
+    """Updates of the translators of a tuned lens."""
+    batch_tokens: int = 256
+    """Response tokens per update of a tuned lens."""
+    learning_rate: float = 1.0
+    """Learning rate of Adam for a tuned lens, relative to the size of a hidden state (d_model); it falls to 0 over the
+    steps."""
+    probes: Number = None
+    """Output dimensions whose derivatives each sequence gives to a Jacobian lens; by default all of them. With fewer, a
+    sequence takes less time, and the estimate is unbiased but noisier: use more sequences."""
+    max_length: int = 128
+    """Length of the sequences that a Jacobian lens is averaged over, in tokens; longer texts are cut."""
+    skip: int = 16
+    """Positions at the start of each sequence that a Jacobian lens leaves out, because they act as attention sinks."""
+
+
+def check(options: FittingOptions, seed: int) -> None:
+    """Raise InputError for options that are out of range."""
+    from internal_policy.lenses import fit, jacobian
+
+    fit.check_options(options.steps, options.learning_rate, options.batch_tokens, options.held_out)
+    jacobian.pieces((), options.max_length, settings(options, seed).skip)
+
+
+def check_memory(options: FittingOptions, points: "Sequence[HookPoint]", config: Any) -> None:
+    """Raise InputError if a fit doesn't fit into memory, and say how much it takes if that is a lot."""
+    from internal_policy.lenses import fit, jacobian, sums
+
+    d_model = config.get_text_config().hidden_size
+    if options.kind == "tuned":
+        fit.check_memory(len(points), 0, d_model, 4)
+        return
+    sources = len({jacobian.source_of(config, point) for point in points})
+    sums.check_memory(sources, len(points), d_model)
+    if (need := sums.needed(sources, len(points), d_model)) >= WORTH_SAYING:
+        progress.note(f"The Jacobians of {counted(len(points), 'hook point')} take {need / 1e9:.1f} GB of memory.")
+
+
+def settings(options: FittingOptions, seed: int) -> "Settings":
+    """How Jacobians are estimated. Raises InputError for values out of range."""
+    from internal_policy.lenses.jacobian import Settings
+
+    return Settings(options.probes, options.skip, seed)
+
+
+def sequences(options: FittingOptions, rollouts: "Sequence[Rollout]") -> "list[Ids]":
+    """The sequences of rollouts, prompts and responses, that Jacobians are averaged over."""
+    from internal_policy.lenses.jacobian import pieces
+
+    return [piece for rollout in rollouts for piece in pieces(rollout.ids, options.max_length, options.skip)]
+
+
+def tuned(
+    options: FittingOptions,
+    seed: int,
+    model: "nn.Module",
+    rollouts: "Sequence[Rollout]",
+    points: "Sequence[HookPoint]",
+) -> "FittedLens":
+    """A tuned lens."""
+    from internal_policy.lenses import fit
+
+    asked: Any = {name: getattr(options, name) for name in OF["tuned"]}
+    with progress.bar("Fitting", options.steps, "steps") as advance:
+        return fit.fit(model, rollouts, points, **asked, seed=seed, advance=advance)
+
+
+def of_jacobians(
+    options: FittingOptions,
+    seed: int,
+    model: "nn.Module",
+    texts: "Sequence[Ids]",
+    points: "Sequence[HookPoint]",
+    folder: Path,
+    shard: Shard = WHOLE,
+) -> "Fitted | int":
+    """A Jacobian lens and those of two halves of the sequences, or the number of shards that haven't finished."""
+    from internal_policy.lenses import jacobian
+
+    smaller = progress.saying_once("Out of memory: reading {} sequences at a time.")
+    total = shard.size(len(texts), jacobian.BATCH)
+    with progress.bar("Fitting", total, "sequences") as advance:
+        return jacobian.fit(
+            model, texts, points, settings(options, seed), folder=folder, shard=shard, advance=advance, smaller=smaller
+        )
+
+
+def shard_of(worker: Worker) -> Shard:
+    """The share of a process, counting those that one launcher started as shards too."""
+    return Shard(worker.shard.index * worker.size + worker.rank, worker.shard.count * worker.size)
+
+
+def about(options: FittingOptions) -> dict[str, Any]:
+    """What a file tells about how its lens was fitted."""
+    return {"kind": options.kind, **{name: getattr(options, name) for name in OF[options.kind]}}
+
+
+def size(texts: "Sequence[Ids]") -> dict[str, int]:
+    """How many sequences and tokens Jacobians are averaged over; nothing for another kind of lens."""
+    return {"sequences": len(texts), "tokens": sum(map(len, texts))} if texts else {}
+
+
+def amount(fitted_on: Mapping[str, Any]) -> str:
+    """What a lens was fitted on, in words."""
+    if "sequences" in fitted_on:
+        return counted(fitted_on["sequences"], "sequence")
+    return counted(fitted_on["rollouts"], "response")

@@ -1,0 +1,311 @@
+"""Fit a Jacobian lens: the average derivative of the last layer's output with respect to each hidden state."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from internal_policy.errors import InputError, counted, first_line
+from internal_policy.lenses.lens import FittedLens
+from internal_policy.lenses.sums import Sums, check_memory
+from internal_policy.measure.matmul import precision
+from internal_policy.models.adapters import inside
+from internal_policy.models.families import family_of, places_at
+from internal_policy.models.hooks import HookPoint, check_visits
+from internal_policy.models.memory import in_halves
+from internal_policy.models.modules import decoder_layers
+from internal_policy.models.offload import has_offloaded
+from internal_policy.models.passes import alone, device_of, evaluating
+from internal_policy.scans.reader import Reader, reader_of
+from internal_policy.scans.shard import WHOLE, Shard
+from internal_policy.tasks.prompts import Ids
+
+BATCH = 8
+"""Sequences read together; halved when memory runs out."""
+FLUSH_BYTES = 64 * 2**20
+"""Bytes of gradients that are kept before they are added to the sums."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A Jacobian lens, and those of two random halves of its sequences."""
+
+    lens: FittedLens
+    """Fitted on all sequences."""
+    halves: tuple[FittedLens, FittedLens]
+    """Fitted on one half of them each."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a Jacobian is estimated. Raises InputError for values out of range."""
+
+    probes: int | None = None
+    """Output dimensions of which each sequence gives the gradient; None for all, which is exact."""
+    skip: int = 16
+    """Positions at the start of each sequence to leave out, because many heads attend to them whatever they hold."""
+    seed: int = 0
+    """Random seed of the order of the sequences, and of the dimensions that each gives."""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for values out of range."""
+        if self.probes is not None and self.probes < 1:
+            raise InputError(f"probes is {self.probes}; it must be 1 or more.")
+        if self.skip < 0:
+            raise InputError(f"skip is {self.skip}; it must be 0 or more.")
+
+
+def pieces(ids: Ids, length: int, skip: int) -> list[Ids]:
+    """A text in sequences of `length` tokens, the last of which may be shorter; none from a text that is too short.
+
+    A sequence needs a position after the first `skip`, and a token after it. Raises InputError if `length` has none.
+    """
+    if length < skip + 2:
+        raise InputError(
+            f"max-length is {length}, but of each sequence the first {skip} positions (--skip) and the last are left "
+            f"out. Use at least {skip + 2}."
+        )
+    parts = [ids[first : first + length] for first in range(0, len(ids), length)]
+    return [part for part in parts if len(part) >= skip + 2]
+
+
+def source_of(config: PreTrainedConfig, point: HookPoint) -> HookPoint:
+    """The hook point that has the same Jacobian as `point` and is read in its place.
+
+    What a module adds to the stream changes the last layer's output as much as the stream after the addition does, so
+    attn_out has the Jacobian of resid_mid, and mlp_out that of resid_post (both that of resid_post in parallel blocks).
+    A layer that also adds something else at its end, or rescales the stream there (Gemma 4), has no such identity at
+    resid_post.
+    """
+    if point.site not in ("attn_out", "mlp_out"):
+        return point
+    family = family_of(config)
+    if point.site == "attn_out" and "resid_mid" in places_at(config, point.layer):
+        return HookPoint(point.layer, "resid_mid")
+    return point if family.extra or family.scale else HookPoint(point.layer, "resid_post")
+
+
+def dimensions(rank: int, d_model: int, settings: Settings) -> Int[Tensor, " probes"]:
+    """The output dimensions of which a sequence gives the gradient, by its rank in random order.
+
+    Sequences of even and of odd rank are the two halves. In each, they are consecutive entries of a stream of random
+    permutations of all dimensions. Sequences thus share each permutation without overlap, which leaves no error where
+    their Jacobians are alike; and each dimension is as likely for every sequence, which makes the mean over the
+    sequences that give a dimension unbiased.
+    """
+    if settings.probes is None or settings.probes >= d_model:
+        return torch.arange(d_model)
+    half, first = rank % 2, rank // 2 * settings.probes
+    cycles = range(first // d_model, (first + settings.probes - 1) // d_model + 1)
+    names = [f"{settings.seed} {half} {cycle}" for cycle in cycles]
+    seeds = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) for name in names]
+    stream = torch.cat([torch.randperm(d_model, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return stream[first - cycles[0] * d_model :][: settings.probes]
+
+
+def fit(
+    model: nn.Module,
+    sequences: Sequence[Ids],
+    points: Sequence[HookPoint],
+    settings: Settings = Settings(),
+    *,
+    folder: Path | None = None,
+    shard: Shard = WHOLE,
+    advance: Callable[[int, int], None] = lambda *_: None,
+    smaller: Callable[[int], None] = lambda _: None,
+) -> Fitted | int:
+    """The Jacobian lens of `points`: the mean over `sequences` of each one's own Jacobian, with equal weights.
+
+    That is J[i, j] = d h_final[i] / d h[j], where h_final is the output of the last layer before the final norm: the
+    sum over target positions, and the mean over source positions, of all positions but the first `skip` and the last
+    ("Verbalizable Representations Form a Global Workspace in Language Models",
+    transformer-circuits.pub/2026/workspace). Rows are estimated by `dimensions`, and summed in float64. `folder` keeps
+    the sums, so that a fit that was interrupted continues, with the same result. With a `shard`, only its batches are
+    read, and the result is the number of shards that aren't complete in `folder`; once all are, it equals that of a
+    single process, up to the order of addition. `advance` is called with the number of sequences and tokens of each
+    batch (0 tokens if an earlier run read it), and `smaller` with how many sequences are read at a time once memory
+    runs out. Raises InputError.
+    """
+    reader = reader_of(model)
+    config, d_model = reader.model.config, reader.unembedding.weight.shape[1]
+    check(model, sequences, points, d_model, settings)
+    source = {point: source_of(config, point) for point in points}
+    batches = _batches(sequences, settings.seed)
+    key = _key(sequences, source.values(), settings, config)
+    sums = Sums.opened(folder, shard, key, [*dict.fromkeys(source.values())], d_model)
+    order = shard.parts(range(len(batches)))
+    with evaluating(reader.model), frozen(reader.model):
+        for place, number in enumerate(order):
+            batch = batches[number]
+            tokens = sum(len(sequences[each]) for _, each in batch)
+            if place >= sums.done:
+                texts = [sequences[each] for _, each in batch]
+                wanted = torch.stack([dimensions(rank, d_model, settings) for rank, _ in batch])
+                halves = torch.tensor([rank % 2 for rank, _ in batch])
+                _add(reader, texts, wanted, halves, sums, settings.skip, smaller)
+                sums.finish(place + 1, is_last=place + 1 == len(order))
+            advance(len(batch), tokens if place >= sums.first else 0)
+    if left := sums.missing([len(Shard(n, shard.count).parts(range(len(batches)))) for n in range(shard.count)]):
+        return left
+    sums.gather()
+    dtype, n_layers = precision(reader.model.dtype), len(decoder_layers(model))
+    lenses = [FittedLens(at, n_layers) for at in sums.jacobians(source, dtype)]
+    return Fitted(lenses[0], (lenses[1], lenses[2]))
+
+
+def check(
+    model: nn.Module, sequences: Sequence[Ids], points: Sequence[HookPoint], d_model: int, settings: Settings
+) -> None:
+    """Raise InputError for a model, sequences or hook points that can't be fitted."""
+    if not points:
+        raise InputError("There is no hook point to fit: the last layer's output needs no map. Add sites.")
+    if short := [each for each in sequences if len(each) < settings.skip + 2]:
+        raise InputError(f"A sequence has {counted(len(short[0]), 'token')}, but needs {settings.skip + 2} or more.")
+    if len(sequences) < 2:
+        raise InputError(
+            f"A Jacobian lens needs 2 sequences or more of at least {settings.skip + 2} tokens to fit on, but there "
+            f"{'is one' if sequences else 'are none'}. Give more or longer texts, or lower --skip."
+        )
+    probes = d_model if settings.probes is None else settings.probes
+    if (len(sequences) // 2) * probes < d_model:
+        raise InputError(
+            f"{len(sequences)} sequences with {counted(probes, 'probe')} each don't reach all {d_model} dimensions "
+            f"twice. Use --probes {-(-d_model // (len(sequences) // 2))} or more, or more texts."
+        )
+    if has_offloaded(model):
+        raise InputError(
+            "A Jacobian lens needs all layers at once for its gradients, but --device-map offloads some weights. Use "
+            "more or larger GPUs, a smaller model, or --dtype bfloat16."
+        )
+    check_memory(len({source_of(inside(model).config, point) for point in points}), len(points), d_model)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no weight asks for a gradient, which saves the memory and time that those would take."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+def _batches(sequences: Sequence[Ids], seed: int) -> list[list[tuple[int, int]]]:
+    """Batches of sequences of about the same length, the longest first, as pairs (rank in random order, number)."""
+    shuffled = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed)).tolist()
+    ranked = sorted(enumerate(shuffled), key=lambda pair: -len(sequences[pair[1]]))
+    return [ranked[first : first + BATCH] for first in range(0, len(ranked), BATCH)]
+
+
+def _key(sequences: Sequence[Ids], sources: Iterable[HookPoint], settings: Settings, config: PreTrainedConfig) -> str:
+    """A digest of all that decides the sums of a fit, apart from the weights."""
+    asked = [*map(list, sequences), sorted(map(str, sources)), vars(settings), BATCH, config.model_type]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _add(
+    reader: Reader,
+    texts: Sequence[Ids],
+    wanted: Int[Tensor, "batch probes"],
+    halves: Int[Tensor, " batch"],
+    sums: Sums,
+    skip: int,
+    smaller: Callable[[int], None],
+) -> None:
+    """Add the gradients of `wanted` of each text to the sums of its half."""
+    begun = [0] * len(texts)  # probes done of each text, because memory may run out at any of them
+
+    def part(rows: slice) -> None:
+        first = begun[rows.start]
+        for gradients in _gradients(reader, texts[rows], wanted[rows, first:], sums.points, skip):
+            stop = begun[rows.start] + gradients.shape[2]
+            sums.add(gradients, wanted[rows, begun[rows.start] : stop], halves[rows])
+            begun[rows] = [stop] * (rows.stop - rows.start)
+
+    in_halves(part, len(texts), smaller)
+
+
+def _gradients(
+    reader: Reader, texts: Sequence[Ids], wanted: Int[Tensor, "batch probes"], points: Sequence[HookPoint], skip: int
+) -> Iterator[Float[Tensor, "points batch some d_model"]]:
+    """The gradients of output dimensions, summed over target positions and averaged over source positions, in pieces.
+
+    A single forward pass serves all dimensions, and a backward pass gives one dimension of every text at all points.
+    """
+    states, final = _states(reader, texts, points)
+    used = _used([len(text) for text in texts], final, skip)
+    targets = used.to(final.dtype).unsqueeze(-1)
+    exact = precision(final.dtype)
+    weights = used.to(exact) / used.sum(1, keepdim=True)
+    wanted = wanted.to(final.device)
+    together = max(1, FLUSH_BYTES // (len(points) * len(texts) * final.shape[-1] * exact.itemsize))
+    kept: list[Tensor] = []
+    for number in range(wanted.shape[1]):
+        at = wanted[:, number].view(-1, 1, 1).expand(-1, final.shape[1], 1)
+        cotangent = torch.zeros_like(final).scatter_(2, at, targets)
+        is_last = number + 1 == wanted.shape[1]
+        grads = _backward(final, states, cotangent, retain_graph=not is_last)
+        means = [torch.einsum("bt,btd->bd", weights.to(grad.device), grad.to(exact)) for grad in grads]
+        kept.append(torch.stack([mean.to(final.device) for mean in means]))
+        if is_last or len(kept) == together:
+            yield torch.stack(kept, 2).cpu()
+            kept.clear()
+
+
+def _states(
+    reader: Reader, texts: Sequence[Ids], points: Sequence[HookPoint]
+) -> tuple[dict[HookPoint, Tensor], Float[Tensor, "batch seq d_model"]]:
+    """The live states of a batch at `points`, and the last layer's output; texts are padded on the right.
+
+    Causal attention and recurrences hide the padding from real tokens.
+    """
+    last = HookPoint(reader.n_layers - 1, "resid_post")
+    seen: dict[HookPoint, Tensor] = {}
+
+    def visit(point: HookPoint, hidden: Tensor) -> None:
+        if not hidden.requires_grad:
+            hidden.requires_grad_(True)  # the graph begins here
+        seen[point] = hidden
+
+    ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+    with torch.enable_grad(), alone(reader.model, [len(text) for text in texts]):
+        reader.run([*points, last], visit, input_ids=ids.to(device_of(reader.model)), use_cache=False)
+    check_visits([*points, last], dict.fromkeys(seen, 1))
+    return {point: seen[point] for point in points}, seen[last]
+
+
+def _used(lengths: Sequence[int], final: Float[Tensor, "batch seq d_model"], skip: int) -> Bool[Tensor, "batch seq"]:
+    """Which positions count: all of a text but the first `skip` and the last."""
+    place = torch.arange(final.shape[1], device=final.device)
+    return (place >= skip) & (place < torch.tensor(lengths, device=final.device).unsqueeze(1) - 1)
+
+
+def _backward(
+    final: Tensor, states: Mapping[HookPoint, Tensor], cotangent: Tensor, *, retain_graph: bool
+) -> tuple[Tensor, ...]:
+    """The gradient at each state. Raises InputError if there is none, because a layer can't run backwards."""
+    try:
+        grads = torch.autograd.grad(final, [*states.values()], cotangent, retain_graph=retain_graph, allow_unused=True)
+    except (RuntimeError, NotImplementedError) as error:
+        if not isinstance(error, NotImplementedError) and "does not require grad" not in str(error):
+            raise
+        raise InputError(
+            f"A layer of this model can't run backwards ({first_line(error)}), so it has no Jacobian. Load weights "
+            "that aren't quantized, or use another --attn-implementation."
+        ) from error
+    for point, grad in zip(states, grads, strict=True):
+        if grad is None:
+            raise InputError(f"The last layer's output doesn't depend on {point}. Leave its site out of --sites.")
+    return grads
