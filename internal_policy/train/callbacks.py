@@ -37,6 +37,8 @@ NAMES = {
 """What the trainer logs -> its column. The loss is left out, because GRPO's is always about 0."""
 FROM_LAST_UPDATE = ("learning_rate", "grad_norm")
 """Columns taken from the last update of a step; the others are means over its updates."""
+TOGETHER = 2.0
+"""Seconds within which signals are one: Ctrl-C reaches the workers of torchrun, which also passes it on to them."""
 
 
 @dataclass(frozen=True)
@@ -167,27 +169,29 @@ def _appended(rows: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 
 class Interrupt(TrainerCallback):
-    """Ends training with a checkpoint after Ctrl-C, on every process at the same update."""
+    """Ends training with a checkpoint after Ctrl-C or SIGTERM, on every process at the same update."""
 
     def __init__(self) -> None:
         """Start without an interruption."""
-        self.pressed = False
+        self.pressed, self.at = False, 0.0
 
     @contextmanager
     def listening(self, report: Callable[[str], None]) -> Iterator[None]:
-        """Inside, the first Ctrl-C asks for a checkpoint; the second interrupts at once."""
+        """Inside, the first signal asks for a checkpoint; one that comes more than TOGETHER later stops at once."""
 
         def press(*_: Any) -> None:
-            if self.pressed:
+            if not self.pressed:
+                self.pressed, self.at = True, time.monotonic()
+                report("Interrupted. A checkpoint will be written after this step. Press Ctrl-C again to stop at once.")
+            elif time.monotonic() - self.at > TOGETHER:
                 raise KeyboardInterrupt
-            self.pressed = True
-            report("Interrupted. A checkpoint will be written after this step. Press Ctrl-C again to stop at once.")
 
-        before = signal.signal(signal.SIGINT, press)
+        before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask for the checkpoint."""

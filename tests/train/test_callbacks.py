@@ -1,14 +1,17 @@
 """A training run is logged as one row per step, however often the trainer logs."""
 
+import signal
+
 import pandas as pd
 import pytest
 from conftest import tiny_model
 from trainer import Fixed, trainer
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from internal_policy.models.hooks import HookPoint
 from internal_policy.tasks.rollouts import Rollout
-from internal_policy.train.callbacks import RunLogger, ScanSchedule
+from internal_policy.train import callbacks, checkpoints
+from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
 from internal_policy.train.schedule import Phase
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -53,6 +56,44 @@ def test_training_again_starts_new_tables(tmp_path, tokenizer):
     run.train()
     run.train()
     assert logger.metrics["step"].tolist() == [1, 2]
+
+
+class Signal(TrainerCallback):
+    """Sends this process a signal during the first update."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 0:
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_training_with_a_checkpoint_after_the_step(tmp_path, tokenizer, number):
+    interrupt, said = Interrupt(), []
+    before = signal.getsignal(number)
+    run = trainer(tmp_path, tokenizer, kind=Fixed, callbacks=[Signal(number), interrupt], save_strategy="steps")
+    with interrupt.listening(said.append):
+        run.train()
+    assert list(checkpoints.found(tmp_path)) == [2]
+    assert len(said) == 1
+    assert signal.getsignal(number) == before
+
+
+def test_two_signals_within_2_seconds_are_one(monkeypatch):
+    interrupt, said, now = Interrupt(), [], [5.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    with interrupt.listening(said.append):
+        signal.raise_signal(signal.SIGINT)
+        now[0] += 1.9
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.pressed
+        now[0] += 0.2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert len(said) == 1
 
 
 def test_layers_are_scanned_through_the_trained_readout(tmp_path, tokenizer):

@@ -5,10 +5,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from internal_policy import bundle
 from internal_policy.cli import parsing
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.train import Train
-from internal_policy.train import run
+from internal_policy.train import checkpoints, run
 
 ROOT, ONE = Path(__file__).parents[2], "1.resid_post"
 
@@ -82,20 +85,44 @@ def test_the_documented_command_parses():
     assert isinstance(parsing.parse(COMMANDS, documented()[5:]), Train)
 
 
-@pytest.mark.slow
-def test_the_documented_command_trains_one_model_in_two_processes(tmp_path):
+def documented_run(tmp_path: Path, more: str, **options: Any) -> subprocess.Popen:
+    """The command of docs/train.md, started in a folder with the model and the problems that it names."""
     (tmp_path / "my-qwen").symlink_to(bundle.DATA / "models" / "demo-qwen3")
     shutil.copy(bundle.DATA / "problems" / "train.jsonl", tmp_path)
-    few = "--layer 3 --prompts 2 --samples 4 --micro-batch 4 --steps 2 --internal-steps 1 --max-new-tokens 8 -o run"
-    words = [sys.executable, "-m", "torch.distributed.run", *documented()[1:], *few.split()]
-    done = subprocess.run(
-        words, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    few = "--layer 3 --prompts 2 --samples 4 --micro-batch 4 --internal-steps 1 --max-new-tokens 8 -o run"
+    words = [sys.executable, "-m", "torch.distributed.run", *documented()[1:], *few.split(), *more.split()]
+    return subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
         env={**os.environ, "PYTHONPATH": str(ROOT), "INTERNAL_POLICY_CACHE": str(tmp_path / "cache")},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("Training in 2 processes.") == 1
-    assert done.stdout.count("Means over steps") == 1
+
+
+@pytest.mark.slow
+def test_the_documented_command_trains_one_model_in_two_processes(tmp_path):
+    started = documented_run(tmp_path, "--steps 2")
+    out, err = started.communicate(timeout=240)
+    assert started.returncode == 0, err[-3000:]
+    assert err.count("Training in 2 processes.") == 1
+    assert out.count("Means over steps") == 1
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["the terminal's processes", "torchrun"])
+def test_interrupting_torchrun_leaves_a_checkpoint(tmp_path, to):
+    started = documented_run(tmp_path, "--steps 2000 --scan-every 0", start_new_session=True)
+    while not (tmp_path / "run" / "metrics.parquet").exists():
+        assert started.poll() is None
+        time.sleep(0.1)
+    if to == "torchrun":  # as a job queue does
+        started.terminate()
+    else:  # as Ctrl-C does
+        os.killpg(started.pid, signal.SIGINT)
+    _, err = started.communicate(timeout=240)
+    (found,) = checkpoints.found(tmp_path / "run").values()
+    assert checkpoints.is_whole(found)
+    assert err.count("A checkpoint will be written after this step.") == 1
+    assert "Continue with: internal-policy train" in err
 
 
 @pytest.mark.parametrize("launched", [False, True])
