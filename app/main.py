@@ -16,6 +16,8 @@ class Entry(NamedTuple):
     """Its heading, and its name in the browser's tab. No icon: Streamlit would fetch it from the network."""
     figures: tuple[str, ...] = ()
     """The catalogue's figures on the page. The sidebar has the choices that they use; without figures it is empty."""
+    uses: tuple[str, ...] = ()
+    """What else can be chosen in the sidebar."""
     of_tokens: bool = False
     """Whether the page shows single tokens. Such a page opens on the norm readout if that was measured."""
 
@@ -28,6 +30,7 @@ VIEWS = {
     "compare": Entry("Compare", ("compare",), of_tokens=True),
     "training": Entry("Training"),
     "geometry": Entry("Geometry", ("residual", "norm-control")),
+    "check": Entry("Check", uses=("readout", "outcome", "positions")),
     "prompt": Entry("Try a prompt"),
 }
 """Address -> its page."""
@@ -50,7 +53,7 @@ def dashboard() -> None:
     )
     entry = VIEWS[page.url_path or "overview"]
     address.entered(page.url_path)
-    uses = {choice for figure in entry.figures for choice in catalogue.USES[figure]}
+    uses = {choice for figure in entry.figures for choice in catalogue.USES[figure]} | {*entry.uses}
     about = scans.choose(uses, of_tokens=entry.of_tokens) if uses else None
     st.set_page_config(page_title=" · ".join(filter(None, (entry.title, about, "internal-policy"))))
     st.html(STYLE)

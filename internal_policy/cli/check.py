@@ -51,9 +51,8 @@ def run(options: Check) -> None:
         paragraph(f"{row['title']}: {row['verdict']}. {row['reason']}")
     uncut(_table(found, f"{about.model}: what survives which control, {view.how(one.readout)}"))
     paragraph(check.LEGEND)
-    for row in found.controls.to_dict("records"):
-        if row["note"]:
-            paragraph(f"{row['title']}: {row['note']}.")
+    for note in found.notes:
+        paragraph(note)
     commands([found.command] if found.command else [])
 
 

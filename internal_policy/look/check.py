@@ -45,8 +45,13 @@ class Check:
     def matrix(self) -> pd.DataFrame:
         """The outcomes as a table of texts: one row per control, one column per claim. `LEGEND` explains the cells."""
         cells = {(row["claim"], row["control"]): _cell(row) for row in self.results.to_dict("records")}
-        columns = {claim.title: [cells[claim.name, name] for name in self.controls["control"]] for claim in CLAIMS}
+        columns = {claim.heading: [cells[claim.name, name] for name in self.controls["control"]] for claim in CLAIMS}
         return pd.DataFrame({"control": self.controls["title"].to_list(), **columns})
+
+    @property
+    def notes(self) -> list[str]:
+        """What the controls left out, or why they weren't tested, in sentences."""
+        return [f"{row['title']}: {row['note']}." for row in self.controls.to_dict("records") if row["note"]]
 
     def _repr_html_(self) -> str:
         """The verdicts and the outcomes, for a notebook."""

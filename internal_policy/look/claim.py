@@ -41,8 +41,8 @@ def flow(_: Evidence, shown: Evidence) -> Judged:
     last = shown.path.iloc[-1]
     if not np.isfinite(last["high_all"]):
         return Judged(None, NO_INTERVAL)
-    between = f"{last['low_all']:+.3g} to {last['high_all']:+.3g}"
-    return Judged(bool(last["high_all"] < 0), f"{last['mean']:+.3g} nats, {between}", float(last["mean"]))
+    between = f"{last['low_all']:+.2f} to {last['high_all']:+.2f}"
+    return Judged(bool(last["high_all"] < 0), f"{last['mean']:+.2f} nats, {between}", float(last["mean"]))
 
 
 def signs(change: str) -> Judge:
@@ -59,7 +59,7 @@ def signs(change: str) -> Judge:
         before, after = both
         clear = before != 0
         if shown is measured:
-            text = f"{int((before == 1).sum())} up, {int((before == -1).sum())} down of {len(before)}"
+            text = f"{int((before == 1).sum())} up and {int((before == -1).sum())} down, of {len(before)}"
             return Judged(bool(clear.any()), text, float(clear.mean()))
         kept, turned = int((before == after)[clear].sum()), int((before == -after)[clear].sum())
         text = f"{kept} of {counted(int(clear.sum()), 'sign')}" + (f", {turned} reversed" if turned else "")
@@ -112,6 +112,8 @@ class Claim:
     name: str
     title: str
     """Its name on screen."""
+    heading: str
+    """The same above a column."""
     judge: Judge
     """Whether it survives a control."""
     form: str
@@ -130,6 +132,7 @@ def _of_changes(change: str, title: str, many: str, one: str) -> Claim:
     return Claim(
         f"change_{change}",
         f"Entropy change of {title}",
+        f"Δ {title}",
         signs(change),
         "{:.0%}",
         f"{many} change entropy significantly ({{}})",
@@ -143,6 +146,7 @@ CLAIMS: Sequence[Claim] = (
     Claim(
         "flow",
         "Entropy flow",
+        "flow",
         flow,
         "{:+.2f}",
         "Entropy falls from the first layer's output to the last's ({})",
@@ -156,6 +160,7 @@ CLAIMS: Sequence[Claim] = (
     Claim(
         "stages",
         "Stages",
+        "stages",
         stages,
         "{:.0%}",
         "The stages are {}",
@@ -166,6 +171,7 @@ CLAIMS: Sequence[Claim] = (
     Claim(
         "target",
         "Target layer",
+        "target",
         target,
         "{:.0f}",
         "The last FFN that raises entropy significantly is that of {}",

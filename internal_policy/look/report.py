@@ -10,7 +10,18 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, comparison, export, findings, highlights, summary, targets, theme, view
+from internal_policy.look import (
+    catalogue,
+    check,
+    comparison,
+    export,
+    findings,
+    highlights,
+    summary,
+    targets,
+    theme,
+    view,
+)
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.lens_grid import page, response
 from internal_policy.look.view import View
@@ -62,6 +73,7 @@ def _scan(one: View) -> dict[str, Any]:
         "caption": theme.caption(about),
         "outcome": summary.marks(one),
         "targets": _targets(one),
+        "check": _check(one),
         "figures": {called: _figure(name, [one], choice) for called, (name, choice) in SECTIONS.items()},
         "table": _table(one),
         "provenance": summary.provenance(one),
@@ -104,6 +116,18 @@ def _targets(one: View) -> dict[str, Any]:
         return {"why": said}
     rows = [["–" if pd.isna(cell) else str(cell) for cell in row] for row in known.to_numpy(dtype=object)]
     return {"said": said, "columns": list(known.columns), "rows": rows, "dashes": summary.dashes(known)}
+
+
+def _check(one: View) -> dict[str, Any]:
+    found = check.check(one)
+    return {
+        "verdicts": found.verdicts.to_dict("records"),
+        "columns": ["", *found.matrix.columns[1:]],
+        "rows": found.matrix.to_numpy().tolist(),
+        "legend": check.LEGEND,
+        "notes": found.notes,
+        "again": found.command or " ".join(found.options),
+    }
 
 
 def _table(one: View) -> dict[str, Any]:

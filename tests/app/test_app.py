@@ -27,7 +27,7 @@ pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).parents[2] / "app"
-PAGES = ("overview", "flow", "tokens", "compare", "training", "geometry", "prompt")
+PAGES = ("overview", "flow", "tokens", "compare", "training", "geometry", "check", "prompt")
 GRID = {"rollout": 2, "layer": 3, "position": 5, "site": "mlp_out", "measure": "change"}
 """URL parameters that no widget holds, with valid values."""
 AGAINST = ("against", "against_readout", "against_rollout")
@@ -124,11 +124,23 @@ def test_pages_of_tokens_open_on_the_norm_until_a_readout_is_picked():
 
 
 @pytest.mark.parametrize(
-    ("page", "drawn"), [("overview", SIDEBAR), ("tokens", SIDEBAR[:-1]), ("training", ()), ("prompt", ())]
+    ("page", "drawn"),
+    [("overview", SIDEBAR), ("tokens", SIDEBAR[:-1]), ("check", SIDEBAR[:-1]), ("training", ()), ("prompt", ())],
 )
 def test_the_sidebar_only_has_what_the_page_uses(page, drawn):
     app = opened(page, scan="demo-qwen3")
     assert tuple(element.key for element in app.sidebar if element.key in SIDEBAR) == drawn
+
+
+def test_the_check_page_shows_verdicts_outcomes_and_the_command_of_a_better_scan():
+    app = opened("check", scan="smollm2-135m")
+    said = " ".join(re.sub(r"\\(.)", r"\1", each.value) for each in app.markdown)
+    assert "**Entropy flow** :orange-badge[holds for raw only]" in said
+    assert "**Target layer** :red-badge[does not hold]" in said
+    (table,) = [frame.value for frame in app.dataframe]
+    assert table.set_index("").loc["Direction alone", "flow"] == "✗ +0.29"
+    assert "--controls" in app.code[0].value
+    assert not refusals(app)
 
 
 def test_a_choice_that_a_page_hides_is_kept():

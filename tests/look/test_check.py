@@ -82,7 +82,7 @@ def test_a_pattern_that_is_all_norm_holds_for_raw_only():
     assert (outcomes.loc[["simultaneous", "first", "massive", "renyi_half", "renyi_2"]] == "survives").to_numpy().all()
     assert (outcomes.loc["random", ["flow", "change_attn", "target"]] == "fails").to_numpy().all()
     reason = row_of(found)["reason"]
-    assert "no significant fall remains by direction alone (+0 nats" in reason
+    assert "no significant fall remains by direction alone (+0.00 nats" in reason
 
 
 def test_a_pattern_of_directions_holds_under_every_control():
@@ -199,8 +199,8 @@ def test_a_hybrid_is_judged_by_the_layers_with_the_module(tokenizer, monkeypatch
     tables = scan.scan(hybrid(monkeypatch), tokenizer, [random_rollout(seed=seed) for seed in range(8)], top_k=0)
     found = check.check(of(tables))
     text = found.results.set_index(["claim", "control"])["text"]
-    assert text["change_attn", "simultaneous"].endswith("of 2")
-    assert text["change_layer", "simultaneous"].endswith("of 4")
+    assert text["change_attn", "simultaneous"].endswith(", of 2")
+    assert text["change_layer", "simultaneous"].endswith(", of 4")
     assert "All 72 positions" not in " ".join(found.controls["note"])
 
 
