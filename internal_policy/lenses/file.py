@@ -84,6 +84,25 @@ def read(path: Path, n_layers: int, d_model: int, called: str | None = None) -> 
     return lens
 
 
+def sizes(path: Path, called: str | None = None) -> tuple[int, int]:
+    """The fewest layers that the model of a lens has, and its d_model, as the maps in its file imply.
+
+    The output of the last layer needs no map. Errors name the file as it was `called`. Raises InputError.
+    """
+    name, layers, widths = called or str(path), [0], [0]
+    header(path, name)
+    try:
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                place, _ = _place(key, name)
+                point = canonical(place.layer, place.site)
+                layers.append(point.layer + (2 if point.site == "resid_post" else 1))
+                widths += file.get_slice(key).get_shape()[-1:]
+    except SafetensorError as error:
+        raise InputError(f"Can't read {name} as safetensors ({error}). Get a complete copy of the lens.") from error
+    return max(layers), max(widths)
+
+
 def _tensors(path: Path, n_layers: int, d_model: int, name: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a safetensors file by their keys, each read once its size is known to be right."""
     try:

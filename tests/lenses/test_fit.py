@@ -98,7 +98,7 @@ def test_the_seed_determines_the_translators(llama):
 
 
 def test_the_lens_of_all_rollouts_is_the_same_with_parts_beside_it(llama):
-    texts, options = rollouts(6), {"steps": 5, "batch_tokens": 16}
+    texts, options = rollouts(6), dict[str, Any](steps=5, batch_tokens=16)
     alone = fit.fit(llama, texts, POINTS, **options)
     beside = fit.fit_parts(llama, texts, POINTS, [range(6), [0, 2], [1]], **options)[0]
     assert all(torch.equal(a, b) for p in POINTS for a, b in zip(alone.at[p], beside.at[p], strict=True))
@@ -106,7 +106,7 @@ def test_the_lens_of_all_rollouts_is_the_same_with_parts_beside_it(llama):
 
 def test_a_part_learns_only_from_its_own_rollouts(llama):
     mine, others = rollouts(3), rollouts(3, seed=1)
-    options = {"steps": 4, "batch_tokens": 72}  # each step has all tokens of the 6 responses
+    options = dict[str, Any](steps=4, batch_tokens=72)  # each step has all tokens of the 6 responses
     one, other = (
         fit.fit_parts(llama, mine + texts, POINTS, [range(3)], **options)[0] for texts in (others, rollouts(3, seed=2))
     )

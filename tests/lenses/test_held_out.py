@@ -1,6 +1,7 @@
 """Divergences of lenses on held-out rollouts, each against a computation of its own."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def translators(seed: int, size: float = 0.1, points=POINTS) -> FittedLens:
     return FittedLens(at, 3)
 
 
-def policies(model, text, point, readout="raw") -> torch.Tensor:
+def policies(model, text, point, readout: Any = "raw") -> torch.Tensor:
     """Log probabilities where the response tokens of a text are predicted."""
     with torch.no_grad():
         logits = policy_logits(model, point, readout, input_ids=torch.tensor([text.ids]))
@@ -42,9 +43,9 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 def test_the_kl_of_every_readout_is_that_of_its_policies(llama):
     a, b = translators(0), translators(1)
     table = held_out.kl(held_out.measured(llama, TEXTS, {"tuned": a, "other": b}))
-    found = table.set_index(["layer", "site", "readout"])
+    found: Any = table.set_index(["layer", "site", "readout"])
     assert len(found) == len(POINTS) * 4
-    readouts = {"raw": "raw", "norm": "norm", "tuned": lens.of(a, llama), "other": lens.of(b, llama)}
+    readouts: dict[str, Any] = {"raw": "raw", "norm": "norm", "tuned": lens.of(a, llama), "other": lens.of(b, llama)}
     for point in POINTS:
         for name, readout in readouts.items():
             every = [divergence(policies(llama, t, FINAL), policies(llama, t, point, readout)) for t in TEXTS]
@@ -57,7 +58,7 @@ def test_the_gain_is_that_over_the_logit_lens(llama):
     layers = held_out.measured(llama, TEXTS, {"tuned": translators(0)})
     wide = held_out.kl(layers).pivot(index=["layer", "site"], columns="readout", values="mean")
     found = held_out.gain(layers, "tuned").set_index(["layer", "site"])
-    expected = (wide["norm"] - wide["tuned"]).loc[found.index]
+    expected: Any = (wide["norm"] - wide["tuned"]).loc[found.index]
     np.testing.assert_allclose(found["mean"], expected, rtol=1e-6)
     assert [str(HookPoint(*row)) for row in found.index] == [str(point) for point in POINTS]
     assert (found["low"] < found["mean"]).all()
@@ -71,7 +72,7 @@ def test_a_lens_that_is_the_logit_lens_gains_nothing(llama):
 
 def test_the_divergence_between_two_lenses_is_that_of_their_policies_in_both_directions(llama):
     a, b = translators(0), translators(1)
-    found = held_out.between(llama, TEXTS, a, b).set_index(["layer", "site"])
+    found: Any = held_out.between(llama, TEXTS, a, b).set_index(["layer", "site"])
     for point in POINTS:
         both = [[policies(llama, text, point, lens.of(one, llama)) for one in (a, b)] for text in TEXTS]
         every = torch.cat([(divergence(p, q) + divergence(q, p)) / 2 for p, q in both])
