@@ -101,13 +101,14 @@ def run(options: Train) -> None:
     setup = training.Setup(folder, model, tokenizer, problems, chat)
     if other:
         outputs.clear(folder, "run")
-    if not (folder / resume.RUN).exists():  # nothing is written before everything is checked
-        files.write_json(folder / resume.RUN, question | ({DAY: day} if day else {}), once=True)
-    layer = options.layer
-    if layer is None and "schedule" not in given and (options.method == "bupo" or options.scan_every):
-        layer = _suggested(options, setup, config)
-        config = configured(options, given, folder, layer, day)
-    _train(options, setup, config, layer, start)
+    with files.held(folder):  # nothing is written before everything is checked
+        if not (folder / resume.RUN).exists():
+            files.write_json(folder / resume.RUN, question | ({DAY: day} if day else {}), once=True)
+        layer = options.layer
+        if layer is None and "schedule" not in given and (options.method == "bupo" or options.scan_every):
+            layer = _suggested(options, setup, config)
+            config = configured(options, given, folder, layer, day)
+        _train(options, setup, config, layer, start)
 
 
 def _check(options: Train) -> None:

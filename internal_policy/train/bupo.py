@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
+from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -28,7 +29,7 @@ from internal_policy.tasks.generate import end_ids, pad_id
 from internal_policy.tasks.problems import Problem, messages_of
 from internal_policy.tasks.prompts import encode_problem, encode_text
 from internal_policy.train import checkpoints, dropout, finite, padding
-from internal_policy.train.configuration import BuPOConfig, check_length
+from internal_policy.train.configuration import BuPOConfig, check_length, check_vllm
 from internal_policy.train.schedule import point_at
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
@@ -105,9 +106,14 @@ class BuPOTrainer(GRPOTrainer):
     args: BuPOConfig
     model: Any
 
-    def __init__(self, model: Any, reward_funcs: Any = None, args: BuPOConfig | None = None, **more: Any) -> None:
+    def __init__(self, model: Any, reward_funcs: Any = None, args: GRPOConfig | None = None, **more: Any) -> None:
         """Take the arguments of GRPOTrainer."""
-        args = args or BuPOConfig()
+        args = BuPOConfig() if args is None else args
+        if not isinstance(args, BuPOConfig):
+            raise InputError(f"args is a {type(args).__name__}. Give a BuPOConfig, which has the same fields and more.")
+        if args.eval_strategy != "no" and more.get("eval_dataset") is None:
+            raise InputError("eval_strategy needs an eval_dataset. Give one, or remove eval_strategy.")
+        check_vllm(args)
         self.point, self.whole, self.writing = FINAL, False, False
         self.old: Tensor | None = None
         self.skipped = 0

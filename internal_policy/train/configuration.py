@@ -4,14 +4,17 @@ import json
 import os
 import warnings
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, cast, no_type_check
 
 import torch
 from transformers.trainer_utils import SchedulerType
+from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
 
 from internal_policy.errors import InputError, counted
 from internal_policy.models.policy import READOUTS
+from internal_policy.train.limits import CHOICES, COUNT, RANGES
 from internal_policy.train.schedule import Phase
 
 MANY = 1024
@@ -56,7 +59,10 @@ class BuPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         """Check everything that doesn't need a model, and set what internal policies need."""
+        if isinstance(self.schedule, str):
+            raise InputError(f"schedule is '{self.schedule}', a text. Give a list of phases: ['{self.schedule}'].")
         self.phases: tuple[Phase, ...] = tuple(map(Phase.parse, self.schedule))
+        self._check_values()
         if self.readout not in READOUTS:
             raise InputError(f"readout is '{self.readout}'; it must be {' or '.join(READOUTS)}.")
         if self.phases and self.beta:
@@ -92,6 +98,19 @@ class BuPOConfig(GRPOConfig):
     def __getstate__(self) -> dict[str, Any]:
         """State for training_args.bin, which is saved beside the weights: everything but the hub token."""
         return {**vars(self), "hub_token": None}
+
+    def _check_values(self) -> None:
+        """Reject what TRL would only notice in training: unknown choices, counts below 1, and missing packages."""
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and value not in choices:
+                raise InputError(f"{name} is {value}; it must be one of {', '.join(choices)}.")
+        for name in [name for name, limits in RANGES.items() if limits == COUNT]:
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise InputError(f"{name} is {value}. Use 1 or more.")
+        if self.deepspeed and find_spec("deepspeed") is None:
+            raise InputError("deepspeed isn't installed. Run `pip install deepspeed`, or remove the field.")
 
     def _check_sizes(self, processes: int) -> None:
         """Reject sizes that don't divide, suggesting some that do."""
@@ -131,6 +150,12 @@ class BuPOConfig(GRPOConfig):
 
 
 del BuPOConfig.__no_type_check__  # pyright: ignore[reportAttributeAccessIssue]  # HfArgumentParser needs the hints
+
+
+def check_vllm(config: BuPOConfig) -> None:
+    """Raise InputError if the configuration needs vLLM and it isn't installed."""
+    if config.use_vllm and not is_vllm_available():
+        raise InputError("use_vllm needs vLLM, which isn't installed. Run `pip install 'trl[vllm]'`, or remove it.")
 
 
 def _multiples(size: int, of: int) -> str:

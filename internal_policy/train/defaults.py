@@ -1,5 +1,6 @@
 """Configure a training run: options win over a file's fields, and those over defaults."""
 
+import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -105,7 +106,22 @@ def _reporters(names: str | Sequence[str] | None, file: str | None) -> list[str]
             where = f"{file} has report_to: {name}, which" if file else f"--report-to {name}".rstrip()
             problem = "isn't installed" if name else "is empty"
             raise InputError(f"{where} {problem}. Choose from {', '.join(['none', *known])}, or leave it out.")
+    if {"wandb", "all"} & {*names} and "wandb" in known:
+        _check_wandb()
     return names
+
+
+def _check_wandb() -> None:
+    """Raise InputError if Weights & Biases would ask for an API key once the model is loaded."""
+    import wandb
+
+    offline = os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled")
+    if offline or "prompt" not in inspect.signature(wandb.login).parameters:  # an older version
+        return
+    if not wandb.login(prompt=False, verify=False):
+        raise InputError(
+            "Weights & Biases has no API key. Run `wandb login`, set WANDB_MODE=offline, or leave out wandb."
+        )
 
 
 def _share(steps: int | None, values: Mapping[str, Any]) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.look.runs import RECORD
 from internal_policy.scans import records
@@ -17,7 +18,8 @@ RUN, MODEL = RECORD, "model"
 def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callable[[str], None]) -> Path | None:
     """The checkpoint to continue from; None to start anew. Raises InputError if the folder contains anything else.
 
-    It is Occupied if that is a run, which --force replaces.
+    It is Occupied if that is a run, which --force replaces. A run that failed before its first result, so that only its
+    settings are in the folder, is forgotten.
 
     `note` is called with what is incomplete and will be repeated.
     """
@@ -27,6 +29,9 @@ def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callabl
         return None
     before = known(folder / RUN, content=dict)
     if (name := difference(before, question)) is not None:
+        if _is_bare(folder):
+            (folder / RUN).unlink(missing_ok=True)
+            return None
         raise Occupied(
             f"{folder} contains a run with a different {name}. Choose another --output, or add --force to replace it."
         )
@@ -39,6 +44,12 @@ def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callabl
     if (folder / MODEL).is_dir():
         note(f"{folder / MODEL} is incomplete and will be written again.")
     return start
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether a folder has nothing but the settings of a run that has ended."""
+    names = [path.name for path in folder.iterdir()]
+    return not files.writers(folder) and all(name == RUN or files.is_hidden(name) for name in names)
 
 
 def _newest_whole(folder: Path, resume: bool, note: Callable[[str], None]) -> Path | None:

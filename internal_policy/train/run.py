@@ -31,7 +31,7 @@ from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollout
 from internal_policy.train import checkpoints, padding
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
-from internal_policy.train.configuration import BuPOConfig
+from internal_policy.train.configuration import BuPOConfig, check_vllm
 from internal_policy.train.dataset import box_reward, dataset_of
 from internal_policy.train.resume import MODEL, known
 
@@ -71,10 +71,11 @@ def check(
     config: BuPOConfig,
     layer: HookPoint | None = None,
 ) -> None:
-    """Raise InputError for a family, hook point, problem or length that training would fail at.
+    """Raise InputError for a family, hook point, problem, length or missing package that training would fail at.
 
     `layer` is a hook point besides those of `config` that is compared with others.
     """
+    check_vllm(config)
     check_padding(model)
     padding.check(model)
     text = model.get_text_config()

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from internal_policy.cli import train
 from internal_policy.cli.train import Train
 from internal_policy.errors import InputError
 from internal_policy.models import loading, tokenizers
-from internal_policy.train import resume
+from internal_policy.train import defaults, resume
 from internal_policy.train import run as training
 
 PROBLEMS = ["--problems", str(bundle.DATA / "problems" / "train.jsonl")]
@@ -407,6 +408,27 @@ def test_what_does_not_fit_the_model_is_refused_before_it_is_loaded(arguments, s
     monkeypatch.setattr(loading, "load_model", None)
     assert main(["train", "--output", str(tmp_path / "run"), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("use_vllm: true", "use_vllm needs vLLM, which isn't installed"),
+        ("deepspeed: {zero_optimization: {stage: 2}}", "deepspeed isn't installed"),
+        ("report_to: wandb", "Weights & Biases has no API key. Run `wandb login`, set WANDB_MODE=offline"),
+    ],
+)
+def test_missing_packages_and_keys_are_named_before_the_model_is_loaded(text, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", None)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(login=lambda *, prompt, verify: prompt or verify))
+    monkeypatch.setattr(defaults, "get_available_reporting_integrations", lambda: ["wandb"])
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    path, folder = tmp_path / "given.yaml", tmp_path / "run"
+    path.write_text(text)
+    few = [*PROBLEMS, "--layer", "3", "--prompts", "2", "--scan-every", "0"]
+    assert main(["train", *few, "--config", str(path), "--output", str(folder)]) == 2
+    assert said in capsys.readouterr().err
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ import pytest
 from trainer import trainer
 from transformers import HfArgumentParser
 from trl.scripts.utils import TrlParser
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from internal_policy.errors import InputError
+from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.configuration import BuPOConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -23,6 +26,14 @@ ONE = "1.resid_post"
         ({"schedule": [f"{ONE}:1"], "use_vllm": True, "off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold"),
         ({"readout": "tuned"}, "raw or norm"),
         ({"schedule": ["7.resid_post"]}, "isn't a phase"),
+        ({"schedule": f"{ONE}:1"}, "Give a list of phases: ['1.resid_post:1']"),
+        ({"loss_type": "gppo"}, "loss_type is gppo; it must be one of grpo, dapo"),
+        ({"scale_rewards": "sideways"}, "scale_rewards is sideways; it must be one of group, batch, none"),
+        ({"max_completion_length": 0}, "max_completion_length is 0. Use 1 or more"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0. Use 1 or more"),
+        ({"use_vllm": True}, "use_vllm needs vLLM, which isn't installed"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed isn't installed"),
+        ({"eval_strategy": "steps", "eval_steps": 2}, "eval_strategy needs an eval_dataset"),
         ({"num_generations": 3}, "Try num_generations 2, 4, 8, or batches of 6 or 9 responses"),
         ({"num_generations": 1}, "Use 2 or more"),
         ({"gradient_accumulation_steps": 3}, "Try gradient_accumulation_steps 1, 2, 4"),
@@ -33,6 +44,16 @@ ONE = "1.resid_post"
 def test_an_invalid_configuration_gets_a_one_sentence_error(tmp_path, tokenizer, options, said):
     with pytest.raises(InputError, match=re.escape(said)):
         trainer(tmp_path, tokenizer, **options)
+
+
+def test_configurations_are_checked_before_a_model_is_loaded(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(GRPOTrainer, "__init__", None)
+    with pytest.raises(InputError, match=r"args is a GRPOConfig\. Give a BuPOConfig"):
+        BuPOTrainer("nowhere", args=cast(Any, GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)))
+    invalid: list[dict[str, Any]] = [{"use_vllm": True}, {"eval_strategy": "steps", "eval_steps": 2}]
+    for options in invalid:
+        with pytest.raises(InputError):
+            BuPOTrainer("nowhere", args=BuPOConfig(output_dir=str(tmp_path), use_cpu=True, **options))
 
 
 @pytest.mark.parametrize("parser", [HfArgumentParser, TrlParser])

@@ -2,7 +2,9 @@
 
 import pytest
 
+from internal_policy import files
 from internal_policy.errors import InputError
+from internal_policy.scans.claims import Occupied
 from internal_policy.train import resume
 
 
@@ -20,3 +22,23 @@ def test_a_run_whose_checkpoints_have_no_manifest_is_rejected(tmp_path):
     (tmp_path / resume.RUN).write_text('{"content": {}}')
     with pytest.raises(InputError, match=r"no complete checkpoint.*or add --force to begin anew"):
         resume.claim(tmp_path, {"content": {}}, True, print)
+
+
+def test_a_folder_with_nothing_but_the_settings_of_a_failed_run_can_be_used_again(tmp_path):
+    (tmp_path / resume.RUN).write_text('{"content": {}, "seed": 1}')
+    assert resume.claim(tmp_path, {"content": {}, "seed": 2}, False, print) is None
+    assert not (tmp_path / resume.RUN).exists()
+
+
+@pytest.mark.parametrize("name", ["rollouts.parquet", "notes.txt"])
+def test_a_folder_with_settings_and_anything_else_is_kept(tmp_path, name):
+    (tmp_path / resume.RUN).write_text('{"content": {}, "seed": 1}')
+    (tmp_path / name).touch()
+    with pytest.raises(Occupied, match="a different --seed"):
+        resume.claim(tmp_path, {"content": {}, "seed": 2}, False, print)
+
+
+def test_settings_of_a_run_that_is_starting_are_kept(tmp_path):
+    (tmp_path / resume.RUN).write_text('{"content": {}, "seed": 1}')
+    with files.held(tmp_path), pytest.raises(Occupied, match="a different --seed"):
+        resume.claim(tmp_path, {"content": {}, "seed": 2}, False, print)
