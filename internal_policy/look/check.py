@@ -14,6 +14,7 @@ from internal_policy.look.claim import CLAIMS, Judged
 from internal_policy.look.control import Control
 from internal_policy.look.evidence import Evidence
 from internal_policy.look.view import View
+from internal_policy.measure.sites import CHANGES
 from internal_policy.scans import repeat, store
 
 SURVIVES, FAILS, UNTESTED = "survives", "fails", "not tested"
@@ -95,14 +96,18 @@ def check(one: View) -> Check:
 
 
 def missing(record: Mapping[str, Any], untested: Iterable[Control]) -> tuple[str, ...]:
-    """Options of `scan` that measure what these controls lack in a scan with this record."""
+    """Options of `scan` that measure what these controls, or claims, lack in a scan with this record."""
     chosen = record["selection"]
+    some = record.get("asked", {}).get("sites", "all") != "all"  # all takes what the family has, which can be fewer
+    sites = (
+        ["--sites all"] if some and {site for pair in CHANGES.values() for site in pair} - {*chosen["sites"]} else []
+    )
     lacked = [
         each.option
         for each in untested
         if {*each.measures} - {*chosen["measures"]} or {each.readout} - {None, *chosen["readouts"]}
     ]
-    return tuple(dict.fromkeys(lacked))
+    return tuple(dict.fromkeys([*lacked, *sites]))
 
 
 def again(record: Mapping[str, Any], options: Sequence[str]) -> str:

@@ -108,8 +108,9 @@ def changes(seen: Wide) -> pd.DataFrame:
 
 def against(seen: Wide) -> str:
     """At how many layers the entropy of the output differs from the null's, which the control subtracts."""
-    found = _at_once(_at(seen.after, "resid_post"), seen.tokens)
-    return f"differs from it at {int(np.isin(sign(found), (-1, 1)).sum())} of {counted(len(found), 'layer output')}"
+    signs = sign(_at_once(_at(seen.after, "resid_post"), seen.tokens))
+    above, below = (int((signs == side).sum()) for side in (1, -1))
+    return f"the entropy is lower at {below} and higher at {above} of {counted(len(signs), 'layer output')}"
 
 
 def _at_once(values: pd.DataFrame, tokens: np.ndarray) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from internal_policy.__main__ import main
 from internal_policy.look import check
 from internal_policy.look.claim import CLAIMS
 from internal_policy.look.scan import of
+from internal_policy.measure.metrics import KNOWN
 from internal_policy.scans import scan
 from internal_policy.scans.store import Tables
 
@@ -160,6 +161,14 @@ def test_the_command_adds_the_missing_options_to_that_of_the_scan():
     assert check.again({}, ("--controls",)) == ""
 
 
+def test_sites_are_only_asked_for_if_the_scan_left_some_out():
+    selection = {"sites": ["resid_pre", "resid_post"], "measures": ["entropy"], "readouts": ["raw"]}
+    assert check.missing({"selection": selection, "asked": {"sites": ["resid_pre", "resid_post"]}}, []) == (
+        "--sites all",
+    )
+    assert check.missing({"selection": selection, "asked": {"sites": "all"}}, []) == ()
+
+
 @pytest.mark.parametrize(
     ("missing", "untested"),
     [
@@ -195,13 +204,16 @@ def test_only_correct_rollouts_are_judged_if_asked():
     assert note["massive"] == f"0 of {whole.view(outcome='correct').about.tokens} positions left out"
 
 
-def test_a_hybrid_is_judged_by_the_layers_with_the_module(tokenizer, monkeypatch):
-    tables = scan.scan(hybrid(monkeypatch), tokenizer, [random_rollout(seed=seed) for seed in range(8)], top_k=0)
-    found = check.check(of(tables))
+def test_a_hybrid_with_controls_is_judged_by_the_layers_with_the_module(tokenizer, monkeypatch):
+    rollouts = [random_rollout(seed=seed) for seed in range(8)]  # read at the positions 3 to 11
+    scanned = of(scan.scan(hybrid(monkeypatch), tokenizer, rollouts, measures=KNOWN, top_k=0))
+    found = check.check(scanned)
     text = found.results.set_index(["claim", "control"])["text"]
     assert text["change_attn", "simultaneous"].endswith(", of 2")
     assert text["change_layer", "simultaneous"].endswith(", of 4")
-    assert "All 72 positions" not in " ".join(found.controls["note"])
+    for some in (found, check.check(scanned.view(last=4))):
+        assert some.controls.loc[~some.controls["tested"], "control"].tolist() == ["first"]
+    assert found.controls.set_index("control").loc["first", "note"] == "all 72 positions would be left out"
 
 
 def test_all_positions_among_the_first_leave_nothing_to_test():

@@ -144,7 +144,7 @@ def test_a_null_is_compared_at_every_layer():
     states[:, 1:] += 9 * unembedding[0]  # two layers know the next token
     states *= 4 / np.linalg.norm(states, axis=-1, keepdims=True)
     scan = of(planted.scan({"resid_pre": states, "resid_post": states}, unembedding, np.repeat(np.arange(8), 24)))
-    assert evidence.of(scan, BY_NAME["random"]).note == "differs from it at 2 of 3 layer outputs"
+    assert evidence.of(scan, BY_NAME["random"]).note == ("the entropy is lower at 2 and higher at 0 of 3 layer outputs")
 
 
 def test_a_readout_is_another_one_of_the_same_scan():
