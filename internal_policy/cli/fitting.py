@@ -119,13 +119,13 @@ def of_jacobians(
 ) -> "Fitted | int":
     """A Jacobian lens and those of two halves of the sequences, or the number of shards that haven't finished."""
     from internal_policy.lenses import jacobian
+    from internal_policy.models.adapters import inside
 
+    asked, d_model = settings(options, seed), inside(model).config.get_text_config().hidden_size
     smaller = progress.saying_once("Out of memory: reading {} sequences at a time.")
-    total = shard.size(len(texts), jacobian.BATCH)
-    with progress.bar("Fitting", total, "sequences") as advance:
-        return jacobian.fit(
-            model, texts, points, settings(options, seed), folder=folder, shard=shard, advance=advance, smaller=smaller
-        )
+    total = jacobian.number_of_gradients(len(texts), d_model, asked)
+    with progress.bar("Fitting", -(-total // shard.count), "gradients") as advance:
+        return jacobian.fit(model, texts, points, asked, folder=folder, shard=shard, advance=advance, smaller=smaller)
 
 
 def shard_of(worker: Worker) -> Shard:

@@ -27,10 +27,10 @@ from internal_policy.scans.reader import Reader, reader_of
 from internal_policy.scans.shard import WHOLE, Shard
 from internal_policy.tasks.prompts import Ids
 
-BATCH = 8
-"""Sequences read together; halved when memory runs out."""
-FLUSH_BYTES = 64 * 2**20
-"""Bytes of gradients that are kept before they are added to the sums."""
+BATCH = 4
+"""Sequences read together; halved when memory runs out. On a CPU, larger batches are hardly faster."""
+BLOCK = 64
+"""Gradients of each sequence that one forward pass serves, between two checkpoints at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +62,20 @@ class Settings:
             raise InputError(f"skip is {self.skip}; it must be 0 or more.")
 
 
-def pieces(ids: Ids, length: int, skip: int) -> list[Ids]:
+def pieces(ids: Ids, length: int, skip: int, bos: int | None = None) -> list[Ids]:
     """A text in sequences of `length` tokens, the last of which may be shorter; none from a text that is too short.
 
-    A sequence needs a position after the first `skip`, and a token after it. Raises InputError if `length` has none.
+    If the text begins with the token `bos`, each sequence does. A sequence needs a position after the first `skip`, and
+    a token after it. Raises InputError if `length` has none.
     """
     if length < skip + 2:
         raise InputError(
             f"max-length is {length}, but of each sequence the first {skip} positions (--skip) and the last are left "
             f"out. Use at least {skip + 2}."
         )
-    parts = [ids[first : first + length] for first in range(0, len(ids), length)]
+    first = ids[:1] if bos is not None and ids[:1] == (bos,) else ()
+    rest, step = ids[len(first) :], length - len(first)
+    parts = [(*first, *rest[start : start + step]) for start in range(0, len(rest), step)]
     return [part for part in parts if len(part) >= skip + 2]
 
 
@@ -129,30 +132,30 @@ def fit(
     transformer-circuits.pub/2026/workspace). Rows are estimated by `dimensions`, and summed in float64. `folder` keeps
     the sums, so that a fit that was interrupted continues, with the same result. With a `shard`, only its batches are
     read, and the result is the number of shards that aren't complete in `folder`; once all are, it equals that of a
-    single process, up to the order of addition. `advance` is called with the number of sequences and tokens of each
-    batch (0 tokens if an earlier run read it), and `smaller` with how many sequences are read at a time once memory
-    runs out. Raises InputError.
+    single process, up to the order of addition. `advance` is called with the number of gradients in each piece of the
+    work, and with how many tokens the backward passes went through (0 if an earlier run did it), and `smaller` with how
+    many sequences are read at a time once memory runs out. Raises InputError.
     """
     reader = reader_of(model)
     config, d_model = reader.model.config, reader.unembedding.weight.shape[1]
     check(model, sequences, points, d_model, settings)
     source = {point: source_of(config, point) for point in points}
-    batches = _batches(sequences, settings.seed)
     key = _key(sequences, source.values(), settings, config)
     sums = Sums.opened(folder, shard, key, [*dict.fromkeys(source.values())], d_model)
-    order = shard.parts(range(len(batches)))
+    items = _items(sequences, d_model, settings)
+    mine = shard.parts(range(len(items)))
     with evaluating(reader.model), frozen(reader.model):
-        for place, number in enumerate(order):
-            batch = batches[number]
-            tokens = sum(len(sequences[each]) for _, each in batch)
+        for place, number in enumerate(mine):
+            batch, block = items[number]
+            wanted = torch.stack([dimensions(rank, d_model, settings)[block] for rank, _ in batch])
             if place >= sums.done:
                 texts = [sequences[each] for _, each in batch]
-                wanted = torch.stack([dimensions(rank, d_model, settings) for rank, _ in batch])
-                halves = torch.tensor([rank % 2 for rank, _ in batch])
-                _add(reader, texts, wanted, halves, sums, settings.skip, smaller)
-                sums.finish(place + 1, is_last=place + 1 == len(order))
-            advance(len(batch), tokens if place >= sums.first else 0)
-    if left := sums.missing([len(Shard(n, shard.count).parts(range(len(batches)))) for n in range(shard.count)]):
+                gradients = _gradients(reader, texts, wanted, sums.points, settings.skip, smaller)
+                sums.add(gradients, wanted, torch.tensor([rank % 2 for rank, _ in batch]))
+                sums.finish(place + 1, is_last=place + 1 == len(mine))
+            tokens = sum(len(sequences[each]) for _, each in batch) * wanted.shape[1]
+            advance(wanted.numel(), tokens if place >= sums.first else 0)
+    if left := sums.missing([len(Shard(n, shard.count).parts(range(len(items)))) for n in range(shard.count)]):
         return left
     sums.gather()
     dtype, n_layers = precision(reader.model.dtype), len(decoder_layers(model))
@@ -200,66 +203,56 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _batches(sequences: Sequence[Ids], seed: int) -> list[list[tuple[int, int]]]:
-    """Batches of sequences of about the same length, the longest first, as pairs (rank in random order, number)."""
-    shuffled = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed)).tolist()
+def number_of_gradients(sequences: int, d_model: int, settings: Settings) -> int:
+    """How many backward directions a fit takes: output dimensions, over all sequences."""
+    return sequences * min(d_model, settings.probes or d_model)
+
+
+def _items(sequences: Sequence[Ids], d_model: int, settings: Settings) -> list[tuple[list[tuple[int, int]], slice]]:
+    """The work in pieces: a batch of sequences as pairs (rank in random order, number), and a block of gradients.
+
+    Sequences of about the same length are batched, the longest first.
+    """
+    shuffled = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(settings.seed)).tolist()
     ranked = sorted(enumerate(shuffled), key=lambda pair: -len(sequences[pair[1]]))
-    return [ranked[first : first + BATCH] for first in range(0, len(ranked), BATCH)]
+    batches = [ranked[first : first + BATCH] for first in range(0, len(ranked), BATCH)]
+    blocks = [slice(first, first + BLOCK) for first in range(0, number_of_gradients(1, d_model, settings), BLOCK)]
+    return [(batch, block) for batch in batches for block in blocks]
 
 
 def _key(sequences: Sequence[Ids], sources: Iterable[HookPoint], settings: Settings, config: PreTrainedConfig) -> str:
     """A digest of all that decides the sums of a fit, apart from the weights."""
-    asked = [*map(list, sequences), sorted(map(str, sources)), vars(settings), BATCH, config.model_type]
+    asked = [*map(list, sequences), sorted(map(str, sources)), vars(settings), BATCH, BLOCK, config.model_type]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
-def _add(
+def _gradients(
     reader: Reader,
     texts: Sequence[Ids],
-    wanted: Int[Tensor, "batch probes"],
-    halves: Int[Tensor, " batch"],
-    sums: Sums,
+    wanted: Int[Tensor, "batch some"],
+    points: Sequence[HookPoint],
     skip: int,
     smaller: Callable[[int], None],
-) -> None:
-    """Add the gradients of `wanted` of each text to the sums of its half."""
-    begun = [0] * len(texts)  # probes done of each text, because memory may run out at any of them
-
-    def part(rows: slice) -> None:
-        first = begun[rows.start]
-        for gradients in _gradients(reader, texts[rows], wanted[rows, first:], sums.points, skip):
-            stop = begun[rows.start] + gradients.shape[2]
-            sums.add(gradients, wanted[rows, begun[rows.start] : stop], halves[rows])
-            begun[rows] = [stop] * (rows.stop - rows.start)
-
-    in_halves(part, len(texts), smaller)
-
-
-def _gradients(
-    reader: Reader, texts: Sequence[Ids], wanted: Int[Tensor, "batch probes"], points: Sequence[HookPoint], skip: int
-) -> Iterator[Float[Tensor, "points batch some d_model"]]:
-    """The gradients of output dimensions, summed over target positions and averaged over source positions, in pieces.
+) -> Float[Tensor, "points batch some d_model"]:
+    """The gradients of output dimensions, summed over target positions and averaged over source positions.
 
     A single forward pass serves all dimensions, and a backward pass gives one dimension of every text at all points.
     """
-    states, final = _states(reader, texts, points)
-    used = _used([len(text) for text in texts], final, skip)
-    targets = used.to(final.dtype).unsqueeze(-1)
-    exact = precision(final.dtype)
-    weights = used.to(exact) / used.sum(1, keepdim=True)
-    wanted = wanted.to(final.device)
-    together = max(1, FLUSH_BYTES // (len(points) * len(texts) * final.shape[-1] * exact.itemsize))
-    kept: list[Tensor] = []
-    for number in range(wanted.shape[1]):
-        at = wanted[:, number].view(-1, 1, 1).expand(-1, final.shape[1], 1)
-        cotangent = torch.zeros_like(final).scatter_(2, at, targets)
-        is_last = number + 1 == wanted.shape[1]
-        grads = _backward(final, states, cotangent, retain_graph=not is_last)
-        means = [torch.einsum("bt,btd->bd", weights.to(grad.device), grad.to(exact)) for grad in grads]
-        kept.append(torch.stack([mean.to(final.device) for mean in means]))
-        if is_last or len(kept) == together:
-            yield torch.stack(kept, 2).cpu()
-            kept.clear()
+
+    def part(rows: slice) -> Tensor:
+        states, final = _states(reader, texts[rows], points)
+        used = _used([len(text) for text in texts[rows]], final, skip)
+        weights = used.to(precision(final.dtype)) / used.sum(1, keepdim=True)
+        found: list[Tensor] = []
+        for column in wanted[rows].to(final.device).unbind(1):
+            at = column.view(-1, 1, 1).expand(-1, final.shape[1], 1)
+            cotangent = torch.zeros_like(final).scatter_(2, at, used.to(final.dtype).unsqueeze(-1))
+            grads = _backward(final, states, cotangent)
+            means = [torch.einsum("bt,btd->bd", weights.to(grad.device), grad.to(weights.dtype)) for grad in grads]
+            found.append(torch.stack([mean.to(final.device) for mean in means]))
+        return torch.stack(found, 2).cpu()
+
+    return torch.cat(in_halves(part, len(texts), smaller), 1)
 
 
 def _states(
@@ -292,12 +285,10 @@ def _used(lengths: Sequence[int], final: Float[Tensor, "batch seq d_model"], ski
     return (place >= skip) & (place < torch.tensor(lengths, device=final.device).unsqueeze(1) - 1)
 
 
-def _backward(
-    final: Tensor, states: Mapping[HookPoint, Tensor], cotangent: Tensor, *, retain_graph: bool
-) -> tuple[Tensor, ...]:
+def _backward(final: Tensor, states: Mapping[HookPoint, Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
     """The gradient at each state. Raises InputError if there is none, because a layer can't run backwards."""
     try:
-        grads = torch.autograd.grad(final, [*states.values()], cotangent, retain_graph=retain_graph, allow_unused=True)
+        grads = torch.autograd.grad(final, [*states.values()], cotangent, retain_graph=True, allow_unused=True)
     except (RuntimeError, NotImplementedError) as error:
         if not isinstance(error, NotImplementedError) and "does not require grad" not in str(error):
             raise

@@ -55,7 +55,7 @@ class Sums:
         self.counts = torch.zeros(2, d_model, dtype=torch.int64)
         """How many sequences gave each row: (half, output dimension)."""
         self.done = self.first = 0
-        """Batches in the sums, and those that an earlier run had added."""
+        """Pieces of work in the sums, and those that an earlier run had added."""
         self.folder: Path | None = None
         self.shard, self.key = WHOLE, ""
         self.saved, self.took = time.monotonic(), 0.0
@@ -83,7 +83,7 @@ class Sums:
         self.counts.view(-1).index_add_(0, row, torch.ones_like(row))
 
     def finish(self, done: int, *, is_last: bool) -> None:
-        """Note that `done` batches are in the sums, and write them to the folder now and then, and at the end."""
+        """Note that `done` pieces of work are in the sums, which are written to the folder now and then, and at last."""
         self.done = done
         if self.folder is None or not (is_last or time.monotonic() - self.saved >= max(EVERY, SHARE * self.took)):
             return
@@ -95,7 +95,7 @@ class Sums:
         self.saved, self.took = time.monotonic(), time.monotonic() - start
 
     def missing(self, sizes: Sequence[int]) -> int:
-        """How many of the shards haven't written all of their batches, of which there are `sizes`."""
+        """How many of the shards haven't written all of their pieces of work, of which there are `sizes`."""
         if self.shard.count == 1:
             return 0
         shards = [Shard(number, self.shard.count) for number in range(self.shard.count)]
@@ -141,7 +141,7 @@ class Sums:
         return about if about.get("key") == self.key else {}
 
     def _read(self, shard: Shard) -> int:
-        """Add what a shard has written to these sums; how many batches that is."""
+        """Add what a shard has written to these sums; how many pieces of work that is."""
         done = self._about(shard).get("done", 0)
         if done:
             with safe_open(self._path(shard), "pt") as file:

@@ -129,7 +129,7 @@ def test_probes_are_unbiased(llama, monkeypatch):
     given, settings = texts(8, 8, 8, 8, 8, 8), Settings(skip=SKIP)
     exact = fit(llama, given, [POST], settings).lens.at[POST].jacobian
     each = torch.stack([fit(llama, [one, one], [POST], settings).lens.at[POST].jacobian for one in given])
-    monkeypatch.setattr(jacobian, "_gradients", lambda _, some, wanted, *__: iter([rows_of(some, wanted)]))
+    monkeypatch.setattr(jacobian, "_gradients", lambda _, some, wanted, *__: rows_of(some, wanted))
 
     def rows_of(some, wanted):  # the same rows, without running the model again
         return torch.stack([each[given.index(text), dims] for text, dims in zip(some, wanted, strict=True)])[None]
@@ -157,53 +157,52 @@ def test_as_many_probes_as_dimensions_are_exact(llama):
 def test_an_interrupted_fit_continues_with_the_same_numbers(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(sums, "EVERY", 0.0)
     monkeypatch.setattr(sums, "SHARE", 0)
-    monkeypatch.setattr(jacobian, "BATCH", 2)
+    monkeypatch.setattr(jacobian, "BATCH", 3)
+    monkeypatch.setattr(jacobian, "BLOCK", 12)
     given, settings = texts(9, 5, 12, 7, 7), Settings(skip=SKIP, probes=20)
     whole = fit(llama, given, [POST], settings)
     told = []
 
     def stop(*step):
         told.append(step)
-        if len(told) == 2:
+        if len(told) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fit(llama, given, [POST], settings, folder=tmp_path, advance=stop)
     told.clear()
     found = fit(llama, given, [POST], settings, folder=tmp_path, advance=lambda *step: told.append(step))
-    assert told == [(2, 0), (2, 0), (1, 5)]
+    assert told == [(36, 0), (24, 0), (24, 0), (16, 12 * 8)]
     for one, same in zip((whole.lens, *whole.halves), (found.lens, *found.halves), strict=True):
         assert torch.equal(one.at[POST].jacobian, same.at[POST].jacobian)
+    told.clear()
     fit(llama, given, [POST], Settings(skip=SKIP + 1, probes=20), folder=tmp_path, advance=lambda *_: told.append(_))
-    assert told[3:] == [(2, 21), (2, 14), (1, 5)]  # another fit starts anew
+    assert told[0] == (36, 28 * 12)  # another fit starts anew
 
 
 def test_shards_together_equal_a_single_process(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(jacobian, "BATCH", 2)
     given, settings = texts(9, 5, 12, 7, 7), Settings(skip=SKIP, probes=20)
-    shards = [Shard(number, 4) for number in (2, 0, 3, 1)]  # the last has no batch
+    shards = [Shard(number, 4) for number in (2, 0, 3, 1)]  # shard 3 has nothing to do
     found = [fit(llama, given, [POST], settings, folder=tmp_path, shard=shard) for shard in shards]
     assert found[:3] == [2, 1, 1]
     whole = fit(llama, given, [POST], settings)
     torch.testing.assert_close(found[3].lens.at[POST].jacobian, whole.lens.at[POST].jacobian, rtol=0, atol=1e-12)
 
 
-def test_memory_that_runs_out_at_any_backward_pass_halves_the_batch(llama, monkeypatch):
-    given, settings = texts(9, 5, 12, 7, 7), Settings(skip=SKIP)
+def test_a_batch_is_halved_when_memory_runs_out(llama, monkeypatch):
+    given, settings = texts(9, 5, 12, 7), Settings(skip=SKIP)
     whole = fit(llama, given, [POST], settings)
-    backward, calls, told = jacobian._backward, [], []
+    backward, told = jacobian._backward, []
 
-    def failing(final, *rest, **options):
-        calls.append(len(final))
-        if len(final) == 5 and len(calls) == 7:
+    def failing(final, *rest):
+        if len(final) == 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return backward(final, *rest, **options)
+        return backward(final, *rest)
 
     monkeypatch.setattr(jacobian, "_backward", failing)
-    monkeypatch.setattr(jacobian, "FLUSH_BYTES", 2 * 5 * 32 * 8)  # two rows
     found = fit(llama, given, [POST], settings, smaller=told.append)
-    assert told == [3]
-    assert (calls.count(3), calls.count(2)) == (26, 26)  # the first 6 of 32 are done
+    assert told == [2]
     torch.testing.assert_close(found.lens.at[POST].jacobian, whole.lens.at[POST].jacobian, rtol=0, atol=1e-6)
 
 
@@ -283,5 +282,7 @@ def test_a_layer_without_a_backward_pass_is_refused(llama):
 def test_a_long_text_is_cut_into_sequences():
     assert jacobian.pieces(tuple(range(10)), 4, 1) == [(0, 1, 2, 3), (4, 5, 6, 7)]  # 8 and 9 are too few
     assert jacobian.pieces(tuple(range(7)), 4, 1) == [(0, 1, 2, 3), (4, 5, 6)]
+    assert jacobian.pieces(tuple(range(8)), 4, 1, bos=0) == [(0, 1, 2, 3), (0, 4, 5, 6)]
+    assert jacobian.pieces(tuple(range(8)), 4, 1, bos=9) == jacobian.pieces(tuple(range(8)), 4, 1)
     with pytest.raises(InputError, match=r"max-length is 4, .* the first 3 positions .* Use at least 5"):
         jacobian.pieces((0,), 4, 3)
