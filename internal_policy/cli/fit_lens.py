@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import bundle
-from internal_policy.cli import fitting, outputs, prepared, progress, shards
+from internal_policy.cli import fitting, merging, outputs, prepared, progress, shards
 from internal_policy.cli.common import (
     File,
     JsonOptions,
@@ -24,6 +24,7 @@ from internal_policy.cli.common import (
     ProblemOptions,
     ResponseOptions,
     RolloutOptions,
+    Sources,
 )
 from internal_policy.cli.console import document, out
 from internal_policy.cli.fitting import FittingOptions
@@ -51,6 +52,7 @@ class FitLens(JsonOptions, OutputOptions, FittingOptions, ResponseOptions, Rollo
     For example:
     $ internal-policy fit-lens -o lens.safetensors
     $ internal-policy fit-lens --kind jacobian --rollouts texts.jsonl -o jacobian.safetensors
+    $ internal-policy fit-lens --merge monday.safetensors tuesday.safetensors -o both.safetensors
     $ internal-policy fit-lens --model Qwen/Qwen3-0.6B --problems train.jsonl
     $ internal-policy scan --lens lens.safetensors --sites resid_pre,resid_post
     """
@@ -65,6 +67,9 @@ class FitLens(JsonOptions, OutputOptions, FittingOptions, ResponseOptions, Rollo
     """Number of problems or rollouts to use, from the first; by default all."""
     batch_size: int = 32
     """Responses sampled at a time; halved when memory runs out."""
+    merge: Sources = ()
+    """Jacobian lenses to merge instead of fitting one: files that `fit-lens --kind jacobian` wrote for the same model,
+    on different texts. The result is their mean, weighted by their numbers of sequences."""
     output: OutputFile = Path("lens.safetensors")
     """File to write, .safetensors."""
 
@@ -79,7 +84,7 @@ UNUSED = {
 FITTING = ("kind", "sites", "held_out", *(name for names in fitting.OF.values() for name in names))
 """Options of the fit."""
 ENDING = ".safetensors"
-PRESENTATION = {"json", "rollouts", *FITTING}
+PRESENTATION = {"json", "rollouts", "merge", *FITTING}
 """Options that don't change what is sampled."""
 
 
@@ -90,6 +95,9 @@ def run(options: FitLens) -> None:
     from internal_policy.scans import store
     from internal_policy.scans.scan import check_rollouts
 
+    if options.merge:
+        merging.run(options, options.merge, options.output, ENDING, force=options.force, as_json=options.json)
+        return
     start = time.monotonic()
     progress.hush(not options.worker.leads)
     inputs = _prepared(options)
@@ -181,6 +189,8 @@ def _about(
     kl: "pd.DataFrame",
 ) -> dict[str, Any]:
     """What the file tells about the lens."""
+    from internal_policy.lenses.merge import digests
+
     source = Path(inputs.rollouts or inputs.question["problems"])
     return {
         "model": inputs.checkpoint.name,
@@ -193,6 +203,7 @@ def _about(
         "sites": options.sites,
         **fitting.about(options),
         "seed": options.seed,
+        **({"digests": digests(texts)} if texts else {}),
     }
 
 
@@ -209,7 +220,7 @@ def printed(
     with the lens, if they aren't all.
     """
     if as_json:
-        document({"lens": str(path), **about})
+        document({"lens": str(path), **{key: value for key, value in about.items() if key != "digests"}})
         return
     table = Table(title="KL from the model's own policy, in nats", title_justify="left", box=box.SIMPLE_HEAD)
     readouts = list(dict.fromkeys(kl["readout"]))

@@ -83,7 +83,7 @@ class Sums:
         self.counts.view(-1).index_add_(0, row, torch.ones_like(row))
 
     def finish(self, done: int, *, is_last: bool) -> None:
-        """Note that `done` pieces of work are in the sums, which are written to the folder now and then, and at last."""
+        """Note that `done` pieces of work are in the sums, which are written to the folder now and then."""
         self.done = done
         if self.folder is None or not (is_last or time.monotonic() - self.saved >= max(EVERY, SHARE * self.took)):
             return

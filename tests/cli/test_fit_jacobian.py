@@ -93,19 +93,19 @@ def test_an_interrupted_fit_is_continued(asked, monkeypatch, capsys):
     assert main([*asked, "--output", "whole.safetensors"]) == 0
     monkeypatch.setattr("internal_policy.lenses.sums.EVERY", 0.0)
     monkeypatch.setattr("internal_policy.lenses.sums.SHARE", 0)
-    add, calls = jacobian._add, []
+    gradients, calls = jacobian._gradients, []
 
-    def stop(*given: Any) -> None:
+    def stop(*given: Any) -> torch.Tensor:
         calls.append(given)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        add(*given)
+        return gradients(*given)
 
-    monkeypatch.setattr(jacobian, "_add", stop)
+    monkeypatch.setattr(jacobian, "_gradients", stop)
     assert main(asked) == 130
     assert "Continue with: internal-policy fit-lens" in capsys.readouterr().err
     assert main(asked) == 0
-    assert len(calls) == 3 + 2  # of 4 batches, 2 were kept
+    assert len(calls) == 3 + 2  # of 4 pieces, 2 were kept
     assert load_file("lens.safetensors").keys() == load_file("whole.safetensors").keys()
     for name, tensor in load_file("whole.safetensors").items():
         assert torch.equal(load_file("lens.safetensors")[name], tensor)
@@ -130,3 +130,31 @@ def test_an_invalid_fit_is_refused_in_one_sentence(case, asked, here, capsys):
     assert sentence in error
     assert len(error.splitlines()) == 1
     assert not list(here.iterdir())
+
+
+# --merge
+
+
+def test_lenses_of_different_texts_are_merged(asked, words, tmp_path, capsys):
+    for name in "ab":
+        texts = [{"text": f"Mia {name} has {n} apples and buys {n + 3} more."} for n in range(5)]
+        given = str(jsonl(tmp_path / f"{name}.jsonl", *texts))
+        words = [given if word.endswith(".jsonl") else word for word in asked]
+        assert main([*words, "--output", f"{name}.safetensors"]) == 0
+    capsys.readouterr()
+    merge = ["fit-lens", "--merge", "a.safetensors", "b.safetensors", "-o", "both.safetensors"]
+    assert main(merge) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Merged 2 lenses, fitted on 8 sequences (" in printed
+    assert "--lens both.safetensors --sites resid_pre,resid_post" in printed
+    one, other, both = (load_file(f"{name}.safetensors") for name in ("a", "b", "both"))
+    for name, tensor in both.items():
+        torch.testing.assert_close(tensor, (one[name] + other[name]) / 2)
+    assert main([*merge, "--force", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fitted_on"]["file"] == "a.jsonl, b.jsonl"
+    assert main(["fit-lens", "--merge", "a.safetensors", "both.safetensors", "-o", "c.safetensors"]) == 2
+    assert "4 sequences would count twice" in capsys.readouterr().err
+    assert main([*merge, "--force", "--seed", "1"]) == 2
+    assert "--seed has no effect with --merge. Leave it out." in capsys.readouterr().err
+    assert main(["fit-lens", "--merge", "a.safetensors", "b.safetensors", "-o", "a.safetensors", "--force"]) == 2
+    assert "a.safetensors, which is also an input" in capsys.readouterr().err
