@@ -8,7 +8,6 @@ from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.lenses.header import is_file
 from internal_policy.models.failures import explained
-from internal_policy.scans import store
 
 HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+):(?P<path>[^@]+)(?:@(?P<revision>.+))?")
 """A lens on the hub: org/repo:path/in/repo[@revision]."""
@@ -48,6 +47,8 @@ def _safe(path: Path) -> Path:
     known = files.fingerprint_once(path) if path.suffix in PICKLES and is_file(path) else None
     if known is None:
         return path
+    from internal_policy.scans import store  # imports pandas, which --help doesn't need
+
     copy = store.root() / FOLDER / f"{known['sha256']}.safetensors"
     if not copy.exists():
         from internal_policy.lenses import published
