@@ -228,6 +228,15 @@ def test_the_columns_of_a_frame_of_a_scan_are_documented_with_their_types(name):
     ]
 
 
+@pytest.mark.parametrize("name", ["verdicts", "results", "controls"])
+def test_the_columns_of_a_check_are_documented_with_their_types(name):
+    frame = getattr(ip.open_scan("demo-qwen3").check(), name)
+    words = {"str": "string"}
+    assert [(row[0].strip("`"), row[1]) for row in described(f"scan.check().{name}")] == [
+        (column, words.get(str(kind), str(kind))) for column, kind in frame.dtypes.items()
+    ]
+
+
 def test_the_columns_of_a_run_are_documented():
     run = ip.open_run("experiments/bupo")
     assert names("dynamics.parquet") | names("run.dynamics()") == {*run.dynamics().columns}
