@@ -105,7 +105,8 @@ def run(options: FitLens) -> None:
     sites, known = _sites(inputs.config, options.sites), layer_sites(inputs.config)
     points = fit.points_of(known, sites)
     fitting.check_memory(options, points, inputs.config)
-    given, problems = inputs.given(), [] if options.rollouts else inputs.problems(inputs.question["problems"])[0]
+    given = fitting.given(options, inputs)
+    problems = [] if options.rollouts else inputs.problems(inputs.question["problems"])[0]
     folder = store.root() / "rollouts" / store.digest({**inputs.question, "output": options.output.absolute()})
     asked = {name: getattr(options, name) for name in FITTING}
     shared = shards.SharedFile(inputs.worker, options.output, {**inputs.question, **asked}, folder)

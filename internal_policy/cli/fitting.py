@@ -1,5 +1,6 @@
 """Fit a lens of either kind with the options of fit-lens, and show progress."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from internal_policy.scans.shard import WHOLE, Shard, Worker
 if TYPE_CHECKING:
     from torch import nn
 
+    from internal_policy.cli.prepared import Prepared
     from internal_policy.lenses.jacobian import Fitted, Settings
     from internal_policy.lenses.lens import FittedLens
     from internal_policy.models.hooks import HookPoint
@@ -84,6 +86,34 @@ def settings(options: FittingOptions, seed: int) -> "Settings":
     from internal_policy.lenses.jacobian import Settings
 
     return Settings(options.probes, options.skip, seed)
+
+
+def given(options: FittingOptions, inputs: "Prepared") -> "list[Rollout]":
+    """The given responses and texts, checked; none if responses are sampled.
+
+    For a Jacobian lens texts are cut into sequences, of which a single text can have enough.
+    """
+    from internal_policy.models.passes import positions
+    from internal_policy.tasks.rollouts import check_ids, read_rollouts
+
+    if options.kind == "tuned" or inputs.rollouts is None:
+        return inputs.given()
+    found = read_rollouts(inputs.rollouts, inputs.tokenizer, inputs.sampling.chat, limit=inputs.limit, note=inputs.note)
+    rollouts = [part for number, one in enumerate(found) for part in _cut(options, inputs, one, number, len(found))]
+    check_ids(rollouts, positions(inputs.config), inputs.config.get_text_config().vocab_size)
+    return rollouts
+
+
+def _cut(options: FittingOptions, inputs: "Prepared", rollout: "Rollout", number: int, of: int) -> "list[Rollout]":
+    """A text in sequences, which count as one problem if there are other texts; any other rollout as it is."""
+    from internal_policy.lenses.jacobian import pieces
+    from internal_policy.tasks.rollouts import of_ids
+
+    if rollout.problem or len(rollout.prompt_ids) != 1:
+        return [rollout]
+    parts = pieces(rollout.ids, options.max_length, options.skip, inputs.tokenizer.bos_token_id) or [rollout.ids]
+    problem = f"text {number}" if of > 1 else ""
+    return [dataclasses.replace(part, problem=problem) for part in of_ids(inputs.tokenizer, parts)]
 
 
 def sequences(options: FittingOptions, rollouts: "Sequence[Rollout]") -> "list[Ids]":

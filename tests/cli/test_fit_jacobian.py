@@ -62,7 +62,7 @@ def test_the_file_describes_the_fit(asked, capsys):
         "d_model": 32,
     }
     assert about["fitted_on"]["file"] == "texts.jsonl"
-    assert about["fitted_on"]["sequences"] > about["fitted_on"]["rollouts"] == 8  # texts are cut
+    assert about["fitted_on"]["sequences"] > 8  # texts are cut
     assert "steps" not in about
     assert {one["readout"] for one in about["kl"]} == {"raw", "norm", "jacobian"}
 
@@ -109,6 +109,22 @@ def test_an_interrupted_fit_is_continued(asked, monkeypatch, capsys):
     assert load_file("lens.safetensors").keys() == load_file("whole.safetensors").keys()
     for name, tensor in load_file("whole.safetensors").items():
         assert torch.equal(load_file("lens.safetensors")[name], tensor)
+
+
+def test_a_single_long_text_is_enough(folder, tmp_path, capsys):
+    text = tmp_path / "book.txt"
+    text.write_text("What is 3 + 4? The answer is 7. " * 40)  # longer than the model reads
+    words = ["--rollouts", str(text), "--max-length", "32", "--skip", "4"]
+    assert main(["fit-lens", "--kind", "jacobian", "--model", str(folder), *words, "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["fitted_on"]["sequences"] > 20
+    assert about["held_out"]["rollouts"] > 5
+
+
+def test_the_sequences_of_a_text_are_fitted_on_or_held_out_together(words, capsys):
+    assert main(["fit-lens", "--kind", "jacobian", *words, "--max-length", "9", "--skip", "4", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["held_out"]["rollouts"] == 2 * 2  # two of ten texts, in two sequences each
 
 
 BAD = {
