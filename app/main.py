@@ -31,6 +31,7 @@ VIEWS = {
     "training": Entry("Training"),
     "geometry": Entry("Geometry", ("residual", "norm-control")),
     "check": Entry("Check", uses=("readout", "outcome", "positions")),
+    "ablation": Entry("Ablation", ("ablation",)),
     "prompt": Entry("Try a prompt"),
 }
 """Address -> its page."""

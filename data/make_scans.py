@@ -1,4 +1,4 @@
-"""Scan the two demo models for the dashboard, the notebooks and the reports: `python data/make_scans.py`."""
+"""Scan and ablate the two demo models for the dashboard, notebooks and reports: `python data/make_scans.py`."""
 
 import os
 import shutil
@@ -16,9 +16,12 @@ PROBLEMS = 20
 if __name__ == "__main__":
     os.chdir(ROOT)  # the record keeps paths as typed
     for model in MODELS:
-        folder = Path("data/scans") / model
+        folder, ablation = Path("data/scans") / model, Path("data/scans") / f"{model}-ablation"
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(ablation, ignore_errors=True)
         options = ["--model", model, "--problems", "data/problems/heldout.jsonl", "--limit", str(PROBLEMS)]
-        sys.argv = ["internal-policy", "scan", *options, "--readout", "both", "--output", str(folder)]
-        if code := main(sys.argv[1:]):
-            sys.exit(code)
+        options += ["--readout", "both", "--output", str(folder)]
+        for words in (["scan", *options], ["ablate", model, "-o", str(ablation)]):
+            sys.argv = ["internal-policy", *words]
+            if code := main(words):
+                sys.exit(code)

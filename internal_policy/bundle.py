@@ -20,6 +20,11 @@ def scans() -> list[Path]:
     return sorted(found, key=lambda folder: (folder.name.startswith("demo-"), folder.name))
 
 
+def ablations() -> list[Path]:
+    """Folders of the bundled ablations, each beside its scan."""
+    return sorted(path.parent for path in (DATA / "scans").glob("*/ablation.json"))
+
+
 def runs() -> list[Path]:
     """Folders of the bundled training runs."""
     return sorted(path.parent for path in (DATA / "experiments").glob("*/metrics.parquet"))

@@ -172,6 +172,7 @@ def names(heading: str) -> set[str]:
         ("rollouts-*.parquet", SCAN / "rollouts-00000.parquet"),
         ("layers-*.parquet", SCAN / "layers-00000.parquet"),
         ("vocabulary.parquet", SCAN / "vocabulary.parquet"),
+        ("effects-*.parquet", bundle.DATA / "scans" / "demo-qwen3-ablation" / "effects-00000.parquet"),
         ("metrics.parquet", RUN / "metrics.parquet"),
         ("dynamics.parquet", RUN / "dynamics.parquet"),
     ],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from internal_policy.cli import (
+    ablate,
     check,
     compare,
     dashboard,
@@ -41,6 +42,7 @@ class Command:
 COMMANDS: Mapping[str, Command] = {
     "lens": Command("Measure", lens.Lens, lens.run),
     "scan": Command("Measure", scan.Scan, scan.run),
+    "ablate": Command("Measure", ablate.Ablate, ablate.run),
     "generate": Command("Measure", generate.Generate, generate.run),
     "evaluate": Command("Measure", evaluate.Evaluate, evaluate.run),
     "fit-lens": Command("Measure", fit_lens.FitLens, fit_lens.run),

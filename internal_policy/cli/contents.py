@@ -1,4 +1,4 @@
-"""Describe what is in the folder of a scan, training run, evaluation or unfinished sample."""
+"""Describe what is in the folder of a scan, ablation, training run, evaluation or unfinished sample."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,7 +20,9 @@ def described(item: Item) -> dict[str, Any]:
     `state` is finished, unfinished, running or broken, `problem` what is missing or wrong and what to do about it, and
     `changed` when its files were last written. What can't be known is None.
     """
-    of_kind = {"scan": _scan, "run": _run, "evaluation": _evaluation, "sample": _sample}[item.kind]
+    of_kind = {"scan": _scan, "ablation": _ablation, "run": _run, "evaluation": _evaluation, "sample": _sample}[
+        item.kind
+    ]
     row: dict[str, Any] = dict.fromkeys(("model", "rollouts", "created", "problem"))
     try:
         row |= of_kind(item.folder)
@@ -73,6 +75,22 @@ def _unfinished_scan(folder: Path) -> dict[str, Any]:
         "problem": said,
         "remedy": "Run its scan command again to finish it.",
     }
+
+
+def _ablation(folder: Path) -> dict[str, Any]:
+    from internal_policy.scans import effects
+
+    if not (folder / effects.RECORD).exists():
+        asked = effects.asked(folder)["asked"]
+        row = {"state": UNFINISHED, "problem": "Not all of it is measured.", "remedy": "Run its ablate command again."}
+        return {"model": asked.get("model"), "source": asked.get("scan"), "modules": asked.get("modules"), **row}
+    record = effects.record(folder)
+    row = {name: record.get(name) for name in ("model", "rollouts", "tokens", "created")}
+    row |= {"state": FINISHED, "source": record["scan"]["digest"], "modules": record["asked"].get("modules")}
+    for name, known in record["files"].items():
+        if files.fingerprint(folder / name) != known:
+            row |= {"state": BROKEN, "problem": f"{name} is damaged or missing. Remove this, and ablate again."}
+    return row
 
 
 def _asked(asked: Mapping[str, Any]) -> dict[str, Any]:

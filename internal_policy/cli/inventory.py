@@ -1,4 +1,4 @@
-"""Find scans, training runs, evaluations and unfinished samples in the cache and in the package."""
+"""Find scans, ablations, training runs, evaluations and unfinished samples in the cache and in the package."""
 
 import shlex
 from dataclasses import dataclass
@@ -8,11 +8,17 @@ from typing import Literal
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
 
-Kind = Literal["scan", "run", "evaluation", "sample"]
+Kind = Literal["scan", "ablation", "run", "evaluation", "sample"]
 """run: a training run; sample: responses that an interrupted generate, evaluate or fit-lens had sampled."""
 EVALUATIONS, SAMPLES, RUNS = "evaluations", "rollouts", "runs"
 """Folders of the cache that hold something other than the scans of a model."""
-CALLED = {"scan": "scan", "run": "training run", "evaluation": "evaluation", "sample": "unfinished sample"}
+CALLED = {
+    "scan": "scan",
+    "ablation": "ablation",
+    "run": "training run",
+    "evaluation": "evaluation",
+    "sample": "unfinished sample",
+}
 """What each kind is called on screen."""
 EVALUATION = "evaluation.json"
 """File with the settings of the evaluation in its folder."""
@@ -35,10 +41,12 @@ class Item:
 def kind_of(folder: Path) -> Kind | None:
     """What a folder holds, by the files in it; None if internal-policy didn't write it."""
     from internal_policy.look import runs
-    from internal_policy.scans import records, store
+    from internal_policy.scans import effects, records, store
 
     if any((folder / name).is_file() for name in (records.RECORD, records.ASKED)):
         return "scan"
+    if any((folder / name).is_file() for name in (effects.RECORD, effects.ASKED)):
+        return "ablation"
     if any((folder / name).is_file() for name in (runs.RECORD, runs.METRICS)):
         return "run"
     if (folder / EVALUATION).is_file():
@@ -53,7 +61,7 @@ def items(*kinds: Kind) -> list[Item]:
 
 def _cached() -> list[Item]:
     from internal_policy.look import runs
-    from internal_policy.scans import store
+    from internal_policy.scans import effects, store
 
     root = store.root()
     started = {path.parent for path in root.glob(f"{RUNS}/*/{runs.RECORD}")} | {
@@ -62,6 +70,7 @@ def _cached() -> list[Item]:
     sampled = [path for path in root.glob(f"{SAMPLES}/*") if files.is_folder(path)]
     found = [
         *(Item("scan", folder, folder.name) for folder in store.scans(unfinished=True)),
+        *(Item("ablation", folder, folder.name) for folder in effects.folders(unfinished=True)),
         *(Item("run", folder, _below(root, folder)) for folder in started),
         *(Item("evaluation", path.parent, _below(root, path.parent)) for path in root.glob(f"*/*/{EVALUATION}")),
         *(Item("sample", folder, _below(root, folder)) for folder in sampled),
@@ -75,8 +84,9 @@ def _below(root: Path, folder: Path) -> str:
 
 def _bundled() -> list[Item]:
     scans = [Item("scan", folder, folder.name, bundled=True) for folder in bundle.scans()]
+    ablations = [Item("ablation", folder, folder.name, bundled=True) for folder in bundle.ablations()]
     runs = [Item("run", folder, f"{folder.parent.name}/{folder.name}", bundled=True) for folder in bundle.runs()]
-    return scans + runs
+    return scans + ablations + runs
 
 
 def find_scan(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""`internal-policy ls`: list the scans, training runs and evaluations in the cache and in the package."""
+"""`internal-policy ls`: list the scans, ablations, training runs and evaluations in the cache and in the package."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from internal_policy.cli.console import document, out, visible
 
 @dataclass(frozen=True, kw_only=True)
 class Ls(JsonOptions):
-    """List scans, training runs and evaluations, newest first.
+    """List scans, ablations, training runs and evaluations, newest first.
 
     Those in the cache are listed and those that come with the package. Interrupted and broken ones are listed too, with
     what to do about them. To remove some, use `internal-policy rm`.
@@ -112,6 +112,10 @@ KINDS: dict[inventory.Kind, tuple[str, tuple[Column, ...]]] = {
             SOURCE,
             *END,
         ),
+    ),
+    "ablation": (
+        "Ablations",
+        (NAME, MODEL, Column("modules", lambda row: ",".join(row.get("modules") or [])), ROLLOUTS, SOURCE, *END),
     ),
     "run": (
         "Training runs",

@@ -19,7 +19,17 @@ Others = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SCAN")]
 
 
 OfScan = Literal[
-    "flow", "change", "norm-control", "residual", "convergence", "readouts", "distribution", "tokens", "cell", "compare"
+    "flow",
+    "change",
+    "norm-control",
+    "residual",
+    "convergence",
+    "readouts",
+    "distribution",
+    "tokens",
+    "cell",
+    "ablation",
+    "compare",
 ]
 OfRun = Literal["dynamics", "trained", "layer", "training", "seeds", "pass-at-k"]
 Figure = Literal[OfScan, OfRun]
@@ -67,6 +77,7 @@ class Plot(OutputOptions, ViewOptions):
       tokens        layers x tokens of a response; .html is the lens grid, with the
                     top token in each cell, and the others are a heatmap
       cell          what the policies of a layer would say at a token
+      ablation      what `ablate` found, beside the entropy change
       compare       up to four scans side by side
 
     The figures of a training run are:

@@ -14,13 +14,18 @@ from internal_policy.errors import InputError
 
 WRITTEN = {
     "scan": r"asked\.json|scan\.json|vocabulary\.parquet|(rollouts|policies|layers)-\d{5,}\.parquet|part-\d{5,}\.json",
+    "ablation": r"question\.json|ablation\.json|averages\.parquet|(effects|rewards)-\d{5,}\.parquet",
     "evaluation": r"evaluation\.json|rollouts\.parquet|pass_at_k\.parquet",
     "sample": r"(\d+/)?(rollouts-\d{5,}\.parquet|part-\d{5,}\.json)|jacobian-\d+-of-\d+\.safetensors",
     "run": r"run\.json|stages\.json|(rollouts|metrics|dynamics|pass_at_k)\.parquet|README\.md|\.partial/.*"
     r"|runs/(.*/)?events\.out\.tfevents\.[^/]*",
 }
 """Kind -> the files that it consists of, by their paths below its folder; a run also has checkpoints and a model."""
-FOLDERS = {"scan": r"(?!)", "evaluation": r"(?!)", "sample": r"\d+", "run": r"model|checkpoint-\d+|runs|\.partial"}
+FOLDERS = {
+    **dict.fromkeys(("scan", "ablation", "evaluation"), r"(?!)"),
+    "sample": r"\d+",
+    "run": r"model|checkpoint-\d+|runs|\.partial",
+}
 """Kind -> the folders that it makes in its folder; no other folder is looked into."""
 SAVED = re.compile(r"model|checkpoint-\d+")
 """Folders in a run that hold weights, and a list of their files."""
@@ -28,7 +33,13 @@ PARTIAL = ".partial"
 """Folder in a run in which everything is temporary."""
 PART = re.compile(r"part-\d{5,}\.json$")
 """Name of the notes on one part of a scan, which list its files."""
-SETTINGS = {"scan": ("asked.json", "scan.json"), "evaluation": (EVALUATION,), "run": ("run.json",), "sample": ()}
+SETTINGS = {
+    "scan": ("asked.json", "scan.json"),
+    "ablation": ("question.json", "ablation.json"),
+    "evaluation": (EVALUATION,),
+    "run": ("run.json",),
+    "sample": (),
+}
 """Kind -> the files that tell a folder of internal-policy from any other."""
 
 

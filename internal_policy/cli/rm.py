@@ -1,4 +1,4 @@
-"""`internal-policy rm`: remove scans, training runs and evaluations."""
+"""`internal-policy rm`: remove scans, ablations, training runs and evaluations."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from internal_policy.errors import InputError, counted
 
 @dataclass(frozen=True, kw_only=True)
 class Rm(JsonOptions):
-    """Remove scans, training runs and evaluations, after asking.
+    """Remove scans, ablations, training runs and evaluations, after asking.
 
     Only files that internal-policy wrote are removed, and none that a process is still writing. A training run holds
     its trained model, so its whole name is needed. What comes with the package can't be removed.
@@ -33,8 +33,8 @@ class Rm(JsonOptions):
     scans: ScanNames
     """What to remove: names in `internal-policy ls`, their first characters, or folders."""
     unfinished: bool = False
-    """Also remove all unfinished scans and samples in the cache that no process is writing to. Unfinished training runs
-    stay, because they can continue from a checkpoint."""
+    """Also remove all unfinished scans, ablations and samples in the cache that no process is writing to. Unfinished
+    training runs stay, because they can continue from a checkpoint."""
     yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False
     """Remove without asking."""
 
@@ -62,7 +62,7 @@ def run(options: Rm) -> bool:
 def _chosen(options: Rm) -> list[Item]:
     """The items to remove, all checked. Raises InputError."""
     named = [_named(name) for name in options.scans]
-    left = inventory.items("scan", "sample") if options.unfinished else []
+    left = inventory.items("scan", "ablation", "sample") if options.unfinished else []
     return named + [item for item in left if contents.described(item)["state"] == contents.UNFINISHED]
 
 

@@ -8,7 +8,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
+from internal_policy.look import ablation as ablations
 from internal_policy.look import (
+    ablation_figure,
     choices,
     comparison,
     headings,
@@ -197,6 +199,25 @@ def compare(data: Data) -> go.Figure:
     return layer_figures.compare(columns, "change" if data.choice.measure == "change" else "entropy", data.choice.style)
 
 
+def _ablation(views: Sequence[View], choice: Choice) -> Data:
+    (one,) = (replace(each, first=0, last=None) for each in views)
+    folder, kept = ablations.newest(one), view.rollouts(one)["rollout"]
+    found = ablations.table(folder, kept)
+    per_rollout = found.drop_duplicates("rollout")
+    facts = {"rollouts": len(per_rollout), "tokens": int(per_rollout["tokens"].sum())}
+    frames = {"effect": ablations.means(found, choice.average), "change": view.changes(one, choice.average)}
+    if len(rewards := ablations.rewards(folder)):
+        frames["reward"] = rewards
+    return Data(frames, [replace(view.about(one), **facts)], choice)
+
+
+def ablation(data: Data) -> go.Figure:
+    """What skipping each layer, attention block or FFN does to the model's policy, beside its entropy change."""
+    frames = data.frames
+    about, style = data.abouts[0], data.choice.style
+    return ablation_figure.ablation(frames["effect"], frames["change"], frames.get("reward"), about, style)
+
+
 def _means(views: Sequence[View], choice: Choice, *measures: str) -> Data:
     (one,) = views
     return Data({name: view.means(one, name, choice.average) for name in measures}, [view.about(one)], choice)
@@ -223,6 +244,7 @@ FIGURES: Mapping[str, Entry] = {
     "distribution": Entry(_distribution, distribution, ("measure", "site", *FILTER)),
     "tokens": Entry(_tokens, heatmap, ("measure", "site", "rollout", "position", *FILTER)),
     "cell": Entry(_cell, cell, ("rollout", "position", "layer", *FILTER)),
+    "ablation": Entry(_ablation, ablation, ("average", "readout", "outcome")),
     "compare": Entry(_compare, compare, ("average", "measure", "against", *FILTER)),
 }
 """Name -> how to draw it, and what can be chosen."""

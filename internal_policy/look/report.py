@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from internal_policy.errors import InputError
 from internal_policy.look import (
+    ablation,
     catalogue,
     check,
     comparison,
@@ -36,6 +37,7 @@ SECTIONS = {
     "convergence": ("convergence", Choice()),
     "layers_spread": ("distribution", Choice(site="resid_post")),
     "ffn_spread": ("distribution", Choice(site="mlp_out")),
+    "ablation": ("ablation", Choice()),
 }
 """Name in report.html -> name and choice of a figure of one scan."""
 COMPARISONS = {"entropy": ("compare", Choice()), "change": ("compare", Choice(measure="change"))}
@@ -74,10 +76,19 @@ def _scan(one: View) -> dict[str, Any]:
         "outcome": summary.marks(one),
         "targets": _targets(one),
         "check": _check(one),
+        "ablation": _ablation(one),
         "figures": {called: _figure(name, [one], choice) for called, (name, choice) in SECTIONS.items()},
         "table": _table(one),
         "provenance": summary.provenance(one),
     }
+
+
+def _ablation(one: View) -> list[str]:
+    """What an ablation of the scan shows; nothing if there is none."""
+    try:
+        return ablation.sentences(ablation.newest(one), one)
+    except InputError:
+        return []
 
 
 def _grid(one: View) -> dict[str, Any]:

@@ -44,6 +44,7 @@ MEASURES = {
     "settled": ("Top token has settled", "share of tokens"),
     "norm": ("Norm", ""),
     "cosine": ("Cosine", ""),
+    "reward": ("Change of reward", ""),
 }
 """Measure -> its name on screen and its unit."""
 WHILE_TRAINING = {

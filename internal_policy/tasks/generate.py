@@ -113,6 +113,34 @@ def generate(
     text = model.config.get_text_config()
     check_prompts(prompt_of, max_new_tokens, positions(text), text.vocab_size)
     ends = end_ids(model, tokenizer)
+    prompts = [prompt_of[n // samples] for n in wanted]
+    options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+    sampled = continued(model, tokenizer, prompts, **options, batch_size=batch_size, first=first, on_token=on_token)
+    for start, responses in zip(range(0, len(wanted), batch_size), sampled, strict=True):
+        yield [
+            answered(tokenizer, problems[n // samples], n % samples, prompt_of[n // samples], ids, ids[-1] in ends)
+            for n, ids in zip(wanted[start : start + batch_size], responses, strict=True)
+        ]
+
+
+def continued(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Ids],
+    *,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int,
+    first: int = 0,
+    on_token: OnToken | None = None,
+) -> Iterator[list[Ids]]:
+    """A sampled response to each prompt, `batch_size` at a time, with the options of `generate`.
+
+    `first` is the number of the first prompt among all that are sampled with this seed.
+    """
+    ends = end_ids(model, tokenizer)
     shaping = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     config = GenerationConfig(
         do_sample=temperature > 0,
@@ -121,14 +149,10 @@ def generate(
         pad_token_id=pad_id(model, tokenizer),
         **shaping,
     )
-    for start in range(0, len(wanted), batch_size):
-        batch = wanted[start : start + batch_size]
+    for start in range(0, len(prompts), batch_size):
         with _seeded(model, seed, first + start):
-            responses = _sample(model, [prompt_of[n // samples] for n in batch], config, ends, on_token)
-        yield [
-            answered(tokenizer, problems[n // samples], n % samples, prompt_of[n // samples], ids, ids[-1] in ends)
-            for n, ids in zip(batch, responses, strict=True)
-        ]
+            responses = _sample(model, prompts[start : start + batch_size], config, ends, on_token)
+        yield responses
 
 
 def answered(

@@ -24,7 +24,18 @@ from internal_policy.errors import InputError
 from internal_policy.look import catalogue, run_catalogue, theme, view
 from internal_policy.scans import positions, store
 
-FIGURES = ["flow", "change", "norm-control", "residual", "convergence", "readouts", "distribution", "tokens", "cell"]
+FIGURES = [
+    "flow",
+    "change",
+    "norm-control",
+    "residual",
+    "convergence",
+    "readouts",
+    "distribution",
+    "tokens",
+    "cell",
+    "ablation",
+]
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
 
@@ -159,7 +170,7 @@ def test_a_report_holds_every_figure_the_table_and_the_provenance_in_one_offline
     assert main(["report", "demo-qwen3", "demo-llama", "-o", str(path)]) == 0
     assert "MB" in capsys.readouterr().err
     page = path.read_text()
-    assert page.count('class="plotly-graph-div"') == 2 * 9 + 2
+    assert page.count('class="plotly-graph-div"') == 2 * 10 + 2
     assert page.count('<div class="lens-grid"></div>') == 2
     assert page.count("function mountLensGrid") == 1
     assert page.count("plotly.js v") == 1
@@ -175,7 +186,7 @@ def test_a_report_says_why_a_figure_is_missing(tmp_path):
     assert main(["report", "demo-qwen3", "--readout", "norm", "-o", str(path)]) == 0
     page = path.read_text()
     assert page.count("Not drawn") == 1
-    assert page.count('class="plotly-graph-div"') == 8
+    assert page.count('class="plotly-graph-div"') == 9
 
 
 def test_a_figure_in_a_report_has_one_title(tmp_path):

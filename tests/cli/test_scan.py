@@ -158,6 +158,7 @@ def test_a_model_of_another_family_is_scanned_and_sampled_from(name, folders, pr
 def test_a_scan_without_resid_mid_is_drawn_whole(folders, problems, here, capsys):
     words = ["--model", str(folders["gpt_neox"]), "--problems", str(problems), "--max-new-tokens", "6"]
     assert main(["scan", *words, "--output", "mine"]) == 0
+    assert main(["ablate", "mine"]) == 0
     assert main(["report", "mine", "demo-qwen3", "-o", "report.html"]) == 0
     written = (here / "report.html").read_text()
     assert "Not drawn" not in written
