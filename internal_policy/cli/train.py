@@ -95,10 +95,11 @@ def run(options: Train) -> None:
     training.check(about, tokenizer, problems, chat, config, _point(options))
     if not (bundle.model(options.model) or training.asks_for_boxes(tokenizer, problems, chat)):
         progress.note(NO_BOX)
+    on_disk: Any = about.dtype  # loading replaces it by --dtype
     model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)
     quantized.check_trainable(model)
     offload.check_trainable(model)
-    setup = training.Setup(folder, model, tokenizer, problems, chat)
+    setup = training.Setup(folder, model, tokenizer, problems, chat, on_disk)
     if other:
         outputs.clear(folder, "run")
     with files.held(folder):  # nothing is written before everything is checked

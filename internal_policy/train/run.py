@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PrinterCallback
 
@@ -28,7 +29,7 @@ from internal_policy.tasks.generate import check_prompts, generate
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat, encode_problem
 from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollouts
-from internal_policy.train import checkpoints, padding
+from internal_policy.train import checkpoints, padding, precision
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig, check_vllm
@@ -61,6 +62,8 @@ class Setup:
     """Problems with answers."""
     chat: Chat
     """Arguments for the chat template; None for no template."""
+    dtype: torch.dtype | None = None
+    """Type of the weights on disk, in which the trained model is saved; None for the type in training."""
 
 
 def check(
@@ -197,11 +200,13 @@ def _trained(
         trainer.remove_callback(PrinterCallback)
         if scans.every and trainer.is_fsdp_enabled:
             raise InputError("Layers can't be scanned while FSDP shards them. Use --scan-every 0.")
+        if (warning := precision.rounding(trainer.model, config.learning_rate)) is not None:
+            note(warning)
         note(_processes(trainer.accelerator.num_processes, on_cpu=config.use_cpu))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if interrupt.pressed:
         raise KeyboardInterrupt
-    _save(trainer, setup.folder)
+    _save(trainer, setup.folder, setup.dtype)
     trainer.accelerator.end_training()  # without this, processes may abort
     return logger.metrics if trainer.is_world_process_zero() else None
 
@@ -228,8 +233,8 @@ def _explained(file: str | None, logger: RunLogger) -> Iterator[None]:
         raise InputError(f"{file} made training fail before its first step: {reason}") from error
 
 
-def _save(trainer: BuPOTrainer, folder: Path) -> None:
-    """Write the model, whole or not at all."""
+def _save(trainer: BuPOTrainer, folder: Path, dtype: torch.dtype | None) -> None:
+    """Write the model, whole or not at all, in the type `dtype` if it isn't None."""
     partial = folder / checkpoints.PARTIAL
     if trainer.is_world_process_zero():
         shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
@@ -237,5 +242,7 @@ def _save(trainer: BuPOTrainer, folder: Path) -> None:
     trainer.save_model(str(partial / MODEL))
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
+        if dtype is not None:
+            precision.save_as(partial / MODEL, dtype)
         checkpoints.put(partial / MODEL, folder / MODEL)
         partial.rmdir()

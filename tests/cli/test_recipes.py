@@ -150,6 +150,7 @@ def test_memory_is_saved_on_gpus(name, configured):
     config = configured(name)
     assert config.bf16
     assert config.gradient_checkpointing
+    assert config.cast_lm_head_to_fp32
 
 
 def test_there_are_no_other_recipes():
