@@ -78,7 +78,7 @@ def scan(
             columns = {measure: frame[name] for measure, name in named.items()}
             by = frame[["rollout", "readout", "layer"]].assign(site=site, **columns)
             grouped = by.groupby(["rollout", "readout", "layer", "site"])
-            means.append(grouped.mean().assign(tokens=grouped.size()).reset_index())
+            means.append(grouped.mean(skipna=False).assign(tokens=grouped.size()).reset_index())
     numbered, lengths = np.unique(rollout, return_counts=True)
     rollouts = pd.DataFrame({"rollout": numbered, "reward": np.nan})
     rollouts["prompt_ids"] = [[1] * prompt] * len(numbered)

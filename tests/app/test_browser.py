@@ -108,12 +108,13 @@ def test_every_page_is_drawn_in_light_and_dark(server, page, pictures, run, widt
         "compare": "compare?scan=smollm2-135m",
         "training": f"training?run={run}",
         "geometry": "geometry?scan=smollm2-135m",
+        "check": "check?scan=smollm2-135m",
         "prompt": "prompt",
     }
+    ready = {"prompt": ".st-key-prompt_answer", "tokens": ".st-key-lens [data-ready]", "check": ".st-key-controls"}
     for name, address in pages.items():
         page.set_viewport_size({"width": width, "height": 1000})
-        drawn = {"prompt": ".st-key-prompt_answer", "tokens": ".st-key-lens [data-ready]"}.get(name, DRAWN)
-        opened(page, f"{server}/{address}", drawn)
+        opened(page, f"{server}/{address}", ready.get(name, DRAWN))
         tall = page.get_by_test_id("stMain").evaluate("main => main.scrollHeight")
         page.set_viewport_size({"width": width, "height": min(tall, 4000)})
         for scheme in ("light", "dark"):

@@ -136,6 +136,16 @@ def test_too_few_rollouts_test_nothing():
     assert found.verdicts["reason"][0] == "Not tested: it needs finite numbers of 4 or more rollouts."
 
 
+def test_a_layer_without_finite_numbers_does_not_count():
+    every, unembedding = states("direction", ROLLOUTS * TOKENS)
+    every["mlp_out"][0, 0] = np.nan
+    every["resid_post"][0, -1] = np.nan
+    found = check.check(of(planted.scan(every, unembedding, rollouts(), **ROWS)))
+    text = found.results.set_index(["claim", "control"])["text"]
+    assert text["change_mlp", "simultaneous"].endswith(f", of {LAYERS - 1}")
+    assert row_of(found)["reason"] == "Not tested: it needs finite numbers of 4 or more rollouts."
+
+
 def test_a_scan_without_controls_says_which_are_missing():
     tables = planted.scan(*states("direction", ROLLOUTS * TOKENS), rollouts(), 30, planted.MEASURES, ("raw",))
     found = check.check(of(tables))
