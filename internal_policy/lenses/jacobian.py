@@ -17,7 +17,7 @@ from internal_policy.lenses.lens import FittedLens
 from internal_policy.lenses.sums import Sums, check_memory
 from internal_policy.measure.matmul import precision
 from internal_policy.models.adapters import inside
-from internal_policy.models.families import family_of, places_at
+from internal_policy.models.families import family_of, layer_sites, places_at
 from internal_policy.models.hooks import HookPoint, check_visits
 from internal_policy.models.memory import in_halves
 from internal_policy.models.modules import decoder_layers
@@ -260,21 +260,35 @@ def _states(
 ) -> tuple[dict[HookPoint, Tensor], Float[Tensor, "batch seq d_model"]]:
     """The live states of a batch at `points`, and the last layer's output; texts are padded on the right.
 
-    Causal attention and recurrences hide the padding from real tokens.
+    Causal attention and recurrences hide the padding from real tokens. Raises InputError for a module whose output is
+    off the graph, through which the derivative would be lost without a sign.
     """
-    last = HookPoint(reader.n_layers - 1, "resid_post")
+    last, known = HookPoint(reader.n_layers - 1, "resid_post"), layer_sites(reader.model.config)
+    modules = [HookPoint(layer, site) for layer in known for site in ("attn_out", "mlp_out") if site in known[layer]]
     seen: dict[HookPoint, Tensor] = {}
 
     def visit(point: HookPoint, hidden: Tensor) -> None:
-        if not hidden.requires_grad:
-            hidden.requires_grad_(True)  # the graph begins here
-        seen[point] = hidden
+        if point in wanted:
+            if not hidden.requires_grad:
+                hidden.requires_grad_(True)  # the graph begins here
+            seen[point] = hidden
+        elif seen and not hidden.requires_grad and point.layer > next(iter(seen)).layer:
+            raise InputError(
+                f"{point} passes no gradient on, so this model has no Jacobian. Load weights that aren't quantized, or "
+                "use another --attn-implementation."
+            )
 
+    wanted = {*points, last}
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text)
     with torch.enable_grad(), alone(reader.model, [len(text) for text in texts]):
-        reader.run([*points, last], visit, input_ids=ids.to(device_of(reader.model)), use_cache=False)
+        reader.run(
+            [*dict.fromkeys([*modules, *points, last])],
+            visit,
+            input_ids=ids.to(device_of(reader.model)),
+            use_cache=False,
+        )
     check_visits([*points, last], dict.fromkeys(seen, 1))
     return {point: seen[point] for point in points}, seen[last]
 

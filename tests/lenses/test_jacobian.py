@@ -279,6 +279,18 @@ def test_a_layer_without_a_backward_pass_is_refused(llama):
         fit(llama, texts(9, 9), [POST], Settings(skip=SKIP))
 
 
+def test_a_module_that_passes_no_gradient_on_is_refused(llama):
+    llama.model.layers[1].mlp.down_proj.register_forward_hook(lambda *given: given[-1].detach())
+    with pytest.raises(InputError, match=r"1\.mlp_out passes no gradient on, so this model has no Jacobian"):
+        fit(llama, texts(9, 9), [POST], Settings(skip=SKIP))
+
+
+def test_a_model_whose_weights_are_offloaded_is_refused(llama, monkeypatch):
+    monkeypatch.setattr(jacobian, "has_offloaded", lambda _: True)
+    with pytest.raises(InputError, match="needs all layers at once for its gradients, but --device-map offloads some"):
+        fit(llama, texts(9, 9), [POST], Settings(skip=SKIP))
+
+
 def test_a_long_text_is_cut_into_sequences():
     assert jacobian.pieces(tuple(range(10)), 4, 1) == [(0, 1, 2, 3), (4, 5, 6, 7)]  # 8 and 9 are too few
     assert jacobian.pieces(tuple(range(7)), 4, 1) == [(0, 1, 2, 3), (4, 5, 6)]
