@@ -88,9 +88,10 @@ class BuPOTrainer(GRPOTrainer):
 
     While an internal policy is trained, its entropy (nats) and clip fractions are logged as `internal/entropy` and
     `internal/clip_ratio/*`, and `entropy` is the whole policy's, at one response per prompt. Evaluation uses the
-    whole policy. Log-ratios are clamped at +-20, as in the paper's code. An update whose gradient isn't finite is
-    skipped, and logged as `skipped`. Raises InputError for a hook point that the model doesn't have, when training
-    starts for a schedule that is longer than training, and after 10 skipped updates in a row.
+    whole policy. The KL term (`beta`) is 0 until the whole policy is trained. Log-ratios are clamped at +-20, as in the
+    paper's code. An update whose gradient isn't finite is skipped, and logged as `skipped`. Raises InputError for a
+    hook point that the model doesn't have, when training starts for a schedule that is longer than training, and after
+    10 skipped updates in a row.
 
     Overrides private names: `_generate_and_score_completions`, `_get_per_token_logps_and_entropies`, `_compute_loss`,
     `_tokenize_prompts`, `_get_train_sampler`, `_save_checkpoint`, `_tag_names`, `_name` and `_paper` of GRPOTrainer,
@@ -241,6 +242,7 @@ class BuPOTrainer(GRPOTrainer):
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
         self.point = point_at(self.args.phases, self.state.global_step // self.args.updates_per_step)
+        self.beta = self.args.beta if self.point == FINAL else 0.0  # an internal policy has no reference
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
         self.whole = corrected  # vLLM samples from the whole policy, so only that can be compared with it
         try:

@@ -29,6 +29,7 @@ NAMES = {
     "internal/entropy": "internal_entropy",
     "frac_reward_zero_std": "groups_without_spread",
     "skipped": "skipped",
+    "kl": "kl",
     "completions/clipped_ratio": "cut",
     "completions/mean_length": "length",
     "learning_rate": "learning_rate",

@@ -31,7 +31,7 @@ class BuPOConfig(GRPOConfig):
     Takes every field of GRPOConfig. A checkpoint that is due within a generation batch is written at the end of that
     batch, because only then does a resumed run equal an uninterrupted one. On a CPU, bf16 and gradient checkpointing
     are off by default. Raises InputError for a schedule that can't be read, for a field that internal policies exclude
-    (`beta`, `use_liger_kernel`), and for sizes that don't divide, suggesting some that do.
+    (such as `use_liger_kernel`), and for sizes that don't divide, suggesting some that do.
     """
 
     schedule: list[str] = field(
@@ -65,8 +65,6 @@ class BuPOConfig(GRPOConfig):
         self._check_values()
         if self.readout not in READOUTS:
             raise InputError(f"readout is '{self.readout}'; it must be {' or '.join(READOUTS)}.")
-        if self.phases and self.beta:
-            raise InputError(f"beta is {self.beta}, but an internal policy has no KL term. Set it to 0.")
         if self.phases and self.use_liger_kernel:
             raise InputError("use_liger_kernel bypasses internal policies with a head of its own. Set it to false.")
         if self.phases and self.use_vllm and self.off_policy_mask_threshold is not None:

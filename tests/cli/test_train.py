@@ -434,7 +434,7 @@ def test_missing_packages_and_keys_are_named_before_the_model_is_loaded(text, sa
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("beta: 0.04", "has beta: 0.04, which can't be used: beta is 0.04"),
+        ("use_liger_kernel: true", "has use_liger_kernel: True, which can't be used: use_liger_kernel bypasses"),
         ("optim: sgdd", "has optim: sgdd, which can't be used"),
         ("lr_scheduler_type: wavy", "has lr_scheduler_type: wavy, which can't be used"),
         ("report_to: papyrus", "has report_to: papyrus, which isn't installed"),

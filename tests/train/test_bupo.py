@@ -11,7 +11,7 @@ import torch
 from conftest import hook_count, tiny_model
 from tokenizers.processors import TemplateProcessing
 from trainer import Fixed, trainer, weights
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -339,6 +339,21 @@ def test_logs_of_the_internal_policy_are_named_internal(tmp_path, tokenizer):
     assert "internal/clip_ratio/region_mean" in internal
     assert "clip_ratio/region_mean" not in internal
     assert not any(name.startswith("internal/") for name in whole)
+
+
+def test_a_kl_term_only_acts_while_the_whole_policy_is_trained(tmp_path, tokenizer):
+    found = {}
+    tiny_model("qwen3").float().save_pretrained(tmp_path / "model")  # TRL loads the reference from the model's folder
+    for beta in (0.0, 0.5):
+        record, model = Record(), AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        trainer(tmp_path, tokenizer, model, kind=Fixed, schedule=[f"{ONE}:2"], beta=beta, callbacks=[record]).train()
+        found[beta] = record
+    assert ["kl" in log for log in found[0.5].logs] == [False] * 4 + [True] * 4
+    for update in range(4):  # 2 steps of 2 updates
+        one, other = (record.weights[update + 1] for record in found.values())
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    one, other = (record.weights[-1] for record in found.values())
+    assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_whole_policys_entropy_is_logged_in_phase_one(tmp_path, tokenizer):

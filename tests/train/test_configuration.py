@@ -21,7 +21,6 @@ ONE = "1.resid_post"
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"schedule": [f"{ONE}:1"], "beta": 0.1}, "beta is 0.1"),
         ({"schedule": [f"{ONE}:1"], "use_liger_kernel": True}, "use_liger_kernel"),
         ({"schedule": [f"{ONE}:1"], "use_vllm": True, "off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold"),
         ({"readout": "tuned"}, "raw or norm"),
