@@ -14,8 +14,6 @@ from internal_policy.cli.common import ModelOptions
 from internal_policy.errors import InputError, counted
 from internal_policy.models import checkpoint, loading, tokenizers
 from internal_policy.models.checkpoint import Checkpoint
-from internal_policy.scans import effects, positions, store
-from internal_policy.scans.effects import MEAN, REPLACEMENTS
 
 if TYPE_CHECKING:
     from internal_policy.cli.ablate import Ablate
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 RUNS_ON = ("device", "device_map", "max_memory", "offload_folder")
 """Options of a model that tell where it runs; the others are those of the scan unless they are given."""
-MODULES = ("layer", "attn", "mlp")
+MODULES, REPLACEMENTS = ("layer", "attn", "mlp"), ("zero", "mean")
 LONGER = 2
 """Responses of ablated models may be this many times as long as the longest in the scan, as most never end."""
 
@@ -64,6 +62,8 @@ class Work:
 
 def prepared(options: "Ablate", scan: Path, record: Mapping[str, Any]) -> Work:
     """Resolve the options. Raises InputError, also if the model isn't that of the scan."""
+    from internal_policy.scans import effects, positions
+
     for name in ("limit", "reward", "batch_size"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more.")
@@ -144,6 +144,7 @@ def _layers(text: str, n_layers: int) -> tuple[int, ...]:
 
 def _rollouts(work: Work) -> "Sequence[Rollout]":
     """The rollouts to read. Raises InputError if --reward finds no answers in them."""
+    from internal_policy.scans import store
     from internal_policy.tasks.rollouts import from_table
 
     found: list[Rollout] = []
@@ -182,7 +183,7 @@ def measure(work: Work, other: bool) -> None:
     size, smaller = work.batch_size, progress.saying_once("Out of memory: reading {} rollouts at a time.")
     batches = [rollouts[first : first + size] for first in range(0, len(rollouts), size)]
     means = {}
-    if MEAN in work.replacements:
+    if "mean" in work.replacements:
         with progress.bar("Averaging", len(rollouts)) as advance:
             means = job.averaged(work.folder, reader, batches, targets, work.positions, advance, smaller)
     ablator = Ablator.of(reader, targets, work.replacements, means, rollouts[0].ids, work.positions, product)
@@ -218,6 +219,7 @@ def _facts(work: Work, ablator: "Ablator", rollouts: "Sequence[Rollout]") -> dic
 def _rewarded(work: Work, ablator: "Ablator", rollouts: "Sequence[Rollout]", smaller: Any) -> dict[str, Any]:
     """Sample responses with the model and with each ablated one. Returns how."""
     from internal_policy.scans import ablation_job as job
+    from internal_policy.scans import store
 
     asked, problems = store.record(work.scan)["asked"], problems_of(rollouts)
     assert work.samples is not None
