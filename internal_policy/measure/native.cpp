@@ -12,6 +12,7 @@
 namespace {
 
 constexpr float LOWEST = -80.0f;  // as in metrics.py
+
 // e^x for x from LOWEST to 0, to a relative 1e-7; NaN stays NaN
 inline Vector exponential(Vector x) {
   const Vector shifted = x * 1.44269504f + 12582912.0f;  // rounds to a whole number in the lowest bits
@@ -87,12 +88,16 @@ float largest(const float* z, int64_t n) {  // ignores NaN
 }
 
 struct Sums {
-  Vector s, t, cross, half, two;
+  Vector s, t, cross;
+};
+
+struct More {  // sums for SPREAD alone, which others don't pay for
+  Vector half, two;
 };
 
 // Adds LANES logits, of which the first `valid` count; replaces them by e^u for a final policy
 template <bool CROSS_TERM, bool KEPT, bool SPREAD, bool TAIL>
-inline void add(Sums& sums, float* z, float* kept, Vector maximum, int64_t valid) {
+inline void add(Sums& sums, More& more, float* z, float* kept, Vector maximum, int64_t valid) {
   Vector u = at(z) - maximum;
   if (TAIL)
     for (int i = valid; i < LANES; i++) u[i] = 0;
@@ -100,26 +105,22 @@ inline void add(Sums& sums, float* z, float* kept, Vector maximum, int64_t valid
   Vector half = SPREAD ? exponential(0.5f * x) : Vector{}, weights = SPREAD ? half * half : exponential(x);
   if (TAIL)
     for (int i = valid; i < LANES; i++) weights[i] = half[i] = 0;
-  if (SPREAD) sums.half += half, sums.two += weights * weights;
+  if (SPREAD) more.half += half, more.two += weights * weights;
   sums.s += weights;
   sums.t += weights * x;
   if (CROSS_TERM) sums.cross += at(kept) * u;
   if (KEPT) at(kept) = weights;
 }
 
-template <bool CROSS_TERM, bool KEPT, bool SPREAD>
-Sums added(float* z, float* kept, float maximum, int64_t n) {
+template <bool CROSS_TERM, bool KEPT, bool SPREAD = false>
+Sums added(float* z, float* kept, float maximum, int64_t n, More* found = nullptr) {
   Sums sums{};
+  More more{};
   int64_t j = 0;
-  for (; j + LANES <= n; j += LANES) add<CROSS_TERM, KEPT, SPREAD, false>(sums, z + j, kept + j, all(maximum), 0);
-  if (j < n) add<CROSS_TERM, KEPT, SPREAD, true>(sums, z + j, kept + j, all(maximum), n - j);
+  for (; j + LANES <= n; j += LANES) add<CROSS_TERM, KEPT, SPREAD, false>(sums, more, z + j, kept + j, all(maximum), 0);
+  if (j < n) add<CROSS_TERM, KEPT, SPREAD, true>(sums, more, z + j, kept + j, all(maximum), n - j);
+  if (SPREAD) *found = more;
   return sums;
-}
-
-template <bool CROSS_TERM, bool KEPT>
-Sums added(const Job& job, float* z, float* kept, float maximum, int64_t n) {
-  return job.spread ? added<CROSS_TERM, KEPT, true>(z, kept, maximum, n)
-                    : added<CROSS_TERM, KEPT, false>(z, kept, maximum, n);
 }
 
 // Adds a tile's logits to the mean and squares of the `seen` before them, by their distance from the tile's own mean.
@@ -177,7 +178,7 @@ void fold(const Job& job, int64_t row, float* z, float* room, int64_t first, int
     }
     for (int64_t j = n; j < whole; j++) room[j] = -std::numeric_limits<float>::infinity();
     risen(sums + SCALED_S, sums + SCALED_T, sums + SCALED_LARGEST, largest(room, whole));
-    const Sums found = added<false, false, false>(room, kept, float(sums[SCALED_LARGEST]), n);
+    const Sums found = added<false, false>(room, kept, float(sums[SCALED_LARGEST]), n);
     sums[SCALED_S] += sum(found.s), sums[SCALED_T] += sum(found.t);
   }
   if (job.bias)
@@ -200,20 +201,26 @@ void fold(const Job& job, int64_t row, float* z, float* room, int64_t first, int
   if (job.spread) disperse(sums, z, first, n);
   const Final before = risen(sums + S, sums + T, sums + LARGEST, most);
   const float maximum = float(sums[LARGEST]);
+  const bool is_final = row < job.positions, crosses = job.kl && !is_final;
+  More more;
   Sums found;
-  if (!job.kl) {
-    found = added<false, false>(job, z, kept, maximum, n);
-  } else if (row < job.positions) {
-    finals[token] = before;
-    found = added<false, true>(job, z, kept, maximum, n);
-  } else {
+  if (!job.spread)
+    found = crosses           ? added<true, false>(z, kept, maximum, n)
+            : job.kl          ? added<false, true>(z, kept, maximum, n)
+                              : added<false, false>(z, kept, maximum, n);
+  else
+    found = crosses           ? added<true, false, true>(z, kept, maximum, n, &more)
+            : job.kl          ? added<false, true, true>(z, kept, maximum, n, &more)
+                              : added<false, false, true>(z, kept, maximum, n, &more);
+  if (job.kl && is_final) finals[token] = before;
+  if (crosses) {
     const Final& final = finals[token];
-    found = added<true, false>(job, z, kept, maximum, n);
     sums[CROSS] = final.fade * (sums[CROSS] + final.s_before * before.shrink) + sum(found.cross);
   }
   sums[S] += sum(found.s), sums[T] += sum(found.t);
-  sums[HALF] = std::sqrt(before.fade) * sums[HALF] + sum(found.half);
-  sums[TWO] = before.fade * before.fade * sums[TWO] + sum(found.two);
+  if (!job.spread) return;
+  sums[HALF] = std::sqrt(before.fade) * sums[HALF] + sum(more.half);
+  sums[TWO] = before.fade * before.fade * sums[TWO] + sum(more.two);
 }
 
 }  // namespace
