@@ -321,6 +321,7 @@ def test_dynamic_ntk_on_a_server_is_rejected(whole, tokenizer, rollouts):
         {"layers": [1], "sites": ["attn_out"]},
         {"readouts": ["norm"], "measures": ["kl", "rank"]},
         {"measures": ["norm", "cosine"]},
+        {"measures": ["renyi_half", "renyi_2", "logit_scale"]},
         {"top_k": 0, "batch_size": 1},
     ],
     ids=str,
