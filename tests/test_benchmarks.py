@@ -95,3 +95,16 @@ def test_the_other_benchmarks_run(words):
     done = subprocess.run([sys.executable, str(FOLDER / name), *rest], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_the_benchmark_of_controls_prints_their_ratio(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    threads = torch.get_num_threads()
+    controls = importlib.import_module("controls")
+    controls.main(controls.Benchmark(tokens=4, runs=1))
+    torch.set_num_threads(threads)
+    for name in ("controls", "timing"):
+        sys.modules.pop(name)
+    found = json.loads(capsys.readouterr().out)
+    assert found["ratio"] > 0
+    assert found["without"] > 0
