@@ -162,6 +162,15 @@ def test_a_scan_without_controls_says_which_are_missing():
     assert found.options == ("--controls", "--readout both")
 
 
+def test_every_lens_of_a_scan_is_a_control():
+    readouts = ("raw", "norm", "jacobian", "my lens")
+    tables = planted.scan(*states("norm", 4 * TOKENS), rollouts(4), 30, ("entropy",), readouts)
+    found = check.check(of(tables))
+    assert found.controls["control"].tolist()[-3:] == ["readout_norm", "readout_jacobian", "readout_my lens"]
+    assert found.controls["title"].tolist()[-1] == "Through the my lens lens"
+    assert "through the Jacobian lens (" in row_of(found)["reason"]
+
+
 def test_the_command_adds_the_missing_options_to_that_of_the_scan():
     record = {"command": ["internal-policy", "scan", "--limit", "20", "--readout", "raw", "--output", "x"]}
     assert check.again(record, ("--controls", "--readout both")) == (
