@@ -85,11 +85,13 @@ def source_of(config: PreTrainedConfig, point: HookPoint) -> HookPoint:
     What a module adds to the stream changes the last layer's output as much as the stream after the addition does, so
     attn_out has the Jacobian of resid_mid, and mlp_out that of resid_post (both that of resid_post in parallel blocks).
     A layer that also adds something else at its end, or rescales the stream there (Gemma 4), has no such identity at
-    resid_post.
+    resid_post. Where resid_mid is read on its way to the norm alone (OPT flattens it), attn_out is read for both.
     """
+    family = family_of(config)
+    if "resid_mid" in family.flat and point.site in ("attn_out", "resid_mid"):
+        return HookPoint(point.layer, "attn_out")
     if point.site not in ("attn_out", "mlp_out"):
         return point
-    family = family_of(config)
     if point.site == "attn_out" and "resid_mid" in places_at(config, point.layer):
         return HookPoint(point.layer, "resid_mid")
     return point if family.extra or family.scale else HookPoint(point.layer, "resid_post")
