@@ -107,7 +107,8 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     those of --controls, which all leaves out."""
     controls: bool = False
     """Measure what tells whether a pattern of the entropies is real as well: renyi_half, renyi_2, logit_scale,
-    entropy_at_input_scale, entropy_shuffled and entropy_random. A scan takes two to four times as long."""
+    entropy_at_input_scale, entropy_shuffled and entropy_random. A scan takes two to three times as long
+    on a CPU, and more on a GPU."""
     top_k: int = 5
     """Number of most likely tokens to keep at each hook point; 0 keeps none."""
     positions: Text = None
