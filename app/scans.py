@@ -21,6 +21,7 @@ CAPTIONS = {
     "raw": "hidden states as they are (the paper)",
     "norm": "through the final norm (the logit lens)",
     "tuned": "through fitted translators, then the final norm (the tuned lens)",
+    "jacobian": "through the average Jacobian, then the final norm (the Jacobian lens)",
 }
 """What is shown below a readout; other lenses only show their names."""
 F = TypeVar("F", bound=Callable[..., Any])

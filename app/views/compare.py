@@ -272,7 +272,8 @@ def subtracted(a: View, b: View, average: Average, measure: str) -> pd.DataFrame
 
 def curves(looked: View, others: Sequence[View], average: Average) -> None:
     """Draw the curves at relative depth and the target layers, of A's readouts if there is no other scan."""
-    views = [looked, *others] if others else [replace(looked, readout=readout) for readout in readouts_of(looked)]
+    measured = sorted(readouts_of(looked), key=lambda readout: readout != looked.readout)[: catalogue.MOST]
+    views = [looked, *others] if others else [replace(looked, readout=readout) for readout in measured]
     if len(views) < 2:
         st.text("This scan has a single readout. Choose another scan to compare it with.")
         return

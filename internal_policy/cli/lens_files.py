@@ -72,6 +72,11 @@ def check_model(lenses: Sequence[LensFile], identity: str, model: str) -> None:
         header.check_model(f"The lens {lens.given}", lens.header.about, identity, model)
 
 
+def recorded(lens: LensFile) -> dict[str, Any]:
+    """What the record of a scan tells of a lens: its kind, and the model that it was fitted to if its file knows it."""
+    return {"kind": lens.header.kind, **{name: lens.header.about.get(name) for name in ("model", "identity")}}
+
+
 def asked(lenses: Sequence[LensFile]) -> Any:
     """What a question records of its lenses; `records.lenses` reads it.
 

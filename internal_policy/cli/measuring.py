@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy import files
-from internal_policy.cli import capacity, opening, outputs, progress, shards, work
+from internal_policy.cli import capacity, lens_files, opening, outputs, progress, shards, work
 from internal_policy.cli.work import Work
 from internal_policy.engines.pool import Pool
 
@@ -95,6 +95,7 @@ def loaded(
 
     template: Any = inputs.tokenizer.chat_template if inputs.chat_template != "none" else None
     facts = {**job.facts(inputs.checkpoint.name, reader, template, opener.packages), **opener.facts}
+    facts |= {"lenses": {each.name: lens_files.recorded(each) for each in inputs.lenses}} if inputs.lenses else {}
     return partial(
         job.run,
         folder,

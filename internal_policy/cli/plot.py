@@ -72,7 +72,7 @@ class Plot(OutputOptions, ViewOptions):
       norm-control  entropy change, split into direction and norm
       residual      cosines with the residual stream, and norms (Fig. 12)
       convergence   KL to the model's policy, and where its top token settles
-      readouts      raw, norm and a lens in one figure
+      readouts      a measure through every readout, in one figure
       distribution  spread over the tokens
       tokens        layers x tokens of a response; .html is the lens grid, with the
                     top token in each cell, and the others are a heatmap

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, joined
 from internal_policy.look import (
     ablation,
     catalogue,
@@ -65,12 +65,13 @@ def report(views: Sequence[View]) -> str:
 
 
 def _scan(one: View) -> dict[str, Any]:
-    about = view.about(one)
+    about, readouts = view.about(one), view.check(one)["selection"]["readouts"]
     found = findings.findings(one)
     return {
         "about": about,
         "findings": found.sentences,
-        "readouts": [view.how(name) for name in view.check(one)["selection"]["readouts"]],
+        "readouts": joined([view.how(name) for name in readouts]),
+        "several_readouts": len(readouts) > 1,
         "grid": _grid(one),
         "caption": theme.caption(about),
         "outcome": summary.marks(one),

@@ -113,7 +113,7 @@ def provenance(one: View) -> dict[str, str]:
         "quantization": record.get("quantization", {}).get("words"),
         "matrix product": record.get("product"),
         "readout": view.how(one.readout),
-        "lens": ", ".join(f"{name}: {file}" for name, file in records.lenses(asked).items()),
+        "lens": ", ".join(_lens(record, name, file) for name, file in records.lenses(asked).items()),
         "rollouts": f"{record['rollouts']:,}, {counted(record['tokens'], 'token')}",
         "positions": str(positions.of_record(record)),
         "shown here": view.words(one) or "all of them",
@@ -128,6 +128,15 @@ def provenance(one: View) -> dict[str, str]:
         "command": shlex.join(record.get("command", [])),
     }
     return {name: str(value) for name, value in entries.items() if value not in (None, "")}
+
+
+def _lens(record: Mapping[str, Any], name: str, file: str) -> str:
+    """A lens in words: its readout, its file, and a remark where it may belong to another model."""
+    fitted = record.get("lenses", {}).get(name)
+    if fitted is None or fitted["identity"] == record["asked"].get("identity"):
+        return f"{name}: {file}"
+    why = "its model unknown" if fitted["identity"] is None else f"fitted to another model, {fitted['model']}"
+    return f"{name}: {file} ({why})"
 
 
 def _family(record: Mapping[str, Any]) -> str:

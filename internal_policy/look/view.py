@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from internal_policy.errors import InputError, counted
+from internal_policy.errors import InputError, counted, joined
 from internal_policy.look import statistics
 from internal_policy.look.statistics import Average
 from internal_policy.measure.sites import CHANGES, INPUT_OF, ONLY_AT, SITES, WITH_FINAL
@@ -105,7 +105,7 @@ def check(view: View) -> Mapping[str, Any]:
         option = "--readout both" if view.readout in WORDS else "--lens FILE"
         remedy = option if isinstance(view.source, Path) else "that readout"
         raise InputError(
-            f"{view.source} was not measured with the readout '{view.readout}', only with {' and '.join(readouts)}. "
+            f"{view.source} was not measured with the readout '{view.readout}', only with {joined(readouts)}. "
             f"Scan again with {remedy}."
         )
     if view.outcome not in get_args(Outcome):

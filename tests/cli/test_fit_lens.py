@@ -16,6 +16,7 @@ from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
 from internal_policy.cli import contents, prepared
 from internal_policy.cli.scan import PRESENTATION, Scan
+from internal_policy.look import summary, view
 from internal_policy.models import loading
 from internal_policy.models.checkpoint import Checkpoint, identity
 from internal_policy.scans import records, store
@@ -276,8 +277,10 @@ def test_a_lens_of_another_model_is_refused_unless_it_is_asked_for(asked, words,
         printed = capsys.readouterr().err
         assert printed.startswith(f"error: The lens lens.safetensors was fitted to another model, {folder} (sha256 ")
         assert len(printed.strip().splitlines()) == 1
-        assert main([*command, "--model", str(copy), "--lens-of-another-model"]) == 0
+        assert main([*command, "--model", str(copy), "--lens-of-another-model", "-o", f"{command[0]}.parquet"]) == 0
         assert "lens.safetensors" not in capsys.readouterr().err
+    told = summary.provenance(view.default(Path("scan.parquet")))["lens"]
+    assert told == f"tuned: lens.safetensors (fitted to another model, {folder})"
 
 
 def test_a_lens_that_does_not_name_its_model_is_used_with_a_note(words, fitted, here, capsys):
@@ -306,6 +309,9 @@ def test_a_scan_takes_several_lenses(words, fitted, jacobian, here, capsys):
     ]
     assert main(["show", "s", "--readout", "again"]) == 0
     assert "through the again lens" in " ".join(capsys.readouterr().out.split())
+    assert main(["report", "s", "--readout", "jacobian", "-o", "report.html"]) == 0
+    readouts = "through the tuned lens, through the Jacobian lens and through the again lens."
+    assert readouts in Path("report.html").read_text()
     assert contents._readouts({"readout": "both", "lens": [["a", "x"], ["b", "y"]]}) == ["raw", "norm", "a", "b"]
 
 

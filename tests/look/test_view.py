@@ -201,9 +201,9 @@ def test_a_missing_lens_readout_suggests_scanning_with_the_lens():
 
 
 def test_readouts_have_names_on_screen():
-    said = [how(name) for name in ("raw", "norm", "tuned", "my_own")]
+    said = [how(name) for name in ("raw", "norm", "tuned", "jacobian", "my_own")]
     assert said[:2] == ["raw hidden states", "through the final norm"]
-    assert said[2:] == ["through the tuned lens", "through the my_own lens"]
+    assert said[2:] == ["through the tuned lens", "through the Jacobian lens", "through the my_own lens"]
 
 
 def test_a_part_cut_short_is_named(copied):
