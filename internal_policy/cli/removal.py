@@ -17,7 +17,7 @@ WRITTEN = {
     "ablation": r"question\.json|ablation\.json|averages\.parquet|(effects|rewards)-\d{5,}\.parquet",
     "evaluation": r"evaluation\.json|rollouts\.parquet|pass_at_k\.parquet",
     "sample": r"(\d+/)?(rollouts-\d{5,}\.parquet|part-\d{5,}\.json)|jacobian-\d+-of-\d+\.safetensors",
-    "run": r"run\.json|stages\.json|(rollouts|metrics|dynamics|pass_at_k)\.parquet|README\.md|\.partial/.*"
+    "run": r"run\.json|stages\.json|config\.yaml|(rollouts|metrics|dynamics|pass_at_k)\.parquet|README\.md|\.partial/.*"
     r"|runs/(.*/)?events\.out\.tfevents\.[^/]*",
 }
 """Kind -> the files that it consists of, by their paths below its folder; a run also has checkpoints and a model."""
@@ -33,6 +33,8 @@ PARTIAL = ".partial"
 """Folder in a run in which everything is temporary."""
 PART = re.compile(r"part-\d{5,}\.json$")
 """Name of the notes on one part of a scan, which list its files."""
+RESOLVED = "# Resolved by internal-policy"
+"""First words of the resolved configuration of a run."""
 SETTINGS = {
     "scan": ("asked.json", "scan.json"),
     "ablation": ("question.json", "ablation.json"),
@@ -132,6 +134,8 @@ def _is_ours(path: Path, item: Item) -> bool:
         return True
     if path.suffix == ".parquet":
         return _has_our_columns(path)
+    if path.suffix == ".yaml":  # the resolved configuration of a run
+        return path.read_bytes().startswith(RESOLVED.encode())
     if path.suffix == ".md":  # the model card of TRL
         return path.read_bytes().startswith(b"---\n") and b"trl" in path.read_bytes()
     return _has(path, {"files", "by"} if path.name.startswith("part-") else {"target", "problems"})

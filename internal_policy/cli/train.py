@@ -87,6 +87,7 @@ def run(options: Train) -> None:
     guess = options.layer if "schedule" in given else options.layer or 0  # no size depends on which layer it is
     config = configured(options, given, folder, guess, day)
     progress.quiet()
+    from internal_policy.train import card
     from internal_policy.train import run as training  # after what is quick to refuse
 
     tokenizer = tokenizers.load_tokenizer(options.checkpoint, options.chat_template)
@@ -99,12 +100,14 @@ def run(options: Train) -> None:
     model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)
     quantized.check_trainable(model)
     offload.check_trainable(model)
-    setup = training.Setup(folder, model, tokenizer, problems, chat, on_disk)
+    named = {"name": folder.absolute().name, "model": options.model, "problems": options.problems or "bundled sums"}
+    setup = training.Setup(folder, model, tokenizer, problems, chat, named, on_disk)
     if other:
         outputs.clear(folder, "run")
     with files.held(folder):  # nothing is written before everything is checked
         if not (folder / resume.RUN).exists():
-            files.write_json(folder / resume.RUN, question | ({DAY: day} if day else {}), once=True)
+            more = {"versions": card.versions()} | ({DAY: day} if day else {})
+            files.write_json(folder / resume.RUN, question | more, once=True)
         layer = options.layer
         if layer is None and "schedule" not in given and (options.method == "bupo" or options.scan_every):
             layer = _suggested(options, setup, config)

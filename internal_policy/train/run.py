@@ -29,7 +29,7 @@ from internal_policy.tasks.generate import check_prompts, generate
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat, encode_problem
 from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollouts
-from internal_policy.train import checkpoints, padding, precision
+from internal_policy.train import card, checkpoints, padding, precision
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig, check_vllm
@@ -62,6 +62,8 @@ class Setup:
     """Problems with answers."""
     chat: Chat
     """Arguments for the chat template; None for no template."""
+    about: Mapping[str, str]
+    """For the model's card: the run's "name", the "model" it starts from, and its "problems"."""
     dtype: torch.dtype | None = None
     """Type of the weights on disk, in which the trained model is saved; None for the type in training."""
 
@@ -203,10 +205,12 @@ def _trained(
         if (warning := precision.rounding(trainer.model, config.learning_rate)) is not None:
             note(warning)
         note(_processes(trainer.accelerator.num_processes, on_cpu=config.use_cpu))
+        if trainer.is_world_process_zero():
+            (setup.folder / card.CONFIG).write_text(card.as_yaml(config), encoding="utf-8")
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if interrupt.pressed:
         raise KeyboardInterrupt
-    _save(trainer, setup.folder, setup.dtype)
+    _save(trainer, setup, card.card(logger.metrics, setup.about, config))
     trainer.accelerator.end_training()  # without this, processes may abort
     return logger.metrics if trainer.is_world_process_zero() else None
 
@@ -233,16 +237,18 @@ def _explained(file: str | None, logger: RunLogger) -> Iterator[None]:
         raise InputError(f"{file} made training fail before its first step: {reason}") from error
 
 
-def _save(trainer: BuPOTrainer, folder: Path, dtype: torch.dtype | None) -> None:
-    """Write the model, whole or not at all, in the type `dtype` if it isn't None."""
-    partial = folder / checkpoints.PARTIAL
+def _save(trainer: BuPOTrainer, setup: Setup, text: str) -> None:
+    """Write the model and its card, whole or not at all."""
+    folder, partial = setup.folder, setup.folder / checkpoints.PARTIAL
     if trainer.is_world_process_zero():
         shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(partial / MODEL))
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        if dtype is not None:
-            precision.save_as(partial / MODEL, dtype)
+        if setup.dtype is not None:
+            precision.save_as(partial / MODEL, setup.dtype)
+        (partial / MODEL / card.PICKLE).unlink(missing_ok=True)
+        (partial / MODEL / card.CARD).write_text(text, encoding="utf-8")
         checkpoints.put(partial / MODEL, folder / MODEL)
         partial.rmdir()

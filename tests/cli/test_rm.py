@@ -13,6 +13,7 @@ import pytest
 from internal_policy import bundle, files
 from internal_policy.__main__ import main
 from internal_policy.cli import evaluate, inventory, removal
+from internal_policy.cli.inventory import Item
 from internal_policy.errors import InputError
 from internal_policy.look import runs
 from internal_policy.scans import records, store
@@ -20,6 +21,7 @@ from internal_policy.scans.scan import Scanner
 from internal_policy.train import checkpoints
 from internal_policy.train import run as training
 from internal_policy.train.callbacks import ScanSchedule
+from internal_policy.train.card import as_yaml
 from internal_policy.train.configuration import BuPOConfig
 from internal_policy.train.run import ROLLOUTS, STAGES
 
@@ -251,10 +253,17 @@ def test_a_scan_is_held_while_it_is_sampled_and_measured(asked, here, monkeypatc
     assert main(["rm", "mine", "--yes"]) == 0
 
 
+def test_a_resolved_configuration_is_ours_and_another_one_is_not(tmp_path):
+    item, path = Item("run", tmp_path, "run"), tmp_path / "config.yaml"
+    for text, ours in ((as_yaml(BuPOConfig(output_dir=str(tmp_path), use_cpu=True)), True), ("seed: 1", False)):
+        path.write_text(text)
+        assert removal._is_ours(path, item) == ours
+
+
 def test_a_training_run_is_held_while_it_trains(tmp_path, llama, tokenizer, monkeypatch):
     seen: list[str] = []
     monkeypatch.setattr(training, "_trained", lambda setup, *_: seen.extend(files.writers(setup.folder)))
-    setup = training.Setup(tmp_path / "run", llama, tokenizer, [], None)
+    setup = training.Setup(tmp_path / "run", llama, tokenizer, [], None, {})
     config, scans = BuPOConfig(output_dir=str(tmp_path)), ScanSchedule([], None, 0)
     training.train(setup, config, scans, None, lambda _: None, lambda _: None)
     assert seen == [f"process {os.getpid()}"]

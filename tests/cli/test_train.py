@@ -17,8 +17,9 @@ from internal_policy.cli import train
 from internal_policy.cli.train import Train
 from internal_policy.errors import InputError
 from internal_policy.models import loading, tokenizers
-from internal_policy.train import defaults, resume
+from internal_policy.train import card, defaults, fields, resume
 from internal_policy.train import run as training
+from internal_policy.train.configuration import BuPOConfig
 
 PROBLEMS = ["--problems", str(bundle.DATA / "problems" / "train.jsonl")]
 SHORT = [*PROBLEMS, "--prompts", "2", "--samples", "8", "--micro-batch", "8", "--max-new-tokens", "64", "--limit", "60"]
@@ -114,6 +115,23 @@ def test_a_run_scans_the_layers_before_and_every_few_steps(run):
     assert (entropy[0] != entropy[4]).all()
     compared = dynamics[dynamics["kl"].notna() & (dynamics["step"] == 0)]
     assert compared["layer"].tolist() == [4, 5, 6, 7, 8]
+
+
+def test_a_run_keeps_its_resolved_configuration_and_versions(run):
+    written = fields.read(str(run / "config.yaml"))
+    again = BuPOConfig(output_dir=str(run), **written)
+    assert (again.schedule, again.learning_rate, again.max_steps) == (["3.resid_post:2"], 1e-4, 8)
+    assert (again.generation_batch_size, again.updates_per_step, again.max_completion_length) == (16, 2, 64)
+    assert card.fields_of(again) == written
+    assert "torch" in json.loads((run / "run.json").read_text())["versions"]
+
+
+def test_the_model_has_a_card_and_no_pickle(run):
+    text = (run / "model" / "README.md").read_text()
+    assert "BuPO: steps 1 to 2 train 3.resid_post, steps 3 to 4 the whole policy." in text
+    assert f"Problems: {PROBLEMS[1]}" in text
+    assert "| reward | " in text
+    assert not [path.name for path in (run / "model").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 
 
 def test_the_trained_model_can_be_scanned(run, capsys):

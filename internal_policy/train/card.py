@@ -1,0 +1,80 @@
+"""What a run leaves for its readers: the resolved configuration, the versions of packages, and the model's card."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from internal_policy.look import run_summary
+from internal_policy.train.configuration import BuPOConfig
+
+CONFIG, CARD, PICKLE = "config.yaml", "README.md", "training_args.bin"
+"""Files: the fields of the configuration, the card, and a pickle that transformers leaves beside the weights."""
+LEFT_OUT = {"output_dir", "hub_token", "generation_batch_size", "use_cpu", "disable_tqdm", "logging_dir"}
+"""Fields that aren't in the file: the folder, a secret, what follows from others, and what follows from the machine."""
+PACKAGES = ("internal-policy", "torch", "transformers", "trl", "accelerate", "datasets")
+"""Packages whose versions are recorded."""
+
+
+def versions() -> dict[str, str]:
+    """Package -> its version."""
+    return {package: metadata.version(package) for package in PACKAGES}
+
+
+def fields_of(config: BuPOConfig) -> dict[str, Any]:
+    """The fields that differ from their defaults, with values that YAML holds."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = value.value if isinstance(value, Enum) else value
+        if field.init and field.name not in LEFT_OUT and value != default and _plain(value):
+            found[field.name] = value
+    return found
+
+
+def _plain(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def as_yaml(config: BuPOConfig) -> str:
+    """The configuration as a file for --config."""
+    return "# Resolved by internal-policy; `train --config` takes this file.\n" + yaml.safe_dump(fields_of(config))
+
+
+def card(metrics: pd.DataFrame, about: Mapping[str, str], config: BuPOConfig) -> str:
+    """The model's card: how it was trained, on what, and its figures. `about` has "name", "model" and "problems"."""
+    base = about["model"]
+    front = {"library_name": "transformers", "tags": ["bupo" if config.phases else "grpo", "internal-policy"]}
+    if not Path(base).exists():
+        front["base_model"] = base
+    figures = run_summary.first_and_last(metrics)
+    rows = [
+        f"| {run_summary.MEASURES[row['measure']]} | {row['first_mean']:.3f} | {row['last_mean']:.3f} |"
+        for row in figures.to_dict("records")
+    ]
+    spans = [f"{figures[f'{end}_from'].min()} to {figures[f'{end}_to'].max()}" for end in ("first", "last")]
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(front)}---",
+            f"# {about['name']}\n",
+            f"{base}, trained with internal-policy.\n",
+            *(f"- {sentence}" for sentence in run_summary.sentences(metrics, None)),
+            f"- Problems: {about['problems']}.",
+            "- Reward: 1 if the last box of a response holds the answer, else 0.\n",
+            f"| mean over | steps {spans[0]} | steps {spans[1]} |\n|---|---|---|",
+            *rows,
+            f"\n## Configuration\n\n```yaml\n{yaml.safe_dump(fields_of(config))}```\n",
+            "Versions: " + ", ".join(f"{package} {version}" for package, version in versions().items()) + ".\n",
+        ]
+    )
