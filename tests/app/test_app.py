@@ -27,7 +27,7 @@ pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).parents[2] / "app"
-PAGES = ("overview", "flow", "tokens", "compare", "training", "geometry", "check", "prompt")
+PAGES = ("overview", "flow", "tokens", "compare", "training", "geometry", "check", "ablation", "prompt")
 GRID = {"rollout": 2, "layer": 3, "position": 5, "site": "mlp_out", "measure": "change"}
 """URL parameters that no widget holds, with valid values."""
 AGAINST = ("against", "against_readout", "against_rollout")
@@ -104,7 +104,9 @@ def rewrite(folder: Path, **changes) -> None:
     (folder / store.RECORD).write_text(json.dumps({**record, **changes}))
 
 
-@pytest.mark.parametrize(("page", "n"), [("overview", 2), ("flow", 3), ("compare", 2), ("geometry", 2)])
+@pytest.mark.parametrize(
+    ("page", "n"), [("overview", 2), ("flow", 3), ("compare", 2), ("geometry", 2), ("ablation", 1)]
+)
 def test_every_page_draws_its_figures(page, n):
     app = opened(page, scan="demo-qwen3")
     assert len(charts(app)) == n
