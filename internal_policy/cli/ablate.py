@@ -32,7 +32,7 @@ class ScanModel(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Ablate(JsonOptions, OutputOptions, ScanModel):
-    """Take away each layer, attention block and FFN of a scanned model.
+    """Skip each layer and module, and measure the effect.
 
     The model reads the responses of the scan again without each of them, one at a time: what it adds to the residual
     stream is left out (zero), or replaced by its mean over the response tokens (mean). The result is how much the

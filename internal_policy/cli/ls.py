@@ -18,7 +18,7 @@ from internal_policy.cli.console import document, out, visible
 
 @dataclass(frozen=True, kw_only=True)
 class Ls(JsonOptions):
-    """List scans, ablations, training runs and evaluations, newest first.
+    """List scans, ablations, runs and evaluations, newest first.
 
     Those in the cache are listed and those that come with the package. Interrupted and broken ones are listed too, with
     what to do about them. To remove some, use `internal-policy rm`.

@@ -19,10 +19,10 @@ from internal_policy.errors import InputError, counted
 
 @dataclass(frozen=True, kw_only=True)
 class Rm(JsonOptions):
-    """Remove scans, ablations, training runs and evaluations, after asking.
+    """Remove scans, ablations, runs and evaluations.
 
-    Only files that internal-policy wrote are removed, and none that a process is still writing. A training run holds
-    its trained model, so its whole name is needed. What comes with the package can't be removed.
+    It asks first. Only files that internal-policy wrote are removed, and none that a process is still writing. A
+    training run holds its trained model, so its whole name is needed. What comes with the package can't be removed.
 
     For example:
     $ internal-policy rm 3fa9

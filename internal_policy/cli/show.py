@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Show(JsonOptions):
-    """Print what a scan or an ablation measured, or what a training run did.
+    """Print what a scan, ablation or training run found.
 
     For a scan: the entropies by layer, and what they show. For an ablation: how the model's policy changes without each
     layer, attention block and FFN. For a training run: its schedule, its first and last steps, and its layers before
