@@ -1,23 +1,20 @@
 """`internal-policy fit-lens`: sample responses, fit a lens on most of them, and measure it on the others."""
 
 import dataclasses
-import json
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from internal_policy import bundle
-from internal_policy.cli import fitting, merging, outputs, prepared, progress, shards
+from internal_policy.cli import fitting, lens_card, merging, outputs, prepared, progress, shards
 from internal_policy.cli.common import (
     File,
     JsonOptions,
+    Lenses,
     Number,
     OutputFile,
     OutputOptions,
@@ -26,13 +23,12 @@ from internal_policy.cli.common import (
     RolloutOptions,
     Sources,
 )
-from internal_policy.cli.console import document, out
+from internal_policy.cli.console import out
 from internal_policy.cli.fitting import FittingOptions
-from internal_policy.errors import InputError, counted
+from internal_policy.errors import InputError
 from internal_policy.scans.shard import WHOLE
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformers import PreTrainedConfig
 
     from internal_policy.tasks.prompts import Ids
@@ -41,20 +37,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FitLens(JsonOptions, OutputOptions, FittingOptions, ResponseOptions, RolloutOptions, ProblemOptions):
-    """Fit a tuned or a Jacobian lens, and measure it on held-out problems.
+    """Fit a tuned or a Jacobian lens, and print its card.
 
     The model answers problems first, unless --rollouts gives it responses or other texts. A tuned lens has an affine
     translator at each hook point, which starts as the norm readout (the logit lens), and is then fitted so that its
     policy comes close to the model's own at the response tokens. A Jacobian lens has the average derivative of the last
-    layer's output with respect to the hidden state instead, over prompts and responses. KL(final || readout) on
-    held-out problems is printed. Use the lens with `scan --lens FILE`.
+    layer's output with respect to the hidden state instead, over prompts and responses. The lens's card, with KL(final
+    || readout) on held-out problems, is kept in its file and printed; `lens-card` prints it again. Use the lens with
+    `scan --lens FILE`.
 
     For example:
     $ internal-policy fit-lens -o lens.safetensors
     $ internal-policy fit-lens --kind jacobian --rollouts texts.jsonl -o jacobian.safetensors
     $ internal-policy fit-lens --merge monday.safetensors tuesday.safetensors -o both.safetensors
     $ internal-policy fit-lens --model Qwen/Qwen3-0.6B --problems train.jsonl
-    $ internal-policy scan --lens lens.safetensors --sites resid_pre,resid_post
+    $ internal-policy fit-lens --kind jacobian --against lens.safetensors -o jacobian.safetensors
     """
 
     group: ClassVar = "Fitting"
@@ -70,6 +67,8 @@ class FitLens(JsonOptions, OutputOptions, FittingOptions, ResponseOptions, Rollo
     merge: Sources = ()
     """Jacobian lenses to merge instead of fitting one: files that `fit-lens --kind jacobian` wrote for the same model,
     on different texts. The result is their mean, weighted by their numbers of sequences."""
+    against: Lenses = ()
+    """Lens to measure beside the new one on the held-out problems, as for `scan --lens`; you can give several."""
     output: OutputFile = Path("lens.safetensors")
     """File to write, .safetensors."""
 
@@ -81,16 +80,16 @@ UNUSED = {
     *("problem_column", "answer_column", "system_prompt", "prompt_suffix"),
 }
 """Options that have no effect if responses are given."""
-FITTING = ("kind", "sites", "held_out", *(name for names in fitting.OF.values() for name in names))
+FITTING = ("kind", "sites", "held_out", "skip_halves", *(name for names in fitting.OF.values() for name in names))
 """Options of the fit."""
 ENDING = ".safetensors"
-PRESENTATION = {"json", "rollouts", "merge", *FITTING}
+PRESENTATION = {"json", "rollouts", "merge", "against", *FITTING}
 """Options that don't change what is sampled."""
 
 
 def run(options: FitLens) -> None:
     """Fit, measure, write one file, and print the KL at each hook point."""
-    from internal_policy.lenses import file, fit, held_out
+    from internal_policy.lenses import card, file, fit, held_out
     from internal_policy.models.families import layer_sites
     from internal_policy.scans import store
     from internal_policy.scans.scan import check_rollouts
@@ -105,6 +104,7 @@ def run(options: FitLens) -> None:
     sites, known = _sites(inputs.config, options.sites), layer_sites(inputs.config)
     points = fit.points_of(known, sites)
     fitting.check_memory(options, points, inputs.config)
+    against = inputs.fitted_lenses(points)
     given = fitting.given(options, inputs)
     problems = [] if options.rollouts else inputs.problems(inputs.question["problems"])[0]
     folder = store.root() / "rollouts" / store.digest({**inputs.question, "output": options.output.absolute()})
@@ -123,22 +123,25 @@ def run(options: FitLens) -> None:
     fitted, held = fit.apart(rollouts, options.held_out, options.seed)
     texts = fitting.sequences(options, fitted) if options.kind == "jacobian" else []
     if options.kind == "tuned":
-        lens = fitting.tuned(options, options.seed, model, fitted, points)
+        lens, halves = fitting.tuned(options, options.seed, model, fitted, points)
     else:
         shard = fitting.shard_of(options.worker) if given else WHOLE
         found = fitting.of_jacobians(options, options.seed, model, texts, points, folder, shard)
         if isinstance(found, int):
             shared.leave(found, shard.count)
             return
-        lens = found.lens
-    kl = held_out.kl(held_out.measured(model, held, {lens.kind: lens}))
-    about = _about(options, inputs, fitted, texts, held, kl)
+        lens, halves = found.lens, found.halves
+    about = _about(options, inputs, fitted, texts, held)
+    about |= card.about(lens, **held_out.tables(model, held, lens, halves, against))
+    lens = dataclasses.replace(lens, about=about)
     with shared.writing():
-        file.save(options.output, dataclasses.replace(lens, about=about))
+        file.save(options.output, lens)
     shards.remove(folder)
     every = [layer for layer in known if {*sites} <= {*known[layer]}]
     layers = every if options.sites != "all" and len(every) < len(known) else ()
-    printed(options.output, about, kl, layers, as_json=options.json)
+    lens_card.printed(card.of(lens), options.output, as_json=options.json)
+    if not options.json:
+        _printed_next(options, layers)
     progress.note(f"Fitted in {time.monotonic() - start:.1f} s.")
 
 
@@ -165,7 +168,9 @@ def _prepared(options: FitLens) -> prepared.Prepared:
         limit = PROBLEMS if options.limit is None else options.limit
         options = dataclasses.replace(options, problems=str(bundle.DATA / "problems" / "train.jsonl"), limit=limit)
     sources = [options.problems] if options.problems else []
-    inputs = prepared.prepare(options, PRESENTATION, sources, rollouts=options.rollouts)
+    inputs = prepared.prepare(options, PRESENTATION, sources, rollouts=options.rollouts, lenses=options.against)
+    if options.kind in {lens.name for lens in inputs.lenses}:
+        raise InputError(f"--against: the new lens is called '{options.kind}' too. Write --against other=FILE.")
     _ = inputs.sampling  # refuses what is out of range
     return inputs
 
@@ -187,20 +192,23 @@ def _about(
     fitted: "Sequence[Rollout]",
     texts: "Sequence[Ids]",
     held: "Sequence[Rollout]",
-    kl: "pd.DataFrame",
 ) -> dict[str, Any]:
-    """What the file tells about the lens."""
+    """What the file tells about the lens beside its measurements."""
+    from internal_policy.lenses.card import corpus
     from internal_policy.lenses.merge import digests
 
     source = Path(inputs.rollouts or inputs.question["problems"])
+    named = {
+        "file": source.name if source.is_file() else str(source),
+        "source": "given" if inputs.rollouts else "sampled",
+    }
     return {
         "model": inputs.checkpoint.name,
         "identity": inputs.identity,
         "d_model": inputs.config.get_text_config().hidden_size,
         "n_layers": inputs.config.get_text_config().num_hidden_layers,
-        "fitted_on": {"file": source.name if source.is_file() else str(source), **_size(fitted), **fitting.size(texts)},
-        "held_out": _size(held),
-        "kl": json.loads(kl.to_json(orient="records")),  # with null where there is no interval
+        "fitted_on": {**named, **corpus(fitted), **fitting.size(texts)},
+        "held_out": {**named, **corpus(held)},
         "sites": options.sites,
         **fitting.about(options),
         "seed": options.seed,
@@ -208,36 +216,8 @@ def _about(
     }
 
 
-def _size(rollouts: "Sequence[Rollout]") -> dict[str, int]:
-    return {"rollouts": len(rollouts), "tokens": sum(len(rollout.response_ids) for rollout in rollouts)}
-
-
-def printed(
-    path: Path, about: Mapping[str, Any], kl: "pd.DataFrame", layers: "Sequence[int]" = (), *, as_json: bool = False
-) -> None:
-    """Print how far each readout is from the model's own policy at each hook point, on held-out problems.
-
-    `kl` has layer, site, readout, mean, low and high, in the order of the table's columns. `layers` are those to scan
-    with the lens, if they aren't all.
-    """
-    if as_json:
-        document({"lens": str(path), **{key: value for key, value in about.items() if key != "digests"}})
-        return
-    table = Table(title="KL from the model's own policy, in nats", title_justify="left", box=box.SIMPLE_HEAD)
-    readouts = list(dict.fromkeys(kl["readout"]))
-    for name in ("", *readouts, f"{readouts[-1]}, 95%"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for (layer, site), rows in kl.groupby(["layer", "site"], sort=False):
-        last = rows.iloc[-1]
-        between = "" if math.isnan(last["low"]) else f"{last['low']:.3f} to {last['high']:.3f}"
-        table.add_row(f"{layer}.{site}", *(f"{mean:.3f}" for mean in rows["mean"]), between)
-    out.print(table)
-    fitted, held = about["fitted_on"], about["held_out"]
-    out.print(
-        f"Measured on {counted(held['rollouts'], 'held-out response')} ({counted(held['tokens'], 'token')}), with "
-        f"intervals over responses. Fitted on {fitting.amount(fitted)} "
-        f"({counted(fitted['tokens'], 'token')})."
-    )
-    command = f"internal-policy scan --model {about['model']} --lens {path} --sites {about['sites']}"
+def _printed_next(options: FitLens, layers: "Sequence[int]") -> None:
+    """Print where the lens is, and how to scan with it: `layers` are those to scan, if they aren't all."""
+    command = f"internal-policy scan --model {options.model} --lens {options.output} --sites {options.sites}"
     command += f" --layers {','.join(map(str, layers))}" if layers else ""
-    out.print(f"Wrote {escape(str(path))}. To scan with it:\n  {escape(command)}")
+    out.print(f"Wrote {escape(str(options.output))}. To scan with it:\n  {escape(command)}")

@@ -50,6 +50,9 @@ class FittingOptions:
     learning_rate: float = 1.0
     """Learning rate of Adam for a tuned lens, relative to the size of a hidden state (d_model); it falls to 0 over the
     steps."""
+    skip_halves: bool = False
+    """Don't fit two more tuned lenses on half the problems each, which show how far to trust the lens and take about as
+    long as the lens itself. A Jacobian lens gives its halves for free."""
     probes: Number = None
     """Output dimensions whose derivatives each sequence gives to a Jacobian lens; by default all of them. With fewer, a
     sequence takes less time, and the estimate is unbiased but noisier: use more sequences."""
@@ -73,7 +76,7 @@ def check_memory(options: FittingOptions, points: "Sequence[HookPoint]", config:
 
     d_model = config.get_text_config().hidden_size
     if options.kind == "tuned":
-        fit.check_memory(len(points), 0, d_model, 4)
+        fit.check_memory(len(points), 0, d_model, 4, 1 if options.skip_halves else 3)
         return
     sources = len({jacobian.source_of(config, point) for point in points})
     sums.check_memory(sources, len(points), d_model)
@@ -129,13 +132,15 @@ def tuned(
     model: "nn.Module",
     rollouts: "Sequence[Rollout]",
     points: "Sequence[HookPoint]",
-) -> "FittedLens":
-    """A tuned lens."""
+) -> "tuple[FittedLens, list[FittedLens]]":
+    """A tuned lens, and those of two halves of the problems, if there are two and they are wanted."""
     from internal_policy.lenses import fit
 
     asked: Any = {name: getattr(options, name) for name in OF["tuned"]}
+    parts = [range(len(rollouts)), *([] if options.skip_halves else fit.halves(rollouts, seed))]
     with progress.bar("Fitting", options.steps, "steps") as advance:
-        return fit.fit(model, rollouts, points, **asked, seed=seed, advance=advance)
+        lens, *halves = fit.fit_parts(model, rollouts, points, parts, **asked, seed=seed, advance=advance)
+    return lens, halves
 
 
 def of_jacobians(
@@ -171,10 +176,3 @@ def about(options: FittingOptions) -> dict[str, Any]:
 def size(texts: "Sequence[Ids]") -> dict[str, int]:
     """How many sequences and tokens Jacobians are averaged over; nothing for another kind of lens."""
     return {"sequences": len(texts), "tokens": sum(map(len, texts))} if texts else {}
-
-
-def amount(fitted_on: Mapping[str, Any]) -> str:
-    """What a lens was fitted on, in words."""
-    if "sequences" in fitted_on:
-        return counted(fitted_on["sequences"], "sequence")
-    return counted(fitted_on["rollouts"], "response")

@@ -10,7 +10,7 @@ from internal_policy.cli.inventory import Kind
 from internal_policy.errors import InputError, check_path
 
 T = TypeVar("T")
-INPUTS = ("model", "problems", "rollouts", "lens", "merge", "chat_template", "config")
+INPUTS = ("model", "problems", "rollouts", "lens", "against", "merge", "chat_template", "config")
 """Options that name files or folders to read."""
 NAMED = 5
 """Files and folders of others that are named at most."""
@@ -40,7 +40,7 @@ def inputs_of(options: object) -> list[str]:
     """The files and folders that a command reads, and names of the hub, from its options."""
     given = {name: getattr(options, name, None) for name in INPUTS}
     found = [(name, value) for name, many in given.items() for value in (many if isinstance(many, tuple) else [many])]
-    return [lens_files.split(value)[1] if name == "lens" else value for name, value in found if value]
+    return [lens_files.split(value)[1] if name in ("lens", "against") else value for name, value in found if value]
 
 
 def _same(one: str | Path, other: Path) -> bool:

@@ -18,7 +18,19 @@ from internal_policy.tasks.rollouts import Rollout
 INTERVAL = ("mean", "low", "high")
 TABLES = {"kl": ("readout", *INTERVAL), "gain": INTERVAL, "halves": ("difference", *INTERVAL)}
 """Table in a lens file -> its columns after layer and site."""
-OTHERS = {*TABLES, "maps", "kind", "model", "identity", "d_model", "n_layers", "fitted_on", "held_out", "provenance"}
+OTHERS = {
+    *TABLES,
+    "maps",
+    "kind",
+    "model",
+    "identity",
+    "d_model",
+    "n_layers",
+    "fitted_on",
+    "held_out",
+    "provenance",
+    "digests",
+}
 """Entries of a lens file that aren't options of the fit."""
 LIMIT = 1e300
 """Numbers beyond this, which JSON can hold, aren't taken for numbers."""
@@ -123,8 +135,7 @@ def of(lens: FittedLens) -> Card:
 def about(lens: FittedLens, **tables: pd.DataFrame) -> dict[str, Any]:
     """Entries of a lens file for its card: its kind, `maps`, and the tables kl, gain and halves where there are any."""
     frames = {**tables, "maps": maps(lens)}
-    rows = {name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()}
-    return {"kind": lens.kind, **rows}  # with null where there is no interval
+    return {"kind": lens.kind, **{name: _records(frame) for name, frame in frames.items()}}
 
 
 def corpus(rollouts: Sequence[Rollout]) -> dict[str, Any]:
@@ -177,6 +188,12 @@ def difference(a: FittedLens, b: FittedLens) -> pd.DataFrame:
         one, other = matrix(found).double(), matrix(b.at[point]).double()
         rows.append((point.layer, point.site, _ratio((one - other).norm().item(), ((one + other) / 2).norm().item())))
     return pd.DataFrame(rows, columns=["layer", "site", "difference"])
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as JSON holds them, with null where there is no interval."""
+    found = frame.astype(object).where(frame.notna() & ~frame.isin([math.inf, -math.inf]), None)
+    return [{str(name): value for name, value in row.items()} for row in found.to_dict("records")]
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -57,10 +57,9 @@ def table(card: Card) -> list[list[str]]:
 
 def legend(card: Card) -> str:
     """What the columns of the table are."""
-    parts = ["KL from the model's own policy in nats, means over held-out tokens"] * bool(len(card.kl))
-    parts += ["halves: KL in nats between the policies, and difference |A - B| / |mean| of the maps"] * bool(
-        len(card.halves)
-    )
+    parts = ["KL from the model's own policy in nats, means over held-out tokens"] if len(card.kl) else []
+    if len(card.halves):
+        parts.append("halves: KL in nats between lenses of two halves of the texts, and |A - B| / |mean| of their maps")
     return "; ".join([*parts, "off identity: |M - cI| / |M| of a map M"]) + "."
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from internal_policy.lenses import lens
+from internal_policy.lenses import card, lens
 from internal_policy.lenses.lens import FittedLens
 from internal_policy.look import bootstrap, statistics
 from internal_policy.measure.matmul import precision
@@ -40,6 +40,21 @@ def measured(model: nn.Module, rollouts: Sequence[Rollout], lenses: Mapping[str,
     parts = [scanner.measure(rollouts[first : first + BATCH], first)[1] for first in range(0, len(rollouts), BATCH)]
     layers = pa.concat_tables(parts).to_pandas()
     return layers[_within(layers, points)].reset_index(drop=True)
+
+
+def tables(
+    model: nn.Module,
+    rollouts: Sequence[Rollout],
+    fitted: FittedLens,
+    halves: Sequence[FittedLens] = (),
+    others: Mapping[str, FittedLens] = {},
+) -> dict[str, pd.DataFrame]:
+    """The measurements of a lens card: kl of all readouts and of `others`, gain, and halves if there are two."""
+    layers = measured(model, rollouts, {fitted.kind: fitted, **others})
+    found = {"kl": kl(layers), "gain": gain(layers, fitted.kind)}
+    if halves:
+        found["halves"] = card.difference(*halves).merge(between(model, rollouts, *halves), on=["layer", "site"])
+    return found
 
 
 def kl(layers: pd.DataFrame) -> pd.DataFrame:

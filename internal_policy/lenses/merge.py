@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from internal_policy.errors import InputError, counted
-from internal_policy.lenses import file
+from internal_policy.lenses import card, file
 from internal_policy.lenses.header import header
 from internal_policy.lenses.lens import FittedLens, Jacobian
 from internal_policy.tasks.prompts import Ids
@@ -89,7 +89,7 @@ def _about(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     fitted = [about["fitted_on"] for about in every]
     sums = {key: sum(one[key] for one in fitted) for key in ("rollouts", "sequences", "tokens")}
     names = ", ".join(dict.fromkeys(str(one["file"]) for one in fitted))
-    left_out = ("held_out", "kl", "fitted_on", "digests")
+    left_out = (*card.TABLES, "maps", "held_out", "fitted_on", "digests")
     return {
         **{key: value for key, value in every[0].items() if key not in left_out},
         "fitted_on": {"file": names, **sums},

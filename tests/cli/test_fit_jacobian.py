@@ -51,6 +51,8 @@ def test_a_jacobian_lens_is_fitted_on_texts_and_scanned_with(asked, words, here,
 def test_the_file_describes_the_fit(asked, capsys):
     assert main([*asked, "--probes", "9", "--max-length", "12", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
+    about |= about["options"]
+    assert len(about["halves"]) == len(about["maps"]) == len(about["gain"])
     kept = {name: about[name] for name in ("kind", "probes", "max_length", "skip", "seed", "n_layers", "d_model")}
     assert kept == {
         "kind": "jacobian",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from internal_policy import files
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
-from internal_policy.cli import contents, prepared
+from internal_policy.cli import contents, fitting, prepared
 from internal_policy.cli.scan import PRESENTATION, Scan
 from internal_policy.look import summary, view
 from internal_policy.models import loading
@@ -77,9 +77,13 @@ def entropies(folder: Path, readout: str) -> list[float]:
 def test_a_lens_is_fitted_scanned_with_and_shown(asked, words, here, capsys):
     assert main(asked) == 0
     printed = capsys.readouterr().out
-    assert "KL from the model's own policy, in nats" in printed
+    assert "KL from the model's own policy in nats" in printed
     assert "0.resid_pre" in printed
-    assert "Measured on 8 held-out responses" in printed
+    assert "Measured on 8 responses" in printed
+    assert "Lenses fitted on two halves of the texts differ by" in printed
+    assert "doesn't tell" not in printed
+    assert main(["lens-card", "lens.safetensors"]) == 0
+    assert capsys.readouterr().out.strip() == printed.partition("\nWrote lens.safetensors")[0].strip()
     assert f"--lens lens.safetensors --sites {STREAM}" in printed
     assert [path.name for path in here.iterdir()] == ["lens.safetensors"]
     scan = ["scan", *words, "--lens", "lens.safetensors", "--sites", STREAM]
@@ -101,7 +105,12 @@ def test_json_and_the_file_describe_the_fit(asked, folder, capsys):
     with Path("mine.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     about = json.loads(header["__metadata__"]["internal_policy"])
-    assert said == {"lens": "mine.safetensors", **about}
+    assert main(["lens-card", "mine.safetensors", "--json"]) == 0
+    assert said == json.loads(capsys.readouterr().out)
+    assert (said["missing"], said["unreadable"]) == ([], [])
+    same = ("model", "identity", "d_model", "n_layers", "kl", "gain", "halves", "maps")
+    assert {name: said[name] for name in same} == {name: about[name] for name in same}
+    assert said["options"] == {name: about[name] for name in (*fitting.OF["tuned"], "sites", "seed")}
     assert about["model"] == str(folder)
     assert about["identity"] == identity(Checkpoint(str(folder)))
     assert (about["d_model"], about["sites"], about["steps"]) == (32, "resid_post", 40)
@@ -111,6 +120,19 @@ def test_json_and_the_file_describe_the_fit(asked, folder, capsys):
     assert kl.index.tolist() == [(0, "resid_post"), (1, "resid_post")]
     assert (kl["tuned"] < kl["norm"]).all()
     assert load_file("mine.safetensors").keys() == {f"{n}.resid_post.{kind}" for n in (0, 1) for kind in SHAPES}
+
+
+def test_another_lens_is_measured_beside_the_new_one(asked, fitted, capsys):
+    command = [*asked, "--steps", "2", "--skip-halves", "--json"]
+    assert main([*command, "--against", f"old={fitted}"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    kl = pd.DataFrame(said["kl"]).pivot(index=["layer", "site"], columns="readout", values="mean")
+    assert kl.columns.tolist() == ["norm", "old", "raw", "tuned"]
+    assert kl["old"].loc[0, "resid_pre"] == pytest.approx(kl["norm"].loc[0, "resid_pre"])  # its translator is 0
+    assert kl["old"].loc[0, "resid_post"] != pytest.approx(kl["norm"].loc[0, "resid_post"])
+    assert said["halves"] == []
+    assert main([*command, "--force", "--against", str(fitted)]) == 2
+    assert "the new lens is called 'tuned' too. Write --against other=FILE." in capsys.readouterr().err
 
 
 def test_all_sites_are_fitted_and_scanned(asked, words, here):
