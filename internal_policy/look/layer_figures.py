@@ -219,7 +219,9 @@ def readouts(
     """A measure at one site by layer with each readout of a scan; each frame is `statistics.means` of the measure."""
     figure = go.Figure()
     named = dict.fromkeys([*view.WORDS, *view.LENSES, *(about.readout for about, _ in columns)])
-    curves = dict(zip(named, cycle(theme.CURVES), strict=False))  # a known readout looks the same in every figure
+    own = legend.SITES["final"].colour
+    others = [curve for curve in theme.CURVES if own not in curve]
+    curves = dict(zip(named, cycle(others), strict=False))  # a known readout looks the same in every figure
     for about, frame in columns:
         rows = placed(frame[frame["site"] == site], measure, style)
         theme.line(figure, rows, Mark(theme.inert(view.how(about.readout)), *curves[about.readout]))

@@ -42,6 +42,12 @@ def test_a_readout_looks_the_same_in_every_figure():
         assert traces(one, name)[0].line.color == traces(other, name)[0].line.color
 
 
+def test_no_known_readout_has_the_colour_of_the_models_own_policy():
+    figure = layer_figures.readouts(by_readout(("raw", "norm", "tuned", "jacobian", "mine")), "entropy")
+    colours = {trace.line.color for trace in figure.data if trace.name and trace.line.color}
+    assert len(colours) == 6
+
+
 @pytest.mark.parametrize("style", ["screen", "paper"])
 def test_hostile_names_of_lenses_and_models_are_drawn_literally(style):
     drawn = layer_figures.readouts(by_readout(("raw", HOSTILE), model=HOSTILE), "kl", "attn_out", style).to_dict()
