@@ -53,4 +53,6 @@ def ablation(
 def _placed(frame: pd.DataFrame, measure: str, style: Style) -> pd.DataFrame:
     """The rows with where they are drawn and what hovering shows; KL is drawn at FLOOR or above."""
     rows = layer_figures.placed(frame.assign(change=frame["module"]), measure, style)
-    return rows.assign(**rows[["mean", "low", "high"]].clip(lower=FLOOR)) if measure == "kl" else rows
+    if measure == "kl":
+        rows[["mean", "low", "high"]] = rows[["mean", "low", "high"]].clip(lower=FLOOR)
+    return rows

@@ -71,7 +71,7 @@ def test_the_bundled_ablation_belongs_to_the_bundled_scan():
 
 def test_the_figure_has_a_panel_for_each_replacement_and_one_for_the_entropy():
     drawn = catalogue.draw("ablation", [DEMO], Choice())
-    titles = [drawn.layout[name].title.text for name in ("yaxis", "yaxis2", "yaxis3")]
+    titles = [drawn.to_dict()["layout"][name]["title"]["text"] for name in ("yaxis", "yaxis2", "yaxis3")]
     assert titles == ["Skipped:<br>KL (nats)", "By its mean:<br>KL (nats)", "Entropy<br>change (nats)"]
 
 

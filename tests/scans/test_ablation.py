@@ -17,7 +17,7 @@ from internal_policy.scans.reader import reader_of
 
 ROLLOUTS = [random_rollout(4, 9), random_rollout(3, 5, seed=1), random_rollout(6, 7, seed=2)]
 MODULES = ("layer", "attn", "mlp")
-ALL = range(3)
+ALL = [0, 1, 2]
 
 
 def ablator(model, positions=EVERY, layers=ALL, replacements=("zero", "mean")) -> Ablator:
