@@ -266,13 +266,19 @@ def _train(options: Train, setup: "Setup", config: "BuPOConfig", layer: int | No
 @contextmanager
 def _progress(total: int | None) -> Iterator[Any]:
     """Report each step: on a terminal in a progress bar, elsewhere in a line a minute."""
+    from internal_policy.train.collapse import collapse
+
     cut = "All responses were cut at the length limit, so none can be correct. Raise --max-new-tokens."
-    warn = progress.saying_once(cut)
+    warn, collapsed = progress.saying_once(cut), progress.saying_once("{}")
+    rows: list[Mapping[str, Any]] = []
     with progress.steps("Training", total) as reach:
 
         def report(row: Mapping[str, Any]) -> None:
             reach(row["step"], in_words(row))
-            if row.get("cut", 0) == 1:
+            rows.append(row)
+            if (change := collapse(rows)) is not None:
+                collapsed(change)
+            elif row.get("cut", 0) == 1 and rows[0].get("cut", 0) == 1:
                 warn(row["step"])
 
         yield report
@@ -292,7 +298,8 @@ def in_words(row: Mapping[str, Any]) -> str:
     }
     if not row.get("skipped"):
         formats.pop("skipped")
-    return f"{trained}: " + ", ".join(form.format(row[name]) for name, form in formats.items() if name in row)
+    known = {name: form for name, form in formats.items() if not math.isnan(row.get(name, math.nan))}
+    return f"{trained}: " + ", ".join(form.format(row[name]) for name, form in known.items())
 
 
 def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, *, as_json: bool = False) -> None:
@@ -303,15 +310,17 @@ def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, *, as_json: b
         part = metrics.iloc[start : start + tenth]
         steps = [int(step) for step in part["step"]]
         means = part.reindex(columns=["reward", "entropy", "clip_fraction"]).mean().to_dict()
+        means = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
         rows.append({"steps": f"{steps[0]}-{steps[-1]}", "trained": ", ".join(dict.fromkeys(part["target"])), **means})
     if as_json:
         document({"run": str(folder), "model": str(folder / "model"), "seconds": seconds, "steps": rows})
         return
     table = Table(title="Means over steps", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("steps", "trained", "reward", "entropy", "clip_fraction"):
+    measured = [name for name in ("reward", "entropy", "clip_fraction") if name in metrics]
+    for name in ("steps", "trained", *measured):
         table.add_column(name.replace("_", " "), justify="left" if name == "trained" else "right")
     for row in rows:
-        numbers = [f"{row[name]:.3f}" for name in ("reward", "entropy", "clip_fraction")]
+        numbers = ["" if row[name] is None else f"{row[name]:.3f}" for name in measured]
         table.add_row(row["steps"], row["trained"], *numbers)
     out.print(table)
     out.print(f"{counted(len(metrics), 'step')} in {seconds:.0f} s. Model: {escape(str(folder / 'model'))}")

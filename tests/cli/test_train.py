@@ -1,6 +1,7 @@
 """The command that trains: from problems to a run's folder, and on from there."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -298,6 +299,18 @@ def test_problems_that_do_not_ask_for_a_box_are_pointed_out(more, warned, tmp_pa
 def test_bundled_problems_do_not_ask_for_a_box():
     tokenizer = tokenizers.load_tokenizer(Train().checkpoint)
     assert not training.asks_for_boxes(tokenizer, train._problems(Train()), {})  # the bundled models box by themselves
+
+
+def test_what_a_loss_has_no_ratio_for_is_left_out(capsys):
+    row = {"step": 1, "phase": "final", "target": "final", "reward": 0.5, "entropy": 1.0, "clip_fraction": math.nan}
+    assert train.in_words(row) == "whole policy: reward 0.50, entropy 1.000"
+    metrics = pd.DataFrame([row]).drop(columns="clip_fraction")
+    train.trained(Path("run"), metrics, 1.0)
+    said = capsys.readouterr().out
+    assert "nan" not in said
+    assert "clip" not in said
+    train.trained(Path("run"), metrics, 1.0, as_json=True)
+    assert json.loads(capsys.readouterr().out)["steps"][0]["clip_fraction"] is None
 
 
 # options, files and defaults
