@@ -77,7 +77,7 @@ def test_what_a_module_adds_has_the_jacobian_of_the_stream_that_it_is_added_to(f
         try:
             own = fit(model, texts(7, 9), [point], Settings(skip=SKIP)).lens.at
         except InputError as error:  # the hook hands over a copy: a product or a sum, or what is changed in place later
-            if "doesn't depend on" not in str(error):
+            if not any(words in str(error) for words in ("doesn't depend on", "passes no gradient on")):
                 raise
             continue
         torch.testing.assert_close(found[point].jacobian, own[point].jacobian, rtol=0, atol=1e-5)
