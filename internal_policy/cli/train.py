@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,11 @@ CHANGEABLE = {
     *("max_memory", "offload_folder"),
 }
 """Options that may differ when a run is resumed. The contents of the configuration file are compared separately."""
+PROMPT = (
+    *("problem_column", "answer_column", "system_prompt", "prompt_suffix"),
+    *("chat_template", "chat_template_kwargs"),
+)
+"""Options about problems and prompts that an evaluation shares with training."""
 NO_BOX = (
     r"No prompt asks for an answer in \boxed{}, and only such answers are marked as correct. Unless the model boxes "
     r"answers anyway, add --prompt-suffix 'Put your final answer within \boxed{}.'"
@@ -260,7 +266,8 @@ def _train(options: Train, setup: "Setup", config: "BuPOConfig", layer: int | No
     with _progress(total) as report:
         metrics = training.train(setup, config, scans, start, report, progress.note, options.config)
     if metrics is not None:
-        trained(setup.folder, metrics, time.monotonic() - begun, as_json=options.json)
+        seconds = time.monotonic() - begun
+        trained(setup.folder, metrics, seconds, evaluation(options, setup.folder), as_json=options.json)
 
 
 @contextmanager
@@ -302,8 +309,21 @@ def in_words(row: Mapping[str, Any]) -> str:
     return f"{trained}: " + ", ".join(form.format(row[name]) for name, form in known.items())
 
 
-def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, *, as_json: bool = False) -> None:
-    """Print the reward over tenths of the run, and what to do with the model."""
+def evaluation(options: Train, folder: Path) -> str:
+    """The command that evaluates the model of a run, with prompts as in training, under the name of the run.
+
+    The problems are those of training; for the bundled ones, others that were drawn alike.
+    """
+    problems = options.problems or str(bundle.DATA / "problems" / "sums-heldout.jsonl")
+    words = ["--model", str(folder / "model"), "--label", folder.absolute().name, "--problems", problems]
+    for name in PROMPT:
+        value = getattr(options, name)
+        words += [] if value in (None, "{}") else [f"--{name.replace('_', '-')}", value]
+    return shlex.join(["internal-policy", "evaluate", *words])
+
+
+def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, evaluated_by: str, *, as_json: bool = False) -> None:
+    """Print the reward over tenths of the run, and the command that evaluates the model."""
     tenth = max(1, len(metrics) // 10)
     rows = []
     for start in range(0, len(metrics), tenth):
@@ -324,4 +344,4 @@ def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, *, as_json: b
         table.add_row(row["steps"], row["trained"], *numbers)
     out.print(table)
     out.print(f"{counted(len(metrics), 'step')} in {seconds:.0f} s. Model: {escape(str(folder / 'model'))}")
-    out.print(f"To evaluate it:\n  internal-policy evaluate --model {escape(str(folder / 'model'))}")
+    out.print(f"To evaluate it:\n  {escape(evaluated_by)}")

@@ -2,11 +2,13 @@
 
 import json
 import math
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,7 +16,8 @@ from conftest import jsonl
 
 from internal_policy import bundle
 from internal_policy.__main__ import main
-from internal_policy.cli import train
+from internal_policy.cli import parsing, train
+from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.train import Train
 from internal_policy.errors import InputError
 from internal_policy.models import loading, tokenizers
@@ -305,12 +308,21 @@ def test_what_a_loss_has_no_ratio_for_is_left_out(capsys):
     row = {"step": 1, "phase": "final", "target": "final", "reward": 0.5, "entropy": 1.0, "clip_fraction": math.nan}
     assert train.in_words(row) == "whole policy: reward 0.50, entropy 1.000"
     metrics = pd.DataFrame([row]).drop(columns="clip_fraction")
-    train.trained(Path("run"), metrics, 1.0)
+    train.trained(Path("run"), metrics, 1.0, "evaluate")
     said = capsys.readouterr().out
     assert "nan" not in said
     assert "clip" not in said
-    train.trained(Path("run"), metrics, 1.0, as_json=True)
+    train.trained(Path("run"), metrics, 1.0, "evaluate", as_json=True)
     assert json.loads(capsys.readouterr().out)["steps"][0]["clip_fraction"] is None
+
+
+def test_the_hint_evaluates_what_was_trained_on_under_the_name_of_the_run():
+    options = Train(problems="amc.jsonl", prompt_suffix="Box it.", chat_template_kwargs='{"enable_thinking": false}')
+    words = shlex.split(train.evaluation(options, Path("runs/mine")))
+    asked: Any = parsing.parse(COMMANDS, words[1:])
+    assert (asked.model, asked.label, asked.problems) == ("runs/mine/model", "mine", ("amc.jsonl",))
+    assert (asked.prompt_suffix, asked.template_arguments) == ("Box it.", {"enable_thinking": False})
+    assert "sums-heldout.jsonl" in train.evaluation(Train(), Path("runs/mine"))
 
 
 # options, files and defaults
