@@ -63,7 +63,6 @@ def card(metrics: pd.DataFrame, about: Mapping[str, str], config: BuPOConfig) ->
         f"| {run_summary.MEASURES[row['measure']]} | {row['first_mean']:.3f} | {row['last_mean']:.3f} |"
         for row in figures.to_dict("records")
     ]
-    spans = [f"{figures[f'{end}_from'].min()} to {figures[f'{end}_to'].max()}" for end in ("first", "last")]
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(front)}---",
@@ -72,7 +71,7 @@ def card(metrics: pd.DataFrame, about: Mapping[str, str], config: BuPOConfig) ->
             *(f"- {sentence}" for sentence in run_summary.sentences(metrics, None)),
             f"- Problems: {about['problems']}.",
             "- Reward: 1 if the last box of a response holds the answer, else 0.\n",
-            f"| mean over | steps {spans[0]} | steps {spans[1]} |\n|---|---|---|",
+            "| mean over | first tenth of the steps | last tenth |\n|---|---|---|",
             *rows,
             f"\n## Configuration\n\n```yaml\n{yaml.safe_dump(fields_of(config))}```\n",
             "Versions: " + ", ".join(f"{package} {version}" for package, version in versions().items()) + ".\n",
