@@ -42,8 +42,7 @@ LATER: dict[str, Any] = {
     "engine": "local",
     "tensor_parallel": 1,
     "served_model": None,
-    "system_prompt": None,
-    "prompt_suffix": None,
+    **dict.fromkeys(("system_prompt", "prompt_suffix")),
 }
 """Options of later versions -> their defaults. A question leaves these out, so that older scans still answer it."""
 ELSEWHERE = {"lens", "lens_of_another_model", "force", "shard", "url", "max_memory", "offload_folder"}
