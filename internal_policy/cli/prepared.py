@@ -1,19 +1,18 @@
 """Resolve the options of scan, generate, evaluate and fit-lens once, before any work."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from internal_policy import bundle, files
-from internal_policy.cli import configuration, lens_files, progress
+from internal_policy import bundle
+from internal_policy.cli import configuration, lens_files, progress, question
 from internal_policy.cli.common import ModelOptions, ResponseOptions, SamplingOptions
 from internal_policy.cli.lens_files import LensFile
 from internal_policy.errors import InputError
-from internal_policy.models import checkpoint, loading, templates, tokenizers
+from internal_policy.models import loading, tokenizers
 from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.scans.shard import ALONE, Worker
 from internal_policy.tasks import rows
@@ -31,22 +30,6 @@ if TYPE_CHECKING:
 
 DEMO_PROBLEMS = 64
 """How many of the bundled problems are used if none are named."""
-LATER: dict[str, Any] = {
-    "reader": "hooks",
-    "remote": False,
-    "text": (),
-    "gguf_file": None,
-    "quantize": None,
-    "positions": None,
-    "every": 1,
-    "engine": "local",
-    "tensor_parallel": 1,
-    "served_model": None,
-    **dict.fromkeys(("system_prompt", "prompt_suffix")),
-}
-"""Options of later versions -> their defaults. A question leaves these out, so that older scans still answer it."""
-ELSEWHERE = {"lens", "lens_of_another_model", "force", "shard", "url", "max_memory", "offload_folder"}
-"""Options of any command that are recorded in another way, or that don't change the numbers: a server may move."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +250,8 @@ def prepare(
     loaded.
     """
     fitted = lens_files.resolve(lenses)
-    asked = question(options, unused, [*sources, rollouts, options.chat_template], rollouts, texts=texts, lenses=fitted)
+    paths = [*sources, rollouts, options.chat_template]
+    asked = question.of(options, unused, paths, rollouts, texts=texts, lenses=fitted)
     if of_another_model and not lenses:
         raise InputError("--lens-of-another-model has no effect without --lens. Leave it out.")
     if not of_another_model:
@@ -290,57 +274,11 @@ def prepare(
     )
 
 
-def question(
-    options: ResponseOptions,
-    unused: Set[str],
-    paths: Iterable[str | None],
-    rollouts: str | None = None,
-    *,
-    texts: Sequence[str] = (),
-    lenses: Sequence[LensFile] = (),
-) -> dict[str, Any]:
-    """The options that can change the numbers, with the contents of their files. It is the key of the cache."""
-    given = dataclasses.asdict(options).items()
-    unused = {*unused, *ELSEWHERE}
-    decisive = {name: value for name, value in given if name not in unused and (name, value) not in LATER.items()}
-    arguments = options.template_arguments
-    identity = checkpoint.identity(options.checkpoint)  # first, because it says best why a model can't be loaded
-    dated = tokenizers.inserts_date(options.checkpoint, options.chat_template)
-    if dated and not texts and not _untemplated(rollouts, options.limit):
-        arguments = {templates.DATE: templates.today(), **arguments}
-    return {
-        **decisive,
-        **({"lens": lens_files.asked(lenses)} if lenses else {}),
-        "chat_template_kwargs": json.dumps(arguments, sort_keys=True),
-        "identity": identity,
-        "content": {path: held(path) for path in paths if path} | {lens.given: lens.content for lens in lenses},
-    }
-
-
-def _untemplated(rollouts: str | None, limit: int | None) -> bool:
-    """Whether no given rollout is rendered by the chat template: the file is text, or all of its rows are token ids."""
-    if rollouts is None:
-        return False
-    return Path(rollouts).suffix.lower() == ".txt" or all(
-        row.values.keys() >= {"prompt_ids", "response_ids"} for row in rows.read_rows(Path(rollouts), limit)
-    )
-
-
 def check_effect(options: ModelOptions, names: Collection[str], beside: str) -> None:
     """Raise InputError if an option in `names` was given, because it has no effect together with `beside`."""
     for field in dataclasses.fields(options):
         if field.name in names and getattr(options, field.name) != field.default:
             raise InputError(f"--{field.name.replace('_', '-')} has no effect with {beside}. Leave it out.")
-
-
-def held(source: str) -> dict[str, Any] | None:
-    """An identification of the contents of a data source; None if it isn't a file.
-
-    That is the fingerprint of a file, or the commit of a data set on the hub. Raises InputError if the hub has none.
-    """
-    if rows.from_hub(source):
-        return {"revision": rows.hub_revision(source)}
-    return files.fingerprint(Path(source))
 
 
 def source(problems: str | None, limit: int | None) -> tuple[str, int | None]:

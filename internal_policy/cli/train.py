@@ -17,8 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import bundle, files
-from internal_policy.cli import configuration, outputs, prepared, progress
+from internal_policy.cli import configuration, outputs, progress
 from internal_policy.cli.console import document, out
+from internal_policy.cli.question import held
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError, counted
 from internal_policy.models import checkpoint, loading, offload, quantized, templates, tokenizers
@@ -148,7 +149,7 @@ def _problems(options: Train) -> "list[Problem]":
 def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
     """What identifies the run: its options, the contents of their files, and the model."""
     plain = {name: value for name, value in dataclasses.asdict(options).items() if name not in CHANGEABLE}
-    content = {path: prepared.held(path) for path in (options.problems, options.chat_template) if path}
+    content = {path: held(path) for path in (options.problems, options.chat_template) if path}
     question = {**plain, "file": dict(given), "content": content, "identity": checkpoint.identity(options.checkpoint)}
     return json.loads(json.dumps(redacted(question), default=str))
 

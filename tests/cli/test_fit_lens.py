@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from internal_policy import files
 from internal_policy.__main__ import main
 from internal_policy.bundle import DATA
-from internal_policy.cli import contents, fitting, prepared
+from internal_policy.cli import contents, fitting, prepared, question
 from internal_policy.cli.scan import PRESENTATION, Scan
 from internal_policy.look import summary, view
 from internal_policy.models import loading
@@ -242,7 +242,7 @@ def test_options_that_came_later_are_no_part_of_the_question_at_their_defaults()
     path = str(DATA / "problems" / "heldout.jsonl")
     asked = Scan(problems=path, limit=20, readout="both")
     unused = {*PRESENTATION, "engine"}
-    found = prepared.question(asked, unused, [path, asked.chat_template])
+    found = question.of(asked, unused, [path, asked.chat_template])
     assert found.keys() == earlier["asked"].keys()
 
 

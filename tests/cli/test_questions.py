@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from internal_policy.__main__ import main
-from internal_policy.cli import prepared
+from internal_policy.cli import prepared, question
 from internal_policy.cli.evaluate import Evaluate
 from internal_policy.cli.fit_lens import FitLens
 from internal_policy.cli.generate import Generate
@@ -38,8 +38,8 @@ def test_a_data_set_of_the_hub_that_changed_is_another_scan(folder, here, capsys
 @pytest.mark.parametrize("options", [Scan, Generate, Evaluate, FitLens])
 def test_the_commit_of_a_data_set_of_the_hub_is_in_every_question(options, monkeypatch):
     published(monkeypatch, "1a2b")
-    question = prepared.question(options(), set(), ["org/sums@train"])
-    assert question["content"] == {"org/sums@train": {"revision": "1a2b"}}
+    found = question.of(options(), set(), ["org/sums@train"])
+    assert found["content"] == {"org/sums@train": {"revision": "1a2b"}}
 
 
 def test_a_data_set_of_the_hub_that_changed_is_another_training_run(monkeypatch):
@@ -51,8 +51,8 @@ def test_a_data_set_of_the_hub_that_changed_is_another_training_run(monkeypatch)
 
 def test_asking_more_leaves_the_first_question_as_it_was_and_keeps_what_was_loaded():
     first = prepared.prepare(Scan(), set(), [])
-    config, question = first.config, dict(first.question)
+    config, known = first.config, dict(first.question)
     second = first.asking(layers=[0])
-    assert second.question == {**question, "layers": [0]}
-    assert first.question == question
+    assert second.question == {**known, "layers": [0]}
+    assert first.question == known
     assert second.config is config

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from internal_policy import bundle
-from internal_policy.cli import prepared, scan
+from internal_policy.cli import question, scan
 from internal_policy.scans import store
 
 TESTS = Path(__file__).parent
@@ -46,4 +46,4 @@ def test_the_package_works_after_importing_nnsight():
 def test_scans_of_earlier_versions_have_the_same_question():
     asked = store.record(bundle.DATA / "scans" / "demo-qwen3")["asked"]
     assert scan.prepared(scan.Scan()).question.keys() == asked.keys()
-    assert all(getattr(scan.Scan(), name, default) == default for name, default in prepared.LATER.items())
+    assert all(getattr(scan.Scan(), name, default) == default for name, default in question.LATER.items())

@@ -11,7 +11,7 @@ from conftest import saved, tiny_model
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from internal_policy.__main__ import main
-from internal_policy.cli import prepared, train
+from internal_policy.cli import question, train
 from internal_policy.cli.evaluate import Evaluate
 from internal_policy.cli.fit_lens import FitLens
 from internal_policy.cli.generate import Generate
@@ -56,7 +56,7 @@ def test_the_date_is_in_the_digest(folder, on, form):
     digests = []
     for day in ("2026-11-24", "2026-11-25"):
         on(day)
-        digests += [store.digest(prepared.question(asked, set(), []))] * 2
+        digests += [store.digest(question.of(asked, set(), []))] * 2
     assert len(set(digests)) == 2
 
 
@@ -66,7 +66,7 @@ def test_templates_without_a_date_give_the_same_question_every_day(folder, on):
         questions = []
         for day in ("2026-11-24", "2026-11-25"):
             on(day)
-            questions.append(prepared.question(replace(Scan(model=str(folder)), **more), set(), []))
+            questions.append(question.of(replace(Scan(model=str(folder)), **more), set(), []))
         assert questions[0] == questions[1]
 
 
@@ -77,7 +77,7 @@ def test_token_id_rollouts_give_the_same_question_every_day(folder, on):
         questions = []
         for day in ("2026-11-24", "2026-11-25"):
             on(day)
-            questions.append(prepared.question(Scan(model=str(folder), rollouts=name), set(), [], name))
+            questions.append(question.of(Scan(model=str(folder), rollouts=name), set(), [], name))
         assert (questions[0] == questions[1]) == same
 
 
