@@ -48,10 +48,10 @@ class FitLens(JsonOptions, OutputOptions, FittingOptions, ResponseOptions, Rollo
 
     For example:
     $ internal-policy fit-lens -o lens.safetensors
-    $ internal-policy fit-lens --kind jacobian --rollouts texts.jsonl -o jacobian.safetensors
-    $ internal-policy fit-lens --merge monday.safetensors tuesday.safetensors -o both.safetensors
+    $ internal-policy fit-lens --kind jacobian --rollouts texts.txt
+    $ internal-policy fit-lens --merge a.safetensors b.safetensors
     $ internal-policy fit-lens --model Qwen/Qwen3-0.6B --problems train.jsonl
-    $ internal-policy fit-lens --kind jacobian --against lens.safetensors -o jacobian.safetensors
+    $ internal-policy fit-lens --kind jacobian --against lens.safetensors
     """
 
     group: ClassVar = "Fitting"

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from internal_policy.cli import progress
 from internal_policy.cli.common import Number
@@ -114,7 +114,9 @@ def _cut(options: FittingOptions, inputs: "Prepared", rollout: "Rollout", number
 
     if rollout.problem or len(rollout.prompt_ids) != 1:
         return [rollout]
-    parts = pieces(rollout.ids, options.max_length, options.skip, inputs.tokenizer.bos_token_id) or [rollout.ids]
+    parts = pieces(
+        rollout.ids, options.max_length, options.skip, cast("int | None", inputs.tokenizer.bos_token_id)
+    ) or [rollout.ids]
     problem = f"text {number}" if of > 1 else ""
     return [dataclasses.replace(part, problem=problem) for part in of_ids(inputs.tokenizer, parts)]
 

@@ -219,8 +219,7 @@ def readouts(
     """A measure at one site by layer with each readout of a scan; each frame is `statistics.means` of the measure."""
     figure = go.Figure()
     named = dict.fromkeys([*view.WORDS, *view.LENSES, *(about.readout for about, _ in columns)])
-    own = legend.SITES["final"].colour
-    others = [curve for curve in theme.CURVES if own not in curve]
+    others = [curve for curve in theme.CURVES if legend.SITES["final"].colour not in curve]
     curves = dict(zip(named, cycle(others), strict=False))  # a known readout looks the same in every figure
     for about, frame in columns:
         rows = placed(frame[frame["site"] == site], measure, style)
@@ -233,8 +232,7 @@ def readouts(
         ends(figure, about.n_layers, style)
     figure.update_yaxes(title={"text": theme.label(measure)}, rangemode="tozero")
     parts = (legend.SITES[site].name, theme.short(about.model), theme.n(about), about.which)
-    caption = " · ".join(part for part in parts if part)
-    return theme.layout(figure, f"{theme.MEASURES[measure][0]} by readout", caption, style)
+    return theme.layout(figure, f"{theme.MEASURES[measure][0]} by readout", " · ".join(filter(None, parts)), style)
 
 
 def distribution(

@@ -193,7 +193,7 @@ def test_a_figure_in_a_report_has_one_title(tmp_path):
     path = tmp_path / "report.html"
     assert main(["report", "demo-qwen3", "-o", str(path)]) == 0
     page = path.read_text()
-    assert page.count("Entropy flow") == 1
+    assert page.count("Entropy flow (Fig. 2 of the paper)") == 1
     assert page.count("<figcaption>") == page.count('class="plotly-graph-div"')
 
 
