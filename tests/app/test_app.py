@@ -634,8 +634,8 @@ def test_scans_of_the_same_tokens_are_subtracted_by_layer(copied):
 def test_a_scan_by_itself_is_compared_with_its_other_readout():
     app = opened("compare", scan="demo-llama", compare="demo-llama")
     assert len(charts(app)) == 4
-    assert all("raw hidden states · through the final norm" in said for said in charts(app)[:2])
-    assert all("A: demo-llama · raw hidden states · B: demo-llama · through" in said for said in charts(app)[2:])
+    assert all("through the final norm · raw hidden states" in said for said in charts(app)[:2])
+    assert all("A: demo-llama · through the final norm · B: demo-llama · raw" in said for said in charts(app)[2:])
     assert any(said.startswith("Entropy in B, with 95% confidence for all layers at once: ") for said in texts(app))
     assert "• A reads through the final norm, B reads raw hidden states." in texts(app)
     assert app.selectbox(key="against_list").value == "demo-llama"
