@@ -1,4 +1,4 @@
-"""The effects of ablations by layer, and whether layers that raise the entropy matter more than those that lower it."""
+"""The effects of ablations by layer, and how they relate to the entropy changes of the layers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from internal_policy.errors import InputError, counted
-from internal_policy.look import bootstrap, findings, view
+from internal_policy.look import bootstrap, findings, statistics, view
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import View
 from internal_policy.measure.sites import CHANGES
@@ -53,7 +53,7 @@ def means(found: pd.DataFrame, average: Average = "tokens") -> pd.DataFrame:
     """
     wide = found.pivot(index="rollout", columns=BY, values=list(MEASURES))
     wide.columns.names = ["measure", *BY]
-    weights = _weights(found, wide.index, average)
+    weights = statistics.weights_of(wide, found, average)
     rows = wide.columns.to_frame(index=False)
     rows["mean"], rows["low"], rows["high"] = bootstrap.interval(wide.to_numpy(dtype=float), weights)
     return _with_all(rows, wide.to_numpy(dtype=float), weights, KEYS)[[*BY, "measure", *ENDS]]
@@ -65,11 +65,6 @@ def _with_all(rows: pd.DataFrame, values: np.ndarray, weights: np.ndarray, group
         ends = bootstrap.simultaneous(values[:, group.index], weights)
         rows.loc[group.index, "low_all"], rows.loc[group.index, "high_all"] = ends
     return rows.sort_values([*groups, "layer"], ignore_index=True)
-
-
-def _weights(found: pd.DataFrame, index: pd.Index, average: Average) -> np.ndarray:
-    tokens = found.groupby("rollout")["tokens"].first().reindex(index).to_numpy(dtype=float)
-    return tokens if average == "tokens" else np.ones_like(tokens)
 
 
 def rewards(folder: Path) -> pd.DataFrame:
@@ -92,7 +87,7 @@ def rewards(folder: Path) -> pd.DataFrame:
 
 
 def correlations(one: View, found: pd.DataFrame, average: Average = "tokens") -> pd.DataFrame:
-    """Whether ablating changes the policy more in layers that raise the entropy: Spearman's rank correlation.
+    """Whether layers with a higher entropy change matter more when they are ablated: Spearman's rank correlation.
 
     A row for each module and replacement: module, replacement, layers (how many), correlation, low, high and p. The
     correlation is that of the entropy change in the scan with the KL of the ablation, over layers. `low` and `high` are
@@ -113,7 +108,7 @@ def correlations(one: View, found: pd.DataFrame, average: Average = "tokens") ->
         mine = raised.loc[shared]
         change = np.stack([(mine[layer, after] - mine[layer, before]).to_numpy(dtype=float) for layer in both], 1)
         effect = kl.loc[shared, both].to_numpy(dtype=float)
-        weights = _weights(some, shared, average)
+        weights = statistics.weights_of(mine, some, average)
         rows.append([module, how, len(both), *_correlation(change, effect, weights)])
     return pd.DataFrame(rows, columns=["module", "replacement", "layers", "correlation", "low", "high", "p"])
 
@@ -142,7 +137,7 @@ def _spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def sentences(folder: Path, one: View | None, average: Average = "tokens") -> list[str]:
-    """What an ablation shows: where it changes the policy most, and whether raising the entropy goes with that.
+    """What an ablation shows: where it changes the policy most, and whether that goes with the entropy change.
 
     `one` is a view of its scan, which chooses rollouts and tells the entropies; None if there is none.
     """
@@ -166,7 +161,7 @@ def for_all_layers(found: pd.DataFrame) -> bool:
 
 
 def _first(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one replacement: zero, if that was ablated."""
+    """The rows of one replacement: zero if it was measured, otherwise mean."""
     known = {*rows["replacement"]}
     rows = rows[rows["replacement"] == ("zero" if "zero" in known else "mean")]
     return rows.sort_values("module", key=lambda names: names.map([*CHANGES].index), kind="stable")
@@ -177,7 +172,7 @@ def named(module: str, how: str) -> str:
     return f"skipping {NAMES[module]}" if how == "zero" else f"replacing {NAMES[module]} by its mean"
 
 
-def _begun(text: str) -> str:
+def _upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
@@ -186,7 +181,7 @@ def _largest(rows: pd.DataFrame, module: str) -> str:
     top, how = order.iloc[0], str(rows["replacement"].iloc[0])
     others = order["mean"].iloc[1:]
     sure = len(others) and top["low_all"] > order["high_all"].iloc[1:].max()
-    said = f"{_begun(named(module, how))} changes the policy most in layer {top['layer']}: KL {_between(top)} nats"
+    said = f"{_upper(named(module, how))} changes the policy most in layer {top['layer']}: KL {_between(top)} nats"
     rest = f", against a median of {_nats(others.median())} in the others" if len(others) else ""
     return f"{said}{rest}.{'' if sure or not len(others) else ' Another layer may matter as much.'}"
 
@@ -197,9 +192,9 @@ def _related(row: Mapping[Any, Any], how: str) -> str:
     if row["p"] > CHANCE or not (row["low"] > 0 or row["high"] < 0):
         verdict = "no relation was found"
     elif row["low"] > 0:
-        verdict = f"{subject} that raise the entropy matter more than those that lower it"
+        verdict = f"{subject} with a higher entropy change matter more"
     else:
-        verdict = f"{subject} that lower the entropy matter more than those that raise it"
+        verdict = f"{subject} with a lower entropy change matter more"
     low, high = (f"{row[end]:+.2f}" for end in ("low", "high"))
     between = f"{low} to {high}, " if np.isfinite(row["low"]) else ""
     p = f"p = {row['p']:.2f}" if row["p"] >= 0.01 else "p < 0.01"
@@ -212,9 +207,9 @@ def _related(row: Mapping[Any, Any], how: str) -> str:
 def _lost(rows: pd.DataFrame, module: str) -> str:
     worst = rows.sort_values("mean").iloc[0]
     clear = rows[(rows["high_all"] < 0)]["layer"].tolist()
-    where = f"It falls for certain in {counted(len(clear), 'layer')} of {len(rows)}." if clear else ""
+    where = f"It falls significantly in {len(clear)} of {counted(len(rows), 'layer')}." if clear else ""
     return (
-        f"{_begun(named(module, str(worst['replacement'])))} costs most reward in layer {worst['layer']}: "
+        f"{_upper(named(module, str(worst['replacement'])))} costs the most reward in layer {worst['layer']}: "
         f"{_between(worst, signed=True)}, from {worst['intact']:.2f}. {where}"
     ).rstrip()
 

@@ -42,7 +42,9 @@ def test_means_weigh_rollouts_by_their_tokens():
     assert other["mean"] == pytest.approx(mine["kl"].mean())
 
 
-@pytest.mark.parametrize(("sign", "said"), [(1, "FFNs that raise the entropy matter"), (-1, "FFNs that lower the")])
+@pytest.mark.parametrize(
+    ("sign", "said"), [(1, "FFNs with a higher entropy change"), (-1, "FFNs with a lower entropy")]
+)
 def test_a_planted_relation_is_found(sign, said):
     row = ablation.correlations(DEMO, planted(5 + sign * ffn_changes())).iloc[0].to_dict()
     assert row["correlation"] == pytest.approx(sign, abs=0.05)
