@@ -27,7 +27,7 @@ class ScanModel(ModelOptions):
     group: ClassVar = "Model"
     model: str = ""
     """The scan's model, if its folder has been moved; by default the one that the scan names. It must have the same
-    weights. What you don't choose of these options is as it was in the scan, except where the model runs."""
+    weights. Model options that you leave out are those of the scan, except for where the model runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

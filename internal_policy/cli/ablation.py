@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from internal_policy.cli import configuration, outputs, progress
 from internal_policy.cli.common import ModelOptions
 from internal_policy.errors import InputError, counted
+from internal_policy.measure.sites import CHANGES
 from internal_policy.models import checkpoint, loading, tokenizers
 from internal_policy.models.checkpoint import Checkpoint
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
 RUNS_ON = ("device", "device_map", "max_memory", "offload_folder")
 """Options of a model that tell where it runs; the others are those of the scan unless they are given."""
-MODULES, REPLACEMENTS = ("layer", "attn", "mlp"), ("zero", "mean")
+MODULES = tuple(CHANGES)
+"""What can be ablated of a layer."""
 LONGER = 2
-"""Responses of ablated models may be this many times as long as the longest in the scan, as most never end."""
+"""Responses of ablated models may be this many times as long as the longest in the scan, because most never end."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,13 @@ class Work:
     scan: Path
     """The folder of the scan."""
     typed: str
-    """How the scan was named."""
+    """The scan as it was named on the command line."""
     layers: tuple[int, ...]
     """Layers to ablate."""
     modules: tuple[str, ...]
-    """layer, attn, mlp."""
+    """What to ablate of each layer: any of layer, attn and mlp."""
     replacements: tuple[str, ...]
-    """zero, mean."""
+    """What to add instead: zero, mean or both."""
     positions: "Positions"
     """Positions of each response that the scan has measured."""
     limit: int | None
@@ -74,7 +76,7 @@ def prepared(options: "Ablate", scan: Path, record: Mapping[str, Any]) -> Work:
         raise InputError(f"There is no module '{unknown[0]}'. Choose from {', '.join(MODULES)}.")
     model, identity = _model(options, scan, record["asked"])
     layers = _layers(options.layers, record["n_layers"])
-    replacements = REPLACEMENTS if options.replacement == "both" else (options.replacement,)
+    replacements = effects.REPLACEMENTS if options.replacement == "both" else (options.replacement,)
     question = {
         "scan": record["digest"],
         "rollouts": effects.rollouts_of(record),
@@ -106,7 +108,7 @@ def prepared(options: "Ablate", scan: Path, record: Mapping[str, Any]) -> Work:
 
 
 def _model(options: ModelOptions, scan: Path, asked: Mapping[str, Any]) -> tuple[ModelOptions, str]:
-    """The options of the scan's model, and its identity. Raises InputError for another model."""
+    """The scan's model as options, and its identity. Raises InputError if the weights are different."""
     if not asked.get("model") or not asked.get("identity"):
         raise InputError(f"{scan} doesn't say which model was scanned. Scan it again on the command line.")
     if asked.get("trust_remote_code") and not options.trust_remote_code:

@@ -133,7 +133,7 @@ def _table(found: "pd.DataFrame", options: Compare, labels: Sequence[str]) -> Ta
 
 
 def _digits(shown: "pd.DataFrame") -> int:
-    """Decimals of the numbers: three, or as many as show two digits of the smallest standard error."""
+    """Decimals to print: at least three, and enough to show two or three digits of the median interval's width."""
     import numpy as np
 
     widths = (shown["high"] - shown["low"]).to_numpy(dtype=float)

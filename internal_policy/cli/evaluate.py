@@ -62,7 +62,7 @@ class ComparisonOptions:
     """Print how the second evaluation differs from the first, on the same problems; nothing is sampled."""
     plan: bool = False
     """Print the smallest difference that --samples responses to the problems can detect, and how many problems a
-    difference needs; nothing is sampled. With one or two evaluations, it goes by how much their responses vary."""
+    difference needs; nothing is sampled. With one or two evaluations, it uses how much their responses vary."""
     detect: Fraction = None
     """Difference of Avg@K that --plan counts problems for, in percentage points; by default 10, 5, 2 and 1."""
 
@@ -120,7 +120,7 @@ def run(options: Evaluate) -> None:
         return
     if options.plan:
         if len(names) > 2:
-            raise InputError(f"--plan goes by up to two evaluations, but {len(names)} are named.")
+            raise InputError(f"--plan takes at most two evaluations, but {len(names)} are named.")
         number = None if names and not options.problems and options.limit is None else _number(options)
         plan.run(names, number, options.samples, options.detect, as_json=options.json)
         return

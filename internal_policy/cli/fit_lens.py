@@ -43,7 +43,7 @@ class FitLens(JsonOptions, OutputOptions, FittingOptions, ResponseOptions, Rollo
     translator at each hook point, which starts as the norm readout (the logit lens), and is then fitted so that its
     policy comes close to the model's own at the response tokens. A Jacobian lens has the average derivative of the last
     layer's output with respect to the hidden state instead, over prompts and responses. The lens's card, with KL(final
-    || readout) on held-out problems, is kept in its file and printed; `lens-card` prints it again. Use the lens with
+    || readout) on held-out problems, is printed and kept in its file; `lens-card` prints it again. Use the lens with
     `scan --lens FILE`.
 
     For example:
@@ -68,7 +68,7 @@ class FitLens(JsonOptions, OutputOptions, FittingOptions, ResponseOptions, Rollo
     """Jacobian lenses to merge instead of fitting one: files that `fit-lens --kind jacobian` wrote for the same model,
     on different texts. The result is their mean, weighted by their numbers of sequences."""
     against: Lenses = ()
-    """Lens to measure beside the new one on the held-out problems, as for `scan --lens`; you can give several."""
+    """Another lens to measure on the held-out problems, as for `scan --lens`. For several lenses repeat the option."""
     output: OutputFile = Path("lens.safetensors")
     """File to write, .safetensors."""
 
@@ -80,7 +80,13 @@ UNUSED = {
     *("problem_column", "answer_column", "system_prompt", "prompt_suffix"),
 }
 """Options that have no effect if responses are given."""
-FITTING = ("kind", "sites", "held_out", "skip_halves", *(name for names in fitting.OF.values() for name in names))
+FITTING = (
+    "kind",
+    "sites",
+    "held_out",
+    "skip_halves",
+    *(name for names in fitting.OPTIONS_OF.values() for name in names),
+)
 """Options of the fit."""
 ENDING = ".safetensors"
 PRESENTATION = {"json", "rollouts", "merge", "against", *FITTING}
@@ -88,7 +94,7 @@ PRESENTATION = {"json", "rollouts", "merge", "against", *FITTING}
 
 
 def run(options: FitLens) -> None:
-    """Fit, measure, write one file, and print the KL at each hook point."""
+    """Fit a lens, measure it, write it to one file, and print its card."""
     from internal_policy.lenses import card, file, fit, held_out
     from internal_policy.models.families import layer_sites
     from internal_policy.scans import store
@@ -123,10 +129,10 @@ def run(options: FitLens) -> None:
     fitted, held = fit.apart(rollouts, options.held_out, options.seed)
     texts = fitting.sequences(options, fitted) if options.kind == "jacobian" else []
     if options.kind == "tuned":
-        lens, halves = fitting.tuned(options, options.seed, model, fitted, points)
+        lens, halves = fitting.fit_tuned(options, options.seed, model, fitted, points)
     else:
         shard = fitting.shard_of(options.worker) if given else WHOLE
-        found = fitting.of_jacobians(options, options.seed, model, texts, points, folder, shard)
+        found = fitting.fit_jacobian(options, options.seed, model, texts, points, folder, shard)
         if isinstance(found, int):
             shared.leave(found, shard.count)
             return
@@ -160,7 +166,7 @@ def _prepared(options: FitLens) -> prepared.Prepared:
         outputs.check_file(options.output, options.force, ENDING, inputs=outputs.inputs_of(options))
     if options.rollouts is None:
         outputs.check_cache()
-    for kind, names in fitting.OF.items():
+    for kind, names in fitting.OPTIONS_OF.items():
         if kind != options.kind:
             prepared.check_effect(options, names, f"--kind {options.kind}")
     fitting.check(options, options.seed)
@@ -170,7 +176,9 @@ def _prepared(options: FitLens) -> prepared.Prepared:
     sources = [options.problems] if options.problems else []
     inputs = prepared.prepare(options, PRESENTATION, sources, rollouts=options.rollouts, lenses=options.against)
     if options.kind in {lens.name for lens in inputs.lenses}:
-        raise InputError(f"--against: the new lens is called '{options.kind}' too. Write --against other=FILE.")
+        raise InputError(
+            f"The lens of --against is called '{options.kind}', like the new one. Use --against NAME=FILE."
+        )
     _ = inputs.sampling  # refuses what is out of range
     return inputs
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from internal_policy.tasks.prompts import Ids
     from internal_policy.tasks.rollouts import Rollout
 
-OF: Mapping[str, tuple[str, ...]] = {
+OPTIONS_OF: Mapping[str, tuple[str, ...]] = {
     "tuned": ("steps", "batch_tokens", "learning_rate"),
     "jacobian": ("probes", "max_length", "skip"),
 }
@@ -36,7 +36,7 @@ class FittingOptions:
 
     group: ClassVar = "Fitting"
     kind: Literal["tuned", "jacobian"] = "tuned"
-    """Kind of lens: tuned, translators that are trained; jacobian, average derivatives, which aren't."""
+    """Kind of lens: tuned (trained translators) or jacobian (average derivatives; nothing is trained)."""
     sites: str = "resid_pre,resid_post"
     """Sites that get a map in each layer, separated by commas: resid_pre, attn_in, attn_out, resid_mid, mlp_in,
     mlp_out, resid_post, or all. The last layer's resid_post gets none, because it needs none: after the norm it is the
@@ -51,10 +51,10 @@ class FittingOptions:
     """Learning rate of Adam for a tuned lens, relative to the size of a hidden state (d_model); it falls to 0 over the
     steps."""
     skip_halves: bool = False
-    """Don't fit two more tuned lenses on half the problems each, which show how far to trust the lens and take about as
-    long as the lens itself. A Jacobian lens gives its halves for free."""
+    """Don't fit two more tuned lenses, each on half of the problems. They show how far to trust the lens, but make
+    fitting take two to three times as long. A Jacobian lens gives its halves for free."""
     probes: Number = None
-    """Output dimensions whose derivatives each sequence gives to a Jacobian lens; by default all of them. With fewer, a
+    """Number of output dimensions to differentiate for each sequence of a Jacobian lens; by default all. With fewer, a
     sequence takes less time, and the estimate is unbiased but noisier: use more sequences."""
     max_length: int = 128
     """Length of the sequences that a Jacobian lens is averaged over, in tokens; longer texts are cut."""
@@ -128,7 +128,7 @@ def sequences(options: FittingOptions, rollouts: "Sequence[Rollout]") -> "list[I
     return [piece for rollout in rollouts for piece in pieces(rollout.ids, options.max_length, options.skip)]
 
 
-def tuned(
+def fit_tuned(
     options: FittingOptions,
     seed: int,
     model: "nn.Module",
@@ -138,14 +138,14 @@ def tuned(
     """A tuned lens, and those of two halves of the problems, if there are two and they are wanted."""
     from internal_policy.lenses import fit
 
-    asked: Any = {name: getattr(options, name) for name in OF["tuned"]}
+    asked: Any = {name: getattr(options, name) for name in OPTIONS_OF["tuned"]}
     parts = [range(len(rollouts)), *([] if options.skip_halves else fit.halves(rollouts, seed))]
     with progress.bar("Fitting", options.steps, "steps") as advance:
         lens, *halves = fit.fit_parts(model, rollouts, points, parts, **asked, seed=seed, advance=advance)
     return lens, halves
 
 
-def of_jacobians(
+def fit_jacobian(
     options: FittingOptions,
     seed: int,
     model: "nn.Module",
@@ -172,7 +172,7 @@ def shard_of(worker: Worker) -> Shard:
 
 def about(options: FittingOptions) -> dict[str, Any]:
     """What a file tells about how its lens was fitted."""
-    return {"kind": options.kind, **{name: getattr(options, name) for name in OF[options.kind]}}
+    return {"kind": options.kind, **{name: getattr(options, name) for name in OPTIONS_OF[options.kind]}}
 
 
 def size(texts: "Sequence[Ids]") -> dict[str, int]:

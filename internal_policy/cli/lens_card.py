@@ -23,8 +23,8 @@ class LensCard(JsonOptions, OutputOptions):
     """Print how a lens was fitted and how far it can be trusted.
 
     For each hook point: KL(final || readout) on held-out texts for raw, norm and the lens; how far apart the lenses of
-    two halves of the texts are; and how far the map is from a multiple of the identity, which is the logit lens. Lenses
-    of other tools have no measurements in their files, and get the rest.
+    two halves of the texts are; and how far the map is from a multiple of the identity, which is the logit lens. Files
+    from other tools contain no measurements, and their cards say so.
 
     For example:
     $ internal-policy lens-card lens.safetensors

@@ -105,8 +105,8 @@ def _different(a: Evaluation, b: Evaluation) -> str:
     sets = [[set(zip(f["problem"], f["answer"], f["which"], strict=True)) for f in e.right().values()] for e in (a, b)]
     first, second = (set().union(*each) for each in sets)
     return (
-        f"{a.name} and {b.name} have different problems: {len(first):,} and {len(second):,}, of which both have "
-        f"{len(first & second):,}. Evaluate both with the same --problems and --limit."
+        f"{a.name} and {b.name} have different problems: {len(first):,} and {len(second):,}, with "
+        f"{len(first & second):,} in common. Evaluate both with the same --problems and --limit."
     )
 
 

@@ -103,11 +103,11 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     """Read through a lens that was fitted to another model, such as the base of a fine-tuned one. Without this option
     such a lens is refused."""
     measures: str = "all"
-    """Measures to keep, separated by commas: entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm, and
+    """Measures to keep, separated by commas: entropy, logprob, rank, kl, topk, norm, cosine, entropy_at_input_norm, or
     those of --controls, which all leaves out."""
     controls: bool = False
-    """Measure what tells whether a pattern of the entropies is real as well: renyi_half, renyi_2, logit_scale,
-    entropy_at_input_scale, entropy_shuffled and entropy_random. A scan takes two to three times as long
+    """Also measure the controls that `check` uses to tell whether an entropy pattern is real: renyi_half, renyi_2,
+    logit_scale, entropy_at_input_scale, entropy_shuffled and entropy_random. A scan takes two to three times as long
     on a CPU, and more on a GPU."""
     top_k: int = 5
     """Number of most likely tokens to keep at each hook point; 0 keeps none."""

@@ -102,7 +102,7 @@ class Card:
 
 
 def of(lens: FittedLens) -> Card:
-    """The card of a lens. Entries of `lens.about` that are damaged or lie about their type are left out."""
+    """The card of a lens. Entries of `lens.about` that are damaged or have the wrong type are left out."""
     about, points, unreadable = lens.about, {(point.layer, point.site) for point in lens.at}, []
 
     def taken(name: str, found: Any) -> Any:

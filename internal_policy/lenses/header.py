@@ -29,7 +29,7 @@ class Header:
 
 
 def unknown(called: str, about: Mapping[str, Any], identity: str | None = "") -> str | None:
-    """A note that it isn't known whether a lens was fitted to a model, None if it is: either has no identity."""
+    """A note if the lens or the model has no identity, because they can't be matched then; None if both have one."""
     fitted = about.get("identity")
     if fitted is not None and identity is not None:
         return None

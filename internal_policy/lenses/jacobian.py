@@ -194,7 +194,7 @@ def check(
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, no weight asks for a gradient, which saves the memory and time that those would take."""
+    """Inside, no weight requires a gradient, which saves memory and time."""
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
@@ -263,7 +263,7 @@ def _states(
     """The live states of a batch at `points`, and the last layer's output; texts are padded on the right.
 
     Causal attention and recurrences hide the padding from real tokens. Raises InputError for a module whose output is
-    off the graph, through which the derivative would be lost without a sign.
+    off the graph, because the derivative through it would be lost silently.
     """
     last, known = HookPoint(reader.n_layers - 1, "resid_post"), layer_sites(reader.model.config)
     modules = [HookPoint(layer, site) for layer in known for site in ("attn_out", "mlp_out") if site in known[layer]]

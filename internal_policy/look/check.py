@@ -21,7 +21,7 @@ SURVIVES, FAILS, UNTESTED = "survives", "fails", "not tested"
 HOLDS, DOES_NOT_HOLD = "holds", "does not hold"
 MARKS = {SURVIVES: "✓", FAILS: "✗", UNTESTED: "–"}
 LEGEND = (
-    "✓ survives, ✗ doesn't, – isn't tested. The flow is in nats; changes and stages are the share of layers that keep "
+    "✓ survives, ✗ doesn't, – wasn't tested. The flow is in nats; changes and stages are the share of layers that keep "
     "their sign or stage (in the first row the share with a sign); the target is a layer."
 )
 """What the cells of `Check.matrix` mean."""

@@ -121,7 +121,7 @@ class Claim:
     seen: str
     """What was measured, as the beginning of a sentence. {} is the text of the judgement."""
     unseen: str
-    """A sentence for a pattern that isn't there as measured."""
+    """What was measured instead if the pattern isn't there, as a sentence."""
     lost: str
     """What happens under a control that it doesn't survive."""
     kept: str
@@ -176,8 +176,8 @@ CLAIMS: Sequence[Claim] = (
         "{:.0f}",
         "The last FFN that raises entropy significantly is that of {}",
         "No FFN raises entropy significantly.",
-        "that changes",
-        "that stays so",
+        "the target is different",
+        "the target stays the same",
     ),
 )
 """The claims in the order of the tables."""

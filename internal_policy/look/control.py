@@ -108,16 +108,16 @@ CONTROLS: Sequence[Control] = (
     ),
     Control(
         "renyi_half",
-        "Renyi entropy 1/2",
-        "by the Renyi entropy of order 1/2",
-        "Takes the Renyi entropy of order 1/2, in which unlikely tokens count more.",
+        "Rényi entropy 1/2",
+        "by the Rényi entropy of order 1/2",
+        "Takes the Rényi entropy of order 1/2, in which unlikely tokens count more.",
         entropy="renyi_half",
     ),
     Control(
         "renyi_2",
-        "Renyi entropy 2",
-        "by the Renyi entropy of order 2",
-        "Takes the Renyi entropy of order 2, in which likely tokens count more.",
+        "Rényi entropy 2",
+        "by the Rényi entropy of order 2",
+        "Takes the Rényi entropy of order 2, in which likely tokens count more.",
         entropy="renyi_2",
     ),
 )

@@ -9,7 +9,7 @@ SPREAD = ("renyi_half", "renyi_2", "logit_scale")
 
 
 class Spread:
-    """The same over the vocabulary seen so far, of a few hook points at the same positions.
+    """Running sums for these measures over the vocabulary seen so far, at a few hook points and the same positions.
 
     The Rényi entropy of order a (Rényi 1961) of logits z is (ln sum e^(a z) - a ln sum e^z) / (1 - a). A policy doesn't
     change when all of its logits rise, so the logit scale is their standard deviation over the vocabulary.

@@ -43,7 +43,7 @@ def targets_of(model: Any, layers: Sequence[int], modules: Sequence[str]) -> lis
         raise InputError(f"There is no module '{unknown[0]}'. Choose from {', '.join(WRITES)}.")
     known = ablatable(model)
     if outside := {*layers} - {layer for layer, _ in known}:
-        raise InputError(f"Layer {min(outside)} can't be ablated, because the model has or runs no such layer.")
+        raise InputError(f"Layer {min(outside)} can't be ablated, because the model doesn't have it or doesn't run it.")
     found = [target for target in known if target[0] in layers and target[1] in modules]
     if not found:
         raise InputError(f"These layers have no {' or '.join(modules)} to ablate. Choose other layers or modules.")

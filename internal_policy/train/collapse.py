@@ -33,6 +33,6 @@ def collapse(rows: Sequence[Mapping[str, Any]]) -> str | None:
         f"{last['cut']:.0%}, and entropy from {first['entropy']:.2f} to {last['entropy']:.2f} nats"
     )
     return (
-        f"The policy has collapsed by step {rows[-1]['step']}: from steps {steps[0]} to steps {steps[1]} {changes}. "
-        "Start again with fewer --internal-steps or a lower --learning-rate."
+        f"The policy has collapsed by step {rows[-1]['step']}: between steps {steps[0]} and {steps[1]}, {changes}."
+        " Start again with fewer --internal-steps or a lower --learning-rate."
     )

@@ -60,7 +60,7 @@ class BuPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         """Check everything that doesn't need a model, and set what internal policies need."""
         if isinstance(self.schedule, str):
-            raise InputError(f"schedule is '{self.schedule}', a text. Give a list of phases: ['{self.schedule}'].")
+            raise InputError(f"schedule is the text '{self.schedule}'. Give a list of phases: ['{self.schedule}'].")
         self.phases: tuple[Phase, ...] = tuple(map(Phase.parse, self.schedule))
         self._check_values()
         if self.readout not in READOUTS:

@@ -110,7 +110,7 @@ def test_json_and_the_file_describe_the_fit(asked, folder, capsys):
     assert (said["missing"], said["unreadable"]) == ([], [])
     same = ("model", "identity", "d_model", "n_layers", "kl", "gain", "halves", "maps")
     assert {name: said[name] for name in same} == {name: about[name] for name in same}
-    assert said["options"] == {name: about[name] for name in (*fitting.OF["tuned"], "sites", "seed")}
+    assert said["options"] == {name: about[name] for name in (*fitting.OPTIONS_OF["tuned"], "sites", "seed")}
     assert about["model"] == str(folder)
     assert about["identity"] == identity(Checkpoint(str(folder)))
     assert (about["d_model"], about["sites"], about["steps"]) == (32, "resid_post", 40)
@@ -132,7 +132,9 @@ def test_another_lens_is_measured_beside_the_new_one(asked, fitted, capsys):
     assert kl["old"].loc[0, "resid_post"] != pytest.approx(kl["norm"].loc[0, "resid_post"])
     assert said["halves"] == []
     assert main([*command, "--force", "--against", str(fitted)]) == 2
-    assert "the new lens is called 'tuned' too. Write --against other=FILE." in capsys.readouterr().err
+    assert (
+        "The lens of --against is called 'tuned', like the new one. Use --against NAME=FILE." in capsys.readouterr().err
+    )
 
 
 def test_all_sites_are_fitted_and_scanned(asked, words, here):

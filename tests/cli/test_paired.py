@@ -137,10 +137,10 @@ def test_unmarked_responses_and_other_settings_are_noted(capsys):
     [
         (
             {"right": {"amc": B[:5]}},
-            "a and b have different problems: 8 and 5, of which both have 5. Evaluate both with the same --problems",
+            "a and b have different problems: 8 and 5, with 5 in common. Evaluate both with the same --problems",
         ),
-        ({"right": {"math": B}}, "a and b have different problems: 8 and 8, of which both have 0."),
-        ({"right": {"amc": B, "math": B}}, "a and b have different problems: 8 and 16, of which both have 8."),
+        ({"right": {"math": B}}, "a and b have different problems: 8 and 8, with 0 in common."),
+        ({"right": {"amc": B, "math": B}}, "a and b have different problems: 8 and 16, with 8 in common."),
         ({"samples": 5}, "a has 4 responses per problem and b has 5. Evaluate both with the same --samples."),
         (
             {"right": {"amc": [0] * 8}, "response": "7"},
@@ -167,7 +167,7 @@ def test_a_damaged_evaluation_is_refused(capsys):
 
 BAD = {
     "one": (["a", "--paired"], "--paired compares two evaluations, but 1 are named. Name two."),
-    "three": (["a", "a", "a", "--plan"], "--plan goes by up to two evaluations, but 3 are named."),
+    "three": (["a", "a", "a", "--plan"], "--plan takes at most two evaluations, but 3 are named."),
     "both": (["a", "a", "--paired", "--plan"], "--paired and --plan can't be used together. Choose one of them."),
     "neither": (["a"], "a is only used with --paired or --plan. Add one of them, or leave it out."),
     "samples": (["a", "a", "--paired", "--samples", "4"], "--samples has no effect with --paired. Leave it out."),

@@ -15,7 +15,7 @@ def rows(**changed: float) -> list[dict[str, float]]:
 def test_a_collapse_is_named_with_its_step_and_what_changed(changed):
     said = collapse(rows(**changed)) or ""
     assert said.startswith(
-        "The policy has collapsed by step 8: from steps 1 to 3 to steps 6 to 8 the reward went from 0.26"
+        "The policy has collapsed by step 8: between steps 1 to 3 and 6 to 8, the reward went from 0.26"
     )
     assert "--max-new-tokens" not in said
 
