@@ -94,7 +94,7 @@ def settings(options: FittingOptions, seed: int) -> "Settings":
 def given(options: FittingOptions, inputs: "Prepared") -> "list[Rollout]":
     """The given responses and texts, checked; none if responses are sampled.
 
-    For a Jacobian lens texts are cut into sequences, of which a single text can have enough.
+    For a Jacobian lens, texts are cut into sequences, so a single long text is enough.
     """
     from internal_policy.models.passes import positions
     from internal_policy.tasks.rollouts import check_ids, read_rollouts

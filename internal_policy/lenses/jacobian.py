@@ -48,7 +48,7 @@ class Settings:
     """How a Jacobian is estimated. Raises InputError for values out of range."""
 
     probes: int | None = None
-    """Output dimensions of which each sequence gives the gradient; None for all, which is exact."""
+    """How many output dimensions are differentiated for each sequence; None for all, which is exact."""
     skip: int = 16
     """Positions at the start of each sequence to leave out, because many heads attend to them whatever they hold."""
     seed: int = 0
@@ -98,7 +98,7 @@ def source_of(config: PreTrainedConfig, point: HookPoint) -> HookPoint:
 
 
 def dimensions(rank: int, d_model: int, settings: Settings) -> Int[Tensor, " probes"]:
-    """The output dimensions of which a sequence gives the gradient, by its rank in random order.
+    """The output dimensions that are differentiated for a sequence, by its rank in random order.
 
     Sequences of even and of odd rank are the two halves. In each, they are consecutive entries of a stream of random
     permutations of all dimensions. Sequences thus share each permutation without overlap, which leaves no error where
