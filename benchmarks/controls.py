@@ -35,12 +35,12 @@ def main(options: Benchmark) -> None:
     torch.set_num_threads(options.threads)
     model, tokenizer = ip.load(options.model)
     problems = (DATA / "problems" / "heldout.jsonl").read_text(encoding="utf-8")
-    text = tokenizer.decode(tokenizer(problems)["input_ids"][: options.tokens])
+    text = str(tokenizer.decode(tokenizer(problems)["input_ids"][: options.tokens]))
     scan = partial(ip.scan, model, tokenizer, [text])
     candidates = {"without": Candidate(scan), "with": Candidate(partial(scan, controls=True))}
     for candidate in candidates.values():
         candidate.run()
-    costs = alternate(candidates, options.runs, model.device)
+    costs = alternate(candidates, options.runs, torch.device(str(model.device)))
     print(
         json.dumps(
             {

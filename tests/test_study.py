@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import make_study as study
-from word_problems import word_problems
+import make_study as study  # pyright: ignore[reportMissingImports]
+from word_problems import word_problems  # pyright: ignore[reportMissingImports]
 
 from internal_policy.cli import parsing
 from internal_policy.cli.commands import COMMANDS

@@ -9,7 +9,7 @@ from hybrids import hybrid
 
 import internal_policy as ip
 from internal_policy.__main__ import main
-from internal_policy.lenses import fit
+from internal_policy.lenses import fit, held_out
 from internal_policy.lenses.lens import of
 from internal_policy.look import lens
 from internal_policy.models.families import layer_sites, sites_of
@@ -22,7 +22,7 @@ def test_a_lens_is_fitted_and_used_at_the_sites_that_each_layer_has(monkeypatch,
     assert {point.layer for point in points if point.site == "mlp_out"} == {1, 3}
     rollouts = [replace(random_rollout(seed=n), problem=f"problem {n}") for n in range(4)]
     translators = fit.fit(model, rollouts, points, steps=2, batch_tokens=16)
-    found = fit.kl(model, rollouts, translators)
+    found = held_out.tables(model, rollouts, translators)["kl"]
     assert found["mean"].notna().all()
     assert {*zip(found["layer"], found["site"], strict=True)} == {(point.layer, point.site) for point in points}
     tables = scan(model, tokenizer, rollouts[:1], readouts=[of(translators, model)])

@@ -10,7 +10,7 @@ from torch.func import jacfwd, jacrev
 
 from internal_policy.errors import InputError
 from internal_policy.lenses import jacobian, sums
-from internal_policy.lenses.jacobian import Settings, fit
+from internal_policy.lenses.jacobian import Settings
 from internal_policy.models.families import layer_sites
 from internal_policy.models.hooks import HookPoint, hooked
 from internal_policy.models.modules import backbone, decoder_layers
@@ -26,7 +26,10 @@ def texts(*lengths, seed=0):
     return [tuple(torch.randint(5, 256, (length,), generator=draw).tolist()) for length in lengths]
 
 
-def states(model, ids, points, change=None):
+fit: Any = jacobian.fit  # whose result is a lens, except for unfinished shards
+
+
+def states(model, ids, points, change: Any = None):
     """The states at `points`, and the last layer's output, when `change` is added to the output of layer 0."""
     seen = {}
     last = HookPoint(len(layer_sites(model.config)) - 1, "resid_post")
@@ -268,7 +271,7 @@ def test_a_layer_without_a_backward_pass_is_refused(llama):
             return given.clone()
 
         @staticmethod
-        def backward(*_):
+        def backward(*_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             raise NotImplementedError("no backward kernel")
 
     llama.model.layers[1].mlp.register_forward_hook(lambda *given: Forward.apply(given[-1]))

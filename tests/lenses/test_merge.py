@@ -1,6 +1,7 @@
 """Jacobian lenses that were fitted on different sequences merge into the lens of all of them."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def texts(number, seed):
 
 
 def fitted(sequences):
-    lens = fit(tiny_model("llama"), sequences, POINTS, Settings(skip=2)).lens
+    found: Any = fit(tiny_model("llama"), sequences, POINTS, Settings(skip=2))
     about = {
         "identity": "a",
         "model": "m",
@@ -34,7 +35,7 @@ def fitted(sequences):
         "digests": merge.digests(sequences),
         "kl": [],
     }
-    return replace(lens, about=about)
+    return replace(found.lens, about=about)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def three():
 
 def test_merging_equals_fitting_at_once(three):
     a, b, both = three
-    merged = merge.merge({"a": a, "b": b})
+    merged: Any = merge.merge({"a": a, "b": b})
     for point in POINTS:
         torch.testing.assert_close(merged.at[point].jacobian, both.at[point].jacobian, rtol=0, atol=1e-9)
     assert merged.about["digests"] == both.about["digests"]

@@ -356,6 +356,7 @@ def test_from_python_a_lens_of_another_model_is_refused_unless_it_is_asked_for(l
 
 
 def test_a_lens_that_cannot_be_matched_with_a_model_is_noted_once(llama, tmp_path, capsys):
+    about: dict[str, Any]
     for name, about in (("without", {}), ("with", {"identity": "commit a"})):
         file.save(tmp_path / name, random_translators(**about))
         file.load(tmp_path / name, llama)

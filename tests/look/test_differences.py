@@ -11,7 +11,7 @@ from conftest import tiny_model
 from internal_policy import bundle
 from internal_policy.__main__ import main
 from internal_policy.errors import InputError
-from internal_policy.look import difference_figure, differences, scan, view
+from internal_policy.look import difference_figure, differences, scan, theme, view
 from internal_policy.scans.scan import scan as measured
 from internal_policy.tasks.rollouts import of_ids
 
@@ -183,7 +183,9 @@ def test_the_command_compares_two_readouts_of_a_scan(capsys):
 def test_the_figure_fills_markers_of_significant_layers():
     about = view.About("a", "raw", 5, 50, 4, 100, label="one")
     found = frame(low_all=[0.1, 0.1, -1, -2], high_all=[1, 1, 1, -1])
-    (line,) = [one for one in difference_figure.difference(found, (about, about)).data if one.mode == "lines+markers"]
+    (line,) = [
+        one for one in theme.traces(difference_figure.difference(found, (about, about))) if one.mode == "lines+markers"
+    ]
     assert [*line.marker.symbol] == ["diamond", "diamond", "diamond-open", "diamond"]
 
 

@@ -44,7 +44,7 @@ def test_a_readout_looks_the_same_in_every_figure():
 
 def test_no_known_readout_has_the_colour_of_the_models_own_policy():
     figure = layer_figures.readouts(by_readout(("raw", "norm", "tuned", "jacobian", "mine")), "entropy")
-    colours = {trace.line.color for trace in figure.data if trace.name and trace.line.color}
+    colours = {trace.line.color for trace in theme.traces(figure) if trace.name and trace.line.color}
     assert len(colours) == 6
 
 
