@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from internal_policy.errors import InputError, counted, joined
-from internal_policy.look import comparison, findings, jackknife, legend, pairs, statistics, theme, view
+from internal_policy.look import comparison, findings, jackknife, legend, pairs, statistics, view
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import AVERAGED, View
 from internal_policy.measure.sites import INPUT_OF, WITH_FINAL
@@ -98,7 +98,7 @@ def is_significant(differences: pd.DataFrame) -> pd.Series:
 
 def in_words(differences: pd.DataFrame, measure: str = "entropy") -> str:
     """Which layers differ significantly, and in which direction, as sentences. `differences` is `by_layer`."""
-    name = theme.MEASURES[measure][0]
+    name = legend.MEASURES[measure][0]
     known = differences[differences["site"].isin(IN_WORDS)].dropna(subset="difference")
     broken = int(differences["difference"].isna().sum())
     nan = f" {counted(broken, 'difference')} {'is' if broken == 1 else 'are'} NaN." if broken else ""

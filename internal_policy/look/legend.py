@@ -1,4 +1,4 @@
-"""What each site and change is called on screen, and the colour and symbol that it is drawn with."""
+"""What each site, change and measure is called on screen, and the colour and symbol of each site and change."""
 
 from dataclasses import dataclass
 
@@ -36,3 +36,23 @@ CHANGES = {
     "mlp": Mark("FFN", BLUE, "diamond"),
 }
 """What an entropy change is called on screen, and how it is drawn."""
+MEASURES = {
+    "entropy": ("Entropy", "nats"),
+    "change": ("Entropy change", "nats"),
+    "entropy_at_input_norm": ("Entropy at the input's norm", "nats"),
+    "entropy_at_input_scale": ("Entropy at input logit scale", "nats"),
+    "entropy_shuffled": ("Entropy of the shuffled state", "nats"),
+    "entropy_random": ("Entropy of a random state", "nats"),
+    "renyi_half": ("Rényi entropy of order 1/2", "nats"),
+    "renyi_2": ("Rényi entropy of order 2", "nats"),
+    "logit_scale": ("Logit scale", ""),
+    "kl": ("KL from the model", "nats"),
+    "logprob": ("Log probability", "nats"),
+    "rank": ("Rank of the actual token", ""),
+    "top1": ("Actual token is the top token", "share"),
+    "settled": ("Top token has settled", "share of tokens"),
+    "norm": ("Norm", ""),
+    "cosine": ("Cosine", ""),
+    "reward": ("Change of reward", ""),
+}
+"""Measure -> its name on screen and its unit."""

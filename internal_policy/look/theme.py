@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import counted
-from internal_policy.look.legend import BLUE, CHANGES, FAINT, GREY, INK, ORANGE, PURPLE, SITES, SOFT, Mark
+from internal_policy.look.legend import BLUE, CHANGES, FAINT, GREY, INK, MEASURES, ORANGE, PURPLE, SITES, SOFT, Mark
 from internal_policy.look.view import About, how
 
 Style = Literal["screen", "paper"]
@@ -27,26 +27,6 @@ CURVES = (
     ("#E69F00", "x"),
 )
 """Colours and symbols of lines that only differ by name, in order."""
-MEASURES = {
-    "entropy": ("Entropy", "nats"),
-    "change": ("Entropy change", "nats"),
-    "entropy_at_input_norm": ("Entropy at the input's norm", "nats"),
-    "entropy_at_input_scale": ("Entropy at the input's logit scale", "nats"),
-    "entropy_shuffled": ("Entropy of the shuffled state", "nats"),
-    "entropy_random": ("Entropy of a random state", "nats"),
-    "renyi_half": ("Rényi entropy of order 1/2", "nats"),
-    "renyi_2": ("Rényi entropy of order 2", "nats"),
-    "logit_scale": ("Logit scale", ""),
-    "kl": ("KL from the model", "nats"),
-    "logprob": ("Log probability", "nats"),
-    "rank": ("Rank of the actual token", ""),
-    "top1": ("Actual token is the top token", "share"),
-    "settled": ("Top token has settled", "share of tokens"),
-    "norm": ("Norm", ""),
-    "cosine": ("Cosine", ""),
-    "reward": ("Change of reward", ""),
-}
-"""Measure -> its name on screen and its unit."""
 WHILE_TRAINING = {
     **MEASURES,
     "change_direction": ("Entropy change by direction", "nats"),

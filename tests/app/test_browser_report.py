@@ -29,7 +29,7 @@ def test_a_report_opens_from_disk_and_its_grid_answers(browser, tmp_path):
             2
         ).hover()
         expect(grid).to_contain_text("Layer 5 · position 2")
-        assert page.locator(".js-plotly-plot").count() == 9
+        assert page.locator(".js-plotly-plot").count() == 10
         assert not failures
 
 

@@ -21,8 +21,15 @@ WRITING = {
     "compare": (["compare", "demo-qwen3", "demo-llama"], "kept.html"),
 }
 """Command that writes a file -> how it is called, and a name for the file."""
-FOLDERS = {"scan": ["scan"], "evaluate": ["evaluate"], "train": ["train", "--steps", "1"]}
+FOLDERS = {
+    "scan": ["scan"],
+    "evaluate": ["evaluate"],
+    "train": ["train", "--steps", "1"],
+    "ablate": ["ablate", "demo-qwen3", "--layers", "0", "--limit", "1"],
+}
 """Command that writes a folder -> how it is called."""
+ELSEWHERE = {"lens-card"}
+"""Command that writes a file, which needs a lens first: test_lens_card.py has its tests."""
 
 
 @pytest.fixture
@@ -128,7 +135,7 @@ def test_a_name_that_is_too_long_is_refused_before_any_work(name, here, capsys, 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_that_writes_has_the_short_option_and_force(name):
     options = {option.name: option for options in reference()[name].groups.values() for option in options}
-    assert ("output" in options) == (name in {**WRITING, **FOLDERS})
+    assert ("output" in options) == (name in {*WRITING, *FOLDERS, *ELSEWHERE})
     if "output" in options:
         assert options["output"].flags == ("-o", "--output")
         assert options["force"].flags == ("--force",)
