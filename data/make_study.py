@@ -59,82 +59,52 @@ class Step:
 
     name: str
     writes: str
-    """What it writes into the work folder; the step is done if that is there."""
+    """Path in the work folder that it writes. Once that exists, the step is skipped."""
     words: tuple[str, ...]
     """Its arguments."""
 
 
 def steps(study: Study) -> list[Step]:
     """The commands of a study, in order, run in the work folder."""
-    model = ("--model", MODEL)
-    sampled = (*model, "--max-new-tokens", str(study.tokens), "--batch-size", str(HELD))
-    fit = ("fit-lens", *model, "--rollouts", "fit.parquet")
-    four = ("--lens", "tuned.safetensors", "--lens", "jacobian.safetensors")
-    found = [
-        Step("sample to fit on", "fit.parquet", ("generate", *sampled, "--problems", "fit.jsonl", "-o", "fit.parquet")),
+    sampled = ("generate", "--model", MODEL, "--max-new-tokens", str(study.tokens), "--batch-size", str(HELD))
+    fit = ("fit-lens", "--model", MODEL, "--rollouts", "fit.parquet")
+    probes = ("--kind", "jacobian", "--probes", str(study.probes))
+    return [
+        Step("sample to fit on", "fit.parquet", (*sampled, "--problems", "fit.jsonl", "-o", "fit.parquet")),
         Step("fit the tuned lens", "tuned.safetensors", (*fit, *TUNED, "-o", "tuned.safetensors")),
-        Step(
-            "fit the Jacobian lens",
-            "jacobian.safetensors",
-            (*fit, "--kind", "jacobian", "--probes", str(study.probes), "-o", "jacobian.safetensors"),
+        Step("fit the Jacobian lens", "jacobian.safetensors", (*fit, *probes, "-o", "jacobian.safetensors")),
+        *(
+            Step(f"card of {kind}", f"card-{kind}.json", ("lens-card", f"{kind}.safetensors", "--json"))
+            for kind in ("tuned", "jacobian")
         ),
+        *(step for kind in KINDS for step in steps_of(kind, sampled)),
     ]
-    for kind in ("tuned", "jacobian"):
-        found.append(Step(f"card of {kind}", f"card-{kind}.json", ("lens-card", f"{kind}.safetensors", "--json")))
-    for kind in KINDS:
-        rollouts = ("--rollouts", f"{kind}.parquet", "--batch-size", "4")
-        found += [
+
+
+def steps_of(kind: str, sampled: tuple[str, ...]) -> list[Step]:
+    """The commands for the problems of one kind; `sampled` are the words that sample responses."""
+    rollouts, four, controls = f"{kind}.parquet", f"readouts-{kind}", f"controls-{kind}"
+    scan = ("scan", "--model", MODEL, "--rollouts", rollouts, "--batch-size", "4", "--top-k", "0")
+    lenses = ("--lens", "tuned.safetensors", "--lens", "jacobian.safetensors")
+    ablate = ("ablate", controls, "--limit", str(ABLATED), "--replacement", "zero", "-o", f"ablation-{kind}", "--json")
+    return [
+        Step(f"sample {kind}", rollouts, (*sampled, "--problems", f"{kind}.jsonl", "-o", rollouts)),
+        Step(f"scan {kind} with four readouts", f"{four}/scan.json", (*scan, "--sites", STREAM, *lenses, "-o", four)),
+        Step(
+            f"scan {kind} with controls",
+            f"{controls}/scan.json",
+            (*scan, "--controls", "--every", str(EVERY), "-o", controls),
+        ),
+        *(
             Step(
-                f"sample {kind}",
-                f"{kind}.parquet",
-                ("generate", *sampled, "--problems", f"{kind}.jsonl", "-o", f"{kind}.parquet"),
-            ),
-            Step(
-                f"scan {kind} with four readouts",
-                f"readouts-{kind}/scan.json",
-                ("scan", *model, *rollouts, "--sites", STREAM, "--top-k", "0", *four, "-o", f"readouts-{kind}"),
-            ),
-            Step(
-                f"scan {kind} with controls",
-                f"controls-{kind}/scan.json",
-                (
-                    "scan",
-                    *model,
-                    *rollouts,
-                    "--controls",
-                    "--every",
-                    str(EVERY),
-                    "--top-k",
-                    "0",
-                    "-o",
-                    f"controls-{kind}",
-                ),
-            ),
-            *(
-                Step(
-                    f"check {kind}, {readout}",
-                    f"check-{kind}-{readout}.json",
-                    ("check", f"controls-{kind}", "--readout", readout, "--json"),
-                )
-                for readout in ("raw", "norm")
-            ),
-            Step(
-                f"ablate {kind}",
-                f"ablation-{kind}.json",
-                (
-                    "ablate",
-                    f"controls-{kind}",
-                    "--limit",
-                    str(ABLATED),
-                    "--replacement",
-                    "zero",
-                    "-o",
-                    f"ablation-{kind}",
-                    "--json",
-                ),
-            ),
-        ]
-    return found
+                f"check {kind}, {readout}",
+                f"check-{kind}-{readout}.json",
+                ("check", controls, "--readout", readout, "--json"),
+            )
+            for readout in ("raw", "norm")
+        ),
+        Step(f"ablate {kind}", f"ablation-{kind}.json", ablate),
+    ]
 
 
 def run(step: Step, work: Path) -> float:

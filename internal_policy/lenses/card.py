@@ -191,7 +191,7 @@ def difference(a: FittedLens, b: FittedLens) -> pd.DataFrame:
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table as JSON holds them, with null where there is no interval."""
+    """The rows of a table as JSON, with null for a missing interval."""
     found = frame.astype(object).where(frame.notna() & ~frame.isin([math.inf, -math.inf]), None)
     return [{str(name): value for name, value in row.items()} for row in found.to_dict("records")]
 

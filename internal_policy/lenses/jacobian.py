@@ -63,7 +63,7 @@ class Settings:
 
 
 def pieces(ids: Ids, length: int, skip: int, bos: int | None = None) -> list[Ids]:
-    """A text in sequences of `length` tokens, the last of which may be shorter; none from a text that is too short.
+    """A text cut into sequences of `length` tokens. The last may be shorter, and a text that is too short gives none.
 
     If the text begins with the token `bos`, each sequence does. A sequence needs a position after the first `skip`, and
     a token after it. Raises InputError if `length` has none.
@@ -305,7 +305,7 @@ def _backward(final: Tensor, states: Mapping[HookPoint, Tensor], cotangent: Tens
     """The gradient at each state. Raises InputError if there is none, because a layer can't run backwards."""
     try:
         grads = torch.autograd.grad(final, [*states.values()], cotangent, retain_graph=True, allow_unused=True)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         if not isinstance(error, NotImplementedError) and "does not require grad" not in str(error):
             raise
         raise InputError(

@@ -95,7 +95,7 @@ class Sums:
         self.saved, self.took = time.monotonic(), time.monotonic() - start
 
     def missing(self, sizes: Sequence[int]) -> int:
-        """How many of the shards haven't written all of their pieces of work, of which there are `sizes`."""
+        """How many shards haven't finished. `sizes` are the numbers of pieces that each has to write."""
         if self.shard.count == 1:
             return 0
         shards = [Shard(number, self.shard.count) for number in range(self.shard.count)]

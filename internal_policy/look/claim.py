@@ -107,7 +107,7 @@ def target(measured: Evidence, shown: Evidence) -> Judged:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that is said about the entropies of a model."""
+    """A claim that papers make about the entropies of a model."""
 
     name: str
     title: str

@@ -195,7 +195,7 @@ class Scan(View):
         The measure `change` is the entropy change of attention (attn_out), FFN (mlp_out) and layer (resid_post).
         Columns: layer, site, a (this scan's mean), b (the other's), difference (b minus a), low and high (the 95%
         interval of this layer by itself), low_all and high_all (95% for all layers of the site at once). All are in the
-        measure's unit. Rollouts are compared in pairs; for a single one there are no intervals. Raises InputError if no
+        measure's unit. Rollouts are compared in pairs; a single rollout has no intervals. Raises InputError if no
         rollouts have the same tokens.
         """
         return differences.by_layer(self, other, measure, average)
