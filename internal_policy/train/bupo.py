@@ -6,18 +6,15 @@ whose log-probabilities form the ratio in GRPO's loss.
 
 import math
 import re
-import shutil
 from collections import defaultdict
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import PreTrainedModel
 from trl.trainer.grpo_config import GRPOConfig
-from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from internal_policy.errors import InputError
@@ -29,53 +26,17 @@ from internal_policy.tasks.generate import end_ids, pad_id
 from internal_policy.tasks.problems import Problem, messages_of
 from internal_policy.tasks.prompts import encode_problem, encode_text
 from internal_policy.train import checkpoints, dropout, finite, padding
-from internal_policy.train.configuration import BuPOConfig, check_length, check_vllm
+from internal_policy.train.boundary import StepBoundary
+from internal_policy.train.configuration import BuPOConfig, check_vllm
+from internal_policy.train.sampler import EpochSampler
+from internal_policy.train.saving import SavingTrainer
 from internal_policy.train.schedule import point_at
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
 """Names that TRL logs as means over the tokens of a pass."""
 
 
-class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that depends only on seed and epoch: a resumed run draws the same prompts."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle for this epoch."""
-        if self.shuffle:
-            self.generator.manual_seed((self.seed or 0) + epoch)
-
-
-class StepBoundary(TrainerCallback):
-    """Delays checkpoints and the end of training until a generation batch is used up."""
-
-    def __init__(self) -> None:
-        """Start with nothing delayed."""
-        self.save = self.stop = False
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Reject a schedule longer than training, and training that ends or resumes within a generation batch."""
-        assert isinstance(args, BuPOConfig)
-        self.save = self.stop = False
-        updates = args.updates_per_step
-        check_length(args, state.max_steps)
-        if state.global_step % updates:
-            raise InputError(
-                f"The checkpoint is from update {state.global_step}, within a generation batch of {updates} updates. "
-                "Resume from one that this trainer wrote."
-            )
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Delay checkpoints and the end of training until the batch is used up."""
-        assert isinstance(args, BuPOConfig)
-        self.save |= control.should_save
-        self.stop |= control.should_training_stop
-        whole = state.global_step % args.updates_per_step == 0
-        control.should_save, control.should_training_stop = whole and self.save, whole and self.stop
-        if whole:
-            self.save = False
-
-
-class BuPOTrainer(GRPOTrainer):
+class BuPOTrainer(SavingTrainer):
     """TRL's GRPOTrainer, with the ratio of the policy at the scheduled hook point (Eqs. 9 and 10).
 
         trainer = ip.BuPOTrainer(model, reward_funcs, config, train_dataset=dataset, processing_class=tokenizer)
@@ -115,7 +76,7 @@ class BuPOTrainer(GRPOTrainer):
         if args.eval_strategy != "no" and more.get("eval_dataset") is None:
             raise InputError("eval_strategy needs an eval_dataset. Give one, or remove eval_strategy.")
         check_vllm(args)
-        self.point, self.whole, self.writing = FINAL, False, False
+        self.point, self.whole = FINAL, False
         self.old: Tensor | None = None
         self.skipped = 0
         super().__init__(model, reward_funcs, args, **more)
@@ -169,36 +130,6 @@ class BuPOTrainer(GRPOTrainer):
         run = Path(self._get_output_dir(None))
         newest = next((path.name for path in checkpoints.found(run).values() if checkpoints.is_whole(path)), None)
         return f"The last checkpoint is {run / newest}." if newest else "There is no checkpoint yet."
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """The folder for checkpoints; a temporary one while a checkpoint is being written."""
-        folder = super()._get_output_dir(trial)
-        return str(Path(folder) / checkpoints.PARTIAL) if self.writing else folder
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint, and rename it to its final name only when it is complete on disk."""
-        run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
-        partial, writes = run / checkpoints.PARTIAL, self.accelerator.is_local_main_process
-        named = self.args.push_to_hub or self.args.metric_for_best_model  # TRL keeps the name for later
-        if writes:
-            shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
-        self.accelerator.wait_for_everyone()
-        self.writing = not named
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.writing = False
-        self.accelerator.wait_for_everyone()
-        if writes and named:
-            checkpoints.seal(run / name)
-        elif writes:
-            with suppress(FileNotFoundError):  # another node sharing this disk was faster
-                checkpoints.put(partial / name, run / name)
-                partial.rmdir()
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(run), self.args.save_total_limit, best, use_mtime=True)
 
     def _send_telemetry(self) -> None:
         """Send nothing. TRL would report its use to its authors."""

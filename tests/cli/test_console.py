@@ -14,7 +14,7 @@ from rich.table import Table
 
 from internal_policy import bundle, files
 from internal_policy.__main__ import main
-from internal_policy.cli import console, generate, progress, train
+from internal_policy.cli import console, generate, progress, train_report
 from internal_policy.cli.console import Terminal, visible
 from internal_policy.scans import store
 
@@ -94,7 +94,7 @@ def test_the_text_of_a_progress_bar_is_printed_as_text(draw, monkeypatch):
             advance(3, 10)
     else:
         row = {"step": 1, "phase": "internal", "target": "a[b]" + TITLE, "reward": 1.0}
-        with train._progress(3) as tell:
+        with train_report.reporting(3) as tell:
             tell(row)
     assert TITLE not in file.getvalue()
     assert visible("a[b]" + TITLE) in file.getvalue()

@@ -10,7 +10,7 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import tiny_model
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from internal_policy.cli import parsing, train
+from internal_policy.cli import parsing, train_configuration
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.train import Train
 from internal_policy.models.checkpoint import Checkpoint
@@ -70,7 +70,7 @@ def configured(monkeypatch, tmp_path):
 
     def make(name: str, more: str = "") -> BuPOConfig:
         options = asked_of(name, more)
-        return train.configured(options, {**fields.read(options.config), "use_cpu": True}, tmp_path, None)
+        return train_configuration.configured(options, {**fields.read(options.config), "use_cpu": True}, tmp_path, None)
 
     return make
 

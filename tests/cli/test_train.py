@@ -16,7 +16,7 @@ from conftest import jsonl
 
 from internal_policy import bundle
 from internal_policy.__main__ import main
-from internal_policy.cli import parsing, train
+from internal_policy.cli import parsing, train, train_configuration, train_report
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.train import Train
 from internal_policy.errors import InputError
@@ -67,7 +67,7 @@ def given(folder: Path, **fields) -> str:
 def configured(*arguments: str, file=None, layer: int | None = 3, folder: Path = Path("unused")):
     import tyro
 
-    return train.configured(tyro.cli(Train, args=arguments), file or {}, folder, layer)
+    return train_configuration.configured(tyro.cli(Train, args=arguments), file or {}, folder, layer)
 
 
 # what a run leaves
@@ -306,23 +306,23 @@ def test_bundled_problems_do_not_ask_for_a_box():
 
 def test_what_a_loss_has_no_ratio_for_is_left_out(capsys):
     row = {"step": 1, "phase": "final", "target": "final", "reward": 0.5, "entropy": 1.0, "clip_fraction": math.nan}
-    assert train.in_words(row) == "whole policy: reward 0.50, entropy 1.000"
+    assert train_report.in_words(row) == "whole policy: reward 0.50, entropy 1.000"
     metrics = pd.DataFrame([row]).drop(columns="clip_fraction")
-    train.trained(Path("run"), metrics, 1.0, "evaluate")
+    train_report.trained(Path("run"), metrics, 1.0, "evaluate")
     said = capsys.readouterr().out
     assert "nan" not in said
     assert "clip" not in said
-    train.trained(Path("run"), metrics, 1.0, "evaluate", as_json=True)
+    train_report.trained(Path("run"), metrics, 1.0, "evaluate", as_json=True)
     assert json.loads(capsys.readouterr().out)["steps"][0]["clip_fraction"] is None
 
 
 def test_the_hint_evaluates_what_was_trained_on_under_the_name_of_the_run():
     options = Train(problems="amc.jsonl", prompt_suffix="Box it.", chat_template_kwargs='{"enable_thinking": false}')
-    words = shlex.split(train.evaluation(options, Path("runs/mine")))
+    words = shlex.split(train_report.evaluation(options, Path("runs/mine")))
     asked: Any = parsing.parse(COMMANDS, words[1:])
     assert (asked.model, asked.label, asked.problems) == ("runs/mine/model", "mine", ("amc.jsonl",))
     assert (asked.prompt_suffix, asked.template_arguments) == ("Box it.", {"enable_thinking": False})
-    assert "sums-heldout.jsonl" in train.evaluation(Train(), Path("runs/mine"))
+    assert "sums-heldout.jsonl" in train_report.evaluation(Train(), Path("runs/mine"))
 
 
 # options, files and defaults

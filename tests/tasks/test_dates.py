@@ -11,7 +11,7 @@ from conftest import saved, tiny_model
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from internal_policy.__main__ import main
-from internal_policy.cli import question, train
+from internal_policy.cli import question, train, train_configuration
 from internal_policy.cli.evaluate import Evaluate
 from internal_policy.cli.fit_lens import FitLens
 from internal_policy.cli.generate import Generate
@@ -166,7 +166,7 @@ def test_a_training_run_keeps_its_starting_date(folder, here, on):
 
 
 def test_a_training_configuration_has_the_date_for_its_template(tmp_path):
-    config = train.configured(Train(), {"chat_template_kwargs": {"a": 1}}, tmp_path, 1, "2026-11-20")
+    config = train_configuration.configured(Train(), {"chat_template_kwargs": {"a": 1}}, tmp_path, 1, "2026-11-20")
     assert config.chat_template_kwargs == {"strftime_now": "2026-11-20", "a": 1}
 
 

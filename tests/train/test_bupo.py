@@ -23,8 +23,9 @@ from internal_policy.tasks.generate import end_ids
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem
 from internal_policy.train import checkpoints
-from internal_policy.train.bupo import BuPOTrainer, EpochSampler
+from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.dataset import dataset_of
+from internal_policy.train.sampler import EpochSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 ONE = "1.resid_post"

@@ -1,0 +1,110 @@
+"""The options of `internal-policy train` as the configuration of its trainer."""
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from internal_policy import bundle
+from internal_policy.cli.train_options import Train
+from internal_policy.errors import InputError
+from internal_policy.models import templates
+
+if TYPE_CHECKING:
+    from internal_policy.models.hooks import HookPoint
+    from internal_policy.train.configuration import BuPOConfig
+
+COUNT = (1, 2**31 - 1, "from 1 to 2147483647")
+ABOVE_0 = (math.nextafter(0, 1), sys.float_info.max, "above 0")
+LIMITS = {
+    **dict.fromkeys(("steps", "prompts", "samples", "updates", "micro_batch", "internal_steps"), COUNT),
+    **dict.fromkeys(("save_every", "max_new_tokens"), COUNT),
+    **dict.fromkeys(("learning_rate", "temperature"), ABOVE_0),
+    "layer": (0, 2**31 - 1, "from 0, which is the first layer"),
+    "seed": (0, 2**32 - 1, "from 0 to 4294967295"),
+    "scan_every": (0, 2**31 - 1, "from 1 to 2147483647, or 0 to turn scans off"),
+}
+"""Option -> its smallest and largest value, and the range in words."""
+FLAGS = {
+    "samples": "num_generations",
+    "micro_batch": "per_device_train_batch_size",
+    "learning_rate": "learning_rate",
+    "temperature": "temperature",
+    "max_new_tokens": "max_completion_length",
+    "seed": "seed",
+    "readout": "readout",
+}
+"""Option -> the field of BuPOConfig that it sets."""
+
+
+def check(options: Train) -> None:
+    """Raise InputError for numbers out of range."""
+    for name, (low, high, words) in LIMITS.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:  # NaN is in no range
+            raise InputError(f"--{name.replace('_', '-')} is {value}. Use a number {words}.")
+    if options.method == "grpo" and options.internal_steps is not None:
+        raise InputError("--internal-steps only applies to --method bupo.")
+    if options.force and options.resume:
+        raise InputError("--resume continues the run in the folder, but --force removes it. Use one of them.")
+    if options.force and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("--force can't be used with several processes. Run `internal-policy rm FOLDER` first.")
+
+
+def configured(
+    options: Train, given: Mapping[str, Any], folder: Path, layer: int | None, day: str | None = None
+) -> "BuPOConfig":
+    """The configuration of the trainer. `given` has the fields of --config; BuPO trains `layer` first."""
+    from internal_policy.train import defaults
+
+    return defaults.configured(
+        folder,
+        given,
+        _flags(options, given, day),
+        defaults.BUNDLED if bundle.model(options.model) else defaults.PAPER,
+        target=_target(options, given, layer),
+        internal_steps=options.internal_steps,
+        steps=options.steps,
+        prompts=options.prompts,
+        updates=options.updates,
+        save_every=options.save_every,
+        file=options.config,
+    )
+
+
+def _flags(options: Train, given: Mapping[str, Any], day: str | None) -> dict[str, Any]:
+    """The fields of the configuration that options set."""
+    flags = {field: value for name, field in FLAGS.items() if (value := getattr(options, name)) is not None}
+    chat = given.get("chat_template_kwargs")
+    if options.chat_template_kwargs != "{}":
+        chat = options.template_arguments
+    if day is not None:
+        chat = {templates.DATE: day, **(chat or {})}
+    if chat is not None:
+        flags["chat_template_kwargs"] = chat
+    if options.report_to is not None:
+        flags["report_to"] = options.report_to.split(",")
+    if options.method == "grpo":
+        flags["schedule"] = []
+    return flags
+
+
+def _target(options: Train, given: Mapping[str, Any], layer: int | None) -> "HookPoint | None":
+    """The hook point that BuPO trains first; None for GRPO, or if the file contains the schedule."""
+    from internal_policy.models.hooks import HookPoint
+
+    scheduled = "schedule" in given and options.layer is None and options.internal_steps is None
+    if options.method == "grpo" or scheduled:
+        return None
+    if layer is None:
+        raise InputError("--internal-steps needs a layer. Add --layer.")
+    return HookPoint(layer, options.site)
+
+
+def point(options: Train) -> "HookPoint | None":
+    """The hook point that --layer names."""
+    from internal_policy.models.hooks import HookPoint
+
+    return None if options.layer is None else HookPoint(options.layer, options.site)

@@ -1,0 +1,104 @@
+"""What `internal-policy train` prints: each step while it trains, and the result."""
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from internal_policy import bundle
+from internal_policy.cli import progress
+from internal_policy.cli.console import document, out
+from internal_policy.cli.train_options import Train
+from internal_policy.errors import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROMPT = (
+    *("problem_column", "answer_column", "system_prompt", "prompt_suffix"),
+    *("chat_template", "chat_template_kwargs"),
+)
+"""Options about problems and prompts that an evaluation shares with training."""
+
+
+@contextmanager
+def reporting(total: int | None) -> Iterator[Any]:
+    """Report each step: on a terminal in a progress bar, elsewhere in a line a minute."""
+    from internal_policy.train.collapse import collapse
+
+    cut = "All responses were cut at the length limit, so none can be correct. Raise --max-new-tokens."
+    warn, collapsed = progress.saying_once(cut), progress.saying_once("{}")
+    rows: list[Mapping[str, Any]] = []
+    with progress.steps("Training", total) as reach:
+
+        def report(row: Mapping[str, Any]) -> None:
+            reach(row["step"], in_words(row))
+            rows.append(row)
+            if (change := collapse(rows)) is not None:
+                collapsed(change)
+            elif row.get("cut", 0) == 1 and rows[0].get("cut", 0) == 1:
+                warn(row["step"])
+
+        yield report
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """A row of metrics in words. The loss is left out, because GRPO's is always about 0."""
+    trained = "whole policy" if row["phase"] == "final" else row["target"]
+    formats = {
+        "reward": "reward {:.2f}",
+        "entropy": "entropy {:.3f}",
+        "internal_entropy": f"{row['target']} {{:.3f}}",
+        "clip_fraction": "clipped {:.1%}",
+        "groups_without_spread": "no spread {:.0%}",
+        "cut": "cut {:.0%}",
+        "skipped": "skipped {:.0%} of updates",
+    }
+    if not row.get("skipped"):
+        formats.pop("skipped")
+    known = {name: form for name, form in formats.items() if not math.isnan(row.get(name, math.nan))}
+    return f"{trained}: " + ", ".join(form.format(row[name]) for name, form in known.items())
+
+
+def evaluation(options: Train, folder: Path) -> str:
+    """The command that evaluates the model of a run, with prompts as in training, under the name of the run.
+
+    The problems are those of training; for the bundled ones, others that were drawn alike.
+    """
+    problems = options.problems or str(bundle.DATA / "problems" / "sums-heldout.jsonl")
+    words = ["--model", str(folder / "model"), "--label", folder.absolute().name, "--problems", problems]
+    for name in PROMPT:
+        value = getattr(options, name)
+        words += [] if value in (None, "{}") else [f"--{name.replace('_', '-')}", value]
+    return shlex.join(["internal-policy", "evaluate", *words])
+
+
+def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, evaluated_by: str, *, as_json: bool = False) -> None:
+    """Print the reward over tenths of the run, and the command that evaluates the model."""
+    tenth = max(1, len(metrics) // 10)
+    rows = []
+    for start in range(0, len(metrics), tenth):
+        part = metrics.iloc[start : start + tenth]
+        steps = [int(step) for step in part["step"]]
+        means = part.reindex(columns=["reward", "entropy", "clip_fraction"]).mean().to_dict()
+        means = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
+        rows.append({"steps": f"{steps[0]}-{steps[-1]}", "trained": ", ".join(dict.fromkeys(part["target"])), **means})
+    if as_json:
+        document({"run": str(folder), "model": str(folder / "model"), "seconds": seconds, "steps": rows})
+        return
+    table = Table(title="Means over steps", title_justify="left", box=box.SIMPLE_HEAD)
+    measured = [name for name in ("reward", "entropy", "clip_fraction") if name in metrics]
+    for name in ("steps", "trained", *measured):
+        table.add_column(name.replace("_", " "), justify="left" if name == "trained" else "right")
+    for row in rows:
+        numbers = ["" if row[name] is None else f"{row[name]:.3f}" for name in measured]
+        table.add_row(row["steps"], row["trained"], *numbers)
+    out.print(table)
+    out.print(f"{counted(len(metrics), 'step')} in {seconds:.0f} s. Model: {escape(str(folder / 'model'))}")
+    out.print(f"To evaluate it:\n  {escape(evaluated_by)}")

@@ -1,0 +1,48 @@
+"""A GRPO trainer whose checkpoints are written whole or not at all."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import rotate_checkpoints
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from internal_policy.train import checkpoints
+
+
+class SavingTrainer(GRPOTrainer):
+    """TRL's GRPOTrainer, which renames a checkpoint to its final name only when it is complete on disk."""
+
+    writing = False
+    """Whether a checkpoint is being written."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """The folder for checkpoints; a temporary one while a checkpoint is being written."""
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / checkpoints.PARTIAL) if self.writing else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint, and rename it to its final name only when it is complete on disk."""
+        run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        partial, writes = run / checkpoints.PARTIAL, self.accelerator.is_local_main_process
+        named = self.args.push_to_hub or self.args.metric_for_best_model  # TRL keeps the name for later
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+        self.accelerator.wait_for_everyone()
+        self.writing = not named
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.writing = False
+        self.accelerator.wait_for_everyone()
+        if writes and named:
+            checkpoints.seal(run / name)
+        elif writes:
+            with suppress(FileNotFoundError):  # another node sharing this disk was faster
+                checkpoints.put(partial / name, run / name)
+                partial.rmdir()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(run), self.args.save_total_limit, best, use_mtime=True)
