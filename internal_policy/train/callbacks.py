@@ -81,7 +81,7 @@ class RunLogger(TrainerCallback):
         )
         self.metrics, self.dynamics = pd.DataFrame(), pd.DataFrame()
         self.logs: list[tuple[int, Mapping[str, Any]]] = []
-        self.clocks = time.monotonic(), time.process_time()
+        self.clocks = self.times = 0.0, 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
@@ -95,11 +95,17 @@ class RunLogger(TrainerCallback):
                 setattr(self, name.removesuffix(".parquet"), rows[rows["step"] <= step])
         if not step:
             self._scan(0, state, more["model"])
-        self.clocks = time.monotonic(), time.process_time()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clocks of a step."""
+        if state.global_step % self.updates == 0:
+            self.clocks = time.monotonic(), time.process_time()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a log at the end of each step."""
-        control.should_log = control.should_log or state.global_step % self.updates == 0
+        """Stop the clocks, and ask for a log, at the end of each step."""
+        if state.global_step % self.updates == 0:
+            self.times = time.monotonic() - self.clocks[0], time.process_time() - self.clocks[1]
+            control.should_log = True
 
     def on_log(
         self,
@@ -120,20 +126,18 @@ class RunLogger(TrainerCallback):
         clipped = "clip_ratio/region_mean" if point == FINAL else "internal/clip_ratio/region_mean"
         row: dict[str, Any] = _mean(self.logs, {**NAMES, clipped: "clip_fraction"}, state.global_step - self.updates)
         self.logs = []
-        now = time.monotonic(), time.process_time()
         row |= {
             "step": step,
             "phase": "final" if point == FINAL else "internal",
             "target": str(point),
-            "seconds": now[0] - self.clocks[0],
-            "cpu_seconds": now[1] - self.clocks[1],
+            "seconds": self.times[0],
+            "cpu_seconds": self.times[1],
         }
         if self.scans.every and (step % self.scans.every == 0 or state.global_step == state.max_steps):
             row["perplexity"] = self._scan(step, state, more["model"])
         self.metrics = _appended(self.metrics, pd.DataFrame([row]))
         self._write(METRICS, self.metrics, state)
         self.report(row)
-        self.clocks = time.monotonic(), time.process_time()
 
     def _scan(self, step: int, state: TrainerState, model: Any) -> float:
         """Measure the layers and append them; return the perplexity."""

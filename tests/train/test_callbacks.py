@@ -1,6 +1,7 @@
 """A training run is logged as one row per step, however often the trainer logs."""
 
 import signal
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -56,6 +57,24 @@ def test_training_again_starts_new_tables(tmp_path, tokenizer):
     run.train()
     run.train()
     assert logger.metrics["step"].tolist() == [1, 2]
+
+
+class Later(TrainerCallback):
+    """Turns a clock on by a minute after each update, as other work between steps would."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def on_step_end(self, args, state, control, **_):
+        self.clock[0] += 60
+
+
+def test_the_time_of_a_step_leaves_out_other_work_between_steps(tmp_path, tokenizer, monkeypatch):
+    clock, logger = [0.0], run_logger(tmp_path)
+    read = SimpleNamespace(monotonic=lambda: clock[0], process_time=lambda: clock[0])
+    monkeypatch.setattr(callbacks, "time", read)
+    trainer(tmp_path, tokenizer, kind=Fixed, callbacks=[logger, Later(clock)], max_steps=4).train()
+    assert logger.metrics[["seconds", "cpu_seconds"]].to_numpy().tolist() == [[60, 60]] * 2  # after the first of two
 
 
 class Signal(TrainerCallback):
