@@ -16,6 +16,7 @@ from internal_policy.look import legend, view
 from internal_policy.look.lens_grid import payload
 from internal_policy.look.lens_grid.page import data
 from internal_policy.look.view import View
+from internal_policy.models import naming
 
 LONGEST = 20_000
 """Longest prompt in characters."""
@@ -167,7 +168,7 @@ def memory() -> None:
     if worker is None or worker.busy:
         return
     left, right = st.columns([4, 1], vertical_alignment="center")
-    name = show.unmarked(Path(worker.job.request.model).name)
+    name = show.unmarked(naming.title(worker.job.request.model))
     left.caption(
         f"{name} stays loaded for your next prompt: its process uses {worker.memory / 1e6:,.0f} MB. It ends with this "
         "tab, or after 10 minutes without a prompt."
@@ -217,7 +218,7 @@ def outcome(job: jobs.Job) -> None:
     left, right = st.columns([4, 1], vertical_alignment="center")
     took = "measured earlier" if job.cached else f"{job.seconds:.1f} s"
     how = joined([view.how(readout) for readout in job.request.readouts])
-    about = [Path(job.request.model).name, counted(job.tokens, "token"), how, took]
+    about = [naming.title(job.request.model), counted(job.tokens, "token"), how, took]
     left.text(" · ".join(map(show.line, about)))
     if right.button(
         "Open the scan", key="prompt_open", help="Opens the scan on the Tokens page, and on the other pages."
@@ -255,7 +256,7 @@ def history() -> None:
     st.subheader("Earlier prompts")
     for number, job in enumerate(known):
         words = show.line(" ".join(job.request.text.split())[:70])
-        label = f"{words} · {TASKS[job.request.task].lower()} · {Path(job.request.model).name}"
+        label = f"{words} · {TASKS[job.request.task].lower()} · {naming.title(job.request.model)}"
         st.button(
             show.unmarked(label),
             key=f"prompt_past_{number}",

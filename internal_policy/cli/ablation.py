@@ -13,7 +13,7 @@ from internal_policy.cli import configuration, outputs, progress
 from internal_policy.cli.common import ModelOptions
 from internal_policy.errors import InputError, counted
 from internal_policy.measure.sites import CHANGES
-from internal_policy.models import checkpoint, loading, tokenizers
+from internal_policy.models import checkpoint, loading, naming, tokenizers
 from internal_policy.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _facts(work: Work, ablator: "Ablator", rollouts: "Sequence[Rollout]") -> dic
     lengths = [len(work.positions.of(len(one.response_ids))) for one in rollouts]
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "model": work.checkpoint.name,
+        "model": naming.title(work.checkpoint.name),
         "scan": {"name": work.typed, "digest": asked["scan"], "rollouts": asked["rollouts"]},
         "n_layers": reader.n_layers,
         "dtype": str(reader.model.dtype).removeprefix("torch."),

@@ -9,6 +9,7 @@ from internal_policy import files
 from internal_policy.cli import removal
 from internal_policy.cli.inventory import Item
 from internal_policy.errors import InputError, counted
+from internal_policy.models import naming
 
 FINISHED, UNFINISHED, RUNNING, BROKEN = "finished", "unfinished", "running", "broken"
 """States of an item; running: a process is writing to it."""
@@ -66,7 +67,7 @@ def _unfinished_scan(folder: Path) -> dict[str, Any]:
     each = asked.get("samples", 1), asked.get("limit")
     most = each[0] * each[1] if all(isinstance(number, int) for number in each) else None
     said = f"It has {counted(rollouts, 'rollout')}{f' of up to {most:,}' if most else ''}."
-    described = {"model": asked.get("model"), **_asked(asked), "readouts": _readouts(asked)}
+    described = {"model": _model(asked), **_asked(asked), "readouts": _readouts(asked)}
     return described | {
         "state": UNFINISHED,
         "rollouts": rollouts,
@@ -83,7 +84,7 @@ def _ablation(folder: Path) -> dict[str, Any]:
     if not (folder / effects.RECORD).exists():
         asked = effects.asked(folder)["asked"]
         row = {"state": UNFINISHED, "problem": "Not all of it is measured.", "remedy": "Run its ablate command again."}
-        return {"model": asked.get("model"), "source": asked.get("scan"), "modules": asked.get("modules"), **row}
+        return {"model": _model(asked), "source": asked.get("scan"), "modules": asked.get("modules"), **row}
     record = effects.record(folder)
     row = {name: record.get(name) for name in ("model", "rollouts", "tokens", "created")}
     row |= {"state": FINISHED, "source": record["scan"]["digest"], "modules": record["asked"].get("modules")}
@@ -91,6 +92,11 @@ def _ablation(folder: Path) -> dict[str, Any]:
         if files.fingerprint(folder / name) != known:
             row |= {"state": BROKEN, "problem": f"{name} is damaged or missing. Remove this, and ablate again."}
     return row
+
+
+def _model(asked: Mapping[str, Any]) -> str | None:
+    """What the model that was asked for is called."""
+    return naming.title(str(asked["model"])) if asked.get("model") else None
 
 
 def _asked(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +147,7 @@ def _run(folder: Path) -> dict[str, Any]:
     whole = checkpoints.is_whole(folder / "model")
     row = {
         "state": FINISHED if whole or not begun else UNFINISHED,
-        "model": asked.get("model"),
+        "model": _model(asked),
         "method": asked.get("method") or ("bupo" if targets else "grpo"),
         "targets": targets,
         "steps": steps,
@@ -165,7 +171,7 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     except records.DAMAGE as error:
         raise InputError(f"{folder / evaluate.ASKED} is damaged ({error}). Remove it and evaluate again.") from error
     rollouts = _rows(folder / evaluate.ROLLOUTS)
-    row = {"model": asked.get("model"), "at": asked.get("at"), "samples": asked.get("samples"), "rollouts": rollouts}
+    row = {"model": _model(asked), "at": asked.get("at"), "samples": asked.get("samples"), "rollouts": rollouts}
     row |= {"state": FINISHED, "source": ", ".join(map(str, asked.get("names") or [])) or None}
     if not rollouts:
         row |= {"state": BROKEN, "problem": f"{evaluate.ROLLOUTS} is missing or damaged. Remove it and evaluate again."}

@@ -29,6 +29,7 @@ from internal_policy.cli.common import (
 from internal_policy.cli.console import document, out, paragraph, uncut
 from internal_policy.cli.inventory import EVALUATION
 from internal_policy.errors import InputError, counted
+from internal_policy.models import naming
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,7 +202,7 @@ def named(sources: tuple[str, ...]) -> dict[str, str]:
 
 def label_of(options: Evaluate, inputs: prepared.Prepared) -> str:
     """The model's name, with the hook point and the readout where they are not the model's own."""
-    name = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model
+    name = naming.title(options.model)
     name_of_readout = next((lens.name for lens in inputs.lenses), options.readout)
     readout = f", {name_of_readout}" if name_of_readout != "raw" else ""
     return name if options.at == "final" else f"{name}@{options.at}{readout}"

@@ -11,7 +11,7 @@ from internal_policy.cli import capacity
 from internal_policy.cli.console import document, out, paragraph
 from internal_policy.cli.pace import lasting
 from internal_policy.cli.work import Work
-from internal_policy.models import loading
+from internal_policy.models import loading, naming
 
 
 def forecast(work: Work, *, is_here: bool = True) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def forecast(work: Work, *, is_here: bool = True) -> dict[str, Any]:
     end = "" if work.tokens else "_at_most"
     prompts = sum(len(rollout.prompt_ids) for rollout in work.rollouts)
     return {
-        "model": work.inputs.checkpoint.name,
+        "model": naming.title(work.inputs.checkpoint.name),
         "family": config.model_type,
         "layers": list(selection.layers),
         "sites": list(selection.sites),

@@ -12,6 +12,7 @@ from internal_policy import files
 from internal_policy.cli import capacity, lens_files, opening, outputs, progress, shards, work
 from internal_policy.cli.work import Work
 from internal_policy.engines.pool import Pool
+from internal_policy.models import naming
 
 if TYPE_CHECKING:
     from internal_policy.scans import job
@@ -94,7 +95,7 @@ def loaded(
         )
 
     template: Any = inputs.tokenizer.chat_template if inputs.chat_template != "none" else None
-    facts = {**job.facts(inputs.checkpoint.name, reader, template, opener.packages), **opener.facts}
+    facts = {**job.facts(naming.title(inputs.checkpoint.name), reader, template, opener.packages), **opener.facts}
     facts |= {"lenses": {each.name: lens_files.recorded(each) for each in inputs.lenses}} if inputs.lenses else {}
     return partial(
         job.run,

@@ -24,6 +24,7 @@ from internal_policy.cli import opening, parsing, scan, work
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.prepared import Prepared
 from internal_policy.errors import InputError, counted
+from internal_policy.models import naming
 from internal_policy.scans import store
 from internal_policy.scans.positions import recorded
 
@@ -123,7 +124,7 @@ class Progress:
             return
         reader, readouts = self.warm.kept["reader"], self.selection.readouts
         record = {
-            "model": self.inputs.checkpoint.name,
+            "model": naming.title(self.inputs.checkpoint.name),
             "n_layers": reader.n_layers,
             "d_vocab": reader.unembedding.out_features,
             "dtype": str(reader.model.dtype).removeprefix("torch."),

@@ -11,9 +11,10 @@ import pandas as pd
 from internal_policy import bundle
 from internal_policy.errors import InputError, counted
 from internal_policy.measure.sites import INPUT_OF
+from internal_policy.models.naming import RUN
 from internal_policy.scans import store
 
-RECORD = "run.json"
+RECORD = RUN
 """File in the folder of a run that holds its settings."""
 METRICS, DYNAMICS, PASS_AT_K = "metrics.parquet", "dynamics.parquet", "pass_at_k.parquet"
 NEEDED = {

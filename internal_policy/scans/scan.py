@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +23,7 @@ from internal_policy.models import quantized
 from internal_policy.models.families import check_sites, layer_sites, place, row_of, sites_of
 from internal_policy.models.head import bias_of, logit_transform
 from internal_policy.models.memory import in_halves
+from internal_policy.models.naming import title
 from internal_policy.models.passes import evaluating, positions
 from internal_policy.models.policy import READOUTS, Lens, Readout, opened_at, read_out, readout_name
 from internal_policy.models.vocabulary import vocabulary
@@ -124,8 +124,7 @@ def _facts(scanner: "Scanner") -> dict[str, Any]:
 def name_of(model: PreTrainedModel) -> str:
     """The hub id or folder name of a loaded model, and the hook point where it is an internal policy."""
     name, point = model.config.name_or_path or model.config.model_type, opened_at(model)
-    name = Path(name).resolve().name if Path(name).is_dir() else name
-    return name if point is None else f"{name} as {point}"
+    return title(name) if point is None else f"{title(name)} as {point}"
 
 
 def numbered(rollouts: Sequence[Rollout], first: int = 0) -> pa.Table:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from internal_policy import bundle, files
 from internal_policy.errors import InputError, check_path
+from internal_policy.models.naming import title
 from internal_policy.scans import records, repeat
 from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path
 
@@ -103,8 +104,7 @@ def digest(asked: Mapping[str, Any]) -> str:
 
 def folder_of(model: str, asked: Mapping[str, Any]) -> Path:
     """The folder of the scan that `asked` describes: <root>/<model name>/<digest>."""
-    model = Path(model).resolve().name if Path(model).is_dir() else model
-    name = re.sub(r"[^A-Za-z0-9._-]+", "--", model.rstrip("/").removeprefix("/")).lstrip(".") or "model"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "--", title(model).rstrip("/").removeprefix("/")).lstrip(".") or "model"
     return root() / name / digest(asked)
 
 

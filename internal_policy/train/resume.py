@@ -6,13 +6,10 @@ from typing import Any
 
 from internal_policy import files
 from internal_policy.errors import InputError
-from internal_policy.look.runs import RECORD
+from internal_policy.models.naming import MODEL, RUN
 from internal_policy.scans import records
 from internal_policy.scans.claims import Occupied, begun, changed
 from internal_policy.train import checkpoints
-
-RUN, MODEL = RECORD, "model"
-"""Names in the folder of a run: its settings, and the trained model."""
 
 
 def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callable[[str], None]) -> Path | None:
