@@ -112,10 +112,15 @@ def make_tokenizer(family: Family, corpus: Iterable[str]) -> PreTrainedTokenizer
     )
 
 
-def make_model(family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A model with random weights and a vocabulary slightly larger than the tokenizer's, as in published models."""
+def make_model(family: Family, tokenizer: PreTrainedTokenizerFast, **size: Any) -> PreTrainedModel:
+    """A model with random weights and a vocabulary slightly larger than the tokenizer's, as in published models.
+
+    `size` holds fields of its configuration other than those of SIZE.
+    """
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     vocab_size = 64 * (len(tokenizer) // 64 + 1)
-    model = family.model(family.config(vocab_size=vocab_size, tie_word_embeddings=family.tied, **SIZE, **ids))
+    model = family.model(
+        family.config(vocab_size=vocab_size, tie_word_embeddings=family.tied, **{**SIZE, **size}, **ids)
+    )
     model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **ids)
     return model
