@@ -13,7 +13,7 @@ from internal_policy.cli import configuration, outputs, progress, train_configur
 from internal_policy.cli.question import held
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError, counted
-from internal_policy.models import checkpoint, loading, offload, quantized, templates, tokenizers
+from internal_policy.models import checkpoint, loading, naming, offload, quantized, templates, tokenizers
 from internal_policy.secrecy import redacted
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _folder(options: Train, given: Mapping[str, Any], question: Mapping[str, Any
 
     if options.output or given.get("output_dir"):
         return options.output or Path(given["output_dir"]).expanduser()
-    return store.root() / "runs" / f"{Path(options.model).name}-{options.method}-{store.digest(question)[:6]}"
+    return store.root() / "runs" / f"{Path(naming.title(options.model)).name}-{options.method}-{store.digest(question)[:6]}"
 
 
 def _day(options: Train, record: Path | None) -> str | None:

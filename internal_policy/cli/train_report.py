@@ -67,12 +67,12 @@ def in_words(row: Mapping[str, Any]) -> str:
 
 
 def evaluation(options: Train, folder: Path) -> str:
-    """The command that evaluates the model of a run, with prompts as in training, under the name of the run.
+    """The command that evaluates the model of a run, with prompts as in training.
 
     The problems are those of training; for the bundled ones, others that were drawn alike.
     """
     problems = options.problems or str(bundle.DATA / "problems" / "sums-heldout.jsonl")
-    words = ["--model", str(folder / "model"), "--label", folder.absolute().name, "--problems", problems]
+    words = ["--model", str(folder / "model"), "--problems", problems]
     for name in PROMPT:
         value = getattr(options, name)
         words += [] if value in (None, "{}") else [f"--{name.replace('_', '-')}", value]

@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from internal_policy.look import run_summary
+from internal_policy.models.naming import title
 from internal_policy.train.configuration import BuPOConfig
 
 CONFIG, CARD, PICKLE = "config.yaml", "README.md", "training_args.bin"
@@ -67,7 +68,7 @@ def card(metrics: pd.DataFrame, about: Mapping[str, str], config: BuPOConfig) ->
         [
             f"---\n{yaml.safe_dump(front)}---",
             f"# {about['name']}\n",
-            f"{base}, trained with internal-policy.\n",
+            f"{title(base)}, trained with internal-policy.\n",
             *(f"- {sentence}" for sentence in run_summary.sentences(metrics, None)),
             f"- Problems: {about['problems']}.",
             "- Reward: 1 if the last box of a response holds the answer, else 0.\n",

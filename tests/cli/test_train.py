@@ -316,11 +316,11 @@ def test_what_a_loss_has_no_ratio_for_is_left_out(capsys):
     assert json.loads(capsys.readouterr().out)["steps"][0]["clip_fraction"] is None
 
 
-def test_the_hint_evaluates_what_was_trained_on_under_the_name_of_the_run():
+def test_the_hint_evaluates_what_was_trained_on():
     options = Train(problems="amc.jsonl", prompt_suffix="Box it.", chat_template_kwargs='{"enable_thinking": false}')
     words = shlex.split(train_report.evaluation(options, Path("runs/mine")))
     asked: Any = parsing.parse(COMMANDS, words[1:])
-    assert (asked.model, asked.label, asked.problems) == ("runs/mine/model", "mine", ("amc.jsonl",))
+    assert (asked.model, asked.problems) == ("runs/mine/model", ("amc.jsonl",))
     assert (asked.prompt_suffix, asked.template_arguments) == ("Box it.", {"enable_thinking": False})
     assert "sums-heldout.jsonl" in train_report.evaluation(Train(), Path("runs/mine"))
 
