@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import internal_policy
-from internal_policy.cli import families, parsing, train, usage
+from internal_policy.cli import families, launched, parsing, train, usage
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.common import ModelOptions
 from internal_policy.cli.console import Terminal, out
@@ -31,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         wrong = _run(arguments)
     except InputError as error:
-        say.print(f"error: {error}")
+        launched.report(f"error: {error}", say)
         return WRONG_USAGE
     except KeyboardInterrupt:
-        say.print(f"Interrupted.{again and f' Finished work is kept. Continue with: {again}'}")
+        launched.report(f"Interrupted.{again and f' Finished work is kept. {again}'}", say)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
-        say.print("error: a single rollout doesn't fit in memory. Try --dtype bfloat16 or a shorter text.")
+        launched.report("error: a single rollout doesn't fit in memory. Try --dtype bfloat16 or a shorter text.", say)
         return FAILED
     except OSError as error:  # a full disk, a folder that may not be written
-        say.print(f"error: {error}.{again and f' Finished work is kept. Fix this and continue with: {again}'}")
+        launched.report(f"error: {error}.{again and f' Finished work is kept. Fix this first. {again}'}", say)
         return FAILED
     return FAILED if wrong else DONE
 
@@ -70,12 +70,14 @@ def _run(words: Sequence[str]) -> bool | None:
 
 
 def _again(words: Sequence[str]) -> str:
-    """The command that continues an interrupted one; empty if there is nothing to continue."""
+    """How to continue an interrupted command, in a sentence; empty if there is nothing to continue."""
     if not words or words[0] not in CONTINUED:
         return ""
+    if launched.is_shared():
+        return f"Continue with the same launch command{' and --resume' if words[0] == 'train' else ''}."
     if words[0] == "train":
         words = [*(word for word in words if word not in ("--force", "--resume")), "--resume"]
-    return shlex.join(["internal-policy", *words])
+    return f"Continue with: {shlex.join(['internal-policy', *words])}"
 
 
 def _check_installed(options: Any) -> None:

@@ -108,7 +108,11 @@ def _folder(options: Train, given: Mapping[str, Any], question: Mapping[str, Any
 
     if options.output or given.get("output_dir"):
         return options.output or Path(given["output_dir"]).expanduser()
-    return store.root() / "runs" / f"{Path(naming.title(options.model)).name}-{options.method}-{store.digest(question)[:6]}"
+    return (
+        store.root()
+        / "runs"
+        / f"{Path(naming.title(options.model)).name}-{options.method}-{store.digest(question)[:6]}"
+    )
 
 
 def _day(options: Train, record: Path | None) -> str | None:
