@@ -151,7 +151,13 @@ COLUMNS = (ROOT / "docs" / "columns.md").read_text()
 SCAN, RUN = bundle.DATA / "scans" / "demo-qwen3", bundle.DATA / "experiments" / "bupo"
 
 
-NEWER = {"metrics.parquet": {"skipped", "kl"}}
+NEWER = {
+    "metrics.parquet": {
+        *("skipped", "kl", "generation_tokens_per_second", "training_tokens_per_second", "training_flops", "mfu"),
+        *("peak_memory", "generation_seconds", "rewards_seconds", "scoring_seconds", "training_seconds"),
+        "scan_seconds",
+    }
+}
 """File -> columns that the bundled files don't have, because an earlier version wrote them."""
 
 

@@ -31,12 +31,13 @@ from internal_policy.train.configuration import BuPOConfig, check_vllm
 from internal_policy.train.sampler import EpochSampler
 from internal_policy.train.saving import SavingTrainer
 from internal_policy.train.schedule import point_at
+from internal_policy.train.throughput import TimedTrainer
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
 """Names that TRL logs as means over the tokens of a pass."""
 
 
-class BuPOTrainer(SavingTrainer):
+class BuPOTrainer(SavingTrainer, TimedTrainer):
     """TRL's GRPOTrainer, with the ratio of the policy at the scheduled hook point (Eqs. 9 and 10).
 
         trainer = ip.BuPOTrainer(model, reward_funcs, config, train_dataset=dataset, processing_class=tokenizer)

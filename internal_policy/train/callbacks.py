@@ -20,7 +20,7 @@ from internal_policy.look.runs import DYNAMICS, METRICS
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.scans import store
 from internal_policy.tasks.rollouts import Rollout
-from internal_policy.train import dynamics
+from internal_policy.train import dynamics, throughput
 from internal_policy.train.schedule import Phase, point_at
 
 NAMES = {
@@ -34,6 +34,7 @@ NAMES = {
     "completions/mean_length": "length",
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
+    **{name: name for name in throughput.LOGGED},
 }
 """What the trainer logs -> its column. The loss is left out, because GRPO's is always about 0."""
 FROM_LAST_UPDATE = ("learning_rate", "grad_norm")
@@ -134,7 +135,9 @@ class RunLogger(TrainerCallback):
             "cpu_seconds": self.times[1],
         }
         if self.scans.every and (step % self.scans.every == 0 or state.global_step == state.max_steps):
+            begun = time.monotonic()
             row["perplexity"] = self._scan(step, state, more["model"])
+            row["scan_seconds"] = time.monotonic() - begun
         self.metrics = _appended(self.metrics, pd.DataFrame([row]))
         self._write(METRICS, self.metrics, state)
         self.report(row)
