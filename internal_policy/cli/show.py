@@ -192,7 +192,7 @@ def _progress(steps: "pd.DataFrame") -> Table:
             start, stop = row[f"{end}_from"], row[f"{end}_to"]
             cells += [str(start) if start == stop else f"{start} to {stop}", f"{row[f'{end}_mean']:.{digits}f}"]
         table.add_row(
-            run_summary.MEASURES[row["measure"]], *(cells if row["first_from"] < row["last_from"] else cells[:2])
+            run_summary.called(row["measure"]), *(cells if row["first_from"] < row["last_from"] else cells[:2])
         )
     return table
 

@@ -56,21 +56,23 @@ def run(options: Train) -> None:
     guess = options.layer if "schedule" in given else options.layer or 0  # no size depends on which layer it is
     config = train_configuration.configured(options, given, folder, guess, day)
     progress.quiet()
-    from internal_policy.train import card
+    from internal_policy.train import card, rewards
     from internal_policy.train import run as training  # after what is quick to refuse
 
+    rewarding = rewards.functions(config.rewards, problems)
     tokenizer = tokenizers.load_tokenizer(options.checkpoint, options.chat_template)
     about = configuration.load(options.checkpoint)
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
     training.check(about, tokenizer, problems, chat, config, train_configuration.point(options))
-    if not (bundle.model(options.model) or training.asks_for_boxes(tokenizer, problems, chat)):
+    boxed = "box" in config.rewards and not bundle.model(options.model)
+    if boxed and not training.asks_for_boxes(tokenizer, problems, chat):
         progress.note(NO_BOX)
     on_disk: Any = about.dtype  # loading replaces it by --dtype
     model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)
     quantized.check_trainable(model)
     offload.check_trainable(model)
     named = {"name": folder.absolute().name, "model": options.model, "problems": options.problems or "bundled sums"}
-    setup = training.Setup(folder, model, tokenizer, problems, chat, named, on_disk)
+    setup = training.Setup(folder, model, tokenizer, problems, chat, rewarding, named, on_disk)
     if other:
         outputs.clear(folder, "run")
     with files.held(folder):  # nothing is written before everything is checked
@@ -95,9 +97,14 @@ def _problems(options: Train) -> "list[Problem]":
 
 
 def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies the run: its options, the contents of their files, and the model."""
+    """What identifies the run: its options, the contents of their files, its rewards, and the model."""
+    from internal_policy.train import rewards
+
     plain = {name: value for name, value in dataclasses.asdict(options).items() if name not in CHANGEABLE}
+    named = options.reward or given.get("rewards", ())
     content = {path: held(path) for path in (options.problems, options.chat_template) if path}
+    content |= {place: held(str(path)) for place, path in rewards.sources(named).items()}
+    plain["reward"] = [[one.place, one.function, one.weight] for one in map(rewards.parse, named)]
     question = {**plain, "file": dict(given), "content": content, "identity": checkpoint.identity(options.checkpoint)}
     return json.loads(json.dumps(redacted(question), default=str))
 

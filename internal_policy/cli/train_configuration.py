@@ -84,6 +84,8 @@ def _flags(options: Train, given: Mapping[str, Any], day: str | None) -> dict[st
         chat = {templates.DATE: day, **(chat or {})}
     if chat is not None:
         flags["chat_template_kwargs"] = chat
+    if options.reward:
+        flags["rewards"] = list(options.reward)
     if options.report_to is not None:
         flags["report_to"] = options.report_to.split(",")
     if options.method == "grpo":

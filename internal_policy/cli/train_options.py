@@ -13,6 +13,7 @@ from internal_policy.cli.common import (
     OutputOptions,
     PromptOptions,
     Readout,
+    Rewards,
     Text,
 )
 
@@ -91,6 +92,10 @@ class Train(TrainOutput, Optimization, TrainSampling, PromptOptions, ModelOption
     problems: File = None
     """Problems to train on: a .jsonl, .json, .csv or .parquet file, or a data set of the hub as NAME[:CONFIG]@SPLIT. By
     default bundled sums."""
+    reward: Rewards = ()
+    """What is rewarded: box (the answer is in the last \\boxed{}, the default), last-number (the last number is the
+    answer), format (there is a box), or a function of your own, FILE.py:FUNCTION or MODULE:FUNCTION. Repeat it to train
+    on a sum, each with a weight if you like: --reward box --reward format=0.2."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "float32"
     """Type of the weights in training; with bf16 in --config, computations are in bfloat16 anyway."""
     method: Literal["bupo", "grpo"] = "bupo"

@@ -61,6 +61,11 @@ def sentences(metrics: pd.DataFrame, frame: pd.DataFrame | None) -> list[str]:
     return said
 
 
+def called(measure: str) -> str:
+    """What a measure is called in the table of first and last steps."""
+    return MEASURES.get(measure) or f"reward {measure.removeprefix(runs.REWARD)}"
+
+
 def _reward_in_words(row: Mapping[Any, Any]) -> str:
     """How the reward changed, from its row of `first_and_last`."""
     before, after = row["first_mean"], row["last_mean"]
@@ -107,7 +112,7 @@ def first_and_last(metrics: pd.DataFrame) -> pd.DataFrame:
     Columns: measure, first_from, first_to (steps), first_mean, last_from, last_to and last_mean.
     """
     rows = []
-    for measure in [name for name in MEASURES if name in metrics]:
+    for measure in [*filter(metrics.__contains__, MEASURES), *runs.rewards(metrics)]:
         measured = metrics.dropna(subset=measure).sort_values("step")
         if not len(measured):
             continue

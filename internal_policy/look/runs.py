@@ -28,6 +28,8 @@ COUNTS = {"step": 2**53, "layer": 10_000, "k": 2**53}
 """Column of whole numbers from 0 -> its exclusive upper limit."""
 WORDS = {"phase", "target", "site", "label"}
 """Columns of text. All others are numbers."""
+REWARD = "reward/"
+"""How the columns of a run's rewards begin, if it has several; the name follows."""
 LONGEST = 200
 """Longest text in characters."""
 
@@ -209,6 +211,11 @@ def _shortest(path: tuple[str, ...], others: list[tuple[str, ...]]) -> str:
 def measures(frame: pd.DataFrame) -> list[str]:
     """The measures that have values at some layer."""
     return [name for name in frame.columns if name not in NOT_MEASURES and frame[name].notna().any()]
+
+
+def rewards(metrics: pd.DataFrame) -> list[str]:
+    """The columns with the mean of each reward, if the run has several."""
+    return [name for name in metrics.columns if name.startswith(REWARD)]
 
 
 def sites(frame: pd.DataFrame, measure: str) -> list[str]:

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -40,6 +40,8 @@ class Problem:
     """What a correct response has in its last box; None if responses can't be marked."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of the tools that the chat template describes to the model."""
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The other columns of its row, for reward functions."""
 
     @property
     def text(self) -> str:
@@ -104,7 +106,8 @@ def of_rows(
             answer = answer_of(cell)
             if answer_column == "solution" and answer == str(cell).strip() and len(str(cell)) > LONGEST_ANSWER:
                 answer = None
-            problems.append(Problem(messages, answer, tools_of(row.values)))
+            others = {name: value for name, value in row.values.items() if name != problem_column}
+            problems.append(Problem(messages, answer, tools_of(row.values), others))
     return problems
 
 

@@ -1,5 +1,6 @@
 """Keep the numbers of a training run as Parquet while it runs."""
 
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from internal_policy.look.runs import DYNAMICS, METRICS
+from internal_policy.look.runs import DYNAMICS, METRICS, REWARD
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.scans import store
 from internal_policy.tasks.rollouts import Rollout
@@ -125,7 +126,8 @@ class RunLogger(TrainerCallback):
         step = state.global_step // self.updates
         point = point_at(self.phases, step - 1)
         clipped = "clip_ratio/region_mean" if point == FINAL else "internal/clip_ratio/region_mean"
-        row: dict[str, Any] = _mean(self.logs, {**NAMES, clipped: "clip_fraction"}, state.global_step - self.updates)
+        columns = {**NAMES, clipped: "clip_fraction", **_rewards(logs)}
+        row: dict[str, Any] = _mean(self.logs, columns, state.global_step - self.updates)
         self.logs = []
         row |= {
             "step": step,
@@ -154,6 +156,12 @@ class RunLogger(TrainerCallback):
     def _write(self, name: str, frame: pd.DataFrame, state: TrainerState) -> None:
         if state.is_world_process_zero:
             store.write_table(self.folder / name, pa.Table.from_pandas(frame, preserve_index=False))
+
+
+def _rewards(logs: Mapping[str, Any]) -> dict[str, str]:
+    """What the trainer logs of each reward -> its column, if there are several."""
+    found = {name: REWARD + match[1] for name in logs if (match := re.fullmatch(r"rewards/(.+)/mean", name))}
+    return found if len(found) > 1 else {}
 
 
 def _mean(logs: Sequence[tuple[int, Mapping[str, Any]]], columns: Mapping[str, str], before: int) -> dict[str, float]:

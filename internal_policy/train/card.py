@@ -13,6 +13,7 @@ import yaml
 
 from internal_policy.look import run_summary
 from internal_policy.models.naming import title
+from internal_policy.train import rewards
 from internal_policy.train.configuration import BuPOConfig
 
 CONFIG, CARD, PICKLE = "config.yaml", "README.md", "training_args.bin"
@@ -61,7 +62,7 @@ def card(metrics: pd.DataFrame, about: Mapping[str, str], config: BuPOConfig) ->
         front["base_model"] = base
     figures = run_summary.first_and_last(metrics)
     rows = [
-        f"| {run_summary.MEASURES[row['measure']]} | {row['first_mean']:.3f} | {row['last_mean']:.3f} |"
+        f"| {run_summary.called(row['measure'])} | {row['first_mean']:.3f} | {row['last_mean']:.3f} |"
         for row in figures.to_dict("records")
     ]
     return "\n".join(
@@ -71,7 +72,8 @@ def card(metrics: pd.DataFrame, about: Mapping[str, str], config: BuPOConfig) ->
             f"{title(base)}, trained with internal-policy.\n",
             *(f"- {sentence}" for sentence in run_summary.sentences(metrics, None)),
             f"- Problems: {about['problems']}.",
-            "- Reward: 1 if the last box of a response holds the answer, else 0.\n",
+            *(f"- Reward {line}." for line in rewards.in_words(config.rewards, config.reward_weights)),
+            "",
             "| mean over | first tenth of the steps | last tenth |\n|---|---|---|",
             *rows,
             f"\n## Configuration\n\n```yaml\n{yaml.safe_dump(fields_of(config))}```\n",

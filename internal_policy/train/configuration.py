@@ -14,6 +14,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from internal_policy.errors import InputError, counted
 from internal_policy.models.policy import READOUTS
+from internal_policy.train import rewards
 from internal_policy.train.limits import CHOICES, COUNT, RANGES
 from internal_policy.train.schedule import Phase
 
@@ -45,6 +46,13 @@ class BuPOConfig(GRPOConfig):
         default="raw",
         metadata={"help": "How hidden states are unembedded: raw (the paper) or norm (through the final norm)."},
     )
+    rewards: list[str] = field(
+        default_factory=lambda: [rewards.DEFAULT],
+        metadata={
+            "help": "Rewards of `internal-policy train`, whose weighted sum is trained: box, last-number, format, "
+            "FILE.py:FUNCTION or MODULE:FUNCTION, each with =WEIGHT or without. In Python, BuPOTrainer takes functions."
+        },
+    )
     num_generations: int | None = 8
     disable_dropout: bool = field(
         default=True,
@@ -62,6 +70,7 @@ class BuPOConfig(GRPOConfig):
         if isinstance(self.schedule, str):
             raise InputError(f"schedule is the text '{self.schedule}'. Give a list of phases: ['{self.schedule}'].")
         self.phases: tuple[Phase, ...] = tuple(map(Phase.parse, self.schedule))
+        self.rewards, self.reward_weights = rewards.split(self.rewards, self.reward_weights)
         self._check_values()
         if self.readout not in READOUTS:
             raise InputError(f"readout is '{self.readout}'; it must be {' or '.join(READOUTS)}.")

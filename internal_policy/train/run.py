@@ -29,11 +29,11 @@ from internal_policy.tasks.generate import check_prompts, generate
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat, encode_problem
 from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollouts
-from internal_policy.train import card, checkpoints, padding, precision
+from internal_policy.train import card, checkpoints, padding, precision, rewards, scoring
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig, check_vllm
-from internal_policy.train.dataset import box_reward, dataset_of
+from internal_policy.train.dataset import dataset_of
 from internal_policy.train.resume import MODEL, known
 
 STAGES, ROLLOUTS = "stages.json", "rollouts.parquet"
@@ -62,6 +62,8 @@ class Setup:
     """Problems with answers."""
     chat: Chat
     """Arguments for the chat template; None for no template."""
+    rewards: Sequence[scoring.Function]
+    """Reward functions for TRL, as many as the configuration names."""
     about: Mapping[str, str]
     """For the model's card: the run's "name", the "model" it starts from, and its "problems"."""
     dtype: torch.dtype | None = None
@@ -86,6 +88,8 @@ def check(
     text = model.get_text_config()
     for point in [*(phase.point for phase in config.phases), *([layer] if layer else [])]:
         hooks.check(model, point, text.num_hidden_layers)
+    rewards.check_weights(config.rewards, config.reward_weights)
+    rewards.check_answers(config.rewards, problems)
     dataset_of(problems, chat)
     prompts = {n: encode_problem(tokenizer, problem, chat) for n, problem in enumerate(problems)}
     longest = min(positions(text), config.vllm_max_model_length or sys.maxsize)
@@ -193,7 +197,7 @@ def _trained(
         warnings.simplefilter("ignore", FutureWarning)  # TRL uses names that transformers has renamed
         trainer = BuPOTrainer(
             setup.model,
-            box_reward,
+            [*setup.rewards],
             config,
             train_dataset=dataset_of(setup.problems, setup.chat),
             processing_class=setup.tokenizer,

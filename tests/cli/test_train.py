@@ -481,11 +481,6 @@ def test_missing_packages_and_keys_are_named_before_the_model_is_loaded(text, sa
         ("optim: sgdd", "has optim: sgdd, which can't be used"),
         ("lr_scheduler_type: wavy", "has lr_scheduler_type: wavy, which can't be used"),
         ("report_to: papyrus", "has report_to: papyrus, which isn't installed"),
-        pytest.param(
-            "reward_weights: [1.0, 2.0]",
-            "made training fail before its first step: Number of reward weights",
-            marks=pytest.mark.slow,
-        ),
         ("lr_scheduler_type: cosine_with_min_lr", "made training fail before its first step:"),
     ],
     ids=lambda text: text[:40],
@@ -500,6 +495,61 @@ def test_a_file_whose_fields_cannot_be_combined_is_refused_in_one_sentence(text,
     *before, refusal = error.splitlines()
     assert refusal.startswith(f"error: {path} ")
     assert before in ([], ["Training in 1 process."])
+
+
+MINE = """
+from internal_policy.train.dataset import texts
+
+def brief(completions, topic, **columns):
+    if columns["trainer_state"].global_step == 1:
+        return [1 / 0 for _ in completions]
+    return [len(text) / 100 if name == "sums" else None for text, name in zip(texts(completions), topic)]
+"""
+
+
+@pytest.fixture
+def mine(tmp_path) -> list[str]:
+    """A file with a reward that fails in the second step, and problems with the column that it needs."""
+    (tmp_path / "mine.py").write_text(MINE)
+    rows = ({"problem": f"What is {n} + {n + 1}?", "answer": str(2 * n + 1), "topic": "sums"} for n in range(4))
+    jsonl(tmp_path / "sums.jsonl", *rows)
+    few = ["--prompts", "2", "--samples", "2", "--layer", "1", "--internal-steps", "1", "--scan-every", "0"]
+    few += ["--max-new-tokens", "4"]
+    return ["train", "--problems", str(tmp_path / "sums.jsonl"), *few, "--output", str(tmp_path / "run")]
+
+
+def test_a_reward_of_the_user_is_trained_on_and_its_changed_file_refuses_resume(mine, tmp_path, capsys):
+    named = ["--reward", "box", "--reward", f"{tmp_path / 'mine.py'}:brief=0.5", "--save-every", "1"]
+    assert main([*mine, *named, "--steps", "2"]) == 2
+    said = capsys.readouterr().err
+    where = f"(mine.py, line {MINE.splitlines().index('        return [1 / 0 for _ in completions]') + 1})"
+    assert f"The reward brief failed at response 1 of 4 {where}: ZeroDivisionError: division by zero." in said
+    assert "Traceback" not in said
+    metrics = pd.read_parquet(tmp_path / "run" / "metrics.parquet")
+    assert metrics["reward"].item() == pytest.approx((metrics["reward/box"] + 0.5 * metrics["reward/brief"]).item())
+    assert metrics["reward/brief"].item() > 0
+    (tmp_path / "mine.py").write_text(MINE.replace("1 / 0", "0.0"))
+    assert main([*mine, *named, "--steps", "2", "--resume"]) == 2
+    assert "a run with a different --reward" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--reward", "bix"], "There is no reward 'bix'. Use box, last-number, format"),
+        (["--reward", "nowhere.py"], "There is no file nowhere.py"),
+        (["--reward", "mine.py:long"], "mine.py has no function long. Choose mine.py:brief."),
+        (["--reward", "mine.py", "--problem-column", "topic"], "needs 'topic', which the problems don't have"),
+        (["--reward", "mine.py", "--reward", "mine.py:mine"], "Two rewards are called mine"),
+        (["--config", "weights.yaml"], "reward_weights is [1.0, 2.0], but needs a finite weight for each of box"),
+    ],
+)
+def test_rewards_that_cannot_be_used_are_refused_before_the_model_is_loaded(more, said, mine, monkeypatch, capsys):
+    monkeypatch.chdir(Path(mine[-1]).parent)
+    monkeypatch.setattr(loading, "load_model", None)
+    Path("weights.yaml").write_text("reward_weights: [1.0, 2.0]")
+    assert main([*mine, *more]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_folders_with_anything_else_are_refused(run, tmp_path, capsys):
