@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy import bundle, files
-from internal_policy.cli import configuration, outputs, progress, train_configuration, train_report
+from internal_policy.cli import configuration, outputs, progress, train_configuration, train_engine, train_report
 from internal_policy.cli.question import held
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError, counted
@@ -64,6 +64,7 @@ def run(options: Train) -> None:
     about = configuration.load(options.checkpoint)
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
     training.check(about, tokenizer, problems, chat, config, train_configuration.point(options))
+    train_engine.check(options, config, about)
     boxed = "box" in config.rewards and not bundle.model(options.model)
     if boxed and not training.asks_for_boxes(tokenizer, problems, chat):
         progress.note(NO_BOX)

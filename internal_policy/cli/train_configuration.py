@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy import bundle
+from internal_policy.cli import train_engine
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError
 from internal_policy.models import templates
@@ -90,7 +91,7 @@ def _flags(options: Train, given: Mapping[str, Any], day: str | None) -> dict[st
         flags["report_to"] = options.report_to.split(",")
     if options.method == "grpo":
         flags["schedule"] = []
-    return flags
+    return {**flags, **train_engine.fields(options)}
 
 
 def _target(options: Train, given: Mapping[str, Any], layer: int | None) -> "HookPoint | None":

@@ -31,6 +31,9 @@ class TrainSampling:
     """Sampling temperature; by default 1."""
     max_new_tokens: Number = None
     """Length limit of a response, in tokens; by default 64 for a bundled model, 1024 for others."""
+    engine: Literal["torch", "vllm", "vllm-server"] | None = None
+    """What samples: the trained model itself (torch, the default), vLLM on the same GPUs (vllm), or a vLLM server on
+    others, whose address is in --config (vllm_server_host and vllm_server_port; by default port 8000 here)."""
     seed: Number = None
     """Random seed of sampling and of the order of problems; by default 0."""
 

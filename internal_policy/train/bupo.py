@@ -90,7 +90,9 @@ class BuPOTrainer(SavingTrainer, TimedTrainer):
         pad = self._tokenizer.pad_token_id = pad_id(causal, self._tokenizer)
         causal.config.get_text_config().pad_token_id = causal.generation_config.pad_token_id = pad
         self.eos_token_ids = sorted(end_ids(causal, self._tokenizer))
-        if not self.use_vllm:
+        if self.use_vllm:  # which would read them from the model's folder, if it has any there
+            self.vllm_generation.generation_kwargs.setdefault("stop_token_ids", self.eos_token_ids)
+        else:
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
             self.generation_config.pad_token_id = self.generation_kwargs["pad_token_id"] = pad
         for phase in args.phases:

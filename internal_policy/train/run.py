@@ -193,7 +193,8 @@ def _trained(
 ) -> pd.DataFrame | None:
     interrupt = Interrupt()
     logger = RunLogger(setup.folder, config.updates_per_step, config.phases, scans, report)
-    with interrupt.listening(note), warnings.catch_warnings(), _explained(file, logger):
+    blamed = file or ("vLLM" if config.use_vllm else None)
+    with interrupt.listening(note), warnings.catch_warnings(), _explained(blamed, logger):
         warnings.simplefilter("ignore", FutureWarning)  # TRL uses names that transformers has renamed
         trainer = BuPOTrainer(
             setup.model,
@@ -229,7 +230,7 @@ def _processes(number: int, *, on_cpu: bool) -> str:
 
 @contextmanager
 def _explained(file: str | None, logger: RunLogger) -> Iterator[None]:
-    """Turn an exception that a configuration file causes before the first step is done into one sentence."""
+    """Turn an exception that `file` or vLLM causes before the first step is done into one sentence."""
     try:
         yield
     except OSError:  # a full disk
