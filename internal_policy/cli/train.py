@@ -41,6 +41,7 @@ def run(options: Train) -> None:
     train_configuration.check(options)
     progress.err.quiet = int(os.environ.get("RANK", 0)) > 0  # only one of several processes speaks
     given = fields.read(options.config)
+    options = train_configuration.resolved(options, given)
     problems = _problems(options)
     question = _question(options, given)
     folder = _folder(options, given, question)
@@ -81,7 +82,8 @@ def run(options: Train) -> None:
             more = {"versions": card.versions()} | ({DAY: day} if day else {})
             files.write_json(folder / resume.RUN, question | more, once=True)
         layer = options.layer
-        if layer is None and "schedule" not in given and (options.method == "bupo" or options.scan_every):
+        searches = train_configuration.internal(options) or options.scan_every
+        if layer is None and "schedule" not in given and searches:
             layer = _suggested(options, setup, config)
             config = train_configuration.configured(options, given, folder, layer, day)
         _train(options, setup, config, layer, start)
@@ -148,9 +150,10 @@ def _suggested(options: Train, setup: "Setup", config: "BuPOConfig") -> int | No
 
     stages = training.stages(setup, config, progress.bar)
     reason = f"{targets.in_words(stages)} (From a scan of {counted(stages['problems'], 'response')}.)"
-    if stages["target"] is None and options.method == "bupo":
+    needed = train_configuration.internal(options)
+    if stages["target"] is None and needed:
         raise InputError(f"{reason} Choose a layer with --layer.")
-    if options.method == "bupo":
+    if needed:
         progress.note(reason)
     return stages["target"]
 

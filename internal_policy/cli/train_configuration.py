@@ -1,5 +1,6 @@
 """The options of `internal-policy train` as the configuration of its trainer."""
 
+import dataclasses
 import math
 import os
 import sys
@@ -41,23 +42,43 @@ FLAGS = {
 
 
 def check(options: Train) -> None:
-    """Raise InputError for numbers out of range."""
+    """Raise InputError for numbers out of range, and for a method that can't be used."""
+    from internal_policy.train import methods
+
     for name, (low, high, words) in LIMITS.items():
         value = getattr(options, name)
         if value is not None and not low <= value <= high:  # NaN is in no range
             raise InputError(f"--{name.replace('_', '-')} is {value}. Use a number {words}.")
-    if options.method == "grpo" and options.internal_steps is not None:
-        raise InputError("--internal-steps only applies to --method bupo.")
+    if options.method is not None:
+        methods.method(options.method)
     if options.force and options.resume:
         raise InputError("--resume continues the run in the folder, but --force removes it. Use one of them.")
     if options.force and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("--force can't be used with several processes. Run `internal-policy rm FOLDER` first.")
 
 
+def resolved(options: Train, given: Mapping[str, Any]) -> Train:
+    """The options with a method: that of the file, or bupo. Raises InputError for options that it doesn't use."""
+    from internal_policy.train import methods
+
+    name = options.method or given.get("method", "bupo")
+    if options.internal_steps is not None and not methods.method(name).internal:
+        raise InputError("--internal-steps only applies to --method bupo.")
+    return dataclasses.replace(options, method=name)
+
+
+def internal(options: Train) -> bool:
+    """Whether the method of resolved options trains an internal policy first by default."""
+    from internal_policy.train import methods
+
+    return methods.method(str(options.method)).internal
+
+
 def configured(
     options: Train, given: Mapping[str, Any], folder: Path, layer: int | None, day: str | None = None
 ) -> "BuPOConfig":
-    """The configuration of the trainer. `given` has the fields of --config; BuPO trains `layer` first."""
+    """The configuration of the trainer, from resolved options. `given` has the fields of --config; BuPO trains `layer`
+    first."""
     from internal_policy.train import defaults
 
     return defaults.configured(
@@ -89,7 +110,8 @@ def _flags(options: Train, given: Mapping[str, Any], day: str | None) -> dict[st
         flags["rewards"] = list(options.reward)
     if options.report_to is not None:
         flags["report_to"] = options.report_to.split(",")
-    if options.method == "grpo":
+    flags["method"] = options.method
+    if not internal(options) and options.method != given.get("method"):
         flags["schedule"] = []
     return {**flags, **train_engine.fields(options)}
 
@@ -99,7 +121,7 @@ def _target(options: Train, given: Mapping[str, Any], layer: int | None) -> "Hoo
     from internal_policy.models.hooks import HookPoint
 
     scheduled = "schedule" in given and options.layer is None and options.internal_steps is None
-    if options.method == "grpo" or scheduled:
+    if not internal(options) or scheduled:
         return None
     if layer is None:
         raise InputError("--internal-steps needs a layer. Add --layer.")

@@ -1,7 +1,9 @@
 """The options of `internal-policy train`."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import tyro
 
 from internal_policy.cli.common import (
     File,
@@ -16,6 +18,9 @@ from internal_policy.cli.common import (
     Rewards,
     Text,
 )
+
+Names = Literal["bupo", "grpo", "dr-grpo", "rloo", "reinforce++", "ppo"]
+Method = Annotated[Names | None, tyro.conf.arg(metavar="{bupo,grpo,dr-grpo,rloo,reinforce++}")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +106,9 @@ class Train(TrainOutput, Optimization, TrainSampling, PromptOptions, ModelOption
     on a sum, each with a weight if you like: --reward box --reward format=0.2."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "float32"
     """Type of the weights in training; with bf16 in --config, computations are in bfloat16 anyway."""
-    method: Literal["bupo", "grpo"] = "bupo"
-    """Training method: bupo trains an internal policy first, grpo the whole policy from the start."""
+    method: Method = None
+    """Training method: bupo (the default) trains an internal policy first. grpo, dr-grpo, rloo and reinforce++ train
+    the whole policy from the start. ppo isn't available."""
     layer: Number = None
     """Layer that BuPO trains first, counted from 0. By default the last one whose FFN raises entropy significantly in a
     scan of a few responses (its 95% interval, widened for the number of layers, is above 0). With grpo, the layer that

@@ -19,6 +19,8 @@ MEASURES = {
     "clip_fraction": "share of tokens clipped",
 }
 """Column of metrics.parquet -> what it is called in the table of first and last steps."""
+METHODS = {"bupo": "BuPO", "grpo": "GRPO", "dr-grpo": "Dr. GRPO", "rloo": "RLOO", "reinforce++": "REINFORCE++"}
+"""Training method -> its title."""
 STEADY, SMALL = 0.005, 0.01
 """A smaller change of the reward, and of an entropy in nats, is called none."""
 
@@ -45,14 +47,14 @@ def schedule(metrics: pd.DataFrame) -> list[Phase]:
 
 
 def method(metrics: pd.DataFrame) -> str:
-    """bupo if an internal policy was trained, else grpo."""
-    return "bupo" if (metrics["phase"] == "internal").any() else "grpo"
+    """The training method, a key of METHODS; in runs that don't say it, bupo if an internal policy was trained."""
+    known = metrics["method"].iloc[0] if "method" in metrics else None
+    return known if known in METHODS else "bupo" if (metrics["phase"] == "internal").any() else "grpo"
 
 
 def sentences(metrics: pd.DataFrame, frame: pd.DataFrame | None) -> list[str]:
     """The schedule, the reward, and the layer whose output changed most; `frame` is the table of layers or None."""
-    called = {"bupo": "BuPO", "grpo": "GRPO"}[method(metrics)]
-    said = [f"{called}: {_schedule_in_words(schedule(metrics))}."]
+    said = [f"{METHODS[method(metrics)]}: {_schedule_in_words(schedule(metrics))}."]
     for row in first_and_last(metrics).to_dict("records"):
         if row["measure"] == "reward" and row["first_from"] < row["last_from"]:
             said.append(_reward_in_words(row))

@@ -26,7 +26,7 @@ NEEDED = {
 NOT_MEASURES = ("step", "layer", "site")
 COUNTS = {"step": 2**53, "layer": 10_000, "k": 2**53}
 """Column of whole numbers from 0 -> its exclusive upper limit."""
-WORDS = {"phase", "target", "site", "label"}
+WORDS = {"phase", "target", "method", "site", "label"}
 """Columns of text. All others are numbers."""
 REWARD = "reward/"
 """How the columns of a run's rewards begin, if it has several; the name follows."""

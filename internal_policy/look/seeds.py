@@ -18,8 +18,8 @@ STEPS = "steps.parquet"
 GROUP = ["model", "method", "layer", "internal_steps"]
 """Columns of that file that runs with different seeds share."""
 NEEDED = {*GROUP, "seed", "step", "reward"}
-METHODS = {"grpo": "GRPO", "bupo": "BuPO"}
-"""The methods that are compared."""
+METHODS = run_summary.METHODS
+"""Method -> its title."""
 CHOOSING = 100
 """Seed of the bundled runs that chose the learning rates, which aren't results."""
 LEAST = 2

@@ -28,8 +28,8 @@ from internal_policy.tasks.prompts import encode_problem, encode_text
 from internal_policy.train import checkpoints, dropout, finite, padding
 from internal_policy.train.boundary import StepBoundary
 from internal_policy.train.configuration import BuPOConfig, check_vllm
+from internal_policy.train.method_trainer import MethodTrainer
 from internal_policy.train.sampler import EpochSampler
-from internal_policy.train.saving import SavingTrainer
 from internal_policy.train.schedule import point_at
 from internal_policy.train.throughput import TimedTrainer
 
@@ -37,7 +37,7 @@ MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|k
 """Names that TRL logs as means over the tokens of a pass."""
 
 
-class BuPOTrainer(SavingTrainer, TimedTrainer):
+class BuPOTrainer(MethodTrainer, TimedTrainer):
     """TRL's GRPOTrainer, with the ratio of the policy at the scheduled hook point (Eqs. 9 and 10).
 
         trainer = ip.BuPOTrainer(model, reward_funcs, config, train_dataset=dataset, processing_class=tokenizer)
@@ -56,10 +56,11 @@ class BuPOTrainer(SavingTrainer, TimedTrainer):
     10 skipped updates in a row.
 
     Overrides private names: `_generate_and_score_completions`, `_get_per_token_logps_and_entropies`, `_compute_loss`,
-    `_tokenize_prompts`, `_get_train_sampler`, `_save_checkpoint`, `_tag_names`, `_name` and `_paper` of GRPOTrainer,
-    `_run_epoch`, `_get_grad_norm`, `_get_output_dir` and, from TRL's base class, `_send_telemetry`. It also reads
-    `_tokenizer` and `_is_vlm`, and sets `_metrics`, `_step` and `_buffered_inputs`. That is why pyproject.toml pins TRL
-    to the minor versions with which the tests pass.
+    `_calculate_rewards`, `_tokenize_prompts`, `_get_train_sampler`, `_save_checkpoint`, `_tag_names`, `_name` and
+    `_paper` of GRPOTrainer, `_run_epoch`, `_get_grad_norm`, `_get_output_dir` and, from TRL's base class,
+    `_send_telemetry`. It also reads `_tokenizer` and `_is_vlm`, sets `_metrics`, `_logs`, `_step` and
+    `_buffered_inputs`, and uses `_compute_loss` of RLOOTrainer. That is why pyproject.toml pins TRL to the minor
+    versions with which the tests pass.
     """
 
     _tag_names: ClassVar = ["trl", "bupo"]
@@ -169,7 +170,9 @@ class BuPOTrainer(SavingTrainer, TimedTrainer):
         causal = self._causal(model)
         with padding.counting(causal), as_policy(causal, self.point, readout) if internal else nullcontext():
             logps, *others = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        return logps if self.old is None else finite.bounded(logps, self.old), *others
+        if self.old is not None:
+            logps = self._bounded(logps, self.old, args[1][:, -logps.shape[1] :])
+        return logps, *others
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """Sample a batch from the whole policy, and choose the policy to train on it until it is used up."""

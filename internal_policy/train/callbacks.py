@@ -72,8 +72,9 @@ class RunLogger(TrainerCallback):
         phases: Sequence[Phase],
         scans: ScanSchedule,
         report: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        method: str = "bupo",
     ) -> None:
-        """`report` is called with each row of metrics."""
+        """`report` is called with each row of metrics, in which `method` is the name of the training method."""
         self.folder, self.updates, self.phases, self.scans, self.report = (
             folder,
             updates_per_step,
@@ -81,6 +82,7 @@ class RunLogger(TrainerCallback):
             scans,
             report,
         )
+        self.method = method
         self.metrics, self.dynamics = pd.DataFrame(), pd.DataFrame()
         self.logs: list[tuple[int, Mapping[str, Any]]] = []
         self.clocks = self.times = 0.0, 0.0
@@ -133,6 +135,7 @@ class RunLogger(TrainerCallback):
             "step": step,
             "phase": "final" if point == FINAL else "internal",
             "target": str(point),
+            "method": self.method,
             "seconds": self.times[0],
             "cpu_seconds": self.times[1],
         }

@@ -13,7 +13,7 @@ import yaml
 
 from internal_policy.look import run_summary
 from internal_policy.models.naming import title
-from internal_policy.train import rewards
+from internal_policy.train import methods, rewards
 from internal_policy.train.configuration import BuPOConfig
 
 CONFIG, CARD, PICKLE = "config.yaml", "README.md", "training_args.bin"
@@ -30,13 +30,14 @@ def versions() -> dict[str, str]:
 
 
 def fields_of(config: BuPOConfig) -> dict[str, Any]:
-    """The fields that differ from their defaults, with values that YAML holds."""
-    found = {}
+    """The fields that differ from their defaults and from what the method sets, with values that YAML holds."""
+    found, follow = {}, methods.method(config.method).fields
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         value = value.value if isinstance(value, Enum) else value
-        if field.init and field.name not in LEFT_OUT and value != default and _plain(value):
+        known = (default, follow.get(field.name, default))
+        if field.init and field.name not in LEFT_OUT and value not in known and _plain(value):
             found[field.name] = value
     return found
 
@@ -57,7 +58,7 @@ def as_yaml(config: BuPOConfig) -> str:
 def card(metrics: pd.DataFrame, about: Mapping[str, str], config: BuPOConfig) -> str:
     """The model's card: how it was trained, on what, and its figures. `about` has "name", "model" and "problems"."""
     base = about["model"]
-    front = {"library_name": "transformers", "tags": ["bupo" if config.phases else "grpo", "internal-policy"]}
+    front = {"library_name": "transformers", "tags": [methods.called(config), "internal-policy"]}
     if not Path(base).exists():
         front["base_model"] = base
     figures = run_summary.first_and_last(metrics)

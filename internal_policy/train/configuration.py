@@ -14,7 +14,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from internal_policy.errors import InputError, counted
 from internal_policy.models.policy import READOUTS
-from internal_policy.train import rewards
+from internal_policy.train import methods, rewards
 from internal_policy.train.limits import CHOICES, COUNT, RANGES
 from internal_policy.train.schedule import Phase
 
@@ -53,6 +53,13 @@ class BuPOConfig(GRPOConfig):
             "FILE.py:FUNCTION or MODULE:FUNCTION, each with =WEIGHT or without. In Python, BuPOTrainer takes functions."
         },
     )
+    method: str = field(
+        default="bupo",
+        metadata={
+            "help": "Training method: bupo (GRPO, with or without a schedule), grpo, dr-grpo, rloo or reinforce++. "
+            "It sets the advantages and the loss."
+        },
+    )
     num_generations: int | None = 8
     disable_dropout: bool = field(
         default=True,
@@ -71,6 +78,7 @@ class BuPOConfig(GRPOConfig):
             raise InputError(f"schedule is the text '{self.schedule}'. Give a list of phases: ['{self.schedule}'].")
         self.phases: tuple[Phase, ...] = tuple(map(Phase.parse, self.schedule))
         self.rewards, self.reward_weights = rewards.split(self.rewards, self.reward_weights)
+        methods.apply(self.method, self)
         self._check_values()
         if self.readout not in READOUTS:
             raise InputError(f"readout is '{self.readout}'; it must be {' or '.join(READOUTS)}.")

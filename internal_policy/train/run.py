@@ -29,7 +29,7 @@ from internal_policy.tasks.generate import check_prompts, generate
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat, encode_problem
 from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollouts
-from internal_policy.train import card, checkpoints, padding, precision, rewards, scoring
+from internal_policy.train import card, checkpoints, methods, padding, precision, rewards, scoring
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig, check_vllm
@@ -192,7 +192,7 @@ def _trained(
     file: str | None,
 ) -> pd.DataFrame | None:
     interrupt = Interrupt()
-    logger = RunLogger(setup.folder, config.updates_per_step, config.phases, scans, report)
+    logger = RunLogger(setup.folder, config.updates_per_step, config.phases, scans, report, methods.called(config))
     blamed = file or ("vLLM" if config.use_vllm else None)
     with interrupt.listening(note), warnings.catch_warnings(), _explained(blamed, logger):
         warnings.simplefilter("ignore", FutureWarning)  # TRL uses names that transformers has renamed

@@ -67,7 +67,8 @@ def given(folder: Path, **fields) -> str:
 def configured(*arguments: str, file=None, layer: int | None = 3, folder: Path = Path("unused")):
     import tyro
 
-    return train_configuration.configured(tyro.cli(Train, args=arguments), file or {}, folder, layer)
+    options = train_configuration.resolved(tyro.cli(Train, args=arguments), file or {})
+    return train_configuration.configured(options, file or {}, folder, layer)
 
 
 # what a run leaves
@@ -282,6 +283,27 @@ def test_grpo_has_no_internal_phase(tmp_path):
     assert not (folder / "stages.json").exists()  # no layer is watched, so none is looked for
 
 
+def test_a_run_with_another_method_says_so_in_its_records(tmp_path):
+    folder = tmp_path / "run"
+    assert main(["train", *SHORT, "--method", "rloo", "--steps", "1", "--scan-every", "0", "-o", str(folder)]) == 0
+    assert pd.read_parquet(folder / "metrics.parquet")["method"].tolist() == ["rloo"]
+    assert fields.read(str(folder / card.CONFIG))["method"] == "rloo"
+    text = (folder / "model" / card.CARD).read_text()
+    assert "- RLOO: step 1 trains the whole policy." in text
+    assert "- rloo\n" in text
+
+
+def test_the_configuration_of_a_run_repeats_its_method(tmp_path):
+    for method in ("grpo", "rloo", "dr-grpo", "reinforce++"):
+        (tmp_path / "config.yaml").write_text(card.as_yaml(configured("--method", method)))
+        read = fields.read(str(tmp_path / "config.yaml"))
+        options = train_configuration.resolved(Train(), read)
+        again = train_configuration.configured(options, read, Path("unused"), None)
+        assert (options.method, again) == (method, configured("--method", method))
+        other = train_configuration.resolved(Train(method="grpo"), read)
+        assert train_configuration.configured(other, read, Path("unused"), None).loss_type == "grpo"
+
+
 @pytest.mark.parametrize(
     ("more", "warned"),
     [([], True), (["--prompt-suffix", r"Use \boxed{}."], False), (["--system-prompt", r"Use \boxed{}."], False)],
@@ -409,6 +431,7 @@ def test_models_that_are_not_bundled_get_the_papers_learning_rate():
         (["--samples", "99999999999"], "--samples is 99999999999. Use a number from 1 to 2147483647"),
         (["--seed", "-1"], "--seed is -1. Use a number from 0 to 4294967295"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0. Use a number from 1"),
+        (["--method", "ppo"], "There is no method ppo: PPO trains a value model too"),
         (["--method", "grpo", "--internal-steps", "3"], "--internal-steps only applies to --method bupo"),
         (["--prompts", "3", "--samples", "3", "--updates", "2", "--layer", "1"], "A step has 9 responses"),
         (["--samples", "1", "--layer", "1"], "num_generations is 1"),

@@ -1,0 +1,111 @@
+"""Training methods as rows of data: how rewards become advantages, and which of TRL's losses they weigh."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from internal_policy.errors import InputError
+
+Advantages = Callable[[Float[Tensor, " responses"], Float[Tensor, " responses"], int], Float[Tensor, " responses"]]
+"""From rewards, the number of trained tokens of each response, and the size of a group."""
+SMALLEST = 1e-4
+"""Added to standard deviations, as in TRL."""
+
+
+def leave_one_out(
+    rewards: Float[Tensor, " responses"], _lengths: Float[Tensor, " responses"], group: int
+) -> Float[Tensor, " responses"]:
+    """Each reward minus the mean of the others of its group (RLOO, arXiv 2402.14740).
+
+    Responses without a reward (NaN) get 0 and are left out of the means.
+    """
+    grouped = rewards.view(-1, group)
+    others = (~grouped.isnan()).sum(1, keepdim=True) - 1
+    means = (grouped.nansum(1, keepdim=True) - grouped) / others
+    return (grouped - means).flatten().nan_to_num(0.0)
+
+
+def standardized(
+    rewards: Float[Tensor, " responses"], lengths: Float[Tensor, " responses"], _group: int
+) -> Float[Tensor, " responses"]:
+    """Rewards less their mean over all tokens of the batch, by their standard deviation (REINFORCE++, 2501.03262).
+
+    There is no baseline of the group. A long response counts as often as it has tokens, because each token has the
+    reward of its response as its return. Responses without a reward (NaN) get 0 and are left out.
+    """
+    weights = torch.where(rewards.isnan(), 0.0, lengths.double())
+    known = rewards.nan_to_num(0.0).double()
+    total = weights.sum().clamp(min=1)
+    centred = known - (known * weights).sum() / total
+    deviation = ((centred.square() * weights).sum() / total).sqrt()
+    return torch.where(rewards.isnan(), 0.0, centred / (deviation + SMALLEST)).to(rewards.dtype)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method. What isn't said here is the same for all of them."""
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the configuration that the method sets, unless they are set to something other than the default."""
+    advantages: Advantages | None = None
+    """How rewards become advantages; None for TRL's, which compare the responses to one prompt."""
+    by_sequence: bool = False
+    """Whether the loss is that of TRL's RLOOTrainer, which clips one ratio for a whole response."""
+    unused: tuple[str, ...] = ()
+    """Fields that the method doesn't use, so that they must keep their defaults."""
+    internal: bool = False
+    """Whether the command trains an internal policy first, even if no schedule is given."""
+
+
+_OWN_ADVANTAGES = ("scale_rewards", "multi_objective_aggregation")
+METHODS = {
+    "bupo": Method(internal=True),
+    "grpo": Method(),
+    "dr-grpo": Method({"loss_type": "dr_grpo", "scale_rewards": "none"}),
+    "rloo": Method(
+        advantages=leave_one_out,
+        by_sequence=True,
+        unused=(
+            *_OWN_ADVANTAGES,
+            *("loss_type", "importance_sampling_level", "beta", "delta", "top_entropy_quantile", "entropy_coef"),
+            *("use_adaptive_entropy", "off_policy_mask_threshold", "use_vllm", "use_liger_kernel"),
+        ),
+    ),
+    "reinforce++": Method({"loss_type": "dapo"}, advantages=standardized, unused=_OWN_ADVANTAGES),
+}
+"""Name -> how it trains. With a schedule each of them trains internal policies first; bupo is grpo with one."""
+REFUSED = {
+    "ppo": "PPO trains a value model too, and TRL 1.16 no longer has a trainer for it. Use reinforce++, which has "
+    "PPO's loss without a value model."
+}
+"""Name -> why it can't be used, and what to use instead."""
+
+
+def method(name: str) -> Method:
+    """The method with a name. Raises InputError for one that is unknown, or that can't be used."""
+    if name in REFUSED:
+        raise InputError(f"There is no method {name}: {REFUSED[name]}")
+    if name not in METHODS:
+        raise InputError(f"There is no method '{name}'. Choose one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def apply(name: str, config: Any) -> None:
+    """Set the fields of a method in a configuration, a dataclass. Raises InputError for fields that it doesn't use."""
+    chosen = method(name)
+    defaults = {each.name: each.default for each in fields(config)}
+    for field_name in chosen.unused:
+        if (value := getattr(config, field_name)) != defaults[field_name]:
+            raise InputError(f"method {name} doesn't use {field_name}, which is {value}. Remove it.")
+    for field_name, value in chosen.fields.items():
+        if getattr(config, field_name) == defaults[field_name]:
+            setattr(config, field_name, value)
+
+
+def called(config: Any) -> str:
+    """What a configuration trains with: its method, but bupo and grpo by whether there is a schedule."""
+    return ("bupo" if config.phases else "grpo") if config.method in ("bupo", "grpo") else config.method
