@@ -55,12 +55,12 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
     hook point that the model doesn't have, when training starts for a schedule that is longer than training, and after
     10 skipped updates in a row.
 
-    Overrides private names: `_generate_and_score_completions`, `_get_per_token_logps_and_entropies`, `_compute_loss`,
-    `_calculate_rewards`, `_tokenize_prompts`, `_get_train_sampler`, `_save_checkpoint`, `_tag_names`, `_name` and
-    `_paper` of GRPOTrainer, `_run_epoch`, `_get_grad_norm`, `_get_output_dir` and, from TRL's base class,
-    `_send_telemetry`. It also reads `_tokenizer` and `_is_vlm`, sets `_metrics`, `_logs`, `_step` and
-    `_buffered_inputs`, and uses `_compute_loss` of RLOOTrainer. That is why pyproject.toml pins TRL to the minor
-    versions with which the tests pass.
+    Overrides private names: `_generate`, `_prepare_inputs`, `_generate_and_score_completions`,
+    `_get_per_token_logps_and_entropies`, `_compute_loss`, `_calculate_rewards`, `_tokenize_prompts`,
+    `_get_train_sampler`, `_save_checkpoint`, `_tag_names`, `_name` and `_paper` of GRPOTrainer, `_run_epoch`,
+    `_get_grad_norm`, `_get_output_dir` and, from TRL's base class, `_send_telemetry`. It also reads `_tokenizer` and
+    `_is_vlm`, sets `_metrics`, `_logs`, `_step` and `_buffered_inputs`, and uses `_compute_loss` of RLOOTrainer. That
+    is why pyproject.toml pins TRL to the minor versions with which the tests pass.
     """
 
     _tag_names: ClassVar = ["trl", "bupo"]
