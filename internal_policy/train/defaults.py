@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ BUNDLED: dict[str, Any] = {
 """The same for bundled models, which are tiny and answer in a few tokens."""
 STEPS, PROMPTS, UPDATES, SAVE_EVERY, SHARE = 120, 16, 1, 20, 6
 """Steps of a run, prompts and updates of a step, steps between checkpoints; one step in SHARE is internal."""
+PACKAGES = {"tensorboard": "torch.utils.tensorboard", "trackio": "trackio", "wandb": "wandb"}
+"""Logger -> the module that it needs; others are imported by transformers."""
 SHAPE = {"generation_batch_size", "steps_per_generation", "gradient_accumulation_steps"}
 """Fields that say how a generation batch is split into passes and updates."""
 
@@ -57,7 +60,8 @@ def configured(
     each with `prompts` prompts and `updates` optimizer updates; `save_every` is the steps between checkpoints. Raises
     InputError for values that can't be combined, naming the field if it comes from the file.
     """
-    values = {**defaults, **fields, **flags, "output_dir": str(folder), "disable_tqdm": True}
+    named = {"run_name": folder.absolute().name}  # loggers would make one up
+    values = {**named, **defaults, **fields, **flags, "output_dir": str(folder), "disable_tqdm": True}
     if not SHAPE & fields.keys() or prompts is not None or updates is not None:
         values |= _shape(prompts or PROMPTS, updates or UPDATES, values)
     values["report_to"] = _reporters(values["report_to"], None if "report_to" in flags else file)
@@ -100,15 +104,35 @@ def _builds(values: Mapping[str, Any]) -> bool:
 def _reporters(names: str | Sequence[str] | None, file: str | None) -> list[str]:
     """Other places where the trainer logs. Raises InputError for one that isn't installed; `file` names its source."""
     names = [names] if isinstance(names, str) else list(names or [])
-    known = get_available_reporting_integrations() if names else []
+    known = _loggers() if names else []
     for name in names:
         if name not in ("none", "all", *known):
             where = f"{file} has report_to: {name}, which" if file else f"--report-to {name}".rstrip()
             problem = "isn't installed" if name else "is empty"
             raise InputError(f"{where} {problem}. Choose from {', '.join(['none', *known])}, or leave it out.")
+    for name in known if "all" in names else names:
+        _import(name)
     if {"wandb", "all"} & {*names} and "wandb" in known:
         _check_wandb()
     return names
+
+
+def _loggers() -> list[str]:
+    """The loggers that are installed. Raises InputError if finding out breaks, as a damaged W&B makes it."""
+    try:
+        return get_available_reporting_integrations()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"A logger that is installed can't be imported ({reason}). Install it again.") from error
+
+
+def _import(name: str) -> None:
+    """Raise InputError if the package of a logger is installed but can't be imported."""
+    try:
+        import_module(PACKAGES.get(name, "trl"))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name} is installed but can't be imported ({reason}). Install it again.") from error
 
 
 def _check_wandb() -> None:
