@@ -70,7 +70,8 @@ def configured(monkeypatch, tmp_path):
 
     def make(name: str, more: str = "") -> BuPOConfig:
         options = asked_of(name, more)
-        return train_configuration.configured(options, {**fields.read(options.config), "use_cpu": True}, tmp_path, None)
+        given = {**fields.read(options.config), "use_cpu": True}
+        return train_configuration.configured(train_configuration.resolved(options, given), given, tmp_path, None)
 
     return make
 
@@ -86,7 +87,8 @@ def test_the_command_starts_8_sharded_processes_of_this_program(name):
 def test_the_command_names_its_recipe_and_its_model(name):
     asked = asked_of(name)
     assert asked.config == f"data/recipes/{name}.yaml"
-    assert (asked.model, asked.method, asked.scan_every) == (RECIPES[name][0], "bupo", 0)
+    assert (asked.model, asked.scan_every) == (RECIPES[name][0], 0)
+    assert train_configuration.resolved(asked, fields.read(asked.config)).method == "bupo"
     assert asked.dtype == "float32"
     assert asked.chat_template is None or (ROOT / asked.chat_template).is_file()
 
