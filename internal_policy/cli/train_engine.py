@@ -57,6 +57,7 @@ def check(options: "Train", config: "BuPOConfig", about: "PreTrainedConfig") -> 
             "vLLM would load the model's main revision. Download the other one with `hf download --revision`, and "
             "give its folder as --model."
         )
+    _check_merging(options, about)
     _check_names(options, about)
 
 
@@ -65,6 +66,24 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _check_merging(options: "Train", about: "PreTrainedConfig") -> None:
+    """Raise InputError for an adapter on half-precision weights, which change a little with every batch.
+
+    Before each batch, TRL adds the adapter to the frozen weights, sends them, and subtracts it again, which rounds.
+    """
+    import torch
+
+    from internal_policy.models import weights
+    from internal_policy.models.folder import is_adapter
+
+    dtype = weights.dtype_of(about, options.checkpoint, options.dtype)
+    if is_adapter(options.checkpoint.folder) and torch.finfo(dtype).bits < 32:
+        raise InputError(
+            "For vLLM, the adapter is added to the weights before each batch and subtracted again, which changes "
+            f"{str(dtype).removeprefix('torch.')} weights a little each time. Use --dtype float32, or --engine torch."
+        )
 
 
 def _check_names(options: "Train", about: "PreTrainedConfig") -> None:

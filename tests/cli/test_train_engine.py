@@ -1,7 +1,10 @@
 """What samples in training, as --engine names it."""
 
 import pytest
+import torch
 from conftest import saved, tiny_model
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from internal_policy import bundle
 from internal_policy.__main__ import main
@@ -9,6 +12,8 @@ from internal_policy.cli import configuration, train_configuration, train_engine
 from internal_policy.cli.train import Train
 from internal_policy.errors import InputError
 from internal_policy.models import loading
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
 @pytest.fixture
@@ -18,7 +23,8 @@ def installed(monkeypatch):
 
 
 def configured(tmp_path, file=None, **options):
-    return train_configuration.configured(Train(**options), file or {}, tmp_path, 3)
+    resolved = train_configuration.resolved(Train(**options), file or {})
+    return train_configuration.configured(resolved, file or {}, tmp_path, 3)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +69,43 @@ def test_what_vllm_cannot_load_is_refused(options, said, installed, tmp_path):
     config = configured(tmp_path, engine="vllm")
     with pytest.raises(InputError, match=said):
         train_engine.check(Train(**options), config, configuration.load(Train().checkpoint))
+
+
+@pytest.mark.parametrize(("dtype", "changed"), [(torch.bfloat16, 1e-2), (torch.float32, 1e-6)])
+def test_merging_an_adapter_and_taking_it_out_changes_bfloat16_weights_only(dtype, changed):
+    model = get_peft_model(tiny_model("qwen3").to(dtype), LoraConfig(r=2, target_modules=["q_proj"]))
+    (weight,) = [w for name, w in model.named_parameters() if name.endswith("0.self_attn.q_proj.base_layer.weight")]
+    before = weight.detach().clone()
+    for name, adapted in model.named_parameters():
+        if "lora_" in name:
+            adapted.data.normal_(0, 0.1)
+    for _ in range(5):
+        model.merge_adapter()
+        model.unmerge_adapter()
+    moved = float((weight - before).abs().max() / before.abs().max())
+    assert (moved > 1e-3) == (dtype == torch.bfloat16)
+    assert moved < changed
+
+
+@pytest.fixture
+def adapter(tmp_path, tokenizer) -> str:
+    """The folder of an adapter, and its base model beside it."""
+    base = saved(tiny_model("qwen3"), tokenizer, tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_adapter_on_half_precision_weights_is_refused(dtype, adapter, installed, tmp_path):
+    options = Train(model=adapter, engine="vllm", dtype=dtype)
+    with pytest.raises(InputError, match=f"changes {dtype} weights a little each time. Use --dtype float32"):
+        train_engine.check(options, configured(tmp_path, engine="vllm"), configuration.load(options.checkpoint))
+
+
+def test_an_adapter_on_float32_weights_can_be_trained_with_vllm(adapter, installed, tmp_path):
+    options = Train(model=adapter, engine="vllm")
+    train_engine.check(options, configured(tmp_path, engine="vllm"), configuration.load(options.checkpoint))
 
 
 def test_a_server_is_refused_without_a_gpu(installed, monkeypatch, tmp_path):
