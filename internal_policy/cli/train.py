@@ -57,7 +57,7 @@ def run(options: Train) -> None:
     guess = options.layer if "schedule" in given else options.layer or 0  # no size depends on which layer it is
     config = train_configuration.configured(options, given, folder, guess, day)
     progress.quiet()
-    from internal_policy.train import card, rewards
+    from internal_policy.train import card, freezing, rewards
     from internal_policy.train import run as training  # after what is quick to refuse
 
     rewarding = rewards.functions(config.rewards, problems)
@@ -65,6 +65,8 @@ def run(options: Train) -> None:
     about = configuration.load(options.checkpoint)
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
     training.check(about, tokenizer, problems, chat, config, train_configuration.point(options))
+    unknown = train_configuration.internal(options) and options.layer is None and "schedule" not in given
+    freezing.check(about, config.frozen, None if unknown else config.phases, config.layer_lr_scale)
     train_engine.check(options, config, about)
     boxed = "box" in config.rewards and not bundle.model(options.model)
     if boxed and not training.asks_for_boxes(tokenizer, problems, chat):

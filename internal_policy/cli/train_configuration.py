@@ -23,7 +23,7 @@ ABOVE_0 = (math.nextafter(0, 1), sys.float_info.max, "above 0")
 LIMITS = {
     **dict.fromkeys(("steps", "prompts", "samples", "updates", "micro_batch", "internal_steps"), COUNT),
     **dict.fromkeys(("save_every", "max_new_tokens"), COUNT),
-    **dict.fromkeys(("learning_rate", "temperature"), ABOVE_0),
+    **dict.fromkeys(("learning_rate", "temperature", "layer_lr_scale"), ABOVE_0),
     "layer": (0, 2**31 - 1, "from 0, which is the first layer"),
     "seed": (0, 2**32 - 1, "from 0 to 4294967295"),
     "scan_every": (0, 2**31 - 1, "from 1 to 2147483647, or 0 to turn scans off"),
@@ -36,7 +36,7 @@ FLAGS = {
     "temperature": "temperature",
     "max_new_tokens": "max_completion_length",
     "seed": "seed",
-    "readout": "readout",
+    **{name: name for name in ("readout", "frozen_layers", "only_layers", "layer_lr_scale")},
 }
 """Option -> the field of BuPOConfig that it sets."""
 

@@ -57,6 +57,14 @@ class Optimization:
     """Responses that one process computes at a time; fewer need less memory. By default 16."""
     learning_rate: Fraction = None
     """Learning rate of AdamW; by default 1e-4 for a bundled model, 1e-6 (the paper's) for others."""
+    frozen_layers: Text = None
+    """Layers that don't change, counted from 0: 0-5, or 0-4,7. `embeddings`, `norm` (the final one) and `head` (the
+    unembedding) can be named too; otherwise they are trained."""
+    only_layers: Text = None
+    """The only layers that change, written as in --frozen-layers: 5 trains layer 5, and freezes everything else."""
+    layer_lr_scale: Fraction = None
+    """Learning rate of the layers above the first one that BuPO trains, as a multiple of --learning-rate. By default
+    1."""
     config: File = None
     """YAML file with any fields of TRL's GRPOConfig and of BuPOConfig. Options on the command line override it."""
 

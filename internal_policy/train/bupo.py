@@ -25,7 +25,7 @@ from internal_policy.models.policy import Readout, as_policy
 from internal_policy.tasks.generate import end_ids, pad_id
 from internal_policy.tasks.problems import Problem, messages_of
 from internal_policy.tasks.prompts import encode_problem, encode_text
-from internal_policy.train import checkpoints, dropout, finite, padding
+from internal_policy.train import checkpoints, dropout, finite, freezing, padding
 from internal_policy.train.boundary import StepBoundary
 from internal_policy.train.configuration import BuPOConfig, check_vllm
 from internal_policy.train.method_trainer import MethodTrainer
@@ -98,6 +98,8 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
             self.generation_config.pad_token_id = self.generation_kwargs["pad_token_id"] = pad
         for phase in args.phases:
             locate(causal, phase.point)
+        freezing.check(causal.config, args.frozen, args.phases, args.layer_lr_scale)
+        freezing.freeze(self.accelerator.unwrap_model(self.model), args.frozen)
         self.add_callback(StepBoundary())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -105,6 +107,15 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         self._step, self._buffered_inputs = 0, None
         self._metrics["train"].clear()
         return super().train(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer, with a learning rate of their own for the layers above the first phase's."""
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if new and self.args.layer_lr_scale != 1:
+            model = self.accelerator.unwrap_model(self.model)
+            freezing.scale(optimizer, model, self.args.phases[0].point.layer, self.args.layer_lr_scale)
+        return optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch, or nothing when a finished run is resumed."""

@@ -15,6 +15,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from internal_policy.errors import InputError, counted
 from internal_policy.models.policy import READOUTS
 from internal_policy.train import methods, rewards
+from internal_policy.train.freezing import Frozen
 from internal_policy.train.limits import CHOICES, COUNT, RANGES
 from internal_policy.train.schedule import Phase
 
@@ -60,6 +61,19 @@ class BuPOConfig(GRPOConfig):
             "It sets the advantages and the loss."
         },
     )
+    frozen_layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "Layers that don't change, counted from 0, such as 0-5 or 0-4,7; also embeddings, norm and head."
+        },
+    )
+    only_layers: str | None = field(
+        default=None, metadata={"help": "Layers that change while all else is frozen, written as in frozen_layers."}
+    )
+    layer_lr_scale: float = field(
+        default=1.0,
+        metadata={"help": "Learning rate of the layers above the first phase's, as a multiple of learning_rate."},
+    )
     num_generations: int | None = 8
     disable_dropout: bool = field(
         default=True,
@@ -79,6 +93,7 @@ class BuPOConfig(GRPOConfig):
         self.phases: tuple[Phase, ...] = tuple(map(Phase.parse, self.schedule))
         self.rewards, self.reward_weights = rewards.split(self.rewards, self.reward_weights)
         methods.apply(self.method, self)
+        self.frozen = Frozen.of(self.frozen_layers, self.only_layers)
         self._check_values()
         if self.readout not in READOUTS:
             raise InputError(f"readout is '{self.readout}'; it must be {' or '.join(READOUTS)}.")

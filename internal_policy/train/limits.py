@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "save_steps": ABOVE_0,
     "logging_steps": ABOVE_0,
     "learning_rate": ABOVE_0,
+    "layer_lr_scale": ABOVE_0,
     "adam_epsilon": ABOVE_0,
     "temperature": ABOVE_0,
     "repetition_penalty": ABOVE_0,

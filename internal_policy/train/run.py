@@ -29,7 +29,7 @@ from internal_policy.tasks.generate import check_prompts, generate
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat, encode_problem
 from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollouts
-from internal_policy.train import card, checkpoints, methods, padding, precision, rewards, scoring
+from internal_policy.train import card, checkpoints, freezing, methods, padding, precision, rewards, scoring
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig, check_vllm
@@ -209,6 +209,8 @@ def _trained(
             raise InputError("Layers can't be scanned while FSDP shards them. Use --scan-every 0.")
         if (warning := precision.rounding(trainer.model, config.learning_rate)) is not None:
             note(warning)
+        if (said := freezing.in_words(trainer.accelerator.unwrap_model(trainer.model))) is not None:
+            note(said)
         note(_processes(trainer.accelerator.num_processes, on_cpu=config.use_cpu))
         if trainer.is_world_process_zero():
             (setup.folder / card.CONFIG).write_text(card.as_yaml(config), encoding="utf-8")

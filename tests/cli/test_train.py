@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import jsonl
+from safetensors.torch import load_file
 
 from internal_policy import bundle
 from internal_policy.__main__ import main
@@ -293,6 +294,20 @@ def test_a_run_with_another_method_says_so_in_its_records(tmp_path):
     assert "- rloo\n" in text
 
 
+def test_a_run_with_frozen_layers_says_so_and_keeps_them(tmp_path, capsys):
+    folder = tmp_path / "run"
+    few = [*SHORT, "--method", "grpo", "--steps", "2", "--scan-every", "0", "--learning-rate", "1e-2"]  # the first is 0
+    assert main(["train", *few, "--frozen-layers", "0-6,embeddings", "-o", str(folder)]) == 0
+    assert "Frozen: layers 0-6, embeddings, head." in capsys.readouterr().err  # its embeddings are tied
+    assert fields.read(str(folder / card.CONFIG))["frozen_layers"] == "0-6,embeddings"
+    before, after = (
+        load_file(path / "model.safetensors") for path in (bundle.DATA / "models/demo-qwen3", folder / "model")
+    )
+    changed = {name for name in after if not after[name].equal(before[name])}
+    assert {name for name in changed if "layers.7." in name}
+    assert all("layers.7." in name or name == "model.norm.weight" for name in changed)
+
+
 def test_the_configuration_of_a_run_repeats_its_method(tmp_path):
     for method in ("grpo", "rloo", "dr-grpo", "reinforce++"):
         (tmp_path / "config.yaml").write_text(card.as_yaml(configured("--method", method)))
@@ -465,6 +480,12 @@ def test_invalid_options_are_refused_in_one_sentence_before_training(arguments, 
     [
         (["--layer", "8"], "There is no hook point 8.resid_post: the model's layers are 0 to 7."),
         (["--layer", "8", "--method", "grpo"], "There is no hook point 8.resid_post: the model's layers are 0 to 7."),
+        (["--frozen-layers", "8"], "frozen_layers is 8, but there is no layer 8: they are 0 to 7."),
+        (["--frozen-layers", "0-3", "--layer", "3"], "3.resid_post trains layers 0 to 3, which are all frozen"),
+        (["--frozen-layers", "top"], "'top' isn't a part of a model. Write layers and embeddings, norm, head"),
+        (["--frozen-layers", "1", "--only-layers", "2"], "Remove frozen_layers"),
+        (["--layer-lr-scale", "0"], "--layer-lr-scale is 0.0. Use a number above 0"),
+        (["--method", "grpo", "--layer-lr-scale", "2"], "layer_lr_scale needs a schedule"),
         (["--layer", "-1"], "--layer is -1. Use a number from 0, which is the first layer."),
         (["--max-new-tokens", "9999"], "2048 positions"),
         (["--limit", "3"], "There are 3 problems, but a step takes 16"),
