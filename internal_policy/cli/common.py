@@ -26,6 +26,7 @@ DeviceMap = Annotated[
 ]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
 Lenses = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]FILE"), tyro.conf.UseAppendAction]
+Modules = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")]
 Rewards = Annotated[tuple[str, ...], tyro.conf.arg(metavar="REWARD[=WEIGHT]"), tyro.conf.UseAppendAction]
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
 Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT"), tyro.conf.UseAppendAction]

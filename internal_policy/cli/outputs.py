@@ -40,7 +40,11 @@ def inputs_of(options: object) -> list[str]:
     """The files and folders that a command reads, and names of the hub, from its options."""
     given = {name: getattr(options, name, None) for name in INPUTS}
     found = [(name, value) for name, many in given.items() for value in (many if isinstance(many, tuple) else [many])]
-    return [lens_files.split(value)[1] if name in ("lens", "against") else value for name, value in found if value]
+    return [
+        lens_files.split(value)[1] if name in ("lens", "against") else value
+        for name, value in found
+        if value and value is not True
+    ]
 
 
 def _same(one: str | Path, other: Path) -> bool:

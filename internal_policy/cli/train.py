@@ -13,7 +13,7 @@ from internal_policy.cli import configuration, outputs, progress, train_configur
 from internal_policy.cli.question import held
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError, counted
-from internal_policy.models import checkpoint, loading, naming, offload, quantized, templates, tokenizers
+from internal_policy.models import adapters, checkpoint, loading, naming, offload, quantized, templates, tokenizers
 from internal_policy.secrecy import redacted
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ DAY = "date"
 """Key in run.json for the day on which the run started, present if the chat template writes the date."""
 CHANGEABLE = {
     *("resume", "force", "json", "output", "report_to", "save_every", "config"),
-    *("max_memory", "offload_folder"),
+    *("max_memory", "offload_folder", "merge"),
 }
 """Options that may differ when a run is resumed. The contents of the configuration file are compared separately."""
 NO_BOX = (
@@ -73,10 +73,13 @@ def run(options: Train) -> None:
         progress.note(NO_BOX)
     on_disk: Any = about.dtype  # loading replaces it by --dtype
     model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)
-    quantized.check_trainable(model)
+    adapted = config.lora or adapters.of_peft(model)
+    if options.merge and not adapted:
+        raise InputError("--merge needs an adapter. Add --lora, or leave out --merge.")
+    quantized.check_trainable(model, adapted=config.lora, merge=options.merge)
     offload.check_trainable(model)
     named = {"name": folder.absolute().name, "model": options.model, "problems": options.problems or "bundled sums"}
-    setup = training.Setup(folder, model, tokenizer, problems, chat, rewarding, named, on_disk)
+    setup = training.Setup(folder, model, tokenizer, problems, chat, rewarding, named, on_disk, options.merge)
     if other:
         outputs.clear(folder, "run")
     with files.held(folder):  # nothing is written before everything is checked

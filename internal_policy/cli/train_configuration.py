@@ -22,6 +22,8 @@ COUNT = (1, 2**31 - 1, "from 1 to 2147483647")
 ABOVE_0 = (math.nextafter(0, 1), sys.float_info.max, "above 0")
 LIMITS = {
     **dict.fromkeys(("steps", "prompts", "samples", "updates", "micro_batch", "internal_steps"), COUNT),
+    "lora_rank": COUNT,
+    "lora_alpha": COUNT,
     **dict.fromkeys(("save_every", "max_new_tokens"), COUNT),
     **dict.fromkeys(("learning_rate", "temperature", "layer_lr_scale"), ABOVE_0),
     "layer": (0, 2**31 - 1, "from 0, which is the first layer"),
@@ -36,7 +38,7 @@ FLAGS = {
     "temperature": "temperature",
     "max_new_tokens": "max_completion_length",
     "seed": "seed",
-    **{name: name for name in ("readout", "frozen_layers", "only_layers", "layer_lr_scale")},
+    **{name: name for name in ("readout", "frozen_layers", "only_layers", "layer_lr_scale", "lora_rank", "lora_alpha")},
 }
 """Option -> the field of BuPOConfig that it sets."""
 
@@ -81,6 +83,9 @@ def configured(
     first."""
     from internal_policy.train import defaults
 
+    for name in ("lora_rank", "lora_alpha", "lora_targets"):
+        if getattr(options, name) not in (None, ()) and not (options.lora or given.get("lora")):
+            raise InputError(f"--{name.replace('_', '-')} has no effect without --lora. Add --lora.")
     return defaults.configured(
         folder,
         given,
@@ -106,6 +111,10 @@ def _flags(options: Train, given: Mapping[str, Any], day: str | None) -> dict[st
         chat = {templates.DATE: day, **(chat or {})}
     if chat is not None:
         flags["chat_template_kwargs"] = chat
+    if options.lora:
+        flags["lora"] = True
+    if options.lora_targets:
+        flags["lora_targets"] = list(options.lora_targets)
     if options.reward:
         flags["rewards"] = list(options.reward)
     if options.report_to is not None:

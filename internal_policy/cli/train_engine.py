@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from internal_policy.errors import InputError
+from internal_policy.models.folder import is_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -57,7 +58,7 @@ def check(options: "Train", config: "BuPOConfig", about: "PreTrainedConfig") -> 
             "vLLM would load the model's main revision. Download the other one with `hf download --revision`, and "
             "give its folder as --model."
         )
-    _check_merging(options, about)
+    _check_merging(options, about, adapted=config.lora or is_adapter(options.checkpoint.folder))
     _check_names(options, about)
 
 
@@ -68,7 +69,7 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _check_merging(options: "Train", about: "PreTrainedConfig") -> None:
+def _check_merging(options: "Train", about: "PreTrainedConfig", *, adapted: bool) -> None:
     """Raise InputError for an adapter on half-precision weights, which change a little with every batch.
 
     Before each batch, TRL adds the adapter to the frozen weights, sends them, and subtracts it again, which rounds.
@@ -76,10 +77,9 @@ def _check_merging(options: "Train", about: "PreTrainedConfig") -> None:
     import torch
 
     from internal_policy.models import weights
-    from internal_policy.models.folder import is_adapter
 
     dtype = weights.dtype_of(about, options.checkpoint, options.dtype)
-    if is_adapter(options.checkpoint.folder) and torch.finfo(dtype).bits < 32:
+    if adapted and torch.finfo(dtype).bits < 32:
         raise InputError(
             "For vLLM, the adapter is added to the weights before each batch and subtracted again, which changes "
             f"{str(dtype).removeprefix('torch.')} weights a little each time. Use --dtype float32, or --engine torch."

@@ -10,6 +10,7 @@ from internal_policy.cli.common import (
     Fraction,
     JsonOptions,
     ModelOptions,
+    Modules,
     Number,
     OutputFolder,
     OutputOptions,
@@ -70,6 +71,23 @@ class Optimization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """What is trained in place of all weights. None leaves a field to --config, or to its default."""
+
+    group: ClassVar = "LoRA"
+    lora: bool = False
+    """Train a LoRA adapter, which needs less memory, in place of all weights. Needs internal-policy[peft]."""
+    lora_rank: Number = None
+    """Rank of the adapter; by default 16."""
+    lora_alpha: Number = None
+    """The adapter is scaled by this divided by its rank; by default twice the rank."""
+    lora_targets: Modules = ()
+    """Modules to adapt, such as q_proj v_proj; by default all linear ones of the decoder layers."""
+    merge: bool = False
+    """Save the model with the adapter merged into its weights, not the adapter alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOutput(JsonOptions, OutputOptions):
     """Where the run is written, and what it logs."""
 
@@ -89,7 +107,7 @@ class TrainOutput(JsonOptions, OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainOutput, Optimization, TrainSampling, PromptOptions, ModelOptions):
+class Train(TrainOutput, Lora, Optimization, TrainSampling, PromptOptions, ModelOptions):
     """Train a model with BuPO (an internal policy first) or GRPO.
 
     BuPO trains one internal policy first, then the whole model. With no options the bundled demo-qwen3 is trained on
@@ -101,6 +119,7 @@ class Train(TrainOutput, Optimization, TrainSampling, PromptOptions, ModelOption
     $ internal-policy train
     $ internal-policy train --method grpo --steps 40 -o grpo
     $ internal-policy train --layer 3 --internal-steps 20 --report-to tensorboard
+    $ internal-policy train --model ./my-qwen --lora --reward mine.py --reward box
     $ torchrun --nproc-per-node 2 -m internal_policy train --model ./my-qwen
     """
 

@@ -18,6 +18,11 @@ def record(model: nn.Module, checkpoint: Checkpoint) -> None:
     _loaded[inside(model)] = checkpoint
 
 
+def checkpoint_of(model: nn.Module) -> Checkpoint | None:
+    """What a model was loaded from; None if we didn't load it."""
+    return _loaded.get(inside(model))
+
+
 def identity_of(model: nn.Module) -> str | None:
     """`checkpoint.identity` of the files that a model was loaded from, by us or by transformers; None if unknown.
 

@@ -71,8 +71,11 @@ def quantization(model: "nn.Module") -> Quantization | None:
     return None if settings is None else _of(model, settings, plain=True)
 
 
-def check_trainable(model: "nn.Module") -> None:
-    """Raise InputError for a model whose quantized weights would be trained, or stop the gradient of its adapter."""
+def check_trainable(model: "nn.Module", *, adapted: bool = False, merge: bool = False) -> None:
+    """Raise InputError for a model whose quantized weights would be trained, or stop the gradient of its adapter.
+
+    `adapted` tells that an adapter will be added, and `merge` that it will be merged in the end.
+    """
     from internal_policy.models.adapters import inside, of_peft
 
     found = quantization(model)
@@ -80,10 +83,16 @@ def check_trainable(model: "nn.Module") -> None:
         raise InputError(
             "bitsandbytes passes no gradient through 4-bit weights on a CPU. Train on a GPU, or with 8 bits (int8)."
         )
-    if found is not None and found.loaded == "packed" and not of_peft(model):
+    if found is None or found.loaded != "packed":
+        return
+    if not (adapted or of_peft(model)):
         raise InputError(
-            f"Weights quantized by {found.method} can't be trained. Train an adapter on them (give the folder of a new "
-            "PEFT adapter as the model), or train the model without quantization."
+            f"Weights quantized by {found.method} can't be trained. Train an adapter on them (--lora), or train the "
+            "model without quantization."
+        )
+    if merge:
+        raise InputError(
+            f"An adapter can't be merged exactly into weights quantized by {found.method}. Leave out --merge."
         )
 
 

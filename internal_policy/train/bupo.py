@@ -25,7 +25,7 @@ from internal_policy.models.policy import Readout, as_policy
 from internal_policy.tasks.generate import end_ids, pad_id
 from internal_policy.tasks.problems import Problem, messages_of
 from internal_policy.tasks.prompts import encode_problem, encode_text
-from internal_policy.train import checkpoints, dropout, finite, freezing, padding
+from internal_policy.train import checkpoints, dropout, finite, freezing, lora, padding
 from internal_policy.train.boundary import StepBoundary
 from internal_policy.train.configuration import BuPOConfig, check_vllm
 from internal_policy.train.method_trainer import MethodTrainer
@@ -81,7 +81,11 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         self.point, self.whole = FINAL, False
         self.old: Tensor | None = None
         self.skipped = 0
+        if args.lora and more.get("peft_config") is None:
+            more["peft_config"] = lora.adapter(model, args.lora_rank, args.lora_alpha, args.lora_targets)
         super().__init__(model, reward_funcs, args, **more)
+        if args.lora:
+            lora.name_base(self.model)
         causal = self._causal(self.model)
         check_padding(causal.config)
         padding.check(causal.config)

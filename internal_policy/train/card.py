@@ -58,7 +58,10 @@ def as_yaml(config: BuPOConfig) -> str:
 def card(metrics: pd.DataFrame, about: Mapping[str, str], config: BuPOConfig) -> str:
     """The model's card: how it was trained, on what, and its figures. `about` has "name", "model" and "problems"."""
     base = about["model"]
-    front = {"library_name": "transformers", "tags": [methods.called(config), "internal-policy"]}
+    front = {
+        "library_name": "peft" if config.lora else "transformers",
+        "tags": [methods.called(config), "internal-policy"],
+    }
     if not Path(base).exists():
         front["base_model"] = base
     figures = run_summary.first_and_last(metrics)

@@ -74,6 +74,15 @@ class BuPOConfig(GRPOConfig):
         default=1.0,
         metadata={"help": "Learning rate of the layers above the first phase's, as a multiple of learning_rate."},
     )
+    lora: bool = field(default=False, metadata={"help": "Train a LoRA adapter (PEFT) in place of all weights."})
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "The adapter is scaled by this divided by its rank; by default twice the rank."}
+    )
+    lora_targets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Modules to adapt, such as q_proj; by default all linear ones of the decoder layers."},
+    )
     num_generations: int | None = 8
     disable_dropout: bool = field(
         default=True,

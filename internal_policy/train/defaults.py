@@ -36,6 +36,8 @@ STEPS, PROMPTS, UPDATES, SAVE_EVERY, SHARE = 120, 16, 1, 20, 6
 """Steps of a run, prompts and updates of a step, steps between checkpoints; one step in SHARE is internal."""
 PACKAGES = {"tensorboard": "torch.utils.tensorboard", "trackio": "trackio", "wandb": "wandb"}
 """Logger -> the module that it needs; others are imported by transformers."""
+FASTER = 10
+"""LoRA's default learning rate as a multiple of that of all weights."""
 SHAPE = {"generation_batch_size", "steps_per_generation", "gradient_accumulation_steps"}
 """Fields that say how a generation batch is split into passes and updates."""
 
@@ -62,6 +64,8 @@ def configured(
     """
     named = {"run_name": folder.absolute().name}  # loggers would make one up
     values = {**named, **defaults, **fields, **flags, "output_dir": str(folder), "disable_tqdm": True}
+    if values.get("lora") and not {"learning_rate"} & {*fields, *flags}:
+        values["learning_rate"] *= FASTER
     if not SHAPE & fields.keys() or prompts is not None or updates is not None:
         values |= _shape(prompts or PROMPTS, updates or UPDATES, values)
     values["report_to"] = _reporters(values["report_to"], None if "report_to" in flags else file)

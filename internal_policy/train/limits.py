@@ -18,6 +18,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "vllm_tensor_parallel_size": COUNT,
     "ddp_timeout": COUNT,
     "pad_to_multiple_of": COUNT,
+    "lora_rank": COUNT,
+    "lora_alpha": COUNT,
     "num_train_epochs": ABOVE_0,
     "save_steps": ABOVE_0,
     "logging_steps": ABOVE_0,

@@ -29,7 +29,7 @@ from internal_policy.tasks.generate import check_prompts, generate
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat, encode_problem
 from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollouts
-from internal_policy.train import card, checkpoints, freezing, methods, padding, precision, rewards, scoring
+from internal_policy.train import card, checkpoints, freezing, lora, methods, padding, precision, rewards, scoring
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig, check_vllm
@@ -68,6 +68,8 @@ class Setup:
     """For the model's card: the run's "name", the "model" it starts from, and its "problems"."""
     dtype: torch.dtype | None = None
     """Type of the weights on disk, in which the trained model is saved; None for the type in training."""
+    merge: bool = False
+    """Whether an adapter is saved merged into the weights."""
 
 
 def check(
@@ -207,6 +209,10 @@ def _trained(
         trainer.remove_callback(PrinterCallback)
         if scans.every and trainer.is_fsdp_enabled:
             raise InputError("Layers can't be scanned while FSDP shards them. Use --scan-every 0.")
+        if setup.merge and trainer.is_fsdp_enabled:
+            raise InputError("An adapter can't be merged while FSDP shards the weights. Leave out --merge.")
+        if config.lora:
+            note(lora.in_words(trainer.accelerator.unwrap_model(trainer.model)))
         if (warning := precision.rounding(trainer.model, config.learning_rate)) is not None:
             note(warning)
         if (said := freezing.in_words(trainer.accelerator.unwrap_model(trainer.model))) is not None:
@@ -250,7 +256,11 @@ def _save(trainer: BuPOTrainer, setup: Setup, text: str) -> None:
     if trainer.is_world_process_zero():
         shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(partial / MODEL))
+    if not setup.merge:
+        trainer.save_model(str(partial / MODEL))
+    elif trainer.is_world_process_zero():
+        lora.merged(trainer.accelerator.unwrap_model(trainer.model)).save_pretrained(partial / MODEL)
+        setup.tokenizer.save_pretrained(partial / MODEL)
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         if setup.dtype is not None:

@@ -103,6 +103,14 @@ def test_an_adapter_on_half_precision_weights_is_refused(dtype, adapter, install
         train_engine.check(options, configured(tmp_path, engine="vllm"), configuration.load(options.checkpoint))
 
 
+def test_a_new_adapter_on_half_precision_weights_is_refused_too(installed, tmp_path):
+    options = Train(engine="vllm", dtype="bfloat16", lora=True)
+    with pytest.raises(InputError, match="changes bfloat16 weights a little each time"):
+        train_engine.check(
+            options, configured(tmp_path, engine="vllm", lora=True), configuration.load(options.checkpoint)
+        )
+
+
 def test_an_adapter_on_float32_weights_can_be_trained_with_vllm(adapter, installed, tmp_path):
     options = Train(model=adapter, engine="vllm")
     train_engine.check(options, configured(tmp_path, engine="vllm"), configuration.load(options.checkpoint))
