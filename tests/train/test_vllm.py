@@ -106,14 +106,15 @@ def command(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(train_engine, "has_gpu", lambda: True)
     monkeypatch.setattr(train_engine, "find_spec", lambda _: True)
-    few = "--steps 2 --layer 3 --internal-steps 1 --prompts 2 --samples 2 --max-new-tokens 4 --scan-every 0"
+    few = "--steps 2 --layer 3 --prompts 2 --samples 2 --max-new-tokens 4 --scan-every 0"
     return ["train", *few.split(), "--output", str(tmp_path / "run")]
 
 
 @pytest.mark.slow
-def test_the_command_trains_with_vllm_in_its_own_process(command, tmp_path):
+@pytest.mark.parametrize("more", ["--internal-steps 1", "--lora", "--method dr-grpo", "--method reinforce++"])
+def test_the_command_trains_with_vllm_in_its_own_process(more, command, tmp_path):
     with standin():
-        assert main([*command, "--engine", "vllm"]) == 0
+        assert main([*command, "--engine", "vllm", *more.split()]) == 0
     assert len(pd.read_parquet(tmp_path / "run" / "metrics.parquet")) == 2
     assert vllm_training.STARTED[-1].asked
     assert "use_vllm: true" in (tmp_path / "run" / "config.yaml").read_text()
