@@ -1,14 +1,16 @@
 """The recipes are what the paper did, and the command that each names can be given."""
 
+import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from accelerate.commands.launch import launch_command_parser
 from conftest import tiny_model
-from transformers import PreTrainedTokenizerFast, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, TrainingArguments
 
 from internal_policy.cli import parsing, train_configuration
 from internal_policy.cli.commands import COMMANDS
@@ -26,6 +28,7 @@ from internal_policy.train.schedule import Phase
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "data" / "recipes"
 GPUS = 8
+LORA = "one-gpu-lora"
 RECIPES = {  # model, its depth, its family, the layer from 0, internal steps, length of a response
     "qwen3-4b": ("Qwen/Qwen3-4B", 36, "qwen3", 5, 30, 7168),
     "qwen3-8b": ("Qwen/Qwen3-8B", 36, "qwen3", 5, 20, 7168),
@@ -39,14 +42,17 @@ def name(request) -> str:
     return request.param
 
 
+def command(name: str, beginning: str) -> list[str]:
+    """The words of the command with this beginning in the recipe's comment."""
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.strip("# ").startswith(beginning))
+    end = next(number for number in range(start, len(lines)) if not lines[number].endswith("\\"))
+    return shlex.split(" ".join(line.strip("# \\") for line in lines[start : end + 1]))
+
+
 def launched(name: str):
     """What accelerate makes of the command in the recipe's comment."""
-    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
-    start = next(number for number, line in enumerate(lines) if "accelerate launch" in line)
-    end = next(number for number in range(start, len(lines)) if not lines[number].endswith("\\"))
-    words = shlex.split(" ".join(line.strip("# \\") for line in lines[start : end + 1]))
-    assert words[:2] == ["accelerate", "launch"]
-    return launch_command_parser().parse_args(words[2:])
+    return launch_command_parser().parse_args(command(name, "accelerate launch")[2:])
 
 
 def asked_of(name: str, more: str = "") -> Train:
@@ -156,7 +162,71 @@ def test_memory_is_saved_on_gpus(name, configured):
 
 
 def test_there_are_no_other_recipes():
-    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(RECIPES)
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*RECIPES, LORA}
+
+
+# one GPU
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    """The configuration of the recipe for one GPU; `use_cpu` lets bf16 pass."""
+    monkeypatch.chdir(ROOT)
+
+    def make(more: str = "") -> BuPOConfig:
+        asked: Any = parsing.parse(COMMANDS, [*command(LORA, "internal-policy train")[1:], *more.split()])
+        assert (asked.config, asked.model, asked.dtype) == (f"data/recipes/{LORA}.yaml", "Qwen/Qwen3-4B", "float32")
+        given = {**fields.read(asked.config), "use_cpu": True}
+        return train_configuration.configured(train_configuration.resolved(asked, given), given, tmp_path, None)
+
+    return make
+
+
+def test_the_recipe_for_one_gpu_trains_32_prompts_in_4_updates_for_200_steps(alone):
+    config = alone()
+    assert (config.generation_batch_size, config.num_generations, config.updates_per_step) == (256, 8, 4)
+    assert (config.max_steps, config.save_steps) == (200 * 4, 20 * 4)
+    assert config.phases == (Phase(HookPoint(5, "resid_post"), 20),)
+
+
+def test_half_the_responses_at_a_time_leave_the_updates_as_they_are(alone):
+    config = alone("--micro-batch 2 --prompts 32 --updates 4")
+    assert (config.per_device_train_batch_size, config.updates_per_step, config.max_steps) == (2, 4, 800)
+
+
+def test_the_recipe_for_one_gpu_uses_lora_and_vllm(alone):
+    config = alone()
+    assert (config.lora, config.lora_rank, config.learning_rate) == (True, 32, 1e-5)
+    assert (config.use_vllm, config.vllm_mode) == (True, "colocate")
+    assert config.vllm_max_model_length == 1024 + config.max_completion_length
+    assert (config.bf16, config.gradient_checkpointing, config.cast_lm_head_to_fp32) == (True, True, True)
+
+
+def test_the_memory_of_the_recipe_is_what_the_sizes_give(alone):
+    config = alone()
+    about = Qwen3Config(
+        vocab_size=151_936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(about)
+    weights = sum(weight.numel() for weight in model.parameters())
+    layer = [part for part in decoder_layers(model)[0].modules() if isinstance(part, torch.nn.Linear)]
+    adapter = about.num_hidden_layers * config.lora_rank * sum(part.in_features + part.out_features for part in layer)
+    longest = config.vllm_max_model_length
+    parts = {
+        "frozen weights": 4 * weights,
+        "adapter": 16 * adapter,
+        "checkpoints": 36 * config.per_device_train_batch_size * longest * 2560 * 4,
+        "vLLM": config.vllm_gpu_memory_utilization * 80e9,
+    }
+    text = (FOLDER / f"{LORA}.yaml").read_text()
+    shown = {name: float(size) for size, name in re.findall(r"^# +([\d.]+) GB  ([\w ]+)", text, re.M)}
+    assert shown == {**{name: round(size / 1e9, 1) for name, size in parts.items()}, "sum": 55.2}
+    assert sum(shown.values()) == pytest.approx(2 * 55.2)
+    assert f"{weights:,} weights" in text
+    assert f"{adapter:,} weights" in text
+    assert f"{36 * 2 * 8 * 128 * 2 * longest / 1e9:.3f} GB" in text
 
 
 # the prompt of a base model
