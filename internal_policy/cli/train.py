@@ -78,7 +78,11 @@ def run(options: Train) -> None:
         raise InputError("--merge needs an adapter. Add --lora, or leave out --merge.")
     quantized.check_trainable(model, adapted=config.lora, merge=options.merge)
     offload.check_trainable(model)
-    named = {"name": folder.absolute().name, "model": options.model, "problems": options.problems or "bundled sums"}
+    named = {
+        "name": folder.absolute().name,
+        "model": options.model,
+        "problems": ", ".join(options.problems) or "bundled sums",
+    }
     setup = training.Setup(folder, model, tokenizer, problems, chat, rewarding, named, on_disk, options.merge)
     if other:
         outputs.clear(folder, "run")
@@ -95,13 +99,11 @@ def run(options: Train) -> None:
 
 
 def _problems(options: Train) -> "list[Problem]":
-    from internal_policy.tasks.problems import read_problems
+    from internal_policy.cli.evaluate import named
+    from internal_policy.tasks.problems import mixed, read_problems
 
-    source = options.problems or str(bundle.DATA / "problems" / "sums.jsonl")
-    problems = read_problems(source, **options.reading)
-    if not problems:
-        raise InputError(f"{source} has no problems.")
-    return problems
+    sets = named(options.problems or (str(bundle.DATA / "problems" / "sums.jsonl"),))
+    return mixed({name: read_problems(source, **options.reading) for name, source in sets.items()})
 
 
 def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
 
     plain = {name: value for name, value in dataclasses.asdict(options).items() if name not in CHANGEABLE}
     named = options.reward or given.get("rewards", ())
-    content = {path: held(path) for path in (options.problems, options.chat_template) if path}
+    content = {path: held(path) for path in (*options.problems, options.chat_template) if path}
     content |= {place: held(str(path)) for place, path in rewards.sources(named).items()}
     plain["reward"] = [[one.place, one.function, one.weight] for one in map(rewards.parse, named)]
     question = {**plain, "file": dict(given), "content": content, "identity": checkpoint.identity(options.checkpoint)}

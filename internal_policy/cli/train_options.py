@@ -14,9 +14,10 @@ from internal_policy.cli.common import (
     Number,
     OutputFolder,
     OutputOptions,
-    PromptOptions,
+    ReadingOptions,
     Readout,
     Rewards,
+    Sources,
     Text,
 )
 
@@ -107,7 +108,7 @@ class TrainOutput(JsonOptions, OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainOutput, Lora, Optimization, TrainSampling, PromptOptions, ModelOptions):
+class Train(TrainOutput, Lora, Optimization, TrainSampling, ReadingOptions, ModelOptions):
     """Train a model with BuPO (an internal policy first) or GRPO.
 
     BuPO trains one internal policy first, then the whole model. With no options the bundled demo-qwen3 is trained on
@@ -124,9 +125,9 @@ class Train(TrainOutput, Lora, Optimization, TrainSampling, PromptOptions, Model
     """
 
     group: ClassVar = "Method"
-    problems: File = None
-    """Problems to train on: a .jsonl, .json, .csv or .parquet file, or a data set of the hub as NAME[:CONFIG]@SPLIT. By
-    default bundled sums."""
+    problems: Sources = ()
+    """Problems to train on: .jsonl, .json, .csv or .parquet files, or data sets of the hub as NAME[:CONFIG]@SPLIT.
+    Several are mixed, and --limit applies to each. By default bundled sums."""
     reward: Rewards = ()
     """What is rewarded: box (the answer is in the last \\boxed{}, the default), last-number (the last number is the
     answer), format (there is a box), or a function of your own, FILE.py:FUNCTION or MODULE:FUNCTION. Repeat it to train

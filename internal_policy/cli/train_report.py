@@ -71,8 +71,8 @@ def evaluation(options: Train, folder: Path) -> str:
 
     The problems are those of training; for the bundled ones, others that were drawn alike.
     """
-    problems = options.problems or str(bundle.DATA / "problems" / "sums-heldout.jsonl")
-    words = ["--model", str(folder / "model"), "--problems", problems]
+    problems = options.problems or (str(bundle.DATA / "problems" / "sums-heldout.jsonl"),)
+    words = ["--model", str(folder / "model"), "--problems", *problems]
     for name in PROMPT:
         value = getattr(options, name)
         words += [] if value in (None, "{}") else [f"--{name.replace('_', '-')}", value]

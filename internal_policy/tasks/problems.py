@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -77,6 +78,19 @@ def read_problems(
     rows = hub_rows(source, limit) if from_hub(source) else read_rows(Path(source), limit)
     problems = of_rows(rows, source, problem_column, answer_column)
     return [problem.framed(system_prompt, prompt_suffix) for problem in problems]
+
+
+def mixed(sets: Mapping[str, Sequence[Problem]]) -> list[Problem]:
+    """The problems of several sets in one list, any stretch of which has its share of each set.
+
+    Each problem keeps its order within its set, and gets the set's name in the column `problems`.
+    """
+    placed = [
+        ((number + 0.5) / len(problems), replace(problem, columns={**problem.columns, "problems": name}))
+        for name, problems in sets.items()
+        for number, problem in enumerate(problems)
+    ]
+    return [problem for _, problem in sorted(placed, key=itemgetter(0))]
 
 
 def of_rows(

@@ -92,7 +92,7 @@ def test_relative_and_absolute_paths_name_the_same_run(tmp_path, monkeypatch):
     model = bundle.DATA / "models" / "demo-qwen3"
     (tmp_path / "model").symlink_to(model)
     asked = [
-        Train(model=model, problems=problems)
+        Train(model=model, problems=(problems,))
         for model, problems in [
             ("model", "problems.jsonl"),
             (str(model), str(tmp_path / "problems.jsonl")),
@@ -354,10 +354,14 @@ def test_what_a_loss_has_no_ratio_for_is_left_out(capsys):
 
 
 def test_the_hint_evaluates_what_was_trained_on():
-    options = Train(problems="amc.jsonl", prompt_suffix="Box it.", chat_template_kwargs='{"enable_thinking": false}')
+    options = Train(
+        problems=("amc.jsonl", "org/math@test"),
+        prompt_suffix="Box it.",
+        chat_template_kwargs='{"enable_thinking": false}',
+    )
     words = shlex.split(train_report.evaluation(options, Path("runs/mine")))
     asked: Any = parsing.parse(COMMANDS, words[1:])
-    assert (asked.model, asked.problems) == ("runs/mine/model", ("amc.jsonl",))
+    assert (asked.model, asked.problems) == ("runs/mine/model", ("amc.jsonl", "org/math@test"))
     assert (asked.prompt_suffix, asked.template_arguments) == ("Box it.", {"enable_thinking": False})
     assert "sums-heldout.jsonl" in train_report.evaluation(Train(), Path("runs/mine"))
 
@@ -594,6 +598,20 @@ def test_rewards_that_cannot_be_used_are_refused_before_the_model_is_loaded(more
     Path("weights.yaml").write_text("reward_weights: [1.0, 2.0]")
     assert main([*mine, *more]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_several_files_of_problems_are_mixed_and_each_problem_knows_its_own(mine, tmp_path, monkeypatch):
+    jsonl(tmp_path / "words.jsonl", {"problem": "Add 2 to 3.", "answer": "5", "level": 1})
+    options = Train(problems=(str(tmp_path / "words.jsonl"), str(tmp_path / "sums.jsonl")))
+    found = train._problems(options)
+    assert [problem.columns["problems"] for problem in found] == ["sums", "sums", "words", "sums", "sums"]
+    assert found[2].columns == {"answer": "5", "level": 1, "problems": "words"}
+    monkeypatch.chdir(tmp_path)
+    question = train._question(options, {})
+    again = train._question(Train(problems=("words.jsonl", "sums.jsonl")), {})
+    assert resume.difference(question, again) is None
+    jsonl(tmp_path / "words.jsonl", {"problem": "Add 2 to 4.", "answer": "6"})
+    assert resume.difference(question, train._question(options, {})) == "--problems"
 
 
 def test_folders_with_anything_else_are_refused(run, tmp_path, capsys):

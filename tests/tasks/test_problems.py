@@ -12,7 +12,7 @@ from conftest import jsonl
 
 from internal_policy.errors import InputError
 from internal_policy.tasks.marking import normalised
-from internal_policy.tasks.problems import answer_of, read_problems
+from internal_policy.tasks.problems import Message, Problem, answer_of, mixed, read_problems
 from internal_policy.tasks.rows import read_rows
 
 
@@ -383,3 +383,15 @@ def test_a_json_file_must_contain_a_list_of_rows(tmp_path, text, message):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(InputError, match=message):
         read_problems(str(tmp_path / "p.json"))
+
+
+def test_any_stretch_of_mixed_problems_has_its_share_of_each_set():
+    sizes = {"a": 6, "b": 3}
+    sets = {
+        name: [Problem((Message(role="user", content=f"{name}{n}"),), None) for n in range(size)]
+        for name, size in sizes.items()
+    }
+    found = mixed(sets)
+    assert [problem.text for problem in found] == ["a0", "b0", "a1", "a2", "b1", "a3", "a4", "b2", "a5"]
+    assert [problem.columns["problems"] for problem in found[:3]] == ["a", "b", "a"]
+    assert mixed({"a": sets["a"]}) == sets["a"]
