@@ -54,7 +54,8 @@ def run(options: Train) -> None:
     )
     outputs.check_writable(folder)
     day = _day(options, None if other else folder / resume.RUN)
-    guess = options.layer if "schedule" in given else options.layer or 0  # no size depends on which layer it is
+    scheduled = options.schedule is not None or "schedule" in given
+    guess = options.layer if scheduled else options.layer or 0  # no size depends on which layer it is
     config = train_configuration.configured(options, given, folder, guess, day)
     progress.quiet()
     from internal_policy.train import card, freezing, rewards
@@ -65,7 +66,7 @@ def run(options: Train) -> None:
     about = configuration.load(options.checkpoint)
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
     training.check(about, tokenizer, problems, chat, config, train_configuration.point(options))
-    unknown = train_configuration.internal(options) and options.layer is None and "schedule" not in given
+    unknown = train_configuration.internal(options) and options.layer is None and not scheduled
     freezing.check(about, config.frozen, None if unknown else config.phases, config.layer_lr_scale)
     train_engine.check(options, config, about)
     boxed = "box" in config.rewards and not bundle.model(options.model)
@@ -92,7 +93,7 @@ def run(options: Train) -> None:
             files.write_json(folder / resume.RUN, question | more, once=True)
         layer = options.layer
         searches = train_configuration.internal(options) or options.scan_every
-        if layer is None and "schedule" not in given and searches:
+        if layer is None and not scheduled and searches:
             layer = _suggested(options, setup, config)
             config = train_configuration.configured(options, given, folder, layer, day)
         _train(options, setup, config, layer, start)
@@ -169,11 +170,13 @@ def _train(options: Train, setup: "Setup", config: "BuPOConfig", layer: int | No
     from internal_policy.models.hooks import HookPoint
     from internal_policy.train import run as training
     from internal_policy.train.callbacks import ScanSchedule
+    from internal_policy.train.schedule import first_internal
 
-    point = config.phases[0].point if config.phases else None if layer is None else HookPoint(layer, options.site)
+    first = first_internal(config.phases)
+    point = first.point if first else None if layer is None else HookPoint(layer, options.site)
     longest = config.max_completion_length or 0
     rollouts = training.watched(setup, longest, progress.bar) if options.scan_every else []
-    readout: Any = config.readout
+    readout: Any = (first and first.readout) or config.readout
     scans = ScanSchedule(rollouts, point, options.scan_every, readout)
     total = config.max_steps // config.updates_per_step if config.max_steps > 0 else None
     begun = time.monotonic()

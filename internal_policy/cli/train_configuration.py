@@ -51,12 +51,28 @@ def check(options: Train) -> None:
         value = getattr(options, name)
         if value is not None and not low <= value <= high:  # NaN is in no range
             raise InputError(f"--{name.replace('_', '-')} is {value}. Use a number {words}.")
+    if options.schedule is not None:
+        _check_schedule(options, options.schedule)
     if options.method is not None:
         methods.method(options.method)
     if options.force and options.resume:
         raise InputError("--resume continues the run in the folder, but --force removes it. Use one of them.")
     if options.force and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("--force can't be used with several processes. Run `internal-policy rm FOLDER` first.")
+
+
+def _check_schedule(options: Train, text: str) -> None:
+    """Raise InputError for a schedule that can't be read, and for options that would contradict it."""
+    from internal_policy.train import schedule
+
+    schedule.parse(text.split(","))
+    if options.method == "grpo":
+        raise InputError("--schedule trains internal policies, which is --method bupo. Remove --method grpo.")
+    for name in ("layer", "internal_steps"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--schedule says what is trained and how long. Remove --{name.replace('_', '-')}.")
+    if options.site != "resid_post":
+        raise InputError("--schedule says which hook points are trained. Remove --site.")
 
 
 def resolved(options: Train, given: Mapping[str, Any]) -> Train:
@@ -120,7 +136,9 @@ def _flags(options: Train, given: Mapping[str, Any], day: str | None) -> dict[st
     if options.report_to is not None:
         flags["report_to"] = options.report_to.split(",")
     flags["method"] = options.method
-    if not internal(options) and options.method != given.get("method"):
+    if options.schedule is not None:
+        flags["schedule"] = [part.strip() for part in options.schedule.split(",")]
+    elif not internal(options) and options.method != given.get("method"):
         flags["schedule"] = []
     return {**flags, **train_engine.fields(options)}
 
@@ -130,7 +148,7 @@ def _target(options: Train, given: Mapping[str, Any], layer: int | None) -> "Hoo
     from internal_policy.models.hooks import HookPoint
 
     scheduled = "schedule" in given and options.layer is None and options.internal_steps is None
-    if not internal(options) or scheduled:
+    if not internal(options) or scheduled or options.schedule is not None:
         return None
     if layer is None:
         raise InputError("--internal-steps needs a layer. Add --layer.")

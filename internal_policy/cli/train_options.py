@@ -120,6 +120,7 @@ class Train(TrainOutput, Lora, Optimization, TrainSampling, ReadingOptions, Mode
     $ internal-policy train
     $ internal-policy train --method grpo --steps 40 -o grpo
     $ internal-policy train --layer 3 --internal-steps 20 --report-to tensorboard
+    $ internal-policy train --schedule 2.resid_post:10,5.mlp_out@norm:10,final
     $ internal-policy train --model ./my-qwen --lora --reward mine.py --reward box
     $ torchrun --nproc-per-node 2 -m internal_policy train --model ./my-qwen
     """
@@ -146,5 +147,9 @@ class Train(TrainOutput, Lora, Optimization, TrainSampling, ReadingOptions, Mode
     readout: Readout = None
     """How hidden states are unembedded: as they are (raw, the paper, and the default) or through the final norm
     (norm)."""
+    schedule: Annotated[Text, tyro.conf.arg(metavar="PHASES")] = None
+    """Hook points to train one after another, with their steps, in place of --layer and --internal-steps:
+    5.resid_post:20,11.mlp_out@norm:10,final. @raw or @norm is the readout of a phase; final:10 trains the whole policy
+    for 10 steps, and final at the end for the rest, as it is without."""
     internal_steps: Number = None
     """Steps on the internal policy; by default a sixth of all steps."""

@@ -313,18 +313,23 @@ def _curve(
 
 
 def _switch(figure: go.Figure, metrics: pd.DataFrame, rows: int, colour: str = GREY, *, words: bool = True) -> None:
-    """Draw a dotted line through all rows where the whole policy took over from the internal one."""
-    internal, final = (metrics.loc[metrics["phase"] == phase, "step"] for phase in ("internal", "final"))
-    if not len(internal) or not len(final):
+    """Draw a dotted line through all rows at each switch between internal policies and the whole one."""
+    steps = metrics.sort_values("step")
+    before = steps["phase"].shift().bfill()
+    switches = steps.loc[steps["phase"] != before, "step"] - 0.5
+    for at in switches:
+        for row in range(1, rows + 1):
+            place: Any = {"row": row, "col": 1}
+            figure.add_vline(at, line={"color": colour, "width": 1.5, "dash": "dot"}, **place)
+    if not words or len(switches) != 1:  # on several switches the words would overlap
         return
-    at = (internal.max() + final.min()) / 2
-    for row in range(1, rows + 1):
-        place: Any = {"row": row, "col": 1}
-        figure.add_vline(at, line={"color": colour, "width": 1.5, "dash": "dot"}, **place)
-    for text, side in (("internal", "right"), ("whole", "left")) if words else ():
+    phases = {"internal": "internal", "final": "whole"}
+    ends = (("right", steps["phase"].iloc[0]), ("left", steps["phase"].iloc[-1]))
+    for side, phase in ends:
         figure.add_annotation(
-            x=at, y=1, yref="paper", xanchor=side, yanchor="bottom", text=text, showarrow=False, font={"size": 11}
-        )
+            x=switches.iloc[0], y=1, yref="paper", xanchor=side, yanchor="bottom", text=phases[phase], showarrow=False,
+            font={"size": 11},
+        )  # fmt: skip
 
 
 def pass_at_k(curves: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.Figure:

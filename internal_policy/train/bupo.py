@@ -30,7 +30,7 @@ from internal_policy.train.boundary import StepBoundary
 from internal_policy.train.configuration import BuPOConfig, check_vllm
 from internal_policy.train.method_trainer import MethodTrainer
 from internal_policy.train.sampler import EpochSampler
-from internal_policy.train.schedule import point_at
+from internal_policy.train.schedule import REST, first_internal, phase_at
 from internal_policy.train.throughput import TimedTrainer
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
@@ -78,7 +78,7 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         if args.eval_strategy != "no" and more.get("eval_dataset") is None:
             raise InputError("eval_strategy needs an eval_dataset. Give one, or remove eval_strategy.")
         check_vllm(args)
-        self.point, self.whole = FINAL, False
+        self.phase, self.point, self.whole = REST, FINAL, False
         self.old: Tensor | None = None
         self.skipped = 0
         if args.lora and more.get("peft_config") is None:
@@ -114,11 +114,11 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer, with a learning rate of their own for the layers above the first phase's."""
-        new = self.optimizer is None
+        new, first = self.optimizer is None, first_internal(self.args.phases)
         optimizer = super().create_optimizer(*args, **kwargs)
-        if new and self.args.layer_lr_scale != 1:
+        if new and first is not None and self.args.layer_lr_scale != 1:
             model = self.accelerator.unwrap_model(self.model)
-            freezing.scale(optimizer, model, self.args.phases[0].point.layer, self.args.layer_lr_scale)
+            freezing.scale(optimizer, model, first.point.layer, self.args.layer_lr_scale)
         return optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -181,7 +181,7 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Log-probabilities and entropies of the policy in training, or of the whole policy if `whole` is set."""
         internal = self.point != FINAL and not self.whole and self.model.training
-        readout = cast(Readout, self.args.readout)
+        readout = cast(Readout, self.phase.readout or self.args.readout)
         causal = self._causal(model)
         with padding.counting(causal), as_policy(causal, self.point, readout) if internal else nullcontext():
             logps, *others = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
@@ -193,7 +193,8 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         """Sample a batch from the whole policy, and choose the policy to train on it until it is used up."""
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
-        self.point = point_at(self.args.phases, self.state.global_step // self.args.updates_per_step)
+        self.phase = phase_at(self.args.phases, self.state.global_step // self.args.updates_per_step)
+        self.point = self.phase.point
         self.beta = self.args.beta if self.point == FINAL else 0.0  # an internal policy has no reference
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
         self.whole = corrected  # vLLM samples from the whole policy, so only that can be compared with it

@@ -22,7 +22,7 @@ from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.scans import store
 from internal_policy.tasks.rollouts import Rollout
 from internal_policy.train import dynamics, throughput
-from internal_policy.train.schedule import Phase, point_at
+from internal_policy.train.schedule import Phase, phase_at
 
 NAMES = {
     "reward": "reward",
@@ -126,7 +126,8 @@ class RunLogger(TrainerCallback):
         if state.global_step % self.updates:
             return
         step = state.global_step // self.updates
-        point = point_at(self.phases, step - 1)
+        phase = phase_at(self.phases, step - 1)
+        point = phase.point
         clipped = "clip_ratio/region_mean" if point == FINAL else "internal/clip_ratio/region_mean"
         columns = {**NAMES, clipped: "clip_fraction", **_rewards(logs)}
         row: dict[str, Any] = _mean(self.logs, columns, state.global_step - self.updates)
@@ -134,7 +135,7 @@ class RunLogger(TrainerCallback):
         row |= {
             "step": step,
             "phase": "final" if point == FINAL else "internal",
-            "target": str(point),
+            "target": phase.name,
             "method": self.method,
             "seconds": self.times[0],
             "cpu_seconds": self.times[1],

@@ -14,7 +14,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from internal_policy.errors import InputError, counted
 from internal_policy.models.policy import READOUTS
-from internal_policy.train import methods, rewards
+from internal_policy.train import methods, rewards, schedule
 from internal_policy.train.freezing import Frozen
 from internal_policy.train.limits import CHOICES, COUNT, RANGES
 from internal_policy.train.schedule import Phase
@@ -39,8 +39,8 @@ class BuPOConfig(GRPOConfig):
     schedule: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Phases HOOK POINT:STEPS such as 5.resid_post:30, in order. After them, or without any, the whole "
-            "policy is trained. A step is a generation batch."
+            "help": "Phases HOOK POINT[@READOUT]:STEPS such as 5.resid_post:30, in order; final:10 trains the whole "
+            "policy. After them, or without any, the whole policy is trained. A step is a generation batch."
         },
     )
     readout: str = field(
@@ -99,7 +99,7 @@ class BuPOConfig(GRPOConfig):
         """Check everything that doesn't need a model, and set what internal policies need."""
         if isinstance(self.schedule, str):
             raise InputError(f"schedule is the text '{self.schedule}'. Give a list of phases: ['{self.schedule}'].")
-        self.phases: tuple[Phase, ...] = tuple(map(Phase.parse, self.schedule))
+        self.phases: tuple[Phase, ...] = schedule.parse(self.schedule)
         self.rewards, self.reward_weights = rewards.split(self.rewards, self.reward_weights)
         methods.apply(self.method, self)
         self.frozen = Frozen.of(self.frozen_layers, self.only_layers)

@@ -12,7 +12,7 @@ from internal_policy.errors import InputError
 from internal_policy.models.adapters import inside
 from internal_policy.models.hooks import FINAL
 from internal_policy.models.modules import backbone, decoder_layers, final_norm
-from internal_policy.train.schedule import Phase
+from internal_policy.train.schedule import Phase, first_internal
 
 NAMES = ("embeddings", "norm", "head")
 """Parts besides the decoder layers: what comes before them, the final norm, and the unembedding."""
@@ -90,7 +90,8 @@ def check(
     parts = frozen.within(n_layers)
     if phases is None:
         return
-    if layer_lr_scale != 1 and not phases:
+    first = first_internal(phases)
+    if layer_lr_scale != 1 and first is None:
         raise InputError("layer_lr_scale needs a schedule, whose first layer says which layers are above. Remove it.")
     for point in [phase.point for phase in phases if phase.point != FINAL]:
         trained = range(point.layer + 1)
@@ -99,8 +100,8 @@ def check(
             raise InputError(
                 f"{frozen.text}, but {point} trains {which} frozen. Choose a higher layer, or freeze less."
             )
-    if layer_lr_scale != 1 and phases[0].point.layer >= n_layers - 1:
-        raise InputError(f"layer_lr_scale needs layers above {phases[0].point}, the first to be trained. Remove it.")
+    if layer_lr_scale != 1 and first is not None and first.point.layer >= n_layers - 1:
+        raise InputError(f"layer_lr_scale needs layers above {first.point}, the first to be trained. Remove it.")
 
 
 def parameters(model: nn.Module) -> dict[int | str, list[nn.Parameter]]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from internal_policy.errors import InputError
+from internal_policy.train.schedule import first_internal
 
 Advantages = Callable[[Float[Tensor, " responses"], Float[Tensor, " responses"], int], Float[Tensor, " responses"]]
 """From rewards, the number of trained tokens of each response, and the size of a group."""
@@ -108,4 +109,4 @@ def apply(name: str, config: Any) -> None:
 
 def called(config: Any) -> str:
     """What a configuration trains with: its method, but bupo and grpo by whether there is a schedule."""
-    return ("bupo" if config.phases else "grpo") if config.method in ("bupo", "grpo") else config.method
+    return ("bupo" if first_internal(config.phases) else "grpo") if config.method in ("bupo", "grpo") else config.method

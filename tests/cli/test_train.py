@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -21,6 +21,7 @@ from internal_policy.cli import parsing, train, train_configuration, train_repor
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.train import Train
 from internal_policy.errors import InputError
+from internal_policy.look.run import open_run
 from internal_policy.models import loading, tokenizers
 from internal_policy.train import card, defaults, fields, resume
 from internal_policy.train import run as training
@@ -294,6 +295,21 @@ def test_a_run_with_another_method_says_so_in_its_records(tmp_path):
     assert "- rloo\n" in text
 
 
+def test_a_schedule_of_several_readouts_is_trained_recorded_and_drawn(tmp_path):
+    folder, phases = tmp_path / "run", "2.resid_post@norm:1,final:1,1.mlp_out:1,final"
+    few = [*SHORT, "--method", "rloo", "--steps", "4", "--scan-every", "2", "-o", str(folder)]
+    assert main(["train", *few, "--schedule", phases]) == 0
+    metrics = pd.read_parquet(folder / "metrics.parquet")
+    assert metrics["target"].tolist() == ["2.resid_post@norm", "final", "1.mlp_out", "final"]
+    assert fields.read(str(folder / card.CONFIG))["schedule"] == phases.split(",")
+    text = (folder / "model" / card.CARD).read_text()
+    assert "- RLOO: step 1 trains 2.resid_post@norm, step 2 the whole policy, step 3 1.mlp_out, step 4 the" in text
+    drawn = open_run(folder).plot
+    assert len(cast(Any, drawn.training()).layout.shapes) == 3 * len({"entropy", "reward", "clip", "perplexity"})
+    assert drawn.dynamics(measure="entropy", site="resid_post").data
+    assert "layer 2" in str(cast(Any, drawn.trained()).layout.title.text).lower()
+
+
 def test_a_run_with_frozen_layers_says_so_and_keeps_them(tmp_path, capsys):
     folder = tmp_path / "run"
     few = [*SHORT, "--method", "grpo", "--steps", "2", "--scan-every", "0", "--learning-rate", "1e-2"]  # the first is 0
@@ -483,6 +499,20 @@ def test_invalid_options_are_refused_in_one_sentence_before_training(arguments, 
     ("arguments", "said"),
     [
         (["--layer", "8"], "There is no hook point 8.resid_post: the model's layers are 0 to 7."),
+        (
+            ["--schedule", "2.resid_post:4,8.mlp_out:4"],
+            "There is no hook point 8.mlp_out: the model's layers are 0 to 7.",
+        ),
+        (["--schedule", "2.resid_post"], "'2.resid_post' isn't a phase. Write HOOK POINT[@READOUT]:STEPS"),
+        (["--schedule", "final,2.resid_post:3"], "final without a number of steps must be the last phase"),
+        (["--schedule", "2.resid_post:300"], "The schedule takes 300 steps, but training stops after 120"),
+        (
+            ["--schedule", "2.resid_post:3", "--layer", "2"],
+            "--schedule says what is trained and how long. Remove --layer.",
+        ),
+        (["--schedule", "2.resid_post:3", "--internal-steps", "2"], "Remove --internal-steps."),
+        (["--schedule", "2.resid_post:3", "--site", "mlp_out"], "Remove --site."),
+        (["--schedule", "2.resid_post:3", "--method", "grpo"], "which is --method bupo. Remove --method grpo."),
         (["--layer", "8", "--method", "grpo"], "There is no hook point 8.resid_post: the model's layers are 0 to 7."),
         (["--frozen-layers", "8"], "frozen_layers is 8, but there is no layer 8: they are 0 to 7."),
         (["--frozen-layers", "0-3", "--layer", "3"], "3.resid_post trains layers 0 to 3, which are all frozen"),

@@ -128,6 +128,17 @@ def test_the_norm_readout_goes_through_the_final_norm(tmp_path, tokenizer):
     torch.testing.assert_close(logps.double(), own, atol=3e-5, rtol=0)
 
 
+def test_each_phase_has_its_own_readout(tmp_path, tokenizer):
+    model = tiny_model("llama", tie_word_embeddings=False)
+    record = Record()
+    schedule = ["final:1", "1.resid_post@norm:1", "1.resid_post@raw:1", "0.mlp_out:1", "final"]
+    run = trainer(tmp_path, tokenizer, model, schedule=schedule, readout="norm", max_steps=10, callbacks=[record])
+    run.train()
+    norm = ["model.norm.weight" in record.changed(update) for update in range(0, 10, 2)]
+    assert norm == [True, True, False, True, True]
+    assert [max(layers_of(record.changed(update))) for update in range(0, 10, 2)] == [2, 1, 1, 0, 2]
+
+
 def test_evaluation_scores_with_the_whole_policy(tmp_path, tokenizer):
     model = tiny_model("llama")
     run = trainer(tmp_path, tokenizer, model, schedule=["1.resid_post:2"])
