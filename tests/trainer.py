@@ -24,6 +24,17 @@ def by_length(completions: list[Any], **_: Any) -> list[float]:
     return [sum(letter.isalpha() for letter in text) / max(len(text), 1) for text in texts]
 
 
+def odd(completions: list[Any], **_: Any) -> list[float]:
+    """A reward of 0 or 1; for a random model, it is the same for both responses to about half of the prompts."""
+    texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
+    return [float(sum(map(ord, text)) % 2) for text in texts]
+
+
+def alternating(completions: list[Any], **_: Any) -> list[float]:
+    """A reward of 0 or 1, by place, so that every prompt has both."""
+    return [float(place % 2) for place in range(len(completions))]
+
+
 class Fixed(BuPOTrainer):
     """Make responses from the prompt and their number alone, to compare numbers of processes."""
 
@@ -47,6 +58,8 @@ class Sharded(Fixed):
 
 def trainer(folder: Path, tokenizer: Any, model: Any = None, kind: Any = BuPOTrainer, **options: Any) -> Any:
     """A generation batch is 8 responses to 4 prompts in 4 passes and 2 updates, unless `options` change that."""
+    reward = options.pop("reward", by_length)
+    reward = globals()[reward] if isinstance(reward, str) else reward
     extra = {name: options.pop(name) for name in ("callbacks", "eval_dataset", "peft_config") if name in options}
     config = BuPOConfig(
         **{
@@ -68,7 +81,7 @@ def trainer(folder: Path, tokenizer: Any, model: Any = None, kind: Any = BuPOTra
     )
     rows = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS])
     model = tiny_model("qwen3") if model is None else model
-    return kind(model, by_length, config, train_dataset=rows, processing_class=tokenizer, **extra)
+    return kind(model, reward, config, train_dataset=rows, processing_class=tokenizer, **extra)
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:

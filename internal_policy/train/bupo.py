@@ -7,6 +7,7 @@ whose log-probabilities form the ratio in GRPO's loss.
 import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -25,13 +26,13 @@ from internal_policy.models.policy import Readout, as_policy
 from internal_policy.tasks.generate import end_ids, pad_id
 from internal_policy.tasks.problems import Problem, messages_of
 from internal_policy.tasks.prompts import encode_problem, encode_text
-from internal_policy.train import checkpoints, dropout, finite, freezing, lora, padding
+from internal_policy.train import checkpoints, dropout, finite, freezing, lora, padding, spread
 from internal_policy.train.boundary import StepBoundary
 from internal_policy.train.configuration import BuPOConfig, check_vllm
 from internal_policy.train.method_trainer import MethodTrainer
 from internal_policy.train.sampler import EpochSampler
 from internal_policy.train.schedule import REST, first_internal, phase_at
-from internal_policy.train.throughput import TimedTrainer
+from internal_policy.train.throughput import SCORING, TimedTrainer
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
 """Names that TRL logs as means over the tokens of a pass."""
@@ -48,19 +49,23 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
     to rewards; `dataset.box_reward` marks them by the answer in their last box, and `dataset.dataset_of` turns problems
     into a `train_dataset`.
 
-    While an internal policy is trained, its entropy (nats) and clip fractions are logged as `internal/entropy` and
-    `internal/clip_ratio/*`, and `entropy` is the whole policy's, at one response per prompt. Evaluation uses the
-    whole policy. The KL term (`beta`) is 0 until the whole policy is trained. Log-ratios are clamped at +-20, as in the
-    paper's code. An update whose gradient isn't finite is skipped, and logged as `skipped`. Raises InputError for a
-    hook point that the model doesn't have, when training starts for a schedule that is longer than training, and after
-    10 skipped updates in a row.
+    Responses without an advantage are left out of the loss (see `spread`), unless another term acts on them: a KL or
+    entropy term, an auxiliary loss, or `top_entropy_quantile`. `rows_trained` is the share that stayed. `clip_ratio/*`
+    and `trained/entropy` (nats) are means over the tokens of these; while an internal policy is trained, they describe
+    that policy, as `internal/clip_ratio/*` and `internal/entropy`. `entropy` is the whole policy's before the updates,
+    at one sampled response per prompt. Evaluation uses the whole policy, and its logs are TRL's.
 
-    Overrides private names: `_generate`, `_prepare_inputs`, `_generate_and_score_completions`,
-    `_get_per_token_logps_and_entropies`, `_compute_loss`, `_calculate_rewards`, `_tokenize_prompts`,
-    `_get_train_sampler`, `_save_checkpoint`, `_tag_names`, `_name` and `_paper` of GRPOTrainer, `_run_epoch`,
-    `_get_grad_norm`, `_get_output_dir` and, from TRL's base class, `_send_telemetry`. It also reads `_tokenizer` and
-    `_is_vlm`, sets `_metrics`, `_logs`, `_step` and `_buffered_inputs`, and uses `_compute_loss` of RLOOTrainer. That
-    is why pyproject.toml pins TRL to the minor versions with which the tests pass.
+    The KL term (`beta`) is 0 until the whole policy is trained. Log-ratios are clamped at +-20, as in the paper's code.
+    An update whose gradient isn't finite is skipped, and logged as `skipped`. Raises InputError for a hook point that
+    the model doesn't have, when training starts for a schedule that is longer than training, and after 10 skipped
+    updates in a row.
+
+    Overrides private names: `_generate_and_score_completions`, `_calculate_rewards`, `_prepare_inputs`, `_generate`,
+    `_get_per_token_logps_and_entropies`, `_compute_loss`, `_tokenize_prompts`, `_get_train_sampler`,
+    `_save_checkpoint`, `_tag_names`, `_name` and `_paper` of GRPOTrainer, `_run_epoch`, `_get_grad_norm`,
+    `_get_output_dir` and, from TRL's base class, `_send_telemetry`. It also reads `_tokenizer`, `_is_vlm` and
+    `_entropy_bonus_enabled`, sets `_metrics`, `_logs`, `_step` and `_buffered_inputs`, and uses `_compute_loss` of
+    RLOOTrainer. That is why pyproject.toml pins TRL to the minor versions with which the tests pass.
     """
 
     _tag_names: ClassVar = ["trl", "bupo"]
@@ -80,6 +85,8 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         check_vllm(args)
         self.phase, self.point, self.whole = REST, FINAL, False
         self.old: Tensor | None = None
+        self.means: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.defers = self.deferred = False
         self.skipped = 0
         if args.lora and more.get("peft_config") is None:
             more["peft_config"] = lora.adapter(model, args.lora_rank, args.lora_alpha, args.lora_targets)
@@ -110,6 +117,7 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         """Train as GRPOTrainer does, even after a run that stopped within a generation batch."""
         self._step, self._buffered_inputs = 0, None
         self._metrics["train"].clear()
+        self.means.clear()
         return super().train(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -179,7 +187,13 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         return inside(self.accelerator.unwrap_model(model, keep_torch_compile=False))
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """Log-probabilities and entropies of the policy in training, or of the whole policy if `whole` is set."""
+        """Log-probabilities and entropies of the policy in training, or of the whole policy if `whole` is set.
+
+        While `defers` is set nothing is computed, because the old ones are only needed of some responses.
+        """
+        if self.defers:
+            self.deferred = True
+            return None, None, None
         internal = self.point != FINAL and not self.whole and self.model.training
         readout = cast(Readout, self.phase.readout or self.args.readout)
         causal = self._causal(model)
@@ -188,6 +202,11 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         if self.old is not None:
             logps = self._bounded(logps, self.old, args[1][:, -logps.shape[1] :])
         return logps, *others
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The rewards of all processes by each function, kept to see which prompts have different ones."""
+        self.by_function = super()._calculate_rewards(*args, **kwargs)
+        return self.by_function
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """Sample a batch from the whole policy, and choose the policy to train on it until it is used up."""
@@ -198,23 +217,58 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         self.beta = self.args.beta if self.point == FINAL else 0.0  # an internal policy has no reference
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
         self.whole = corrected  # vLLM samples from the whole policy, so only that can be compared with it
+        self.deferred = corrected and self.point != FINAL
+        self.defers = not (corrected or self.beta or self._is_vlm)
         try:
             batch = super()._generate_and_score_completions(inputs)
         finally:
-            self.whole = False
-        if self.point != FINAL:
-            if corrected:
-                batch["old_per_token_logps"] = self._score(batch, slice(None))[0]
-            self._log_whole_entropy(batch)
+            self.whole = self.defers = False
+        group = cast(int, self.num_generations)
+        same = spread.without_spread(self.by_function, group)
+        self._metrics["train"]["groups_without_spread"].append(same.float().mean().item())
+        if self.method.by_group:
+            first = self.accelerator.process_index * len(inputs)
+            own = same.repeat_interleave(group)[first : first + len(inputs)]
+            batch["advantages"] = batch["advantages"].masked_fill(own, 0.0)  # they can differ from 0 by rounding
+        self._log_whole_entropy(batch)
         return batch
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """The responses of one pass. After sampling, those that don't matter are left out of all passes."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is before:
+            return inputs
+        passes = self._packed(cast(list[dict[str, Any]], self._buffered_inputs))
+        with self.stopwatch.timing(SCORING):
+            for rows in passes if self.deferred else ():
+                rows["old_per_token_logps"] = self._score(rows)[0]
+        self._buffered_inputs = passes
+        return passes[self._step % len(passes)]
+
+    def _packed(self, passes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The passes without the responses that don't matter, if the loss has no other terms that act on those."""
+        others = self.beta or self.top_entropy_quantile < 1 or self._entropy_bonus_enabled or self.aux_loss_enabled
+        loss = spread.BY_SEQUENCE if self.method.by_sequence else self.loss_type
+        leaves_out = not others and passes[0].keys() <= spread.KNOWN and loss in spread.DIVISORS
+        share = torch.ones(1)
+        if leaves_out:
+            together = math.gcd(len(passes), self.args.gradient_accumulation_steps)  # passes of one update
+            updates = [passes[start : start + together] for start in range(0, len(passes), together)]
+            own = torch.stack([torch.cat([spread.matters(rows) for rows in update]).sum() for update in updates])
+            numbers = cast(Tensor, self.accelerator.gather(own)).view(-1, len(updates))
+            most = numbers.amax(0).tolist()  # as many in each process, because TRL gathers a number for each
+            share = numbers.sum() / (numbers.shape[0] * sum(len(rows["advantages"]) for rows in passes))
+            packed = zip(updates, most, strict=True)
+            passes = [rows for update, number in packed for rows in spread.packed(update, loss, number)]
+        self._metrics["train"]["rows_trained"].append(share.item())
+        return passes
+
     @torch.no_grad()
-    def _score(self, batch: dict[str, Any], rows: slice, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities and entropies of the responses in some rows of a batch."""
-        ids, mask = (
-            torch.cat([batch[f"prompt_{kind}"][rows], batch[f"completion_{kind}"][rows]], 1) for kind in ("ids", "mask")
-        )
-        keep, size = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
+    def _score(self, rows: Mapping[str, Any], entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities and entropies of some responses."""
+        ids, mask = (torch.cat([rows[f"prompt_{kind}"], rows[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
+        keep, size = rows["completion_ids"].shape[1], self.args.per_device_train_batch_size
         scored = self._get_per_token_logps_and_entropies(
             self.model, ids, mask, keep, batch_size=size, compute_entropy=entropy
         )
@@ -222,20 +276,21 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
 
     def _log_whole_entropy(self, batch: dict[str, Any]) -> None:
         """Log the entropy of the whole policy, in nats, at one response to each prompt."""
-        rows, self.whole = slice(None, None, self.num_generations), True
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        rows, self.whole = {name: batch[name][:: self.num_generations] for name in names}, True
         try:
-            entropy = self._score(batch, rows, entropy=True)[1]
+            entropy = self._score(rows, entropy=True)[1]
         finally:
             self.whole = False
         assert entropy is not None
-        mask = batch["completion_mask"][rows]
+        mask = rows["completion_mask"]
         sums = cast(Tensor, self.accelerator.reduce(torch.stack([(entropy * mask).sum(), mask.sum()]), "sum"))
         total, count = sums.tolist()
         if count:  # 0 if every response is masked
             self._metrics["train"]["entropy"].append(total / count)
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
-        """GRPO's loss; logs of an internal policy are renamed `internal/...`, and means over no tokens are dropped."""
+        """GRPO's loss; means over tokens are logged once per update, by names that say which policy they describe."""
         if not self.model.training:
             return super()._compute_loss(model, inputs)
         logged, self._metrics["train"] = self._metrics["train"], defaultdict(list)
@@ -247,8 +302,19 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         tokens = cast(Tensor, self.accelerator.reduce(mask.sum(), "sum")).item()
         for name, values in self._metrics["train"].items():
-            if tokens or not MEANS.fullmatch(name):
-                internal = self.point != FINAL and (name == "entropy" or name.startswith("clip_ratio/"))
-                logged[f"internal/{name}" if internal else name] += values
+            if not MEANS.fullmatch(name):
+                logged[name] += values
+            elif tokens:
+                self.means[self._named(name)] += [(value, tokens) for value in values]
+        if self.accelerator.sync_gradients:  # the last pass of an update
+            for name, pairs in self.means.items():
+                logged[name].append(sum(value * count for value, count in pairs) / sum(count for _, count in pairs))
+            self.means.clear()
         self._metrics["train"] = logged
         return loss
+
+    def _named(self, name: str) -> str:
+        """The name of a metric of a pass, which says that it describes the policy in training."""
+        if self.point != FINAL and (name == "entropy" or name.startswith("clip_ratio/")):
+            return f"internal/{name}"
+        return f"trained/{name}" if name == "entropy" else name

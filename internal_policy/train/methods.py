@@ -56,6 +56,9 @@ class Method:
     """How rewards become advantages; None for TRL's, which compare the responses to one prompt."""
     by_sequence: bool = False
     """Whether the loss is that of TRL's RLOOTrainer, which clips one ratio for a whole response."""
+    by_group: bool = True
+    """Whether a response is only compared with others to the same prompt, so that it has no advantage if all have the
+    same reward."""
     unused: tuple[str, ...] = ()
     """Fields that the method doesn't use, so that they must keep their defaults."""
     internal: bool = False
@@ -76,7 +79,7 @@ METHODS = {
             *("use_adaptive_entropy", "off_policy_mask_threshold", "use_vllm", "use_liger_kernel"),
         ),
     ),
-    "reinforce++": Method({"loss_type": "dapo"}, advantages=standardized, unused=_OWN_ADVANTAGES),
+    "reinforce++": Method({"loss_type": "dapo"}, advantages=standardized, by_group=False, unused=_OWN_ADVANTAGES),
 }
 """Name -> how it trains. With a schedule each of them trains internal policies first; bupo is grpo with one."""
 REFUSED = {

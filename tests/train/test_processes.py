@@ -74,6 +74,19 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path, tokenizer, alone)
         torch.testing.assert_close(both[name], weight, atol=1e-5, rtol=0)  # TRL's head is float32
 
 
+@pytest.mark.slow
+def test_processes_that_leave_out_different_numbers_of_responses_train_the_same_weights(tmp_path, tokenizer):
+    options = {**SAME, "reward": "odd", "max_steps": 8, "learning_rate": 0.1, "optim": "sgd"}
+    one = distributed(
+        tmp_path, tokenizer, 1, "one", {**options, "per_device_train_batch_size": 4, "steps_per_generation": 2}
+    )
+    two = distributed(
+        tmp_path, tokenizer, 2, "two", {**options, "per_device_train_batch_size": 2, "steps_per_generation": 2}
+    )
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, atol=1e-6, rtol=0)
+
+
 def documented() -> list[str]:
     """The words of the command for several processes in docs/train.md."""
     (line,) = re.findall("^torchrun .*", (ROOT / "docs" / "train.md").read_text(), re.MULTILINE)

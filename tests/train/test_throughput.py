@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_model
-from trainer import Fixed, trainer
+from trainer import Fixed, alternating, trainer
 
 from internal_policy.models.hooks import HookPoint
 from internal_policy.tasks.rollouts import Rollout
@@ -41,6 +41,7 @@ def rows(tmp_path_factory, tokenizer) -> pd.DataFrame:
         schedule=["1.resid_post:1"],
         max_steps=8,
         num_iterations=2,
+        reward=alternating,
     )
     run.train()
     return pd.read_parquet(folder / "metrics.parquet")
