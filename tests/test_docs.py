@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -25,6 +26,8 @@ from internal_policy.models.rows import FAMILIES
 from internal_policy.scans import estimate, store
 from internal_policy.scans.selection import Selection, plan
 from internal_policy.tasks.pass_at_k import curves
+from internal_policy.tasks.problems import Message, Problem
+from internal_policy.train import exam
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -224,6 +227,15 @@ def test_the_columns_of_the_exported_tokens_are_documented_with_their_types():
 
 def test_the_columns_of_pass_at_k_are_documented():
     assert names("pass_at_k.parquet") == {"label", "problems", *curves([1, 0], 2).columns}
+
+
+def test_the_columns_of_an_exam_are_documented_with_their_types(tmp_path):
+    problem = Problem((Message(role="user", content="1 + 1"),), "2")
+    rows = exam.results(exam.Exam({"a": [problem]}, samples=2), 0, ([1], [0]), pd.DataFrame())
+    words = {"str": "string", "object": "list of int64"}
+    assert [(row[0].strip("`"), row[1]) for row in described("evaluations.parquet")] == [
+        (column, words.get(str(kind), str(kind))) for column, kind in rows.dtypes.items()
+    ]
 
 
 @pytest.mark.parametrize("name", ["means", "changes", "stages", "targets", "tokens"])

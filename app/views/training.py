@@ -45,12 +45,17 @@ def page() -> None:
     metrics, frame = chosen.metrics(), None
     with show.refusing():
         frame = chosen.dynamics()
-    for sentence in run_summary.sentences(metrics, frame):
+    exams = None
+    with show.refusing():
+        exams = run_summary.exams(chosen)
+    for sentence in run_summary.sentences(metrics, frame, exams):
         st.text(show.line(sentence))
     others = beside(chosen)
     if frame is not None:
         with show.refusing():
             layers([chosen, *others], metrics, frame)
+    if exams is not None:
+        show_figure("exam", [run for run in (chosen, *others) if (run.folder / runs.EXAMS).exists()], RunChoice())
     curves([chosen, *others])
     over_seeds([chosen, *others])
     if (chosen.folder / runs.PASS_AT_K).exists():

@@ -249,7 +249,7 @@ def _sample(options: Evaluate, inputs: prepared.Prepared, sets: Mapping[str, str
     asked = {name: problems for name, (problems, _) in read.items()}
     lengths = [length for _, prompts in read.values() for length in prompts]
     for name, problems in asked.items():
-        _check_answers(name, problems)
+        check_answers(name, problems)
     parts = store.root() / "rollouts" / store.digest({**inputs.question, "output": folder.absolute()})
     places = {name: parts / str(number) for number, name in enumerate(asked)}
     with sampler.sampler(options, inputs, policy, lengths) as sample:
@@ -271,7 +271,8 @@ def _sample(options: Evaluate, inputs: prepared.Prepared, sets: Mapping[str, str
     shards.remove(parts)
 
 
-def _check_answers(name: str, problems: "list[Problem]") -> None:
+def check_answers(name: str, problems: "list[Problem]") -> None:
+    """Raise InputError if a problem of the set `name` has no answer to mark responses by."""
     from internal_policy.tasks.marking import is_prose
 
     without = [n for n, problem in enumerate(problems, start=1) if problem.answer is None or is_prose(problem.answer)]

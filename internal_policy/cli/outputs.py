@@ -10,7 +10,7 @@ from internal_policy.cli.inventory import Kind
 from internal_policy.errors import InputError, check_path
 
 T = TypeVar("T")
-INPUTS = ("model", "problems", "rollouts", "lens", "against", "merge", "chat_template", "config")
+INPUTS = ("model", "problems", "eval_problems", "rollouts", "lens", "against", "merge", "chat_template", "config")
 """Options that name files or folders to read."""
 NAMED = 5
 """Files and folders of others that are named at most."""

@@ -31,7 +31,7 @@ OfScan = Literal[
     "ablation",
     "compare",
 ]
-OfRun = Literal["dynamics", "trained", "layer", "training", "seeds", "pass-at-k"]
+OfRun = Literal["dynamics", "trained", "layer", "exam", "training", "seeds", "pass-at-k"]
 Figure = Literal[OfScan, OfRun]
 
 
@@ -85,6 +85,8 @@ class Plot(OutputOptions, ViewOptions):
       dynamics      a measure by layer and step, with the reward (Fig. 5)
       trained       the trained layer compared with later ones
       layer         a measure at one layer by step, of up to six runs
+      exam          Avg@K and Pass@K on held-out problems by step, with the training
+                    reward, of up to six runs
       training      reward, entropy and clipping by step, of up to six runs
       seeds         BuPO against GRPO, with intervals over seeds
       pass-at-k     Pass@k of evaluated models

@@ -17,17 +17,17 @@ WRITTEN = {
     "ablation": r"question\.json|ablation\.json|averages\.parquet|(effects|rewards)-\d{5,}\.parquet",
     "evaluation": r"evaluation\.json|rollouts\.parquet|pass_at_k\.parquet",
     "sample": r"(\d+/)?(rollouts-\d{5,}\.parquet|part-\d{5,}\.json)|jacobian-\d+-of-\d+\.safetensors",
-    "run": r"run\.json|stages\.json|config\.yaml|(rollouts|metrics|dynamics|pass_at_k)\.parquet|README\.md|\.partial/.*"
-    r"|runs/(.*/)?events\.out\.tfevents\.[^/]*",
+    "run": r"run\.json|stages\.json|config\.yaml|README\.md|(rollouts|metrics|dynamics|evaluations|pass_at_k)\.parquet"
+    r"|\.partial/.*|runs/(.*/)?events\.out\.tfevents\.[^/]*",
 }
 """Kind -> the files that it consists of, by their paths below its folder; a run also has checkpoints and a model."""
 FOLDERS = {
     **dict.fromkeys(("scan", "ablation", "evaluation"), r"(?!)"),
     "sample": r"\d+",
-    "run": r"model|checkpoint-\d+|runs|\.partial",
+    "run": r"model|best|checkpoint-\d+|runs|\.partial",
 }
 """Kind -> the folders that it makes in its folder; no other folder is looked into."""
-SAVED = re.compile(r"model|checkpoint-\d+")
+SAVED = re.compile(r"model|best|checkpoint-\d+")
 """Folders in a run that hold weights, and a list of their files."""
 PARTIAL = ".partial"
 """Folder in a run in which everything is temporary."""

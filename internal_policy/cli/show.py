@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy.cli import ablate, contents, inventory, progress
+from internal_policy.cli import ablate, contents, exam, inventory, progress
 from internal_policy.cli.common import JsonOptions, Text
 from internal_policy.cli.console import commands, document, out, paragraph, uncut
 from internal_policy.errors import InputError, counted
@@ -148,12 +148,13 @@ def training_run(item: inventory.Item, *, as_json: bool = False) -> None:
         raise InputError(f"{item.name} has no finished step to show. {row['problem'] or ''}".rstrip())
     run = runs.RunTables(item.folder, item.name)
     metrics, frame, evaluated = run.metrics(), run_summary.dynamics(run), run_summary.evaluations(run)
-    said = run_summary.sentences(metrics, frame)
+    exams = run_summary.exams(run)
+    said = run_summary.sentences(metrics, frame, exams)
     steps = run_summary.first_and_last(metrics)
     by_layer = None if frame is None else run_summary.layers(metrics, frame)
     if as_json:
         schedule = [phase._asdict() for phase in run_summary.schedule(metrics)]
-        tables = {"progress": steps, "layers": _plain(by_layer), "evaluations": evaluated}
+        tables = {"progress": steps, "layers": _plain(by_layer), "exams": exams, "evaluations": evaluated}
         rows = {name: [] if table is None else table.to_dict("records") for name, table in tables.items()}
         document({**row, "schedule": schedule, "findings": said, **rows})
         return
@@ -162,6 +163,8 @@ def training_run(item: inventory.Item, *, as_json: bool = False) -> None:
     for sentence in said:
         paragraph(sentence)
     uncut(_progress(steps))
+    if exams is not None:
+        uncut(exam.table(exams))
     if frame is not None and by_layer is not None and len(by_layer.columns):
         uncut(_layers(by_layer, int(frame["layer"][frame["site"] == "final"].max())))
     if evaluated is not None:

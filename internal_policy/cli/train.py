@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy import bundle, files
-from internal_policy.cli import configuration, outputs, progress, train_configuration, train_engine, train_report
+from internal_policy.cli import (
+    configuration,
+    exam,
+    outputs,
+    progress,
+    train_configuration,
+    train_engine,
+    train_report,
+)
 from internal_policy.cli.question import held
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError, counted
@@ -25,7 +33,7 @@ DAY = "date"
 """Key in run.json for the day on which the run started, present if the chat template writes the date."""
 CHANGEABLE = {
     *("resume", "force", "json", "output", "report_to", "save_every", "config"),
-    *("max_memory", "offload_folder", "merge"),
+    *("max_memory", "offload_folder", "merge", "stop_below"),
 }
 """Options that may differ when a run is resumed. The contents of the configuration file are compared separately."""
 NO_BOX = (
@@ -42,7 +50,7 @@ def run(options: Train) -> None:
     progress.err.quiet = int(os.environ.get("RANK", 0)) > 0  # only one of several processes speaks
     given = fields.read(options.config)
     options = train_configuration.resolved(options, given)
-    problems = _problems(options)
+    problems, held_out = _problems(options), exam.sets_of(options)
     question = _question(options, given)
     folder = _folder(options, given, question)
     start, other = outputs.claimed(
@@ -65,7 +73,8 @@ def run(options: Train) -> None:
     tokenizer = tokenizers.load_tokenizer(options.checkpoint, options.chat_template)
     about = configuration.load(options.checkpoint)
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
-    training.check(about, tokenizer, problems, chat, config, train_configuration.point(options))
+    exams = exam.exam_of(options, held_out, problems)
+    training.check(about, tokenizer, problems, chat, config, train_configuration.point(options), exams)
     unknown = train_configuration.internal(options) and options.layer is None and not scheduled
     freezing.check(about, config.frozen, None if unknown else config.phases, config.layer_lr_scale)
     train_engine.check(options, config, about)
@@ -84,7 +93,7 @@ def run(options: Train) -> None:
         "model": options.model,
         "problems": ", ".join(options.problems) or "bundled sums",
     }
-    setup = training.Setup(folder, model, tokenizer, problems, chat, rewarding, named, on_disk, options.merge)
+    setup = training.Setup(folder, model, tokenizer, problems, chat, rewarding, named, on_disk, options.merge, exams)
     if other:
         outputs.clear(folder, "run")
     with files.held(folder):  # nothing is written before everything is checked
@@ -113,9 +122,11 @@ def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
 
     plain = {name: value for name, value in dataclasses.asdict(options).items() if name not in CHANGEABLE}
     named = options.reward or given.get("rewards", ())
-    content = {path: held(path) for path in (*options.problems, options.chat_template) if path}
+    sources = (*options.problems, options.chat_template, *options.eval_problems)
+    content = {path: held(path) for path in sources if path}
     content |= {place: held(str(path)) for place, path in rewards.sources(named).items()}
     plain["reward"] = [[one.place, one.function, one.weight] for one in map(rewards.parse, named)]
+    plain |= {name: plain[name] or None for name in exam.OPTIONS if name in plain}  # as in runs of earlier versions
     question = {**plain, "file": dict(given), "content": content, "identity": checkpoint.identity(options.checkpoint)}
     return json.loads(json.dumps(redacted(question), default=str))
 
@@ -167,6 +178,8 @@ def _suggested(options: Train, setup: "Setup", config: "BuPOConfig") -> int | No
 
 
 def _train(options: Train, setup: "Setup", config: "BuPOConfig", layer: int | None, start: Path | None) -> None:
+    from internal_policy.look import run_summary
+    from internal_policy.look.runs import RunTables
     from internal_policy.models.hooks import HookPoint
     from internal_policy.train import run as training
     from internal_policy.train.callbacks import ScanSchedule
@@ -185,4 +198,5 @@ def _train(options: Train, setup: "Setup", config: "BuPOConfig", layer: int | No
     if metrics is not None:
         seconds = time.monotonic() - begun
         evaluated_by = train_report.evaluation(options, setup.folder)
-        train_report.trained(setup.folder, metrics, seconds, evaluated_by, as_json=options.json)
+        exams = run_summary.exams(RunTables(setup.folder, setup.folder.name))
+        train_report.trained(setup.folder, metrics, seconds, evaluated_by, exams, as_json=options.json)

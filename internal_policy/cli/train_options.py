@@ -89,6 +89,26 @@ class Lora:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exams:
+    """Held-out problems that the model solves during training."""
+
+    group: ClassVar = "Exams"
+    eval_problems: Sources = ()
+    """Held-out problems to solve during training, with answers: .jsonl, .json, .csv or .parquet files, or data sets of
+    the hub as NAME[:CONFIG]@SPLIT. Avg@K and Pass@K go to evaluations.parquet. --limit doesn't apply to them."""
+    eval_every: Number = None
+    """Steps between two exams; by default 20. There is one before the first step and one after the last, too. With the
+    bundled problems this alone holds exams on 64 others."""
+    eval_samples: Number = None
+    """Responses to each problem of an exam (K); by default 8."""
+    keep_best: bool = False
+    """Keep the model of the exam with the highest Avg@K, in the folder best of the run: one more model on disk."""
+    stop_below: Fraction = None
+    """Stop, with a checkpoint, when Avg@K falls below this share of its value before training: 0.8 stops after a loss
+    of a fifth."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOutput(JsonOptions, OutputOptions):
     """Where the run is written, and what it logs."""
 
@@ -108,7 +128,7 @@ class TrainOutput(JsonOptions, OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainOutput, Lora, Optimization, TrainSampling, ReadingOptions, ModelOptions):
+class Train(TrainOutput, Exams, Lora, Optimization, TrainSampling, ReadingOptions, ModelOptions):
     """Train a model with BuPO (an internal policy first) or GRPO.
 
     BuPO trains one internal policy first, then the whole model. With no options the bundled demo-qwen3 is trained on

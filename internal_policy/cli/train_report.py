@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from internal_policy import bundle
-from internal_policy.cli import progress
-from internal_policy.cli.console import document, out
+from internal_policy.cli import exam, progress
+from internal_policy.cli.console import document, out, uncut
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import counted
 
@@ -63,7 +63,10 @@ def in_words(row: Mapping[str, Any]) -> str:
     if not row.get("skipped"):
         formats.pop("skipped")
     known = {name: form for name, form in formats.items() if not math.isnan(row.get(name, math.nan))}
-    return f"{trained}: " + ", ".join(form.format(row[name]) for name, form in known.items())
+    said = [form.format(row[name]) for name, form in known.items()]
+    if "exam" in row:
+        said.append(f"exam {row['exam']:.1%} (step {row['exam_step']})")
+    return f"{trained}: " + ", ".join(said)
 
 
 def evaluation(options: Train, folder: Path) -> str:
@@ -79,8 +82,16 @@ def evaluation(options: Train, folder: Path) -> str:
     return shlex.join(["internal-policy", "evaluate", *words])
 
 
-def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, evaluated_by: str, *, as_json: bool = False) -> None:
-    """Print the reward over tenths of the run, and the command that evaluates the model."""
+def trained(
+    folder: Path,
+    metrics: "pd.DataFrame",
+    seconds: float,
+    evaluated_by: str,
+    exams: "pd.DataFrame | None" = None,
+    *,
+    as_json: bool = False,
+) -> None:
+    """Print the reward over tenths of the run, the exams, and the command that evaluates the model."""
     tenth = max(1, len(metrics) // 10)
     rows = []
     for start in range(0, len(metrics), tenth):
@@ -89,8 +100,18 @@ def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, evaluated_by:
         means = part.reindex(columns=["reward", "entropy", "clip_fraction"]).mean().to_dict()
         means = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
         rows.append({"steps": f"{steps[0]}-{steps[-1]}", "trained": ", ".join(dict.fromkeys(part["target"])), **means})
+    best = folder / "best" if (folder / "best").is_dir() else None
     if as_json:
-        document({"run": str(folder), "model": str(folder / "model"), "seconds": seconds, "steps": rows})
+        document(
+            {
+                "run": str(folder),
+                "model": str(folder / "model"),
+                "best_model": None if best is None else str(best),
+                "seconds": seconds,
+                "steps": rows,
+                "exams": [] if exams is None else exams.to_dict("records"),
+            }
+        )
         return
     table = Table(title="Means over steps", title_justify="left", box=box.SIMPLE_HEAD)
     measured = [name for name in ("reward", "entropy", "clip_fraction") if name in metrics]
@@ -100,5 +121,9 @@ def trained(folder: Path, metrics: "pd.DataFrame", seconds: float, evaluated_by:
         numbers = ["" if row[name] is None else f"{row[name]:.3f}" for name in measured]
         table.add_row(row["steps"], row["trained"], *numbers)
     out.print(table)
+    if exams is not None:
+        uncut(exam.table(exams))
     out.print(f"{counted(len(metrics), 'step')} in {seconds:.0f} s. Model: {escape(str(folder / 'model'))}")
+    if best is not None:
+        out.print(f"Model of the best exam: {escape(str(best))}")
     out.print(f"To evaluate it:\n  {escape(evaluated_by)}")

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
-from internal_policy.look import choices, runs, seed_figures, seeds, training_figures
+from internal_policy.look import choices, exam_figure, runs, seed_figures, seeds, training_figures
 from internal_policy.look.runs import RunTables
 from internal_policy.look.theme import Style
 
@@ -143,6 +143,21 @@ def training(chosen: Chosen, choice: RunChoice) -> go.Figure:
     return training_figures.several(tables, _caption(chosen), choice.style, window=window)
 
 
+def _exams(chosen: Chosen) -> pd.DataFrame:
+    if len(chosen) == 1:
+        return chosen[0].exams()
+    labelled = zip(runs.labels(chosen), chosen, strict=True)
+    return pd.concat([runs.overall(run.exams()).assign(run=label) for label, run in labelled], ignore_index=True)
+
+
+def exam(chosen: Chosen, choice: RunChoice) -> go.Figure:
+    """Avg@K and Pass@K on held-out problems by training step, beside the reward in training, of up to six runs."""
+    if len(chosen) == 1:
+        return exam_figure.exam(chosen[0].exams(), chosen[0].metrics(), _caption(chosen), choice.style)
+    tables = {label: (run.exams(), run.metrics()) for label, run in zip(runs.labels(chosen), chosen, strict=True)}
+    return exam_figure.several(tables, choice.style)
+
+
 def _seeds(chosen: Chosen, choice: RunChoice) -> pd.DataFrame:
     curves, difference, _ = seeds.compared(seeds.read(chosen), choice.bupo, choice.smooth or WINDOW)
     return pd.concat([curves, difference.assign(method="bupo - grpo")], ignore_index=True)
@@ -179,6 +194,7 @@ FIGURES: Mapping[str, Entry] = {
     "dynamics": Entry(_dynamics, dynamics, ("measure", "site", "difference")),
     "trained": Entry(lambda chosen, _: _trained(chosen), trained, ("difference",)),
     "layer": Entry(_layers, layer, ("measure", "site", "layer", "difference", "against")),
+    "exam": Entry(lambda chosen, _: _exams(chosen), exam, ("against",)),
     "training": Entry(lambda chosen, _: _training(chosen), training, ("smooth", "against")),
     "seeds": Entry(_seeds, by_seed, ("smooth", "bupo", "against")),
     "pass-at-k": Entry(lambda chosen, _: chosen[0].pass_at_k(), pass_at_k),

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from internal_policy.errors import counted
 from internal_policy.look import legend, runs
-from internal_policy.look.runs import DYNAMICS, PASS_AT_K, RunTables
+from internal_policy.look.runs import DYNAMICS, EXAMS, PASS_AT_K, RunTables
 
 MEASURES = {
     "reward": "reward",
@@ -23,6 +25,8 @@ METHODS = {"bupo": "BuPO", "grpo": "GRPO", "dr-grpo": "Dr. GRPO", "rloo": "RLOO"
 """Training method -> its title."""
 STEADY, SMALL = 0.005, 0.01
 """A smaller change of the reward, and of an entropy in nats, is called none."""
+SHOWN = 11
+"""Exams in a table, besides the best one."""
 
 
 class Phase(NamedTuple):
@@ -52,12 +56,17 @@ def method(metrics: pd.DataFrame) -> str:
     return known if known in METHODS else "bupo" if (metrics["phase"] == "internal").any() else "grpo"
 
 
-def sentences(metrics: pd.DataFrame, frame: pd.DataFrame | None) -> list[str]:
-    """The schedule, the reward, and the layer whose output changed most; `frame` is the table of layers or None."""
+def sentences(metrics: pd.DataFrame, frame: pd.DataFrame | None, exams: pd.DataFrame | None = None) -> list[str]:
+    """The schedule, the reward, the exams, and the layer whose output changed most.
+
+    `frame` is the table of layers, and `exams` that of exams; None if there is none.
+    """
     said = [f"{METHODS[method(metrics)]}: {_schedule_in_words(schedule(metrics))}."]
     for row in first_and_last(metrics).to_dict("records"):
         if row["measure"] == "reward" and row["first_from"] < row["last_from"]:
             said.append(_reward_in_words(row))
+    if exams is not None:
+        said.append(_exams_in_words(exams))
     if frame is not None and (layer := _most_changed(frame)):
         said.append(layer)
     return said
@@ -74,6 +83,30 @@ def _reward_in_words(row: Mapping[Any, Any]) -> str:
     verb = "went" if abs(after - before) < STEADY else "rose" if after > before else "fell"
     first, last = (_steps(row[f"{end}_from"], row[f"{end}_to"]) for end in ("first", "last"))
     return f"The mean reward {verb} from {before:.2f} ({first}) to {after:.2f} ({last})."
+
+
+def _exams_in_words(exams: pd.DataFrame) -> str:
+    """How Avg@K over all problems changed from the first exam to the last."""
+    rows = runs.overall(exams).to_dict("records")
+    first, last = rows[0], rows[-1]
+    number = f" of {counted(int(last['number']), 'problem')}" if "number" in last else ""
+    exam = f"Avg@{last['samples']} on the exam{number}"
+    if len(rows) == 1:
+        return f"{exam} is {first['avg_at_k']:.1%} (step {first['step']})."
+    before, after = first["avg_at_k"], last["avg_at_k"]
+    verb = "went" if abs(after - before) < STEADY else "rose" if after > before else "fell"
+    said = f"{exam} {verb} from {before:.1%} (step {first['step']}) to {after:.1%} (step {last['step']})"
+    if pd.isna(last.get("change_low")):
+        return f"{said}."
+    low, high = (f"{100 * last[f'change_{end}']:+.1f}" for end in ("low", "high"))
+    return f"{said}: {100 * last['change']:+.1f} points (95% {low} to {high}, paired by problem)."
+
+
+def some_exams(exams: pd.DataFrame) -> pd.DataFrame:
+    """The rows of at most 12 exams spread over the run, the first, the best and the last among them."""
+    rows = runs.overall(exams)
+    chosen = np.linspace(0, len(rows) - 1, min(len(rows), SHOWN)).round().astype(int)
+    return exams[exams["step"].isin({*rows["step"].iloc[chosen], runs.best(exams)["step"]})]
 
 
 def _schedule_in_words(phases: list[Phase]) -> str:
@@ -154,6 +187,11 @@ def layers(metrics: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 def evaluations(run: RunTables) -> pd.DataFrame | None:
     """The run's Pass@k; None if it has none. Raises InputError if the file is damaged."""
     return run.pass_at_k() if (run.folder / PASS_AT_K).is_file() else None
+
+
+def exams(run: RunTables) -> pd.DataFrame | None:
+    """The run's exams; None if it had none. Raises InputError if the file is damaged."""
+    return run.exams() if (run.folder / EXAMS).is_file() else None
 
 
 def dynamics(run: RunTables) -> pd.DataFrame | None:

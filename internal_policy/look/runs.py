@@ -3,13 +3,15 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from internal_policy import bundle
-from internal_policy.errors import InputError, counted
+from internal_policy.errors import InputError, counted, joined
 from internal_policy.measure.sites import INPUT_OF
 from internal_policy.models.naming import RUN
 from internal_policy.scans import store
@@ -17,16 +19,28 @@ from internal_policy.scans import store
 RECORD = RUN
 """File in the folder of a run that holds its settings."""
 METRICS, DYNAMICS, PASS_AT_K = "metrics.parquet", "dynamics.parquet", "pass_at_k.parquet"
+EXAMS = "evaluations.parquet"
+"""File with the exams on held-out problems during training."""
+SHARES = ("avg_at_k", "pass_at_k")
+"""Columns of exams; each has the ends of its 95% interval beside it, with `_low` and `_high` at the end."""
 NEEDED = {
     METRICS: {"step", "reward", "phase", "target"},
     DYNAMICS: {"step", "layer", "site"},
     PASS_AT_K: {"label", "k", "mean", "low", "high"},
+    EXAMS: {"step", "problems", "samples", *(f"{name}{end}" for name in SHARES for end in ("", "_low", "_high"))},
 }
 """File -> columns that it must have. All other columns are optional."""
+REMEDIES = {
+    PASS_AT_K: "Copy into it the one that `internal-policy evaluate` wrote",
+    EXAMS: "Train with --eval-problems",
+}
+"""File that not every run has -> what to do about it."""
 NOT_MEASURES = ("step", "layer", "site")
-COUNTS = {"step": 2**53, "layer": 10_000, "k": 2**53}
+KEYS = {DYNAMICS: [*NOT_MEASURES], EXAMS: ["step", "problems"]}
+"""File -> columns that identify a row."""
+COUNTS = {"step": 2**53, "layer": 10_000, "k": 2**53, "samples": 2**53}
 """Column of whole numbers from 0 -> its exclusive upper limit."""
-WORDS = {"phase", "target", "method", "site", "label"}
+WORDS = {"phase", "target", "method", "site", "label", "problems"}
 """Columns of text. All others are numbers."""
 REWARD = "reward/"
 """How the columns of a run's rewards begin, if it has several; the name follows."""
@@ -69,6 +83,16 @@ class RunTables:
         """
         return read(self.folder, PASS_AT_K)
 
+    def exams(self) -> pd.DataFrame:
+        """The exams on held-out problems, one row per exam and set of problems (`all` for several sets together).
+
+        Columns: step (0 is before training), problems (the set), samples (K), avg_at_k and pass_at_k (shares, 0 to 1)
+        with their 95% intervals over problems (avg_at_k_low, avg_at_k_high, ...), change (of avg_at_k since step 0,
+        with its paired interval), and reward (mean in training since the exam before; NaN at step 0). Raises InputError
+        if the run had no exams.
+        """
+        return with_reward(read(self.folder, EXAMS), self.metrics())
+
 
 def listed() -> dict[str, Path]:
     """Training runs by name: those of the cache, newest first, and the bundled ones."""
@@ -97,11 +121,7 @@ def read(folder: Path, name: str) -> pd.DataFrame:
     except (OSError, ValueError):  # a name that no file system takes
         there = False
     if not there:
-        remedy = (
-            "Copy into it the one that `internal-policy evaluate` wrote"
-            if name == PASS_AT_K
-            else "Give the folder of a training run"
-        )
+        remedy = REMEDIES.get(name, "Give the folder of a training run")
         raise InputError(f"{str(folder)[:200]} has no {name}. {remedy}.")
     try:
         return _checked(path, store.read_part(path).to_pandas())
@@ -119,8 +139,10 @@ def _checked(path: Path, found: pd.DataFrame) -> pd.DataFrame:
     for column in sorted(needed):
         if wrong := _wrong(found[column]):
             raise InputError(f"{path} has {wrong} in column {column}. It wasn't written by a training run.")
-    if path.name == DYNAMICS and found.duplicated([*NOT_MEASURES]).any():
-        raise InputError(f"{path} has duplicate rows for a step, layer and site. It wasn't written by a training run.")
+    if path.name in KEYS and found.duplicated(KEYS[path.name]).any():
+        raise InputError(
+            f"{path} has duplicate rows for a {joined(KEYS[path.name])}. It wasn't written by a training run."
+        )
     return found[[column for column in found.columns if not _wrong(found[column])]]
 
 
@@ -160,6 +182,24 @@ def with_changes(frame: pd.DataFrame) -> pd.DataFrame:
         return changed
     control = frame["entropy_at_input_norm"].where(changed["change"].notna())
     return changed.assign(change_direction=control - before, change_norm=frame["entropy"] - control)
+
+
+def with_reward(exams: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Add `reward`, the mean over the training steps since the exam before; NaN for the first exam."""
+    ends = pairwise(sorted({int(step) for step in exams["step"]}))
+    means = {end: metrics.loc[metrics["step"].between(start + 1, end), "reward"].mean() for start, end in ends}
+    return exams.assign(reward=exams["step"].map(means).astype(float))
+
+
+def overall(exams: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all problems together, one an exam: the last row of each step."""
+    return exams.groupby("step", as_index=False).tail(1)
+
+
+def best(exams: pd.DataFrame) -> dict[str, Any]:
+    """The row of the exam with the highest Avg@K over all problems, the first if there are several."""
+    rows = overall(exams).to_dict("records")
+    return {str(name): value for name, value in max(rows, key=lambda row: row["avg_at_k"]).items()}
 
 
 def since_start(frame: pd.DataFrame, measure: str) -> pd.DataFrame:

@@ -70,7 +70,7 @@ def dynamics(
     if metrics is not None:
         _curve(figure, metrics, "reward", REWARD, row=2)
         figure.update_yaxes(title={"text": "Reward"}, row=2)
-        _switch(figure, metrics, rows)
+        mark_switch(figure, metrics, rows)
     figure.update_xaxes(title={"text": "Step"}, row=rows)
     shown = (legend.SITES[site].name, caption, "framed: the layer while it was trained" if framed else "")
     caption = " · ".join(part for part in shown if part)
@@ -84,7 +84,7 @@ def _small(text: str) -> str:
     return text if text[1:2].isupper() else text[:1].lower() + text[1:]
 
 
-def _roomy(figure: go.Figure, names: int) -> go.Figure:
+def roomy(figure: go.Figure, names: int) -> go.Figure:
     """Make room above the axes for a row of the legend for each name, as many as a phone needs."""
     layout: Any = figure.layout
     more = 22 * (names - 1)
@@ -153,7 +153,7 @@ def trained(
             figure.add_hline(0, line={"color": GREY, "width": 1, "dash": "dash"}, **place)
         mode = "tozero" if measure == "kl" and not difference else "normal"
         figure.update_yaxes(title={"text": title}, rangemode=mode, row=number)
-    _switch(figure, metrics, len(panels))
+    mark_switch(figure, metrics, len(panels))
     figure.update_xaxes(title={"text": f"Step (layers from {offset})" if offset else "Step"}, row=len(panels))
     title = f"Layer {layer + offset} compared with later layers"
     if difference:
@@ -203,7 +203,7 @@ def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen", 
     """
     panels = [(title, [(QUANTITIES[name], metrics, name) for name in names]) for title, names in PANELS]
     figure, rows = _panels(panels, window)
-    _switch(figure, metrics, rows)
+    mark_switch(figure, metrics, rows)
     return theme.layout(figure, "Training", averaged(caption, window), style, height=130 + 140 * rows, above=16)
 
 
@@ -221,9 +221,9 @@ def several(
             panels.append((called, [(marks[label], metrics, name) for label, metrics in tables.items()]))
     figure, rows = _panels(panels, window)
     for label, metrics in tables.items():
-        _switch(figure, metrics, rows, marks[label].colour, words=False)
+        mark_switch(figure, metrics, rows, marks[label].colour, words=False)
     theme.layout(figure, "Training runs", averaged(caption, window), style, height=130 + 140 * rows, above=16)
-    return _roomy(figure, len(tables))
+    return roomy(figure, len(tables))
 
 
 def averaged(caption: str, window: int) -> str:
@@ -280,7 +280,7 @@ def layer(
     where = theme.place(layer, site, style).partition(" (")[0]
     caption = " · ".join(part for part in (where, caption, f"Δ since step {start}" if difference else "") if part)
     theme.layout(figure, f"{theme.WHILE_TRAINING[measure][0]} by step", caption, style, height=380)
-    return _roomy(figure, len(tables))
+    return roomy(figure, len(tables))
 
 
 def _curve(
@@ -312,7 +312,7 @@ def _curve(
     )
 
 
-def _switch(figure: go.Figure, metrics: pd.DataFrame, rows: int, colour: str = GREY, *, words: bool = True) -> None:
+def mark_switch(figure: go.Figure, metrics: pd.DataFrame, rows: int, colour: str = GREY, *, words: bool = True) -> None:
     """Draw a dotted line through all rows at each switch between internal policies and the whole one."""
     steps = metrics.sort_values("step")
     before = steps["phase"].shift().bfill()

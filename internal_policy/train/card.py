@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from internal_policy.look import run_summary
+from internal_policy.look import run_summary, runs
 from internal_policy.models.naming import title
 from internal_policy.train import methods, rewards
 from internal_policy.train.configuration import BuPOConfig
@@ -55,8 +55,13 @@ def as_yaml(config: BuPOConfig) -> str:
     return "# Resolved by internal-policy; `train --config` takes this file.\n" + yaml.safe_dump(fields_of(config))
 
 
-def card(metrics: pd.DataFrame, about: Mapping[str, str], config: BuPOConfig) -> str:
-    """The model's card: how it was trained, on what, and its figures. `about` has "name", "model" and "problems"."""
+def card(
+    metrics: pd.DataFrame, about: Mapping[str, str], config: BuPOConfig, exams: pd.DataFrame, *, is_best: bool = False
+) -> str:
+    """The model's card: how it was trained, on what, and its figures. `about` has "name", "model" and "problems".
+
+    `exams` has the rows of evaluations.parquet so far. `is_best` says that the model was kept for its exam.
+    """
     base = about["model"]
     front = {
         "library_name": "peft" if config.lora else "transformers",
@@ -72,15 +77,43 @@ def card(metrics: pd.DataFrame, about: Mapping[str, str], config: BuPOConfig) ->
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(front)}---",
-            f"# {about['name']}\n",
+            f"# {about['name']}{'-best' if is_best else ''}\n",
             f"{title(base)}, trained with internal-policy.\n",
-            *(f"- {sentence}" for sentence in run_summary.sentences(metrics, None)),
+            *(f"- {sentence}" for sentence in run_summary.sentences(metrics, None, None if exams.empty else exams)),
+            *([_why_kept(exams)] if is_best else []),
             f"- Problems: {about['problems']}.",
             *(f"- Reward {line}." for line in rewards.in_words(config.rewards, config.reward_weights)),
             "",
             "| mean over | first tenth of the steps | last tenth |\n|---|---|---|",
             *rows,
+            *([] if exams.empty else _exams(exams)),
             f"\n## Configuration\n\n```yaml\n{yaml.safe_dump(fields_of(config))}```\n",
             "Versions: " + ", ".join(f"{package} {version}" for package, version in versions().items()) + ".\n",
         ]
     )
+
+
+def _why_kept(exams: pd.DataFrame) -> str:
+    """What the model of the best exam is, as an item of a list."""
+    row, number = runs.best(exams), exams["step"].nunique()
+    return (
+        f"- This is the model after step {row['step']}, kept because its Avg@{row['samples']} ({row['avg_at_k']:.1%}) "
+        f"is the highest of {number} exams. That overstates how good it is; evaluate it on other problems."
+    )
+
+
+def _exams(exams: pd.DataFrame) -> list[str]:
+    """The exams as a Markdown table."""
+    samples = exams["samples"].iloc[0]
+    rows = [
+        f"| {row['step']} | {row['problems']} | {row['avg_at_k']:.3f} | {_between(row)} | {row['pass_at_k']:.3f} |"
+        for row in run_summary.some_exams(exams).to_dict("records")
+    ]
+    head = f"\n| exam after step | problems | Avg@{samples} | 95% | Pass@{samples} |\n|---|---|---|---|---|"
+    return [head, *rows]
+
+
+def _between(row: Mapping[Any, Any]) -> str:
+    """The interval of Avg@K; nothing with a single problem."""
+    low, high = row["avg_at_k_low"], row["avg_at_k_high"]
+    return "" if pd.isna(low) else f"{low:.3f} to {high:.3f}"

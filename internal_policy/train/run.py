@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PrinterCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from internal_policy import files
 from internal_policy.errors import InputError
@@ -30,10 +32,12 @@ from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat, encode_problem
 from internal_policy.tasks.rollouts import Rollout, read_rollouts, write_rollouts
 from internal_policy.train import card, checkpoints, freezing, lora, methods, padding, precision, rewards, scoring
+from internal_policy.train import exam as exams
 from internal_policy.train.bupo import BuPOTrainer
 from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig, check_vllm
 from internal_policy.train.dataset import dataset_of
+from internal_policy.train.exam import NO_EXAM, Exam, Examiner, Marks
 from internal_policy.train.resume import MODEL, known
 
 STAGES, ROLLOUTS = "stages.json", "rollouts.parquet"
@@ -70,6 +74,8 @@ class Setup:
     """Type of the weights on disk, in which the trained model is saved; None for the type in training."""
     merge: bool = False
     """Whether an adapter is saved merged into the weights."""
+    exam: Exam = NO_EXAM
+    """Held-out problems to solve during training."""
 
 
 def check(
@@ -79,6 +85,7 @@ def check(
     chat: Chat,
     config: BuPOConfig,
     layer: HookPoint | None = None,
+    exam: Exam = NO_EXAM,
 ) -> None:
     """Raise InputError for a family, hook point, problem, length or missing package that training would fail at.
 
@@ -96,6 +103,7 @@ def check(
     prompts = {n: encode_problem(tokenizer, problem, chat) for n, problem in enumerate(problems)}
     longest = min(positions(text), config.vllm_max_model_length or sys.maxsize)
     check_prompts(prompts, config.max_completion_length or 0, longest, text.vocab_size)
+    exams.check(exam, tokenizer, chat, text, config.max_completion_length or 0)
     group = config.num_generations or 1
     needed = (config.generation_batch_size or group) // group
     if len(problems) < needed:
@@ -193,8 +201,16 @@ def _trained(
     note: Callable[[str], None],
     file: str | None,
 ) -> pd.DataFrame | None:
+    def keep(table: pd.DataFrame) -> None:
+        _save(trainer, setup, card.card(logger.metrics, setup.about, config, table, is_best=True), exams.BEST)
+        if trainer.is_world_process_zero():
+            note(exams.kept(setup.folder / exams.BEST, table))
+
     interrupt = Interrupt()
-    logger = RunLogger(setup.folder, config.updates_per_step, config.phases, scans, report, methods.called(config))
+    examiner = Examiner(setup.folder, setup.exam, config.updates_per_step, _solving(setup, config), keep)
+    reported = lambda row: report({**row, **examiner.latest})  # noqa: E731
+    named = methods.called(config)
+    logger = RunLogger(setup.folder, config.updates_per_step, config.phases, scans, reported, named)
     blamed = file or ("vLLM" if config.use_vllm else None)
     with interrupt.listening(note), warnings.catch_warnings(), _explained(blamed, logger):
         warnings.simplefilter("ignore", FutureWarning)  # TRL uses names that transformers has renamed
@@ -204,7 +220,7 @@ def _trained(
             config,
             train_dataset=dataset_of(setup.problems, setup.chat),
             processing_class=setup.tokenizer,
-            callbacks=[logger, interrupt],
+            callbacks=[logger, examiner, interrupt],
         )
         trainer.remove_callback(PrinterCallback)
         if scans.every and trainer.is_fsdp_enabled:
@@ -213,6 +229,8 @@ def _trained(
             raise InputError("An adapter can't be merged while FSDP shards the weights. Leave out --merge.")
         if config.lora:
             note(lora.in_words(trainer.accelerator.unwrap_model(trainer.model)))
+        if setup.exam.sets and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+            raise InputError("Exams can't be held while FSDP or ZeRO-3 shards the model. Remove --eval-problems.")
         if (warning := precision.rounding(trainer.model, config.learning_rate)) is not None:
             note(warning)
         if (said := freezing.in_words(trainer.accelerator.unwrap_model(trainer.model))) is not None:
@@ -223,9 +241,28 @@ def _trained(
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if interrupt.pressed:
         raise KeyboardInterrupt
-    _save(trainer, setup, card.card(logger.metrics, setup.about, config))
+    if examiner.stopped:
+        kept = max(checkpoints.found(setup.folder).items())[1]
+        raise InputError(f"{examiner.stopped} The checkpoint is {kept}. To go on, add --resume and lower --stop-below.")
+    _save(trainer, setup, card.card(logger.metrics, setup.about, config, examiner.table), MODEL)
     trainer.accelerator.end_training()  # without this, processes may abort
     return logger.metrics if trainer.is_world_process_zero() else None
+
+
+def _solving(setup: Setup, config: BuPOConfig) -> Callable[[nn.Module], Marks]:
+    """A function that marks a model's responses to the exam, sampled as in training, with the same seed each time."""
+    return partial(
+        exams.solve,
+        tokenizer=setup.tokenizer,
+        problems=setup.exam.problems,
+        samples=setup.exam.samples,
+        batch_size=config.per_device_train_batch_size,
+        chat=setup.chat,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_new_tokens=config.max_completion_length,
+        seed=config.seed,
+    )
 
 
 def _processes(number: int, *, on_cpu: bool) -> str:
@@ -250,22 +287,22 @@ def _explained(file: str | None, logger: RunLogger) -> Iterator[None]:
         raise InputError(f"{file} made training fail before its first step: {reason}") from error
 
 
-def _save(trainer: BuPOTrainer, setup: Setup, text: str) -> None:
-    """Write the model and its card, whole or not at all."""
+def _save(trainer: BuPOTrainer, setup: Setup, text: str, name: str) -> None:
+    """Write the model and its card into a folder of the run, whole or not at all."""
     folder, partial = setup.folder, setup.folder / checkpoints.PARTIAL
     if trainer.is_world_process_zero():
         shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     trainer.accelerator.wait_for_everyone()
-    if not setup.merge:
-        trainer.save_model(str(partial / MODEL))
+    if not setup.merge or name != MODEL:  # merging ends training
+        trainer.save_model(str(partial / name))
     elif trainer.is_world_process_zero():
-        lora.merged(trainer.accelerator.unwrap_model(trainer.model)).save_pretrained(partial / MODEL)
-        setup.tokenizer.save_pretrained(partial / MODEL)
+        lora.merged(trainer.accelerator.unwrap_model(trainer.model)).save_pretrained(partial / name)
+        setup.tokenizer.save_pretrained(partial / name)
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         if setup.dtype is not None:
-            precision.save_as(partial / MODEL, setup.dtype)
-        (partial / MODEL / card.PICKLE).unlink(missing_ok=True)
-        (partial / MODEL / card.CARD).write_text(text, encoding="utf-8")
-        checkpoints.put(partial / MODEL, folder / MODEL)
+            precision.save_as(partial / name, setup.dtype)
+        (partial / name / card.PICKLE).unlink(missing_ok=True)
+        (partial / name / card.CARD).write_text(text, encoding="utf-8")
+        checkpoints.put(partial / name, folder / name)
         partial.rmdir()

@@ -38,6 +38,29 @@ def test_the_schedule_is_said_in_a_sentence(targets, said):
     assert run_summary.sentences(steps(*targets), None)[0] == said
 
 
+def exams(*shares: float, **columns: Sequence[float | None]) -> pd.DataFrame:
+    """Exams of 8 responses at steps 0, 10, ..."""
+    known = {"step": [10 * n for n in range(len(shares))], "problems": "a", "samples": 8, "number": 64}
+    return pd.DataFrame({**known, "avg_at_k": shares, **columns})
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (exams(0.25), "Avg@8 on the exam of 64 problems is 25.0% (step 0)."),
+        (exams(0.25, 0.9, 0.5), "Avg@8 on the exam of 64 problems rose from 25.0% (step 0) to 50.0% (step 20)."),
+        (exams(0.25, 0.249).drop(columns="number"), "Avg@8 on the exam went from 25.0% (step 0) to 24.9% (step 10)."),
+        (
+            exams(0.5, 0.25, change=[None, -0.25], change_low=[None, -0.3], change_high=[None, -0.2]),
+            "Avg@8 on the exam of 64 problems fell from 50.0% (step 0) to 25.0% (step 10): -25.0 points "
+            "(95% -30.0 to -20.0, paired by problem).",
+        ),
+    ],
+)
+def test_the_exams_are_compared_in_a_sentence(table, said):
+    assert run_summary.sentences(steps("final"), None, table)[-1] == said
+
+
 @pytest.mark.parametrize(
     ("rewards", "said"),
     [

@@ -113,19 +113,43 @@ def test_runs_in_the_cache_come_first_newest_first(root):
 
 
 def made(folder) -> Run:
-    """A run with its three tables."""
+    """A run with its four tables."""
     folder.mkdir()
     for name, frame in TABLES.items():
         frame.to_parquet(folder / name)
     return open_run(folder)
 
 
-def test_a_run_has_its_three_tables(root):
+def test_a_run_has_its_four_tables(root):
     run = made(root / "run")
     pd.testing.assert_frame_equal(run.metrics(), TABLES[runs.METRICS])
     pd.testing.assert_frame_equal(run.dynamics(), runs.with_changes(FRAME))
     pd.testing.assert_frame_equal(run.pass_at_k(), TABLES[runs.PASS_AT_K])
+    pd.testing.assert_frame_equal(run.exams(), TABLES[runs.EXAMS].assign(reward=[np.nan, 0.5]))
     assert repr(run) == "<Run run · 2 steps, 1 on 1.resid_post>"
+
+
+def test_the_reward_beside_an_exam_is_the_mean_since_the_exam_before():
+    metrics = steps(*["final"] * 6).assign(reward=[0.0, 1.0, 0.5, 0.5, 0.8, 9.0])
+    exams = pd.DataFrame({"step": [0, 0, 2, 2, 5, 5], "problems": ["a", "all"] * 3})
+    found = runs.with_reward(exams, metrics)["reward"]
+    assert found.tolist() == pytest.approx([np.nan, np.nan, 0.5, 0.5, 0.6, 0.6], nan_ok=True)
+    assert runs.with_reward(exams[:1], metrics)["reward"].isna().all()
+
+
+def test_the_best_exam_is_the_first_of_the_highest_over_all_problems():
+    shares = {"avg_at_k": [0.9, 0.1, 0.2, 0.5, 0.3, 0.5]}
+    exams = pd.DataFrame({"step": [0, 0, 2, 2, 5, 5], "problems": ["a", "all"] * 3, **shares})
+    assert runs.best(exams)["step"] == 2
+    assert runs.overall(exams)["avg_at_k"].tolist() == [0.1, 0.5, 0.5]
+
+
+def test_two_exams_of_a_step_on_the_same_problems_are_refused(root):
+    pd.concat([TABLES[runs.EXAMS]] * 2).to_parquet(root / runs.EXAMS)
+    with pytest.raises(InputError, match="duplicate rows for a step and problems"):
+        runs.read(root, runs.EXAMS)
+    with pytest.raises(InputError, match=r"has no evaluations\.parquet\. Train with --eval-problems"):
+        runs.read(root / "other", runs.EXAMS)
 
 
 def test_every_figure_of_a_run_is_a_method(root):
@@ -191,12 +215,16 @@ WRONG = {
     "negative": -1,
     "huge": 2**60,
 }
-WELCOME = {(name, kind) for name in ("reward", "mean", "low", "high") for kind in ("half", "nan", "negative", "huge")}
-WELCOME |= {(name, "text") for name in ("phase", "target", "site", "label")}
+ENDS = [f"{name}{end}" for name in runs.SHARES for end in ("", "_low", "_high")]
+WELCOME = {
+    (name, kind) for name in ("reward", "mean", "low", "high", *ENDS) for kind in ("half", "nan", "negative", "huge")
+}
+WELCOME |= {(name, "text") for name in ("phase", "target", "site", "label", "problems")}
 TABLES = {
     runs.METRICS: steps("1.resid_post", "final"),
     runs.DYNAMICS: FRAME,
     runs.PASS_AT_K: pd.DataFrame({"label": ["a", "a"], "k": [1, 2], "mean": 0.1, "low": 0.0, "high": 0.2}),
+    runs.EXAMS: pd.DataFrame({"step": [0, 2], "problems": "a", "samples": 8, **dict.fromkeys(ENDS, 0.5)}),
 }
 
 
