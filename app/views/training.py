@@ -2,6 +2,7 @@
 
 import choices
 import pandas as pd
+import samples
 import show
 import streamlit as st
 
@@ -60,6 +61,7 @@ def page() -> None:
     over_seeds([chosen, *others])
     if (chosen.folder / runs.PASS_AT_K).exists():
         show_figure("pass-at-k", [chosen], RunChoice())
+    samples.draw(chosen.folder)
 
 
 def show_figure(name: str, chosen: list[RunTables], choice: RunChoice) -> None:

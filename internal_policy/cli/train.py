@@ -33,7 +33,7 @@ DAY = "date"
 """Key in run.json for the day on which the run started, present if the chat template writes the date."""
 CHANGEABLE = {
     *("resume", "force", "json", "output", "report_to", "save_every", "config"),
-    *("max_memory", "offload_folder", "merge", "stop_below"),
+    *("max_memory", "offload_folder", "merge", "stop_below", "samples_every"),
 }
 """Options that may differ when a run is resumed. The contents of the configuration file are compared separately."""
 NO_BOX = (
@@ -93,7 +93,8 @@ def run(options: Train) -> None:
         "model": options.model,
         "problems": ", ".join(options.problems) or "bundled sums",
     }
-    setup = training.Setup(folder, model, tokenizer, problems, chat, rewarding, named, on_disk, options.merge, exams)
+    trained = (folder, model, tokenizer, problems, chat, rewarding, named, on_disk)
+    setup = training.Setup(*trained, options.merge, exams, options.samples_every)
     if other:
         outputs.clear(folder, "run")
     with files.held(folder):  # nothing is written before everything is checked

@@ -29,6 +29,7 @@ LIMITS = {
     "stop_below": (math.nextafter(0, 1), 1, "above 0, at most 1"),
     "layer": (0, 2**31 - 1, "from 0, which is the first layer"),
     "seed": (0, 2**32 - 1, "from 0 to 4294967295"),
+    "samples_every": (0, 2**31 - 1, "from 1 to 2147483647, or 0 to keep no responses"),
     "scan_every": (0, 2**31 - 1, "from 1 to 2147483647, or 0 to turn scans off"),
 }
 """Option -> its smallest and largest value, and the range in words."""

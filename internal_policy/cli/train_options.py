@@ -123,6 +123,9 @@ class TrainOutput(JsonOptions, OutputOptions):
     """Steps between two checkpoints, of which the last two are kept. By default 20."""
     scan_every: int = 5
     """Steps between two scans of the layers for dynamics.parquet; 0 turns them off."""
+    samples_every: int = 10
+    """Steps between two samples of responses for samples.parquet, which the Training page of the dashboard shows: two
+    responses to each of four problems. 0 keeps none."""
     report_to: Text = None
     """More loggers, as in TRL: tensorboard, wandb, trackio, ...; by default none."""
 

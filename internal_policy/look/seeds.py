@@ -24,7 +24,18 @@ CHOOSING = 100
 """Seed of the bundled runs that chose the learning rates, which aren't results."""
 LEAST = 2
 """Fewest seeds of each method."""
-NOT_SETTINGS = ("seed", "output", "file", "config", "resume", "force", "save_every", "scan_every", "report_to")
+NOT_SETTINGS = (
+    "seed",
+    "output",
+    "file",
+    "config",
+    "resume",
+    "force",
+    "save_every",
+    "scan_every",
+    "samples_every",
+    "report_to",
+)
 """Fields of run.json that may differ between runs of a group. `file` repeats what a configuration file set."""
 SCHEDULE = ("method", "layer", "site", "readout", "internal_steps")
 """Fields of run.json that define a method. All others must be the same for a fair comparison."""

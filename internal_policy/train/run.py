@@ -39,6 +39,7 @@ from internal_policy.train.configuration import BuPOConfig, check_vllm
 from internal_policy.train.dataset import dataset_of
 from internal_policy.train.exam import NO_EXAM, Exam, Examiner, Marks
 from internal_policy.train.resume import MODEL, known
+from internal_policy.train.samples import SampleLogger
 
 STAGES, ROLLOUTS = "stages.json", "rollouts.parquet"
 """Names in the folder of a run: the suggested layer, and the responses that are scanned during training."""
@@ -76,6 +77,8 @@ class Setup:
     """Whether an adapter is saved merged into the weights."""
     exam: Exam = NO_EXAM
     """Held-out problems to solve during training."""
+    samples_every: int = 0
+    """Steps between two samples of responses; 0 keeps none."""
 
 
 def check(
@@ -223,6 +226,8 @@ def _trained(
             callbacks=[logger, examiner, interrupt],
         )
         trainer.remove_callback(PrinterCallback)
+        if setup.samples_every:
+            trainer.add_callback(SampleLogger(setup.folder, config.updates_per_step, setup.samples_every, trainer))
         if scans.every and trainer.is_fsdp_enabled:
             raise InputError("Layers can't be scanned while FSDP shards them. Use --scan-every 0.")
         if setup.merge and trainer.is_fsdp_enabled:

@@ -47,6 +47,7 @@ ADDRESSES = {
         "training_measure",
         "training_site",
         "training_smooth",
+        "training_step",
     ),
 }
 """Page -> its own URL parameters, besides those of the sidebar."""
@@ -758,6 +759,30 @@ def test_a_run_that_is_not_listed_is_named_in_the_list(run, tmp_path):
     assert app.selectbox(key="listed_run").value == str(folder)
     app.selectbox(key="listed_run").select("training/one").run()
     assert app.session_state["run"] == "training/one"
+
+
+def kept(run: Path, responses: list[str]) -> None:
+    """Keep responses to one problem at steps 1 and 10."""
+    rows = [(step, "What is $x$?", text, 1.0, -0.5) for step in (1, 10) for text in responses]
+    columns = ["step", "problem", "response", "reward", "advantage"]
+    pd.DataFrame(rows, columns=columns).to_parquet(run / "samples.parquet")
+
+
+def test_the_responses_of_a_step_are_shown_as_plain_text(run):
+    responses = [*HOSTILE, "\x1b[31mred\x07", ""]
+    kept(run, responses)
+    app = opened("training", training_step="1")
+    assert app.selectbox(key="training_step").options == ["1", "10"]
+    shown = ["".join(text.split()) for text in texts(app)]
+    assert [text for text in ("What is $x$?", *HOSTILE[:4], HOSTILE[7]) if "".join(text.split()) not in shown] == []
+    assert "⟨U+001B⟩[31mred⟨U+0007⟩" in shown
+    assert "(empty)" in shown
+    assert captions(app).count("Reward 1, advantage -0.50") == len(responses)
+
+
+def test_a_damaged_table_of_responses_is_refused_on_the_page(run):
+    (run / "samples.parquet").write_bytes(b"PAR1")
+    assert any("samples.parquet" in text for text in refusals(opened("training")))
 
 
 def test_without_training_runs_the_page_says_what_one_is(monkeypatch, tmp_path):
