@@ -21,7 +21,7 @@ from internal_policy.cli import (
 from internal_policy.cli.question import held
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError, counted
-from internal_policy.models import adapters, checkpoint, loading, naming, offload, quantized, templates, tokenizers
+from internal_policy.models import checkpoint, loading, naming, offload, quantized, templates, tokenizers
 from internal_policy.secrecy import redacted
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def run(options: Train) -> None:
         progress.note(NO_BOX)
     on_disk: Any = about.dtype  # loading replaces it by --dtype
     model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)
-    adapted = config.lora or adapters.of_peft(model)
+    adapted = config.lora or checkpoint.folder.is_adapter(options.checkpoint.folder)
     if options.merge and not adapted:
         raise InputError("--merge needs an adapter. Add --lora, or leave out --merge.")
     quantized.check_trainable(model, adapted=config.lora, merge=options.merge)
