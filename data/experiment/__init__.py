@@ -1,0 +1,1 @@
+"""Compare BuPO with GRPO and related methods under equal conditions."""
