@@ -231,7 +231,7 @@ def test_the_columns_of_pass_at_k_are_documented():
 
 def test_the_columns_of_an_exam_are_documented_with_their_types(tmp_path):
     problem = Problem((Message(role="user", content="1 + 1"),), "2")
-    rows = exam.results(exam.Exam({"a": [problem]}, samples=2), 0, ([1], [0]), pd.DataFrame())
+    rows = exam.results(exam.Exam({"a": [problem]}, samples=2), 0, ([1], [0]), pd.DataFrame()).assign(seconds=1.0)
     words = {"str": "string", "object": "list of int64"}
     assert [(row[0].strip("`"), row[1]) for row in described("evaluations.parquet")] == [
         (column, words.get(str(kind), str(kind))) for column, kind in rows.dtypes.items()

@@ -20,6 +20,14 @@ from internal_policy.errors import counted
 if TYPE_CHECKING:
     import pandas as pd
 
+ACTIVITIES = {
+    "generation_seconds": "sampling",
+    "rewards_seconds": "rewards",
+    "scoring_seconds": "scoring",
+    "training_seconds": "training",
+    "scan_seconds": "scans",
+}
+"""Column of metrics -> what took the time."""
 PROMPT = (
     *("problem_column", "answer_column", "system_prompt", "prompt_suffix"),
     *("chat_template", "chat_template_kwargs"),
@@ -59,14 +67,31 @@ def in_words(row: Mapping[str, Any]) -> str:
         "groups_without_spread": "no spread {:.0%}",
         "cut": "cut {:.0%}",
         "skipped": "skipped {:.0%} of updates",
+        "generation_tokens_per_second": "sampling {:,.0f} tokens/s",
+        "training_tokens_per_second": "training {:,.0f} tokens/s",
+        "mfu": "MFU {:.0%}",
     }
     if not row.get("skipped"):
         formats.pop("skipped")
     known = {name: form for name, form in formats.items() if not math.isnan(row.get(name, math.nan))}
     said = [form.format(row[name]) for name, form in known.items()]
+    if not math.isnan(row.get("peak_memory", math.nan)):
+        said.append(f"{row['peak_memory'] / 1e9:.1f} GB")
     if "exam" in row:
         said.append(f"exam {row['exam']:.1%} (step {row['exam_step']})")
     return f"{trained}: " + ", ".join(said)
+
+
+def times(metrics: "pd.DataFrame", exams: "pd.DataFrame | None" = None) -> dict[str, float]:
+    """Share of the time of steps, scans and exams that each activity took; empty if it wasn't measured."""
+    if "training_seconds" not in metrics:
+        return {}
+    spent = {words: float(metrics[name].sum()) for name, words in ACTIVITIES.items() if name in metrics}
+    if exams is not None and "seconds" in exams:
+        spent["exams"] = float(exams.drop_duplicates("step")["seconds"].sum())
+    total = float(metrics["seconds"].sum()) + spent.get("scans", 0.0) + spent.get("exams", 0.0)
+    spent["other"] = total - sum(spent.values())
+    return {words: seconds / total for words, seconds in spent.items()}
 
 
 def evaluation(options: Train, folder: Path) -> str:
@@ -108,6 +133,7 @@ def trained(
                 "model": str(folder / "model"),
                 "best_model": None if best is None else str(best),
                 "seconds": seconds,
+                "time": times(metrics, exams),
                 "steps": rows,
                 "exams": [] if exams is None else exams.to_dict("records"),
             }
@@ -124,6 +150,8 @@ def trained(
     if exams is not None:
         uncut(exam.table(exams))
     out.print(f"{counted(len(metrics), 'step')} in {seconds:.0f} s. Model: {escape(str(folder / 'model'))}")
+    if shares := times(metrics, exams):
+        out.print("Time: " + ", ".join(f"{words} {share:.0%}" for words, share in shares.items() if share >= 0.005))
     if best is not None:
         out.print(f"Model of the best exam: {escape(str(best))}")
     out.print(f"To evaluate it:\n  {escape(evaluated_by)}")

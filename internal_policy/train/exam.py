@@ -1,5 +1,6 @@
 """Have the model in training solve held-out problems every few steps."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,7 +210,8 @@ class Examiner(TrainerCallback):
     def _examine(self, step: int, state: TrainerState, model: nn.Module) -> None:
         """Append the rows of an exam."""
         first = self.table if self.table.empty else self.table[self.table["step"] == self.table["step"].min()]
-        rows = results(self.exam, step, self.solve(model), first)
+        begun = time.monotonic()
+        rows = results(self.exam, step, self.solve(model), first).assign(seconds=time.monotonic() - begun)
         self.table = rows if self.table.empty else pd.concat([self.table, rows], ignore_index=True)
         if state.is_world_process_zero:
             store.write_table(self.folder / EXAMS, pa.Table.from_pandas(self.table, preserve_index=False))

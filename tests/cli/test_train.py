@@ -360,6 +360,9 @@ def test_bundled_problems_do_not_ask_for_a_box():
 def test_what_a_loss_has_no_ratio_for_is_left_out(capsys):
     row = {"step": 1, "phase": "final", "target": "final", "reward": 0.5, "entropy": 1.0, "clip_fraction": math.nan}
     assert train_report.in_words(row) == "whole policy: reward 0.50, entropy 1.000"
+    rates = {"generation_tokens_per_second": 1234.5, "training_tokens_per_second": 56.7, "peak_memory": 2.26e9}
+    said = "sampling 1,234 tokens/s, training 57 tokens/s, MFU 31%, 2.3 GB"
+    assert train_report.in_words({**row, **rates, "mfu": 0.31}).endswith(f"entropy 1.000, {said}")
     metrics = pd.DataFrame([row]).drop(columns="clip_fraction")
     train_report.trained(Path("run"), metrics, 1.0, "evaluate")
     said = capsys.readouterr().out
@@ -661,3 +664,20 @@ def test_a_problem_without_an_answer_is_refused(tmp_path, capsys):
     jsonl(path, *({"problem": f"What is {n}?"} for n in range(20)))
     assert main(["train", "--layer", "1", "--problems", str(path), "--output", str(tmp_path / "run")]) == 2
     assert "has no answer" in capsys.readouterr().err
+
+
+def test_the_time_of_a_run_is_divided_among_its_activities():
+    metrics = pd.DataFrame(
+        {
+            "seconds": [4.0, 4.0],
+            "generation_seconds": [1.0, 2.0],
+            "rewards_seconds": 0.0,
+            "scoring_seconds": 0.5,
+            "training_seconds": 1.5,
+            "scan_seconds": [float("nan"), 1.0],
+        }
+    )
+    exams = pd.DataFrame({"step": [0, 0, 2], "seconds": [0.5, 0.5, 0.5]})
+    shares = {"sampling": 0.3, "rewards": 0, "scoring": 0.1, "training": 0.3, "scans": 0.1, "exams": 0.1, "other": 0.1}
+    assert train_report.times(metrics, exams) == pytest.approx(shares)
+    assert train_report.times(metrics[["seconds"]], exams) == {}

@@ -109,7 +109,8 @@ def test_a_resumed_run_neither_loses_nor_repeats_an_exam(tmp_path, tokenizer):
     undisturbed = pd.read_parquet(tmp_path / EXAMS)
     resumed, examiner = examined(tmp_path, given, counted(3), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / EXAMS), undisturbed)
+    resumed = pd.read_parquet(tmp_path / EXAMS)
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), undisturbed.drop(columns="seconds"))
     finished, examiner = examined(tmp_path, given, [], **options)
     finished.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert examiner.table["step"].tolist() == [0, 1, 2, 3]
