@@ -172,7 +172,8 @@ class Train(TrainOutput, Exams, Lora, Optimization, TrainSampling, ReadingOption
     (norm)."""
     schedule: Annotated[Text, tyro.conf.arg(metavar="PHASES")] = None
     """Hook points to train one after another, with their steps, in place of --layer and --internal-steps:
-    5.resid_post:20,11.mlp_out@norm:10,final. @raw or @norm is the readout of a phase; final:10 trains the whole policy
-    for 10 steps, and final at the end for the rest, as it is without."""
+    5.resid_post:20,11.mlp_out@norm:10,final. @raw or @norm is the readout of a phase. final:10 trains the whole policy
+    for 10 steps, and final at the end for the rest, as it is without. *0.3 trains both at once, the internal policy
+    with weight 0.3, and *1-0 with one that falls from 1 to 0."""
     internal_steps: Number = None
     """Steps on the internal policy; by default a sixth of all steps."""

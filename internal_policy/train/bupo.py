@@ -29,7 +29,7 @@ from internal_policy.tasks.prompts import encode_problem, encode_text
 from internal_policy.train import checkpoints, dropout, finite, freezing, lora, padding, spread
 from internal_policy.train.boundary import StepBoundary
 from internal_policy.train.configuration import BuPOConfig, check_vllm
-from internal_policy.train.method_trainer import MethodTrainer
+from internal_policy.train.mixing import WHOLE_OLD, MixedTrainer
 from internal_policy.train.sampler import EpochSampler
 from internal_policy.train.schedule import REST, first_internal, phase_at
 from internal_policy.train.throughput import SCORING, TimedTrainer
@@ -38,7 +38,7 @@ MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|k
 """Names that TRL logs as means over the tokens of a pass."""
 
 
-class BuPOTrainer(MethodTrainer, TimedTrainer):
+class BuPOTrainer(MixedTrainer, TimedTrainer):
     """TRL's GRPOTrainer, with the ratio of the policy at the scheduled hook point (Eqs. 9 and 10).
 
         trainer = ip.BuPOTrainer(model, reward_funcs, config, train_dataset=dataset, processing_class=tokenizer)
@@ -83,8 +83,7 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         if args.eval_strategy != "no" and more.get("eval_dataset") is None:
             raise InputError("eval_strategy needs an eval_dataset. Give one, or remove eval_strategy.")
         check_vllm(args)
-        self.phase, self.point, self.whole = REST, FINAL, False
-        self.old: Tensor | None = None
+        self.phase, self.point = REST, FINAL
         self.means: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self.defers = self.deferred = False
         self.skipped = 0
@@ -212,8 +211,8 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         """Sample a batch from the whole policy, and choose the policy to train on it until it is used up."""
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
-        self.phase = phase_at(self.args.phases, self.state.global_step // self.args.updates_per_step)
-        self.point = self.phase.point
+        self.phase, number = phase_at(self.args.phases, self.state.global_step // self.args.updates_per_step)
+        self.point, self.weight = self.phase.point, self.phase.weight(number)
         self.beta = self.args.beta if self.point == FINAL else 0.0  # an internal policy has no reference
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
         self.whole = corrected  # vLLM samples from the whole policy, so only that can be compared with it
@@ -243,6 +242,9 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
         with self.stopwatch.timing(SCORING):
             for rows in passes if self.deferred else ():
                 rows["old_per_token_logps"] = self._score(rows)[0]
+                if self.weight < 1:
+                    with self.as_whole():
+                        rows[WHOLE_OLD] = self._score(rows)[0]
         self._buffered_inputs = passes
         return passes[self._step % len(passes)]
 
@@ -277,11 +279,9 @@ class BuPOTrainer(MethodTrainer, TimedTrainer):
     def _log_whole_entropy(self, batch: dict[str, Any]) -> None:
         """Log the entropy of the whole policy, in nats, at one response to each prompt."""
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        rows, self.whole = {name: batch[name][:: self.num_generations] for name in names}, True
-        try:
+        rows = {name: batch[name][:: self.num_generations] for name in names}
+        with self.as_whole():
             entropy = self._score(rows, entropy=True)[1]
-        finally:
-            self.whole = False
         assert entropy is not None
         mask = rows["completion_mask"]
         sums = cast(Tensor, self.accelerator.reduce(torch.stack([(entropy * mask).sum(), mask.sum()]), "sum"))

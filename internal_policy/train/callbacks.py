@@ -127,7 +127,7 @@ class RunLogger(TrainerCallback):
         if state.global_step % self.updates:
             return
         step = state.global_step // self.updates
-        phase = phase_at(self.phases, step - 1)
+        phase, _ = phase_at(self.phases, step - 1)
         point = phase.point
         clipped = "clip_ratio/region_mean" if point == FINAL else "internal/clip_ratio/region_mean"
         columns = {**NAMES, clipped: "clip_fraction", **_rewards(logs)}

@@ -39,8 +39,8 @@ class BuPOConfig(GRPOConfig):
     schedule: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Phases HOOK POINT[@READOUT]:STEPS such as 5.resid_post:30, in order; final:10 trains the whole "
-            "policy. After them, or without any, the whole policy is trained. A step is a generation batch."
+            "help": "Phases HOOK POINT[@READOUT][*WEIGHT]:STEPS such as 5.resid_post:30, in order; final:10 trains the "
+            "whole policy. After them, or without any, the whole policy is trained. A step is a generation batch."
         },
     )
     readout: str = field(

@@ -506,7 +506,7 @@ def test_invalid_options_are_refused_in_one_sentence_before_training(arguments, 
             ["--schedule", "2.resid_post:4,8.mlp_out:4"],
             "There is no hook point 8.mlp_out: the model's layers are 0 to 7.",
         ),
-        (["--schedule", "2.resid_post"], "'2.resid_post' isn't a phase. Write HOOK POINT[@READOUT]:STEPS"),
+        (["--schedule", "2.resid_post"], "'2.resid_post' isn't a phase. Write HOOK POINT[@READOUT][*WEIGHT]:STEPS"),
         (["--schedule", "final,2.resid_post:3"], "final without a number of steps must be the last phase"),
         (["--schedule", "2.resid_post:300"], "The schedule takes 300 steps, but training stops after 120"),
         (
