@@ -88,12 +88,7 @@ def run(options: Train) -> None:
         raise InputError("--merge needs an adapter. Add --lora, or leave out --merge.")
     quantized.check_trainable(model, adapted=config.lora, merge=options.merge)
     offload.check_trainable(model)
-    named = {
-        "name": folder.absolute().name,
-        "model": options.model,
-        "problems": ", ".join(options.problems) or "bundled sums",
-    }
-    trained = (folder, model, tokenizer, problems, chat, rewarding, named, on_disk)
+    trained = (folder, model, tokenizer, problems, chat, rewarding, _named(options, folder), on_disk)
     setup = training.Setup(*trained, options.merge, exams, options.samples_every)
     if other:
         outputs.clear(folder, "run")
@@ -107,6 +102,12 @@ def run(options: Train) -> None:
             layer = _suggested(options, setup, config)
             config = train_configuration.configured(options, given, folder, layer, day)
         _train(options, setup, config, layer, start)
+
+
+def _named(options: Train, folder: Path) -> dict[str, str]:
+    """What the card of the trained model calls the run, the model it starts from and its problems."""
+    problems = ", ".join(options.problems) or "bundled sums"
+    return {"name": folder.absolute().name, "model": options.model, "problems": problems}
 
 
 def _problems(options: Train) -> "list[Problem]":
