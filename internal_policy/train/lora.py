@@ -1,5 +1,6 @@
 """Train a LoRA adapter in place of all weights, and save it merged into them."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,11 @@ from internal_policy.models.modules import decoder_layers
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+UNTRAINED = re.compile(r"\b(indexer|dt_proj|\w+_adapter_list)\b")
+"""Modules whose adapters would get no gradient: indexers of sparse attention only choose tokens, kernels of Mamba read
+the weight of dt_proj directly, and of Zamba 2's own adapters each layer uses one."""
+OF_EXPERTS = {"gate_proj", "up_proj", "down_proj"}
+"""Names that PEFT takes for those of packed experts in many families, even where other modules are called so."""
 OF_MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """Model types whose kernels read the weight of `out_proj` directly, so that PEFT refuses to adapt it."""
 
@@ -23,14 +29,16 @@ def targets(model: nn.Module, names: Sequence[str] = ()) -> list[str]:
     """The modules to adapt: all linear ones of the decoder layers, or those called one of `names` (`q_proj`).
 
     The unembedding and the embeddings are never among them, so that all internal policies keep theirs. Neither are
-    experts that are stored as one tensor, routers with a class of their own, and the indexers of sparse attention,
-    whose choice of tokens passes no gradient. Raises InputError for an unknown name.
+    the FFNs of a model whose experts are packed in one tensor, routers with a class of their own, and what gets no
+    gradient (UNTRAINED). Raises InputError for an unknown name.
     """
     inner = inside(model)
     path, layers = family_of(inner.config).layers, decoder_layers(model)
-    skipped = {"indexer", *(["out_proj"] if inner.config.model_type in OF_MAMBA else [])}
+    skipped = {"out_proj"} if inner.config.model_type in OF_MAMBA else set[str]()
+    if any("experts" in name and weight.dim() > 2 for name, weight in layers.named_parameters()):
+        skipped |= OF_EXPERTS
     linear = [name for name, module in layers.named_modules() if _is_linear(module)]
-    found = [name for name in linear if not skipped & {*name.split(".")}]
+    found = [name for name in linear if _last(name) not in skipped and not UNTRAINED.search(name)]
     known = dict.fromkeys(map(_last, found))
     if unknown := [name for name in names if name not in known]:
         raise InputError(
