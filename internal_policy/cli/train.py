@@ -199,6 +199,7 @@ def _train(options: Train, setup: "Setup", config: "BuPOConfig", layer: int | No
         metrics = training.train(setup, config, scans, start, report, progress.note, options.config)
     if metrics is not None:
         seconds = time.monotonic() - begun
-        evaluated_by = train_report.evaluation(options, setup.folder)
+        marked = any(problem.answer is not None for problem in setup.problems)
+        evaluated_by = train_report.evaluation(options, setup.folder) if marked else None
         exams = run_summary.exams(RunTables(setup.folder, setup.folder.name))
         train_report.trained(setup.folder, metrics, seconds, evaluated_by, exams, as_json=options.json)

@@ -16,6 +16,7 @@ from internal_policy.cli import exam, progress
 from internal_policy.cli.console import document, out, uncut
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import counted
+from internal_policy.look import runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,18 +112,19 @@ def trained(
     folder: Path,
     metrics: "pd.DataFrame",
     seconds: float,
-    evaluated_by: str,
+    evaluated_by: str | None,
     exams: "pd.DataFrame | None" = None,
     *,
     as_json: bool = False,
 ) -> None:
-    """Print the reward over tenths of the run, the exams, and the command that evaluates the model."""
+    """Print the reward over tenths of the run, the exams, and the command that evaluates the model, if there is one."""
+    names = ["reward", *runs.rewards(metrics), "entropy", "clip_fraction"]
     tenth = max(1, len(metrics) // 10)
     rows = []
     for start in range(0, len(metrics), tenth):
         part = metrics.iloc[start : start + tenth]
         steps = [int(step) for step in part["step"]]
-        means = part.reindex(columns=["reward", "entropy", "clip_fraction"]).mean().to_dict()
+        means = part.reindex(columns=names).mean().to_dict()
         means = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
         rows.append({"steps": f"{steps[0]}-{steps[-1]}", "trained": ", ".join(dict.fromkeys(part["target"])), **means})
     best = folder / "best" if (folder / "best").is_dir() else None
@@ -140,7 +142,7 @@ def trained(
         )
         return
     table = Table(title="Means over steps", title_justify="left", box=box.SIMPLE_HEAD)
-    measured = [name for name in ("reward", "entropy", "clip_fraction") if name in metrics]
+    measured = [name for name in names if name in metrics]
     for name in ("steps", "trained", *measured):
         table.add_column(name.replace("_", " "), justify="left" if name == "trained" else "right")
     for row in rows:
@@ -154,4 +156,5 @@ def trained(
         out.print("Time: " + ", ".join(f"{words} {share:.0%}" for words, share in shares.items() if share >= 0.005))
     if best is not None:
         out.print(f"Model of the best exam: {escape(str(best))}")
-    out.print(f"To evaluate it:\n  {escape(evaluated_by)}")
+    if evaluated_by is not None:
+        out.print(f"To evaluate it:\n  {escape(evaluated_by)}")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from internal_policy.measure.sites import CHANGES
 REWARD = Mark("reward", theme.BLUE, "diamond")
 RUNS = (*theme.CURVES[1:], theme.CURVES[0])
 """Colours and symbols of runs in one figure, in order."""
+PARTS = tuple(curve for curve in theme.CURVES if curve[0] not in (theme.BLUE, theme.PURPLE, theme.ORANGE))
+"""Colours and symbols of the rewards of a run, beside their weighted sum."""
 SPARSE = 40
 """Longest line whose values are drawn with markers."""
 BESIDE = ("resid_post", "attn_out", "mlp_out", "final")
@@ -199,9 +202,19 @@ QUANTITIES = {
 def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen", *, window: int = 1) -> go.Figure:
     """Entropy, reward, clip fraction and perplexity by training step, with the switch to the whole policy.
 
-    Each point averages the last `window` steps; the values themselves are drawn faintly behind.
+    Of several rewards, each is drawn beside their weighted sum. Each point averages the last `window` steps; the
+    values themselves are drawn faintly behind.
     """
-    panels = [(title, [(QUANTITIES[name], metrics, name) for name in names]) for title, names in PANELS]
+    parts = {
+        name: Mark(theme.inert(theme.short(name.removeprefix(runs.REWARD))), *PARTS[number % len(PARTS)])
+        for number, name in enumerate(runs.rewards(metrics))
+    }
+    known, within = QUANTITIES | parts, {"Reward": parts}
+    if parts:
+        known["reward"] = replace(REWARD, name="weighted sum")
+    panels = [
+        (title, [(known[name], metrics, name) for name in (*names, *within.get(title, ()))]) for title, names in PANELS
+    ]
     figure, rows = _panels(panels, window)
     mark_switch(figure, metrics, rows)
     return theme.layout(figure, "Training", averaged(caption, window), style, height=130 + 140 * rows, above=16)

@@ -238,7 +238,8 @@ def _trained(
             raise InputError("Exams can't be held while FSDP or ZeRO-3 shards the model. Remove --eval-problems.")
         if (warning := precision.rounding(trainer.model, config.learning_rate)) is not None:
             note(warning)
-        if (said := freezing.in_words(trainer.accelerator.unwrap_model(trainer.model))) is not None:
+        said = freezing.in_words(trainer.accelerator.unwrap_model(trainer.model))
+        if said is not None and (config.frozen_layers or config.only_layers):  # of LoRA, all that it leaves is frozen
             note(said)
         note(_processes(trainer.accelerator.num_processes, on_cpu=config.use_cpu))
         if trainer.is_world_process_zero():

@@ -372,6 +372,14 @@ def test_what_a_loss_has_no_ratio_for_is_left_out(capsys):
     assert json.loads(capsys.readouterr().out)["steps"][0]["clip_fraction"] is None
 
 
+def test_the_table_has_a_column_for_each_reward_and_no_command_without_answers(capsys):
+    row = {"step": 1, "target": "final", "reward": 0.5, "reward/box": 0.25, "reward/brief": 0.75}
+    train_report.trained(Path("run"), pd.DataFrame([row]), 1.0, None)
+    said = capsys.readouterr().out
+    assert ["steps", "trained", "reward", "reward/box", "reward/brief"] in [line.split() for line in said.splitlines()]
+    assert "To evaluate" not in said
+
+
 def test_the_hint_evaluates_what_was_trained_on():
     options = Train(
         problems=("amc.jsonl", "org/math@test"),

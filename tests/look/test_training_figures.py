@@ -128,6 +128,15 @@ def test_training_draws_the_metrics_and_the_switch():
     assert [shape.x0 for shape in figure.layout.shapes] == [3.5] * 4
 
 
+def test_each_of_several_rewards_is_drawn_beside_their_weighted_sum():
+    frame = metrics().assign(**{"reward/box": 0.5, "reward/brief": 0.25})
+    figure = training_figures.training(frame)
+    rows = {name: traces(figure, name)[0].yaxis for name in ("box", "brief", "weighted sum", "perplexity")}
+    assert rows["box"] == rows["brief"] == rows["weighted sum"] != rows["perplexity"]
+    assert values(traces(figure, "brief")[0]).tolist() == [0.25] * len(frame)
+    assert not traces(training_figures.training(metrics()), "box")
+
+
 def test_training_leaves_out_what_was_not_recorded():
     figure = training_figures.training(metrics()[["step", "reward", "phase"]])
     assert [trace.name for trace in theme.traces(figure)] == ["reward"]

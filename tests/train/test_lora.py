@@ -85,7 +85,7 @@ def test_every_adapter_is_trained_up_to_the_hook_point_and_can_be_merged(family,
     with torch.no_grad():
         before = model(input_ids).logits
         after = lora.merged(model)(input_ids).logits
-    torch.testing.assert_close(after, before, atol=1e-4 if before.dtype == torch.float32 else 1e-9, rtol=1e-6)
+    torch.testing.assert_close(after, before, atol=1e-4 if before.dtype == torch.float32 else 1e-5, rtol=1e-5)
 
 
 def test_what_peft_would_turn_into_experts_is_left_alone():
