@@ -17,8 +17,8 @@ WRITTEN = {
     "ablation": r"question\.json|ablation\.json|averages\.parquet|(effects|rewards)-\d{5,}\.parquet",
     "evaluation": r"evaluation\.json|rollouts\.parquet|pass_at_k\.parquet",
     "sample": r"(\d+/)?(rollouts-\d{5,}\.parquet|part-\d{5,}\.json)|jacobian-\d+-of-\d+\.safetensors",
-    "run": r"run\.json|stages\.json|config\.yaml|README\.md|(rollouts|metrics|dynamics|evaluations|pass_at_k)\.parquet"
-    r"|\.partial/.*|runs/(.*/)?events\.out\.tfevents\.[^/]*",
+    "run": r"run\.json|stages\.json|config\.yaml|README\.md"
+    r"|(rollouts|samples|metrics|dynamics|evaluations|pass_at_k)\.parquet|\.partial/.*|runs/(.*/)?events\.out\.tfevents\.[^/]*",
 }
 """Kind -> the files that it consists of, by their paths below its folder; a run also has checkpoints and a model."""
 FOLDERS = {

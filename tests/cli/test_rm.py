@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from internal_policy import bundle, files
@@ -16,6 +17,7 @@ from internal_policy.cli import evaluate, inventory, removal
 from internal_policy.cli.inventory import Item
 from internal_policy.errors import InputError
 from internal_policy.look import runs
+from internal_policy.look.samples import SAMPLES
 from internal_policy.scans import records, store
 from internal_policy.scans.scan import Scanner
 from internal_policy.train import checkpoints
@@ -45,7 +47,9 @@ def training_run(here) -> Path:
     for name in (STAGES, ROLLOUTS, "README.md", f"{checkpoints.PARTIAL}/half"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
-    for name in ("checkpoint-20", "model"):
+    for name in (runs.EXAMS, SAMPLES):
+        store.write_table(folder / name, pa.table({"step": [0]}))
+    for name in ("checkpoint-20", "best", "model"):
         (folder / name / "adapter").mkdir(parents=True)
         (folder / name / "adapter" / "model.safetensors").write_bytes(b"weights")
         checkpoints.seal(folder / name)
@@ -263,7 +267,7 @@ def test_a_resolved_configuration_is_ours_and_another_one_is_not(tmp_path):
 def test_a_training_run_is_held_while_it_trains(tmp_path, llama, tokenizer, monkeypatch):
     seen: list[str] = []
     monkeypatch.setattr(training, "_trained", lambda setup, *_: seen.extend(files.writers(setup.folder)))
-    setup = training.Setup(tmp_path / "run", llama, tokenizer, [], None, {})
+    setup = training.Setup(tmp_path / "run", llama, tokenizer, [], None, [], {})
     config, scans = BuPOConfig(output_dir=str(tmp_path)), ScanSchedule([], None, 0)
     training.train(setup, config, scans, None, lambda _: None, lambda _: None)
     assert seen == [f"process {os.getpid()}"]
