@@ -21,6 +21,7 @@ from internal_policy import bundle, errors, files
 from internal_policy.errors import InputError
 from internal_policy.look import theme
 from internal_policy.look.lens_grid import payload
+from internal_policy.look.runs import SHARES
 from internal_policy.scans import store
 
 pytest.importorskip("streamlit")
@@ -734,6 +735,19 @@ def test_runs_are_drawn_in_one_figure_smoothed_and_as_differences_from_step_0(ru
     ]
     app.select_slider(key="training_smooth").set_value(5).run()
     assert charts(app)[3] == "Training runs: 2 runs · mean of the last 5 steps"
+
+
+def test_the_exams_of_a_run_are_drawn_beside_its_reward(run):
+    ends = dict.fromkeys((f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")), 0.25)
+    exams = pd.DataFrame({"step": [0, 3, 5], "problems": "mine", "samples": 8, **ends})
+    exams.to_parquet(run / "evaluations.parquet")
+    (run / "dynamics.parquet").unlink()
+    shutil.copytree(run, run.parent / "two")
+    app = opened("training", run="training/one")
+    assert [said.split(":")[0] for said in charts(app)] == ["Exam by step", "Training"]
+    assert "Avg@8 on the exam went from 25.0% (step 0) to 25.0% (step 5)." in texts(app)
+    app = opened("training", run="training/one", training_against="training/two")
+    assert charts(app)[0].startswith("Exam by step: 2 runs")
 
 
 def test_a_run_whose_layers_were_not_scanned_still_has_its_steps(run):
