@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from internal_policy.models.loading import load
     from internal_policy.models.policy import as_policy, unembed
     from internal_policy.models.trial import admit
+    from internal_policy.train.align import align
     from internal_policy.train.bupo import BuPOTrainer
     from internal_policy.train.configuration import BuPOConfig
 
@@ -45,6 +46,7 @@ __all__ = [
     "__version__",
     "ablated",
     "admit",
+    "align",
     "as_policy",
     "generate",
     "hooked",
@@ -66,6 +68,7 @@ _MODULE_OF = {
     "InputError": "errors",
     "ablated": "models.ablation",
     "admit": "models.trial",
+    "align": "train.align",
     "load": "models.loading",
     "merge": "look.merging",
     "open_run": "look.run",

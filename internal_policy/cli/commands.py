@@ -6,6 +6,7 @@ from typing import Any
 
 from internal_policy.cli import (
     ablate,
+    align,
     check,
     compare,
     dashboard,
@@ -43,6 +44,7 @@ COMMANDS: Mapping[str, Command] = {
     "lens": Command("Measure", lens.Lens, lens.run),
     "scan": Command("Measure", scan.Scan, scan.run),
     "ablate": Command("Measure", ablate.Ablate, ablate.run),
+    "align": Command("Measure", align.Align, align.run),
     "generate": Command("Measure", generate.Generate, generate.run),
     "evaluate": Command("Measure", evaluate.Evaluate, evaluate.run),
     "fit-lens": Command("Measure", fit_lens.FitLens, fit_lens.run),

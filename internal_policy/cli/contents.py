@@ -1,4 +1,4 @@
-"""Describe what is in the folder of a scan, ablation, training run, evaluation or unfinished sample."""
+"""Describe what is in the folder of a scan, ablation, alignment, training run, evaluation or unfinished sample."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,9 +21,14 @@ def described(item: Item) -> dict[str, Any]:
     `state` is finished, unfinished, running or broken, `problem` what is missing or wrong and what to do about it, and
     `changed` when its files were last written. What can't be known is None.
     """
-    of_kind = {"scan": _scan, "ablation": _ablation, "run": _run, "evaluation": _evaluation, "sample": _sample}[
-        item.kind
-    ]
+    of_kind = {
+        "scan": _scan,
+        "ablation": _ablation,
+        "alignment": _alignment,
+        "run": _run,
+        "evaluation": _evaluation,
+        "sample": _sample,
+    }[item.kind]
     row: dict[str, Any] = dict.fromkeys(("model", "rollouts", "created", "problem"))
     try:
         row |= of_kind(item.folder)
@@ -92,6 +97,17 @@ def _ablation(folder: Path) -> dict[str, Any]:
         if files.fingerprint(folder / name) != known:
             row |= {"state": BROKEN, "problem": f"{name} is damaged or missing. Remove this, and ablate again."}
     return row
+
+
+def _alignment(folder: Path) -> dict[str, Any]:
+    from internal_policy.look import alignment
+
+    record = alignment.record(folder)
+    row = {"model": record["model"], "rollouts": record["responses"], "created": record["created"], "state": FINISHED}
+    source = next((record["asked"][name] for name in ("rollouts", "problems") if record["asked"].get(name)), None)
+    if not alignment.is_whole(folder):
+        row |= {"state": BROKEN, "problem": f"{alignment.TABLE} is missing or damaged. Remove this, and align again."}
+    return {**row, "source": source}
 
 
 def _model(asked: Mapping[str, Any]) -> str | None:

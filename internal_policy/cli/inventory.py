@@ -1,4 +1,4 @@
-"""Find scans, ablations, training runs, evaluations and unfinished samples in the cache and in the package."""
+"""Find what internal-policy wrote, such as scans, training runs and evaluations, in the cache and in the package."""
 
 import shlex
 from dataclasses import dataclass
@@ -8,13 +8,14 @@ from typing import Literal
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
 
-Kind = Literal["scan", "ablation", "run", "evaluation", "sample"]
+Kind = Literal["scan", "ablation", "alignment", "run", "evaluation", "sample"]
 """run: a training run; sample: responses that an interrupted generate, evaluate or fit-lens had sampled."""
 EVALUATIONS, SAMPLES, RUNS = "evaluations", "rollouts", "runs"
 """Folders of the cache that hold something other than the scans of a model."""
 CALLED = {
     "scan": "scan",
     "ablation": "ablation",
+    "alignment": "alignment",
     "run": "training run",
     "evaluation": "evaluation",
     "sample": "unfinished sample",
@@ -40,13 +41,15 @@ class Item:
 
 def kind_of(folder: Path) -> Kind | None:
     """What a folder holds, by the files in it; None if internal-policy didn't write it."""
-    from internal_policy.look import runs
+    from internal_policy.look import alignment, runs
     from internal_policy.scans import effects, records, store
 
     if any((folder / name).is_file() for name in (records.RECORD, records.ASKED)):
         return "scan"
     if any((folder / name).is_file() for name in (effects.RECORD, effects.ASKED)):
         return "ablation"
+    if (folder / alignment.RECORD).is_file():
+        return "alignment"
     if any((folder / name).is_file() for name in (runs.RECORD, runs.METRICS)):
         return "run"
     if (folder / EVALUATION).is_file():
@@ -60,7 +63,7 @@ def items(*kinds: Kind) -> list[Item]:
 
 
 def _cached() -> list[Item]:
-    from internal_policy.look import runs
+    from internal_policy.look import alignment, runs
     from internal_policy.scans import effects, store
 
     root = store.root()
@@ -71,6 +74,7 @@ def _cached() -> list[Item]:
     found = [
         *(Item("scan", folder, folder.name) for folder in store.scans(unfinished=True)),
         *(Item("ablation", folder, folder.name) for folder in effects.folders(unfinished=True)),
+        *(Item("alignment", folder, folder.name) for folder in alignment.folders()),
         *(Item("run", folder, _below(root, folder)) for folder in started),
         *(Item("evaluation", path.parent, _below(root, path.parent)) for path in root.glob(f"*/*/{EVALUATION}")),
         *(Item("sample", folder, _below(root, folder)) for folder in sampled),

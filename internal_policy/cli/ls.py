@@ -1,4 +1,4 @@
-"""`internal-policy ls`: list the scans, ablations, training runs and evaluations in the cache and in the package."""
+"""`internal-policy ls`: list scans, training runs and all other results in the cache and in the package."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -117,6 +117,7 @@ KINDS: dict[inventory.Kind, tuple[str, tuple[Column, ...]]] = {
         "Ablations",
         (NAME, MODEL, Column("modules", lambda row: ",".join(row.get("modules") or [])), ROLLOUTS, SOURCE, *END),
     ),
+    "alignment": ("Alignments", (NAME, MODEL, ROLLOUTS, SOURCE, *END)),
     "run": (
         "Training runs",
         (

@@ -16,7 +16,7 @@ from internal_policy.errors import MODELS, InputError, require
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 HELP = {"-h", "--help"}
-CONTINUED = ("scan", "ablate", "generate", "evaluate", "fit-lens", "train")
+CONTINUED = ("scan", "ablate", "align", "generate", "evaluate", "fit-lens", "train")
 """Commands that continue where they were interrupted."""
 
 

@@ -15,6 +15,7 @@ from internal_policy.errors import InputError
 WRITTEN = {
     "scan": r"asked\.json|scan\.json|vocabulary\.parquet|(rollouts|policies|layers)-\d{5,}\.parquet|part-\d{5,}\.json",
     "ablation": r"question\.json|ablation\.json|averages\.parquet|(effects|rewards)-\d{5,}\.parquet",
+    "alignment": r"alignment\.(json|parquet)|rollouts\.parquet",
     "evaluation": r"evaluation\.json|rollouts\.parquet|pass_at_k\.parquet",
     "sample": r"(\d+/)?(rollouts-\d{5,}\.parquet|part-\d{5,}\.json)|jacobian-\d+-of-\d+\.safetensors",
     "run": r"run\.json|stages\.json|config\.yaml|README\.md"
@@ -22,7 +23,7 @@ WRITTEN = {
 }
 """Kind -> the files that it consists of, by their paths below its folder; a run also has checkpoints and a model."""
 FOLDERS = {
-    **dict.fromkeys(("scan", "ablation", "evaluation"), r"(?!)"),
+    **dict.fromkeys(("scan", "ablation", "alignment", "evaluation"), r"(?!)"),
     "sample": r"\d+",
     "run": r"model|best|checkpoint-\d+|runs|\.partial",
 }
@@ -38,6 +39,7 @@ RESOLVED = "# Resolved by internal-policy"
 SETTINGS = {
     "scan": ("asked.json", "scan.json"),
     "ablation": ("question.json", "ablation.json"),
+    "alignment": ("alignment.json",),
     "evaluation": (EVALUATION,),
     "run": ("run.json",),
     "sample": (),

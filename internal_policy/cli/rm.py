@@ -1,4 +1,4 @@
-"""`internal-policy rm`: remove scans, ablations, training runs and evaluations."""
+"""`internal-policy rm`: remove scans, ablations, alignments, training runs and evaluations."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`internal-policy show`: print a scan, an ablation or a training run."""
+"""`internal-policy show`: print a scan, an ablation, an alignment or a training run."""
 
 import shlex
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy.cli import ablate, contents, exam, inventory, progress
+from internal_policy.cli import ablate, align, contents, exam, inventory, progress
 from internal_policy.cli.common import JsonOptions, Text
 from internal_policy.cli.console import commands, document, out, paragraph, uncut
 from internal_policy.errors import InputError, counted
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Show(JsonOptions):
-    """Print what a scan, ablation or training run found.
+    """Print what a scan, ablation, alignment or run found.
 
     For a scan: the entropies by layer, and what they show. For an ablation: how the model's policy changes without each
-    layer, attention block and FFN. For a training run: its schedule, its first and last steps, and its layers before
-    and after.
+    layer, attention block and FFN. For an alignment: how far each layer's gradient is GRPO's. For a training run: its
+    schedule, its first and last steps, and its layers before and after.
 
     For example:
     $ internal-policy show 3fa9
@@ -37,25 +37,28 @@ class Show(JsonOptions):
     """
 
     group: ClassVar = "Part of the scan"
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN|ABLATION|RUN")]
-    """Scan, ablation or training run to print: its folder, or its name in `internal-policy ls` or the beginning of
-    it."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN|ABLATION|ALIGNMENT|RUN")]
+    """Scan, ablation, alignment or training run to print: its folder, or its name in `internal-policy ls` or the
+    beginning of it."""
     readout: Text = None
     """Readout of the scan to show: raw, norm, tuned, jacobian or the name of a lens; by default the first
     that was measured."""
 
 
 def run(options: Show) -> None:
-    """Print one scan, ablation or training run."""
-    item = inventory.find(options.name, "scan", "ablation", "run")
+    """Print one scan, ablation, alignment or training run."""
+    item = inventory.find(options.name, "scan", "ablation", "alignment", "run")
     if item.kind == "scan":
         scan(item.folder, options.readout, as_json=options.json)
         return
     if options.readout is not None:
-        called = {"run": "a training run", "ablation": "an ablation"}[item.kind]
+        called = {"run": "a training run", "ablation": "an ablation", "alignment": "an alignment"}[item.kind]
         raise InputError(f"--readout only applies to scans, but {item.name} is {called}. Leave it out.")
     if item.kind == "ablation":
         ablate.printed(item.folder, ablate.scan_of(item.folder), as_json=options.json)
+        return
+    if item.kind == "alignment":
+        align.printed(item.folder, as_json=options.json)
         return
     training_run(item, as_json=options.json)
 

@@ -134,7 +134,7 @@ def _add(found: Sums, one: Float[Tensor, "blocks entries"], other: Float[Tensor,
 def compare(one: Blocks, other: Blocks, own: Sums | None = None) -> Alignment:
     """How far `one` points the way of `other`. `own` are the sums of `other` with itself, if they are known."""
     own = sums(other, other) if own is None else own
-    cross, mine = sums(one, other), _products(one)
+    cross, mine = sums(one, other), _products(one, len(own.products))
     kept = [np.arange(len(mine))]
     kept += [np.delete(kept[0], out) for out in kept[0]]
     return Alignment(
@@ -145,14 +145,14 @@ def compare(one: Blocks, other: Blocks, own: Sums | None = None) -> Alignment:
     )
 
 
-def _products(one: Blocks) -> Float[Tensor, "blocks blocks"]:
-    found = 0
+def _products(one: Blocks, count: int) -> Float[Tensor, "blocks blocks"]:
+    """Products of a gradient in one of `count` blocks with itself in another."""
+    found = torch.zeros(count, count, dtype=torch.float64)
     for each in one.values():
         flat = each.flatten(1)
         for start, end in pairwise([*range(0, flat.shape[1], TILE), flat.shape[1]]):
             tile = flat[:, start:end].double()
-            found = found + tile @ tile.T
-    assert isinstance(found, Tensor)
+            found += (tile @ tile.T).cpu()
     return found
 
 
@@ -167,7 +167,12 @@ def _held_out(found: Sums, some: np.ndarray, out: int) -> float:
 
 
 def _cosine(cross: Tensor, one: Tensor, other: Tensor, some: np.ndarray, *, apart: bool) -> float:
-    """Cosine from the products of blocks; `apart` uses only those of different blocks. NaN where noise is all."""
+    """Cosine from the products of blocks; `apart` uses only those of different blocks. NaN where noise is all.
+
+    0 if a gradient is 0.
+    """
+    if not (one.any() and other.any()):
+        return 0.0
     tables = [table.cpu().numpy()[np.ix_(some, some)] for table in (cross, one, other)]
     product, *lengths = (float(table.sum() - (table.trace() if apart else 0)) for table in tables)
     return product / (lengths[0] * lengths[1]) ** 0.5 if min(lengths) > 0 else float("nan")

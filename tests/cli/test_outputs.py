@@ -26,6 +26,7 @@ FOLDERS = {
     "evaluate": ["evaluate"],
     "train": ["train", "--steps", "1"],
     "ablate": ["ablate", "demo-qwen3", "--layers", "0", "--limit", "1"],
+    "align": ["align"],
 }
 """Command that writes a folder -> how it is called."""
 ELSEWHERE = {"lens-card"}
