@@ -50,6 +50,8 @@ METHODS = {
     "demo-llama": (*BASELINES, *INTERNAL, NORM[-1], LONG[-1]),
 }
 """Model -> its methods, in the order in which the runs of a seed are done."""
+SHOWN = {"grpo": Method("grpo"), "bupo": Method("bupo", ALIGNED, "short")}
+"""Folder in the result -> the method of the run that it has whole, of seed 0 on the first model."""
 SEEDS = {"demo-qwen3": 8, "demo-llama": 5}
 """Model -> seeds of every method."""
 
@@ -107,6 +109,11 @@ class Run:
     def chooses(self) -> bool:
         """Whether this run only chooses a learning rate."""
         return self.seed >= CHOOSING
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether its metrics and scans of the layers are bundled whole."""
+        return self.model == MODELS[0] and self.seed == 0 and self.method in SHOWN.values()
 
     @property
     def name(self) -> str:

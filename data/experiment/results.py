@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiment.plan import ALIGNED, MODELS, Method, Run
+from experiment.plan import SHOWN, Run
 from experiment.rates import PLAN
 from experiment.training import EVALUATIONS, write
 from internal_policy import files
@@ -17,8 +17,6 @@ from internal_policy.look.runs import DYNAMICS, METRICS
 from internal_policy.scans import store
 
 STEPS = "steps.parquet"
-SHOWN = {"grpo": Method("grpo"), "bupo": Method("bupo", ALIGNED, "short")}
-"""Folder -> the run of seed 0 on the first model whose metrics and dynamics are kept whole."""
 KEPT = (
     *("step", "phase", "reward", "entropy", "internal_entropy", "clip_fraction", "groups_without_spread"),
     *("rows_trained", "cut", "length", "cpu_seconds", "flops"),
@@ -40,11 +38,11 @@ def combine(runs: Sequence[Run], plans: Sequence[dict[str, Any]], work: Path, ou
     write(output / EVALUATIONS, pd.concat(evaluations, ignore_index=True))
     write(output / STEPS, pd.concat([steps(run, work) for run in done if not run.chooses], ignore_index=True))
     files.write_json(output / PLAN, {plan["model"]: plan for plan in plans})
-    for (folder, method), name in product(SHOWN.items(), (METRICS, DYNAMICS)):
-        for run in done:
-            if run.model == MODELS[0] and run.method == method and run.seed == 0:
-                (output / folder).mkdir(exist_ok=True)
-                shutil.copy(work / run.name / name, output / folder / name)
+    shown = [run for run in done if run.is_shown]
+    for run, (folder, method), name in product(shown, SHOWN.items(), (METRICS, DYNAMICS)):
+        if run.method == method:
+            (output / folder).mkdir(exist_ok=True)
+            shutil.copy(work / run.name / name, output / folder / name)
 
 
 def names(runs: Sequence[Run]) -> list[str]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from transformers import PrinterCallback, TrainerCallback
 
 from experiment import flops
-from experiment.plan import MIDDLE, Method, Run, Sizes
+from experiment.plan import ALIGNED, Run, Sizes
 from experiment.problems import load, marks, read
 from internal_policy.look.runs import METRICS
 from internal_policy.models.hooks import HookPoint
@@ -69,8 +69,7 @@ def train(run: Run, sizes: Sizes, work: Path) -> None:
     config = settings(run, sizes, folder)
     problems = read(work / run.model, "training")
     chosen = Random(run.seed).sample(problems, config.max_steps // sizes.updates * sizes.prompts)
-    watched = run.seed == 0 and run.model == "demo-qwen3" and run.method.name in ("grpo", "bupo")
-    scans = watch(run.method, model, tokenizer, work / run.model, sizes) if watched else ScanSchedule([], None, 0)
+    scans = watch(model, tokenizer, work / run.model, sizes) if run.is_shown else ScanSchedule([], None, 0)
     logger = RunLogger(folder, sizes.updates, config.phases, scans)
     exam = Exam(run, sizes, config, model, tokenizer, work)
     trainer = BuPOTrainer(
@@ -95,13 +94,12 @@ def write(path: Path, frame: pd.DataFrame) -> None:
     store.write_table(path, pa.Table.from_pandas(frame, preserve_index=False))
 
 
-def watch(method: Method, model: Any, tokenizer: Any, folder: Path, sizes: Sizes) -> ScanSchedule:
-    """Scans of 8 responses of the untrained model, compared with the trained layer."""
+def watch(model: Any, tokenizer: Any, folder: Path, sizes: Sizes) -> ScanSchedule:
+    """Scans of 8 responses of the untrained model, compared with the layer that BuPO trains first."""
     problems = read(folder, "exam")[:8]
     batches = generate(model, tokenizer, problems, max_new_tokens=sizes.max_new_tokens)
     rollouts: list[Rollout] = [rollout for batch in batches for rollout in batch]
-    layer = method.layer if method.layer >= 0 else MIDDLE
-    return ScanSchedule(rollouts, HookPoint(layer, "resid_post"), WATCHED_EVERY)
+    return ScanSchedule(rollouts, HookPoint(ALIGNED, "resid_post"), WATCHED_EVERY)
 
 
 class Exam(TrainerCallback):
