@@ -28,6 +28,7 @@ LIMITS = {
     **dict.fromkeys(("learning_rate", "temperature", "layer_lr_scale"), ABOVE_0),
     "stop_below": (math.nextafter(0, 1), 1, "above 0, at most 1"),
     "layer": (0, 2**31 - 1, "from 0, which is the first layer"),
+    "resample": (0, 2**31 - 1, "from 1 to 2147483647, or 0 for no more prompts"),
     "seed": (0, 2**32 - 1, "from 0 to 4294967295"),
     "samples_every": (0, 2**31 - 1, "from 1 to 2147483647, or 0 to keep no responses"),
     "scan_every": (0, 2**31 - 1, "from 1 to 2147483647, or 0 to turn scans off"),
@@ -40,6 +41,7 @@ FLAGS = {
     "temperature": "temperature",
     "max_new_tokens": "max_completion_length",
     "seed": "seed",
+    "resample": "resample",
     **{name: name for name in ("readout", "frozen_layers", "only_layers", "layer_lr_scale", "lora_rank", "lora_alpha")},
 }
 """Option -> the field of BuPOConfig that it sets."""

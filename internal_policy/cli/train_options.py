@@ -34,6 +34,9 @@ class TrainSampling:
     """Prompts per step; by default 16."""
     samples: Number = None
     """Responses per prompt; by default 8."""
+    resample: Number = None
+    """Draw other prompts in place of those whose responses all have the same reward, up to this many times in a step.
+    By default 0."""
     temperature: Fraction = None
     """Sampling temperature; by default 1."""
     max_new_tokens: Number = None

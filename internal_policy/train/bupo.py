@@ -30,6 +30,7 @@ from internal_policy.train import checkpoints, dropout, finite, freezing, lora, 
 from internal_policy.train.boundary import StepBoundary
 from internal_policy.train.configuration import BuPOConfig, check_vllm
 from internal_policy.train.mixing import WHOLE_OLD, MixedTrainer
+from internal_policy.train.resampling import ResamplingTrainer
 from internal_policy.train.sampler import EpochSampler
 from internal_policy.train.schedule import REST, first_internal, phase_at
 from internal_policy.train.throughput import SCORING, TimedTrainer
@@ -38,7 +39,7 @@ MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|k
 """Names that TRL logs as means over the tokens of a pass."""
 
 
-class BuPOTrainer(MixedTrainer, TimedTrainer):
+class BuPOTrainer(MixedTrainer, ResamplingTrainer, TimedTrainer):
     """TRL's GRPOTrainer, with the ratio of the policy at the scheduled hook point (Eqs. 9 and 10).
 
         trainer = ip.BuPOTrainer(model, reward_funcs, config, train_dataset=dataset, processing_class=tokenizer)
@@ -53,7 +54,8 @@ class BuPOTrainer(MixedTrainer, TimedTrainer):
     entropy term, an auxiliary loss, or `top_entropy_quantile`. `rows_trained` is the share that stayed. `clip_ratio/*`
     and `trained/entropy` (nats) are means over the tokens of these; while an internal policy is trained, they describe
     that policy, as `internal/clip_ratio/*` and `internal/entropy`. `entropy` is the whole policy's before the updates,
-    at one sampled response per prompt. Evaluation uses the whole policy, and its logs are TRL's.
+    at one sampled response per prompt. `resample` draws more prompts for those without spread (see `resampling`).
+    Evaluation uses the whole policy, and its logs are TRL's.
 
     The KL term (`beta`) is 0 until the whole policy is trained. Log-ratios are clamped at +-20, as in the paper's code.
     An update whose gradient isn't finite is skipped, and logged as `skipped`. Raises InputError for a hook point that
@@ -202,11 +204,6 @@ class BuPOTrainer(MixedTrainer, TimedTrainer):
             logps = self._bounded(logps, self.old, args[1][:, -logps.shape[1] :])
         return logps, *others
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The rewards of all processes by each function, kept to see which prompts have different ones."""
-        self.by_function = super()._calculate_rewards(*args, **kwargs)
-        return self.by_function
-
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """Sample a batch from the whole policy, and choose the policy to train on it until it is used up."""
         if not self.model.training:
@@ -222,14 +219,11 @@ class BuPOTrainer(MixedTrainer, TimedTrainer):
             batch = super()._generate_and_score_completions(inputs)
         finally:
             self.whole = self.defers = False
-        group = cast(int, self.num_generations)
-        same = spread.without_spread(self.by_function, group)
-        self._metrics["train"]["groups_without_spread"].append(same.float().mean().item())
         if self.method.by_group:
-            first = self.accelerator.process_index * len(inputs)
-            own = same.repeat_interleave(group)[first : first + len(inputs)]
-            batch["advantages"] = batch["advantages"].masked_fill(own, 0.0)  # they can differ from 0 by rounding
-        self._log_whole_entropy(batch)
+            group, first = cast(int, self.num_generations), self.accelerator.process_index * len(inputs)
+            same = spread.without_spread(self.by_function, group).repeat_interleave(group)[first : first + len(inputs)]
+            batch["advantages"] = batch["advantages"].masked_fill(same, 0.0)  # they can differ from 0 by rounding
+        self._log_whole_entropy(self.first)
         return batch
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
@@ -276,7 +270,7 @@ class BuPOTrainer(MixedTrainer, TimedTrainer):
         )
         return scored[0], scored[1]
 
-    def _log_whole_entropy(self, batch: dict[str, Any]) -> None:
+    def _log_whole_entropy(self, batch: Mapping[str, Any]) -> None:
         """Log the entropy of the whole policy, in nats, at one response to each prompt."""
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         rows = {name: batch[name][:: self.num_generations] for name in names}

@@ -30,6 +30,8 @@ NAMES = {
     "internal/entropy": "internal_entropy",
     "groups_without_spread": "groups_without_spread",
     "rows_trained": "rows_trained",
+    "resampled": "resampled",
+    "draws": "draws",
     "skipped": "skipped",
     "kl": "kl",
     "completions/clipped_ratio": "cut",

@@ -84,6 +84,13 @@ class BuPOConfig(GRPOConfig):
         metadata={"help": "Modules to adapt, such as q_proj; by default all linear ones of the decoder layers."},
     )
     num_generations: int | None = 8
+    resample: int = field(
+        default=0,
+        metadata={
+            "help": "Most draws of more prompts in a step, for those whose responses all have the same reward; by "
+            "default none."
+        },
+    )
     disable_dropout: bool = field(
         default=True,
         metadata={"help": "Turn off dropout and noise; with them, even an unchanged policy has ratios other than 1."},

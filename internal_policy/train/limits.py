@@ -33,6 +33,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "warmup_steps": FROM_0,
     "max_grad_norm": FROM_0,
     "beta": FROM_0,
+    "resample": (0, 2**31 - 1),
     "epsilon": FROM_0,
     "epsilon_high": FROM_0,
     "top_k": FROM_0,

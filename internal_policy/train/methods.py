@@ -79,7 +79,9 @@ METHODS = {
             *("use_adaptive_entropy", "off_policy_mask_threshold", "use_vllm", "use_liger_kernel"),
         ),
     ),
-    "reinforce++": Method({"loss_type": "dapo"}, advantages=standardized, by_group=False, unused=_OWN_ADVANTAGES),
+    "reinforce++": Method(
+        {"loss_type": "dapo"}, advantages=standardized, by_group=False, unused=(*_OWN_ADVANTAGES, "resample")
+    ),
 }
 """Name -> how it trains. With a schedule each of them trains internal policies first; bupo is grpo with one."""
 REFUSED = {

@@ -75,8 +75,9 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path, tokenizer, alone)
 
 
 @pytest.mark.slow
-def test_processes_that_leave_out_different_numbers_of_responses_train_the_same_weights(tmp_path, tokenizer):
-    options = {**SAME, "reward": "odd", "max_steps": 8, "learning_rate": 0.1, "optim": "sgd"}
+@pytest.mark.parametrize("resample", [0, 2])
+def test_processes_that_leave_out_different_numbers_of_responses_train_the_same_weights(tmp_path, tokenizer, resample):
+    options = {**SAME, "reward": "odd", "max_steps": 8, "learning_rate": 0.1, "optim": "sgd", "resample": resample}
     one = distributed(
         tmp_path, tokenizer, 1, "one", {**options, "per_device_train_batch_size": 4, "steps_per_generation": 2}
     )
