@@ -176,7 +176,7 @@ def by_seed(chosen: Chosen, choice: RunChoice) -> go.Figure:
 def pass_at_k(chosen: Chosen, choice: RunChoice) -> go.Figure:
     """Pass@k by k, one curve per evaluated model."""
     (run,) = chosen
-    return training_figures.pass_at_k(run.pass_at_k(), run.name, choice.style)
+    return exam_figure.pass_at_k(run.pass_at_k(), run.name, choice.style)
 
 
 class Entry(NamedTuple):

@@ -343,18 +343,3 @@ def mark_switch(figure: go.Figure, metrics: pd.DataFrame, rows: int, colour: str
             x=switches.iloc[0], y=1, yref="paper", xanchor=side, yanchor="bottom", text=phases[phase], showarrow=False,
             font={"size": 11},
         )  # fmt: skip
-
-
-def pass_at_k(curves: pd.DataFrame, caption: str = "", style: Style = "screen") -> go.Figure:
-    """The share of problems with at least one correct response in k: label, k, mean, low, high (Fig. 6)."""
-    figure = go.Figure()
-    for number, (label, rows) in enumerate(curves.groupby("label", sort=False)):
-        colour, symbol = theme.CURVES[number % len(theme.CURVES)]
-        rows = rows.sort_values("k")
-        said = [f"k = {k}: {mean:.1%}" for k, mean in zip(rows["k"], rows["mean"], strict=True)]
-        rows = rows.assign(at=np.arange(len(rows)), hover=said)
-        theme.line(figure, rows, Mark(theme.inert(theme.short(str(label))), colour, symbol), x="k")
-    drawn = sorted({int(k) for k in curves["k"]})
-    figure.update_xaxes(type="log", title={"text": "k"}, tickvals=drawn, ticktext=[str(k) for k in drawn])
-    figure.update_yaxes(title={"text": "Pass@k"}, tickformat=".0%")
-    return theme.layout(figure, "Pass@k", caption, style)

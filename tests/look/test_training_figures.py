@@ -6,12 +6,12 @@ import pytest
 from small_figures import HOSTILE, dynamics, metrics, of, traces, values, with_ends
 
 from internal_policy.errors import InputError
-from internal_policy.look import theme, training_figures
+from internal_policy.look import exam_figure, theme, training_figures
 
 
 def test_pass_at_k_draws_a_curve_a_label():
     frame = with_ends(pd.DataFrame({"label": ["GRPO"] * 3 + [HOSTILE] * 3, "k": [1, 2, 4] * 2}))
-    figure = training_figures.pass_at_k(frame)
+    figure = exam_figure.pass_at_k(frame)
     (drawn,) = traces(figure, "GRPO")
     assert (drawn.x.tolist(), values(drawn).tolist()) == ([1, 2, 4], of(frame, label="GRPO"))
     assert HOSTILE not in str(figure.to_dict())
