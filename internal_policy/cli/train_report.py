@@ -144,7 +144,8 @@ def trained(
     table = Table(title="Means over steps", title_justify="left", box=box.SIMPLE_HEAD)
     measured = [name for name in names if name in metrics]
     for name in ("steps", "trained", *measured):
-        table.add_column(name.replace("_", " "), justify="left" if name == "trained" else "right")
+        header = name.removeprefix(runs.REWARD).replace("_", " ")
+        table.add_column(header, justify="left" if name == "trained" else "right")
     for row in rows:
         numbers = ["" if row[name] is None else f"{row[name]:.3f}" for name in measured]
         table.add_row(row["steps"], row["trained"], *numbers)
