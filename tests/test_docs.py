@@ -158,7 +158,7 @@ NEWER = {
     "metrics.parquet": {
         *("skipped", "kl", "generation_tokens_per_second", "training_tokens_per_second", "training_flops", "mfu"),
         *("peak_memory", "generation_seconds", "rewards_seconds", "scoring_seconds", "training_seconds"),
-        *("scan_seconds", "reward/NAME", "method", "rows_trained", "resampled", "draws"),
+        *("scan_seconds", "reward/NAME", "method", "alignment", "rows_trained", "resampled", "draws"),
     }
 }
 """File -> columns that the bundled files don't have, because an earlier version wrote them."""

@@ -27,6 +27,8 @@ LIMITS = {
     **dict.fromkeys(("save_every", "max_new_tokens", "eval_every", "eval_samples"), COUNT),
     **dict.fromkeys(("learning_rate", "temperature", "layer_lr_scale"), ABOVE_0),
     "stop_below": (math.nextafter(0, 1), 1, "above 0, at most 1"),
+    "switch_every": COUNT,
+    "switch_below": (-1, 1, "from -1 to 1"),
     "layer": (0, 2**31 - 1, "from 0, which is the first layer"),
     "resample": (0, 2**31 - 1, "from 1 to 2147483647, or 0 for no more prompts"),
     "seed": (0, 2**32 - 1, "from 0 to 4294967295"),
@@ -43,6 +45,7 @@ FLAGS = {
     "seed": "seed",
     "resample": "resample",
     **{name: name for name in ("readout", "frozen_layers", "only_layers", "layer_lr_scale", "lora_rank", "lora_alpha")},
+    **{name: name for name in ("switch_below", "switch_every")},
 }
 """Option -> the field of BuPOConfig that it sets."""
 
@@ -86,6 +89,9 @@ def resolved(options: Train, given: Mapping[str, Any]) -> Train:
     name = options.method or given.get("method", "bupo")
     if options.internal_steps is not None and not methods.method(name).internal:
         raise InputError("--internal-steps only applies to --method bupo.")
+    phases = methods.method(name).internal or options.schedule is not None or "schedule" in given
+    if options.switch_below is not None and not phases:
+        raise InputError(f"--switch-below ends an internal phase, but --method {name} has none. Add --schedule.")
     return dataclasses.replace(options, method=name)
 
 

@@ -178,5 +178,10 @@ class Train(TrainOutput, Exams, Lora, Optimization, TrainSampling, ReadingOption
     5.resid_post:20,11.mlp_out@norm:10,final. @raw or @norm is the readout of a phase. final:10 trains the whole policy
     for 10 steps, and final at the end for the rest, as it is without. *0.3 trains both at once, the internal policy
     with weight 0.3, and *1-0 with one that falls from 1 to 0."""
+    switch_below: Fraction = None
+    """End an internal phase early: after a step in which the cosine of its policy's gradient with the whole policy's,
+    on the sampled responses, is below this number. By default phases have their full length."""
+    switch_every: Number = None
+    """Steps of an internal phase between two measurements for --switch-below; by default 5."""
     internal_steps: Number = None
     """Steps on the internal policy; by default a sixth of all steps."""

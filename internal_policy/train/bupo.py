@@ -29,17 +29,18 @@ from internal_policy.tasks.prompts import encode_problem, encode_text
 from internal_policy.train import checkpoints, dropout, finite, freezing, lora, padding, spread
 from internal_policy.train.boundary import StepBoundary
 from internal_policy.train.configuration import BuPOConfig, check_vllm
-from internal_policy.train.mixing import WHOLE_OLD, MixedTrainer
+from internal_policy.train.mixing import WHOLE_OLD
 from internal_policy.train.resampling import ResamplingTrainer
 from internal_policy.train.sampler import EpochSampler
 from internal_policy.train.schedule import REST, first_internal, phase_at
+from internal_policy.train.switching import SwitchingTrainer, ended
 from internal_policy.train.throughput import SCORING, TimedTrainer
 
 MEANS = re.compile(r"entropy|clip_ratio/.*|cispo_clip_ratio|vespo/phi_seq_mean|kl")
 """Names that TRL logs as means over the tokens of a pass."""
 
 
-class BuPOTrainer(MixedTrainer, ResamplingTrainer, TimedTrainer):
+class BuPOTrainer(SwitchingTrainer, ResamplingTrainer, TimedTrainer):
     """TRL's GRPOTrainer, with the ratio of the policy at the scheduled hook point (Eqs. 9 and 10).
 
         trainer = ip.BuPOTrainer(model, reward_funcs, config, train_dataset=dataset, processing_class=tokenizer)
@@ -208,7 +209,8 @@ class BuPOTrainer(MixedTrainer, ResamplingTrainer, TimedTrainer):
         """Sample a batch from the whole policy, and choose the policy to train on it until it is used up."""
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
-        self.phase, number = phase_at(self.args.phases, self.state.global_step // self.args.updates_per_step)
+        step = self.state.global_step // self.args.updates_per_step
+        self.phase, number = phase_at(self.args.phases, step, ended(self.state))
         self.point, self.weight = self.phase.point, self.phase.weight(number)
         self.beta = self.args.beta if self.point == FINAL else 0.0  # an internal policy has no reference
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
@@ -224,6 +226,8 @@ class BuPOTrainer(MixedTrainer, ResamplingTrainer, TimedTrainer):
             same = spread.without_spread(self.by_function, group).repeat_interleave(group)[first : first + len(inputs)]
             batch["advantages"] = batch["advantages"].masked_fill(same, 0.0)  # they can differ from 0 by rounding
         self._log_whole_entropy(self.first)
+        if self.point != FINAL:
+            self._measure_alignment(batch, number)
         return batch
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:

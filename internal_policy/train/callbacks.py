@@ -23,11 +23,13 @@ from internal_policy.scans import store
 from internal_policy.tasks.rollouts import Rollout
 from internal_policy.train import dynamics, throughput
 from internal_policy.train.schedule import Phase, phase_at
+from internal_policy.train.switching import ended
 
 NAMES = {
     "reward": "reward",
     "entropy": "entropy",
     "internal/entropy": "internal_entropy",
+    "internal/alignment": "alignment",
     "groups_without_spread": "groups_without_spread",
     "rows_trained": "rows_trained",
     "resampled": "resampled",
@@ -129,7 +131,7 @@ class RunLogger(TrainerCallback):
         if state.global_step % self.updates:
             return
         step = state.global_step // self.updates
-        phase, _ = phase_at(self.phases, step - 1)
+        phase, _ = phase_at(self.phases, step - 1, ended(state))
         point = phase.point
         clipped = "clip_ratio/region_mean" if point == FINAL else "internal/clip_ratio/region_mean"
         columns = {**NAMES, clipped: "clip_fraction", **_rewards(logs)}

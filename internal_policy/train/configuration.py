@@ -83,6 +83,15 @@ class BuPOConfig(GRPOConfig):
         default_factory=list,
         metadata={"help": "Modules to adapt, such as q_proj; by default all linear ones of the decoder layers."},
     )
+    switch_below: float | None = field(
+        default=None,
+        metadata={
+            "help": "End an internal phase when the cosine of its gradient with the whole policy's is below this."
+        },
+    )
+    switch_every: int = field(
+        default=5, metadata={"help": "Steps of an internal phase between two measurements for switch_below."}
+    )
     num_generations: int | None = 8
     resample: int = field(
         default=0,

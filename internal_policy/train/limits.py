@@ -20,6 +20,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "pad_to_multiple_of": COUNT,
     "lora_rank": COUNT,
     "lora_alpha": COUNT,
+    "switch_every": COUNT,
+    "switch_below": (-1, 1),
     "num_train_epochs": ABOVE_0,
     "save_steps": ABOVE_0,
     "logging_steps": ABOVE_0,

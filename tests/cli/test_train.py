@@ -310,6 +310,16 @@ def test_a_schedule_of_several_readouts_is_trained_recorded_and_drawn(tmp_path):
     assert "layer 2" in str(cast(Any, drawn.trained()).layout.title.text).lower()
 
 
+def test_a_phase_that_ends_early_is_recorded(tmp_path):
+    few = [*SHORT, "--layer", "2", "--internal-steps", "3", "--steps", "3", "--scan-every", "0"]
+    switch = ["--switch-below", "1", "--switch-every", "1"]
+    assert main(["train", *few, *switch, "-o", str(tmp_path / "run")]) == 0
+    metrics = pd.read_parquet(tmp_path / "run" / "metrics.parquet")
+    assert metrics["groups_without_spread"].tolist()[:2] == [1.0, 0.5]
+    assert metrics["target"].tolist() == ["2.resid_post", "2.resid_post", "final"]
+    assert metrics["alignment"].notna().tolist() == [False, True, False]
+
+
 def test_a_run_with_frozen_layers_says_so_and_keeps_them(tmp_path, capsys):
     folder = tmp_path / "run"
     few = [*SHORT, "--method", "grpo", "--steps", "2", "--scan-every", "0", "--learning-rate", "1e-2"]  # the first is 0
