@@ -18,7 +18,7 @@ WRITTEN = {
     "alignment": r"alignment\.(json|parquet)|rollouts\.parquet",
     "evaluation": r"evaluation\.json|rollouts\.parquet|pass_at_k\.parquet",
     "sample": r"(\d+/)?(rollouts-\d{5,}\.parquet|part-\d{5,}\.json)|jacobian-\d+-of-\d+\.safetensors",
-    "run": r"run\.json|stages\.json|config\.yaml|README\.md"
+    "run": r"run\.json|stages\.json|target\.json|config\.yaml|README\.md"
     r"|(rollouts|samples|metrics|dynamics|evaluations|pass_at_k)\.parquet|\.partial/.*|runs/(.*/)?events\.out\.tfevents\.[^/]*",
 }
 """Kind -> the files that it consists of, by their paths below its folder; a run also has checkpoints and a model."""

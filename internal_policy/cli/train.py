@@ -129,6 +129,7 @@ def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
     content |= {place: held(str(path)) for place, path in rewards.sources(named).items()}
     plain["reward"] = [[one.place, one.function, one.weight] for one in map(rewards.parse, named)]
     plain |= {name: plain[name] or None for name in exam.OPTIONS if name in plain}  # as in runs of earlier versions
+    plain["target"] = None if options.target == "stages" else options.target  # likewise
     question = {**plain, "file": dict(given), "content": content, "identity": checkpoint.identity(options.checkpoint)}
     return json.loads(json.dumps(redacted(question), default=str))
 
@@ -169,8 +170,14 @@ def _suggested(options: Train, setup: "Setup", config: "BuPOConfig") -> int | No
     from internal_policy.look import targets
     from internal_policy.train import run as training
 
-    stages = training.stages(setup, config, progress.bar)
-    reason = f"{targets.in_words(stages)} (From a scan of {counted(stages['problems'], 'response')}.)"
+    if options.target == "align":
+        from internal_policy.train import target
+
+        stages = target.aligned(setup, config, options.site, progress.bar)
+        reason = stages["reason"]
+    else:
+        stages = training.stages(setup, config, progress.bar)
+        reason = f"{targets.in_words(stages)} (From a scan of {counted(stages['problems'], 'response')}.)"
     needed = train_configuration.internal(options)
     if stages["target"] is None and needed:
         raise InputError(f"{reason} Choose a layer with --layer.")

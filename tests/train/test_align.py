@@ -10,13 +10,17 @@ from torch import Tensor
 from trainer import Fixed, by_length, trainer
 from transformers import TrainerCallback
 
+from internal_policy.cli import progress
 from internal_policy.errors import InputError
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import policy_logits
 from internal_policy.tasks.rollouts import Rollout
 from internal_policy.train import align as module
+from internal_policy.train import target
 from internal_policy.train.align import align, cost, weighted
+from internal_policy.train.configuration import BuPOConfig
 from internal_policy.train.gradients import Weighted, gradients
+from internal_policy.train.run import Setup
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -242,3 +246,22 @@ def test_gradients_that_do_not_fit_into_memory_are_refused(monkeypatch):
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**5}))
     with pytest.raises(InputError, match="only half of"):
         align(tiny_model("qwen3"), rollouts())
+
+
+def test_the_target_layer_is_chosen_once_and_kept(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(target, "generate", lambda *_, **__: [rollouts()])
+    setup: Any = Setup(tmp_path, moved(tiny_model("qwen3")), tokenizer, [], {}, [], {})
+    config = BuPOConfig(output_dir=str(tmp_path), readout="norm", use_cpu=True)
+    first = target.aligned(setup, config, "resid_post", progress.bar)
+    assert first["target"] in (0, 1, None)
+    assert "norm: " in first["reason"]
+    monkeypatch.setattr(target, "generate", None)
+    assert target.aligned(setup, config, "resid_post", progress.bar) == first
+    assert (tmp_path / target.TARGET).exists()
+
+
+def test_rewards_of_another_kind_are_refused(tmp_path, tokenizer):
+    config = BuPOConfig(output_dir=str(tmp_path), rewards=["format"], use_cpu=True)
+    setup: Any = Setup(tmp_path, moved(tiny_model("qwen3")), tokenizer, [], {}, [], {})
+    with pytest.raises(InputError, match="marks responses by their boxes"):
+        target.aligned(setup, config, "resid_post", progress.bar)

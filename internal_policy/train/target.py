@@ -1,0 +1,55 @@
+"""Choose the layer to train first by how far its gradient is GRPO's, from responses of the model before training."""
+
+from typing import Any
+
+from internal_policy import files
+from internal_policy.errors import InputError, counted
+from internal_policy.look import alignment
+from internal_policy.models.adapters import inside
+from internal_policy.tasks.generate import generate
+from internal_policy.tasks.rollouts import Rollout
+from internal_policy.train.align import align
+from internal_policy.train.configuration import BuPOConfig
+from internal_policy.train.resume import known
+from internal_policy.train.run import Bar, Setup
+
+TARGET = "target.json"
+"""Name in the folder of a run: the layer, and the sentence that says why."""
+PROMPTS = 96
+"""Problems that are answered, as in `internal-policy align`."""
+
+
+def aligned(setup: Setup, config: BuPOConfig, site: str, bar: Bar) -> dict[str, Any]:
+    """The `target`, a layer or None, and the `reason` in a sentence; decided once and kept in a file.
+
+    Raises InputError for rewards other than that of the box, for too few problems with spread, and if the file is
+    damaged.
+    """
+    path = setup.folder / TARGET
+    if path.exists():
+        return known(path, target=(int, type(None)), reason=str)
+    if [*config.rewards] != ["box"]:
+        raise InputError("--target align marks responses by their boxes. Leave out --reward, or choose a --layer.")
+    problems = setup.problems[:PROMPTS]
+    group, temperature = config.num_generations or 8, config.temperature
+    rollouts: list[Rollout] = []
+    with bar("Sampling", len(problems) * group) as advance:
+        for batch in generate(
+            setup.model,
+            setup.tokenizer,
+            problems,
+            samples=group,
+            temperature=temperature,
+            max_new_tokens=config.max_completion_length or 0,
+            seed=config.seed,
+            batch_size=config.per_device_train_batch_size,
+            chat=setup.chat,
+        ):
+            rollouts += batch
+            advance(len(batch), sum(len(rollout.response_ids) for rollout in batch))
+    found = align(setup.model, rollouts, sites=[site], readouts=[config.readout], temperature=temperature)
+    n_layers = inside(setup.model).config.get_text_config().num_hidden_layers
+    best = alignment.best(found, n_layers, site, config.readout)
+    reason = f"{alignment.sentences(found, n_layers)[0]} (From {counted(len(rollouts), 'response')}.)"
+    files.write_json(path, {"target": best and best.layer, "reason": reason}, once=True)
+    return known(path, target=(int, type(None)), reason=str)
