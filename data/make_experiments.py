@@ -21,7 +21,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALL
 
 import tyro
 from experiment import plan, problems, rates, results, training
-from experiment.plan import MODELS, Run, Sizes
+from experiment.plan import METHODS, MODELS, Run, Sizes
 from tqdm import tqdm
 
 from internal_policy.scans import store
@@ -38,7 +38,7 @@ class Arguments:
     workers: int = 2
     """Runs at a time, one thread each."""
     only: str | None = None
-    """Model to run; both if not given."""
+    """Model to run: demo-qwen3, demo-llama, or `large`, which `make_large.py` makes; the first two if not given."""
     seeds: int | None = None
     """Seeds of every method, counted from 0; all if not given."""
     choosing_seeds: int = 2
@@ -107,7 +107,7 @@ def main(arguments: Arguments) -> None:
     """Do the runs, and combine the finished ones."""
     if not arguments.combine:
         experiment(arguments, MODELS if arguments.only is None else [arguments.only])
-    models = [model for model in MODELS if (arguments.work / model / rates.PLAN).exists()]
+    models = [model for model in METHODS if (arguments.work / model / rates.PLAN).exists()]
     if not models:
         raise SystemExit("Not all learning rates are chosen yet. Run the same command again to continue.")
     runs = [*choosing(arguments, models), *compared(arguments, models)]

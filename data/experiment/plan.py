@@ -7,6 +7,8 @@ from pathlib import Path
 
 DATA = Path(__file__).parent.parent
 MODELS = ("demo-qwen3", "demo-llama")
+LARGE = "large"
+"""The model of 16 layers that `make_large.py` puts into models/, for a GPU."""
 LOW, MIDDLE, ALIGNED = 1, 3, 6
 """Layers from 0 whose policy is trained first. The gradient at ALIGNED points most towards GRPO's, of all layers but
 the last, whose policy is almost the model's own, as `internal-policy align` measures it."""
@@ -48,11 +50,12 @@ LONG = tuple(Method("bupo", layer, "long") for layer in (LOW, MIDDLE, ALIGNED))
 METHODS = {
     "demo-qwen3": (*BASELINES, *INTERNAL, *NORM, *LONG),
     "demo-llama": (*BASELINES, *INTERNAL, NORM[-1], LONG[-1]),
+    LARGE: (Method("grpo"), *(Method("bupo", layer, "short") for layer in (2, 7, 13)), Method("bupo", 7, "long")),
 }
 """Model -> its methods, in the order in which the runs of a seed are done."""
 SHOWN = {"grpo": Method("grpo"), "bupo": Method("bupo", ALIGNED, "short")}
 """Folder in the result -> the method of the run that it has whole, of seed 0 on the first model."""
-SEEDS = {"demo-qwen3": 8, "demo-llama": 5}
+SEEDS = {"demo-qwen3": 8, "demo-llama": 5, LARGE: 3}
 """Model -> seeds of every method."""
 
 

@@ -19,7 +19,7 @@ from internal_policy.tasks.problems import Message, Problem, read_problems
 
 DRAWING = 2026
 """Seed of the problems."""
-AT_ONCE = 256
+AT_ONCE = 1024 if torch.cuda.is_available() else 256
 """Responses that are sampled together."""
 PART = 256
 """Problems that a process marks at a time."""
@@ -60,12 +60,14 @@ def drawn() -> Iterable[Exercise]:
 
 
 def load(model: str) -> tuple[Any, Any]:
-    """A demo model in float32, and its tokenizer."""
+    """A model in float32, on the GPU if there is one, and its tokenizer."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     folder = DATA / "models" / model
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return loaded.to(device), AutoTokenizer.from_pretrained(folder)
 
 
 def marks(model: Any, tokenizer: Any, problems: Sequence[Problem], samples: int, seed: int, sizes: Sizes) -> list[int]:

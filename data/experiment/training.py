@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from experiment import flops
@@ -55,7 +56,9 @@ def settings(run: Run, sizes: Sizes, folder: Path) -> BuPOConfig:
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        gradient_checkpointing=False,
         seed=run.seed,
     )
 
