@@ -16,7 +16,6 @@ from internal_policy.cli import exam, progress
 from internal_policy.cli.console import document, out, uncut
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import counted
-from internal_policy.look import runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,6 +117,8 @@ def trained(
     as_json: bool = False,
 ) -> None:
     """Print the reward over tenths of the run, the exams, and the command that evaluates the model, if there is one."""
+    from internal_policy.look import runs  # which imports pandas
+
     names = ["reward", *runs.rewards(metrics), "entropy", "clip_fraction"]
     tenth = max(1, len(metrics) // 10)
     rows = []
