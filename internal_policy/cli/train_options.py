@@ -170,7 +170,7 @@ class Train(TrainOutput, Exams, Lora, Optimization, TrainSampling, ReadingOption
     later ones are compared with in dynamics.parquet."""
     target: Literal["stages", "align"] = "stages"
     """How the default layer is chosen: by the stages of the entropy changes, as above, or as `internal-policy align`
-    suggests (align), from 8 responses to each of the first 96 problems."""
+    suggests (align), from --samples responses to each of the first 96 problems."""
     site: Literal["resid_post", "attn_out", "mlp_out"] = "resid_post"
     """Output whose policy is trained: that of the layer (resid_post), its attention (attn_out) or its FFN (mlp_out)."""
     readout: Readout = None

@@ -165,7 +165,7 @@ def _metavar(hint: Any) -> str:
 def print_commands(commands: Mapping[str, tuple[str, str]]) -> None:
     """Print every command with its group and a sentence, on one screen."""
     out.print("Usage: internal-policy COMMAND [options]", markup=False)
-    out.print("Read the policy at every layer, attention block and FFN of a language model.\n")
+    out.print("Read the policy at every layer, attention block and FFN of a language model.")
     before = None
     for name, (group, summary) in commands.items():
         heading = group if group != before else ""
