@@ -4,8 +4,8 @@ The task is sums and differences of three numbers that a model sometimes gets ri
 drawing problems, choosing the learning rates, and the runs that are compared. Each run has its own folder in `--work`,
 and an interrupted command continues after the last finished run. Runs of another machine can be copied into that
 folder. At the end, or with `--combine`, the finished runs are combined in `--output`: `evaluations.parquet`, a row per
-run and exam; `steps.parquet`, a row per run and step; `plan.json`, what was decided before the comparison; and the
-metrics and dynamics of one GRPO and one BuPO run.
+run and exam; `steps.parquet`, a row per run and step; `plan.json`, what was decided before the comparison;
+`alignment.parquet`, what was measured before it; and the metrics and dynamics of one GRPO and one BuPO run.
 """
 
 import os
@@ -20,7 +20,7 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # before torch
 
 import tyro
-from experiment import plan, problems, rates, results, training
+from experiment import aligning, plan, problems, rates, results, training
 from experiment.plan import METHODS, MODELS, Run, Sizes
 from tqdm import tqdm
 
@@ -85,7 +85,8 @@ def experiment(arguments: Arguments, models: Sequence[str]) -> None:
         for model in models:
             (work / model).mkdir(parents=True, exist_ok=True)
             problems.prepare(work / model, model, sizes, mapped)
-        list(mapped(training.untrained, [(model, sizes, work) for model in models]))
+        for measure in (training.untrained, aligning.measure):
+            list(mapped(measure, [(model, sizes, work) for model in models]))
         if do(pool, choosing(arguments, models), arguments, end, "Choosing learning rates"):
             for model in models:
                 rates.plan(model, work, choosing(arguments, [model]))

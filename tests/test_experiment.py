@@ -6,8 +6,8 @@ from math import sqrt
 import pandas as pd
 import pytest
 import torch
-from experiment import flops, plan, problems, rates, results, training
-from experiment.plan import METHODS, SEEDS, Method, Run, Sizes
+from experiment import flops, plan, problems, rates, results, training  # pyright: ignore[reportMissingImports]
+from experiment.plan import METHODS, SEEDS, Method, Run, Sizes  # pyright: ignore[reportMissingImports]
 from scipy.stats import nct, t
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiment.aligning import ALIGNMENT
 from experiment.plan import SHOWN, Run
 from experiment.rates import PLAN
 from experiment.training import EVALUATIONS, write
@@ -37,6 +38,9 @@ def combine(runs: Sequence[Run], plans: Sequence[dict[str, Any]], work: Path, ou
     output.mkdir(parents=True, exist_ok=True)
     write(output / EVALUATIONS, pd.concat(evaluations, ignore_index=True))
     write(output / STEPS, pd.concat([steps(run, work) for run in done if not run.chooses], ignore_index=True))
+    aligned = [work / name / ALIGNMENT for name in models if (work / name / ALIGNMENT).exists()]
+    if aligned:
+        write(output / ALIGNMENT, pd.concat([store.read_part(path).to_pandas() for path in aligned], ignore_index=True))
     files.write_json(output / PLAN, {plan["model"]: plan for plan in plans})
     shown = [run for run in done if run.is_shown]
     for run, (folder, method), name in product(shown, SHOWN.items(), (METRICS, DYNAMICS)):

@@ -21,7 +21,7 @@ NEEDED = {*GROUP, "seed", "step", "reward"}
 METHODS = run_summary.METHODS
 """Method -> its title."""
 CHOOSING = 100
-"""Seed of the bundled runs that chose the learning rates, which aren't results."""
+"""First seed of the bundled runs that chose the learning rates, which aren't results."""
 LEAST = 2
 """Fewest seeds of each method."""
 NOT_SETTINGS = (
@@ -82,7 +82,7 @@ def _beside(run: RunTables) -> pd.DataFrame:
         raise InputError(
             f"{path} has no column {', '.join(sorted(missing))}. It wasn't written by make_experiments.py."
         )
-    found = found[found["method"].isin(METHODS) & (found["seed"] != CHOOSING)]
+    found = found[found["method"].isin(METHODS) & (found["seed"] < CHOOSING)]
     called = {key: _called(*key) for key in found[GROUP].drop_duplicates().itertuples(index=False, name=None)}
     keys = found[GROUP].itertuples(index=False, name=None)
     return found.assign(group=[called[key] for key in keys])[["group", "model", "method", "seed", "step", "reward"]]
@@ -90,7 +90,7 @@ def _beside(run: RunTables) -> pd.DataFrame:
 
 def _called(model: Any, method: Any, layer: Any, internal_steps: Any) -> str:
     name = f"{model!s:.40} · {METHODS[method]}"
-    return name if method == "grpo" else f"{name}, layer {int(layer)}, {int(internal_steps)} internal steps"
+    return f"{name}, layer {int(layer)}, {int(internal_steps)} internal steps" if internal_steps else name
 
 
 def _chosen(chosen: Sequence[RunTables]) -> pd.DataFrame:

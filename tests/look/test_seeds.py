@@ -1,6 +1,7 @@
 """BuPO is compared with GRPO over seeds."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -52,12 +53,23 @@ def test_the_difference_is_paired_by_seed_with_an_interval_by_students_t(chosen)
 def test_the_bundled_run_is_compared_with_those_recorded_beside_it():
     figure = run_catalogue.draw("seeds", [BUNDLED], RunChoice())
     steps = pd.read_parquet(BUNDLED.folder.parent / seeds.STEPS)
-    mine = steps.query("model == 'demo-qwen3' and method == 'grpo' and seed != 100")
-    last = mine[mine["step"] > 40].groupby("seed")["reward"].mean()
+    mine = steps.query("model == 'demo-qwen3' and method == 'grpo' and seed < 100")
+    last = mine[mine["step"] > mine["step"].max() - 10].groupby("seed")["reward"].mean()
     (_, drawn) = traces(figure, "GRPO") if len(traces(figure, "GRPO")) == 2 else (None, traces(figure, "GRPO")[0])
     assert drawn.y[-1] == pytest.approx(last.mean())
-    assert "5 seeds, bands 95%" in figure.layout.meta["caption"]
-    assert "demo-llama · BuPO, layer 7, 8 internal steps" in seeds.groups(seeds.read([BUNDLED]))
+    assert f"{len(last)} seeds, bands 95%" in figure.layout.meta["caption"]
+    groups = seeds.groups(seeds.read([BUNDLED]))
+    assert any(re.fullmatch(r"demo-llama · BuPO, layer \d, \d+ internal steps", group) for group in groups)
+
+
+def test_choosing_runs_are_left_out_and_other_methods_have_no_layer(tmp_path):
+    run = trained(tmp_path / "one", "bupo", 0, 0.1)
+    about = {"model": "m", "layer": -1, "internal_steps": 0, "step": 1, "reward": 0.1}
+    rows = [about | {"method": method, "seed": seed} for method in ("rloo", "grpo") for seed in (0, 1, 100, 101)]
+    pd.DataFrame(rows).to_parquet(tmp_path / seeds.STEPS)
+    found = seeds.read([run])
+    assert set(found["group"]) == {"m · RLOO", "m · GRPO"}
+    assert set(found["seed"]) == {0, 1}
 
 
 def test_names_of_models_are_inert_in_the_figure(chosen):
