@@ -63,15 +63,15 @@ SEEDS = {"demo-qwen3": 8, "demo-llama": 5, LARGE: 3}
 class Sizes:
     """How much is trained and evaluated. The defaults give the bundled results."""
 
-    steps: int = 32
+    steps: int = 48
     """Steps of a run. A step is a generation batch."""
     choosing_steps: int = 16
     """Steps of a run that chooses a learning rate."""
-    every: int = 8
+    every: int = 12
     """Steps between two exams."""
-    short: int = 8
+    short: int = 12
     """Internal steps of BuPO; a choosing run has the same share of its steps."""
-    long: int = 24
+    long: int = 36
     """Internal steps of BuPO with a long first phase."""
     prompts: int = 8
     """Prompts per step."""

@@ -19,7 +19,7 @@ from internal_policy.tasks.problems import Message, Problem, read_problems
 
 DRAWING = 2026
 """Seed of the problems."""
-AT_ONCE = 1024 if torch.cuda.is_available() else 256
+AT_ONCE = 256
 """Responses that are sampled together."""
 PART = 256
 """Problems that a process marks at a time."""
