@@ -89,7 +89,7 @@ class Sizes:
     """Problems of the exam that chooses the learning rates."""
     exam_samples: int = 8
     """Responses to each problem in the exam at the end."""
-    way_samples: int = 2
+    way_samples: int = 4
     """Responses to each problem in the exams on the way."""
     untrained_samples: int = 32
     """Responses of the untrained model to each problem of the exam."""
