@@ -42,18 +42,18 @@ def test_invalid_parts_are_refused(text):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"frozen_layers": "0-1"}, {"2", EMBEDDINGS, NORM, HEAD}),
-        ({"frozen_layers": "0,embeddings,head,norm"}, {"1", "2"}),
-        ({"only_layers": "1"}, {"1"}),
-        ({"only_layers": "2,head"}, {"2", HEAD}),
-        ({"frozen_layers": "0", "schedule": ["1.resid_post:1"]}, {"1", EMBEDDINGS, HEAD}),
-        ({"only_layers": "1", "schedule": ["1.resid_post:1"]}, {"1"}),
+        ({"frozen_layers": "0-1"}, ("2", EMBEDDINGS, NORM, HEAD)),
+        ({"frozen_layers": "0,embeddings,head,norm"}, ("1", "2")),
+        ({"only_layers": "1"}, ("1",)),
+        ({"only_layers": "2,head"}, ("2", HEAD)),
+        ({"frozen_layers": "0", "schedule": ["1.resid_post:1"]}, ("1", EMBEDDINGS, HEAD)),
+        ({"only_layers": "1", "schedule": ["1.resid_post:1"]}, ("1",)),
     ],
     ids=str,
 )
 def test_frozen_parts_do_not_change(tmp_path, tokenizer, options, expected):
     model = tiny_model("llama", tie_word_embeddings=False)
-    assert changed(trainer(tmp_path, tokenizer, model, kind=Fixed, max_steps=2, **options)) == expected
+    assert changed(trainer(tmp_path, tokenizer, model, kind=Fixed, max_steps=2, **options)) == {*expected}
 
 
 def test_freezing_tied_embeddings_freezes_the_head(tmp_path, tokenizer):
