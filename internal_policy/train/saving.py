@@ -14,13 +14,20 @@ from internal_policy.train import checkpoints
 class SavingTrainer(GRPOTrainer):
     """TRL's GRPOTrainer, which renames a checkpoint to its final name only when it is complete on disk."""
 
-    writing = False
+    saving = False
     """Whether a checkpoint is being written."""
+    writing = False
+    """Whether it is written under a temporary name."""
 
     def _get_output_dir(self, trial: Any) -> str:
-        """The folder for checkpoints; a temporary one while a checkpoint is being written."""
+        """The folder for checkpoints; a temporary one while one is being written there."""
         folder = super()._get_output_dir(trial)
         return str(Path(folder) / checkpoints.PARTIAL) if self.writing else folder
+
+    def create_model_card(self, *args: Any, **more: Any) -> None:
+        """Write TRL's card into the folder of the run; for a checkpoint only if it goes to the hub."""
+        if self.args.push_to_hub or not self.saving:
+            super().create_model_card(*args, **more)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint, and rename it to its final name only when it is complete on disk."""
@@ -30,11 +37,11 @@ class SavingTrainer(GRPOTrainer):
         if writes:
             shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
         self.accelerator.wait_for_everyone()
-        self.writing = not named
+        self.saving, self.writing = True, not named
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self.writing = False
+            self.saving = self.writing = False
         self.accelerator.wait_for_everyone()
         if writes and named:
             checkpoints.seal(run / name)

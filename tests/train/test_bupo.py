@@ -507,6 +507,15 @@ def test_checkpoints_are_written_at_the_end_of_generation_batches(tmp_path, toke
     assert found == [4, 6, 10, 12]  # 3 -> 4, 6, 9 -> 10, 12
 
 
+@pytest.mark.parametrize("more", [{}, {"metric_for_best_model": "reward"}])
+def test_checkpoints_leave_no_card_in_the_folder_of_the_run(tmp_path, tokenizer, more):
+    run = trainer(tmp_path, tokenizer, max_steps=2, save_strategy="steps", save_steps=2, save_only_model=True, **more)
+    run._save_checkpoint(run.model, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0"]
+    run.create_model_card()
+    assert (tmp_path / "README.md").exists()
+
+
 def test_resuming_a_finished_run_does_not_train(tmp_path, tokenizer):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4}
     first = trainer(tmp_path, tokenizer, **options)
