@@ -11,7 +11,6 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy import bundle
 from internal_policy.cli import exam, progress
 from internal_policy.cli.console import document, out, uncut
 from internal_policy.cli.train_options import Train
@@ -97,9 +96,9 @@ def times(metrics: "pd.DataFrame", exams: "pd.DataFrame | None" = None) -> dict[
 def evaluation(options: Train, folder: Path) -> str:
     """The command that evaluates the model of a run, with prompts as in training.
 
-    The problems are those of training; for the bundled ones, others that were drawn alike.
+    The problems are those of the exams, or else of training; for the bundled ones, others that were drawn alike.
     """
-    problems = options.problems or (str(bundle.DATA / "problems" / "sums-heldout.jsonl"),)
+    problems = options.eval_problems or options.problems or (str(exam.BUNDLED),)
     words = ["--model", str(folder / "model"), "--problems", *problems]
     for name in PROMPT:
         value = getattr(options, name)

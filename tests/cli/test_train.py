@@ -403,6 +403,13 @@ def test_the_hint_evaluates_what_was_trained_on():
     assert "sums-heldout.jsonl" in train_report.evaluation(Train(), Path("runs/mine"))
 
 
+@pytest.mark.parametrize("trained_on", [(), ("amc.jsonl",)])
+def test_the_hint_evaluates_on_the_problems_of_the_exams(trained_on):
+    options = Train(problems=trained_on, eval_problems=("aime.jsonl", "math.jsonl"))
+    asked: Any = parsing.parse(COMMANDS, shlex.split(train_report.evaluation(options, Path("run")))[1:])
+    assert asked.problems == ("aime.jsonl", "math.jsonl")
+
+
 # options, files and defaults
 
 
