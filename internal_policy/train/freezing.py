@@ -3,13 +3,14 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedConfig
 
 from internal_policy.errors import InputError
-from internal_policy.models.adapters import inside
+from internal_policy.models.adapters import inside, of_peft
 from internal_policy.models.hooks import FINAL
 from internal_policy.models.modules import backbone, decoder_layers, final_norm
 from internal_policy.train.schedule import Phase, first_internal
@@ -152,11 +153,14 @@ def scale(optimizer: Optimizer, model: nn.Module, above: int, factor: float) -> 
 
 
 def in_words(model: nn.Module) -> str | None:
-    """What is frozen, in a sentence; None if nothing is. Of an adapted model, the base isn't mentioned."""
+    """What is frozen, in a sentence; None if nothing is. With adapters, parts that have none aren't mentioned."""
+    wrapped: Any = model
+    prefix = wrapped.base_model.prefix if of_peft(model) else ""  # of adapters, such as lora_
+    could = {id(each) for name, each in model.named_parameters() if prefix in name}
     off = {
-        part: weights
+        part
         for part, weights in parameters(model).items()
-        if weights and not any(each.requires_grad for each in weights)
+        if any(id(each) in could for each in weights) and not any(each.requires_grad for each in weights)
     }
     layers = sorted(part for part in off if isinstance(part, int))
     names = [name for name in NAMES if name in off]

@@ -239,7 +239,7 @@ def _trained(
         if (warning := precision.rounding(trainer.model, config.learning_rate)) is not None:
             note(warning)
         said = freezing.in_words(trainer.accelerator.unwrap_model(trainer.model))
-        if said is not None and (config.frozen_layers or config.only_layers):  # of LoRA, all that it leaves is frozen
+        if said is not None:
             note(said)
         note(_processes(trainer.accelerator.num_processes, on_cpu=config.use_cpu))
         if trainer.is_world_process_zero():

@@ -130,3 +130,12 @@ def test_what_is_frozen_is_said_in_a_sentence():
     assert freezing.in_words(model) is None
     freezing.freeze(model, Frozen.of("0-1,embeddings", None))
     assert freezing.in_words(model) == "Frozen: layers 0-1, embeddings."
+
+
+def test_of_a_model_with_adapters_only_frozen_adapters_are_said():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
+    assert freezing.in_words(model) is None
+    freezing.freeze(model, Frozen.of("0-1,embeddings", None))
+    assert freezing.in_words(model) == "Frozen: layers 0-1."
