@@ -188,11 +188,11 @@ def evaluate(options: Evaluate) -> None:
     progress.note(f"{'Read from the cache' if cached else 'Sampled'} in {time.monotonic() - start:.1f} s.")
 
 
-def named(sources: tuple[str, ...]) -> dict[str, str]:
-    """Name -> source of each set of problems. A file has its own name, unless another has it too. Raises InputError."""
+def named(sources: tuple[str, ...], option: str = "problems") -> dict[str, str]:
+    """Name -> source of each set of an `option`. A file has its own name, unless another has it. Raises InputError."""
     twice = [source for source, times in Counter(sources).items() if times > 1]
     if twice:
-        raise InputError(f"{twice[0]} is given twice with --problems. Give each set once.")
+        raise InputError(f"{twice[0]} is given twice with --{option}. Give each set once.")
     stems = [Path(source).stem if Path(source).is_file() else source for source in sources]
     names = [
         source if stem == ALL or stems.count(stem) > 1 else stem for source, stem in zip(sources, stems, strict=True)

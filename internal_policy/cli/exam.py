@@ -38,7 +38,8 @@ def sets_of(options: Train) -> "dict[str, list[Problem]]":
     if unused := [name for name in OPTIONS if getattr(options, name) and not sources]:
         raise InputError(f"--{unused[0].replace('_', '-')} needs held-out problems. Add --eval-problems FILE.")
     sets = {
-        name: read_problems(source, **{**options.reading, "limit": limit}) for name, source in named(sources).items()
+        name: read_problems(source, **{**options.reading, "limit": limit})
+        for name, source in named(sources, "eval-problems").items()
     }
     for name, problems in sets.items():
         if not problems:

@@ -81,18 +81,17 @@ def run(options: Train) -> None:
     boxed = "box" in config.rewards and not bundle.model(options.model)
     if boxed and not training.asks_for_boxes(tokenizer, problems, chat):
         progress.note(NO_BOX)
+    if options.merge and not (config.lora or checkpoint.folder.is_adapter(options.checkpoint.folder)):
+        raise InputError("--merge needs an adapter. Add --lora, or leave out --merge.")
     on_disk: Any = about.dtype  # loading replaces it by --dtype
     model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)
-    adapted = config.lora or checkpoint.folder.is_adapter(options.checkpoint.folder)
-    if options.merge and not adapted:
-        raise InputError("--merge needs an adapter. Add --lora, or leave out --merge.")
     quantized.check_trainable(model, adapted=config.lora, merge=options.merge)
     offload.check_trainable(model)
     trained = (folder, model, tokenizer, problems, chat, rewarding, _named(options, folder), on_disk)
     setup = training.Setup(*trained, options.merge, exams, options.samples_every)
     if other:
         outputs.clear(folder, "run")
-    with files.held(folder):  # nothing is written before everything is checked
+    with resume.forgetting(folder), files.held(folder):  # nothing is written before everything is checked
         if not (folder / resume.RUN).exists():
             more = {"versions": card.versions()} | ({DAY: day} if day else {})
             files.write_json(folder / resume.RUN, question | more, once=True)

@@ -92,7 +92,23 @@ def resolved(options: Train, given: Mapping[str, Any]) -> Train:
     phases = methods.method(name).internal or options.schedule is not None or "schedule" in given
     if options.switch_below is not None and not phases:
         raise InputError(f"--switch-below ends an internal phase, but --method {name} has none. Add --schedule.")
+    if options.switch_every is not None and options.switch_below is None and given.get("switch_below") is None:
+        raise InputError("--switch-every has no effect without --switch-below. Add --switch-below.")
+    if options.target != "stages":
+        _check_target(options, given, name)
     return dataclasses.replace(options, method=name)
+
+
+def _check_target(options: Train, given: Mapping[str, Any], method: str) -> None:
+    """Raise InputError if no layer is chosen by --target."""
+    from internal_policy.train import methods
+
+    chosen = [f"--{name}" for name in ("layer", "schedule") if getattr(options, name) is not None]
+    if chosen or "schedule" in given:
+        by = chosen[0] if chosen else f"The schedule of {options.config}"
+        raise InputError(f"{by} says what is trained, so --target has no effect. Remove one of them.")
+    if not methods.method(method).internal and not options.scan_every:
+        raise InputError(f"--target has no effect with --method {method} and --scan-every 0. Remove it.")
 
 
 def internal(options: Train) -> bool:

@@ -16,8 +16,8 @@ from internal_policy.models.naming import title
 from internal_policy.train import methods, rewards
 from internal_policy.train.configuration import BuPOConfig
 
-CONFIG, CARD, PICKLE = "config.yaml", "README.md", "training_args.bin"
-"""Files: the fields of the configuration, the card, and a pickle that transformers leaves beside the weights."""
+CARD, PICKLE = "README.md", "training_args.bin"
+"""Files: the card, and a pickle that transformers leaves beside the weights."""
 LEFT_OUT = {"output_dir", "hub_token", "generation_batch_size", "use_cpu", "disable_tqdm", "logging_dir"}
 """Fields that aren't in the file: the folder, a secret, what follows from others, and what follows from the machine."""
 PACKAGES = ("internal-policy", "torch", "transformers", "trl", "accelerate", "datasets")

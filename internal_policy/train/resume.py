@@ -1,6 +1,7 @@
 """Continue an interrupted run: its folder must hold the same run and a complete checkpoint."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ from internal_policy.models.naming import MODEL, RUN
 from internal_policy.scans import records
 from internal_policy.scans.claims import Occupied, begun, changed
 from internal_policy.train import checkpoints
+
+CONFIG = "config.yaml"
+"""File with the fields of the configuration."""
+SETTINGS = (RUN, CONFIG)
+"""Files that are written before training starts."""
 
 
 def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callable[[str], None]) -> Path | None:
@@ -27,7 +33,7 @@ def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callabl
     before = known(folder / RUN, content=dict)
     if (name := difference(before, question)) is not None:
         if _is_bare(folder):
-            (folder / RUN).unlink(missing_ok=True)
+            _forget(folder)
             return None
         raise Occupied(
             f"{folder} contains a run with a different {name}. Choose another --output, or add --force to replace it."
@@ -43,10 +49,28 @@ def claim(folder: Path, question: Mapping[str, Any], resume: bool, note: Callabl
     return start
 
 
+@contextmanager
+def forgetting(folder: Path) -> Iterator[None]:
+    """Remove the folder of a run that is refused while this is open, if nothing but its settings is in it."""
+    try:
+        yield
+    except InputError:
+        with suppress(OSError):  # another process of the run was faster
+            if _is_bare(folder):
+                _forget(folder)
+                folder.rmdir()
+        raise
+
+
+def _forget(folder: Path) -> None:
+    for name in SETTINGS:
+        (folder / name).unlink(missing_ok=True)
+
+
 def _is_bare(folder: Path) -> bool:
     """Whether a folder has nothing but the settings of a run that has ended."""
     names = [path.name for path in folder.iterdir()]
-    return not files.writers(folder) and all(name == RUN or files.is_hidden(name) for name in names)
+    return not files.writers(folder) and all(name in SETTINGS or files.is_hidden(name) for name in names)
 
 
 def _newest_whole(folder: Path, resume: bool, note: Callable[[str], None]) -> Path | None:

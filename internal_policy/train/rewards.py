@@ -99,9 +99,11 @@ def split(given: Sequence[str], weights: Sequence[float] | None) -> tuple[list[s
 
 
 def check_weights(named: Sequence[str], weights: Sequence[float] | None) -> None:
-    """Raise InputError unless each reward has a finite weight, or none has one."""
+    """Raise InputError unless each reward has a finite weight and not all are 0, or none has one."""
     if weights is not None and (len(weights) != len(named) or not all(map(math.isfinite, weights))):
         raise InputError(f"reward_weights is {weights}, but needs a finite weight for each of {', '.join(named)}.")
+    if weights is not None and not any(weights):
+        raise InputError("All rewards have weight 0, so nothing would be trained. Give one of them another weight.")
 
 
 def in_words(named: Sequence[str], weights: Sequence[float] | None) -> list[str]:
@@ -135,7 +137,9 @@ def _spec(reward: Reward) -> ModuleSpec:
             _reach(Path.cwd())
             found = importlib.util.find_spec(reward.place)  # this imports the packages around the module
     except (Exception, SystemExit) as error:
-        raise InputError(f"Can't import {reward.place}: {described(error)}. Fix it.") from error
+        if not isinstance(error, ModuleNotFoundError) or not f"{reward.place}.".startswith(f"{error.name}."):
+            raise InputError(f"Can't import {reward.place}: {described(error)}. Fix it.") from error
+        found = None  # the package around the module isn't there
     if found is None:
         where = "Check the path." if path is not None else "Install it, or change to the folder that has it."
         raise InputError(f"There is no {'file' if path is not None else 'module'} {reward.place}. {where}")

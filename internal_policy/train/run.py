@@ -38,7 +38,7 @@ from internal_policy.train.callbacks import Interrupt, RunLogger, ScanSchedule
 from internal_policy.train.configuration import BuPOConfig, check_vllm
 from internal_policy.train.dataset import dataset_of
 from internal_policy.train.exam import NO_EXAM, Exam, Examiner, Marks
-from internal_policy.train.resume import MODEL, known
+from internal_policy.train.resume import CONFIG, MODEL, known
 from internal_policy.train.samples import SampleLogger
 
 STAGES, ROLLOUTS = "stages.json", "rollouts.parquet"
@@ -243,7 +243,7 @@ def _trained(
             note(said)
         note(_processes(trainer.accelerator.num_processes, on_cpu=config.use_cpu))
         if trainer.is_world_process_zero():
-            (setup.folder / card.CONFIG).write_text(card.as_yaml(config), encoding="utf-8")
+            (setup.folder / CONFIG).write_text(card.as_yaml(config), encoding="utf-8")
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if interrupt.pressed:
         raise KeyboardInterrupt

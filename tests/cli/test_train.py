@@ -27,6 +27,7 @@ from internal_policy.train import card, defaults, fields, resume
 from internal_policy.train import run as training
 from internal_policy.train.configuration import BuPOConfig
 
+EXAM = str(bundle.DATA / "problems" / "sums-heldout.jsonl")
 PROBLEMS = ["--problems", str(bundle.DATA / "problems" / "train.jsonl")]
 SHORT = [*PROBLEMS, "--prompts", "2", "--samples", "8", "--micro-batch", "8", "--max-new-tokens", "64", "--limit", "60"]
 LEARN = [
@@ -289,7 +290,7 @@ def test_a_run_with_another_method_says_so_in_its_records(tmp_path):
     folder = tmp_path / "run"
     assert main(["train", *SHORT, "--method", "rloo", "--steps", "1", "--scan-every", "0", "-o", str(folder)]) == 0
     assert pd.read_parquet(folder / "metrics.parquet")["method"].tolist() == ["rloo"]
-    assert fields.read(str(folder / card.CONFIG))["method"] == "rloo"
+    assert fields.read(str(folder / resume.CONFIG))["method"] == "rloo"
     text = (folder / "model" / card.CARD).read_text()
     assert "- RLOO: step 1 trains the whole policy." in text
     assert "- rloo\n" in text
@@ -301,7 +302,7 @@ def test_a_schedule_of_several_readouts_is_trained_recorded_and_drawn(tmp_path):
     assert main(["train", *few, "--schedule", phases]) == 0
     metrics = pd.read_parquet(folder / "metrics.parquet")
     assert metrics["target"].tolist() == ["2.resid_post@norm", "final", "1.mlp_out", "final"]
-    assert fields.read(str(folder / card.CONFIG))["schedule"] == phases.split(",")
+    assert fields.read(str(folder / resume.CONFIG))["schedule"] == phases.split(",")
     text = (folder / "model" / card.CARD).read_text()
     assert "- RLOO: step 1 trains 2.resid_post@norm, step 2 the whole policy, step 3 1.mlp_out, step 4 the" in text
     drawn = open_run(folder).plot
@@ -325,7 +326,7 @@ def test_a_run_with_frozen_layers_says_so_and_keeps_them(tmp_path, capsys):
     few = [*SHORT, "--method", "grpo", "--steps", "2", "--scan-every", "0", "--learning-rate", "1e-2"]  # the first is 0
     assert main(["train", *few, "--frozen-layers", "0-6,embeddings", "-o", str(folder)]) == 0
     assert "Frozen: layers 0-6, embeddings, head." in capsys.readouterr().err  # its embeddings are tied
-    assert fields.read(str(folder / card.CONFIG))["frozen_layers"] == "0-6,embeddings"
+    assert fields.read(str(folder / resume.CONFIG))["frozen_layers"] == "0-6,embeddings"
     before, after = (
         load_file(path / "model.safetensors") for path in (bundle.DATA / "models/demo-qwen3", folder / "model")
     )
@@ -540,6 +541,12 @@ def test_invalid_options_are_refused_in_one_sentence_before_training(arguments, 
         ),
         (["--schedule", "2.resid_post:3", "--internal-steps", "2"], "Remove --internal-steps."),
         (["--schedule", "2.resid_post:3", "--site", "mlp_out"], "Remove --site."),
+        (["--switch-every", "3", "--layer", "1"], "--switch-every has no effect without --switch-below"),
+        (["--target", "align", "--layer", "1"], "--layer says what is trained, so --target has no effect"),
+        (["--target", "align", "--schedule", "1.resid_post:3"], "--schedule says what is trained, so --target has no"),
+        (["--target", "align", "--method", "grpo", "--scan-every", "0"], "--target has no effect with --method grpo"),
+        (["--merge", "--layer", "1"], "--merge needs an adapter. Add --lora"),
+        (["--eval-problems", EXAM, EXAM, "--layer", "1"], "is given twice with --eval-problems"),
         (["--schedule", "2.resid_post:3", "--method", "grpo"], "which is --method bupo. Remove --method grpo."),
         (["--layer", "8", "--method", "grpo"], "There is no hook point 8.resid_post: the model's layers are 0 to 7."),
         (["--frozen-layers", "8"], "frozen_layers is 8, but there is no layer 8: they are 0 to 7."),
@@ -647,6 +654,8 @@ def test_a_reward_of_the_user_is_trained_on_and_its_changed_file_refuses_resume(
         (["--reward", "mine.py:long"], "mine.py has no function long. Choose mine.py:brief."),
         (["--reward", "mine.py", "--problem-column", "topic"], "needs 'topic', which the problems don't have"),
         (["--reward", "mine.py", "--reward", "mine.py:mine"], "Two rewards are called mine"),
+        (["--reward", "box=0"], "All rewards have weight 0"),
+        (["--reward", "nowhere.inside:brief"], "There is no module nowhere.inside"),
         (["--config", "weights.yaml"], "reward_weights is [1.0, 2.0], but needs a finite weight for each of box"),
     ],
 )

@@ -26,8 +26,9 @@ def test_a_run_whose_checkpoints_have_no_manifest_is_rejected(tmp_path):
 
 def test_a_folder_with_nothing_but_the_settings_of_a_failed_run_can_be_used_again(tmp_path):
     (tmp_path / resume.RUN).write_text('{"content": {}, "seed": 1}')
+    (tmp_path / resume.CONFIG).touch()
     assert resume.claim(tmp_path, {"content": {}, "seed": 2}, False, print) is None
-    assert not (tmp_path / resume.RUN).exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["rollouts.parquet", "notes.txt"])
@@ -42,3 +43,18 @@ def test_settings_of_a_run_that_is_starting_are_kept(tmp_path):
     (tmp_path / resume.RUN).write_text('{"content": {}, "seed": 1}')
     with files.held(tmp_path), pytest.raises(Occupied, match="a different --seed"):
         resume.claim(tmp_path, {"content": {}, "seed": 2}, False, print)
+
+
+@pytest.mark.parametrize("result", [None, "rollouts.parquet"])
+def test_a_refused_run_leaves_no_folder_without_a_result(tmp_path, result):
+    run = tmp_path / "run"
+
+    def fails():
+        with resume.forgetting(run), files.held(run):
+            for name in filter(None, (resume.RUN, resume.CONFIG, result)):
+                (run / name).touch()
+            raise InputError("refused")
+
+    with pytest.raises(InputError, match="refused"):
+        fails()
+    assert run.exists() == (result is not None)
