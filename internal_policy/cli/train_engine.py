@@ -1,19 +1,17 @@
 """Choose what samples responses in training: the trained model itself, vLLM in the same processes, or its server."""
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from internal_policy.cli.train_options import Engine, Train
 from internal_policy.errors import InputError
 from internal_policy.models.folder import is_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from internal_policy.cli.train_options import Train
     from internal_policy.train.configuration import BuPOConfig
 
-Engine = Literal["torch", "vllm", "vllm-server"]
-"""Names of what samples."""
 ENGINES: dict[Engine, dict[str, Any]] = {
     "torch": {"use_vllm": False},
     "vllm": {"use_vllm": True, "vllm_mode": "colocate"},
@@ -27,7 +25,7 @@ UNREAD = {
 """Options that exclude vLLM -> why."""
 
 
-def fields(options: "Train") -> dict[str, Any]:
+def fields(options: Train) -> dict[str, Any]:
     """The fields of BuPOConfig that the engine sets; none if it is left to --config. Raises InputError without vLLM."""
     if options.engine is None:
         return {}
@@ -42,7 +40,7 @@ def fields(options: "Train") -> dict[str, Any]:
     return chosen
 
 
-def check(options: "Train", config: "BuPOConfig", about: "PreTrainedConfig") -> None:
+def check(options: Train, config: "BuPOConfig", about: "PreTrainedConfig") -> None:
     """Raise InputError for a model or machine with which vLLM can't sample; before the weights are loaded."""
     if not config.use_vllm:
         return
@@ -69,7 +67,7 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _check_merging(options: "Train", about: "PreTrainedConfig", *, adapted: bool) -> None:
+def _check_merging(options: Train, about: "PreTrainedConfig", *, adapted: bool) -> None:
     """Raise InputError for an adapter on half-precision weights, which change a little with every batch.
 
     Before each batch, TRL adds the adapter to the frozen weights, sends them, and subtracts it again, which rounds.
@@ -86,7 +84,7 @@ def _check_merging(options: "Train", about: "PreTrainedConfig", *, adapted: bool
         )
 
 
-def _check_names(options: "Train", about: "PreTrainedConfig") -> None:
+def _check_names(options: Train, about: "PreTrainedConfig") -> None:
     """Raise InputError for a family whose weights have other names in memory than on disk, which vLLM reads.
 
     Transformers packs experts, for example. Weights that vLLM doesn't know may be dropped without an error.

@@ -157,9 +157,8 @@ def _choices(hint: Any) -> tuple[str, ...]:
 
 
 def _metavar(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return f"{{{','.join(get_args(hint))}}}"
-    return METAVARS.get(hint, "TEXT")
+    choices = _choices(hint)
+    return f"{{{','.join(choices)}}}" if choices else METAVARS.get(hint, "TEXT")
 
 
 def print_commands(commands: Mapping[str, tuple[str, str]]) -> None:

@@ -118,6 +118,17 @@ def test_a_command_can_change_a_default_and_its_help():
     assert samples.help == "Responses per problem (K)."
 
 
+def test_the_help_names_the_choices_of_an_option_that_may_be_left_out():
+    engine = next(option for option in PAGES["train"].groups["Sampling"] if option.name == "engine")
+    assert engine.metavar == "{torch,vllm,vllm-server}"
+
+
+def test_the_help_of_train_goes_from_the_model_to_the_output():
+    groups = PAGES["train"].groups
+    assert [*groups] == ["Model", "Data", "Sampling", "Method", "Optimization", "LoRA", "Exams", "Output"]
+    assert groups["Data"][0].name == "problems"
+
+
 def test_a_default_of_zero_is_in_the_help():
     seed = next(option for option in PAGES["scan"].groups["Sampling"] if option.name == "seed")
     assert seed.default == "0"
