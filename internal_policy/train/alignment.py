@@ -28,17 +28,6 @@ def cosine(one: Gradient, other: Gradient) -> float:
     return product / (lengths[0] * lengths[1]) ** 0.5 if all(lengths) else 0.0
 
 
-def gain(step: Gradient, gradient: Gradient) -> float:
-    """First-order gain of a step by the signs of `step`, as Adam's first is, as a share of the largest such gain.
-
-    sum(sign(step) * gradient) / sum(|gradient|), between -1 and 1, over all entries of `gradient`; 0 for a gradient
-    of 0.
-    """
-    gained = sum(_dot(step[name].sign(), gradient[name]) for name in step if name in gradient)
-    largest = sum(float(each.double().abs().sum()) for each in gradient.values())
-    return gained / largest if largest else 0.0
-
-
 def _dot(one: Tensor, other: Tensor) -> float:
     return float((one.double() * other.double()).sum())
 
