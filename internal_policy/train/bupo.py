@@ -264,16 +264,6 @@ class BuPOTrainer(SwitchingTrainer, ResamplingTrainer, TimedTrainer):
         self._metrics["train"]["rows_trained"].append(share.item())
         return passes
 
-    @torch.no_grad()
-    def _score(self, rows: Mapping[str, Any], entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities and entropies of some responses."""
-        ids, mask = (torch.cat([rows[f"prompt_{kind}"], rows[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
-        keep, size = rows["completion_ids"].shape[1], self.args.per_device_train_batch_size
-        scored = self._get_per_token_logps_and_entropies(
-            self.model, ids, mask, keep, batch_size=size, compute_entropy=entropy
-        )
-        return scored[0], scored[1]
-
     def _log_whole_entropy(self, batch: Mapping[str, Any]) -> None:
         """Log the entropy of the whole policy, in nats, at one response to each prompt."""
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")

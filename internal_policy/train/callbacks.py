@@ -12,16 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from internal_policy.look.runs import DYNAMICS, METRICS, REWARD
 from internal_policy.models.hooks import FINAL, HookPoint
-from internal_policy.scans import store
 from internal_policy.tasks.rollouts import Rollout
-from internal_policy.train import dynamics, throughput
+from internal_policy.train import dynamics, tables, throughput
 from internal_policy.train.schedule import Phase, phase_at
 from internal_policy.train.switching import ended
 
@@ -97,11 +95,7 @@ class RunLogger(TrainerCallback):
     ) -> None:
         """Read the rows written before the checkpoint, or scan the untrained model."""
         step, self.logs = state.global_step // self.updates, []
-        self.metrics, self.dynamics = pd.DataFrame(), pd.DataFrame()
-        for name in (METRICS, DYNAMICS):
-            if (self.folder / name).exists() and step:
-                rows = store.read_part(self.folder / name).to_pandas()
-                setattr(self, name.removesuffix(".parquet"), rows[rows["step"] <= step])
+        self.metrics, self.dynamics = (tables.until(self.folder / name, step) for name in (METRICS, DYNAMICS))
         if not step:
             self._scan(0, state, more["model"])
 
@@ -149,8 +143,8 @@ class RunLogger(TrainerCallback):
             begun = time.monotonic()
             row["perplexity"] = self._scan(step, state, more["model"])
             row["scan_seconds"] = time.monotonic() - begun
-        self.metrics = _appended(self.metrics, pd.DataFrame([row]))
-        self._write(METRICS, self.metrics, state)
+        self.metrics = tables.appended(self.metrics, pd.DataFrame([row]))
+        tables.write(self.folder / METRICS, self.metrics, state)
         self.report(row)
 
     def _scan(self, step: int, state: TrainerState, model: Any) -> float:
@@ -158,13 +152,9 @@ class RunLogger(TrainerCallback):
         if not self.scans.every:
             return float("nan")
         layers = dynamics.measure(model, self.scans.rollouts, self.scans.point, self.scans.readout)
-        self.dynamics = _appended(self.dynamics, layers.assign(step=step))
-        self._write(DYNAMICS, self.dynamics, state)
+        self.dynamics = tables.appended(self.dynamics, layers.assign(step=step))
+        tables.write(self.folder / DYNAMICS, self.dynamics, state)
         return dynamics.perplexity(layers)
-
-    def _write(self, name: str, frame: pd.DataFrame, state: TrainerState) -> None:
-        if state.is_world_process_zero:
-            store.write_table(self.folder / name, pa.Table.from_pandas(frame, preserve_index=False))
 
 
 def _rewards(logs: Mapping[str, Any]) -> dict[str, str]:
@@ -186,11 +176,6 @@ def _mean(logs: Sequence[tuple[int, Mapping[str, Any]]], columns: Mapping[str, s
             values, weights = zip(*logged, strict=True)
             row[column] = values[-1] if column in FROM_LAST_UPDATE else float(np.average(values, weights=weights))
     return row
-
-
-def _appended(rows: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """The rows with new ones below, keeping the types of the columns."""
-    return pd.concat([rows, new], ignore_index=True) if len(rows) else new
 
 
 class Interrupt(TrainerCallback):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
@@ -16,11 +15,11 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from internal_policy.errors import InputError
 from internal_policy.look.runs import EXAMS, best, overall
 from internal_policy.models.passes import positions
-from internal_policy.scans import store
 from internal_policy.tasks import paired, pass_at_k
 from internal_policy.tasks.generate import check_prompts, generate
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat, encode_problem
+from internal_policy.train import tables
 
 ALL = "all"
 """Name of all sets of problems together."""
@@ -166,10 +165,8 @@ class Examiner(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
         """Read the exams up to the checkpoint, or examine the untrained model."""
-        step, self.improved, self.stopped, self.table = state.global_step // self.updates, False, "", pd.DataFrame()
-        if step and (self.folder / EXAMS).exists():
-            rows = store.read_part(self.folder / EXAMS).to_pandas()
-            self.table = rows[rows["step"] <= step]
+        step, self.improved, self.stopped = state.global_step // self.updates, False, ""
+        self.table = tables.until(self.folder / EXAMS, step)
         if self.exam.sets and (self.table.empty or (self._is_due(state) and self.table["step"].max() < step)):
             self._examine(step, state, more["model"])
 
@@ -212,6 +209,5 @@ class Examiner(TrainerCallback):
         first = self.table if self.table.empty else self.table[self.table["step"] == self.table["step"].min()]
         begun = time.monotonic()
         rows = results(self.exam, step, self.solve(model), first).assign(seconds=time.monotonic() - begun)
-        self.table = rows if self.table.empty else pd.concat([self.table, rows], ignore_index=True)
-        if state.is_world_process_zero:
-            store.write_table(self.folder / EXAMS, pa.Table.from_pandas(self.table, preserve_index=False))
+        self.table = tables.appended(self.table, rows)
+        tables.write(self.folder / EXAMS, self.table, state)

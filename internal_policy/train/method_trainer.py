@@ -1,8 +1,10 @@
 """A GRPO trainer with the advantages and the loss of a training method."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from trl.trainer.rloo_trainer import RLOOTrainer
 
@@ -10,6 +12,12 @@ from internal_policy.errors import InputError
 from internal_policy.train import finite, methods
 from internal_policy.train.configuration import BuPOConfig
 from internal_policy.train.saving import SavingTrainer
+
+
+def texts(rows: Mapping[str, Any]) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Token ids and mask of prompts with their responses, by TRL's names for each of them."""
+    ids, mask = (torch.cat([rows[f"prompt_{kind}"], rows[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
+    return ids, mask
 
 
 class MethodTrainer(SavingTrainer):
@@ -52,17 +60,20 @@ class MethodTrainer(SavingTrainer):
             return super()._compute_loss(model, inputs)
         old = inputs.get("old_per_token_logps")
         if old is None:  # as long as no update comes between sampling and this pass
-            old = self._now(model, inputs)
+            old = self._score(inputs)[0]
         summed = (old * inputs["completion_mask"]).sum(1)
         loss = cast(Any, RLOOTrainer)._compute_loss(self, model, {**inputs, "old_logps": summed})
         return loss / self.current_gradient_accumulation_steps
 
     @torch.no_grad()
-    def _now(self, model: Any, inputs: Any) -> Tensor:
-        """The log-probabilities of the responses by the current policy."""
-        ids, mask = (torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
-        keep = inputs["completion_ids"].shape[1]
-        return self._get_per_token_logps_and_entropies(model, ids, mask, keep)[0]
+    def _score(self, rows: Mapping[str, Any], entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities and entropies (nats) of some responses by the current policy."""
+        ids, mask = texts(rows)
+        keep, size = rows["completion_ids"].shape[1], self.args.per_device_train_batch_size
+        scored = self._get_per_token_logps_and_entropies(
+            self.model, ids, mask, keep, batch_size=size, compute_entropy=entropy
+        )
+        return scored[0], scored[1]
 
     def _bounded(self, logps: Tensor, old: Tensor, mask: Tensor) -> Tensor:
         """Log-probabilities no further from the old ones than the ratios of the method can bear."""

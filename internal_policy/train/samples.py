@@ -1,4 +1,4 @@
-"""Keep some responses of a training run, so that one can read what the model writes while it is trained."""
+"""Keep a few responses of a training run, to read what the model writes while it is trained."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, islice
@@ -8,11 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from internal_policy.look.samples import SAMPLES
-from internal_policy.scans import store
+from internal_policy.train import tables
 
 PROBLEMS, RESPONSES = 4, 2
 """Problems kept of a step, and responses to each."""
@@ -31,10 +30,7 @@ class SampleLogger(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Read the rows written before the checkpoint."""
-        self.rows, step = pd.DataFrame(), state.global_step // self.updates
-        if step and (self.folder / SAMPLES).exists():
-            rows = store.read_part(self.folder / SAMPLES).to_pandas()
-            self.rows = rows[rows["step"] <= step]
+        self.rows = tables.until(self.folder / SAMPLES, state.global_step // self.updates)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Write the samples of a step that is due."""
@@ -42,9 +38,8 @@ class SampleLogger(TrainerCallback):
         if part or not (step == 1 or step % self.every == 0 or state.global_step == state.max_steps):
             return
         new = pd.DataFrame(list(_chosen(self.trainer._logs, self.trainer.reward_weights.tolist()))).assign(step=step)
-        self.rows = pd.concat([self.rows, new[["step", *new.columns.drop("step")]]], ignore_index=True)
-        if state.is_world_process_zero:
-            store.write_table(self.folder / SAMPLES, pa.Table.from_pandas(self.rows, preserve_index=False))
+        self.rows = tables.appended(self.rows, new[["step", *new.columns.drop("step")]])
+        tables.write(self.folder / SAMPLES, self.rows, state)
 
 
 def _chosen(logs: Mapping[str, Any], weights: Sequence[float]) -> Iterable[dict[str, Any]]:

@@ -11,6 +11,7 @@ from transformers import TrainerState
 from internal_policy.errors import InputError
 from internal_policy.train import alignment
 from internal_policy.train.configuration import BuPOConfig
+from internal_policy.train.method_trainer import texts
 from internal_policy.train.mixing import MixedTrainer
 from internal_policy.train.schedule import first_internal
 
@@ -62,7 +63,7 @@ class SwitchingTrainer(MixedTrainer):
 
         That of a policy before its first update, whose ratios are 1. Parameters that it doesn't reach are left out.
         """
-        ids, mask = (torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
+        ids, mask = texts(batch)
         keep, size = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
         named = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         total: dict[str, Tensor] = {}
