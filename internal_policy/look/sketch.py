@@ -86,7 +86,7 @@ def _axes(layout: dict[str, Any], panel: Panel, number: str) -> Iterator[str]:
         ((_, y),) = panel.at(np.array([panel.x[0]]), np.array([value]))
         yield _line(left, y, right, y, 'opacity="0.25"')
         yield _text(left - 6, y + 4, text, "end")
-    yield _text(left, top - 6, up.get("title", {}).get("text", ""), "start")
+    yield _text(left, top - 6, up.get("title", {}).get("text", "").replace("<br>", " "), "start")
 
 
 def _ticks(axis: dict[str, Any], ends: tuple[float, float]) -> list[tuple[float, str]]:
@@ -123,11 +123,17 @@ def _trace(trace: dict[str, Any], panel: Panel) -> Iterator[str]:
         elif len(drawn) == 1:
             yield f'<circle cx="{drawn[0][0]:.1f}" cy="{drawn[0][1]:.1f}" r="4" fill="{_colour(trace)}"/>'
         elif len(drawn):
-            yield f'<polyline points="{path}" fill="none" stroke="{_colour(trace)}" stroke-width="2"/>'
+            yield f'<polyline points="{path}" fill="none" {_pen(trace)}/>'
 
 
 def _colour(trace: dict[str, Any]) -> str:
     return escape(str(trace["line"]["color"]))
+
+
+def _pen(trace: dict[str, Any]) -> str:
+    """The colour, width and dashes of a line."""
+    width, dashed = float(trace["line"].get("width", 2)), "dash" in trace["line"]
+    return f'stroke="{_colour(trace)}" stroke-width="{width:g}"' + (' stroke-dasharray="2 3"' if dashed else "")
 
 
 def _words(layout: dict[str, Any], traces: list[dict[str, Any]]) -> Iterator[str]:
@@ -138,7 +144,7 @@ def _words(layout: dict[str, Any], traces: list[dict[str, Any]]) -> Iterator[str
     at = LEFT
     for trace in traces:
         if trace.get("name") and trace.get("showlegend", True):
-            yield f'<rect x="{at:.0f}" y="48" width="12" height="4" fill="{_colour(trace)}"/>'
+            yield f'<line x1="{at:.0f}" y1="50" x2="{at + 12:.0f}" y2="50" {_pen(trace)}/>'
             yield _text(at + 16, 54.0, trace["name"], "start")
             at += 30 + 7 * len(trace["name"])
 

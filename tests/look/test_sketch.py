@@ -41,6 +41,18 @@ def test_a_single_value_is_a_dot():
     assert len(points(svg)) == 1
 
 
+def test_lines_keep_their_width_and_dashes():
+    thin = go.Scatter(x=[0, 1], y=[0, 1], line={"color": "#123456", "width": 1, "dash": "dot"})
+    (plain, dashed) = re.findall(r"<polyline[^>]*>", sketch(figure(line([0, 1], [1, 2]), thin)))
+    assert 'stroke-width="2"' in plain
+    assert "dasharray" not in plain
+    assert 'stroke-width="1" stroke-dasharray' in dashed
+
+
+def test_the_two_lines_of_an_axis_title_are_one():
+    assert "Reward (share)<" in sketch(figure(line([0, 1], [0, 1]), yaxis_title="Reward<br>(share)"))
+
+
 def test_a_band_is_an_area():
     area = line([0, 1, 1, 0], [0, 0, 1, 1], fill="toself", fillcolor="rgba(1,2,3,0.2)")
     assert len(points(sketch(figure(area)), "polygon")[0]) == 4
