@@ -93,7 +93,7 @@ def test_scans_are_compared(tmp_path):
             "no response tokens among positions from 9000",
         ),
         (["demo-qwen3", "compare", "-o", "x.html"], "two to four scans, not 1"),
-        (["demo-qwen3", "flow", "--against", "demo-llama", "-o", "x.html"], "--against only applies to compare"),
+        (["demo-qwen3", "flow", "--against", "demo-llama", "-o", "x.html"], "--against has no effect on flow"),
         (["demo-qwen3", "tokens", "--rollout", "99", "-o", "x.html"], "no rollout 99. Choose one from 0 to 19."),
         (["demo-qwen3", "tokens", "--site", "attention", "-o", "x.html"], "There is no site 'attention'"),
         (["demo-qwen3", "distribution", "--measure", "change", "-o", "x.html"], "Can't draw distribution by 'change'"),
