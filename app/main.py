@@ -29,6 +29,7 @@ VIEWS = {
     "tokens": Entry("Tokens", ("tokens", "cell"), of_tokens=True),
     "compare": Entry("Compare", ("compare",), of_tokens=True),
     "training": Entry("Training"),
+    "alignment": Entry("Alignment"),
     "geometry": Entry("Geometry", ("residual", "norm-control")),
     "check": Entry("Check", uses=("readout", "outcome", "positions")),
     "ablation": Entry("Ablation", ("ablation",)),

@@ -33,8 +33,10 @@ def beside(text: str) -> str:
 
 def write(folder: Path) -> None:
     """Write the generated parts to `_generated`, and copy the notebooks, below a folder; unchanged files stay."""
-    for part in (families, commands, scan_figures, run_figures, configuration):
+    for part in (families, commands, scan_figures, alignment_figures, run_figures, configuration, alignments):
         put(folder / "_generated" / f"{part.__name__}.md", part())
+    for name, drawn in pictures().items():
+        put(folder / "_generated" / f"{name}.svg", drawn)
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         put(folder / "notebooks" / path.name, path.read_text(encoding="utf-8"))
 
@@ -140,6 +142,13 @@ def scan_figures() -> str:
     return figures("scan", FIGURES, Choice)
 
 
+def alignment_figures() -> str:
+    """The methods of `found.plot` of an alignment."""
+    from internal_policy.look.alignment_catalogue import FIGURES, AlignmentChoice
+
+    return figures("found", FIGURES, AlignmentChoice)
+
+
 def run_figures() -> str:
     """The methods of `run.plot`."""
     from internal_policy.look.run_catalogue import FIGURES, RunChoice
@@ -175,6 +184,26 @@ def explained(kind: type, name: str) -> str:
     from internal_policy.cli.usage import docstrings
 
     return docstrings(kind).get(name, "")
+
+
+def alignments() -> str:
+    """The figures of the bundled alignments, and what they show."""
+    from internal_policy import bundle, open_alignment
+
+    return "\n".join(
+        f"![The gain of a step on each layer of {found.about['model']}, as a share of GRPO's]({folder.name}.svg)\n"
+        for folder in reversed(bundle.alignments())
+        for found in [open_alignment(folder)]
+    )
+
+
+def pictures() -> dict[str, str]:
+    """The figure of each bundled alignment as SVG, by its name."""
+    from internal_policy import bundle, open_alignment
+    from internal_policy.look.sketch import sketch
+
+    drawn = {folder.name: sketch(open_alignment(folder).plot.alignment()) for folder in bundle.alignments()}
+    return {name: text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) for name, text in drawn.items()}
 
 
 def configuration() -> str:

@@ -14,7 +14,7 @@ A hidden state at a hook point, times the unembedding, is a policy.
         ip.generate(model, tokenizer, ["What is 47 + 385?"])
 
 `dir(internal_policy)` lists everything public. Each name is imported when it is first used, and looking at a scan
-(`open_scan`, `open_run`) never imports torch.
+(`open_scan`, `open_alignment`, `open_run`) never imports torch.
 """
 
 from importlib import import_module
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from internal_policy.api import generate, lens, scan
     from internal_policy.errors import InputError
+    from internal_policy.look.aligned import open_alignment
     from internal_policy.look.merging import merge
     from internal_policy.look.run import open_run
     from internal_policy.look.scan import open_scan
@@ -53,6 +54,7 @@ __all__ = [
     "lens",
     "load",
     "merge",
+    "open_alignment",
     "open_run",
     "open_scan",
     "scan",
@@ -71,6 +73,7 @@ _MODULE_OF = {
     "align": "train.align",
     "load": "models.loading",
     "merge": "look.merging",
+    "open_alignment": "look.aligned",
     "open_run": "look.run",
     "open_scan": "look.scan",
 }

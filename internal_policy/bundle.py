@@ -25,6 +25,11 @@ def ablations() -> list[Path]:
     return sorted(path.parent for path in (DATA / "scans").glob("*/ablation.json"))
 
 
+def alignments() -> list[Path]:
+    """Folders of the bundled alignments."""
+    return sorted(path.parent for path in (DATA / "scans").glob("*/alignment.json"))
+
+
 def runs() -> list[Path]:
     """Folders of the bundled training runs."""
     return sorted(path.parent for path in (DATA / "experiments").glob("*/metrics.parquet"))

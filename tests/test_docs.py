@@ -266,11 +266,18 @@ def test_the_rollouts_of_a_scan_have_the_columns_of_the_file_and_tokens():
     assert {*ip.open_scan("demo-qwen3").rollouts.columns} == {*names("rollouts-*.parquet"), "tokens"}
 
 
-@pytest.mark.parametrize("opened", [ip.open_scan("demo-qwen3"), ip.open_run("experiments/bupo")], ids=["scan", "run"])
-def test_every_figure_has_a_call_on_a_page(opened):
-    kind = type(opened).__name__.lower()
-    figures = {name for name in dir(opened.plot) if not name.startswith("_")}
-    assert set(re.findall(rf"{kind}\.plot\.([a-z_]+)\(", "\n".join(PAGES.values()))) == figures
+OPENED = {
+    "scan": ip.open_scan("demo-qwen3"),
+    "found": ip.open_alignment("demo-qwen3-alignment"),
+    "run": ip.open_run("experiments/bupo"),
+}
+"""What has figures, by what the pages call it."""
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_every_figure_has_a_call_on_a_page(name):
+    figures = {name for name in dir(OPENED[name].plot) if not name.startswith("_")}
+    assert set(re.findall(rf"{name}\.plot\.([a-z_]+)\(", "\n".join(PAGES.values()))) == figures
 
 
 LARGE = {

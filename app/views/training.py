@@ -1,5 +1,6 @@
 """A training run: how the policies of all layers change while one of them is trained."""
 
+import alignments
 import choices
 import pandas as pd
 import samples
@@ -62,6 +63,7 @@ def page() -> None:
     if (chosen.folder / runs.PASS_AT_K).exists():
         show_figure("pass-at-k", [chosen], RunChoice())
     samples.draw(chosen.folder)
+    alignments.of_run(chosen.folder)
 
 
 def show_figure(name: str, chosen: list[RunTables], choice: RunChoice) -> None:

@@ -28,5 +28,5 @@ def measure(model: str, sizes: Sizes, work: Path) -> None:
         seed=14,
         batch_size=256,
     )
-    table = align(loaded, [rollout for batch in batches for rollout in batch], batch_size=32)
-    write(path, table.drop(columns=["left_out"]).assign(model=model))
+    found = align(loaded, [rollout for batch in batches for rollout in batch], batch_size=32)
+    write(path, found.table.drop(columns=["left_out"]).assign(model=model))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from internal_policy.cli.prepared import Prepared
+    from internal_policy.look.aligned import Alignment
     from internal_policy.tasks.rollouts import Rollout
 
 PROMPTS = 96
@@ -173,10 +174,10 @@ def _measure(options: Align, inputs: "Prepared", folder: Path, other: bool) -> N
     if other:
         outputs.clear(folder, "alignment")
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / look.RECORD, _facts(inputs, found, n_layers))
+    files.write_json(folder / look.RECORD, _facts(inputs, found))
     if options.rollouts is None:
         write_rollouts(folder / look.ROLLOUTS, rollouts)
-    store.write_table(folder / look.TABLE, pa.Table.from_pandas(found, preserve_index=False))
+    store.write_table(folder / look.TABLE, pa.Table.from_pandas(found.table, preserve_index=False))
     shards.remove(parts)
 
 
@@ -198,16 +199,15 @@ def _responses(options: Align, inputs: "Prepared", parts: Path, model: "nn.Modul
     return rollouts
 
 
-def _facts(inputs: "Prepared", found: "pd.DataFrame", n_layers: int) -> dict[str, Any]:
+def _facts(inputs: "Prepared", found: "Alignment") -> dict[str, Any]:
     from internal_policy.scans import store
 
     return {
         "digest": store.digest(inputs.question),
         "asked": inputs.question,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **found.about,
         "model": inputs.checkpoint.name,
-        "n_layers": n_layers,
-        **{str(name): value for name, value in found.attrs.items()},
         "versions": {name: metadata.version(name) for name in ("internal-policy", "torch", "transformers")},
         "command": sys.argv,
     }

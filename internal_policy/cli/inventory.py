@@ -89,8 +89,9 @@ def _below(root: Path, folder: Path) -> str:
 def _bundled() -> list[Item]:
     scans = [Item("scan", folder, folder.name, bundled=True) for folder in bundle.scans()]
     ablations = [Item("ablation", folder, folder.name, bundled=True) for folder in bundle.ablations()]
+    aligned = [Item("alignment", folder, folder.name, bundled=True) for folder in bundle.alignments()]
     runs = [Item("run", folder, f"{folder.parent.name}/{folder.name}", bundled=True) for folder in bundle.runs()]
-    return scans + ablations + runs
+    return scans + ablations + aligned + runs
 
 
 def find_scan(name: str) -> Path:

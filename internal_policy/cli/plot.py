@@ -1,4 +1,4 @@
-"""`internal-policy plot`: draw one figure of a scan or a training run."""
+"""`internal-policy plot`: draw one figure of a scan, an alignment or a training run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -32,7 +32,8 @@ OfScan = Literal[
     "compare",
 ]
 OfRun = Literal["dynamics", "trained", "layer", "exam", "training", "seeds", "pass-at-k"]
-Figure = Literal[OfScan, OfRun]
+OfAlignment = Literal["alignment"]
+Figure = Literal[OfScan, OfAlignment, OfRun]
 
 
 OF_TOKENS = ("tokens", "cell")
@@ -63,7 +64,7 @@ Measure = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Plot(OutputOptions, ViewOptions):
-    """Draw one figure of a scan or a training run.
+    """Draw one figure of a scan, an alignment or a training run.
 
     The figures of a scan are:
 
@@ -79,6 +80,10 @@ class Plot(OutputOptions, ViewOptions):
       cell          what the policies of a layer would say at a token
       ablation      what `ablate` found, beside the entropy change
       compare       up to four scans side by side
+
+    The figure of an alignment is:
+
+      alignment     share of GRPO's gain by layer, with the cost of a step
 
     The figures of a training run are:
 
@@ -99,14 +104,15 @@ class Plot(OutputOptions, ViewOptions):
     $ internal-policy plot demo-qwen3 tokens --rollout 3 --measure change -o t.html
     $ internal-policy plot demo-qwen3 compare --against demo-llama -o compare.svg
     $ internal-policy plot 3fa9 tokens --against 77c0 -o cells.html
+    $ internal-policy plot demo-qwen3-alignment alignment -o gain.html
     $ internal-policy plot experiments/bupo dynamics --difference -o steps.html
     $ internal-policy plot runs/one training --against runs/two -o runs.html
     """
 
     group: ClassVar = "Figure"
     scan: ScanName
-    """Scan or training run to draw: its folder, its name in `internal-policy ls` or the first digits of that, or a
-    bundled scan such as demo-qwen3."""
+    """Scan, alignment or training run to draw: its folder, its name in `internal-policy ls` or the first digits of
+    that, or a bundled scan such as demo-qwen3."""
     figure: Annotated[Figure, tyro.conf.Positional, tyro.conf.arg(metavar="FIGURE")]
     """Figure to draw, from the list above."""
     style: Literal["screen", "paper"] = "screen"
@@ -131,8 +137,8 @@ class Plot(OutputOptions, ViewOptions):
     measured: renyi_half, renyi_2, logit_scale, entropy_at_input_scale, entropy_shuffled and entropy_random. dynamics
     and layer draw what the run measured, also change_direction and change_norm."""
     site: Text = None
-    """Site that tokens, distribution, readouts, dynamics and layer draw: resid_pre, attn_in, attn_out, resid_mid,
-    mlp_in, mlp_out or resid_post, which is the default."""
+    """Site that tokens, distribution, readouts, alignment, dynamics and layer draw: resid_pre, attn_in, attn_out,
+    resid_mid, mlp_in, mlp_out or resid_post, which is the default."""
     rollout: Number = None
     """Number of the response that tokens and cell draw; by default the first."""
     position: Number = None
@@ -147,18 +153,24 @@ class Plot(OutputOptions, ViewOptions):
 def run(options: Plot) -> None:
     """Write one figure."""
     require("app", "plotly")
-    from internal_policy.look import catalogue, choices, export, run_catalogue
+    from internal_policy.look import alignment, alignment_catalogue, catalogue, choices, export, run_catalogue
     from internal_policy.look.lens_grid import response
     from internal_policy.look.view import for_tokens
 
     export.check(options.output)
     outputs.check_file(options.output, options.force)
-    uses = {**catalogue.USES, **run_catalogue.USES}
+    uses = {**catalogue.USES, **run_catalogue.USES, **alignment_catalogue.USES}
     known = {name for names in uses.values() for name in names}
     given = {field.name: getattr(options, field.name) for field in fields(options) if field.name in known}
     given = {name: value for name, value in given.items() if value != getattr(Plot, name)}
     refused = [name for name in given if name != "against" or not is_grid(options)]
     choices.check(options.figure, refused, uses, lambda name: f"--{name}")
+    if options.figure in alignment_catalogue.FIGURES:
+        found = alignment.read(inventory.find(options.scan, "alignment").folder)
+        drawn = alignment_catalogue.AlignmentChoice(**given, style=options.style)
+        export.write(alignment_catalogue.draw(options.figure, [found], drawn), options.output)
+        progress.note(f"Wrote {options.output}.")
+        return
     if options.figure in run_catalogue.FIGURES:
         chosen = {name: value for name, value in given.items() if hasattr(run_catalogue.RunChoice, name)}
         choice = run_catalogue.RunChoice(**chosen, style=options.style)

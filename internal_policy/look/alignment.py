@@ -8,14 +8,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from internal_policy.errors import InputError, counted
+from internal_policy import bundle, files
+from internal_policy.errors import InputError, counted, joined
 from internal_policy.look.bootstrap import CONFIDENCE
 from internal_policy.scans import records, store
 
 RECORD, TABLE, ROLLOUTS = "alignment.json", "alignment.parquet", "rollouts.parquet"
 """Files of an alignment: its settings and facts, its numbers, and the responses if they were sampled for it."""
+NEEDED = {"asked", "model", "n_layers", "prompts", "with_spread", "responses", "blocks", "kept"}
+"""Fields of the record."""
 READOUTS = {"raw": "raw", "norm": "through the final norm"}
 """Readout -> how hidden states are unembedded, in words."""
+
+
+@dataclass(frozen=True, eq=False)
+class AlignmentTable:
+    """The numbers of an alignment, and what they were measured on."""
+
+    about: Mapping[str, Any]
+    """Its facts: model, n_layers, prompts, with_spread, responses, blocks and kept; one on disk has its record."""
+    table: pd.DataFrame
+    """The numbers, a row for each layer, site, readout and measure, as in alignment.parquet."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ def record(folder: Path) -> Mapping[str, Any]:
         raise InputError(f"{folder} is not an alignment. Run `internal-policy align`.")
     try:
         found = records.read(path)
-        if not {"asked", "n_layers", "blocks", "kept"} <= {*found}:
+        if not {*found} >= NEEDED:
             raise ValueError("it isn't the record of an alignment")
     except records.DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}). Remove the folder and run the command again.") from error
@@ -141,13 +154,38 @@ def facts(about: Mapping[str, Any]) -> str:
 
 
 def of_model(identity: str) -> list[Path]:
-    """The alignments of a model in the cache, newest first, by the identity of its weights."""
+    """The alignments of a model, newest first and then the bundled ones, by the identity of its weights."""
+    return [folder for folder in whole() if record(folder)["asked"].get("identity") == identity]
+
+
+def whole() -> list[Path]:
+    """The folders of the complete alignments: those of the cache, newest first, and the bundled ones."""
     found = []
-    for folder in folders():
+    for folder in (*folders(), *bundle.alignments()):
         try:
-            same = is_whole(folder) and record(folder)["asked"].get("identity") == identity
+            record(folder)
         except InputError:  # `internal-policy ls` names it
             continue
-        if same:
-            found.append(folder)
+        found += [folder] if is_whole(folder) else []
     return found
+
+
+def find(name: str) -> Path:
+    """The folder of an alignment, given its path or its name in `internal-policy ls`, or the start of that.
+
+    Raises InputError, with the names of those that exist.
+    """
+    if name and files.is_folder(Path(name)) and (Path(name) / RECORD).is_file():
+        return Path(name)
+    known = whole()
+    for same in (str.__eq__, str.startswith):
+        found = {folder.name: folder for folder in reversed(known) if name and same(folder.name, name)}
+        if len(found) == 1:
+            return next(iter(found.values()))
+    names = joined([folder.name for folder in known]) if known else "none"
+    raise InputError(f"There is no alignment '{name:.80}'. Known are {names}. Run `internal-policy align`.")
+
+
+def read(folder: Path) -> AlignmentTable:
+    """The record and the numbers of an alignment. Raises InputError if they are missing or damaged."""
+    return AlignmentTable(record(folder), table(folder))

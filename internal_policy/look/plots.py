@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, choices, run_catalogue
+from internal_policy.look import alignment_catalogue, catalogue, choices, run_catalogue
+from internal_policy.look.alignment_catalogue import AlignmentChoice
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.run_catalogue import RunChoice
 
+EXAMPLES = {
+    Choice: ("scans", "ip.open_scan('demo-llama')"),
+    RunChoice: ("runs", "ip.open_run('experiments/grpo')"),
+    AlignmentChoice: ("alignments", "ip.open_alignment('demo-llama-alignment')"),
+}
+"""Choice of a figure -> what it draws, and an example."""
+
 
 class Plots:
-    """The figures of a scan or a training run."""
+    """The figures of a scan, an alignment or a training run."""
 
     def __init__(self, shown: Any) -> None:
-        """The figures of a `Scan` or a `Run`."""
+        """The figures of a `Scan`, an `Alignment` or a `Run`."""
         self._shown = shown
 
     def __repr__(self) -> str:
@@ -32,9 +40,9 @@ class Plots:
 
 
 def _methods(
-    figures: Mapping[str, catalogue.Entry | run_catalogue.Entry],
+    figures: Mapping[str, catalogue.Entry | run_catalogue.Entry | alignment_catalogue.Entry],
     draw: Callable[..., go.Figure],
-    choice: type[Choice | RunChoice],
+    choice: type[Choice | RunChoice | AlignmentChoice],
 ) -> dict[str, Callable[..., go.Figure]]:
     """A method for each figure, which takes the fields of `choice` that it uses; some take others to compare first."""
     keywords = [
@@ -46,8 +54,7 @@ def _methods(
     def method(name: str) -> Callable[..., go.Figure]:
         def plot(self: Plots, *others: Any, **options: Any) -> go.Figure:
             if wrong := [other for other in others if not isinstance(other, type(self._shown))]:
-                opened = "runs" if choice is RunChoice else "scans"
-                example = "ip.open_run('experiments/grpo')" if choice is RunChoice else "ip.open_scan('demo-llama')"
+                opened, example = EXAMPLES[choice]
                 raise InputError(f"Can't draw {wrong[0]!r:.60}. Give opened {opened}, such as {example}.")
             chosen = choice(**options)
             choices.check(name, options, uses)
@@ -69,3 +76,9 @@ ScanPlots = type("ScanPlots", (Plots,), _methods(catalogue.FIGURES, catalogue.dr
 """Figures of a scan; `compare` takes the other scans first."""
 RunPlots = type("RunPlots", (Plots,), _methods(run_catalogue.FIGURES, run_catalogue.draw, RunChoice))
 """Figures of a training run; `training`, `layer` and `seeds` take other runs first."""
+AlignmentPlots = type(
+    "AlignmentPlots",
+    (Plots,),
+    _methods(alignment_catalogue.FIGURES, alignment_catalogue.draw, AlignmentChoice),
+)
+"""Figures of an alignment."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, choices, pairs, run_catalogue, runs, view
+from internal_policy.look import alignment, catalogue, choices, pairs, run_catalogue, runs, view
+from internal_policy.look.alignment_catalogue import AlignmentChoice
 from internal_policy.look.catalogue import Data
 from internal_policy.look.pairs import Side
 from internal_policy.look.run_catalogue import RunChoice
@@ -94,6 +95,15 @@ def of_runs(name: str, chosen: Sequence[RunTables], choice: RunChoice) -> Recipe
     address = [("run", names[0]), *(("training_against", other) for other in names[1:])]
     opened = [f"ip.open_run({each!r})" for each in names]
     return Recipe(file, _lines("run", name, opened, _arguments(changed)), tuple(address))
+
+
+def of_alignment(name: str, folder: Path, choice: AlignmentChoice) -> Recipe:
+    """The recipe of a figure of an alignment on disk."""
+    changed = {key: getattr(choice, key) for key in choices.changed(choice)}
+    called = folder.name if folder in alignment.whole() else str(folder.absolute())
+    file = "_".join(map(_safe, [folder.name, "-".join([name, *changed.values()])]))
+    opened = [f"ip.open_alignment({called!r})"]
+    return Recipe(file, _lines("found", name, opened, _arguments(changed)), (("alignment", folder.name),))
 
 
 def _lines(shown: str, name: str, opened: Sequence[str], arguments: str) -> str:

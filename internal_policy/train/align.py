@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from internal_policy.errors import InputError, counted
+from internal_policy.look.aligned import Alignment
 from internal_policy.models import families
 from internal_policy.models.adapters import inside
 from internal_policy.models.head import to_logits
@@ -17,6 +18,7 @@ from internal_policy.models.memory import in_halves
 from internal_policy.models.modules import decoder_layers
 from internal_policy.models.passes import check_padding, device_of
 from internal_policy.models.policy import READOUTS, Readout
+from internal_policy.scans.scan import name_of
 from internal_policy.tasks.rollouts import Rollout
 from internal_policy.train import padding
 from internal_policy.train.alignment import Blocks, Sums, compare, sums
@@ -59,11 +61,12 @@ def align(
     batch_size: int = 16,
     advance: Callable[[int], None] = lambda _: None,
     smaller: Callable[[int], None] = lambda _: None,
-) -> pd.DataFrame:
+) -> Alignment:
     """How far GRPO's gradient at each hook point points the way of GRPO's own, from responses with rewards.
 
         rollouts = ip.generate(model, tokenizer, problems, limit=96, samples=8)
-        ip.align(model, rollouts)                                         # every layer, raw and norm
+        found = ip.align(model, rollouts)                                 # every layer, raw and norm
+        found.best(), found.table, found.plot.alignment()
         ip.align(model, rollouts, layers=[2, 5], sites=["attn_out"])
 
     Responses with the same prompt are a group, as in training, and need at least two different rewards to count.
@@ -77,7 +80,7 @@ def align(
       gradients share draws towards 1 or 0
 
     `low` and `high` are the ends of a 95% interval by a jackknife over `blocks` of prompts, `left_out` the values
-    without each block, and `cost` what a step costs as a share of GRPO's. `attrs` has the numbers of prompts and
+    without each block, and `cost` what a step costs as a share of GRPO's. `about` has the numbers of prompts and
     blocks, and `kept`, the share of GRPO's gain in the batch that remains on other prompts. Fewer blocks are used if
     memory needs it. Raises InputError for responses without rewards, and for too few prompts with spread.
     """
@@ -92,10 +95,9 @@ def align(
         return _gradients(model, batch.blocks, some, temperature, batch_size, advance, smaller)
 
     rows, kept = _compared(model, points, at_once, measured)
-    table = pd.DataFrame(rows, columns=COLUMNS)
     counts = {"prompts": batch.groups, "with_spread": batch.spread, "responses": batch.responses, "blocks": count}
-    table.attrs = {**counts, "kept": kept}
-    return table
+    about = {"model": name_of(inside(model)), "n_layers": config.get_text_config().num_hidden_layers}
+    return Alignment({**about, **counts, "kept": kept}, pd.DataFrame(rows, columns=COLUMNS))
 
 
 def _compared(

@@ -61,7 +61,7 @@ def jackknife(left_out: Float[np.ndarray, " blocks"]) -> float:
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Comparison:
     """How far a gradient points the way of another, each from the same blocks of prompts."""
 
     gain: Estimate
@@ -120,13 +120,13 @@ def _add(found: Sums, one: Float[Tensor, "blocks entries"], other: Float[Tensor,
             found.held_out[i + 1 :, i] += (both * other[i + 1 :]).sum(1)
 
 
-def compare(one: Blocks, other: Blocks, own: Sums | None = None) -> Alignment:
+def compare(one: Blocks, other: Blocks, own: Sums | None = None) -> Comparison:
     """How far `one` points the way of `other`. `own` are the sums of `other` with itself, if they are known."""
     own = sums(other, other) if own is None else own
     cross, mine = sums(one, other), _products(one, len(own.products))
     kept = [np.arange(len(mine))]
     kept += [np.delete(kept[0], out) for out in kept[0]]
-    return Alignment(
+    return Comparison(
         _estimate([_held_out(cross, some, j) / _held_out(own, some, j) for j, some in enumerate(kept, -1)]),
         _estimate([_cosine(cross.products, mine, own.products, some, apart=True) for some in kept]),
         _estimate([float(a / b) for a, b in zip(cross.steps, own.steps, strict=True)]),

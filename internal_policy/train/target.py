@@ -4,8 +4,6 @@ from typing import Any
 
 from internal_policy import files
 from internal_policy.errors import InputError, counted
-from internal_policy.look import alignment
-from internal_policy.models.adapters import inside
 from internal_policy.tasks.generate import generate
 from internal_policy.tasks.rollouts import Rollout
 from internal_policy.train.align import align
@@ -48,8 +46,7 @@ def aligned(setup: Setup, config: BuPOConfig, site: str, bar: Bar) -> dict[str, 
             rollouts += batch
             advance(len(batch), sum(len(rollout.response_ids) for rollout in batch))
     found = align(setup.model, rollouts, sites=[site], readouts=[config.readout], temperature=temperature)
-    n_layers = inside(setup.model).config.get_text_config().num_hidden_layers
-    best = alignment.best(found, n_layers, site, config.readout)
-    reason = f"{alignment.sentences(found, n_layers)[0]} (From {counted(len(rollouts), 'response')}.)"
+    best, sentences = found.best(site, config.readout), found.sentences()
+    reason = f"{sentences[0]} (From {counted(len(rollouts), 'response')}.)"
     files.write_json(path, {"target": best and best.layer, "reason": reason}, once=True)
     return known(path, target=(int, type(None)), reason=str)

@@ -19,7 +19,7 @@ from conftest import rewarded, slow  # pyright: ignore[reportAttributeAccessIssu
 
 from internal_policy import bundle, errors, files
 from internal_policy.errors import InputError
-from internal_policy.look import theme
+from internal_policy.look import alignment, theme
 from internal_policy.look.lens_grid import payload
 from internal_policy.look.runs import SHARES
 from internal_policy.scans import store
@@ -28,9 +28,10 @@ pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).parents[2] / "app"
-PAGES = ("overview", "flow", "tokens", "compare", "training", "geometry", "check", "ablation", "prompt")
+PAGES = ("overview", "flow", "tokens", "compare", "training", "alignment", "geometry", "check", "ablation", "prompt")
 GRID = {"rollout": 2, "layer": 3, "position": 5, "site": "mlp_out", "measure": "change"}
 """URL parameters that no widget holds, with valid values."""
+ALIGNED = bundle.DATA / "scans" / "demo-qwen3-alignment"
 AGAINST = ("against", "against_readout", "against_rollout")
 """Those of the second response of a comparison."""
 SIDEBAR = ("scan", "readout", "outcome", "first", "last", "average")
@@ -50,6 +51,7 @@ ADDRESSES = {
         "training_smooth",
         "training_step",
     ),
+    "alignment": ("alignment", "alignment_site"),
 }
 """Page -> its own URL parameters, besides those of the sidebar."""
 ABSURD = ("nan", "1e400", "2147483647", "-1", "1.5", "", "~nobody/x", "\0", "x" * 100_000, "<b>$x$ [a](http://b.c)")
@@ -466,7 +468,7 @@ def test_without_scans_the_page_shows_the_scan_command(monkeypatch, tmp_path):
     monkeypatch.setattr(bundle, "DATA", tmp_path)
     for page in PAGES:
         app = opened(page)
-        if page not in ("training", "prompt"):
+        if page not in ("training", "alignment", "prompt"):
             assert "internal-policy scan" in app.code[0].value
 
 
@@ -797,6 +799,58 @@ def test_the_responses_of_a_step_are_shown_as_plain_text(run):
 def test_a_damaged_table_of_responses_is_refused_on_the_page(run):
     (run / "samples.parquet").write_bytes(b"PAR1")
     assert any("samples.parquet" in text for text in refusals(opened("training")))
+
+
+def recorded(run: Path, **facts: str) -> None:
+    (run / "run.json").write_text(json.dumps(facts))
+
+
+def test_a_run_shows_the_alignment_of_the_model_that_it_starts_from(run):
+    identity = alignment.record(ALIGNED)["asked"]["identity"]
+    recorded(run, model="demo-qwen3", identity=identity)
+    app = opened("training")
+    assert charts(app)[-1].startswith("Gain of a first step by layer: demo-qwen3")
+    assert any("layer 4 is best worth training first" in text for text in texts(app))
+
+
+@pytest.mark.parametrize(
+    ("model", "command"),
+    [
+        ("demo-llama", "internal-policy align --model demo-llama"),
+        ("./my model", "internal-policy align --model './my model' --problems problems.jsonl"),
+    ],
+)
+def test_a_run_of_a_model_without_alignment_shows_the_command(run, model, command):
+    recorded(run, model=model, identity="sha256 of another")
+    app = opened("training")
+    assert len(charts(app)) == 3
+    assert command in [code.value for code in app.code]
+
+
+def test_a_run_whose_record_is_damaged_is_drawn_without_alignment(run):
+    (run / "run.json").write_text("{")
+    app = opened("training")
+    assert len(charts(app)) == 3
+    assert any("run.json is damaged" in text for text in refusals(app))
+
+
+def test_the_alignments_are_drawn_by_name(empty_cache):
+    app = opened("alignment")
+    assert app.selectbox(key="alignment").value == "demo-llama-alignment"
+    app.selectbox(key="alignment").select("demo-qwen3-alignment").run()
+    (said,) = charts(app)
+    assert "demo-qwen3 · raw and through the final norm · 96 prompts x 8 responses" in said
+    shutil.copytree(ALIGNED, empty_cache / "demo-qwen3" / "0123456789ab")
+    assert opened("alignment").selectbox(key="alignment").value == "0123456789ab"
+    (empty_cache / "demo-qwen3" / "0123456789ab" / "alignment.json").write_text("{")
+    assert len(charts(opened("alignment", alignment="0123456789ab"))) == 1
+
+
+def test_the_site_of_an_alignment_is_chosen(empty_cache):
+    folder = Path(shutil.copytree(ALIGNED, empty_cache / "demo-qwen3" / "0123456789ab"))
+    table = alignment.table(folder)
+    pd.concat([table, table.assign(site="mlp_out")]).to_parquet(folder / "alignment.parquet")
+    assert "FFN" in charts(opened("alignment", alignment_site="mlp_out"))[0]
 
 
 def test_without_training_runs_the_page_says_what_one_is(monkeypatch, tmp_path):

@@ -70,6 +70,28 @@ def test_responses_are_sampled_and_kept(here, folder, monkeypatch, capsys):
     assert len(pq.read_table("found/rollouts.parquet")) == 32
 
 
+def test_an_interrupted_command_continues_with_the_responses_that_it_has(here, folder, monkeypatch, capsys):
+    from internal_policy.scans import sampling
+    from internal_policy.tasks import marking
+    from internal_policy.train import align
+
+    monkeypatch.setattr(marking, "mark", lambda text, _: float(len(text) % 2))
+    problems = jsonl(here / "problems.jsonl", *SUMS)
+    command = ["align", "--model", str(folder), "--problems", str(problems), "--limit", "8", "--samples", "4"]
+    command += ["--max-new-tokens", "4", "--layers", "0", "--readout", "raw", "-o", "found"]
+    with monkeypatch.context() as patch:
+        patch.setattr(align, "align", interrupted)
+        assert main(command) == 130
+    assert "Finished work is kept. Continue with:" in capsys.readouterr().err.replace("\n", " ")
+    monkeypatch.setattr(sampling, "generate", interrupted)  # nothing is left to sample
+    assert main(command) == 0
+    assert len(pq.read_table("found/rollouts.parquet")) == 32
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_columns_are_documented_with_their_types(once):
     page = (Path(__file__).parents[2] / "docs" / "columns.md").read_text()
     section = page.partition("\n### alignment.parquet\n")[2].partition("\n#")[0]

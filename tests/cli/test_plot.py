@@ -21,7 +21,7 @@ from internal_policy import bundle, files
 from internal_policy.__main__ import main
 from internal_policy.cli.plot import Figure, Measure
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, run_catalogue, theme, view
+from internal_policy.look import alignment_catalogue, catalogue, run_catalogue, theme, view
 from internal_policy.scans import positions, store
 
 FIGURES = [
@@ -45,7 +45,22 @@ def _empty_cache(tmp_path, monkeypatch):
 
 
 def test_every_figure_has_its_name_on_the_command_line():
-    assert {*catalogue.FIGURES, *run_catalogue.FIGURES} == {*get_args(Figure)}
+    named = {*catalogue.FIGURES, *alignment_catalogue.FIGURES, *run_catalogue.FIGURES}
+    assert named == {*get_args(Figure)}
+
+
+def test_an_alignment_is_drawn_by_its_name_or_folder(tmp_path, capsys):
+    path = tmp_path / "gain.html"
+    for name in ("demo-qwen3-alignment", str(bundle.DATA / "scans" / "demo-qwen3-alignment")):
+        assert main(["plot", name, "alignment", "--site", "resid_post", "-o", str(path), "--force"]) == 0
+        assert "96 prompts x 8 responses" in path.read_text()
+    for words, message in (
+        (["demo-qwen3-alignment", "alignment", "--site", "mlp_out"], "has no mlp_out, but resid_post"),
+        (["demo-qwen3-alignment", "alignment", "--readout", "norm"], "--readout has no effect on alignment"),
+        (["experiments/bupo", "alignment"], "There is no alignment 'experiments/bupo'"),
+    ):
+        assert main(["plot", *words, "-o", str(tmp_path / "x.html")]) == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_figures_of_training_runs_are_drawn_and_compared(tmp_path, capsys):

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 import pytest
 
 from internal_policy import bundle
-from internal_policy.look import catalogue, pairs, recipe, run_catalogue, runs, view
+from internal_policy.look import alignment, alignment_catalogue, catalogue, pairs, recipe, run_catalogue, runs, view
+from internal_policy.look.alignment_catalogue import AlignmentChoice
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.pairs import Side
 from internal_policy.look.run_catalogue import RunChoice
@@ -67,6 +68,16 @@ def test_the_copied_python_draws_the_figure_of_a_run(name):
     made = recipe.of_runs(name, chosen, choice)
     assert drawn(made.python) == run_catalogue.draw(name, chosen, choice).to_json()
     assert SAFE.fullmatch(made.file)
+
+
+def test_the_python_of_an_alignment_draws_it_from_its_name_or_folder(tmp_path):
+    bundled = SCANS / "demo-qwen3-alignment"
+    for folder in (bundled, shutil.copytree(bundled, tmp_path / "my own")):
+        choice = AlignmentChoice("resid_post")
+        made = recipe.of_alignment("alignment", folder, choice)
+        assert drawn(made.python) == alignment_catalogue.draw("alignment", [alignment.read(folder)], choice).to_json()
+        assert SAFE.fullmatch(made.file)
+    assert "'demo-qwen3-alignment'" in recipe.of_alignment("alignment", bundled, AlignmentChoice()).python
 
 
 def test_a_file_is_named_by_model_digest_figure_readout_and_filter():

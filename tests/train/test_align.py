@@ -166,14 +166,15 @@ def rollouts(prompts: int = 8, group: int = 3) -> list[Rollout]:
 
 def test_the_last_layer_through_the_norm_is_the_whole_policy_and_has_all_of_its_gain():
     model = moved(tiny_model("qwen3"))
-    table = align(model, rollouts())
+    found = align(model, rollouts())
+    table = found.table
     last = model.config.num_hidden_layers - 1
     whole = table[(table["layer"] == last) & (table["readout"] == "norm")]
     assert sorted(whole["measure"]) == ["cosine", "cosine_in_batch", "gain", "gain_in_batch"]
     assert whole[["mean", "low", "high"]].to_numpy() == pytest.approx(1)
     lower = table[(table["layer"] < last) & (table["measure"] == "gain_in_batch")]
     assert lower["mean"].between(-1, 0.999).all()
-    assert {name: table.attrs[name] for name in ("prompts", "with_spread", "responses", "blocks")} == {
+    assert {name: found.about[name] for name in ("prompts", "with_spread", "responses", "blocks")} == {
         "prompts": 8,
         "with_spread": 4,
         "responses": 24,
@@ -184,13 +185,14 @@ def test_the_last_layer_through_the_norm_is_the_whole_policy_and_has_all_of_its_
 def test_prompts_without_spread_and_the_size_of_passes_change_nothing(monkeypatch):
     model, given = moved(tiny_model("qwen3")), rollouts()
     chosen: Any = {"layers": [0, 1], "sites": ["resid_post", "mlp_out"], "readouts": ["norm"]}
-    whole = align(model, given, **chosen).query("measure.str.endswith('in_batch')")
+    whole = align(model, given, **chosen).table.query("measure.str.endswith('in_batch')")
     with_spread = [one for number, one in enumerate(given) if number // 3 % 2 == 0]
     monkeypatch.setattr(module, "_fitting", lambda _, blocks: (blocks, 2))  # two hook points at a time
-    again = align(model, with_spread, **chosen, batch_size=2).query("measure.str.endswith('in_batch')")
+    found = align(model, with_spread, **chosen, batch_size=2)
+    again = found.table.query("measure.str.endswith('in_batch')")
     columns = ["cost", "mean", "low", "high"]
     assert again[columns].to_numpy() == pytest.approx(whole[columns].to_numpy(), abs=0.01)  # signs of rounding errors
-    assert (again.attrs["prompts"], again.attrs["with_spread"]) == (4, 4)
+    assert (found.about["prompts"], found.about["with_spread"]) == (4, 4)
 
 
 def test_only_trained_parameters_count():
@@ -205,8 +207,8 @@ def test_only_trained_parameters_count():
     for name, weight in model.named_parameters():
         weight.requires_grad_("layers.1" in name)
     assert gradients(model, a_batch(), [(HookPoint(0, "resid_post"), "raw")]) == [{}]
-    table = align(model, rollouts(), layers=[0], readouts=["raw"])
-    assert table["mean"].tolist() == [0, 0, 0, 0]
+    found = align(model, rollouts(), layers=[0], readouts=["raw"])
+    assert found.table["mean"].tolist() == [0, 0, 0, 0]
 
 
 def test_adapters_alone_have_a_gradient():
