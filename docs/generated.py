@@ -187,13 +187,12 @@ def explained(kind: type, name: str) -> str:
 
 
 def alignments() -> str:
-    """The figures of the bundled alignments, and what they show."""
+    """The figures of the bundled alignments."""
     from internal_policy import bundle, open_alignment
 
     return "\n".join(
-        f"![The gain of a step on each layer of {found.about['model']}, as a share of GRPO's]({folder.name}.svg)\n"
+        f"![Gain of a step on each layer of {open_alignment(folder).about['model']}](_generated/{folder.name}.svg)\n"
         for folder in reversed(bundle.alignments())
-        for found in [open_alignment(folder)]
     )
 
 

@@ -106,3 +106,9 @@ def test_the_workflow_publishes_pages_that_were_built_without_a_warning():
     assert "python -m sphinx -W --keep-going -b html docs docs/_build/html" in commands
     assert workflow["permissions"] == {"contents": "read"}
     assert workflow["jobs"]["publish"]["permissions"] == {"id-token": "write", "pages": "write"}
+
+
+def test_the_figures_of_alignments_lie_where_the_page_looks_for_them(site):
+    pictures = re.findall(r"!\[.*\]\((\S+\.svg)\)", twins.resolved(site / "align.md"))
+    assert len(pictures) == 2
+    assert all((site / name).read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"') for name in pictures)
