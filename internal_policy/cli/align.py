@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 PROMPTS = 96
 """How many problems are used by default."""
+LEAST = {"blocks": 4, "limit": 1, "samples": 2}
+"""Option -> its smallest value. One response to a prompt has no other to be compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +99,9 @@ def run(options: Align) -> None:
 
     start, worker = time.monotonic(), options.worker
     progress.hush(not worker.leads)
-    for name in ("blocks", "limit"):
-        if (value := getattr(options, name)) is not None and value < (4 if name == "blocks" else 1):
-            raise InputError(f"--{name} is {value}; it must be {4 if name == 'blocks' else 1} or more.")
+    for name, least in LEAST.items():
+        if (value := getattr(options, name)) is not None and value < least:
+            raise InputError(f"--{name} is {value}; it must be {least} or more.")
     inputs = _prepared(options)
     folder = options.output or store.folder_of(inputs.checkpoint.name, inputs.question)
     _, other = outputs.claimed(

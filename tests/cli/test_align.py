@@ -131,6 +131,7 @@ def test_the_layer_below_the_last_with_the_largest_gain_for_its_cost_is_suggeste
         (["--sites", "attn_in"], "no site 'attn_in'"),
         (["--layers", "7"], "7"),
         (["--samples", "4"], "--samples has no effect with --rollouts"),
+        (["--samples", "1"], "--samples is 1; it must be 2 or more."),
     ],
 )
 def test_what_cannot_be_measured_is_refused(here, folder, responses, options, message, capsys):
