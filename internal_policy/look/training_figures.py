@@ -223,7 +223,7 @@ def training(metrics: pd.DataFrame, caption: str = "", style: Style = "screen", 
 def several(
     tables: Mapping[str, pd.DataFrame], caption: str = "", style: Style = "screen", *, window: int = 1
 ) -> go.Figure:
-    """The same for several runs by their labels, one line per run. A dotted line in its colour marks a run's switch."""
+    """The same for several runs by their labels, one line per run. Dotted lines in its colour mark a run's switches."""
     panels, marks = [], {}
     for number, label in enumerate(tables):
         colour, symbol = RUNS[number % len(RUNS)]
@@ -326,18 +326,18 @@ def _curve(
 
 
 def mark_switch(figure: go.Figure, metrics: pd.DataFrame, rows: int, colour: str = GREY, *, words: bool = True) -> None:
-    """Draw a dotted line through all rows at each switch between internal policies and the whole one."""
+    """Draw a dotted line through all rows where a run begins to train another policy."""
     steps = metrics.sort_values("step")
-    before = steps["phase"].shift().bfill()
-    switches = steps.loc[steps["phase"] != before, "step"] - 0.5
+    trained = steps[[name for name in ("phase", "target") if name in steps]]
+    switches = steps.loc[(trained != trained.shift().bfill()).any(axis=1), "step"] - 0.5
     for at in switches:
         for row in range(1, rows + 1):
             place: Any = {"row": row, "col": 1}
             figure.add_vline(at, line={"color": colour, "width": 1.5, "dash": "dot"}, **place)
-    if not words or len(switches) != 1:  # on several switches the words would overlap
-        return
     phases = {"internal": "internal", "final": "whole"}
     ends = (("right", steps["phase"].iloc[0]), ("left", steps["phase"].iloc[-1]))
+    if not words or len(switches) != 1 or ends[0][1] == ends[1][1]:  # on several switches the words would overlap
+        return
     for side, phase in ends:
         figure.add_annotation(
             x=switches.iloc[0], y=1, yref="paper", xanchor=side, yanchor="bottom", text=phases[phase], showarrow=False,

@@ -128,6 +128,13 @@ def test_training_draws_the_metrics_and_the_switch():
     assert [shape.x0 for shape in figure.layout.shapes] == [3.5] * 4
 
 
+def test_every_switch_to_another_policy_is_marked():
+    targets = ["2.resid_post"] * 2 + ["5.mlp_out@norm"] * 3 + ["final"] * 5
+    frame = metrics().assign(target=targets, phase=["internal"] * 5 + ["final"] * 5)
+    figure = training_figures.training(frame)
+    assert {shape.x0 for shape in figure.layout.shapes} == {1.5, 4.5}
+
+
 def test_each_of_several_rewards_is_drawn_beside_their_weighted_sum():
     frame = metrics().assign(**{"reward/box": 0.5, "reward/brief": 0.25})
     figure = training_figures.training(frame)
