@@ -33,6 +33,7 @@ NEEDED = {
 REMEDIES = {
     PASS_AT_K: "Copy into it the one that `internal-policy evaluate` wrote",
     EXAMS: "Train with --eval-problems",
+    DYNAMICS: "Choose a run that scanned its layers, which --scan-every 0 turns off",
 }
 """File that not every run has -> what to do about it."""
 NOT_MEASURES = ("step", "layer", "site")

@@ -184,6 +184,12 @@ def test_a_folder_without_metrics_is_not_opened(root):
         open_run(root)
 
 
+def test_a_run_without_scans_says_what_turned_them_off(root):
+    steps("final").to_parquet(root / runs.METRICS)
+    with pytest.raises(InputError, match=r"has no dynamics\.parquet\. Choose a run that scanned its layers"):
+        open_run(root).dynamics()
+
+
 def test_the_home_folder_of_an_unknown_user_is_refused():
     with pytest.raises(InputError, match="isn't a folder"):
         runs.find("~nobody-has-this-name/x")
