@@ -1,4 +1,4 @@
-"""`internal-policy align`: how far GRPO's gradient at each hook point is GRPO's own."""
+"""`internal-policy align`: how well each layer's gradient agrees with GRPO's."""
 
 import dataclasses
 import sys
@@ -45,7 +45,7 @@ LEAST = {"blocks": 4, "limit": 1, "samples": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Align(JsonOptions, OutputOptions, SamplerOptions, ResponseOptions, RolloutOptions, ProblemOptions):
-    """Measure how far each layer's gradient is GRPO's own.
+    """Measure how well each layer's gradient agrees with GRPO's.
 
     The model answers problems, each several times, unless --rollouts gives responses with rewards. For every layer, the
     gradient that BuPO's first update on its policy would have is compared with that of GRPO: the first-order gain of

@@ -27,8 +27,8 @@ class Show(JsonOptions):
     """Print what a scan, ablation, alignment or run found.
 
     For a scan: the entropies by layer, and what they show. For an ablation: how the model's policy changes without each
-    layer, attention block and FFN. For an alignment: how far each layer's gradient is GRPO's. For a training run: its
-    schedule, its first and last steps, and its layers before and after.
+    layer, attention block and FFN. For an alignment: how well each layer's gradient agrees with GRPO's. For a training
+    run: its schedule, its first and last steps, and its layers before and after.
 
     For example:
     $ internal-policy show 3fa9

@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 COUNT = (1, 2**31 - 1, "from 1 to 2147483647")
 ABOVE_0 = (math.nextafter(0, 1), sys.float_info.max, "above 0")
 LIMITS = {
-    **dict.fromkeys(("steps", "prompts", "samples", "updates", "micro_batch", "internal_steps"), COUNT),
-    "lora_rank": COUNT,
-    "lora_alpha": COUNT,
-    **dict.fromkeys(("save_every", "max_new_tokens", "eval_every", "eval_samples"), COUNT),
+    **dict.fromkeys(("steps", "prompts", "samples", "updates", "micro_batch", "internal_steps", "switch_every"), COUNT),
+    **dict.fromkeys(("save_every", "max_new_tokens", "eval_every", "eval_samples", "lora_rank", "lora_alpha"), COUNT),
     **dict.fromkeys(("learning_rate", "temperature", "layer_lr_scale"), ABOVE_0),
     "stop_below": (math.nextafter(0, 1), 1, "above 0, at most 1"),
-    "switch_every": COUNT,
     "switch_below": (-1, 1, "from -1 to 1"),
     "layer": (0, 2**31 - 1, "from 0, which is the first layer"),
     "resample": (0, 2**31 - 1, "from 1 to 2147483647, or 0 for no more prompts"),
@@ -39,13 +36,10 @@ LIMITS = {
 FLAGS = {
     "samples": "num_generations",
     "micro_batch": "per_device_train_batch_size",
-    "learning_rate": "learning_rate",
-    "temperature": "temperature",
     "max_new_tokens": "max_completion_length",
-    "seed": "seed",
-    "resample": "resample",
-    **{name: name for name in ("readout", "frozen_layers", "only_layers", "layer_lr_scale", "lora_rank", "lora_alpha")},
-    **{name: name for name in ("switch_below", "switch_every")},
+    **{name: name for name in ("learning_rate", "temperature", "seed", "resample", "readout", "switch_below")},
+    **{name: name for name in ("switch_every", "frozen_layers", "only_layers", "layer_lr_scale")},
+    **{name: name for name in ("lora_rank", "lora_alpha")},
 }
 """Option -> the field of BuPOConfig that it sets."""
 

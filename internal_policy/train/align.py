@@ -1,4 +1,4 @@
-"""Measure at each hook point how far GRPO's gradient is that of the whole policy, from one batch of responses."""
+"""Measure how well GRPO's gradient at each hook point agrees with that of the whole policy."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -82,10 +82,10 @@ class Frozen:
 def check(
     model: PreTrainedConfig, frozen: Frozen, phases: Sequence[Phase] | None = None, layer_lr_scale: float = 1.0
 ) -> None:
-    """Raise InputError if a model can't be frozen so.
+    """Raise InputError for frozen layers that a model doesn't have.
 
-    It may not have the layers; and if the `phases` are known, an internal one may train frozen layers only, or the
-    first may have no layers above whose learning rate could be scaled.
+    If the `phases` are known, also for one that only trains frozen layers, and for a `layer_lr_scale` without layers
+    above the first phase's.
     """
     n_layers = model.get_text_config().num_hidden_layers
     parts = frozen.within(n_layers)

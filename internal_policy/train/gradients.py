@@ -15,11 +15,10 @@ from internal_policy.models.modules import backbone, final_norm
 from internal_policy.models.passes import device_of, evaluating
 from internal_policy.models.policy import Readout, as_policy, unembed
 from internal_policy.tasks.rollouts import Rollout
+from internal_policy.train.methods import SMALL
 
 LOGITS = 2**25
 """Logits that are computed at a time."""
-SMALL = 1e-4
-"""What TRL adds to the standard deviation of the rewards of a group."""
 
 
 @dataclass(frozen=True)

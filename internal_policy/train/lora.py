@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from internal_policy.errors import InputError, joined, require
@@ -100,7 +101,7 @@ def in_words(model: nn.Module) -> str:
     return f"LoRA of rank {config.r} trains {trained:,} of {total:,} weights, in {joined(kinds)}."
 
 
-def merged(model: nn.Module) -> nn.Module:
+def merged(model: nn.Module) -> PreTrainedModel:
     """The base model with the adapter added to its weights. The adapter is gone afterwards."""
     wrapped: Any = model
     return wrapped.merge_and_unload()

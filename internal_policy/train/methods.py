@@ -13,7 +13,7 @@ from internal_policy.train.schedule import first_internal
 
 Advantages = Callable[[Float[Tensor, " responses"], Float[Tensor, " responses"], int], Float[Tensor, " responses"]]
 """From rewards, the number of trained tokens of each response, and the size of a group."""
-SMALLEST = 1e-4
+SMALL = 1e-4
 """Added to standard deviations, as in TRL."""
 
 
@@ -43,12 +43,12 @@ def standardized(
     total = weights.sum().clamp(min=1)
     centred = known - (known * weights).sum() / total
     deviation = ((centred.square() * weights).sum() / total).sqrt()
-    return torch.where(rewards.isnan(), 0.0, centred / (deviation + SMALLEST)).to(rewards.dtype)
+    return torch.where(rewards.isnan(), 0.0, centred / (deviation + SMALL)).to(rewards.dtype)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A training method. What isn't said here is the same for all of them."""
+    """What sets a training method apart. All else is the same for all of them."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration that the method sets, unless they are set to something other than the default."""

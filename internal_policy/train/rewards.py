@@ -26,7 +26,7 @@ DEFAULT = "box"
 """Reward of a run that names none."""
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What TRL passes to a reward function besides the columns of the problems."""
-ALONE = "reward"
+DEFAULT_FUNCTION = "reward"
 """Function that is taken from a file if none is named."""
 
 
@@ -49,7 +49,7 @@ class Reward:
     @property
     def name(self) -> str:
         """Name in the logs: that of the function, or of the file if its function is called reward or isn't named."""
-        return Path(self.place).stem if self.function in (None, ALONE) else str(self.function)
+        return Path(self.place).stem if self.function in (None, DEFAULT_FUNCTION) else str(self.function)
 
     @property
     def path(self) -> Path | None:
@@ -193,7 +193,7 @@ def _function(module: ModuleType, reward: Reward) -> Function:
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     ]
-    name = reward.function or (ALONE if ALONE in own else own[0] if len(own) == 1 else None)
+    name = reward.function or (DEFAULT_FUNCTION if DEFAULT_FUNCTION in own else own[0] if len(own) == 1 else None)
     if name is not None and callable(function := getattr(module, name, None)):
         return function
     problem = f"has no function {name}" if name else "has several functions" if own else "has no function"
@@ -236,7 +236,7 @@ def _check_parameters(reward: Reward, function: Function, columns: Sequence[str]
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         raise InputError(
             f"The reward {reward.text} doesn't take every column. Define it as "
-            f"`def {reward.function or ALONE}(completions, **columns)`."
+            f"`def {reward.function or DEFAULT_FUNCTION}(completions, **columns)`."
         )
     variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     for parameter in parameters:

@@ -152,13 +152,15 @@ def suggested(
     return targets.suggestion(statistics.changes(scanned.layers))
 
 
-def responses(setup: Setup, number: int, max_new_tokens: int, bar: Bar) -> list[Rollout]:
-    """A response of the model to each of the first `number` problems."""
+def responses(
+    setup: Setup, number: int, max_new_tokens: int, bar: Bar, samples: int = 1, **options: Any
+) -> list[Rollout]:
+    """`samples` responses of the model to each of the first `number` problems, with the `options` of `generate`."""
     problems = setup.problems[:number]
     rollouts: list[Rollout] = []
-    with bar("Sampling", len(problems)) as advance:
-        batches = generate(setup.model, setup.tokenizer, problems, max_new_tokens=max_new_tokens, chat=setup.chat)
-        for batch in batches:
+    options |= {"samples": samples, "max_new_tokens": max_new_tokens, "chat": setup.chat}
+    with bar("Sampling", len(problems) * samples) as advance:
+        for batch in generate(setup.model, setup.tokenizer, problems, **options):
             rollouts += batch
             advance(len(batch), sum(len(rollout.response_ids) for rollout in batch))
     return rollouts

@@ -1,15 +1,13 @@
-"""Choose the layer to train first by how far its gradient is GRPO's, from responses of the model before training."""
+"""Choose the layer to train first by how well its gradient agrees with GRPO's before training."""
 
 from typing import Any
 
 from internal_policy import files
 from internal_policy.errors import InputError, counted
-from internal_policy.tasks.generate import generate
-from internal_policy.tasks.rollouts import Rollout
 from internal_policy.train.align import align
 from internal_policy.train.configuration import BuPOConfig
 from internal_policy.train.resume import known
-from internal_policy.train.run import Bar, Setup
+from internal_policy.train.run import Bar, Setup, responses
 
 TARGET = "target.json"
 """Name in the folder of a run: the layer, and the sentence that says why."""
@@ -28,24 +26,17 @@ def aligned(setup: Setup, config: BuPOConfig, site: str, bar: Bar) -> dict[str, 
         return known(path, target=(int, type(None)), reason=str)
     if [*config.rewards] != ["box"]:
         raise InputError("--target align marks responses by their boxes. Leave out --reward, or choose a --layer.")
-    problems = setup.problems[:PROMPTS]
-    group, temperature = config.num_generations or 8, config.temperature
-    rollouts: list[Rollout] = []
-    with bar("Sampling", len(problems) * group) as advance:
-        for batch in generate(
-            setup.model,
-            setup.tokenizer,
-            problems,
-            samples=group,
-            temperature=temperature,
-            max_new_tokens=config.max_completion_length or 0,
-            seed=config.seed,
-            batch_size=config.per_device_train_batch_size,
-            chat=setup.chat,
-        ):
-            rollouts += batch
-            advance(len(batch), sum(len(rollout.response_ids) for rollout in batch))
-    found = align(setup.model, rollouts, sites=[site], readouts=[config.readout], temperature=temperature)
+    rollouts = responses(
+        setup,
+        PROMPTS,
+        config.max_completion_length or 0,
+        bar,
+        config.num_generations or 8,
+        temperature=config.temperature,
+        seed=config.seed,
+        batch_size=config.per_device_train_batch_size,
+    )
+    found = align(setup.model, rollouts, sites=[site], readouts=[config.readout], temperature=config.temperature)
     best, sentences = found.best(site, config.readout), found.sentences()
     reason = f"{sentences[0]} (From {counted(len(rollouts), 'response')}.)"
     files.write_json(path, {"target": best and best.layer, "reason": reason}, once=True)

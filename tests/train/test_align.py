@@ -251,13 +251,13 @@ def test_gradients_that_do_not_fit_into_memory_are_refused(monkeypatch):
 
 
 def test_the_target_layer_is_chosen_once_and_kept(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(target, "generate", lambda *_, **__: [rollouts()])
+    monkeypatch.setattr("internal_policy.train.run.generate", lambda *_, **__: [rollouts()])
     setup: Any = Setup(tmp_path, moved(tiny_model("qwen3")), tokenizer, [], {}, [], {})
     config = BuPOConfig(output_dir=str(tmp_path), readout="norm", use_cpu=True)
     first = target.aligned(setup, config, "resid_post", progress.bar)
     assert first["target"] in (0, 1, None)
     assert "norm: " in first["reason"]
-    monkeypatch.setattr(target, "generate", None)
+    monkeypatch.setattr("internal_policy.train.run.generate", None)
     assert target.aligned(setup, config, "resid_post", progress.bar) == first
     assert (tmp_path / target.TARGET).exists()
 
