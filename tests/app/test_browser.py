@@ -107,6 +107,7 @@ def test_every_page_is_drawn_in_light_and_dark(server, page, pictures, run, widt
         "tokens": "tokens?scan=smollm2-135m&rollout=2&layer=24&position=8",
         "compare": "compare?scan=smollm2-135m",
         "training": f"training?run={run}",
+        "alignment": "alignment",
         "geometry": "geometry?scan=smollm2-135m",
         "check": "check?scan=smollm2-135m",
         "prompt": "prompt",
