@@ -21,6 +21,8 @@ from internal_policy.train.schedule import Phase
 
 MANY = 1024
 """Largest size to suggest in an error message."""
+NEEDS = {"switch_every": "switch_below", **dict.fromkeys(("lora_rank", "lora_alpha", "lora_targets"), "lora")}
+"""Field -> the field without which it has no effect."""
 
 
 @no_type_check  # transformers assigns its fields values that don't match their annotations; the tests check the types
@@ -164,6 +166,11 @@ class BuPOConfig(GRPOConfig):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise InputError(f"{name} is {value}. Use 1 or more.")
+        for name, needed in NEEDS.items():
+            if getattr(self, name) != getattr(BuPOConfig, name, []) and any(
+                getattr(self, needed) is off for off in (None, False)
+            ):
+                raise InputError(f"{name} has no effect without {needed}. Set {needed}, or remove {name}.")
         if self.deepspeed and find_spec("deepspeed") is None:
             raise InputError("deepspeed isn't installed. Run `pip install deepspeed`, or remove the field.")
 

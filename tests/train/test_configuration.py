@@ -75,3 +75,12 @@ def test_the_defaults_are_those_of_the_paper():
     config = BuPOConfig(output_dir="unused", use_cpu=True, report_to=[])
     assert (config.loss_type, config.beta, config.epsilon, config.scale_rewards) == ("grpo", 0.0, 0.2, "group")
     assert (config.num_generations, config.learning_rate, config.temperature) == (8, 1e-6, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [({"switch_every": 2}, "switch_below"), ({"lora_rank": 4}, "lora"), ({"lora_targets": ["q_proj"]}, "lora")],
+)
+def test_fields_without_effect_are_refused(tmp_path, given, needed):
+    with pytest.raises(InputError, match=f"has no effect without {needed}"):
+        BuPOConfig(output_dir=str(tmp_path), use_cpu=True, **given)
