@@ -6,7 +6,7 @@ from conftest import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from internal_policy.models.policy import as_policy
-from internal_policy.train import flops
+from internal_policy.train import flops, freezing
 
 BATCH, LENGTH = 2, 6
 CAUSAL = (LENGTH + 1) / 2 / LENGTH
@@ -47,6 +47,14 @@ def test_frozen_weights_have_no_gradient_to_count():
     model.model.embed_tokens.requires_grad_(False)
     model.model.layers[0].requires_grad_(False)
     assert counted(model) == pytest.approx(computed(model))
+
+
+@pytest.mark.parametrize(("frozen", "only"), [("1", None), (None, "1"), ("0-1,norm", None)])
+@pytest.mark.parametrize("point", ["final", "1.resid_post"])
+def test_operations_of_partly_frozen_models_are_those_that_pytorch_counts(frozen, only, point):
+    model = tiny_model("llama", attn_implementation="eager")
+    freezing.freeze(model, freezing.Frozen.of(frozen, only))
+    assert counted(model, point) == pytest.approx(computed(model, point))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
