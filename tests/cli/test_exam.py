@@ -62,6 +62,7 @@ def test_a_run_writes_its_exams_and_the_model_of_the_best(tmp_path, capsys, monk
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_too_much_stops_with_a_sentence_and_can_go_on(tmp_path, capsys, monkeypatch):
     rising(monkeypatch, 0.5, 0.25, 0.25)
     words = ["train", *FEW, "--eval-problems", HELD_OUT, "--eval-samples", "4", "-o", str(tmp_path / "run")]

@@ -40,6 +40,7 @@ def counted(*numbers: int) -> list[Any]:
     return [([number], [0]) for number in numbers]
 
 
+@pytest.mark.slow
 def test_a_run_with_exams_ends_with_the_weights_of_one_without(tmp_path, tokenizer):
     models = [tiny_model("qwen3") for _ in range(2)]
     trainer(tmp_path / "without", tokenizer, models[0], max_steps=2).train()
@@ -102,6 +103,7 @@ def test_exams_are_held_at_step_0_every_few_steps_and_at_the_end(tmp_path, token
     assert written["avg_at_k"].tolist() == [0.25, 0.5, 0.75]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_neither_loses_nor_repeats_an_exam(tmp_path, tokenizer):
     given, options = Exam({"a": [ONE]}, 1, 4), {"tokenizer": tokenizer, "max_steps": 6}
     run, _ = examined(tmp_path, given, counted(0, 1, 2, 3), **options, save_strategy="steps", save_steps=4)
@@ -137,6 +139,7 @@ def test_training_stops_with_a_checkpoint_when_it_has_lost_too_much(tmp_path, to
     assert "stopped after step 2: Avg@4 fell from 100.0% to 50.0%" in examiner.stopped
 
 
+@pytest.mark.slow
 def test_a_loss_at_the_last_step_does_not_stop_a_run_that_is_over(tmp_path, tokenizer):
     given = Exam({"a": [ONE]}, 2, 4, stop_below=0.75)
     run, examiner = examined(tmp_path, given, counted(4, 1), tokenizer=tokenizer, max_steps=4)

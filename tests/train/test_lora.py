@@ -139,6 +139,7 @@ def test_the_configuration_trains_an_adapter(tmp_path, tokenizer):
     assert lora.in_words(run.model).startswith("LoRA of rank 2 trains 384 of 44,176 weights, in q_proj.")
 
 
+@pytest.mark.slow
 def test_a_resumed_adapter_equals_an_uninterrupted_one(tmp_path, tokenizer):
     options = {"lora": True, "lora_rank": 2, "schedule": ["1.resid_post:1"], "max_steps": 4}
     whole = trainer(tmp_path / "whole", tokenizer, **options, save_strategy="steps", save_steps=2)

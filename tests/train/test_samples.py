@@ -51,6 +51,7 @@ def test_of_chat_messages_the_users_last_and_the_answer_are_kept():
     assert [(row["problem"], row["response"]) for row in rows] == [("How much?", "u"), ("How much?", "v")]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_after_the_responses_of_its_checkpoint(tmp_path, tokenizer):
     expected = sampled(tmp_path / "whole", tokenizer, 4)
     folder = tmp_path / "part"
