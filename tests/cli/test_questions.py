@@ -46,7 +46,9 @@ def test_a_data_set_of_the_hub_that_changed_is_another_training_run(monkeypatch)
     from internal_policy.cli import train
 
     published(monkeypatch, "1a2b")
-    assert train._question(Train(problems="org/sums@train"), {})["content"] == {"org/sums@train": {"revision": "1a2b"}}
+    assert train._question(Train(problems=("org/sums@train",)), {})["content"] == {
+        "org/sums@train": {"revision": "1a2b"}
+    }
 
 
 def test_asking_more_leaves_the_first_question_as_it_was_and_keeps_what_was_loaded():

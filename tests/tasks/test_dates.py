@@ -166,7 +166,9 @@ def test_a_training_run_keeps_its_starting_date(folder, here, on):
 
 
 def test_a_training_configuration_has_the_date_for_its_template(tmp_path):
-    config = train_configuration.configured(Train(), {"chat_template_kwargs": {"a": 1}}, tmp_path, 1, "2026-11-20")
+    config = train_configuration.configured(
+        Train(method="bupo"), {"chat_template_kwargs": {"a": 1}}, tmp_path, 1, "2026-11-20"
+    )
     assert config.chat_template_kwargs == {"strftime_now": "2026-11-20", "a": 1}
 
 
