@@ -193,7 +193,7 @@ def _progress(steps: "pd.DataFrame") -> Table:
     for name in ("", "steps", "first", "steps", "last"):
         table.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
     for row in steps.to_dict("records"):
-        cells, digits = [], 1 if row["measure"] == "length" else 3
+        cells, digits = [], 1 if row["measure"] in ("length", "resampled") else 3
         for end in ("first", "last"):
             start, stop = row[f"{end}_from"], row[f"{end}_to"]
             cells += [str(start) if start == stop else f"{start} to {stop}", f"{row[f'{end}_mean']:.{digits}f}"]

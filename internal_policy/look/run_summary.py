@@ -19,6 +19,9 @@ MEASURES = {
     "length": "tokens per response",
     "cut": "share of responses cut",
     "clip_fraction": "share of tokens clipped",
+    "groups_without_spread": "share of prompts without spread",
+    "rows_trained": "share of responses trained on",
+    "resampled": "prompts drawn again",
 }
 """Column of metrics.parquet -> what it is called in the table of first and last steps."""
 METHODS = {"bupo": "BuPO", "grpo": "GRPO", "dr-grpo": "Dr. GRPO", "rloo": "RLOO", "reinforce++": "REINFORCE++"}

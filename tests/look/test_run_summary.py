@@ -100,6 +100,16 @@ def test_ends_are_means_over_a_tenth_of_the_steps_that_have_a_value():
     }
 
 
+def test_what_is_trained_on_has_names_for_people():
+    some = {"groups_without_spread": [0.5] * 10, "rows_trained": [0.75] * 10, "resampled": [2.0] * 10}
+    found = run_summary.first_and_last(steps(*["final"] * 10, **some))
+    assert [run_summary.called(measure) for measure in found["measure"]][-3:] == [
+        "share of prompts without spread",
+        "share of responses trained on",
+        "prompts drawn again",
+    ]
+
+
 def test_layers_have_the_numbers_of_the_first_scan_and_the_last():
     frame, metrics = BUPO.dynamics(), BUPO.metrics()
     table = run_summary.layers(metrics, frame)
