@@ -1,6 +1,7 @@
 """`internal-policy align`: how well each layer's gradient agrees with GRPO's."""
 
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -238,9 +239,10 @@ def printed(folder: Path, *, as_json: bool = False, extra: Mapping[str, Any] | N
     paragraph(look.facts(about))
     out.print(f"Alignment: {escape(str(folder))}", emoji=False)
     first = next((one for how in ("raw", "norm") if (one := look.best(found, n_layers, readout=how))), None)
-    if first is not None:
-        model = "" if about["asked"]["model"] == "demo-qwen3" else f" --model {about['asked']['model']}"
-        commands([f"internal-policy train{model} --layer {first.layer}"])
+    model = "" if about["asked"]["model"] == "demo-qwen3" else f" --model {shlex.quote(about['asked']['model'])}"
+    train = [f"internal-policy train{model} --layer {first.layer}"] if first else []
+    called = folder.name if folder.resolve() in map(Path.resolve, look.whole()) else str(folder)
+    commands([*train, f"internal-policy plot {shlex.quote(called)} alignment -o alignment.html"])
 
 
 def _table(rows: "pd.DataFrame", model: str) -> Table:

@@ -51,6 +51,7 @@ def test_an_alignment_is_printed_listed_shown_read_again_and_removed(here, folde
     assert "Read from the cache" in printed.err
     assert "6 prompts, 6 with responses of different rewards; 12 responses." in printed.out
     name = Path(first["alignment"]).name
+    assert f"internal-policy plot {name} alignment -o alignment.html" in printed.out
     assert main(["ls"]) == 0
     assert name in capsys.readouterr().out
     assert main(["show", name]) == 0
