@@ -53,6 +53,18 @@ settings.register_profile("tests", deadline=None, derandomize=True)  # a busy ma
 settings.load_profile("tests")
 
 
+SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").splitlines())
+"""Tests that took longest when all were measured (`pytest --durations=0`); they run with -m slow."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests in slow.txt as slow."""
+    for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish() -> None:
     """Stop the garbage collector from searching the imported libraries again and again."""
     gc.freeze()

@@ -136,3 +136,12 @@ def test_files_and_functions_stay_small():
 
 def test_the_top_of_the_package_has_at_most_eight_files():
     assert len(list(PACKAGE.glob("*.py"))) <= 8
+
+
+def test_slow_tests_are_listed_by_names_that_exist():
+    here = Path(__file__).parent
+    lines = (here / "slow.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == sorted(set(lines))
+    for line in lines:
+        path, _, name = line.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (here.parent / path).read_text(encoding="utf-8"), line
