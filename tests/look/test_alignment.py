@@ -39,6 +39,11 @@ def drawn(found: AlignmentTable, **chosen) -> dict:
     return {trace.name: trace for trace in reversed(theme.traces(figure))}
 
 
+def caption(found: AlignmentTable) -> str:
+    figure = alignment_catalogue.draw("alignment", [found], AlignmentChoice())
+    return figure.layout.to_plotly_json()["meta"]["caption"]
+
+
 def test_the_alignments_of_a_model_are_found_by_its_weights(cache):
     identity = alignment.record(QWEN)["asked"]["identity"]
     assert alignment.of_model(identity) == [QWEN]
@@ -94,13 +99,11 @@ def test_the_figure_has_the_gains_the_cost_and_the_suggested_layer(found):
 
 
 def test_the_caption_names_the_readouts_and_counts_prompts_and_responses(found):
-    figure = alignment_catalogue.draw("alignment", [found], AlignmentChoice())
-    assert figure.layout.meta["caption"] == (
+    assert caption(found) == (
         "demo-qwen3 · raw and through the final norm · 96 prompts x 8 responses, 50 with spread · bands 95%"
     )
     uneven = AlignmentTable({**found.about, "responses": 767}, found.table)
-    figure = alignment_catalogue.draw("alignment", [uneven], AlignmentChoice())
-    assert "767 responses to 96 prompts" in figure.layout.meta["caption"]
+    assert "767 responses to 96 prompts" in caption(uneven)
 
 
 def test_layers_count_from_1_in_print(found):
