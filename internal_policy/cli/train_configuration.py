@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from internal_policy.train.configuration import BuPOConfig
 
 COUNT = (1, 2**31 - 1, "from 1 to 2147483647")
-ABOVE_0 = (math.nextafter(0, 1), sys.float_info.max, "above 0")
+ABOVE_0 = (math.nextafter(0, 1), sys.float_info.max, "above 0 that is finite")
 LIMITS = {
     **dict.fromkeys(("steps", "prompts", "samples", "updates", "micro_batch", "internal_steps", "switch_every"), COUNT),
     **dict.fromkeys(("save_every", "max_new_tokens", "eval_every", "eval_samples", "lora_rank", "lora_alpha"), COUNT),

@@ -494,6 +494,7 @@ def test_models_that_are_not_bundled_get_the_papers_learning_rate():
     [
         (["--steps", "0"], "--steps is 0. Use a number from 1"),
         (["--learning-rate", "0"], "--learning-rate is 0.0. Use a number above 0"),
+        (["--temperature", "inf"], "--temperature is inf. Use a number above 0 that is finite."),
         (["--scan-every", "-1"], "--scan-every is -1"),
         (["--samples", "99999999999"], "--samples is 99999999999. Use a number from 1 to 2147483647"),
         (["--seed", "-1"], "--seed is -1. Use a number from 0 to 4294967295"),
