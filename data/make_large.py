@@ -77,7 +77,8 @@ def main(options: Large) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     family = FAMILIES["qwen3"]
     tokenizer = make_tokenizer(family, corpus(options.seed))
-    model = make_model(family, tokenizer, **{**SIZE, "num_hidden_layers": options.layers}).to(device)
+    model: Any = make_model(family, tokenizer, **{**SIZE, "num_hidden_layers": options.layers})
+    model.to(device)
     random = Random(options.seed + 1)
     held_out = [two_steps(random) for _ in range(options.problems)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)

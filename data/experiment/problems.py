@@ -66,7 +66,7 @@ def load(model: str) -> tuple[Any, Any]:
     torch.set_num_threads(1)
     folder = DATA / "models" / model
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return loaded.to(device), AutoTokenizer.from_pretrained(folder)
 
 
