@@ -1,4 +1,4 @@
-"""Draw how far each layer's gradient is GRPO's own, or say how to measure it."""
+"""Draw how well each layer's gradient agrees with GRPO's, or say how to measure it."""
 
 import shlex
 from pathlib import Path
@@ -14,8 +14,8 @@ from internal_policy.look.alignment_catalogue import AlignmentChoice
 from internal_policy.scans import records
 
 EXPLAINED = (
-    "How far the gradient of each layer's policy is GRPO's own in the model that this run starts from. The Alignment "
-    "page explains the figure."
+    "How well the gradient of each layer's policy agrees with GRPO's in the model that this run starts from. The "
+    "Alignment page explains the figure."
 )
 OWN = "internal-policy align --model ./my-model --problems problems.jsonl"
 
@@ -64,7 +64,7 @@ def of_run(folder: Path) -> None:
             st.caption(EXPLAINED)
             draw(known[0])
             return
-        st.text(f"{show.line(model)} has no alignment. This measures how far each layer's gradient is GRPO's own:")
+        st.text(f"{show.line(model)} has no alignment. This command measures it:")
         st.code(command(model), language="bash")
 
 

@@ -1,4 +1,4 @@
-"""An alignment: how far each layer's gradient is GRPO's own, before training."""
+"""An alignment: how well each layer's gradient agrees with GRPO's, before training."""
 
 import alignments
 import streamlit as st

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Alignment(AlignmentTable):
-    """How far GRPO's gradient at each hook point is GRPO's own: its table, facts and figure."""
+    """How well the gradient at each hook point agrees with GRPO's: its table, facts and figure."""
 
     def best(self, site: str = "resid_post", readout: str = "raw") -> Best | None:
         """The layer below the last one with the largest gain for its cost; None if no gain is significant."""

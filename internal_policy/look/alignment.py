@@ -1,4 +1,4 @@
-"""How far GRPO's gradient at each hook point is GRPO's own, and which layer is best worth training first."""
+"""How well the gradient at each hook point agrees with GRPO's, and which layer is best worth training first."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

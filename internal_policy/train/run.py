@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PrinterCallb
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from internal_policy import files
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, counted
 from internal_policy.look import statistics, targets
 from internal_policy.measure.sites import CHANGES
 from internal_policy.models import hooks
@@ -111,7 +111,8 @@ def check(
     needed = (config.generation_batch_size or group) // group
     if len(problems) < needed:
         raise InputError(
-            f"There are {len(problems)} problems, but a step takes {needed}. Lower --prompts, or add problems."
+            f"A step takes {counted(needed, 'problem')}, more than the {len(problems):,} given. "
+            "Lower --prompts, or add problems."
         )
 
 

@@ -504,12 +504,12 @@ def test_models_that_are_not_bundled_get_the_papers_learning_rate():
         (["--prompts", "3", "--samples", "3", "--updates", "2", "--layer", "1"], "A step has 9 responses"),
         (["--samples", "1", "--layer", "1"], "num_generations is 1"),
         (["--layer", "8"], "layers are 0 to 7"),
-        (["--layer", "1", "--prompts", "500"], "There are 410 problems, but a step takes 500"),
+        (["--layer", "1", "--prompts", "500"], "A step takes 500 problems, more than the 410 given."),
         (
             ["--layer", "3", "--steps", "4", "--internal-steps", "5"],
             "schedule takes 5 steps, but training stops after 4",
         ),
-        (["--layer", "3", "--limit", "3"], "There are 3 problems, but a step takes 16"),
+        (["--layer", "3", "--limit", "3"], "A step takes 16 problems, more than the 3 given."),
         (["--layer", "3", "--max-new-tokens", "9999"], "2048 positions"),
         (["--report-to", "papyrus"], "--report-to papyrus isn't installed"),
         (["--report-to", ""], "--report-to is empty"),
@@ -561,7 +561,7 @@ def test_invalid_options_are_refused_in_one_sentence_before_training(arguments, 
         (["--method", "grpo", "--layer-lr-scale", "2"], "layer_lr_scale needs a schedule"),
         (["--layer", "-1"], "--layer is -1. Use a number from 0, which is the first layer."),
         (["--max-new-tokens", "9999"], "2048 positions"),
-        (["--limit", "3"], "There are 3 problems, but a step takes 16"),
+        (["--limit", "3"], "A step takes 16 problems, more than the 3 given."),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_before_it_is_loaded(arguments, said, tmp_path, capsys, monkeypatch):
