@@ -7,7 +7,7 @@ pairs where this counts those that a causal mask leaves). Only modules that run 
 checkpointing runs them again. Norms, activations and the recurrences of linear attention are left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -105,15 +105,14 @@ def counting(model: nn.Module, mask: Int[Tensor, "batch seq"]) -> Iterator[Count
     config, head = causal.config, causal.get_output_embeddings()
     share, lengths = mask.float().mean().item(), mask.sum(1)
 
-    def product(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        rows = inputs[0].numel() // inputs[0].shape[-1]
+    def product(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        read = [value for value in (*inputs, *named.values()) if isinstance(value, Tensor)]
+        rows = read[0].numel() // read[0].shape[-1]
         each = FORWARD * share * rows
-        sizes = [
-            (_active(weight, inputs), inputs[0].requires_grad + weight.requires_grad) for weight in _matrices(module)
-        ]
+        sizes = [(_active(weight, read), read[0].requires_grad + weight.requires_grad) for weight in _matrices(module)]
         _count(count, output, each * sum(size for size, _ in sizes), each * sum(size * n for size, n in sizes))
 
-    def attend(number: int, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+    def attend(number: int, _: nn.Module, __: tuple[Any, ...], ___: dict[str, Any], output: Any) -> None:
         forward = attention(config.get_text_config(), number, lengths)
         _count(count, output, forward, 2 * forward)
 
@@ -125,7 +124,7 @@ def counting(model: nn.Module, mask: Int[Tensor, "batch seq"]) -> Iterator[Count
     for layer, sites in layer_sites(config).items():
         if ATTENTION in sites and layer < len(decoder_layers(model)):
             hooks.append((locate(model, HookPoint(layer, ATTENTION))[0][-1], partial(attend, layer)))
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
     try:
         yield count
     finally:
@@ -148,10 +147,13 @@ def _matrices(module: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in module.parameters(recurse=False) if weight.dim() > 1]
 
 
-def _active(weight: nn.Parameter, inputs: tuple[Any, ...]) -> float:
-    """The weights that multiply one token: all, or those of the experts that it is sent to."""
+def _active(weight: nn.Parameter, inputs: Sequence[Tensor]) -> float:
+    """The weights that multiply one row of the first input: all, or those of the experts that it is sent to.
+
+    The second input says to which ones; without it, the rows are those of each expert.
+    """
     experts = weight.shape[0] if weight.dim() > 2 else 1
-    return weight.numel() / experts * (inputs[1].shape[-1] if experts > 1 else 1)
+    return weight.numel() / experts * (inputs[1].shape[-1] if experts > 1 and len(inputs) > 1 else 1)
 
 
 def attention(config: PreTrainedConfig, layer: int, lengths: Int[Tensor, " batch"]) -> float:
@@ -159,6 +161,8 @@ def attention(config: PreTrainedConfig, layer: int, lengths: Int[Tensor, " batch
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * (layer + 1)
     if "attention" not in kinds[layer] or kinds[layer] == "linear_attention":
         return 0.0
+    if config.is_heterogeneous:
+        config = config.per_layer_config[layer]
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     if getattr(config, "kv_lora_rank", None):

@@ -6,7 +6,9 @@ from conftest import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from internal_policy.models.policy import as_policy
+from internal_policy.models.rows import FAMILIES
 from internal_policy.train import flops, freezing
+from internal_policy.train.padding import UNTRAINABLE
 
 BATCH, LENGTH = 2, 6
 CAUSAL = (LENGTH + 1) / 2 / LENGTH
@@ -20,7 +22,7 @@ def ids() -> torch.Tensor:
 def computed(model, point: str = "final") -> float:
     """Operations that PyTorch counts, forward and backward, without the pairs that the mask hides."""
     with FlopCounterMode(display=False) as counter, as_policy(model, point):
-        model(input_ids=ids()).logits.sum().backward()
+        model(input_ids=ids(), use_cache=False).logits.sum().backward()
     counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     attention = counts.pop("aten.bmm", 0) + counts.pop("aten.baddbmm", 0)
     return sum(counts.values()) + CAUSAL * attention
@@ -30,16 +32,26 @@ def counted(model, point: str = "final", mask: torch.Tensor | None = None) -> fl
     mask = torch.ones_like(ids()) if mask is None else mask
     with as_policy(model, point):
         with flops.counting(model, mask) as count:
-            logits = model(input_ids=ids(), attention_mask=mask).logits
+            logits = model(input_ids=ids(), attention_mask=mask, use_cache=False).logits
         logits.sum().backward()
     return count.operations + flops.unembedding(model, int(mask.sum()), trained=True)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "gemma3_text", "gemma4_text", "jetmoe"])
 @pytest.mark.parametrize("point", ["final", "0.resid_post", "0.attn_out"])
 def test_operations_are_those_that_pytorch_counts(family, point):
     model = tiny_model(family, attn_implementation="eager")
     assert counted(model, point) == pytest.approx(computed(model, point))
+
+
+def test_modules_that_are_called_with_keywords_are_counted():
+    assert counted(tiny_model("jamba")) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - {*UNTRAINABLE}))
+def test_every_family_is_counted(family):
+    assert counted(tiny_model(family)) > 0
 
 
 def test_frozen_weights_have_no_gradient_to_count():
