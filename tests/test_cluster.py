@@ -74,7 +74,7 @@ STUBS = {
     "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
     "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$QUEUE"; fi',
 }
-"""What stands for the programs of the cluster."""
+"""Stand-ins for the programs of the cluster."""
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from internal_policy.scans import store
 PLAN = "plan.json"
 """What was decided before the runs that are reported."""
 LEVEL, POWER = 0.05, 0.8
-"""Chance to find one or more differences where there are none, and to detect a difference that is there."""
+"""Chance of finding any difference where there is none, and of detecting one of the smallest detectable size."""
 
 
 def plan(model: str, work: Path, runs: Sequence[Run]) -> dict[str, Any]:

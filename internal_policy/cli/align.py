@@ -71,7 +71,7 @@ class Align(JsonOptions, OutputOptions, SamplerOptions, ResponseOptions, Rollout
     readout: Literal["raw", "norm", "both"] = "both"
     """How hidden states are unembedded: as they are (raw, the paper), through the final norm (norm), or both."""
     blocks: int = 16
-    """Blocks of prompts, of which each is left out once for the intervals. Fewer are used if memory needs it."""
+    """Blocks of prompts; the intervals leave out each block once. If memory is short, there are fewer."""
     problems: File = None
     """Problems with answers: a .jsonl, .json, .csv or .parquet file, or a data set of the hub as NAME[:CONFIG]@SPLIT.
     By default the bundled sums that `train` uses."""

@@ -81,7 +81,7 @@ def read_problems(
 
 
 def mixed(sets: Mapping[str, Sequence[Problem]]) -> list[Problem]:
-    """The problems of several sets in one list, any stretch of which has its share of each set.
+    """The problems of several sets in one list, mixed evenly.
 
     Each problem keeps its order within its set, and gets the set's name in the column `problems`.
     """

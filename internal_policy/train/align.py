@@ -37,7 +37,7 @@ Groups = Sequence[Sequence[Weighted]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Responses in groups, of which those with spread are divided into blocks."""
+    """Responses in groups. The groups with spread are divided into blocks."""
 
     groups: int
     """Prompts."""

@@ -34,7 +34,7 @@ class Exam:
     """Held-out problems to solve during training, and what to do with the result."""
 
     sets: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
-    """Problems with answers, by the name of their set; without any there are no exams."""
+    """Name of a set -> its problems, with answers. If there are none, no exams are held."""
     every: int = 20
     """Steps between two exams. There is one before the first step and one after the last, too."""
     samples: int = 8

@@ -61,7 +61,7 @@ def _is_linear(module: nn.Module) -> bool:
 def adapter(model: nn.Module, rank: int, alpha: int | None = None, names: Sequence[str] = ()) -> "LoraConfig":
     """The adapter of `rank` for the modules that `targets` finds, which is scaled by `alpha` / `rank`.
 
-    By default alpha is twice the rank. There is no dropout, because it would change the ratio of an unchanged policy.
+    By default alpha is twice the rank. It has no dropout, which would change the ratio of a policy without updates.
     Raises InputError without PEFT, and for a model that has an adapter already.
     """
     require("peft", "peft")

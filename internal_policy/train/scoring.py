@@ -27,7 +27,7 @@ def checked(name: str, function: Function, problems: Sequence[Problem], *, alone
 
     An asynchronous function becomes a plain one. When called, it raises InputError if `function` fails, or doesn't
     return a finite number for each response. None means that the reward doesn't apply to a response, which only one of
-    several rewards may return; `alone` tells that there are no others.
+    several rewards may return; `alone` says that this is the only one.
     """
     columns = [*dict.fromkeys(name for problem in problems for name in problem.columns)]
 
