@@ -45,10 +45,10 @@ def test_a_run_draws_its_problems_without_repetition_from_the_pool():
     assert sizes.steps % sizes.every == sizes.short % sizes.every == sizes.long % sizes.every == 0
 
 
-def test_a_choosing_run_has_the_same_share_of_internal_steps(tmp_path):
+def test_a_choosing_run_trains_the_internal_policy_for_a_quarter_of_its_steps(tmp_path):
     run = Run("demo-qwen3", Method("bupo", 3, "short"), 1e-4, plan.CHOOSING)
     config = training.settings(run, Sizes(), tmp_path)
-    assert [phase.steps for phase in config.phases] == [4]
+    assert [4 * phase.steps for phase in config.phases] == [Sizes().choosing_steps]
     assert config.updates_per_step == 4
     assert config.warmup_steps == 0
 

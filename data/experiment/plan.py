@@ -63,15 +63,17 @@ SEEDS = {"demo-qwen3": 8, "demo-llama": 5, LARGE: 3}
 class Sizes:
     """How much is trained and evaluated. The defaults give the bundled results."""
 
-    steps: int = 48
+    steps: int = 36
     """Steps of a run. A step is a generation batch."""
     choosing_steps: int = 16
     """Steps of a run that chooses a learning rate."""
+    choosing_internal: int = 4
+    """Internal steps of BuPO in such a run."""
     every: int = 12
     """Steps between two exams."""
     short: int = 12
-    """Internal steps of BuPO; a choosing run has the same share of its steps."""
-    long: int = 36
+    """Internal steps of BuPO."""
+    long: int = 24
     """Internal steps of BuPO with a long first phase."""
     prompts: int = 8
     """Prompts per step."""
@@ -94,9 +96,10 @@ class Sizes:
     untrained_samples: int = 32
     """Responses of the untrained model to each problem of the exam."""
 
-    def internal_steps(self, method: Method) -> int:
-        """Steps of the first phase."""
-        return {"": 0, "short": self.short, "long": self.long}[method.length]
+    def internal_steps(self, run: "Run") -> int:
+        """Steps of a run's first phase."""
+        short = self.choosing_internal if run.chooses else self.short
+        return {"": 0, "short": short, "long": self.long}[run.method.length]
 
 
 @dataclass(frozen=True)

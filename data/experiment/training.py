@@ -34,9 +34,7 @@ WATCHED_EVERY = 4
 def settings(run: Run, sizes: Sizes, folder: Path) -> BuPOConfig:
     """The configuration of a run: a constant rate without warm-up, so that no phase lies under one."""
     method, steps = run.method, sizes.choosing_steps if run.chooses else sizes.steps
-    internal = sizes.internal_steps(method)
-    if run.chooses:
-        internal = internal * sizes.choosing_steps // sizes.steps
+    internal = sizes.internal_steps(run)
     return BuPOConfig(
         output_dir=str(folder / "trainer"),
         method="rloo" if method.name == "rloo" else "bupo",
