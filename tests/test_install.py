@@ -10,13 +10,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from internal_policy import errors
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+GROUPS = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+REQUIREMENTS = {text: Requirement(text) for group in GROUPS for text in group if not text.startswith("internal-policy")}
+TESTED = dict(line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+UNTESTED = {"vllm": "0.33"}
+"""Packages that no machine of the tests can run, with the version that was read."""
+UNBOUNDED = {"torch", "furo"}
+"""Packages without an upper bound; pyproject.toml says why."""
 
 LOOKING = {
     "ls": [],
@@ -76,10 +85,20 @@ def test_the_base_installation_and_the_dashboard_do_not_bring_torch():
 
 
 def test_every_direct_dependency_has_a_tested_version():
-    tested = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
-    untested = {"vllm"}  # needs a GPU
-    assert set().union(*map(names, groups)) - untested - {"internal-policy"} <= tested
+    assert {one.name for one in REQUIREMENTS.values()} - {*UNTESTED} <= {*TESTED}
+
+
+@pytest.mark.parametrize("text", REQUIREMENTS)
+def test_a_requirement_allows_the_tested_version(text):
+    needed = REQUIREMENTS[text]
+    assert (TESTED | UNTESTED)[needed.name] in needed.specifier
+
+
+@pytest.mark.parametrize("text", REQUIREMENTS)
+def test_a_requirement_allows_no_major_version_after_the_tested_one(text):
+    needed = REQUIREMENTS[text]
+    following = f"{Version((TESTED | UNTESTED)[needed.name]).major + 1}.0"
+    assert (following in needed.specifier) == (needed.name in UNBOUNDED)
 
 
 @pytest.fixture(scope="module")
