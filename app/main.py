@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import guard
 import served
 import streamlit as st
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 
 class Entry(NamedTuple):
@@ -70,6 +69,7 @@ def dashboard() -> None:
 
 if __name__ == "__main__":  # Streamlit runs this file for every page,
     dashboard()
-else:  # and imports it once for the server, which without the guard only refuses a foreign Host on its websocket
-    guard = Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
-    app = st.App(__file__, routes=served.ROUTES, middleware=[guard])
+else:  # and imports it once for the server
+    if risk := guard.warning(st.get_option("server.address")):
+        guard.LOG.warning(risk)
+    app = st.App(__file__, routes=served.ROUTES, middleware=guard.MIDDLEWARE)

@@ -46,9 +46,16 @@ def serving(home: Path, folder: Path, **environment: str) -> Iterator[str]:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    try:
+    with stopped(process):
         wait_for(process, port, folder / "server.log")
         yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def stopped(process: subprocess.Popen) -> Iterator[None]:
+    """Stop a server at the end of the block."""
+    try:
+        yield
     finally:
         process.terminate()
         try:

@@ -9,6 +9,9 @@ from internal_policy.cli import inventory, progress
 from internal_policy.cli.common import Text
 from internal_policy.errors import InputError, require
 
+HOST = "127.0.0.1"
+"""Address that only this machine can reach."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
@@ -46,14 +49,15 @@ def run(options: Dashboard) -> None:
     if folder:
         check(default(folder))
     progress.note(
-        f"http://127.0.0.1:{options.port}/{'?' + urlencode({'scan': folder}) if folder else ''} (stop with Ctrl-C)"
+        f"http://{HOST}:{options.port}/{'?' + urlencode({'scan': folder}) if folder else ''} (stop with Ctrl-C)"
     )
     from click import Abort
     from streamlit.web import cli
 
     try:  # in this process, so that the server ends with it, however it ends
         silent = ["--logger.hideWelcomeMessage", "true"]  # Streamlit's welcome has an address too
-        command = ["run", str(bundle.APP / "main.py"), "--server.port", str(options.port), *silent]
+        here = ["--server.address", HOST, "--server.port", str(options.port)]  # stronger than the environment
+        command = ["run", str(bundle.APP / "main.py"), *here, *silent]
         cli.main(command, standalone_mode=False)
     except Abort:  # how click reports Ctrl-C, which is how the server is stopped
         return

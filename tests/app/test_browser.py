@@ -64,7 +64,7 @@ def test_another_host_or_origin_is_not_answered(server):
     port = urlsplit(server).port
     assert port
     assert asked(port, "/_stcore/health")[0] == 200
-    assert asked(port, "/_stcore/health", Host="evil.example")[0] == 400
+    assert asked(port, "/_stcore/health", Host="evil.example")[0] == 403
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
     upgrade["Sec_WebSocket_Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
     assert asked(port, "/_stcore/stream", **upgrade, Origin=server)[0] == 101
