@@ -17,7 +17,8 @@ from packaging.version import Version
 from internal_policy import errors
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
 GROUPS = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
 REQUIREMENTS = {text: Requirement(text) for group in GROUPS for text in group if not text.startswith("internal-policy")}
@@ -99,6 +100,19 @@ def test_a_requirement_allows_no_major_version_after_the_tested_one(text):
     needed = REQUIREMENTS[text]
     following = f"{Version((TESTED | UNTESTED)[needed.name]).major + 1}.0"
     assert (following in needed.specifier) == (needed.name in UNBOUNDED)
+
+
+def test_packages_that_the_license_check_leaves_out_are_ones_that_we_install():
+    left_out = PYPROJECT["tool"]["pip-licenses"]["ignore-packages"]
+    assert {*left_out} - {"internal-policy"} <= {*TESTED}
+
+
+def test_workflows_may_only_read_the_repository_unless_they_publish_pages():
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {"contents": "read"}, path
+        granted = [job["permissions"] for job in workflow["jobs"].values() if "permissions" in job]
+        assert granted == ([{"id-token": "write", "pages": "write"}] if path.stem == "docs" else []), path
 
 
 @pytest.fixture(scope="module")
