@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from internal_policy.look.aligned import Alignment
     from internal_policy.tasks.rollouts import Rollout
 
-PROMPTS = 96
-"""How many problems are used by default."""
 LEAST = {"blocks": 4, "limit": 1, "samples": 2}
 """Option -> its smallest value. One response to a prompt has no other to be compared with."""
 
@@ -127,12 +125,14 @@ def run(options: Align) -> None:
 
 def _prepared(options: Align) -> "Prepared":
     """Resolve the options. Raises InputError."""
+    from internal_policy.look import alignment as look
+
     engine.check(options)
     if options.rollouts is not None:
         prepared.check_effect(options, {"problems", "samples", "max_new_tokens"}, "--rollouts")
         return prepared.prepare(options, PRESENTATION, [], rollouts=options.rollouts)
     problems = options.problems or str(bundle.DATA / "problems" / "sums.jsonl")
-    limit = PROMPTS if options.limit is None else options.limit
+    limit = look.PROMPTS if options.limit is None else options.limit
     return prepared.prepare(dataclasses.replace(options, problems=problems, limit=limit), PRESENTATION, [problems])
 
 

@@ -17,6 +17,8 @@ RECORD, TABLE, ROLLOUTS = "alignment.json", "alignment.parquet", "rollouts.parqu
 """Files of an alignment: its settings and facts, its numbers, and the responses if they were sampled for it."""
 NEEDED = {"asked", "model", "n_layers", "prompts", "with_spread", "responses", "blocks", "kept"}
 """Fields of the record."""
+PROMPTS = 96
+"""Prompts that are answered for an alignment, unless told otherwise."""
 READOUTS = {"raw": "raw", "norm": "through the final norm"}
 """Readout -> how hidden states are unembedded, in words."""
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from internal_policy import files
 from internal_policy.errors import InputError, counted
+from internal_policy.look import alignment
 from internal_policy.train.align import align
 from internal_policy.train.configuration import BuPOConfig
 from internal_policy.train.resume import known
@@ -11,8 +12,6 @@ from internal_policy.train.run import Bar, Setup, responses
 
 TARGET = "target.json"
 """Name in the folder of a run: the layer, and the sentence that says why."""
-PROMPTS = 96
-"""Problems that are answered, as in `internal-policy align`."""
 
 
 def aligned(setup: Setup, config: BuPOConfig, site: str, bar: Bar) -> dict[str, Any]:
@@ -28,7 +27,7 @@ def aligned(setup: Setup, config: BuPOConfig, site: str, bar: Bar) -> dict[str, 
         raise InputError("--target align marks responses by their boxes. Leave out --reward, or choose a --layer.")
     rollouts = responses(
         setup,
-        PROMPTS,
+        alignment.PROMPTS,
         config.max_completion_length or 0,
         bar,
         config.num_generations or 8,
