@@ -47,7 +47,7 @@ class Option:
     several: bool
     """Whether it takes any number of values at once."""
     choices: tuple[str, ...]
-    """The values that it takes, in their order; none if it takes others too."""
+    """The values that it offers, in their order; none if it takes others too."""
 
     @property
     def typed(self) -> str:
@@ -138,15 +138,16 @@ def _option(field: "dataclasses.Field[Any]", hint: Any, text: str) -> Option:
     positional = tyro.conf.Positional in extras
     default = None if field.default is MISSING else field.default
     silent = isinstance(default, bool) or default in (None, (), "", "{}") or "by default" in text.lower()
+    metavar = "" if hint is bool else asked.metavar or _metavar(hint)
     return Option(
         field.name,
         () if positional else (*(asked.aliases or ()), f"--{field.name.replace('_', '-')}"),
-        "" if hint is bool else asked.metavar or _metavar(hint),
+        metavar,
         text,
         "" if silent else str(default),
         field.default is MISSING,
         get_origin(hint) is tuple and tyro.conf.UseAppendAction not in extras,
-        _choices(hint),
+        tuple(metavar[1:-1].split(",")) if metavar.startswith("{") else _choices(hint),
     )
 
 

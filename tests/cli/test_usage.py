@@ -175,6 +175,10 @@ def test_a_script_that_completes_words_in_a_shell_is_printed(capsys):
         (["train", "--temperature", "hot"], "--temperature is 'hot'. Use a number."),
         (["scan", "--top-k"], "--top-k needs a value. See internal-policy scan --help."),
         (["scan", "--readout", "rwa"], "--readout is 'rwa'. Did you mean raw? Choose one of raw, norm, both."),
+        (
+            ["train", "--method", "rlo"],
+            "--method is 'rlo'. Did you mean rloo? Choose one of bupo, grpo, dr-grpo, rloo, reinforce++.\n",
+        ),
         (["scan", "--device-map", "foo"], "--device-map is 'foo'. Choose one of auto, balanced, balanced_low_0, seq"),
         (["plot", "demo-qwen3", "flwo", "-o", "x.png"], "FIGURE is 'flwo'. Did you mean flow? Choose one of flow, "),
         (["plot", "demo-qwen3", "flow"], "plot needs -o FILE. See internal-policy plot --help."),
