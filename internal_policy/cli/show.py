@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy.cli import ablate, align, contents, exam, inventory, progress
+from internal_policy.cli import ablate, align, contents, exam, inventory, progress, train_report
 from internal_policy.cli.common import JsonOptions, Text
 from internal_policy.cli.console import commands, document, out, paragraph, uncut
 from internal_policy.errors import InputError, counted
@@ -151,7 +151,7 @@ def training_run(item: inventory.Item, *, as_json: bool = False) -> None:
         raise InputError(f"{item.name} has no finished step to show. {row['problem'] or ''}".rstrip())
     run = runs.RunTables(item.folder, item.name)
     metrics, frame, evaluated = run.metrics(), run_summary.dynamics(run), run_summary.evaluations(run)
-    exams = run_summary.exams(run)
+    exams, best = run_summary.exams(run), train_report.best_model(item.folder)
     said = run_summary.sentences(metrics, frame, exams)
     steps = run_summary.first_and_last(metrics)
     by_layer = None if frame is None else run_summary.layers(metrics, frame)
@@ -159,7 +159,7 @@ def training_run(item: inventory.Item, *, as_json: bool = False) -> None:
         schedule = [phase._asdict() for phase in run_summary.schedule(metrics)]
         tables = {"progress": steps, "layers": _plain(by_layer), "exams": exams, "evaluations": evaluated}
         rows = {name: [] if table is None else table.to_dict("records") for name, table in tables.items()}
-        document({**row, "schedule": schedule, "findings": said, **rows})
+        document({**row, "best_model": best and str(best), "schedule": schedule, "findings": said, **rows})
         return
     trained = f" of {row['model']}" if row["model"] else ""
     paragraph(f"{item.name}: {counted(row['steps'], 'step')}{trained}")
@@ -175,9 +175,24 @@ def training_run(item: inventory.Item, *, as_json: bool = False) -> None:
     if row["problem"]:
         paragraph(f"{row['state'].capitalize()}: {row['problem']}")
     out.print(f"Run: {escape(str(item.folder))}", emoji=False)
-    model = row["trained_model"]
-    called = "dashboard" if model is None else f"evaluate --model {shlex.quote(model)}"
-    commands([f"internal-policy {called}", *([f"internal-policy scan --model {shlex.quote(model)}"] if model else [])])
+    if best is not None:
+        out.print(f"Model of the best exam: {escape(str(best))}", emoji=False)
+    commands(_next(item.folder, row["trained_model"]))
+
+
+def _next(folder: Path, model: str | None) -> list[str]:
+    """The commands to run after showing a training run: with a model, those that evaluate and scan it."""
+    from internal_policy.look import runs
+    from internal_policy.scans import records
+
+    if model is None:
+        return ["internal-policy dashboard"]
+    asked = records.read(folder / runs.RECORD) if (folder / runs.RECORD).exists() else {}
+    answered = asked.get(train_report.ANSWERED, True)
+    return [
+        *([train_report.evaluation(asked, folder)] if answered else []),
+        f"internal-policy scan --model {shlex.quote(model)}",
+    ]
 
 
 def _plain(by_layer: "pd.DataFrame | None") -> "pd.DataFrame | None":

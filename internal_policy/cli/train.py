@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,8 @@ def run(options: Train) -> None:
         outputs.clear(folder, "run")
     with resume.forgetting(folder), files.held(folder):  # nothing is written before everything is checked
         if not (folder / resume.RUN).exists():
-            more = {"versions": card.versions()} | ({DAY: day} if day else {})
+            more = {"versions": card.versions(), train_report.ANSWERED: _answered(problems)}
+            more |= {DAY: day} if day else {}
             files.write_json(folder / resume.RUN, question | more, once=True)
         layer = options.layer
         searches = train_configuration.internal(options) or options.scan_every
@@ -115,6 +116,11 @@ def _problems(options: Train) -> "list[Problem]":
 
     sets = named(options.problems or (str(bundle.DATA / "problems" / "sums.jsonl"),))
     return mixed({name: read_problems(source, **options.reading) for name, source in sets.items()})
+
+
+def _answered(problems: "Sequence[Problem]") -> bool:
+    """Whether a problem has an answer, as an evaluation needs."""
+    return any(problem.answer is not None for problem in problems)
 
 
 def _question(options: Train, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +211,7 @@ def _train(options: Train, setup: "Setup", config: "BuPOConfig", layer: int | No
         metrics = training.train(setup, config, scans, start, report, progress.note, options.config)
     if metrics is not None:
         seconds = time.monotonic() - begun
-        marked = any(problem.answer is not None for problem in setup.problems)
-        evaluated_by = train_report.evaluation(options, setup.folder) if marked else None
+        asked = dataclasses.asdict(options)
+        evaluated_by = train_report.evaluation(asked, setup.folder) if _answered(setup.problems) else None
         exams = run_summary.exams(RunTables(setup.folder, setup.folder.name))
         train_report.trained(setup.folder, metrics, seconds, evaluated_by, exams, as_json=options.json)

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from internal_policy.cli import exam, progress
 from internal_policy.cli.console import document, out, uncut
-from internal_policy.cli.train_options import Train
 from internal_policy.errors import counted
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ ACTIVITIES = {
     "scan_seconds": "scans",
 }
 """Column of metrics -> what took the time."""
+ANSWERED = "answered"
+"""Key in run.json for whether a problem has an answer; earlier versions didn't write it."""
 PROMPT = (
     *("problem_column", "answer_column", "system_prompt", "prompt_suffix"),
     *("chat_template", "chat_template_kwargs"),
@@ -93,17 +94,22 @@ def times(metrics: "pd.DataFrame", exams: "pd.DataFrame | None" = None) -> dict[
     return {words: seconds / total for words, seconds in spent.items()}
 
 
-def evaluation(options: Train, folder: Path) -> str:
-    """The command that evaluates the model of a run, with prompts as in training.
+def evaluation(asked: Mapping[str, Any], folder: Path) -> str:
+    """The command that evaluates the model of a run with these options, with prompts as in training.
 
     The problems are those of the exams, or else of training; for the bundled ones, others that were drawn alike.
     """
-    problems = options.eval_problems or options.problems or (str(exam.BUNDLED),)
+    problems = asked.get("eval_problems") or asked.get("problems") or (str(exam.BUNDLED),)
     words = ["--model", str(folder / "model"), "--problems", *problems]
     for name in PROMPT:
-        value = getattr(options, name)
+        value = asked.get(name)
         words += [] if value in (None, "{}") else [f"--{name.replace('_', '-')}", value]
     return shlex.join(["internal-policy", "evaluate", *words])
+
+
+def best_model(folder: Path) -> Path | None:
+    """The model of the best exam of a run; None if it isn't kept."""
+    return folder / "best" if (folder / "best").is_dir() else None
 
 
 def trained(
@@ -127,7 +133,7 @@ def trained(
         means = part.reindex(columns=names).mean().to_dict()
         means = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
         rows.append({"steps": f"{steps[0]}-{steps[-1]}", "trained": ", ".join(dict.fromkeys(part["target"])), **means})
-    best = folder / "best" if (folder / "best").is_dir() else None
+    best = best_model(folder)
     if as_json:
         document(
             {

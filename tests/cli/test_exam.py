@@ -57,7 +57,9 @@ def test_a_run_writes_its_exams_and_the_model_of_the_best(tmp_path, capsys, monk
     assert table["number"].tolist() == [64] * 3
     assert np.allclose(table["reward"].iloc[1:], pd.read_parquet(folder / "metrics.parquet")["reward"])
     assert main(["show", str(folder)]) == 0
-    assert "Avg@8 on the exam of 64 problems rose from 25.0%" in " ".join(capsys.readouterr().out.split())
+    shown = capsys.readouterr().out
+    assert "Avg@8 on the exam of 64 problems rose from 25.0%" in " ".join(shown.split())
+    assert f"Model of the best exam: {folder / 'best'}\n" in shown
     assert main(["rm", str(folder), "--yes"]) == 0
     assert not folder.exists()
 

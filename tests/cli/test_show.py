@@ -1,5 +1,6 @@
 """Listing and showing scans."""
 
+import dataclasses
 import io
 import json
 import re
@@ -12,9 +13,11 @@ from conftest import jsonl, one_sentence
 
 from internal_policy import bundle
 from internal_policy.__main__ import main
-from internal_policy.cli import console
+from internal_policy.cli import console, train_report
+from internal_policy.cli.train_options import Train
 from internal_policy.look import summary
 from internal_policy.look.view import View
+from internal_policy.train import checkpoints
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -192,6 +195,24 @@ def test_an_interrupted_run_says_how_it_goes_on_and_one_without_a_step_is_refuse
     assert main(["show", "mine"]) == 2
     said = "error: mine has no finished step to show. It has done 0 steps. Run its train command again.\n"
     assert capsys.readouterr().err == said
+
+
+def test_a_finished_run_names_its_best_model_and_evaluates_as_train_does(here, capsys):
+    folder = run_in(here / "mine", metrics=METRICS)
+    for name in ("model", "best"):
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors").touch()
+        checkpoints.seal(folder / name)
+    asked = dataclasses.asdict(Train(problems=("a.jsonl",), eval_problems=("b c.jsonl",), prompt_suffix="Box it."))
+    hint = train_report.evaluation(asked, Path("mine"))
+    for record, next_up in (asked, [hint]), ({**asked, "answered": False}, []):
+        (folder / "run.json").write_text(json.dumps(record, default=str))
+        assert main(["show", "mine"]) == 0
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+        assert lines[lines.index("Next:") + 1 :] == [*next_up, "internal-policy scan --model mine/model"]
+        assert "Model of the best exam: mine/best" in lines
+    assert main(["show", "mine", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["best_model"] == "mine/best"
 
 
 def test_a_readout_is_refused_for_a_training_run(here, capsys):

@@ -1,5 +1,6 @@
 """The command that trains: from problems to a run's folder, and on from there."""
 
+import dataclasses
 import json
 import math
 import shlex
@@ -400,17 +401,18 @@ def test_the_hint_evaluates_what_was_trained_on():
         prompt_suffix="Box it.",
         chat_template_kwargs='{"enable_thinking": false}',
     )
-    words = shlex.split(train_report.evaluation(options, Path("runs/mine")))
+    words = shlex.split(train_report.evaluation(dataclasses.asdict(options), Path("runs/mine")))
     asked: Any = parsing.parse(COMMANDS, words[1:])
     assert (asked.model, asked.problems) == ("runs/mine/model", ("amc.jsonl", "org/math@test"))
     assert (asked.prompt_suffix, asked.template_arguments) == ("Box it.", {"enable_thinking": False})
-    assert "sums-heldout.jsonl" in train_report.evaluation(Train(), Path("runs/mine"))
+    assert "sums-heldout.jsonl" in train_report.evaluation({}, Path("runs/mine"))
 
 
 @pytest.mark.parametrize("trained_on", [(), ("amc.jsonl",)])
 def test_the_hint_evaluates_on_the_problems_of_the_exams(trained_on):
     options = Train(problems=trained_on, eval_problems=("aime.jsonl", "math.jsonl"))
-    asked: Any = parsing.parse(COMMANDS, shlex.split(train_report.evaluation(options, Path("run")))[1:])
+    words = shlex.split(train_report.evaluation(dataclasses.asdict(options), Path("run")))
+    asked: Any = parsing.parse(COMMANDS, words[1:])
     assert asked.problems == ("aime.jsonl", "math.jsonl")
 
 
