@@ -12,6 +12,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from internal_policy.errors import InputError, counted
 from internal_policy.models.hooks import HookPoint
+from internal_policy.train import methods
 from internal_policy.train.configuration import MANY, BuPOConfig, check_length
 
 COMMON: dict[str, Any] = {
@@ -88,7 +89,7 @@ def configured(
 def _built(values: Mapping[str, Any], file: str | None = None, fields: Iterable[str] = ()) -> BuPOConfig:
     """The configuration. Raises InputError naming the field of the file that breaks it, if a single one does."""
     try:
-        return BuPOConfig(**values)
+        return _checked(values)
     except Exception as error:  # transformers, accelerate and TRL raise many kinds
         wrong = [name for name in fields if _builds({key: values[key] for key in values if key != name})]
         where = f"{file} has {wrong[0]}: {values[wrong[0]]}, which can't be used" if wrong else ""
@@ -100,9 +101,15 @@ def _built(values: Mapping[str, Any], file: str | None = None, fields: Iterable[
 
 def _builds(values: Mapping[str, Any]) -> bool:
     with suppress(Exception):
-        BuPOConfig(**values)
+        _checked(values)
         return True
     return False
+
+
+def _checked(values: Mapping[str, Any]) -> BuPOConfig:
+    """The configuration, in which even a given default must not contradict the method."""
+    methods.check(values.get("method", "bupo"), values)
+    return BuPOConfig(**values)
 
 
 def _reporters(names: str | Sequence[str] | None, file: str | None) -> list[str]:

@@ -13,6 +13,8 @@ from internal_policy.train.schedule import first_internal
 
 Advantages = Callable[[Float[Tensor, " responses"], Float[Tensor, " responses"], int], Float[Tensor, " responses"]]
 """From rewards, the number of trained tokens of each response, and the size of a group."""
+SCALES = {True: "group", False: "none"}
+"""What TRL means by the truth values that it accepts for scale_rewards."""
 SMALL = 1e-4
 """Added to standard deviations, as in TRL."""
 
@@ -51,7 +53,7 @@ class Method:
     """What sets a training method apart. All else is the same for all of them."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the configuration that the method sets, unless they are set to something other than the default."""
+    """Fields of the configuration that the method sets; it can't be used with other values."""
     advantages: Advantages | None = None
     """How rewards become advantages; None for TRL's, which compare the responses to one prompt."""
     by_sequence: bool = False
@@ -101,15 +103,30 @@ def method(name: str) -> Method:
 
 
 def apply(name: str, config: Any) -> None:
-    """Set the fields of a method in a configuration, a dataclass. Raises InputError for fields that it doesn't use."""
+    """Set the fields of a method in a configuration, a dataclass.
+
+    Raises InputError for fields that it doesn't use, and for values that it excludes, unless they are the defaults.
+    """
     chosen = method(name)
     defaults = {each.name: each.default for each in fields(config)}
+    changed = {each: value for each, default in defaults.items() if (value := getattr(config, each)) != default}
     for field_name in chosen.unused:
-        if (value := getattr(config, field_name)) != defaults[field_name]:
-            raise InputError(f"method {name} doesn't use {field_name}, which is {value}. Remove it.")
+        if field_name in changed:
+            raise InputError(f"method {name} doesn't use {field_name}, which is {changed[field_name]}. Remove it.")
+    check(name, changed)
     for field_name, value in chosen.fields.items():
-        if getattr(config, field_name) == defaults[field_name]:
-            setattr(config, field_name, value)
+        setattr(config, field_name, value)
+
+
+def check(name: str, given: Mapping[str, Any]) -> None:
+    """Raise InputError if given fields of a configuration contradict a method."""
+    for field_name, value in method(name).fields.items():
+        other = given.get(field_name, value)
+        other = SCALES.get(other, other) if isinstance(other, bool) else other
+        if other != value:
+            raise InputError(
+                f"method {name} needs {field_name} {value}, not {other}. Remove {field_name}, or choose another method."
+            )
 
 
 def called(config: Any) -> str:

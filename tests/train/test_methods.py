@@ -13,7 +13,7 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 
 from internal_policy.errors import InputError
 from internal_policy.look import run_summary
-from internal_policy.train import finite, methods
+from internal_policy.train import defaults, finite, methods
 from internal_policy.train.configuration import BuPOConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -121,9 +121,23 @@ def test_a_method_that_cannot_be_used_is_refused_in_a_sentence(fields, said):
         BuPOConfig(output_dir="unused", use_cpu=True, report_to=[], **fields)
 
 
-def test_a_method_sets_only_fields_that_keep_their_defaults():
-    config = BuPOConfig(output_dir="unused", use_cpu=True, report_to=[], method="dr-grpo", scale_rewards="batch")
-    assert (config.loss_type, config.scale_rewards) == ("dr_grpo", "batch")
+def test_a_method_sets_its_fields_and_takes_them_as_given_too():
+    plain = {"output_dir": "unused", "use_cpu": True, "report_to": [], "method": "dr-grpo"}
+    for more in ({}, {"loss_type": "dr_grpo", "scale_rewards": "none"}, {"scale_rewards": False}):
+        config = BuPOConfig(**plain, **more)
+        assert (config.loss_type, config.scale_rewards) == ("dr_grpo", "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name, method in methods.METHODS.items() for field in method.fields]
+)
+def test_a_field_that_contradicts_the_method_is_refused(tmp_path, name, field):
+    for value in {"loss_type": ("bnpo", "grpo"), "scale_rewards": ("batch", "group", True)}[field]:
+        with pytest.raises(InputError) as refused:
+            defaults.configured(tmp_path, {"method": name, "use_cpu": True, field: value}, {}, file="my.yaml")
+        given = "group" if value is True else value
+        said = f"method {name} needs {field} {methods.METHODS[name].fields[field]}, not {given}. Remove {field}"
+        assert said in str(refused.value)
 
 
 def test_bupo_without_a_schedule_is_called_grpo():
