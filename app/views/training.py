@@ -163,17 +163,17 @@ def curves(chosen: list[RunTables]) -> None:
 
 
 def over_seeds(chosen: list[RunTables]) -> None:
-    """Draw BuPO against GRPO over seeds, if the chosen runs or those recorded beside the first have several."""
+    """Draw a method against GRPO over seeds, if the chosen runs or those recorded beside the first have several."""
     if not seeds.available(chosen):
         return
     with show.refusing():
         known = seeds.groups(seeds.read(chosen))
         group = known[0] if known else None
         if len(known) > 1:
-            group = st.selectbox("BuPO runs to compare with GRPO", known, key="training_group", bind="query-params")
-        _, difference, _ = seeds.compared(seeds.read(chosen), group, run_catalogue.WINDOW)
-        st.text(seeds.verdict(difference))
-        show_figure("seeds", chosen, RunChoice(bupo=group))
+            group = st.selectbox("Method to compare with GRPO", known, key="training_group", bind="query-params")
+        curves, difference, _ = seeds.compared(seeds.read(chosen), group, run_catalogue.WINDOW)
+        st.text(seeds.verdict(curves, difference))
+        show_figure("seeds", chosen, RunChoice(method=group))
 
 
 if __name__ == "__main__":

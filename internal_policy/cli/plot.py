@@ -126,9 +126,9 @@ class Plot(OutputOptions, ViewOptions):
     """Draw differences from step 0 in dynamics, trained and layer."""
     smooth: Number = None
     """Steps that each point of training (by default 1) or seeds (by default 10) averages."""
-    bupo: Text = None
-    """BuPO runs that seeds compares with GRPO, such as "demo-qwen3 · BuPO, layer 6, 8 internal steps"; by default those
-    with the most seeds."""
+    method: Text = None
+    """Method that seeds compares with GRPO, such as "demo-qwen3 · BuPO, layer 6, 8 internal steps" or "RLOO"; by
+    default BuPO with the most seeds."""
     measure: Annotated[Measure | None, tyro.conf.arg(metavar="MEASURE")] = None
     """Measure that tokens, distribution, readouts and compare draw: entropy, change, logprob, rank, top1, kl, norm,
     cosine, entropy_at_input_norm or probability (of the top token). Only tokens and compare draw change, only readouts

@@ -32,8 +32,8 @@ class RunChoice:
     """Whether dynamics, trained and layer show differences from the first scan, before training."""
     smooth: int | None = None
     """Steps that each point of training or seeds averages, up to its own; None for 1, or 10 in seeds."""
-    bupo: str | None = None
-    """BuPO runs that seeds compares with GRPO, by their name in that figure; None for those with the most seeds."""
+    method: str | None = None
+    """Method that seeds compares with GRPO, by its name in that figure; None for BuPO with the most seeds."""
     style: Style = "screen"
     """`screen`, or `paper` for print, where layers count from 1."""
 
@@ -159,17 +159,17 @@ def exam(chosen: Chosen, choice: RunChoice) -> go.Figure:
 
 
 def _seeds(chosen: Chosen, choice: RunChoice) -> pd.DataFrame:
-    curves, difference, _ = seeds.compared(seeds.read(chosen), choice.bupo, choice.smooth or WINDOW)
-    return pd.concat([curves, difference.assign(method="bupo - grpo")], ignore_index=True)
+    curves, difference, _ = seeds.compared(seeds.read(chosen), choice.method, choice.smooth or WINDOW)
+    return pd.concat([curves, difference.assign(method=" - ".join(curves["method"].unique()))], ignore_index=True)
 
 
 def by_seed(chosen: Chosen, choice: RunChoice) -> go.Figure:
-    """Reward of BuPO and GRPO with 95% intervals over seeds, and their difference with the same seed.
+    """Reward of a method and of GRPO with 95% intervals over seeds, and their difference with the same seed.
 
     With one run it takes the runs that were recorded beside it, in steps.parquet; with more, the runs themselves.
     """
     window = choice.smooth or WINDOW
-    curves, difference, name = seeds.compared(seeds.read(chosen), choice.bupo, window)
+    curves, difference, name = seeds.compared(seeds.read(chosen), choice.method, window)
     return seed_figures.seeds(curves, difference, name, choice.style, window=window)
 
 
@@ -196,7 +196,7 @@ FIGURES: Mapping[str, Entry] = {
     "layer": Entry(_layers, layer, ("measure", "site", "layer", "difference", "against")),
     "exam": Entry(lambda chosen, _: _exams(chosen), exam, ("against",)),
     "training": Entry(lambda chosen, _: _training(chosen), training, ("smooth", "against")),
-    "seeds": Entry(_seeds, by_seed, ("smooth", "bupo", "against")),
+    "seeds": Entry(_seeds, by_seed, ("smooth", "method", "against")),
     "pass-at-k": Entry(lambda chosen, _: chosen[0].pass_at_k(), pass_at_k),
 }
 """Name -> how to draw it, and what can be chosen."""

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from internal_policy.look import seeds as seed_tables
 from internal_policy.look import theme
 from internal_policy.look.legend import GREY, Mark
 from internal_policy.look.theme import Style
@@ -15,16 +16,18 @@ from internal_policy.look.training_figures import RUNS, averaged
 def seeds(
     curves: pd.DataFrame, difference: pd.DataFrame, caption: str = "", style: Style = "screen", *, window: int = 1
 ) -> go.Figure:
-    """Reward of BuPO and GRPO, and BuPO minus GRPO with the same seed below, with 95% intervals over seeds.
+    """Reward of a method and of GRPO, and their difference with the same seed below, with 95% intervals over seeds.
 
     The frames are those of `seeds.compared`.
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
-    for number, (method, name) in enumerate((("bupo", "BuPO"), ("grpo", "GRPO"))):
+    names = {method: theme.inert(seed_tables.title(method)) for method in curves["method"].unique()}
+    for number, (method, name) in enumerate(names.items()):
         rows = curves[curves["method"] == method]
         theme.line(figure, _hovered(rows, name), Mark(name, *RUNS[number]), x="step", row=1, col=1)
-    rows = _hovered(difference, "BuPO − GRPO", "+")
-    theme.line(figure, rows, Mark("BuPO − GRPO", theme.PURPLE, "star"), x="step", legend=False, row=2, col=1)
+    minus, both = " − ".join(names.values()), " and ".join(names.values())
+    rows = _hovered(difference, minus, "+")
+    theme.line(figure, rows, Mark(minus, theme.PURPLE, "star"), x="step", legend=False, row=2, col=1)
     figure.update_traces(mode="lines", selector={"mode": "lines+markers"})
     place: Any = {"row": 2, "col": 1}
     figure.add_hline(0, line={"color": GREY, "width": 1, "dash": "dash"}, **place)
@@ -32,7 +35,7 @@ def seeds(
     figure.update_xaxes(title={"text": "Step"}, row=2)
     n = int(difference["seeds"].iloc[0])
     caption = f"{caption} · {n} seeds, bands 95%"
-    return theme.layout(figure, "BuPO and GRPO over seeds", averaged(caption, window), style, height=480)
+    return theme.layout(figure, f"{both} over seeds", averaged(caption, window), style, height=480)
 
 
 def _hovered(rows: pd.DataFrame, name: str, sign: str = "") -> pd.DataFrame:

@@ -18,8 +18,15 @@ STEPS = "steps.parquet"
 GROUP = ["model", "method", "layer", "internal_steps"]
 """Columns of that file that runs with different seeds share."""
 NEEDED = {*GROUP, "seed", "step", "reward"}
-METHODS = run_summary.METHODS
-"""Method -> its title."""
+BASELINE = "grpo"
+"""The method that others are compared with."""
+TITLES = {
+    **run_summary.METHODS,
+    "bupo-norm": "BuPO through the final norm",
+    "frozen": "GRPO with lower layers frozen",
+    "single": "GRPO on one layer",
+}
+"""Method -> its title. The last ones are those of data/make_experiments.py."""
 CHOOSING = 100
 """First seed of the bundled runs that chose the learning rates, which aren't results."""
 LEAST = 2
@@ -35,9 +42,13 @@ NOT_SETTINGS = (
     "scan_every",
     "samples_every",
     "report_to",
+    "answered",
 )
 """Fields of run.json that may differ between runs of a group. `file` repeats what a configuration file set."""
-SCHEDULE = ("method", "layer", "site", "readout", "internal_steps")
+SCHEDULE = (
+    *("method", "layer", "target", "site", "readout", "internal_steps"),
+    *("schedule", "switch_below", "switch_every"),
+)
 """Fields of run.json that define a method. All others must be the same for a fair comparison."""
 
 
@@ -82,15 +93,27 @@ def _beside(run: RunTables) -> pd.DataFrame:
         raise InputError(
             f"{path} has no column {', '.join(sorted(missing))}. It wasn't written by make_experiments.py."
         )
-    found = found[found["method"].isin(METHODS) & (found["seed"] < CHOOSING)]
-    called = {key: _called(*key) for key in found[GROUP].drop_duplicates().itertuples(index=False, name=None)}
+    found = found[found["seed"] < CHOOSING]
+    called = _called(found[GROUP].drop_duplicates())
     keys = found[GROUP].itertuples(index=False, name=None)
     return found.assign(group=[called[key] for key in keys])[["group", "model", "method", "seed", "step", "reward"]]
 
 
-def _called(model: Any, method: Any, layer: Any, internal_steps: Any) -> str:
-    name = f"{model!s:.40} · {METHODS[method]}"
-    return f"{name}, layer {int(layer)}, {int(internal_steps)} internal steps" if internal_steps else name
+def title(method: str) -> str:
+    """What a method is called."""
+    return TITLES.get(method, method)
+
+
+def _called(groups: pd.DataFrame) -> dict[tuple[Any, ...], str]:
+    """What each group is called in words; its layer is named where something was trained or frozen up to it."""
+    called = {}
+    several = groups.groupby(["model", "method"])["layer"].transform("nunique") > 1
+    for key, more in zip(groups.itertuples(index=False, name=None), several, strict=True):
+        model, method, layer, internal_steps = key
+        at = f", layer {int(layer)}" if internal_steps or more else ""
+        steps = f", {counted(int(internal_steps), 'internal step')}" if internal_steps else ""
+        called[key] = f"{model!s:.40} · {title(method)}{at}{steps}"
+    return called
 
 
 def _chosen(chosen: Sequence[RunTables]) -> pd.DataFrame:
@@ -108,7 +131,8 @@ def _chosen(chosen: Sequence[RunTables]) -> pd.DataFrame:
         method = run_summary.method(metrics)
         internal = metrics.loc[metrics["phase"] == "internal", "target"].astype(str)
         targets = ", ".join(dict.fromkeys(internal))
-        name = f"{METHODS[method]}, {targets}, {len(internal)} internal steps" if len(internal) else METHODS[method]
+        steps = counted(len(internal), "internal step")
+        name = f"{title(method)}, {targets}, {steps}" if len(internal) else title(method)
         model = str(one.get("model"))
         told = {"group": name, "model": model, "method": method, "seed": str(one.get("seed"))}
         frames.append(metrics[["step", "reward"]].assign(**told))
@@ -128,36 +152,39 @@ def _settings(run: RunTables) -> dict[str, Any]:
 
 
 def groups(frame: pd.DataFrame) -> list[str]:
-    """The BuPO groups whose model was also trained with GRPO, most seeds first."""
-    baseline = set(frame.loc[frame["method"] == "grpo", "model"])
-    bupo = frame[(frame["method"] == "bupo") & frame["model"].isin(baseline)]
-    often = bupo.groupby("group", sort=False)["seed"].nunique()
-    return [str(name) for name in often.sort_values(ascending=False, kind="stable").index]
+    """The groups of other methods whose model was also trained with GRPO: BuPO's first, then those with most seeds."""
+    baseline = set(frame.loc[frame["method"] == BASELINE, "model"])
+    others = frame[(frame["method"] != BASELINE) & frame["model"].isin(baseline)]
+    found = others.groupby("group", sort=False).agg(method=("method", "first"), often=("seed", "nunique"))
+    found = found.assign(last=found["method"] != "bupo")
+    ordered = found.sort_values(["last", "often"], ascending=[True, False], kind="stable")
+    return [str(name) for name in ordered.index]
 
 
 def compared(frame: pd.DataFrame, group: str | None, window: int) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """GRPO and a group of BuPO over the same seeds: their curves, the difference, and the name of the group.
+    """GRPO and a group of another method over the same seeds: their curves, the difference, and the group's name.
 
     Each seed's reward is averaged over the last `window` steps first. Curves have method, step, mean, low, high and
-    seeds; the difference is BuPO minus GRPO with the same seed. Raises InputError if there is nothing to compare.
+    seeds, those of GRPO last; the difference is the other method minus GRPO with the same seed. Raises InputError if
+    there is nothing to compare.
     """
     known = groups(frame)
     if not known:
-        raise InputError("These runs don't compare BuPO with GRPO. Choose at least two seeds of each.")
+        raise InputError("These runs don't compare a method with GRPO. Choose at least two seeds of each.")
     if group is not None and group not in known:
         raise InputError(f"There is no group '{group:.80}'. Choose one of {json.dumps(known)[1:-1]}.")
     name = group or known[0]
-    model = frame.loc[frame["group"] == name, "model"].iloc[0]
+    model, method = frame.loc[frame["group"] == name, ["model", "method"]].iloc[0]
     rewards = {
-        "bupo": _by_seed(frame[frame["group"] == name], window),
-        "grpo": _by_seed(frame[(frame["method"] == "grpo") & (frame["model"] == model)], window),
+        method: _by_seed(frame[frame["group"] == name], window),
+        BASELINE: _by_seed(frame[(frame["method"] == BASELINE) & (frame["model"] == model)], window),
     }
-    seeds = rewards["bupo"].columns.intersection(rewards["grpo"].columns)
+    seeds = rewards[method].columns.intersection(rewards[BASELINE].columns)
     if len(seeds) < LEAST:
-        raise InputError(f"BuPO and GRPO share {len(seeds)} seeds here, and a comparison needs {LEAST}.")
+        raise InputError(f"{title(method)} and GRPO share {len(seeds)} seeds here, and a comparison needs {LEAST}.")
     rewards = {method: table[seeds] for method, table in rewards.items()}
     curves = [interval(table).assign(method=method) for method, table in rewards.items()]
-    return pd.concat(curves, ignore_index=True), interval(rewards["bupo"] - rewards["grpo"]), name
+    return pd.concat(curves, ignore_index=True), interval(rewards[method] - rewards[BASELINE]), name
 
 
 def _by_seed(frame: pd.DataFrame, window: int) -> pd.DataFrame:
@@ -189,12 +216,12 @@ def interval(table: pd.DataFrame) -> pd.DataFrame:
     return found.rename_axis("step").reset_index()
 
 
-def verdict(difference: pd.DataFrame) -> str:
-    """The difference at the last step in a sentence that claims no more than its interval shows."""
-    last = difference.iloc[-1]
+def verdict(curves: pd.DataFrame, difference: pd.DataFrame) -> str:
+    """The difference of `compared` at the last step in a sentence that claims no more than its interval shows."""
+    last, name = difference.iloc[-1], title(curves["method"].iloc[0])
     low, high = last["low"], last["high"]
     claim = "above GRPO" if low > 0 else "below GRPO" if high < 0 else "not shown to differ from GRPO"
     return (
-        f"At step {int(last['step'])} BuPO's reward is {claim}: {last['mean']:+.3f} ({low:+.3f} to {high:+.3f}) over "
-        f"{int(last['seeds'])} seeds."
+        f"At step {int(last['step'])} the reward of {name} is {claim}: {last['mean']:+.3f} ({low:+.3f} to "
+        f"{high:+.3f}) over {int(last['seeds'])} seeds."
     )
