@@ -25,6 +25,7 @@ from internal_policy.cli import (
     show,
     train,
     usage,
+    verify,
 )
 
 
@@ -57,6 +58,7 @@ COMMANDS: Mapping[str, Command] = {
     "dashboard": Command("Look", dashboard.Dashboard, dashboard.run),
     "train": Command("Train", train.Train, train.run),
     "ls": Command("Manage", ls.Ls, ls.run),
+    "verify": Command("Manage", verify.Verify, verify.run),
     "rm": Command("Manage", rm.Rm, rm.run),
     "export": Command("Manage", export.Export, export.run),
     "families": Command("Manage", families.Families, families.run),

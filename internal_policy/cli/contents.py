@@ -47,7 +47,7 @@ def described(item: Item) -> dict[str, Any]:
 
 
 def _scan(folder: Path) -> dict[str, Any]:
-    from internal_policy.scans import repeat, store
+    from internal_policy.scans import store
 
     if not (folder / store.RECORD).exists():
         return _unfinished_scan(folder)
@@ -55,7 +55,7 @@ def _scan(folder: Path) -> dict[str, Any]:
     row = {name: record[name] for name in ("model", "rollouts", "tokens", "created", "selection")}
     row |= {"state": FINISHED, **_asked(record["asked"]), "readouts": row.pop("selection")["readouts"]}
     if short := store.cut_short(folder):
-        row |= {"state": BROKEN, "problem": f"{short[0]} is missing or cut short. {repeat.remeasuring(folder)}"}
+        row |= {"state": BROKEN, "problem": f"{short[0]} is missing or cut short. {store.repair(folder)}"}
     return row
 
 

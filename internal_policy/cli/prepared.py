@@ -256,6 +256,18 @@ def prepare(
         raise InputError("--lens-of-another-model has no effect without --lens. Leave it out.")
     if not of_another_model:
         lens_files.check_model(fitted, asked["identity"], options.model)
+    return answering(options, asked, fitted, texts, rollouts, options.worker)
+
+
+def answering(
+    options: ResponseOptions,
+    asked: Mapping[str, Any],
+    lenses: tuple[LensFile, ...],
+    texts: tuple[str, ...],
+    rollouts: str | None,
+    worker: Worker = ALONE,
+) -> Prepared:
+    """What answers the question `asked`, which the options were resolved to, now or in an earlier run."""
     return Prepared(
         options.checkpoint,
         options.arguments,
@@ -264,13 +276,13 @@ def prepare(
         options.limit,
         texts,
         rollouts,
-        fitted,
+        lenses,
         {
             **{field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)},
             "chat": options.chat,
         },
         asked,
-        options.worker,
+        worker,
     )
 
 

@@ -105,6 +105,26 @@ def bar(what: str, total: int, unit: str = "rollouts") -> Iterator[Callable[[int
 
 
 @contextmanager
+def counting(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many items of how many are done; the function it yields takes both numbers.
+
+    On a terminal it is a bar that disappears in the end, elsewhere a line a minute.
+    """
+    pace = Pace(None)
+    with (
+        _drawn(what, None, text_column(lambda _: unit), transient=True) as update,
+        _lines(lambda: pace.line(what, unit)),
+    ):
+
+        def reach(done: int, total: int) -> None:
+            pace.total = total
+            pace.advance(done - pace.done, 0)
+            update(completed=done, total=total)
+
+        yield reach
+
+
+@contextmanager
 def steps(what: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
     """Show the steps done and the time left; the function it yields takes the last step and what happened in it.
 

@@ -24,9 +24,7 @@ from internal_policy.cli.common import (
 )
 from internal_policy.cli.measuring import UNWATCHED, Watch
 from internal_policy.cli.prepared import Prepared, check_effect, prepare, source
-from internal_policy.cli.work import Work
 from internal_policy.errors import InputError
-from internal_policy.models import templates
 from internal_policy.scans import positions
 from internal_policy.scans.records import RECORD
 
@@ -66,8 +64,6 @@ class ScanOutput(JsonOptions, OutputOptions):
     """Replace another scan in the folder; only files that internal-policy wrote are removed."""
     dry_run: bool = False
     """Only print what would be measured, and how much memory, disk and time it needs."""
-    remeasure: bool = False
-    """Check every file of a finished scan, and measure damaged parts again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +116,7 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     """Number of problems or rollouts to use, from the first; by default all."""
 
 
-PRESENTATION = {"output", "json", "dry_run", "remeasure", "controls", *engine.RAY}
+PRESENTATION = {"output", "json", "dry_run", "controls", *engine.RAY}
 """Options that don't change what is measured, or whose effect is a list of measures."""
 SAMPLING = {f.name for f in dataclasses.fields(SamplingOptions)} - {"batch_size"} | {"problems"}
 """Options that have no effect if responses are given."""
@@ -143,7 +139,7 @@ def run(options: Scan) -> None:
             return
         folder, _, cached = _kept(options, inputs)
         is_here = not options.remote and options.engine != "ray"
-        needed = forecast.forecast(_work(options, inputs), is_here=is_here)
+        needed = forecast.forecast(work.planned(options, inputs), is_here=is_here)
         forecast.printed(needed, folder, cached, as_json=options.json)
         return
     folder, cached = scanned(options, inputs, opening.Opener(options.reader, options.remote, options.engine))
@@ -162,7 +158,7 @@ def scanned(options: Scan, inputs: Prepared, opener: opening.Opener, watch: Watc
     if not cached:
         opener.check()
         outputs.check_writable(folder)
-        planned = _work(options, inputs)
+        planned = work.planned(options, inputs)
         with sampler.sampled(options, planned, folder, other) as planned:
             measuring.measure(planned, opener, folder, other, watch, engine.pool(options))
     return folder, cached
@@ -178,10 +174,8 @@ def _kept(options: Scan, inputs: Prepared) -> tuple[Path, bool, bool]:
     )
     shards.check_other(options.worker, folder, other)
     cached = not other and (folder / store.RECORD).exists()
-    if cached and options.remeasure:
-        cached = not (job.broken(folder) if options.dry_run else job.discard_damaged(folder))
-    elif cached and (broken := store.cut_short(folder)):
-        raise InputError(f"{folder / broken[0]} is missing or cut short. Measure it again with --remeasure.")
+    if cached:
+        store.check_sizes(folder)
     return folder, other, cached
 
 
@@ -239,19 +233,3 @@ def prepared(options: Scan) -> Prepared:
     }
     lists = {name: getattr(chosen, name) for name in every}
     return inputs.asking(**{name: "all" if some == every[name] else list(some) for name, some in lists.items()})
-
-
-def _work(options: Scan, inputs: Prepared) -> Work:
-    if not options.text and inputs.chat_template != "none":
-        templates.start()  # while this process imports transformers
-    from internal_policy.models.families import layer_sites
-    from internal_policy.scans.selection import plan
-
-    progress.quiet()
-    chosen = work.selection(options, inputs.config, [lens.name for lens in inputs.lenses])
-    planned = plan(chosen, layer_sites(inputs.config))
-    lenses = inputs.fitted_lenses(planned.points[1 : planned.unembedded])  # the first is final
-    problems, prompts = ([], []) if inputs.is_given else inputs.problems(inputs.question["problems"])
-    found = Work(inputs, chosen, planned, lenses, inputs.given(), problems, prompts)
-    chosen.positions.check(found.longest)
-    return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from internal_policy.cli import progress
 from internal_policy.cli.prepared import Prepared
 from internal_policy.errors import InputError, counted
+from internal_policy.models import templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -91,6 +92,28 @@ def selection(options: "Scan", config: "PreTrainedConfig", lenses: Sequence[str]
         sites=tuple(site for site in SITES if site in chosen.sites),
         measures=tuple(name for name in KNOWN if name in chosen.measures),
     )
+
+
+def planned(options: "Scan", inputs: Prepared, kept: "Sequence[Rollout] | None" = None) -> Work:
+    """What a scan with these options measures, checked: the responses `kept`, or those that are given or sampled.
+
+    Raises InputError.
+    """
+    if not options.text and inputs.chat_template != "none":
+        templates.start()  # while this process imports transformers
+    from internal_policy.models.families import layer_sites
+    from internal_policy.scans.selection import plan
+
+    progress.quiet()
+    chosen = selection(options, inputs.config, [lens.name for lens in inputs.lenses])
+    needed = plan(chosen, layer_sites(inputs.config))
+    lenses = inputs.fitted_lenses(needed.points[1 : needed.unembedded])  # the first is final
+    if kept is not None:
+        return Work(inputs, chosen, needed, lenses, list(kept), [], [])
+    problems, prompts = ([], []) if inputs.is_given else inputs.problems(inputs.question["problems"])
+    found = Work(inputs, chosen, needed, lenses, inputs.given(), problems, prompts)
+    chosen.positions.check(found.longest)
+    return found
 
 
 def note_short(work: Work) -> None:

@@ -17,7 +17,7 @@ from internal_policy.errors import InputError, counted, joined
 from internal_policy.look import statistics
 from internal_policy.look.statistics import Average
 from internal_policy.measure.sites import CHANGES, INPUT_OF, ONLY_AT, SITES, WITH_FINAL
-from internal_policy.scans import positions, repeat, store
+from internal_policy.scans import positions, store
 from internal_policy.scans.store import Tables
 from internal_policy.tasks import pass_at_k
 
@@ -113,8 +113,8 @@ def check(view: View) -> Mapping[str, Any]:
     for name, position in (("first", view.first), ("last", 0 if view.last is None else view.last)):
         if not isinstance(position, Integral) or isinstance(position, bool) or position < 0:
             raise InputError(f"{name} is {position!r:.60}. Give a position of a response, a whole number from 0.")
-    if isinstance(view.source, Path) and (short := store.cut_short(view.source)):
-        raise InputError(f"{view.source / short[0]} is missing or cut short. {repeat.remeasuring(view.source)}")
+    if isinstance(view.source, Path):
+        store.check_sizes(view.source)
     return record
 
 

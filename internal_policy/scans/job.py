@@ -88,28 +88,14 @@ def facts(name: str, reader: "Reader", chat_template: str | None, packages: Sequ
 def claim(folder: Path, question: Mapping[str, Any]) -> None:
     """Raise InputError if a folder contains anything but this scan."""
     claim_folder(folder, store.ASKED, "scan", question)
+    check_files(folder)
+
+
+def check_files(folder: Path) -> None:
+    """Raise InputError if a folder is in the place of a file of a scan."""
     for path in folder.glob("*"):
         if path.suffix in (".json", ".parquet") and path.is_dir():
             raise InputError(f"{path} is a folder; expected a file of the scan. Move or remove it.")
-
-
-def broken(folder: Path) -> list[str]:
-    """Names of the files of a finished scan that have changed; the record's if the record can't be read."""
-    try:
-        return store.damaged(folder)
-    except InputError:
-        return [store.RECORD]
-
-
-def discard_damaged(folder: Path) -> list[str]:
-    """Remove the record of a scan with `broken` files, which makes `run` measure those again; return their names.
-
-    Nothing else is removed, because `run` checks every part.
-    """
-    found = broken(folder)
-    if found:
-        (folder / store.RECORD).unlink()
-    return found
 
 
 def run(
@@ -227,16 +213,13 @@ def _close(
     facts: Mapping[str, Any],
 ) -> None:
     """Write the vocabulary and the record of a scan whose parts are complete. Raises InputError if it has no tokens."""
-    from internal_policy.models.vocabulary import vocabulary
-
     if not facts["tokens"]:
         raise InputError(
             f"No response has a token at {scanner.selection.positions}, so nothing was measured. Choose earlier "
             "positions and another --output."
         )
     files.sweep(folder)  # the marks of workers that were killed
-    texts = pa.Table.from_pandas(vocabulary(tokenizer, len(scanner.kernel.weight)), preserve_index=False)
-    store.write_table(folder / store.VOCABULARY, texts)
+    write_vocabulary(folder, tokenizer, len(scanner.kernel.weight))
     record = {
         "schema": store.SCHEMA,
         "digest": store.digest(facts["asked"]),
@@ -248,6 +231,19 @@ def _close(
         **_of_parts(folder, parts),
     }
     records.write(folder / store.RECORD, record)
+
+
+def write_vocabulary(folder: Path, tokenizer: "PreTrainedTokenizerBase", size: int) -> None:
+    """Write the text of each of the `size` tokens of a model."""
+    from internal_policy.models.vocabulary import vocabulary
+
+    texts = pa.Table.from_pandas(vocabulary(tokenizer, size), preserve_index=False)
+    store.write_table(folder / store.VOCABULARY, texts)
+
+
+def renew(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of a scan again, with its files as they are now. Raises InputError if one is missing."""
+    records.write(folder / store.RECORD, {**record, **_of_parts(folder, range(records.count(record)))})
 
 
 def _is_measured(folder: Path, part: int) -> bool:

@@ -43,6 +43,8 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("it isn't a JSON object")
     checksum = value.pop("checksum", None)
+    if checksum is None and "footers" in value:
+        raise ValueError("it has no checksum")
     if checksum not in (None, _checksum(value)):  # earlier versions wrote none
         raise ValueError("it was changed after it was written")
     return value
@@ -123,13 +125,28 @@ def about_part(folder: Path, part: int) -> Path:
 
 def of_part(folder: Path, part: int) -> dict[str, Any] | None:
     """The notes on a part: `files` with their fingerprints, and `by`, what wrote them; None if missing or damaged."""
+    return notes(about_part(folder, part))
+
+
+def notes(path: Path) -> dict[str, Any] | None:
+    """The notes in a file on one part; None if it is missing or damaged."""
     try:
-        notes = read(about_part(folder, part))
+        found = read(path)
     except DAMAGE:
         return None
-    written, by = notes.get("files"), notes.get("by")
+    written, by = found.get("files"), found.get("by")
     sound = type(written) is dict and type(by) is list and all(map(_is_fingerprint, written.values()))
-    return notes if sound else None
+    return found if sound else None
+
+
+def count(record: Mapping[str, Any]) -> int:
+    """How many parts a scan has, from its record."""
+    return (len(record["files"]) - 1) // len(KINDS)  # the other file is the vocabulary
+
+
+def files_of(record: Mapping[str, Any], part: int) -> dict[str, Any]:
+    """The fingerprints of the files of one part, from the record of a scan."""
+    return {name: record["files"][name] for name in (part_name(kind, part) for kind in KINDS)}
 
 
 def fingerprint_of(path: Path) -> dict[str, Any] | None:

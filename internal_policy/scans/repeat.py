@@ -1,11 +1,7 @@
 """The command that made a scan, changed so that it can be run again."""
 
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from internal_policy.scans import records
 
 STARTED_AS = ("internal-policy", "internal-policy.exe", "__main__.py")
 """Names of the program in a recorded command."""
@@ -22,19 +18,6 @@ def repeated(command: Any, *dropped: str) -> list[str]:
     for word in words:
         if word in valued:
             next(words, None)
-        elif word.partition("=")[0] not in valued and word not in ("--remeasure", "--json", "--force"):
+        elif word.partition("=")[0] not in valued and word not in ("--json", "--force"):
             kept.append(word)
     return kept
-
-
-def remeasuring(folder: Path) -> str:
-    """A sentence with the command that measures again what is damaged in a scan, from its record."""
-    try:
-        record = records.read(folder / records.RECORD)
-    except records.DAMAGE:
-        return "Run the scan's command again with --remeasure."
-    words: Sequence[str] = repeated(record.get("command"))
-    if not words:
-        return "Measure it again with --remeasure."
-    output = [] if folder.name == record.get("digest") else ["--output", str(folder)]  # in the cache it has its digest
-    return f"Measure it again with `{shlex.join([*words, *output, '--remeasure'])}`."

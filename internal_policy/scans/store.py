@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from internal_policy import bundle, files
 from internal_policy.errors import InputError, check_path
 from internal_policy.models.naming import title
-from internal_policy.scans import records, repeat
+from internal_policy.scans import records
+from internal_policy.scans.cache import repair, root
 from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path
 
 LISTED = 10
@@ -64,22 +65,6 @@ class Tables:
     def __str__(self) -> str:
         """Return the name for error messages."""
         return "This scan"
-
-
-def root() -> Path:
-    """The folder of all scans: $INTERNAL_POLICY_CACHE, else internal-policy in the user's cache folder."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        named = os.environ.get("INTERNAL_POLICY_CACHE")
-        if named:
-            check_path(named)
-            return Path(named).expanduser()
-        # an empty or relative XDG_CACHE_HOME counts as unset, as its specification says
-        return (caches if caches.is_absolute() else Path.home() / ".cache") / "internal-policy"
-    except RuntimeError as error:
-        raise InputError(
-            f"Can't find a home folder for the cache ({error}). Set INTERNAL_POLICY_CACHE to a folder."
-        ) from error
 
 
 def digest(asked: Mapping[str, Any]) -> str:
@@ -180,14 +165,14 @@ def _record(folder: Path, looks: tuple[int, ...]) -> Mapping[str, Any]:  # noqa:
     try:
         found = records.read(path)
     except records.DAMAGE as error:
-        raise InputError(f"{path} is damaged ({error}). {repeat.remeasuring(folder)}") from error
+        raise InputError(f"{path} is damaged ({error}). {repair(folder)}") from error
     if found.get("schema") != SCHEMA:
         raise InputError(
             f"{path} has schema version {str(found.get('schema'))[:60]}, but this version of internal-policy reads "
             f"{SCHEMA}. Update internal-policy, or scan again."
         )
     if wrong := records.complaint(found):
-        raise InputError(f"{path} is damaged ({wrong}). {repeat.remeasuring(folder)}")
+        raise InputError(f"{path} is damaged ({wrong}). {repair(folder)}")
     return found
 
 
@@ -201,6 +186,12 @@ def _how_to_finish(folder: Path) -> str:
 def damaged(folder: Path) -> list[str]:
     """Names of the files of a whole scan that are missing, cut short or altered since they were written."""
     return [name for name, part in record(folder)["files"].items() if files.fingerprint(folder / name) != part]
+
+
+def check_sizes(folder: Path) -> None:
+    """Raise InputError if a file of a whole scan is missing or has changed in size, which is quick to check."""
+    if short := cut_short(folder):
+        raise InputError(f"{folder / short[0]} is missing or cut short. {repair(folder)}")
 
 
 def cut_short(folder: Path) -> list[str]:
@@ -282,7 +273,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _remedy(folder: Path) -> str:
     if (folder / RECORD).exists():
-        return repeat.remeasuring(folder)
+        return repair(folder)
     return "Run the scan's command again." if (folder / ASKED).exists() else "Remove it and write it again."
 
 

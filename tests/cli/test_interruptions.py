@@ -120,8 +120,11 @@ def test_a_damaged_part_is_named_and_measured_again_on_request(asked, here, caps
     part = here / "mine" / "policies-00001.parquet"
     part.write_bytes(part.read_bytes()[:1000])
     assert main([*asked, "--output", "mine"]) == 2
-    assert "policies-00001.parquet is missing or cut short. Measure it again with --rem" in capsys.readouterr().err
-    assert main([*asked, "--output", "mine", "--remeasure"]) == 0
+    assert (
+        "policies-00001.parquet is missing or cut short. Repair it with `internal-policy verify"
+        in capsys.readouterr().err
+    )
+    assert main(["verify", "mine", "--repair"]) == 0
     assert numbers(here / "mine") == whole
 
 
@@ -130,7 +133,7 @@ def test_a_scan_whose_record_is_damaged_is_measured_again_on_request(asked, here
     (here / "mine" / store.RECORD).write_text("{")
     assert main([*asked, "--output", "mine"]) == 2
     assert "scan.json is damaged" in capsys.readouterr().err
-    assert main([*asked, "--output", "mine", "--remeasure"]) == 0
+    assert main(["verify", "mine", "--repair"]) == 0
     assert numbers(here / "mine") == whole
 
 
@@ -140,7 +143,7 @@ def test_an_altered_rollout_is_generated_again_with_what_was_measured_of_it(aske
     content = bytearray(part.read_bytes())
     content[100] ^= 1
     part.write_bytes(content)
-    assert main([*asked, "--output", "mine", "--remeasure"]) == 0
+    assert main(["verify", "mine", "--repair"]) == 0
     assert numbers(here / "mine") == whole
 
 

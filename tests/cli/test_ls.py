@@ -113,10 +113,8 @@ def test_a_scan_with_a_missing_file_is_listed_as_broken_with_the_remedy(capsys):
     (folder.rename(folder.with_name(DIGEST)) / "layers-00001.parquet").unlink()
     row = rows(capsys)[DIGEST]
     assert (row["state"], row["model"]) == ("broken", "demo-qwen3")
-    assert row["problem"] == (
-        "layers-00001.parquet is missing or cut short. Measure it again with `internal-policy scan "
-        "--model demo-qwen3 --problems data/problems/heldout.jsonl --limit 20 --readout both --remeasure`."
-    )
+    remedy = f"Repair it with `internal-policy verify {DIGEST} --repair`."
+    assert row["problem"] == f"layers-00001.parquet is missing or cut short. {remedy}"
 
 
 @pytest.mark.parametrize(("whole", "state"), [(True, "finished"), (False, "unfinished")])

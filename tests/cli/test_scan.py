@@ -110,15 +110,6 @@ def test_a_dry_run_says_what_is_needed_and_writes_nothing(asked, here, capsys):
     assert not store.root().exists()
 
 
-def test_a_dry_run_removes_no_damaged_part(asked, here):
-    undisturbed(asked, here / "mine")
-    part = here / "mine" / "policies-00001.parquet"
-    part.write_bytes(part.read_bytes()[:1000])
-    before = {path.name: path.read_bytes() for path in (here / "mine").iterdir()}
-    assert main([*asked, "--output", "mine", "--remeasure", "--dry-run"]) == 0
-    assert {path.name: path.read_bytes() for path in (here / "mine").iterdir()} == before
-
-
 def test_both_readouts_share_the_final_policy(asked, here):
     assert main([*asked, "--output", "mine", "--readout", "both"]) == 0
     policies = store.read(here / "mine", "policies", ["rollout", "position", "layer", "readout", "final.entropy"])

@@ -108,7 +108,7 @@ def test_a_damaged_measurement_is_repeated_without_vllm(vllm, vllm_words, here):
     whole = numbers(here / "mine")
     (here / "mine" / "layers-00001.parquet").write_bytes(b"damaged")
     vllm.CALLS.clear()
-    assert main([*words, "--remeasure"]) == 0
+    assert main(["verify", "mine", "--repair"]) == 0
     assert vllm.CALLS == []
     assert numbers(here / "mine") == whole
 

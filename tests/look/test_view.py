@@ -211,8 +211,7 @@ def test_a_part_cut_short_is_named(copied):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"layers-00001\.parquet is missing or cut short") as caught:
         layers(default(copied))
-    command = "internal-policy scan --model demo-qwen3 --problems data/problems/heldout.jsonl --limit 20"
-    assert f"Measure it again with `{command} --readout both --output {copied} --remeasure`." in str(caught.value)
+    assert f"Repair it with `internal-policy verify {copied} --repair`." in str(caught.value)
 
 
 @pytest.mark.parametrize("last", [None, 10])

@@ -149,7 +149,7 @@ def test_a_scan_without_recorded_footers_is_read_from_end_to_end(scanned):
 def test_an_altered_footer_is_rejected_before_it_is_parsed(scanned, kind):
     path = records.part_path(scanned, kind, 1)
     flip(path, path.stat().st_size - 40)
-    with pytest.raises(InputError, match=r"is damaged \(it was changed after it was written\)\. Measure it again with"):
+    with pytest.raises(InputError, match=r"is damaged \(it was changed after it was written\)\. Repair it with"):
         store.read(scanned, kind)
 
 
@@ -211,7 +211,7 @@ def test_a_forged_record_cannot_remove_other_files(words, here, tmp_path, name, 
     capsys.readouterr()
     assert main(["show", "mine"]) == 2
     assert "isn't a file of a scan" in capsys.readouterr().err
-    assert main([*words, "--output", "mine", "--remeasure"]) == 0
+    assert main(["verify", "mine", "--repair"]) == 0
     assert [path.read_text() for path in precious] == ["precious"] * 3
 
 
@@ -221,7 +221,7 @@ def test_an_error_names_a_folder_in_place_of_a_file(words, here, name, capsys):
     (here / "mine" / name).unlink()
     (here / "mine" / name).mkdir()
     capsys.readouterr()
-    assert main([*words, "--limit", "2", "--output", "mine", "--remeasure"]) == 2
+    assert main(["verify", "mine", "--repair"]) == 2
     assert f"{name} is a folder" in capsys.readouterr().err
 
 
@@ -253,7 +253,7 @@ def test_ls_explains_below_the_list_what_is_broken(scanned, capsys):
     assert main(["ls"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^a  +model .* broken$", printed, re.MULTILINE)
-    assert re.search(r"^a \(broken, .*\): scan.json is damaged .* --remeasure", printed, re.MULTILINE)
+    assert re.search(r"^a \(broken, .*\): scan.json is damaged .* verify a --repair", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_an_error_names_a_truncated_part(folder):
     path = folder / "policies-00000.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     assert store.cut_short(folder) == [path.name]
-    with pytest.raises(InputError, match=r"policies-00000\.parquet is damaged .* --remeasure"):
+    with pytest.raises(InputError, match=r"policies-00000\.parquet is damaged .* --repair"):
         store.read(folder, "policies")
 
 
