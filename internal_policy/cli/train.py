@@ -66,7 +66,35 @@ def run(options: Train) -> None:
     guess = options.layer if scheduled else options.layer or 0  # no size depends on which layer it is
     config = train_configuration.configured(options, given, folder, guess, day)
     progress.quiet()
-    from internal_policy.train import card, freezing, rewards
+    setup = _setup(options, config, folder, problems, held_out, scheduled=scheduled)
+    if other:
+        outputs.clear(folder, "run")
+    from internal_policy.train import card  # after what is quick to refuse
+
+    with resume.forgetting(folder), files.held(folder):  # nothing is written before everything is checked
+        if not (folder / resume.RUN).exists():
+            more = {"versions": card.versions(), train_report.ANSWERED: _answered(problems)}
+            more |= {DAY: day} if day else {}
+            files.write_json(folder / resume.RUN, question | more, once=True)
+        layer = options.layer
+        searches = train_configuration.internal(options) or options.scan_every
+        if layer is None and not scheduled and searches:
+            layer = _suggested(options, setup, config)
+            config = train_configuration.configured(options, given, folder, layer, day)
+        _train(options, setup, config, layer, start)
+
+
+def _setup(
+    options: Train,
+    config: "BuPOConfig",
+    folder: Path,
+    problems: "Sequence[Problem]",
+    held_out: "Mapping[str, list[Problem]]",
+    *,
+    scheduled: bool,
+) -> "Setup":
+    """What to train: everything is checked first, and then the model is loaded. Raises InputError."""
+    from internal_policy.train import freezing, rewards
     from internal_policy.train import run as training  # after what is quick to refuse
 
     rewarding = rewards.functions(config.rewards, problems)
@@ -83,25 +111,13 @@ def run(options: Train) -> None:
         progress.note(NO_BOX)
     if options.merge and not (config.lora or checkpoint.folder.is_adapter(options.checkpoint.folder)):
         raise InputError("--merge needs an adapter. Add --lora, or leave out --merge.")
+
     on_disk: Any = about.dtype  # loading replaces it by --dtype
     model = loading.load_model(options.checkpoint, about, **_placed(options).arguments)
     quantized.check_trainable(model, adapted=config.lora, merge=options.merge)
     offload.check_trainable(model)
     trained = (folder, model, tokenizer, problems, chat, rewarding, _named(options, folder), on_disk)
-    setup = training.Setup(*trained, options.merge, exams, options.samples_every)
-    if other:
-        outputs.clear(folder, "run")
-    with resume.forgetting(folder), files.held(folder):  # nothing is written before everything is checked
-        if not (folder / resume.RUN).exists():
-            more = {"versions": card.versions(), train_report.ANSWERED: _answered(problems)}
-            more |= {DAY: day} if day else {}
-            files.write_json(folder / resume.RUN, question | more, once=True)
-        layer = options.layer
-        searches = train_configuration.internal(options) or options.scan_every
-        if layer is None and not scheduled and searches:
-            layer = _suggested(options, setup, config)
-            config = train_configuration.configured(options, given, folder, layer, day)
-        _train(options, setup, config, layer, start)
+    return training.Setup(*trained, options.merge, exams, options.samples_every)
 
 
 def _named(options: Train, folder: Path) -> dict[str, str]:

@@ -231,20 +231,9 @@ def _trained(
         trainer.remove_callback(PrinterCallback)
         if setup.samples_every:
             trainer.add_callback(SampleLogger(setup.folder, config.updates_per_step, setup.samples_every, trainer))
-        if scans.every and trainer.is_fsdp_enabled:
-            raise InputError("Layers can't be scanned while FSDP shards them. Use --scan-every 0.")
-        if setup.merge and trainer.is_fsdp_enabled:
-            raise InputError("An adapter can't be merged while FSDP shards the weights. Leave out --merge.")
-        if config.lora:
-            note(lora.in_words(trainer.accelerator.unwrap_model(trainer.model)))
-        if setup.exam.sets and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
-            raise InputError("Exams can't be held while FSDP or ZeRO-3 shards the model. Remove --eval-problems.")
-        if (warning := precision.rounding(trainer.model, config.learning_rate)) is not None:
-            note(warning)
-        said = freezing.in_words(trainer.accelerator.unwrap_model(trainer.model))
-        if said is not None:
-            note(said)
-        note(_processes(trainer.accelerator.num_processes, on_cpu=config.use_cpu))
+        _check_sharding(trainer, setup, scans)
+        for sentence in _in_words(trainer, config):
+            note(sentence)
         if trainer.is_world_process_zero():
             (setup.folder / CONFIG).write_text(card.as_yaml(config), encoding="utf-8")
         trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -256,6 +245,28 @@ def _trained(
     _save(trainer, setup, card.card(logger.metrics, setup.about, config, examiner.table), MODEL)
     trainer.accelerator.end_training()  # without this, processes may abort
     return logger.metrics if trainer.is_world_process_zero() else None
+
+
+def _check_sharding(trainer: BuPOTrainer, setup: Setup, scans: ScanSchedule) -> None:
+    """Raise InputError for what needs the whole model in one process while it is divided among several."""
+    if scans.every and trainer.is_fsdp_enabled:
+        raise InputError("Layers can't be scanned while FSDP shards them. Use --scan-every 0.")
+    if setup.merge and trainer.is_fsdp_enabled:
+        raise InputError("An adapter can't be merged while FSDP shards the weights. Leave out --merge.")
+    if setup.exam.sets and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+        raise InputError("Exams can't be held while FSDP or ZeRO-3 shards the model. Remove --eval-problems.")
+
+
+def _in_words(trainer: BuPOTrainer, config: BuPOConfig) -> list[str]:
+    """What is trained, in how many processes, and what is lost by rounding."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    said = (
+        lora.in_words(model) if config.lora else None,
+        precision.rounding(trainer.model, config.learning_rate),
+        freezing.in_words(model),
+        _processes(trainer.accelerator.num_processes, on_cpu=config.use_cpu),
+    )
+    return [sentence for sentence in said if sentence is not None]
 
 
 def _solving(setup: Setup, config: BuPOConfig) -> Callable[[nn.Module], Marks]:

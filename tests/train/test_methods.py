@@ -1,6 +1,7 @@
 """Training methods set the advantages and the loss; TRL's own trainers are the references."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -122,8 +123,9 @@ def test_a_method_that_cannot_be_used_is_refused_in_a_sentence(fields, said):
 
 
 def test_a_method_sets_its_fields_and_takes_them_as_given_too():
-    plain = {"output_dir": "unused", "use_cpu": True, "report_to": [], "method": "dr-grpo"}
-    for more in ({}, {"loss_type": "dr_grpo", "scale_rewards": "none"}, {"scale_rewards": False}):
+    plain: dict[str, Any] = {"output_dir": "unused", "use_cpu": True, "report_to": [], "method": "dr-grpo"}
+    given: list[dict[str, Any]] = [{}, {"loss_type": "dr_grpo", "scale_rewards": "none"}, {"scale_rewards": False}]
+    for more in given:
         config = BuPOConfig(**plain, **more)
         assert (config.loss_type, config.scale_rewards) == ("dr_grpo", "none")
 
