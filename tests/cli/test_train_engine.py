@@ -1,5 +1,7 @@
 """What samples in training, as --engine names it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import saved, tiny_model
@@ -96,11 +98,19 @@ def adapter(tmp_path, tokenizer) -> str:
     return str(tmp_path / "adapter")
 
 
+def refusal(options: Train, folder: Path) -> str | None:
+    """Why vLLM can't sample for a training with these options; None if it can."""
+    try:
+        train_engine.check(options, configured(folder, engine="vllm"), configuration.load(options.checkpoint))
+    except InputError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_an_adapter_on_half_precision_weights_is_refused(dtype, adapter, installed, tmp_path):
-    options = Train(model=adapter, engine="vllm", dtype=dtype)
-    with pytest.raises(InputError, match=f"changes {dtype} weights a little each time. Use --dtype float32"):
-        train_engine.check(options, configured(tmp_path, engine="vllm"), configuration.load(options.checkpoint))
+    said = refusal(Train(model=adapter, engine="vllm", dtype=dtype), tmp_path)
+    assert f"changes {dtype} weights a little each time. Use --dtype float32" in str(said)
 
 
 def test_a_new_adapter_on_half_precision_weights_is_refused_too(installed, tmp_path):
@@ -112,8 +122,7 @@ def test_a_new_adapter_on_half_precision_weights_is_refused_too(installed, tmp_p
 
 
 def test_an_adapter_on_float32_weights_can_be_trained_with_vllm(adapter, installed, tmp_path):
-    options = Train(model=adapter, engine="vllm")
-    train_engine.check(options, configured(tmp_path, engine="vllm"), configuration.load(options.checkpoint))
+    assert refusal(Train(model=adapter, engine="vllm"), tmp_path) is None
 
 
 def test_a_server_is_refused_without_a_gpu(installed, monkeypatch, tmp_path):
@@ -125,8 +134,7 @@ def test_a_server_is_refused_without_a_gpu(installed, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["demo-qwen3", "demo-llama"])
 def test_models_whose_weights_keep_their_names_can_be_sampled_by_vllm(name, installed, tmp_path):
-    options = Train(model=str(bundle.DATA / "models" / name), engine="vllm")
-    train_engine.check(options, configured(tmp_path, engine="vllm"), configuration.load(options.checkpoint))
+    assert refusal(Train(model=str(bundle.DATA / "models" / name), engine="vllm"), tmp_path) is None
 
 
 def test_a_family_whose_experts_are_packed_in_memory_is_refused(installed, tmp_path, tokenizer):

@@ -63,6 +63,8 @@ def test_a_weight_of_one_is_the_internal_policy_alone_and_zero_the_whole_one(tmp
     for one, other in (("1.resid_post:2", "1.resid_post*1:2"), ("1.resid_post*0:2", "final:2")):
         for name, weight in trained[one].items():
             torch.testing.assert_close(weight, trained[other][name], atol=1e-7, rtol=0)
+    internal, whole = trained["1.resid_post:2"], trained["final:2"]
+    assert any((weight - whole[name]).abs().max() > 1e-4 for name, weight in internal.items())
 
 
 @pytest.mark.parametrize("method", ["rloo", pytest.param("reinforce++", marks=pytest.mark.slow)])

@@ -59,6 +59,7 @@ def test_no_prompt_is_drawn_twice_in_a_step(run):
     for number in logged(run, "draws"):
         step = [prompt for _ in range(1 + int(number)) for prompt in asked.pop(0)[::2]]
         assert len(set(step)) == len(step)
+    assert not asked
 
 
 def test_prompts_with_spread_stay_and_others_gain_it(run):

@@ -105,6 +105,8 @@ def test_responses_end_where_those_of_generate_do(trained):
 def test_lora_is_merged_into_the_weights_that_vllm_gets(mode, folder, tokenizer, tmp_path):
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
     _, sampler, batches = trained_with(mode, folder, tmp_path, tokenizer, peft_config=lora)
+    assert batches
+    assert sampler.taken
     for batch in batches:
         ratio = batch["importance_sampling_ratio"]
         torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-3, rtol=0)
