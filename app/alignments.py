@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import choices
+import confined
 import show
 import streamlit as st
 
@@ -22,7 +23,7 @@ OWN = "internal-policy align --model ./my-model --problems problems.jsonl"
 
 def chosen() -> Path | None:
     """The alignment from the list, kept in the address; None if there are none."""
-    known = {folder.name: folder for folder in reversed(alignment.whole())}
+    known = {folder.name: folder for folder in reversed(alignment.whole()) if confined.holds(folder)}
     if not known:
         return None
     names, place = [*reversed(known)], st.columns(2)[0]
@@ -60,7 +61,7 @@ def of_run(folder: Path) -> None:
     st.subheader("Alignment before training")
     with show.refusing():
         model, identity = started_from(folder)
-        if known := alignment.of_model(identity):
+        if known := [*filter(confined.holds, alignment.of_model(identity))]:
             st.caption(EXPLAINED)
             draw(known[0])
             return

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar, get_args
 
+import confined
 import pandas as pd
 import show
 import streamlit as st
@@ -30,22 +31,30 @@ OF_ONE_SCAN = ("rollout", "layer", "position")
 
 
 def listed() -> dict[str, Path]:
-    """Finished scans by their names in the URL: those of the cache, newest first, then the bundled ones."""
+    """Finished scans by their names in the URL: those that the command line names, those of the cache, newest first,
+    and the bundled ones.
+    """
     root = store.root()
-    return {folder.relative_to(root).as_posix(): folder for folder in store.scans()} | {
-        f.name: f for f in bundle.scans()
-    }
+    mine = {str(folder): folder for folder in confined.named(store.RECORD)}
+    cached = {folder.relative_to(root).as_posix(): folder for folder in store.scans() if confined.holds(folder)}
+    return mine | cached | {folder.name: folder for folder in bundle.scans()}
 
 
 def find(name: str) -> Path:
-    """The folder of a scan by its name in the list, the start of its digest, or its path. Raises InputError."""
+    """The folder of a scan by its name in the list, the start of its digest, or its path.
+
+    Raises InputError, also for a folder that is outside the cache and isn't named on the command line.
+    """
     known = listed()
     if name in known:
         return known[name]
     try:
-        if name and (store.root() / name / store.ASKED).exists():
-            return store.root() / name
-        return store.find(str(Path(name).expanduser()) if name.startswith("~") else name)
+        inside = store.root() / name
+        if name and confined.holds(inside) and (inside / store.ASKED).exists():
+            return inside
+        if len(PurePath(name).parts) > 1 or name.startswith("~"):
+            return store.find(str(confined.allowed(Path(name)).expanduser()))
+        return confined.allowed(store.find(name))
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # an impossible file name, or ~ of an unknown user

@@ -32,14 +32,15 @@ WHITE = "rgb(255, 255, 255)"
 
 
 @contextmanager
-def serving(home: Path, folder: Path, **environment: str) -> Iterator[str]:
-    """Start a dashboard with its cache in `folder`, and return its address."""
+def serving(home: Path, folder: Path, *named: Path, **environment: str) -> Iterator[str]:
+    """Start a dashboard with its cache in `folder`, which may open the folders `named` too, and return its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", str(home / "app" / "main.py"), "--server.port", str(port)]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", str(home / "app" / "main.py"), "--server.port", str(port)],
+            [*command, "--", *map(str, named)],
             env={**os.environ, "INTERNAL_POLICY_CACHE": str(folder / "cache"), **environment},
             cwd=folder,
             stdin=subprocess.DEVNULL,

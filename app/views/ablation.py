@@ -1,5 +1,6 @@
 """What the model says without each layer, attention block or FFN, beside the entropy change of each."""
 
+import confined
 import scans
 import show
 import streamlit as st
@@ -19,8 +20,9 @@ def page(looked: View, average: Average) -> None:
         "explore matter more than layers that refine?"
     )
     with show.refusing():
+        folder = confined.allowed(ablation.newest(looked))
         show.catalogued("ablation", scans.data("ablation", [looked], Choice(average=average)))
-        for sentence in ablation.sentences(ablation.newest(looked), looked, average):
+        for sentence in ablation.sentences(folder, looked, average):
             st.text(f"• {show.line(sentence)}")
 
 

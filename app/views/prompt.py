@@ -4,13 +4,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import confined
 import jobs
 import lens_grid
 import scans
 import show
 import streamlit as st
 
-from internal_policy import bundle
+from internal_policy import bundle, files
 from internal_policy.errors import MODELS, InputError, counted, joined, require
 from internal_policy.look import legend, view
 from internal_policy.look.lens_grid import payload
@@ -60,12 +61,6 @@ def page() -> None:
         memory()
 
 
-def models() -> list[str]:
-    """The bundled models."""
-    found = (path.parent.name for path in (bundle.DATA / "models").glob("*/config.json"))
-    return sorted(found, reverse=True)  # the default of the other commands comes first
-
-
 def form() -> jobs.Request | None:
     """Ask for a prompt or text; None unless it was just submitted. Raises InputError."""
     task: jobs.Task = st.segmented_control(  # pyright: ignore[reportAssignmentType] one of its options
@@ -89,10 +84,10 @@ def form() -> jobs.Request | None:
         )
         model = right.selectbox(
             "Model",
-            models(),
+            [*confined.of_models()],
             accept_new_options=True,
             key="prompt_model",
-            help="Choose a bundled model, or type the folder of a model on this machine.",
+            help="Start the dashboard with the folder of another model: internal-policy dashboard FOLDER.",
         )
         readouts = right.multiselect(
             "Readouts",
@@ -148,17 +143,17 @@ def begin(request: jobs.Request) -> None:
 
 
 def checked(model: str) -> str:
-    """A bundled model's name, or the path of a folder. Raises InputError for anything else: nothing is downloaded."""
-    if model in models():
+    """A bundled model's name, or the path of a folder that may be opened. Raises InputError for anything else."""
+    known = confined.of_models()
+    if bundle.model(model) and model in known:
         return model
-    try:
-        folder = Path(model).expanduser().resolve()
-        if model and any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-            return str(folder)
-    except (OSError, ValueError, RuntimeError):  # an impossible file name, or ~ of an unknown user
-        pass
+    folder = known.get(model, Path(model or "?"))
+    found = folder.expanduser().resolve() if confined.holds(folder) else None
+    if found and files.is_folder(found) and any((found / name).is_file() for name in confined.MODEL):
+        return str(found)
     raise InputError(
-        f"'{model[:200]}' isn't a model folder with a config.json. Choose {', '.join(models())} or a folder."
+        f"'{model[:200]}' isn't a model folder with a config.json that may be opened. Choose {joined([*known])}, or "
+        "start the dashboard with the folder: internal-policy dashboard FOLDER"
     )
 
 

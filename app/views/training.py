@@ -1,7 +1,10 @@
 """A training run: how the policies of all layers change while one of them is trained."""
 
+from pathlib import Path
+
 import alignments
 import choices
+import confined
 import pandas as pd
 import samples
 import show
@@ -75,13 +78,13 @@ def show_figure(name: str, chosen: list[RunTables], choice: RunChoice) -> None:
 
 def choose() -> RunTables | None:
     """The run from the URL or the list; None if none was named and there are none."""
-    found = runs.listed()
+    found = confined.of_runs()
     above = st.container()
     typed = st.text_input("Folder or name of a training run", key="run", bind="query-params")
     if not typed and not found:
         return None
     name = typed or next(iter(found))
-    folder = runs.find(name)
+    folder = found[name] if name in found else confined.allowed(Path(name)).expanduser()
     if found:
         shown = next((known for known, path in found.items() if path == folder), name)
         st.session_state["listed_run"] = shown
@@ -97,7 +100,7 @@ def open_listed() -> None:
 
 def beside(chosen: RunTables) -> list[RunTables]:
     """Other runs to draw in the same figures, from the URL or the list."""
-    found = {name: folder for name, folder in runs.listed().items() if folder.resolve() != chosen.folder.resolve()}
+    found = {name: folder for name, folder in confined.of_runs().items() if folder.resolve() != chosen.folder.resolve()}
     if not found:
         return []
     names = st.multiselect(
@@ -164,7 +167,7 @@ def curves(chosen: list[RunTables]) -> None:
 
 def over_seeds(chosen: list[RunTables]) -> None:
     """Draw a method against GRPO over seeds, if the chosen runs or those recorded beside the first have several."""
-    if not seeds.available(chosen):
+    if not (seeds.seeds_known(chosen) or confined.holds(chosen[0].folder.parent)) or not seeds.available(chosen):
         return
     with show.refusing():
         known = seeds.groups(seeds.read(chosen))

@@ -177,16 +177,18 @@ def training_run(item: inventory.Item, *, as_json: bool = False) -> None:
     out.print(f"Run: {escape(str(item.folder))}", emoji=False)
     if best is not None:
         out.print(f"Model of the best exam: {escape(str(best))}", emoji=False)
-    commands(_next(item.folder, row["trained_model"]))
+    commands(_next(item, row["trained_model"]))
 
 
-def _next(folder: Path, model: str | None) -> list[str]:
+def _next(item: inventory.Item, model: str | None) -> list[str]:
     """The commands to run after showing a training run: with a model, those that evaluate and scan it."""
     from internal_policy.look import runs
-    from internal_policy.scans import records
+    from internal_policy.scans import records, store
 
+    folder = item.folder
     if model is None:
-        return ["internal-policy dashboard"]
+        elsewhere = not (item.bundled or folder.is_relative_to(store.root()))
+        return [f"internal-policy dashboard{f' {shlex.quote(str(folder))}' if elsewhere else ''}"]
     asked = records.read(folder / runs.RECORD) if (folder / runs.RECORD).exists() else {}
     answered = asked.get(train_report.ANSWERED, True)
     return [

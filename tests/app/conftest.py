@@ -48,7 +48,7 @@ def executable() -> str:
 
 @pytest.fixture(scope="session")
 def server(executable, tmp_path_factory) -> Iterator[str]:
-    with serving(ROOT, tmp_path_factory.mktemp("dashboard")) as address:
+    with serving(ROOT, tmp_path_factory.mktemp("dashboard"), tmp_path_factory.getbasetemp()) as address:
         yield address
 
 

@@ -62,6 +62,7 @@ HOSTILE = ["<script>alert(1)</script>", "<b>", "$x$", "[a](http://evil.example)"
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["main.py", str(tmp_path.parent)])
     return tmp_path / "cache"
 
 
@@ -324,7 +325,7 @@ def test_another_scan_forgets_the_cell():
     [
         ({"scan": "nothing"}, "There is no scan 'nothing'"),
         ({"scan": "x" * 5000}, "isn't a folder"),
-        ({"scan": "/"}, "is not a scan"),
+        ({"scan": "/"}, "is outside the cache"),
         ({"rollout": "99"}, "This scan has no rollout 99"),
         ({"layer": "99"}, "There is no layer 99"),
         ({"position": "9999"}, "There is no position 9999"),

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -119,6 +120,14 @@ def test_a_bundled_training_run_is_shown_by_its_name_in_ls(capsys):
     assert "reward 1 to 5 0.208 46 to 50 0.415" in printed
     assert "7 0.034 0.026 -0.162 -0.239 4.212 4.371 final 0.158 0.118 0.934 0.941" in printed
     assert printed.endswith("Next: internal-policy dashboard")
+
+
+def test_a_training_run_elsewhere_is_named_to_the_dashboard(here, capsys):
+    shutil.copytree(bundle.DATA / "experiments" / "bupo", here / "mine")
+    assert main(["show", "mine"]) == 0
+    printed = capsys.readouterr().out
+    assert "internal-policy dashboard" in printed
+    assert "mine" in printed.split("internal-policy dashboard")[1]
 
 
 def test_columns_of_a_training_run_stay_apart_in_80_columns(monkeypatch, capsys):
