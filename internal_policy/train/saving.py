@@ -36,6 +36,8 @@ class SavingTrainer(GRPOTrainer):
         named = self.args.push_to_hub or self.args.metric_for_best_model  # TRL keeps the name for later
         if writes:
             shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+            if not named:
+                partial.mkdir(exist_ok=True)  # fails if the run was removed; saving would make half of its folder again
         self.accelerator.wait_for_everyone()
         self.saving, self.writing = True, not named
         try:
@@ -52,4 +54,4 @@ class SavingTrainer(GRPOTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(run), self.args.save_total_limit, best, use_mtime=True)
+            rotate_checkpoints(str(run), self.args.save_total_limit, best)  # by update: clocks may go backwards

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -550,6 +551,19 @@ def test_a_checkpoint_replaces_an_incomplete_one(tmp_path, tokenizer):
 def test_save_total_limit_is_respected(tmp_path, tokenizer):
     trainer(tmp_path, tokenizer, max_steps=8, save_strategy="steps", save_steps=2, save_total_limit=2).train()
     assert list(checkpoints.found(tmp_path)) == [8, 6]
+
+
+def test_the_newest_checkpoint_is_kept_when_the_clock_goes_backwards(tmp_path, tokenizer, monkeypatch):
+    put = checkpoints.put
+
+    def earlier(written, path):
+        put(written, path)
+        hours = int(path.name.partition("-")[2])
+        os.utime(path, (1e9 - 3600 * hours,) * 2)
+
+    monkeypatch.setattr(checkpoints, "put", earlier)
+    trainer(tmp_path, tokenizer, max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=1).train()
+    assert list(checkpoints.found(tmp_path)) == [4]
 
 
 def test_the_best_checkpoint_can_be_loaded_at_the_end(tmp_path, tokenizer):
