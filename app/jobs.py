@@ -69,6 +69,7 @@ class Request:
 
     def write(self) -> None:
         """Write the file with the text."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(self.file) as temporary:
             temporary.write_text(json.dumps(self.row) + "\n")
 

@@ -44,6 +44,7 @@ def join(folder: Path) -> None:
     told = rollouts.slice(0, len(LENGTHS)).to_pydict() | {"rollout": list(range(len(LENGTHS))), "response_ids": ids}
     layers = layers.filter(pc.field("rollout") < len(LENGTHS))
     tables = {"rollouts": pa.table(told, schema=rollouts.schema), "policies": pa.concat_tables(parts), "layers": layers}
+    folder.mkdir(parents=True, exist_ok=True)
     for kind, table in tables.items():
         store.write_table(store.part_path(folder, kind, 0), table, group="rollout")
     shutil.copy(source / store.VOCABULARY, folder)
@@ -87,6 +88,7 @@ def make(folder: Path, rollouts: int, tokens: int, layers: int) -> None:
     """Write a scan of random numbers with the given rollouts, tokens in each, and layers."""
     selection, random = Selection(tuple(range(layers)), readouts=("raw",)), np.random.default_rng(0)
     planned = plan(selection)
+    folder.mkdir(parents=True, exist_ok=True)
     for part, first in enumerate(range(0, rollouts, PART)):
         lengths = [tokens] * min(PART, rollouts - first)
         drawn = numbers(random, planned, sum(lengths), selection.top_k)

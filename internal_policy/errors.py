@@ -16,6 +16,14 @@ class InputError(ValueError):
     """Bad input: the message says what was given, what was expected and what to do; the command line exits with 2."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, of this machine or of a device."""
+    said = ("out of memory", "allocate memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    )
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error, as part of a sentence."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

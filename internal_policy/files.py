@@ -1,5 +1,6 @@
 """Write files whole or not at all, and fingerprint them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from internal_policy.errors import InputError
 from internal_policy.secrecy import redacted
 
 NAMESPACE = Path("/proc/self/ns/pid")
@@ -23,7 +25,7 @@ HERE = hashlib.sha256(MACHINE.encode()).hexdigest()[:8]
 """Identifies this machine, or this container on it, among machines that share a disk."""
 TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.]*)?")
 """Name of a temporary file: machine, process, random digits, and the suffix of the final file."""
-LOCK = re.compile(r"\..+\.(json|parquet)\.lock")
+LOCK = re.compile(r"\..+\.(json|parquet|claim)\.lock")
 """Name of the lock beside a file that only the first process may write."""
 CLAIM = re.compile(r"\..+-\d+\.claim")
 """Name of the hidden file with which a process claims a part."""
@@ -36,28 +38,62 @@ FOOTER_END = 8
 PATIENCE = 10.0
 """Seconds after which a lock counts as abandoned; its owner needs milliseconds."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a full disk, and of a user who has used up a share of it."""
+SAID_FULL = re.compile(r"No space left|os error (28|122)\b|PytorchStreamWriter failed|unexpected pos \d+ vs")
+"""What safetensors and PyTorch say of a full disk, in errors without a number."""
+
 
 @contextmanager
 def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it, synced to disk, when the block ends without an exception.
 
     With `once` the first process to finish wins: an existing file isn't replaced. Permissions follow the umask,
-    whatever the block does to the temporary file.
+    whatever the block does to the temporary file. The folder must exist: one that was removed isn't made again, because
+    half of its files would be missing. Raises OSError with the folder's name if the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent.absolute())
     temporary = _temporary(path.parent, path.suffix)
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    mode = temporary.stat().st_mode
     try:
-        yield temporary
-        permit(temporary, mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        if once:
-            _put_once(temporary, path)
-        else:
-            temporary.replace(path)
+        with naming_full(path.parent):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            mode = temporary.stat().st_mode
+            yield temporary
+            permit(temporary, mode)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            if once:
+                _put_once(temporary, path)
+            else:
+                temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_full(folder: Path) -> Iterator[None]:
+    """Turn whatever is raised inside because the disk is full into an OSError with the name of the folder."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in FULL and not (number is None and SAID_FULL.search(str(error))):
+            raise
+        raise OSError(number or errno.ENOSPC, os.strerror(number or errno.ENOSPC), str(folder)) from error
+
+
+def created(path: Path, text: str) -> bool:
+    """Create a file with a text, unless there is one; whether this process did. Others see all of the text or no file.
+
+    Raises OSError with the folder's name if the disk is full.
+    """
+    temporary = _temporary(path.parent, path.suffix)
+    try:
+        with naming_full(path.parent):
+            temporary.write_text(text, encoding="utf-8")
+        return _put_once(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -132,16 +168,20 @@ def fingerprint_once(path: Path) -> dict[str, Any] | None:
     return known
 
 
-def _put_once(temporary: Path, path: Path) -> None:
+def _put_once(temporary: Path, path: Path) -> bool:
+    """Give a file its final name unless that exists; whether it got it."""
     try:
         os.link(temporary, path)
     except FileExistsError:
-        pass
+        return False
+    except FileNotFoundError:  # the folder was removed
+        raise
     except OSError:  # exFAT, SMB and many network disks have no hard links
-        _put_under_lock(temporary, path)
+        return _put_under_lock(temporary, path)
+    return True
 
 
-def _put_under_lock(temporary: Path, path: Path) -> None:
+def _put_under_lock(temporary: Path, path: Path) -> bool:
     """Rename `temporary` to `path` unless it exists, while a lock file keeps other processes out."""
     lock = path.with_name(f".{path.name}.lock")
     patience = time.monotonic() + PATIENCE
@@ -157,8 +197,10 @@ def _put_under_lock(temporary: Path, path: Path) -> None:
         try:
             if not path.exists():
                 temporary.replace(path)
+                return True
         finally:
             lock.unlink(missing_ok=True)
+    return False
 
 
 @contextmanager
@@ -206,7 +248,7 @@ def _abandoned(path: Path, match: re.Match[str]) -> bool:
 
 def sweep(folder: Path) -> None:
     """Remove temporary files that killed processes left in a folder."""
-    for path in folder.iterdir():
+    for path in folder.glob(".internal-policy-*"):
         match = TEMPORARY.fullmatch(path.name)
         with suppress(OSError):  # another process removed it first
             if match and _abandoned(path, match):

@@ -1,15 +1,19 @@
 """Files are written whole or not at all, on any file system."""
 
+import errno
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 
 import pyarrow as pa
 import pytest
+from safetensors import SafetensorError
 
 from internal_policy import files
+from internal_policy.errors import InputError
 from internal_policy.scans import store
 
 
@@ -46,6 +50,47 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_file(tmp_path):
         fail()
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_removed_folder_is_not_made_again(tmp_path):
+    """A folder with only the later half of its files would be taken for somebody else's."""
+    with pytest.raises(FileNotFoundError):
+        files.write_json(tmp_path / "removed" / "x.json", {})
+    assert not (tmp_path / "removed").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "Error writing bytes to file"),  # Arrow
+        OSError(errno.EDQUOT, "Disk quota exceeded", "somewhere"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 448 vs 342"),  # torch.save
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    ],
+)
+def test_a_full_disk_is_one_error_that_names_the_folder(error, tmp_path):
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))) as raised, files.replacing(tmp_path / "x.json"):
+        raise error
+    assert raised.value.errno in files.FULL
+    assert raised.value.filename == str(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "No", "x"), InputError("No space left in it."), KeyError("x")])
+def test_other_errors_pass_through(error, tmp_path):
+    with pytest.raises(type(error)) as raised, files.naming_full(tmp_path):
+        raise error
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_is_created_once(links, tmp_path, request):
+    if not links:
+        request.getfixturevalue("no_links")
+    assert files.created(tmp_path / ".0-0.claim", "one")
+    assert not files.created(tmp_path / ".0-0.claim", "two")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(".0-0.claim", "one")]
 
 
 def _write(path, number):

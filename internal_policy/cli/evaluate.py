@@ -266,6 +266,7 @@ def _sample(options: Evaluate, inputs: prepared.Prepared, sets: Mapping[str, str
         return
     if other:
         outputs.clear(folder, "evaluation")
+    folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / ASKED, {"digest": store.digest(inputs.question), "asked": inputs.question})
     store.write_table(folder / ROLLOUTS, pa.concat_tables(tables))
     shards.remove(parts)

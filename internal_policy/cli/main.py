@@ -3,16 +3,21 @@
 import io
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import internal_policy
+from internal_policy import files
 from internal_policy.cli import families, launched, parsing, train, usage
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.common import ModelOptions
 from internal_policy.cli.console import Terminal, out
-from internal_policy.errors import MODELS, InputError, require
+from internal_policy.errors import MODELS, InputError, is_out_of_memory, require
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 HELP = {"-h", "--help"}
@@ -29,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say = Terminal(stderr=True, soft_wrap=True, highlight=False, markup=False)
     again = _again(arguments)
     try:
-        wrong = _run(arguments)
+        with _interruptible():
+            wrong = _run(arguments)
+        sys.stdout.flush()
     except InputError as error:
         launched.report(f"error: {error}", say)
         return WRONG_USAGE
@@ -37,17 +44,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
         launched.report(f"Interrupted.{again and f' Finished work is kept. {again}'}", say)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return FAILED
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        launched.report("error: a single rollout doesn't fit in memory. Try --dtype bfloat16 or a shorter text.", say)
+        launched.report(f"error: {_out_of_memory(arguments)}{again and f' Finished work is kept. {again}'}", say)
         return FAILED
-    except OSError as error:  # a full disk, a folder that may not be written
-        launched.report(f"error: {error}.{again and f' Finished work is kept. Fix this first. {again}'}", say)
+    except OSError as error:  # a full disk, a folder that may not be written or was removed
+        launched.report(f"error: {_failed(error, arguments)}", say)
+        _drop_output()
         return FAILED
     return FAILED if wrong else DONE
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Inside, SIGTERM interrupts like Ctrl-C. Processes of one launcher end at once, because it has its own report."""
+    process, is_main = os.getpid(), threading.current_thread() is threading.main_thread()
+    if not is_main or launched.is_shared() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def interrupt(number: int, _: Any) -> None:
+        if os.getpid() != process:  # a forked child
+            os._exit(128 + number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _drop_output() -> None:
+    """Drop what stdout can't write, which Python would try again at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _failed(error: OSError, words: Sequence[str]) -> str:
+    """A sentence about a full disk, a removed folder or another failure, and how to continue."""
+    folder = None if error.filename is None else Path(os.fsdecode(error.filename))
+    again = _again(words)
+    kept = again and " Finished work is kept."
+    if folder is not None and error.errno in files.FULL:
+        folder = folder if folder.is_dir() else folder.parent
+        return f"There is no space left on the disk of {folder}.{kept} Make room, then try again. {again}".rstrip()
+    if folder is not None and isinstance(error, FileNotFoundError) and again and not folder.parent.exists():
+        missing = [parent for parent in folder.parents if not parent.exists()]
+        anew = _again([word for word in words if word != "--resume"], resumes=False)
+        return f"{missing[-1]} was removed while the command ran. {anew.replace('Continue', 'Start again', 1)}"
+    return f"{error}.{kept and f'{kept} Fix this first. {again}'}"
+
+
+def _out_of_memory(words: Sequence[str]) -> str:
+    """A sentence on what to do when memory runs out."""
+    if words[0] == "train":
+        return "There isn't enough memory. Lower --micro-batch or --max-new-tokens, or try --dtype bfloat16."
+    return "There isn't enough memory. Try --batch-size 1, --dtype bfloat16 or shorter texts."
 
 
 def _run(words: Sequence[str]) -> bool | None:
@@ -69,13 +127,17 @@ def _run(words: Sequence[str]) -> bool | None:
     return None
 
 
-def _again(words: Sequence[str]) -> str:
-    """How to continue an interrupted command, in a sentence; empty if there is nothing to continue."""
+def _again(words: Sequence[str], *, resumes: bool = True) -> str:
+    """How to continue an interrupted command, in a sentence; empty if there is nothing to continue.
+
+    A training begins anew unless it `resumes`.
+    """
     if not words or words[0] not in CONTINUED:
         return ""
+    resumes = resumes and words[0] == "train"
     if launched.is_shared():
-        return f"Continue with the same launch command{' and --resume' if words[0] == 'train' else ''}."
-    if words[0] == "train":
+        return f"Continue with the same launch command{' and --resume' if resumes else ''}."
+    if resumes:
         words = [*(word for word in words if word not in ("--force", "--resume")), "--resume"]
     return f"Continue with: {shlex.join(['internal-policy', *words])}"
 

@@ -73,6 +73,7 @@ def copy(path: Path, target: Path) -> None:
     lens = read(path)
     tensors = {f"{point}.jacobian": found[0] for point, found in lens.at.items()}
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(target) as temporary:
             save_file(tensors, temporary, {ABOUT: json.dumps(lens.about)})
     except OSError as error:

@@ -66,6 +66,7 @@ class Sums:
         sums = cls(points, d_model)
         sums.folder, sums.shard, sums.key = folder, shard, key
         if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
             sums.first = sums.done = sums._read(shard)
         return sums
 

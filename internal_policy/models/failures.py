@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, is_out_of_memory
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def explained(name: str, revision: str, files: str = "files") -> Iterator[None]:
             "or use a folder."
         ) from error
     except BaseException as error:  # an inconsistent configuration or tokenizer can fail anywhere
-        ours = isinstance(error, InputError | MemoryError) or "out of memory" in str(error)
+        ours = isinstance(error, InputError) or is_out_of_memory(error)
         panicked = type(error).__name__ == "PanicException"  # from the Rust code of tokenizers
         if ours or not (isinstance(error, Exception) or panicked):
             raise

@@ -5,6 +5,8 @@ from typing import TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from internal_policy.errors import is_out_of_memory
+
 Result = TypeVar("Result")
 
 
@@ -17,8 +19,8 @@ def in_halves(work: Callable[[slice], Result], items: int, smaller: Callable[[in
     def halves(start: int, stop: int) -> list[Result]:
         try:
             return [work(slice(start, stop))]
-        except RuntimeError as error:
-            if stop - start == 1 or not should_reduce_batch_size(error):
+        except (RuntimeError, MemoryError) as error:
+            if stop - start == 1 or not (is_out_of_memory(error) or should_reduce_batch_size(error)):
                 raise
         clear_device_cache(garbage_collection=True)
         half = (stop - start + 1) // 2

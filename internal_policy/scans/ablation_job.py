@@ -41,6 +41,7 @@ def begun(folder: Path, reader: Reader, question: Mapping[str, Any]) -> str:
     if not (folder / effects.ASKED).exists():
         product = choice.choose(weight, weight.dtype)
         written = {"digest": store.digest(question), "asked": question, "product": product}
+        folder.mkdir(parents=True, exist_ok=True)
         records.write(folder / effects.ASKED, written, once=True)
     product = effects.asked(folder)["product"]
     if not choice.works(product, weight.dtype, weight.device):
@@ -185,7 +186,7 @@ def closed(folder: Path, facts: Mapping[str, Any]) -> Mapping[str, Any]:
     with claiming(folder) as claims:
         for _, mine in turns([effects.RECORD], claims, lambda name: (folder / name).exists(), waits=True):
             if mine:
-                files.sweep(folder)
+                claims.sweep()
                 written = {path.name: files.fingerprint(path) for path in paths}
                 records.write(
                     folder / effects.RECORD, {"schema": records.SCHEMA, **settings, **facts, "files": written}

@@ -132,6 +132,7 @@ def run(
             tokens = measure(source.parts, lambda *_: None)  # only those that were damaged
         for _, mine in turns([store.RECORD], claims, lambda name: (folder / name).exists(), waits=True):
             if mine:
+                claims.sweep()
                 counts = {"rollouts": source.rollouts, "tokens": tokens}
                 _close(folder, scanner, tokenizer, source.parts, {**facts, **counts, "asked": asked})
         return records.read(folder / store.RECORD)
@@ -218,7 +219,6 @@ def _close(
             f"No response has a token at {scanner.selection.positions}, so nothing was measured. Choose earlier "
             "positions and another --output."
         )
-    files.sweep(folder)  # the marks of workers that were killed
     write_vocabulary(folder, tokenizer, len(scanner.kernel.weight))
     record = {
         "schema": store.SCHEMA,

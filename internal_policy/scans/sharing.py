@@ -43,27 +43,31 @@ class Claims:
         abandoned: list[Path] = []
         while True:
             path = self.folder / f".{part}-{len(abandoned)}.claim"
-            try:
-                with path.open("x") as file:
-                    file.write(f"{files.HERE} {os.getpid()}")
-            except FileExistsError:
-                if not self._is_abandoned(path):
-                    return False
-                abandoned.append(path)
-                continue
-            self.mine[str(part)] = [path, *abandoned]
-            return True
+            if files.created(path, f"{files.HERE} {os.getpid()}"):
+                self.mine[str(part)] = [path, *abandoned]
+                return True
+            if not self._is_abandoned(path):
+                return False
+            abandoned.append(path)
 
     def release(self, part: int | str) -> None:
         """Give up a claim, because the part is done or is left to other processes."""
         for path in self.mine.pop(str(part), ()):
             path.unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Remove what ended processes left in the folder. Only once all parts are done, because claims are counted."""
+        files.sweep(self.folder)
+        counted = {path for paths in self.mine.values() for path in paths}
+        for path in {*self.folder.glob(".*.claim")} - counted:
+            if files.CLAIM.fullmatch(path.name) and self._is_abandoned(path):
+                path.unlink(missing_ok=True)
+
     def beat(self, over: Callable[[float], bool]) -> None:
         """Give signs of life until the work is over. `over` waits up to so many seconds for that."""
         while not over(BEAT):
             for path in (self.mark, *(paths[0] for paths in [*self.mine.values()])):
-                with suppress(FileNotFoundError):  # released a moment ago
+                with suppress(OSError):  # released a moment ago; a disk that fails fails the next write too
                     os.utime(path)
 
     def _is_abandoned(self, path: Path) -> bool:

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PrinterCallb
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from internal_policy import files
-from internal_policy.errors import InputError, counted
+from internal_policy.errors import InputError, counted, is_out_of_memory
 from internal_policy.look import statistics, targets
 from internal_policy.measure.sites import CHANGES
 from internal_policy.models import hooks
@@ -189,10 +189,10 @@ def train(
     `report` is called with the metrics of each step, `note` with what happens on Ctrl-C, which raises KeyboardInterrupt
     once a checkpoint is written. Raises InputError if the fields of `file` make training fail before its first step.
     """
-    with files.held(setup.folder) as mark:
+    with files.held(setup.folder) as mark, files.naming_full(setup.folder):
 
         def step(row: Mapping[str, Any]) -> None:
-            mark.touch()
+            os.utime(mark)  # fails if the folder was removed
             report(row)
 
         return _trained(setup, config, scans, start, step, note, file)
@@ -301,7 +301,7 @@ def _explained(file: str | None, logger: RunLogger) -> Iterator[None]:
     except OSError:  # a full disk
         raise
     except Exception as error:
-        if file is None or len(logger.metrics) or isinstance(error, InputError) or "out of memory" in str(error):
+        if file is None or len(logger.metrics) or isinstance(error, InputError) or is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise InputError(f"{file} made training fail before its first step: {reason}") from error
@@ -312,6 +312,7 @@ def _save(trainer: BuPOTrainer, setup: Setup, text: str, name: str) -> None:
     folder, partial = setup.folder, setup.folder / checkpoints.PARTIAL
     if trainer.is_world_process_zero():
         shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+        partial.mkdir()  # fails if the folder of the run was removed; saving would make half of it again
     trainer.accelerator.wait_for_everyone()
     if not setup.merge or name != MODEL:  # merging ends training
         trainer.save_model(str(partial / name))

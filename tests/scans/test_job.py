@@ -269,6 +269,7 @@ class OnceEach:
 
 def test_a_scan_that_was_started_with_another_kernel_is_refused_by_its_name(scanning):
     question = {"digest": store.digest({}), "asked": {}, "product": "fused"}
+    scanning.folder.mkdir()
     records.write(scanning.folder / store.ASKED, question, once=True)
     with pytest.raises(InputError, match=r"measured in another way \('fused'\), which doesn't work here\. Continue it"):
         scanning.run()

@@ -1,8 +1,11 @@
 """Processes that share some work claim one part after another, and take over what others leave behind."""
 
+import errno
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from threading import Event, Thread
 
 import pytest
@@ -58,6 +61,27 @@ def test_a_part_of_a_process_that_has_ended_is_taken_over_by_one(tmp_path):
         assert not other.take(0)
         one.release(0)
         assert list(tmp_path.glob("*.claim")) == []
+
+
+def test_a_claim_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
+    """An empty claim of a full disk or a killed process would keep others waiting for two minutes."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with claiming(tmp_path) as claims, pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        claims.take(0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_claims_that_killed_processes_left_are_swept_and_others_stay(tmp_path):
+    claimed(tmp_path, 0, files.HERE, ended())
+    claimed(tmp_path, 1, ELSEWHERE, 1)
+    with claiming(tmp_path) as claims:
+        assert claims.take(2)
+        claims.sweep()
+        assert sorted(path.name for path in tmp_path.glob("*.claim")) == [".1-0.claim", ".2-0.claim"]
 
 
 @pytest.mark.parametrize(("age", "free"), [(60, False), (240, True), (-60, False), (-240, True)])

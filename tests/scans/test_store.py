@@ -95,6 +95,7 @@ def test_unfinished_scans_and_other_folders_get_different_errors(folder, tmp_pat
 def test_a_scan_is_found_by_the_first_digits_of_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
     for name in ("abc1", "abd2"):
+        (tmp_path / "model" / name).mkdir(parents=True)
         files.write_json(tmp_path / "model" / name / store.ASKED, {})
     assert store.find("abc") == tmp_path / "model" / "abc1"
     with pytest.raises(InputError, match="2 scans begin with 'ab'"):
