@@ -143,13 +143,15 @@ def _rows(path: Path) -> int:
 
 def _run(folder: Path) -> dict[str, Any]:
     from internal_policy.look import runs
-    from internal_policy.scans import records
+    from internal_policy.scans import records, settings
     from internal_policy.train import checkpoints
 
     asked = {}
     if begun := (folder / runs.RECORD).exists():
         try:
             asked = records.read(folder / runs.RECORD)
+            if wrong := settings.complaint(asked, "run"):
+                raise ValueError(wrong)
         except records.DAMAGE as error:
             raise InputError(
                 f"{folder / runs.RECORD} is damaged ({error}). Train again with another --output."
@@ -180,10 +182,12 @@ def _run(folder: Path) -> dict[str, Any]:
 
 def _evaluation(folder: Path) -> dict[str, Any]:
     from internal_policy.cli import evaluate
-    from internal_policy.scans import records
+    from internal_policy.scans import records, settings
 
     try:
         asked = records.read(folder / evaluate.ASKED).get("asked") or {}
+        if wrong := settings.complaint(asked):
+            raise ValueError(wrong)
     except records.DAMAGE as error:
         raise InputError(f"{folder / evaluate.ASKED} is damaged ({error}). Remove it and evaluate again.") from error
     rollouts = _rows(folder / evaluate.ROLLOUTS)

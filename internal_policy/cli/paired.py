@@ -56,13 +56,17 @@ class Evaluation:
 
 def read(name: str) -> Evaluation:
     """An evaluation by its folder or its name in `internal-policy ls`. Raises InputError, also for unmarked ones."""
-    from internal_policy.scans import records, store
+    from internal_policy.scans import records, settings, store
     from internal_policy.tasks import pass_at_k
 
     folder = inventory.find(name, "evaluation").folder
     try:
         asked = records.read(folder / inventory.EVALUATION).get("asked") or {}
+        if wrong := settings.complaint(asked):
+            raise InputError(wrong)
         rows = store.read_part(folder / ROLLOUTS).to_pandas()
+        if missing := {"problems", "problem", "answer", "sample", "reward", "response"} - {*rows.columns}:
+            raise InputError(f"no column {min(missing)}")
         label = str(store.read_part(folder / CURVES).to_pandas()["label"].iloc[0])
     except (InputError, *records.DAMAGE) as error:
         raise InputError(f"The evaluation in {folder} is damaged. Remove the folder and evaluate again.") from error

@@ -9,14 +9,21 @@ import numpy as np
 import pandas as pd
 
 from internal_policy import bundle, files
-from internal_policy.errors import InputError, counted, joined
+from internal_policy.errors import InputError, counted, joined, quoted
 from internal_policy.look.bootstrap import CONFIDENCE
-from internal_policy.scans import records, store
+from internal_policy.scans import records, settings, store
 
 RECORD, TABLE, ROLLOUTS = "alignment.json", "alignment.parquet", "rollouts.parquet"
 """Files of an alignment: its settings and facts, its numbers, and the responses if they were sampled for it."""
-NEEDED = {"asked", "model", "n_layers", "prompts", "with_spread", "responses", "blocks", "kept"}
-"""Fields of the record."""
+NEEDED = {
+    "asked": dict[str, Any],
+    "model": str,
+    "kept": float,
+    **dict.fromkeys(("n_layers", "prompts", "with_spread", "responses", "blocks"), int),
+}
+"""Field of the record -> its type."""
+KEYS, NUMBERS = ("site", "readout", "measure"), ("layer", "cost", "mean", "low", "high")
+"""Columns of texts and of numbers that the table must have."""
 PROMPTS = 96
 """Prompts that are answered for an alignment, unless told otherwise."""
 READOUTS = {"raw": "raw", "norm": "through the final norm"}
@@ -69,8 +76,14 @@ def record(folder: Path) -> Mapping[str, Any]:
         raise InputError(f"{folder} is not an alignment. Run `internal-policy align`.")
     try:
         found = records.read(path)
-        if not {*found} >= NEEDED:
+        if not {*found} >= {*NEEDED}:
             raise ValueError("it isn't the record of an alignment")
+        if wrong := next((name for name, kind in NEEDED.items() if not settings.fits(found[name], kind)), None):
+            raise ValueError(f"'{wrong}' holds {quoted(found[wrong])}")
+        if "model" not in found["asked"]:
+            raise ValueError("it doesn't name the model")
+        if complaint := settings.complaint(found["asked"]) or settings.misfit(found, {"created": str}):
+            raise ValueError(complaint)
     except records.DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}). Remove the folder and run the command again.") from error
     return found
@@ -79,9 +92,14 @@ def record(folder: Path) -> Mapping[str, Any]:
 def table(folder: Path) -> pd.DataFrame:
     """The numbers of an alignment, a row for each layer, site, readout and measure. Raises InputError."""
     try:
-        return store.read_part(folder / TABLE).to_pandas()
+        found = store.read_part(folder / TABLE).to_pandas()
     except InputError as error:
         raise InputError(f"{folder / TABLE} is damaged or missing. Remove the folder and run align again.") from error
+    numbers = [name for name in NUMBERS if name in found and pd.api.types.is_numeric_dtype(found[name])]
+    texts = [name for name in KEYS if name in found and all(type(value) is str for value in found[name])]
+    if len(numbers) + len(texts) < len(NUMBERS) + len(KEYS) or "left_out" not in found or not len(found):
+        raise InputError(f"{folder / TABLE} isn't the table of an alignment. Remove the folder and run align again.")
+    return found
 
 
 def is_whole(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from internal_policy import bundle, files
-from internal_policy.errors import InputError
-from internal_policy.scans import records, store
+from internal_policy.errors import InputError, first_line, quoted
+from internal_policy.scans import records, settings, store
 
 ASKED, RECORD, AVERAGES = "question.json", "ablation.json", "averages.parquet"
 """Settings, written first; the record, written last; and what each layer and module adds, as a mean."""
@@ -25,6 +26,18 @@ MEASURES = ("kl", "logprob_change", "entropy_change", "top_changed")
 """Measures of the table `effects`."""
 INTACT = -1
 """The layer of the rows of `rewards` that belong to the model itself."""
+
+FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("asked", "scan"), dict[str, Any]),
+    "files": dict[str, dict[str, Any]],
+    **dict.fromkeys(("n_layers", "rollouts", "tokens"), int),
+    **dict.fromkeys(("model", "dtype"), str),
+}
+"""Field of the record -> its type."""
+MORE = {"created": str, "command": list[str], "versions": dict[str, str], "digest": str}
+"""Field that may be missing -> its type."""
+NAME = re.compile(rf"{re.escape(AVERAGES)}|({EFFECTS}|{REWARDS})-\d{{5,9}}\.parquet")
+"""Name of a file of an ablation."""
 
 
 def rollouts_of(scan: Mapping[str, Any]) -> str:
@@ -41,11 +54,26 @@ def record(folder: Path) -> Mapping[str, Any]:
         raise InputError(f"{folder} is {state or 'not an ablation.'}")
     try:
         found = records.read(path)
-        if found.get("schema") != records.SCHEMA or not {"scan", "asked", "files", "rollouts", "tokens"} <= {*found}:
+        if found.get("schema") != records.SCHEMA or not {*FIELDS} <= {*found}:
             raise ValueError("it isn't the record of an ablation")
+        if wrong := _complaint(found):
+            raise ValueError(wrong)
     except records.DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}). Remove the folder and run the command again.") from error
     return found
+
+
+def _complaint(found: Mapping[str, Any]) -> str | None:
+    """What is wrong with a record that has all fields, in words; None if it is valid."""
+    if wrong := next((name for name, kind in FIELDS.items() if not settings.fits(found[name], kind)), None):
+        return f"'{wrong}' holds {quoted(found[wrong])}"
+    if foreign := [name for name in found["files"] if not NAME.fullmatch(name)]:
+        return f"'files' lists {quoted(foreign[0])}, which isn't a file of an ablation"
+    return (
+        settings.misfit(found, MORE)
+        or settings.misfit(found["scan"], {"digest": str, "rollouts": str})
+        or settings.complaint(found["asked"])
+    )
 
 
 def asked(folder: Path) -> dict[str, Any]:
@@ -55,6 +83,8 @@ def asked(folder: Path) -> dict[str, Any]:
         found = records.read(path)
         if type(found.get("asked")) is not dict or type(found.get("product")) is not str:
             raise ValueError("it contains no settings")
+        if wrong := settings.complaint(found["asked"]):
+            raise ValueError(wrong)
     except records.DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}). Remove the folder and run the command again.") from error
     return found
@@ -67,8 +97,13 @@ def read(folder: Path, kind: str) -> pd.DataFrame:
     for name in names:
         if files.fingerprint_once(folder / name) != known[name]:
             raise InputError(f"{folder / name} is damaged or missing. Remove the folder and run the command again.")
-    tables = [pq.read_table(folder / name) for name in names]
-    return pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame()
+    try:
+        tables = [pq.read_table(folder / name) for name in names]
+        return pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame()
+    except store.UNREADABLE as error:
+        raise InputError(
+            f"{folder} has damaged tables ({first_line(error)}). Remove the folder and run the command again."
+        ) from error
 
 
 def folders(*, unfinished: bool = False) -> list[Path]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from internal_policy import files
 from internal_policy.errors import quoted
+from internal_policy.measure.sites import SITES
+from internal_policy.scans import settings
 
 SCHEMA = 1
 """Version of the files of a scan; it is written into each of them."""
@@ -25,6 +27,20 @@ FIELDS: dict[str, type] = {
     "command": list,
 }
 """Field that every record has -> its type."""
+MORE: dict[str, Any] = {
+    "command": list[str],
+    "versions": dict[str, str],
+    "quantization": dict[str, Any],
+    "row": dict[str, Any],
+    "lenses": dict[str, dict[str, Any]],
+    "lacking": dict[str, list[int]],
+    "product": str,
+    "shard": str,
+    "footers": dict[str, Any],
+}
+"""Field that isn't in every record, or whose items have a type -> its type."""
+MOST = {"n_layers": 10_000, "d_model": 2**31, "d_vocab": 2**31, "rollouts": 2**53, "tokens": 2**53}
+"""Field with a number -> its largest value."""
 SELECTED: dict[str, type] = {"layers": int, "sites": str, "readouts": str, "measures": str}
 """Name of a list in a record's selection -> the type of its items."""
 DAMAGE = (OSError, ValueError, RecursionError)
@@ -39,6 +55,8 @@ def write(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """The value that `write` wrote. Raises one of DAMAGE if it is missing, altered or not a JSON object."""
+    if path.exists() and not path.is_file():  # reading from a device or a pipe may never end
+        raise ValueError("it isn't a file")
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise ValueError("it isn't a JSON object")
@@ -57,15 +75,29 @@ def complaint(record: Mapping[str, Any]) -> str | None:
             return f"'{name}' holds {quoted(record.get(name))}; expected {_a(kind)}"
     if smallest := next((name for name in ("n_layers", "d_model", "d_vocab", "rollouts") if record[name] < 1), None):
         return f"'{smallest}' is {record[smallest]}; expected 1 or more"
+    if largest := next((name for name, most in MOST.items() if record[name] > most), None):
+        return f"'{largest}' is {quoted(record[largest])}; expected at most {MOST[largest]:,}"
+    return (
+        settings.misfit(record, MORE)
+        or _selection_complaint(record["selection"], record["n_layers"])
+        or settings.complaint(record["asked"])
+        or _files_complaint(record["files"])
+    )
+
+
+def _selection_complaint(selection: Mapping[str, Any], n_layers: int) -> str | None:
     for name, kind in SELECTED.items():
-        given = record["selection"].get(name)
+        given = selection.get(name)
         if type(given) is not list or not given or any(type(item) is not kind for item in given):
             return f"'selection.{name}' holds {quoted(given)}; expected a list of {_a(kind)}"
-    if not _is_lacking(record.get("lacking", {})):
-        return f"'lacking' holds {quoted(record['lacking'])}; expected lists of layers by site"
-    if any(type(version) is not str for version in record["versions"].values()):
-        return "'versions' holds something other than text"
-    return _files_complaint(record["files"])
+    if outside := [layer for layer in selection["layers"] if not 0 <= layer < n_layers]:
+        return f"'selection.layers' holds {quoted(outside[0])}, but the layers are 0 to {n_layers - 1}"
+    if unknown := [site for site in selection["sites"] if site not in SITES]:
+        return f"'selection.sites' holds {quoted(unknown[0])}; expected some of {', '.join(SITES)}"
+    positions = selection.get("positions", {})
+    if type(positions) is not dict or not {*positions} <= {"first", "last", "every"}:
+        return f"'selection.positions' holds {quoted(positions)}; expected first, last and every"
+    return None
 
 
 def _files_complaint(written: Mapping[str, Any]) -> str | None:
@@ -82,11 +114,6 @@ def _files_complaint(written: Mapping[str, Any]) -> str | None:
         if not numbers or numbers != set(range(max(map(len, parts.values())))):
             return f"'files' doesn't list every part of the table {kind}"
     return None if VOCABULARY in written else f"'files' doesn't list {VOCABULARY}"
-
-
-def _is_lacking(sites: Any) -> bool:
-    lists = sites.values() if type(sites) is dict else [None]
-    return all(type(layers) is list and all(type(layer) is int for layer in layers) for layers in lists)
 
 
 def _is_fingerprint(known: Any) -> bool:
@@ -163,8 +190,10 @@ def is_altered(path: Path) -> bool:
     """Whether a table's size or footer differs from the record. Arrow checks the pages when it reads them.
 
     Scans of earlier versions have no record of footers, so their files are read from end to end, once per process.
-    Raises one of DAMAGE.
+    Raises one of DAMAGE, also for a folder or a pipe in place of a file.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError("it isn't a file")
     written, record = fingerprint_of(path), path.parent / RECORD
     if written is None:
         return False

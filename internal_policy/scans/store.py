@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from internal_policy import bundle, files
 from internal_policy.errors import InputError, check_path
 from internal_policy.models.naming import title
-from internal_policy.scans import records
+from internal_policy.scans import records, schema, settings
 from internal_policy.scans.cache import repair, root
 from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path
 
@@ -141,6 +141,8 @@ def asked(folder: Path) -> dict[str, Any]:
         found = records.read(path)
         if type(found.get("digest")) is not str or type(found.get("product")) is not str:
             raise ValueError("it contains no settings")
+        if wrong := settings.complaint(found.get("asked", {})):
+            raise ValueError(wrong)
     except records.DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}). Remove the folder {folder} and scan again.") from error
     return found
@@ -256,6 +258,8 @@ def read_part(path: Path, columns: Sequence[str] | None = None, where: ds.Expres
     options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     with _readable(path):
         part = ds.dataset(path, format=ds.ParquetFileFormat(default_fragment_scan_options=options))
+        if (path.parent / RECORD).exists() and (wrong := schema.complaint(path.stem.split("-")[0], part.schema)):
+            raise ValueError(wrong)
         return _chosen(part, columns, where)
 
 

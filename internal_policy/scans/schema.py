@@ -1,0 +1,41 @@
+"""The types of the columns that the tables of a scan have in common."""
+
+from collections.abc import Callable, Mapping
+
+import pyarrow as pa
+from pyarrow import types
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)
+
+
+def _is_ids(kind: pa.DataType) -> bool:
+    return (types.is_list(kind) or types.is_large_list(kind)) and types.is_integer(kind.value_type)
+
+
+COLUMNS: Mapping[str, Mapping[str, Callable[[pa.DataType], bool]]] = {
+    "rollouts": {
+        "rollout": types.is_integer,
+        **dict.fromkeys(("prompt_ids", "response_ids"), _is_ids),
+        **dict.fromkeys(("problem", "answer", "response"), _is_text),
+        "reward": types.is_floating,
+    },
+    "policies": {**dict.fromkeys(("rollout", "position", "layer"), types.is_integer), "readout": _is_text},
+    "layers": {
+        **dict.fromkeys(("rollout", "layer", "tokens"), types.is_integer),
+        **dict.fromkeys(("readout", "site"), _is_text),
+    },
+    "vocabulary": {"id": types.is_integer, "token": _is_text},
+}
+"""Table -> its columns, and whether a type is right for each. It may have more."""
+
+
+def complaint(table: str, schema: pa.Schema) -> str | None:
+    """What is wrong with the columns of a table with that name, in words; None if their types are right."""
+    if twice := next((name for name in schema.names if len(schema.get_all_field_indices(name)) > 1), None):
+        return f"it has the column {twice:.40} twice"
+    for name, is_right in COLUMNS.get(table, {}).items():
+        if name in schema.names and not is_right(schema.field(name).type):
+            return f"its column {name} is {schema.field(name).type!s:.40}"
+    return None
