@@ -64,12 +64,16 @@ def check(folder: Path) -> None:
             f"{'adapter' if adapter else 'model'}."
         )
     for path in folder.iterdir():
-        if path.suffix in OF_A_MODEL and path.is_dir():
-            raise InputError(f"{path} is a folder; expected a file. Get a complete copy of the model.")
+        if path.suffix in OF_A_MODEL and not path.is_file():
+            what = "is a folder" if path.is_dir() else "is a link to nothing or a device"
+            raise InputError(f"{path} {what}; expected a file. Get a complete copy of the model.")
     for path in (folder / name for name in READ if (folder / name).exists()):
-        values = _object(path)
-        if path.name == INDEX:
-            _check_index(path, values)
+        _object(path)
+    for name in sorted(shards(folder)):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder / INDEX} names the file {name!r:.80}, which isn't in the folder. Copy the whole model."
+            )
 
 
 def check_gguf(folder: Path, name: str) -> None:
@@ -103,14 +107,20 @@ def check_depth(folder: Path, layers: int) -> None:
         )
 
 
-def _check_index(path: Path, values: dict[str, Any]) -> None:
-    """Raise InputError if an index names missing files."""
-    files = values.get("weight_map")
+def shards(folder: Path) -> set[str]:
+    """Names of the files of weights that the index of a folder lists; none without an index.
+
+    Raises InputError for an index that can't be read, or that names anything but files of the folder.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        return set()
+    files = _object(path).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise InputError(f"{path} has no weight_map from weights to files. Get a complete copy of the model.")
-    for name in sorted(set(files.values())):
-        if Path(name).name != name or not (path.parent / name).is_file():
-            raise InputError(f"{path} names the file {name!r:.80}, which isn't in the folder. Copy the whole model.")
+    if foreign := sorted(name for name in files.values() if Path(name).name != name):
+        raise InputError(f"{path} names the file {foreign[0]!r:.80}, which isn't in the folder. Copy the whole model.")
+    return set(files.values())
 
 
 def _object(path: Path) -> dict[str, Any]:

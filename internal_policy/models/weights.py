@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, first_line
 from internal_policy.models import folder, quantized
 from internal_policy.models.checkpoint import Checkpoint, base, config_folder
 from internal_policy.models.classes import auto_class
@@ -131,8 +131,7 @@ def headers(checkpoint: Checkpoint) -> dict[str, Stored]:
     Empty if the hub can't be reached or has no safetensors.
     """
     path = config_folder(checkpoint)
-    index = path / folder.INDEX
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    named = folder.shards(path) or {"model.safetensors"}
     files = [path / name for name in sorted(named)] if all((path / name).exists() for name in named) else []
     files = files or sorted(path.glob("*.safetensors"))
     if files or checkpoint.folder.is_dir():
@@ -146,13 +145,26 @@ def headers(checkpoint: Checkpoint) -> dict[str, Stored]:
 
 
 def of_file(path: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file by name, from its header: a length of 8 bytes, then JSON of that length."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return dict(_stored((name, entry) for name, entry in header.items() if name != "__metadata__"))
+    """The tensors of a safetensors file by name, from its header: a length of 8 bytes, then JSON of that length.
+
+    Raises InputError for a file whose header can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        return dict(_stored((name, entry) for name, entry in header.items() if name != "__metadata__"))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"Can't read {path} as safetensors ({first_line(error)}). Get a complete copy of it."
+        ) from error
 
 
 def _stored(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterable[tuple[str, Stored]]:
     for name, entry in entries:
-        start, end = entry["data_offsets"]
-        yield name, Stored(entry["dtype"], math.prod(entry["shape"]), end - start)
+        (start, end), shape = entry["data_offsets"], entry["shape"]
+        if not all(type(number) is int and number >= 0 for number in (start, end - start, *shape)):
+            raise ValueError(f"{name!r:.60} has no valid shape and place")
+        yield name, Stored(str(entry["dtype"]), math.prod(shape), end - start)

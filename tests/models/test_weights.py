@@ -7,7 +7,8 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
-from internal_policy.models import weights
+from internal_policy.errors import InputError
+from internal_policy.models import folder, weights
 from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.models.loading import read_config
 from internal_policy.models.weights import Stored, Weights
@@ -116,3 +117,27 @@ def test_an_adapter_in_half_precision_counts_in_float32(tmp_path):
     save_file({"a": torch.zeros(10, dtype=torch.bfloat16)}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text("{}")
     assert weights.adapter_bytes(tmp_path) == 40
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"\xff" * 16, (2**63).to_bytes(8, "little"), b"\x02\0\0\0\0\0\0\0[]", b'\x0a\0\0\0\0\0\0\0{"a": [1]}'],
+)
+def test_a_lying_header_of_safetensors_is_refused(tmp_path, header):
+    (tmp_path / "x.safetensors").write_bytes(header)
+    with pytest.raises(InputError, match="as safetensors"):
+        weights.of_file(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("entry", [{}, {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}, {"dtype": "F32"}, 3])
+def test_a_tensor_without_a_valid_place_is_refused(tmp_path, entry):
+    text = json.dumps({"a": entry}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(InputError, match="as safetensors"):
+        weights.of_file(tmp_path / "x.safetensors")
+
+
+def test_an_index_cannot_name_files_elsewhere(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../secret.safetensors"}}')
+    with pytest.raises(InputError, match=r"names the file '\.\./secret\.safetensors', which isn't in the folder"):
+        folder.shards(tmp_path)
