@@ -24,6 +24,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+DIGITS = 18
+"""Most digits of a whole number in a text; Python refuses to read thousands, and no count has more."""
+
+
+def is_count(text: str) -> bool:
+    """Whether a text is a whole number from 0 that `int` can read, of at most DIGITS digits."""
+    return text.isdecimal() and len(text) <= DIGITS
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error, as part of a sentence."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

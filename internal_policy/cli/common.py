@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, is_count
 from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.models.quantized import Quantize
 from internal_policy.scans.shard import Worker, worker_of
@@ -93,9 +93,9 @@ class ModelOptions:
             return None
         pairs = [part.partition("=") for part in self.max_memory.split(",")]
         if not all(device.strip() and size.strip() for device, _, size in pairs):
-            raise InputError(f"--max-memory is '{self.max_memory}'. Write DEVICE=SIZE, such as 0=20GiB,cpu=60GiB.")
+            raise InputError(f"--max-memory is '{self.max_memory:.60}'. Write DEVICE=SIZE, such as 0=20GiB,cpu=60GiB.")
         names = [device.strip() for device, *_ in pairs]
-        return {int(n) if n.isdecimal() else n: size.strip() for n, (*_, size) in zip(names, pairs, strict=True)}
+        return {int(n) if is_count(n) else n: size.strip() for n, (*_, size) in zip(names, pairs, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +133,10 @@ class ReadingOptions:
         text = self.chat_template_kwargs
         try:
             arguments = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"--chat-template-kwargs isn't JSON ({error}). Write '{{\"name\": value}}'.") from error
         if not isinstance(arguments, dict):
-            raise InputError(f"--chat-template-kwargs is {text}, but a JSON object is needed: '{{\"name\": value}}'.")
+            raise InputError(f"--chat-template-kwargs is {text:.60}, but an object is needed: '{{\"name\": value}}'.")
         return arguments
 
     @property

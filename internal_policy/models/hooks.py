@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, is_count
 from internal_policy.measure.sites import SITES, WITH_FINAL
 from internal_policy.models.adapters import inside
 from internal_policy.models.families import factors, family_of, multiplier, place
@@ -55,8 +55,8 @@ class HookPoint:
         if point == "final":
             return FINAL
         layer, _, site = str(point).partition(".")
-        if not layer.isdecimal() or site not in SITES:
-            raise InputError(f"Can't read '{point}' as a hook point. {WRITTEN}")
+        if not is_count(layer) or site not in SITES:
+            raise InputError(f"Can't read '{point!s:.60}' as a hook point. {WRITTEN}")
         return cls(int(layer), site)
 
 

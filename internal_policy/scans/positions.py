@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from internal_policy.errors import InputError, counted
+from internal_policy.errors import InputError, counted, is_count
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def parse(text: str | None) -> tuple[int, int | None]:
     if text is None:
         return 0, None
     first, dash, last = text.partition("-")
-    if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
-        raise InputError(f"--positions is '{text}'. Write a range such as 0-99, 100- or 7.")
+    if not is_count(first) or (last and not is_count(last)) or (last and int(last) < int(first)):
+        raise InputError(f"--positions is '{text:.60}'. Write a range such as 0-99, 100- or 7.")
     return int(first), int(last) if last else None if dash else int(first)
 
 

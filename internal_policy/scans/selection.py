@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, is_count
 from internal_policy.measure.metrics import KNOWN, MEASURES
 from internal_policy.measure.sites import INPUT_OF, ONLY_AT, SITES, STREAM_OF, WITH_FINAL
 from internal_policy.models.hooks import FINAL, HookPoint
@@ -153,9 +153,9 @@ def parse_layers(text: str, n_layers: int) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.strip().removeprefix("-").partition("-")
         negative = part.strip().startswith("-")
-        if not first.isdecimal() or (dash and (negative or not last.isdecimal())):
+        if not is_count(first) or (dash and (negative or not is_count(last))):
             raise InputError(
-                f"'{part.strip()}' in --layers isn't a layer or range. Write layers such as 0,5,10-20,-1 or all."
+                f"'{part.strip():.60}' in --layers isn't a layer or range. Write layers such as 0,5,10-20,-1 or all."
             )
         start = n_layers - int(first) if negative else int(first)
         stop = int(last) if dash else start

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -57,12 +58,12 @@ def read_rows(path: Path, limit: int | None = None, txt: Callable[[Path], Iterat
 
     Raises InputError.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises for a long name
         raise InputError(f"{path} is a folder. Name a file in it: {', '.join(READERS)}.")
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         check_path(path)
         raise InputError(
-            f"There is no file {path}. Check the path, or write NAME[:CONFIG]@SPLIT for a data set on the hub, "
+            f"There is no file {path!s:.200}. Check the path, or write NAME[:CONFIG]@SPLIT for a data set on the hub, "
             "such as openai/gsm8k:main@test."
         )
     if path.suffix.lower() not in READERS:
@@ -194,7 +195,7 @@ def from_hub(source: str) -> bool:
     """Whether `source` names a hub data set `name[:config]@split` rather than a file."""
     path = Path(source)
     _, mark, split = source.rpartition("@")
-    return mark == "@" and "/" not in split and path.suffix.lower() not in READERS and not path.exists()
+    return mark == "@" and "/" not in split and path.suffix.lower() not in READERS and not os.path.exists(path)  # noqa: PTH110
 
 
 def hub_rows(source: str, limit: int | None) -> list[Row]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, is_count
 from internal_policy.models.hooks import FINAL, HookPoint
 from internal_policy.models.policy import READOUTS
 
@@ -39,8 +39,8 @@ class Phase:
     def parse(cls, text: str) -> "Phase":
         """Read `5.resid_post:30`, `5.resid_post@norm:30` or `5.resid_post*1-0.5:30`. Raises InputError."""
         what, _, steps = text.partition(":")
-        if not steps.strip().isdecimal() or not int(steps):
-            raise InputError(f"'{text}' isn't a phase. {WRITTEN}.")
+        if not is_count(steps.strip()) or not int(steps):
+            raise InputError(f"'{text:.60}' isn't a phase. {WRITTEN}.")
         what, times, weights = what.partition("*")
         place, at, readout = map(str.strip, what.partition("@"))
         point = HookPoint.parse(place)

@@ -280,6 +280,11 @@ def test_malformed_hook_points_are_rejected(text):
         HookPoint.parse(text)
 
 
+def test_a_layer_of_thousands_of_digits_is_rejected():
+    with pytest.raises(InputError, match=f"Can't read '{'9' * 60}' as a hook point"):
+        HookPoint.parse("9" * 5000 + ".attn_out")
+
+
 @pytest.mark.parametrize("point", [HookPoint(5, "attn_out"), FINAL], ids=str)
 def test_parsing_a_hook_point_returns_it(point):
     assert HookPoint.parse(point) is point

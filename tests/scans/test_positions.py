@@ -91,6 +91,12 @@ def test_positions_that_cant_be_measured_are_refused(given, said, model, tokeniz
         ip.scan(model, tokenizer, rollouts, **given)
 
 
+@pytest.mark.parametrize("text", ["", "-", "a", "3-1", "9" * 5000, "0-" + "9" * 5000])
+def test_a_text_that_isnt_a_range_of_positions_is_refused(text):
+    with pytest.raises(InputError, match="--positions is"):
+        parse(text)
+
+
 def test_the_numbers_at_the_positions_are_those_of_a_whole_scan(whole, sparse):
     expected = whole.policies[whole.policies["position"].isin(AT) & (whole.policies["rollout"] < 2)]
     assert sparse.policies["position"].unique().tolist() == AT

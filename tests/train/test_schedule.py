@@ -11,7 +11,10 @@ def test_a_phase_is_parsed_from_text():
     assert Phase.parse("5.resid_post:30") == Phase(HookPoint(5, "resid_post"), 30)
 
 
-@pytest.mark.parametrize("text", ["5.resid_post", "5.resid_post:0", "5.resid_post:-1", "5.nowhere:3", ":3", "5:3"])
+@pytest.mark.parametrize(
+    "text",
+    ["5.resid_post", "5.resid_post:0", "5.resid_post:-1", "5.nowhere:3", ":3", "5:3", "5.resid_post:" + "9" * 5000],
+)
 def test_an_invalid_phase_is_rejected(text):
     with pytest.raises(InputError, match=r"hook point|phase"):
         Phase.parse(text)
