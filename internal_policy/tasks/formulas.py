@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMULA = re.compile(r"'*[\t\r\n]*([=+@]|-(?!\d+(\.\d+)?\Z))")
-"""Start of a text that a spreadsheet would run, or that already has a guarding apostrophe; `-5` is a number."""
+FORMULA = re.compile(r"'*([\t\r]\s*\S|[\t\r\n]*([=+@＝＋－＠]|-(?!\d+(\.\d+)?\Z)))")
+"""Start of a text that a spreadsheet would run, or that already has a guarding apostrophe; `-5` is a number.
+
+A tab or a carriage return may be removed before a cell is read, and Excel reads full-width signs as the others.
+"""
 
 
 def guarded(text: str) -> str:
@@ -21,7 +24,7 @@ def unguarded(text: str) -> str:
 
 
 def guard(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """The frame with every text guarded; numbers and lists are unchanged."""
+    """The frame with every text guarded, also those in its header; numbers and lists are unchanged."""
     import pandas as pd
 
     frame = frame.copy(deep=False)
@@ -31,4 +34,4 @@ def guard(frame: "pd.DataFrame") -> "pd.DataFrame":
         safe = [guarded(cell) if isinstance(cell, str) else cell for cell in cells]
         if any(now is not before for now, before in zip(safe, cells, strict=True)):
             frame[name] = pd.Series(safe, index=frame.index, dtype=object)
-    return frame
+    return frame.rename(columns=lambda name: guarded(name) if isinstance(name, str) else name)

@@ -13,7 +13,21 @@ from internal_policy.scans.export import export_table
 from internal_policy.tasks.formulas import guard, guarded, unguarded
 from internal_policy.tasks.rows import read_rows
 
-EVIL = ['=HYPERLINK("http://x","y")', "@SUM(A1)", "+1", "-1+cmd|' /C calc'!A0", "\t=1", "\r=1", "--1", "'=1"]
+EVIL = [
+    '=HYPERLINK("http://x","y")',
+    "@SUM(A1)",
+    "+1",
+    "-1+cmd|' /C calc'!A0",
+    "\t=1",
+    "\r=1",
+    "\ta",
+    "\r\nb",
+    "--1",
+    "'=1",
+    "＝1",
+    "－1+1",
+    "\n=1",
+]
 
 
 @pytest.mark.parametrize("text", EVIL)
@@ -22,7 +36,7 @@ def test_a_formula_gets_an_apostrophe(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["-5", "-0.25", "5", "1e-5", "What is 2 + 2?", "", "'tis", "[1, 2]", "数学", "\r", "\ta"]
+    "text", ["-5", "-0.25", "5", "1e-5", "What is 2 + 2?", "", "'tis", "[1, 2]", "数学", "\r", "\t", "\n", " a"]
 )
 def test_numbers_and_other_texts_are_unchanged(text):
     assert guarded(text) == unguarded(text) == text
@@ -32,6 +46,7 @@ def test_numbers_and_other_texts_are_unchanged(text):
 def test_unguarding_restores_every_text(text):
     assert unguarded(guarded(text)) == text
     assert guarded(text)[:1] not in ("=", "+", "@")
+    assert guarded(text).strip()[:1] not in ("=", "+", "@")
 
 
 def test_numbers_lists_and_missing_cells_stay_unchanged():
@@ -41,6 +56,10 @@ def test_numbers_lists_and_missing_cells_stay_unchanged():
     assert found["text"].isna().tolist() == [False, True]
     pd.testing.assert_frame_equal(found[["x", "ids"]], frame[["x", "ids"]])
     assert frame["text"].tolist()[0] == "=1"
+
+
+def test_a_formula_in_the_name_of_a_column_gets_an_apostrophe():
+    assert [*guard(pd.DataFrame({"=1": [1], "x": ["a"]}))] == ["'=1", "x"]
 
 
 @pytest.fixture
