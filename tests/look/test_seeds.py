@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,7 +54,7 @@ def test_the_difference_is_paired_by_seed_with_an_interval_by_students_t(chosen)
 
 
 def test_the_bundled_run_is_compared_with_those_recorded_beside_it():
-    figure = run_catalogue.draw("seeds", [BUNDLED], RunChoice())
+    figure: Any = run_catalogue.draw("seeds", [BUNDLED], RunChoice())
     steps = pd.read_parquet(BUNDLED.folder.parent / seeds.STEPS)
     mine = steps.query("model == 'demo-qwen3' and method == 'grpo' and seed < 100")
     last = mine[mine["step"] > mine["step"].max() - 10].groupby("seed")["reward"].mean()
@@ -85,8 +86,8 @@ def test_every_method_is_compared_with_grpo(tmp_path, chosen, method):
     assert f"the reward of {title} is not shown to differ" in seeds.verdict(curves, difference)
     assert seeds.groups(seeds.read([*chosen, *more])) == ["BuPO, 1.resid_post, 1 internal step", title]
     assert seeds.compared(seeds.read([*chosen[2:], *more]), None, 1)[2] == title
-    choice = RunChoice(method=title, smooth=1)
-    assert run_catalogue.draw("seeds", [*chosen, *more], choice).layout.title.text == f"{title} and GRPO over seeds"
+    figure: Any = run_catalogue.draw("seeds", [*chosen, *more], RunChoice(method=title, smooth=1))
+    assert figure.layout.title.text == f"{title} and GRPO over seeds"
 
 
 def test_methods_of_the_experiment_have_titles_and_name_a_layer_that_tells_them_apart(tmp_path):
@@ -108,7 +109,8 @@ def test_runs_with_and_without_a_schedule_are_compared(tmp_path, chosen):
 
 
 def test_names_of_models_are_inert_in_the_figure(chosen):
-    assert HOSTILE not in str(run_catalogue.draw("seeds", chosen, RunChoice(smooth=1)).layout.title)
+    figure: Any = run_catalogue.draw("seeds", chosen, RunChoice(smooth=1))
+    assert HOSTILE not in str(figure.layout.title)
     assert {trace.name for trace in theme.traces(run_catalogue.draw("seeds", chosen, RunChoice(smooth=2)))} >= {
         "BuPO",
         "GRPO",
