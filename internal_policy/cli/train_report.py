@@ -132,7 +132,8 @@ def trained(
         steps = [int(step) for step in part["step"]]
         means = part.reindex(columns=names).mean().to_dict()
         means = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
-        rows.append({"steps": f"{steps[0]}-{steps[-1]}", "trained": ", ".join(dict.fromkeys(part["target"])), **means})
+        numbers = "-".join(str(step) for step in dict.fromkeys((steps[0], steps[-1])))
+        rows.append({"steps": numbers, "trained": ", ".join(dict.fromkeys(part["target"])), **means})
     best = best_model(folder)
     if as_json:
         document(
