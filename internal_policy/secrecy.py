@@ -15,7 +15,7 @@ AT_THE_END = {"token", "key", "auth", "authorization"}
 """Words that mark a name as a secret if they come last."""
 SPECIAL = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|image|video|audio|bo\w|eo\w)_token")
 """Names of vocabulary tokens, which aren't secrets."""
-CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+CREDENTIALS = re.compile(r"(?:(?<=://)|(?<=\w\w:/))[^/\s@]+(?=@)")  # a path joins the slashes
 SHAPED = re.compile(
     r"""(?<![\w/.-])(?:
         hf_[A-Za-z0-9]{6,}+ | gh[oprsu]_[A-Za-z0-9]{6,}+ | github_pat_\w{6,}+ | AKIA[A-Z0-9]{12,}+
@@ -29,6 +29,18 @@ SHAPED = re.compile(
 PATHS = "content"
 """Key of the details of each file or data set; the keys below it are their paths."""
 PARAMETER = re.compile(r"(?<=[?&])([^=&\s]+)=[^&\s]+")
+NAMED = re.compile(
+    r"""(?P<before>
+        (?P<quote>["'])(?P<key>[\w-]+)(?P=quote)\s*:\s*  # "api_key": x
+        | (?<![\w-])(?P<compound>[A-Za-z]\w*[_-][\w-]*):\s+  # api_key: x
+        | (?<![\w-])(?P<name>--[\w-]+|[A-Za-z][\w-]*)=  # token=x
+        | (?P<option>--[\w-]+)\s+  # --hub-token x
+    )(?P<value>[\[({]*(?:"[^"]*"?|'[^']*'?|[^\s"',;&})\]]+))""",
+    re.VERBOSE,
+)
+"""A name and its value in a sentence, in JSON, in YAML, and on a command line."""
+LOGIN = re.compile(r"(?<![\w/.-])[\w.-]+:[^\s@:,/]+(?=@[\w.-])")
+"""A name and a password before a host, without the scheme of an address."""
 
 
 def redacted(value: Any) -> Any:
@@ -44,6 +56,17 @@ def redacted(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [redacted(item) for item in value]
     return _redacted_text(value) if isinstance(value, str) else value
+
+
+def printable(text: str) -> str:
+    """A sentence or a command for people with secrets hidden, also where a name in it marks its value as one."""
+    text, start = LOGIN.sub(HIDDEN, _redacted_text(text)), 0
+    while found := NAMED.search(text, start):
+        name = found["key"] or found["compound"] or found["name"] or found["option"]
+        if is_secret(name.lstrip("-"), found["value"]):
+            text = text[: found.start("value")] + HIDDEN + text[found.end() :]
+        start = found.end("before")
+    return text
 
 
 def _redacted_item(key: Any, item: Any) -> Any:

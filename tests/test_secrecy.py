@@ -6,7 +6,7 @@ import pytest
 
 from internal_policy import files
 from internal_policy.__main__ import main
-from internal_policy.secrecy import redacted
+from internal_policy.secrecy import printable, redacted
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -54,6 +54,34 @@ def test_values_that_look_secret_are_hidden_under_any_key(secret):
     assert redacted({"x": [secret], "said": f"log in with {secret}."}) == {"x": ["***"], "said": "log in with ***."}
     assert redacted(f'{{"x":"{secret}"}}') == '{"x": "***"}'
     assert redacted(f"--chat-template-kwargs={{x: {secret}}}") == "--chat-template-kwargs={x: ***}"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('The file has x: {"api_key": "s3cret"}.', 'The file has x: {"api_key": ***}.'),
+        ("The file has hub_token: ['s3cret']; expected str.", "The file has hub_token: ***]; expected str."),
+        ("Continue with: scan --hub-token s3cret --seed 3", "Continue with: scan --hub-token *** --seed 3"),
+        ("Unknown option --api-key=s3cret.", "Unknown option --api-key=***"),
+        ("me:s3cret@host isn't an address", "***@host isn't an address"),
+        ("s3:/me:s3cret@bucket is an address", "s3:/***@bucket is an address"),
+    ],
+)
+def test_secrets_in_a_sentence_are_hidden(text, shown):
+    assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Unknown key: 'foo'. Try --schedule 5.resid_post:20,11.mlp_out@norm:10,final.",
+        "a.jsonl has max_new_tokens: 5, and eos_token: '<|im_end|>'. Use --top-k 5 or seed=3.",
+        "C:/models/a is missing. See https://huggingface.co/a@main, or add --dtype bfloat16.",
+        "The tokenizer has no token 'x' at position 3: 12, 13.",
+    ],
+)
+def test_sentences_without_secrets_are_kept(text):
+    assert printable(text) == text
 
 
 def test_secrets_in_a_json_argument_are_hidden():

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from internal_policy.cli.console import Terminal
+from internal_policy.secrecy import printable
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Variable with the file from which torchrun reads why a process failed, for its summary."""
@@ -22,7 +23,11 @@ def is_shared() -> bool:
 
 
 def report(text: str, say: Terminal) -> None:
-    """Print why this process failed, and tell torchrun. Processes of torchrun but the first leave it to its summary."""
+    """Print why this process failed, without secrets, and tell torchrun.
+
+    Processes of torchrun but the first leave it to its summary.
+    """
+    text = printable(text)
     if file := os.environ.get(ERROR_FILE):
         Path(file).write_text(json.dumps({"message": text, "timestamp": int(time.time())}), encoding="utf-8")
     if not file or is_first():

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from internal_policy.cli.console import Terminal, visible
 from internal_policy.cli.pace import MINUTE, Pace, lasting
+from internal_policy.secrecy import printable
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn, Task
@@ -22,8 +23,8 @@ err = Terminal(stderr=True, soft_wrap=True, highlight=False)
 
 
 def note(text: str) -> None:
-    """One line on stderr."""
-    err.print(escape(text))
+    """One line on stderr, without secrets."""
+    err.print(escape(printable(text)))
 
 
 def hush(is_silent: bool) -> None:

@@ -13,11 +13,12 @@ import yaml
 
 from internal_policy.look import run_summary, runs
 from internal_policy.models.naming import title
+from internal_policy.secrecy import printable, redacted
 from internal_policy.train import methods, rewards
 from internal_policy.train.configuration import BuPOConfig
 
-CARD, PICKLE = "README.md", "training_args.bin"
-"""Files: the card, and a pickle that transformers leaves beside the weights."""
+CARD = "README.md"
+"""File with the card."""
 LEFT_OUT = {"output_dir", "hub_token", "generation_batch_size", "use_cpu", "disable_tqdm", "logging_dir"}
 """Fields that aren't in the file: the folder, a secret, what follows from others, and what follows from the machine."""
 PACKAGES = ("internal-policy", "torch", "transformers", "trl", "accelerate", "datasets")
@@ -30,7 +31,7 @@ def versions() -> dict[str, str]:
 
 
 def fields_of(config: BuPOConfig) -> dict[str, Any]:
-    """The fields that differ from their defaults and from what the method sets, with values that YAML holds."""
+    """The fields that differ from their defaults and from what the method sets, without secrets, as YAML holds them."""
     found, follow = {}, methods.method(config.method).fields
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -39,7 +40,7 @@ def fields_of(config: BuPOConfig) -> dict[str, Any]:
         known = (default, follow.get(field.name, default))
         if field.init and field.name not in LEFT_OUT and value not in known and _plain(value):
             found[field.name] = value
-    return found
+    return redacted(found)
 
 
 def _plain(value: Any) -> bool:
@@ -62,6 +63,7 @@ def card(
 
     `exams` has the rows of evaluations.parquet so far. `is_best` says that the model was kept for its exam.
     """
+    about = {name: printable(text) for name, text in about.items()}
     base = about["model"]
     front = {
         "library_name": "peft" if config.lora else "transformers",

@@ -13,6 +13,8 @@ PARTIAL = ".partial"
 """Folder in a run where the next checkpoint is written before it is renamed."""
 MANIFEST = ".files.json"
 """File in a complete checkpoint with the size in bytes of every other file."""
+PICKLE = "training_args.bin"
+"""A pickle that transformers leaves beside the weights."""
 SYNCED = "rb" if os.name == "posix" else "rb+"
 """Mode to open a file in before syncing it to disk; Windows only syncs files that are open for writing."""
 

@@ -14,6 +14,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from internal_policy.errors import InputError, counted
 from internal_policy.models.policy import READOUTS
+from internal_policy.secrecy import redacted
 from internal_policy.train import methods, rewards, schedule
 from internal_policy.train.freezing import Frozen
 from internal_policy.train.limits import CHOICES, COUNT, RANGES
@@ -155,6 +156,16 @@ class BuPOConfig(GRPOConfig):
     def __getstate__(self) -> dict[str, Any]:
         """State for training_args.bin, which is saved beside the weights: everything but the hub token."""
         return {**vars(self), "hub_token": None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields without secrets, as TensorBoard, W&B and Trackio get them."""
+        return redacted(super().to_dict())
+
+    def __repr__(self) -> str:
+        """The fields without secrets."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
+
+    __str__ = __repr__
 
     def _check_values(self) -> None:
         """Reject what TRL would only notice in training: unknown choices, counts below 1, and missing packages."""

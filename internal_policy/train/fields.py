@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from internal_policy.errors import InputError
+from internal_policy.secrecy import HIDDEN, is_secret, redacted
 from internal_policy.train.limits import CHOICES, RANGES
 
 LARGEST, DEEPEST = 64 * 1024, 8
@@ -104,7 +105,8 @@ def _checked(path: Path, name: str, kind: Any, value: Any) -> Any:
             value = float(value)
     if not any(_fits(value, member) for member in members):
         expected = " or ".join(dict.fromkeys(_named(member) for member in members))
-        raise InputError(f"{path} has {name}: {_shown(value)}; expected {expected}.")
+        shown = HIDDEN if is_secret(name, value) else _shown(redacted(value))
+        raise InputError(f"{path} has {name}: {shown}; expected {expected}.")
     if isinstance(value, str) and name not in PATHS and any((get_origin(m) or m) is dict for m in members):
         value = _json(path, name, value)
     low, high = RANGES.get(name, (-math.inf, math.inf))

@@ -323,7 +323,7 @@ def _save(trainer: BuPOTrainer, setup: Setup, text: str, name: str) -> None:
     if trainer.is_world_process_zero():
         if setup.dtype is not None:
             precision.save_as(partial / name, setup.dtype)
-        (partial / name / card.PICKLE).unlink(missing_ok=True)
+        (partial / name / checkpoints.PICKLE).unlink(missing_ok=True)
         (partial / name / card.CARD).write_text(text, encoding="utf-8")
         checkpoints.put(partial / name, folder / name)
         partial.rmdir()

@@ -44,6 +44,8 @@ class SavingTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.saving = self.writing = False
+        if writes:  # nothing reads it, and it holds every field of the configuration
+            ((run if named else partial) / name / checkpoints.PICKLE).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         if writes and named:
             checkpoints.seal(run / name)
