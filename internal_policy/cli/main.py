@@ -23,11 +23,14 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 HELP = {"-h", "--help"}
 CONTINUED = ("scan", "ablate", "align", "generate", "evaluate", "fit-lens", "train")
 """Commands that continue where they were interrupted."""
+PRIVATE = {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Environment variables, unless they are set: libraries don't report their use, nor do processes that we start."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Return 0 if it is done, 1 if it failed, 2 for wrong usage, 130 if it was interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.update({name: value for name, value in PRIVATE.items() if name not in os.environ})
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show Δ gets its number
