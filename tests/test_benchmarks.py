@@ -83,12 +83,13 @@ def test_rows_that_are_not_a_multiple_of_64_are_refused(kernel):
     [
         "readers.py --layers 1 --tokens 2 --runs 1",
         "train.py --layers 4 --d-model 64 --d-vocab 600 --prompts 1 --tokens 4 --steps 1 --runs 1",
+        "sessions.py --sessions 2 --seconds 5 --rounds 1 --rest 0",
         pytest.param(
             "look.py --runs 1 --large-rollouts 0",
             marks=pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="it needs Chromium"),
         ),
     ],
-    ids=["readers", "train", "look"],
+    ids=["readers", "train", "sessions", "look"],
 )
 def test_the_other_benchmarks_run(words):
     name, *rest = words.split()
