@@ -16,6 +16,10 @@ class InputError(ValueError):
     """Bad input: the message says what was given, what was expected and what to do; the command line exits with 2."""
 
 
+class DamageError(InputError):
+    """A file was altered, cut short or removed after it was written: nothing may be shown in its place."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, of this machine or of a device."""
     said = ("out of memory", "allocate memory", "bad_alloc")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from internal_policy.errors import InputError, counted, joined
+from internal_policy.errors import DamageError, InputError, counted, joined
 from internal_policy.look import control, evidence, notebook, view
 from internal_policy.look.claim import CLAIMS, Judged
 from internal_policy.look.control import Control
@@ -82,6 +82,8 @@ def check(one: View) -> Check:
         try:
             shown[each.name] = evidence.of(one, each)
             notes[each.name] = shown[each.name].note
+        except DamageError:
+            raise
         except InputError as error:
             notes[each.name] = str(error)
     results = judged(shown, notes)

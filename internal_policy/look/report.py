@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from internal_policy.errors import InputError, joined
+from internal_policy.errors import DamageError, InputError, joined
 from internal_policy.look import (
     ablation,
     catalogue,
@@ -88,6 +88,8 @@ def _ablation(one: View) -> list[str]:
     """What an ablation of the scan shows; nothing if there is none."""
     try:
         return ablation.sentences(ablation.newest(one), one)
+    except DamageError:
+        raise
     except InputError:
         return []
 
@@ -98,6 +100,8 @@ def _grid(one: View) -> dict[str, Any]:
     try:
         found = highlights.least_certain_response(read)
         drawn = response.drawn(read, found.rollout)
+    except DamageError:
+        raise
     except InputError as error:
         return {"why": str(error)}
     return {"html": page.element(drawn), "rollout": found.rollout, "entropy": f"{found.entropy:.2f}"}
@@ -106,6 +110,8 @@ def _grid(one: View) -> dict[str, Any]:
 def _figure(name: str, views: Sequence[View], choice: Choice) -> dict[str, str]:
     try:
         drawn = catalogue.draw(name, views, choice)
+    except DamageError:
+        raise
     except InputError as error:
         return {"why": str(error)}
     caption = drawn.layout.to_plotly_json()["meta"]["caption"]
@@ -119,6 +125,8 @@ def _figure(name: str, views: Sequence[View], choice: Choice) -> dict[str, str]:
 def _targets(one: View) -> dict[str, Any]:
     try:
         changes = view.changes(one)
+    except DamageError:
+        raise
     except InputError as error:
         return {"why": str(error)}
     frame = summary.targets(changes)
@@ -145,6 +153,8 @@ def _check(one: View) -> dict[str, Any]:
 def _table(one: View) -> dict[str, Any]:
     try:
         columns, *rows = summary.cells(summary.by_layer(one))
+    except DamageError:
+        raise
     except InputError as error:
         return {"why": str(error)}
     return {"columns": columns, "rows": rows}
@@ -153,6 +163,8 @@ def _table(one: View) -> dict[str, Any]:
 def _comparison(views: Sequence[View]) -> dict[str, Any]:
     try:
         caveats = comparison.differences(comparison.comparable(views))
+    except DamageError:
+        raise
     except InputError as error:
         return {"caveats": [str(error)], "figures": {}}
     drawn = {called: _figure(name, views, choice) for called, (name, choice) in COMPARISONS.items()}

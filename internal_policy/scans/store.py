@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from internal_policy import bundle, files
-from internal_policy.errors import InputError, check_path
+from internal_policy.errors import DamageError, InputError, check_path
 from internal_policy.models.naming import title
 from internal_policy.scans import records, schema, settings
 from internal_policy.scans.cache import repair, root
@@ -167,14 +167,14 @@ def _record(folder: Path, looks: tuple[int, ...]) -> Mapping[str, Any]:  # noqa:
     try:
         found = records.read(path)
     except records.DAMAGE as error:
-        raise InputError(f"{path} is damaged ({error}). {repair(folder)}") from error
+        raise DamageError(f"{path} is damaged ({error}). {repair(folder)}") from error
     if found.get("schema") != SCHEMA:
         raise InputError(
             f"{path} has schema version {str(found.get('schema'))[:60]}, but this version of internal-policy reads "
             f"{SCHEMA}. Update internal-policy, or scan again."
         )
     if wrong := records.complaint(found):
-        raise InputError(f"{path} is damaged ({wrong}). {repair(folder)}")
+        raise DamageError(f"{path} is damaged ({wrong}). {repair(folder)}")
     return found
 
 
@@ -193,7 +193,7 @@ def damaged(folder: Path) -> list[str]:
 def check_sizes(folder: Path) -> None:
     """Raise InputError if a file of a whole scan is missing or has changed in size, which is quick to check."""
     if short := cut_short(folder):
-        raise InputError(f"{folder / short[0]} is missing or cut short. {repair(folder)}")
+        raise DamageError(f"{folder / short[0]} is missing or cut short. {repair(folder)}")
 
 
 def cut_short(folder: Path) -> list[str]:
@@ -272,7 +272,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (*UNREADABLE, *records.DAMAGE) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is damaged ({why}). {_remedy(path.parent)}") from error
+        raise DamageError(f"{path} is damaged ({why}). {_remedy(path.parent)}") from error
 
 
 def _remedy(folder: Path) -> str:

@@ -113,6 +113,17 @@ def test_a_damaged_measurement_is_repeated_without_vllm(vllm, vllm_words, here):
     assert numbers(here / "mine") == whole
 
 
+def test_damaged_responses_are_sampled_again_with_vllm(vllm, vllm_words, here):
+    words = ["scan", *vllm_words, "--limit", "2", "--batch-size", "2", *SMALL, "-o", "mine"]
+    assert main(words) == 0
+    whole = {path.name: path.read_bytes() for path in (here / "mine").iterdir()}
+    (here / "mine" / "rollouts-00000.parquet").write_bytes(b"damaged")
+    vllm.CALLS.clear()
+    assert main(["verify", "mine", "--repair"]) == 0
+    assert "generate 2" in vllm.CALLS  # the other part is whole
+    assert {path.name: path.read_bytes() for path in (here / "mine").iterdir()} == whole
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
