@@ -97,7 +97,8 @@ def table(folder: Path) -> pd.DataFrame:
         raise InputError(f"{folder / TABLE} is damaged or missing. Remove the folder and run align again.") from error
     numbers = [name for name in NUMBERS if name in found and pd.api.types.is_numeric_dtype(found[name])]
     texts = [name for name in KEYS if name in found and all(type(value) is str for value in found[name])]
-    if len(numbers) + len(texts) < len(NUMBERS) + len(KEYS) or "left_out" not in found or not len(found):
+    lacks = len(numbers) + len(texts) < len(NUMBERS) + len(KEYS) or "left_out" not in found or not len(found)
+    if lacks or not {*found["readout"]} <= {*READOUTS}:
         raise InputError(f"{folder / TABLE} isn't the table of an alignment. Remove the folder and run align again.")
     return found
 

@@ -17,7 +17,7 @@ from internal_policy.errors import InputError, counted, joined
 from internal_policy.look import statistics
 from internal_policy.look.statistics import Average
 from internal_policy.measure.sites import CHANGES, INPUT_OF, ONLY_AT, SITES, WITH_FINAL
-from internal_policy.scans import positions, store
+from internal_policy.scans import positions, schema, store
 from internal_policy.scans.store import Tables
 from internal_policy.tasks import pass_at_k
 
@@ -225,7 +225,7 @@ def _layers(view: View, of: tuple[str, ...], written: int) -> pd.DataFrame:  # n
     """The table `layers`, of a window with the measures `of`, cached until the scan's record is written again."""
     kept = rollouts(view)["rollout"]
     if not _is_window(view):
-        found = store.read(view.source, "layers", where=_of_readout(view))
+        found = schema.whole("layers", store.read(view.source, "layers", where=_of_readout(view)), view.source)
         return found[found["rollout"].isin(kept)].reset_index(drop=True)
     record, names = store.record(view.source), store.columns(view.source, "policies")
     names = [name for name in names if name.rpartition(".")[2] in of]

@@ -99,7 +99,12 @@ def read(folder: Path, kind: str) -> pd.DataFrame:
             raise InputError(f"{folder / name} is damaged or missing. Remove the folder and run the command again.")
     try:
         tables = [pq.read_table(folder / name) for name in names]
-        return pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame()
+        found = pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame()
+        if kind == EFFECTS and not all(
+            name in found and pd.api.types.is_numeric_dtype(found[name]) for name in ("rollout", "layer", *MEASURES)
+        ):
+            raise ValueError("a column is missing or has no numbers")
+        return found
     except store.UNREADABLE as error:
         raise InputError(
             f"{folder} has damaged tables ({first_line(error)}). Remove the folder and run the command again."

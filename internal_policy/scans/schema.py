@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
+import pandas as pd
 import pyarrow as pa
 from pyarrow import types
+
+from internal_policy.errors import InputError
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -30,12 +33,32 @@ COLUMNS: Mapping[str, Mapping[str, Callable[[pa.DataType], bool]]] = {
 }
 """Table -> its columns, and whether a type is right for each. It may have more."""
 
+MEASURED = ("policies", "layers")
+"""Tables whose other columns are numbers, or as many top tokens in each row."""
+
+
+def _is_measure(kind: pa.DataType) -> bool:
+    return any(
+        is_kind(kind) for is_kind in (types.is_integer, types.is_floating, types.is_fixed_size_list, types.is_null)
+    )
+
 
 def complaint(table: str, schema: pa.Schema) -> str | None:
     """What is wrong with the columns of a table with that name, in words; None if their types are right."""
     if twice := next((name for name in schema.names if len(schema.get_all_field_indices(name)) > 1), None):
         return f"it has the column {twice:.40} twice"
-    for name, is_right in COLUMNS.get(table, {}).items():
+    known = COLUMNS.get(table, {})
+    measured = [field for field in schema if table in MEASURED and field.name not in known]
+    if odd := next((field for field in measured if not _is_measure(field.type)), None):
+        return f"its column {odd.name:.40} is {odd.type!s:.40}"
+    for name, is_right in known.items():
         if name in schema.names and not is_right(schema.field(name).type):
             return f"its column {name} is {schema.field(name).type!s:.40}"
     return None
+
+
+def whole(table: str, found: pd.DataFrame, source: object) -> pd.DataFrame:
+    """A table of a scan that was read with all of its columns. Raises InputError if it lacks one that all have."""
+    if missing := sorted(COLUMNS[table].keys() - {*found.columns}):
+        raise InputError(f"The table {table} of {source} has no column {missing[0]}. Measure the scan again.")
+    return found

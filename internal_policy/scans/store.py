@@ -128,10 +128,9 @@ def is_whole(folder: Path, part: int) -> bool:
 def has_end(path: Path) -> bool:
     """Whether a Parquet file exists and isn't cut short."""
     try:
-        pq.read_metadata(path)
+        return path.is_file() and pq.read_metadata(path) is not None
     except UNREADABLE:
         return False
-    return True
 
 
 def asked(folder: Path) -> dict[str, Any]:
@@ -199,7 +198,7 @@ def check_sizes(folder: Path) -> None:
 def cut_short(folder: Path) -> list[str]:
     """Names of the files of a whole scan that are missing or have changed in size, which is quick to check."""
     with os.scandir(folder) as entries:  # a stat of each of thousands of parts through pathlib takes five times as long
-        sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        sizes = {entry.name: entry.stat().st_size for entry in entries if os.path.isfile(entry)}  # noqa: PTH113
     return [name for name, part in record(folder)["files"].items() if sizes.get(name) != part["bytes"]]
 
 

@@ -1,6 +1,7 @@
 """Weights are counted as they will be loaded, before they are."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -135,6 +136,13 @@ def test_a_tensor_without_a_valid_place_is_refused(tmp_path, entry):
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
     with pytest.raises(InputError, match="as safetensors"):
         weights.of_file(tmp_path / "x.safetensors")
+
+
+def test_an_index_with_a_name_too_long_for_a_file_is_refused(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x" * 999}}))
+    with pytest.raises(InputError, match="which isn't in the folder"):
+        folder.check(tmp_path / "m")
 
 
 def test_an_index_cannot_name_files_elsewhere(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
 from internal_policy.look import alignment
-from internal_policy.scans import effects, records, settings, store
+from internal_policy.scans import effects, records, schema, settings, store
 
 SCANS = bundle.DATA / "scans"
 
@@ -100,6 +100,11 @@ def test_a_pipe_in_place_of_a_record_or_a_table_is_refused_unread(copied):
     os.mkfifo(copied / store.RECORD)
     with pytest.raises(InputError, match="it isn't a file"):
         store.record(copied)
+
+
+def test_top_tokens_in_lists_of_any_length_are_refused():
+    table = pa.table({"layer": [0], "final.topk_ids": [[1, 2]]})
+    assert schema.complaint("policies", table.schema) == "its column final.topk_ids is list<item: int64>"
 
 
 def test_a_table_of_a_scan_without_its_columns_is_refused(copied):
