@@ -88,3 +88,59 @@ def test_an_invalid_date_is_rejected(day):
 def test_a_template_keeps_the_name_of_its_file():
     template = Template("{{ 1 }}", "t.jinja")
     assert [copy.deepcopy(template).file, pickle.loads(pickle.dumps(template)).file] == ["t.jinja", "t.jinja"]
+
+
+ATTACKS = {
+    "{{ range(10**9) | list }}": "Range too big",
+    "{{ '{0.__class__.__mro__}'.format(messages) }}": "unsafe",
+    "{{ lipsum.__globals__['os'].popen('id').read() }}": "unsafe",
+    "{{ cycler.__init__.__globals__ }}": "unsafe",
+    "{{ messages.append(1) }}": "unsafe",
+    "{% include '/etc/passwd' %}": "no loader",
+    "{% import '/etc/passwd' as x %}": "no loader",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "recursion depth",
+    f"{{{{ {'(' * 5000}1{')' * 5000} }}}}": "recursion depth",
+    "{% if 1 %}" * 3000: "recursion depth",
+    "{{ (10 ** 5000) ~ '' }}": "4300 digits",
+    "{{ 'x' | center(10**11) }}": "MemoryError",
+    "{{ [1] * 10**11 }}": "MemoryError",
+    "{{ messages | tojson(indent=10**11) }}": "MemoryError",
+    "{{ ('a' * 10**5).replace('a', 'b' * 10**6) }}": "MemoryError",
+}
+"""Template -> what its refusal says."""
+
+
+@pytest.mark.parametrize("template", ATTACKS)
+def test_a_template_that_reaches_outside_or_grows_is_refused(template):
+    with pytest.raises(InputError, match=ATTACKS[template]):
+        render(template, MESSAGES, {})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ '{x.__class__}'.format_map({'x': messages}) }}",
+        "{% set f = '{0.__class__}'.format %}{{ f(messages) }}",
+        "{{ '%s' | format(messages.__class__) }}",
+        "{{ raise_exception.__globals__ }}{{ strftime_now.__closure__ }}{{ '' | attr('__class__') }}",
+        "{{ messages['__class__'] }}{{ self._TemplateReference__context }}",
+    ],
+)
+def test_a_template_sees_nothing_of_the_objects_it_is_given(template):
+    assert render(template, MESSAGES, {}) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{{ ('a' * 10**7) | wordwrap(1) | length }}",
+        "{{ lipsum(n=10**9) }}",
+        "{{ range(10) | slice(10**11) | list }}",
+    ],
+)
+def test_a_template_without_end_is_stopped(template, monkeypatch):
+    monkeypatch.setattr(templates, "TIME_LIMIT", 1.0)
+    with pytest.raises(InputError, match=r"takes more than 1 s or 1 GB of memory|MemoryError"):
+        render(template, MESSAGES, {})
