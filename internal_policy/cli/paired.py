@@ -67,7 +67,8 @@ def read(name: str) -> Evaluation:
         rows = store.read_part(folder / ROLLOUTS).to_pandas()
         if missing := {"problems", "problem", "answer", "sample", "reward", "response"} - {*rows.columns}:
             raise InputError(f"no column {min(missing)}")
-        if {"sample", "reward"} - {*rows.select_dtypes("number").columns} or rows["sample"].isna().any():
+        others = rows[["sample", "reward"]].select_dtypes(exclude="number")
+        if "sample" in others or rows["sample"].isna().any() or others.notna().any(axis=None):
             raise InputError("no numbers")
         label = str(store.read_part(folder / CURVES).to_pandas()["label"].iloc[0])
     except (InputError, *records.DAMAGE) as error:
