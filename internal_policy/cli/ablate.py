@@ -1,6 +1,7 @@
 """`internal-policy ablate`: take away each layer, attention block and FFN, and see what the model then says."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def scan_of(folder: Path) -> Path | None:
     name = effects.record(folder)["scan"]["name"]
     beside = [path.parent for path in folder.absolute().parent.glob(f"*/{store.RECORD}")]
     for scan in (Path(name), *beside, *(item.folder for item in inventory.items("scan"))):
-        if (scan / store.RECORD).is_file() and folder.resolve() in effects.of_scan(scan):
+        if os.path.isfile(scan / store.RECORD) and folder.resolve() in effects.of_scan(scan):  # noqa: PTH113
             return scan
     return None
 

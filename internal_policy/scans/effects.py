@@ -67,11 +67,13 @@ def _complaint(found: Mapping[str, Any]) -> str | None:
     """What is wrong with a record that has all fields, in words; None if it is valid."""
     if wrong := next((name for name, kind in FIELDS.items() if not settings.fits(found[name], kind)), None):
         return f"'{wrong}' holds {quoted(found[wrong])}"
+    if not {"name", "digest", "rollouts"} <= {*found["scan"]}:
+        return f"'scan' holds {quoted(found['scan'])}; expected name, digest and rollouts"
     if foreign := [name for name in found["files"] if not NAME.fullmatch(name)]:
         return f"'files' lists {quoted(foreign[0])}, which isn't a file of an ablation"
     return (
         settings.misfit(found, MORE)
-        or settings.misfit(found["scan"], {"digest": str, "rollouts": str})
+        or settings.misfit(found["scan"], dict.fromkeys(("name", "digest", "rollouts"), str))
         or settings.complaint(found["asked"])
     )
 

@@ -54,7 +54,7 @@ def test_a_scan_with_a_lying_record_is_refused(tmp_path, changes, said):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"asked": []}, {"scan": "x"}, {"files": {"effects-/../../secret": {}}}, {"model": 3}, {"asked": {"modules": 3}}],
+    [{"asked": []}, {"scan": "x"}, {"files": {"effects-/../../secret": {}}}, {"model": 3}, {"scan": {"digest": "a"}}],
 )
 def test_an_ablation_with_a_lying_record_is_refused(tmp_path, changes):
     folder = changed(tmp_path, SCANS / "demo-qwen3-ablation", effects.RECORD, **changes)
