@@ -95,7 +95,7 @@ def _failed(error: OSError, words: Sequence[str]) -> str:
     again = _again(words)
     kept = again and " Finished work is kept."
     if folder is not None and error.errno in files.FULL:
-        folder = folder if folder.is_dir() else folder.parent
+        folder = (folder if folder.is_dir() else folder.parent).absolute()
         return f"There is no space left on the disk of {folder}.{kept} Make room, then try again. {again}".rstrip()
     if folder is not None and isinstance(error, FileNotFoundError) and again and not folder.parent.exists():
         missing = [parent for parent in folder.parents if not parent.exists()]

@@ -181,6 +181,6 @@ def test_a_full_disk_exits_with_1_and_keeps_finished_parts(asked, here, capsys, 
 
     monkeypatch.setattr(store, "write_table", full)
     assert main([*asked, "--output", "mine"]) == 1
-    said = "error: There is no space left on the disk of mine. Finished work is kept. Make room, then try again. Contin"
-    assert capsys.readouterr().err.splitlines()[-1].startswith(said)
+    said = f"error: There is no space left on the disk of {here / 'mine'}. Finished work is kept. Make room"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"{said}, then try again. Continue with: ")
     assert store.is_whole(here / "mine", 0)
