@@ -33,14 +33,14 @@ def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: C
     if chat is None:
         _need_no_template({"tools": problem.tools})
         return encode_text(tokenizer, problem.text)
-    context = _without_ends(tokenizer, problem.messages, chat, problem.tools)
-    return _encode(tokenizer, _prompt(tokenizer, context, chat, problem.tools))
+    context = without_ends(tokenizer, problem.messages, chat, problem.tools)
+    return encode(tokenizer, rendered_prompt(tokenizer, context, chat, problem.tools))
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
     """Token ids of `text` without an EOS, but with the BOS that the tokenizer adds unless `text` begins with it."""
-    ids = _encode(tokenizer, text)
-    sample = _encode(tokenizer, "a")
+    ids = encode(tokenizer, text)
+    sample = encode(tokenizer, "a")
     added = tuple(tokenizer("a", verbose=False)["input_ids"])
     start = next(n for n in range(len(added)) if added[n : n + len(sample)] == sample)
     return ids if ids[:start] == added[:start] else added[:start] + ids
@@ -53,7 +53,7 @@ def continuation(tokenizer: PreTrainedTokenizerBase, prompt: Ids, text: str, mor
     InputError if it has none.
     """
     whole = encode_text(tokenizer, text + more)
-    ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else _encode(tokenizer, more)
+    ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else encode(tokenizer, more)
     if not ids:
         raise InputError(f"The target {more!r} has no tokens. Give a word, such as ' Paris'.")
     return ids
@@ -77,10 +77,10 @@ def split_messages(
         whole = prompt + _to_its_end(tokenizer, response["content"], chat)
         prompt_ids, ids = encode_text(tokenizer, prompt), encode_text(tokenizer, whole)
     else:
-        context = _without_ends(tokenizer, context, chat, tools)
-        prompt = _prompt(tokenizer, context, chat, tools)
+        context = without_ends(tokenizer, context, chat, tools)
+        prompt = rendered_prompt(tokenizer, context, chat, tools)
         whole = _whole(tokenizer, context, response, chat, tools, prompt)
-        prompt_ids, ids = _encode(tokenizer, prompt), _encode(tokenizer, whole)
+        prompt_ids, ids = encode(tokenizer, prompt), encode(tokenizer, whole)
     if not prompt_ids or ids[: len(prompt_ids)] != prompt_ids:
         raise InputError(
             f"One token spans the end of the prompt {prompt[-20:]!r} and the start of the response "
@@ -128,14 +128,14 @@ def _need_no_template(parts: Mapping[str, Any]) -> None:
             raise InputError(f"'{key}' needs a chat template. Leave out --chat-template none.")
 
 
-def _without_ends(
+def without_ends(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools
 ) -> list[Message]:
     """The messages, without an end of turn that the template would write a second time after an assistant turn."""
     turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         return list(messages)
-    ends = _turn_ends(tokenizer, messages[: turns[0]], chat, tools)
+    ends = turn_ends(tokenizer, messages[: turns[0]], chat, tools)
     cleaned = list(messages)
     for n in turns:
         content = messages[n]["content"].rstrip()
@@ -145,7 +145,7 @@ def _without_ends(
     return cleaned
 
 
-def _turn_ends(
+def turn_ends(
     tokenizer: PreTrainedTokenizerBase, context: Sequence[Message], chat: Chat, tools: Tools = ()
 ) -> tuple[str, ...]:
     """What the template writes after the last assistant turn, and after an earlier one, which differs for gpt-oss."""
@@ -164,7 +164,7 @@ def _to_its_end(tokenizer: PreTrainedTokenizerBase, text: str, chat: Chat) -> st
         return text
     ends = [str(tokenizer.eos_token)] if tokenizer.eos_token else []
     with suppress(InputError):  # the text is already rendered, so a missing or failing template doesn't matter
-        ends += _turn_ends(tokenizer, [Message(role="user", content="a")], chat)
+        ends += turn_ends(tokenizer, [Message(role="user", content="a")], chat)
     return ended if ended.endswith(tuple(ends)) else text
 
 
@@ -173,7 +173,9 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join([*map(re.escape, pieces), CONTROL]))
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools) -> str:
+def rendered_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: Chat, tools: Tools = ()
+) -> str:
     """The template's text up to the response. Raises InputError for a question that is already a rendered prompt."""
     rendered = _templated(tokenizer, messages, chat, tools, prompt=True)
     questions = [message["content"].strip() for message in messages if message["role"] == "user"]
@@ -316,7 +318,7 @@ def _after_reasoning(whole: str, prompt: str, response: Message) -> int:
     return len(prompt) + (written.index(end) + len(end) if end else 0)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
     """Token ids of `text` without adding special tokens, which the template has already written."""
     if (half := templates.HALF.search(text)) is not None:
         raise InputError(f"{text!r:.40} contains {half.group()!r}, half of a surrogate pair, which isn't text. Fix it.")
