@@ -247,9 +247,10 @@ def _is_source(given: Any, name: str) -> bool:
         return False
     text = str(given)
     hub = name == "problems" and from_hub(text) and not any(map(str.isspace, text))
-    if isinstance(given, str) and not hub and Path(text).suffix.lower() not in READERS:
+    endings = [*READERS, *([".eval"] if name == "texts" else [])]  # an Inspect log
+    if isinstance(given, str) and not hub and Path(text).suffix.lower() not in endings:
         raise InputError(
-            f"{name} is the string {text!r:.40}. Put texts in a list, or give the name of a {', '.join(READERS)} file."
+            f"{name} is the string {text!r:.40}. Put texts in a list, or give the name of a {', '.join(endings)} file."
         )
     return True
 

@@ -128,7 +128,7 @@ def _prepared(options: Align) -> "Prepared":
     from internal_policy.look import alignment as look
 
     engine.check(options)
-    if options.rollouts is not None:
+    if options.rollouts:
         prepared.check_effect(options, {"problems", "samples", "max_new_tokens"}, "--rollouts")
         return prepared.prepare(options, PRESENTATION, [], rollouts=options.rollouts)
     problems = options.problems or str(bundle.DATA / "problems" / "sums.jsonl")
@@ -178,7 +178,7 @@ def _measure(options: Align, inputs: "Prepared", folder: Path, other: bool) -> N
         outputs.clear(folder, "alignment")
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / look.RECORD, _facts(inputs, found))
-    if options.rollouts is None:
+    if not options.rollouts:
         write_rollouts(folder / look.ROLLOUTS, rollouts)
     store.write_table(folder / look.TABLE, pa.Table.from_pandas(found.table, preserve_index=False))
     shards.remove(parts)
@@ -186,7 +186,7 @@ def _measure(options: Align, inputs: "Prepared", folder: Path, other: bool) -> N
 
 def _responses(options: Align, inputs: "Prepared", parts: Path, model: "nn.Module | None") -> "list[Rollout] | None":
     """The given responses, or sampled ones (by an engine without `model`); None while other processes have some."""
-    if options.rollouts is not None:
+    if options.rollouts:
         return inputs.given()
     source = inputs.question["problems"]
     problems, lengths = inputs.problems(source)

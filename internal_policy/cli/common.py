@@ -25,6 +25,7 @@ DeviceMap = Annotated[
     tyro.conf.arg(metavar="{auto,balanced,balanced_low_0,sequential}"),
 ]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
+Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE"), tyro.conf.UseAppendAction]
 Lenses = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]FILE"), tyro.conf.UseAppendAction]
 Modules = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")]
 Rewards = Annotated[tuple[str, ...], tyro.conf.arg(metavar="REWARD[=WEIGHT]"), tyro.conf.UseAppendAction]
@@ -165,9 +166,11 @@ class RolloutOptions:
     """Responses that exist already."""
 
     group: ClassVar = "Data"
-    rollouts: File = None
-    """Responses to use instead of sampling them: a .jsonl, .json, .parquet or .csv file, as `generate` and `export`
-    write them, or with columns prompt and response, or messages, or text; or a .txt file, which is one text."""
+    rollouts: Files = ()
+    """Responses to use instead of sampling them: a file, or a folder of files, that `generate` or `export` wrote, or
+    TRL (log_completions), verl, lm-eval (--log_samples), lighteval, Inspect, or a batch of vLLM or OpenAI; with columns
+    prompt and response, prompt and completion, messages, text, or a list of responses; or a .txt file, which is one
+    text. For several files repeat the option."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,24 +153,24 @@ def run(options: FitLens) -> None:
 
 def _prepared(options: FitLens) -> prepared.Prepared:
     """Resolve the options. Without problems or responses the bundled problems are used. Raises InputError."""
-    if options.problems is not None and options.rollouts is not None:
+    if options.problems is not None and options.rollouts:
         raise InputError("Both --problems and --rollouts are given. Use one of them.")
-    if options.rollouts is not None:
+    if options.rollouts:
         prepared.check_effect(options, UNUSED, "--rollouts")
-    if options.kind == "tuned" and options.rollouts is not None and not options.worker.is_alone:
+    if options.kind == "tuned" and options.rollouts and not options.worker.is_alone:
         raise InputError(
             "Several processes can share the sampling, but not the fit of a tuned lens, and --rollouts leaves only "
             "that. Run a single process, without --shard or a launcher."
         )
     if options.worker.is_alone:
         outputs.check_file(options.output, options.force, ENDING, inputs=outputs.inputs_of(options))
-    if options.rollouts is None:
+    if not options.rollouts:
         outputs.check_cache()
     for kind, names in fitting.OPTIONS_OF.items():
         if kind != options.kind:
             prepared.check_effect(options, names, f"--kind {options.kind}")
     fitting.check(options, options.seed)
-    if options.problems is None and options.rollouts is None:
+    if options.problems is None and not options.rollouts:
         limit = PROBLEMS if options.limit is None else options.limit
         options = dataclasses.replace(options, problems=str(bundle.DATA / "problems" / "train.jsonl"), limit=limit)
     sources = [options.problems] if options.problems else []
@@ -205,7 +205,7 @@ def _about(
     from internal_policy.lenses.card import corpus
     from internal_policy.lenses.merge import digests
 
-    source = Path(inputs.rollouts or inputs.question["problems"])
+    source = Path(inputs.rollouts[0] if inputs.rollouts else inputs.question["problems"])
     named = {
         "file": source.name if source.is_file() else str(source),
         "source": "given" if inputs.rollouts else "sampled",

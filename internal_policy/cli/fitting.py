@@ -99,9 +99,16 @@ def given(options: FittingOptions, inputs: "Prepared") -> "list[Rollout]":
     from internal_policy.models.passes import positions
     from internal_policy.tasks.rollouts import check_ids, read_rollouts
 
-    if options.kind == "tuned" or inputs.rollouts is None:
+    if options.kind == "tuned" or not inputs.rollouts:
         return inputs.given()
-    found = read_rollouts(inputs.rollouts, inputs.tokenizer, inputs.sampling.chat, limit=inputs.limit, note=inputs.note)
+    found = read_rollouts(
+        inputs.rollouts,
+        inputs.tokenizer,
+        inputs.sampling.chat,
+        limit=inputs.limit,
+        note=inputs.note,
+        warn=progress.note,
+    )
     rollouts = [part for number, one in enumerate(found) for part in _cut(options, inputs, one, number, len(found))]
     check_ids(rollouts, positions(inputs.config), inputs.config.get_text_config().vocab_size)
     return rollouts

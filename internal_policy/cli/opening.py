@@ -36,7 +36,7 @@ def check(options: Any) -> None:
         raise InputError("--controls needs hidden states, but with --remote they stay on the server. Leave one out.")
     if options.reader != "nnsight":
         raise InputError(f"--remote measures through nnsight, but --reader is {options.reader}. Add --reader nnsight.")
-    if options.rollouts is None and not options.text:
+    if not options.rollouts and not options.text:
         raise InputError(
             "--remote measures existing responses. Give them with --rollouts, such as a file that `internal-policy "
             "generate` wrote."

@@ -16,6 +16,7 @@ from internal_policy.models import loading, tokenizers
 from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.scans.shard import ALONE, Worker
 from internal_policy.tasks import rows
+from internal_policy.tasks.formats import table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,8 +49,8 @@ class Prepared:
     """How many problems or rollouts are read from a source; None for all."""
     texts: tuple[str, ...]
     """Texts to measure as they are; none if responses are read from a file or sampled."""
-    rollouts: str | None
-    """File of given responses; None to sample them, or with texts."""
+    rollouts: tuple[str, ...]
+    """Files of given responses; none to sample them, or with texts."""
     lenses: tuple[LensFile, ...]
     """The lenses to read hidden states through."""
     sampled: Mapping[str, Any]
@@ -127,7 +128,7 @@ class Prepared:
     @property
     def is_given(self) -> bool:
         """Whether responses are given; otherwise they are sampled."""
-        return bool(self.texts) or self.rollouts is not None
+        return bool(self.texts or self.rollouts)
 
     def given(self) -> "list[Rollout]":
         """The given responses, checked; none if they are sampled."""
@@ -137,9 +138,14 @@ class Prepared:
         names = ["--text"] if len(self.texts) == 1 else [f"--text {n + 1}" for n in range(len(self.texts))]
         given = [rows.Row(name, {"text": text}) for name, text in zip(names, self.texts, strict=True)]
         rollouts = of_rows(self.tokenizer, given, self.sampling.chat)
-        if self.rollouts is not None:
+        if self.rollouts:
             rollouts = read_rollouts(
-                self.rollouts, self.tokenizer, self.sampling.chat, limit=self.limit, note=self.note
+                self.rollouts,
+                self.tokenizer,
+                self.sampling.chat,
+                limit=self.limit,
+                note=self.note,
+                warn=progress.note,
             )
         check_ids(rollouts, positions(self.config), self.config.get_text_config().vocab_size)
         return rollouts
@@ -239,7 +245,7 @@ def prepare(
     sources: Sequence[str],
     *,
     texts: tuple[str, ...] = (),
-    rollouts: str | None = None,
+    rollouts: Sequence[str] = (),
     lenses: Sequence[str] = (),
     of_another_model: bool = False,
 ) -> Prepared:
@@ -250,13 +256,14 @@ def prepare(
     loaded.
     """
     fitted = lens_files.resolve(lenses)
-    paths = [*sources, rollouts, options.chat_template]
-    asked = question.of(options, unused, paths, rollouts, texts=texts, lenses=fitted)
+    files = tuple(table.listed(rollouts))
+    paths = [*sources, *files, options.chat_template]
+    asked = question.of(options, unused, paths, files, texts=texts, lenses=fitted)
     if of_another_model and not lenses:
         raise InputError("--lens-of-another-model has no effect without --lens. Leave it out.")
     if not of_another_model:
         lens_files.check_model(fitted, asked["identity"], options.model)
-    return answering(options, asked, fitted, texts, rollouts, options.worker)
+    return answering(options, asked, fitted, texts, files, options.worker)
 
 
 def answering(
@@ -264,7 +271,7 @@ def answering(
     asked: Mapping[str, Any],
     lenses: tuple[LensFile, ...],
     texts: tuple[str, ...],
-    rollouts: str | None,
+    rollouts: tuple[str, ...],
     worker: Worker = ALONE,
 ) -> Prepared:
     """What answers the question `asked`, which the options were resolved to, now or in an earlier run."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence, Set
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from internal_policy.cli.common import ResponseOptions
 from internal_policy.cli.lens_files import LensFile
 from internal_policy.models import checkpoint, templates, tokenizers
 from internal_policy.tasks import rows
+from internal_policy.tasks.formats import table
+from internal_policy.tasks.formats.response import Response
 
 LATER: dict[str, Any] = {
     "reader": "hooks",
@@ -35,7 +38,7 @@ def of(
     options: ResponseOptions,
     unused: Set[str],
     paths: Iterable[str | None],
-    rollouts: str | None = None,
+    rollouts: Sequence[str] = (),
     *,
     texts: Sequence[str] = (),
     lenses: Sequence[LensFile] = (),
@@ -51,6 +54,7 @@ def of(
         arguments = {templates.DATE: templates.today(), **arguments}
     return {
         **decisive,
+        **({"rollouts": _one_or_all(rollouts)} if "rollouts" in decisive else {}),
         **({"lens": lens_files.asked(lenses)} if lenses else {}),
         "chat_template_kwargs": json.dumps(arguments, sort_keys=True),
         "identity": identity,
@@ -58,13 +62,28 @@ def of(
     }
 
 
-def _untemplated(rollouts: str | None, limit: int | None) -> bool:
+def _untemplated(rollouts: Sequence[str], limit: int | None) -> bool:
     """Whether no given rollout is rendered by the chat template: the file is text, or all of its rows are token ids."""
-    if rollouts is None:
+    if not rollouts:
         return False
-    return Path(rollouts).suffix.lower() == ".txt" or all(
-        row.values.keys() >= {"prompt_ids", "response_ids"} for row in rows.read_rows(Path(rollouts), limit)
-    )
+    found = islice(table.read([Path(path) for path in rollouts]), limit)
+    return not any(_is_rendered(one) for one in found)
+
+
+def _is_rendered(one: table.Found) -> bool:
+    if isinstance(one, Response):
+        return one.prompt_ids is None and (one.is_bare or not isinstance(one.prompt, str))
+    return not any(one.values.keys() >= {*columns} for columns in (("prompt_ids", "response_ids"), ("text",)))
+
+
+def all_of(recorded: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The files of responses that a question names."""
+    return (recorded,) if isinstance(recorded, str) else tuple(recorded or ())
+
+
+def _one_or_all(paths: Sequence[str]) -> str | list[str] | None:
+    """The name of a single file, as earlier versions recorded it; None without a file."""
+    return [*paths] if len(paths) > 1 else next(iter(paths), None)
 
 
 def held(source: str) -> dict[str, Any] | None:

@@ -112,7 +112,8 @@ def _options(asked: Mapping[str, Any]) -> Scan:
     for name in LISTS:
         given[name] = given[name] if isinstance(given[name], str) else ",".join(map(str, given[name]))
     lenses = tuple(f"{name}={file}" for name, file in records.lenses(asked).items())
-    return Scan(**{**given, "text": tuple(given.get("text", ())), "lens": lenses})
+    rollouts = question.all_of(given.get("rollouts"))
+    return Scan(**{**given, "text": tuple(given.get("text", ())), "rollouts": rollouts, "lens": lenses})
 
 
 def _prepared(folder: Path, asked: Mapping[str, Any], *, reads: bool) -> tuple[Prepared, Scan]:
@@ -143,8 +144,8 @@ def _check_files(
     for lens in lenses:
         if lens.content != content.get(lens.given):
             raise InputError(_changed(folder, f"the lens {lens.given}"))
-    source = options.rollouts or (None if options.text else options.problems)
-    read = [options.chat_template, source if reads else None]
+    sources = options.rollouts or (None if options.text else options.problems,)
+    read = [options.chat_template, *(sources if reads else ())]
     for path in filter(None, read):
         if (known := content.get(path)) is None:  # `none`, or not a file
             continue

@@ -79,6 +79,7 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     $ internal-policy scan --text "The capital of France is Paris"
     $ internal-policy scan --model Qwen/Qwen3-4B --problems openai/gsm8k:main@test
     $ internal-policy scan --model ./my-llama --rollouts responses.jsonl
+    $ internal-policy scan --model Qwen/Qwen3-4B --rollouts out/completions
     $ internal-policy scan --layers 0,5,10-20,-1 --sites attn_out --readout raw
     """
 
@@ -203,7 +204,7 @@ def prepared(options: Scan) -> Prepared:
     first, last = positions.parse(options.positions)
     span = None if (first, last) == (0, None) else f"{first}-{'' if last is None else last}"  # however it was typed
     options = dataclasses.replace(options, positions=span, text=texts.read(options.text, "--text"))
-    is_given = bool(options.text) or options.rollouts is not None
+    is_given = bool(options.text or options.rollouts)
     unused = PRESENTATION | (SAMPLING if is_given else set()) | (set() if engine.samples(options) else {"engine"})
     sources = []
     if not is_given:

@@ -7,6 +7,7 @@ import pyarrow as pa
 from pyarrow import types
 
 from internal_policy.errors import InputError
+from internal_policy.tasks.formats.response import MARK
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -51,7 +52,8 @@ def complaint(table: str, schema: pa.Schema) -> str | None:
     measured = [field for field in schema if table in MEASURED and field.name not in known]
     if odd := next((field for field in measured if not _is_measure(field.type)), None):
         return f"its column {odd.name:.40} is {odd.type!s:.40}"
-    for name, is_right in known.items():
+    marks = {name: types.is_floating for name in schema.names if table == "rollouts" and name.startswith(MARK)}
+    for name, is_right in {**known, **marks}.items():
         if name in schema.names and not is_right(schema.field(name).type):
             return f"its column {name} is {schema.field(name).type!s:.40}"
     return None

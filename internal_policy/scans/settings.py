@@ -7,7 +7,7 @@ from typing import Any, Union, get_args, get_origin
 from internal_policy.errors import quoted
 
 TEXTS = (
-    *("model", "revision", "identity", "engine", "served_model", "reader", "readout", "rollouts", "scan", "method"),
+    *("model", "revision", "identity", "engine", "served_model", "reader", "readout", "scan", "method"),
     "chat_template_kwargs",
 )
 """Settings that are texts."""
@@ -19,7 +19,7 @@ KINDS: Mapping[str, Any] = {
     **dict.fromkeys(("temperature", "top_p"), float),
     **dict.fromkeys(("text", "names", "modules", "replacements"), list[str]),
     "trust_remote_code": bool,
-    "problems": str | list[str],
+    **dict.fromkeys(("problems", "rollouts"), str | list[str]),
     "lens": str | list[list[str]],
     "content": dict[str, dict[str, Any] | None],
 }

@@ -20,6 +20,9 @@ PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "reward_model", "solution")
 """Columns that may hold its answer, in order of preference; `reward_model` is verl's, and holds `ground_truth`."""
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold the reasoning before its content."""
+
 LONGEST_ANSWER = 60
 """A longer `solution` in characters without a box is taken for a derivation, not for an answer to mark by."""
 

@@ -9,15 +9,13 @@ from transformers import PreTrainedTokenizerBase
 
 from internal_policy.errors import InputError, quoted
 from internal_policy.models import templates
-from internal_policy.tasks.problems import Message, Problem
+from internal_policy.tasks.problems import REASONING, Message, Problem
 
 Ids = tuple[int, ...]
 Chat = Mapping[str, Any] | None
 """Extra keyword arguments of the chat template; None for no template."""
 Tools = Sequence[Mapping[str, Any]]
 """JSON schemas of the tools that the chat template describes to the model."""
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message that hold the reasoning before its content."""
 CONTROL = r"<[|｜][^<>\s]*[|｜]>"
 """Pattern of control tokens, including those in templates made for another tokenizer."""
 PROBE = "\ue000"

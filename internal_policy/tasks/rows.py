@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from internal_policy.errors import InputError, check_path, first_line, quoted
 from internal_policy.tasks.formulas import unguarded
@@ -58,6 +58,19 @@ def read_rows(path: Path, limit: int | None = None, txt: Callable[[Path], Iterat
 
     Raises InputError.
     """
+    return _some(rows_in(path, txt), limit, str(path))
+
+
+def rows_in(path: Path, txt: Callable[[Path], Iterator[Row]] = lines) -> Iterator[Row]:
+    """The rows of a file, one after the other, as `read_rows` does."""
+    check_file(path)
+    if path.suffix.lower() not in READERS:
+        raise InputError(f"Can't read {path}. Use a file that ends in {', '.join(READERS)}.")
+    return {**READERS, ".txt": txt}[path.suffix.lower()](path)
+
+
+def check_file(path: Path) -> None:
+    """Raise InputError for a folder, and for a file that doesn't exist."""
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises for a long name
         raise InputError(f"{path} is a folder. Name a file in it: {', '.join(READERS)}.")
     if not os.path.isfile(path):  # noqa: PTH113
@@ -66,10 +79,6 @@ def read_rows(path: Path, limit: int | None = None, txt: Callable[[Path], Iterat
             f"There is no file {path!s:.200}. Check the path, or write NAME[:CONFIG]@SPLIT for a data set on the hub, "
             "such as openai/gsm8k:main@test."
         )
-    if path.suffix.lower() not in READERS:
-        raise InputError(f"Can't read {path}. Use a file that ends in {', '.join(READERS)}.")
-    readers = {**READERS, ".txt": txt}
-    return _some(readers[path.suffix.lower()](path), limit, str(path))
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
@@ -77,8 +86,18 @@ def columns_of(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.values))
 
 
+@runtime_checkable
+class Placed(Protocol):
+    """A row, or what was made of it."""
+
+    @property
+    def where(self) -> str:
+        """Its place, for error messages."""
+        ...
+
+
 @contextmanager
-def at(row: Row) -> Iterator[None]:
+def at(row: Placed) -> Iterator[None]:
     """Add the place of the row to an InputError raised inside."""
     try:
         yield
@@ -86,7 +105,8 @@ def at(row: Row) -> Iterator[None]:
         raise InputError(f"{row.where}: {error}") from error
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def jsonl(path: Path) -> Iterator[Row]:
+    """A row for each line that isn't blank. Raises InputError for one that isn't a JSON object."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}, line {number}"
@@ -108,13 +128,18 @@ def _parsed(text: bytes) -> Any:
     return values
 
 
-def _json(path: Path) -> Iterator[Row]:
+def json_of(path: Path) -> Any:
+    """What a JSON file holds. Raises InputError."""
     try:
-        objects = _parsed(path.read_bytes())
+        return _parsed(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} isn't JSON in UTF-8 ({error}). Fix it, or write one object per line as .jsonl."
         ) from error
+
+
+def listed(path: Path, objects: Any) -> Iterator[Row]:
+    """A row for each object of a list in a JSON file. Raises InputError for anything else."""
     if not isinstance(objects, list):
         raise InputError(f"{path} holds {quoted(objects)}; expected a list of JSON objects, one per row.")
     for number, values in enumerate(objects, 1):
@@ -122,6 +147,10 @@ def _json(path: Path) -> Iterator[Row]:
         if not isinstance(values, dict):
             raise InputError(f"{where} holds {quoted(values)}; expected a JSON object.")
         yield Row(where, values)
+
+
+def _json(path: Path) -> Iterator[Row]:
+    return listed(path, json_of(path))
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -143,7 +172,8 @@ def _csv(path: Path) -> Iterator[Row]:
             raise InputError(f"{path}, line {number} isn't CSV in UTF-8 ({error}). Fix or remove it.") from error
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def parquet(path: Path) -> Iterator[Row]:
+    """A row for each row of a Parquet file. Raises InputError."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -188,7 +218,7 @@ def shortest(value: Any, kind: "pyarrow.DataType") -> Any:
     return [shortest(item, kind.value_type) for item in value] if types.is_list(kind) else value
 
 
-READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": lines}
+READERS = {".jsonl": jsonl, ".json": _json, ".csv": _csv, ".parquet": parquet, ".txt": lines}
 
 
 def from_hub(source: str) -> bool:

@@ -124,7 +124,7 @@ BAD = {
     "column": (["--rollouts", "a.txt", "--answer-column", "b"], "--answer-column has no effect with --rollouts."),
     "twice stdin": (["--text", "-", "--text", "-"], "--text - is given twice"),
     "half a character": (["--text", "a\udcff b"], "--text isn't UTF-8. Save it as UTF-8 in a file"),
-    "a folder": (["--rollouts", "."], ". is a folder. Name a file in it: .jsonl, .json, .csv, .parquet, .txt."),
+    "a folder": (["--rollouts", "."], ". has no file with responses among its 0 files"),
     "a folder of problems": (["--problems", "."], ". is a folder. Name a file in it"),
     "Latin-1": (["--rollouts", "latin.txt"], "latin.txt, line 2 isn't UTF-8 (invalid continuation byte). Save it"),
     "an empty file": (["--rollouts", "empty.txt"], "empty.txt: The text is empty"),

@@ -77,7 +77,7 @@ def test_token_id_rollouts_give_the_same_question_every_day(folder, on):
         questions = []
         for day in ("2026-11-24", "2026-11-25"):
             on(day)
-            questions.append(question.of(Scan(model=str(folder), rollouts=name), set(), [], name))
+            questions.append(question.of(Scan(model=str(folder), rollouts=(name,)), set(), [], (name,)))
         assert (questions[0] == questions[1]) == same
 
 

@@ -313,7 +313,7 @@ def test_a_sample_number_is_read_in_any_notation(tokenizer, tmp_path, cell, samp
     assert read_rollouts(path, tokenizer, {})[0].sample == sample
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "is empty"), ("{}\n{", "line 2 isn't JSON")])
+@pytest.mark.parametrize(("text", "message"), [("", "is empty"), ('{"text": "7 + 5"}\n{', "line 2 isn't JSON")])
 def test_an_empty_or_broken_file_is_rejected(tokenizer, tmp_path, text, message):
     (tmp_path / "r.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):

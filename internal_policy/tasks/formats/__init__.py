@@ -1,0 +1,1 @@
+"""Read the responses that other tools wrote."""
