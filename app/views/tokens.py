@@ -17,6 +17,7 @@ from internal_policy.look.lens_grid import page, payload
 from internal_policy.look.view import View
 from internal_policy.measure.sites import SITES
 from internal_policy.scans import store
+from internal_policy.tasks.formats.response import MARK
 
 CHOICES = {"rollout": int, "layer": int, "position": int, "site": str, "measure": str}
 """What the address holds besides the sidebar's choices."""
@@ -154,6 +155,7 @@ def columns(known: pd.DataFrame) -> dict[str, Any]:
         "entropy": number("Mean entropy", format="%.2f", width=105, help=f"Mean entropy {NATS}."),
         "highest": number("Highest", format="%.2f", width=75, help=f"Highest entropy {NATS}."),
         "settles": number("Settles at layer", width=110, help=settles),
+        **{name: number(show.line(name.removeprefix(MARK)), width=90) for name in known if name.startswith(MARK)},
         "line": st.column_config.LineChartColumn(along, width=190, y_min=0, y_max=top, color=theme.PURPLE),
         "begins": text("Response", width="large"),
         "problem": text("Problem", width="large"),

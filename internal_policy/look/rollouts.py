@@ -9,6 +9,7 @@ import pyarrow.dataset as ds
 from internal_policy.look import tokens, view
 from internal_policy.look.view import View
 from internal_policy.scans import store
+from internal_policy.tasks.formats.response import MARK
 
 POINTS = 100
 """Most points of a rollout's line of entropies."""
@@ -19,23 +20,24 @@ HALF = 0.5
 
 
 def by_rollout(looked: View) -> pd.DataFrame:
-    """One row per rollout: rollout, reward, tokens, entropy, highest, settles, begins, problem, answer, line.
+    """One row per rollout: rollout, reward, tokens, entropy, highest, settles, begins, problem, answer, line, marks.
 
     `entropy` and `highest` are the mean and the highest entropy of the model's own policy over the response, in nats.
     `settles` is the first layer by which the top token of half of the response's tokens is the model's own and stays
     so; it is missing if there is no such layer. `begins` is the beginning of the response. `line` is a list of the
     entropies along the response; of a long one, the highest of each of 100 stretches. Entropy and settling layer are
-    missing where they were not measured.
+    missing where they were not measured. Each mark that came with the responses has a column mark.NAME.
     """
     view.check(looked)
-    found = view.rollouts(looked, ["problem", "answer", "response"])
+    marks = [name for name in store.columns(looked.source, "rollouts") if name.startswith(MARK)]
+    found = view.rollouts(looked, ["problem", "answer", "response", *marks])
     columns = store.columns(looked.source, "policies")
     found["begins"] = [text[:BEGINNING] for text in found.pop("response")]
     found = found.join(_entropies(looked) if "final.entropy" in columns else _unmeasured(), on="rollout")
     topk = {"resid_post.topk_ids", "final.topk_ids"} <= {*columns}
     found["settles"] = found["rollout"].map(_settling(looked) if topk else {}).astype("Int64")
     order = ["rollout", "reward", "tokens", "entropy", "highest", "settles", "begins", "problem", "answer", "line"]
-    return found[order]
+    return found[[*order, *marks]]
 
 
 def _entropies(looked: View) -> pd.DataFrame:

@@ -58,3 +58,15 @@ def test_asking_more_leaves_the_first_question_as_it_was_and_keeps_what_was_load
     assert second.question == {**known, "layers": [0]}
     assert first.question == known
     assert second.config is config
+
+
+def test_several_files_of_rollouts_are_one_question_and_one_file_is_recorded_as_before(folder, here):
+    for name in ("a.jsonl", "b.jsonl"):
+        (here / name).write_text(json.dumps({"prompt": "a", "response": "b"}))
+    one, both = (
+        question.of(Scan(model=str(folder), rollouts=names), set(), names, names)
+        for names in (("a.jsonl",), ("a.jsonl", "b.jsonl"))
+    )
+    assert (one["rollouts"], both["rollouts"]) == ("a.jsonl", ["a.jsonl", "b.jsonl"])
+    assert {*both["content"]} == {"a.jsonl", "b.jsonl"}
+    assert question.all_of(one["rollouts"]) == ("a.jsonl",)

@@ -65,3 +65,11 @@ def test_what_was_not_measured_is_missing():
 def test_a_scan_in_python_has_the_table():
     scan = ip.open_scan("demo-qwen3").view(outcome="correct")
     pd.testing.assert_frame_equal(scan.by_rollout(), by_rollout(scan))
+
+
+def test_marks_that_came_with_responses_are_columns():
+    tables = {kind: pa.concat_tables(store.pieces(DEMO.source, kind)) for kind in store.KINDS}
+    steps = pa.array([float(n % 3) for n in range(tables["rollouts"].num_rows)])
+    marked = tables["rollouts"].append_column("mark.step", steps)
+    found = by_rollout(View(Tables(store.record(DEMO.source), {**tables, "rollouts": marked})))
+    assert found["mark.step"].tolist() == [float(n % 3) for n in found["rollout"]]

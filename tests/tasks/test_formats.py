@@ -4,15 +4,17 @@ import json
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from conftest import jsonl
 
 from internal_policy.errors import InputError
+from internal_policy.scans import schema
 from internal_policy.tasks import sampled
 from internal_policy.tasks.formats import response, table
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem, encode_text, split_messages
-from internal_policy.tasks.rollouts import MARK, from_table, read_rollouts, to_table, write_rollouts
+from internal_policy.tasks.rollouts import MARK, Rollout, from_table, read_rollouts, to_table, write_rollouts
 
 HERE = Path(__file__).parent / "formats"
 """Files written by the tools' own code, with responses of our own; docs/rollouts.md lists the versions."""
@@ -309,3 +311,10 @@ def test_any_other_archive_has_no_samples(tokenizer, tmp_path):
         archive.writestr("a.txt", "b")
     with pytest.raises(InputError, match=r"r\.eval is empty"):
         read_rollouts(tmp_path / "r.eval", tokenizer, {})
+
+
+def test_a_mark_of_a_scan_must_be_a_number():
+    marked = to_table([Rollout("", None, 0, (5,), (6,), "", None, True, None, {"step": 1.0})])
+    assert schema.complaint("rollouts", marked.schema) is None
+    wrong = marked.append_column("mark.x", pa.array(["a"]))
+    assert schema.complaint("rollouts", wrong.schema) == "its column mark.x is string"
