@@ -17,7 +17,7 @@ from internal_policy.look.lens_grid import page, payload
 from internal_policy.look.view import View
 from internal_policy.measure.sites import SITES
 from internal_policy.scans import store
-from internal_policy.tasks.formats.response import MARK
+from internal_policy.tasks.marks import MARK
 
 CHOICES = {"rollout": int, "layer": int, "position": int, "site": str, "measure": str}
 """What the address holds besides the sidebar's choices."""

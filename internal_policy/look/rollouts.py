@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 from internal_policy.look import tokens, view
 from internal_policy.look.view import View
 from internal_policy.scans import store
-from internal_policy.tasks.formats.response import MARK
+from internal_policy.tasks.marks import MARK
 
 POINTS = 100
 """Most points of a rollout's line of entropies."""

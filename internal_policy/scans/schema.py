@@ -7,7 +7,7 @@ import pyarrow as pa
 from pyarrow import types
 
 from internal_policy.errors import InputError
-from internal_policy.tasks.formats.response import MARK
+from internal_policy.tasks.marks import MARK
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -18,9 +18,9 @@ from internal_policy import files
 from internal_policy.errors import InputError, counted
 from internal_policy.tasks import cells, marking, rows, sampled
 from internal_policy.tasks import problems as tasks
-from internal_policy.tasks.formats import response as responses
 from internal_policy.tasks.formats import table
-from internal_policy.tasks.formats.response import MARK, Response
+from internal_policy.tasks.formats.response import Response
+from internal_policy.tasks.marks import MARK, check_names
 from internal_policy.tasks.preview import preview
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import REASONING, Chat, Ids, special_ids, split_messages, split_text
@@ -155,7 +155,7 @@ def _rollouts(
 def _alike(rollouts: list[Rollout]) -> list[Rollout]:
     """The rollouts with the same columns, as every part of a table has them: engine_logprob only if all have it."""
     names = dict.fromkeys(name for rollout in rollouts for name in rollout.marks)
-    responses.check_names(names)
+    check_names(names)
     kept = all(rollout.engine_logprob is not None for rollout in rollouts)
     return [
         replace(

@@ -12,9 +12,10 @@ from internal_policy.errors import InputError
 from internal_policy.scans import schema
 from internal_policy.tasks import sampled
 from internal_policy.tasks.formats import response, table
+from internal_policy.tasks.marks import MARK
 from internal_policy.tasks.problems import Message, Problem
 from internal_policy.tasks.prompts import encode_problem, encode_text, split_messages
-from internal_policy.tasks.rollouts import MARK, Rollout, from_table, read_rollouts, to_table, write_rollouts
+from internal_policy.tasks.rollouts import Rollout, from_table, read_rollouts, to_table, write_rollouts
 
 HERE = Path(__file__).parent / "formats"
 """Files written by the tools' own code, with responses of our own; docs/rollouts.md lists the versions."""

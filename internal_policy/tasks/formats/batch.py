@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from internal_policy.errors import InputError, quoted
-from internal_policy.tasks.formats.response import Response, ids_of, list_of, number_of, object_of, text_of
+from internal_policy.tasks.formats.response import Response, ids_of, list_of, object_of, text_of
+from internal_policy.tasks.marks import number_of
 from internal_policy.tasks.problems import REASONING, Message, messages_of, tools_of
 from internal_policy.tasks.rows import Row, at
 

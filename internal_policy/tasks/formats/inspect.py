@@ -8,16 +8,8 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from internal_policy.errors import InputError, first_line, quoted
-from internal_policy.tasks.formats.response import (
-    Response,
-    first,
-    list_of,
-    marks_of,
-    number_of,
-    object_of,
-    reasoning_of,
-    text_of,
-)
+from internal_policy.tasks.formats.response import Response, list_of, object_of, reasoning_of, text_of
+from internal_policy.tasks.marks import first, marks_of, number_of
 from internal_policy.tasks.problems import messages_of
 from internal_policy.tasks.rows import Row, at
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from internal_policy.errors import InputError
-from internal_policy.tasks.formats.response import Response, first, ids_of, list_of, marks_of, object_of, text_of
+from internal_policy.tasks.formats.response import Response, ids_of, list_of, object_of, text_of
+from internal_policy.tasks.marks import first, marks_of
 from internal_policy.tasks.problems import Message, messages_of
 from internal_policy.tasks.rows import Row, at
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from internal_policy.errors import InputError, quoted
-from internal_policy.tasks.formats.response import Response, ids_of, list_of, marks_of, number_of, text_of
+from internal_policy.tasks.formats.response import Response, ids_of, list_of, text_of
+from internal_policy.tasks.marks import marks_of, number_of
 from internal_policy.tasks.problems import ANSWER_COLUMNS, PROBLEM_COLUMNS, messages_of, tools_of
 from internal_policy.tasks.rows import Row, at
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from internal_policy.errors import InputError, quoted
-from internal_policy.tasks.formats.response import Response, check_names, first, list_of, marks_of, object_of
+from internal_policy.tasks.formats.response import Response, list_of, object_of
+from internal_policy.tasks.marks import check_names, first, marks_of
 from internal_policy.tasks.problems import PROBLEM_COLUMNS, messages_of
 from internal_policy.tasks.rows import Row, at
 

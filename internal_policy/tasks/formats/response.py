@@ -1,20 +1,12 @@
 """A response as another tool wrote it: its prompt, its text or token ids, and its marks."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from internal_policy.errors import InputError, quoted
 from internal_policy.tasks.problems import Message
-
-MARK = "mark."
-"""How the columns with marks begin in a table of rollouts; the name of the mark follows."""
-LONGEST_NAME = 80
-"""Characters of the name of a mark."""
-MOST_MARKS = 200
-"""Marks of a response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,43 +43,6 @@ class Response:
     """Whether the model ended the response itself; None if that isn't known."""
     engine_logprob: tuple[float, ...] | None = None
     """Log probability in nats of each token of `ids`."""
-
-
-def number_of(cell: Any) -> float | None:
-    """A finite number or a boolean as a number; None for anything else."""
-    if not isinstance(cell, bool | int | float):
-        return None
-    try:
-        value = float(cell)
-    except OverflowError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def marks_of(values: Mapping[str, Any], without: Iterable[str] = ()) -> dict[str, float]:
-    """The cells that are numbers, by name. Raises InputError for a name that can't be a column."""
-    skipped = {*without}
-    found = {name: number_of(cell) for name, cell in values.items() if name not in skipped}
-    marks = {name: value for name, value in found.items() if value is not None}
-    check_names(marks)
-    return marks
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Raise InputError for names of marks that can't be columns, or too many of them."""
-    names = [*names]
-    for name in names:
-        if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
-            raise InputError(
-                f"a mark is called {quoted(name)}; expected a printable name of at most {LONGEST_NAME} characters."
-            )
-    if len(names) > MOST_MARKS:
-        raise InputError(f"the response has {len(names)} marks; expected at most {MOST_MARKS}. Remove some.")
-
-
-def first(marks: Mapping[str, float]) -> float | None:
-    """The first mark; None if there is none."""
-    return next(iter(marks.values()), None)
 
 
 def text_of(content: Any, name: str) -> str:

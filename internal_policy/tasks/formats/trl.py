@@ -5,7 +5,8 @@ from typing import Any
 
 from internal_policy.errors import InputError, quoted
 from internal_policy.tasks import cells
-from internal_policy.tasks.formats.response import Response, first, marks_of, text_of
+from internal_policy.tasks.formats.response import Response, text_of
+from internal_policy.tasks.marks import first, marks_of
 from internal_policy.tasks.problems import messages_of, tools_of
 from internal_policy.tasks.rows import Row, at
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from internal_policy.errors import InputError, quoted
 from internal_policy.tasks import cells
-from internal_policy.tasks.formats.response import Response, marks_of, text_of
+from internal_policy.tasks.formats.response import Response, text_of
+from internal_policy.tasks.marks import marks_of
 from internal_policy.tasks.rows import Row, at
 
 COLUMNS = ("input", "output", "score")
