@@ -155,7 +155,11 @@ def columns(known: pd.DataFrame) -> dict[str, Any]:
         "entropy": number("Mean entropy", format="%.2f", width=105, help=f"Mean entropy {NATS}."),
         "highest": number("Highest", format="%.2f", width=75, help=f"Highest entropy {NATS}."),
         "settles": number("Settles at layer", width=110, help=settles),
-        **{name: number(show.line(name.removeprefix(MARK)), width=90) for name in known if name.startswith(MARK)},
+        **{
+            name: number(show.line(name.removeprefix(MARK)), width=90)
+            for name in map(str, known)
+            if name.startswith(MARK)
+        },
         "line": st.column_config.LineChartColumn(along, width=190, y_min=0, y_max=top, color=theme.PURPLE),
         "begins": text("Response", width="large"),
         "problem": text("Problem", width="large"),

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -161,8 +162,9 @@ def test_reasoning_and_tool_calls_of_inspect_reach_the_template(tmp_path):
     (found,) = table.read([jsonl(tmp_path / "r.jsonl", sample)])
     assert isinstance(found, response.Response)
     assert (found.text, found.parts) == ("It is 3.", {"reasoning_content": "3"})
-    assert found.prompt[1]["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
-    assert found.prompt[2] == {"role": "tool", "content": "3", "tool_call_id": "1"}
+    prompt: Any = found.prompt
+    assert prompt[1]["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    assert prompt[2] == {"role": "tool", "content": "3", "tool_call_id": "1"}
 
 
 @pytest.mark.parametrize(
