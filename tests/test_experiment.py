@@ -31,6 +31,12 @@ def test_runs_that_are_done_at_any_time_are_paired_by_seed():
         assert done == {*METHODS[model]}
 
 
+def test_grpo_is_also_run_at_the_rate_of_bupo():
+    chosen = {"demo-llama": {method.chosen_as.key: 1e-4 for method in METHODS["demo-llama"]} | {"bupo-6": 2e-4}}
+    matched = [run for run in plan.compared(chosen, 1) if run.method.name == "grpo-matched"]
+    assert [run.learning_rate for run in matched] == [2e-4]
+
+
 def test_every_method_is_offered_the_same_rates_and_seeds():
     runs = plan.choosing("demo-qwen3")
     by_method = pd.DataFrame([(run.method.key, run.learning_rate, run.seed) for run in runs]).groupby(0)
@@ -92,6 +98,7 @@ def test_the_formula_counts_what_a_pass_takes(layers):
 def test_only_main_columns_are_kept_of_a_run(tmp_path):
     run = Run("demo-qwen3", Method("bupo", 3, "short"), 1e-4, 0)
     metrics = pd.DataFrame({"step": [1, 2], "phase": ["internal", "final"], "reward": [0.1, 0.2], "seconds": 1.0})
+    (tmp_path / run.name).mkdir()
     training.write(tmp_path / run.name / training.METRICS, metrics)
     kept = results.steps(run, tmp_path)
     assert kept["internal_steps"].tolist() == [1, 1]

@@ -25,7 +25,8 @@ class Method:
     """A training method at a layer."""
 
     name: str
-    """grpo, bupo, bupo-norm (through the final norm), rloo, frozen (up to `layer`) or single (all but it)."""
+    """grpo, bupo, bupo-norm (through the final norm), rloo, frozen (up to `layer`), single (all but it) or grpo-matched
+    (GRPO at the learning rate of BuPO at ALIGNED)."""
     layer: int = NO_LAYER
     """Layer from 0 whose policy is trained first, or by which a baseline is defined."""
     length: str = ""
@@ -34,6 +35,8 @@ class Method:
     @property
     def chosen_as(self) -> "Method":
         """The method whose runs choose its learning rate: a long phase and another readout take BuPO's at the layer."""
+        if self.name == "grpo-matched":
+            return Method("bupo", ALIGNED, "short")
         return Method("bupo", self.layer, "short") if self.length else self
 
     @property
@@ -49,10 +52,14 @@ NORM = tuple(Method("bupo-norm", layer, "short") for layer in (LOW, MIDDLE, ALIG
 LONG = tuple(Method("bupo", layer, "long") for layer in (LOW, MIDDLE, ALIGNED))
 METHODS = {
     "demo-qwen3": (*BASELINES, *INTERNAL, *NORM, *LONG),
-    "demo-llama": (*BASELINES, *INTERNAL, NORM[-1], LONG[-1]),
+    "demo-llama": (*BASELINES, *INTERNAL, NORM[-1], LONG[-1], Method("grpo-matched")),
     LARGE: (Method("grpo"), *(Method("bupo", layer, "short") for layer in (2, 7, 13)), Method("bupo", 7, "long")),
 }
-"""Model -> its methods, in the order in which the runs of a seed are done."""
+"""Model -> its methods, in the order in which the runs of a seed are done.
+
+GRPO at BuPO's rate was added to demo-llama after the comparison, because GRPO's own rate made its runs unstable. On
+demo-qwen3 the two rates are the same.
+"""
 SHOWN = {"grpo": Method("grpo"), "bupo": Method("bupo", ALIGNED, "short")}
 """Folder in the result -> the method of the run that it has whole, of seed 0 on the first model."""
 SEEDS = {"demo-qwen3": 8, "demo-llama": 5, LARGE: 3}
