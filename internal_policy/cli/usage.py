@@ -164,7 +164,7 @@ def _metavar(hint: Any) -> str:
 
 def print_commands(commands: Mapping[str, tuple[str, str]]) -> None:
     """Print every command with its group and a sentence, on one screen."""
-    out.print("Usage: internal-policy COMMAND [options]", markup=False)
+    out.print("Usage: internal-policy COMMAND [options] | COMMAND --help | --version", markup=False)
     out.print("Read the policy at every layer, attention block and FFN of a language model.")
     before = None
     for name, (group, summary) in commands.items():
@@ -172,7 +172,6 @@ def print_commands(commands: Mapping[str, tuple[str, str]]) -> None:
         out.print(f"[bold]{heading:<9}[/][cyan]{name:<10}[/] {escape(summary)}", emoji=False)
         before = group
     out.print(f"[bold]{'Example':<9}[/]{escape(EXAMPLE)}", emoji=False)
-    out.print("Add --help to a command to see its options. --version prints the version.")
 
 
 def print_page(command: str, shown: Page) -> None:
