@@ -69,6 +69,19 @@ def _words(kind: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_words(each) for each in inner if each is not type(None))
     if origin is list:
-        return f"a list of {_words(inner[0]).removeprefix('a ')}"
+        return f"a list of {_plural(inner[0])}"
+    if origin is dict and inner[1:] not in ((), (Any,)):
+        return f"an object of {_plural(inner[1])}"
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
+    return words.get(origin, "something else")
+
+
+def _plural(kind: Any) -> str:
+    """Several values of a type in words."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_plural(each) for each in inner if each is not type(None))
+    if origin is list:
+        return f"lists of {_plural(inner[0])}"
+    words = {str: "texts", int: "whole numbers", float: "numbers", bool: "true or false", dict: "objects"}
     return words.get(origin, "something else")

@@ -52,7 +52,7 @@ def test_a_damaged_list_of_lacking_sites_is_rejected(copied, damaged):
     record = json.loads((copied / store.RECORD).read_text())
     record.pop("checksum", None)
     records.write(copied / store.RECORD, {**record, "lacking": damaged})
-    with pytest.raises(InputError, match=r"is damaged \('lacking' holds .*; expected lists of layers by site"):
+    with pytest.raises(InputError, match=r"'lacking' holds .*; expected an object of lists of whole numbers"):
         store.record(copied)
 
 

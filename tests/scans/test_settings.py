@@ -32,7 +32,7 @@ def changed(tmp_path: Path, folder: Path, name: str, **changes: Any) -> Path:
         ({"asked": {"model": ["x"]}}, "'asked.model' holds ['x']; expected text"),
         ({"asked": {"content": {"a": 1}}}, "'asked.content' holds {'a': 1}; expected an object"),
         ({"asked": {"lens": [["a"]]}}, "expected a name and a file for each lens"),
-        ({"asked": {"text": "abc"}}, "'asked.text' holds 'abc'; expected a list of text"),
+        ({"asked": {"text": "abc"}}, "'asked.text' holds 'abc'; expected a list of texts"),
         ({"command": ["internal-policy", 1]}, "'command' holds"),
         ({"quantization": "nf4"}, "'quantization' holds 'nf4'; expected an object"),
         ({"n_layers": 10**12}, "'n_layers' is 1000000000000; expected at most 10,000"),
