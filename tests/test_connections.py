@@ -15,7 +15,7 @@ import huggingface_hub.constants as hub
 import pytest
 from browsing import ROOT, stopped, wait_for
 from conftest import slow
-from guard import sitecustomize as guard  # pyright: ignore[reportMissingImports]
+from refusing import sitecustomize as guard  # pyright: ignore[reportMissingImports]
 
 from internal_policy import bundle
 from internal_policy.__main__ import main
@@ -92,7 +92,7 @@ def watched(words: list[str], folder: Path) -> list[str]:
 def environment(folder: Path, *paths: Path) -> dict[str, str]:
     """That of a user who is online and has set nothing, with the guard."""
     online = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_", "CI"))}
-    path = os.pathsep.join(map(str, (ROOT / "tests" / "guard", ROOT, *paths)))
+    path = os.pathsep.join(map(str, (ROOT / "tests" / "refusing", ROOT, *paths)))
     named = {"INTERNAL_POLICY_CACHE": str(folder / "cache"), "HF_HOME": str(folder / "hub"), "PYTHONPATH": path}
     return online | named | {"CONNECTIONS": str(folder / "connections"), "PLOTLY_RENDERER": "json"}
 
