@@ -1,6 +1,7 @@
 """The dashboard refuses damaged data by the name of its file."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ PAGES = {"layers-00000.parquet": "overview", "rollouts-00000.parquet": "overview
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["main.py"])
 
 
 def said(page: str, folder: Path) -> list[str]:
-    """What a page says in place of what it can't draw."""
+    """What a page says in place of what it can't draw, if the command line names the folder."""
+    sys.argv = ["main.py", str(folder)]
     app = AppTest.from_file(str(bundle.APP / "main.py"), default_timeout=60)
     app.query_params["scan"] = str(folder)
     if page != "overview":

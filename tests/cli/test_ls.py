@@ -145,6 +145,7 @@ def test_settings_that_cant_be_read_are_listed_as_broken(folder, name, said, cap
 
 def test_an_evaluation_without_its_responses_is_broken(capsys):
     folder = store.root() / "evaluations" / "77aa"
+    folder.mkdir(parents=True)
     records.write(folder / evaluate.ASKED, {"digest": "x", "asked": {"model": "m"}})
     (row,) = rows(capsys).values()
     assert row["problem"] == "rollouts.parquet is missing or damaged. Remove it and evaluate again."

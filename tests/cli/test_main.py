@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from internal_policy.__main__ import main
-from internal_policy.scans import job, scan
+from internal_policy.scans import scan, verify
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -75,7 +75,7 @@ def test_a_folder_that_was_removed_is_named_and_the_command_works_again(asked, h
     assert capsys.readouterr().err.splitlines()[-1].startswith(said)
     assert not (here / "mine").exists()
     assert main([*asked, "--output", "mine"]) == 0
-    assert not job.broken(here / "mine")
+    assert not verify.scan(here / "mine").faults
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")  # noqa: PTH110
