@@ -16,12 +16,17 @@ from internal_policy.look.theme import Style
 METHODS = {
     "grpo": (theme.BLUE, "diamond"),
     "bupo": (theme.ORANGE, "square"),
-    "same": (GREY, "circle"),
-    "frozen": ("#009E73", "triangle-down"),
-    "tenth": ("#E69F00", "x"),
+    "bupo-norm": ("#E69F00", "x"),
     "rloo": (theme.PURPLE, "triangle-up"),
+    "frozen": ("#009E73", "triangle-down"),
+    "single": (GREY, "circle"),
+    "grpo-matched": (theme.BLUE, "diamond-open"),
 }
 """Method -> its colour and symbol."""
+LAYERS = (("#F0A57A", "triangle-up"), (theme.ORANGE, "square"), ("#7A3500", "pentagon"))
+"""Colour and symbol of BuPO's lines by trained layer, from the lowest that is drawn."""
+AXES = ("predicted", "gain")
+"""Columns of `experiments.predicted` that are drawn."""
 
 
 def reached(
@@ -65,7 +70,7 @@ def reached(
     figure.update_traces(showlegend=False)
     low, high = _room(table, ends, untrained)
     figure.update_xaxes(range=[low, high])
-    figure.update_xaxes(title={"text": f"Avg@{_only(ends['samples'])} on held-out problems (%)"}, row=len(models))
+    figure.update_xaxes(title={"text": f"Avg@{_only(ends['samples'])} in the exam (%)"}, row=len(models))
     said = f"{_only(ends['problems'])} problems, seeds in brackets · 95% intervals over seeds · dotted: before training"
     height = 150 + 34 * sum(sizes) + 20 * len(models)
     return theme.layout(figure, "Results after training", said, style, height=height, wide=True)
@@ -172,33 +177,71 @@ def _cell(row: pd.Series) -> str:
     return f"{mean:.1f}%<br>{difference:+.1f}{interval}"
 
 
-def rewards(curves: pd.DataFrame, window: int, caption: str = "", style: Style = "screen") -> go.Figure:
-    """Reward by training step, one line per group: `experiments.rewards` of one model with the same window.
+def curves(frame: pd.DataFrame, by: str = "step", caption: str = "", style: Style = "screen") -> go.Figure:
+    """Avg@K by training step, or by operations (`by` is flops), a line per group: rows of `experiments.curves`.
 
-    Two groups are drawn with their intervals over seeds. The intervals of more would overlap.
+    Two or three groups are drawn with their intervals over seeds. The intervals of more would overlap.
     """
     figure = go.Figure()
-    bands = len(curves[GROUP].drop_duplicates()) < 3
-    curves = curves if bands else curves.assign(low=np.nan, high=np.nan)
-    for _, rows in curves.groupby(GROUP, sort=False):
+    bands = len(frame[GROUP].drop_duplicates()) < 4
+    frame = frame if bands else frame.assign(low=np.nan, high=np.nan)
+    layers = sorted(set(frame.loc[frame["method"].isin(experiments.INTERNAL), "layer"]))
+    for _, rows in frame.groupby(GROUP, sort=False):
         group = {str(column): value for column, value in rows[GROUP].iloc[0].items()}
-        rows = rows.sort_values("step")
         name = experiments.label(group, style)
         hover = [
-            f"{theme.inert(name)}<br>step {step}: {mean:.3f}"
+            f"{theme.inert(name)}<br>step {step}: {100 * mean:.1f}%"
             for step, mean in zip(rows["step"], rows["mean"], strict=True)
         ]
-        mark = Mark(name, *METHODS[group["method"]])
-        theme.line(figure, rows.drop(columns="layer").assign(at=rows["step"], hover=hover), mark)
-    figure.update_traces(mode="lines", selector={"mode": "lines+markers"})
-    figure.update_xaxes(title={"text": "Step"})
-    figure.update_yaxes(title={"text": "Training reward"})
-
-    n = _only(curves["seeds"])
-    smooth = f"each point averages the last {window} steps"
+        percent = 100 * rows[["mean", "low", "high"]]
+        internal = group["method"] in experiments.INTERNAL and len(layers) > 1
+        drawn_as = LAYERS[layers.index(group["layer"]) % len(LAYERS)] if internal else METHODS[group["method"]]
+        mark = Mark(name, *drawn_as)
+        drawn = percent.assign(at=rows["step"], spent=rows["flops"] / 1e12, hover=hover)
+        theme.line(figure, drawn, mark, x="at" if by == "step" else "spent")
+    figure.update_xaxes(title={"text": "Step" if by == "step" else "Operations so far (TFLOP)"})
+    figure.update_yaxes(title={"text": "Avg@K in the exam (%)"})
+    n = _only(frame["seeds"])
     over = f"mean over {n} seeds" + (", bands 95% over seeds" if bands else "")
-    about = " · ".join(part for part in (caption, smooth, over) if part)
-    return theme.layout(figure, "Reward during training", about, style)
+    about = " · ".join(part for part in (caption, over) if part)
+    return theme.layout(figure, "Exams during training", about, style)
+
+
+def predicted(frame: pd.DataFrame, style: Style = "screen") -> go.Figure:
+    """The gain of each first phase by what alignment predicts, with 95% intervals: `experiments.predicted`."""
+    figure, shortest = go.Figure(), frame["internal_steps"].min()
+    for (model, method), rows in frame.groupby(["model", "method"], sort=False):
+        colour, symbol = METHODS[str(method)]
+        ends = {name: (rows[f"{name}_high"] - rows[name], rows[name] - rows[f"{name}_low"]) for name in AXES}
+        bars = {
+            name: {"array": high.fillna(0), "arrayminus": low.fillna(0), "color": colour, "thickness": 1, "width": 0}
+            for name, (high, low) in ends.items()
+        }
+        first = theme.first_layer(style)
+        figure.add_scatter(
+            x=rows["predicted"].to_numpy(),
+            y=rows["gain"].to_numpy(),
+            error_x=bars["predicted"],
+            error_y=bars["gain"],
+            mode="markers+text",
+            name=theme.inert(f"{theme.short(str(model))}, {experiments.METHODS[str(method)]}"),
+            text=[
+                f"{layer + first}" + (f" ({steps} steps)" if steps > shortest else "")
+                for layer, steps in zip(rows["layer"], rows["internal_steps"], strict=True)
+            ],
+            textposition="top right",
+            marker={"symbol": symbol if model == frame["model"].iloc[0] else f"{symbol}-open", "color": colour},
+        )
+    figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line={"color": GREY, "width": 1.5, "dash": "dot"})
+    figure.update_xaxes(title={"text": "Gain predicted by alignment (share of GRPO's)"})
+    low, high = min(0, frame["gain"].min()), max(1, frame["gain"].max())
+    room = 0.3 * (high - low)
+    figure.update_yaxes(title={"text": "Gain of the first phase (share of GRPO's)"}, range=[low - room, high + room])
+    about = (
+        f"each point is a first phase of {shortest} steps, named by its layer · dotted: as predicted · 95% intervals, "
+        "cut where they are longer than the figure"
+    )
+    return theme.layout(figure, "Does alignment predict the gain?", about, style, height=460)
 
 
 def _only(values: pd.Series) -> str:

@@ -43,10 +43,12 @@ def combine(runs: Sequence[Run], plans: Sequence[dict[str, Any]], work: Path, ou
         write(output / ALIGNMENT, pd.concat([store.read_part(path).to_pandas() for path in aligned], ignore_index=True))
     files.write_json(output / PLAN, {plan["model"]: plan for plan in plans})
     shown = [run for run in done if run.is_shown]
-    for run, (folder, method), name in product(shown, SHOWN.items(), (METRICS, DYNAMICS)):
+    for run, (folder, method) in product(shown, SHOWN.items()):
         if run.method == method:
             (output / folder).mkdir(exist_ok=True)
-            shutil.copy(work / run.name / name, output / folder / name)
+            metrics = store.read_part(work / run.name / METRICS).to_pandas()
+            write(output / folder / METRICS, metrics.drop(columns="flops"))
+            shutil.copy(work / run.name / DYNAMICS, output / folder / DYNAMICS)
 
 
 def names(runs: Sequence[Run]) -> list[str]:

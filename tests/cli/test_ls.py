@@ -121,9 +121,9 @@ def test_a_scan_with_a_missing_file_is_listed_as_broken_with_the_remedy(capsys):
 def test_a_training_run_is_finished_when_its_model_is_whole(whole, state, capsys):
     folder = training_run(whole=whole)
     row = rows(capsys)["runs/a-model-bupo-a1b2c3"]
-    assert (row["state"], row["steps"], row["targets"], row["checkpoints"]) == (state, 50, ["6.resid_post"], 1)
+    assert (row["state"], row["steps"], row["targets"], row["checkpoints"]) == (state, 36, ["6.resid_post"], 1)
     assert row["trained_model"] == (str(folder / "model") if whole else None)
-    remedy = "It has done 50 steps and has saved checkpoint-20. Run its train command again, with --resume."
+    remedy = "It has done 36 steps and has saved checkpoint-20. Run its train command again, with --resume."
     assert row["problem"] == (None if whole else remedy)
 
 

@@ -116,9 +116,9 @@ def test_show_names_the_target_layer_its_interval_and_the_runner_up(here, capsys
 def test_a_bundled_training_run_is_shown_by_its_name_in_ls(capsys):
     assert main(["show", "experiments/bupo"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "BuPO: steps 1 to 8 train 6.resid_post, steps 9 to 50 the whole policy." in printed
-    assert "reward 1 to 5 0.208 46 to 50 0.415" in printed
-    assert "7 0.034 0.026 -0.162 -0.239 4.212 4.371 final 0.158 0.118 0.934 0.941" in printed
+    assert "BuPO: steps 1 to 12 train 6.resid_post, steps 13 to 36 the whole policy." in printed
+    assert "reward 1 to 3 0.234 34 to 36 0.292" in printed
+    assert "7 0.024 0.016 -0.204 -0.315 2.817 3.066 final 0.107 0.075 0.630 0.677" in printed
     assert printed.endswith("Next: internal-policy dashboard")
 
 
@@ -136,13 +136,13 @@ def test_columns_of_a_training_run_stay_apart_in_80_columns(monkeypatch, capsys)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     (header,) = [line for line in lines if line.split() == ["steps", "first", "steps", "last"]]
     (reward,) = [line for line in lines if line.split()[:1] == ["reward"]]
-    assert re.split("  +", reward.strip()) == ["reward", "1 to 5", "0.208", "46 to 50", "0.415"]
+    assert re.split("  +", reward.strip()) == ["reward", "1 to 3", "0.234", "34 to 36", "0.292"]
     assert len(header) == len(reward)
 
 
 def test_tokens_per_response_have_one_decimal(capsys):
     assert main(["show", "experiments/bupo"]) == 0
-    assert "tokens per response 1 to 5 36.3 46 to 50 35.8" in " ".join(capsys.readouterr().out.split())
+    assert "tokens per response 1 to 3 35.8 34 to 36 36.2" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -170,10 +170,10 @@ def test_no_word_or_number_of_a_training_run_is_cut(width, monkeypatch, capsys):
 def test_json_of_a_training_run_has_its_schedule_progress_and_layers(capsys):
     assert main(["show", "experiments/grpo", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["schedule"] == [{"target": "final", "first": 1, "last": 50}]
+    assert found["schedule"] == [{"target": "final", "first": 1, "last": 36}]
     assert found["progress"][0]["measure"] == "reward"
-    assert found["layers"][0].keys() >= {"layer", "layer output, step 0", "KL from layer 6, step 50"}
-    assert (found["method"], found["steps"], found["evaluations"]) == ("grpo", 50, [])
+    assert found["layers"][0].keys() >= {"layer", "layer output, step 0", "KL from layer 6, step 36"}
+    assert (found["method"], found["steps"], found["evaluations"]) == ("grpo", 36, [])
 
 
 def run_in(folder: Path, **files: pd.DataFrame) -> Path:

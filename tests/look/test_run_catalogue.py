@@ -50,7 +50,7 @@ def test_a_measure_or_site_that_a_run_lacks_is_refused_with_what_it_has(run):
 def test_the_data_of_a_difference_begin_after_step_0_and_are_those_of_the_heatmap(run):
     plain = run_catalogue.data("dynamics", [run], RunChoice("entropy", "resid_post")).set_index(["step", "layer"])
     found = run_catalogue.data("dynamics", [run], RunChoice("entropy", "resid_post", difference=True))
-    assert found["step"].min() == 5
+    assert found["step"].min() == 4
     row = found[found["layer"] == 3].iloc[-1]
     assert row["entropy"] == plain["entropy"][row["step"], 3] - plain["entropy"][0, 3]
     heat = theme.traces(run_catalogue.draw("dynamics", [run], RunChoice("entropy", "resid_post", difference=True)))[0]

@@ -117,9 +117,9 @@ def test_layers_have_the_numbers_of_the_first_scan_and_the_last():
     shown = {name: values.to_dict() for name, values in table.items()}
     assert [name for name, step in table.columns if step == "step 0"] == ["layer output", "Δ FFN", "KL from layer 6"]
     assert shown[("layer output", "step 0")][3] == at[(0, 3, "resid_post")][0]
-    assert shown[("Δ FFN", "step 50")][3] == at[(50, 3, "mlp_out")][1]
-    assert shown[("layer output", "step 50")][8] == at[(50, 8, "final")][0]
-    assert shown[("KL from layer 6", "step 50")][7] == at[(50, 7, "resid_post")][2]
+    assert shown[("Δ FFN", "step 36")][3] == at[(36, 3, "mlp_out")][1]
+    assert shown[("layer output", "step 36")][8] == at[(36, 8, "final")][0]
+    assert shown[("KL from layer 6", "step 36")][7] == at[(36, 7, "resid_post")][2]
 
 
 def test_one_scan_gives_one_column_for_each_quantity():
