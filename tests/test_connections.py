@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -133,7 +132,7 @@ print(hub.HF_HUB_DISABLE_TELEMETRY, os.environ["VLLM_NO_USAGE_STATS"], os.enviro
 
 
 @pytest.fixture
-def online(monkeypatch) -> Iterator[list[str]]:
+def online(monkeypatch) -> list[str]:
     """The hosts that this process looks up or connects to, which fails, while libraries think that they are online."""
     hosts: list[str] = []
 
@@ -186,6 +185,7 @@ def test_a_dashboard_connects_to_no_other_machine(tmp_path):
     from streamlit.proto.BackMsg_pb2 import BackMsg
     from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
     from websockets.sync.client import connect
+    from websockets.typing import Subprotocol
 
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
@@ -200,8 +200,10 @@ def test_a_dashboard_connects_to_no_other_machine(tmp_path):
         wait_for(server, port, tmp_path / "log")
         asked = BackMsg()
         asked.rerun_script.query_string = "scan=demo-qwen3"
-        with connect(f"ws://127.0.0.1:{port}/_stcore/stream", subprotocols=["streamlit"], max_size=None) as socket_:
+        with connect(
+            f"ws://127.0.0.1:{port}/_stcore/stream", subprotocols=[Subprotocol("streamlit")], max_size=None
+        ) as socket_:
             socket_.send(asked.SerializeToString())
-            while ForwardMsg.FromString(socket_.recv(timeout=60)).WhichOneof("type") != "script_finished":
+            while ForwardMsg.FromString(socket_.recv(timeout=60, decode=False)).WhichOneof("type") != "script_finished":
                 pass
     assert foreign(tmp_path) == []

@@ -71,7 +71,9 @@ def run(room: Path) -> Any:
     """The trained weights, the tables without times, and the names of the checkpoints."""
     folder = room / "work" / "out"
     tables = {path.name: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
-    kept = {name: table[[c for c in table if not any(t in c for t in TIMED)]] for name, table in tables.items()}
+    kept = {
+        name: table[[c for c in map(str, table) if not any(t in c for t in TIMED)]] for name, table in tables.items()
+    }
     weights = {path.name: path.read_bytes() for path in sorted((folder / "model").glob("*.safetensors"))}
     rows = {name: table.to_json(orient="records", double_precision=15) for name, table in kept.items()}
     return weights, rows, sorted(path.name for path in folder.glob("checkpoint-*")), hidden(room)

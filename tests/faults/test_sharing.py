@@ -55,7 +55,8 @@ def test_processes_whose_clocks_disagree_write_one_scan(references, tmp_path):
     out.mkdir(parents=True)
     for part in (1, 3):
         (out / f".{part}-0.claim").write_text("00000000 1")
-        os.utime(out / f".{part}-0.claim", (time.time() + 24 * 3600,) * 2)
+        tomorrow = time.time() + 24 * 3600
+        os.utime(out / f".{part}-0.claim", (tomorrow, tomorrow))
     children = [started(command.words, tmp_path, {"act": act}) for act in ("nothing", "back")]
     assert [ended(child, tmp_path, begun).code for child in children] == [0, 0], said(tmp_path).read_text()
     assert command.result(tmp_path) == references("scan").result

@@ -91,7 +91,7 @@ def run(name: str, inputs: int, sound: Path, work: Path, number: int = 0) -> Res
             database=None,
             deadline=None,
             phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[*HealthCheck],  # pyright: ignore[reportArgumentType]
             derandomize=False,
         )
         @given(lies.cases(contents, reader.lying))
@@ -162,8 +162,10 @@ class Child:
             answer = self.pipe.recv() if self._answers(self.pipe) else ("failed", "waits forever", 0.0, 0)
         outcome, what, seconds, grown = answer
         if what in ("", "waits forever") and outcome == "failed":
+            process = self.process
+            assert process is not None
             self.stop()
-            code = self.process.exitcode
+            code = process.exitcode
             slow = code in (-signal.SIGPROF, -signal.SIGKILL)
             what = what or ("takes too long" if slow else f"ended with {code}")
             self.process = None

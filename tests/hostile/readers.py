@@ -150,7 +150,7 @@ def _recipe(folder: Path) -> None:
     from internal_policy.train import fields
 
     given = fields.read(str(folder / "recipe.yaml"))
-    options = train_options.Train(config=folder / "recipe.yaml")
+    options = train_options.Train(config=str(folder / "recipe.yaml"))
     train_configuration.check(options)
     train_configuration.configured(train_configuration.resolved(options, given), given, folder, 1)
 
@@ -225,8 +225,8 @@ def _address(text: str) -> None:
     import sys
 
     sys.path[:0] = [] if (app := str(Path(__file__).parents[2] / "app")) in sys.path else [app]
-    import address
-    import show
+    import address  # pyright: ignore[reportMissingImports]
+    import show  # pyright: ignore[reportMissingImports]
 
     for kind in (int, str):
         value = address._parsed(text, kind)

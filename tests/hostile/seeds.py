@@ -130,7 +130,7 @@ def _models(place: Place) -> None:
 
     peft.get_peft_model(
         tiny("qwen3", vocab_size=448).float(), peft.LoraConfig(r=2, target_modules=["q_proj"])
-    ).save_pretrained(adapter)
+    ).save_pretrained(str(adapter))
     written = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_bytes(dumped({**written, "base_model_name_or_path": str(folder)}))
 

@@ -559,7 +559,8 @@ def test_the_newest_checkpoint_is_kept_when_the_clock_goes_backwards(tmp_path, t
     def earlier(written, path):
         put(written, path)
         hours = int(path.name.partition("-")[2])
-        os.utime(path, (1e9 - 3600 * hours,) * 2)
+        then = 1e9 - 3600 * hours
+        os.utime(path, (then, then))
 
     monkeypatch.setattr(checkpoints, "put", earlier)
     trainer(tmp_path, tokenizer, max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=1).train()
