@@ -106,6 +106,8 @@ def read(folder: Path, kind: str) -> pd.DataFrame:
             name in found and pd.api.types.is_numeric_dtype(found[name]) for name in ("rollout", "layer", *MEASURES)
         ):
             raise ValueError("a column is missing or has no numbers")
+        if kind == EFFECTS and found.duplicated(["rollout", "layer", "module", "replacement"]).any():
+            raise ValueError("an effect is listed twice")
         return found
     except store.UNREADABLE as error:
         raise InputError(

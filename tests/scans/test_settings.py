@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from internal_policy import bundle, files
@@ -50,6 +51,18 @@ def test_a_scan_with_a_lying_record_is_refused(tmp_path, changes, said):
     with pytest.raises(InputError) as error:
         store.record(folder)
     assert said in str(error.value)
+
+
+def test_an_ablation_with_an_effect_twice_is_refused(tmp_path):
+    folder = changed(tmp_path, SCANS / "demo-qwen3-ablation", effects.RECORD)
+    path = folder / "effects-00000.parquet"
+    table = pq.read_table(path)
+    store.write_table(path, pa.concat_tables([table, table.slice(0, 1)]))
+    record = records.read(folder / effects.RECORD)
+    record["files"][path.name] = files.fingerprint(path)
+    records.write(folder / effects.RECORD, record)
+    with pytest.raises(InputError, match=r"damaged tables \(an effect is listed twice\)"):
+        effects.read(folder, effects.EFFECTS)
 
 
 @pytest.mark.parametrize(
