@@ -37,14 +37,19 @@ class Claims:
     """This process's mark in it, as from `files.held`."""
     mine: dict[str, list[Path]] = field(default_factory=dict)
     """Each claimed part -> its file, and the files of processes that abandoned it."""
+    begun: list[Path] = field(default_factory=list)
+    """The file that is being made for a claim, if a signal came in between."""
 
     def take(self, part: int | str) -> bool:
         """Claim a part, unless a running process has it."""
         abandoned: list[Path] = []
         while True:
             path = self.folder / f".{part}-{len(abandoned)}.claim"
-            if files.created(path, f"{files.HERE} {os.getpid()}"):
+            self.begun.append(path)
+            if created := files.created(path, f"{files.HERE} {os.getpid()}"):
                 self.mine[str(part)] = [path, *abandoned]
+            self.begun.remove(path)
+            if created:
                 return True
             if not self._is_abandoned(path):
                 return False
@@ -52,8 +57,18 @@ class Claims:
 
     def release(self, part: int | str) -> None:
         """Give up a claim, because the part is done or is left to other processes."""
-        for path in self.mine.pop(str(part), ()):
+        for path in self.mine.get(str(part), ()):
             path.unlink(missing_ok=True)
+        self.mine.pop(str(part), None)
+
+    def end(self) -> None:
+        """Give up every claim of this process, also one during whose making a signal came."""
+        for part in [*self.mine]:
+            self.release(part)
+        for path in self.begun:
+            with suppress(OSError):
+                if path.read_text() == f"{files.HERE} {os.getpid()}":
+                    path.unlink()
 
     def sweep(self) -> None:
         """Remove what ended processes left in the folder. Only once all parts are done, because claims are counted."""
@@ -115,8 +130,7 @@ def claiming(folder: Path) -> Iterator[Claims]:
             yield claims
         finally:
             over.set()
-            for part in [*claims.mine]:
-                claims.release(part)
+            claims.end()
 
 
 def turns(

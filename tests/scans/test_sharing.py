@@ -54,6 +54,19 @@ def test_all_claims_end_with_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_claim_during_whose_making_a_signal_came_ends_too(tmp_path, monkeypatch):
+    made = files.created
+
+    def signalled(path: Path, text: str) -> bool:
+        made(path, text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "created", signalled)
+    with pytest.raises(KeyboardInterrupt), claiming(tmp_path) as claims:
+        claims.take(0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_part_of_a_process_that_has_ended_is_taken_over_by_one(tmp_path):
     claimed(tmp_path, 0, files.HERE, ended())
     with claiming(tmp_path) as one, claiming(tmp_path) as other:
