@@ -19,7 +19,7 @@ from conftest import rewarded, slow  # pyright: ignore[reportAttributeAccessIssu
 
 from internal_policy import bundle, errors, files
 from internal_policy.errors import InputError
-from internal_policy.look import alignment, theme
+from internal_policy.look import alignment, comparison, theme
 from internal_policy.look.lens_grid import payload
 from internal_policy.look.runs import SHARES
 from internal_policy.scans import store
@@ -530,8 +530,8 @@ def test_a_broken_scan_is_listed_as_broken_and_the_others_open(copied, empty_cac
     assert "model/ba9876543210 · broken" in app.selectbox(key="listed").options
 
 
-def test_an_unexpected_error_is_one_sentence_and_its_traceback_is_logged(copied, caplog):
-    rewrite(copied, asked={"content": "x"})
+def test_an_unexpected_error_is_one_sentence_and_its_traceback_is_logged(copied, caplog, monkeypatch):
+    monkeypatch.setattr(comparison, "comparable", lambda _: "x".missing)
     app = AppTest.from_file(str(APP / "main.py"), default_timeout=30)
     app.query_params["compare"] = ["demo-llama", str(copied)]
     app.run()

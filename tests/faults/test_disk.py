@@ -37,7 +37,7 @@ CASES = {
     "the vocabulary": ("scan", "rename .*part-00002", "work/out"),
     "the record": ("scan", "rename .*vocabulary", "work/out"),
     "responses": ("generate", "rename .*part-00001", "cache/rollouts"),
-    "the file of responses": ("generate", "rename .*part-00002", "work"),
+    "the file of responses": ("generate", r"open .*work/\.internal-policy-.*\.parquet", "work"),
     "a lens": ("fit-lens", r"open .*work/\.internal-policy-.*\.safetensors", "work"),
     "a checkpoint": ("train", r"open .*\.partial/checkpoint-2/", "work/out"),
     "a table of a run": ("train", "rename .*samples", "work/out"),
