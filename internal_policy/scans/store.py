@@ -266,6 +266,8 @@ def read_part(path: Path, columns: Sequence[str] | None = None, where: ds.Expres
 def _readable(path: Path) -> Iterator[None]:
     """Check a file before Arrow reads it, because Arrow may crash on an altered one."""
     try:
+        if path.exists() and not path.is_file():  # reading from a pipe may never end
+            raise ValueError("it isn't a file")
         if records.is_altered(path):
             raise ValueError("it was changed after it was written" if path.exists() else "it is missing")
         yield

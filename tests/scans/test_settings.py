@@ -53,6 +53,14 @@ def test_a_scan_with_a_lying_record_is_refused(tmp_path, changes, said):
     assert said in str(error.value)
 
 
+def test_a_pipe_in_place_of_the_table_of_an_alignment_is_refused(tmp_path):
+    folder = changed(tmp_path, SCANS / "demo-qwen3-alignment", alignment.RECORD)
+    (folder / alignment.TABLE).unlink()
+    os.mkfifo(folder / alignment.TABLE)
+    with pytest.raises(InputError, match="is damaged or missing"):
+        alignment.table(folder)
+
+
 def test_an_ablation_with_an_effect_twice_is_refused(tmp_path):
     folder = changed(tmp_path, SCANS / "demo-qwen3-ablation", effects.RECORD)
     path = folder / "effects-00000.parquet"
