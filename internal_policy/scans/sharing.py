@@ -130,7 +130,11 @@ def claiming(folder: Path) -> Iterator[Claims]:
             yield claims
         finally:
             over.set()
-            claims.end()
+            try:
+                claims.end()
+            except KeyboardInterrupt:  # a signal in the middle
+                claims.end()
+                raise
 
 
 def turns(

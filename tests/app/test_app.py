@@ -531,7 +531,7 @@ def test_a_broken_scan_is_listed_as_broken_and_the_others_open(copied, empty_cac
 
 
 def test_an_unexpected_error_is_one_sentence_and_its_traceback_is_logged(copied, caplog, monkeypatch):
-    monkeypatch.setattr(comparison, "comparable", lambda _: "x".missing)
+    monkeypatch.setattr(comparison, "comparable", lambda _: "x".missing)  # pyright: ignore[reportAttributeAccessIssue]
     app = AppTest.from_file(str(APP / "main.py"), default_timeout=30)
     app.query_params["compare"] = ["demo-llama", str(copied)]
     app.run()
