@@ -134,6 +134,8 @@ def _is_ours(path: Path, item: Item) -> bool:
     """
     if path.name in SETTINGS[item.kind] or path.parent != item.folder:
         return True
+    if not (path.is_file() or path.is_dir()):  # reading from a pipe may never end
+        return False
     if path.suffix == ".parquet":
         return _has_our_columns(path)
     if path.suffix == ".yaml":  # the resolved configuration of a run

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from internal_policy import bundle, files
+from internal_policy.cli import contents, inventory
 from internal_policy.errors import InputError
 from internal_policy.look import alignment
 from internal_policy.scans import effects, records, schema, settings, store
@@ -59,6 +60,7 @@ def test_a_pipe_in_place_of_the_table_of_an_alignment_is_refused(tmp_path):
     os.mkfifo(folder / alignment.TABLE)
     with pytest.raises(InputError, match="is damaged or missing"):
         alignment.table(folder)
+    assert contents.described(inventory.Item("alignment", folder, str(folder)))["state"] == "broken"
 
 
 def test_an_ablation_with_an_effect_twice_is_refused(tmp_path):
