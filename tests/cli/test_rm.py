@@ -76,7 +76,7 @@ def test_a_training_run_is_removed_with_its_model_and_checkpoints(model, trainin
         (training_run / "model" / checkpoints.MANIFEST).unlink()
     assert main(["rm", "runs/demo-qwen3-bupo-a1b2c3", "-y"]) == 0
     assert not training_run.exists()
-    assert "50 steps, 1 checkpoint, " in capsys.readouterr().err
+    assert "36 steps, 1 checkpoint, " in capsys.readouterr().err
 
 
 def test_a_training_run_is_not_removed_by_the_beginning_of_its_name(training_run, capsys):
