@@ -11,7 +11,7 @@ from internal_policy.look import runs
 from internal_policy.scans import store
 
 MODEL = ("config.json", "adapter_config.json")
-"""Files of which a model's folder has one."""
+"""A model's folder contains one of these files."""
 
 
 def named(*marks: str) -> list[Path]:

@@ -206,7 +206,7 @@ TABLES = {
     "evaluation": ("rollouts.parquet", "pass_at_k.parquet"),
     "run": ("metrics.parquet", "dynamics.parquet"),
 }
-"""Seed -> its tables, of which there are variants with other columns."""
+"""Seed -> its tables. Each is also tried with other columns."""
 
 
 def _variants(root: Path) -> None:
