@@ -22,6 +22,8 @@ READ = (
     "added_tokens.json",
 )
 """Files that must be JSON objects if they exist."""
+RANKS = ("r", "init_r", "n_frequency")
+"""Fields of an adapter's configuration that say how many values each adapted module has, at least."""
 OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")
 """Suffixes of the files that define a model."""
 
@@ -70,6 +72,8 @@ def check(folder: Path) -> None:
             raise InputError(f"{path} {what}; expected a file. Get a complete copy of the model.")
     for path in (folder / name for name in READ if (folder / name).exists()):
         _object(path)
+    if adapter:
+        _check_ranks(folder)
     for name in sorted(shards(folder)):
         if not os.path.isfile(folder / name):  # noqa: PTH113  # Path.is_file raises for a long name
             raise InputError(
@@ -105,6 +109,20 @@ def check_depth(folder: Path, layers: int) -> None:
         raise InputError(
             f"{folder / CONFIG} claims {layers} layers, but the model's files hold only {weights} weights. "
             "Get a complete copy of the model."
+        )
+
+
+def _check_ranks(folder: Path) -> None:
+    """Raise InputError for an adapter whose ranks are larger than its file, before memory is asked for."""
+    values = _object(folder / ADAPTER)
+    pattern = values.get("rank_pattern")
+    ranks = [values.get(name) for name in RANKS] + [*(pattern.values() if isinstance(pattern, dict) else [])]
+    largest = max((rank for rank in ranks if isinstance(rank, int)), default=0)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if largest > size:
+        raise InputError(
+            f"{folder / ADAPTER} claims a rank of {largest}, but the adapter's weights have only {size} bytes. "
+            "Get the complete adapter."
         )
 
 

@@ -148,6 +148,13 @@ LIES = {
     "a model of no kind": ("tokenizer.json", ("model", "type"), "x", "tokenizer.json"),
     "a kind of adapter": ("adapter_config.json", ("peft_type",), "x", "adapter_config.json"),
     "a rank that is a text": ("adapter_config.json", ("r",), "x", "adapter_config.json"),
+    "a rank without end": ("adapter_config.json", ("r",), 10**9, "claims a rank of 1000000000"),
+    "a rank of one module without end": (
+        "adapter_config.json",
+        ("rank_pattern",),
+        {"layers.0.self_attn.q_proj": 10**9},
+        "claims a rank of 1000000000",
+    ),
     "a base that is a list": ("adapter_config.json", ("base_model_name_or_path",), [], "adapter_config.json has base"),
 }
 
