@@ -205,12 +205,13 @@ def pages(reader: Reader, times: int) -> Iterator[Result]:
 
 
 @contextmanager
-def dashboard() -> Iterator[tuple[str, psutil.Process]]:
-    """Start the dashboard; its address and process."""
+def dashboard(scan: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Start the dashboard, which may open a scan; its address and process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(bundle.APP / "main.py"), "--server.port", str(port)]
+    app = [sys.executable, "-m", "streamlit", "run", str(bundle.APP / "main.py")]
+    command = [*app, "--server.port", str(port), "--", str(scan)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ)
     try:
         while not _listens(port):
@@ -239,7 +240,7 @@ def measured(scan: Path, chromium: Path, act: Callable[[Reader], Iterator[Result
     """Serve a scan to a reader; yield what was measured and the server's memory."""
     from playwright.sync_api import sync_playwright
 
-    with dashboard() as (url, server), sync_playwright() as playwright:
+    with dashboard(scan) as (url, server), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(chromium), args=CHROMIUM)
         context = browser.new_context(viewport={"width": 1400, "height": 1000})
         yield from act(Reader(context, url, scan))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from internal_policy import bundle, files
-from internal_policy.scans import store
+from internal_policy.scans import records, store
 from internal_policy.scans.selection import Plan, Selection, plan
 from internal_policy.scans.tables import layers_table, policies_table
 
@@ -67,7 +67,7 @@ def _record(folder: Path, source: Path, **changed: Any) -> None:
     names = [path.name for path in sorted(folder.glob("*.parquet"))]
     written = {name: files.fingerprint(folder / name) for name in names}
     footers = {name: files.footer(folder / name) for name in names}
-    files.write_json(folder / store.RECORD, {**store.record(source), **changed, "files": written, "footers": footers})
+    records.write(folder / store.RECORD, {**store.record(source), **changed, "files": written, "footers": footers})
 
 
 def numbers(random: np.random.Generator, planned: Plan, tokens: int, top_k: int) -> dict[tuple[str, str], np.ndarray]:
