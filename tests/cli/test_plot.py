@@ -300,13 +300,22 @@ def answers(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"])
+ENDED = {
+    "SIGTERM": (0, -signal.SIGTERM),  # as soon as it listens, or once it also handles the signal
+    "SIGINT": (0,),
+    "SIGHUP": (-signal.SIGHUP,),
+    "SIGKILL": (-signal.SIGKILL,),
+}
+"""Exit codes that each signal may end the dashboard with."""
+
+
+@pytest.mark.parametrize("name", ENDED)
 def test_ending_the_dashboard_ends_its_server(name, tmp_path):
     with dashboard(tmp_path) as (process, port):
         process.send_signal(getattr(signal, name))
         process.wait(60)
         assert not answers(port)
-        assert process.returncode == (0 if name == "SIGINT" else -getattr(signal, name))
+        assert process.returncode in ENDED[name]
         assert (tmp_path / "log").read_text().count(f"http://127.0.0.1:{port}") == 1
 
 
