@@ -1,4 +1,4 @@
-"""What comes with the package: demo models, problems, scans and the dashboard."""
+"""What comes with the package: demo models, problems, scans, the dashboard and modules of notebooks."""
 
 from pathlib import Path
 
@@ -7,6 +7,10 @@ DATA = next((p for p in (PACKAGE / "data", PACKAGE.parent / "data") if p.is_dir(
 """The bundled models, problems and scans: inside an installed package, beside the package in a checkout."""
 APP = next((p for p in (PACKAGE / "app", PACKAGE.parent / "app") if p.is_dir()), PACKAGE / "app")
 """The dashboard's folder, likewise."""
+NOTEBOOKS = next(
+    (p for p in (PACKAGE / "notebooks", PACKAGE.parent / "notebooks") if p.is_dir()), PACKAGE / "notebooks"
+)
+"""The modules that a notebook imports, likewise."""
 
 
 def model(name: str) -> Path | None:

@@ -20,8 +20,7 @@ FIGURE = "application/json"
 def execute(path: Path, folder: Path, seconds: int = 60) -> nbformat.NotebookNode:
     """Execute a notebook in a fresh kernel that starts in `folder`, with its figures as JSON."""
     quiet = {"PYTHONWARNINGS": "ignore:IProgress"}  # a warning about progress bars that contains a path of this machine
-    beside = {"PYTHONPATH": str(HERE)}  # as in Jupyter, which starts a kernel in the notebook's folder
-    env = {**os.environ, "PLOTLY_RENDERER": "json", "HF_HUB_OFFLINE": "1", **quiet, **beside}
+    env = {**os.environ, "PLOTLY_RENDERER": "json", "HF_HUB_OFFLINE": "1", **quiet}
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=seconds, kernel_name="python3", record_timing=False)
     client.execute(cwd=str(folder), env=env)

@@ -14,6 +14,7 @@ import huggingface_hub.constants as hub
 import pytest
 from browsing import ROOT, stopped, wait_for
 from conftest import slow
+from IPython.core.inputtransformer2 import TransformerManager
 from refusing import sitecustomize as guard  # pyright: ignore[reportMissingImports]
 
 from internal_policy import bundle
@@ -175,7 +176,8 @@ def test_commands_connect_to_no_other_machine(kind, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_connects_to_no_other_machine(path, tmp_path):
     cells = json.loads(path.read_text())["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    code = "\n".join(map(TransformerManager().transform_cell, sources))  # `%pip` as Python
     run(code, tmp_path, ROOT / "notebooks")
     assert foreign(tmp_path) == []
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -64,7 +65,11 @@ def test_a_notebook_has_no_logic_of_its_own(committed):
     for cell in committed.cells:
         if cell.cell_type == "code":
             defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
-            assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, defined)]
+            assert not [
+                node
+                for node in ast.walk(ast.parse(TransformerManager().transform_cell(cell.source)))
+                if isinstance(node, defined)
+            ]
 
 
 def test_no_notebook_names_a_folder_of_this_machine(committed):
