@@ -104,10 +104,15 @@ def permit(path: Path, mode: int) -> None:
         path.chmod(stat.S_IMODE(mode))
 
 
+def write_text(path: Path, text: str, *, once: bool = False) -> None:
+    """Write a text file, whole or not at all; with `once` only if there is none, as in `replacing`."""
+    with replacing(path, once=once) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
     """Write a JSON file, whole or not at all, with secrets hidden."""
-    with replacing(path, once=once) as temporary:
-        temporary.write_text(as_json(value), encoding="utf-8")
+    write_text(path, as_json(value), once=once)
 
 
 def as_json(value: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -50,6 +51,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_file(tmp_path):
         fail()
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_every_file_is_written_under_a_temporary_name_first():
+    """But for a checkpoint's card, whose folder has a temporary name, and what torchrun reads after a failure."""
+    package, calls = Path(files.__file__).parent, re.compile(r"([^\s=]*)\.write_(?:text|bytes)\(")
+    written = {
+        (path.relative_to(package).as_posix(), found[1])
+        for path in package.rglob("*.py")
+        for found in calls.finditer(path.read_text(encoding="utf-8"))
+        if found[1] not in ("temporary", "files")
+    }
+    assert written == {("train/run.py", "card.CARD)"), ("cli/launched.py", "Path(file)")}
 
 
 def test_a_removed_folder_is_not_made_again(tmp_path):

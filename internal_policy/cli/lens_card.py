@@ -50,8 +50,7 @@ def run(options: LensCard) -> None:
     shown = card.of(file.read(path, *file.sizes(path, options.file), options.file))
     printed(shown, options.file, as_json=options.json)
     if options.output is not None:
-        with files.replacing(options.output) as temporary:
-            temporary.write_text(card_text.markdown(shown, Path(options.file).name), encoding="utf-8")
+        files.write_text(options.output, card_text.markdown(shown, Path(options.file).name))
         progress.note(f"Wrote {options.output}.")
 
 

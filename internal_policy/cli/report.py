@@ -36,6 +36,5 @@ def run(options: Report) -> None:
     if not options.scans:
         raise InputError("No scan is named. Give one or more, such as demo-qwen3; `internal-policy ls` lists them.")
     page = report.report(views_of(options.scans, options))
-    with files.replacing(options.output) as temporary:
-        temporary.write_text(page)
+    files.write_text(options.output, page)
     progress.note(f"Wrote {options.output}, {options.output.stat().st_size / 1e6:.1f} MB.")

@@ -34,8 +34,7 @@ def write(figure: go.Figure, path: Path) -> None:
 def write_page(text: str, path: Path) -> None:
     """Write an HTML page, whole or not at all. Raises InputError if that fails."""
     check(path)
-    with files.replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    files.write_text(path, text)
 
 
 def check(path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from internal_policy import files
@@ -13,6 +14,8 @@ PARTIAL = ".partial"
 """Folder in a run where the next checkpoint is written before it is renamed."""
 MANIFEST = ".files.json"
 """File in a complete checkpoint with the size in bytes of every other file."""
+OLD = ".old"
+"""Ending of the name of a folder that is being replaced by the one of the same name without it."""
 PICKLE = "training_args.bin"
 """A pickle that transformers leaves beside the weights."""
 SYNCED = "rb" if os.name == "posix" else "rb+"
@@ -22,14 +25,28 @@ SYNCED = "rb" if os.name == "posix" else "rb+"
 def put(written: Path, path: Path) -> None:
     """Sync a written folder to disk and rename it to `path`, replacing a folder of that name.
 
-    If several processes put the same folder, only one succeeds; the others raise FileNotFoundError and change nothing.
+    The one that is replaced is removed last. After a kill between the renames, `clear` finishes this. If several
+    processes put the same folder, only one succeeds; the others raise FileNotFoundError and change nothing.
     """
     claimed = written.with_name(f"{written.name}-{secrets.token_hex(4)}")
     written.rename(claimed)  # only one process can do this, and only it may remove what is at `path`
     seal(claimed)
-    if path.exists():
-        shutil.rmtree(path)
+    old = claimed.with_name(f"{claimed.name}{OLD}")
+    with suppress(FileNotFoundError):
+        path.rename(old)
     claimed.rename(path)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def clear(run: Path) -> None:
+    """Remove what a killed process of a run was writing, and rename the whole folder that it was about to rename."""
+    for old in (run / PARTIAL).glob(f"*{OLD}"):
+        claimed = old.with_name(old.name.removesuffix(OLD))
+        path = run / claimed.name.rpartition("-")[0]
+        if claimed.exists() and not path.exists():
+            claimed.rename(path)
+    shutil.rmtree(run / PARTIAL, ignore_errors=True)
 
 
 def seal(folder: Path) -> None:

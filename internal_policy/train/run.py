@@ -1,7 +1,6 @@
 """Run a training in a folder: choose the target layer, train, log the layers, and save the model."""
 
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -235,7 +234,7 @@ def _trained(
         for sentence in _in_words(trainer, config):
             note(sentence)
         if trainer.is_world_process_zero():
-            (setup.folder / CONFIG).write_text(card.as_yaml(config), encoding="utf-8")
+            files.write_text(setup.folder / CONFIG, card.as_yaml(config))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if interrupt.pressed:
         raise KeyboardInterrupt
@@ -311,7 +310,7 @@ def _save(trainer: BuPOTrainer, setup: Setup, text: str, name: str) -> None:
     """Write the model and its card into a folder of the run, whole or not at all."""
     folder, partial = setup.folder, setup.folder / checkpoints.PARTIAL
     if trainer.is_world_process_zero():
-        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+        checkpoints.clear(folder)
         partial.mkdir()  # fails if the folder of the run was removed; saving would make half of it again
     trainer.accelerator.wait_for_everyone()
     if not setup.merge or name != MODEL:  # merging ends training

@@ -1,6 +1,5 @@
 """A GRPO trainer whose checkpoints are written whole or not at all."""
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ class SavingTrainer(GRPOTrainer):
         partial, writes = run / checkpoints.PARTIAL, self.accelerator.is_local_main_process
         named = self.args.push_to_hub or self.args.metric_for_best_model  # TRL keeps the name for later
         if writes:
-            shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+            checkpoints.clear(run)
             if not named:
                 partial.mkdir(exist_ok=True)  # fails if the run was removed; saving would make half of its folder again
         self.accelerator.wait_for_everyone()

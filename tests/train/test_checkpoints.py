@@ -1,6 +1,8 @@
 """A checkpoint is whole, or is known to be incomplete."""
 
 import os
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +58,27 @@ def test_put_replaces_an_existing_folder(folder):
     checkpoints.put(again, folder)
     assert sorted(path.name for path in folder.iterdir()) == [checkpoints.MANIFEST, "model.safetensors"]
     assert checkpoints.is_whole(folder)
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 3, 4])
+def test_a_put_stopped_at_any_rename_loses_neither_the_old_folder_nor_the_new(stopped, folder, monkeypatch):
+    written, renames, count = folder.parent / checkpoints.PARTIAL / "checkpoint-2", Path.rename, iter(range(1, 5))
+    written.mkdir()
+    (written / "model.safetensors").write_bytes(b"newer")
+
+    def rename(path: Path, target: Path) -> Path:
+        if next(count) == stopped:
+            raise InterruptedError
+        return renames(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with nullcontext() if stopped == 4 else pytest.raises(InterruptedError):
+        checkpoints.put(written, folder)
+    monkeypatch.setattr(Path, "rename", renames)
+    checkpoints.clear(folder.parent)
+    assert checkpoints.is_whole(folder)
+    assert (folder / "model.safetensors").read_bytes() == (b"weights" if stopped < 3 else b"newer")
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_a_second_put_of_a_folder_fails_and_keeps_the_first(folder):
