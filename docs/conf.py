@@ -1,14 +1,15 @@
 """Build the documentation site: `sphinx-build -W --keep-going -b html docs docs/_build/html`."""
 
 import sys
-from importlib.metadata import version as installed
 from pathlib import Path
+
+from internal_policy import __version__
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 project = "internal-policy"
 author = "the authors of internal-policy"
-version = release = installed("internal-policy")
+version = release = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "generated", "docstrings", "twins"]
 exclude_patterns = ["_build", "_generated", "rooms.md"]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from internal_policy.train.bupo import BuPOTrainer
     from internal_policy.train.configuration import BuPOConfig
 
-    __version__: str
+__version__ = "0.2.0"
 
 __all__ = [
     "FINAL",
@@ -82,22 +82,16 @@ _MODULE_OF = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562). Raises ImportError, naming the extra to install."""
-    if name == "__version__":
-        from importlib.metadata import version
-
-        value: Any = version("internal-policy")
-    elif name in _MODULE_OF:
-        module = f"internal_policy.{_MODULE_OF[name]}"
-        try:
-            value = getattr(import_module(module), name)
-        except ModuleNotFoundError as error:
-            extra = "train" if ".train." in module else "models"
-            missing = str(error.name).partition(".")[0]
-            raise ImportError(
-                f"{name} needs {missing}. Install it with `pip install 'internal-policy[{extra}]'`."
-            ) from error
-    else:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = f"internal_policy.{_MODULE_OF[name]}"
+    try:
+        value = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        extra = "train" if ".train." in module else "models"
+        missing = str(error.name).partition(".")[0]
+        remedy = f"Install it with `pip install 'internal-policy[{extra}]'`."
+        raise ImportError(f"{name} needs {missing}. {remedy}") from error
     globals()[name] = value
     return value
 

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import internal_policy as ip
 from internal_policy import bundle
 from internal_policy.cli.main import main
 from internal_policy.look.scan import of
-from internal_policy.scans import store
+from internal_policy.scans import store, versions
 from internal_policy.scans.scan import scan as measured
 from internal_policy.tasks.generate import generate as batches
 from internal_policy.tasks.problems import Message, Problem
@@ -63,6 +64,11 @@ def test_an_import_error_names_the_extra_to_install(name, missing, extra):
 
 def test_the_version_is_the_one_in_pyproject():
     assert ip.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_a_record_has_the_version_of_the_code_that_runs_not_of_an_older_installation(monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: f"old {name}")
+    assert versions.of(("internal-policy", "torch")) == {"internal-policy": ip.__version__, "torch": "old torch"}
 
 
 def test_the_command_line_prints_the_version(capsys):

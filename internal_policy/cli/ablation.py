@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from internal_policy.errors import InputError, counted
 from internal_policy.measure.sites import CHANGES
 from internal_policy.models import checkpoint, loading, naming, tokenizers
 from internal_policy.models.checkpoint import Checkpoint
+from internal_policy.scans import versions
 
 if TYPE_CHECKING:
     from internal_policy.cli.ablate import Ablate
@@ -213,7 +213,7 @@ def _facts(work: Work, ablator: "Ablator", rollouts: "Sequence[Rollout]") -> dic
         "restarted": ablator.restarts,
         "rollouts": sum(length > 0 for length in lengths),
         "tokens": sum(lengths),
-        "versions": {name: metadata.version(name) for name in ("internal-policy", "torch", "transformers")},
+        "versions": versions.of(("internal-policy", "torch", "transformers")),
         "command": sys.argv,
     }
 

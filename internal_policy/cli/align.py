@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -29,6 +28,7 @@ from internal_policy.cli.common import (
 )
 from internal_policy.cli.console import commands, document, out, paragraph, uncut
 from internal_policy.errors import InputError
+from internal_policy.scans import versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,7 +211,7 @@ def _facts(inputs: "Prepared", found: "Alignment") -> dict[str, Any]:
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **found.about,
         "model": inputs.checkpoint.name,
-        "versions": {name: metadata.version(name) for name in ("internal-policy", "torch", "transformers")},
+        "versions": versions.of(("internal-policy", "torch", "transformers")),
         "command": sys.argv,
     }
 

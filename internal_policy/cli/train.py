@@ -22,6 +22,7 @@ from internal_policy.cli.question import held
 from internal_policy.cli.train_options import Train
 from internal_policy.errors import InputError, counted
 from internal_policy.models import checkpoint, loading, naming, offload, quantized, templates, tokenizers
+from internal_policy.scans import versions
 from internal_policy.secrecy import redacted
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def run(options: Train) -> None:
 
     with resume.forgetting(folder), files.held(folder):  # nothing is written before everything is checked
         if not (folder / resume.RUN).exists():
-            more = {"versions": card.versions(), train_report.ANSWERED: _answered(problems)}
+            more = {"versions": versions.of(card.PACKAGES), train_report.ANSWERED: _answered(problems)}
             more |= {DAY: day} if day else {}
             files.write_json(folder / resume.RUN, question | more, once=True)
         layer = options.layer

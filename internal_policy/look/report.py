@@ -3,12 +3,13 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata, resources
+from importlib import resources
 from typing import Any
 
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
+import internal_policy
 from internal_policy.errors import DamageError, InputError, joined
 from internal_policy.look import (
     ablation,
@@ -55,7 +56,7 @@ def report(views: Sequence[View]) -> str:
     return environment.from_string(template).render(
         title=f"Internal policies of {models}",
         written=time.strftime("%Y-%m-%d"),
-        version=metadata.version("internal-policy"),
+        version=internal_policy.__version__,
         plotly_js=get_plotlyjs(),
         grid_style=page.style(),
         grid_script=page.boot(),

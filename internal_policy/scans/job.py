@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from internal_policy import files
 from internal_policy.errors import InputError
-from internal_policy.scans import records, store
+from internal_policy.scans import records, store, versions
 from internal_policy.scans.claims import claim as claim_folder
 from internal_policy.scans.positions import recorded
 from internal_policy.scans.shard import ALONE, Worker
@@ -80,7 +79,7 @@ def facts(name: str, reader: "Reader", chat_template: str | None, packages: Sequ
         "device": str(reader.unembedding.weight.device),
         **quantized.facts(model),
         "chat_template": chat_template,
-        "versions": {package: metadata.version(package) for package in (*PACKAGES, *packages)},
+        "versions": versions.of((*PACKAGES, *packages)),
         "command": sys.argv,
     }
 

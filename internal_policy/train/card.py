@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from enum import Enum
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 
 from internal_policy.look import run_summary, runs
 from internal_policy.models.naming import title
+from internal_policy.scans import versions
 from internal_policy.secrecy import printable, redacted
 from internal_policy.train import methods, rewards
 from internal_policy.train.configuration import BuPOConfig
@@ -23,11 +23,6 @@ LEFT_OUT = {"output_dir", "hub_token", "generation_batch_size", "use_cpu", "disa
 """Fields that aren't in the file: the folder, a secret, what follows from others, and what follows from the machine."""
 PACKAGES = ("internal-policy", "torch", "transformers", "trl", "accelerate", "datasets")
 """Packages whose versions are recorded."""
-
-
-def versions() -> dict[str, str]:
-    """Package -> its version."""
-    return {package: metadata.version(package) for package in PACKAGES}
 
 
 def fields_of(config: BuPOConfig) -> dict[str, Any]:
@@ -90,7 +85,7 @@ def card(
             *rows,
             *([] if exams.empty else _exams(exams)),
             f"\n## Configuration\n\n```yaml\n{yaml.safe_dump(fields_of(config))}```\n",
-            "Versions: " + ", ".join(f"{package} {version}" for package, version in versions().items()) + ".\n",
+            f"Versions: {', '.join(map(' '.join, versions.of(PACKAGES).items()))}.\n",
         ]
     )
 
