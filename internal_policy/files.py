@@ -23,14 +23,14 @@ NAMESPACE = Path("/proc/self/ns/pid")
 MACHINE = f"{platform.node()}{NAMESPACE.readlink() if NAMESPACE.is_symlink() else ''}"
 HERE = hashlib.sha256(MACHINE.encode()).hexdigest()[:8]
 """Identifies this machine, or this container on it, among machines that share a disk."""
-TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.]*)?")
-"""Name of a temporary file: machine, process, random digits, and the suffix of the final file."""
+TEMPORARY = re.compile(r"\.internal-policy-([0-9a-f]{8})-(\d+)-(?:(\d+)-)?[0-9a-f]{8}(\.[^.]*)?")
+"""Name of a temporary file: machine, process, its start, random digits, and the suffix of the final file."""
 LOCK = re.compile(r"\..+\.(json|parquet|claim)\.lock")
 """Name of the lock beside a file that only the first process may write."""
 CLAIM = re.compile(r"\..+-\d+\.claim")
 """Name of the hidden file with which a process claims a part."""
 OLD = 24 * 3600
-"""Age in seconds after which any temporary file counts as abandoned."""
+"""Age in seconds after which the temporary file of a process counts as abandoned if nothing tells whether it runs."""
 COARSE = 2.0
 """Coarsest timestamp of a file system in seconds: FAT's."""
 FOOTER_END = 8
@@ -212,7 +212,7 @@ def _put_under_lock(temporary: Path, path: Path) -> bool:
 def held(folder: Path) -> Iterator[Path]:
     """While open, a hidden file marks that this process is writing to a folder, for `writers` to find.
 
-    Yields the mark. Touch it at least once a day, because an older one counts as abandoned.
+    Yields the mark. Touch it at least once a day, because on other machines an older one counts as abandoned.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mark = _temporary(folder, ".working")
@@ -240,13 +240,18 @@ def is_hidden(name: str) -> bool:
 
 
 def _temporary(folder: Path, suffix: str) -> Path:
-    return folder / f".internal-policy-{HERE}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+    return folder / f".internal-policy-{'-'.join(myself())}-{secrets.token_hex(4)}{suffix}"
 
 
 def _abandoned(path: Path, match: re.Match[str]) -> bool:
-    """Whether the process that wrote a temporary file has ended; a file that is gone counts as abandoned too."""
+    """Whether the process that wrote a temporary file has ended; a file that is gone counts as abandoned too.
+
+    Age counts only where nothing else tells, because a clock that is set makes new files look old.
+    """
+    if match[3] and match[1] == HERE:
+        return gone(*match.groups()[:3])
     try:
-        return gone(match[1], int(match[2])) or time.time() - path.stat().st_mtime > OLD
+        return gone(match[1], match[2]) or time.time() - path.stat().st_mtime > OLD
     except FileNotFoundError:
         return True
 
@@ -264,14 +269,31 @@ _sweep_once = cache(sweep)
 """The same, but only the first time in a process."""
 
 
-def gone(machine: str, process: int) -> bool:
-    """Whether a process on this machine has ended; False for other machines, where we can't know."""
+def myself() -> tuple[str, ...]:
+    """What tells this process from all others that share a disk: machine, number and, on Linux, start."""
+    return HERE, str(os.getpid()), *filter(None, [_start(os.getpid())])
+
+
+def gone(machine: str, process: str, start: str | None = None) -> bool:
+    """Whether a process on this machine has ended, also if another one now has its number.
+
+    False for other machines, where we can't know.
+    """
     if machine != HERE or os.name != "posix":  # on Windows os.kill(process, 0) would end the process
         return False
     try:
-        os.kill(process, 0)
+        os.kill(int(process), 0)
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):
         return False
-    return False
+    return start is not None and _start(int(process)) not in (None, start)
+
+
+def _start(process: int) -> str | None:
+    """When a running process began, in ticks since the machine started, which no change of the clock touches."""
+    try:
+        about = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # only Linux has it
+        return None
+    return about.rpartition(")")[2].split()[19]  # the 22nd field; the 2nd, a name in parentheses, may have spaces

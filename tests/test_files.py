@@ -209,6 +209,24 @@ def test_temporary_files_of_any_machine_are_removed_after_a_day(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a process began")
+def test_a_clock_that_jumps_forward_removes_no_file_of_a_running_process(tmp_path, monkeypatch):
+    with files.held(tmp_path) as mark, files.replacing(tmp_path / "x.json") as temporary:
+        monkeypatch.setattr("time.time", lambda: 4e9)
+        files.sweep(tmp_path)
+        assert files.writers(tmp_path) == [f"process {os.getpid()}"]
+        assert mark.exists()
+        assert temporary.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a process began")
+def test_temporary_files_are_removed_if_another_process_has_the_number_now(tmp_path):
+    (tmp_path / f".internal-policy-{files.HERE}-{os.getpid()}-1-01234567.json").touch()
+    assert files.writers(tmp_path) == []
+    files.sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_temporary_files_of_running_processes_and_other_files_are_kept(tmp_path):
     names = [
         f".internal-policy-{files.HERE}-{os.getpid()}-01234567.json",

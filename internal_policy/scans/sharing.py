@@ -1,6 +1,7 @@
 """Share the parts of some work with other processes: each process claims a part before it begins it."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ SILENCE = 120.0
 """Seconds without a sign of life after which a claim from another machine counts as abandoned; disks may stall."""
 ABSENCE = 600.0
 """Seconds that processes wait for the one that leads them, which may still be loading its model."""
+OWNER = re.compile("([0-9a-f]{8}) ([0-9]+)(?: ([0-9]+))?")
+"""Text of a claim: which process made it, as `files.gone` takes it."""
 GLANCE = 0.5
 """Seconds between looks at parts that others have claimed."""
 
@@ -46,7 +49,7 @@ class Claims:
         while True:
             path = self.folder / f".{part}-{len(abandoned)}.claim"
             self.begun.append(path)
-            if created := files.created(path, f"{files.HERE} {os.getpid()}"):
+            if created := files.created(path, " ".join(files.myself())):
                 self.mine[str(part)] = [path, *abandoned]
             self.begun.remove(path)
             if created:
@@ -67,7 +70,7 @@ class Claims:
             self.release(part)
         for path in self.begun:
             with suppress(OSError):
-                if path.read_text() == f"{files.HERE} {os.getpid()}":
+                if path.read_text() == " ".join(files.myself()):
                     path.unlink()
 
     def sweep(self) -> None:
@@ -91,14 +94,14 @@ class Claims:
         Raises InputError for a folder in the claim's place.
         """
         try:
-            with path.open() as file:  # opening a file makes a network disk look up its time again
-                machine, _, process = file.read().partition(" ")
+            with path.open(encoding="utf-8", errors="replace") as file:  # makes a network disk look up its time again
+                owner = OWNER.fullmatch(file.read(80))
                 last = os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return False
         except IsADirectoryError as error:
             raise InputError(f"{path} is a folder, but a file of that name is needed. Remove it.") from error
-        if process.isdigit() and files.gone(machine, int(process)):
+        if owner and files.gone(*owner.groups()):
             return True
         self.mark.touch()  # asks for the time of the disk, whose clock may differ from ours
         return abs(self.mark.stat().st_mtime - last) > SILENCE  # a restored file may even be from the future

@@ -1,4 +1,4 @@
-"""Processes share a scan, clocks go backwards, and folders go away."""
+"""Processes share a scan, clocks are set, and folders go away."""
 
 import os
 import time
@@ -35,21 +35,23 @@ def test_two_workers_of_ray_write_one_scan(references, tmp_path):
     assert command.result(tmp_path) == references("scan").result
 
 
+@pytest.mark.parametrize(("act", "days"), [("back", 1), ("forward", -400)])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_clock_that_goes_backwards_loses_nothing(name, references, tmp_path):
-    """A killed command leaves files from tomorrow, and the next one loses an hour at each file operation."""
+def test_a_clock_that_is_set_loses_nothing(name, act, days, references, tmp_path):
+    """A killed command leaves files of another day, and the clock of the next one is set at each file operation."""
     command, reference = COMMANDS[name], references(name)
     finished(command.words, tmp_path, {"act": "kill", "at": len(reference.operations) // 2})
-    tomorrow = time.time() + 24 * 3600
+    then = time.time() + days * 24 * 3600
     for path in tmp_path.rglob("*"):
-        os.utime(path, (tomorrow, tomorrow))
-    done = finished(command.again(tmp_path), tmp_path, {"act": "back"})
+        os.utime(path, (then, then))
+    done = finished(command.again(tmp_path), tmp_path, {"act": act})
     assert done.code == 0, done.said
     assert command.result(tmp_path) == reference.result
 
 
-def test_processes_whose_clocks_disagree_write_one_scan(references, tmp_path):
-    """One of the two loses an hour at each file operation, and claims of another machine are from tomorrow."""
+@pytest.mark.parametrize("act", ["back", "forward"])
+def test_processes_whose_clocks_disagree_write_one_scan(act, references, tmp_path):
+    """The clock of one of the two is set at each file operation, and claims of another machine are from tomorrow."""
     command, begun = COMMANDS["scan"], time.monotonic()
     out = tmp_path / "work" / "out"
     out.mkdir(parents=True)
@@ -57,7 +59,7 @@ def test_processes_whose_clocks_disagree_write_one_scan(references, tmp_path):
         (out / f".{part}-0.claim").write_text("00000000 1")
         tomorrow = time.time() + 24 * 3600
         os.utime(out / f".{part}-0.claim", (tomorrow, tomorrow))
-    children = [started(command.words, tmp_path, {"act": act}) for act in ("nothing", "back")]
+    children = [started(command.words, tmp_path, {"act": each}) for each in ("nothing", act)]
     assert [ended(child, tmp_path, begun).code for child in children] == [0, 0], said(tmp_path).read_text()
     assert command.result(tmp_path) == references("scan").result
 

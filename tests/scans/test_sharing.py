@@ -76,6 +76,14 @@ def test_a_part_of_a_process_that_has_ended_is_taken_over_by_one(tmp_path):
         assert list(tmp_path.glob("*.claim")) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a process began")
+def test_a_part_is_taken_over_if_another_process_has_the_number_of_its_own(tmp_path):
+    for part, text in ((0, f"{files.HERE} {os.getpid()} 1"), (1, " ".join(files.myself())), (2, "\0 \xff" * 100)):
+        (tmp_path / f".{part}-0.claim").write_text(text, encoding="latin-1")
+    with claiming(tmp_path) as claims:
+        assert [claims.take(part) for part in range(3)] == [True, False, False]
+
+
 def test_a_claim_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
     """An empty claim of a full disk or a killed process would keep others waiting for two minutes."""
 

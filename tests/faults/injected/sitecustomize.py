@@ -14,6 +14,9 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 EVENTS = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.chmod")
 """Audit events of operations that change a folder; their last path is the first or second argument."""
 
+STEPS = {"back": -3600, "forward": 2 * 24 * 3600}
+"""What is done to the clock -> by how many seconds it is set."""
+
 
 class Fault:
     """What happens at which operation."""
@@ -22,7 +25,7 @@ class Fault:
         """Do `act` to `target` at operation number `at`, from 1, of those in `folders` that match `like`."""
         self.at, self.like, self.folders, self.act, self.target = at, re.compile(like), tuple(folders), act, target
         self.log = None if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self.count, self.acting, self.back = 0, False, 0.0
+        self.count, self.acting, self.late = 0, False, 0.0
 
     def __call__(self, event: str, given: tuple) -> None:
         """Called by Python before each operation."""
@@ -39,8 +42,8 @@ class Fault:
         if self.like.search(operation) is None:
             return
         self.count += 1
-        if self.act == "back":  # the clock loses an hour at every operation
-            self.back += 3600
+        if self.act in STEPS:  # the clock is set at every operation
+            self.late += STEPS[self.act]
         elif self.count == self.at:
             self.acting = True
             getattr(self, self.act)()
@@ -78,7 +81,7 @@ if "FAULT" in os.environ and sys.orig_argv[1:3] == ["-m", "internal_policy"]:  #
     if limit := asked.pop("memory", None):
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     fault = Fault(**asked)
-    if fault.act == "back":
+    if fault.act in STEPS:
         now = time.time
-        time.time = lambda: now() - fault.back
+        time.time = lambda: now() + fault.late
     sys.addaudithook(fault)
