@@ -1,5 +1,6 @@
 """Write a figure as an HTML page, PNG, SVG or PDF."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import plotly.graph_objects as go
 from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.look import theme
+from internal_policy.look.lens_grid.page import POLICY
 
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
 """For plotly.js: no button that uploads the figure to a cloud service. Pass a copy, because plotly modifies it."""
@@ -18,8 +20,10 @@ WIDTH, SCALE = 960, 3
 
 def html(figure: go.Figure, name: str = "figure") -> str:
     """A figure as one HTML page that needs no network. `name` is that of the image its button saves."""
-    config = {**CONFIG, "toImageButtonOptions": {"format": "png", "scale": SCALE, "filename": name}}
-    return figure.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, config=config)
+    plain = re.sub(r"[^\w .-]", "_", name)  # plotly writes it into a script as it is
+    config = {**CONFIG, "toImageButtonOptions": {"format": "png", "scale": SCALE, "filename": plain}}
+    page = figure.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, config=config)
+    return page.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{POLICY}">', 1)
 
 
 def write(figure: go.Figure, path: Path) -> None:

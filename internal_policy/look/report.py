@@ -57,6 +57,7 @@ def report(views: Sequence[View]) -> str:
         title=f"Internal policies of {models}",
         written=time.strftime("%Y-%m-%d"),
         version=internal_policy.__version__,
+        policy=page.POLICY,
         plotly_js=get_plotlyjs(),
         grid_style=page.style(),
         grid_script=page.boot(),

@@ -1,7 +1,9 @@
-"""Names and texts that are markup are shown as text in a notebook, and request nothing."""
+"""Names and texts that are markup are shown as text on every page that we write, and request nothing."""
 
 import shutil
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pandas as pd
 import pyarrow as pa
@@ -11,10 +13,13 @@ from browsing import tab
 from playwright.sync_api import Page
 
 from internal_policy import bundle, files
-from internal_policy.look import alignment, notebook, runs
+from internal_policy.look import alignment, catalogue, export, notebook, report, runs, view
 from internal_policy.look.aligned import Alignment
+from internal_policy.look.catalogue import Choice
+from internal_policy.look.lens_grid import response
 from internal_policy.look.run import Run
 from internal_policy.look.scan import of as scan_of
+from internal_policy.look.view import View
 from internal_policy.scans import store
 
 LINK = "<a href='http://evil.invalid/a'>a</a>"
@@ -62,6 +67,76 @@ def harmless(page: Page, path: Path, text: str) -> None:
     assert not page.locator("[href*=evil], [src*=evil], [src=x], [href^=javascript], iframe[src], svg[onload]").count()
 
 
+@pytest.mark.slow
+def test_nothing_of_a_hostile_scan_runs_in_a_report(hostile, browser, tmp_path):
+    with tab(browser) as page:
+        harmless(page, tmp_path / "report.html", report.report([view.default(hostile)]))
+        assert page.get_by_text("<img src=").count()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flow", "readouts", "compare", "tokens"])
+def test_nothing_of_a_hostile_scan_runs_in_a_figure(name, hostile, browser, tmp_path):
+    with tab(browser) as page:
+        one = view.default(hostile)
+        figure = catalogue.draw(name, [one, one] if name == "compare" else [one], Choice())
+        harmless(page, tmp_path / "figure.html", export.html(figure, EVIL[1]))
+
+
+ASKING = """address => {
+    const told = (one, well, badly) => new Promise(done => { one[well] = () => done(1); one[badly] = () => done(0) });
+    const image = new Image();
+    image.src = address;
+    const form = document.createElement("form");
+    form.action = address;
+    document.body.append(form);
+    form.submit();
+    navigator.sendBeacon(address);
+    const socket = new WebSocket(address.replace("http", "ws"));
+    return Promise.all([
+        fetch(address).then(() => 1, () => 0), told(image, "onload", "onerror"), told(socket, "onopen", "onerror"),
+    ]);
+}"""
+"""A script that tries to reach an address in every way that is at hand."""
+
+
+@pytest.mark.parametrize(
+    "kind", ["grid", *(pytest.param(name, marks=pytest.mark.slow) for name in ("figure", "report"))]
+)
+def test_no_script_in_a_page_that_we_write_can_connect(kind, browser, tmp_path):
+    """Even if a text got through as a script, it couldn't tell anybody."""
+    one = view.default(bundle.DATA / "scans" / "demo-qwen3")
+    export.write_page(_written(kind, one), tmp_path / "page.html")
+    asked: list[str] = []
+
+    class Counted(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Counted) as server, tab(browser) as page:
+        Thread(target=server.serve_forever, daemon=True).start()
+        page.goto((tmp_path / "page.html").as_uri())
+        said = page.evaluate(ASKING, f"http://127.0.0.1:{server.server_port}/secret")
+        page.wait_for_timeout(200)
+        server.shutdown()
+    assert not any(said)
+    assert not asked
+
+
+def _written(kind: str, one: View) -> str:
+    if kind == "report":
+        return report.report([one])
+    if kind == "figure":
+        return export.html(catalogue.draw("flow", [one], Choice()))
+    return response.html(one)
+
+
+@pytest.mark.slow
 def test_nothing_of_a_hostile_scan_runs_in_a_notebook(hostile, browser, tmp_path):
     found = alignment.AlignmentTable({**_about(), "model": EVIL[0]}, _aligned())
     run = Run(runs.find("experiments/bupo"), EVIL[6])

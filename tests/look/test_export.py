@@ -9,6 +9,7 @@ from small_figures import line
 
 from internal_policy.errors import InputError
 from internal_policy.look import export, theme
+from internal_policy.look.lens_grid.page import POLICY
 
 CHROMIUM = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")))
 
@@ -19,6 +20,13 @@ def test_the_page_needs_no_network_and_offers_no_upload(tmp_path):
     assert 'src="http' not in page
     assert '"showSendToCloud": false' in page
     assert "</script><script>alert" not in page
+
+
+def test_a_page_forbids_connections_before_anything_else_in_it():
+    page = export.html(line(), "<!--<script>")
+    assert page.split("<head>")[1].startswith(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">')
+    assert "default-src 'none'" in POLICY
+    assert '"filename": "__--_script_"' in page
 
 
 def test_writing_leaves_the_configuration_as_it_was(tmp_path):

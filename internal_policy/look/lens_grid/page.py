@@ -11,8 +11,11 @@ HOSTS = ("file.js", "streamlit.js")
 """Scripts that put the grid into a page: a file of its own, or the dashboard."""
 HEIGHT = 860
 """Height in pixels of the frame in a notebook."""
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-"""The page's security policy: nothing is requested from anywhere."""
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""Content-Security-Policy of every page that we write: nothing is requested from anywhere."""
 
 
 def data(payloads: Sequence[Mapping[str, Any]], labels: Sequence[str] = (), **chosen: Any) -> dict[str, Any]:
