@@ -74,7 +74,7 @@ def steps(study: Study) -> list[Step]:
         Step("fit the tuned lens", "tuned.safetensors", (*fit, *TUNED, "-o", "tuned.safetensors")),
         Step("fit the Jacobian lens", "jacobian.safetensors", (*fit, *probes, "-o", "jacobian.safetensors")),
         *(
-            Step(f"card of {kind}", f"card-{kind}.json", ("lens-card", f"{kind}.safetensors", "--json"))
+            Step(f"card of {kind}", f"card-{kind}.json", ("show", f"{kind}.safetensors", "--json"))
             for kind in ("tuned", "jacobian")
         ),
         *(step for kind in KINDS for step in steps_of(kind, sampled)),

@@ -43,7 +43,7 @@ class FitLens(JsonOptions, OutputOptions, FittingOptions, ResponseOptions, Rollo
     translator at each hook point, which starts as the norm readout (the logit lens), and is then fitted so that its
     policy comes close to the model's own at the response tokens. A Jacobian lens has the average derivative of the last
     layer's output with respect to the hidden state instead, over prompts and responses. The lens's card, with KL(final
-    || readout) on held-out problems, is printed and kept in its file; `lens-card` prints it again. Use the lens with
+    || readout) on held-out problems, is printed and kept in its file; `show` prints it again. Use the lens with
     `scan --lens FILE`.
 
     For example:

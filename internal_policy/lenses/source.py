@@ -29,6 +29,11 @@ class Source:
     """The commit on the hub that it comes from."""
 
 
+def is_lens(given: str | Path) -> bool:
+    """Whether a name can only be that of a lens: a file, the name of one, or org/repo:path/in/repo on the hub."""
+    return is_file(Path(given)) or Path(given).suffix in ENDINGS or HUB.fullmatch(str(given)) is not None
+
+
 def find(given: str | Path) -> Source:
     """The file of a lens: a path, or org/repo:path/in/repo[@revision] on the hub.
 

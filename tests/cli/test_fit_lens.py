@@ -82,7 +82,7 @@ def test_a_lens_is_fitted_scanned_with_and_shown(asked, words, here, capsys):
     assert "Measured on 8 responses" in printed
     assert "Lenses fitted on two halves of the texts differ by" in printed
     assert "doesn't tell" not in printed
-    assert main(["lens-card", "lens.safetensors"]) == 0
+    assert main(["show", "lens.safetensors"]) == 0
     assert capsys.readouterr().out.strip() == printed.partition("\nWrote lens.safetensors")[0].strip()
     assert f"--lens lens.safetensors --sites {STREAM}" in printed
     assert [path.name for path in here.iterdir()] == ["lens.safetensors"]
@@ -105,7 +105,7 @@ def test_json_and_the_file_describe_the_fit(asked, folder, capsys):
     with Path("mine.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     about = json.loads(header["__metadata__"]["internal_policy"])
-    assert main(["lens-card", "mine.safetensors", "--json"]) == 0
+    assert main(["show", "mine.safetensors", "--json"]) == 0
     assert said == json.loads(capsys.readouterr().out)
     assert (said["missing"], said["unreadable"]) == ([], [])
     same = ("model", "identity", "d_model", "n_layers", "kl", "gain", "halves", "maps")

@@ -1,4 +1,4 @@
-"""`internal-policy lens-card`: for a lens with a card, one of another tool, and files that aren't lenses."""
+"""`internal-policy show LENS`: for a lens with a card, one of another tool, and files that aren't lenses."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def lens(here) -> str:
 
 def test_a_card_is_printed(lens, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert main(["lens-card", lens]) == 0
+    assert main(["show", lens]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == "Jacobian lens of tiny[/red]\\x1b[2J (3 layers, d_model 8) at 3 hook points."
     (row,) = [line.split() for line in printed.splitlines() if line.strip().startswith("1.resid_post")]
@@ -51,7 +51,7 @@ def test_a_card_is_printed(lens, capsys, monkeypatch):
 
 
 def test_json_has_the_card_and_what_it_means(lens, capsys):
-    assert main(["lens-card", lens, "--json"]) == 0
+    assert main(["show", lens, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["lens"], said["kind"], said["d_model"], said["options"]) == (lens, "jacobian", 8, {"skip": 16})
     assert [row["scale"] for row in said["maps"]] == [2, 2, 2]
@@ -60,22 +60,22 @@ def test_json_has_the_card_and_what_it_means(lens, capsys):
 
 
 def test_a_card_is_written_as_markdown(lens, here, capsys):
-    assert main(["lens-card", lens, "-o", "README.md"]) == 0
+    assert main(["show", lens, "-o", "README.md"]) == 0
     text = (here / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: internal-policy\n")
     assert "| 1.resid\\_post |".replace("\\", "") in text
     assert "--lens lens.safetensors --sites resid_pre,resid_post" in text
     assert "Wrote README.md." in capsys.readouterr().err
-    assert main(["lens-card", lens, "-o", "README.md"]) == 2
+    assert main(["show", lens, "-o", "README.md"]) == 2
     assert "README.md already exists" in capsys.readouterr().err
-    assert main(["lens-card", lens, "-o", "README.txt"]) == 2
+    assert main(["show", lens, "-o", "README.txt"]) == 2
     assert "Can't write README.txt. Use a name that ends in .md." in capsys.readouterr().err
 
 
 def test_a_lens_of_the_tuned_lens_library_says_what_is_missing(here, capsys):
     tensors = {f"{n}.weight": torch.zeros(8, 8) for n in range(3)} | {f"{n}.bias": torch.zeros(8) for n in range(3)}
     save_file(tensors, "theirs.safetensors")
-    assert main(["lens-card", "theirs.safetensors"]) == 0
+    assert main(["show", "theirs.safetensors"]) == 0
     printed = capsys.readouterr().out
     assert "Tuned lens of an unknown model (d_model 8) at 3 hook points." in printed
     assert "The file doesn't tell the model, its weights, the texts it was fitted on, the held-out KL" in printed
@@ -90,7 +90,7 @@ def test_a_published_lens_tells_its_prompts(here, capsys):
     eye = torch.eye(8)
     value = {"J": {0: eye, 1: eye.flip(0)}, "n_prompts": 100, "source_layers": [0, 1], "d_model": 8}
     torch.save({**value, "provenance": {"corpus": "web text"}}, "published.pt")
-    assert main(["lens-card", "published.pt", "--json"]) == 0
+    assert main(["show", "published.pt", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["lens"], said["kind"], said["fitted_on"]["problems"]) == ("published.pt", "jacobian", 100)
     assert said["options"] == {"n_prompts": 100, "format": "published", "provenance.corpus": "web text"}
@@ -117,8 +117,24 @@ def test_a_published_lens_tells_its_prompts(here, capsys):
 )
 def test_a_file_without_a_lens_is_rejected_in_a_sentence(make, said, here, capsys):
     make(Path("x.safetensors"))
-    assert main(["lens-card", "x.safetensors"]) == 2
+    assert main(["show", "x.safetensors"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert said in printed
     assert len(printed.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["show", "lens.safetensors", "--readout", "norm"],
+            "--readout only applies to scans, but lens.safetensors",
+        ),
+        (["show", "demo-qwen3", "-o", "card.md"], "--output only applies to lenses, but demo-qwen3 is a scan."),
+    ],
+)
+def test_options_of_a_lens_and_of_a_scan_are_not_mixed(words, said, lens, here, capsys):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+    assert not (here / "card.md").exists()

@@ -29,8 +29,8 @@ FOLDERS = {
     "align": ["align"],
 }
 """Command that writes a folder -> how it is called."""
-ELSEWHERE = {"lens-card"}
-"""Command that writes a file, which needs a lens first: test_lens_card.py has its tests."""
+ELSEWHERE = {"show"}
+"""Command that writes a file, for which it needs a lens first: test_lens_card.py has its tests."""
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def _template(folder: Path) -> None:
 def _lens(folder: Path) -> None:
     from internal_policy.cli import lens_card
 
-    _printed(lambda: lens_card.run(lens_card.LensCard(file=str(folder / "lens.safetensors"))))
+    _printed(lambda: lens_card.run(str(folder / "lens.safetensors"), None, force=False, as_json=False))
 
 
 def _published(folder: Path) -> None:
