@@ -10,6 +10,7 @@ from rich.table import Table
 from internal_policy.cli.common import JsonOptions, ScanName, ViewOptions
 from internal_policy.cli.console import commands, document, paragraph, uncut
 from internal_policy.cli.plot import view_of
+from internal_policy.scans.address import called
 
 if TYPE_CHECKING:
     from internal_policy.look.check import Check as Checked
@@ -44,7 +45,7 @@ def run(options: Check) -> None:
     if options.json:
         frames = {name: getattr(found, name).to_dict("records") for name in ("verdicts", "results", "controls")}
         command = {"options": found.options, "command": found.command}
-        document({"scan": str(one.source), "readout": one.readout, **frames, **command})
+        document({"scan": called(one.source), "readout": one.readout, **frames, **command})
         return
     about = view.about(one)
     for row in found.verdicts.to_dict("records"):

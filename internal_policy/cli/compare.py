@@ -15,6 +15,7 @@ from internal_policy.cli.common import JsonOptions, OutputOptions, OutputPath, S
 from internal_policy.cli.console import document, paragraph, uncut
 from internal_policy.cli.plot import views_of
 from internal_policy.errors import InputError, counted, require
+from internal_policy.scans.address import called
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +75,7 @@ def run(options: Compare) -> None:
     said = differences.in_words(found, options.measure)
     labels = headings.labels([a, b])
     if options.json:
-        scans = {"a": str(a.source), "b": str(b.source), "readout": a.readout, "measure": options.measure}
+        scans = {"a": called(a.source), "b": called(b.source), "readout": a.readout, "measure": options.measure}
         numbers = {"rollouts": shared, "caveats": caveats, "findings": said, "differences": _records(found)}
         document({**scans, "readout_b": b.readout, **numbers})
     else:

@@ -12,6 +12,7 @@ from internal_policy import bundle, files
 from internal_policy.cli import inventory, progress
 from internal_policy.cli.common import Text
 from internal_policy.errors import InputError, require
+from internal_policy.scans import address
 
 HOST = "127.0.0.1"
 """Address that only this machine can reach."""
@@ -33,9 +34,11 @@ class Dashboard:
 
     group: ClassVar = "Dashboard"
     folders: Folders = ()
-    """Folders outside the cache that it may open: of scans, training runs or models, or with such folders in them."""
+    """Folders outside the cache that it may open: of scans, training runs or models, or with such folders in them. A
+    scan on the Hub is named by its address, hf://datasets/org/name."""
     scan: Text = None
-    """Scan to open first: its folder, or the first digits of its name in `internal-policy ls`."""
+    """Scan to open first: its folder, the first digits of its name in `internal-policy ls`, or its address on the
+    Hub."""
     port: int = 8501
     """Port on 127.0.0.1, where only this machine can reach it."""
 
@@ -46,7 +49,7 @@ def run(options: Dashboard) -> None:
     if not 0 < options.port < 2**16:
         raise InputError(f"--port is {options.port}. Use a number from 1 to 65535.")
     for name in options.folders:
-        if not files.is_folder(Path(name).expanduser()):
+        if not address.is_address(name) and not files.is_folder(Path(name).expanduser()):
             raise InputError(f"There is no folder {name:.200}.")
     from internal_policy.look.view import check, default
     from internal_policy.scans import store
@@ -63,7 +66,14 @@ def run(options: Dashboard) -> None:
     progress.note(
         f"http://{HOST}:{options.port}/{'?' + urlencode({'scan': folder}) if folder else ''} (stop with Ctrl-C)"
     )
-    serve(options.port, [str(Path(name).expanduser()) for name in (*options.folders, folder) if name])
+    serve(options.port, [_opened(name) for name in (*options.folders, folder) if name])
+
+
+def _opened(name: str | Path) -> str:
+    """The path of a folder, that of the local copy if it is on the Hub."""
+    from internal_policy.scans import store
+
+    return str(store.find(str(name)) if address.is_address(str(name)) else Path(name).expanduser())
 
 
 def serve(port: int, folders: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
+from internal_policy.scans import address
 
 Kind = Literal["scan", "ablation", "alignment", "run", "evaluation", "sample"]
 """run: a training run; sample: responses that an interrupted generate, evaluate or fit-lens had sampled."""
@@ -98,6 +99,8 @@ def find_scan(name: str) -> Path:
     """The folder of a scan, as from `store.find`. Raises InputError; for a training run it says what to do with it."""
     from internal_policy.scans import store
 
+    if address.is_address(name):
+        return store.find(name)
     if called := run_named(name):
         raise InputError(
             f"{called} is a training run, and this needs a scan. Use `internal-policy show {shlex.quote(called)}`, or "
@@ -118,8 +121,11 @@ def find(name: str, *kinds: Kind, removable: bool = False) -> Item:
     """The one item of this name: a folder, a name in `internal-policy ls`, or the beginning of one.
 
     Of a name such as runs/NAME the part after the slash will do. Only items of `kinds` count, if any are named.
-    Raises InputError if there is no such item or more than one; with `removable` it lists none of the package's.
+    Raises InputError if there is no such item or more than one; with `removable` it lists none of the package's, and
+    refuses what is on the Hub.
     """
+    if address.is_address(name):
+        return _on_hub(name, kinds, removable=removable)
     folder = Path(name)
     if name and files.is_folder(folder) and (kind := kind_of(folder)) and kind in (kinds or CALLED):
         return at(folder, kind)
@@ -139,6 +145,28 @@ def find(name: str, *kinds: Kind, removable: bool = False) -> Item:
     from internal_policy.scans import store
 
     raise InputError(f"There is no {what} '{name:.80}' in {store.root()}. {choices}")
+
+
+def _on_hub(name: str, kinds: tuple[Kind, ...], *, removable: bool) -> Item:
+    """A scan on the Hub, by its address at the commit that was downloaded. Raises InputError."""
+    from internal_policy.scans import store
+
+    found = address.scan(name)
+    if removable:
+        raise InputError(
+            f"{found} is on the Hub, where internal-policy removes nothing. Remove it at {found.page}/settings, and "
+            "the local copy with `hf cache rm`."
+        )
+    if kinds and "scan" not in kinds:
+        raise InputError(f"{found} is a scan on the Hub, but {_a(kinds)} is needed.")
+    folder = store.find(name)
+    return Item("scan", folder, str(address.of_folder(folder) or found))
+
+
+def _a(kinds: tuple[Kind, ...]) -> str:
+    """Kinds of items in a sentence, such as `an ablation or a training run`."""
+    words = [CALLED[kind] for kind in kinds]
+    return " or ".join(f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in words)
 
 
 def at(folder: Path, kind: Kind) -> Item:

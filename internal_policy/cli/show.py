@@ -85,7 +85,7 @@ def run(options: Show) -> None:
 def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Mapping[str, Any] | None = None) -> None:
     """A scan: what was measured, and the entropies by layer. Raises InputError for a readout that was not measured."""
     from internal_policy.look import findings, mismatch, statistics, view
-    from internal_policy.scans import store
+    from internal_policy.scans import address, store
 
     record = store.record(folder)
     shown = view.View(folder, readout or record["selection"]["readouts"][0])
@@ -96,7 +96,7 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
         kept = {name: value for name, value in record.items() if name not in ("files", "asked", "chat_template")}
         numbers = {"readout": shown.readout, **_numbers(shown), "findings": found.sentences}
         numbers |= {} if engine is None else {"mismatch": vars(engine)}
-        document({"scan": str(folder), **(extra or {}), **kept, **numbers})
+        document({"scan": address.called(folder), **(extra or {}), **kept, **numbers})
         return
     if "entropy" in record["selection"]["measures"]:
         uncut(_entropies(shown, record))
@@ -108,7 +108,7 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
         paragraph(f"{engine}")
     others = [other for other in record["selection"]["readouts"] if other != shown.readout]
     paragraph(_responses(folder, record) + (f" Also measured: {', '.join(others)}." if others else ""))
-    out.print(f"Scan: {escape(str(folder))}", emoji=False)
+    out.print(f"Scan: {escape(address.called(folder))}", emoji=False)
     commands(found.commands)
 
 

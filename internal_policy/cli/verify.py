@@ -15,6 +15,7 @@ from internal_policy.cli.common import JsonOptions
 from internal_policy.cli.console import document, paragraph, uncut
 from internal_policy.cli.inventory import Item
 from internal_policy.errors import InputError, counted, joined
+from internal_policy.scans.address import of_folder
 
 if TYPE_CHECKING:
     from internal_policy.scans.verify import Verdict
@@ -110,8 +111,12 @@ def _said(verdict: "Verdict") -> str:
 
 
 def _check_repairable(item: Item) -> None:
+    from internal_policy.scans import store
+
     if item.kind == "ablation":
         raise InputError(f"{item.name} is an ablation, which --repair can't measure again. {REMOVE}")
+    if copied := of_folder(item.folder):
+        raise InputError(f"{copied} is on the Hub, which --repair can't write to. {store.repair(item.folder)}")
     if item.bundled:
         raise InputError(f"{item.name} comes with the package, so it isn't measured again. Install the package again.")
 

@@ -15,7 +15,7 @@ from internal_policy.errors import counted, joined
 from internal_policy.look import statistics, targets, view
 from internal_policy.look.view import View
 from internal_policy.measure.sites import CHANGES
-from internal_policy.scans import repeat, store
+from internal_policy.scans import address, repeat, store
 
 FLAT = 0.05
 """Changes of entropy along the layers below this, in nats, don't count."""
@@ -319,9 +319,11 @@ def next_commands(one: View, is_saturated: bool) -> list[str]:
 
 
 def name(folder: Path) -> str:
-    """What a command calls a scan: a bundled one's name, the first digits of its digest, or its folder."""
+    """What a command calls a scan: a bundled one's name, an address on the Hub, digits of a digest, or a folder."""
     if folder in bundle.scans():
         return folder.name
+    if copied := address.of_folder(folder):
+        return str(copied)
     if folder.parent.parent != store.root():
         return shlex.quote(str(folder))
     others = [other.name for other in store.scans(unfinished=True) if other != folder]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from internal_policy import bundle
 from internal_policy.errors import InputError, check_path
+from internal_policy.scans.address import of_folder
 
 
 def root() -> Path:
@@ -28,5 +29,7 @@ def repair(folder: Path) -> str:
     """How to repair a damaged scan, in a sentence."""
     if folder.resolve().is_relative_to(bundle.DATA.resolve()):
         return "It comes with the package; install that again."
+    if copied := of_folder(folder):
+        return f"It is a copy of {copied}. Remove it with `hf cache rm {copied.revision}` and download it again."
     name = folder.name if folder.resolve().parent.parent == root().resolve() else str(folder)
     return f"Repair it with `{shlex.join(['internal-policy', 'verify', name, '--repair'])}`."

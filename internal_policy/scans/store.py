@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from internal_policy import bundle, files
 from internal_policy.errors import DamageError, InputError, check_path
 from internal_policy.models.naming import title
-from internal_policy.scans import records, schema, settings
+from internal_policy.scans import address, hub, records, schema, settings
 from internal_policy.scans.cache import repair, root
 from internal_policy.scans.records import ASKED, KINDS, RECORD, SCHEMA, VOCABULARY, part_path
 
@@ -317,10 +317,12 @@ def scans(*, unfinished: bool = False) -> list[Path]:
 
 
 def find(name: str) -> Path:
-    """The folder of a scan, given its path, the first digits of its digest, or the name of a bundled one.
+    """The folder of a scan, given its path, the first digits of its digest, the name of a bundled one, or its address.
 
-    Raises InputError, listing the scans that exist.
+    One on the Hub, hf://datasets/org/name[@revision], is downloaded. Raises InputError, listing the scans that exist.
     """
+    if address.is_address(name):
+        return hub.scan(address.scan(name), record)
     check_path(name)
     folder = Path(name)
     if files.is_folder(folder) and any((folder / file).exists() for file in (RECORD, ASKED)):

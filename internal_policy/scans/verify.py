@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from internal_policy import files
 from internal_policy.errors import counted
-from internal_policy.scans import effects, records, store
+from internal_policy.scans import address, effects, records, store
 from internal_policy.scans.records import ASKED, RECORD
 
 Wrong = Literal["missing", "cut short", "altered", "extra"]
@@ -53,9 +53,13 @@ def scan(folder: Path, progress: Progress = lambda *_: None) -> Verdict:
     """Check a scan, reading each of its files from end to end.
 
     What scan.json lists is compared with it, and everything else that is named like a file of a scan. Without a
-    readable scan.json the notes on each part tell what was written. Raises InputError for a record of another version.
+    readable scan.json the notes on each part tell what was written. A copy of a scan on the Hub has scan.json and the
+    tables only. Raises InputError for a record of another version.
     """
     record, found = _record(folder)
+    if address.of_folder(folder) and record is not None:
+        found += [*_tables(folder, record["files"], progress), *_extra(folder, record["files"])]
+        return _verdict(folder, [RECORD, *record["files"]], record, found)
     notes = {path.name: records.notes(path) for path in sorted(folder.glob(NOTES)) if path.is_file()}
     expected = _listed(notes) if record is None else record["files"]
     found += _asked(folder, record)
