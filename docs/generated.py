@@ -202,7 +202,11 @@ def pictures() -> dict[str, str]:
     from internal_policy.look.sketch import sketch
 
     drawn = {folder.name: sketch(open_alignment(folder).plot.alignment()) for folder in bundle.alignments()}
-    return {name: text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) for name, text in drawn.items()}
+    alone = '<svg xmlns="http://www.w3.org/2000/svg" '  # a picture doesn't know the colours of its page
+    return {
+        name: text.replace("<svg ", alone, 1).replace('style="', 'style="background:white;', 1)
+        for name, text in drawn.items()
+    }
 
 
 def configuration() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "internal_policy"
 FOLDERS = (
+    "jupyter",
     "measure",
     "models",
     "tasks",

@@ -23,6 +23,7 @@ from internal_policy.scans.shard import Shard
 from internal_policy.tasks import generate as sampling
 from internal_policy.tasks import problems as tasks
 from internal_policy.tasks import rollouts as responses
+from internal_policy.tasks.listing import Rollouts
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat
 from internal_policy.tasks.rollouts import Rollout
@@ -46,7 +47,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 8,
     chat: Chat = NO_ARGUMENTS,
-) -> list[Rollout]:
+) -> Rollouts:
     """Sample `samples` responses to each problem, and mark those whose problem has an answer.
 
         rollouts = ip.generate(model, tokenizer, ["What is 47 + 385?"])
@@ -60,8 +61,9 @@ def generate(
     `chat` are arguments for the chat template, such as `{"enable_thinking": False}`; None leaves the template out, for
     models without one. Inside `as_policy`, the internal policy answers.
 
-    The result has a Rollout for each response, problem by problem, with the token ids as sampled, the text, and the
-    reward: 1 or 0, None if it can't be marked. The same arguments give the same responses. Raises InputError for a
+    The result is a list with a Rollout for each response, problem by problem, with the token ids as sampled, the text,
+    and the reward: 1 or 0, None if it can't be marked. A notebook shows it as a table. The same arguments give the same
+    responses. Raises InputError for a
     problem that can't be read or is too long for the model, and for options that are out of range.
     """
     _check(model, tokenizer)
@@ -78,7 +80,7 @@ def generate(
         batch_size=batch_size,
         chat=chat,
     )
-    return [rollout for batch in batches for rollout in batch]
+    return Rollouts(rollout for batch in batches for rollout in batch)
 
 
 def scan(

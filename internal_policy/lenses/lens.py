@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from internal_policy.errors import InputError, counted
+from internal_policy.jupyter import notebook
+from internal_policy.jupyter.notebook import printable
 from internal_policy.measure.sites import SITES
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.modules import final_norm
@@ -41,7 +43,7 @@ KINDS: Mapping[str, type[Map]] = {"tuned": Translator, "jacobian": Jacobian}
 """Kind of a lens, and by default the name of its readout -> its maps."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FittedLens:
     """The maps of a lens, without the model that they belong to."""
 
@@ -65,6 +67,29 @@ class FittedLens:
         """The output of the last layer, which needs no map: the final norm makes it the model's own policy."""
         return HookPoint(self.n_layers - 1, "resid_post")
 
+    def facts(self) -> dict[str, object]:
+        """Its kind, the model that it was fitted to, the layers and sites that it was fitted at, and its width."""
+        layers, sites = {point.layer for point in self.at}, {point.site for point in self.at}
+        return {
+            "lens": self.kind,
+            **({"model": self.about["model"]} if "model" in self.about else {}),
+            "hook points": len(self.at),
+            "layers": f"{min(layers)} to {max(layers)} of {self.n_layers}",
+            "sites": ", ".join(site for site in SITES if site in sites),
+            "width": next(iter(self.at.values()))[0].shape[-1],
+        }
+
+    def __repr__(self) -> str:
+        """What it is and where it was fitted, without the numbers of its maps."""
+        found = {name: printable(str(value)) for name, value in self.facts().items()}
+        model = f" of {found['model']}" if "model" in found else ""
+        points = counted(len(self.at), "hook point")
+        return f"<{found['lens']} lens{model}: {points} at {found['sites']}, layers {found['layers']}>"
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for a notebook."""
+        return notebook.page(lambda: notebook.facts(self.facts()))
+
     def check(self, points: Iterable[HookPoint], called: str = "The lens") -> None:
         """Raise InputError for a hook point without a map, listing those that have one; `called` names the lens."""
         missing = [point for point in points if canonical(point.layer, point.site) not in (*self.at, self.last)]
@@ -80,7 +105,7 @@ class FittedLens:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LensReadout:
     """A fitted lens as a readout: its map at a hook point, then the model's final norm.
 
@@ -93,6 +118,14 @@ class LensReadout:
     """The model's own final norm."""
     name: str
     """The readout's name."""
+
+    def __repr__(self) -> str:
+        """The readout's name and its lens."""
+        return f"<readout {printable(self.name)}: {self.lens!r}>"
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for a notebook."""
+        return notebook.page(lambda: notebook.facts({"readout": self.name, **self.lens.facts()}))
 
     @property
     def __name__(self) -> str:

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from internal_policy.look import alignment, notebook
+from internal_policy.jupyter import notebook
+from internal_policy.jupyter.notebook import printable
+from internal_policy.look import alignment
 from internal_policy.look.alignment import AlignmentTable, Best
-from internal_policy.look.notebook import printable
 
 if TYPE_CHECKING:
     from internal_policy.look.plots import Plots

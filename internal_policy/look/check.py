@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from internal_policy.errors import DamageError, InputError, counted, joined
-from internal_policy.look import control, evidence, notebook, view
+from internal_policy.jupyter import notebook
+from internal_policy.look import control, evidence, view
 from internal_policy.look.claim import CLAIMS, Judged
 from internal_policy.look.control import Control
 from internal_policy.look.evidence import Evidence
@@ -27,7 +28,7 @@ LEGEND = (
 """What the cells of `Check.matrix` mean."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Check:
     """Which claims about a scan are real."""
 
@@ -54,11 +55,20 @@ class Check:
         """What the controls left out, or why they weren't tested, in sentences."""
         return [f"{row['title']}: {row['note']}." for row in self.controls.to_dict("records") if row["note"]]
 
+    def sentences(self) -> list[str]:
+        """The verdict on each claim, with its reason."""
+        return [f"{row.title}: {row.verdict}. {row.reason}" for row in self.verdicts.itertuples()]
+
+    def __repr__(self) -> str:
+        """The verdicts and the outcomes."""
+        return "\n".join(["<Check>", *self.sentences(), self.matrix.to_string(index=False), LEGEND])
+
     def _repr_html_(self) -> str:
-        """The verdicts and the outcomes, for a notebook."""
-        said = [f"{row.title}: {row.verdict}. {row.reason}" for row in self.verdicts.itertuples()]
+        """The same, for a notebook."""
         return notebook.page(
-            lambda: notebook.sentences(said), lambda: notebook.table(self.matrix), lambda: notebook.sentences([LEGEND])
+            lambda: notebook.sentences(self.sentences()),
+            lambda: notebook.table(self.matrix),
+            lambda: notebook.sentences([LEGEND]),
         )
 
 

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from internal_policy.look import notebook, view
+from internal_policy.jupyter import notebook
+from internal_policy.jupyter.notebook import printable
+from internal_policy.look import view
 from internal_policy.look.findings import layers_in_words
-from internal_policy.look.notebook import printable
 
 FAINT, SURE = 0.1, 0.5
 """Probabilities of a top token below which it is drawn faint, and from which it is drawn strong."""

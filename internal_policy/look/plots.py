@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from internal_policy.errors import InputError
+from internal_policy.jupyter import notebook
 from internal_policy.look import alignment_catalogue, catalogue, choices, run_catalogue
 from internal_policy.look.alignment_catalogue import AlignmentChoice
 from internal_policy.look.catalogue import Choice
@@ -30,7 +31,19 @@ class Plots:
 
     def __repr__(self) -> str:
         """The names of the figures."""
-        return f"<Figures: {', '.join(f'{name}()' for name in dir(self) if not name.startswith('_'))}>"
+        return f"<Figures: {', '.join(f'{name}()' for name in self._names())}>"
+
+    def _names(self) -> list[str]:
+        return [name for name in dir(self) if not name.startswith("_")]
+
+    def _repr_html_(self) -> str:
+        """The figures with what they draw and the options that they take, for a notebook."""
+        rows = []
+        for name in self._names():
+            method = getattr(self, name)
+            drawn = (method.__doc__ or "").split("\n")[0]
+            rows.append((f"{name}()", drawn, ", ".join(inspect.signature(method).parameters)))
+        return notebook.page(lambda: notebook.rows(("figure", "what it draws", "options"), rows))
 
     if TYPE_CHECKING:
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from internal_policy import files
 from internal_policy.errors import InputError
-from internal_policy.look import notebook
-from internal_policy.look.notebook import printable
+from internal_policy.jupyter import notebook
+from internal_policy.jupyter.notebook import printable
 from internal_policy.look.runs import METRICS, RunTables, caption, find, listed, read
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ import pandas as pd
 
 from internal_policy import files
 from internal_policy.errors import InputError, counted
+from internal_policy.jupyter import notebook
 from internal_policy.look import (
+    ablation,
     check,
     differences,
     findings,
-    notebook,
     pairs,
     rollouts,
     runs,
@@ -22,6 +23,7 @@ from internal_policy.look import (
     tokens,
     view,
 )
+from internal_policy.look.ablated import Ablation
 from internal_policy.look.check import Check
 from internal_policy.look.lens_grid.frames import PairTable, TokenTable
 from internal_policy.look.statistics import Average, Part
@@ -209,6 +211,16 @@ class Scan(View):
         docs/check.md defines the claims, the controls and the verdicts. Raises InputError for a damaged scan.
         """
         return check.check(self)
+
+    def ablation(self) -> Ablation:
+        """What its newest ablation shows (`internal-policy ablate SCAN`): how the policy changes without each module.
+
+            scan.ablation()           # in a notebook, shows its sentences and the mean KL by layer
+            scan.ablation().means()   # layer, module, replacement, measure, mean and intervals
+
+        Raises InputError if the scan wasn't ablated.
+        """
+        return Ablation(self, ablation.newest(self))
 
     @property
     def findings(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Draw a figure of lines, with its panels below each other, as a small SVG without JavaScript."""
+"""Draw a figure of lines, with its panels below each other, as a small SVG without scripts, in the page's colours."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 720.0, 150.0, 64.0, 16.0, 74.0, 44.0
 """Pixels: total width, smallest height of a panel, and margins."""
 TICKS = 5
 """About how many numbers to write on an axis that doesn't define its own."""
+_INK_BAND = f"rgba({','.join(map(str, bytes.fromhex(theme.INK.removeprefix('#'))))},"
+"""How the colour of a band begins that belongs to the strongest line."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def sketch(figure: go.Figure) -> str:
         parts += [*_axes(layout, panel, name[1:]), *_straight(layout, panel, name)]
         for trace in mine:
             parts += _trace(trace, panel)
-    style = "max-width:100%;font:12px sans-serif;background:white"
+    style = "max-width:100%;font:12px sans-serif;fill:currentColor"
     return f'<svg viewBox="0 0 {WIDTH:g} {height:g}" width="{WIDTH:g}" style="{style}">{"".join(parts)}</svg>'
 
 
@@ -119,7 +121,7 @@ def _trace(trace: dict[str, Any], panel: Panel) -> Iterator[str]:
         drawn = points[run[known[run]]]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in drawn)
         if trace.get("fill"):
-            yield f'<polygon points="{path}" fill="{escape(trace["fillcolor"])}"/>'
+            yield f'<polygon points="{path}" {_area(trace["fillcolor"])}/>'
         elif len(drawn) == 1:
             yield f'<circle cx="{drawn[0][0]:.1f}" cy="{drawn[0][1]:.1f}" r="4" fill="{_colour(trace)}"/>'
         elif len(drawn):
@@ -127,7 +129,16 @@ def _trace(trace: dict[str, Any], panel: Panel) -> Iterator[str]:
 
 
 def _colour(trace: dict[str, Any]) -> str:
-    return escape(str(trace["line"]["color"]))
+    """The colour of a line; the strongest is that of the page's text, which is light on a dark page."""
+    colour = str(trace["line"]["color"])
+    return "currentColor" if colour == theme.INK else escape(colour)
+
+
+def _area(colour: str) -> str:
+    """The fill of a band, likewise."""
+    if not colour.startswith(_INK_BAND):
+        return f'fill="{escape(colour)}"'
+    return f'fill="currentColor" fill-opacity="{escape(colour.removeprefix(_INK_BAND).rstrip(")"))}"'
 
 
 def _pen(trace: dict[str, Any]) -> str:
@@ -140,7 +151,7 @@ def _words(layout: dict[str, Any], traces: list[dict[str, Any]]) -> Iterator[str
     """Title, caption and legend."""
     meta = layout["meta"]
     yield _text(LEFT, 18.0, meta["title"], "start", 'font-weight="bold"')
-    yield _text(LEFT, 36.0, meta["caption"], "start", f'fill="{theme.GREY}"')
+    yield _text(LEFT, 36.0, meta["caption"], "start", 'opacity="0.7"')
     at = LEFT
     for trace in traces:
         if trace.get("name") and trace.get("showlegend", True):

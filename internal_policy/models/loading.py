@@ -12,6 +12,7 @@ from internal_policy.models import folder, gguf_files, offload, quantized
 from internal_policy.models.checkpoint import Checkpoint, base, config_folder, named_by
 from internal_policy.models.failures import attending, explained
 from internal_policy.models.kernels import one_sentence
+from internal_policy.models.loaded import Loaded
 from internal_policy.models.offload import Sizes
 from internal_policy.models.quantized import Quantize
 from internal_policy.models.tokenizers import load_tokenizer
@@ -19,7 +20,7 @@ from internal_policy.models.tokenizers import load_tokenizer
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def load(
@@ -35,7 +36,7 @@ def load(
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
     quantize: Quantize | None = None,
-) -> "tuple[nn.Module, PreTrainedTokenizerBase]":
+) -> Loaded:
     """Load a model and its tokenizer: any family that `internal-policy families` lists, from a folder or the hub.
 
         model, tokenizer = ip.load("demo-qwen3")
@@ -67,7 +68,7 @@ def load(
         offload_folder=offload_folder,
         attn_implementation=attn_implementation,
     )
-    return model, tokenizer
+    return Loaded(model, tokenizer)
 
 
 def load_config(checkpoint: Checkpoint) -> "PreTrainedConfig":

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from internal_policy import files
 from internal_policy.errors import InputError, counted
+from internal_policy.jupyter import notebook
 from internal_policy.tasks import cells, marking, rows, sampled
 from internal_policy.tasks import problems as tasks
 from internal_policy.tasks.formats import table
@@ -54,9 +55,9 @@ class Rollout:
     """The correct answer, which marks the response; None if there is none."""
     sample: int
     """Number of the response among those to the same problem, from 0."""
-    prompt_ids: Ids
+    prompt_ids: Ids = field(repr=False)
     """Token ids up to the first token of the response."""
-    response_ids: Ids
+    response_ids: Ids = field(repr=False)
     """Token ids as sampled, including the end-of-text token; never re-tokenised."""
     response: str
     """The response as text, without special tokens."""
@@ -64,7 +65,7 @@ class Rollout:
     """The response's mark; None if the problem has no answer, or one in prose."""
     finished: bool
     """Whether the response ends with an end-of-text token; otherwise it was cut at the length limit."""
-    engine_logprob: tuple[float, ...] | None = None
+    engine_logprob: tuple[float, ...] | None = field(default=None, repr=False)
     """Log probability in nats of each response token, as reported by the engine that sampled it; None without one."""
     marks: Mapping[str, float | None] = field(default_factory=dict)
     """Numbers that the file gave the response, by name; None for one that others have."""
@@ -73,6 +74,13 @@ class Rollout:
     def ids(self) -> Ids:
         """All token ids, as the model read them."""
         return self.prompt_ids + self.response_ids
+
+    def _repr_html_(self) -> str:
+        """The texts and the mark, for a notebook."""
+        hidden = ("prompt_ids", "response_ids", "engine_logprob", "marks")
+        shown = {name: value for name, value in vars(self).items() if name not in hidden}
+        tokens = {"tokens": f"{len(self.prompt_ids)} of the prompt, {len(self.response_ids)} of the response"}
+        return notebook.page(lambda: notebook.facts({**shown, **self.marks, **tokens}))
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> str:

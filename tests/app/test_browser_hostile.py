@@ -13,7 +13,8 @@ from browsing import tab
 from playwright.sync_api import Page
 
 from internal_policy import bundle, files
-from internal_policy.look import alignment, catalogue, export, notebook, report, runs, view
+from internal_policy.jupyter import notebook
+from internal_policy.look import alignment, catalogue, export, report, runs, view
 from internal_policy.look.aligned import Alignment
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.lens_grid import response

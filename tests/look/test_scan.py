@@ -16,7 +16,8 @@ import pytest
 import internal_policy as ip
 from internal_policy import bundle
 from internal_policy.errors import InputError
-from internal_policy.look import catalogue, findings, notebook, statistics, targets, tokens, view
+from internal_policy.jupyter import notebook
+from internal_policy.look import catalogue, findings, statistics, targets, tokens, view
 from internal_policy.look.scan import Scan, of, open_scan
 from internal_policy.look.view import View
 from internal_policy.scans import store

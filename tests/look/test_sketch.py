@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
@@ -85,3 +86,13 @@ def test_texts_stay_texts(text):
     assert "<img" not in svg
     assert "<b>" not in svg
     assert svg.count("</svg>") == 1
+
+
+def test_the_strongest_line_and_its_band_have_the_colour_of_the_text_around_them():
+    ink = go.Scatter(x=[0, 1], y=[0, 1], line={"color": theme.INK})
+    rows = pd.DataFrame({"at": [0, 1], "low": [0.0, 0.5], "high": [0.5, 1.0]})
+    svg = sketch(figure(ink, theme.band(rows, theme.INK, 0.15), theme.band(rows, theme.BLUE, 0.15)))
+    assert 'stroke="currentColor"' in svg
+    assert 'fill="currentColor" fill-opacity="0.15"' in svg
+    assert 'fill="rgba(0,114,178,0.15)"' in svg
+    assert not re.search(r"background|white|black", svg)

@@ -4,7 +4,8 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from internal_policy.look import notebook, pairs
+from internal_policy.jupyter import notebook
+from internal_policy.look import pairs
 from internal_policy.look.pairs import Side
 from internal_policy.look.view import View
 

@@ -1,0 +1,1 @@
+"""What only a notebook needs: objects as HTML, and progress."""
