@@ -14,7 +14,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+import internal_policy as ip
 from internal_policy import errors
+from internal_policy.jupyter import notebook
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -39,20 +41,33 @@ LOOKING = {
 """Commands that need no torch, with arguments."""
 RUNNING = {**dict.fromkeys(("scan", "generate", "evaluate", "fit-lens", "families"), "models"), "train": "train"}
 """Commands that run a model, and the extra that each needs."""
-WITHOUT_MODELS = f"""
+TABLES = {
+    "show": ["demo-qwen3"],
+    "compare": ["demo-qwen3", "--against-readout", "norm"],
+    "export": ["demo-qwen3", "--output", "rows.csv"],
+}
+"""Commands that need no extra, with arguments."""
+DRAWING = {**{name: LOOKING[name] for name in ("plot", "report")}, "dashboard": []}
+"""Commands that need the extra `app`, with arguments."""
+WITHOUT = """
 import contextlib, importlib.machinery, io, json, sys
 find = importlib.machinery.PathFinder.find_spec
-missing = {{*{(*errors.MODELS, "tokenizers", "safetensors", "huggingface_hub", "trl", "peft")!r}}}
+missing = {*json.loads(sys.argv[2])}
 hidden = lambda name, *rest: None if name.partition(".")[0] in missing else find(name, *rest)
 importlib.machinery.PathFinder.find_spec = hidden
 from internal_policy.cli.main import main
-done = {{}}
+done = {}
 for command, arguments in json.loads(sys.argv[1]).items():
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
         done[command] = main([command, *arguments]), said.getvalue()
 print(json.dumps(done))
 """
-"""Runs commands where the packages of the extra `models` can't be imported; prints exit codes and stderr as JSON."""
+"""Runs the commands in its first argument where the packages in its second can't be imported.
+
+It prints exit codes and stderr as JSON.
+"""
+MODELS = [*errors.MODELS, "tokenizers", "safetensors", "huggingface_hub", "trl", "peft"]
+APP = ["plotly", "streamlit", "kaleido", "jinja2"]
 
 
 def pythons(value) -> set[str]:
@@ -119,9 +134,19 @@ def test_workflows_may_only_read_the_repository_unless_they_publish_pages():
 def without_models(tmp_path_factory) -> dict[str, tuple[int, str]]:
     """The exit code and stderr of each command without torch and the other packages of `models`."""
     commands = {**LOOKING, **{name: [] for name in RUNNING}, "fit-lens": ["--output", "lens.safetensors"]}
-    folder = tmp_path_factory.mktemp("without")
+    return ran(commands, MODELS, tmp_path_factory.mktemp("without"))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> dict[str, tuple[int, str]]:
+    """The same without any extra, for the commands that need no model."""
+    return ran(TABLES | DRAWING, [*MODELS, *APP], tmp_path_factory.mktemp("bare"))
+
+
+def ran(commands: dict[str, list[str]], missing: list[str], folder: Path) -> dict[str, tuple[int, str]]:
+    """The exit code and stderr of each command where some packages are missing."""
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_MODELS, json.dumps(commands)],
+        [sys.executable, "-c", WITHOUT, json.dumps(commands), json.dumps(missing)],
         stdout=subprocess.PIPE, text=True, check=True, cwd=folder,
         env={**os.environ, "INTERNAL_POLICY_CACHE": str(folder / "cache")},
     )  # fmt: skip
@@ -132,6 +157,30 @@ def without_models(tmp_path_factory) -> dict[str, tuple[int, str]]:
 def test_looking_at_a_scan_works_without_torch(without_models, command):
     code, said = without_models[command]
     assert code == 0, said
+
+
+@pytest.mark.parametrize("command", TABLES)
+def test_tables_are_printed_without_any_extra(bare, command):
+    code, said = bare[command]
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("command", DRAWING)
+def test_drawing_without_plotly_names_the_extra_to_install(bare, command):
+    package = "streamlit" if command == "dashboard" else "plotly"
+    assert bare[command] == [
+        2,
+        f"error: This needs {package}, which isn't installed. Run: pip install 'internal-policy[app]'\n",
+    ]
+
+
+def test_a_notebook_shows_a_scan_and_a_run_without_plotly(monkeypatch):
+    monkeypatch.setattr(notebook, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "internal_policy.look.sketch", None)  # importing it fails
+    for opened in (ip.open_scan("demo-qwen3"), ip.open_run("experiments/bupo")):
+        page = opened._repr_html_()
+        assert "pip install &#x27;internal-policy[app]&#x27;" in page
+        assert "<table" in page
 
 
 @pytest.mark.parametrize("command", RUNNING)

@@ -29,7 +29,7 @@ class Report(OutputOptions, ViewOptions):
 
 def run(options: Report) -> None:
     """Write the report."""
-    require("app", "plotly")
+    require("app", "plotly", "jinja2")
     from internal_policy.look import report
 
     outputs.check_file(options.output, options.force, ".html")

@@ -61,6 +61,7 @@ def open_alignment(name: str | Path) -> Alignment:
 
 
 def _picture(found: Alignment) -> str:
+    notebook.need_plotly()
     from internal_policy.look.sketch import sketch
 
     return sketch(found.plot.alignment())

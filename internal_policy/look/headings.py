@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from internal_policy.errors import counted
-from internal_policy.look import theme
-from internal_policy.look.theme import Style
+from internal_policy.look import texts
+from internal_policy.look.texts import Style
 from internal_policy.look.view import About, View, check, how
 from internal_policy.scans.records import lenses, sampled
 
@@ -43,13 +43,13 @@ def labels(views: Sequence[View], most: int = 48) -> list[str]:
     """
     records = [check(view) for view in views]
     facts = [_facts(view, record) for view, record in zip(views, records, strict=True)]
-    found = [(theme.short(record["model"], most),) for record in records]
+    found = [(texts.short(record["model"], most),) for record in records]
     for values in zip(*facts, strict=True):
         told: dict[tuple[str, ...], set[str | None]] = {}
         for label, value in zip(found, values, strict=True):
             told.setdefault(label, set()).add(value)
         found = [
-            (*label, theme.short(value, most)) if value and len(told[label]) > 1 else label
+            (*label, texts.short(value, most)) if value and len(told[label]) > 1 else label
             for label, value in zip(found, values, strict=True)
         ]
     seen: Counter[tuple[str, ...]] = Counter()
@@ -68,14 +68,14 @@ def room(of: int, style: Style) -> int:
 def heading(about: About, of: int, style: Style) -> list[str]:
     """The lines above a column: the model, what tells it from the others, and its counts."""
     most = room(of, style)
-    model, *facts = about.label.split(" · ") if about.label else [theme.short(about.model, most)]
+    model, *facts = about.label.split(" · ") if about.label else [texts.short(about.model, most)]
     lines = [model]
     for number, fact in enumerate(facts):
         if number and len(lines[-1]) + 3 + len(fact) <= most:
             lines[-1] += f" · {fact}"
         else:
             lines.append(fact)
-    lines.append(theme.n(about))
+    lines.append(texts.n(about))
     if style == "screen":
         lines = [part.strip(" ·,") for line in lines for part in textwrap.wrap(line, PHONE[of])]
-    return [*map(theme.inert, lines)]
+    return [*map(texts.inert, lines)]

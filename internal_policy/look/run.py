@@ -62,6 +62,7 @@ def open_run(name: str | Path) -> Run:
 
 
 def _curves(run: Run) -> str:
+    notebook.need_plotly()
     from internal_policy.look.sketch import sketch
 
     return sketch(run.plot.training())

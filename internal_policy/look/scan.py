@@ -266,6 +266,7 @@ class Scan(View):
 
 
 def _flow(scan: Scan) -> str:
+    notebook.need_plotly()
     from internal_policy.look.sketch import sketch
 
     return sketch(scan.plot.flow())

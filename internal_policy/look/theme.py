@@ -1,22 +1,18 @@
 """How every figure looks, wherever it is shown."""
 
-import html as markup
 import unicodedata
 from collections.abc import Mapping
 from itertools import pairwise
 from math import log
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from internal_policy.errors import counted
 from internal_policy.look.legend import BLUE, CHANGES, FAINT, GREY, INK, MEASURES, ORANGE, PURPLE, SITES, SOFT, Mark
+from internal_policy.look.texts import Style, inert, n, seen, short
 from internal_policy.look.view import About, how
-
-Style = Literal["screen", "paper"]
-"""`screen` has a title and a caption; `paper` is black on white, as wide as a column of print."""
 
 CURVES = (
     (INK, "circle"),
@@ -45,9 +41,6 @@ _TITLE = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "containe
 _CLEAR = "rgba(0,0,0,0)"
 _LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "bgcolor": _CLEAR, "tracegroupgap": 2}
 _SHOWN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
-_UNSEEN = {"C", "Z"}
-_BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"
-"""Invisible characters that Unicode classes as letters or marks."""
 
 
 def glyphs(token: str, most: int | None = None) -> str:
@@ -59,23 +52,7 @@ def glyphs(token: str, most: int | None = None) -> str:
     seat = (
         "◌" if unicodedata.category(cut[:1] or "x").startswith("M") else ""
     )  # a combining mark would sit on the character before it
-    return inert(seat + "".join(_SHOWN.get(char) or _seen(char) for char in cut)) or "∅"
-
-
-def short(text: str, most: int = 48) -> str:
-    """A model's name or path on one line. A long one keeps its end, which identifies it. Not yet escaped."""
-    cut = text if len(text) <= most else "…" + text[1 - most :]
-    return "".join(char if char == " " else _seen(char) for char in cut)
-
-
-def inert(text: str) -> str:
-    """Escape a text, so that plotly doesn't read it as markup, an entity or (between dollars) maths."""
-    return markup.escape(text, quote=False).replace("$", "&#36;")  # plotly doesn't know &quot;
-
-
-def _seen(char: str) -> str:
-    hidden = unicodedata.category(char)[0] in _UNSEEN or char in _BLANK
-    return f"⟨U+{ord(char):04X}⟩" if hidden else char
+    return inert(seat + "".join(_SHOWN.get(char) or seen(char) for char in cut)) or "∅"
 
 
 def caption(about: About | str) -> str:
@@ -84,11 +61,6 @@ def caption(about: About | str) -> str:
         return about
     said = [short(about.model), how(about.readout), n(about), about.which, about.modules]
     return " · ".join(part for part in said if part)
-
-
-def n(about: About) -> str:
-    """The numbers of rollouts and tokens, in words."""
-    return f"{counted(about.rollouts, 'rollout')}, {counted(about.tokens, 'token')}"
 
 
 def label(measure: str, names: Mapping[str, tuple[str, str]] = MEASURES) -> str:
