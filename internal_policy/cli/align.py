@@ -147,6 +147,11 @@ def _measure(options: Align, inputs: "Prepared", folder: Path, other: bool) -> N
     from internal_policy.tasks.rollouts import write_rollouts
     from internal_policy.train import align
 
+    n_layers = inputs.config.get_text_config().num_hidden_layers
+    layers = None if options.layers == "all" else parse_layers(options.layers, n_layers)
+    sites = tuple(options.sites.split(","))
+    readouts = ("raw", "norm") if options.readout == "both" else (options.readout,)
+    points = len(align.policies(inputs.config, layers, sites, readouts))
     parts = store.root() / "rollouts" / store.digest({**inputs.question, "output": folder.absolute()})
     model = None if engine.samples(options) else inputs.model()
     rollouts = _responses(options, inputs, parts, model)
@@ -155,11 +160,6 @@ def _measure(options: Align, inputs: "Prepared", folder: Path, other: bool) -> N
     model = inputs.model() if model is None else model
     quantized.check_trainable(model)
     offload.check_trainable(model)
-    n_layers = inputs.config.get_text_config().num_hidden_layers
-    layers = None if options.layers == "all" else parse_layers(options.layers, n_layers)
-    sites = tuple(options.sites.split(","))
-    readouts = ("raw", "norm") if options.readout == "both" else (options.readout,)
-    points = len(align.policies(model, layers, sites, readouts))
     total = align.passes(align.batched(rollouts, options.blocks), points)
     with progress.bar("Measuring gradients", total, "responses x policies") as advance:
         found = align.align(

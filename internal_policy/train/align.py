@@ -7,6 +7,7 @@ import pandas as pd
 import psutil
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from internal_policy.errors import InputError, counted
 from internal_policy.look.aligned import Alignment
@@ -87,7 +88,7 @@ def align(
     config = inside(model).config
     check_padding(config)
     padding.check(config)
-    points = policies(model, layers, sites, readouts)
+    points = policies(inside(model).config, layers, sites, readouts)
     count, at_once = _fitting(model, len(batched(rollouts, blocks).blocks))
     batch = batched(rollouts, count)
 
@@ -147,10 +148,9 @@ def weighted(group: Sequence[Rollout]) -> list[Weighted]:
 
 
 def policies(
-    model: nn.Module, layers: Sequence[int] | None, sites: Sequence[str], readouts: Sequence[str]
+    config: PreTrainedConfig, layers: Sequence[int] | None, sites: Sequence[str], readouts: Sequence[str]
 ) -> list[Policy]:
-    """The hook points with their readouts. Raises InputError for one that the model lacks."""
-    config = inside(model).config
+    """The hook points with their readouts. Raises InputError for one that a model of this configuration lacks."""
     known = families.layer_sites(config)
     for name, given, choices in (("site", sites, SITES), ("readout", readouts, READOUTS)):
         if unknown := [value for value in given if value not in choices]:

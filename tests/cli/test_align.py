@@ -140,6 +140,13 @@ def test_what_cannot_be_measured_is_refused(here, folder, responses, options, me
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--sites", "--layers"])
+def test_a_hook_point_that_the_model_lacks_is_refused_before_responses_are_sampled(here, folder, option, capsys):
+    """The rewards of these samples would be refused too."""
+    assert main(["align", "--model", str(folder), "--limit", "1", "--samples", "2", option, "99"]) == 2
+    assert "99" in capsys.readouterr().err
+
+
 def test_responses_without_rewards_are_refused(here, folder, responses, tokenizer, capsys):
     made = [replace(one, reward=None, answer=None) for one in read_rollouts(responses, tokenizer, None)]
     write_rollouts(Path("unmarked.parquet"), made)
