@@ -47,6 +47,8 @@ def run(options: Train) -> None:
     """Start or resume a run, and print the result."""
     from internal_policy.train import fields, resume
 
+    named = {name: bundle.recipe(getattr(options, name)) for name in ("config", "chat_template")}
+    options = dataclasses.replace(options, **named)
     train_configuration.check(options)
     progress.err.quiet = int(os.environ.get("RANK", 0)) > 0  # only one of several processes speaks
     given = fields.read(options.config)

@@ -121,7 +121,8 @@ class Optimization:
     """Learning rate of the layers above the first one that BuPO trains, as a multiple of --learning-rate; by default
     1."""
     config: File = None
-    """YAML file with any fields of TRL's GRPOConfig and of BuPOConfig. Options on the command line override it."""
+    """YAML file with any fields of TRL's GRPOConfig and of BuPOConfig, or a bundled recipe, such as qwen3-4b.
+    Options on the command line override it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,7 @@ class Train(
     BuPO trains one internal policy first, then the whole policy. With no options the bundled demo-qwen3 is trained on
     bundled problems, sums of three numbers. The run's folder has metrics.parquet (a row per step), dynamics.parquet
     (the entropies of all layers), checkpoints and, at the end, the model. Ctrl-C writes a checkpoint and prints the
-    command that continues. data/recipes has the paper's runs on 8 GPUs, each with its command.
+    command that continues. Recipes of the paper's runs on 8 GPUs come with the package.
 
     For example:
     $ internal-policy train

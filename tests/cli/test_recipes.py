@@ -12,8 +12,10 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, TrainingArguments
 
+from internal_policy import bundle
 from internal_policy.cli import parsing, train_configuration
 from internal_policy.cli.commands import COMMANDS
+from internal_policy.cli.main import main
 from internal_policy.cli.train import Train
 from internal_policy.models.checkpoint import Checkpoint
 from internal_policy.models.hooks import HookPoint
@@ -76,7 +78,7 @@ def configured(monkeypatch, tmp_path):
 
     def make(name: str, more: str = "") -> BuPOConfig:
         options = asked_of(name, more)
-        given = {**fields.read(options.config), "use_cpu": True}
+        given = {**fields.read(bundle.recipe(options.config)), "use_cpu": True}
         return train_configuration.configured(train_configuration.resolved(options, given), given, tmp_path, None)
 
     return make
@@ -92,11 +94,11 @@ def test_the_command_starts_8_sharded_processes_of_this_program(name):
 
 def test_the_command_names_its_recipe_and_its_model(name):
     asked = asked_of(name)
-    assert asked.config == f"data/recipes/{name}.yaml"
+    assert asked.config == name
     assert (asked.model, asked.scan_every) == (RECIPES[name][0], 0)
-    assert train_configuration.resolved(asked, fields.read(asked.config)).method == "bupo"
+    assert train_configuration.resolved(asked, fields.read(bundle.recipe(asked.config))).method == "bupo"
     assert asked.dtype == "float32"
-    assert asked.chat_template is None or (ROOT / asked.chat_template).is_file()
+    assert asked.chat_template in (None, "base")
 
 
 def test_the_sharded_class_is_the_decoder_layer_of_the_family(name):
@@ -175,8 +177,8 @@ def alone(monkeypatch, tmp_path):
 
     def make(more: str = "") -> BuPOConfig:
         asked: Any = parsing.parse(COMMANDS, [*command(LORA, "internal-policy train")[1:], *more.split()])
-        assert (asked.config, asked.model, asked.dtype) == (f"data/recipes/{LORA}.yaml", "Qwen/Qwen3-4B", "float32")
-        given = {**fields.read(asked.config), "use_cpu": True}
+        assert (asked.config, asked.model, asked.dtype) == (LORA, "Qwen/Qwen3-4B", "float32")
+        given = {**fields.read(bundle.recipe(asked.config)), "use_cpu": True}
         return train_configuration.configured(train_configuration.resolved(asked, given), given, tmp_path, None)
 
     return make
@@ -256,3 +258,20 @@ def test_its_response_is_told_from_the_prompt(base):
     prompt, response = split_messages(base, [*ASKED, answered], {})
     assert prompt == encode_problem(base, Problem(ASKED, "4"), {})
     assert base.decode(response) == " \\boxed{4}<|endoftext|>"
+
+
+def test_a_recipe_has_a_name_and_any_other_file_keeps_its_own():
+    assert bundle.recipe("qwen3-4b") == str(FOLDER / "qwen3-4b.yaml")
+    assert bundle.recipe("base") == str(FOLDER / "base.jinja")
+    assert [bundle.recipe(name) for name in (None, "mine.yaml", "none", "qwen3-4b.yaml")] == [
+        *(None, "mine.yaml", "none", "qwen3-4b.yaml")
+    ]
+
+
+def test_train_takes_a_bundled_recipe_by_name(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", "qwen3-4b", "--target", "align"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: The schedule of {FOLDER / 'qwen3-4b.yaml'} says what is trained, so --target has no effect. "
+        "Remove one of them.\n"
+    )
