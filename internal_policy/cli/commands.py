@@ -18,6 +18,7 @@ from internal_policy.cli import (
     lens,
     ls,
     plot,
+    push,
     report,
     rm,
     scan,
@@ -59,6 +60,7 @@ COMMANDS: Mapping[str, Command] = {
     "verify": Command("Manage", verify.Verify, verify.run),
     "rm": Command("Manage", rm.Rm, rm.run),
     "export": Command("Manage", export.Export, export.run),
+    "push": Command("Manage", push.Push, push.run),
     "families": Command("Manage", families.Families, families.run),
 }
 """The commands in the order of the help. To add one, add a row; the first sentence of its docstring must fit a line."""

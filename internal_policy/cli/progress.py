@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from internal_policy.cli.console import Terminal, visible
 from internal_policy.cli.pace import MINUTE, Pace, lasting
+from internal_policy.errors import InputError
 from internal_policy.secrecy import printable
 
 if TYPE_CHECKING:
@@ -25,6 +26,20 @@ err = Terminal(stderr=True, soft_wrap=True, highlight=False)
 def note(text: str) -> None:
     """One line on stderr, without secrets."""
     err.print(escape(printable(text)))
+
+
+def agreed(question: str, otherwise: str, remedy: str) -> bool:
+    """Whether the person at the terminal answers a question with yes.
+
+    Raises InputError if there is no terminal: `otherwise` is what didn't happen, `remedy` what to do.
+    """
+    if not sys.stdin.isatty():
+        raise InputError(f"{otherwise}, because there is no terminal to confirm on. {remedy}")
+    try:
+        answer = err.input(f"{escape(question)} \\[y/N] ")
+    except EOFError:
+        answer = ""
+    return answer.strip().lower() in ("y", "yes")
 
 
 def hush(is_silent: bool) -> None:

@@ -1,6 +1,5 @@
 """`internal-policy rm`: remove scans, ablations, alignments, training runs and evaluations."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,14 +94,8 @@ def in_words(row: dict[str, Any]) -> str:
 
 def _agreed(rows: Sequence[dict[str, Any]]) -> bool:
     """Whether the person at the terminal says yes. Raises InputError if there is none."""
-    if not sys.stdin.isatty():
-        raise InputError("Nothing was removed, because there is no terminal to confirm on. Add --yes to remove it.")
     what = "this" if len(rows) == 1 else f"these {len(rows)}, {size(sum(row['bytes'] for row in rows))}"
-    try:
-        answer = progress.err.input(f"Remove {what}? \\[y/N] ")
-    except EOFError:
-        answer = ""
-    return answer.strip().lower() in ("y", "yes")
+    return progress.agreed(f"Remove {what}?", "Nothing was removed", "Add --yes to remove it.")
 
 
 def _removed(item: Item, row: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import pandas as pd
 from internal_policy.errors import counted, joined
 from internal_policy.lenses.card import Card, Corpus
 from internal_policy.look.findings import layers_in_words
+from internal_policy.look.markdown import inline, line
+from internal_policy.look.markdown import table as markdown_table
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """The id of a model on the hub, such as Qwen/Qwen3-4B."""
@@ -74,14 +76,14 @@ def as_dict(card: Card) -> dict[str, Any]:
     return {**facts, **texts, "options": dict(card.options), **tables, **words}
 
 
-def markdown(card: Card, file: str) -> str:
-    """The card as the README of a repository on the hub that has the lens as `file`."""
+def markdown(card: Card, file: str, licence: str | None = None) -> str:
+    """The card as the README of a repository on the hub with the lens as `file`; `licence` is as the Hub names it."""
     hub = card.model if card.model and HUB_ID.fullmatch(card.model) else None
     front = ["---", "library_name: internal-policy"]
+    front += [f"license: {licence}"] if licence else []
     front += [f"base_model: {hub}"] if hub else []
     front += ["tags:", f"- {card.kind}-lens", "- interpretability", "---"]
     headings, *rows = table(card)
-    drawn = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     options = {
         "sha256 of the tokens": card.fitted_on and card.fitted_on.sha256,
         "weights": card.identity,
@@ -93,18 +95,18 @@ def markdown(card: Card, file: str) -> str:
         [
             *front,
             "",
-            f"# {_inline(title(card))}",
+            f"# {inline(title(card))}",
             "",
-            *(_inline(sentence) + "  " for sentence in sentences(card)),
+            *(inline(sentence) + "  " for sentence in sentences(card)),
             "",
-            *("| " + " | ".join(map(_inline, cells)) + " |" for cells in drawn),
+            *markdown_table(headings, rows),
             "",
             legend(card),
             "",
-            *(f"- {_inline(str(name))}: {_inline(str(value))}" for name, value in options.items() if value is not None),
+            *(f"- {inline(str(name))}: {inline(str(value))}" for name, value in options.items() if value is not None),
             "",
             "```bash",
-            _line(shlex.join(words)),
+            line(shlex.join(words)),
             "```",
             "",
         ]
@@ -188,13 +190,3 @@ def _interval(row: Mapping[Any, Any]) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.0%}" if math.isfinite(value) else "no mean"
-
-
-def _line(text: str) -> str:
-    """A text on one line, without control characters."""
-    return " ".join("".join(letter for letter in word if letter.isprintable()) for word in text.split())
-
-
-def _inline(text: str) -> str:
-    """A text as part of a line of Markdown, without a meaning of its own there."""
-    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", _line(text))

@@ -30,7 +30,7 @@ def scan(address: Address, read: Callable[[Path], Mapping[str, Any]]) -> Path:
     valid. Raises InputError.
     """
     require("hub", "huggingface_hub")
-    _quieten()
+    quieten()
     with explaining(address):
         folder = _record(address)
     found = read(folder)["files"]
@@ -43,7 +43,7 @@ def scan(address: Address, read: Callable[[Path], Mapping[str, Any]]) -> Path:
     return folder
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Turn off what huggingface_hub prints: every retry, and progress bars unless stderr is a terminal."""
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils.logging import set_verbosity_error

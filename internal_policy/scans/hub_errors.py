@@ -27,7 +27,9 @@ def explaining(address: Address, doing: str = "read") -> Iterator[None]:
     except (hub.HfHubHTTPError, hub.HFValidationError, hub.OfflineModeIsEnabled, hub.EntryNotFoundError) as error:
         raise InputError(_said(error, address, doing)) from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in NETWORK:
+        if (cause := _cause(error)) is not None:  # an upload by several threads hides it
+            raise InputError(_said(cause, address, doing)) from error
+        if not _is_network(error):
             raise
         raise InputError(_unreachable(address, doing)) from error
 
@@ -78,6 +80,15 @@ def _unreachable(address: Address, doing: str) -> str:
         f"Can't download {address} because the Hub can't be reached, and there is no complete local copy. Check the "
         "network, or unset HF_HUB_OFFLINE if it is set."
     )
+
+
+def _is_network(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is one of the network."""
+    while error is not None:
+        if type(error).__module__.partition(".")[0] in NETWORK:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _cause(error: BaseException) -> Exception | None:
