@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from internal_policy.errors import InputError
+from internal_policy.jupyter import progress
 from internal_policy.lenses import next_token
 from internal_policy.look.lens import LensTable
 from internal_policy.look.scan import Scan, of
@@ -80,7 +81,12 @@ def generate(
         batch_size=batch_size,
         chat=chat,
     )
-    return Rollouts(rollout for batch in batches for rollout in batch)
+    found = Rollouts()
+    with progress.bar("Sampling", len(questions) * samples) as advance:
+        for batch in batches:
+            found += batch
+            advance(len(batch))
+    return found
 
 
 def scan(
@@ -139,10 +145,14 @@ def scan(
     rollouts = _rollouts(tokenizer, texts, limit, chat)
     chosen = {name: value for name, value in lists.items() if value is not None}
     if controls:
-        given = MEASURES if measures is None else measures
-        chosen["measures"] = [*given, *(name for name in CONTROLS if name not in given)]
-    which = {"positions": tuple(positions), "every": every, "shard": Shard(*shard)}
-    return of(measure(model, tokenizer, rollouts, **chosen, **which, top_k=top_k, batch_size=batch_size))
+        chosen["measures"] = _with_controls(MEASURES if measures is None else measures)
+    which: dict[str, Any] = {"positions": tuple(positions), "every": every, "shard": Shard(*shard), "top_k": top_k}
+    with progress.bar("Scanning", -(-len(rollouts) // shard[1])) as advance:
+        return of(measure(model, tokenizer, rollouts, **chosen, **which, batch_size=batch_size, advance=advance))
+
+
+def _with_controls(measures: Sequence[str]) -> list[str]:
+    return [*measures, *(name for name in CONTROLS if name not in measures)]
 
 
 def _check_selected(lists: Mapping[str, Any], positions: Any) -> None:

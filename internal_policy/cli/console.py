@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,11 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Every string passes through here, also in cells and titles."""
         return super().render_str(visible(text), **options)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a line can be drawn anew. FORCE_COLOR, which Jupyter sets, only makes a pipe or a file coloured."""
+        return self.is_terminal and (not os.environ.get("FORCE_COLOR") or self.file.isatty())
 
 
 def visible(text: str) -> str:

@@ -74,7 +74,7 @@ def _drawn(title: str, total: int | None, *columns: "ProgressColumn", transient:
     import rich.progress as rich
 
     parts = (text_column(lambda task: task.description), rich.BarColumn(bar_width=20), rich.MofNCompleteColumn())
-    with rich.Progress(*parts, *columns, console=err, disable=not err.is_terminal, transient=transient) as drawn:
+    with rich.Progress(*parts, *columns, console=err, disable=not err.draws, transient=transient) as drawn:
         yield partial(drawn.update, drawn.add_task(title, total=total))
 
 
@@ -173,7 +173,7 @@ def _lines(line: Callable[[], str]) -> Iterator[None]:
     """
     over = Event()
     thread = Thread(target=speak, args=(line, over.wait), daemon=True)
-    if not err.is_terminal:
+    if not err.draws:
         thread.start()
     try:
         yield

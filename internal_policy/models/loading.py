@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internal_policy.errors import MODELS, InputError, first_line, require
+from internal_policy.jupyter.progress import without_text_bars
 from internal_policy.models import folder, gguf_files, offload, quantized
 from internal_policy.models.checkpoint import Checkpoint, base, config_folder, named_by
 from internal_policy.models.failures import attending, explained
@@ -58,16 +59,17 @@ def load(
     config_folder(checkpoint)
     config = load_config(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
-    model = load_model(
-        checkpoint,
-        config,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        max_memory=max_memory,
-        offload_folder=offload_folder,
-        attn_implementation=attn_implementation,
-    )
+    with without_text_bars():
+        model = load_model(
+            checkpoint,
+            config,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            max_memory=max_memory,
+            offload_folder=offload_folder,
+            attn_implementation=attn_implementation,
+        )
     return Loaded(model, tokenizer)
 
 

@@ -56,10 +56,12 @@ def scan(
     every: int = 1,
     batch_size: int = 8,
     shard: Shard = WHOLE,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Tables:
     """Measure the policies of `model` at every response token of `rollouts`; None means all its layers or sites.
 
     `positions` are the first and the last to measure in each response (None for the end), and `every` their distance.
+    `advance` is called after each batch with its number of rollouts.
 
     `model` is a Hugging Face model, or one wrapped by PEFT, TransformerLens or nnsight (see `reader_of`). Raises
     InputError for a layer, site, readout or measure that doesn't exist or is listed twice, for a batch size below 1,
@@ -81,14 +83,11 @@ def scan(
     check_sites(reader.model.config, selection.layers, sites or ())
     check_rollouts(reader, rollouts)
     selection.positions.check(max(len(rollout.response_ids) for rollout in rollouts))
-    batches = {first: rollouts[first : first + batch_size] for first in range(0, len(rollouts), batch_size)}
-    mine = {first: batches[first] for first in shard.parts([*batches])}
-    if not mine:
-        raise InputError(
-            f"Shard {shard} has no rollouts: {len(rollouts)} of them make only {len(batches)} batches of {batch_size}. "
-            "Use fewer shards or a smaller batch_size."
-        )
-    tables = [(numbered(batch, first), *scanner.measure(batch, first)) for first, batch in mine.items()]
+    mine = _batches(rollouts, batch_size, shard)
+    tables = []
+    for first, batch in mine.items():
+        tables.append((numbered(batch, first), *scanner.measure(batch, first)))
+        advance(len(batch))
     rollout_rows, policies, layer_means = (pa.concat_tables(kind) for kind in zip(*tables, strict=True))
     texts = pa.Table.from_pandas(vocabulary(tokenizer, reader.unembedding.out_features), preserve_index=False)
     record = {
@@ -100,6 +99,18 @@ def scan(
     }
     kinds = {"rollouts": rollout_rows, "policies": policies, "layers": layer_means, "vocabulary": texts}
     return Tables(record, kinds)
+
+
+def _batches(rollouts: Sequence[Rollout], size: int, shard: Shard) -> dict[int, Sequence[Rollout]]:
+    """The number of the first rollout of each batch of a shard -> the batch. Raises InputError if there is none."""
+    batches = {first: rollouts[first : first + size] for first in range(0, len(rollouts), size)}
+    mine = {first: batches[first] for first in shard.parts([*batches])}
+    if not mine:
+        raise InputError(
+            f"Shard {shard} has no rollouts: {len(rollouts)} of them make only {len(batches)} batches of {size}. "
+            "Use fewer shards or a smaller batch_size."
+        )
+    return mine
 
 
 def _facts(scanner: "Scanner") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Measure how well GRPO's gradient at each hook point agrees with that of the whole policy."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from internal_policy.errors import InputError, counted
+from internal_policy.jupyter import progress
 from internal_policy.look.aligned import Alignment
 from internal_policy.models import families
 from internal_policy.models.adapters import inside
@@ -60,7 +62,7 @@ def align(
     temperature: float = 1.0,
     blocks: int = BLOCKS,
     batch_size: int = 16,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None] | None = None,
     smaller: Callable[[int], None] = lambda _: None,
 ) -> Alignment:
     """How far GRPO's gradient at each hook point points the way of GRPO's own, from responses with rewards.
@@ -92,10 +94,13 @@ def align(
     count, at_once = _fitting(model, len(batched(rollouts, blocks).blocks))
     batch = batched(rollouts, count)
 
-    def measured(some: Sequence[Policy]) -> list[dict[str, Tensor]]:
-        return _gradients(model, batch.blocks, some, temperature, batch_size, advance, smaller)
+    shown = progress.bar("Measuring gradients", passes(batch, len(points)), "responses x policies")
+    with shown if advance is None else nullcontext(advance) as count_passes:
 
-    rows, kept = _compared(model, points, at_once, measured)
+        def measured(some: Sequence[Policy]) -> list[dict[str, Tensor]]:
+            return _gradients(model, batch.blocks, some, temperature, batch_size, count_passes, smaller)
+
+        rows, kept = _compared(model, points, at_once, measured)
     counts = {"prompts": batch.groups, "with_spread": batch.spread, "responses": batch.responses, "blocks": count}
     about = {"model": name_of(inside(model)), "n_layers": config.get_text_config().num_hidden_layers}
     return Alignment({**about, **counts, "kept": kept}, pd.DataFrame(rows, columns=COLUMNS))

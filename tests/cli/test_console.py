@@ -111,3 +111,9 @@ def test_show_warns_once_of_a_scan_that_holds_nan(tmp_path, capsys):
     files.write_json(folder / store.RECORD, {**record, "dtype": "float16"})
     assert main(["show", str(folder)]) == 0
     assert capsys.readouterr().err.count("Warning: in 1 of 20 rollouts some numbers are NaN or infinite") == 1
+
+
+@pytest.mark.parametrize(("forced", "drawn"), [("1", False), ("", True)])
+def test_a_coloured_pipe_is_not_drawn_anew(forced, drawn, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", forced)
+    assert Terminal(file=io.StringIO(), force_terminal=None if forced else True).draws == drawn
