@@ -20,7 +20,7 @@ from internal_policy.cli import (
 )
 from internal_policy.cli.question import held
 from internal_policy.cli.train_options import Train
-from internal_policy.errors import InputError, counted
+from internal_policy.errors import InputError, counted, require
 from internal_policy.models import checkpoint, loading, naming, offload, quantized, templates, tokenizers
 from internal_policy.scans import versions
 from internal_policy.secrecy import redacted
@@ -105,6 +105,8 @@ def _setup(
     about = configuration.load(options.checkpoint)
     chat: Any = None if options.chat_template == "none" else config.chat_template_kwargs or {}
     exams = exam.exam_of(options, held_out, problems)
+    if config.lora:
+        require("peft", "peft")
     training.check(about, tokenizer, problems, chat, config, train_configuration.point(options), exams)
     unknown = train_configuration.internal(options) and options.layer is None and not scheduled
     freezing.check(about, config.frozen, None if unknown else config.phases, config.layer_lr_scale)
@@ -191,7 +193,7 @@ def _placed(options: Train) -> Train:
 
 def _suggested(options: Train, setup: "Setup", config: "BuPOConfig") -> int | None:
     """The target layer by a scan of a few responses. Raises InputError if BuPO needs one and there is none."""
-    from internal_policy.look import targets
+    from internal_policy.look import findings, targets
     from internal_policy.train import run as training
 
     if options.target == "align":
@@ -201,7 +203,9 @@ def _suggested(options: Train, setup: "Setup", config: "BuPOConfig") -> int | No
         reason = stages["reason"]
     else:
         stages = training.stages(setup, config, progress.bar)
-        reason = f"{targets.in_words(stages)} (From a scan of {counted(stages['problems'], 'response')}.)"
+        scanned, none = stages["problems"], stages["target"] is None
+        words = findings.too_few(scanned, None) if none and scanned < findings.ENOUGH else targets.in_words(stages)
+        reason = f"{words} (From a scan of {counted(scanned, 'response')}.)"
     needed = train_configuration.internal(options)
     if stages["target"] is None and needed:
         raise InputError(f"{reason} Choose a layer with --layer.")

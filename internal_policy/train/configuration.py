@@ -246,7 +246,8 @@ def check_length(config: BuPOConfig, updates: int) -> None:
             f"{_multiples(updates, each)}."
         )
     if scheduled > updates // each:
+        more = f" ({updates} updates, {each} per step)" if each > 1 else ""
         raise InputError(
-            f"The schedule takes {scheduled} steps, but training stops after {updates // each} "
-            f"(a step is a generation batch: {counted(each, 'update')} here). Shorten it, or train longer."
+            f"The schedule takes {counted(scheduled, 'step')}, but training stops after {updates // each}{more}. "
+            "Shorten it, or train longer."
         )

@@ -22,6 +22,8 @@ COMMON: dict[str, Any] = {
     "seed": 0,
     "report_to": [],
 }
+INSTALLABLE = ("tensorboard", "wandb", "trackio")
+"""Loggers whose package has their name."""
 PAPER: dict[str, Any] = {**COMMON, "learning_rate": 1e-6, "max_completion_length": 1024}
 """Fields of BuPOConfig, used if neither an option nor a file sets them."""
 BUNDLED: dict[str, Any] = {
@@ -120,12 +122,20 @@ def _reporters(names: str | Sequence[str] | None, file: str | None) -> list[str]
         if name not in ("none", "all", *known):
             where = f"{file} has report_to: {name}, which" if file else f"--report-to {name}".rstrip()
             problem = "isn't installed" if name else "is empty"
-            raise InputError(f"{where} {problem}. Choose from {', '.join(['none', *known])}, or leave it out.")
+            raise InputError(f"{where} {problem}. {_remedy(name, known)}")
     for name in known if "all" in names else names:
         _import(name)
     if {"wandb", "all"} & {*names} and "wandb" in known:
         _check_wandb()
     return names
+
+
+def _remedy(name: str, known: Sequence[str]) -> str:
+    """What to do if a logger isn't among the installed ones, `known`."""
+    install = [f"run `pip install {name}`"] if name in INSTALLABLE else []
+    others = ", ".join(install + [f"choose {' or '.join(known)}"] * bool(known))
+    text = f"{others}, or leave it out." if others else "leave it out."
+    return text[0].upper() + text[1:]
 
 
 def _loggers() -> list[str]:

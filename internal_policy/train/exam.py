@@ -182,7 +182,7 @@ class Examiner(TrainerCallback):
         if least is not None and last < least * first and state.global_step < state.max_steps:
             self.stopped = (
                 f"Training stopped after step {self.latest['exam_step']}: Avg@{self.exam.samples} fell from "
-                f"{first:.1%} to {last:.1%}, which is below {least:g} of its value before training (--stop-below)."
+                f"{first:.1%} to {last:.1%}, which is below {least:g} times its value before training (--stop-below)."
             )
             control.should_save = control.should_training_stop = True
 

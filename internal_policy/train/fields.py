@@ -70,6 +70,8 @@ def _loaded(path: Path) -> dict[Any, Any]:
         loaded = yaml.safe_load(text)
     except InputError:
         raise
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {path}. Check the path.") from error
     except Exception as error:  # PyYAML passes on all exceptions of int, datetime and others
         raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:200]}). Use a YAML file.") from error
     if not isinstance(loaded, dict):
@@ -106,6 +108,7 @@ def _checked(path: Path, name: str, kind: Any, value: Any) -> Any:
     if not any(_fits(value, member) for member in members):
         expected = " or ".join(dict.fromkeys(_named(member) for member in members))
         shown = HIDDEN if is_secret(name, value) else _shown(redacted(value))
+        expected += f", such as [{shown}]" if isinstance(value, str) and list[str] in members else ""
         raise InputError(f"{path} has {name}: {shown}; expected {expected}.")
     if isinstance(value, str) and name not in PATHS and any((get_origin(m) or m) is dict for m in members):
         value = _json(path, name, value)

@@ -125,7 +125,8 @@ def check(name: str, given: Mapping[str, Any]) -> None:
         other = SCALES.get(other, other) if isinstance(other, bool) else other
         if other != value:
             raise InputError(
-                f"method {name} needs {field_name} {value}, not {other}. Remove {field_name}, or choose another method."
+                f"method {name} sets {field_name} to {value}, not {other}. Remove {field_name}, or choose another "
+                "method."
             )
 
 

@@ -197,7 +197,7 @@ def _function(module: ModuleType, reward: Reward) -> Function:
     if name is not None and callable(function := getattr(module, name, None)):
         return function
     problem = f"has no function {name}" if name else "has several functions" if own else "has no function"
-    remedy = f"Choose {' or '.join(f'{reward.place}:{name}' for name in own)}." if own else "Define one."
+    remedy = f"Choose from {', '.join(f'{reward.place}:{name}' for name in own)}." if own else "Define one."
     raise InputError(f"{reward.place} {problem}. {remedy}")
 
 

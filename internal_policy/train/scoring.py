@@ -124,6 +124,7 @@ def _numbers(name: str, found: Any, total: int, *, alone: bool) -> list[float | 
             continue
         if not isinstance(value, Real | np.bool_) or not -LARGEST <= cast(float, value) <= LARGEST:  # nor NaN
             more = "" if alone else ", or None if it doesn't apply"
+            more = ". None needs a second reward, which then decides" if alone and value is None else more
             raise InputError(
                 f"The reward {name} returned {quoted(value)} for response {number}. Return a number{more}."
             )

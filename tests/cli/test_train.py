@@ -481,6 +481,21 @@ def test_a_layer_is_suggested_through_the_readout_that_is_trained(tmp_path, monk
     assert asked == ["norm"]
 
 
+def test_a_few_responses_are_called_too_few_to_choose_a_layer(monkeypatch):
+    found = {"target": None, "runner_up": 6, "spans": [["integration", 0, 7]], "problems": 4}
+    monkeypatch.setattr(training, "stages", lambda *_: found)
+    setup: Any = None
+    with pytest.raises(InputError, match=r"^4 rollouts are too few .* Choose a layer with --layer\.$"):
+        train._suggested(Train(method="bupo"), setup, setup)
+
+
+def test_lora_without_peft_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert main(["train", "--lora", "--layer", "3", "--output", str(tmp_path / "run")]) == 2
+    assert "This needs peft, which isn't installed." in capsys.readouterr().err
+
+
 def test_max_steps_of_the_file_counts_updates():
     file = {"max_steps": 12, "per_device_train_batch_size": 8, "steps_per_generation": 2}
     config = configured(file=file)
@@ -514,12 +529,16 @@ def test_models_that_are_not_bundled_get_the_papers_learning_rate():
         ),
         (["--layer", "3", "--limit", "3"], "A step takes 16 problems, more than the 3 given."),
         (["--layer", "3", "--max-new-tokens", "9999"], "2048 positions"),
-        (["--report-to", "papyrus"], "--report-to papyrus isn't installed"),
+        (
+            ["--report-to", "papyrus"],
+            "--report-to papyrus isn't installed. Choose tensorboard or wandb, or leave it out.",
+        ),
+        (["--report-to", "trackio"], "Run `pip install trackio`, choose tensorboard or wandb, or leave it out."),
         (["--report-to", ""], "--report-to is empty"),
         (["--report-to", "none,"], "--report-to is empty"),
         (["--system-prompt", "Think.", "--chat-template", "none"], "--system-prompt needs a chat template"),
         (["--resume"], "no run in"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml can't be read"),
+        (["--config", "nowhere.yaml"], "error: There is no file nowhere.yaml. Check the path."),
         (["--problems", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "nowhere"], "nowhere"),
     ],
@@ -658,7 +677,7 @@ def test_a_reward_of_the_user_is_trained_on_and_its_changed_file_refuses_resume(
     [
         (["--reward", "bix"], "There is no reward 'bix'. Use box, last-number, format"),
         (["--reward", "nowhere.py"], "There is no file nowhere.py"),
-        (["--reward", "mine.py:long"], "mine.py has no function long. Choose mine.py:brief."),
+        (["--reward", "mine.py:long"], "mine.py has no function long. Choose from mine.py:brief."),
         (["--reward", "mine.py", "--problem-column", "topic"], "needs 'topic', which the problems don't have"),
         (["--reward", "mine.py", "--reward", "mine.py:mine"], "Two rewards are called mine"),
         (["--reward", "box=0"], "All rewards have weight 0"),

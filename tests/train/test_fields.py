@@ -77,7 +77,7 @@ def test_a_mapping_may_be_written_as_json(tmp_path):
         ("max_completion_length: null", "has max_completion_length: null. Give a number"),
         ("per_device_train_batch_size: 0", "has per_device_train_batch_size: 0"),
         ("run_name: 2026-11-25", "has run_name: datetime.date(2026, 11, 25); expected str or null"),
-        ("schedule: 5.resid_post:3", "has schedule: 5.resid_post:3; expected a list of str"),
+        ("schedule: 5.resid_post:3", "has schedule: 5.resid_post:3; expected a list of str, such as [5.resid_post:3]."),
         ("schedule: [5]", "has schedule: [5]; expected a list of str"),
         ("loss_type: gppo", "has loss_type: gppo; expected one of grpo, dapo"),
         ("chat_template_kwargs: hello", "has chat_template_kwargs: hello; expected a mapping"),

@@ -138,7 +138,7 @@ def test_a_field_that_contradicts_the_method_is_refused(tmp_path, name, field):
         with pytest.raises(InputError) as refused:
             defaults.configured(tmp_path, {"method": name, "use_cpu": True, field: value}, {}, file="my.yaml")
         given = "group" if value is True else value
-        said = f"method {name} needs {field} {methods.METHODS[name].fields[field]}, not {given}. Remove {field}"
+        said = f"method {name} sets {field} to {methods.METHODS[name].fields[field]}, not {given}. Remove {field}"
         assert said in str(refused.value)
 
 

@@ -116,7 +116,7 @@ def test_modules_are_found_in_the_current_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("code", "function", "said"),
     [
-        (CODE, "", "has several functions. Choose .*mine.py:short or .*mine.py:by_level"),
+        (CODE, "", "has several functions. Choose from .*mine.py:short, .*mine.py:by_level"),
         (CODE, ":long", "has no function long"),
         ("x = 1", "", "has no function. Define one."),
         ("x = 1", ":x", "has no function x. Define one."),

@@ -58,7 +58,7 @@ def test_numbers_of_any_kind_are_rewards(found):
         ([1.0, 1e39, 2.0], r"returned 1e\+39 for response 2"),
         (["1", 1.0, 2.0], "returned '1' for response 1"),
         ([[1.0], 1.0, 2.0], r"returned \[1.0\] for response 1"),
-        ([1.0, None, 2.0], "returned nothing for response 2. Return a number"),
+        ([1.0, None, 2.0], "returned nothing for response 2. Return a number. None needs a second reward, "),
     ],
 )
 def test_what_is_not_a_number_for_each_response_is_refused(found, said):
