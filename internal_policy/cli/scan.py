@@ -94,8 +94,8 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     both."""
     lens: Lenses = ()
     """Lens to read hidden states through as well: a .safetensors file that `fit-lens` or the tuned-lens library wrote,
-    a published Jacobian lens (.pt), or one on the hub as org/repo:path/in/repo[@revision]. Its readout is called tuned
-    or jacobian after its kind, or NAME. For several lenses repeat the option."""
+    a published Jacobian lens (.pt), or one on the hub as hf://org/repo[/path/in/repo][@revision]. Its readout is called
+    tuned or jacobian after its kind, or NAME. For several lenses repeat the option."""
     lens_of_another_model: bool = False
     """Read through a lens that was fitted to another model, such as the base of a fine-tuned one. Without this option
     such a lens is refused."""

@@ -33,7 +33,7 @@ PARTS = {part: of for of in KINDS.values() for part in of._fields}
 
 
 def load(path: Path | str, model: nn.Module, *, of_another_model: bool = False) -> LensReadout:
-    """The lens in a file, for `model`: a path, or org/repo:path/in/repo[@revision] on the hub.
+    """The lens in a file, for `model`: a path, or hf://org/repo[/path/in/repo][@revision] on the hub.
 
     A file is one that `fit-lens` or the tuned-lens library wrote, or a published Jacobian lens. Raises InputError; see
     `read`, `published.read` and `source.find`.

@@ -8,6 +8,7 @@ from internal_policy import files
 from internal_policy.errors import InputError
 from internal_policy.lenses.header import is_file
 from internal_policy.models.failures import explained
+from internal_policy.scans import address, hub
 
 HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+):(?P<path>[^@]+)(?:@(?P<revision>.+))?")
 """A lens on the hub: org/repo:path/in/repo[@revision]."""
@@ -30,16 +31,22 @@ class Source:
 
 
 def is_lens(given: str | Path) -> bool:
-    """Whether a name can only be that of a lens: a file, the name of one, or org/repo:path/in/repo on the hub."""
+    """Whether a name can only be that of a lens: a file, the name of one, or the address of one on the hub."""
+    if address.is_address(str(given)):
+        return not address.is_of_data_set(str(given))
     return is_file(Path(given)) or Path(given).suffix in ENDINGS or HUB.fullmatch(str(given)) is not None
 
 
 def find(given: str | Path) -> Source:
-    """The file of a lens: a path, or org/repo:path/in/repo[@revision] on the hub.
+    """The file of a lens: a path, or on the hub hf://org/repo[/path/in/repo][@revision] or org/repo:path[@revision].
 
     A published Jacobian lens (.pt) is copied once to a safetensors file in the cache. Raises InputError, also if the
     hub can't be reached.
     """
+    if address.is_address(str(given)):
+        at = hub.lens(address.lens(str(given)), ENDINGS)
+        path, commit = _downloaded(at.repository, str(at.file), at.revision)
+        return Source(_safe(path), commit)
     match = HUB.fullmatch(str(given))
     if match is None or is_file(Path(given)):
         return Source(_safe(Path(given)))

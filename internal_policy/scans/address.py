@@ -16,11 +16,10 @@ NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 REPOSITORY = re.compile(NAME, re.ASCII)
 """The name of a repository: org/name."""
 ADDRESS = re.compile(
-    rf"hf:/{{1,2}}(?P<datasets>datasets/)?(?P<repository>{NAME})(?:@(?P<revision>[\w./-]+))?(?:/(?P<file>[^@]+))?"
-    r"(?:@(?P<after>[\w./-]+))?",
+    rf"hf:/{{1,2}}(?P<datasets>datasets/)?(?P<repository>{NAME})(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?",
     re.ASCII,
 )
-"""An address; paths join the two slashes. A revision may be before the file, as huggingface_hub has it, or after it."""
+"""An address; paths join the two slashes."""
 SNAPSHOT = re.compile(r"(?P<kind>dataset|model)s--(?P<org>[\w.-]+?)--(?P<name>[\w.-]+)", re.ASCII)
 """Name of a repository's folder in the Hub's cache, which holds snapshots/<commit>."""
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -55,11 +54,15 @@ def is_address(name: str) -> bool:
     return name.startswith("hf:/")
 
 
+def is_of_data_set(name: str) -> bool:
+    """Whether an address, valid or not, is that of a data set."""
+    return name.removeprefix("hf:").lstrip("/").startswith(PREFIX["dataset"])
+
+
 def scan(text: str) -> Address:
     """The address of a scan: hf://datasets/org/name[@revision]. Raises InputError for any other text."""
     match = ADDRESS.fullmatch(text)
-    found = match and match["datasets"] and not match["file"] and not match["after"]
-    if match is None or not found or not _is_safe(match["revision"]):
+    if match is None or not match["datasets"] or match["file"] or not _is_safe(match["revision"]):
         raise InputError(
             f"'{text:.200}' isn't the address of a scan. Write hf://datasets/org/name or hf://datasets/org/name@revision."
         )
@@ -69,19 +72,12 @@ def scan(text: str) -> Address:
 def lens(text: str) -> Address:
     """The address of a lens: hf://org/name[/file][@revision]. Raises InputError for any other text."""
     match = ADDRESS.fullmatch(text)
-    revisions = [part for part in (match["revision"], match["after"]) if part] if match else []
-    if (
-        match is None
-        or match["datasets"]
-        or len(revisions) > 1
-        or not all(map(_is_safe, revisions))
-        or not _is_safe(match["file"])
-    ):
+    if match is None or match["datasets"] or not (_is_safe(match["file"]) and _is_safe(match["revision"])):
         raise InputError(
             f"'{text:.200}' isn't the address of a lens. Write hf://org/name, hf://org/name/file.safetensors or "
             "hf://org/name/file.safetensors@revision."
         )
-    return Address("model", match["repository"], revisions[0] if revisions else MAIN, match["file"])
+    return Address("model", match["repository"], match["revision"] or MAIN, match["file"])
 
 
 def _is_safe(path: str | None) -> bool:

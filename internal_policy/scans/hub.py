@@ -1,9 +1,10 @@
-"""Download a scan from the Hugging Face Hub, checked as untrusted input."""
+"""Download a scan from the Hugging Face Hub, checked as untrusted input, and find a lens there."""
 
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ LARGEST_RECORD = 2**26
 """Bytes of a scan.json at most; that of a scan with 100,000 parts is smaller."""
 LARGEST = 50 * 2**30
 """Bytes of a scan at most; a larger one is downloaded knowingly."""
+LISTED = 5
+"""Lenses that an error message lists."""
 AT_ONCE = 8
 """Files to download at the same time."""
 
@@ -38,9 +41,39 @@ def scan(address: Address, read: Callable[[Path], Mapping[str, Any]]) -> Path:
     missing = [name for name, known in found.items() if _size(folder / name) != known["bytes"]]
     if missing:
         with explaining(pinned):
-            _check_room(pinned, found, missing, folder)
+            _check_room(pinned, sum(found[name]["bytes"] for name in missing), folder)
             _download(pinned, found, missing)
     return folder
+
+
+def lens(address: Address, endings: tuple[str, ...]) -> Address:
+    """The address of a lens with its file, by default the only one in the repository that ends in one of `endings`.
+
+    Raises InputError, also for a file that is too large for the disk.
+    """
+    require("hub", "huggingface_hub")
+    from huggingface_hub import HfApi, constants
+
+    quieten()
+    with explaining(address):
+        if address.file is None:
+            kind, at = address.kind, address.revision
+            names = HfApi().list_repo_files(address.repository, repo_type=kind, revision=at)
+            address = _only(address, sorted(name for name in names if name.endswith(endings)))
+        _check_room(address, _look(address, str(address.file)) or 0, Path(constants.HF_HUB_CACHE))
+    return address
+
+
+def _only(address: Address, names: Sequence[str]) -> Address:
+    """The address of the only file. Raises InputError if there are none or several."""
+    if len(names) == 1:
+        return replace(address, file=names[0])
+    if not names:
+        raise InputError(f"{address} has no lens. Name a repository with a .safetensors file.")
+    raise InputError(
+        f"{address} has {len(names)} lenses: {', '.join(names[:LISTED])}{' and more' if len(names) > LISTED else ''}. "
+        f"Name one, such as {replace(address, file=names[0])}."
+    )
 
 
 def quieten() -> None:
@@ -89,15 +122,16 @@ def _get(address: Address, name: str) -> Path:
     return Path(hf_hub_download(address.repository, name, repo_type=address.kind, revision=address.revision))
 
 
-def _check_room(address: Address, listed: Mapping[str, Any], missing: Sequence[str], folder: Path) -> None:
-    """Raise InputError for a scan that is too large to download without a thought, or for the disk."""
-    size, free = sum(listed[name]["bytes"] for name in missing), shutil.disk_usage(folder).free
+def _check_room(address: Address, size: int, folder: Path) -> None:
+    """Raise InputError for what is too large to download without a thought, or for the disk of a folder."""
+    folder = next(place for place in (folder, *folder.parents) if place.is_dir())
+    free = shutil.disk_usage(folder).free
     if size > min(LARGEST, free):
-        why = f"the disk of {folder.parents[2]} has {free / 2**30:,.1f} GB" if size > free else "that may be a mistake"
+        why = f"the disk of {folder} has {free / 2**30:,.1f} GB" if size > free else "that may be a mistake"
+        kind = f" --repo-type {address.kind}" if address.kind == "dataset" else ""
         raise InputError(
             f"{address} has {size / 2**30:,.1f} GB to download, but {why}. To download it all the same, run `hf "
-            f"download {address.repository} --repo-type dataset --revision {address.revision} --local-dir FOLDER`, and "
-            "name FOLDER."
+            f"download {address.repository}{kind} --revision {address.revision} --local-dir FOLDER`, and name that."
         )
 
 

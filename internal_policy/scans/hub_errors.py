@@ -49,7 +49,7 @@ def _said(error: Exception, address: Address, doing: str) -> str:
     if isinstance(error, hub.RevisionNotFoundError):
         return f"{name} has no revision '{address.revision}'. Look it up at {address.page}."
     if isinstance(error, hub.EntryNotFoundError):
-        return f"{name} has no such file at {address.revision}. Look it up at {address.page}."
+        return f"{address} doesn't exist. Look it up at {address.page}."
     status = _status(error)
     if status in (401, 403) and doing == "write":
         return (
