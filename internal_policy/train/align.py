@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from internal_policy.errors import InputError, counted
+from internal_policy.errors import InputError
 from internal_policy.jupyter import progress
 from internal_policy.look.aligned import Alignment
 from internal_policy.models import families
@@ -137,8 +137,8 @@ def batched(rollouts: Sequence[Rollout], blocks: int) -> Batch:
     spread = [group for group in groups.values() if len({rollout.reward for rollout in group}) > 1]
     if len(spread) < FEWEST:
         raise InputError(
-            f"{len(spread)} of {counted(len(groups), 'prompt')} have responses with different rewards, but at least "
-            f"{FEWEST} are needed. Use more problems, more responses to each, or problems that are neither too easy "
+            f"Prompts whose responses have different rewards: {len(spread)} of {len(groups)}. At least {FEWEST} are "
+            "needed. Use more problems, more responses to each, or problems that are neither too easy "
             "nor too hard."
         )
     count = min(max(blocks, FEWEST), len(spread))

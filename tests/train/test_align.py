@@ -232,7 +232,7 @@ def test_cost_counts_the_layers_below_and_the_head():
 @pytest.mark.parametrize(
     ("given", "options", "message"),
     [
-        (rollouts(prompts=6), {}, "3 of 6 prompts have responses with different rewards, but at least 4"),
+        (rollouts(prompts=6), {}, "Prompts whose responses have different rewards: 3 of 6. At least 4 are needed."),
         ([random_rollout()], {}, "Rollout 0 has no reward"),
         (rollouts(), {"sites": ["attn_in"]}, "no site 'attn_in'"),
         (rollouts(), {"layers": [9]}, "no layer 9"),
