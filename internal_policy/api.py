@@ -25,6 +25,7 @@ from internal_policy.tasks import generate as sampling
 from internal_policy.tasks import problems as tasks
 from internal_policy.tasks import rollouts as responses
 from internal_policy.tasks.listing import Rollouts
+from internal_policy.tasks.preview import PLAIN
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat
 from internal_policy.tasks.rollouts import Rollout
@@ -250,7 +251,7 @@ def _say_once(template: tuple[bool, str], how: str) -> None:
     if template in _said:
         return
     _said.add(template)
-    print(how if template[0] else f"{how}\nFor plain text, pass chat=None.", file=sys.stderr)
+    print(how if how.startswith(PLAIN) else f"{how}\nFor plain text, pass chat=None.", file=sys.stderr)
 
 
 def _is_source(given: Any, name: str) -> bool:

@@ -97,8 +97,10 @@ class Prepared:
     @cached_property
     def note(self) -> Callable[[str], None]:
         """Prints how the first prompt was read, once, and how to read it as plain text instead."""
-        plain = "" if self.chat_template == "none" else "\nFor plain text, add --chat-template none."
-        return progress.saying_once(f"{{}}{plain}")
+        from internal_policy.tasks.preview import PLAIN
+
+        say = progress.saying_once("{}")
+        return lambda how: say(how if how.startswith(PLAIN) else f"{how}\nFor plain text, add --chat-template none.")
 
     def model(self) -> "nn.Module":
         """The model itself."""

@@ -4,6 +4,8 @@ from transformers import PreTrainedTokenizerBase
 
 from internal_policy.tasks.prompts import Chat, Ids
 
+PLAIN = "Read as plain text: "
+"""How a preview begins of a prompt that no chat template rendered."""
 START, END = 50, 70
 """How many characters of a long prompt are shown, from its beginning and from its end."""
 
@@ -16,7 +18,7 @@ def preview(tokenizer: PreTrainedTokenizerBase, prompt: Ids, chat: Chat) -> str:
     text = printable(str(tokenizer.decode(list(prompt), skip_special_tokens=False, clean_up_tokenization_spaces=False)))
     if len(text) > START + END:
         text = f"{text[:START]} ... {text[-END:]}"
-    return f"Read {'as plain text' if chat is None else 'through the chat template as'}: {text}"
+    return f"{PLAIN if chat is None else 'Read through the chat template as: '}{text}"
 
 
 def printable(text: str) -> str:

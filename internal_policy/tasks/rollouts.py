@@ -149,7 +149,8 @@ def _rollouts(
             else:
                 rollout, sample = _of_row(tokenizer, one.values, chat), cells.sample(one.values, "sample")
         if not noted and _shows_prompt(one):
-            note(preview(tokenizer, rollout.prompt_ids, chat))
+            as_is = isinstance(one, Response) and isinstance(one.prompt, str) and not one.is_bare
+            note(preview(tokenizer, rollout.prompt_ids, None if as_is else chat))
             noted = True
         rollouts.append(replace(rollout, sample=seen[rollout.problem] if sample is None else sample))
         seen[rollout.problem] += 1

@@ -86,6 +86,13 @@ def test_a_prompt_of_verl_that_the_template_did_not_write_is_refused(tokenizer, 
     assert rollout.problem == "Human: a\nAI:"
 
 
+def test_a_prompt_that_is_text_is_shown_as_plain_text(tokenizer):
+    said: list[str] = []
+    for name in ("lm_eval.jsonl", "trl_chat.parquet"):
+        read_rollouts([HERE / name], tokenizer, {}, note=said.append)
+    assert [words.partition(":")[0] for words in said] == ["Read as plain text", "Read through the chat template as"]
+
+
 def test_samples_of_lm_eval_are_read_once_for_all_filters(tokenizer):
     first, second = read(tokenizer, "lm_eval.jsonl")
     text = "Question: What is 47 + 385?\nAnswer: 47 + 385 = 432. The answer is 432."
