@@ -43,6 +43,12 @@ def test_a_notebook_draws_the_tokens_as_a_grid():
     assert {"layer", "position", "id", "token", "value"} == {*table}
 
 
+def test_a_grid_has_its_own_background_and_ink_on_a_page_of_another_theme():
+    body = re.search(r"body \{ (.*) \}", response.html(view.default(SCAN)))
+    assert body
+    assert "background: Canvas; color: CanvasText" in body[1]
+
+
 def test_a_part_of_the_table_is_a_plain_frame():
     table = ip.open_scan(SCAN).tokens(3)
     assert "<iframe" not in (table.head()._repr_html_() or "")

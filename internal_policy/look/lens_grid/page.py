@@ -66,7 +66,9 @@ def page(drawn: Mapping[str, Any], title: str) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n<title>{escape(title)}</title>\n'
-        f"<style>\n:root {{ color-scheme: light dark; }}\nbody {{ margin: 16px; }}\n{style()}\n</style>\n</head>\n"
+        "<style>\n:root { color-scheme: light dark; }\n"
+        "body { margin: 16px; background: Canvas; color: CanvasText; }\n"  # else a frame is as dark as its notebook
+        f"{style()}\n</style>\n</head>\n"
         f'<body>\n<h1 class="lens-grid-title">{escape(title)}</h1>\n{element(drawn)}\n<script>\n{boot()}\n</script>\n'
         "</body>\n</html>\n"
     )
