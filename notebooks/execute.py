@@ -37,8 +37,15 @@ def draw(notebook: nbformat.NotebookNode) -> None:
             data["image/png"] = base64.b64encode(small.getvalue()).decode()
 
 
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Drop the outputs in which nothing is left: progress that went away."""
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        cell.outputs = [output for output in cell.outputs if "data" not in output or any(output.data.values())]
+
+
 if __name__ == "__main__":
     for path in sorted(HERE.glob("*.ipynb")):
         notebook = execute(path, HERE)
         draw(notebook)
+        tidy(notebook)
         nbformat.write(notebook, path)
