@@ -36,11 +36,19 @@ def encode_problem(tokenizer: PreTrainedTokenizerBase, problem: Problem, chat: C
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
-    """Token ids of `text` without an EOS, but with the BOS that the tokenizer adds unless `text` begins with it."""
+    """Token ids of `text` without an EOS, but with the BOS that the tokenizer adds unless `text` begins with it.
+
+    Raises InputError for a tokenizer that has no tokens for the text, or loses it when it adds special tokens.
+    """
     ids = encode(tokenizer, text)
     sample = encode(tokenizer, "a")
     added = tuple(tokenizer("a", verbose=False)["input_ids"])
-    start = next(n for n in range(len(added)) if added[n : n + len(sample)] == sample)
+    start = next((n for n in range(len(added) + 1) if added[n : n + len(sample)] == sample), None)
+    if start is None or (text and not ids):
+        raise InputError(
+            f"The tokenizer loses the text {text!r:.40} (see post_processor in its tokenizer.json). Get a complete "
+            "copy of the tokenizer."
+        )
     return ids if ids[:start] == added[:start] else added[:start] + ids
 
 

@@ -408,3 +408,17 @@ def test_a_continuation_that_joins_the_last_token_is_read_by_itself(tokenizer):
 def test_a_continuation_without_tokens_is_refused(tokenizer):
     with pytest.raises(InputError, match="The target '' has no tokens"):
         continuation(tokenizer, encode_text(tokenizer, "a"), "a", "")
+
+
+@pytest.mark.parametrize("template", ["$A:0", "<|bos|> $A:0 <|endoftext|>", "<|bos|>", "<|bos|> <|bos|>"])
+def test_a_tokenizer_that_loses_the_text_is_refused(tokenizer, template):
+    from tokenizers import processors
+
+    changed = copy.deepcopy(tokenizer)
+    special = [(token, changed.convert_tokens_to_ids(token)) for token in ("<|bos|>", "<|endoftext|>")]
+    changed.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    if "$A" in template:
+        assert changed.decode(encode_text(changed, "has 47")).removeprefix("<|bos|>") == "has 47"
+    else:
+        with pytest.raises(InputError, match="The tokenizer loses the text 'has 47'"):
+            encode_text(changed, "has 47")
