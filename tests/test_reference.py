@@ -17,8 +17,8 @@ from internal_policy.models.policy import READOUTS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "reference.md").read_text(encoding="utf-8")
 LOOK, MEASURE = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-ELSEWHERE = {"mcp", "push"}
-"""Commands that serve other programs and need other machines, which have pages of their own."""
+ELSEWHERE = {"mcp"}
+"""The command that serves other programs, which has a page of its own."""
 
 
 QUICK = [line for line in LOOK.splitlines() if " ls " in line or "export" in line]

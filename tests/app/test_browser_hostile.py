@@ -143,6 +143,9 @@ def test_nothing_of_a_hostile_scan_runs_in_a_notebook(hostile, browser, tmp_path
     run = Run(runs.find("experiments/bupo"), EVIL[6])
     shown = [scan_of(hostile)._repr_html_(), run._repr_html_(), Alignment(found.about, found.table)._repr_html_()]
     shown.append(notebook.table(pd.DataFrame({EVIL[0]: [EVIL[1]]})) + notebook.sentences(EVIL))
+    shown.append(
+        notebook.facts(dict(zip(EVIL, EVIL, strict=True))) + notebook.rows(EVIL, [EVIL]) + notebook.heading(EVIL[0])
+    )
     with tab(browser) as page:
         harmless(page, tmp_path / "notebook.html", "\n".join(map(str, shown)))
 
