@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -96,17 +96,17 @@ def run(options: Ablate) -> None:
     progress.note(f"{'Read from the cache' if cached else 'Measured'} in {time.monotonic() - start:.1f} s.")
 
 
-def scan_of(folder: Path) -> Path | None:
+def scan_of(folder: Path, may_open: Callable[[Path], bool] = lambda _: True) -> Path | None:
     """The scan that was ablated, where it was then, beside the ablation or in the cache; None if it is gone.
 
-    Raises InputError for a damaged record.
+    Only folders that it `may_open` are looked at. Raises InputError for a damaged record.
     """
     from internal_policy.scans import effects, store
 
     name = effects.record(folder)["scan"]["name"]
     beside = [path.parent for path in folder.absolute().parent.glob(f"*/{store.RECORD}")]
     for scan in (Path(name), *beside, *(item.folder for item in inventory.items("scan"))):
-        if os.path.isfile(scan / store.RECORD) and folder.resolve() in effects.of_scan(scan):  # noqa: PTH113
+        if may_open(scan) and os.path.isfile(scan / store.RECORD) and folder.resolve() in effects.of_scan(scan):  # noqa: PTH113
             return scan
     return None
 
@@ -117,27 +117,38 @@ def printed(folder: Path, scan: Path | None, *, as_json: bool = False, extra: Ma
     from internal_policy.look import findings, view
     from internal_policy.scans import effects
 
+    if as_json:
+        document(facts(folder, scan, extra))
+        return
     record = effects.record(folder)
     found = look.table(folder)
-    means, rewards = look.means(found), look.rewards(folder)
+    means = look.means(found)
     said = look.sentences(folder, None if scan is None else view.default(scan))
-    if as_json:
-        kept = {name: value for name, value in record.items() if name not in ("files", "asked")}
-        rows = {"effects": means.to_dict("records"), "rewards": rewards.to_dict("records"), "findings": said}
-        related = {} if scan is None else {"correlations": look.correlations(view.default(scan), found)}
-        rows |= {name: frame.to_dict("records") for name, frame in related.items()}
-        document({"ablation": str(folder), **(extra or {}), **kept, **rows})
-        return
     uncut(_table(means, str(record["model"])))
     for sentence in said:
         paragraph(sentence)
-    facts = counted(record["rollouts"], "rollout"), counted(record["tokens"], "response token"), record["dtype"]
-    counts = f"{', '.join(facts)}."
+    numbers = counted(record["rollouts"], "rollout"), counted(record["tokens"], "response token"), record["dtype"]
+    counts = f"{', '.join(numbers)}."
     which = "for all layers at once" if look.for_all_layers(found) else "for each layer alone, because these are few"
     paragraph(f"{counts} Intervals are 95% over rollouts, {which}.")
     out.print(f"Ablation: {escape(str(folder))}", emoji=False)
     if scan is not None:
         commands([f"internal-policy plot {findings.name(scan)} ablation -o ablation.html"])
+
+
+def facts(folder: Path, scan: Path | None, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What `show --json` prints of an ablation; its `correlations` need the scan, which may be gone."""
+    from internal_policy.look import ablation as look
+    from internal_policy.look import view
+    from internal_policy.scans import effects
+
+    found = look.table(folder)
+    kept = {name: value for name, value in effects.record(folder).items() if name not in ("files", "asked")}
+    said = look.sentences(folder, None if scan is None else view.default(scan))
+    rows = {"effects": look.means(found).to_dict("records"), "rewards": look.rewards(folder).to_dict("records")}
+    if scan is not None:
+        rows["correlations"] = look.correlations(view.default(scan), found).to_dict("records")
+    return {"ablation": str(folder), **(extra or {}), **kept, **rows, "findings": said}
 
 
 def _table(means: "pd.DataFrame", model: str) -> Table:

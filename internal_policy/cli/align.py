@@ -220,18 +220,11 @@ def printed(folder: Path, *, as_json: bool = False, extra: Mapping[str, Any] | N
     """Print an alignment: a table for each site and readout, and the layer that is best worth training."""
     from internal_policy.look import alignment as look
 
+    if as_json:
+        document(facts(folder, extra))
+        return
     about, found = look.record(folder), look.table(folder)
     n_layers = about["n_layers"]
-    if as_json:
-        kept = {name: value for name, value in about.items() if name not in ("asked", "digest")}
-        suggested = [
-            {"site": site, "readout": how, **(dataclasses.asdict(one) if one else {"layer": None})}
-            for site, how in look.policies(found)
-            for one in [look.best(found, n_layers, site, how)]
-        ]
-        rows = found.drop(columns="left_out").to_dict("records")
-        document({"alignment": str(folder), **(extra or {}), **kept, "suggested": suggested, "rows": rows})
-        return
     for site, readout in look.policies(found):
         uncut(_table(found[(found["site"] == site) & (found["readout"] == readout)], str(about["model"])))
     for sentence in look.sentences(found, n_layers):
@@ -243,6 +236,21 @@ def printed(folder: Path, *, as_json: bool = False, extra: Mapping[str, Any] | N
     train = [f"internal-policy train{model} --layer {first.layer}"] if first else []
     called = folder.name if folder.resolve() in map(Path.resolve, look.whole()) else str(folder)
     commands([*train, f"internal-policy plot {shlex.quote(called)} alignment -o alignment.html"])
+
+
+def facts(folder: Path, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What `show --json` prints of an alignment."""
+    from internal_policy.look import alignment as look
+
+    about, found = look.record(folder), look.table(folder)
+    kept = {name: value for name, value in about.items() if name not in ("asked", "digest")}
+    suggested = [
+        {"site": site, "readout": how, **(dataclasses.asdict(one) if one else {"layer": None})}
+        for site, how in look.policies(found)
+        for one in [look.best(found, about["n_layers"], site, how)]
+    ]
+    rows = found.drop(columns="left_out").to_dict("records")
+    return {"alignment": str(folder), **(extra or {}), **kept, "suggested": suggested, "rows": rows}
 
 
 def _table(rows: "pd.DataFrame", model: str) -> Table:

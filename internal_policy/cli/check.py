@@ -1,7 +1,7 @@
 """`internal-policy check`: judge whether the entropy pattern of a scan is real."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich import box
 from rich.markup import escape
@@ -14,6 +14,7 @@ from internal_policy.scans.address import called
 
 if TYPE_CHECKING:
     from internal_policy.look.check import Check as Checked
+    from internal_policy.look.view import View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,7 @@ def run(options: Check) -> None:
     one = view_of(options.scan, options)
     found = check.check(one)
     if options.json:
-        frames = {name: getattr(found, name).to_dict("records") for name in ("verdicts", "results", "controls")}
-        command = {"options": found.options, "command": found.command}
-        document({"scan": called(one.source), "readout": one.readout, **frames, **command})
+        document(facts(one, found))
         return
     about = view.about(one)
     for row in found.verdicts.to_dict("records"):
@@ -55,6 +54,13 @@ def run(options: Check) -> None:
     for note in found.notes:
         paragraph(note)
     commands([found.command] if found.command else [])
+
+
+def facts(one: "View", found: "Checked") -> dict[str, Any]:
+    """What --json prints: every verdict, every outcome and every control."""
+    frames = {name: getattr(found, name).to_dict("records") for name in ("verdicts", "results", "controls")}
+    command = {"options": found.options, "command": found.command}
+    return {"scan": called(one.source), "readout": one.readout, **frames, **command}
 
 
 def _table(found: "Checked", title: str) -> Table:

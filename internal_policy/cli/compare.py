@@ -20,6 +20,7 @@ from internal_policy.scans.address import called
 if TYPE_CHECKING:
     import pandas as pd
 
+    from internal_policy.look.statistics import Average
     from internal_policy.look.view import View
 
 SHOWN = ("attn_out", "mlp_out", "resid_post", "final")
@@ -74,21 +75,37 @@ def run(options: Compare) -> None:
     caveats = comparison.differences([view.check(a), view.check(b)], same_tokens=True)
     said = differences.in_words(found, options.measure)
     labels = headings.labels([a, b])
-    if options.json:
-        scans = {"a": called(a.source), "b": called(b.source), "readout": a.readout, "measure": options.measure}
-        numbers = {"rollouts": shared, "caveats": caveats, "findings": said, "differences": _records(found)}
-        document({**scans, "readout_b": b.readout, **numbers})
-    else:
-        uncut(_table(found, options, labels))
-        paragraph(said)
-        how = view.how(a.readout) if a.readout == b.readout else f"{view.how(a.readout)} and {view.how(b.readout)}"
-        paragraph(f"{counted(shared, 'rollout')} with the same tokens, {how}. {' '.join(caveats)}".rstrip())
     if options.output is not None:
         from internal_policy.look import difference_figure, export
 
         about = [view.labelled(one, label) for one, label in zip((a, b), labels, strict=True)]
         export.write(difference_figure.difference(found, (about[0], about[1]), options.measure), options.output)
         progress.note(f"Wrote {options.output}.")
+    if options.json:
+        document(facts(a, b, options.measure, options.average))
+        return
+    uncut(_table(found, options, labels))
+    paragraph(said)
+    how = view.how(a.readout) if a.readout == b.readout else f"{view.how(a.readout)} and {view.how(b.readout)}"
+    paragraph(f"{counted(shared, 'rollout')} with the same tokens, {how}. {' '.join(caveats)}".rstrip())
+
+
+def facts(a: "View", b: "View", measure: str, average: "Average" = "tokens") -> dict[str, Any]:
+    """What --json prints: the differences by layer and site. Raises InputError for scans without shared rollouts."""
+    from internal_policy.look import comparison, differences, view
+
+    found = differences.by_layer(a, b, measure, average)
+    return {
+        "a": called(a.source),
+        "b": called(b.source),
+        "readout": a.readout,
+        "readout_b": b.readout,
+        "measure": measure,
+        "rollouts": len(differences.partners(a, b)),
+        "caveats": comparison.differences([view.check(a), view.check(b)], same_tokens=True),
+        "findings": differences.in_words(found, measure),
+        "differences": _records(found),
+    }
 
 
 def _sides(options: Compare) -> "tuple[View, View]":

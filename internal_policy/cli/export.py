@@ -7,15 +7,17 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from internal_policy.cli import inventory, outputs, progress, removal
-from internal_policy.cli.common import OutputOptions, OutputPath, ScanName
+from internal_policy.cli.common import JsonOptions, OutputOptions, OutputPath, ScanName
+from internal_policy.cli.console import document
 from internal_policy.cli.inventory import Item
 from internal_policy.errors import InputError, counted
+from internal_policy.scans.address import called
 
 Table = Literal["layers", "policies", "tokens", "rollouts", "vocabulary"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(OutputOptions):
+class Export(JsonOptions, OutputOptions):
     """Write a table of a scan as one file.
 
     The tables are:
@@ -64,6 +66,9 @@ def run(options: Export) -> None:
     else:
         rows = export_table(folder, options.table, form, path)
     progress.note(f"Wrote {counted(rows, 'row')} to {path}.")
+    if options.json:
+        written = {"output": str(path), "bytes": path.stat().st_size, "format": form}
+        document({**written, "scan": called(folder), "table": options.table, "rows": rows})
 
 
 def _format(output: Path | None) -> str:

@@ -23,10 +23,10 @@ def run(name: str, output: Path | None, *, force: bool, as_json: bool) -> None:
 
     path = source.find(name).path
     shown = card.of(file.read(path, *file.sizes(path, name), name))
-    printed(shown, name, as_json=as_json)
     if output is not None:
         files.write_text(output, card_text.markdown(shown, Path(name).name))
         progress.note(f"Wrote {output}.")
+    printed(shown, name, as_json=as_json)
 
 
 def printed(card: "Card", path: str | Path, *, as_json: bool = False) -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from internal_policy import files
 from internal_policy.cli import families, launched, parsing, train, usage
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.common import ModelOptions
-from internal_policy.cli.console import Terminal, out
+from internal_policy.cli.console import Terminal, document, out
 from internal_policy.errors import MODELS, InputError, is_out_of_memory, require
+from internal_policy.secrecy import printable
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 HELP = {"-h", "--help"}
@@ -41,24 +42,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             wrong = _run(arguments)
         sys.stdout.flush()
     except InputError as error:
-        launched.report(f"error: {error}", say)
-        return WRONG_USAGE
+        return _failure(f"{error}", WRONG_USAGE, arguments, say)
     except KeyboardInterrupt:
-        launched.report(f"Interrupted.{again and f' Finished work is kept. {again}'}", say)
-        return INTERRUPTED
+        return _failure(f"Interrupted.{again and f' Finished work is kept. {again}'}", INTERRUPTED, arguments, say)
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         _drop_output()
         return FAILED
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        launched.report(f"error: {_out_of_memory(arguments)}{again and f' Finished work is kept. {again}'}", say)
-        return FAILED
+        said = f"{_out_of_memory(arguments)}{again and f' Finished work is kept. {again}'}"
+        return _failure(said, FAILED, arguments, say)
     except OSError as error:  # a full disk, a folder that may not be written or was removed
-        launched.report(f"error: {_failed(error, arguments)}", say)
+        _failure(_failed(error, arguments), FAILED, arguments, say)
         _drop_output()
         return FAILED
     return FAILED if wrong else DONE
+
+
+def _failure(said: str, code: int, words: Sequence[str], say: Terminal) -> int:
+    """Print why a command failed, with --json also as a document on stdout; the exit code."""
+    launched.report(said if code == INTERRUPTED else f"error: {said}", say)
+    if "--json" in words and launched.is_first():
+        with suppress(OSError):  # a full disk may be why it failed
+            document({"error": {"message": printable(said), "exit_code": code}})
+    return code
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from internal_policy.cli import inventory, outputs, progress
-from internal_policy.cli.common import Number, OutputFile, OutputOptions, ScanName, Text, ViewOptions
+from internal_policy.cli.common import JsonOptions, Number, OutputFile, OutputOptions, ScanName, Text, ViewOptions
+from internal_policy.cli.console import document
 from internal_policy.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ Measure = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plot(OutputOptions, ViewOptions):
+class Plot(JsonOptions, OutputOptions, ViewOptions):
     """Draw one figure of a scan, an alignment or a training run.
 
     The figures of a scan are:
@@ -153,12 +154,23 @@ class Plot(OutputOptions, ViewOptions):
 def run(options: Plot) -> None:
     """Write one figure."""
     require("app", "plotly")
+    from internal_policy.look import export
+
+    export.check(options.output)
+    outputs.check_file(options.output, options.force)
+    _draw(options)
+    progress.note(f"Wrote {options.output}.")
+    if options.json:
+        size = options.output.stat().st_size
+        document({"output": str(options.output), "bytes": size, "figure": options.figure})
+
+
+def _draw(options: Plot) -> None:
+    """Draw the figure into its file. Raises InputError."""
     from internal_policy.look import alignment, alignment_catalogue, catalogue, choices, export, run_catalogue
     from internal_policy.look.lens_grid import response
     from internal_policy.look.view import for_tokens
 
-    export.check(options.output)
-    outputs.check_file(options.output, options.force)
     uses = {**catalogue.USES, **run_catalogue.USES, **alignment_catalogue.USES}
     known = {name for names in uses.values() for name in names}
     given = {field.name: getattr(options, field.name) for field in fields(options) if field.name in known}
@@ -169,14 +181,12 @@ def run(options: Plot) -> None:
         found = alignment.read(inventory.find(options.scan, "alignment").folder)
         drawn = alignment_catalogue.AlignmentChoice(**given, style=options.style)
         export.write(alignment_catalogue.draw(options.figure, [found], drawn), options.output)
-        progress.note(f"Wrote {options.output}.")
         return
     if options.figure in run_catalogue.FIGURES:
         chosen = {name: value for name, value in given.items() if hasattr(run_catalogue.RunChoice, name)}
         choice = run_catalogue.RunChoice(**chosen, style=options.style)
         opened = [run_of(name) for name in (options.scan, *options.against)]
         export.write(run_catalogue.draw(options.figure, opened, choice), options.output)
-        progress.note(f"Wrote {options.output}.")
         return
     views = views_of((options.scan, *options.against), options)
     if options.figure in OF_TOKENS and options.readout is None:
@@ -185,10 +195,8 @@ def run(options: Plot) -> None:
     if is_grid(options):
         text = compared(views, **chosen) if options.against else response.html(views[0], **chosen)
         export.write_page(text, options.output)
-        progress.note(f"Wrote {options.output}.")
         return
     export.write(catalogue.draw(options.figure, views, catalogue.Choice(**chosen, style=options.style)), options.output)
-    progress.note(f"Wrote {options.output}.")
 
 
 def run_of(name: str) -> "RunTables":

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from internal_policy import files
 from internal_policy.cli import outputs, progress
-from internal_policy.cli.common import OutputFile, OutputOptions, ScanNames, ViewOptions
+from internal_policy.cli.common import JsonOptions, OutputFile, OutputOptions, ScanNames, ViewOptions
+from internal_policy.cli.console import document
 from internal_policy.cli.plot import views_of
 from internal_policy.errors import InputError, require
+from internal_policy.scans.address import called
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(OutputOptions, ViewOptions):
+class Report(JsonOptions, OutputOptions, ViewOptions):
     """Write every figure and table of scans as one HTML file.
 
     The file needs no network, and also shows how the scans were made.
@@ -35,6 +37,9 @@ def run(options: Report) -> None:
     outputs.check_file(options.output, options.force, ".html")
     if not options.scans:
         raise InputError("No scan is named. Give one or more, such as demo-qwen3; `internal-policy ls` lists them.")
-    page = report.report(views_of(options.scans, options))
-    files.write_text(options.output, page)
-    progress.note(f"Wrote {options.output}, {options.output.stat().st_size / 1e6:.1f} MB.")
+    views = views_of(options.scans, options)
+    files.write_text(options.output, report.report(views))
+    size = options.output.stat().st_size
+    progress.note(f"Wrote {options.output}, {size / 1e6:.1f} MB.")
+    if options.json:
+        document({"output": str(options.output), "bytes": size, "scans": [called(view.source) for view in views]})

@@ -49,6 +49,8 @@ def run(options: Rm) -> bool:
             progress.note(in_words(row))
         if not _agreed(list(found.values())):
             progress.note("Nothing was removed.")
+            if options.json:
+                document([])
             return True
     rows = [_removed(item, row) for item, row in found.items()]
     if options.json:

@@ -83,21 +83,18 @@ def run(options: Show) -> None:
 
 
 def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Mapping[str, Any] | None = None) -> None:
-    """A scan: what was measured, and the entropies by layer. Raises InputError for a readout that was not measured."""
+    """Print what a scan measured, and the entropies by layer. Raises InputError for a readout that was not measured."""
     from internal_policy.look import findings, mismatch, statistics, view
     from internal_policy.scans import address, store
 
     record = store.record(folder)
-    shown = view.View(folder, readout or record["selection"]["readouts"][0])
-    found, engine = findings.findings(shown), mismatch.mismatch(folder)
     if warning := statistics.not_finite(store.read(folder, "layers"), record["dtype"]):
         progress.note(warning)
     if as_json:
-        kept = {name: value for name, value in record.items() if name not in ("files", "asked", "chat_template")}
-        numbers = {"readout": shown.readout, **_numbers(shown), "findings": found.sentences}
-        numbers |= {} if engine is None else {"mismatch": vars(engine)}
-        document({"scan": address.called(folder), **(extra or {}), **kept, **numbers})
+        document(facts(folder, readout, extra))
         return
+    shown = view.View(folder, readout or record["selection"]["readouts"][0])
+    found, engine = findings.findings(shown), mismatch.mismatch(folder)
     if "entropy" in record["selection"]["measures"]:
         uncut(_entropies(shown, record))
     for sentence in found.sentences:
@@ -110,6 +107,20 @@ def scan(folder: Path, readout: str | None, *, as_json: bool = False, extra: Map
     paragraph(_responses(folder, record) + (f" Also measured: {', '.join(others)}." if others else ""))
     out.print(f"Scan: {escape(address.called(folder))}", emoji=False)
     commands(found.commands)
+
+
+def facts(folder: Path, readout: str | None, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What `show --json` prints of a scan. Raises InputError for a readout that was not measured."""
+    from internal_policy.look import findings, mismatch, view
+    from internal_policy.scans import address, store
+
+    record = store.record(folder)
+    shown = view.View(folder, readout or record["selection"]["readouts"][0])
+    found, engine = findings.findings(shown), mismatch.mismatch(folder)
+    kept = {name: value for name, value in record.items() if name not in ("files", "footers", "asked", "chat_template")}
+    numbers = {"readout": shown.readout, **_numbers(shown), "findings": found.sentences}
+    numbers |= {} if engine is None else {"mismatch": vars(engine)}
+    return {"scan": address.called(folder), **(extra or {}), **kept, **numbers}
 
 
 def _numbers(shown: "View") -> dict[str, Any]:
@@ -165,21 +176,16 @@ def training_run(item: inventory.Item, *, as_json: bool = False) -> None:
     """
     from internal_policy.look import run_summary, runs
 
-    row = contents.described(item)
-    if not row.get("steps"):
-        raise InputError(f"{item.name} has no finished step to show. {row['problem'] or ''}".rstrip())
+    if as_json:
+        document(facts_of_run(item))
+        return
+    row = _described(item)
     run = runs.RunTables(item.folder, item.name)
     metrics, frame, evaluated = run.metrics(), run_summary.dynamics(run), run_summary.evaluations(run)
     exams, best = run_summary.exams(run), train_report.best_model(item.folder)
     said = run_summary.sentences(metrics, frame, exams)
     steps = run_summary.first_and_last(metrics)
     by_layer = None if frame is None else run_summary.layers(metrics, frame)
-    if as_json:
-        schedule = [phase._asdict() for phase in run_summary.schedule(metrics)]
-        tables = {"progress": steps, "layers": _plain(by_layer), "exams": exams, "evaluations": evaluated}
-        rows = {name: [] if table is None else table.to_dict("records") for name, table in tables.items()}
-        document({**row, "best_model": best and str(best), "schedule": schedule, "findings": said, **rows})
-        return
     trained = f" of {row['model']}" if row["model"] else ""
     paragraph(f"{item.name}: {counted(row['steps'], 'step')}{trained}")
     for sentence in said:
@@ -199,6 +205,32 @@ def training_run(item: inventory.Item, *, as_json: bool = False) -> None:
     commands(_next(item, row["trained_model"]))
 
 
+def facts_of_run(item: inventory.Item) -> dict[str, Any]:
+    """What `show --json` prints of a training run. Raises InputError for a run without a finished step."""
+    from internal_policy.look import run_summary, runs
+
+    row, run, best = _described(item), runs.RunTables(item.folder, item.name), train_report.best_model(item.folder)
+    metrics, frame, exams = run.metrics(), run_summary.dynamics(run), run_summary.exams(run)
+    tables = {
+        "progress": run_summary.first_and_last(metrics),
+        "layers": None if frame is None else _plain(run_summary.layers(metrics, frame)),
+        "exams": exams,
+        "evaluations": run_summary.evaluations(run),
+    }
+    rows = {name: [] if table is None else table.to_dict("records") for name, table in tables.items()}
+    schedule = [phase._asdict() for phase in run_summary.schedule(metrics)]
+    said = run_summary.sentences(metrics, frame, exams)
+    return {**row, "best_model": best and str(best), "schedule": schedule, "findings": said, **rows}
+
+
+def _described(item: inventory.Item) -> dict[str, Any]:
+    """The row of a training run in `ls`. Raises InputError if it has no finished step."""
+    row = contents.described(item)
+    if not row.get("steps"):
+        raise InputError(f"{item.name} has no finished step to show. {row['problem'] or ''}".rstrip())
+    return row
+
+
 def _next(item: inventory.Item, model: str | None) -> list[str]:
     """The commands to run after showing a training run: with a model, those that evaluate and scan it."""
     from internal_policy.look import runs
@@ -216,9 +248,9 @@ def _next(item: inventory.Item, model: str | None) -> list[str]:
     ]
 
 
-def _plain(by_layer: "pd.DataFrame | None") -> "pd.DataFrame | None":
+def _plain(by_layer: "pd.DataFrame") -> "pd.DataFrame":
     """The table of layers with a name for each column, such as `layer output, step 50`."""
-    return None if by_layer is None else by_layer.set_axis(by_layer.columns.map(", ".join), axis=1).reset_index()
+    return by_layer.set_axis(by_layer.columns.map(", ".join), axis=1).reset_index()
 
 
 def _progress(steps: "pd.DataFrame") -> Table:
