@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sphinx.application import Sphinx
 
 if TYPE_CHECKING:
+    from internal_policy.cli.schemas.field import Field
     from internal_policy.cli.usage import Option, Page
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,16 @@ def beside(text: str) -> str:
 
 def write(folder: Path) -> None:
     """Write the generated parts to `_generated`, and copy the notebooks, below a folder; unchanged files stay."""
-    for part in (families, commands, scan_figures, alignment_figures, run_figures, configuration, alignments):
+    for part in (
+        families,
+        commands,
+        documents,
+        scan_figures,
+        alignment_figures,
+        run_figures,
+        configuration,
+        alignments,
+    ):
         put(folder / "_generated" / f"{part.__name__}.md", part())
     for name, drawn in pictures().items():
         put(folder / "_generated" / f"{name}.svg", drawn)
@@ -231,6 +241,42 @@ def commands() -> str:
     from internal_policy.cli.commands import reference
 
     return "\n".join(command(name, page) for name, page in reference().items())
+
+
+def documents() -> str:
+    """What every command prints with --json."""
+    from internal_policy.cli.schemas.documents import DOCUMENTS
+
+    first: dict[int, str] = {}
+    parts = []
+    for name, found in DOCUMENTS.items():
+        parts.append(f"## {name}\n")
+        for each in found:
+            if id(each) in first:
+                parts.append(f"**{each.when.capitalize()}**, as [{first[id(each)]}](#{first[id(each)]}) prints it.\n")
+                continue
+            first[id(each)] = name
+            parts += [document(each.when, each.value)]
+    return "\n".join(parts)
+
+
+def document(when: str, value: "Field") -> str:
+    """A document field by field."""
+    from internal_policy.cli.schemas.field import lines
+
+    each = ", a list with an object for each" if value.type.endswith("[]") else ""
+    if not value.fields:
+        return f"**{when.capitalize()}**: {value.meaning}.\n"
+    rows = (
+        (code(path.removesuffix("?")), field.type.replace("|", " or "), field.meaning + optional(path))
+        for path, field in lines(value.fields)
+    )
+    return f"**{when.capitalize()}**{each}\n\n" + table(("field", "type", "meaning"), rows)
+
+
+def optional(path: str) -> str:
+    """A remark for a field that isn't in every document."""
+    return " (not always there)" if path.endswith("?") else ""
 
 
 def command(name: str, page: "Page") -> str:

@@ -123,6 +123,8 @@ def _pushed(options: Push) -> bool:
     progress.note(f"Upload {said}. {_audience(is_private)} {prepared.readers}.")
     if not options.yes and not progress.agreed("Upload it?", "Nothing was uploaded", "Add --yes to upload it."):
         progress.note("Nothing was uploaded.")
+        if options.json:
+            document({"error": {"message": "Nothing was uploaded.", "exit_code": 1}})
         return True
     content: dict[str, Path | bytes] = {**prepared.data, **prepared.card}
     stale = {name for name in held.files if _is_ours(name)} - content.keys()

@@ -5,24 +5,15 @@ import json
 import pytest
 
 from internal_policy.__main__ import main
-from internal_policy.cli import commands, console
-from internal_policy.cli.commands import COMMANDS
+from internal_policy.cli import console
 
 pytestmark = pytest.mark.usefixtures("here")
-WITHOUT = {"dashboard": "serves a page until it is stopped"}
-"""Command without --json -> why."""
 
 
 def document(capsys, *words: str, code: int = 0):
     """The one document that a command prints."""
     assert main([*words, "--json"]) == code
     return json.loads(capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_json_but_those_with_a_reason(name):
-    options = {option.name for group in commands.reference()[name].groups.values() for option in group}
-    assert ("json" in options) == (name not in WITHOUT)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +69,6 @@ def test_control_characters_of_an_error_are_escaped(capsys):
 @pytest.mark.parametrize(
     ("words", "facts"),
     [
-        (["plot", "demo-qwen3", "flow", "-o", "flow.html"], {"figure": "flow"}),
         (["report", "demo-qwen3", "-o", "report.html"], {}),
         (["export", "demo-qwen3", "-o", "layers.csv"], {"table": "layers", "format": "csv", "rows": 2280}),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import hub_server
 import huggingface_hub.constants as constants
+import jsonschema
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,8 @@ from hub_server import Hub
 import internal_policy as ip
 from internal_policy import bundle, files
 from internal_policy.__main__ import main
+from internal_policy.cli.schemas.documents import json_schema
+from internal_policy.cli.schemas.results import PUSHED
 from internal_policy.look import card, catalogue, export, view
 from internal_policy.look.card import markdown
 from internal_policy.scans import records, store
@@ -45,6 +48,8 @@ def said(capsys) -> str:
 def test_a_scan_is_uploaded_in_one_commit_and_opens_as_it_was(hub, capsys):
     assert main([*PUSH, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    jsonschema.validate(told, json_schema("push"))
+    assert told.keys() == PUSHED.keys()
     found = hub.repositories["datasets/org/scan"]
     assert found.messages == ["Upload the scan 75a0938d59d2 of demo-qwen3"]
     assert told["commit"] == found.branches["main"]
