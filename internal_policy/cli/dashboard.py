@@ -63,10 +63,11 @@ def run(options: Dashboard) -> None:
         folder = store.find(options.scan).absolute()
     if folder:
         check(default(folder))
+    opened = [_opened(name) for name in (*options.folders, folder) if name]
     progress.note(
         f"http://{HOST}:{options.port}/{'?' + urlencode({'scan': folder}) if folder else ''} (stop with Ctrl-C)"
     )
-    serve(options.port, [_opened(name) for name in (*options.folders, folder) if name])
+    serve(options.port, opened)
 
 
 def _opened(name: str | Path) -> str:

@@ -38,7 +38,7 @@ class Export(JsonOptions, OutputOptions):
 
     group: ClassVar = "Table"
     scan: ScanName
-    """Scan to export: its folder, or the first digits of its name in `internal-policy ls`."""
+    """Scan to export: its folder, the first digits of its name in `internal-policy ls`, or its address on the Hub."""
     table: Annotated[Table, tyro.conf.arg(metavar="TABLE")] = "layers"
     """Table to write, from the list above."""
     format: Annotated[Literal["csv", "json", "parquet"] | None, tyro.conf.arg(metavar="{csv,json,parquet}")] = None

@@ -24,7 +24,8 @@ class Report(JsonOptions, OutputOptions, ViewOptions):
     """
 
     scans: ScanNames
-    """Scans to report: folders, first digits of names in `internal-policy ls`, or bundled scans such as demo-qwen3."""
+    """Scans to report: folders, first digits of names in `internal-policy ls`, bundled scans such as demo-qwen3, or
+    addresses on the Hub such as hf://datasets/org/name."""
     output: OutputFile = Path("report.html")
     """File to write, .html."""
 

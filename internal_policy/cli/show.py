@@ -44,8 +44,9 @@ class Show(JsonOptions, OutputOptions):
 
     group: ClassVar = "Part of the scan"
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN|ABLATION|ALIGNMENT|RUN|LENS")]
-    """Scan, ablation, alignment or training run to print: its folder, or its name in `internal-policy ls` or the
-    beginning of it. Or a lens: its file, also a published one, or hf://org/repo/file on the hub."""
+    """Scan, ablation, alignment or training run to print: its folder, its name in `internal-policy ls` or the beginning
+    of it, or for a scan its address on the Hub. Or a lens: its file, also a published one, or hf://org/repo/file on the
+    Hub."""
     readout: Text = None
     """Readout of the scan to show: raw, norm, tuned, jacobian or the name of a lens; by default the first
     that was measured."""

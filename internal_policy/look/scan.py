@@ -44,11 +44,12 @@ def of(source: Path | Tables) -> "Scan":
 
 
 def open_scan(name: str | Path) -> "Scan":
-    """A scan on disk, by its folder, the first digits of its digest, or a bundled one's name.
+    """A scan on disk, by its folder, the first digits of its digest, or a bundled one's name; or one on the Hub.
 
         scan = ip.open_scan("demo-qwen3")          # in a notebook, shows its table and its flow figure
         scan.means(), scan.changes(), scan.stages(), scan.tokens(rollout=0)
         scan.view(readout="norm", outcome="correct").plot.change()
+        ip.open_scan("hf://datasets/org/name@revision")  # downloaded once, checked, and only read
 
     `internal-policy ls` lists the names. docs/columns.md explains the columns. Raises InputError for an unknown
     scan, with the names of the known ones, and for a damaged or unfinished one.

@@ -72,7 +72,7 @@ def scan(text: str) -> Address:
 def lens(text: str) -> Address:
     """The address of a lens: hf://org/name[/file][@revision]. Raises InputError for any other text."""
     match = ADDRESS.fullmatch(text)
-    if match is None or match["datasets"] or not (_is_safe(match["file"]) and _is_safe(match["revision"])):
+    if match is None or is_of_data_set(text) or not (_is_safe(match["file"]) and _is_safe(match["revision"])):
         raise InputError(
             f"'{text:.200}' isn't the address of a lens. Write hf://org/name, hf://org/name/file.safetensors or "
             "hf://org/name/file.safetensors@revision."

@@ -57,6 +57,7 @@ def test_a_scan_knows_the_commit_of_its_lens(commit):
     ("name", "said"),
     [
         ("hf://datasets/org/lens", "isn't the address of a lens"),
+        ("hf://datasets/lens", "isn't the address of a lens"),
         (f"{NAME}/../../lens.safetensors", "isn't the address of a lens"),
         (f"{NAME}@a/../../../b", "isn't the address of a lens"),
         (f"{NAME}/run.py", "isn't the path of a lens in org/lens"),
