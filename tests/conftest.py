@@ -124,7 +124,7 @@ SUMS = [{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10
 
 def rewarded(folder: Path, rewards: Sequence[float | None]) -> None:
     """Replace the rewards of a scan's rollouts, repeating `rewards` as needed, and update its record."""
-    record = json.loads((folder / store.RECORD).read_text())
+    record = records.read(folder / store.RECORD)
     for path in store.parts(folder, "rollouts"):
         table = pq.read_table(path)
         column = pa.array(([*rewards] * len(table))[: len(table)], pa.float64())

@@ -15,7 +15,7 @@ from experiment.rates import PLAN
 from experiment.training import EVALUATIONS, write
 from internal_policy import files
 from internal_policy.look.runs import DYNAMICS, METRICS
-from internal_policy.scans import store
+from internal_policy.scans import digests, store
 
 STEPS = "steps.parquet"
 KEPT = (
@@ -49,6 +49,7 @@ def combine(runs: Sequence[Run], plans: Sequence[dict[str, Any]], work: Path, ou
             metrics = store.read_part(work / run.name / METRICS).to_pandas()
             write(output / folder / METRICS, metrics.drop(columns="flops"))
             shutil.copy(work / run.name / DYNAMICS, output / folder / DYNAMICS)
+            digests.record(output / folder, (METRICS, DYNAMICS))
 
 
 def names(runs: Sequence[Run]) -> list[str]:

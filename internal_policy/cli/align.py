@@ -142,7 +142,7 @@ def _measure(options: Align, inputs: "Prepared", folder: Path, other: bool) -> N
 
     from internal_policy.look import alignment as look
     from internal_policy.models import offload, quantized
-    from internal_policy.scans import store
+    from internal_policy.scans import digests, store
     from internal_policy.scans.selection import parse_layers
     from internal_policy.tasks.rollouts import write_rollouts
     from internal_policy.train import align
@@ -181,6 +181,7 @@ def _measure(options: Align, inputs: "Prepared", folder: Path, other: bool) -> N
     if not options.rollouts:
         write_rollouts(folder / look.ROLLOUTS, rollouts)
     store.write_table(folder / look.TABLE, pa.Table.from_pandas(found.table, preserve_index=False))
+    digests.record(folder, (look.RECORD, look.TABLE, look.ROLLOUTS))
     shards.remove(parts)
 
 

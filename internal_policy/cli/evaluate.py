@@ -145,7 +145,7 @@ def evaluate(options: Evaluate) -> None:
     """Read the responses in the folder, or sample them; then write and print the curves."""
     import pyarrow as pa
 
-    from internal_policy.scans import claims, store
+    from internal_policy.scans import claims, digests, store
 
     start, worker = time.monotonic(), options.worker
     progress.hush(not worker.leads)
@@ -159,8 +159,7 @@ def evaluate(options: Evaluate) -> None:
         lenses=[options.lens] if options.lens else [],
         of_another_model=options.lens_of_another_model,
     ).asking(names=list(sets))  # responses are stored under these names
-    folder = options.output or store.root() / "evaluations" / store.digest(inputs.question)
-    question = inputs.question
+    folder, question = options.output or store.root() / "evaluations" / store.digest(inputs.question), inputs.question
     _, other = outputs.claimed(
         folder,
         "evaluation",
@@ -184,6 +183,7 @@ def evaluate(options: Evaluate) -> None:
     label = options.label or label_of(options, inputs)
     curves = curves_of(tables, options.samples, label)
     store.write_table(folder / CURVES, pa.Table.from_pandas(curves, preserve_index=False))
+    digests.record(folder, (ASKED, ROLLOUTS, CURVES), changed=(CURVES,) if cached else None)
     printed(folder, label, curves, options.samples, tables, as_json=options.json)
     progress.note(f"{'Read from the cache' if cached else 'Sampled'} in {time.monotonic() - start:.1f} s.")
 

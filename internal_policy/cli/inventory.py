@@ -9,8 +9,9 @@ from internal_policy import bundle, files
 from internal_policy.errors import InputError
 from internal_policy.scans import address
 
-Kind = Literal["scan", "ablation", "alignment", "run", "evaluation", "sample"]
-"""run: a training run; sample: responses that an interrupted generate, evaluate or fit-lens had sampled."""
+Kind = Literal["scan", "ablation", "alignment", "run", "evaluation", "sample", "lens"]
+"""run: a training run; lens: a file, which is only found by its path; sample: responses that an interrupted generate,
+evaluate or fit-lens had sampled."""
 EVALUATIONS, SAMPLES, RUNS = "evaluations", "rollouts", "runs"
 """Folders of the cache that hold something other than the scans of a model."""
 CALLED = {
@@ -20,6 +21,7 @@ CALLED = {
     "run": "training run",
     "evaluation": "evaluation",
     "sample": "unfinished sample",
+    "lens": "lens",
 }
 """What each kind is called on screen."""
 EVALUATION = "evaluation.json"

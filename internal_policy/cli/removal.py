@@ -15,10 +15,10 @@ from internal_policy.errors import InputError
 WRITTEN = {
     "scan": r"asked\.json|scan\.json|vocabulary\.parquet|(rollouts|policies|layers)-\d{5,}\.parquet|part-\d{5,}\.json",
     "ablation": r"question\.json|ablation\.json|averages\.parquet|(effects|rewards)-\d{5,}\.parquet",
-    "alignment": r"alignment\.(json|parquet)|rollouts\.parquet",
-    "evaluation": r"evaluation\.json|rollouts\.parquet|pass_at_k\.parquet",
+    "alignment": r"digests\.json|alignment\.(json|parquet)|rollouts\.parquet",
+    "evaluation": r"digests\.json|evaluation\.json|rollouts\.parquet|pass_at_k\.parquet",
     "sample": r"(\d+/)?(rollouts-\d{5,}\.parquet|part-\d{5,}\.json)|jacobian-\d+-of-\d+\.safetensors",
-    "run": r"run\.json|stages\.json|target\.json|config\.yaml|README\.md"
+    "run": r"digests\.json|run\.json|stages\.json|target\.json|config\.yaml|README\.md"
     r"|(rollouts|samples|metrics|dynamics|evaluations|pass_at_k)\.parquet|\.partial/.*|runs/(.*/)?events\.out\.tfevents\.[^/]*",
 }
 """Kind -> the files that it consists of, by their paths below its folder; a run also has checkpoints and a model."""
@@ -142,6 +142,8 @@ def _is_ours(path: Path, item: Item) -> bool:
         return path.read_bytes().startswith(RESOLVED.encode())
     if path.suffix == ".md":  # the model card of TRL
         return path.read_bytes().startswith(b"---\n") and b"trl" in path.read_bytes()
+    if path.name == "digests.json":
+        return _has(path, {"files"})
     return _has(path, {"files", "by"} if path.name.startswith("part-") else {"target", "problems"})
 
 

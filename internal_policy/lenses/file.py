@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from internal_policy import files
 from internal_policy.errors import InputError
-from internal_policy.lenses.header import ABOUT, check_model, header, unknown
+from internal_policy.lenses import digest
+from internal_policy.lenses.header import ABOUT, SHA256, check_model, header, unknown
 from internal_policy.lenses.lens import KINDS, FittedLens, LensReadout, Map, of
 from internal_policy.lenses.source import find
 from internal_policy.measure.sites import SITES
@@ -63,13 +64,17 @@ def read(path: Path, n_layers: int, d_model: int, called: str | None = None) -> 
     key, for maps of several kinds or of another model, for values that aren't finite numbers, and for a damaged file.
     """
     name, parts = called or str(path), dict[HookPoint, dict[str, Tensor]]()
-    about = header(path, name).about
+    known, digests = header(path, name), dict[str, str]()
+    about = known.about
     for key, tensor in _tensors(path, n_layers, d_model, name):
+        digests[key] = digest.of_tensor(tensor)
         point, part = _place(key, name)
         held = parts.setdefault(canonical(point.layer, point.site), {})
         if part in held:
             raise InputError(f"{name} has {part} twice for {canonical(point.layer, point.site)}. Remove one.")
         held[part] = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    if known.sha256 not in (None, digest.of(digests, about)):
+        raise InputError(f"{name} was changed after it was written. Get a complete copy of the lens.")
     maps: dict[HookPoint, Map] = {}
     for point in sorted(parts, key=lambda point: (point.layer, SITES.index(point.site))):
         held = parts[point]
@@ -155,6 +160,9 @@ def save(path: Path | str, lens: FittedLens) -> None:
     tensors = {
         f"{point}.{part}": tensor for point, found in lens.at.items() for part, tensor in found._asdict().items()
     }
-    about = {ABOUT: json.dumps(lens.about, default=str)}  # a single key, because safetensors shuffles several
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    said = json.loads(json.dumps(lens.about, default=str))
+    sha256 = digest.of({key: digest.of_tensor(tensor) for key, tensor in plain.items()}, said)
+    about = {ABOUT: json.dumps({**said, SHA256: sha256})}  # a single key, because safetensors shuffles several
     with files.replacing(Path(path)) as temporary:
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary, about)
+        save_file(plain, temporary, about)

@@ -12,6 +12,8 @@ from internal_policy.errors import InputError, check_path
 
 ABOUT = "internal_policy"
 """Key in the file's metadata; its JSON value describes the lens."""
+SHA256 = "sha256"
+"""Key of the lens's digest among what is said about it."""
 KIND_OF = {"weight": "tuned", "bias": "tuned", "jacobian": "jacobian"}
 """Last word of a tensor's key -> the kind of lens that it is a part of."""
 MOST = 100_000_000
@@ -26,6 +28,8 @@ class Header:
     """tuned or jacobian: that of the first tensor, since `file.read` refuses a file with several kinds."""
     about: Mapping[str, Any]
     """What its file says about it: model, identity, d_model, what it was fitted on, kl."""
+    sha256: str | None = None
+    """The digest that it was written with, as from `digest.of`; None if there is none."""
 
 
 def unknown(called: str, about: Mapping[str, Any], identity: str | None = "") -> str | None:
@@ -73,6 +77,9 @@ def header(path: Path, called: str | Path | None = None) -> Header:
         if not isinstance(tensors, dict):
             raise ValueError("its header isn't a JSON object")
         about = dict(json.loads((tensors.pop("__metadata__", None) or {}).get(ABOUT, "{}")))
+        sha256 = about.pop(SHA256, None)
+        if type(sha256) not in (str, type(None)):
+            raise ValueError("its digest isn't a text")
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"Can't read {name} as safetensors ({error}). Get a complete copy of the lens.") from error
     if not tensors:
@@ -83,4 +90,4 @@ def header(path: Path, called: str | Path | None = None) -> Header:
             f"{name} has the key '{first:.60}', but a lens has keys such as 5.resid_post.weight and "
             "5.resid_post.bias, 5.resid_post.jacobian, or 5.weight and 5.bias in the tuned-lens library's files."
         )
-    return Header(KIND_OF[first.rpartition(".")[2]], about)
+    return Header(KIND_OF[first.rpartition(".")[2]], about, sha256)

@@ -106,7 +106,7 @@ def _files_complaint(written: Mapping[str, Any]) -> str | None:
         part = PART.fullmatch(name)
         if name != (part_name(part[1], int(part[2])) if part else VOCABULARY):
             return f"'files' lists {quoted(name)}, which isn't a file of a scan"
-        if not _is_fingerprint(known):
+        if not is_fingerprint(known):
             return f"'files' has no valid size and SHA-256 for {name}"
         if part:
             parts[part[1]].add(int(part[2]))
@@ -116,7 +116,8 @@ def _files_complaint(written: Mapping[str, Any]) -> str | None:
     return None if VOCABULARY in written else f"'files' doesn't list {VOCABULARY}"
 
 
-def _is_fingerprint(known: Any) -> bool:
+def is_fingerprint(known: Any) -> bool:
+    """Whether a value read from a record is the size and SHA-256 of a file."""
     if type(known) is not dict or type(known.get("bytes")) is not int or type(known.get("sha256")) is not str:
         return False
     return re.fullmatch("[0-9a-f]{64}", known["sha256"]) is not None
@@ -162,7 +163,7 @@ def notes(path: Path) -> dict[str, Any] | None:
     except DAMAGE:
         return None
     written, by = found.get("files"), found.get("by")
-    sound = type(written) is dict and type(by) is list and all(map(_is_fingerprint, written.values()))
+    sound = type(written) is dict and type(by) is list and all(map(is_fingerprint, written.values()))
     return found if sound else None
 
 

@@ -1,4 +1,4 @@
-"""Check every file of a scan or an ablation against the digest that was recorded when it was written."""
+"""Check the files of a scan or of other results against the digests that were recorded when they were written."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from internal_policy import files
-from internal_policy.errors import counted
-from internal_policy.scans import address, effects, records, store
+from internal_policy.errors import InputError, counted
+from internal_policy.scans import address, digests, effects, records, store
 from internal_policy.scans.records import ASKED, RECORD
 
 Wrong = Literal["missing", "cut short", "altered", "extra"]
@@ -40,11 +40,12 @@ class Verdict:
     bytes: int
     """How many bytes they have."""
     rollouts: int | None
-    """How many rollouts were measured; None if the record can't be read."""
+    """How many rollouts were measured; None if the record can't be read, or doesn't tell."""
     faults: tuple[Fault, ...]
     """The files that aren't as they were written."""
 
 
+UNRECORDED = "it is unfinished, or an earlier version wrote it, so there is nothing to compare it with."
 Progress = Callable[[int, int], None]
 """Called with how many files of how many were read."""
 
@@ -80,6 +81,17 @@ def ablation(folder: Path, progress: Progress = lambda *_: None) -> Verdict:
     except records.DAMAGE as error:
         found.insert(0, _unreadable(folder / effects.ASKED, error))
     return _verdict(folder, [effects.RECORD, effects.ASKED, *record["files"]], record, found)
+
+
+def recorded(folder: Path, progress: Progress = lambda *_: None) -> Verdict:
+    """Check an alignment, an evaluation or a training run. Raises InputError if it has no record of digests."""
+    try:
+        listed = digests.known(folder)
+    except records.DAMAGE as error:
+        if not (folder / digests.DIGESTS).exists():
+            raise InputError(f"{folder} has no {digests.DIGESTS}: {UNRECORDED}") from error
+        return _verdict(folder, [], None, [_unreadable(folder / digests.DIGESTS, error)])
+    return _verdict(folder, [digests.DIGESTS, *listed], None, list(_tables(folder, listed, progress)))
 
 
 def _verdict(folder: Path, named: list[str], record: Mapping[str, Any] | None, found: list[Fault]) -> Verdict:

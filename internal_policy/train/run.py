@@ -25,6 +25,7 @@ from internal_policy.models.adapters import inside
 from internal_policy.models.families import layer_sites
 from internal_policy.models.hooks import HookPoint
 from internal_policy.models.passes import check_padding, positions
+from internal_policy.scans import digests
 from internal_policy.scans.scan import scan
 from internal_policy.tasks.generate import check_prompts, generate
 from internal_policy.tasks.problems import Problem
@@ -243,6 +244,8 @@ def _trained(
         raise InputError(f"{examiner.stopped} The checkpoint is {kept}. To go on, add --resume and lower --stop-below.")
     _save(trainer, setup, card.card(logger.metrics, setup.about, config, examiner.table), MODEL)
     trainer.accelerator.end_training()  # without this, processes may abort
+    if trainer.is_world_process_zero():
+        digests.record(setup.folder, digests.below(setup.folder, MODEL, exams.BEST))
     return logger.metrics if trainer.is_world_process_zero() else None
 
 

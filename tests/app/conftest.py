@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from streamlit.components.v2 import manifest_scanner
 
 from internal_policy import bundle, files
-from internal_policy.scans import store
+from internal_policy.scans import records, store
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,7 +74,7 @@ def hostile(tmp_path) -> Path:
     vocabulary = pd.read_parquet(folder / store.VOCABULARY)
     vocabulary["token"] = [HOSTILE[n % len(HOSTILE)] for n in range(len(vocabulary))]
     vocabulary.to_parquet(folder / store.VOCABULARY)
-    record = json.loads((folder / store.RECORD).read_text())
+    record = records.read(folder / store.RECORD)
     record["model"] = " ".join(HOSTILE)
     for path in folder.glob("rollouts-*.parquet"):
         rows = pd.read_parquet(path)

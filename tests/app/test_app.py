@@ -22,7 +22,7 @@ from internal_policy.errors import InputError
 from internal_policy.look import alignment, comparison, theme
 from internal_policy.look.lens_grid import payload
 from internal_policy.look.runs import SHARES
-from internal_policy.scans import store
+from internal_policy.scans import records, store
 
 pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest
@@ -105,7 +105,7 @@ def grid(app: AppTest) -> dict:
 
 
 def rewrite(folder: Path, **changes) -> None:
-    record = json.loads((folder / store.RECORD).read_text())
+    record = records.read(folder / store.RECORD)
     (folder / store.RECORD).write_text(json.dumps({**record, **changes}))
 
 
@@ -363,7 +363,7 @@ def test_a_refusal_of_a_long_name_is_short(page, name):
 
 
 def test_a_page_shows_every_refusal(copied):
-    record = json.loads((copied / store.RECORD).read_text())
+    record = records.read(copied / store.RECORD)
     for path in [*copied.glob("layers-*"), *copied.glob("policies-*")]:
         table = store.read_part(path)
         lost = [name for name in table.column_names if name == "kl" or name.startswith("resid_post")]
@@ -619,7 +619,7 @@ def test_invisible_characters_are_shown_and_long_texts_are_cut(copied, empty_cac
 
 
 def test_scans_with_different_sites_are_not_compared(copied):
-    record = json.loads((copied / store.RECORD).read_text())
+    record = records.read(copied / store.RECORD)
     rewrite(copied, selection={**record["selection"], "measures": ["norm"]})
     (said,) = refusals(opened("compare", compare=["demo-llama", str(copied)]))
     assert "has no entropy" in said

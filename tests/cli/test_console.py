@@ -16,7 +16,7 @@ from internal_policy import bundle, files
 from internal_policy.__main__ import main
 from internal_policy.cli import console, generate, progress, train_report
 from internal_policy.cli.console import Terminal, visible
-from internal_policy.scans import store
+from internal_policy.scans import records, store
 
 RED, TITLE, BACK, EIGHT_BIT, REVERSED = "\x1b[31m", "\x1b]0;owned\x07", "\r", "\x9b2J", "\u202e"
 
@@ -102,7 +102,7 @@ def test_the_text_of_a_progress_bar_is_printed_as_text(draw, monkeypatch):
 
 def test_show_warns_once_of_a_scan_that_holds_nan(tmp_path, capsys):
     folder = Path(shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", tmp_path / "scan"))
-    record = json.loads((folder / store.RECORD).read_text())
+    record = records.read(folder / store.RECORD)
     for path in folder.glob("layers-*.parquet"):
         table = pd.read_parquet(path)
         table.loc[(table["rollout"] == 0) & (table["layer"] == 3), "entropy"] = np.nan

@@ -78,7 +78,7 @@ WORKING = [
     ("align", *MORE, "--layers", "0", "--sites", "mlp_out", "--readout", "raw", "--blocks", "4", "-o", ALIGNMENT),
     ("show", ALIGNMENT),
     ("fit-lens", *FEW, "--steps", "2", "--skip-halves", "-o", LENS),
-    ("lens-card", LENS),
+    ("show", LENS),
     ("lens", ESCAPES, "--model", MODEL),
     ("ablate", SCAN, "-o", f"ablation{ESCAPES}"),
     (

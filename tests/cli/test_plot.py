@@ -1,6 +1,5 @@
 """The commands that draw: plot, report, dashboard."""
 
-import json
 import re
 import shutil
 import signal
@@ -22,7 +21,7 @@ from internal_policy.__main__ import main
 from internal_policy.cli.plot import Figure, Measure
 from internal_policy.errors import InputError
 from internal_policy.look import alignment_catalogue, catalogue, run_catalogue, theme, view
-from internal_policy.scans import positions, store
+from internal_policy.scans import positions, records, store
 
 FIGURES = [
     "flow",
@@ -225,7 +224,7 @@ def test_a_report_shows_the_findings_and_every_readout(tmp_path):
 
 def test_texts_of_a_scan_are_escaped_in_a_report(tmp_path):
     folder = shutil.copytree(DEMO, tmp_path / "scan")
-    record = json.loads((folder / store.RECORD).read_text())
+    record = records.read(folder / store.RECORD)
     files.write_json(folder / store.RECORD, {**record, "model": "<script>alert(1)</script>", "device": "<b>cpu</b>"})
     path = tmp_path / "report.html"
     assert main(["report", str(folder), "-o", str(path)]) == 0

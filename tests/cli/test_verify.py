@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import SUMS, jsonl, slow
@@ -12,7 +13,11 @@ from safetensors.torch import save_file
 
 from internal_policy import bundle, files
 from internal_policy.__main__ import main
-from internal_policy.scans import records, sampling, store
+from internal_policy.errors import InputError
+from internal_policy.lenses import file as lens_file
+from internal_policy.lenses.lens import FittedLens, Translator
+from internal_policy.models.hooks import HookPoint
+from internal_policy.scans import digests, records, sampling, store
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -231,7 +236,7 @@ def test_a_part_of_another_scan_stays_until_it_is_moved(originals, capsys):
     assert capsys.readouterr().out.endswith("Move or remove layers-00002.parquet.\n")
 
 
-@pytest.mark.parametrize(("kind", "said"), [("scan", "comes with the package"), ("ablation", "can't measure again")])
+@pytest.mark.parametrize(("kind", "said"), [("scan", "comes with the package"), ("ablation", "only works for scans")])
 def test_what_cannot_be_repaired_is_checked_and_says_why(kind, said, tmp_path, capsys, monkeypatch):
     shutil.copytree(bundle.DATA / "scans" / "demo-qwen3", tmp_path / "data" / "scans" / "demo-qwen3")
     ablation = shutil.copytree(bundle.ablations()[0], tmp_path / "ablation")
@@ -256,3 +261,81 @@ def test_a_scan_that_is_being_written_is_not_checked(originals, capsys):
 def test_wrong_usage_is_one_sentence(words, said, capsys):
     assert main(["verify", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def small(kind: str, folder: Path) -> tuple[str, list[str]]:
+    """A finished alignment, evaluation or run with the command that wrote it, and its files."""
+    model = ["--model", str(folder), "--output", "mine"]
+    if kind == "alignment":
+        shutil.copytree(bundle.alignments()[0], "mine")
+        return "align", ["alignment.json", "alignment.parquet", "rollouts.parquet", digests.DIGESTS]
+    if kind == "run":
+        shutil.copytree(bundle.runs()[0], "mine")
+        return "train", ["metrics.parquet", "dynamics.parquet", digests.DIGESTS]
+    jsonl(Path("problems.jsonl"), *SUMS[:2])
+    assert main(["evaluate", *model, "--problems", "problems.jsonl", "--samples", "2", "--max-new-tokens", "4"]) == 0
+    return "evaluate", ["evaluation.json", "rollouts.parquet", "pass_at_k.parquet", digests.DIGESTS]
+
+
+@pytest.mark.parametrize("kind", ["alignment", "run", "evaluation"])
+def test_every_damaged_file_of_other_results_is_named(kind, folder, capsys):
+    command, names = small(kind, folder)
+    assert main(["verify", "mine", "--json"]) == 0
+    capsys.readouterr()
+    for name in names:
+        content = (Path("mine") / name).read_bytes()
+        damage(Path("mine"), name)
+        assert main(["verify", "mine", "--json"]) == 1
+        (row,) = json.loads(capsys.readouterr().out)
+        assert (row["kind"], [fault["file"] for fault in row["damaged"]]) == (kind, [name])
+        assert row["remedy"] == f"Remove it with `internal-policy rm`, and run `internal-policy {command}` again."
+        (Path("mine") / name).write_bytes(content)
+    assert main(["verify", "mine"]) == 0
+    assert main(["verify", "mine", "--repair"]) == 0
+    (Path("mine") / names[1]).unlink()
+    assert main(["verify", "mine", "--repair"]) == 2
+    assert "--repair only works for scans." in capsys.readouterr().err
+
+
+def test_results_without_digests_are_refused_by_name_and_passed_over_among_all(capsys):
+    shutil.copytree(bundle.runs()[0], store.root() / "runs" / "old")
+    (store.root() / "runs" / "old" / digests.DIGESTS).unlink()
+    assert main(["verify", "runs/old"]) == 2
+    assert "an earlier version wrote it" in capsys.readouterr().err
+    assert main(["verify", "--all", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "runs/old isn't checked" in printed.err
+    assert [row["damaged"] for row in json.loads(printed.out)] == [[]] * 9
+
+
+def test_digests_of_files_elsewhere_are_refused(tmp_path):
+    for name in ("../x", "/etc/passwd", "model/../../x", "", "a\\b"):
+        records.write(tmp_path / digests.DIGESTS, {"files": {name: {"bytes": 1, "sha256": "0" * 64}}})
+        with pytest.raises(ValueError, match="isn't in its folder"):
+            digests.known(tmp_path)
+
+
+def test_a_repeated_evaluation_does_not_take_altered_responses_for_its_own(folder):
+    small("evaluation", folder)
+    path = Path("mine") / "rollouts.parquet"
+    pq.write_table(pq.read_table(path), path, compression="none")
+    assert small("evaluation", folder)
+    assert main(["verify", "mine"]) == 1
+
+
+def test_a_lens_with_another_number_is_refused_and_named(tmp_path, capsys):
+    path = tmp_path / "lens.safetensors"
+    translator = Translator(torch.eye(8), torch.zeros(8))
+    lens_file.save(path, FittedLens({HookPoint(0, "resid_post"): translator}, 2, {"model": "tiny", "kl": [0.1]}))
+    assert main(["verify", str(path)]) == 0
+    assert "lens.safetensors: 1 file" in capsys.readouterr().out
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    assert main(["verify", str(path)]) == 1
+    assert "fit it again" in capsys.readouterr().out
+    with pytest.raises(InputError, match="was changed after it was written"):
+        lens_file.read(path, 2, 8)
+    save_file({"0.resid_post.jacobian": torch.eye(8)}, path)
+    assert main(["verify", str(path)]) == 2
+    assert "records no digest" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Scans that can't be compared are refused, and differences between the others are listed."""
 
-import json
 import shutil
 
 import pandas as pd
@@ -10,7 +9,7 @@ from internal_policy import bundle, files
 from internal_policy.errors import InputError
 from internal_policy.look.comparison import comparable, differences, partner, relative
 from internal_policy.look.view import View
-from internal_policy.scans import store
+from internal_policy.scans import records, store
 
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
@@ -22,7 +21,7 @@ def test_different_readouts_are_only_compared_within_one_scan():
 
 
 def test_a_scan_without_the_measure_cannot_be_compared(copied):
-    record = json.loads((copied / store.RECORD).read_text())
+    record = records.read(copied / store.RECORD)
     record["selection"]["measures"] = ["norm"]
     files.write_json(copied / store.RECORD, record)
     with pytest.raises(InputError, match=r"has no entropy\. Scan again with --measures all"):
@@ -30,7 +29,7 @@ def test_a_scan_without_the_measure_cannot_be_compared(copied):
 
 
 def test_scans_without_a_site_in_common_cannot_be_compared(copied):
-    record = json.loads((copied / store.RECORD).read_text())
+    record = records.read(copied / store.RECORD)
     shutil.copytree(copied, copied.parent / "other")
     for folder, sites in ((copied, ["attn_out"]), (copied.parent / "other", ["mlp_out"])):
         files.write_json(folder / store.RECORD, {**record, "selection": {**record["selection"], "sites": sites}})

@@ -1,6 +1,5 @@
 """No two scans of a comparison have the same label."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from internal_policy.look import catalogue
 from internal_policy.look.catalogue import Choice
 from internal_policy.look.headings import heading, labels
 from internal_policy.look.view import About, View
-from internal_policy.scans import store
+from internal_policy.scans import records, store
 
 DEMO, OTHER = (View(bundle.DATA / "scans" / name) for name in ("demo-qwen3", "demo-llama"))
 
@@ -20,7 +19,7 @@ def copies(copied: Path, *facts: dict) -> list[View]:
     found = []
     for number, changed in enumerate(facts):
         folder = Path(shutil.copytree(copied, copied.parent / f"copy-{number}"))
-        record = json.loads((folder / store.RECORD).read_text())
+        record = records.read(folder / store.RECORD)
         asked = {**record["asked"], **changed.get("asked", {})}
         files.write_json(folder / store.RECORD, {**record, **changed, "asked": asked})
         found.append(View(folder))

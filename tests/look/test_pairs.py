@@ -1,6 +1,5 @@
 """Two responses are compared cell by cell only if they have the same tokens."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from internal_policy.look.lens_grid import pair
 from internal_policy.look.pairs import Side, best, caveats, differences, obstacle, partners
 from internal_policy.look.scan import open_scan
 from internal_policy.look.view import View
-from internal_policy.scans import store
+from internal_policy.scans import records, store
 
 DEMO, OTHER = (View(bundle.DATA / "scans" / name) for name in ("demo-qwen3", "demo-llama"))
 NORM = replace(DEMO, readout="norm")
@@ -25,7 +24,7 @@ NORM = replace(DEMO, readout="norm")
 
 def changed(folder: Path, name: str, change: Callable[[pa.Table], pa.Table], **facts) -> View:
     """A scan after its files called `name`-something and its record were changed."""
-    record = json.loads((folder / store.RECORD).read_text())
+    record = records.read(folder / store.RECORD)
     for path in folder.glob(f"{name}*.parquet"):
         store.write_table(path, change(pq.read_table(path)))
         record["files"][path.name] = files.fingerprint(path)

@@ -16,7 +16,7 @@ from internal_policy.look import statistics, view
 from internal_policy.look.tokens import cells, quantiles
 from internal_policy.look.view import View, about, absent, check, default, for_tokens, how, layers, means, rollouts
 from internal_policy.measure.sites import WITH_FINAL
-from internal_policy.scans import store
+from internal_policy.scans import records, store
 
 DEMO = bundle.DATA / "scans" / "demo-qwen3"
 
@@ -150,7 +150,7 @@ def test_a_scan_that_was_measured_again_is_read_again(copied):
     for path in store.parts(copied, "layers"):
         table = pq.read_table(path)
         store.write_table(path, table.set_column(table.schema.get_field_index("norm"), "norm", table["entropy"]))
-    record = json.loads((copied / store.RECORD).read_text())
+    record = records.read(copied / store.RECORD)
     record["files"] = {name: files.fingerprint(copied / name) for name in record["files"]}
     files.write_json(copied / store.RECORD, {name: value for name, value in record.items() if name != "checksum"})
     assert layers(View(copied))["norm"].equals(before["entropy"].rename("norm"))
@@ -223,7 +223,7 @@ def test_the_table_of_a_view_only_has_its_readout(last):
 
 def altered(folder, **changes) -> View:
     """A copy of a scan whose record says that something else was measured."""
-    record = json.loads((folder / store.RECORD).read_text())
+    record = records.read(folder / store.RECORD)
     dtype = changes.pop("dtype", record["dtype"])
     files.write_json(folder / store.RECORD, {**record, "dtype": dtype, "selection": {**record["selection"], **changes}})
     return View(folder)
@@ -257,7 +257,7 @@ def test_overflowed_numbers_are_reported_as_overflow(copied, dtype, said):
     shown = altered(copied, dtype=dtype)
     for path in copied.glob("layers-*.parquet"):
         pd.read_parquet(path).assign(entropy=np.nan).to_parquet(path)
-    record = json.loads((copied / store.RECORD).read_text())
+    record = records.read(copied / store.RECORD)
     record["files"] = {name: files.fingerprint(copied / name) for name in record["files"]}
     files.write_json(copied / store.RECORD, record)
     for draw in (lambda: view.means(shown, "entropy"), lambda: view.changes(shown)):

@@ -1,7 +1,5 @@
 """Scans of models whose layers don't all have the same sites."""
 
-import json
-
 import pytest
 from conftest import random_rollout, saved, tiny_model
 from hybrids import hybrid
@@ -49,7 +47,7 @@ def test_a_scan_in_a_folder_records_the_same(here, monkeypatch, tokenizer, capsy
 
 @pytest.mark.parametrize("damaged", [["mlp_out"], {"mlp_out": 3}, {"mlp_out": ["3"]}])
 def test_a_damaged_list_of_lacking_sites_is_rejected(copied, damaged):
-    record = json.loads((copied / store.RECORD).read_text())
+    record = records.read(copied / store.RECORD)
     record.pop("checksum", None)
     records.write(copied / store.RECORD, {**record, "lacking": damaged})
     with pytest.raises(InputError, match=r"'lacking' holds .*; expected an object of lists of whole numbers"):

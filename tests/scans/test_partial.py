@@ -1,7 +1,5 @@
 """A scan that is still being measured."""
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -10,7 +8,7 @@ import pytest
 from internal_policy import bundle
 from internal_policy.look.lens_grid.payload import payload
 from internal_policy.look.view import View
-from internal_policy.scans import partial, store
+from internal_policy.scans import partial, records, store
 from internal_policy.scans.store import Tables
 
 
@@ -21,7 +19,7 @@ def whole() -> Tables:
     tables = {kind: pa.concat_tables(store.pieces(folder, kind)) for kind in ("policies", "layers", "vocabulary")}
     rollouts = pa.concat_tables(store.pieces(folder, "rollouts")).slice(0, 1)
     only = ds.field("rollout") == 0
-    record = json.loads((folder / store.RECORD).read_text())
+    record = records.read(folder / store.RECORD)
     return Tables(record, {**tables, "rollouts": rollouts, "policies": tables["policies"].filter(only)})
 
 
