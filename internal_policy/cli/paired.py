@@ -70,7 +70,10 @@ def read(name: str) -> Evaluation:
         others = rows[["sample", "reward"]].select_dtypes(exclude="number")
         if "sample" in others or rows["sample"].isna().any() or others.notna().any(axis=None):
             raise InputError("no numbers")
-        label = str(store.read_part(folder / CURVES).to_pandas()["label"].iloc[0])
+        curves = store.read_part(folder / CURVES).to_pandas()
+        if "label" not in curves or not len(curves):
+            raise InputError("no label")
+        label = str(curves["label"].iloc[0])
     except (InputError, *records.DAMAGE) as error:
         raise InputError(f"The evaluation in {folder} is damaged. Remove the folder and evaluate again.") from error
     if why := pass_at_k.no_box(rows["reward"], rows["response"]):

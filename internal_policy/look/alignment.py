@@ -18,10 +18,13 @@ RECORD, TABLE, ROLLOUTS = "alignment.json", "alignment.parquet", "rollouts.parqu
 NEEDED = {
     "asked": dict[str, Any],
     "model": str,
+    "created": str,
     "kept": float,
     **dict.fromkeys(("n_layers", "prompts", "with_spread", "responses", "blocks"), int),
 }
 """Field of the record -> its type."""
+MEASURES = {"gain_in_batch", "gain", "cosine_in_batch"}
+"""Measures that the table must have at every layer, once for each site and readout."""
 KEYS, NUMBERS = ("site", "readout", "measure"), ("layer", "cost", "mean", "low", "high")
 """Columns of texts and of numbers that the table must have."""
 PROMPTS = 96
@@ -82,7 +85,7 @@ def record(folder: Path) -> Mapping[str, Any]:
             raise ValueError(f"'{wrong}' holds {quoted(found[wrong])}")
         if "model" not in found["asked"]:
             raise ValueError("it doesn't name the model")
-        if complaint := settings.complaint(found["asked"]) or settings.misfit(found, {"created": str}):
+        if complaint := settings.complaint(found["asked"]):
             raise ValueError(complaint)
     except records.DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}). Remove the folder and run the command again.") from error
@@ -98,9 +101,17 @@ def table(folder: Path) -> pd.DataFrame:
     numbers = [name for name in NUMBERS if name in found and pd.api.types.is_numeric_dtype(found[name])]
     texts = [name for name in KEYS if name in found and all(type(value) is str for value in found[name])]
     lacks = len(numbers) + len(texts) < len(NUMBERS) + len(KEYS) or "left_out" not in found or not len(found)
-    if lacks or not {*found["readout"]} <= {*READOUTS}:
+    if lacks or not {*found["readout"]} <= {*READOUTS} or not _has_measures(found):
         raise InputError(f"{folder / TABLE} isn't the table of an alignment. Remove the folder and run align again.")
     return found
+
+
+def _has_measures(found: pd.DataFrame) -> bool:
+    """Whether each layer has each measure once."""
+    needed = found[found["measure"].isin(MEASURES)]
+    counts = needed.groupby(["site", "readout", "layer"], dropna=False)["measure"].agg(["size", "nunique"])
+    layers = found.groupby(["site", "readout", "layer"], dropna=False).ngroups
+    return len(counts) == layers and bool((counts == len(MEASURES)).all(axis=None))
 
 
 def is_whole(folder: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from internal_policy import files
+
 RUN, MODEL = "run.json", "model"
 """Names in the folder of a training run: its settings, and the trained model."""
 
@@ -13,7 +15,7 @@ def title(name: str) -> str:
     run, and another folder in it, such as a checkpoint, after both: `bupo` and `bupo-checkpoint-40`.
     """
     path = Path(name)
-    if not path.is_dir():
+    if not files.is_folder(path):
         return name
     path = path.resolve()
     if not (path.parent / RUN).is_file():

@@ -155,9 +155,22 @@ def test_evaluations_that_do_not_match_are_refused(of_b, sentence, capsys):
     refused(capsys, ["evaluate", "a", "b", "--paired"], sentence)
 
 
-def test_a_damaged_evaluation_is_refused(capsys):
+def cut_short(folder: Path) -> None:
+    (folder / "rollouts.parquet").write_bytes(b"PAR1")
+
+
+def without_labels(folder: Path) -> None:
+    pd.read_parquet(folder / "pass_at_k.parquet").drop(columns="label").to_parquet(folder / "pass_at_k.parquet")
+
+
+def without_curves(folder: Path) -> None:
+    pd.read_parquet(folder / "pass_at_k.parquet").head(0).to_parquet(folder / "pass_at_k.parquet")
+
+
+@pytest.mark.parametrize("harm", [cut_short, without_labels, without_curves])
+def test_a_damaged_evaluation_is_refused(harm, capsys):
     evaluation("a", {"amc": A})
-    Path("a/rollouts.parquet").write_bytes(b"PAR1")
+    harm(Path("a"))
     refused(
         capsys,
         ["evaluate", "a", "a", "--paired"],

@@ -64,6 +64,30 @@ def test_a_damaged_or_unfinished_alignment_is_passed_over(cache, harm):
     assert alignment.of_model(identity) == [QWEN]
 
 
+@pytest.mark.parametrize("harm", ["a measure is missing", "a measure is another", "a row is there twice"])
+def test_a_table_without_each_measure_once_is_refused(cache, harm):
+    mine = kept(cache, "0123456789ab")
+    table = pd.read_parquet(mine / alignment.TABLE)
+    table = {
+        "a measure is missing": table.drop(table.index[table["measure"] == "gain"][:1]),
+        "a measure is another": table.assign(measure="x"),
+        "a row is there twice": pd.concat([table, table[table["measure"] == "gain"].head(1)]),
+    }[harm]
+    table.to_parquet(mine / alignment.TABLE)
+    with pytest.raises(InputError, match="isn't the table of an alignment"):
+        alignment.table(mine)
+
+
+def test_a_record_without_its_time_is_refused(cache):
+    mine = kept(cache, "0123456789ab")
+    record = json.loads((mine / alignment.RECORD).read_text())
+    del record["created"]
+    record.pop("checksum", None)
+    (mine / alignment.RECORD).write_text(json.dumps(record))
+    with pytest.raises(InputError, match="isn't the record of an alignment"):
+        alignment.record(mine)
+
+
 def test_an_alignment_is_opened_by_its_name_or_folder(cache):
     mine = kept(cache, "0123456789ab")
     assert alignment.find("0123") == mine

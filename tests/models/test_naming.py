@@ -47,6 +47,10 @@ def test_other_models_keep_their_names(tmp_path):
     assert title("Qwen/Qwen3-4B") == "Qwen/Qwen3-4B"
 
 
+def test_a_name_too_long_for_a_path_is_kept():
+    assert title("x" * 5000) == "x" * 5000
+
+
 def test_a_folder_called_model_without_a_run_keeps_its_name(tmp_path):
     (tmp_path / "model").mkdir()
     assert title(str(tmp_path / "model")) == "model"
