@@ -2,9 +2,7 @@
 
 from __future__ import annotations  # so that help() shows the types as they are written
 
-import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,17 +20,12 @@ from internal_policy.models.policy import READOUTS, Readout
 from internal_policy.scans.scan import scan as measure
 from internal_policy.scans.shard import Shard
 from internal_policy.tasks import generate as sampling
-from internal_policy.tasks import problems as tasks
-from internal_policy.tasks import rollouts as responses
+from internal_policy.tasks import given
 from internal_policy.tasks.listing import Rollouts
-from internal_policy.tasks.preview import PLAIN
 from internal_policy.tasks.problems import Problem
 from internal_policy.tasks.prompts import Chat
 from internal_policy.tasks.rollouts import Rollout
-from internal_policy.tasks.rows import READERS, Row, from_hub
 
-_said: set[tuple[bool, str]] = set()
-"""Prompts already described on stderr: whether they were read as plain text, and the tokenizer's chat template."""
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -69,7 +62,7 @@ def generate(
     problem that can't be read or is too long for the model, and for options that are out of range.
     """
     _check(model, tokenizer)
-    questions = _problems(problems, limit)
+    questions = given.problems(problems, limit)
     batches = sampling.generate(
         model,
         tokenizer,
@@ -143,7 +136,7 @@ def scan(
     _check(model, tokenizer)
     lists = {"layers": layers, "sites": sites, "readouts": readouts, "measures": measures}
     _check_selected(lists, positions)
-    rollouts = _rollouts(tokenizer, texts, limit, chat)
+    rollouts = given.rollouts(tokenizer, texts, limit, chat)
     chosen = {name: value for name, value in lists.items() if value is not None}
     if controls:
         chosen["measures"] = _with_controls(MEASURES if measures is None else measures)
@@ -196,7 +189,7 @@ def lens(
     """
     _check(model, tokenizer)
     if not isinstance(text, str):
-        raise InputError(f"text must be a string, not {_a(text)}. Call lens once per text.")
+        raise InputError(f"text must be a string, not {given.a_kind(text)}. Call lens once per text.")
     return next_token.table(
         model,
         tokenizer,
@@ -214,81 +207,11 @@ def _check(model: Any, tokenizer: Any) -> None:
     """Raise InputError if a model's name is given instead of a model, or the tokenizer is missing."""
     if model is None or isinstance(model, str | Path | tuple | list):
         raise InputError(
-            f"The first argument is {_a(model)}, not a model. Load it first: model, tokenizer = "
+            f"The first argument is {given.a_kind(model)}, not a model. Load it first: model, tokenizer = "
             "internal_policy.load('demo-qwen3')."
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(
-            f"The second argument is {_a(tokenizer)}, not a tokenizer. Pass the model, the tokenizer, then the texts: "
-            "model, tokenizer = internal_policy.load(...) gives both."
+            f"The second argument is {given.a_kind(tokenizer)}, not a tokenizer. Pass the model, the tokenizer, then "
+            "the texts: model, tokenizer = internal_policy.load(...) gives both."
         )
-
-
-def _problems(given: Any, limit: int | None) -> list[Problem]:
-    """Problems, questions, rows, or the name of a file, as problems. Raises InputError."""
-    if _is_source(given, "problems"):
-        return tasks.read_problems(str(given), limit=limit)
-    items = _items(given, limit, "problems")
-    return [
-        item if isinstance(item, Problem) else tasks.of_rows([_row(item, number, "problem")], f"Item {number}")[0]
-        for number, item in items
-    ]
-
-
-def _rollouts(tokenizer: PreTrainedTokenizerBase, given: Any, limit: int | None, chat: Chat) -> list[Rollout]:
-    """Rollouts, texts, rows, or the name of a file, as rollouts. Raises InputError."""
-    note = partial(_say_once, (chat is None, str(tokenizer.chat_template)))
-    if _is_source(given, "texts"):
-        return responses.read_rollouts(given, tokenizer, chat, limit=limit, note=note)
-    items = _items(given, limit, "texts")
-    rows = [_row(item, number, "text") for number, item in items if not isinstance(item, Rollout)]
-    read = iter(responses.of_rows(tokenizer, rows, chat, note))
-    return [item if isinstance(item, Rollout) else next(read) for _, item in items]
-
-
-def _say_once(template: tuple[bool, str], how: str) -> None:
-    """Print how a prompt was read on stderr, once per process for each template and once for plain text."""
-    if template in _said:
-        return
-    _said.add(template)
-    print(how if how.startswith(PLAIN) else f"{how}\nFor plain text, pass chat=None.", file=sys.stderr)
-
-
-def _is_source(given: Any, name: str) -> bool:
-    """Whether `given` names a file or a data set. Raises InputError for any other string."""
-    if not isinstance(given, str | Path):
-        return False
-    text = str(given)
-    hub = name == "problems" and from_hub(text) and not any(map(str.isspace, text))
-    endings = [*READERS, *([".eval"] if name == "texts" else [])]  # an Inspect log
-    if isinstance(given, str) and not hub and Path(text).suffix.lower() not in endings:
-        raise InputError(
-            f"{name} is the string {text!r:.40}. Put texts in a list, or give the name of a {', '.join(endings)} file."
-        )
-    return True
-
-
-def _items(given: Any, limit: int | None, name: str) -> list[tuple[int, Any]]:
-    """The items of a list with their numbers, from 1. Raises InputError for anything but a list, and an empty one."""
-    if not isinstance(given, list | tuple):
-        raise InputError(f"{name} is {_a(given)}. Give a list of texts, dicts or rollouts.")
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; it must be 1 or more.")
-    if not given:
-        raise InputError(f"{name} is empty. Give a list of texts, dicts or rollouts.")
-    return list(enumerate(given[:limit], 1))
-
-
-def _row(item: Any, number: int, column: str) -> Row:
-    """A text or a dict as a row. Raises InputError for anything else."""
-    if isinstance(item, str):
-        return Row(f"Item {number}", {column: item})
-    if isinstance(item, Mapping):
-        return Row(f"Item {number}", item)
-    raise InputError(f"Item {number} is {_a(item)}. Give a {column}, or a dict.")
-
-
-def _a(value: Any) -> str:
-    """What kind of value it is, in words."""
-    kind = type(value).__name__
-    return "None" if value is None else f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"

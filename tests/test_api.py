@@ -145,9 +145,9 @@ def test_rollouts_can_be_a_file(llama, tokenizer, tmp_path):
 
 
 def test_each_way_of_reading_prompts_is_reported_once(llama, tokenizer, capsys, monkeypatch):
-    from internal_policy import api
+    from internal_policy.tasks import given
 
-    monkeypatch.setattr(api, "_said", set())
+    monkeypatch.setattr(given, "_said", set())
     rows = 2 * [{"prompt": "What is 7 + 5?", "response": "12"}]
     for chat in ({}, {}, None, None):
         ip.scan(llama, tokenizer, rows, chat=chat)
