@@ -14,7 +14,7 @@ A hidden state at a hook point, times the unembedding, is a policy.
         ip.generate(model, tokenizer, ["What is 47 + 385?"])
 
 `dir(internal_policy)` lists everything public. Each name is imported when it is first used, and looking at a scan
-(`open_scan`, `open_alignment`, `open_run`) never imports torch.
+(`open_scan`, `open_alignment`, `open_run`, `open_study`) never imports torch.
 """
 
 from importlib import import_module
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from internal_policy.look.merging import merge
     from internal_policy.look.run import open_run
     from internal_policy.look.scan import open_scan
+    from internal_policy.look.study import open_study
     from internal_policy.models.ablation import ablated
     from internal_policy.models.hooks import FINAL, HookPoint, hooked
     from internal_policy.models.loading import load
@@ -57,6 +58,7 @@ __all__ = [
     "open_alignment",
     "open_run",
     "open_scan",
+    "open_study",
     "scan",
     "unembed",
 ]
@@ -76,6 +78,7 @@ _MODULE_OF = {
     "open_alignment": "look.aligned",
     "open_run": "look.run",
     "open_scan": "look.scan",
+    "open_study": "look.study",
 }
 """Public name -> the module that defines it."""
 

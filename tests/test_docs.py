@@ -256,6 +256,12 @@ def test_the_columns_of_a_run_are_documented():
     assert names("metrics.parquet") - OF_SOME["metrics.parquet"] == {*run.metrics().columns}
 
 
+def test_the_columns_of_a_study_are_documented():
+    study = ip.open_study("experiments/bupo")
+    assert [row[0].strip("`") for row in described("study.means()")] == [*study.means()]
+    assert names("study.means()") | names("study.since()") == {*study.since()}
+
+
 def test_the_rollouts_of_a_scan_have_the_columns_of_the_file_and_tokens():
     assert {*ip.open_scan("demo-qwen3").rollouts.columns} == {*names("rollouts-*.parquet"), "tokens"}
 

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy.cli import outputs, progress
+from internal_policy.cli import inventory, outputs, progress
 from internal_policy.cli.common import JsonOptions, OutputOptions, OutputPath, ScanName, Text, ViewOptions
 from internal_policy.cli.console import document, paragraph, uncut
 from internal_policy.cli.plot import views_of
@@ -34,20 +34,22 @@ class Compare(JsonOptions, OutputOptions, ViewOptions):
 
     Scan A is subtracted from scan B over the rollouts that have the same tokens in both, such as those of a model and
     of the same model quantized or trained. Rollouts are compared in pairs. Layers that differ significantly are named,
-    with 95% confidence for all layers at once, and marked with a star.
+    with 95% confidence for all layers at once, and marked with a star. STUDY@STEP names the scan of a step of a study.
 
     For example:
     $ internal-policy compare whole nf4
     $ internal-policy compare whole nf4 --measure change -o change.html
     $ internal-policy compare whole nf4 --readout norm --measure kl --json
     $ internal-policy compare demo-qwen3 --against-readout norm
+    $ internal-policy compare studies/my-run-3fa9c1@100 studies/my-run-3fa9c1@500
     """
 
     group: ClassVar = "Comparison"
     a: ScanName
     """Scan to subtract."""
     b: OtherScan = None
-    """Scan to subtract it from; leave it out to compare two readouts of one scan."""
+    """Scan to subtract it from; leave it out to compare two readouts of one scan, or the first and last step of a
+    study."""
     against_readout: Text = None
     """Readout of the same scan to subtract --readout from, such as norm."""
     measure: Annotated[str, tyro.conf.arg(metavar="MEASURE")] = "entropy"
@@ -110,6 +112,10 @@ def facts(a: "View", b: "View", measure: str, average: "Average" = "tokens") -> 
 
 def _sides(options: Compare) -> "tuple[View, View]":
     """Views of the two scans, or of two readouts of one. Raises InputError."""
+    item = inventory.study_named(options.a) if options.b is None and options.against_readout is None else None
+    if item is not None:
+        a, b = views_of(_ends(item), options)
+        return a, b
     if (options.b is None) == (options.against_readout is None):
         raise InputError(
             "compare needs two scans, or one scan and --against-readout. For example: internal-policy compare "
@@ -122,6 +128,16 @@ def _sides(options: Compare) -> "tuple[View, View]":
     if a.readout == options.against_readout:
         raise InputError(f"--against-readout is {a.readout}, which is compared with itself. Choose another readout.")
     return a, replace(a, readout=str(options.against_readout))
+
+
+def _ends(item: inventory.Item) -> tuple[str, str]:
+    """What names the first and the last step of a study. Raises InputError if there is only one."""
+    from internal_policy.look.study import open_study
+
+    steps = open_study(item.folder).steps
+    if len(steps) < 2:
+        raise InputError(f"{item.name} has only step {steps[0]}, and compare needs two. Scan another checkpoint.")
+    return f"{item.name}@{steps[0]}", f"{item.name}@{steps[-1]}"
 
 
 def _records(found: "pd.DataFrame") -> list[dict[Hashable, Any]]:

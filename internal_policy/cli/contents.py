@@ -26,6 +26,7 @@ def described(item: Item) -> dict[str, Any]:
         "ablation": _ablation,
         "alignment": _alignment,
         "run": _run,
+        "study": _study,
         "evaluation": _evaluation,
         "sample": _sample,
     }[item.kind]
@@ -178,6 +179,17 @@ def _run(folder: Path) -> dict[str, Any]:
         row["problem"] = f"It has done {counted(steps, 'step')}{at}."
         row["remedy"] = f"Run its train command again{', with --resume' if saved else ''}."
     return row
+
+
+def _study(folder: Path) -> dict[str, Any]:
+    from internal_policy.scans import study
+
+    if not (steps := study.steps(folder)):
+        problem = {"problem": "It has no step yet.", "remedy": "Run its scan command again to finish it."}
+        return {"state": UNFINISHED, "steps": 0, **problem}
+    record = study.record(folder)
+    row = {name: record[name] for name in ("model", "rollouts", "tokens", "created", "source")}
+    return {**row, "state": FINISHED, "steps": len(steps), "first": steps[0], "last": steps[-1]}
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:

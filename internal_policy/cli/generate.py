@@ -46,7 +46,17 @@ class Generate(JsonOptions, OutputOptions, PolicyOptions, PromptOptions, Sampler
 
 
 def run(options: Generate) -> None:
-    """Sample responses and write them to a file. An interrupted run continues where it stopped."""
+    """Sample responses and write them to a file, and print a summary."""
+    rollouts = written(options)
+    if rollouts is not None:
+        generated(options.output, options.at, rollouts, as_json=options.json)
+
+
+def written(options: Generate) -> "list[Rollout] | None":
+    """Sample responses and write them to a file. An interrupted run continues where it stopped.
+
+    None if other processes still have some of them, or one of them has written the file.
+    """
     from internal_policy.scans import store
     from internal_policy.tasks.rollouts import write_rollouts
 
@@ -72,45 +82,45 @@ def run(options: Generate) -> None:
     folder = store.root() / "rollouts" / store.digest(question)
     shared = shards.SharedFile(worker, options.output, question, folder)
     if shared.is_written(options.force, ENDINGS, sources):
-        return
+        return None
     with sampler.sampler(options, inputs, policy, lengths) as sample:
         if shared.is_over():
-            return
+            return None
         rollouts = sample(questions, folder)
     if rollouts is None:
         shared.leave(*inputs.left(questions, folder))
-        return
+        return None
     with shared.writing():
         write_rollouts(options.output, rollouts)
     shards.remove(folder)
-    generated(options.output, options.at, rollouts, as_json=options.json)
+    return rollouts
 
 
-def generated(path: Path, at: str, written: "Sequence[Rollout]", *, as_json: bool = False) -> None:
+def generated(path: Path, at: str, rollouts: "Sequence[Rollout]", *, as_json: bool = False) -> None:
     """Print the first response, and a summary of all of them."""
     import pandas as pd
 
     from internal_policy.tasks import pass_at_k
 
     marks = [rollout.reward for rollout in written if rollout.reward is not None]
-    rewards = pd.Series([rollout.reward for rollout in written], dtype=float)
-    responses = pd.Series([rollout.response for rollout in written])
+    rewards = pd.Series([rollout.reward for rollout in rollouts], dtype=float)
+    responses = pd.Series([rollout.response for rollout in rollouts])
     marked = pass_at_k.outcome_in_words(rewards, responses)
     found = {
         "output": str(path),
         "at": at,
-        "rollouts": len(written),
-        "tokens": sum(len(rollout.response_ids) for rollout in written),
+        "rollouts": len(rollouts),
+        "tokens": sum(len(rollout.response_ids) for rollout in rollouts),
         "reward": None if marked == pass_at_k.NOT_MARKED else sum(marks) / len(marks),
-        "finished": sum(rollout.finished for rollout in written) / len(written),
+        "finished": sum(rollout.finished for rollout in rollouts) / len(rollouts),
     }
     if as_json:
         document(found)
         return
-    first = written[0]
+    first = rollouts[0]
     out.print(f"{escape(first.problem)}\n→ {escape(first.response)}\n", emoji=False)
     out.print(
-        f"{counted(len(written), 'response')} from the policy at {at}, {marked}, "
+        f"{counted(len(rollouts), 'response')} from the policy at {at}, {marked}, "
         f"{found['finished']:.1%} ended before the length limit, "
         f"{counted(found['tokens'], 'token')}."
     )

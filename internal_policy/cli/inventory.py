@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from internal_policy import bundle, files
-from internal_policy.errors import InputError
+from internal_policy.errors import InputError, is_count
 from internal_policy.scans import address
 
-Kind = Literal["scan", "ablation", "alignment", "run", "evaluation", "sample", "lens"]
-"""run: a training run; lens: a file, which is only found by its path; sample: responses that an interrupted generate,
-evaluate or fit-lens had sampled."""
+Kind = Literal["scan", "ablation", "alignment", "run", "study", "evaluation", "sample", "lens"]
+"""run: a training run; study: scans of several checkpoints; lens: a file, which is only found by its path; sample:
+responses that an interrupted generate, evaluate or fit-lens had sampled."""
 EVALUATIONS, SAMPLES, RUNS = "evaluations", "rollouts", "runs"
 """Folders of the cache that hold something other than the scans of a model."""
 CALLED = {
@@ -19,6 +19,7 @@ CALLED = {
     "ablation": "ablation",
     "alignment": "alignment",
     "run": "training run",
+    "study": "study",
     "evaluation": "evaluation",
     "sample": "unfinished sample",
     "lens": "lens",
@@ -45,7 +46,7 @@ class Item:
 def kind_of(folder: Path) -> Kind | None:
     """What a folder holds, by the files in it; None if internal-policy didn't write it."""
     from internal_policy.look import alignment, runs
-    from internal_policy.scans import effects, records, store
+    from internal_policy.scans import effects, records, store, study
 
     if any((folder / name).is_file() for name in (records.RECORD, records.ASKED)):
         return "scan"
@@ -55,6 +56,8 @@ def kind_of(folder: Path) -> Kind | None:
         return "alignment"
     if any((folder / name).is_file() for name in (runs.RECORD, runs.METRICS)):
         return "run"
+    if (folder / study.RECORD).is_file():
+        return "study"
     if (folder / EVALUATION).is_file():
         return "evaluation"
     return "sample" if folder.parent.absolute() == (store.root() / SAMPLES).absolute() else None
@@ -66,7 +69,7 @@ def items(*kinds: Kind) -> list[Item]:
 
 
 def _cached() -> list[Item]:
-    from internal_policy.look import alignment, runs
+    from internal_policy.look import alignment, runs, studies
     from internal_policy.scans import effects, store
 
     root = store.root()
@@ -79,6 +82,7 @@ def _cached() -> list[Item]:
         *(Item("ablation", folder, folder.name) for folder in effects.folders(unfinished=True)),
         *(Item("alignment", folder, folder.name) for folder in alignment.folders()),
         *(Item("run", folder, _below(root, folder)) for folder in started),
+        *(Item("study", folder, name) for name, folder in studies.listed().items()),
         *(Item("evaluation", path.parent, _below(root, path.parent)) for path in root.glob(f"*/*/{EVALUATION}")),
         *(Item("sample", folder, _below(root, folder)) for folder in sampled),
     ]
@@ -98,17 +102,51 @@ def _bundled() -> list[Item]:
 
 
 def find_scan(name: str) -> Path:
-    """The folder of a scan, as from `store.find`. Raises InputError; for a training run it says what to do with it."""
+    """The folder of a scan, as from `store.find`, or that of a step of a study, named STUDY@STEP.
+
+    Raises InputError; for a training run or a study it says what to do with it.
+    """
     from internal_policy.scans import store
 
     if address.is_address(name):
         return store.find(name)
+    if (found := _of_study(name)) is not None:
+        return found
     if called := run_named(name):
         raise InputError(
             f"{called} is a training run, and this needs a scan. Use `internal-policy show {shlex.quote(called)}`, or "
             f"draw it with `internal-policy plot {shlex.quote(called)} training`."
         )
     return store.find(name)
+
+
+def _of_study(name: str) -> Path | None:
+    """The folder of the scan of a step of a study, named STUDY@STEP; None if `name` names no study.
+
+    Raises InputError for a study without a step, and for a step without a scan.
+    """
+    from internal_policy.look import study
+
+    called, at, step = name.rpartition("@")
+    item = study_named(called if at else name)
+    if item is None:
+        return None
+    opened = study.open_study(item.folder)
+    if not is_count(step) or not at:
+        raise InputError(
+            f"{item.name} is a study, and this needs a scan. Name one of its steps, such as "
+            f"{shlex.quote(f'{item.name}@{opened.steps[-1]}')}, or use `internal-policy show {shlex.quote(item.name)}`."
+        )
+    return Path(str(opened.scan(int(step)).source))
+
+
+def study_named(name: str) -> Item | None:
+    """The study that `name` refers to; None if there is no such study."""
+    known = [item for item in items("study") if name in names_of(item)]
+    if known:
+        return known[0]
+    is_one = bool(name) and files.is_folder(Path(name)) and kind_of(Path(name)) == "study"
+    return Item("study", Path(name), name) if is_one else None
 
 
 def run_named(name: str) -> str | None:
@@ -131,6 +169,8 @@ def find(name: str, *kinds: Kind, removable: bool = False) -> Item:
     folder = Path(name)
     if name and files.is_folder(folder) and (kind := kind_of(folder)) and kind in (kinds or CALLED):
         return at(folder, kind)
+    if "@" in name and "scan" in kinds and (scan := _of_study(name)) is not None:
+        return at(scan, "scan")
     known = items(*kinds)
     exact = [item for item in known if name in names_of(item)]
     found = exact or [item for item in known if name and any(each.startswith(name) for each in names_of(item))]

@@ -90,6 +90,12 @@ def _number(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:,}" if row.get(name) is not None else ""
 
 
+def _steps(row: Mapping[str, Any]) -> str:
+    """How many steps a study has, and from where to where."""
+    span = f" ({row['first']:,} to {row['last']:,})" if row.get("steps") else ""
+    return f"{_number(row, 'steps')}{span}"
+
+
 NAME = Column("name", lambda row: row["name"])
 MODEL = Column("model", lambda row: short(row["model"]), elastic=True)
 SOURCE = Column("of", lambda row: short(row.get("source")), elastic=True)
@@ -128,6 +134,7 @@ KINDS: dict[inventory.Kind, tuple[str, tuple[Column, ...]]] = {
             *END,
         ),
     ),
+    "study": ("Studies", (NAME, MODEL, Column("steps", _steps), ROLLOUTS, SOURCE, *END)),
     "evaluation": (
         "Evaluations",
         (NAME, MODEL, Column("at", lambda row: str(row.get("at") or "")), ROLLOUTS, SOURCE, *END),

@@ -32,7 +32,7 @@ OfScan = Literal[
     "ablation",
     "compare",
 ]
-OfRun = Literal["dynamics", "trained", "layer", "exam", "training", "seeds", "pass-at-k"]
+OfRun = Literal["dynamics", "steps", "trained", "layer", "exam", "training", "seeds", "pass-at-k"]
 OfAlignment = Literal["alignment"]
 Figure = Literal[OfScan, OfAlignment, OfRun]
 
@@ -89,6 +89,8 @@ class Plot(JsonOptions, OutputOptions, ViewOptions):
     The figures of a training run are:
 
       dynamics      a measure by layer and step, with the reward (Fig. 5)
+      steps         a measure by layer at each step, with a slider that plays them,
+                    and its change since the first
       trained       the trained layer compared with later ones
       layer         a measure at one layer by step, of up to six runs
       exam          Avg@K and Pass@K on held-out problems by step, with the training
@@ -96,6 +98,8 @@ class Plot(JsonOptions, OutputOptions, ViewOptions):
       training      reward, entropy and clipping by step, of up to six runs
       seeds         BuPO against GRPO, with intervals over seeds
       pass-at-k     Pass@k of evaluated models
+
+    Of these, a study of checkpoints has dynamics, steps and layer.
 
     The file is .html (which needs no network), .png, .svg or .pdf.
 
@@ -107,13 +111,14 @@ class Plot(JsonOptions, OutputOptions, ViewOptions):
     $ internal-policy plot 3fa9 tokens --against 77c0 -o cells.html
     $ internal-policy plot demo-qwen3-alignment alignment -o gain.html
     $ internal-policy plot experiments/bupo dynamics --difference -o steps.html
+    $ internal-policy plot studies/my-run-3fa9c1 steps -o steps.html
     $ internal-policy plot runs/one training --against runs/two -o runs.html
     """
 
     group: ClassVar = "Figure"
     scan: ScanName
-    """Scan, alignment or training run to draw: its folder, its name in `internal-policy ls` or the first digits of
-    that, or a bundled scan such as demo-qwen3."""
+    """Scan, alignment, training run or study to draw: its folder, its name in `internal-policy ls` or the first digits
+    of that, or a bundled scan such as demo-qwen3."""
     figure: Annotated[Figure, tyro.conf.Positional, tyro.conf.arg(metavar="FIGURE")]
     """Figure to draw, from the list above."""
     style: Literal["screen", "paper"] = "screen"
@@ -135,8 +140,8 @@ class Plot(JsonOptions, OutputOptions, ViewOptions):
     cosine, entropy_at_input_norm or probability (of the top token). Only tokens and compare draw change, only readouts
     draws top1, only tokens and distribution draw entropy_at_input_norm, and only the lens grid draws probability, which
     is its default; that of the others is entropy. tokens, distribution and readouts also draw what `scan --controls`
-    measured: renyi_half, renyi_2, logit_scale, entropy_at_input_scale, entropy_shuffled and entropy_random. dynamics
-    and layer draw what the run measured, also change_direction and change_norm."""
+    measured: renyi_half, renyi_2, logit_scale, entropy_at_input_scale, entropy_shuffled and entropy_random. dynamics,
+    steps and layer draw what was measured, also change_direction and change_norm."""
     site: Text = None
     """Site that tokens, distribution, readouts, alignment, dynamics and layer draw: resid_pre, attn_in, attn_out,
     resid_mid, mlp_in, mlp_out or resid_post, which is the default."""
@@ -144,6 +149,8 @@ class Plot(JsonOptions, OutputOptions, ViewOptions):
     """Number of the response that tokens and cell draw; by default the first."""
     position: Number = None
     """Position of the token that cell and tokens draw, counted from 0 in the response; by default the first."""
+    step: Number = None
+    """Step that steps shows first; by default the last."""
     layer: Number = None
     """Layer that cell or layer draws, counted from 0; one past the last is the model's own policy. By default 0 in
     cell, and the trained layer in layer."""
@@ -200,10 +207,13 @@ def _draw(options: Plot) -> None:
 
 
 def run_of(name: str) -> "RunTables":
-    """A training run by its name in `internal-policy ls` or its folder. Raises InputError."""
+    """A training run or study by its name in `internal-policy ls` or its folder. Raises InputError."""
     from internal_policy.look.runs import RunTables
+    from internal_policy.look.study import open_study
 
-    found = inventory.find(name, "run")
+    found = inventory.find(name, "run", "study")
+    if found.kind == "study":
+        return replace(open_study(found.folder), name=found.name)
     return RunTables(found.folder, found.name if found.folder != Path(name) else found.folder.name)
 
 

@@ -27,7 +27,8 @@ LATER: dict[str, Any] = {
     "engine": "local",
     "tensor_parallel": 1,
     "served_model": None,
-    **dict.fromkeys(("system_prompt", "prompt_suffix")),
+    **dict.fromkeys(("system_prompt", "prompt_suffix", "checkpoints", "steps", "sampled_from")),
+    "every_step": 1,
 }
 """Options of later versions -> their defaults. A question leaves these out, so that older scans still answer it."""
 ELSEWHERE = {"lens", "lens_of_another_model", "force", "shard", "url", "max_memory", "offload_folder"}

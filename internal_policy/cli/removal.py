@@ -16,6 +16,7 @@ WRITTEN = {
     "scan": r"asked\.json|scan\.json|vocabulary\.parquet|(rollouts|policies|layers)-\d{5,}\.parquet|part-\d{5,}\.json",
     "ablation": r"question\.json|ablation\.json|averages\.parquet|(effects|rewards)-\d{5,}\.parquet",
     "alignment": r"digests\.json|alignment\.(json|parquet)|rollouts\.parquet",
+    "study": r"study\.json|rollouts\.parquet|step-\d{8,15}\.parquet",
     "evaluation": r"digests\.json|evaluation\.json|rollouts\.parquet|pass_at_k\.parquet",
     "sample": r"(\d+/)?(rollouts-\d{5,}\.parquet|part-\d{5,}\.json)|jacobian-\d+-of-\d+\.safetensors",
     "run": r"digests\.json|run\.json|stages\.json|target\.json|config\.yaml|README\.md"
@@ -23,7 +24,7 @@ WRITTEN = {
 }
 """Kind -> the files that it consists of, by their paths below its folder; a run also has checkpoints and a model."""
 FOLDERS = {
-    **dict.fromkeys(("scan", "ablation", "alignment", "evaluation"), r"(?!)"),
+    **dict.fromkeys(("scan", "ablation", "alignment", "study", "evaluation"), r"(?!)"),
     "sample": r"\d+",
     "run": r"model|best|checkpoint-\d+|runs|\.partial",
 }
@@ -42,6 +43,7 @@ SETTINGS = {
     "alignment": ("alignment.json",),
     "evaluation": (EVALUATION,),
     "run": ("run.json",),
+    "study": ("study.json",),
     "sample": (),
 }
 """Kind -> the files that tell a folder of internal-policy from any other."""

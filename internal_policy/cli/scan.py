@@ -4,7 +4,9 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import tyro
 
 from internal_policy.cli import engine, forecast, measuring, opening, outputs, progress, sampler, shards, texts, work
 from internal_policy.cli.common import (
@@ -54,12 +56,30 @@ class GivenOptions(RolloutOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeriesOptions:
+    """A series of checkpoints to scan over the same responses."""
+
+    group: ClassVar = "Checkpoints"
+    checkpoints: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB")] = None
+    """Checkpoints of one training run to scan in place of --model: a folder of folders such as checkpoint-100 or
+    step1000, each with a model or an adapter, or a hub model with the names of its branches or tags, such as
+    'EleutherAI/pythia-14m@step*'. The scans make up a study."""
+    steps: Text = None
+    """Steps of --checkpoints to scan, such as 0-1000,5000-; by default all."""
+    every_step: int = 1
+    """Scan only the --checkpoints whose step is a multiple of this number."""
+    sampled_from: Text = None
+    """Model that answers the problems for --checkpoints, once: a folder, a hub id, or the step of a checkpoint; by
+    default the first checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScanOutput(JsonOptions, OutputOptions):
     """Where the scan is written, and what happens to an earlier one."""
 
     group: ClassVar = "Output"
     output: OutputFolder = None
-    """Folder for the scan; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
+    """Folder for the scan or study; by default one under ~/.cache/internal-policy (or $INTERNAL_POLICY_CACHE)."""
     force: bool = False
     """Replace another scan in the folder; only files that internal-policy wrote are removed."""
     dry_run: bool = False
@@ -67,7 +87,7 @@ class ScanOutput(JsonOptions, OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptions, Reading):
+class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptions, SeriesOptions, Reading):
     """Measure the policy of every layer at every response token.
 
     The model answers problems first, unless --text or --rollouts gives it what to read. Its policy is then measured
@@ -81,6 +101,7 @@ class Scan(ScanOutput, PromptOptions, EngineOptions, ResponseOptions, GivenOptio
     $ internal-policy scan --model ./my-llama --rollouts responses.jsonl
     $ internal-policy scan --model Qwen/Qwen3-4B --rollouts out/completions
     $ internal-policy scan --layers 0,5,10-20,-1 --sites attn_out --readout raw
+    $ internal-policy scan --checkpoints ./my-run --rollouts responses.jsonl
     """
 
     group: ClassVar = "What to measure"
@@ -129,8 +150,11 @@ WITH_TEXT = {"limit", "chat_template", "chat_template_kwargs"}
 
 def run(options: Scan) -> None:
     """Read the scan from the cache, or measure what is missing; then print it."""
-    from internal_policy.cli import show
+    from internal_policy.cli import checkpoints, show
 
+    if checkpoints.check(options):
+        checkpoints.run(options, prepared, scanned)
+        return
     start = time.monotonic()
     leads = options.worker.leads
     progress.hush(not leads)

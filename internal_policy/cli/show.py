@@ -1,4 +1,4 @@
-"""`internal-policy show`: print a scan, an ablation, an alignment, a training run or a lens."""
+"""`internal-policy show`: print a scan, an ablation, an alignment, a training run, a study or a lens."""
 
 import shlex
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from internal_policy.cli import ablate, align, contents, exam, inventory, lens_card, progress, train_report
+from internal_policy.cli import ablate, align, contents, exam, inventory, lens_card, progress, study, train_report
 from internal_policy.cli.common import JsonOptions, OutputOptions, OutputPath, Text
 from internal_policy.cli.console import commands, document, out, paragraph, uncut
 from internal_policy.errors import InputError, counted
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Show(JsonOptions, OutputOptions):
-    """Print a scan, ablation, alignment, run or lens.
+    """Print a scan, ablation, alignment, run, study or lens.
 
     For a scan: the entropies by layer, and what they show. For an ablation: how the model's policy changes without each
     layer, attention block and FFN. For an alignment: how well each layer's gradient agrees with GRPO's. For a training
-    run: its schedule, its first and last steps, and its layers before and after.
+    run: its schedule, its first and last steps, and its layers before and after. For a study of checkpoints: the
+    entropies by layer at its last step, and their change since the first.
 
     For a lens: how it was fitted and how far it can be trusted. At each hook point, KL(final || readout) on held-out
     texts for raw, norm and the lens; how far apart the lenses of two halves of the texts are; and how far the map is
@@ -43,12 +44,12 @@ class Show(JsonOptions, OutputOptions):
     """
 
     group: ClassVar = "Part of the scan"
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN|ABLATION|ALIGNMENT|RUN|LENS")]
-    """Scan, ablation, alignment or training run to print: its folder, its name in `internal-policy ls` or the beginning
-    of it, or for a scan its address on the Hub. Or a lens: its file, also a published one, or hf://org/repo/file on the
-    Hub."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN|ABLATION|ALIGNMENT|RUN|STUDY|LENS")]
+    """Scan, ablation, alignment, training run or study to print: its folder, its name in `internal-policy ls` or the
+    beginning of it, or for a scan its address on the Hub. Or a lens: its file, also a published one, or
+    hf://org/repo/file on the Hub."""
     readout: Text = None
-    """Readout of the scan to show: raw, norm, tuned, jacobian or the name of a lens; by default the first
+    """Readout of the scan or study to show: raw, norm, tuned, jacobian or the name of a lens; by default the first
     that was measured."""
     output: OutputPath = None
     """File to write the card of a lens to as Markdown, .md, such as the README.md of the lens's repository on the hub;
@@ -56,7 +57,7 @@ class Show(JsonOptions, OutputOptions):
 
 
 def run(options: Show) -> None:
-    """Print one scan, ablation, alignment, training run or lens."""
+    """Print one scan, ablation, alignment, training run, study or lens."""
     from internal_policy.lenses import source
 
     if source.is_lens(options.name):
@@ -64,11 +65,14 @@ def run(options: Show) -> None:
             raise InputError(f"--readout only applies to scans, but {options.name} is a lens. Leave it out.")
         lens_card.run(options.name, options.output, force=options.force, as_json=options.json)
         return
-    item = inventory.find(options.name, "scan", "ablation", "alignment", "run")
+    item = inventory.find(options.name, "scan", "ablation", "alignment", "run", "study")
     called = "an " if item.kind in ("ablation", "alignment") else "a "
     called += inventory.CALLED[item.kind]
     if options.output is not None:
         raise InputError(f"--output only applies to lenses, but {item.name} is {called}. Leave it out.")
+    if item.kind == "study":
+        study.printed(item, options.readout, as_json=options.json)
+        return
     if item.kind == "scan":
         scan(item.folder, options.readout, as_json=options.json)
         return

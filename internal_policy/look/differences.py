@@ -31,7 +31,7 @@ def by_layer(a: View, b: View, measure: str = "entropy", average: Average = "tok
         raise InputError(reason)
     found = partners(a, b)
     layers = view.layers(a, measure)
-    left, right = _values(layers, measure), _values(view.layers(b, measure), measure)
+    left, right = values(layers, measure), values(view.layers(b, measure), measure)
     common = [column for column in left if column in right]
     if not common:
         raise view.absent(b if len(left.columns) else a, measure)
@@ -39,7 +39,7 @@ def by_layer(a: View, b: View, measure: str = "entropy", average: Average = "tok
     weights = statistics.weights_of(left, layers, average)
     changed = (right - left).to_numpy()
     frame = left.columns.to_frame(index=False)
-    frame["a"], frame["b"] = (jackknife.interval(values.to_numpy(), weights)[0] for values in (left, right))
+    frame["a"], frame["b"] = (jackknife.interval(side.to_numpy(), weights)[0] for side in (left, right))
     frame["difference"], frame["low"], frame["high"] = jackknife.interval(changed, weights)
     frame["low_all"] = frame["high_all"] = np.nan
     for _, rows in frame.groupby("site"):
@@ -49,8 +49,11 @@ def by_layer(a: View, b: View, measure: str = "entropy", average: Average = "tok
     return frame.assign(order=order).sort_values(["layer", "order"], ignore_index=True).drop(columns="order")
 
 
-def _values(layers: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """A measure where it is shown: one row per rollout, one column per layer and site."""
+def values(layers: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """A measure where it is shown: one row per rollout, one column per layer and site.
+
+    `layers` is a scan's table of one readout. The measure `change` is the entropy change at the output.
+    """
     found = statistics.by_rollout(layers, view.MADE_OF[measure] if measure == "change" else measure)
     shown = view.SHOWN_AT.get(measure, WITH_FINAL)
     if measure != "change":
@@ -96,8 +99,11 @@ def is_significant(differences: pd.DataFrame) -> pd.Series:
     return (differences["low_all"] > 0) | (differences["high_all"] < 0)
 
 
-def in_words(differences: pd.DataFrame, measure: str = "entropy") -> str:
-    """Which layers differ significantly, and in which direction, as sentences. `differences` is `by_layer`."""
+def in_words(differences: pd.DataFrame, measure: str = "entropy", where: str = "in B") -> str:
+    """Which layers differ significantly, and in which direction, as sentences. `differences` is `by_layer`.
+
+    `where` says what is compared with what.
+    """
     name = legend.MEASURES[measure][0]
     known = differences[differences["site"].isin(IN_WORDS)].dropna(subset="difference")
     broken = int(differences["difference"].isna().sum())
@@ -105,14 +111,14 @@ def in_words(differences: pd.DataFrame, measure: str = "entropy") -> str:
     if not len(known):
         return nan.strip()
     if (known["difference"] == 0).all():
-        return f"{name} is the same in A and B at every layer.{nan}"
+        return f"{name} is the same {'in A and B' if where == 'in B' else where} at every layer.{nan}"
     if known["low"].isna().all():
         return f"The scans have a single rollout in common, so no difference can be tested.{nan}"
     if not is_significant(known).any():
         return f"{name}: no layer differs significantly (95% confidence for all layers at once).{nan}"
     sites = [site for site in IN_WORDS if site in {*known["site"]}]
     said = [_site_in_words(site, known[known["site"] == site], measure) for site in sites]
-    return f"{name} in B, with 95% confidence for all layers at once: {'; '.join(said)}.{nan}"
+    return f"{name} {where}, with 95% confidence for all layers at once: {'; '.join(said)}.{nan}"
 
 
 def _site_in_words(site: str, rows: pd.DataFrame, measure: str) -> str:

@@ -3,6 +3,7 @@
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -14,6 +15,8 @@ from internal_policy.look.lens_grid.page import POLICY
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
 """For plotly.js: no button that uploads the figure to a cloud service. Pass a copy, because plotly modifies it."""
 IMAGES = (".png", ".svg", ".pdf")
+PLAIN = 52
+"""Height in pixels of the margin below the axes of a figure without a slider."""
 WIDTH, SCALE = 960, 3
 """Width in pixels of an image of a figure that has none, and how many times finer a PNG is."""
 
@@ -58,11 +61,23 @@ def picture(figure: go.Figure) -> go.Figure:
     return drawn.update_layout(width=figure.layout["width"] or WIDTH)
 
 
+def still(figure: go.Figure) -> go.Figure:
+    """The figure without the slider and buttons that play its steps; the title names the step of the image."""
+    layout: Any = figure.layout
+    if not layout.sliders:
+        return figure
+    (slider,), below = layout.sliders, layout.margin.b - PLAIN
+    title = f"{layout.title.text}: step {slider.steps[slider.active].label}"
+    drawn = go.Figure(data=figure.data, layout=figure.layout)
+    drawn.layout["sliders"] = drawn.layout["updatemenus"] = ()
+    return drawn.update_layout(title={"text": title}, margin={"b": PLAIN}, height=layout.height - below)
+
+
 def image(figure: go.Figure, form: str) -> bytes:
     """A figure as png, svg or pdf, drawn by Chromium on white. Raises InputError if Chromium is missing."""
     import kaleido
 
-    drawn = picture(figure)
+    drawn = picture(still(figure))
     options = {"format": form, "width": drawn.layout["width"], "height": drawn.layout["height"], "scale": 1}
     options |= {"scale": SCALE} if form == "png" else {}
     offline = {

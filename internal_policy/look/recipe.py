@@ -6,12 +6,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from internal_policy.errors import InputError
-from internal_policy.look import alignment, catalogue, choices, pairs, run_catalogue, runs, view
+from internal_policy.look import alignment, catalogue, choices, pairs, run_catalogue, runs, studies, view
 from internal_policy.look.alignment_catalogue import AlignmentChoice
 from internal_policy.look.catalogue import Data
 from internal_policy.look.pairs import Side
 from internal_policy.look.run_catalogue import RunChoice
 from internal_policy.look.runs import RunTables
+from internal_policy.look.study import Study
 from internal_policy.look.view import OF_TOKENS, View
 from internal_policy.scans import store
 
@@ -87,14 +88,15 @@ def _file_of(one: View, what: str) -> str:
 
 
 def of_runs(name: str, chosen: Sequence[RunTables], choice: RunChoice) -> Recipe:
-    """The recipe of a figure of one or more training runs."""
+    """The recipe of a figure of one or more training runs, or of a study."""
     changed = {key: getattr(choice, key) for key in choices.changed(choice) if key in run_catalogue.USES[name]}
     said = [key if value is True else str(value) for key, value in changed.items()]
     file = "_".join(map(_safe, [*(run.name for run in chosen), "-".join([name, *said])]))
     names = list(map(_run, chosen))
-    address = [("run", names[0]), *(("training_against", other) for other in names[1:])]
-    opened = [f"ip.open_run({each!r})" for each in names]
-    return Recipe(file, _lines("run", name, opened, _arguments(changed)), tuple(address))
+    kind = "study" if isinstance(chosen[0], Study) else "run"
+    address = [(kind, names[0]), *(("training_against", other) for other in names[1:])]
+    opened = [f"ip.open_{kind}({each!r})" for each in names]
+    return Recipe(file, _lines(kind, name, opened, _arguments(changed)), tuple(address))
 
 
 def of_alignment(name: str, folder: Path, choice: AlignmentChoice) -> Recipe:
@@ -154,7 +156,8 @@ def _name(folder: Path) -> str:
 
 
 def _run(run: RunTables) -> str:
-    return run.name if runs.listed().get(run.name) == run.folder else str(run.folder.absolute())
+    known = {**runs.listed(), **studies.listed()}
+    return run.name if known.get(run.name) == run.folder else str(run.folder.absolute())
 
 
 def _safe(text: str) -> str:

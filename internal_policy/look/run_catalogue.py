@@ -2,13 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from internal_policy.errors import InputError
-from internal_policy.look import choices, exam_figure, runs, seed_figures, seeds, training_figures
+from internal_policy.errors import InputError, counted
+from internal_policy.look import (
+    choices,
+    exam_figure,
+    runs,
+    seed_figures,
+    seeds,
+    step_figures,
+    studies,
+    training_figures,
+)
 from internal_policy.look.runs import RunTables
 from internal_policy.look.theme import Style
 
@@ -32,6 +41,10 @@ class RunChoice:
     """Whether dynamics, trained and layer show differences from the first scan, before training."""
     smooth: int | None = None
     """Steps that each point of training or seeds averages, up to its own; None for 1, or 10 in seeds."""
+    readout: str | None = None
+    """Readout of steps; None for the first that was measured."""
+    step: int | None = None
+    """Step that the figure steps shows first; None for the last."""
     method: str | None = None
     """Method that seeds compares with GRPO, by its name in that figure; None for BuPO with the most seeds."""
     style: Style = "screen"
@@ -67,13 +80,24 @@ def dynamics(chosen: Chosen, choice: RunChoice) -> go.Figure:
     """A measure by layer and training step, or its difference from step 0, with the reward below (Figs. 5 and 7)."""
     (run,) = chosen
     frame, measure, site = _measured(run, choice)
-    metrics = run.metrics()
-    caption = runs.caption(run.name, metrics, frame)
+    metrics = _metrics(run)
+    caption = _of_steps(run, frame) if metrics is None else runs.caption(run.name, metrics, frame)
     return training_figures.dynamics(frame, metrics, caption, measure, site, choice.style, difference=choice.difference)
+
+
+def _metrics(run: RunTables) -> pd.DataFrame | None:
+    """The numbers of each training step; None for a study, which has none."""
+    return None if studies.is_study(run.folder) else run.metrics()
+
+
+def _of_steps(run: RunTables, frame: pd.DataFrame) -> str:
+    return f"{run.name} · {counted(frame['step'].nunique(), 'step')}"
 
 
 def _target(run: RunTables) -> int:
     """The layer trained first or watched. Raises InputError if there is none."""
+    if studies.is_study(run.folder):
+        raise InputError(f"{run.name} is a study of checkpoints, in which no layer was chosen. Choose a layer.")
     layer = runs.trained(run.metrics(), run.dynamics())
     if layer is None:
         raise InputError(
@@ -124,7 +148,10 @@ def _layers(chosen: Chosen, choice: RunChoice) -> pd.DataFrame:
 
 def _caption(chosen: Chosen) -> str:
     (first, *others) = chosen
-    return f"{len(chosen)} runs" if others else runs.caption(first.name, first.metrics())
+    if others:
+        return f"{len(chosen)} runs"
+    metrics = _metrics(first)
+    return _of_steps(first, first.dynamics()) if metrics is None else runs.caption(first.name, metrics)
 
 
 def _training(chosen: Chosen) -> pd.DataFrame:
@@ -179,6 +206,31 @@ def pass_at_k(chosen: Chosen, choice: RunChoice) -> go.Figure:
     return exam_figure.pass_at_k(run.pass_at_k(), run.name, choice.style)
 
 
+def _steps(chosen: Chosen, choice: RunChoice) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Means of a measure by step, its changes since the first, and what the record says. Raises InputError."""
+    (run,) = chosen
+    about = studies.about(run.folder)
+    frame = studies.layers(run.folder, choice.readout or getattr(run, "readout", None))
+    measure = choice.measure or studies.measures(frame)[0]
+    values = studies.means(frame, measure)
+    since = studies.changes_since(frame, measure) if frame["step"].nunique() > 1 else values[:0]
+    return values, since, {**about, "readout": frame["readout"].iloc[0], "measure": measure}
+
+
+def _both(chosen: Chosen, choice: RunChoice) -> pd.DataFrame:
+    values, since, _ = _steps(chosen, choice)
+    keys = ["step", "layer", "site"]
+    named = since.rename(columns={"mean": "since_first", "low": "since_first_low", "high": "since_first_high"})
+    return values.merge(named, how="left", on=keys)
+
+
+def steps(chosen: Chosen, choice: RunChoice) -> go.Figure:
+    """A measure by layer at each step, with a slider to play them, and its change since the first step below."""
+    values, since, about = _steps(chosen, choice)
+    name = getattr(chosen[0], "name", "")
+    return step_figures.steps(values, since, name, about, choice.step, choice.style)
+
+
 class Entry(NamedTuple):
     """A figure of a training run."""
 
@@ -192,6 +244,7 @@ class Entry(NamedTuple):
 
 FIGURES: Mapping[str, Entry] = {
     "dynamics": Entry(_dynamics, dynamics, ("measure", "site", "difference")),
+    "steps": Entry(_both, steps, ("measure", "readout", "step")),
     "trained": Entry(lambda chosen, _: _trained(chosen), trained, ("difference",)),
     "layer": Entry(_layers, layer, ("measure", "site", "layer", "difference", "against")),
     "exam": Entry(lambda chosen, _: _exams(chosen), exam, ("against",)),

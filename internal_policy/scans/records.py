@@ -79,13 +79,14 @@ def complaint(record: Mapping[str, Any]) -> str | None:
         return f"'{largest}' is {quoted(record[largest])}; expected at most {MOST[largest]:,}"
     return (
         settings.misfit(record, MORE)
-        or _selection_complaint(record["selection"], record["n_layers"])
+        or selection_complaint(record["selection"], record["n_layers"])
         or settings.complaint(record["asked"])
         or _files_complaint(record["files"])
     )
 
 
-def _selection_complaint(selection: Mapping[str, Any], n_layers: int) -> str | None:
+def selection_complaint(selection: Mapping[str, Any], n_layers: int) -> str | None:
+    """What is wrong with the selection in the record of a scan, in words; None if it is valid."""
     for name, kind in SELECTED.items():
         given = selection.get(name)
         if type(given) is not list or not given or any(type(item) is not kind for item in given):

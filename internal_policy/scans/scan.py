@@ -91,7 +91,7 @@ def scan(
     rollout_rows, policies, layer_means = (pa.concat_tables(kind) for kind in zip(*tables, strict=True))
     texts = pa.Table.from_pandas(vocabulary(tokenizer, reader.unembedding.out_features), preserve_index=False)
     record = {
-        **_facts(scanner),
+        **facts(scanner),
         "rollouts": len(rollout_rows),
         "tokens": scanner.tokens(len(rollout.response_ids) for batch in mine.values() for rollout in batch),
         "asked": {},
@@ -113,7 +113,7 @@ def _batches(rollouts: Sequence[Rollout], size: int, shard: Shard) -> dict[int, 
     return mine
 
 
-def _facts(scanner: "Scanner") -> dict[str, Any]:
+def facts(scanner: "Scanner") -> dict[str, Any]:
     """What the record of a scan says of its model and of what was measured in it."""
     reader = scanner.reader
     return {
