@@ -76,7 +76,7 @@ def _panels(
             seen.add(mark)
         if title:
             figure.update_yaxes(title={"text": title}, tickformat=".0%" if measure != "reward" else None, **place)
-    figure.update_xaxes(title={"text": "Step"}, row=rows)
+    theme.name_steps(figure, rows)
     return figure, rows
 
 

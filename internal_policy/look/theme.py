@@ -242,6 +242,13 @@ def line(
     )
 
 
+def name_steps(figure: go.Figure, row: int | None = None) -> None:
+    """Name the axis of training steps. Where steps are few, ticks are at each of them and not between."""
+    steps = [step for trace in figure.data for step in trace.x]
+    few: dict[str, Any] = {"dtick": 1} if steps and max(steps) - min(steps) < 8 else {}
+    figure.update_xaxes(title={"text": "Step"}, row=row, **few)
+
+
 def runs(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """Split rows where a layer is missing. Neighbours are 1 apart, or 2 where every second layer was measured, ..."""
     steps = np.diff(rows["at"].to_numpy())

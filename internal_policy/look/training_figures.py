@@ -263,7 +263,7 @@ def _panels(panels: list[tuple[str, list[tuple[Mark, pd.DataFrame, str]]]], wind
         clipped = any(name == "clip_fraction" for _, _, name in lines)
         mode = "nonnegative" if clipped else "normal"  # plotly would draw all zeros on an axis from -1 to 1
         figure.update_yaxes(title={"text": title}, rangemode=mode, row=number)
-    figure.update_xaxes(title={"text": "Step"}, row=len(panels))
+    theme.name_steps(figure, len(panels))
     return figure, len(panels)
 
 
@@ -288,7 +288,7 @@ def layer(
     if difference:
         figure.add_hline(0, line={"color": GREY, "width": 1, "dash": "dash"})
     named = theme.label(measure, theme.WHILE_TRAINING)
-    figure.update_xaxes(title={"text": "Step"})
+    theme.name_steps(figure)
     figure.update_yaxes(title={"text": f"Δ {_small(named)}" if difference else named})
     where = theme.place(layer, site, style).partition(" (")[0]
     caption = " · ".join(part for part in (where, caption, f"Δ since step {start}" if difference else "") if part)

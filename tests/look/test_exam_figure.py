@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from small_figures import HOSTILE, traces, values
 
@@ -66,3 +67,10 @@ def test_several_runs_are_lines_over_all_problems(samples, title):
     assert figure.layout.yaxis.title.text == title
     (average, *_) = traces(figure, "run 1")
     assert values(average).tolist() == runs.overall(tables["run 1"][0])["avg_at_k"].tolist()
+
+
+@pytest.mark.parametrize(("last", "tick"), [(3, 1), (120, None)])
+def test_ticks_are_at_whole_steps_where_steps_are_few(last, tick):
+    figure: Any = go.Figure(go.Scatter(x=[0, last], y=[1.0, 2.0]))
+    theme.name_steps(figure)
+    assert (figure.layout.xaxis.title.text, figure.layout.xaxis.dtick) == ("Step", tick)
