@@ -8,12 +8,13 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import internal_policy
 from internal_policy import files
-from internal_policy.cli import families, launched, parsing, train, usage
+from internal_policy.cli import completion, families, launched, parsing, train, usage
 from internal_policy.cli.commands import COMMANDS
 from internal_policy.cli.common import ModelOptions
 from internal_policy.cli.console import Terminal, document, out
@@ -125,8 +126,8 @@ def _run(words: Sequence[str]) -> bool | None:
         usage.print_commands({name: (row.group, usage.summary(row.options)) for name, row in COMMANDS.items()})
     elif words[0] == "--version":
         out.print(f"internal-policy {internal_policy.__version__}")
-    elif words[0].startswith("--tyro-"):  # tyro writes completions for shells
-        parsing.complete(COMMANDS, words)
+    elif words[0] in (completion.PRINT, completion.WRITE):
+        completion.complete(COMMANDS, words, partial(parsing.parsed, COMMANDS))
     elif words[0] not in COMMANDS:
         raise parsing.unknown_command(words[0], COMMANDS)
     elif HELP & {*words}:

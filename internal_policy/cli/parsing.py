@@ -26,17 +26,11 @@ def parse(commands: Mapping[str, Command], words: Sequence[str]) -> Any:
     page = usage.page(commands[words[0]].options)
     _check_values(words, page)
     with wrong.on_parse_error(raised):
-        return _parsed(commands, words)
+        return parsed(commands, words)
 
 
-def complete(commands: Mapping[str, Command], words: Sequence[str]) -> None:
-    """Print or write what a shell needs to complete the command line, as --tyro-print-completion SHELL asks."""
-    if words[0] not in ("--tyro-print-completion", "--tyro-write-completion") or len(words) < 2:
-        raise unknown_command(words[0], commands)
-    _parsed(commands, words)
-
-
-def _parsed(commands: Mapping[str, Command], words: Sequence[str]) -> Any:
+def parsed(commands: Mapping[str, Command], words: Sequence[str]) -> Any:
+    """What tyro makes of the words. It exits after printing a script for a shell."""
     return tyro.extras.subcommand_cli_from_dict(
         {name: command.options for name, command in commands.items()},
         args=words,
