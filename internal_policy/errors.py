@@ -1,8 +1,10 @@
 """Errors for bad input: one sentence on what was given, what was expected and what to do."""
 
 import re
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 MODELS = ("torch", "transformers", "accelerate", "datasets", "jaxtyping", "math_verify", "psutil")
@@ -42,11 +44,18 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
+def installing(extra: str) -> str:
+    """The command that brings an extra: pip's, or uvx's in an environment that uvx made for one command."""
+    if "archive-v0" in Path(sys.prefix).parts:  # uv's cache
+        return f"uvx --from 'internal-policy[{extra}]' internal-policy ..."
+    return f"pip install 'internal-policy[{extra}]'"
+
+
 def require(extra: str, *packages: str) -> None:
     """Raise InputError if one of these packages is missing, naming the extra that installs it."""
     for name in packages:
         if find_spec(name) is None:
-            raise InputError(f"This needs {name}, which isn't installed. Run: pip install 'internal-policy[{extra}]'")
+            raise InputError(f"This needs {name}, which isn't installed. Run: {installing(extra)}")
 
 
 def quoted(value: Any) -> str:

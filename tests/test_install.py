@@ -122,12 +122,13 @@ def test_packages_that_the_license_check_leaves_out_are_ones_that_we_install():
     assert {*left_out} - {"internal-policy"} <= {*TESTED}
 
 
-def test_workflows_may_only_read_the_repository_unless_they_publish_pages():
+def test_workflows_may_only_read_the_repository_unless_they_publish():
+    needed = {"docs": [{"id-token": "write", "pages": "write"}], "release": [{"id-token": "write"}]}
     for path in (ROOT / ".github" / "workflows").glob("*.yml"):
         workflow = yaml.safe_load(path.read_text())
         assert workflow["permissions"] == {"contents": "read"}, path
         granted = [job["permissions"] for job in workflow["jobs"].values() if "permissions" in job]
-        assert granted == ([{"id-token": "write", "pages": "write"}] if path.stem == "docs" else []), path
+        assert granted == needed.get(path.stem, []), path
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +195,13 @@ def test_an_error_names_any_missing_package(package, monkeypatch):
     monkeypatch.setattr(errors, "find_spec", lambda name: None if name == package else name)
     with pytest.raises(errors.InputError, match=f"^This needs {package}, "):
         errors.require("models", *errors.MODELS)
+
+
+def test_an_error_under_uvx_names_the_command_with_the_extra(monkeypatch):
+    monkeypatch.setattr(errors, "find_spec", lambda _: None)
+    monkeypatch.setattr(sys, "prefix", "/home/me/.cache/uv/archive-v0/3b0gSmHBb8Oja_eC")
+    with pytest.raises(errors.InputError, match=r"Run: uvx --from 'internal-policy\[models\]' internal-policy \.\.\.$"):
+        errors.require("models", "torch")
 
 
 def test_the_models_extra_installs_the_packages_that_are_checked():
