@@ -30,7 +30,8 @@ from internal_policy.tasks.problems import Message, Problem
 from internal_policy.train import exam
 
 ROOT = Path(__file__).parent.parent
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+WRITTEN = [ROOT / "README.md", ROOT / "AGENTS.md", *ROOT.glob("docs/*.md")]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in WRITTEN}
 """Page -> its Markdown. Its blocks of `python` are run, those of `py` are not; commands in `bash` must parse."""
 README = PAGES["README.md"]
 

@@ -32,7 +32,7 @@ Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(JsonOptions):
-    """Check the files of scans and other results, and repair scans.
+    """Check the files of scans and other results; repair scans.
 
     Each file is read from end to end and compared with the SHA-256 that was recorded when it was written. Files that
     are missing, cut short or altered are named, and files of other scans among them; the exit code is then 1. With

@@ -83,7 +83,7 @@ DOCUMENTS: Mapping[str, tuple[Document, ...]] = {
     ),
 }
 """Command -> each document that it may print with --json, besides `ERROR`."""
-WITHOUT = {"dashboard": "It serves pages until it is stopped."}
+WITHOUT = {"dashboard": "It serves pages until it is stopped.", "mcp": "It speaks JSON-RPC until it is stopped."}
 """Command without --json -> why."""
 
 

@@ -1,0 +1,1 @@
+"""What `internal-policy mcp` answers, and from which folders."""
