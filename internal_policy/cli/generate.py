@@ -102,7 +102,7 @@ def generated(path: Path, at: str, rollouts: "Sequence[Rollout]", *, as_json: bo
 
     from internal_policy.tasks import pass_at_k
 
-    marks = [rollout.reward for rollout in written if rollout.reward is not None]
+    marks = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     rewards = pd.Series([rollout.reward for rollout in rollouts], dtype=float)
     responses = pd.Series([rollout.response for rollout in rollouts])
     marked = pass_at_k.outcome_in_words(rewards, responses)

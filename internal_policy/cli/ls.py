@@ -92,7 +92,7 @@ def _number(row: Mapping[str, Any], name: str) -> str:
 
 def _steps(row: Mapping[str, Any]) -> str:
     """How many steps a study has, and from where to where."""
-    span = f" ({row['first']:,} to {row['last']:,})" if row.get("steps") else ""
+    span = f" ({row['first']:,} to {row['last']:,})" if row.get("steps") and "first" in row else ""
     return f"{_number(row, 'steps')}{span}"
 
 

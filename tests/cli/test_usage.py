@@ -57,7 +57,8 @@ def test_the_version_is_printed(capsys):
 def test_an_argument_that_can_be_left_out_is_in_brackets(capsys):
     assert printed(capsys, "families", "--help")[0] == "Usage: internal-policy families [MODEL] [options]"
     assert (
-        printed(capsys, "show", "--help")[0] == "Usage: internal-policy show SCAN|ABLATION|ALIGNMENT|RUN|LENS [options]"
+        printed(capsys, "show", "--help")[0]
+        == "Usage: internal-policy show SCAN|ABLATION|ALIGNMENT|RUN|STUDY|LENS [options]"
     )
 
 
