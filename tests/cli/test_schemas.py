@@ -1,6 +1,7 @@
 """What commands print with --json is as the schemas and docs/json.md say."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,15 @@ def test_documents_about_a_small_scan_are_as_described(asked, capsys):
     check(printed(capsys, "scan", *asked[1:], *TINY[:2], "--dry-run"), "scan with `--dry-run`")
     check(printed(capsys, "scan", *asked[1:], *TINY[:2], "-o", "mine"), "scan of a scan")
     check(printed(capsys, "rm", "mine", "--yes"), "rm of what was removed")
+
+
+def test_documents_about_a_study_are_as_described(folder, here, capsys):
+    shutil.copytree(folder, here / "run" / "checkpoint-1")
+    shutil.copytree(folder, here / "run" / "checkpoint-2")
+    words = ["scan", "--checkpoints", "run", "--text", "1 + 2 = 3", "--layers", "0", "--readout", "raw"]
+    check(printed(capsys, *words, "--dry-run"), "scan of checkpoints with `--dry-run`")
+    check(printed(capsys, *words, "-o", "mine"), "scan of a study")
+    check(printed(capsys, "show", "mine"), "show of a study")
 
 
 def test_documents_about_responses_are_as_described(asked, capsys):

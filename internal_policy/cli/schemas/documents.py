@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from internal_policy.cli.schemas import common, lenses, results
+from internal_policy.cli.schemas import common, lenses, results, studies
 from internal_policy.cli.schemas.field import DRAFT, Field, schema, text
 
 
@@ -28,6 +28,7 @@ def _list(when: str, fields: Mapping[str, Field]) -> Document:
 WRITTEN = {"output": text("file that was written"), "bytes": common.BYTES}
 SCAN = _object("of a scan", common.SCAN)
 ABLATION, ALIGNMENT = _object("of an ablation", common.ABLATION), _object("of an alignment", common.ALIGNMENT)
+STUDY = _object("of a study", studies.STUDY)
 CARD = _object("of a lens", lenses.CARD)
 ERROR = _object(
     "of a command that failed",
@@ -44,7 +45,12 @@ ERROR = _object(
 )
 DOCUMENTS: Mapping[str, tuple[Document, ...]] = {
     "lens": (_object("of texts", lenses.TEXTS),),
-    "scan": (SCAN, _object("with `--dry-run`", results.FORECAST)),
+    "scan": (
+        SCAN,
+        _object("with `--dry-run`", results.FORECAST),
+        STUDY,
+        _object("of checkpoints with `--dry-run`", studies.SERIES),
+    ),
     "ablate": (ABLATION,),
     "align": (ALIGNMENT,),
     "generate": (_object("of responses", results.GENERATED),),
@@ -54,7 +60,7 @@ DOCUMENTS: Mapping[str, tuple[Document, ...]] = {
         _object("with `--plan`", results.PLAN),
     ),
     "fit-lens": (CARD, _object("with `--merge`", lenses.MERGED)),
-    "show": (SCAN, ABLATION, ALIGNMENT, _object("of a training run", results.RUN), CARD),
+    "show": (SCAN, ABLATION, ALIGNMENT, _object("of a training run", results.RUN), STUDY, CARD),
     "plot": (_object("of a figure", {**WRITTEN, "figure": text("name of the figure")}),),
     "check": (_object("of a scan", results.CHECKED),),
     "compare": (_object("of two scans", results.COMPARED),),

@@ -138,7 +138,7 @@ TRAINED = {
 }
 """What `train` prints."""
 ITEM = {
-    "kind": text("scan, ablation, alignment, run, evaluation or sample"),
+    "kind": text("scan, ablation, alignment, run, study, evaluation or sample"),
     "name": text("what to call it in other commands"),
     "bundled": Field("boolean", "whether it comes with the package"),
     "model": Field("string|null", "name of the model"),
@@ -156,7 +156,9 @@ ITEM = {
     "samples?": Field("integer|null", "responses to each problem (evaluation)"),
     "method?": text("how it was trained (run)"),
     "targets?": Field("string[]", "hook points that were trained (run)"),
-    "steps?": Field("integer", "steps done (run)"),
+    "steps?": Field("integer", "steps done (run), or steps that were scanned (study)"),
+    "first?": Field("integer", "first step (study)"),
+    "last?": Field("integer", "last step (study)"),
     "trained_model?": Field("string|null", "folder of the trained model (run)"),
     "checkpoints?": Field("integer", "number of checkpoints (run)"),
     "folder": text("its folder"),
