@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from internal_policy.train.align import align
     from internal_policy.train.bupo import BuPOTrainer
     from internal_policy.train.configuration import BuPOConfig
+    from internal_policy.train.scan_callback import ScanCallback
 
 __version__ = "0.2.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "BuPOTrainer",
     "HookPoint",
     "InputError",
+    "ScanCallback",
     "__version__",
     "ablated",
     "admit",
@@ -70,6 +72,7 @@ _MODULE_OF = {
     "BuPOConfig": "train.configuration",
     "BuPOTrainer": "train.bupo",
     "InputError": "errors",
+    "ScanCallback": "train.scan_callback",
     "ablated": "models.ablation",
     "admit": "models.trial",
     "align": "train.align",
