@@ -74,7 +74,7 @@ class Ablate(JsonOptions, OutputOptions, ScanModel):
 
 def run(options: Ablate) -> None:
     """Read the ablation from the cache, or measure what is missing; then print it."""
-    from internal_policy.scans import claims, effects, store
+    from internal_policy.scans import claims, effects, sharing, store
 
     start = time.monotonic()
     scan = inventory.find_scan(options.scan)
@@ -88,7 +88,9 @@ def run(options: Ablate) -> None:
         [str(scan), *outputs.inputs_of(options)],
     )
     cached = not other and (folder / effects.RECORD).exists()
-    if not cached:
+    if cached:
+        sharing.sweep(folder)
+    else:
         outputs.check_writable(folder)
         progress.quiet()
         ablation.measure(dataclasses.replace(work, folder=folder), other)

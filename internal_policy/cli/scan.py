@@ -191,7 +191,7 @@ def scanned(options: Scan, inputs: Prepared, opener: opening.Opener, watch: Watc
 
 def _kept(options: Scan, inputs: Prepared) -> tuple[Path, bool, bool]:
     """The folder of the scan, whether it holds another one, and whether it holds this one."""
-    from internal_policy.scans import job, store
+    from internal_policy.scans import job, sharing, store
 
     folder = options.output or store.folder_of(options.model, inputs.question)
     _, other = outputs.claimed(
@@ -200,6 +200,7 @@ def _kept(options: Scan, inputs: Prepared) -> tuple[Path, bool, bool]:
     shards.check_other(options.worker, folder, other)
     cached = not other and (folder / store.RECORD).exists()
     if cached:
+        sharing.sweep(folder)
         store.check_sizes(folder)
     return folder, other, cached
 

@@ -107,6 +107,16 @@ class Claims:
         return abs(self.mark.stat().st_mtime - last) > SILENCE  # a restored file may even be from the future
 
 
+def sweep(folder: Path) -> None:
+    """Remove what ended processes of this machine left in a folder in which all is done."""
+    files.sweep(folder)
+    for path in folder.glob(".*.claim"):
+        with suppress(OSError):  # another process removed it first, or the folder can't be written
+            owner = OWNER.fullmatch(path.read_text(encoding="utf-8", errors="replace"))
+            if files.CLAIM.fullmatch(path.name) and owner and files.gone(*owner.groups()):
+                path.unlink()
+
+
 def meet(claims: Claims, is_closed: Callable[[], bool]) -> None:
     """Wait until another process is in the folder too, or all is done.
 

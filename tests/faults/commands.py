@@ -79,6 +79,12 @@ def run(room: Path) -> Any:
     return weights, rows, sorted(path.name for path in folder.glob("checkpoint-*")), hidden(room)
 
 
+def tables(room: Path) -> Any:
+    """The tables byte for byte."""
+    folder = room / "work" / "out"
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}, hidden(room)
+
+
 SAMPLED = ("--limit", "6", "--batch-size", "2", "--max-new-tokens", "6")
 COMMANDS: Mapping[str, Command] = {
     "scan": Command(
@@ -116,6 +122,65 @@ COMMANDS: Mapping[str, Command] = {
         },
         lens,
         refuses=True,
+    ),
+    "fit-lens jacobian": Command(
+        ("fit-lens", "--kind", "jacobian", *SAMPLED, "--output", "out.safetensors"),
+        "out.safetensors",
+        {
+            "work/out.safetensors": "finished",
+            "cache/rollouts/*/jacobian-*": "fitting",
+            "cache/rollouts/*/rollouts-*.parquet": "sampling",
+            "cache/rollouts/*/.*": "begun",
+        },
+        lens,
+        refuses=True,
+    ),
+    "evaluate": Command(
+        ("evaluate", *SAMPLED, "--samples", "2", "--output", "out"),
+        "out",
+        {
+            "work/out/digests.json": "finished",
+            "work/out/evaluation.json": "closing",
+            "cache/rollouts/*/*/rollouts-*.parquet": "sampling",
+            "cache/rollouts/*/*/.*": "begun",
+        },
+        tables,
+    ),
+    "align": Command(
+        (
+            *(
+                "align",
+                "--limit",
+                "16",
+                "--samples",
+                "4",
+                "--max-new-tokens",
+                "40",
+                "--layers",
+                "0",
+                "--readout",
+                "raw",
+            ),
+            *("--blocks", "4", "--output", "out"),
+        ),
+        "out",
+        {
+            "work/out/digests.json": "finished",
+            "work/out/alignment.json": "closing",
+            "cache/rollouts/*/rollouts-*.parquet": "sampling or measuring",
+            "cache/rollouts/*/.*": "begun",
+        },
+        tables,
+    ),
+    "ablate": Command(
+        ("ablate", "demo-qwen3", "--layers", "0,1", "--batch-size", "8", "--output", "out"),
+        "out",
+        {
+            "work/out/ablation.json": "finished",
+            "work/out/effects-*.parquet": "parts",
+            "work/out/question.json": "begun",
+        },
+        tables,
     ),
     "train": Command(
         (

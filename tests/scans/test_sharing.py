@@ -84,6 +84,17 @@ def test_a_part_is_taken_over_if_another_process_has_the_number_of_its_own(tmp_p
         assert [claims.take(part) for part in range(3)] == [True, False, False]
 
 
+def test_a_command_killed_when_all_was_done_leaves_nothing_once_it_is_asked_again(tmp_path):
+    """Other machines, running processes and files that aren't ours are left alone."""
+    claimed(tmp_path, 0, files.HERE, ended())
+    (tmp_path / f".internal-policy-{files.HERE}-{ended()}-01234567.working").touch()
+    claimed(tmp_path, 1, ELSEWHERE, 1)
+    claimed(tmp_path, 2, files.HERE, os.getpid())
+    (tmp_path / ".3-0.claim").mkdir()
+    sharing.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".1-0.claim", ".2-0.claim", ".3-0.claim"]
+
+
 def test_a_claim_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
     """An empty claim of a full disk or a killed process would keep others waiting for two minutes."""
 
