@@ -7,8 +7,8 @@ import show
 
 from internal_policy import bundle, files
 from internal_policy.errors import InputError
-from internal_policy.look import runs
-from internal_policy.scans import store
+from internal_policy.look import runs, studies
+from internal_policy.scans import store, study
 
 MODEL = ("config.json", "adapter_config.json")
 """A model's folder contains one of these files."""
@@ -44,6 +44,13 @@ def of_runs() -> dict[str, Path]:
     """Training runs by name: those that the command line names, those of the cache, and the bundled ones."""
     mine = {str(folder): folder for folder in named(runs.METRICS)}
     return mine | {name: folder for name, folder in runs.listed().items() if holds(folder)}
+
+
+def of_studies() -> dict[str, Path]:
+    """What has layers at several steps, by name: studies and scanned training runs."""
+    mine = {str(folder): folder for folder in named(study.RECORD)}
+    cached = {name: folder for name, folder in studies.listed().items() if holds(folder)}
+    return mine | cached | {name: folder for name, folder in of_runs().items() if studies.has_steps(folder)}
 
 
 def of_models() -> dict[str, Path]:

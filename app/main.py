@@ -28,6 +28,7 @@ VIEWS = {
     "tokens": Entry("Tokens", ("tokens", "cell"), of_tokens=True),
     "compare": Entry("Compare", ("compare",), of_tokens=True),
     "training": Entry("Training"),
+    "steps": Entry("Steps"),
     "alignment": Entry("Alignment"),
     "geometry": Entry("Geometry", ("residual", "norm-control")),
     "check": Entry("Check", uses=("readout", "outcome", "positions")),

@@ -22,13 +22,25 @@ from internal_policy.errors import InputError
 from internal_policy.look import alignment, comparison, theme
 from internal_policy.look.lens_grid import payload
 from internal_policy.look.runs import SHARES
-from internal_policy.scans import records, store
+from internal_policy.scans import records, store, study
 
 pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).parents[2] / "app"
-PAGES = ("overview", "flow", "tokens", "compare", "training", "alignment", "geometry", "check", "ablation", "prompt")
+PAGES = (
+    "overview",
+    "flow",
+    "tokens",
+    "compare",
+    "training",
+    "steps",
+    "alignment",
+    "geometry",
+    "check",
+    "ablation",
+    "prompt",
+)
 GRID = {"rollout": 2, "layer": 3, "position": 5, "site": "mlp_out", "measure": "change"}
 """URL parameters that no widget holds, with valid values."""
 ALIGNED = bundle.DATA / "scans" / "demo-qwen3-alignment"
@@ -51,6 +63,7 @@ ADDRESSES = {
         "training_smooth",
         "training_step",
     ),
+    "steps": ("study", "steps_measure", "steps_readout"),
     "alignment": ("alignment", "alignment_site"),
 }
 """Page -> its own URL parameters, besides those of the sidebar."""
@@ -356,7 +369,7 @@ def test_no_url_parameter_can_break_a_page(page, name, run):
         assert len(refusals(app)) < 2
 
 
-@pytest.mark.parametrize(("page", "name"), [("overview", "scan"), ("training", "run")])
+@pytest.mark.parametrize(("page", "name"), [("overview", "scan"), ("training", "run"), ("steps", "study")])
 def test_a_refusal_of_a_long_name_is_short(page, name):
     (said,) = refusals(opened(page, **{name: "x" * 100_000}))
     assert len(said) < 500
@@ -911,3 +924,22 @@ def test_the_dashboard_never_reaches_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_the_page_of_steps_plays_a_study_of_the_cache(empty_cache):
+    layers, place = (
+        pa.concat_tables(store.pieces(bundle.DATA / "scans" / "demo-qwen3", "layers")),
+        empty_cache / "studies",
+    )
+    study.begin(place / "mine-123456", {"checkpoints": "x"}, "x", "given")
+    for step in (10, 20):
+        facts = store.record(bundle.DATA / "scans" / "demo-qwen3")
+        study.add(place / "mine-123456", step, f"checkpoint-{step}", facts, layers, None)
+    app = opened("steps")
+    assert not app.exception
+    assert app.selectbox(key="listed_study").value == "studies/mine-123456"
+    assert any("Entropy is the same at step 20 against step 10" in text.value for text in app.text)
+    assert not refusals(app)
+    app.selectbox(key="steps_readout").select("norm").run()
+    assert app.query_params["steps_readout"] == "norm"
+    assert not refusals(opened("steps", study="experiments/bupo"))
