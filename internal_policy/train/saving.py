@@ -53,6 +53,15 @@ class SavingTrainer(GRPOTrainer):
                 checkpoints.put(partial / name, run / name)
                 partial.rmdir()
         self.accelerator.wait_for_everyone()
+        self._rotate(run)
+
+    def train(self, *args: Any, **more: Any) -> Any:
+        """Train, and remove older checkpoints that a killed process left after it had written its last one."""
+        output = super().train(*args, **more)
+        self._rotate(Path(self._get_output_dir(None)))
+        return output
+
+    def _rotate(self, run: Path) -> None:
+        """Remove all but the newest checkpoints of a run, by their updates, because clocks may go backwards."""
         if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(run), self.args.save_total_limit, best)  # by update: clocks may go backwards
+            rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint)

@@ -553,6 +553,15 @@ def test_save_total_limit_is_respected(tmp_path, tokenizer):
     assert list(checkpoints.found(tmp_path)) == [8, 6]
 
 
+def test_a_run_killed_before_it_removed_an_older_checkpoint_removes_it_when_it_goes_on(tmp_path, tokenizer):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path, tokenizer, **options).train()
+    assert list(checkpoints.found(tmp_path)) == [4, 2]
+    again = trainer(tmp_path, tokenizer, save_total_limit=1, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert list(checkpoints.found(tmp_path)) == [4]
+
+
 def test_the_newest_checkpoint_is_kept_when_the_clock_goes_backwards(tmp_path, tokenizer, monkeypatch):
     put = checkpoints.put
 
