@@ -1,5 +1,6 @@
 """The command line: arguments in, an exit code out."""
 
+import errno
 import io
 import os
 import shlex
@@ -135,8 +136,21 @@ def _run(words: Sequence[str]) -> bool | None:
     else:
         options = parsing.parse(COMMANDS, words)
         _check_installed(options)
-        return COMMANDS[words[0]].run(options)
+        with _short_names():
+            return COMMANDS[words[0]].run(options)
     return None
+
+
+@contextmanager
+def _short_names() -> Iterator[None]:
+    """Raise InputError for a name inside that is too long for a file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or error.filename is None:
+            raise
+        name = os.fsdecode(error.filename)
+        raise InputError(f"'{name:.60}...' has {len(name):,} characters, too many for the name of a file.") from error
 
 
 def _again(words: Sequence[str], *, resumes: bool = True) -> str:

@@ -72,6 +72,8 @@ def _loaded(path: Path) -> dict[Any, Any]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}. Check the path.") from error
+    except OSError as error:
+        raise InputError(f"{str(path)[:200]} can't be read ({error.strerror}). Use a YAML file.") from error
     except Exception as error:  # PyYAML passes on all exceptions of int, datetime and others
         raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:200]}). Use a YAML file.") from error
     if not isinstance(loaded, dict):

@@ -239,3 +239,27 @@ def test_an_address_as_the_cache_is_refused(here, monkeypatch, capsys):
     assert main(["ls"]) == 2
     assert "s3://bucket/cache is an address" in capsys.readouterr().err
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["scan", "--problems", "{}"],
+        ["scan", "--rollouts", "{}"],
+        ["scan", "--chat-template", "{}"],
+        ["train", "--problems", "{}"],
+        ["train", "--config", "{}"],
+        ["rm", "{}"],
+        ["verify", "{}"],
+        ["show", "{}"],
+        ["plot", "demo-qwen3", "flow", "--output", "{}.html"],
+        ["export", "demo-qwen3", "--output", "{}.csv"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_too_long_for_a_file_is_refused_in_a_sentence(command, here, capsys):
+    assert main([word.replace("{}", "x" * 5000) for word in command]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "Errno" not in said
+    assert len(said) < 1000
