@@ -330,8 +330,8 @@ def find(name: str) -> Path:
     if bundled := [folder for folder in bundle.scans() if folder.name == name]:
         return bundled[0]
     found = [folder for folder in scans(unfinished=True) if folder.name.startswith(name)] if name else []
-    if len(found) == 1:
-        return found[0]
+    if len({folder.name for folder in found}) == 1:
+        return found[0]  # those of one digest are equal: the same weights, under several names
     if found:
         names = ", ".join(folder.name for folder in found[:LISTED])
         raise InputError(f"{len(found)} scans begin with '{name}': {names}. Give more digits.")

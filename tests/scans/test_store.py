@@ -92,6 +92,14 @@ def test_unfinished_scans_and_other_folders_get_different_errors(folder, tmp_pat
         store.record(tmp_path / "nowhere")
 
 
+def test_one_of_the_scans_of_the_same_digest_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
+    for model in ("step-1", "step-2"):
+        (tmp_path / model / "abc1").mkdir(parents=True)
+        files.write_json(tmp_path / model / "abc1" / store.ASKED, {})
+    assert store.find("abc1").name == store.find("abc").name == "abc1"
+
+
 def test_a_scan_is_found_by_the_first_digits_of_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERNAL_POLICY_CACHE", str(tmp_path))
     for name in ("abc1", "abd2"):
