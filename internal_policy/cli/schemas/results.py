@@ -211,7 +211,7 @@ FAULT = {
     "copy_of": Field("string|null", "file that it is a copy of"),
 }
 VERIFIED = {
-    "kind": text("scan or ablation"),
+    "kind": text("scan, ablation, alignment, run, evaluation or lens"),
     "name": text("its name in `ls`"),
     "folder": text("its folder"),
     "files": Field("integer", "how many files were checked"),
