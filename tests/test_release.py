@@ -146,8 +146,10 @@ def test_the_wheel_stage_of_the_image_builds_from_what_docker_gets(tmp_path):
     pytest.importorskip("build")
     unsent = shutil.ignore_patterns("__pycache__", "*.ipynb")
     for source in copied("Dockerfile"):
-        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-        copy(ROOT / source, tmp_path / source, **({"ignore": unsent} if (ROOT / source).is_dir() else {}))
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, tmp_path / source, ignore=unsent)
+        else:
+            shutil.copy(ROOT / source, tmp_path / source)
     command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
     assert [path.name for path in (tmp_path / "dist").iterdir()] == [f"internal_policy-{VERSION}-py3-none-any.whl"]

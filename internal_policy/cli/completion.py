@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from internal_policy import files
 from internal_policy.cli import usage
 from internal_policy.cli.commands import Command
 from internal_policy.errors import InputError
@@ -31,7 +32,7 @@ def complete(commands: Mapping[str, Command], words: Sequence[str], parse: Calla
     if words[0] == PRINT:
         print(text, end="")
     else:
-        Path(words[2]).expanduser().write_text(text, encoding="utf-8")
+        files.write_text(Path(words[2]).expanduser(), text)
 
 
 def described(script: str, commands: Mapping[str, Command], quoted: bool) -> str:

@@ -1,6 +1,7 @@
 """Find what internal-policy wrote, such as scans, training runs and evaluations, in the cache and in the package."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -178,7 +179,7 @@ def find(name: str, *kinds: Kind, removable: bool = False) -> Item:
         return found[0]
     if found:
         raise InputError(f"'{name:.80}' could be {_either(found)}. Type more of the name.")
-    what = " or ".join(CALLED[kind] for kind in kinds) or "scan, training run or evaluation"
+    what = _any([CALLED[kind] for kind in kinds]) or "scan, training run or evaluation"
     known = [item for item in known if not (removable and item.bundled)]
     none = "There is nothing to remove." if removable else "There are none yet."
     choices = f"Choose one of {_listed(known)}; `internal-policy ls` lists them." if known else none
@@ -187,6 +188,11 @@ def find(name: str, *kinds: Kind, removable: bool = False) -> Item:
     from internal_policy.scans import store
 
     raise InputError(f"There is no {what} '{name:.80}' in {store.root()}. {choices}")
+
+
+def _any(words: Sequence[str]) -> str:
+    """Words with commas and an `or`."""
+    return " or ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
 
 
 def _on_hub(name: str, kinds: tuple[Kind, ...], *, removable: bool) -> Item:

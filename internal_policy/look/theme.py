@@ -244,7 +244,8 @@ def line(
 
 def name_steps(figure: go.Figure, row: int | None = None) -> None:
     """Name the axis of training steps. Where steps are few, ticks are at each of them and not between."""
-    steps = [step for trace in figure.data for step in trace.x]
+    traces: Any = figure.data
+    steps = [step for trace in traces for step in trace.x]
     few: dict[str, Any] = {"dtick": 1} if steps and max(steps) - min(steps) < 8 else {}
     figure.update_xaxes(title={"text": "Step"}, row=row, **few)
 

@@ -44,6 +44,8 @@ class ScanCallback(TrainerCallback):
 
     Training isn't changed: weights, modes and random numbers are the same as without it. With several processes the
     first one scans. A training that continues from a checkpoint continues its study.
+
+    Raises InputError for texts or options that can't be scanned; see `__init__`.
     """
 
     def __init__(

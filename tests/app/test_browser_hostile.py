@@ -116,7 +116,7 @@ def test_no_script_in_a_page_that_we_write_can_connect(kind, browser, tmp_path):
 
         do_POST = do_GET
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Counted) as server, tab(browser) as page:

@@ -19,7 +19,7 @@ def document(capsys, *words: str, code: int = 0):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["show", "nothing"], "There is no scan or ablation or alignment or training run 'nothing'"),
+        (["show", "nothing"], "There is no scan, ablation, alignment, training run or study 'nothing'"),
         (["show", "demo-qwen3", "--readout", "tuned"], "was not measured with the readout 'tuned'"),
         (["plot", "demo-qwen3", "flow", "-o", "flow.txt"], "flow.txt"),
         (["scan", "--layers"], "--layers"),

@@ -68,7 +68,7 @@ def test_figures_of_training_runs_are_drawn_and_compared(tmp_path, capsys):
     assert main(["plot", "experiments/bupo", *arguments]) == 0
     assert "mean of the last 10 steps" in path.read_text()
     assert main(["plot", "demo-qwen3", "training", "-o", str(tmp_path / "x.html")]) == 2
-    assert "There is no training run 'demo-qwen3'" in capsys.readouterr().err.replace("\n", " ")
+    assert "There is no training run or study 'demo-qwen3'" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize("figure", FIGURES)

@@ -18,7 +18,7 @@ from internal_policy.look.run_catalogue import RunChoice
 from internal_policy.look.runs import RunTables
 from internal_policy.look.scan import Scan
 from internal_policy.look.view import View
-from internal_policy.scans import store
+from internal_policy.scans import records, store
 
 SCANS = bundle.DATA / "scans"
 DEMO, OTHER = (View(SCANS / name, "norm", "correct", 1, 40) for name in ("demo-qwen3", "demo-llama"))
@@ -91,8 +91,8 @@ def test_a_file_is_named_by_model_digest_figure_readout_and_filter():
 def test_the_name_of_a_hostile_model_is_safe_in_a_file_and_in_python(tmp_path):
     folder = tmp_path / 'it\'s "quoted"\\n'
     shutil.copytree(SCANS / "demo-qwen3", folder)
-    path = folder / store.RECORD
-    path.write_text(path.read_text().replace('"model": "demo-qwen3"', '"model": "../<b>\\u202e$x/..%2f\\n"'))
+    record = records.read(folder / store.RECORD)
+    records.write(folder / store.RECORD, {**record, "model": "../<b>\u202e$x/..%2f\n"})
     data = catalogue.data("flow", [View(folder)], Choice())
     made = recipe.of_scan("flow", data)
     assert SAFE.fullmatch(made.file)

@@ -171,7 +171,7 @@ def test_a_file_that_changes_is_checked_again(scanned, monkeypatch):
 def test_a_deleted_part_is_reported(scanned, capsys):
     records.part_path(scanned, "layers", 1).unlink()
     assert main(["show", str(scanned)]) == 2
-    assert "layers-00001.parquet is missing or cut short" in capsys.readouterr().err
+    assert "layers-00001.parquet is damaged (it is missing" in capsys.readouterr().err
 
 
 def test_a_part_missing_from_the_record_is_not_read(scanned):

@@ -22,7 +22,7 @@ def holds(path: Path, folders: Sequence[Path]) -> bool:
 def items(folders: Sequence[Path], *kinds: Kind) -> list[Item]:
     """Everything that may be opened, of some kinds, if they are named; first what is in the `folders`."""
     inside = [path for folder in folders for path in (folder, *sorted(folder.iterdir())) if files.is_folder(path)]
-    named = [(path, inventory.kind_of(path)) for path in inside if holds(path, folders)]
+    named: list[tuple[Path, Kind | None]] = [(path, inventory.kind_of(path)) for path in inside if holds(path, folders)]
     mine = [Item(kind, path, str(path)) for path, kind in named if kind and (not kinds or kind in kinds)]
     others = [item for item in inventory.items(*kinds) if holds(item.folder, folders)]
     return list({item.folder.resolve(): item for item in (*others, *mine)}.values())
