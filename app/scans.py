@@ -17,6 +17,7 @@ from internal_policy.look.catalogue import Choice, Data
 from internal_policy.look.statistics import Average
 from internal_policy.look.view import About, Outcome, View
 from internal_policy.scans import store
+from internal_policy.tasks.marks import MARK
 
 CAPTIONS = {
     "raw": "hidden states as they are (the paper)",
@@ -77,7 +78,7 @@ def stamp(folder: Path) -> tuple[str, int, int]:
 
 
 def _identity(looked: View) -> tuple[Any, ...]:
-    return (*stamp(Path(str(looked.source))), looked.readout, looked.outcome, looked.first, looked.last)
+    return (*stamp(Path(str(looked.source))), looked.readout, looked.outcome, looked.first, looked.last, looked.where)
 
 
 def kept(entries: int) -> Callable[[F], F]:
@@ -115,6 +116,12 @@ def _whole(folder: Path) -> View | None:
 def _marked(of: tuple[str, int, int]) -> bool:
     """Whether the rollouts of a scan have rewards."""
     return bool(store.read(Path(of[0]), "rollouts", ["reward"])["reward"].notna().any())
+
+
+@st.cache_data(max_entries=100, show_spinner=False)
+def _marks(of: tuple[str, int, int]) -> list[str]:
+    """Names of the marks of a scan's rollouts."""
+    return [name.removeprefix(MARK) for name in store.columns(Path(of[0]), "rollouts") if name.startswith(MARK)]
 
 
 @st.cache_data(max_entries=100, show_spinner=False)
@@ -226,6 +233,7 @@ def _filtered(folder: Path, uses: Collection[str], of_tokens: bool) -> View:
             help="A response is correct if its reward is 1 or more.",
         )
         outcome = picked or "all"  # an empty URL parameter selects nothing
+    where = _conditions(stamp(folder)) if "outcome" in uses else ()
     first, last = _positions(_longest(stamp(folder)) - 1) if "positions" in uses else (0, None)
     if "average" in uses:
         st.segmented_control(
@@ -237,7 +245,23 @@ def _filtered(folder: Path, uses: Collection[str], of_tokens: bool) -> View:
             bind="query-params",
             help="Every token counts the same (as in the paper), or every rollout does.",
         )
-    return View(folder, readout, outcome, first, last)
+    return View(folder, readout, outcome, first, last, where)
+
+
+def _conditions(of: tuple[str, int, int]) -> tuple[str, ...]:
+    """Draw the box for conditions on marks, if the rollouts of the scan have any."""
+    if not (marks := _marks(of)):
+        return ()
+    text = st.text_input(
+        "Rollouts with",
+        key="where",
+        bind="query-params",
+        max_chars=1000,
+        placeholder=f"{marks[0]}>=0.5",
+        help="Conditions on the numbers that came with the responses, with semicolons between them: "
+        + show.plain(", ".join(marks))[:1000],
+    )
+    return tuple(part.strip() for part in (text or "").split(";") if part.strip())
 
 
 def _positions(end: int) -> tuple[int, int | None]:

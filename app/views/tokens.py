@@ -55,6 +55,7 @@ def offer_to_clear(looked: View) -> None:
 
 def clear_filter() -> None:
     """Choose all rollouts and positions."""
+    st.session_state["where"] = ""
     st.session_state["outcome"], st.session_state["first"] = "all", 0.0
     st.session_state["last"] = st.session_state.get("end")
 

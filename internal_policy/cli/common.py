@@ -25,6 +25,7 @@ DeviceMap = Annotated[
     tyro.conf.arg(metavar="{auto,balanced,balanced_low_0,sequential}"),
 ]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
+Conditions = Annotated[tuple[str, ...], tyro.conf.arg(metavar="MARK>=NUMBER"), tyro.conf.UseAppendAction]
 Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE"), tyro.conf.UseAppendAction]
 Lenses = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]FILE"), tyro.conf.UseAppendAction]
 Modules = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")]
@@ -282,6 +283,8 @@ class ViewOptions:
     """Responses to include; a response is correct if its reward is 1 or more."""
     positions: Text = None
     """Positions in the responses to include, counted from 0, such as 0-99 or 100-; by default all."""
+    where: Conditions = ()
+    """Conditions that responses must meet, on their reward or the marks that came with them, such as acc>=0.5."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -252,6 +252,6 @@ def view_of(name: str, options: ViewOptions) -> "View":
 
     folder = inventory.find_scan(name)
     first, last = positions.parse(options.positions)
-    view = View(folder, options.readout or default(folder).readout, options.outcome, first, last)
+    view = View(folder, options.readout or default(folder).readout, options.outcome, first, last, tuple(options.where))
     check(view)
     return view

@@ -1,6 +1,7 @@
 """The effects of ablations by layer, and how they relate to the entropy changes of the layers."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def sentences(folder: Path, one: View | None, average: Average = "tokens") -> li
 
     `one` is a view of its scan, which chooses rollouts and tells the entropies; None if there is none.
     """
-    one = None if one is None else View(one.source, one.readout, one.outcome)  # effects are means over all positions
+    one = None if one is None else replace(one, first=0, last=None)  # effects are means over all positions
     found = table(folder, None if one is None else view.rollouts(one)["rollout"])
     effect = means(found, average)
     kl = effect[effect["measure"] == "kl"]

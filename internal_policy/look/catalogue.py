@@ -27,7 +27,7 @@ from internal_policy.look.view import About, View
 
 MOST = 4
 """Most scans side by side."""
-FILTER = ("readout", "outcome", "positions")
+FILTER = ("readout", "outcome", "where", "positions")
 """What a view chooses of a scan."""
 
 
@@ -240,11 +240,11 @@ FIGURES: Mapping[str, Entry] = {
     "norm-control": Entry(_changes, norm_control, ("average", *FILTER)),
     "residual": Entry(_residual, residual, ("average", *FILTER)),
     "convergence": Entry(_convergence, convergence, ("average", *FILTER)),
-    "readouts": Entry(_readouts, readouts, ("average", "measure", "site", "outcome", "positions")),
+    "readouts": Entry(_readouts, readouts, ("average", "measure", "site", "outcome", "where", "positions")),
     "distribution": Entry(_distribution, distribution, ("measure", "site", *FILTER)),
     "tokens": Entry(_tokens, heatmap, ("measure", "site", "rollout", "position", *FILTER)),
     "cell": Entry(_cell, cell, ("rollout", "position", "layer", *FILTER)),
-    "ablation": Entry(_ablation, ablation, ("average", "readout", "outcome")),
+    "ablation": Entry(_ablation, ablation, ("average", "readout", "outcome", "where")),
     "compare": Entry(_compare, compare, ("average", "measure", "against", *FILTER)),
 }
 """Name -> how to draw it, and what can be chosen."""

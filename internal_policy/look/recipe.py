@@ -127,7 +127,9 @@ def _arguments(chosen: Mapping[str, object]) -> str:
 def _narrowed(one: View, uses: Sequence[str]) -> str:
     """The call that narrows an opened scan to a view; the readout is always named where the figure has one."""
     usual = {field.name: field.default for field in fields(View)}
-    chosen = {key: getattr(one, key) for key in ("outcome", "first", "last") if getattr(one, key) != usual[key]}
+    chosen = {
+        key: getattr(one, key) for key in ("outcome", "first", "last", "where") if getattr(one, key) != usual[key]
+    }
     if "readout" in uses:
         chosen = {"readout": one.readout, **chosen}
     return f".view({_arguments(chosen)})" if chosen else ""

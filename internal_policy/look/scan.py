@@ -76,8 +76,12 @@ class Scan(View):
     def view(self, **changes: Any) -> "Scan":
         """The same scan with another `readout`, `outcome` (all, correct, incorrect), `first` or `last` position.
 
+        `where` has conditions on the numbers that came with the responses, such as `("acc>=0.5", "reward<1")`.
+
         Raises InputError if the scan lacks that readout, or if nothing is left.
         """
+        if isinstance(where := changes.get("where"), str):
+            changes["where"] = (where,)
         narrowed = replace(self, **changes)
         view.about(narrowed)
         return narrowed

@@ -6,7 +6,7 @@ from functools import lru_cache, reduce
 from numbers import Integral
 from operator import and_
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,15 +14,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from internal_policy.errors import InputError, counted, joined
-from internal_policy.look import statistics
+from internal_policy.look import conditions, statistics
+from internal_policy.look.conditions import Outcome
 from internal_policy.look.statistics import Average
 from internal_policy.measure.sites import CHANGES, INPUT_OF, ONLY_AT, SITES, WITH_FINAL
 from internal_policy.scans import positions, schema, store
 from internal_policy.scans.store import Tables
-from internal_policy.tasks import pass_at_k
 
-Outcome = Literal["all", "correct", "incorrect"]
-"""Which rollouts to look at. An unmarked one is neither correct nor incorrect."""
 WORDS = {"raw": "raw hidden states", "norm": "through the final norm"}
 """Readout -> its name on screen."""
 LENSES = {"tuned": "through the tuned lens", "jacobian": "through the Jacobian lens"}
@@ -58,6 +56,8 @@ class View:
     """The first position of a response to include."""
     last: int | None = None
     """The last position to include; None for no limit."""
+    where: tuple[str, ...] = ()
+    """Conditions on the numbers that came with the responses, such as `acc>=0.5`."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ def check(view: View) -> Mapping[str, Any]:
             f"{view.source} was not measured with the readout '{view.readout}', only with {joined(readouts)}. "
             f"Scan again with {remedy}."
         )
-    if view.outcome not in get_args(Outcome):
-        raise InputError(f"There is no outcome '{view.outcome}'. Choose one of {', '.join(get_args(Outcome))}.")
+    conditions.check(view.outcome, view.where)
     for name, position in (("first", view.first), ("last", 0 if view.last is None else view.last)):
         if not isinstance(position, Integral) or isinstance(position, bool) or position < 0:
             raise InputError(f"{name} is {position!r:.60}. Give a position of a response, a whole number from 0.")
@@ -124,15 +123,13 @@ def rollouts(view: View, columns: Sequence[str] = ()) -> pd.DataFrame:
     Rollouts without tokens in the window are left out. Raises InputError if none are left.
     """
     columns = list(dict.fromkeys(["rollout", "reward", *columns]))
-    found = _responses(view.source, tuple(columns), _written(view.source)).copy(deep=False)
+    more = conditions.columns(view.where, store.columns(view.source, "rollouts")) if view.where else []
+    found = _responses(view.source, (*dict.fromkeys([*columns, *more]),), _written(view.source)).copy(deep=False)
     measured = positions.of_record(store.record(view.source))
     found["tokens"] = [
         len(positions.within(measured.of(length), view.first, view.last)) for length in found.pop("length")
     ]
-    if view.outcome != "all":
-        correct = pass_at_k.correct(found["reward"])
-        found = found[correct if view.outcome == "correct" else ~correct & found["reward"].notna()]
-    found = found[found["tokens"] > 0]
+    found = found[conditions.met(found, view.outcome, view.where) & (found["tokens"] > 0)]
     if not len(found):
         raise InputError(
             f"{view.source} has no response tokens among {words(view) or 'its rollouts'}. Widen the filter."
@@ -163,6 +160,7 @@ def positions_of(view: View, rollout: int) -> range:
 def words(view: View) -> str:
     """The filter in words; empty if everything is included."""
     said = [] if view.outcome == "all" else [f"{view.outcome} rollouts"]
+    said += [f"rollouts with {condition}" for condition in view.where]
     if view.last is not None:
         said.append(f"positions {view.first} to {view.last}")
     elif view.first:
@@ -211,7 +209,7 @@ def layers(view: View, measure: str | None = None) -> pd.DataFrame:
     column takes time. The last few tables are cached, because most figures use them.
     """
     check(view)
-    plain = View(view.source, view.readout, view.outcome, view.first, view.last)
+    plain = View(view.source, view.readout, view.outcome, view.first, view.last, view.where)
     of = WITH_CHANGES if measure in WITH_CHANGES else (MADE_OF.get(measure, measure),) if measure else AVERAGED
     return _layers(plain, of if _is_window(view) else (), _written(view.source)).copy(deep=False)
 

@@ -15,9 +15,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import rewarded, slow  # pyright: ignore[reportAttributeAccessIssue] that of the folder above
+from conftest import jsonl, rewarded, slow  # pyright: ignore[reportAttributeAccessIssue] that of the folder above
 
 from internal_policy import bundle, errors, files
+from internal_policy.__main__ import main
 from internal_policy.errors import InputError
 from internal_policy.look import alignment, comparison, theme
 from internal_policy.look.lens_grid import payload
@@ -350,6 +351,27 @@ def test_another_scan_forgets_the_cell():
 def test_an_address_of_something_missing_is_refused_in_one_sentence(query, sentence):
     (said,) = refusals(opened("tokens", **query))
     assert sentence in said
+
+
+def test_rollouts_are_chosen_by_their_marks(empty_cache):
+    rows = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}", "acc": n / 4, "b c": 1} for n in range(4)]
+    responses = jsonl(empty_cache.parent / "r.jsonl", *rows)
+    few = ["--layers", "0,3", "--readout", "raw", "--top-k", "0", "--chat-template", "none"]
+    output = str(empty_cache.parent / "marked")
+    assert main(["scan", "--rollouts", str(responses), *few, "--output", output]) == 0
+    app = opened("tokens", scan=output)
+    assert app.text_input(key="where").placeholder == "acc>=0.5"
+    app.text_input(key="where").set_value("acc>=0.5; b c=1").run()
+    assert grid(app)["rollout"] == 2
+    app.text_input(key="where").set_value("acc>>0.5").run()
+    assert "isn't a condition" in refusals(app)[0]
+    app = opened("tokens", scan=output, where="acc=0.75")
+    assert grid(app)["rollout"] == 3
+    app = opened("tokens", scan=output, where="acc=0.75", rollout="0")
+    app.button(key="clear_filter").click().run()
+    assert grid(app)["rollout"] == 0
+    assert app.text_input(key="where").value == ""
+    assert "where" not in [box.key for box in opened("tokens").text_input]
 
 
 def test_invalid_url_parameters_are_ignored():

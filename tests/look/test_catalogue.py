@@ -71,7 +71,7 @@ def test_a_heatmap_at_a_position_beyond_the_response_is_refused():
 
 OTHERWISE = {
     "average": "rollouts", "site": "mlp_out", "measure": "logprob", "rollout": 3, "position": 5, "layer": 3,
-    "readout": "norm", "outcome": "correct", "positions": 4,
+    "readout": "norm", "outcome": "correct", "where": ("reward>=1",), "positions": 4,
 }  # fmt: skip
 """What can be chosen of figures -> a choice that isn't the default."""
 
