@@ -3,6 +3,9 @@
 `python -m tests.hostile --inputs 100000` gives many more lies than these tests.
 """
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +74,13 @@ def test_a_reader_that_does_what_it_must_not_is_caught(act, what, quick, tmp_pat
 
     monkeypatch.setattr(campaign, "READERS", {"wrong": readers.Reader(("problems-csv",), ("problems.csv",), wrong)})
     assert any(what in failure for failure in campaign.run("wrong", 1, quick, tmp_path).failures)
+
+
+@pytest.mark.slow
+def test_a_reader_is_fuzzed_guided_by_coverage(tmp_path):
+    pytest.importorskip("atheris")
+    command = [sys.executable, "-m", "tests.hostile.guided", "--reader", "problems .json", "--seconds", "3"]
+    environment = {**os.environ, "INTERNAL_POLICY_CACHE": str(tmp_path), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "DONE" in done.stderr
