@@ -1,7 +1,5 @@
 """A series of checkpoints: the layers of a model at each step of its training, played with a slider."""
 
-from pathlib import Path
-
 import choices
 import confined
 import show
@@ -30,25 +28,11 @@ def page() -> None:
 
 def chosen() -> Study | None:
     """The study or training run from the URL or the list; None if none was named and there are none."""
-    found = confined.of_studies()
-    above = st.container()
-    typed = st.text_input("Folder or name of a study", key="study", bind="query-params")
-    if not typed and not found:
+    picked = choices.folder(confined.of_studies(), "Study or run", "Folder or name of a study", key="study")
+    if picked is None:
         return None
-    name = typed or next(iter(found))
-    folder = found[name] if name in found else confined.allowed(Path(name)).expanduser()
-    if found:
-        shown = next((known for known, path in found.items() if path == folder), name)
-        st.session_state["listed_study"] = shown
-        names = list(dict.fromkeys([*found, shown]))
-        above.selectbox("Study or run", names, format_func=theme.short, key="listed_study", on_change=open_listed)
-    opened = open_study(folder)
-    return Study(folder, name if name in found else folder.name, opened.readout)
-
-
-def open_listed() -> None:
-    """Choose the study picked in the list."""
-    st.session_state["study"] = st.session_state["listed_study"] or ""
+    name, folder = picked
+    return Study(folder, name, open_study(folder).readout)
 
 
 def draw(study: Study) -> None:

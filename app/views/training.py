@@ -1,7 +1,5 @@
 """A training run: how the policies of all layers change while one of them is trained."""
 
-from pathlib import Path
-
 import alignments
 import choices
 import confined
@@ -78,24 +76,11 @@ def show_figure(name: str, chosen: list[RunTables], choice: RunChoice) -> None:
 
 def choose() -> RunTables | None:
     """The run from the URL or the list; None if none was named and there are none."""
-    found = confined.of_runs()
-    above = st.container()
-    typed = st.text_input("Folder or name of a training run", key="run", bind="query-params")
-    if not typed and not found:
+    picked = choices.folder(confined.of_runs(), "Run", "Folder or name of a training run", key="run")
+    if picked is None:
         return None
-    name = typed or next(iter(found))
-    folder = found[name] if name in found else confined.allowed(Path(name)).expanduser()
-    if found:
-        shown = next((known for known, path in found.items() if path == folder), name)
-        st.session_state["listed_run"] = shown
-        runs_and_typed = list(dict.fromkeys([*found, shown]))
-        above.selectbox("Run", runs_and_typed, format_func=theme.short, key="listed_run", on_change=open_listed)
-    return RunTables(folder, name if name in found else folder.name)
-
-
-def open_listed() -> None:
-    """Choose the run picked in the list."""
-    st.session_state["run"] = st.session_state["listed_run"] or ""
+    name, folder = picked
+    return RunTables(folder, name)
 
 
 def beside(chosen: RunTables) -> list[RunTables]:

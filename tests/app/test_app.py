@@ -47,7 +47,7 @@ GRID = {"rollout": 2, "layer": 3, "position": 5, "site": "mlp_out", "measure": "
 ALIGNED = bundle.DATA / "scans" / "demo-qwen3-alignment"
 AGAINST = ("against", "against_readout", "against_rollout")
 """Those of the second response of a comparison."""
-SIDEBAR = ("scan", "readout", "outcome", "first", "last", "average")
+SIDEBAR = ("scan", "readout", "outcome", "where", "first", "last", "average")
 ADDRESSES = {
     "overview": SIDEBAR,
     "flow": ("spread", "spread_measure"),
@@ -441,7 +441,7 @@ def test_every_url_parameter_is_tested():
     trees = [ast.parse(path.read_text()) for path in [*APP.glob("*.py"), *APP.glob("views/*.py")]]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     named = [{word.arg: ast.unparse(word.value) for word in call.keywords} for call in calls]
-    numbers = [ast.unparse(call.func) in ("show.number", "choices.choose") for call in calls]
+    numbers = [ast.unparse(call.func) in ("show.number", "choices.choose", "choices.folder") for call in calls]
     bound = [words["key"] for words, number in zip(named, numbers, strict=True) if number or "bind" in words]
     named = {name for names in ADDRESSES.values() for name in names}
     assert {ast.literal_eval(key) for key in bound if key != "key"} | {*GRID, *AGAINST} == named
