@@ -43,7 +43,7 @@ SAMPLING = {field.name for field in dataclasses.fields(SamplingOptions)} - {"bat
 
 
 def check(options: "Scan") -> bool:
-    """Whether a series of checkpoints is to be scanned. Raises InputError for options that would have no effect."""
+    """Whether the options name a series of checkpoints. Raises InputError for options that would have no effect."""
     changed = [name for name in ONLY if getattr(options, name) != _default(options, name)]
     if options.checkpoints is None:
         if changed:

@@ -31,7 +31,7 @@ def note(text: str) -> None:
 def agreed(question: str, otherwise: str, remedy: str) -> bool:
     """Whether the person at the terminal answers a question with yes.
 
-    Raises InputError if there is no terminal: `otherwise` is what didn't happen, `remedy` what to do.
+    Raises InputError if there is no terminal. `otherwise` says what wasn't done, and `remedy` what to do.
     """
     if not sys.stdin.isatty():
         raise InputError(f"{otherwise}, because there is no terminal to confirm on. {remedy}")

@@ -13,7 +13,7 @@ from internal_policy.errors import InputError, check_path
 ABOUT = "internal_policy"
 """Key in the file's metadata; its JSON value describes the lens."""
 SHA256 = "sha256"
-"""Key of the lens's digest among what is said about it."""
+"""Key of the lens's digest in the header."""
 KIND_OF = {"weight": "tuned", "bias": "tuned", "jacobian": "jacobian"}
 """Last word of a tensor's key -> the kind of lens that it is a part of."""
 MOST = 100_000_000

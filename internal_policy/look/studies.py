@@ -14,7 +14,7 @@ from internal_policy.measure.sites import WITH_FINAL
 from internal_policy.scans import records, store, study
 
 ALONE = {"rollout": 0, "tokens": 1}
-"""What stands for the rollouts of a training run, which only keeps means over them."""
+"""Columns for the rollouts of a training run, which keeps only means over them: all count as one."""
 
 
 def listed() -> dict[str, Path]:

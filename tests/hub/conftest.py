@@ -11,7 +11,7 @@ from huggingface_hub.utils import close_session
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
-    """A Hub with nothing in it, of which nothing is in the cache; the user is logged in."""
+    """An empty Hub and an empty cache; the user is logged in."""
     with hub_server.serving() as served:
         monkeypatch.setattr(constants, "ENDPOINT", served.url)
         monkeypatch.setattr(

@@ -134,7 +134,7 @@ ABLATION = {
         },
     ),
     "correlations?": rows(
-        "how the effects follow the entropy changes of the scan, if that is there",
+        "how the effects follow the entropy changes of the scan, if the scan still exists",
         {
             "module": text("what was removed"),
             "replacement": text("what replaced its output"),

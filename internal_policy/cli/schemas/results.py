@@ -98,7 +98,7 @@ DESIGN |= {"unpaired": Field("number|null", "each model has problems of its own"
 PLAN = {
     "problems": Field("integer", "number of problems"),
     "samples": Field("integer", "responses to each"),
-    "power": Field("number", "chance to find a difference that is there"),
+    "power": Field("number", "chance to detect a real difference"),
     "level": Field("number", "level of the test"),
     "between": Field("number", "variance between problems"),
     "within": Field("number", "variance within a problem"),
