@@ -47,9 +47,9 @@ GRID = {"rollout": 2, "layer": 3, "position": 5, "site": "mlp_out", "measure": "
 ALIGNED = bundle.DATA / "scans" / "demo-qwen3-alignment"
 AGAINST = ("against", "against_readout", "against_rollout")
 """Those of the second response of a comparison."""
-SIDEBAR = ("scan", "readout", "outcome", "where", "first", "last", "average")
+SIDEBAR = ("scan", "readout", "outcome", "first", "last", "average")
 ADDRESSES = {
-    "overview": SIDEBAR,
+    "overview": (*SIDEBAR, "where"),  # where: only of scans with marks
     "flow": ("spread", "spread_measure"),
     "tokens": tuple(GRID),
     "compare": ("compare", *AGAINST),
