@@ -348,6 +348,7 @@ import os, signal, threading, time, torch
 from internal_policy.measure import native
 from internal_policy.measure.kernel import Kernel
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 hidden, weight = torch.randn(64, 32, 512), torch.randn(100_000, 512)
 native.library()
 threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
